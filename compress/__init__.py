@@ -1,0 +1,1 @@
+"""Make language models smaller: distill, quantize, check, verify, compare, serve."""

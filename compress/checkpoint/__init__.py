@@ -1,0 +1,1 @@
+"""Disk: safetensors in and out, bit layouts, formats, the validator."""

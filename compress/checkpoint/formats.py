@@ -1,0 +1,236 @@
+"""The on-disk formats: tensor names, dtypes, shapes, and the quantization_config that loaders read.
+
+    awq                 asymmetric, GEMM layout          AutoAWQ; vLLM auto_awq.py
+    gptq                symmetric, v1 zeros, g_idx       GPTQModel; vLLM auto_gptq.py
+    compressed-tensors  both, "pack-quantized"           vllm-project/compressed-tensors
+
+Bits are laid by `pack.py`. A new format is one row of FORMATS.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.checkpoint import pack
+from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.write import TensorSpec
+from compress.errors import QCompressError
+from compress.quantize.grid import QuantizedWeight
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one linear is stored: bits, columns per group, symmetric or not, dtype of its scales."""
+
+    bits: int
+    group_size: int
+    sym: bool
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Format:
+    """A row: `symmetric` says which grids it may hold; `save` and `load` are each other's reverse."""
+
+    name: str
+    symmetric: tuple[bool, ...]
+    specs: Callable[[int, int, Scheme], list[TensorSpec]]
+    save: Callable[[QuantizedWeight, torch.dtype], Tensors]
+    load: Callable[[Callable[[str], Tensor], Scheme], QuantizedWeight]
+    config: Callable[[Scheme, list[str]], dict[str, Any]]
+    scheme: Callable[[dict[str, Any], torch.dtype], Scheme]
+    packed: str
+
+
+def awq_specs(out: int, inn: int, scheme: Scheme) -> list[TensorSpec]:
+    groups = inn // scheme.group_size
+    return [
+        TensorSpec("qweight", torch.int32, (inn, out // 8)),
+        TensorSpec("qzeros", torch.int32, (groups, out // 8)),
+        TensorSpec("scales", scheme.dtype, (groups, out)),
+    ]
+
+
+def awq_save(weight: QuantizedWeight, dtype: torch.dtype) -> Tensors:
+    return {
+        "qweight": pack.pack_awq(weight.codes),
+        "qzeros": pack.pack_awq(weight.zeros),
+        "scales": weight.scales.T.to(dtype).contiguous(),
+    }
+
+
+def awq_load(read: Callable[[str], Tensor], scheme: Scheme) -> QuantizedWeight:
+    codes, zeros = pack.unpack_awq(read("qweight")), pack.unpack_awq(read("qzeros"))
+    return QuantizedWeight(codes, read("scales").T.float().contiguous(), zeros.float(), scheme.bits, sym=False)
+
+
+def awq_config(scheme: Scheme, ignore: list[str]) -> dict[str, Any]:
+    return {
+        "quant_method": "awq",
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": [name for name in ignore if name != "lm_head"] or None,
+    }
+
+
+def awq_scheme(config: dict[str, Any], dtype: torch.dtype) -> Scheme:
+    bits, group_size = config.get("bits", config.get("w_bit")), config.get("group_size", config.get("q_group_size"))
+    return Scheme(int(bits or 0), int(group_size or 0), False, dtype)
+
+
+def gptq_specs(out: int, inn: int, scheme: Scheme) -> list[TensorSpec]:
+    groups, per_word = inn // scheme.group_size, 32 // scheme.bits
+    return [
+        TensorSpec("qweight", torch.int32, (inn // per_word, out)),
+        TensorSpec("qzeros", torch.int32, (groups, out // per_word)),
+        TensorSpec("scales", scheme.dtype, (groups, out)),
+        TensorSpec("g_idx", torch.int32, (inn,)),
+    ]
+
+
+def gptq_save(weight: QuantizedWeight, dtype: torch.dtype) -> Tensors:
+    columns = torch.arange(weight.codes.shape[1], dtype=torch.int32)
+    return {
+        "qweight": pack.pack_gptq_codes(weight.codes, weight.bits),
+        "qzeros": pack.pack_gptq_zeros(weight.zeros, weight.bits),
+        "scales": weight.scales.T.to(dtype).contiguous(),
+        "g_idx": columns // weight.group_size,
+    }
+
+
+def gptq_load(read: Callable[[str], Tensor], scheme: Scheme) -> QuantizedWeight:
+    codes = pack.unpack_gptq_codes(read("qweight"), scheme.bits)
+    zeros = pack.unpack_gptq_zeros(read("qzeros"), scheme.bits)
+    return QuantizedWeight(codes, read("scales").T.float().contiguous(), zeros.float(), scheme.bits, sym=True)
+
+
+def gptq_config(scheme: Scheme, ignore: list[str]) -> dict[str, Any]:
+    return {
+        "quant_method": "gptq",
+        "bits": scheme.bits,
+        "group_size": scheme.group_size,
+        "desc_act": False,
+        "sym": True,
+        "lm_head": False,
+        "checkpoint_format": "gptq",
+        "true_sequential": True,
+        "static_groups": True,
+        "pack_dtype": "int32",
+        "dynamic": {f"-:.*{name.rpartition('.')[2]}$": {} for name in ignore if name != "lm_head"},
+    }
+
+
+def gptq_scheme(config: dict[str, Any], dtype: torch.dtype) -> Scheme:
+    return Scheme(int(config.get("bits", 0)), int(config.get("group_size", 0)), True, dtype)
+
+
+def ct_specs(out: int, inn: int, scheme: Scheme) -> list[TensorSpec]:
+    groups, per_word = inn // scheme.group_size, 32 // scheme.bits
+    specs = [
+        TensorSpec("weight_packed", torch.int32, (out, inn // per_word)),
+        TensorSpec("weight_scale", scheme.dtype, (out, groups)),
+        TensorSpec("weight_shape", torch.int64, (2,)),
+    ]
+    return specs if scheme.sym else [*specs, TensorSpec("weight_zero_point", torch.int32, (out // per_word, groups))]
+
+
+def ct_save(weight: QuantizedWeight, dtype: torch.dtype) -> Tensors:
+    tensors = {
+        "weight_packed": pack.pack_ct_codes(weight.codes, weight.bits),
+        "weight_scale": weight.scales.to(dtype).contiguous(),
+        "weight_shape": torch.tensor(weight.codes.shape, dtype=torch.int64),
+    }
+    return tensors if weight.sym else {**tensors, "weight_zero_point": pack.pack_ct_zeros(weight.zeros, weight.bits)}
+
+
+def ct_load(read: Callable[[str], Tensor], scheme: Scheme) -> QuantizedWeight:
+    codes, scales = pack.unpack_ct_codes(read("weight_packed"), scheme.bits), read("weight_scale").float()
+    if scheme.sym:
+        zeros = torch.full_like(scales, 2 ** (scheme.bits - 1))
+    else:
+        zeros = pack.unpack_ct_zeros(read("weight_zero_point"), scheme.bits).float()
+    return QuantizedWeight(codes, scales, zeros, scheme.bits, sym=scheme.sym)
+
+
+def ct_config(scheme: Scheme, ignore: list[str]) -> dict[str, Any]:
+    weights = {
+        "num_bits": scheme.bits,
+        "type": "int",
+        "symmetric": scheme.sym,
+        "strategy": "group",
+        "group_size": scheme.group_size,
+        "dynamic": False,
+    }
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": ignore,
+        "config_groups": {"group_0": group},
+    }
+
+
+def ct_scheme(config: dict[str, Any], dtype: torch.dtype) -> Scheme:
+    weights = next(iter(config["config_groups"].values()))["weights"]
+    return Scheme(int(weights["num_bits"]), int(weights["group_size"]), bool(weights["symmetric"]), dtype)
+
+
+FORMATS = {
+    "awq": Format("awq", (False,), awq_specs, awq_save, awq_load, awq_config, awq_scheme, "qweight"),
+    "gptq": Format("gptq", (True,), gptq_specs, gptq_save, gptq_load, gptq_config, gptq_scheme, "qweight"),
+    "compressed-tensors": Format(
+        "compressed-tensors", (True, False), ct_specs, ct_save, ct_load, ct_config, ct_scheme, "weight_packed"
+    ),
+}
+
+
+def format_of(checkpoint: Checkpoint) -> Format | None:
+    """The row for a checkpoint's quantization_config, None for a plain one. QCompressError for one we do not know."""
+    if checkpoint.quantization is None:
+        return None
+    method = str(checkpoint.quantization.get("quant_method"))
+    if method not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise QCompressError(f"{checkpoint.path}: quantized by {method}, which is not read here; known: {known}")
+    return FORMATS[method]
+
+
+def model_dtype(config: dict[str, Any]) -> torch.dtype:
+    """The dtype that config.json names; float16 when it names none."""
+    name = str(config.get("dtype") or config.get("torch_dtype") or "float16").removeprefix("torch.")
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+
+
+def quantized_weight(checkpoint: Checkpoint, module: str) -> QuantizedWeight:
+    """Codes, scales and zeros of one packed linear, by its module path. ValueError when the shapes do not fit."""
+    row = format_of(checkpoint)
+    if row is None:
+        raise QCompressError(f"{checkpoint.path}: is not quantized, so {module} has no codes")
+    assert checkpoint.quantization is not None
+    scheme = row.scheme(checkpoint.quantization, model_dtype(checkpoint.config))
+    weight = row.load(lambda suffix: checkpoint.tensor(f"{module}.{suffix}"), scheme)
+    if weight.scales.shape != weight.zeros.shape or weight.group_size != scheme.group_size:
+        found = f"scales {tuple(weight.scales.shape)}, zeros {tuple(weight.zeros.shape)}"
+        raise ValueError(f"{module}: {found} do not fit codes {tuple(weight.codes.shape)} in groups of {scheme.group_size}")
+    return weight
+
+
+def weight_reader(checkpoint: Checkpoint) -> Callable[[str], Tensor]:
+    """Any parameter by its plain Hugging Face name, packed ones dequantized to float32 on the way."""
+    row = format_of(checkpoint)
+
+    def read(name: str) -> Tensor:
+        module = name.removesuffix(".weight")
+        if row is not None and name not in checkpoint.tensors and f"{module}.{row.packed}" in checkpoint.tensors:
+            return quantized_weight(checkpoint, module).dequantize()
+        return checkpoint.tensor(name)
+
+    return read

@@ -1,0 +1,101 @@
+"""Import of .gguf: one quantized file -> a plain Hugging Face checkpoint with tokenizer and chat template.
+
+transformers dequantizes the tensors and rebuilds config and tokenizer (needs the `gguf` package).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from compress.checkpoint.record import digest, record_text
+from compress.checkpoint.write import TensorSpec, check_room, save_checkpoint
+from compress.errors import QCompressError
+
+MAGIC = b"GGUF"
+WRONG_TOKENIZERS = ("gemma3", "gemma3_text")  # seen: its tokenizer splits text into characters
+
+
+def import_gguf(file: Path, out: Path, *, dtype: torch.dtype = torch.float16) -> dict[str, Any]:
+    """Write `file` as a checkpoint in `dtype`; returns a row: parameters, bytes, architecture.
+
+    QCompressError for a file that is no GGUF, an architecture that cannot be read, or a weight that overflows.
+    """
+    check_magic(file)
+    check_room(out, 4 * file.stat().st_size)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except ImportError as error:
+        raise QCompressError(f"{file}: reading it needs the gguf package ({error}): pip install qcompress[gguf]") from None
+    except (ValueError, KeyError, OSError) as error:
+        raise QCompressError(f"{file}: cannot be read as a language model ({one_line(error)})") from None
+    if model.config.model_type in WRONG_TOKENIZERS:
+        raise QCompressError(f"{file}: the tokenizer inside a {model.config.model_type} GGUF is not read right; use its HF form")
+    pairs = list(plain_tensors(model, dtype))
+    config = import_config(model, tokenizer, dtype)
+    record = record_text("import", {"dtype": str(dtype).removeprefix("torch.")}, source=digest(file))
+    save_checkpoint(out, config, pairs, extra={"qcompress.json": record, **tokenizer_files(tokenizer, out)})
+    parameters = sum(tensor.numel() for _, tensor in pairs)
+    return {"file": str(file), "out": str(out), "architecture": config["architectures"][0], "parameters": parameters}
+
+
+def check_magic(file: Path) -> None:
+    if not file.is_file():
+        raise QCompressError(f"{file}: no such file; give a .gguf file")
+    with file.open("rb") as stream:
+        if stream.read(4) != MAGIC:
+            raise QCompressError(f"{file}: does not begin with GGUF, so it is no GGUF file")
+
+
+def plain_tensors(model: PreTrainedModel, dtype: torch.dtype) -> list[tuple[TensorSpec, Tensor]]:
+    """Every parameter once (a tied head is left out), in `dtype`, finite. QCompressError names the one that is not."""
+    pairs = []
+    for name, parameter in model.named_parameters():
+        pairs.append((TensorSpec(name, dtype, tuple(parameter.shape)), cast_finite(name, parameter.detach(), dtype)))
+    return pairs
+
+
+def cast_finite(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in `dtype`. QCompressError when it is not finite, or no longer is after the cast."""
+    if not torch.isfinite(tensor).all():
+        raise QCompressError(f"{name}: holds NaN or infinite values; the checkpoint is damaged")
+    cast = tensor.to(dtype)
+    if not torch.isfinite(cast).all():
+        largest = tensor.abs().max().item()
+        raise QCompressError(f"{name}: {largest:.6g} overflows {dtype}; use --dtype bfloat16")
+    return cast
+
+
+def import_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> dict[str, Any]:
+    """config.json of a plain checkpoint: no trace of GGUF, start and end tokens as the tokenizer has them."""
+    config = model.config.to_dict()
+    for key in ("quantization_config", "_name_or_path"):
+        config.pop(key, None)
+    config["architectures"] = [type(model).__name__]
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(tokenizer, key) is not None:
+            config[key] = getattr(tokenizer, key)
+    return json.loads(json.dumps(config, default=str))
+
+
+def tokenizer_files(tokenizer: PreTrainedTokenizerBase, out: Path) -> dict[str, str]:
+    """The tokenizer's files as texts, with a class name that transformers 4 and 5 both know."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        texts = {file.name: file.read_text(encoding="utf-8") for file in Path(folder).iterdir()}
+    settings = json.loads(texts["tokenizer_config.json"])
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    texts["tokenizer_config.json"] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    return texts
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,57 @@
+"""A checkpoint of any of our formats as a transformers model and tokenizer, and how its windows must begin."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from calibration.start import StartToken, choose_start
+from compress.checkpoint.formats import weight_reader
+from compress.checkpoint.read import Checkpoint
+from compress.errors import QCompressError
+from compress.model.blocks import load_whole
+
+
+def open_causal_lm(path: str | Path) -> Checkpoint:
+    """The checkpoint, refused when its config is not that of a causal language model of transformers."""
+    checkpoint = Checkpoint(path)
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    architectures = checkpoint.config.get("architectures") or ["nothing"]
+    if checkpoint.config.get("model_type") not in known or not architectures[0].endswith("ForCausalLM"):
+        found = f"{architectures[0]} (model_type {checkpoint.config.get('model_type')})"
+        raise QCompressError(f"{checkpoint.path / 'config.json'}: {found} is not a causal language model")
+    return checkpoint
+
+
+def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The whole model in eval mode, packed linears dequantized. ValueError when shapes and config disagree."""
+    checkpoint = open_causal_lm(path)
+    return load_whole(checkpoint.config, weight_reader(checkpoint), dtype)
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The checkpoint's own tokenizer. QCompressError when it has none."""
+    if not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise QCompressError(f"{path}: has no tokenizer.json; copy the model's tokenizer files there")
+    return AutoTokenizer.from_pretrained(path)
+
+
+def start_candidate(tokenizer: PreTrainedTokenizerBase, config: dict[str, object]) -> int | None:
+    """The id that windows might have to begin with: the tokenizer's, else the config's."""
+    found = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else config.get("bos_token_id")
+    return found if isinstance(found, int) else None
+
+
+@torch.no_grad()
+def window_nll(model: PreTrainedModel, ids: Tensor, skip: int) -> float:
+    """Mean nll in nats of the tokens of (n, seq) ids after the first `skip`, each given those before it."""
+    logits = model(ids, use_cache=False).logits[:, skip - 1 : -1].float()
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, skip:].flatten()).item()
+
+
+def measure_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> StartToken:
+    """Whether this model's windows begin with its start token: the nll of `ids` (n, seq) with and without decides."""
+    candidate = start_candidate(tokenizer, model.config.to_dict())
+    return choose_start(ids, candidate, lambda windows, skip: window_nll(model, windows, skip))

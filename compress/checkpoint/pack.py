@@ -1,0 +1,90 @@
+"""The bit layouts: how 4- and 8-bit codes lie in int32 words on disk. The only file that shifts bits.
+
+Every pack has its unpack, and unpack(pack(x)) = x. In memory: codes (out, in) and zeros (out, groups), uint8 values.
+
+    awq                 words run along out, nibble i of a word holds column AWQ_ORDER[i]
+    gptq                codes: words run along in, in order; zeros: along out, each stored as zero - 1 ("v1")
+    compressed-tensors  codes: words run along in, in order; zeros: along out, in order
+
+Written out in the loaders: AutoAWQ (packing_utils.py), GPTQModel (qlinear), compressed-tensors (pack_quantized).
+"""
+
+import torch
+from torch import Tensor
+
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+AWQ_PLACE = tuple(AWQ_ORDER.index(column) for column in range(8))
+
+
+def pack_words(values: Tensor, bits: int, dim: int) -> Tensor:
+    """Values 0..2**bits-1 -> int32, `dim` shorter by 32/bits; the first value lies in the lowest bits."""
+    per_word = 32 // bits
+    if values.shape[dim] % per_word:
+        raise ValueError(f"{values.shape[dim]} values along dim {dim} do not fill words of {per_word}")
+    parts = values.to(torch.int32).unflatten(dim, (-1, per_word)).movedim(dim + 1 if dim >= 0 else dim, -1)
+    words = torch.zeros(parts.shape[:-1], dtype=torch.int32, device=values.device)
+    for place in range(per_word):
+        words |= parts[..., place] << (bits * place)
+    return words.contiguous()
+
+
+def unpack_words(words: Tensor, bits: int, dim: int) -> Tensor:
+    """int32 -> uint8 values, `dim` longer by 32/bits. The reverse of pack_words."""
+    mask = 2**bits - 1
+    parts = [((words >> (bits * place)) & mask).to(torch.uint8) for place in range(32 // bits)]
+    dim = dim % words.ndim
+    return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
+
+
+def pack_awq(values: Tensor) -> Tensor:
+    """(out, n) 4-bit codes or zeros -> (n, out / 8) int32."""
+    columns = values.T
+    return pack_words(columns.unflatten(1, (-1, 8))[..., AWQ_ORDER].flatten(1), 4, 1)
+
+
+def unpack_awq(words: Tensor) -> Tensor:
+    """(n, out / 8) int32 -> (out, n) uint8."""
+    values = unpack_words(words, 4, 1)
+    return values.unflatten(1, (-1, 8))[..., AWQ_PLACE].flatten(1).T.contiguous()
+
+
+def pack_gptq_codes(codes: Tensor, bits: int = 4) -> Tensor:
+    """(out, in) -> (in · bits / 32, out) int32."""
+    return pack_words(codes.T, bits, 0)
+
+
+def unpack_gptq_codes(words: Tensor, bits: int = 4) -> Tensor:
+    """(in · bits / 32, out) int32 -> (out, in) uint8."""
+    return unpack_words(words, bits, 0).T.contiguous()
+
+
+def pack_gptq_zeros(zeros: Tensor, bits: int = 4) -> Tensor:
+    """(out, groups) -> (groups, out · bits / 32) int32, each zero stored one too small. Zero 0 has no place in v1."""
+    if (zeros < 1).any():
+        raise ValueError("the gptq v1 layout stores zero - 1: a zero of 0 cannot be written")
+    return pack_words(zeros.T.to(torch.int32) - 1, bits, 1)
+
+
+def unpack_gptq_zeros(words: Tensor, bits: int = 4) -> Tensor:
+    """(groups, out · bits / 32) int32 -> (out, groups) uint8 zeros, 1..2**bits."""
+    return (unpack_words(words, bits, 1) + 1).T.contiguous()
+
+
+def pack_ct_codes(codes: Tensor, bits: int = 4) -> Tensor:
+    """(out, in) -> (out, in · bits / 32) int32."""
+    return pack_words(codes, bits, 1)
+
+
+def unpack_ct_codes(words: Tensor, bits: int = 4) -> Tensor:
+    """(out, in · bits / 32) int32 -> (out, in) uint8."""
+    return unpack_words(words, bits, 1)
+
+
+def pack_ct_zeros(zeros: Tensor, bits: int = 4) -> Tensor:
+    """(out, groups) -> (out · bits / 32, groups) int32."""
+    return pack_words(zeros, bits, 0)
+
+
+def unpack_ct_zeros(words: Tensor, bits: int = 4) -> Tensor:
+    """(out · bits / 32, groups) int32 -> (out, groups) uint8."""
+    return unpack_words(words, bits, 0)

@@ -1,0 +1,38 @@
+"""The command line: read options, call one function, print what it returns. No work happens here.
+
+One file per command; a command's heavy imports stay inside its function, so `qcompress --help` is instant.
+"""
+
+import importlib
+from typing import Any
+
+import click
+
+from compress.errors import QCompressError
+
+COMMANDS = ("import", "distill", "quantize", "check", "verify", "compare", "run")
+MODULES = {"import": "import_gguf"}  # `import` is a Python keyword
+
+
+class LazyGroup(click.Group):
+    """Finds the command NAME in compress.cli.NAME, and shows every expected error as one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return importlib.import_module(f"compress.cli.{MODULES.get(name, name)}").command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            raise QCompressError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+@click.group(cls=LazyGroup)
+@click.version_option(package_name="qcompress")
+def cli() -> None:
+    """Make language models small enough for the edge, and prove what was lost on the way."""

@@ -1,0 +1,52 @@
+"""The one place that writes to the terminal: progress to stderr, results to stdout."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+Row = dict[str, Any]
+
+progress = Console(stderr=True, highlight=False, soft_wrap=True)
+results = Console(highlight=False, soft_wrap=True)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+
+
+def report(row: Row) -> None:
+    """One line of progress: key value pairs."""
+    progress.print("  ".join(f"[dim]{key}[/dim] {show(value)}" for key, value in row.items() if value is not None))
+
+
+def show(value: Any) -> str:
+    """A value as a person reads it: 4 significant digits, thousands set apart."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)
+
+
+def emit(rows: Sequence[Row] | Row, *, as_json: bool, title: str | None = None) -> None:
+    """The result: a table for people, or JSON for machines. Both hold the same rows."""
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
+        return
+    rows = [rows] if isinstance(rows, dict) else list(rows)
+    flat = [{k: v for k, v in row.items() if not isinstance(v, (dict, list))} for row in rows]
+    if len(flat) == 1:
+        width = max(map(len, flat[0]), default=0)
+        for key, value in flat[0].items():
+            results.print(f"{key:<{width}}  {show(value)}", markup=False)
+        return
+    table = Table(title=title, box=None, header_style="bold")
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="left" if column in ("name", "rule") else "right")
+    for row in flat:
+        table.add_row(*[show(row[c]) if row.get(c) is not None else "" for c in columns])
+    results.print(table)

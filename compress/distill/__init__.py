@@ -1,0 +1,1 @@
+"""Teacher to student: losses, training, the distillation job."""

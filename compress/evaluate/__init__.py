@@ -1,0 +1,1 @@
+"""Proof: perplexity, drift, comparison, report."""

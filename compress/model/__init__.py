@@ -1,0 +1,1 @@
+"""Architecture: families as a table, one block at a time, and smaller students. Imports transformers."""

@@ -1,0 +1,201 @@
+"""One decoder block at a time: a model without weights, and blocks that are loaded, run and released.
+
+The model's own code computes embeddings, masks, rotary tables and the head, so nothing here knows an architecture:
+while it runs, every block is replaced by a `Recorder` that notes how it was called. Weights come through a function
+from parameter name to tensor; where they lie is not this room's business.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from compress.model.families import Stage, find_family, find_linears
+
+Weights = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A decoder block with its weights in memory: name ("model.layers.3"), module, linears and stages by local path."""
+
+    name: str
+    module: nn.Module
+    linears: dict[str, nn.Linear]
+    stages: tuple[Stage, ...] | None
+
+
+def make_config(config: dict[str, Any]) -> PretrainedConfig:
+    """The transformers config of a config.json, as of a plain checkpoint. ValueError for what is no known model."""
+    plain = {key: value for key, value in config.items() if key not in ("quantization_config", "model_type", "auto_map")}
+    return AutoConfig.for_model(config.get("model_type", ""), **plain)
+
+
+def make_skeleton(config: dict[str, Any]) -> PreTrainedModel:
+    """The causal LM with parameters on the meta device and real (computed) buffers, in eval mode."""
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(make_config(config), dtype=torch.float32)
+    return model.eval().requires_grad_(False)
+
+
+def set_parameter(module: nn.Module, path: str, tensor: Tensor) -> None:
+    owner, _, name = path.rpartition(".")
+    module.get_submodule(owner)._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+
+
+def fill(module: nn.Module, prefix: str, weights: Weights, dtype: torch.dtype) -> None:
+    """Give every parameter of `module` its tensor, by the name prefix + path, in `dtype`."""
+    for path, parameter in list(module.named_parameters()):
+        tensor = weights(f"{prefix}{path}")
+        if tensor.shape != parameter.shape:
+            raise ValueError(f"{prefix}{path}: stored {tuple(tensor.shape)}, the config says {tuple(parameter.shape)}")
+        set_parameter(module, path, tensor.to(dtype))
+
+
+def empty(module: nn.Module) -> None:
+    """Send every parameter of `module` back to the meta device."""
+    for path, parameter in list(module.named_parameters()):
+        set_parameter(module, path, torch.empty_like(parameter, device="meta"))
+
+
+class Recorder(nn.Module):
+    """Stands where a block stood: hands its input on, or an `inject`ed one, and notes the keyword arguments."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.__dict__["block"] = block  # not registered: a recorder owns no weights
+        self.kwargs: dict[str, Any] = {}
+        self.seen: Tensor | None = None
+        self.inject: Tensor | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["block"], name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.seen, self.kwargs = hidden_states, kwargs
+        return hidden_states if self.inject is None else self.inject
+
+
+class BlockModel:
+    """A causal LM whose blocks are in memory one at a time; embedding, final norm and head on demand."""
+
+    def __init__(self, config: dict[str, Any], weights: Weights, dtype: torch.dtype = torch.float32):
+        self.weights, self.dtype = weights, dtype
+        self.model = make_skeleton(config)
+        self.family = find_family(self.model.config.model_type)
+        self.layers_path, layers = find_layers(self.model)
+        self._blocks = list(layers)
+        self._recorders = [Recorder(block) for block in layers]
+        for i, recorder in enumerate(self._recorders):
+            layers[i] = recorder
+        self._kwargs: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        self.tied = bool(self.model.config.tie_word_embeddings)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @property
+    def embedding_name(self) -> str:
+        return next(n for n, m in self.model.named_modules() if m is self.model.get_input_embeddings()) + ".weight"
+
+    @contextmanager
+    def ends(self, *, head: bool = False) -> Iterator[None]:
+        """While open, the embedding is in memory (as stored: it is only looked up), with `head` the final norm and head too."""
+        embedding = self.model.get_input_embeddings()
+        table = self.weights(self.embedding_name)
+        set_parameter(embedding, "weight", table)
+        norm = [m for n, m in self.model.base_model.named_children() if n != "layers" and m is not embedding]
+        try:
+            for module in norm:
+                name = next(n for n, m in self.model.named_modules() if m is module)
+                fill(module, f"{name}.", self.weights, self.dtype)
+            if head:
+                out = self.model.get_output_embeddings()
+                source = self.embedding_name if self.tied else "lm_head.weight"
+                set_parameter(out, "weight", self.weights(source).to(self.dtype))
+            yield
+        finally:
+            empty(self.model)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(batch, seq) ids -> (batch, seq, hidden): the first block's input. Needs `ends`."""
+        hidden = self.model.get_input_embeddings()(ids).to(self.dtype)
+        self.model.base_model(inputs_embeds=hidden, use_cache=False)
+        self._kwargs.setdefault(tuple(ids.shape), [r.kwargs for r in self._recorders])  # type: ignore[arg-type]
+        seen = self._recorders[0].seen
+        assert seen is not None
+        self._forget()
+        return seen
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(batch, seq, hidden) after the last block -> (batch, seq, vocab). Needs `ends(head=True)`."""
+        self._recorders[-1].inject = hidden
+        try:
+            return self.model(inputs_embeds=hidden, use_cache=False).logits
+        finally:
+            self._forget()
+
+    def run(self, block: Block, index: int, hidden: Tensor) -> Tensor:
+        """One block over (batch, seq, hidden); the shape must have been embedded before."""
+        output = block.module(hidden, **self._kwargs[tuple(hidden.shape[:2])][index])  # type: ignore[index]
+        return output[0] if isinstance(output, tuple) else output
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[Block]:
+        """Block `index` with its weights; gone from memory afterwards."""
+        module, name = self._blocks[index], f"{self.layers_path}.{index}"
+        fill(module, f"{name}.", self.weights, self.dtype)
+        try:
+            yield Block(name, module, find_linears(module), self.family.stages if self.family else None)
+        finally:
+            empty(module)
+
+    def _forget(self) -> None:
+        for recorder in self._recorders:
+            recorder.seen = recorder.inject = None
+
+
+def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The path and the list of the decoder blocks. ValueError when no list has one module per hidden layer."""
+    count = model.config.num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise ValueError(f"{type(model).__name__}: no list of {count} decoder blocks")
+
+
+def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """(out_features, in_features) of every linear inside the decoder blocks, by full path, without any weights."""
+    model = make_skeleton(config)
+    path, layers = find_layers(model)
+    found = {f"{path}.{i}.{n}": m for i, block in enumerate(layers) for n, m in find_linears(block).items()}
+    return {name: (linear.out_features, linear.in_features) for name, linear in found.items()}
+
+
+def load_whole(config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> PreTrainedModel:
+    """The whole causal LM in memory, in eval mode."""
+    model = make_skeleton(config)
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
+    for path, parameter in list(model.named_parameters()):
+        if path in tied:
+            continue
+        tensor = weights(path)
+        if tensor.shape != parameter.shape:
+            raise ValueError(f"{path}: stored {tuple(tensor.shape)}, the config says {tuple(parameter.shape)}")
+        set_parameter(model, path, tensor.to(dtype))
+    model.tie_weights()
+    return model
+
+
+def plain_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A deep copy of config.json without its quantization."""
+    return copy.deepcopy({key: value for key, value in config.items() if key != "quantization_config"})

@@ -1,0 +1,81 @@
+"""Architecture as a table: which linears share an input, what feeds them, and what vLLM fuses.
+
+A new family is one row. Nothing else in the project asks for a model's type.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Feeder:
+    """The module that can absorb one scale per input channel of the linears it feeds, without changing the function.
+
+    kind "norm":  its weight is divided; `offset` is what the norm adds to its weight (1 in Gemma)
+    kind "rows":  the last in_features rows of a linear are divided (up_proj, for down_proj)
+    kind "heads": the last value rows of a linear are divided, one scale shared by the query heads of a group (o_proj)
+    """
+
+    module: str
+    kind: str
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Linears of a block that see the same input, in the order they run, and their feeder if they have one."""
+
+    linears: tuple[str, ...]
+    feeder: Feeder | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A row: Hugging Face model types, the stages of a block, and what vLLM loads as one matrix."""
+
+    model_types: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    fused: dict[str, tuple[str, ...]]
+    float16: bool = True  # False where activations overflow it and vLLM refuses float16
+
+
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+OUT = Stage(("self_attn.o_proj",), Feeder("self_attn.v_proj", "heads"))
+DOWN = Stage(("mlp.down_proj",), Feeder("mlp.up_proj", "rows"))
+FUSED = {"self_attn.qkv_proj": QKV, "mlp.gate_up_proj": GATE_UP}
+LLAMA = (
+    Stage(QKV, Feeder("input_layernorm", "norm")),
+    OUT,
+    Stage(GATE_UP, Feeder("post_attention_layernorm", "norm")),
+    DOWN,
+)
+GEMMA = (
+    Stage(QKV, Feeder("input_layernorm", "norm", offset=1.0)),
+    OUT,
+    Stage(GATE_UP, Feeder("pre_feedforward_layernorm", "norm", offset=1.0)),
+    DOWN,
+)
+PHI3 = (
+    Stage(("self_attn.qkv_proj",), Feeder("input_layernorm", "norm")),
+    Stage(("self_attn.o_proj",), Feeder("self_attn.qkv_proj", "heads")),
+    Stage(("mlp.gate_up_proj",), Feeder("post_attention_layernorm", "norm")),
+    Stage(("mlp.down_proj",), Feeder("mlp.gate_up_proj", "rows")),
+)
+
+FAMILIES = (
+    Family(("llama", "qwen2", "qwen3", "mistral", "granite", "smollm3", "ministral"), LLAMA, FUSED),
+    Family(("gemma2", "gemma3_text"), GEMMA, FUSED, float16=False),
+    Family(("phi3",), PHI3, {}),
+)
+
+
+def find_family(model_type: str) -> Family | None:
+    """The row of a model type, None when the table has none: then stages are traced and nothing is folded."""
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
+
+
+def find_linears(block: nn.Module) -> dict[str, nn.Linear]:
+    """Every nn.Linear of a block by its path inside the block."""
+    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
