@@ -7,7 +7,7 @@ goes to its final place in whatever order it comes. The directory has a temporar
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -143,10 +143,18 @@ class CheckpointWriter:
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         self.written.add(name)
 
-    def publish(self, config: dict[str, Any], *, source: Path | None = None, extra: dict[str, str] | None = None) -> None:
+    def publish(
+        self,
+        config: dict[str, Any],
+        *,
+        source: Path | None = None,
+        extra: dict[str, str] | None = None,
+        inspect: Callable[[Path], None] | None = None,
+    ) -> None:
         """Write config, index and the `source`'s tokenizer, then give the directory its name.
 
-        `extra` maps file names to texts. ValueError when a planned tensor was never written.
+        `extra` maps file names to texts. `inspect` sees the whole directory before it is renamed, and may refuse it by
+        raising. ValueError when a planned tensor was never written.
         """
         missing = sorted(self.specs.keys() - self.written)
         if missing:
@@ -162,6 +170,8 @@ class CheckpointWriter:
             (self.folder / name).write_text(text, encoding="utf-8")
         for shard in self.shards:
             sync(self.folder / shard.file)
+        if inspect is not None:
+            inspect(self.folder)
         if self.out.exists():
             self.out.rmdir()  # checked empty at the start
         self.folder.rename(self.out)
