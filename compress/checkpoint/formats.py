@@ -209,6 +209,12 @@ def model_dtype(config: dict[str, Any]) -> torch.dtype:
     return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
+def packed_config(config: dict[str, Any], row: Format, scheme: Scheme, unquantized: list[str]) -> dict[str, Any]:
+    """config.json of the packed checkpoint: the source's, the dtype of the scales, and what the loaders need."""
+    dtype = str(scheme.dtype).removeprefix("torch.")
+    return {**config, "dtype": dtype, "torch_dtype": dtype, "quantization_config": row.config(scheme, unquantized)}
+
+
 def quantized_weight(checkpoint: Checkpoint, module: str) -> QuantizedWeight:
     """Codes, scales and zeros of one packed linear, by its module path. ValueError when the shapes do not fit."""
     row = format_of(checkpoint)
@@ -219,7 +225,9 @@ def quantized_weight(checkpoint: Checkpoint, module: str) -> QuantizedWeight:
     weight = row.load(lambda suffix: checkpoint.tensor(f"{module}.{suffix}"), scheme)
     if weight.scales.shape != weight.zeros.shape or weight.group_size != scheme.group_size:
         found = f"scales {tuple(weight.scales.shape)}, zeros {tuple(weight.zeros.shape)}"
-        raise ValueError(f"{module}: {found} do not fit codes {tuple(weight.codes.shape)} in groups of {scheme.group_size}")
+        raise ValueError(
+            f"{module}: {found} do not fit codes {tuple(weight.codes.shape)} in groups of {scheme.group_size}"
+        )
     return weight
 
 

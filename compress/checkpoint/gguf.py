@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from compress.checkpoint.finite import cast_finite
 from compress.checkpoint.record import digest, record_text
 from compress.checkpoint.write import TensorSpec, check_room, save_checkpoint
 from compress.errors import QCompressError
@@ -30,11 +31,15 @@ def import_gguf(file: Path, out: Path, *, dtype: torch.dtype = torch.float16) ->
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except ImportError as error:
-        raise QCompressError(f"{file}: reading it needs the gguf package ({error}): pip install qcompress[gguf]") from None
+        raise QCompressError(
+            f"{file}: reading it needs the gguf package ({error}): pip install qcompress[gguf]"
+        ) from None
     except (ValueError, KeyError, OSError) as error:
         raise QCompressError(f"{file}: cannot be read as a language model ({one_line(error)})") from None
     if model.config.model_type in WRONG_TOKENIZERS:
-        raise QCompressError(f"{file}: the tokenizer inside a {model.config.model_type} GGUF is not read right; use its HF form")
+        raise QCompressError(
+            f"{file}: the tokenizer inside a {model.config.model_type} GGUF is not read right; use its HF form"
+        )
     pairs = list(plain_tensors(model, dtype))
     config = import_config(model, tokenizer, dtype)
     record = record_text("import", {"dtype": str(dtype).removeprefix("torch.")}, source=digest(file))
@@ -57,17 +62,6 @@ def plain_tensors(model: PreTrainedModel, dtype: torch.dtype) -> list[tuple[Tens
     for name, parameter in model.named_parameters():
         pairs.append((TensorSpec(name, dtype, tuple(parameter.shape)), cast_finite(name, parameter.detach(), dtype)))
     return pairs
-
-
-def cast_finite(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` in `dtype`. QCompressError when it is not finite, or no longer is after the cast."""
-    if not torch.isfinite(tensor).all():
-        raise QCompressError(f"{name}: holds NaN or infinite values; the checkpoint is damaged")
-    cast = tensor.to(dtype)
-    if not torch.isfinite(cast).all():
-        largest = tensor.abs().max().item()
-        raise QCompressError(f"{name}: {largest:.6g} overflows {dtype}; use --dtype bfloat16")
-    return cast
 
 
 def import_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> dict[str, Any]:

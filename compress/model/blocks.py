@@ -33,7 +33,9 @@ class Block:
 
 def make_config(config: dict[str, Any]) -> PretrainedConfig:
     """The transformers config of a config.json, as of a plain checkpoint. ValueError for what is no known model."""
-    plain = {key: value for key, value in config.items() if key not in ("quantization_config", "model_type", "auto_map")}
+    plain = {
+        key: value for key, value in config.items() if key not in ("quantization_config", "model_type", "auto_map")
+    }
     return AutoConfig.for_model(config.get("model_type", ""), **plain)
 
 
@@ -130,7 +132,8 @@ class BlockModel:
         """(batch, seq) ids -> (batch, seq, hidden): the first block's input. Needs `ends`."""
         hidden = self.model.get_input_embeddings()(ids).to(self.dtype)
         self.model.base_model(inputs_embeds=hidden, use_cache=False)
-        self._kwargs.setdefault(tuple(ids.shape), [r.kwargs for r in self._recorders])  # type: ignore[arg-type]
+        batch, seq_len = ids.shape
+        self._kwargs.setdefault((batch, seq_len), [recorder.kwargs for recorder in self._recorders])
         seen = self._recorders[0].seen
         assert seen is not None
         self._forget()
@@ -144,10 +147,30 @@ class BlockModel:
         finally:
             self._forget()
 
-    def run(self, block: Block, index: int, hidden: Tensor) -> Tensor:
-        """One block over (batch, seq, hidden); the shape must have been embedded before."""
-        output = block.module(hidden, **self._kwargs[tuple(hidden.shape[:2])][index])  # type: ignore[index]
-        return output[0] if isinstance(output, tuple) else output
+    def runner(self, block: Block, index: int) -> Callable[[Tensor], Tensor]:
+        """The block as a function of (batch, seq, hidden); a batch of that shape must have been embedded before."""
+
+        def run(hidden: Tensor) -> Tensor:
+            batch, seq_len = hidden.shape[:2]
+            output = block.module(hidden, **self._kwargs[batch, seq_len][index])
+            return output[0] if isinstance(output, tuple) else output
+
+        return run
+
+    @torch.no_grad()
+    def nll(self, ids: Tensor, skip: int) -> float:
+        """Mean nll in nats of the tokens of (batch, seq) ids after the first `skip`, each given those before it."""
+        with self.ends():
+            hidden = self.embed(ids)
+        for index in range(len(self)):
+            with self.block(index) as block:
+                hidden = self.runner(block, index)(hidden)
+        with self.ends(head=True):
+            losses = [
+                nn.functional.cross_entropy(self.logits(row[None])[0, skip - 1 : -1].float(), window[skip:])
+                for row, window in zip(hidden, ids, strict=True)
+            ]
+        return torch.stack(losses).mean().item()
 
     @contextmanager
     def block(self, index: int) -> Iterator[Block]:

@@ -1,0 +1,84 @@
+"""qcompress quantize: a 16-bit checkpoint in 4 bits."""
+
+from pathlib import Path
+
+import click
+
+from compress.cli.console import emit, json_option, report
+from compress.config import FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
+
+DEFAULT_FORMAT = {"rtn": "compressed-tensors", "gptq": "gptq", "awq": "awq", "awq+gptq": "awq"}
+
+
+@click.command("quantize")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory for the quantized checkpoint.")
+@click.option("--method", type=click.Choice(METHODS), required=True, help="How codes are chosen.")
+@click.option(
+    "--format", "format_name", type=click.Choice(FORMAT_NAMES), help="Layout on disk.  [default: the method's own]"
+)
+@click.option("--group-size", type=click.Choice(["auto", "128", "64", "32"]), default="auto", show_default=True)
+@click.option("--sym/--asym", "sym", default=None, help="For compressed-tensors only; gptq is symmetric, awq is not.")
+@click.option(
+    "--calibration", multiple=True, default=("default",), show_default=True, help="NAME or FILE, with =WEIGHT."
+)
+@click.option("--n-samples", type=click.IntRange(1), default=128, show_default=True, help="Calibration windows.")
+@click.option("--seq-len", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window.")
+@click.option("--damp-percent", type=click.FloatRange(0, 1, True, True), default=0.01, show_default=True)
+@click.option("--max-size", help="Refuse, before any work, a result larger than this: 2GB, 1.5GiB, 800MB.")
+@click.option(
+    "--dtype", type=click.Choice(["float16", "bfloat16"]), help="Of everything unquantized.  [default: the model's]"
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--dry-run", is_flag=True, help="Print the plan, exact bytes included, and stop.")
+@json_option
+def command(
+    model: Path,
+    out: Path,
+    method: str,
+    format_name: str | None,
+    group_size: str,
+    sym: bool | None,
+    calibration: tuple[str, ...],
+    n_samples: int,
+    seq_len: int,
+    damp_percent: float,
+    max_size: str | None,
+    dtype: str | None,
+    seed: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Quantize MODEL (a directory) to 4 bits and write a checkpoint that vLLM loads.
+
+    Sizes are exact before any work starts. The result passes `qcompress check`, or it is not written.
+
+    \b
+    qcompress quantize smollm2 --method awq --out smollm2-awq
+    qcompress quantize smollm2 --method gptq --group-size 64 --calibration notes.txt --out smollm2-gptq
+    qcompress quantize student --method awq+gptq --max-size 2GB --dry-run --out student-awq
+    """
+    config = QuantizeConfig(
+        method=method,
+        format=format_name or DEFAULT_FORMAT[method],
+        group_size=0 if group_size == "auto" else int(group_size),
+        sym=sym,
+        damp_percent=damp_percent,
+        n_samples=n_samples,
+        seq_len=seq_len,
+        seed=seed,
+        max_size=parse_size(max_size) if max_size else None,
+    )
+    import torch
+
+    from compress.quantize.job import plan_quantize, quantize_checkpoint
+    from compress.quantize.plan import plan_row
+
+    storage = getattr(torch, dtype) if dtype else None
+    if dry_run:
+        checkpoint, plan = plan_quantize(model, config, dtype=storage)
+        emit(plan_row(checkpoint, plan, config), as_json=as_json)
+        return
+    emit(
+        quantize_checkpoint(model, out, config, calibration=calibration, dtype=storage, report=report), as_json=as_json
+    )

@@ -1,0 +1,52 @@
+"""Settings of a job: frozen, checked where they are made, written into the checkpoint."""
+
+import re
+from dataclasses import dataclass
+
+METHODS = ("rtn", "gptq", "awq", "awq+gptq")
+FORMAT_NAMES = ("awq", "gptq", "compressed-tensors")
+GROUP_SIZES = (128, 64, 32)  # what vLLM's kernels take, largest first
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """How a checkpoint is quantized. `group_size` 0 means auto; `sym` None means what the format takes."""
+
+    method: str
+    format: str
+    bits: int = 4
+    group_size: int = 0
+    sym: bool | None = None
+    damp_percent: float = 0.01
+    n_samples: int = 128
+    seq_len: int = 512
+    seed: int = 0
+    max_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS or self.format not in FORMAT_NAMES:
+            raise ValueError(f"method {self.method}, format {self.format}: known are {METHODS} and {FORMAT_NAMES}")
+        if self.bits != 4:
+            raise ValueError(f"bits={self.bits}: 4 is what all three formats and vLLM's kernels take")
+        if self.group_size and self.group_size not in GROUP_SIZES:
+            raise ValueError(f"group_size={self.group_size}: vLLM's kernels take {GROUP_SIZES}")
+        if self.sym is not None and self.sym != self.symmetric:
+            needed = "symmetric" if self.symmetric else "asymmetric"
+            raise ValueError(f"format {self.format} holds {needed} grids only; leave --sym/--asym out")
+        if min(self.n_samples, self.seq_len) < 1 or not 0 < self.damp_percent < 1:
+            raise ValueError(f"n_samples={self.n_samples}, seq_len={self.seq_len}, damp_percent={self.damp_percent}")
+
+    @property
+    def symmetric(self) -> bool:
+        """gptq stores symmetric grids, awq asymmetric ones, compressed-tensors both (asymmetric unless told)."""
+        fixed = {"gptq": True, "awq": False}
+        return fixed.get(self.format, bool(self.sym))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "2GB", "1.5 GiB", "800MB" or a plain number. ValueError says what is understood."""
+    match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?i?B)?\s*", text, re.IGNORECASE)
+    if not match:
+        raise ValueError(f"size {text!r}: write it as 2GB, 1.5GiB or 800MB")
+    return int(float(match[1]) * UNITS[(match[2] or "").upper()])

@@ -1,0 +1,75 @@
+"""AWQ: scale input channels up before rounding where activations are large, and the feeder down by the same.
+
+Lin et al. 2023, https://arxiv.org/abs/2306.00978. The paper runs the block for every candidate scale; here the output
+error of a candidate is read off the Hessian, tr(ΔW H ΔWᵀ), so the search does not grow with the tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from compress.quantize.grid import QuantizedWeight, min_max, quantize, search_grid, split_groups
+from compress.quantize.rtn import on_grid
+
+RATIOS = tuple(step / 20 for step in range(20))
+
+
+def output_error(difference: Tensor, hessian: Tensor) -> float:
+    """tr(ΔW H ΔWᵀ): mean squared output error per token, summed over outputs. (out, in), (in, in) -> float."""
+    return ((difference @ hessian) * difference).sum().item()
+
+
+def search_scale(
+    weight: Tensor,
+    hessian: Tensor,
+    *,
+    bits: int,
+    group_size: int,
+    sym: bool,
+    dtype: torch.dtype,
+    share: int = 1,
+    width: int = 0,
+) -> Tensor:
+    """One scale per input channel, (in,) float32: the power of the activations' size that loses least after rounding.
+
+    Ratio 0 (all ones) is among the candidates and wins ties. With `share` > 1, channels come as heads of `width`, and
+    `share` neighbouring heads must have the same scales (their feeder is one value head).
+    """
+    energy = shared_mean(hessian.diagonal(), share, width).clamp(min=1e-12)
+    size = energy.sqrt()
+    best, best_error = torch.ones_like(size), float("inf")
+    for ratio in RATIOS:
+        scale = normalised(size**ratio)
+        rounded = plain_rounding(weight * scale, bits=bits, group_size=group_size, sym=sym, dtype=dtype)
+        error = output_error(rounded / scale - weight, hessian)
+        if error < best_error:
+            best, best_error = scale, error
+    return best
+
+
+def normalised(scale: Tensor) -> Tensor:
+    """Centred on 1 in the logarithm, and within what a float16 norm weight can carry."""
+    return (scale / (scale.max() * scale.min()).sqrt()).clamp(1e-2, 1e2)
+
+
+def shared_mean(energy: Tensor, share: int, width: int) -> Tensor:
+    """(in,) -> (in,): the mean over the heads that must share; the input itself when nothing is shared."""
+    if share == 1:
+        return energy
+    heads = energy.view(-1, share, width)
+    return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1)
+
+
+def plain_rounding(weight: Tensor, *, bits: int, group_size: int, sym: bool, dtype: torch.dtype) -> Tensor:
+    """(out, in) rounded to the nearest point of its min-max grid, as float32."""
+    grouped = split_groups(weight, group_size)
+    scales, zeros = min_max(grouped, bits=bits, sym=sym, dtype=dtype)
+    scales, zeros = scales[..., None], zeros[..., None]
+    return quantize(grouped, scales, zeros, bits).sub_(zeros).mul_(scales).flatten(1)
+
+
+def clipped(
+    weight: Tensor, hessian: Tensor, *, bits: int, group_size: int, sym: bool, dtype: torch.dtype
+) -> QuantizedWeight:
+    """`weight` (out, in) rounded on grids whose range was shrunk where that loses less output."""
+    scales, zeros = search_grid(weight, hessian.diagonal(), bits=bits, group_size=group_size, sym=sym, dtype=dtype)
+    return on_grid(weight, scales, zeros, bits=bits, sym=sym)

@@ -1,0 +1,174 @@
+"""Quantize one decoder block: stage by stage, each from inputs that the quantized stages before it have made."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calibration.statistics import Hessian
+from compress.model.blocks import Block
+from compress.model.families import Feeder, Stage
+from compress.quantize.awq import output_error
+from compress.quantize.fold import fold_bias, fold_norm, fold_rows, per_row
+from compress.quantize.grid import QuantizedWeight
+from compress.quantize.lockstep import lockstep, trace_stages
+from compress.quantize.methods import METHODS, Problem, Solution
+from compress.quantize.rtn import rtn
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """What all blocks of a checkpoint share: the method, the grid as its format will store it, damping, heads.
+
+    `share` query heads of `width` channels hang on one value head.
+    """
+
+    method: str
+    bits: int
+    group_size: int
+    sym: bool
+    dtype: torch.dtype
+    damp_percent: float
+    share: int
+    width: int
+
+    @property
+    def grid(self) -> dict[str, Any]:
+        return {"bits": self.bits, "group_size": self.group_size, "sym": self.sym, "dtype": self.dtype}
+
+
+@dataclass
+class QuantizedBlock:
+    """What becomes of a block: weights by linear path, changed parameters (norms, biases) by path, a row per linear."""
+
+    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    changed: dict[str, Tensor] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+
+
+def stages_of(block: Block, run: Callable[[Tensor], Tensor], sample: Tensor) -> list[Stage]:
+    """The block's stages from the table, or traced on one micro-batch where the table has none or misses a linear."""
+    if block.stages is not None and {n for stage in block.stages for n in stage.linears} == set(block.linears):
+        return list(block.stages)
+    return [Stage(names) for names in trace_stages(block.linears, lambda: run(sample))]
+
+
+def quantize_block(
+    block: Block, run: Callable[[Tensor], Tensor], batches: Sequence[Tensor], settings: BlockSettings
+) -> tuple[QuantizedBlock, list[Tensor]]:
+    """The block's codes, and its outputs for `batches` (each (batch, seq, hidden)) through the quantized weights.
+
+    The block's own weights are replaced on the way.
+    """
+    result = QuantizedBlock()
+    stages = {stage.linears: stage for stage in stages_of(block, run, batches[0])}
+    outputs = lockstep(
+        block,
+        list(stages),
+        run,
+        batches,
+        lambda names, inputs: solve_stage(block, stages[names], inputs, result, settings),
+    )
+    return result, outputs
+
+
+def solve_stage(
+    block: Block, stage: Stage, inputs: list[Tensor], result: QuantizedBlock, settings: BlockSettings
+) -> None:
+    """Statistics of one stage, its codes, its rows, and the block's weights replaced by what the codes mean."""
+    started = time.perf_counter()
+    linears = [block.linears[name] for name in stage.linears]
+    problem = Problem(
+        torch.cat([linear.weight.detach().float() for linear in linears]),
+        stage_hessian(block, stage, inputs),
+        damp_percent=settings.damp_percent,
+        share=sharing(stage.feeder, settings),
+        width=settings.width,
+        **settings.grid,
+    )
+    try:
+        solution = METHODS[settings.method](problem)
+    except ValueError as error:
+        raise ValueError(f"{block.name}.{stage.linears[0]}: {error}") from error
+    effective = solution.effective()
+    result.rows += error_rows(block, stage, problem, solution, effective, time.perf_counter() - started)
+    start = 0
+    for name, linear in zip(stage.linears, linears, strict=True):
+        end = start + linear.out_features
+        result.weights[name] = solution.weight.rows(start, end)
+        linear.weight.data = effective[start:end].to(linear.weight.dtype)
+        start = end
+    if solution.scale is not None and stage.feeder is not None:
+        fold(block, stage.feeder, solution.scale, result, settings)
+
+
+def sharing(feeder: Feeder | None, settings: BlockSettings) -> int:
+    """How many neighbouring heads must share their scales: 0 where there is nothing to fold them into."""
+    if feeder is None:
+        return 0
+    return settings.share if feeder.kind == "heads" else 1
+
+
+def stage_hessian(block: Block, stage: Stage, inputs: list[Tensor]) -> Tensor:
+    """Mean of x xᵀ over all tokens of all inputs, (in, in). ValueError names the linear when it is not finite."""
+    hessian = Hessian(inputs[0].shape[-1])
+    for x in inputs:
+        hessian.update(x)
+    value = hessian.value
+    if not torch.isfinite(value).all():
+        raise ValueError(f"{block.name}.{stage.linears[0]}: its inputs are not finite on the calibration text")
+    return value
+
+
+def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, settings: BlockSettings) -> None:
+    """Divide the feeder by `scale`, in what will be written."""
+    if feeder.kind == "norm":
+        weight = block.module.get_parameter(f"{feeder.module}.weight")
+        result.changed[f"{feeder.module}.weight"] = fold_norm(weight, scale, feeder.offset)
+        return
+    divisor = per_row(scale, feeder, settings.share, settings.width)
+    result.weights[feeder.module] = fold_rows(result.weights[feeder.module], divisor, settings.dtype)
+    bias = fold_bias(block.linears[feeder.module], divisor)
+    if bias is not None:
+        result.changed[f"{feeder.module}.bias"] = bias
+
+
+def error_rows(
+    block: Block, stage: Stage, problem: Problem, solution: Solution, effective: Tensor, seconds: float
+) -> list[Row]:
+    """A row per linear: its relative output error, and plain rounding's, both tr(ΔW H ΔWᵀ) / tr(W H Wᵀ)."""
+    plain = rtn(problem.weight, **problem.grid).dequantize()
+    rows, start = [], 0
+    for name in stage.linears:
+        end = start + block.linears[name].out_features
+        weight = problem.weight[start:end]
+        total = output_error(weight, problem.hessian) or 1.0
+        rows.append(
+            {
+                "block": block.name,
+                "linear": name,
+                "error": output_error(effective[start:end] - weight, problem.hessian) / total,
+                "rtn_error": output_error(plain[start:end] - weight, problem.hessian) / total,
+                "scaled": solution.scale is not None,
+                "damp_percent": solution.damp_percent,
+                "seconds": round(seconds * (end - start) / len(problem.weight), 3),
+            }
+        )
+        start = end
+    return rows
+
+
+def round_block(block: Block, settings: BlockSettings) -> QuantizedBlock:
+    """Plain rounding of every linear: needs no inputs. Errors are those of the weights, ‖ΔW‖² / ‖W‖²."""
+    result = QuantizedBlock()
+    for name, linear in block.linears.items():
+        weight = linear.weight.detach().float()
+        result.weights[name] = rtn(weight, **settings.grid)
+        error = (result.weights[name].dequantize() - weight).square().sum() / weight.square().sum().clamp(min=1e-30)
+        result.rows.append({"block": block.name, "linear": name, "error": error.item(), "rtn_error": error.item()})
+    return result

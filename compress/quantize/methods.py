@@ -1,0 +1,91 @@
+"""The methods as a table: from one stage's weights and Hessian to codes. A new method is one file and one row."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.quantize.awq import clipped, search_scale
+from compress.quantize.gptq import gptq
+from compress.quantize.grid import QuantizedWeight
+from compress.quantize.rtn import rtn
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Linears that share an input, rows stacked: weight (out, in), hessian (in, in), the grid, and who may be scaled.
+
+    `share` neighbouring heads of `width` channels must share their scales; share 0: no channel may be scaled.
+    """
+
+    weight: Tensor
+    hessian: Tensor
+    bits: int
+    group_size: int
+    sym: bool
+    dtype: torch.dtype
+    damp_percent: float
+    share: int = 0
+    width: int = 0
+
+    @property
+    def grid(self) -> dict:
+        return {"bits": self.bits, "group_size": self.group_size, "sym": self.sym, "dtype": self.dtype}
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The quantized weight · scale, the scale per input channel (in,) or None, and the damping that it took."""
+
+    weight: QuantizedWeight
+    scale: Tensor | None = None
+    damp_percent: float | None = None
+
+    def effective(self) -> Tensor:
+        """(out, in) float32: what multiplies the unscaled input."""
+        weight = self.weight.dequantize()
+        return weight if self.scale is None else weight / self.scale
+
+
+def solve_rtn(problem: Problem) -> Solution:
+    return Solution(rtn(problem.weight, **problem.grid))
+
+
+def solve_gptq(problem: Problem) -> Solution:
+    weight, damp = gptq(problem.weight, problem.hessian, damp_percent=problem.damp_percent, **problem.grid)
+    return Solution(weight, damp_percent=damp)
+
+
+def solve_awq(problem: Problem) -> Solution:
+    scale = find_scale(problem)
+    if scale is None:
+        return Solution(clipped(problem.weight, problem.hessian, **problem.grid))
+    return Solution(clipped(problem.weight * scale, scaled(problem.hessian, scale), **problem.grid), scale)
+
+
+def solve_awq_gptq(problem: Problem) -> Solution:
+    scale = find_scale(problem)
+    weight = problem.weight if scale is None else problem.weight * scale
+    hessian = problem.hessian if scale is None else scaled(problem.hessian, scale)
+    quantized, damp = gptq(weight, hessian, damp_percent=problem.damp_percent, **problem.grid)
+    return Solution(quantized, scale, damp)
+
+
+def find_scale(problem: Problem) -> Tensor | None:
+    if not problem.share:
+        return None
+    return search_scale(problem.weight, problem.hessian, share=problem.share, width=problem.width, **problem.grid)
+
+
+def scaled(hessian: Tensor, scale: Tensor) -> Tensor:
+    """The Hessian of inputs divided by `scale`."""
+    return hessian / scale / scale[:, None]
+
+
+METHODS: dict[str, Callable[[Problem], Solution]] = {
+    "rtn": solve_rtn,
+    "gptq": solve_gptq,
+    "awq": solve_awq,
+    "awq+gptq": solve_awq_gptq,
+}

@@ -1,0 +1,112 @@
+"""Bytes before work: which tensors a quantized checkpoint will hold, and whether they fit the budget."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from compress.checkpoint.formats import FORMATS, Format, Scheme
+from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.write import TensorSpec, planned_bytes
+from compress.config import GROUP_SIZES, QuantizeConfig
+from compress.errors import QCompressError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`linears`: (out, in) by module path; `specs`: every tensor to be written; `bytes`: of the files, exact."""
+
+    format: Format
+    scheme: Scheme
+    linears: dict[str, tuple[int, int]]
+    specs: list[TensorSpec]
+    unquantized: list[str]
+
+    @property
+    def bytes(self) -> int:
+        return planned_bytes(self.specs)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits on disk per weight of the quantized linears: codes, scales, zeros, g_idx."""
+        packed = sum(spec.bytes for spec in self.specs if spec.name.rpartition(".")[0] in self.linears)
+        return 8 * packed / sum(prod(shape) for shape in self.linears.values())
+
+
+def choose_group_size(linears: dict[str, tuple[int, int]], wanted: int) -> int:
+    """`wanted`, or for 0 the largest of GROUP_SIZES that divides every linear's inputs. QCompressError names the culprit."""
+    for size in [wanted] if wanted else GROUP_SIZES:
+        misfits = [name for name, (_, inn) in linears.items() if inn % size]
+        if not misfits:
+            return size
+    name = misfits[0]
+    legal = [size for size in GROUP_SIZES if all(inn % size == 0 for _, inn in linears.values())]
+    cure = f"legal here: {', '.join(map(str, legal))}" if legal else "no group size that vLLM knows divides it"
+    raise QCompressError(f"{name}: --group-size {size} does not divide its {linears[name][1]} inputs; {cure}")
+
+
+def check_rows(linears: dict[str, tuple[int, int]]) -> None:
+    """Packed words hold 8 outputs: refuse a linear whose outputs do not fill them."""
+    for name, (out, inn) in linears.items():
+        if out % 8 or inn % 8:
+            raise QCompressError(
+                f"{name}: {out} outputs × {inn} inputs do not fill words of 8 codes; it cannot be packed"
+            )
+
+
+def make_plan(
+    checkpoint: Checkpoint, linears: dict[str, tuple[int, int]], config: QuantizeConfig, dtype: torch.dtype
+) -> Plan:
+    """Every tensor of the result, in the source's order. QCompressError when it cannot be, or passes `max_size`.
+
+    `linears` are those of the decoder blocks, (out, in) by path; everything else is stored in `dtype`.
+    """
+    group_size = choose_group_size(linears, config.group_size)
+    check_rows(linears)
+    row, scheme = FORMATS[config.format], Scheme(config.bits, group_size, config.symmetric, dtype)
+    specs: list[TensorSpec] = []
+    for name, info in checkpoint.tensors.items():
+        module = name.removesuffix(".weight")
+        if module in linears:
+            specs += packed_specs(module, linears[module], row, scheme)
+        elif not (name == "lm_head.weight" and checkpoint.config.get("tie_word_embeddings")):
+            specs.append(TensorSpec(name, dtype if info.dtype.is_floating_point else info.dtype, info.shape))
+    missing = [name for name in linears if f"{name}.weight" not in checkpoint.tensors]
+    if missing:
+        raise QCompressError(f"{checkpoint.path}: has no {missing[0]}.weight, which its config.json calls for")
+    plan = Plan(row, scheme, linears, specs, ["lm_head"])
+    if config.max_size is not None and plan.bytes > config.max_size:
+        over = plan.bytes - config.max_size
+        raise QCompressError(
+            f"{checkpoint.path}: would be {plan.bytes:,} bytes, {over:,} over --max-size; {cure(plan)}"
+        )
+    return plan
+
+
+def packed_specs(module: str, shape: tuple[int, int], row: Format, scheme: Scheme) -> list[TensorSpec]:
+    return [TensorSpec(f"{module}.{spec.name}", spec.dtype, spec.shape) for spec in row.specs(*shape, scheme)]
+
+
+def cure(plan: Plan) -> str:
+    """What makes up most of the bytes, said so that the reader knows where to cut."""
+    plain = sum(spec.bytes for spec in plan.specs if spec.name.rpartition(".")[0] not in plan.linears)
+    return (
+        f"{plain:,} of them are embeddings, head and norms in 16 bits: a larger group size or a smaller model is needed"
+    )
+
+
+def plan_row(checkpoint: Checkpoint, plan: Plan, config: QuantizeConfig) -> dict[str, Any]:
+    """The plan as a report row."""
+    return {
+        "model": str(checkpoint.path),
+        "method": config.method,
+        "format": config.format,
+        "bits": plan.scheme.bits,
+        "group_size": plan.scheme.group_size,
+        "sym": plan.scheme.sym,
+        "linears": len(plan.linears),
+        "bytes": plan.bytes,
+        "source_bytes": checkpoint.bytes,
+        "bits_per_weight": round(plan.bits_per_weight, 4),
+    }
