@@ -7,6 +7,7 @@
 Bits are laid by `pack.py`. A new format is one row of FORMATS.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from compress.checkpoint import pack
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.write import TensorSpec
 from compress.errors import QCompressError
+from compress.model.families import FUSED
 from compress.quantize.grid import QuantizedWeight
 
 Tensors = dict[str, Tensor]
@@ -123,11 +125,27 @@ def gptq_config(scheme: Scheme, ignore: list[str]) -> dict[str, Any]:
         "true_sequential": True,
         "static_groups": True,
         "pack_dtype": "int32",
-        "dynamic": {f"-:.*{name.rpartition('.')[2]}$": {} for name in ignore if name != "lm_head"},
+        "dynamic": {skip_rule(name): {} for name in ignore if name != "lm_head"},
     }
 
 
+def skip_rule(module: str) -> str:
+    """GPTQModel's rule that leaves one module as it is: by its own name, and by that of vLLM's fused layer."""
+    path, _, leaf = module.rpartition(".")
+    fused = [name for name, shards in FUSED.items() if any(module.endswith(f".{shard}") for shard in shards)]
+    names = "|".join([leaf, *(name.rpartition(".")[2] for name in fused)])
+    return f"-:{re.escape(path)}\\.({names})$"
+
+
 def gptq_scheme(config: dict[str, Any], dtype: torch.dtype) -> Scheme:
+    if config.get("desc_act") and config.get("group_size") != -1:
+        raise QCompressError(
+            "quantization_config: desc_act true (groups out of order) is not read; quantize without it"
+        )
+    if config.get("checkpoint_format", "gptq") != "gptq":
+        raise QCompressError(
+            f"quantization_config: checkpoint_format {config['checkpoint_format']} is not read; use gptq"
+        )
     return Scheme(int(config.get("bits", 0)), int(config.get("group_size", 0)), True, dtype)
 
 
@@ -180,7 +198,8 @@ def ct_config(scheme: Scheme, ignore: list[str]) -> dict[str, Any]:
 
 def ct_scheme(config: dict[str, Any], dtype: torch.dtype) -> Scheme:
     weights = next(iter(config["config_groups"].values()))["weights"]
-    return Scheme(int(weights["num_bits"]), int(weights["group_size"]), bool(weights["symmetric"]), dtype)
+    group_size = weights.get("group_size") or -1  # strategy "channel": one group per row
+    return Scheme(int(weights["num_bits"]), int(group_size), bool(weights["symmetric"]), dtype)
 
 
 FORMATS = {
@@ -206,7 +225,10 @@ def format_of(checkpoint: Checkpoint) -> Format | None:
 def model_dtype(config: dict[str, Any]) -> torch.dtype:
     """The dtype that config.json names; float16 when it names none."""
     name = str(config.get("dtype") or config.get("torch_dtype") or "float16").removeprefix("torch.")
-    return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+    dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    if name not in dtypes:
+        raise QCompressError(f"config.json: dtype {name} is not known here; known: {', '.join(dtypes)}")
+    return dtypes[name]
 
 
 def packed_config(config: dict[str, Any], row: Format, scheme: Scheme, unquantized: list[str]) -> dict[str, Any]:
@@ -223,7 +245,7 @@ def quantized_weight(checkpoint: Checkpoint, module: str) -> QuantizedWeight:
     assert checkpoint.quantization is not None
     scheme = row.scheme(checkpoint.quantization, model_dtype(checkpoint.config))
     weight = row.load(lambda suffix: checkpoint.tensor(f"{module}.{suffix}"), scheme)
-    if weight.scales.shape != weight.zeros.shape or weight.group_size != scheme.group_size:
+    if weight.scales.shape != weight.zeros.shape or scheme.group_size not in (-1, weight.group_size):
         found = f"scales {tuple(weight.scales.shape)}, zeros {tuple(weight.zeros.shape)}"
         raise ValueError(
             f"{module}: {found} do not fit codes {tuple(weight.codes.shape)} in groups of {scheme.group_size}"

@@ -114,7 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise QCompressError(f"{path}: missing; {path.parent} is not a Hugging Face checkpoint")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise QCompressError(f"{path}: not valid JSON ({error}); fetch the file again") from None
     if not isinstance(value, dict):
         raise QCompressError(f"{path}: holds a {type(value).__name__}, not an object; fetch the file again")
@@ -128,13 +128,17 @@ def weight_files(path: Path) -> list[Path]:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise QCompressError(f"{index}: has no weight_map; fetch the file again")
+        if not all(isinstance(name, str) for name in weight_map.values()):
+            raise QCompressError(f"{index}: its weight_map names no files; fetch the file again")
         files = [path / name for name in sorted(set(weight_map.values()))]
     else:
         files = sorted(path.glob("*.safetensors"))
     if not files:
         pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
         if pickles:
-            raise QCompressError(f"{path / pickles[0]}: pickled weights can run code and are not read; save safetensors")
+            raise QCompressError(
+                f"{path / pickles[0]}: pickled weights can run code and are not read; save safetensors"
+            )
         raise QCompressError(f"{path}: has no *.safetensors file; give a directory that holds a model")
     for file in files:
         inside(file, path)
@@ -166,8 +170,10 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             raise QCompressError(f"{file}: {size} bytes are too few for its header; fetch the file again")
         try:
             header = json.loads(stream.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             raise QCompressError(f"{file}: its header is not JSON; fetch the file again") from None
+    if not isinstance(header, dict):
+        raise QCompressError(f"{file}: its header is no JSON object; fetch the file again")
     header.pop("__metadata__", None)
     infos = {name: tensor_info(file, name, entry, 8 + length) for name, entry in header.items()}
     end = max((info.offset + info.bytes for info in infos.values()), default=8 + length)
@@ -179,9 +185,12 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 def tensor_info(file: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorInfo:
     try:
         dtype, shape, (start, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        sound = all(isinstance(number, int) and number >= 0 for number in (*shape, start, end))
     except (KeyError, TypeError, ValueError):
-        raise QCompressError(f"{file}: cannot read the header entry of {name}: {entry}") from None
+        sound = False
+    if not sound:
+        raise QCompressError(f"{file}: cannot read the header entry of {name}: {entry}")
     info = TensorInfo(file, data_start + start, dtype, shape)
-    if start < 0 or info.bytes != end - start:
+    if info.bytes != end - start:
         raise QCompressError(f"{file}: {name} {shape} needs {info.bytes} bytes, its header gives it {end - start}")
     return info
