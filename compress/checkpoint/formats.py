@@ -139,13 +139,10 @@ def skip_rule(module: str) -> str:
 
 def gptq_scheme(config: dict[str, Any], dtype: torch.dtype) -> Scheme:
     if config.get("desc_act") and config.get("group_size") != -1:
-        raise QCompressError(
-            "quantization_config: desc_act true (groups out of order) is not read; quantize without it"
-        )
+        raise QCompressError("quantization_config: desc_act true (groups out of order) is not read; quantize anew")
     if config.get("checkpoint_format", "gptq") != "gptq":
-        raise QCompressError(
-            f"quantization_config: checkpoint_format {config['checkpoint_format']} is not read; use gptq"
-        )
+        found = config["checkpoint_format"]
+        raise QCompressError(f"quantization_config: checkpoint_format {found} is not read; use gptq")
     return Scheme(int(config.get("bits", 0)), int(config.get("group_size", 0)), True, dtype)
 
 

@@ -84,15 +84,7 @@ class Checkpoint:
         """The tensor as stored. QCompressError when there is none of that name."""
         if name not in self.tensors:
             raise QCompressError(f"{self.path}: has no tensor {name}")
-        info = self.tensors[name]
-        tensor = torch.empty(info.shape, dtype=info.dtype)
-        if info.bytes:
-            with info.file.open("rb") as file:
-                file.seek(info.offset)
-                got = file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data)  # type: ignore[attr-defined]
-            if got != info.bytes:
-                raise QCompressError(f"{info.file}: {name} has {got} of {info.bytes} bytes; fetch the file again")
-        return tensor
+        return read_tensor(name, self.tensors[name])
 
     def _check_index(self) -> None:
         index = self.path / INDEX
@@ -106,6 +98,18 @@ class Checkpoint:
                 raise QCompressError(
                     f"{index}: says {name} is in {file}, it is in {self.tensors[name].file.name}; mend the index"
                 )
+
+
+def read_tensor(name: str, info: TensorInfo) -> Tensor:
+    """The tensor at its place in its file. QCompressError when the file ends too early."""
+    tensor = torch.empty(info.shape, dtype=info.dtype)
+    if info.bytes:
+        with info.file.open("rb") as file:
+            file.seek(info.offset)
+            got = file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data)  # type: ignore[attr-defined]
+        if got != info.bytes:
+            raise QCompressError(f"{info.file}: {name} has {got} of {info.bytes} bytes; fetch the file again")
+    return tensor
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -136,9 +140,7 @@ def weight_files(path: Path) -> list[Path]:
     if not files:
         pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
         if pickles:
-            raise QCompressError(
-                f"{path / pickles[0]}: pickled weights can run code and are not read; save safetensors"
-            )
+            raise QCompressError(f"{path / pickles[0]}: pickled weights can run code; save them as safetensors")
         raise QCompressError(f"{path}: has no *.safetensors file; give a directory that holds a model")
     for file in files:
         inside(file, path)

@@ -1,4 +1,8 @@
-"""What made a checkpoint: `qcompress.json` beside the weights, and digests that tell whether inputs changed."""
+"""What made a checkpoint: `qcompress.json` beside the weights, and digests that tell whether anything changed since.
+
+`qcompress.sha256.json` holds one digest per tensor and one per key of config.json, taken while they were written. It
+covers what changes the answers and nothing else: a model card may be edited, a config.json may be laid out anew.
+"""
 
 import hashlib
 import json
@@ -7,9 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from compress.checkpoint.read import read_json, weight_files
+from compress.errors import QCompressError
 
 RECORD = "qcompress.json"
+DIGESTS = "qcompress.sha256.json"
 
 
 def record_text(command: str, settings: dict[str, Any], **parts: Any) -> str:
@@ -24,6 +33,34 @@ def read_record(path: Path) -> dict[str, Any]:
     """The record of a checkpoint, {} when it has none."""
     file = Path(path) / RECORD
     return read_json(file) if file.is_file() else {}
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """sha256 of a tensor's bytes as they lie on disk, hexadecimal."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def config_digests(config: dict[str, Any]) -> dict[str, str]:
+    """sha256 of every value of config.json by its key, the same however the file is laid out."""
+    texts = {key: json.dumps(value, sort_keys=True, ensure_ascii=False) for key, value in config.items()}
+    return {key: hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}
+
+
+def digests_text(config: dict[str, Any], tensors: dict[str, str]) -> str:
+    """The digests as JSON text, from config.json's content and the tensors' digests by name."""
+    value = {"config": config_digests(config), "tensors": dict(sorted(tensors.items()))}
+    return json.dumps(value, indent=1) + "\n"
+
+
+def read_digests(path: Path) -> dict[str, dict[str, str]] | None:
+    """The digests under "config" and "tensors"; None for a checkpoint that has none."""
+    file = Path(path) / DIGESTS
+    if not file.is_file():
+        return None
+    value = read_json(file)
+    if not all(isinstance(value.get(part), dict) for part in ("config", "tensors")):
+        raise QCompressError(f"{file}: holds no digests of config and tensors; fetch the file again")
+    return value
 
 
 def digest(path: Path) -> str:

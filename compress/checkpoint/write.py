@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.checkpoint.read import DTYPE_NAMES, INDEX
+from compress.checkpoint.read import DTYPE_NAMES, INDEX, TensorInfo, read_tensor
+from compress.checkpoint.record import DIGESTS, digests_text, tensor_digest
 from compress.errors import QCompressError
 
 SHARD_BYTES = 4_000_000_000
@@ -114,6 +115,7 @@ class CheckpointWriter:
         self.specs = {spec.name: spec for spec in specs}
         self.shards = plan_shards(specs)
         self.written: set[str] = set()
+        self._digests: dict[str, str] = {}
         self._shard_of = {name: shard for shard in self.shards for name in shard.offsets}
         check_room(out, sum(shard.bytes for shard in self.shards))
         if not keep:
@@ -141,7 +143,16 @@ class CheckpointWriter:
         with (self.folder / shard.file).open("r+b") as file:
             file.seek(shard.offsets[name])
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        self._digests[name] = tensor_digest(tensor)
         self.written.add(name)
+
+    def _digest(self, name: str) -> str:
+        """Of a tensor as it was written; read back when an interrupted run wrote it."""
+        if name in self._digests:
+            return self._digests[name]
+        spec, shard = self.specs[name], self._shard_of[name]
+        place = TensorInfo(self.folder / shard.file, shard.offsets[name], spec.dtype, spec.shape)
+        return tensor_digest(read_tensor(name, place))
 
     def publish(
         self,
@@ -151,7 +162,7 @@ class CheckpointWriter:
         extra: dict[str, str] | None = None,
         inspect: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write config, index and the `source`'s tokenizer, then give the directory its name.
+        """Write config, digests, index and the `source`'s tokenizer, then give the directory its name.
 
         `extra` maps file names to texts. `inspect` sees the whole directory before it is renamed, and may refuse it by
         raising. ValueError when a planned tensor was never written.
@@ -160,6 +171,8 @@ class CheckpointWriter:
         if missing:
             raise ValueError(f"{len(missing)} planned tensors were not written, {missing[0]} first")
         write_json(self.folder / "config.json", config)
+        digests = {name: self._digest(name) for name in self.specs}
+        (self.folder / DIGESTS).write_text(digests_text(config, digests), encoding="utf-8")
         if len(self.shards) > 1:
             total = sum(spec.bytes for spec in self.specs.values())
             places = {name: shard.file for name, shard in sorted(self._shard_of.items())}
