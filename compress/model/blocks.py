@@ -15,6 +15,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from compress.model.families import Stage, find_family, find_linears
 
@@ -41,7 +42,7 @@ def make_config(config: dict[str, Any]) -> PretrainedConfig:
 
 def make_skeleton(config: dict[str, Any]) -> PreTrainedModel:
     """The causal LM with parameters on the meta device and real (computed) buffers, in eval mode."""
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), no_init_weights():
         model = AutoModelForCausalLM.from_config(make_config(config), dtype=torch.float32)
     return model.eval().requires_grad_(False)
 
