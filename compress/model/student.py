@@ -1,0 +1,155 @@
+"""A smaller model from a bigger one: fewer of its blocks, or a narrower shape, as an ordinary config and tensors.
+
+No loader has to know that the result was cut: it is of the teacher's family, every list in its config has its new
+length, and its parameters are slices of the teacher's. `depth.py` finds which blocks may go, `width.py` which channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+
+from compress.model.blocks import Weights, find_layers, make_config, make_skeleton, plain_config
+from compress.model.families import find_linears
+from compress.model.width import Shape, narrow
+
+CONFIG_KEYS = {
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+}
+LAYER_LISTS = ("layer_types", "no_rope_layers")  # config lists with one entry per block
+NO_HEAD_DIM = ("qwen2",)  # vLLM computes hidden_size / num_heads and never reads head_dim
+
+
+def shape_of(config: dict[str, Any]) -> Shape:
+    """The shape that a config.json describes. ValueError when it lacks one of the sizes."""
+    full = make_config(config)
+    sizes = {name: getattr(full, key, None) for name, key in CONFIG_KEYS.items()}
+    missing = [CONFIG_KEYS[name] for name, value in sizes.items() if not isinstance(value, int)]
+    if missing:
+        raise ValueError(
+            f"model.student: the config of a {full.model_type} has no {', '.join(missing)}: it cannot be cut"
+        )
+    head_dim = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
+    return Shape(**sizes, head_dim=head_dim)  # type: ignore[arg-type]
+
+
+def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
+    """The shape of a student of `config`'s model: `sizes` by the names of Shape, None where the teacher's stays.
+
+    ValueError, with both numbers, for a shape that cannot be cut out of the teacher.
+    """
+    teacher = shape_of(config)
+    chosen = {name: getattr(teacher, name) if sizes.get(name) is None else sizes[name] for name in CONFIG_KEYS}
+    shape = Shape(**chosen, head_dim=teacher.head_dim)  # type: ignore[arg-type]
+    for name in CONFIG_KEYS:
+        asked, found = getattr(shape, name), getattr(teacher, name)
+        if not 1 <= asked <= found:
+            raise ValueError(
+                f"{name}={asked}: a student is cut out of its teacher, which has {found}; give 1 to {found}"
+            )
+    if 1 == shape.num_layers < teacher.num_layers:
+        raise ValueError(f"num_layers=1 of {teacher.num_layers}: the first and the last block stay; give 2 or more")
+    if shape.num_heads % shape.num_kv_heads:
+        raise ValueError(f"num_heads={shape.num_heads} is not a multiple of num_kv_heads={shape.num_kv_heads}")
+    if shape.group > teacher.group:
+        ours, theirs = f"{shape.num_heads}/{shape.num_kv_heads}", f"{teacher.num_heads}/{teacher.num_kv_heads}"
+        raise ValueError(
+            f"num_heads/num_kv_heads={ours}: each KV head would serve {shape.group} query heads, in the teacher "
+            f"({theirs}) it serves {teacher.group}; give num_kv_heads={-(-shape.num_heads // teacher.group)} or more"
+        )
+    shape = fit_head_dim(shape, teacher, str(config.get("model_type")))
+    try:
+        make_config(student_config(config, shape, range(shape.num_layers)))
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise ValueError(f"a {config.get('model_type')} cannot have this shape: {error.__cause__ or error}") from None
+    return shape
+
+
+def fit_head_dim(shape: Shape, teacher: Shape, model_type: str) -> Shape:
+    """The shape with the head_dim that loaders will give it: the teacher's, where the config can say so."""
+    if model_type not in NO_HEAD_DIM or shape.same_width(teacher):
+        return shape
+    if shape.hidden_size % (2 * shape.num_heads):
+        raise ValueError(
+            f"hidden_size={shape.hidden_size} over num_heads={shape.num_heads} is no even head size, and {model_type} "
+            f"has no head_dim of its own; {shape.hidden_size // teacher.head_dim} heads of {teacher.head_dim} would do"
+        )
+    return replace(shape, head_dim=shape.hidden_size // shape.num_heads)
+
+
+def student_config(config: dict[str, Any], shape: Shape, blocks: Sequence[int]) -> dict[str, Any]:
+    """config.json of a student of `shape` that keeps these blocks of the teacher, in order."""
+    if len(blocks) != shape.num_layers:
+        raise ValueError(f"model.student: {len(blocks)} blocks to keep, but num_layers={shape.num_layers}")
+    teacher, student = make_config(config), plain_config(config)
+    student.update({key: getattr(shape, name) for name, key in CONFIG_KEYS.items()})
+    for name in LAYER_LISTS:
+        entries = getattr(teacher, name, None)
+        if isinstance(entries, list):
+            student[name] = [entries[block] for block in blocks]
+    if isinstance(student.get("max_window_layers"), int):
+        student["max_window_layers"] = sum(block < student["max_window_layers"] for block in blocks)
+    student["head_dim"] = shape.head_dim
+    if teacher.model_type in NO_HEAD_DIM and shape.head_dim * shape.num_heads == shape.hidden_size:
+        del student["head_dim"]
+    student.pop("_name_or_path", None)
+    return student
+
+
+def parameter_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every stored parameter (a tied head is not stored), without any weights."""
+    model = make_skeleton(config)
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
+    return {name: tuple(p.shape) for name, p in model.named_parameters() if name not in tied}
+
+
+def plan_size(config: dict[str, Any]) -> dict[str, int]:
+    """Parameters, and bytes in FP16 and in 4 bits, from the config alone; headers of files are not counted.
+
+    In 4 bits every linear of every block has codes, and per group (128, else the largest of 64 and 32 that fits) a
+    float16 scale and a 4-bit zero; all else stays FP16.
+    """
+    model = make_skeleton(config)
+    path, layers = find_layers(model)
+    linears = {f"{path}.{i}.{n}.weight" for i, block in enumerate(layers) for n in find_linears(block)}
+    shapes = parameter_shapes(config)
+    counts = {name: prod(shape) for name, shape in shapes.items()}
+    four_bit = sum(int4_bytes(*shapes[name]) if name in linears else 2 * count for name, count in counts.items())  # type: ignore[arg-type]
+    total = sum(counts.values())
+    return {"parameters": total, "float16_bytes": 2 * total, "int4_bytes": four_bit}
+
+
+def int4_bytes(out: int, inn: int) -> int:
+    group = next((size for size in (128, 64, 32) if inn % size == 0), None)
+    return 2 * out * inn if group is None else out * inn // 2 + out * (inn // group) * 5 // 2
+
+
+def cut(
+    config: dict[str, Any], weights: Weights, shape: Shape, blocks: Sequence[int]
+) -> tuple[dict[str, Any], Weights]:
+    """The student's config, and its parameters by name as slices of the teacher's, read one at a time.
+
+    `config` and `weights` are the teacher's. ValueError when its width is to change and a parameter is not in AXES.
+    """
+    teacher, path = shape_of(config), find_layers(make_skeleton(config))[0]
+    result = student_config(config, shape, blocks)
+
+    def deep(name: str) -> Tensor:
+        """The parameter that a student of the teacher's width has under this name."""
+        rest = name.removeprefix(f"{path}.")
+        if rest == name:
+            return weights(name)
+        index, _, local = rest.partition(".")
+        return weights(f"{path}.{blocks[int(index)]}.{local}")
+
+    if shape.same_width(teacher):
+        return result, deep
+    names = list(parameter_shapes(result))
+    return result, narrow(names, path, deep, teacher, shape)

@@ -1,0 +1,191 @@
+"""Narrower: which channels and heads of a model stay, and its parameters cut to them.
+
+Importance is read off the weights, without data:
+
+    hidden channel   Σ of squares of all that writes to it: embedding columns, rows of o_proj and down_proj
+    MLP channel      ‖gate row‖ · ‖up row‖ · ‖down column‖
+    query head       ‖q rows‖ · ‖o columns‖
+    KV head          ‖k rows‖ · ‖v rows‖ · √Σ (its query heads)²; query heads stay with the KV head they use
+
+Hidden channels are the same everywhere (they are one residual stream); MLP channels and heads are chosen per block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from compress.model.blocks import Weights
+
+Parts = tuple[str | None, ...]  # one axis, as the units that lie along it one after the other; None is never cut
+NORM: tuple[Parts, ...] = (("hidden",),)
+AXES: dict[str, tuple[Parts, ...]] = {
+    "embed_tokens": ((None,), ("hidden",)),
+    "lm_head": ((None,), ("hidden",)),
+    "q_proj": (("query",), ("hidden",)),
+    "k_proj": (("kv",), ("hidden",)),
+    "v_proj": (("kv",), ("hidden",)),
+    "qkv_proj": (("query", "kv", "kv"), ("hidden",)),
+    "o_proj": (("hidden",), ("query",)),
+    "gate_proj": (("mlp",), ("hidden",)),
+    "up_proj": (("mlp",), ("hidden",)),
+    "gate_up_proj": (("mlp", "mlp"), ("hidden",)),
+    "down_proj": (("hidden",), ("mlp",)),
+    "q_norm": ((None,),),
+    "k_norm": ((None,),),
+    "input_layernorm": NORM,
+    "post_attention_layernorm": NORM,
+    "pre_feedforward_layernorm": NORM,
+    "post_feedforward_layernorm": NORM,
+    "norm": NORM,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that a student may choose, and the head_dim that follows."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.num_heads // self.num_kv_heads
+
+    def same_width(self, other: "Shape") -> bool:
+        return all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self) if f.name != "num_layers")
+
+
+def narrow(names: Sequence[str], path: str, weights: Weights, teacher: Shape, shape: Shape) -> Weights:
+    """`weights` of a model of width `teacher` as those of one of width `shape`; `names` are all its parameters."""
+    for name in names:
+        axes_of(name)
+    sizes = {
+        "hidden": teacher.hidden_size,
+        "mlp": teacher.intermediate_size,
+        "query": teacher.num_heads * teacher.head_dim,
+        "kv": teacher.num_kv_heads * teacher.head_dim,
+    }
+
+    @cache
+    def hidden() -> Tensor:
+        return largest(hidden_importance(names, weights), shape.hidden_size)
+
+    @cache
+    def of_block(prefix: str) -> dict[str, Tensor]:
+        local = [name for name in names if name.startswith(prefix)]
+        return block_units(local, weights, sizes, teacher, shape)
+
+    def units(unit: str, name: str) -> Tensor:
+        return hidden() if unit == "hidden" else of_block(block_prefix(name, path))[unit]
+
+    def read(name: str) -> Tensor:
+        tensor = weights(name)
+        for axis, parts in enumerate(axes_of(name)[: tensor.dim()]):
+            if None not in parts:
+                index = [units(p, name) + start for p, start in zip(parts, starts(parts, sizes), strict=True)]  # type: ignore[arg-type]
+                tensor = tensor.index_select(axis, torch.cat(index))
+        return rescale(name, tensor, teacher.head_dim, shape.head_dim)
+
+    return read
+
+
+def axes_of(name: str) -> tuple[Parts, ...]:
+    """The AXES row of a parameter; a bias and a norm have the first axis only."""
+    module = name.split(".")[-2]
+    if module not in AXES:
+        raise ValueError(
+            f"{name}: not known how to make it narrower; keep the teacher's width and give num_layers only"
+        )
+    return AXES[module]
+
+
+def block_prefix(name: str, path: str) -> str:
+    """ "model.layers.3." of any parameter of block 3."""
+    return f"{path}.{name.removeprefix(f'{path}.').partition('.')[0]}."
+
+
+def starts(parts: Parts, sizes: dict[str, int]) -> list[int]:
+    """Where each part of a fused axis begins."""
+    return [sum(sizes[str(p)] for p in parts[:i]) for i in range(len(parts))]
+
+
+def largest(importance: Tensor, count: int) -> Tensor:
+    """Indices of the `count` largest, ascending; the first of equals."""
+    return importance.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def hidden_importance(names: Sequence[str], weights: Weights) -> Tensor:
+    """(hidden,) sums of squares of what writes to the residual stream."""
+    total: Tensor | None = None
+    for name in names:
+        axes = axes_of(name)
+        writes = len(axes) == 2 and name.endswith(".weight") and (axes[0] == ("hidden",) or "embed_tokens" in name)
+        if writes:
+            energy = weights(name).float().square().sum(1 if axes[0] == ("hidden",) else 0)
+            total = energy if total is None else total + energy
+    if total is None:
+        raise ValueError(f"model.student: none of {len(names)} parameters writes to the residual stream")
+    return total
+
+
+def block_units(
+    names: Sequence[str], weights: Weights, sizes: dict[str, int], teacher: Shape, shape: Shape
+) -> dict[str, Tensor]:
+    """Channels of one block that stay, along the axes "mlp", "query" and "kv"."""
+    mlp = largest(unit_norms(names, weights, sizes, "mlp", 1), shape.intermediate_size)
+    query = unit_norms(names, weights, sizes, "query", teacher.head_dim).view(teacher.num_kv_heads, teacher.group)
+    kv = unit_norms(names, weights, sizes, "kv", teacher.head_dim) * query.square().sum(1).sqrt()
+    groups = largest(kv, shape.num_kv_heads)
+    heads = torch.cat([g * teacher.group + largest(query[g], shape.group) for g in groups])
+    channels = head_channels(teacher.head_dim, shape.head_dim)
+
+    def spread(chosen: Tensor) -> Tensor:
+        return (chosen[:, None] * teacher.head_dim + channels).flatten()
+
+    return {"mlp": mlp, "query": spread(heads), "kv": spread(groups)}
+
+
+def unit_norms(names: Sequence[str], weights: Weights, sizes: dict[str, int], unit: str, width: int) -> Tensor:
+    """For every `width` channels along a unit's axis: the product of the norms of all matrices that touch them."""
+    norms = torch.ones(sizes[unit] // width)
+    for name in names:
+        for axis, parts in enumerate(axes_of(name)):
+            for part, start in zip(parts, starts(parts, sizes) if unit in parts else (), strict=False):
+                if part == unit and name.endswith(".weight"):
+                    piece = weights(name).narrow(axis, start, sizes[unit]).float()
+                    norms *= piece.square().sum(1 - axis).view(-1, width).sum(1).sqrt()
+    return norms
+
+
+def head_channels(teacher: int, student: int) -> Tensor:
+    """(student,) channels of a head of width `teacher` that a head of width `student` takes.
+
+    Rotary pair i of a head of width d turns with θ^(-2i/d): pair j takes the pair of nearest frequency. Going wider
+    some are taken twice, and `rescale` shares their weight out.
+    """
+    pairs = (torch.arange(student // 2) * teacher / student).round().long().clamp(max=teacher // 2 - 1)
+    return torch.cat([pairs, pairs + teacher // 2])
+
+
+def rescale(name: str, tensor: Tensor, teacher: int, student: int) -> Tensor:
+    """Keep q·k/√d and the heads' output what they were when channels of a head are taken twice or left out."""
+    module = name.split(".")[-2]
+    if teacher == student or module not in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        return tensor
+    channels = head_channels(teacher, student)
+    scale = channels.bincount(minlength=teacher)[channels].float().rsqrt()
+    if module == "q_proj":
+        scale = scale * sqrt(student / teacher)
+    if module == "o_proj":
+        return tensor if name.endswith(".bias") else (tensor.float().unflatten(1, (-1, student)) * scale).flatten(1)
+    shape = (-1, student, *tensor.shape[1:])
+    return (tensor.float().view(shape) * scale.view(student, *[1] * (tensor.dim() - 1))).flatten(0, 1)
