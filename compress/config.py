@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 METHODS = ("rtn", "gptq", "awq", "awq+gptq")
 FORMAT_NAMES = ("awq", "gptq", "compressed-tensors")
+DEFAULT_FORMAT = {"rtn": "compressed-tensors", "gptq": "gptq", "awq": "awq", "awq+gptq": "awq"}
 GROUP_SIZES = (128, 64, 32)  # what vLLM's kernels take, largest first
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

@@ -5,9 +5,7 @@ from pathlib import Path
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.config import FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
-
-DEFAULT_FORMAT = {"rtn": "compressed-tensors", "gptq": "gptq", "awq": "awq", "awq+gptq": "awq"}
+from compress.config import DEFAULT_FORMAT, FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
 
 
 @click.command("quantize")
@@ -76,8 +74,8 @@ def command(
 
     storage = getattr(torch, dtype) if dtype else None
     if dry_run:
-        checkpoint, plan = plan_quantize(model, config, dtype=storage)
-        emit(plan_row(checkpoint, plan, config), as_json=as_json)
+        _, plan = plan_quantize(model, config, dtype=storage)
+        emit(plan_row(str(model), plan, config), as_json=as_json)
         return
     emit(
         quantize_checkpoint(model, out, config, calibration=calibration, dtype=storage, report=report), as_json=as_json

@@ -44,6 +44,7 @@ def make_skeleton(config: dict[str, Any]) -> PreTrainedModel:
     """The causal LM with parameters on the meta device and real (computed) buffers, in eval mode."""
     with init_empty_weights(include_buffers=False), no_init_weights():
         model = AutoModelForCausalLM.from_config(make_config(config), dtype=torch.float32)
+    model.tie_weights()  # a tied head is the embedding's own parameter, and is listed once
     return model.eval().requires_grad_(False)
 
 
@@ -205,13 +206,15 @@ def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     return {name: (linear.out_features, linear.in_features) for name, linear in found.items()}
 
 
+def parameter_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of every stored parameter by name, a tied head left out, without any weights."""
+    return {name: tuple(parameter.shape) for name, parameter in make_skeleton(config).named_parameters()}
+
+
 def load_whole(config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> PreTrainedModel:
     """The whole causal LM in memory, in eval mode."""
     model = make_skeleton(config)
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
     for path, parameter in list(model.named_parameters()):
-        if path in tied:
-            continue
         tensor = weights(path)
         if tensor.shape != parameter.shape:
             raise ValueError(f"{path}: stored {tuple(tensor.shape)}, the config says {tuple(parameter.shape)}")

@@ -19,12 +19,12 @@ from compress.checkpoint.finite import cast_finite, check_finite
 from compress.checkpoint.formats import model_dtype, packed_config
 from compress.checkpoint.load import load_tokenizer, open_causal_lm, start_candidate
 from compress.checkpoint.memory import check_memory
-from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.read import Checkpoint, read_json
 from compress.checkpoint.record import RECORD, digest, record_text
 from compress.checkpoint.write import CheckpointWriter, both_spellings, check_room
 from compress.config import QuantizeConfig
 from compress.errors import GateFailure, QCompressError
-from compress.model.blocks import Block, BlockModel, linear_shapes
+from compress.model.blocks import Block, BlockModel, parameter_shapes
 from compress.quantize.block import BlockSettings, QuantizedBlock, quantize_block, round_block
 from compress.quantize.plan import Plan, make_plan, plan_row
 
@@ -40,13 +40,20 @@ def plan_quantize(model: Path, config: QuantizeConfig, *, dtype: torch.dtype | N
     if checkpoint.quantization is not None:
         method = checkpoint.quantization.get("quant_method")
         raise QCompressError(f"{model}: is already quantized ({method}); give the 16-bit checkpoint it was made from")
-    target = dtype or storage_dtype(checkpoint)
-    return checkpoint, make_plan(checkpoint, linear_shapes(checkpoint.config), config, target)
+    target = dtype or storage_dtype(checkpoint.config)
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    return checkpoint, make_plan(str(model), shapes, checkpoint.config, config, target)
 
 
-def storage_dtype(checkpoint: Checkpoint) -> torch.dtype:
+def plan_without_weights(config_file: Path, config: QuantizeConfig, *, dtype: torch.dtype | None = None) -> Plan:
+    """The same plan from a config.json alone."""
+    model = read_json(config_file)
+    return make_plan(str(config_file), parameter_shapes(model), model, config, dtype or storage_dtype(model))
+
+
+def storage_dtype(config: dict[str, Any]) -> torch.dtype:
     """float16 or bfloat16, as the source; float32 sources become float16."""
-    dtype = model_dtype(checkpoint.config)
+    dtype = model_dtype(config)
     return torch.float16 if dtype == torch.float32 else dtype
 
 
@@ -69,7 +76,7 @@ def quantize_checkpoint(
     tokenizer = load_tokenizer(model)
     blocks = BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)))
     check_memory(model, estimate_memory(blocks, plan, config))
-    report(plan_row(checkpoint, plan, config))
+    report(plan_row(str(model), plan, config))
     windows, start = None, None
     if config.method != "rtn":
         windows, start = calibration_windows(blocks, tokenizer, calibration, config)
@@ -94,7 +101,7 @@ def quantize_checkpoint(
     except BaseException:
         writer.discard()
         raise
-    return summary(checkpoint, plan, config, rows, out, time.perf_counter() - started)
+    return summary(plan_row(str(model), plan, config), config, rows, out, time.perf_counter() - started)
 
 
 def refuse_wrong(folder: Path, source: Path) -> None:
@@ -197,14 +204,12 @@ def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> i
     return table + 4 * (3 * per_block + 6 * widest**2 + tokens * (3 * model.hidden_size + widest))
 
 
-def summary(
-    checkpoint: Checkpoint, plan: Plan, config: QuantizeConfig, rows: list[Row], out: Path, seconds: float
-) -> Row:
+def summary(planned: Row, config: QuantizeConfig, rows: list[Row], out: Path, seconds: float) -> Row:
     """What the command prints: sizes, mean errors, how often damping had to grow, seconds."""
     means = {key: sum(row[key] for row in rows) / len(rows) for key in ("error", "rtn_error")}
     more_damping = sum(1 for row in rows if (row.get("damp_percent") or 0) > config.damp_percent)
     return {
-        **plan_row(checkpoint, plan, config),
+        **planned,
         "out": str(out),
         "mean_error": means["error"],
         "mean_rtn_error": means["rtn_error"],

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from compress.checkpoint.formats import FORMATS, Format, Scheme
-from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.write import TensorSpec, planned_bytes
 from compress.config import GROUP_SIZES, QuantizeConfig
 from compress.errors import QCompressError
+from compress.model.blocks import linear_shapes
 
 
 @dataclass(frozen=True)
@@ -56,31 +56,31 @@ def check_rows(linears: dict[str, tuple[int, int]]) -> None:
 
 
 def make_plan(
-    checkpoint: Checkpoint, linears: dict[str, tuple[int, int]], config: QuantizeConfig, dtype: torch.dtype
+    where: str, shapes: dict[str, tuple[int, ...]], model: dict[str, Any], config: QuantizeConfig, dtype: torch.dtype
 ) -> Plan:
-    """Every tensor of the result, in the source's order. QCompressError when it cannot be, or passes `max_size`.
+    """Every tensor of the result, in the order of `shapes`. QCompressError when it cannot be, or passes `max_size`.
 
-    `linears` are those of the decoder blocks, (out, in) by path; everything else is stored in `dtype`.
+    `shapes` are the source's parameters by name, `model` its config.json. The linears of the decoder blocks are packed,
+    everything else is stored in `dtype`; a tied head is not stored.
     """
+    linears = linear_shapes(model)
+    missing = [name for name in linears if f"{name}.weight" not in shapes]
+    if missing:
+        raise QCompressError(f"{where}: has no {missing[0]}.weight, which its config.json calls for")
     group_size = choose_group_size(linears, config.group_size)
     check_rows(linears)
     row, scheme = FORMATS[config.format], Scheme(config.bits, group_size, config.symmetric, dtype)
     specs: list[TensorSpec] = []
-    for name, info in checkpoint.tensors.items():
+    for name, shape in shapes.items():
         module = name.removesuffix(".weight")
         if module in linears:
             specs += packed_specs(module, linears[module], row, scheme)
-        elif not (name == "lm_head.weight" and checkpoint.config.get("tie_word_embeddings")):
-            specs.append(TensorSpec(name, dtype if info.dtype.is_floating_point else info.dtype, info.shape))
-    missing = [name for name in linears if f"{name}.weight" not in checkpoint.tensors]
-    if missing:
-        raise QCompressError(f"{checkpoint.path}: has no {missing[0]}.weight, which its config.json calls for")
+        elif not (name == "lm_head.weight" and model.get("tie_word_embeddings")):
+            specs.append(TensorSpec(name, dtype, shape))
     plan = Plan(row, scheme, linears, specs, ["lm_head"])
     if config.max_size is not None and plan.bytes > config.max_size:
         over = plan.bytes - config.max_size
-        raise QCompressError(
-            f"{checkpoint.path}: would be {plan.bytes:,} bytes, {over:,} over --max-size; {cure(plan)}"
-        )
+        raise QCompressError(f"{where}: would be {plan.bytes:,} bytes, {over:,} over --max-size; {cure(plan)}")
     return plan
 
 
@@ -96,10 +96,10 @@ def cure(plan: Plan) -> str:
     )
 
 
-def plan_row(checkpoint: Checkpoint, plan: Plan, config: QuantizeConfig) -> dict[str, Any]:
+def plan_row(where: str, plan: Plan, config: QuantizeConfig) -> dict[str, Any]:
     """The plan as a report row."""
     return {
-        "model": str(checkpoint.path),
+        "model": where,
         "method": config.method,
         "format": config.format,
         "bits": plan.scheme.bits,
@@ -107,6 +107,5 @@ def plan_row(checkpoint: Checkpoint, plan: Plan, config: QuantizeConfig) -> dict
         "sym": plan.scheme.sym,
         "linears": len(plan.linears),
         "bytes": plan.bytes,
-        "source_bytes": checkpoint.bytes,
         "bits_per_weight": round(plan.bits_per_weight, 4),
     }

@@ -23,10 +23,10 @@ SETTINGS = {
 
 @pytest.fixture(params=["tiny_llama", "tiny_qwen2"])
 def embedded(request):
-    """A block model and its first block's input: 6 windows of 16 tokens, as micro-batches of 2."""
+    """A block model and its first block's input: 6 windows of 64 tokens, as micro-batches of 2."""
     checkpoint = Checkpoint(request.getfixturevalue(request.param))
     blocks = BlockModel(checkpoint.config, weight_reader(checkpoint))
-    ids = torch.randint(0, 128, (6, 16), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 128, (6, 64), generator=torch.Generator().manual_seed(0))
     with blocks.ends():
         return blocks, [blocks.embed(part) for part in ids.split(2)]
 
@@ -46,7 +46,7 @@ def test_every_stage_sees_what_its_quantized_predecessors_make(embedded):
     blocks, batches = embedded
     twin = BlockModel(blocks.model.config.to_dict(), blocks.weights)
     with twin.ends():
-        twin.embed(torch.zeros(2, 16, dtype=torch.long))
+        twin.embed(torch.zeros(2, 64, dtype=torch.long))
     with blocks.block(0) as block, twin.block(0) as slow:
 
         def check(stage, inputs):
@@ -86,7 +86,7 @@ def test_micro_batches_never_change_the_codes(embedded, method):
     for parts in (batches, [torch.cat(batches)]):
         if parts is not batches:
             with blocks.ends():
-                blocks.embed(torch.zeros(6, 16, dtype=torch.long))
+                blocks.embed(torch.zeros(6, 64, dtype=torch.long))
         with blocks.block(0) as block:
             settings = BlockSettings(method, **SETTINGS)
             found.append(quantize_block(block, blocks.runner(block, 0), parts, settings)[0].weights)

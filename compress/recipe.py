@@ -1,0 +1,155 @@
+"""Recipes: a whole job in one YAML file, checked before anything runs.
+
+    teacher: models/teacher          a checkpoint directory
+    out: runs/first                  everything is written below it
+    distill: {blocks: 20, ...}       the options of `qcompress distill`, with underscores
+    quantize:
+      - {name: awq, method: awq}     the options of `qcompress quantize`, one entry per variant
+    verify: {max_kl: 0.3}            limits on every variant against the student
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compress.config import DEFAULT_FORMAT, QuantizeConfig, parse_size
+from compress.errors import QCompressError
+
+
+class Part(BaseModel):
+    """A section of a recipe: unknown keys are mistakes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DistillPart(Part):
+    """How the student is made; what is left out takes the command's default."""
+
+    student: Path | None = None
+    student_config: Path | None = Field(None, description="config.json of the student, for planning without weights")
+    blocks: int | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    num_layers: int | None = None
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    data: list[str] | None = None
+    held_out: list[str] | None = None
+    alpha: float | None = None
+    temperature: float | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    batch_size: int | None = None
+    micro_batch_size: int | None = None
+    seq_len: int | None = None
+    learning_rate: float | None = None
+    warmup: float | None = None
+    eval_every: int | None = None
+    seed: int | None = None
+    dtype: str | None = None
+
+
+class QuantizePart(Part):
+    """One 4-bit variant of the student."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.+-]+$")
+    method: str
+    format: str | None = None
+    group_size: int | str = "auto"
+    sym: bool | None = None
+    calibration: list[str] = ["default"]
+    n_samples: int = 128
+    seq_len: int = 512
+    damp_percent: float = 0.01
+    max_size: str | None = None
+    seed: int = 0
+    dtype: str | None = None
+
+    def config(self) -> QuantizeConfig:
+        """The job's settings. ValueError for values that cannot be."""
+        return QuantizeConfig(
+            method=self.method,
+            format=self.format or DEFAULT_FORMAT.get(self.method, ""),
+            group_size=0 if self.group_size == "auto" else int(self.group_size),
+            sym=self.sym,
+            damp_percent=self.damp_percent,
+            n_samples=self.n_samples,
+            seq_len=self.seq_len,
+            seed=self.seed,
+            max_size=parse_size(self.max_size) if self.max_size else None,
+        )
+
+
+class VerifyPart(Part):
+    """The text that judges, and the limits that every variant must keep against the student."""
+
+    text: str = "heldout"
+    windows: int = 24
+    seq_len: int = 512
+    max_kl: float | None = None
+    max_perplexity_ratio: float | None = None
+
+
+class Recipe(Part):
+    """A teacher, and what becomes of it below `out`."""
+
+    teacher: Path
+    teacher_config: Path | None = Field(None, description="config.json of the teacher, for planning without weights")
+    out: Path
+    distill: DistillPart | None = None
+    quantize: list[QuantizePart] = []
+    verify: VerifyPart = VerifyPart()
+
+    def variant_path(self, part: QuantizePart) -> Path:
+        return self.out / part.name
+
+    @property
+    def student_path(self) -> Path:
+        """The FP16 model that is quantized: the distilled student, or the teacher where nothing is distilled."""
+        return self.out / "student" if self.distill else self.teacher
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file. QCompressError names the file, the key and the nearest known one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise QCompressError(f"{path}: cannot be read ({error.__class__.__name__}); give a YAML recipe") from None
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise QCompressError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(value, dict):
+        raise QCompressError(f"{path}: holds no keys; see recipes/quickstart.yaml")
+    try:
+        recipe = Recipe.model_validate(value)
+        for part in recipe.quantize:
+            part.config()
+    except ValidationError as error:
+        raise QCompressError(f"{path}: {first_error(error)}") from None
+    except ValueError as error:
+        raise QCompressError(f"{path}: {error}") from None
+    names = [part.name for part in recipe.quantize]
+    if len(set(names)) < len(names) or "student" in names:
+        raise QCompressError(f"{path}: quantize names must differ from one another and from 'student': {names}")
+    return recipe
+
+
+def first_error(error: ValidationError) -> str:
+    """The first mistake in one line, with the nearest known key for one that is unknown."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{place}: {first['msg']}"
+    known = known_keys(first["loc"][:-1])
+    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+    return f"unknown key {place}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
+
+
+def known_keys(place: tuple[Any, ...]) -> list[str]:
+    parts: dict[str, type[Part]] = {"distill": DistillPart, "quantize": QuantizePart, "verify": VerifyPart}
+    section = parts.get(str(place[0]), Recipe) if place else Recipe
+    return list(section.model_fields)

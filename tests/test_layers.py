@@ -1,0 +1,74 @@
+"""Imports point down only, and siblings never import each other. The rooms of CONTRIBUTING.md, as a test."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = [  # top first; the longest matching prefix decides
+    {"compress.cli"},
+    {"compress.pipeline"},
+    {"compress.quantize.job", "compress.distill.job", "compress.evaluate", "compress.serve", "compress.recipe"},
+    {"compress.quantize", "compress.distill"},
+    {"compress.checkpoint"},
+    {"compress.model"},
+    {"compress.config", "compress.errors", "compress.quantize.grid", "compress.checkpoint.pack"},
+    {"calibration"},
+]
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+FILES = sorted(path for top in ("compress", "calibration") for path in (ROOT / top).rglob("*.py"))
+TRANSFORMERS = {"compress.model", "compress.checkpoint"}
+
+
+def room(module: str) -> str:
+    """The longest name of LAYERS that `module` begins with: 'compress.quantize.gptq' -> 'compress.quantize'."""
+    parts = module.split(".")
+    names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next((name for name in names if name in RANK), module)
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(line, module) of every import in a file, those inside functions too."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+    return found
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    own = room(module_of(path))
+    if own == "compress":
+        return
+    for line, module in imports(path):
+        if module.split(".")[0] in ("compress", "calibration"):
+            used = room(module)
+            assert used == own or RANK[used] > RANK[own], f"line {line}: {own} may not import {used}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_model_and_checkpoint_know_transformers(path):
+    used = [module for _, module in imports(path) if module.split(".")[0] == "transformers"]
+    assert not used or room(module_of(path)) in TRANSFORMERS, used
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_pack_shifts_bits(path):
+    shifts = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.LShift | ast.RShift)]
+    allowed = {"compress.checkpoint.pack", "compress.serve.cpu_kernel"}  # the kernel reads vLLM's words, not ours
+    assert not shifts or module_of(path) in allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_cli_prints(path):
+    calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+    prints = [n.lineno for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"]
+    assert not prints or module_of(path).startswith("compress.cli")
