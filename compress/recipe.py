@@ -1,21 +1,23 @@
 """Recipes: a whole job in one YAML file, checked before anything runs.
 
-    teacher: models/teacher          a checkpoint directory
-    out: runs/first                  everything is written below it
-    distill: {blocks: 20, ...}       the options of `qcompress distill`, with underscores
-    quantize:
-      - {name: awq, method: awq}     the options of `qcompress quantize`, one entry per variant
-    verify: {max_kl: 0.3}            limits on every variant against the student
+teacher: models/teacher          a checkpoint directory
+out: runs/first                  everything is written below it
+distill: {blocks: 20, ...}       the options of `qcompress distill`, with underscores
+quantize:
+  - {name: awq, method: awq}     the options of `qcompress quantize`, one entry per variant
+verify: {max_kl: 0.3}            limits on every variant against the student
 """
 
 import difflib
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from compress.config import DEFAULT_FORMAT, QuantizeConfig, parse_size
+from compress.distill.config import DistillConfig
 from compress.errors import QCompressError
 
 
@@ -25,31 +27,11 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class DistillPart(Part):
-    """How the student is made; what is left out takes the command's default."""
-
-    student: Path | None = None
-    student_config: Path | None = Field(None, description="config.json of the student, for planning without weights")
-    blocks: int | None = None
-    hidden_size: int | None = None
-    intermediate_size: int | None = None
-    num_layers: int | None = None
-    num_heads: int | None = None
-    num_kv_heads: int | None = None
-    data: list[str] | None = None
-    held_out: list[str] | None = None
-    alpha: float | None = None
-    temperature: float | None = None
-    steps: int | None = None
-    tokens: int | None = None
-    batch_size: int | None = None
-    micro_batch_size: int | None = None
-    seq_len: int | None = None
-    learning_rate: float | None = None
-    warmup: float | None = None
-    eval_every: int | None = None
-    seed: int | None = None
-    dtype: str | None = None
+DistillPart = create_model(  # exactly the fields of the command's own settings
+    "DistillPart",
+    __base__=Part,
+    **{field.name: (get_type_hints(DistillConfig)[field.name], field.default) for field in fields(DistillConfig)},
+)
 
 
 class QuantizePart(Part):
@@ -98,10 +80,15 @@ class Recipe(Part):
 
     teacher: Path
     teacher_config: Path | None = Field(None, description="config.json of the teacher, for planning without weights")
+    student_config: Path | None = Field(None, description="config.json of distill.student, likewise")
     out: Path
-    distill: DistillPart | None = None
+    distill: DistillPart | None = None  # type: ignore[valid-type]
     quantize: list[QuantizePart] = []
     verify: VerifyPart = VerifyPart()
+
+    def distill_config(self) -> DistillConfig | None:
+        """The distillation's settings, None where nothing is distilled. ValueError for values that cannot be."""
+        return None if self.distill is None else DistillConfig(**self.distill.model_dump())  # type: ignore[attr-defined]
 
     def variant_path(self, part: QuantizePart) -> Path:
         return self.out / part.name
@@ -126,6 +113,7 @@ def load_recipe(path: Path) -> Recipe:
         raise QCompressError(f"{path}: holds no keys; see recipes/quickstart.yaml")
     try:
         recipe = Recipe.model_validate(value)
+        recipe.distill_config()
         for part in recipe.quantize:
             part.config()
     except ValidationError as error:

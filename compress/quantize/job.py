@@ -19,7 +19,7 @@ from compress.checkpoint.finite import cast_finite, check_finite
 from compress.checkpoint.formats import model_dtype, packed_config
 from compress.checkpoint.load import load_tokenizer, open_causal_lm, start_candidate
 from compress.checkpoint.memory import check_memory
-from compress.checkpoint.read import Checkpoint, read_json
+from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import RECORD, digest, record_text
 from compress.checkpoint.write import CheckpointWriter, both_spellings, check_room
 from compress.config import QuantizeConfig
@@ -45,10 +45,11 @@ def plan_quantize(model: Path, config: QuantizeConfig, *, dtype: torch.dtype | N
     return checkpoint, make_plan(str(model), shapes, checkpoint.config, config, target)
 
 
-def plan_without_weights(config_file: Path, config: QuantizeConfig, *, dtype: torch.dtype | None = None) -> Plan:
-    """The same plan from a config.json alone."""
-    model = read_json(config_file)
-    return make_plan(str(config_file), parameter_shapes(model), model, config, dtype or storage_dtype(model))
+def plan_without_weights(
+    where: str, model: dict[str, Any], config: QuantizeConfig, *, dtype: torch.dtype | None = None
+) -> Plan:
+    """The same plan from a config.json alone; `where` names it in errors."""
+    return make_plan(where, parameter_shapes(model), model, config, dtype or storage_dtype(model))
 
 
 def storage_dtype(config: dict[str, Any]) -> torch.dtype:

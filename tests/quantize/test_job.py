@@ -1,0 +1,156 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from compress.checkpoint.check import check_checkpoint
+from compress.checkpoint.formats import quantized_weight
+from compress.checkpoint.load import load_model
+from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.record import read_record
+from compress.checkpoint.write import partial_path
+from compress.config import METHODS, QuantizeConfig, parse_size
+from compress.errors import QCompressError
+from compress.quantize.job import plan_quantize, quantize_checkpoint
+
+
+def settings(method="gptq", format="gptq", **changes):
+    return QuantizeConfig(**({"method": method, "format": format, "n_samples": 8, "seq_len": 32} | changes))
+
+
+ALL = [(m, "awq", None) for m in METHODS] + [(m, "gptq", None) for m in METHODS]
+ALL += [(m, "compressed-tensors", sym) for m in ("rtn", "awq+gptq") for sym in (True, False)]
+
+
+@pytest.mark.parametrize(("method", "format", "sym"), ALL)
+@pytest.mark.parametrize("model", ["tiny_llama", "tiny_qwen2"])
+def test_what_is_written_passes_check_has_the_planned_bytes_and_loads(request, tmp_path, model, method, format, sym):
+    source, out, config = request.getfixturevalue(model), tmp_path / "out", settings(method, format, sym=sym)
+    row = quantize_checkpoint(source, out, config)
+    assert [r for r in check_checkpoint(out, source=source) if r["level"] == "error"] == []
+    assert row["bytes"] == Checkpoint(out).bytes == plan_quantize(source, config)[1].bytes
+    ids = torch.arange(32)[None]
+    with torch.no_grad():
+        assert load_model(out)(ids).logits.isfinite().all()
+    assert not partial_path(out).exists()
+
+
+def test_the_same_command_writes_the_same_bytes(tiny_llama, tmp_path):
+    for name in ("a", "b"):
+        quantize_checkpoint(tiny_llama, tmp_path / name, settings())
+    a, b = (tmp_path / name / "model.safetensors" for name in ("a", "b"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_formats_hold_the_same_numbers(tiny_llama, tmp_path):
+    weights = []
+    for format, sym in (("gptq", None), ("compressed-tensors", True)):
+        quantize_checkpoint(tiny_llama, tmp_path / format, settings("rtn", format, sym=sym))
+        weights.append(quantized_weight(Checkpoint(tmp_path / format), "model.layers.0.mlp.up_proj").dequantize())
+    assert torch.equal(*weights)
+
+
+def test_the_record_tells_how_it_was_made(tiny_llama, tmp_path):
+    quantize_checkpoint(tiny_llama, tmp_path / "out", settings())
+    record = read_record(tmp_path / "out")
+    assert record["command"] == "quantize" and record["settings"]["group_size"] == 64
+    assert record["calibration"]["sources"][0]["digest"].startswith("sha256:")
+    assert "token" in record["calibration"]["start"]
+    assert len(record["rows"]) == 14 and record["source"]["digest"].startswith("sha256:")
+
+
+def wounded(source, out, **changes):
+    """A copy of a checkpoint with tensors replaced."""
+    shutil.copytree(source, out)
+    tensors = load_file(out / "model.safetensors")
+    save_file(tensors | {name: change(tensors[name]) for name, change in changes.items()}, out / "model.safetensors")
+    (out / "qcompress.sha256.json").unlink(missing_ok=True)
+    return out
+
+
+NAME = "model.layers.1.mlp.up_proj.weight"
+
+
+def poisoned(value):
+    def change(tensor):
+        tensor = tensor.float() if abs(value) > 1e4 else tensor.clone()
+        tensor[0, 0] = value
+        return tensor
+
+    return change
+
+
+@pytest.mark.parametrize(("value", "words"), [(float("nan"), "NaN"), (float("inf"), "infinite")])
+def test_a_weight_that_is_no_number_is_named_and_nothing_is_left(tiny_llama, tmp_path, value, words):
+    source = wounded(tiny_llama, tmp_path / "source", **{NAME: poisoned(value)})
+    with pytest.raises(QCompressError, match=rf"{NAME}.*{words}"):
+        quantize_checkpoint(source, tmp_path / "out", settings("rtn"))
+    assert not (tmp_path / "out").exists() and not partial_path(tmp_path / "out").exists()
+
+
+def test_a_weight_that_overflows_float16_is_named_with_the_cure(tiny_llama, tmp_path):
+    name = "model.embed_tokens.weight"
+    source = wounded(tiny_llama, tmp_path / "source", **{name: poisoned(1e6)})
+    with pytest.raises(QCompressError, match=rf"{name}: 1e\+06 overflows.*--dtype bfloat16"):
+        quantize_checkpoint(source, tmp_path / "out", settings("rtn"))
+    quantize_checkpoint(source, tmp_path / "bf16", settings("rtn"), dtype=torch.bfloat16)
+    assert not partial_path(tmp_path / "out").exists()
+
+
+def test_a_quantized_checkpoint_is_not_quantized_again(tiny_llama, tmp_path):
+    quantize_checkpoint(tiny_llama, tmp_path / "out", settings("rtn"))
+    with pytest.raises(QCompressError, match="already quantized"):
+        quantize_checkpoint(tmp_path / "out", tmp_path / "twice", settings("rtn"))
+
+
+def test_a_group_size_that_divides_nothing_names_the_linear(tiny_llama):
+    with pytest.raises(
+        QCompressError, match=r"q_proj: --group-size 128 does not divide its 64 inputs; legal here: 64, 32"
+    ):
+        plan_quantize(tiny_llama, settings(group_size=128))
+
+
+def test_auto_takes_the_largest_legal_group_size(tiny_llama):
+    assert plan_quantize(tiny_llama, settings())[1].scheme.group_size == 64
+
+
+def test_a_budget_that_cannot_be_met_says_by_how_much(tiny_llama):
+    size = plan_quantize(tiny_llama, settings())[1].bytes
+    plan_quantize(tiny_llama, settings(max_size=size))
+    with pytest.raises(QCompressError, match=r" 1 over --max-size"):
+        plan_quantize(tiny_llama, settings(max_size=size - 1))
+
+
+def test_a_full_directory_is_refused_before_any_work(tiny_llama, tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(QCompressError, match="not empty"):
+        quantize_checkpoint(tiny_llama, tmp_path, settings("rtn"))
+    assert (tmp_path / "note.txt").read_text() == "mine"
+
+
+def test_what_is_no_causal_lm_is_refused(tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "bert")
+    config = json.loads((tmp_path / "bert/config.json").read_text()) | {
+        "model_type": "bert",
+        "architectures": ["BertModel"],
+    }
+    (tmp_path / "bert/config.json").write_text(json.dumps(config))
+    with pytest.raises(QCompressError, match="not a causal language model"):
+        plan_quantize(tmp_path / "bert", settings())
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("800mb", 8 * 10**8), ("12", 12)]
+)
+def test_sizes_are_read_as_people_write_them(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "changes", [{"group_size": 48}, {"bits": 3}, {"sym": False}, {"damp_percent": 0.0}, {"n_samples": 0}]
+)
+def test_settings_that_cannot_be_are_refused_where_they_are_made(changes):
+    with pytest.raises(ValueError):
+        settings(**changes)
