@@ -4,7 +4,6 @@ A stage is skipped when its output is whole and was made by the same command wit
 inputs. What made an output is kept beside it, in `stages.json`.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence

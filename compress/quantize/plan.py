@@ -35,7 +35,7 @@ class Plan:
 
 
 def choose_group_size(linears: dict[str, tuple[int, int]], wanted: int) -> int:
-    """`wanted`, or for 0 the largest of GROUP_SIZES that divides every linear's inputs. QCompressError names the culprit."""
+    """`wanted`, or for 0 the largest of GROUP_SIZES that divides all inputs. QCompressError names the culprit."""
     for size in [wanted] if wanted else GROUP_SIZES:
         misfits = [name for name, (_, inn) in linears.items() if inn % size]
         if not misfits:

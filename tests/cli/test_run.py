@@ -1,0 +1,103 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from compress.cli import cli
+from compress.recipe import load_recipe
+
+RECIPES = sorted(Path(__file__).parents[2].joinpath("recipes").glob("*.yaml"))
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def small(teacher, out, **changes):
+    """A recipe of seconds: one step of distillation, one variant."""
+    value = {
+        "teacher": str(teacher),
+        "out": str(out),
+        "distill": {"blocks": 1, "steps": 1, "batch_size": 2, "seq_len": 32},
+        "quantize": [{"name": "q", "method": "gptq", "n_samples": 8, "seq_len": 32}],
+        "verify": {"windows": 2, "seq_len": 32},
+    }
+    return value | changes
+
+
+def write(path, value):
+    path.write_text(yaml.safe_dump(value))
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_that_ship_parse(path):
+    assert load_recipe(path).quantize
+
+
+def test_the_mission_is_planned_without_weights():
+    path = next(path for path in RECIPES if "7b" in path.stem)
+    rows = json.loads(invoke("run", path, "--dry-run", "--json").stdout)
+    assert rows[0]["teacher_parameters"] == 7_615_616_512
+    assert rows[0]["parameters"] == 1_543_714_304
+    assert rows[0]["tokens"] >= 100_000_000 and rows[0]["memory_bytes"] > 10**10
+    assert all(row["bytes"] < 2 * 10**9 and row["group_size"] == 128 for row in rows[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"techer": "x"}, "unknown key techer; did you mean teacher?"),
+        ({"verify": {"max_k": 1}}, "unknown key verify.max_k; did you mean max_kl?"),
+        ({"distill": {"blocks": 1, "step": 3}}, "did you mean steps?"),
+        ({"quantize": [{"name": "a", "method": "gptq", "grup_size": 64}]}, "did you mean group_size?"),
+        ({"quantize": [{"name": "a", "method": "magic"}]}, "magic"),
+        ({"quantize": [{"name": "student", "method": "gptq"}]}, "differ"),
+        ({"quantize": [{"name": "a", "method": "gptq", "max_size": "big"}]}, "2GB"),
+    ],
+)
+def test_a_wrong_recipe_names_the_key_and_the_nearest_known_one(tmp_path, change, words):
+    path = write(tmp_path / "recipe.yaml", small("teacher", tmp_path / "out", **change))
+    result = invoke("run", path)
+    assert result.exit_code == 1 and words in result.output and str(path) in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_runs_skips_what_is_done_and_refuses_what_changed(tiny_llama, tmp_path):
+    path = write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out"))
+    first = invoke("run", path)
+    assert first.exit_code == 0, first.output
+    weights = tmp_path / "out/q/model.safetensors"
+    made = weights.stat().st_mtime_ns
+    again = invoke("run", path, "--json")
+    assert again.exit_code == 0 and again.stderr.count("unchanged") == 2 and weights.stat().st_mtime_ns == made
+    rows = json.loads(again.stdout)
+    assert rows["verdicts"][0]["passed"] and (tmp_path / "out/report.html").is_file()
+    assert rows["distill"]["factor"] > 0
+
+    changed = small(tiny_llama, tmp_path / "out")
+    changed["quantize"][0]["group_size"] = 32
+    refused = invoke("run", write(path, changed))
+    assert refused.exit_code == 1 and "group_size (0 → 32)" in refused.output and weights.stat().st_mtime_ns == made
+    assert invoke("run", path, "--force").exit_code == 0
+    assert weights.stat().st_mtime_ns != made
+
+
+def test_a_limit_that_is_passed_ends_with_3_after_the_report(tiny_llama, tmp_path):
+    value = small(tiny_llama, tmp_path / "out", verify={"windows": 2, "seq_len": 32, "max_kl": 1e-9})
+    result = invoke("run", write(tmp_path / "recipe.yaml", value))
+    assert result.exit_code == 3 and "kl" in result.output and "above the limit" in result.output
+    assert (tmp_path / "out/report.html").is_file()
+
+
+def test_a_wounded_output_is_not_taken_for_whole(tiny_llama, tmp_path):
+    path = write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out"))
+    assert invoke("run", path).exit_code == 0
+    weights = tmp_path / "out/q/model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-9] ^= 1
+    weights.write_bytes(data)
+    result = invoke("run", path)
+    assert result.exit_code == 1 and "weights than were written" in result.output
