@@ -240,7 +240,13 @@ def quantized_weight(checkpoint: Checkpoint, module: str) -> QuantizedWeight:
     if row is None:
         raise QCompressError(f"{checkpoint.path}: is not quantized, so {module} has no codes")
     assert checkpoint.quantization is not None
-    scheme = row.scheme(checkpoint.quantization, model_dtype(checkpoint.config))
+    return quantized_as(checkpoint, module, row.scheme(checkpoint.quantization, model_dtype(checkpoint.config)))
+
+
+def quantized_as(checkpoint: Checkpoint, module: str, scheme: Scheme) -> QuantizedWeight:
+    """The same under a given scheme, for a module that has its own."""
+    row = format_of(checkpoint)
+    assert row is not None
     weight = row.load(lambda suffix: checkpoint.tensor(f"{module}.{suffix}"), scheme)
     if weight.scales.shape != weight.zeros.shape or scheme.group_size not in (-1, weight.group_size):
         found = f"scales {tuple(weight.scales.shape)}, zeros {tuple(weight.zeros.shape)}"

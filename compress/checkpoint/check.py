@@ -1,0 +1,149 @@
+"""The validator: a checkpoint against everything that a loader would trip over, and what it would load in silence.
+
+Rules are functions in a table, from a Subject to findings; this file opens the checkpoint and runs them. C rules read
+config.json, T rules the tensors, TP the ranks, O what older loaders need, D the digests taken at writing.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoint import check_bodies, check_config, check_meaning, check_methods, check_tensors
+from compress.checkpoint.check_subject import Finding, Findings, Subject, error, make_table, warning
+from compress.checkpoint.read import INDEX, Checkpoint, read_header, read_json, weight_files
+from compress.checkpoint.record import digest, read_record
+from compress.errors import QCompressError
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule's id in the loading contract, and the function that finds where it is broken."""
+
+    id: str
+    find: Callable[[Subject], Findings]
+
+
+RULES = (
+    Rule("C1", check_config.known_method),
+    Rule("C2", check_config.known_model),
+    Rule("C3", check_config.no_second_opinion),
+    Rule("C4", check_methods.awq_keys),
+    Rule("C5", check_methods.gptq_keys),
+    Rule("C6", check_methods.ct_keys),
+    Rule("C7", check_methods.skip_list),
+    Rule("C8", check_methods.rules_by_name),
+    Rule("C9", check_config.ends_agree),
+    Rule("S10", check_config.ignored_keys),
+    Rule("O1", check_config.rope_in_both),
+    Rule("O2", check_config.dtype_in_both),
+    Rule("O3", check_config.tokenizer_in_both),
+    Rule("T1", check_tensors.all_parts),
+    Rule("T2", check_tensors.dtypes),
+    Rule("T3", check_tensors.shapes),
+    Rule("T4", check_tensors.whole_groups),
+    Rule("T5", check_bodies.gptq_order),
+    Rule("T6", check_tensors.awq_zeros),
+    Rule("T7", check_bodies.scales_sane),
+    Rule("T8", check_tensors.fused_alike),
+    Rule("T10", check_tensors.plain_parameters),
+    Rule("T10", check_bodies.finite_parameters),
+    Rule("T11", check_tensors.known_names),
+    Rule("T12", check_meaning.codes_mean_weights),
+    Rule("TP", check_tensors.ranks),
+    Rule("D1", check_bodies.same_as_written),
+    Rule("D2", check_bodies.config_as_written),
+)
+
+
+def check_checkpoint(path: str | Path, *, tp: int = 1, source: str | Path | None = None) -> list[Row]:
+    """Every broken rule of a checkpoint as a row: rule, tensor or key or file, value, expected, consequence, level.
+
+    `tp` asks for a number of ranks, `source` names the plain checkpoint it was made from; without one, that of the
+    checkpoint's own record is used where it still lies there unchanged. Levels are "error" and "warning".
+    QCompressError for a directory that is no checkpoint.
+    """
+    path = Path(path)
+    config = read_json(path / "config.json")
+    if not any(path.glob("*.safetensors")) and not (path / INDEX).is_file():
+        weight_files(path)  # tells what is wrong
+    rows = [stamp("T9", finding) for finding in files_whole(path)]
+    if any(row["level"] == "error" for row in rows):
+        return rows + [stamp("T1", finding) for finding in names_once(path)]
+    try:
+        table = make_table(config)
+    except QCompressError as problem:
+        stop = "transformers can make no causal language model of it, and vLLM stops"
+        return [*rows, stamp("C2", error(problem.message, "a known architecture", stop, file="config.json"))]
+    checkpoint = Checkpoint(path)
+    subject = Subject(checkpoint, table, tp, find_source(checkpoint, source))
+    return rows + [stamp(rule.id, finding) for rule in RULES for finding in findings(rule, subject)]
+
+
+def stamp(rule: str, finding: Finding) -> Row:
+    where = [key for key in ("tensor", "key", "file") if key in finding]
+    return {"rule": rule, **{key: finding[key] for key in where}, **finding}
+
+
+def findings(rule: Rule, subject: Subject) -> Findings:
+    """What a rule finds; a file that it cannot read is a finding too."""
+    try:
+        yield from rule.find(subject)
+    except QCompressError as problem:
+        yield error(problem.message, "a readable file", "loaders stop at it", file=subject.checkpoint.path.name)
+
+
+def files_whole(path: Path) -> Findings:
+    """T9: every weight file is whole and inside the directory, and the index and the files tell the same names."""
+    index, files = path / INDEX, sorted(path.glob("*.safetensors"))
+    try:
+        Checkpoint(path)
+    except QCompressError as problem:
+        yield error(
+            problem.message, "whole files that the index agrees with", "vLLM stops while loading", file=path.name
+        )
+        return
+    listed: dict[str, str] = read_json(index)["weight_map"] if index.is_file() else {}
+    if not listed and [file.name for file in files] != ["model.safetensors"]:
+        names = ", ".join(file.name for file in files[:3])
+        stop = "transformers finds no weights; vLLM loads whatever lies there"
+        yield error(names, f"model.safetensors alone, or {INDEX}", stop, file=INDEX)
+    for file in files if listed else ():
+        unlisted = sorted(read_header(file).keys() - {name for name, place in listed.items() if place == file.name})
+        if unlisted:
+            told = f"{file.name} holds {unlisted[0]}" + (f" and {len(unlisted) - 1} more" * (len(unlisted) > 1))
+            silent = "transformers leaves them unset, vLLM counts them when it looks for quantized modules (silent)"
+            yield error(told, "every tensor in the index", silent, file=INDEX)
+        elif file.name not in listed.values():
+            yield warning(file.name, "only files of the index", "nothing: it is empty", file=file.name)
+    for file in sorted(path.glob("*model*.bin")):
+        yield warning(file.name, "safetensors alone", "loaders that prefer pickles load the other one", file=file.name)
+
+
+def names_once(path: Path) -> Iterator[Finding]:
+    """T1: no tensor is in two files."""
+    seen: dict[str, str] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            names = read_header(file)
+        except QCompressError:
+            continue  # T9
+        for name in names:
+            if name in seen:
+                yield error(f"{seen[name]} and {file.name}", "one file", "vLLM keeps whichever comes last", tensor=name)
+            seen[name] = file.name
+
+
+def find_source(checkpoint: Checkpoint, given: str | Path | None) -> Checkpoint | None:
+    """The checkpoint to compare with: the given one, else the record's when it is still what it was, else None."""
+    if given is not None:
+        return Checkpoint(given)
+    noted = read_record(checkpoint.path).get("source")
+    if not isinstance(noted, dict) or not isinstance(noted.get("path"), str) or not Path(noted["path"]).is_dir():
+        return None
+    try:
+        return Checkpoint(noted["path"]) if digest(Path(noted["path"])) == noted.get("digest") else None
+    except QCompressError:
+        return None

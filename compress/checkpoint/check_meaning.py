@@ -1,0 +1,139 @@
+"""Rule T12: do the codes mean the weights they were made from? No loader asks: a swapped nibble loads like any other.
+
+With the source at hand, every packed weight W' is compared with its source W. Folding (AWQ) may have multiplied input
+channels and divided outputs, so both are first brought together by W' ≈ t · W · s with one s per input and one t per
+output, fitted to the data: exact for folding, and far too few numbers to hide a mistake in a layout. What is left is
+the rounding. Measured on SmolLM2-135M, groups of 64:
+
+                                   rtn, awq        gptq            wrong nibble order   zeros off by one
+    cosine of the whole weight     ≥ 0.993         ≥ 0.977         about 0              0.94
+    worst row                      ≥ 0.985         ≥ 0.73          about 0              0.9
+    mean error in steps            ≤ 0.002         ≤ 0.015         0                    1
+
+At most ROWS outputs of a weight are looked at, drawn at random: a layout is wrong everywhere or nowhere.
+
+Without the source only what holds for any trained weight is asked: weights lie around 0, most of them near it, and
+the zeros of asymmetric groups follow their codes (correlation ≥ 0.91 there, 0 when codes and zeros are mixed up).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compress.checkpoint.check_subject import Finding, Findings, Subject, error, warning
+from compress.checkpoint.formats import format_of, quantized_as, weight_reader
+from compress.quantize.grid import QuantizedWeight, split_groups
+
+ROWS = 1024
+LEAST_COSINE, LEAST_ROW_COSINE, MOST_SHIFT = 0.9, 0.4, 0.25
+GAINS = (0.5, 1.75)  # of a group against its row's median; gptq reaches 0.70 and 1.35
+LEAST_FOLLOWING, MOST_OFFSET, MOST_SPREAD = 0.5, 0.75, 5.0
+ENOUGH_GROUPS, VARYING = 64, 0.3
+SILENT = "vLLM loads it without a word and answers with noise (silent)"
+
+
+def codes_mean_weights(subject: Subject) -> Findings:
+    """T12: packed weights are those of the source, or at least could be some model's weights."""
+    read = weight_reader(subject.source) if subject.source else None
+    row = format_of(subject.checkpoint) if subject.format else None
+    for name, _, scheme in subject.sound():
+        assert row is not None
+        weight, tensor = quantized_as(subject.checkpoint, name, scheme), f"{name}.{row.packed}"
+        rows = sample(len(weight.codes))
+        weight = replace(weight, codes=weight.codes[rows], scales=weight.scales[rows], zeros=weight.zeros[rows])
+        if not torch.isfinite(weight.scales).all():
+            continue  # T7
+        yield from (finding | {"tensor": tensor} for finding in plausible(weight))
+        if read is not None:
+            source = read(f"{name}.weight")
+            yield from (finding | {"tensor": tensor} for finding in like_source(weight, source, rows))
+
+
+def sample(count: int) -> Tensor:
+    """The indices of at most ROWS out of `count` rows, in order, the same every time."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:ROWS].sort().values
+
+
+def plausible(weight: QuantizedWeight) -> Iterator[Finding]:
+    """What is odd about codes and zeros by themselves."""
+    unit = 2 ** (weight.bits - 4)
+    offset = split_groups(weight.codes, weight.group_size).float() - weight.zeros[..., None]
+    mean, spread = offset.mean().item() / unit, offset.abs().mean().item() / unit
+    if abs(mean) > MOST_OFFSET:
+        yield error(f"codes lie {mean:.2f} off their zeros", f"at most {MOST_OFFSET}, as weights lie around 0", SILENT)
+    if spread > MOST_SPREAD:
+        yield error(f"codes lie {spread:.2f} from their zeros", f"at most {MOST_SPREAD} of 8", SILENT)
+    zeros, codes = weight.zeros.flatten(), (offset.mean(-1) + weight.zeros).flatten()
+    if not weight.sym and zeros.numel() >= ENOUGH_GROUPS and zeros.std() > VARYING * unit and codes.std() > 0:
+        following = torch.corrcoef(torch.stack([zeros, codes]))[0, 1].item()
+        if following < LEAST_FOLLOWING:
+            expected = f"at least {LEAST_FOLLOWING}: codes or zeros in another order"
+            yield error(f"zeros follow their codes by {following:.2f}", expected, SILENT)
+
+
+def like_source(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Iterator[Finding]:
+    """How these rows of a weight differ from their source by more than rounding and folding."""
+    if source.shape[1] != weight.codes.shape[1] or len(source) <= int(rows.max()):
+        yield error(f"{weight.codes.shape[1]} inputs", f"{list(source.shape)}, as in the source", SILENT)
+        return
+    found = compare(weight, source[rows].float())
+    if found.cosine < LEAST_COSINE:
+        yield error(f"cosine {found.cosine:.3f} to the source", f"at least {LEAST_COSINE}", SILENT)
+    elif found.row_cosine < LEAST_ROW_COSINE:
+        where = f"cosine {found.row_cosine:.3f} to the source in output {int(rows[found.row])}"
+        yield error(where, f"at least {LEAST_ROW_COSINE}", SILENT)
+    if abs(found.shift) > MOST_SHIFT:
+        yield error(f"{found.shift:.2f} steps off the source on average", f"at most {MOST_SHIFT}", SILENT)
+    low, high = found.gains
+    if low < GAINS[0] or high > GAINS[1]:
+        doubt = "vLLM computes with it; rounding alone seldom goes so far"
+        yield warning(f"groups of {low:.2f} to {high:.2f} times the source", f"{GAINS[0]} to {GAINS[1]}", doubt)
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Cosine of the whole and of the worst row, mean error in steps, least and largest gain of a group."""
+
+    cosine: float
+    row_cosine: float
+    row: int
+    shift: float
+    gains: tuple[float, float]
+
+
+def compare(weight: QuantizedWeight, source: Tensor) -> Likeness:
+    """The likeness of (out, in) weights after fitting one factor per input and one per output."""
+    found = weight.dequantize()
+    per_output = torch.ones(len(found), 1)
+    for _ in range(2):
+        scaled = source * per_output
+        fitted = source * ratio((found * scaled).sum(0), scaled.square().sum(0))
+        gains, energy = group_gains(found, fitted, weight.group_size)
+        per_output = gains.median(1, keepdim=True).values
+    fitted *= per_output
+    relative = torch.where(energy > 1e-3 * energy.mean(1, keepdim=True), ratio(gains, per_output), 1.0)
+    rows = torch.cosine_similarity(found, fitted, dim=1)
+    rows = torch.where(source.any(1), rows, 1.0)
+    shift = (split_groups(found - fitted, weight.group_size) / weight.scales[..., None].clamp(min=1e-30)).mean()
+    whole = ratio((found * fitted).sum(), found.norm() * fitted.norm())
+    return Likeness(
+        whole.item(),
+        rows.min().item(),
+        int(rows.argmin()),
+        shift.item(),
+        (relative.min().item(), relative.max().item()),
+    )
+
+
+def group_gains(found: Tensor, fitted: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """(out, groups) each: least-squares factor from `fitted` to `found`, and the energy of `fitted`."""
+    ours, theirs = split_groups(found, group_size), split_groups(fitted, group_size)
+    energy = theirs.square().sum(-1)
+    return ratio((ours * theirs).sum(-1), energy), energy
+
+
+def ratio(above: Tensor, below: Tensor) -> Tensor:
+    """above / below, 1 where nothing is below."""
+    return torch.where(below == 0, torch.ones_like(above), above / below)

@@ -1,0 +1,65 @@
+"""qcompress check: will vLLM load this checkpoint, and compute what was measured?"""
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress.cli.console import emit, json_option, progress, results
+from compress.errors import GateFailure
+
+SHOWN = 8  # rows per rule; a systematic mistake breaks a rule once per linear
+
+
+@click.command("check")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--tp", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks that will share the model.")
+@click.option(
+    "--source", type=click.Path(path_type=Path), help="The plain checkpoint it was made from; compares the weights."
+)
+@json_option
+def command(directory: Path, tp: int, source: Path | None, as_json: bool) -> None:
+    """Check that vLLM loads DIRECTORY, and that nothing in it loads wrong in silence.
+
+    Plain and quantized checkpoints (awq, gptq, compressed-tensors), ours or anyone's. One line per broken rule: what
+    was found and expected, what vLLM would do. Ends with 0 when there are warnings at most, with 3 on any error.
+
+    \b
+    qcompress check smollm2-awq
+    qcompress check qwen-gptq --tp 2 --source qwen
+    """
+    from compress.checkpoint.check import check_checkpoint
+    from compress.checkpoint.record import DIGESTS
+
+    rows = check_checkpoint(directory, tp=tp, source=source)
+    errors = sum(row["level"] == "error" for row in rows)
+    if as_json:
+        emit(rows, as_json=True)
+    else:
+        for line in lines(rows):
+            results.print(line, markup=False)
+    if not (directory / DIGESTS).is_file():
+        progress.print(f"{directory}: has no {DIGESTS}, so a changed code or scale cannot be seen", markup=False)
+    if errors:
+        raise GateFailure(f"{directory}: breaks {counted(errors, 'rule')}, {counted(len(rows) - errors, 'warning')}")
+    if not as_json:
+        results.print(f"{directory}: no errors, {counted(len(rows), 'warning')}", markup=False)
+
+
+def lines(rows: list[dict[str, Any]]) -> list[str]:
+    """One line per row, at most SHOWN of a rule and level in a run."""
+    shown = []
+    for (rule, level), found in groupby(rows, lambda row: (row["rule"], row["level"])):
+        found_rows = list(found)
+        for row in found_rows[:SHOWN]:
+            where = next((str(row[key]) for key in ("tensor", "key", "file") if key in row), "")
+            value = f"{row['value']}, expected {row['expected']}"
+            shown.append(f"{level:<7}  {rule:<3}  {where}: {value}: {row['consequence']}")
+        if len(found_rows) > SHOWN:
+            shown.append(f"{level:<7}  {rule:<3}  and {len(found_rows) - SHOWN} more like these; --json shows all")
+    return shown
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
