@@ -1,0 +1,100 @@
+"""Documents by name or path, how they are weighed against each other, and what identifies them.
+
+A source is "NAME" (an embedded corpus, or a hub dataset ORG/NAME) or "FILE", each optionally followed by "=WEIGHT".
+Only this file knows how a source is spelled; `readers` knows the file kinds and `embedded` the texts we ship.
+"""
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibration import embedded, hub, readers
+from calibration.document import Document
+from calibration.errors import CalibrationError
+
+EMBEDDED: dict[str, Callable[[], Iterator[Document]]] = {
+    "default": embedded.default,
+    "heldout": embedded.heldout,
+    "python": embedded.python,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One text to read: an embedded name, a file or a hub dataset, and its weight against the others."""
+
+    name: str
+    weight: float = 1.0
+
+    @property
+    def label(self) -> str:
+        """The name without the directories, so that a manifest does not carry a user's paths."""
+        return Path(self.name).name if readers.is_file_name(self.name) else self.name
+
+
+def parse_source(source: str) -> Source:
+    """The name and weight in "FILE=2.5"; the weight is 1 where none is given.
+
+    A file whose own name holds a "=" is found as it is.
+    Raises CalibrationError for a weight that is not a positive number.
+    """
+    name, equals, weight = source.rpartition("=")
+    if not equals or Path(source).exists():
+        return Source(source)
+    try:
+        value = float(weight)
+    except ValueError as error:
+        raise CalibrationError(f"{source}: the weight {weight!r} is not a number; write {name}=2.5, say") from error
+    if not (value > 0 and math.isfinite(value)):
+        raise CalibrationError(f"{source}: the weight must be above 0, not {weight}; leave the source out instead")
+    return Source(name, value)
+
+
+def load_documents(source: str) -> list[Document]:
+    """Every document of a source in its own order, never none. Raises CalibrationError for anything unreadable."""
+    name = parse_source(source).name
+    documents = [document for document in _read(name) if not document.is_empty]
+    if not documents:
+        raise CalibrationError(f"{name}: 0 documents, it is empty; name a source that holds text")
+    return documents
+
+
+def source_digest(source: str) -> str:
+    """The digest of a source's text, "sha256:…". See `digest_documents` for what it does not depend on."""
+    return digest_documents(load_documents(source))
+
+
+def digest_documents(documents: Iterable[Document]) -> str:
+    """A digest, "sha256:…", of the text alone: not of names, file kinds, line ends or the order of documents.
+
+    So the same text is recognised under another name, which is how a held-out text is kept held out.
+    """
+    digests = sorted(hashlib.sha256(_canonical(document).encode()).hexdigest() for document in documents)
+    return "sha256:" + hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _read(name: str) -> Iterator[Document]:
+    if name in EMBEDDED:
+        return EMBEDDED[name]()
+    if readers.is_file_name(name):
+        return readers.read_file(Path(name))
+    if hub.is_hub_name(name):
+        return hub.read_hub(name)
+    raise CalibrationError(
+        f"{name}: no such file or corpus; embedded: {', '.join(EMBEDDED)}; "
+        f"files: {', '.join(readers.KINDS)}; hub: ORG/NAME[:CONFIG[:SPLIT]]"
+    )
+
+
+def _canonical(document: Document) -> str:
+    if document.messages is None:
+        return _normal(document.text or "")
+    turns = (f"{message['role']}\x1f{_normal(message['content'])}" for message in document.messages)
+    return "\x1e".join(turns)
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n").strip()

@@ -1,0 +1,73 @@
+"""One document: plain text, a conversation, or a conversation that can also be read as plain text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from calibration.errors import CalibrationError
+
+KNOWN_KEYS = "`messages`, `text`, `prompt` with `response`, `instruction` with `output` (and `input`)"
+COLUMNS = ("messages", "text", "prompt", "response", "instruction", "input", "output")
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Document:
+    """`messages` are used where the tokenizer has a chat template, `text` otherwise; at least one is there.
+
+    `source` says where the document stands, for errors: "notes.jsonl: line 12".
+    """
+
+    source: str
+    text: str | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        parts = [self.text or ""] if self.messages is None else [message["content"] for message in self.messages]
+        return not any(part.strip() for part in parts)
+
+
+def row_document(row: Any, where: str) -> Document:
+    """The document of one row of a .jsonl, .parquet or hub dataset. Raises CalibrationError, beginning with `where`.
+
+    Where a row holds several of the known keys, the first of KNOWN_KEYS counts.
+    """
+    if not isinstance(row, Mapping):
+        raise CalibrationError(f"{where}: a row is an object with keys, not {type(row).__name__}; known: {KNOWN_KEYS}")
+    present = {key for key in COLUMNS if row.get(key) is not None}
+    if "messages" in present:
+        return Document(where, messages=_messages(row["messages"], where))
+    if "text" in present:
+        return Document(where, text=_string(row, "text", where))
+    if {"prompt", "response"} <= present:
+        return _answered([_string(row, "prompt", where)], _string(row, "response", where), where)
+    if {"instruction", "output"} <= present:
+        question = [_string(row, "instruction", where)]
+        question += [_string(row, "input", where)] if "input" in present else []
+        return _answered(question, _string(row, "output", where), where)
+    raise CalibrationError(f"{where}: no known key with a value in {sorted(map(str, row))}; known: {KNOWN_KEYS}")
+
+
+def _answered(question: list[str], answer: str, where: str) -> Document:
+    asked = "\n\n".join(part for part in question if part.strip())
+    messages = ({"role": "user", "content": asked}, {"role": "assistant", "content": answer})
+    return Document(where, text=f"{asked}\n\n{answer}", messages=messages)
+
+
+def _messages(rows: Any, where: str) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(rows, list) or not rows:
+        raise CalibrationError(f"{where}: `messages` is a list of objects with `role` and `content`, not {rows!r:.60}")
+    for number, message in enumerate(rows, 1):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role not in ROLES:
+            raise CalibrationError(f"{where}: message {number}: the role is {role!r}; known: {', '.join(ROLES)}")
+        _string(message, "content", f"{where}: message {number}")
+    return tuple(rows)
+
+
+def _string(row: Mapping[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        raise CalibrationError(f"{where}: `{key}` is {type(value).__name__}, not a string; convert it")
+    return value
