@@ -1,0 +1,33 @@
+"""Watch what flows into modules, and leave the model as it was found."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def watch_inputs(modules: Mapping[str, nn.Module], update: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `update(name, input)` before every forward of each module, for as long as the context is open.
+
+    `input` is the module's first tensor argument, positional or by keyword, detached from the graph; it is not
+    copied, so `update` must not write to it. Every hook is gone when the context closes, by an error too.
+    """
+
+    def observe(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        update(name, _first_tensor(name, args, kwargs).detach())
+
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            handle = module.register_forward_pre_hook(partial(observe, name), with_kwargs=True)
+            hooks.callback(handle.remove)
+        yield
+
+
+def _first_tensor(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value
+    raise ValueError(f"{name} was called without a tensor: {len(args)} arguments, keywords {sorted(kwargs)}")

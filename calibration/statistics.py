@@ -1,0 +1,64 @@
+"""What a linear layer's inputs look like: running means over tokens, in float32.
+
+Both follow the device of the first input they see, and weigh every token the same however the tokens are batched.
+"""
+
+import torch
+from torch import Tensor
+
+STRIPS = 8  # of the upper triangle; more strips waste less arithmetic below the diagonal, on smaller products
+
+
+class Hessian:
+    """Running mean of x xᵀ over tokens, the Hessian of GPTQ (https://arxiv.org/abs/2210.17323) up to its factor 2.
+
+    Only the upper triangle is summed, strip by strip, which halves the arithmetic; `value` mirrors it.
+    """
+
+    def __init__(self, in_features: int):
+        self.in_features = in_features
+        self.tokens = 0
+        self._upper = torch.zeros(in_features, in_features)
+
+    def update(self, x: Tensor) -> None:
+        """Add the tokens of x (..., in_features), any floating dtype. Raises ValueError on another width."""
+        x = _tokens(x, self.in_features)
+        if not len(x):
+            return
+        self._upper = self._upper.to(x.device)
+        kept = self.tokens / (self.tokens + len(x))
+        self.tokens += len(x)
+        width = -(-self.in_features // STRIPS)
+        for start in range(0, self.in_features, width):
+            strip = self._upper[start : start + width, start:]
+            strip.addmm_(x[:, start : start + width].T, x[:, start:], beta=kept, alpha=1 / self.tokens)
+
+    @property
+    def value(self) -> Tensor:
+        """(in_features, in_features) float32, exactly symmetric; a new tensor at every reading."""
+        return self._upper.triu() + self._upper.triu(1).T
+
+
+class AbsMean:
+    """Running mean of |x| over tokens: `value` (in_features,) float32, AWQ's measure of a channel's importance."""
+
+    def __init__(self, in_features: int):
+        self.in_features = in_features
+        self.tokens = 0
+        self.value = torch.zeros(in_features)
+
+    def update(self, x: Tensor) -> None:
+        """Add the tokens of x (..., in_features), any floating dtype. Raises ValueError on another width."""
+        x = _tokens(x, self.in_features)
+        if not len(x):
+            return
+        self.tokens += len(x)
+        self.value = self.value.to(x.device)
+        self.value += (x.abs().mean(0) - self.value) * (len(x) / self.tokens)
+
+
+def _tokens(x: Tensor, in_features: int) -> Tensor:
+    """(..., in_features) -> (tokens, in_features) float32, off the graph."""
+    if x.shape[-1] != in_features:
+        raise ValueError(f"calibration.statistics: inputs are {x.shape[-1]} wide, {in_features} expected")
+    return x.detach().reshape(-1, in_features).float()

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch import nn
+
+from calibration.capture import watch_inputs
+from calibration.statistics import AbsMean, Hessian
+
+
+def inputs(tokens, in_features):
+    return torch.randn(tokens, in_features, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("in_features", [1, 5, 8, 30])
+def test_a_hessian_is_the_mean_of_x_x_transposed(in_features):
+    x, hessian = inputs(21, in_features), Hessian(in_features)
+    hessian.update(x)
+    torch.testing.assert_close(hessian.value, x.T @ x / 21)
+    assert torch.equal(hessian.value, hessian.value.T) and hessian.tokens == 21
+
+
+def test_an_abs_mean_is_the_mean_of_the_magnitudes():
+    x, mean = inputs(21, 5), AbsMean(5)
+    mean.update(x)
+    torch.testing.assert_close(mean.value, x.abs().mean(0))
+    assert mean.tokens == 21
+
+
+@pytest.mark.parametrize("kind", [Hessian, AbsMean])
+@pytest.mark.parametrize("parts", [[24], [0, 24], [1, 23], [5, 0, 19], [1] * 24])
+def test_how_tokens_are_batched_never_changes_a_mean(kind, parts):
+    x, whole, pieces = inputs(24, 6), kind(6), kind(6)
+    whole.update(x.reshape(2, 3, 4, 6))
+    for part in x.split(parts):
+        pieces.update(part)
+    torch.testing.assert_close(pieces.value, whole.value)
+    assert pieces.tokens == whole.tokens == 24
+
+
+@pytest.mark.parametrize("kind", [Hessian, AbsMean])
+def test_half_precision_inputs_are_summed_in_float32(kind):
+    x, half, single = (300 * inputs(64, 4)).half(), kind(4), kind(4)
+    half.update(x)
+    single.update(x.float())
+    assert half.value.dtype == torch.float32 and torch.equal(half.value, single.value)
+
+
+@pytest.mark.parametrize("kind", [Hessian, AbsMean])
+def test_the_width_of_the_inputs_is_checked(kind):
+    with pytest.raises(ValueError, match="5 wide, 4 expected"):
+        kind(4).update(inputs(3, 5))
+
+
+@pytest.mark.parametrize("kind", [Hessian, AbsMean])
+def test_statistics_follow_the_device_of_their_inputs(kind):
+    statistic = kind(4)
+    statistic.update(torch.empty(3, 4, device="meta"))
+    assert statistic.value.device.type == "meta"
+
+
+def test_inputs_are_seen_by_name_detached_and_before_the_module_runs():
+    model, seen = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), []
+    x = inputs(5, 4).requires_grad_()
+    with watch_inputs({"first": model[0], "second": model[1]}, lambda name, x: seen.append((name, x))):
+        model(x)
+    assert [name for name, _ in seen] == ["first", "second"]
+    assert torch.equal(seen[0][1], x) and torch.equal(seen[1][1], model[0](x))
+    assert not any(value.requires_grad for _, value in seen)
+
+
+def test_an_input_given_by_keyword_is_seen():
+    linear, seen = nn.Linear(4, 3), []
+    with watch_inputs({"linear": linear}, lambda name, x: seen.append(x)):
+        linear(input=torch.ones(2, 4))
+        with pytest.raises(ValueError, match="linear was called without a tensor"):
+            linear(3)
+    assert len(seen) == 1
+
+
+def test_hooks_are_gone_even_after_an_error():
+    linear = nn.Linear(4, 3)
+    with pytest.raises(RuntimeError), watch_inputs({"linear": linear}, lambda name, x: None):
+        assert len(linear._forward_pre_hooks) == 1
+        raise RuntimeError
+    assert not linear._forward_pre_hooks
+
+
+def test_hooks_are_gone_when_one_module_cannot_be_watched():
+    linear = nn.Linear(4, 3)
+    with pytest.raises(AttributeError), watch_inputs({"linear": linear, "nothing": None}, lambda name, x: None):
+        pass
+    assert not linear._forward_pre_hooks
+
+
+def test_watching_never_changes_what_a_module_returns():
+    linear, x = nn.Linear(4, 3), inputs(5, 4)
+    expected, hessian = linear(x), Hessian(4)
+    with watch_inputs({"linear": linear}, lambda name, x: hessian.update(x)):
+        assert torch.equal(linear(x), expected)
+    torch.testing.assert_close(hessian.value, x.T @ x / 5)
