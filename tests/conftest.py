@@ -3,6 +3,7 @@
 They are made once per session and shared: a test that changes one copies it first.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,22 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @torch.no_grad()
-def save_random(model: PreTrainedModel, out: Path, seed: int) -> Path:
-    """Fill every parameter, norms and biases too, and save in FP16."""
+def save_random(model: PreTrainedModel, out: Path, seed: int, dtype: torch.dtype = torch.float16) -> Path:
+    """Fill every parameter, norms and biases too, and save with the tokenizer."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         centre = 1.0 if "norm" in name else 0.0
         parameter.copy_(centre + 0.1 * torch.randn(parameter.shape, generator=generator))
     tokenizer = make_tokenizer()
-    config = import_config(model, tokenizer, torch.float16)
-    save_checkpoint(out, config, list(plain_tensors(model, torch.float16)), extra=tokenizer_files(tokenizer, out))
+    config = import_config(model, tokenizer, dtype)
+    save_checkpoint(out, config, list(plain_tensors(model, dtype)), extra=tokenizer_files(tokenizer, out))
     return out
+
+
+@pytest.fixture(scope="session")
+def save_model() -> Callable[..., Path]:
+    """save_model(model, out, seed, dtype): any transformers model, its parameters drawn at random, as a checkpoint."""
+    return save_random
 
 
 @pytest.fixture(scope="session")

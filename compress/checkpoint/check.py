@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint import check_bodies, check_config, check_meaning, check_methods, check_tensors
-from compress.checkpoint.check_subject import Finding, Findings, Subject, error, make_table, warning
+from compress.checkpoint.check_subject import EMPTY, Finding, Findings, Subject, error, make_table, warning
 from compress.checkpoint.read import INDEX, Checkpoint, read_header, read_json, weight_files
 from compress.checkpoint.record import digest, read_record
 from compress.errors import QCompressError
@@ -20,26 +20,28 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule's id in the loading contract, and the function that finds where it is broken."""
+    """A rule's id in the loading contract, the function that finds where it is broken, and whether that needs to know
+    which modules the model has."""
 
     id: str
     find: Callable[[Subject], Findings]
+    modules: bool = True
 
 
 RULES = (
     Rule("C1", check_config.known_method),
     Rule("C2", check_config.known_model),
-    Rule("C3", check_config.no_second_opinion),
-    Rule("C4", check_methods.awq_keys),
-    Rule("C5", check_methods.gptq_keys),
+    Rule("C3", check_config.no_second_opinion, modules=False),
+    Rule("C4", check_methods.awq_keys, modules=False),
+    Rule("C5", check_methods.gptq_keys, modules=False),
     Rule("C6", check_methods.ct_keys),
     Rule("C7", check_methods.skip_list),
     Rule("C8", check_methods.rules_by_name),
     Rule("C9", check_config.ends_agree),
-    Rule("S10", check_config.ignored_keys),
-    Rule("O1", check_config.rope_in_both),
-    Rule("O2", check_config.dtype_in_both),
-    Rule("O3", check_config.tokenizer_in_both),
+    Rule("S10", check_config.ignored_keys, modules=False),
+    Rule("O1", check_config.rope_in_both, modules=False),
+    Rule("O2", check_config.dtype_in_both, modules=False),
+    Rule("O3", check_config.tokenizer_in_both, modules=False),
     Rule("T1", check_tensors.all_parts),
     Rule("T2", check_tensors.dtypes),
     Rule("T3", check_tensors.shapes),
@@ -53,8 +55,8 @@ RULES = (
     Rule("T11", check_tensors.known_names),
     Rule("T12", check_meaning.codes_mean_weights),
     Rule("TP", check_tensors.ranks),
-    Rule("D1", check_bodies.same_as_written),
-    Rule("D2", check_bodies.config_as_written),
+    Rule("D1", check_bodies.same_as_written, modules=False),
+    Rule("D2", check_bodies.config_as_written, modules=False),
 )
 
 
@@ -72,14 +74,17 @@ def check_checkpoint(path: str | Path, *, tp: int = 1, source: str | Path | None
     rows = [stamp("T9", finding) for finding in files_whole(path)]
     if any(row["level"] == "error" for row in rows):
         return rows + [stamp("T1", finding) for finding in names_once(path)]
+    rules: tuple[Rule, ...] = RULES
+    table = EMPTY
     try:
         table = make_table(config)
     except QCompressError as problem:
         stop = "transformers can make no causal language model of it, and vLLM stops"
-        return [*rows, stamp("C2", error(problem.message, "a known architecture", stop, file="config.json"))]
+        rows.append(stamp("C2", error(problem.message, "a known architecture", stop, file="config.json")))
+        rules = tuple(rule for rule in RULES if not rule.modules)
     checkpoint = Checkpoint(path)
     subject = Subject(checkpoint, table, tp, find_source(checkpoint, source))
-    return rows + [stamp(rule.id, finding) for rule in RULES for finding in findings(rule, subject)]
+    return rows + [stamp(rule.id, finding) for rule in rules for finding in findings(rule, subject)]
 
 
 def stamp(rule: str, finding: Finding) -> Row:

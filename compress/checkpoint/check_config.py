@@ -100,8 +100,8 @@ def ends_agree(subject: Subject) -> Findings:
     if subject.format is None:
         return
     on_disk, said = table.head in packed, claimed(subject, table.head)
-    if said and not on_disk:
-        silent = "vLLM builds a packed head and leaves its codes unset (silent)"
+    if not on_disk and (said or subject.quant.get("lm_head") is True):
+        silent = "a loader that trusts the flag builds a packed head and leaves its codes unset (silent)"
         yield error("quantized head", f"{table.head}.{subject.format.packed} on disk", silent, key=f"{QUANT}.lm_head")
     elif on_disk and not said:
         stop = f"vLLM builds a plain head and stops at {table.head}.{subject.format.packed}"

@@ -67,6 +67,9 @@ class Table:
     row_parallel: frozenset[str]
 
 
+EMPTY = Table({}, "lm_head", "embedding", Matrix(0, 0), {}, frozenset(), {}, frozenset())
+
+
 def make_table(config: dict[str, Any]) -> Table:
     """The table of a config.json. QCompressError when transformers can make no causal LM of it."""
     try:

@@ -86,9 +86,9 @@ def plan_shard(file: str, specs: Sequence[TensorSpec]) -> Shard:
     return Shard(file, header, {n: len(header) + start for n, start in starts.items()}, len(header) + position)
 
 
-def planned_bytes(specs: Sequence[TensorSpec]) -> int:
+def planned_bytes(specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES) -> int:
     """Bytes of all safetensors files that these tensors will fill, headers included."""
-    return sum(shard.bytes for shard in plan_shards(specs))
+    return sum(shard.bytes for shard in plan_shards(specs, shard_bytes))
 
 
 def partial_path(out: Path) -> Path:
@@ -109,11 +109,11 @@ def check_room(out: Path, needed: int) -> None:
 class CheckpointWriter:
     """Fills a planned checkpoint, tensor by tensor, in any order. Nothing is visible at `out` before `publish`."""
 
-    def __init__(self, out: Path, specs: Sequence[TensorSpec], *, keep: bool = False):
+    def __init__(self, out: Path, specs: Sequence[TensorSpec], *, keep: bool = False, shard_bytes: int = SHARD_BYTES):
         """`keep` goes on with the files of an interrupted run; they must have the same plan."""
         self.out, self.folder = out, partial_path(out)
         self.specs = {spec.name: spec for spec in specs}
-        self.shards = plan_shards(specs)
+        self.shards = plan_shards(specs, shard_bytes)
         self.written: set[str] = set()
         self._digests: dict[str, str] = {}
         self._shard_of = {name: shard for shard in self.shards for name in shard.offsets}
