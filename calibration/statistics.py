@@ -12,7 +12,7 @@ STRIPS = 8  # of the upper triangle; more strips waste less arithmetic below the
 class Hessian:
     """Running mean of x xᵀ over tokens, the Hessian of GPTQ (https://arxiv.org/abs/2210.17323) up to its factor 2.
 
-    Only the upper triangle is summed, strip by strip, which halves the arithmetic; `value` mirrors it.
+    Only the upper triangle is summed, strip by strip, which nearly halves the arithmetic; `value` mirrors it.
     """
 
     def __init__(self, in_features: int):
