@@ -17,10 +17,15 @@ AWQ_PLACE = tuple(AWQ_ORDER.index(column) for column in range(8))
 
 
 def pack_words(values: Tensor, bits: int, dim: int) -> Tensor:
-    """Values 0..2**bits-1 -> int32, `dim` shorter by 32/bits; the first value lies in the lowest bits."""
+    """Values 0..2**bits-1 -> int32, `dim` shorter by 32/bits; the first value lies in the lowest bits.
+
+    ValueError for values that do not fit, or do not fill whole words.
+    """
     per_word = 32 // bits
     if values.shape[dim] % per_word:
         raise ValueError(f"{values.shape[dim]} values along dim {dim} do not fill words of {per_word}")
+    if values.numel() and (values.min() < 0 or values.max() >= 2**bits):
+        raise ValueError(f"values {values.min().item()} to {values.max().item()} do not fit in {bits} bits")
     parts = values.to(torch.int32).unflatten(dim, (-1, per_word)).movedim(dim + 1 if dim >= 0 else dim, -1)
     words = torch.zeros(parts.shape[:-1], dtype=torch.int32, device=values.device)
     for place in range(per_word):
@@ -38,8 +43,9 @@ def unpack_words(words: Tensor, bits: int, dim: int) -> Tensor:
 
 def pack_awq(values: Tensor) -> Tensor:
     """(out, n) 4-bit codes or zeros -> (n, out / 8) int32."""
-    columns = values.T
-    return pack_words(columns.unflatten(1, (-1, 8))[..., AWQ_ORDER].flatten(1), 4, 1)
+    if len(values) % 8:
+        raise ValueError(f"{len(values)} outputs do not fill words of 8")
+    return pack_words(values.T.unflatten(1, (-1, 8))[..., AWQ_ORDER].flatten(1), 4, 1)
 
 
 def unpack_awq(words: Tensor) -> Tensor:

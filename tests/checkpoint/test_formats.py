@@ -1,0 +1,232 @@
+"""The formats: pinned bytes, exact round trips, and compressed-tensors' own library on what we write."""
+
+import re
+
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+from compress.checkpoint.formats import (
+    FORMATS,
+    Scheme,
+    format_of,
+    model_dtype,
+    quantized_weight,
+    skip_rule,
+    weight_reader,
+)
+from compress.checkpoint.load import load_model
+from compress.checkpoint.read import Checkpoint
+from compress.errors import QCompressError
+from compress.model.families import FUSED
+from compress.quantize.grid import QuantizedWeight
+from compress.quantize.rtn import rtn
+
+KINDS = [("awq", False), ("gptq", True), ("compressed-tensors", True), ("compressed-tensors", False)]
+IDS = ["awq", "gptq", "ct-sym", "ct-asym"]
+every_kind = pytest.mark.parametrize(("name", "sym"), KINDS, ids=IDS)
+Q = "model.layers.1.self_attn.q_proj"
+
+
+def known_weight(*, sym: bool) -> QuantizedWeight:
+    """(out 8, in 8) in groups of 4: code n + k for output n and input k; scales 2^-n and 2^-n-1; zeros 8, or n + 1."""
+    codes = (torch.arange(8)[:, None] + torch.arange(8)).byte()
+    scales = torch.tensor([[2.0**-n, 2.0 ** (-n - 1)] for n in range(8)])
+    zeros = torch.full((8, 2), 8.0) if sym else torch.tensor([[n + 1.0, 8.0] for n in range(8)])
+    return QuantizedWeight(codes, scales, zeros, sym=sym)
+
+
+def hexadecimal(words: torch.Tensor) -> list[list[str]]:
+    return [[f"{word & 0xFFFFFFFF:08x}" for word in row] for row in words.tolist()]
+
+
+DIAGONAL = ["76543210", "87654321", "98765432", "a9876543", "ba987654", "cba98765", "dcba9876", "edcba987"]
+
+
+def test_the_known_matrix_as_awq():
+    tensors = FORMATS["awq"].save(known_weight(sym=False), torch.float16)
+    assert [row[0] for row in hexadecimal(tensors["qweight"])] == [  # one word per input: outputs 0 2 4 6 1 3 5 7
+        *("75316420", "86427531", "97538642", "a8649753", "b975a864", "ca86b975", "db97ca86", "eca8db97")
+    ]
+    assert hexadecimal(tensors["qzeros"]) == [["86427531"], ["88888888"]]
+    assert tensors["scales"].dtype == torch.float16 and tensors["scales"].shape == (2, 8)
+    assert tensors["scales"].tolist() == [[2.0**-n for n in range(8)], [2.0 ** (-n - 1) for n in range(8)]]
+
+
+def test_the_known_matrix_as_gptq():
+    tensors = FORMATS["gptq"].save(known_weight(sym=True), torch.float16)
+    assert hexadecimal(tensors["qweight"]) == [DIAGONAL]
+    assert hexadecimal(tensors["qzeros"]) == [["77777777"], ["77777777"]]
+    assert tensors["g_idx"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1] and tensors["g_idx"].dtype == torch.int32
+    assert tensors["scales"].tolist() == [[2.0**-n for n in range(8)], [2.0 ** (-n - 1) for n in range(8)]]
+
+
+def test_the_known_matrix_as_compressed_tensors():
+    tensors = FORMATS["compressed-tensors"].save(known_weight(sym=False), torch.bfloat16)
+    assert hexadecimal(tensors["weight_packed"]) == [[word] for word in DIAGONAL]
+    assert hexadecimal(tensors["weight_zero_point"]) == [["87654321", "88888888"]]
+    assert tensors["weight_scale"].tolist() == [[2.0**-n, 2.0 ** (-n - 1)] for n in range(8)]
+    assert tensors["weight_scale"].dtype == torch.bfloat16
+    assert tensors["weight_shape"].tolist() == [8, 8] and tensors["weight_shape"].dtype == torch.int64
+    assert "weight_zero_point" not in FORMATS["compressed-tensors"].save(known_weight(sym=True), torch.float16)
+
+
+@every_kind
+def test_a_weight_comes_back_bit_for_bit(name, sym):
+    row, scheme = FORMATS[name], Scheme(4, 32, sym, torch.float16)
+    weight = rtn(torch.randn(24, 96), group_size=32, sym=sym)
+    back = row.load(row.save(weight, torch.float16).__getitem__, scheme)
+    for part in ("codes", "scales", "zeros"):
+        assert torch.equal(getattr(back, part), getattr(weight, part)), part
+    assert back.sym == sym and torch.equal(back.dequantize(), weight.dequantize())
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_plan_is_what_is_saved(name, sym, dtype):
+    row, scheme = FORMATS[name], Scheme(4, 32, sym, dtype)
+    saved = row.save(rtn(torch.randn(24, 96), group_size=32, sym=sym, dtype=dtype), dtype)
+    assert {spec.name: (spec.dtype, spec.shape) for spec in row.specs(24, 96, scheme)} == {
+        key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in saved.items()
+    }
+    assert all(tensor.is_contiguous() for tensor in saved.values())
+
+
+@every_kind
+def test_the_config_tells_the_scheme_back(name, sym):
+    row, scheme = FORMATS[name], Scheme(4, 64, sym, torch.bfloat16)
+    assert row.scheme(row.config(scheme, ["lm_head"]), torch.bfloat16) == scheme
+    assert row.config(scheme, ["lm_head"])["quant_method"] == name
+
+
+def ct_scheme(sym: bool, group_size: int) -> QuantizationScheme:
+    args = QuantizationArgs(num_bits=4, type="int", symmetric=sym, strategy="group", group_size=group_size)
+    return QuantizationScheme(targets=["Linear"], weights=args)
+
+
+@pytest.mark.parametrize("sym", [True, False], ids=["sym", "asym"])
+def test_the_library_reads_ours_as_the_same_weights(sym):
+    weight = rtn(torch.randn(24, 96), group_size=32, sym=sym, dtype=torch.float32)
+    saved = FORMATS["compressed-tensors"].save(weight, torch.float32)
+    read = PackedQuantizationCompressor.decompress(saved, ct_scheme(sym, 32))
+    assert torch.equal(read["weight"], weight.dequantize())
+
+
+@pytest.mark.parametrize("sym", [True, False], ids=["sym", "asym"])
+def test_the_library_writes_the_same_bytes(sym):
+    weight = rtn(torch.randn(24, 96), group_size=32, sym=sym, dtype=torch.float32)
+    ours = FORMATS["compressed-tensors"].save(weight, torch.float32)
+    state = {
+        "weight": weight.dequantize(),
+        "weight_scale": weight.scales,
+        "weight_zero_point": (weight.zeros - 8).to(torch.int8),
+    }
+    theirs = PackedQuantizationCompressor.compress(state, ct_scheme(sym, 32))
+    assert theirs.keys() == ours.keys()
+    for key, tensor in ours.items():
+        assert torch.equal(theirs[key], tensor) and theirs[key].dtype == tensor.dtype, key
+
+
+@pytest.mark.parametrize("kind", ["ct", "ct-asym"])
+@pytest.mark.parametrize("model", ["llama", "qwen2"])
+def test_transformers_loads_our_compressed_tensors_with_the_same_logits(good, model, kind):
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.arange(4, 24)[None]
+    theirs = AutoModelForCausalLM.from_pretrained(good(model, kind), dtype=torch.float32)
+    with torch.no_grad():
+        expected = load_model(good(model, kind))(ids).logits
+        torch.testing.assert_close(theirs(ids).logits, expected, atol=2e-3, rtol=2e-3)
+
+
+def slow_awq(tensors: dict[str, torch.Tensor], n: int, k: int, group_size: int) -> float:
+    """w[n, k] by the loaders' formula, in Python integers: (q - z) · s."""
+    place = (0, 4, 1, 5, 2, 6, 3, 7)[n % 8]
+    code = (int(tensors["qweight"][k, n // 8]) >> (4 * place)) & 15
+    zero = (int(tensors["qzeros"][k // group_size, n // 8]) >> (4 * place)) & 15
+    return (code - zero) * float(tensors["scales"][k // group_size, n])
+
+
+def slow_gptq(tensors: dict[str, torch.Tensor], n: int, k: int, group_size: int) -> float:
+    """w[n, k] as transformers' GPTQ loaders compute it: (q - (stored zero + 1)) · s of the column's own group."""
+    group = int(tensors["g_idx"][k])
+    code = (int(tensors["qweight"][k // 8, n]) >> (4 * (k % 8))) & 15
+    zero = ((int(tensors["qzeros"][group, n // 8]) >> (4 * (n % 8))) & 15) + 1
+    return (code - zero) * float(tensors["scales"][group, n])
+
+
+@pytest.mark.parametrize(("name", "slow", "sym"), [("awq", slow_awq, False), ("gptq", slow_gptq, True)])
+def test_our_dequantized_weight_is_that_of_a_slow_loop(name, slow, sym):
+    weight = rtn(torch.randn(16, 64), group_size=32, sym=sym)
+    tensors = FORMATS[name].save(weight, torch.float16)
+    expected = [[slow(tensors, n, k, 32) for k in range(64)] for n in range(16)]
+    assert torch.equal(weight.dequantize(), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("kind", ["awq", "gptq", "ct", "ct-asym"])
+def test_the_weight_reader_dequantizes_and_passes_plain_tensors_on(good, kind):
+    checkpoint = Checkpoint(good("llama", kind))
+    read = weight_reader(checkpoint)
+    weight, source = read(f"{Q}.weight"), Checkpoint(good("llama", "plain")).tensor(f"{Q}.weight").float()
+    assert torch.equal(weight, quantized_weight(checkpoint, Q).dequantize())
+    assert 0 < (weight - source).norm() < 0.15 * source.norm()
+    assert torch.equal(read("model.norm.weight"), checkpoint.tensor("model.norm.weight"))
+    with pytest.raises(QCompressError, match="no tensor"):
+        read("model.layers.1.self_attn.z_proj.weight")
+
+
+def test_a_plain_checkpoint_has_no_format_and_no_codes(good):
+    checkpoint = Checkpoint(good("llama", "plain"))
+    assert format_of(checkpoint) is None
+    with pytest.raises(QCompressError, match="not quantized"):
+        quantized_weight(checkpoint, Q)
+
+
+def test_an_unknown_method_is_refused_by_name(good):
+    checkpoint = Checkpoint(good("llama", "awq"))
+    checkpoint.config["quantization_config"]["quant_method"] = "bitsandbytes"
+    with pytest.raises(QCompressError, match="bitsandbytes"):
+        weight_reader(checkpoint)
+
+
+@pytest.mark.parametrize("changes", [{"desc_act": True}, {"checkpoint_format": "gptq_v2"}], ids=["act order", "v2"])
+def test_gptq_kinds_that_would_be_misread_are_refused(good, changes):
+    checkpoint = Checkpoint(good("llama", "gptq"))
+    checkpoint.config["quantization_config"].update(changes)
+    with pytest.raises(QCompressError, match="not read"):
+        weight_reader(checkpoint)(f"{Q}.weight")
+
+
+def test_a_wrong_group_size_is_refused_with_both_numbers(good):
+    checkpoint = Checkpoint(good("llama", "gptq"))
+    checkpoint.config["quantization_config"]["group_size"] = 64
+    with pytest.raises(ValueError, match="64"):
+        quantized_weight(checkpoint, Q)
+
+
+def test_awq_is_read_under_its_older_key_names():
+    scheme = FORMATS["awq"].scheme({"w_bit": 4, "q_group_size": 64}, torch.float16)
+    assert scheme == Scheme(4, 64, False, torch.float16)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "torch.float16"])
+def test_the_dtype_is_read_under_both_names(name):
+    expected = getattr(torch, name.removeprefix("torch."))
+    assert model_dtype({"dtype": name}) == expected == model_dtype({"torch_dtype": name})
+    assert model_dtype({}) == torch.float16
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(QCompressError, match="float8"):
+        model_dtype({"dtype": "float8"})
+
+
+def test_a_skip_rule_hits_its_module_and_the_fused_layer_and_nothing_else():
+    pattern = skip_rule("model.layers.1.self_attn.q_proj").removeprefix("-:")
+    hit = ["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.qkv_proj"]
+    missed = ["model.layers.11.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "model.layers.1.mlp.q_proj"]
+    assert all(re.match(pattern, name) for name in hit) and not any(re.match(pattern, name) for name in missed)
+    assert "self_attn.qkv_proj" in FUSED
+    config = FORMATS["gptq"].config(Scheme(4, 32, True, torch.float16), ["lm_head", "model.layers.1.mlp.down_proj"])
+    assert [re.match(p[2:], "model.layers.2.mlp.down_proj") for p in config["dynamic"]] == [None]
