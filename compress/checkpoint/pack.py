@@ -24,8 +24,9 @@ def pack_words(values: Tensor, bits: int, dim: int) -> Tensor:
     per_word = 32 // bits
     if values.shape[dim] % per_word:
         raise ValueError(f"{values.shape[dim]} values along dim {dim} do not fill words of {per_word}")
-    if values.numel() and (values.min() < 0 or values.max() >= 2**bits):
-        raise ValueError(f"values {values.min().item()} to {values.max().item()} do not fit in {bits} bits")
+    low, high = (int(values.min()), int(values.max())) if values.numel() else (0, 0)
+    if low < 0 or high >= 2**bits:
+        raise ValueError(f"values {low} to {high} do not fit in {bits} bits")
     parts = values.to(torch.int32).unflatten(dim, (-1, per_word)).movedim(dim + 1 if dim >= 0 else dim, -1)
     words = torch.zeros(parts.shape[:-1], dtype=torch.int32, device=values.device)
     for place in range(per_word):
