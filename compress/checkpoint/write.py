@@ -110,9 +110,14 @@ class CheckpointWriter:
     """Fills a planned checkpoint, tensor by tensor, in any order. Nothing is visible at `out` before `publish`."""
 
     def __init__(self, out: Path, specs: Sequence[TensorSpec], *, keep: bool = False, shard_bytes: int = SHARD_BYTES):
-        """`keep` goes on with the files of an interrupted run; they must have the same plan."""
+        """`keep` goes on with the files of an interrupted run of the same plan: add to `written` what it had written.
+
+        ValueError for a name that is planned twice, QCompressError for a full directory or disk.
+        """
         self.out, self.folder = out, partial_path(out)
         self.specs = {spec.name: spec for spec in specs}
+        if len(self.specs) != len(specs):
+            raise ValueError(f"{len(specs)} tensors are planned under {len(self.specs)} names")
         self.shards = plan_shards(specs, shard_bytes)
         self.written: set[str] = set()
         self._digests: dict[str, str] = {}
@@ -121,6 +126,9 @@ class CheckpointWriter:
         if not keep:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in self.folder.glob("*.safetensors"):
+            if stale.name not in {shard.file for shard in self.shards}:
+                stale.unlink()
         for shard in self.shards:
             self._start(shard)
 

@@ -42,7 +42,8 @@ def command(directory: Path, tp: int, source: Path | None, as_json: bool) -> Non
     if not (directory / DIGESTS).is_file():
         progress.print(f"{directory}: has no {DIGESTS}, so a changed code or scale cannot be seen", markup=False)
     if errors:
-        raise GateFailure(f"{directory}: breaks {counted(errors, 'rule')}, {counted(len(rows) - errors, 'warning')}")
+        told = f"{counted(errors, 'error')}, {counted(len(rows) - errors, 'warning')}"
+        raise GateFailure(f"{directory}: {told}; loaders would stop, or compute wrong text")
     if not as_json:
         results.print(f"{directory}: no errors, {counted(len(rows), 'warning')}", markup=False)
 
