@@ -1,0 +1,211 @@
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from compress.evaluate.plots import spread_labels
+from compress.evaluate.report import beats, headline, make_report, standing, write_report
+
+EVIL = "</script><b onclick='x()'>&$x_1$ \"é"
+
+
+def make_row(name, role="candidate", **changes):
+    row = {
+        "name": name,
+        "role": role,
+        "format": "awq",
+        "method": "gptq",
+        "bytes": 114_000_000,
+        "parameters": 134_515_008,
+        "bits_per_weight": 4.3125,
+        "bits_per_parameter": 6.78,
+        "perplexity": 35.62,
+        "perplexity_se": 2.61,
+        "perplexity_ratio": 1.0473,
+        "perplexity_ratio_se": 0.0121,
+        "kl": 0.07654,
+        "kl_se": 0.0032,
+        "kl_median": 0.0411,
+        "kl_p95": 0.29,
+        "kl_p99": 0.61,
+        "top1": 0.8571,
+        "top1_se": 0.01,
+        "text": "heldout",
+        "n_samples": 12,
+        "seq_len": 512,
+        "tokens": 6132,
+        "start_token": None,
+        "vocabulary": 49152,
+        "seed": 0,
+        "windows_digest": "sha256:aa",
+        "digest": "sha256:bb",
+        "record": {},
+    }
+    return row | changes
+
+
+def make_rows(*candidates):
+    perfect = {"kl": 0.0, "kl_se": 0.0, "perplexity_ratio": 1.0, "top1": 1.0, "bytes": 269_000_000, "format": "float16"}
+    return [make_row("base", "reference", **perfect), *(candidates or [make_row("small")])]
+
+
+LINEARS = [
+    {"block": f"model.layers.{block}", "linear": name, "error": 0.001 * (block + 1), "rtn_error": 0.004}
+    for block in range(3)
+    for name in ("self_attn.q_proj", "mlp.down_proj")
+]
+CURVE = [{"step": step, "loss": 3 / step, "kl": 2 / step, "ce": 4 / step} for step in range(1, 9)]
+
+
+class Page(HTMLParser):
+    """The tags of a page in order, and the text inside its scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.scripts, self.shown, self.inside = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        (self.scripts if self.inside == "script" else self.shown).append(data)
+
+
+def embedded(text):
+    (script,) = Page(text).scripts
+    return json.loads(script)
+
+
+def test_the_rows_in_the_page_are_the_rows():
+    rows = make_rows(make_row("a", record={"rows": LINEARS}), make_row(EVIL, kl=0.1 + 0.2))
+    verdicts = [{"name": "a", "passed": True, "reason": None}]
+    assert embedded(make_report(rows, verdicts=verdicts)) == {"rows": rows, "verdicts": verdicts}
+    assert embedded(make_report(rows)) == {"rows": rows}
+
+
+def test_what_is_shown_follows_from_the_rows():
+    before, after = (
+        " ".join(Page(make_report(make_rows(make_row("a", kl=kl, top1=top)))).shown)
+        for kl, top in ((0.1234, 0.5), (0.4321, 0.75))
+    )
+    assert "0.1234" in before and "50.0 %" in before and "0.4321" not in before
+    assert "0.4321" in after and "75.0 %" in after and "0.1234" not in after
+
+
+def test_names_texts_and_records_cannot_inject_markup():
+    record = {"command": EVIL, "settings": {EVIL: EVIL}, "source": {EVIL: EVIL}, "versions": {EVIL: EVIL}}
+    record |= {"calibration": {"sources": [{"name": EVIL, "digest": EVIL, "tokens": EVIL}]}}
+    record |= {"rows": [row | {"linear": EVIL} for row in LINEARS], "loss": CURVE}
+    rows = make_rows(make_row(EVIL, format=EVIL, method=EVIL, text=EVIL, digest=EVIL, record=record), make_row("b"))
+    rows[0] |= {"name": EVIL + "0", "text": EVIL, "record": record}
+    verdicts = [{"name": EVIL, "passed": False, "reason": EVIL}]
+    text = make_report(rows, verdicts=verdicts, title=EVIL, command=EVIL)
+    page = Page(text)
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [
+        {"type": "application/json", "id": "rows"}
+    ]
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert embedded(text)["rows"] == rows
+    for svg in re.findall(r"<svg .*?</svg>", text, re.DOTALL):
+        ElementTree.fromstring(svg)  # well-formed
+
+
+def test_the_page_asks_the_network_for_nothing():
+    text = make_report(make_rows(make_row("a", record={"rows": LINEARS, "loss": CURVE})))
+    links = [
+        value
+        for _, attributes in Page(text).tags
+        for name, value in attributes.items()
+        if "href" in name or name == "src"
+    ]
+    assert all(link.startswith("#") for link in links)
+    assert not re.search(r"url\((?!#)|@import|<link", text)
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path):
+    rows = make_rows(make_row("a", record={"rows": LINEARS, "loss": CURVE}))
+    for name in ("one.html", "two.html"):
+        write_report(tmp_path / name, rows)
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.html", "two.html"]
+
+
+def test_a_report_that_cannot_be_made_leaves_the_old_one(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    for rows in (make_rows()[:1], make_rows(make_row("a", kl_p95=float("nan")))):
+        with pytest.raises(ValueError):
+            write_report(path, rows)
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_pictures_of_linears_and_loss_appear_where_a_record_has_them():
+    bare = make_report(make_rows())
+    assert bare.count("<figure") == 1
+    full = make_report(make_rows(make_row("a", record={"rows": LINEARS, "loss": CURVE}), make_row("b")))
+    assert full.count("<figure") == 3 and "median linear loses 0.50 ×" in full
+    rounding = [row | {"error": row["rtn_error"]} for row in LINEARS]
+    assert make_report(make_rows(make_row("a", record={"rows": rounding}))).count("<figure") == 1
+
+
+def test_distillation_says_what_it_was_worth():
+    outcome = {"kl_before": 2.9, "kl_after": 0.58, "factor": 5.0}
+    rows = make_rows()
+    rows[0]["record"] = {"loss": CURVE, "rows": [outcome]}
+    assert "2.900 before, 0.580 after, 5.0 × less" in make_report(rows)
+
+
+@pytest.mark.parametrize("changes", [{"kl": 0.0, "kl_median": 0.0, "kl_p95": 0.0, "kl_p99": 0.0}, {"kl": -1e-9}])
+def test_a_candidate_without_drift_can_be_drawn(changes):
+    make_report(make_rows(make_row("a", **changes), make_row("b", **changes)))
+
+
+def test_a_single_window_has_no_error_to_show():
+    none = {"perplexity_se": None, "perplexity_ratio_se": None, "kl_se": None, "top1_se": None}
+    rows = make_rows(make_row("a", **none), make_row("b", **none))
+    rows[0] |= none
+    assert "± 0" not in make_report(rows).split("<tbody>")[1].split("</tbody>")[0]
+
+
+def test_the_headline_names_the_closest_that_keeps_its_limits():
+    reference, *candidates = make_rows(make_row("near", kl=0.1, top1=0.9), make_row("far", kl=0.3, top1=0.7))
+    assert headline(reference, candidates, {}).startswith("near says the same next token 90 % of the time")
+    failed = {"near": {"passed": False}, "far": {"passed": True}}
+    assert headline(reference, candidates, failed).startswith("far says")
+    assert "keeps its limits" in headline(reference, candidates, {name: {"passed": False} for name in ("near", "far")})
+
+
+def test_a_failed_verdict_stands_before_the_pictures():
+    reason = "kl 0.07654 is above the limit 0.05"
+    text = make_report(make_rows(), verdicts=[{"name": "small", "passed": False, "reason": reason}])
+    assert text.index(f"✕ {reason}") < text.index("<figure")
+    assert "No candidate" in text
+
+
+def test_one_beats_another_only_when_as_small_and_clearly_closer():
+    row = make_row("a", kl=0.2, kl_se=0.01)
+    assert beats(make_row("b", kl=0.1), row)
+    assert not beats(make_row("b", kl=0.19), row)  # within two standard errors
+    assert not beats(make_row("b", kl=0.1, bytes=120_000_000), row)  # larger
+    assert beats(make_row("b", kl=0.1, bytes=114_500_000), row)  # larger by half a percent
+    assert not beats(row, row)
+
+
+def test_standings_tell_closest_smallest_and_beaten_apart():
+    rows = [make_row("near", kl=0.1, bytes=200_000_000), make_row("small", kl=0.3, bytes=100_000_000)]
+    rows += [make_row("between", kl=0.2, bytes=150_000_000), make_row("worse", kl=0.4, bytes=150_000_000)]
+    assert [standing(row, rows).split(":")[0] for row in rows] == [
+        "closest", "smallest", "between the others", "beaten by between"
+    ]  # fmt: skip
+
+
+def test_labels_are_moved_apart_and_keep_their_order():
+    moved = spread_labels([0.5, 0.1, 0.11, 0.9], 0.1)
+    assert moved == pytest.approx([0.5, 0.1, 0.2, 0.9])
