@@ -12,6 +12,7 @@ Row = dict[str, Any]
 
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 results = Console(highlight=False, soft_wrap=True)
+unfolded = Console(highlight=False, width=1000)  # tables in a pipe or a file, where nothing has to fit
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
 
@@ -49,4 +50,4 @@ def emit(rows: Sequence[Row] | Row, *, as_json: bool, title: str | None = None) 
         table.add_column(column.replace("_", " "), justify="left" if column in ("name", "rule") else "right")
     for row in flat:
         table.add_row(*[show(row[c]) if row.get(c) is not None else "" for c in columns])
-    results.print(table)
+    (results if results.is_terminal else unfolded).print(table)

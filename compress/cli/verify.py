@@ -1,0 +1,61 @@
+"""qcompress verify: is a candidate close enough to its reference?"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress.cli.compare import seq_len_option, shown, text_option, windows_option
+from compress.cli.console import emit, json_option, progress, report
+from compress.errors import GateFailure
+
+CURE = "quantize with another method, a smaller group size or more calibration text, or raise"
+
+
+@click.command("verify")
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.argument("candidate", type=click.Path(path_type=Path))
+@text_option
+@windows_option
+@seq_len_option
+@click.option("--max-kl", type=click.FloatRange(min=0), help="Limit on the mean KL(reference ‖ candidate), nats.")
+@click.option("--max-perplexity-ratio", type=click.FloatRange(min=0), help="Limit on the ratio of perplexities.")
+@json_option
+def command(
+    reference: Path,
+    candidate: Path,
+    text: str,
+    windows: int,
+    seq_len: int,
+    max_kl: float | None,
+    max_perplexity_ratio: float | None,
+    as_json: bool,
+) -> None:
+    """Measure how far CANDIDATE has drifted from REFERENCE; exit code 3 when a limit is passed.
+
+    Both may be plain, awq, gptq or compressed-tensors; packed weights are unpacked here, no other library is needed.
+    Text that one of them was calibrated on is refused.
+
+    \b
+    qcompress verify smollm2 smollm2-awq --max-kl 0.1
+    qcompress verify qwen qwen-gptq --text notes.txt --max-kl 0.05 --max-perplexity-ratio 1.05 --json
+    """
+    from compress.evaluate.compare import drift_row
+    from compress.evaluate.text import evaluation_windows
+
+    read = evaluation_windows(reference, [candidate], text, n_samples=windows, seq_len=seq_len)
+    report({"text": text, "windows": windows, "start_token": read.manifest["start"]["token"]})
+    row = drift_row(reference, candidate, read, report=report)
+    limits = {"kl": max_kl, "perplexity_ratio": max_perplexity_ratio}
+    emit({**row, "limits": limits} if as_json else shown(row), as_json=as_json)
+    if all(limit is None for limit in limits.values()):
+        progress.print("no limit was given, so nothing was verified; see --max-kl and --max-perplexity-ratio")
+    refuse_drift(candidate, row, limits)
+
+
+def refuse_drift(candidate: Path, row: dict[str, Any], limits: dict[str, float | None]) -> None:
+    """GateFailure for the first figure of `row` that is above its limit. A limit of None always holds."""
+    for key, limit in limits.items():
+        if limit is not None and not row[key] <= limit:
+            option = f"--max-{key.replace('_', '-')}"
+            raise GateFailure(f"{candidate}: {key} {row[key]:.4g} is above the limit {limit:g}; {CURE} {option}")
