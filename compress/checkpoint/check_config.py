@@ -83,17 +83,23 @@ def no_second_opinion(subject: Subject) -> Findings:
             yield error(short(other), f"as {QUANT}, or absent", "which of the two counts differs by loader", key=key)
 
 
+def one_tie(subject: Subject) -> Findings:
+    """C9: text_config does not tie head and embedding otherwise than the model does."""
+    text, flag = subject.config.get("text_config"), subject.config.get("tie_word_embeddings")
+    other = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+    if other is not None and flag is not None and other != flag:
+        yield error(other, flag, "vLLM reads either of the two", key="text_config.tie_word_embeddings")
+
+
 def ends_agree(subject: Subject) -> Findings:
     """C9: tie_word_embeddings, the head and the embedding on disk, and the flags for them tell one story."""
     table, names, packed = subject.table, subject.checkpoint.tensors, subject.packed
-    text = subject.config.get("text_config")
-    other = text.get("tie_word_embeddings") if isinstance(text, dict) else None
-    flag = subject.config.get("tie_word_embeddings")
-    if other is not None and flag is not None and other != flag:
-        yield error(other, flag, "vLLM reads either of the two", key="text_config.tie_word_embeddings")
     head, embedding = f"{table.head}.weight", f"{table.embedding}.weight"
     if subject.tied and head in names:
         yield from redundant_head(subject, head, embedding)
+    if subject.tied and table.head in packed:
+        silent = "vLLM uses the packed head, transformers and older vLLM the embedding (silent)"
+        yield warning("tied, with a packed head", "tie_word_embeddings false", silent, key="tie_word_embeddings")
     if subject.tied and table.embedding in packed:
         stop = "vLLM stops: a packed embedding has no weight that the head could share"
         yield error(True, False, stop, key="tie_word_embeddings")

@@ -212,6 +212,13 @@ def test_the_source_of_the_record_is_used_while_it_is_unchanged(copied, good, tm
     assert not rules(path)
 
 
+def test_one_mixed_up_word_of_outputs_shows_beside_the_source(copied, good):
+    path = copied("llama", "gptq")
+    edit_tensors(path, qweight=lambda words: torch.cat([words[:, :1], words[:, 2:3], words[:, 1:2], words[:, 3:]], 1))
+    (row,) = broken(path, source=good("llama", "plain"))
+    assert row["rule"] == "T12" and row["value"].endswith(("output 1", "output 2"))
+
+
 def test_another_model_is_no_source(good):
     assert rules(good("llama", "awq"), source=good("qwen2", "plain")) == {"T12"}
 
@@ -275,13 +282,15 @@ def test_a_redundant_equal_head_is_only_a_warning(copied):
     assert not broken(path)
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "no config", "not JSON"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "no config", "not JSON", "no weights"])
 def test_what_is_no_checkpoint_is_refused(tmp_path, damage, good):
     path = tmp_path / "model"
     if damage != "missing":
         path.mkdir()
     if damage == "no config":
         shutil.copy(good("llama", "plain") / "model.safetensors", path)
+    if damage == "no weights":
+        shutil.copy(good("llama", "plain") / "config.json", path)
     if damage == "not JSON":
         (path / "config.json").write_text("{")
     with pytest.raises(QCompressError, match="model"):
