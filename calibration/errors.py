@@ -1,4 +1,4 @@
-"""The one error a user can cause here: it says which file, which number, and the cure, on one line."""
+"""The errors a user can cause here: they say which file, which number, and the cure, on one line."""
 
 
 class CalibrationError(ValueError):
@@ -6,3 +6,11 @@ class CalibrationError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+class TooShortError(CalibrationError):
+    """The text is shorter than the windows asked for; `fitting` windows of that length are in it."""
+
+    def __init__(self, message: str, fitting: int):
+        super().__init__(message)
+        self.fitting = fitting

@@ -17,7 +17,7 @@ from torch import Tensor
 from calibration.chat import encode_chat, encode_text, has_template
 from calibration.corpus import Source, digest_documents, load_documents, parse_source
 from calibration.document import Document
-from calibration.errors import CalibrationError
+from calibration.errors import CalibrationError, TooShortError
 
 CHARACTERS = 16  # read at first for each token needed; ordinary text needs about four
 SETTLED = 32  # last tokens of a text that was cut short: not trusted, for what follows might have changed them
@@ -100,7 +100,7 @@ def _shares(sources: list[Source], tokenizer: Any, n_samples: int, body: int, rn
         rng.shuffle(documents)
         _fill(share, documents, tokenizer)
         if share.tokens < quota:
-            raise CalibrationError(_too_short(share, n_samples, body))
+            raise _too_short(share, n_samples, body)
         shares.append(share)
     return shares
 
@@ -184,14 +184,17 @@ def _refuse_twin(share: _Share, others: list[_Share]) -> None:
             )
 
 
-def _too_short(share: _Share, n_samples: int, body: int) -> str:
+def _too_short(share: _Share, n_samples: int, body: int) -> TooShortError:
     name, had, quota = share.source.name, share.tokens, share.quota
-    if had < body <= quota:
-        return f"{name}: {had} tokens, but one window needs {body}; give more text or a smaller seq_len"
-    whole = quota == n_samples * body
     fitting = n_samples * had // quota
+    if had < body <= quota:
+        return TooShortError(
+            f"{name}: {had} tokens, but one window needs {body}; give more text or a smaller seq_len", fitting
+        )
+    whole = quota == n_samples * body
     cure = f"ask for n_samples={fitting} at most" if fitting else "ask for fewer or shorter windows"
-    return (
+    return TooShortError(
         f"{name}: {had} tokens, but {quota} are needed for {'' if whole else 'its share of '}"
-        f"n_samples={n_samples} windows of {body}; {cure}{'' if whole else ', give it less weight'}, or add text"
+        f"n_samples={n_samples} windows of {body}; {cure}{'' if whole else ', give it less weight'}, or add text",
+        fitting,
     )
