@@ -1,6 +1,7 @@
 """A checkpoint of any of our formats as a transformers model and tokenizer, and how its windows must begin."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +18,17 @@ from compress.model.blocks import load_whole
 def open_causal_lm(path: str | Path) -> Checkpoint:
     """The checkpoint, refused when its config is not that of a causal language model of transformers."""
     checkpoint = Checkpoint(path)
-    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    architectures = checkpoint.config.get("architectures") or ["nothing"]
-    if checkpoint.config.get("model_type") not in known or not architectures[0].endswith("ForCausalLM"):
-        found = f"{architectures[0]} (model_type {checkpoint.config.get('model_type')})"
-        raise QCompressError(f"{checkpoint.path / 'config.json'}: {found} is not a causal language model")
+    check_causal_lm(checkpoint.path, checkpoint.config)
     return checkpoint
+
+
+def check_causal_lm(path: Path, config: dict[str, Any]) -> None:
+    """QCompressError when a config.json is not that of a causal language model of transformers."""
+    architectures = config.get("architectures") or ["nothing"]
+    known = config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not known or not architectures[0].endswith("ForCausalLM"):
+        found = f"{architectures[0]} (model_type {config.get('model_type')})"
+        raise QCompressError(f"{path / 'config.json'}: {found} is not a causal language model")
 
 
 def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
