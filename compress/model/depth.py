@@ -28,11 +28,12 @@ def choose_blocks(kl: dict[int, float], count: int, removed: int) -> tuple[int, 
 def sweep_depth(config: dict[str, Any], weights: Weights, removed: int, ids: Tensor, mask: Tensor) -> dict[int, float]:
     """Start of the gap -> mean KL(teacher ‖ teacher without the gap), nats, over the tokens that count.
 
-    `ids`, `mask` (windows, seq_len) as from calibration. The first and the last block always stay. Deterministic.
+    `ids`, `mask` (windows, seq_len) as from calibration. The first and the last block stay, one of them if only one
+    block does. Deterministic.
     """
     model = BlockModel(config, weights)
-    if not 1 <= removed <= len(model) - 2:
-        raise ValueError(f"model.depth: cannot remove {removed} of {len(model)} blocks and keep the first and the last")
+    if not 1 <= removed < len(model):
+        raise ValueError(f"model.depth: cannot remove {removed} of {len(model)} blocks")
     if not mask[:, 1:].any():
         raise ValueError(f"model.depth: none of {mask.numel()} tokens counts, so candidates cannot be compared")
     with model.ends():
@@ -45,8 +46,9 @@ def run_all(model: BlockModel, removed: int, ids: Tensor) -> tuple[Tensor, dict[
     """(windows, seq_len, hidden) after the last block, of the teacher and of every candidate by its start."""
     teacher = model.embed(ids)
     candidates: dict[int, Tensor] = {}
+    starts = range(1, len(model) - removed) or (0, 1)
     for index in range(len(model)):
-        if 1 <= index < len(model) - removed:
+        if index in starts:
             candidates[index] = teacher
         with model.block(index) as block:
             run = model.runner(block, index)

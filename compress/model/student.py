@@ -54,8 +54,6 @@ def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
             raise ValueError(
                 f"{name}={asked}: a student is cut out of its teacher, which has {found}; give 1 to {found}"
             )
-    if 1 == shape.num_layers < teacher.num_layers:
-        raise ValueError(f"num_layers=1 of {teacher.num_layers}: the first and the last block stay; give 2 or more")
     if shape.num_heads % shape.num_kv_heads:
         raise ValueError(f"num_heads={shape.num_heads} is not a multiple of num_kv_heads={shape.num_kv_heads}")
     if shape.group > teacher.group:

@@ -221,7 +221,6 @@ def test_heads_of_another_width_hand_on_what_they_read():
         ("llama", {"hidden_size": 40}, r"hidden size \(40\) is not a multiple .* \(6\)"),
         ("llama", {"num_layers": 6}, r"num_layers=6: .* which has 5"),
         ("llama", {"intermediate_size": 0}, r"intermediate_size=0: .* 1 to 64"),
-        ("llama", {"num_layers": 1}, r"num_layers=1 of 5"),
         ("llama", {"num_heads": 6, "num_kv_heads": 1}, r"6/1: .* serve 6 .*6/2.* serves 3; give num_kv_heads=2"),
         ("qwen2", {"hidden_size": 40}, r"hidden_size=40 over num_heads=6 .* 5 heads of 8"),
     ],
@@ -296,8 +295,14 @@ def test_a_sweep_says_the_same_twice():
     assert sweep_depth(config, weights, 2, IDS, mask) == sweep_depth(config, weights, 2, IDS, mask)
 
 
-@pytest.mark.parametrize("removed", [0, 4])
-def test_the_first_and_the_last_block_are_never_removed(removed):
+def test_the_first_and_the_last_block_stay_and_one_of_them_if_only_one_does():
+    config, weights = deep_llama()
+    mask = torch.ones_like(IDS, dtype=torch.bool)
+    assert [list(sweep_depth(config, weights, removed, IDS, mask)) for removed in (3, 4)] == [[1], [0, 1]]
+
+
+@pytest.mark.parametrize("removed", [0, 5])
+def test_a_sweep_removes_something_and_leaves_something(removed):
     config, weights = deep_llama()
     with pytest.raises(ValueError, match=f"cannot remove {removed} of 5"):
         sweep_depth(config, weights, removed, IDS, torch.ones_like(IDS, dtype=torch.bool))
