@@ -206,3 +206,19 @@ def cross_entropy_into(logits: Tensor, labels: Tensor, probabilities: Tensor) ->
     """−log softmax(logits)[label] (rows,); fills `probabilities` with the softmax."""
     lse = softmax_into(probabilities, logits, 1.0)
     return lse - logits.gather(-1, labels[:, None]).squeeze(-1)
+
+
+@torch.no_grad()
+def cross_entropy(side: Side, labels: Tensor, mask: Tensor, *, vocab: int, chunk: int | None = None) -> Tensor:
+    """One model's ce per token in nats, 0 where masked, shape of `mask`; float32 inside, chunk by chunk."""
+    kept = mask.flatten()
+    hidden, wanted = side.hidden.flatten(0, -2)[kept].float(), labels.flatten()[kept]
+    weight, rows = side.weight[:vocab].float(), chunk or max(1, CHUNK_LOGITS // vocab)
+    logits, scratch = (hidden.new_empty(min(rows, len(hidden)), len(weight)) for _ in range(2))
+    ce = hidden.new_zeros(mask.numel())
+    parts = []
+    for part, tokens in zip(hidden.split(rows), wanted.split(rows), strict=True):
+        logits_into(logits[: len(part)], part, weight, side.head)
+        parts.append(cross_entropy_into(logits[: len(part)], tokens, scratch[: len(part)]))
+    ce[kept] = torch.cat(parts)
+    return ce.view(mask.shape)

@@ -1,0 +1,58 @@
+"""qcompress distill: a smaller model that has learned from a bigger one."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress.cli.console import emit, json_option, report
+from compress.distill.config import DTYPES, STEPS, DistillConfig
+
+
+@click.command("distill")
+@click.argument("teacher", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory for the student.")
+@click.option("--student", type=click.Path(), help="An existing checkpoint with the teacher's tokenizer.")
+@click.option("--blocks", type=click.IntRange(1), help="How many of the teacher's blocks to keep.")
+@click.option("--hidden-size", type=click.IntRange(1), help="Width of the student.  [default: the teacher's]")
+@click.option("--intermediate-size", type=click.IntRange(1), help="Channels of its MLPs.")
+@click.option("--num-layers", type=click.IntRange(1), help="Its blocks.")
+@click.option("--num-heads", type=click.IntRange(1), help="Its query heads.")
+@click.option("--num-kv-heads", type=click.IntRange(1), help="Its key and value heads.")
+@click.option("--alpha", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Weight of the KL.")
+@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True)
+@click.option("--data", multiple=True, default=("default",), show_default=True, help="NAME or FILE, with =WEIGHT.")
+@click.option("--heldout", default="heldout", show_default=True, help="NAME or FILE that is never trained on.")
+@click.option("--steps", type=click.IntRange(1), help=f"Optimizer steps.  [default: {STEPS}]")
+@click.option("--tokens", type=click.IntRange(1), help="Instead of --steps: tokens to read.")
+@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Windows per step.")
+@click.option("--seq-len", type=click.IntRange(2), default=256, show_default=True, help="Tokens per window.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=3e-4, show_default=True)
+@click.option("--eval-every", type=click.IntRange(1), default=50, show_default=True, help="Steps between evaluations.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default="float16", show_default=True, help="Of the result.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, from config.json alone, and stop.")
+@json_option
+def command(teacher: Path, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Distill TEACHER (a directory) into a smaller student, an ordinary checkpoint of the same family.
+
+    The student is an existing checkpoint (--student), or so many of the teacher's blocks (--blocks: the first and the
+    last stay, and of the runs between them the one that is missed least goes), or a narrower shape cut out of the
+    teacher. It learns by  alpha T² KL(teacher ‖ student) + (1 - alpha) CE.  The weights with the least KL on the
+    held-out text are written, with how far the student was from its teacher before and after.
+
+    \b
+    qcompress distill smollm2 --blocks 20 --out student
+    qcompress distill smollm2 --blocks 20 --data notes.txt --data default=0.3 --tokens 200000 --out student
+    qcompress distill qwen2.5-7b --student qwen2.5-1.5b --data chats.jsonl --tokens 50000000 --out student
+    qcompress distill qwen2.5-7b --hidden-size 2560 --intermediate-size 6912 --num-layers 20 --num-heads 16 \\
+        --num-kv-heads 4 --dry-run --out student
+    """
+    settings = DistillConfig(**options)
+    from compress.distill.job import distill_checkpoint
+    from compress.distill.plan import plan_distill, plan_row
+
+    if dry_run:
+        emit(plan_row(plan_distill(teacher, settings), settings), as_json=as_json)
+        return
+    emit(distill_checkpoint(teacher, out, settings, report), as_json=as_json)

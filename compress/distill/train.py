@@ -1,0 +1,241 @@
+"""One training loop, on accelerate: AdamW, warm-up and cosine, clipping, the best weights by held-out KL.
+
+The teacher runs once per micro-batch, without gradient. The loss of a step is a mean over all its tokens that count,
+however many micro-batches they come in. Weights are float32, activations bfloat16 where a GPU takes it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from calibration.windows import Windows
+from compress.checkpoint.finite import cast_finite
+from compress.distill.config import TrainConfig
+from compress.distill.losses import Head, Loss, Side, cross_entropy, distill_loss, find_head, next_tokens, token_mean
+from compress.errors import QCompressError
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}  # per forward: enough for the matrix products, little enough for memory
+WARM_UP, FLOOR = 0.1, 0.1  # share of the steps; share of the peak learning rate that is left at the end
+MAX_NORM = 1.0
+BETAS = (0.9, 0.95)
+
+
+@dataclass
+class Trained:
+    """The best weights in the dtype they will be stored in, the step they are of (0: untrained), the loss curve."""
+
+    weights: dict[str, Tensor]
+    best_step: int
+    best_kl: float
+    curve: list[Row] = field(default_factory=list)
+    stopped: str | None = None
+
+
+class Scores(NamedTuple):
+    """On the held-out text: mean KL(teacher ‖ student) at temperature 1, and the student's nll; nats per token."""
+
+    kl: float
+    nll: float
+
+
+class Model:
+    """A causal LM as the loss wants it: hidden states after the final norm, head weight, and how they make logits."""
+
+    def __init__(self, model: Any, device: torch.device):
+        self.model = model.to(device)
+        self.head: Head = find_head(model.config.to_dict())
+
+    def side(self, ids: Tensor) -> Side:
+        """(batch, seq) ids -> its side of the loss, hidden states of all positions but the last."""
+        hidden = self.model.base_model(ids, use_cache=False).last_hidden_state[:, :-1]
+        return Side(hidden, self.model.get_output_embeddings().weight, self.head)
+
+
+class Objective(nn.Module):
+    """Student and loss in one module, so that whatever wraps a model for training wraps both."""
+
+    def __init__(self, student: Model, settings: TrainConfig, vocab: int):
+        super().__init__()
+        self.student, self.settings, self.vocab = student.model, settings, vocab
+        self._side = student.side
+
+    def forward(self, ids: Tensor, mask: Tensor, teacher: Side, total: float) -> Loss:
+        labels, keep = next_tokens(ids, mask)
+        alpha, temperature = self.settings.alpha, self.settings.temperature
+        return distill_loss(
+            self._side(ids), teacher, labels, keep, alpha=alpha, temperature=temperature, total=total, vocab=self.vocab
+        )
+
+
+class Heldout:
+    """Windows that are never trained on, with the teacher's states of them, computed once."""
+
+    @torch.no_grad()
+    def __init__(self, teacher: Model, windows: Windows, vocab: int):
+        device = teacher.model.device
+        self.vocab, micro = vocab, micro_batch(windows.ids.shape[1], device)
+        self.parts: list[tuple[Tensor, Tensor, Side]] = []
+        nll = 0.0
+        self.tokens = int(windows.mask[:, 1:].sum())
+        for ids, mask in zip(windows.ids.split(micro), windows.mask.split(micro), strict=True):
+            side = teacher.side(ids.to(device))
+            self.parts.append((ids.to(device), mask.to(device), side))
+            nll += cross_entropy(side, *next_tokens(*self.parts[-1][:2]), vocab=vocab).sum().item()
+        self.teacher_nll = nll / self.tokens
+
+    @torch.no_grad()
+    def measure(self, student: Model) -> Scores:
+        kl = nll = 0.0
+        for ids, mask, teacher in self.parts:
+            found = distill_loss(student.side(ids), teacher, *next_tokens(ids, mask), vocab=self.vocab)
+            kl, nll = kl + found.kl.sum().item(), nll + found.ce.sum().item()
+        return Scores(kl / self.tokens, nll / self.tokens)
+
+
+def train(
+    student: Model,
+    teacher: Model,
+    windows: Windows,
+    heldout: Heldout,
+    settings: TrainConfig,
+    *,
+    vocab: int,
+    kl_before: float,
+    dtype: torch.dtype,
+    report: Report = lambda row: None,
+) -> Trained:
+    """Train `student` in place for the settings' steps; returns its best weights in `dtype`.
+
+    `kl_before` is its held-out KL now. Stops at the first loss or gradient that is not finite, says so in `stopped`,
+    and the best weights so far stand. Windows are read in order, and again in a new order when they are used up.
+    """
+    accelerator = make_accelerator()
+    objective = Objective(student, settings, vocab).requires_grad_(True)
+    adam = torch.optim.AdamW(objective.parameters(), betas=BETAS, weight_decay=0.0, fused=True)
+    prepared, optimizer = accelerator.prepare(objective, adam)
+    result = Trained(snapshot(student.model, dtype), 0, kl_before)
+    steps, spent = settings.total_steps, 0.0
+    for step, (ids, mask) in enumerate(read_batches(windows, settings), 1):
+        started = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, settings.learning_rate)
+        row = accumulate(accelerator, prepared, teacher, ids, mask, settings)
+        norm = float(accelerator.clip_grad_norm_(prepared.parameters(), MAX_NORM))
+        if not (math.isfinite(row["loss"]) and math.isfinite(norm)):
+            result.stopped = f"step {step}: loss {row['loss']:.4g}, gradient norm {norm:.4g}"
+            break
+        optimizer.step()
+        optimizer.zero_grad()
+        spent += time.perf_counter() - started
+        result.curve.append({"step": step, **row})
+        if step % settings.eval_every == 0 or step == steps:
+            judge(result, step, student, heldout, dtype)
+        report(progress_row(result.curve[-1], step, spent, settings))
+    for parameter in student.model.parameters():
+        parameter.grad = None
+    return result
+
+
+def accumulate(
+    accelerator: Accelerator, objective: nn.Module, teacher: Model, ids: Tensor, mask: Tensor, settings: TrainConfig
+) -> Row:
+    """Gradients of one step's windows, micro-batch by micro-batch; its mean loss, kl and ce."""
+    total = float(mask[:, 1:].sum())
+    sums = {"loss": 0.0, "kl": 0.0, "ce": 0.0}
+    micro = micro_batch(ids.shape[1], accelerator.device)
+    for part, keep in zip(
+        ids.to(accelerator.device).split(micro), mask.to(accelerator.device).split(micro), strict=True
+    ):
+        with torch.no_grad(), accelerator.autocast():
+            target = teacher.side(part)
+        found: Loss = objective(part, keep, target, total)
+        accelerator.backward(found.loss)
+        sums["loss"] += found.loss.item()
+        for name in ("kl", "ce"):
+            sums[name] += token_mean(getattr(found, name), keep[:, 1:], total).item()
+    return sums
+
+
+def judge(result: Trained, step: int, student: Model, heldout: Heldout, dtype: torch.dtype) -> None:
+    """Measure the held-out KL, note it in the curve, keep the weights if it is the least so far."""
+    kl = heldout.measure(student).kl
+    result.curve[-1]["heldout_kl"] = kl
+    if kl < result.best_kl:
+        result.weights, result.best_step, result.best_kl = snapshot(student.model, dtype), step, kl
+
+
+def snapshot(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A copy of every parameter once (a tied head is left out) in main memory. QCompressError if `dtype` overflows."""
+    pairs = model.named_parameters()
+    return {name: cast_finite(name, p.detach(), dtype).to("cpu", copy=p.dtype == dtype) for name, p in pairs}
+
+
+def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a model the weights of a snapshot, rounded as they were stored."""
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(weights[name])
+
+
+def make_accelerator() -> Accelerator:
+    """One process; bfloat16 activations where a GPU takes them. QCompressError when launched as several."""
+    half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    accelerator = Accelerator(mixed_precision="bf16" if half else "no")
+    if accelerator.num_processes > 1:
+        raise QCompressError(
+            f"distill: started as {accelerator.num_processes} processes; it trains in 1, start it alone"
+        )
+    return accelerator
+
+
+def micro_batch(seq_len: int, device: torch.device) -> int:
+    """Windows per forward."""
+    return max(1, MICRO_TOKENS.get(device.type, MICRO_TOKENS["cpu"]) // seq_len)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Step 1 … steps: linear to the peak over the first tenth, then half a cosine down to a tenth of it."""
+    rising = max(1, round(WARM_UP * steps))
+    if step <= rising:
+        return peak * step / rising
+    done = (step - rising) / max(1, steps - rising)
+    return peak * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def read_batches(windows: Windows, settings: TrainConfig) -> Iterator[tuple[Tensor, Tensor]]:
+    """(batch_size, seq_len) ids and mask for every step. Used-up windows come again, each time in a new order."""
+    count, needed = len(windows.ids), settings.total_steps * settings.batch_size
+    generator = torch.Generator().manual_seed(settings.seed)
+    orders = [torch.arange(count)] + [
+        torch.randperm(count, generator=generator) for _ in range(-(-needed // count) - 1)
+    ]
+    for chosen in torch.cat(orders)[:needed].split(settings.batch_size):
+        yield windows.ids[chosen], windows.mask[chosen]
+
+
+def progress_row(row: Row, step: int, spent: float, settings: TrainConfig) -> Row:
+    """The curve's row with the speed so far and the seconds to go."""
+    speed = step * settings.batch_size * settings.seq_len / spent
+    left = (settings.total_steps - step) * spent / step
+    return {**row, "step": f"{step}/{settings.total_steps}", "tokens_per_second": round(speed, 1), "eta": round(left)}
+
+
+def check_head(model: Model, name: str) -> None:
+    """QCompressError when the model's logits are not what its final hidden states and `Head` make of them."""
+    ids = torch.arange(8, device=model.model.device)[None]
+    with torch.no_grad():
+        side, expected = model.side(ids), model.model(ids, use_cache=False).logits[:, :-1].float()
+        nll = cross_entropy(side, ids[:, 1:], torch.ones_like(ids[:, 1:], dtype=torch.bool), vocab=expected.shape[-1])
+    wanted = nn.functional.cross_entropy(expected.flatten(0, 1), ids[0, 1:], reduction="none")
+    if not torch.allclose(nll.flatten(), wanted, rtol=1e-2, atol=1e-2):
+        kind = type(model.model).__name__
+        raise QCompressError(
+            f"{name}: the head of a {kind} is not known here (bias, scale or cap); distill another family"
+        )

@@ -1,0 +1,51 @@
+"""Settings are checked where they are made, and every door has the same names."""
+
+from dataclasses import fields
+
+import pytest
+
+from compress.cli.distill import command
+from compress.distill.config import STEPS, DistillConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "nothing given"),
+        ({"blocks": 3, "student": "other"}, "student, blocks given"),
+        ({"blocks": 3, "num_layers": 3}, "blocks, num_layers given"),
+        ({"blocks": 0}, "blocks=0"),
+        ({"num_heads": -1}, "num_heads=-1"),
+        ({"blocks": 3, "steps": 0}, "steps=0"),
+        ({"blocks": 3, "tokens": 0}, "tokens=0"),
+        ({"blocks": 3, "steps": 5, "tokens": 5}, "steps=5 and tokens=5"),
+        ({"blocks": 3, "batch_size": 0}, "batch_size=0"),
+        ({"blocks": 3, "eval_every": 0}, "eval_every=0"),
+        ({"blocks": 3, "seq_len": 1}, "seq_len=1"),
+        ({"blocks": 3, "alpha": 1.5}, "alpha=1.5"),
+        ({"blocks": 3, "temperature": 0.0}, "temperature=0.0"),
+        ({"blocks": 3, "learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"blocks": 3, "data": ()}, "0 sources"),
+        ({"blocks": 3, "dtype": "float32"}, "dtype=float32"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DistillConfig(**settings)
+
+
+def test_steps_and_tokens_say_the_same():
+    assert DistillConfig(blocks=2, tokens=10_000, batch_size=4, seq_len=100).total_steps == 25
+    assert DistillConfig(blocks=2, tokens=10_001, batch_size=4, seq_len=100).total_steps == 26
+    assert DistillConfig(blocks=2, steps=7, batch_size=4, seq_len=100).total_tokens == 2800
+    assert DistillConfig(blocks=2).total_steps == STEPS
+
+
+def test_flags_and_fields_have_the_same_names_and_defaults():
+    options = {option.name: option for option in command.params}
+    ours = set(options) - {"teacher", "out", "dry_run", "as_json"}
+    assert ours == {field.name for field in fields(DistillConfig)}
+    defaults = {
+        name: None if "UNSET" in repr(options[name].default).upper() else options[name].default for name in ours
+    }
+    assert defaults == {field.name: field.default for field in fields(DistillConfig)}

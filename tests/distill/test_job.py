@@ -1,0 +1,195 @@
+"""From a teacher on disk to a student on disk: what is written, what it says of itself, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.record import digest, read_record
+from compress.cli import cli
+from compress.distill.config import DistillConfig
+from compress.distill.job import distill_checkpoint
+from compress.distill.plan import plan_distill, plan_row
+from compress.errors import QCompressError
+
+SHORT: dict[str, Any] = {
+    "alpha": 1.0,
+    "steps": 6,
+    "batch_size": 4,
+    "seq_len": 32,
+    "learning_rate": 3e-3,
+    "eval_every": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def distilled(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[Any]]:
+    """A student of one block of two: its directory, the row that came back, the rows that were reported."""
+    out, reported = tmp_path_factory.mktemp("distilled") / "student", []
+    row = distill_checkpoint(tiny_llama, out, DistillConfig(blocks=1, **SHORT), reported.append)
+    return out, row, reported
+
+
+def test_distillation_lowers_the_heldout_kl_and_says_by_what_factor(distilled):
+    _, row, _ = distilled
+    assert 0 < row["kl_after"] < row["kl_before"]
+    assert row["factor"] == pytest.approx(row["kl_before"] / row["kl_after"])
+    assert row["tokens"] == 6 * 4 * 32 and row["stopped"] is None
+
+
+def test_the_student_is_an_ordinary_checkpoint(distilled, tiny_llama):
+    out, row, _ = distilled
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert type(model).__name__ == "LlamaForCausalLM" and model.config.num_hidden_layers == 1
+    assert model.dtype == torch.float16 and sum(p.numel() for p in model.parameters()) == row["parameters"]
+    config = Checkpoint(out).config
+    assert config["torch_dtype"] == config["dtype"] == "float16" and config["rope_theta"] == 5000.0
+    text = "the quick brown fox"
+    assert AutoTokenizer.from_pretrained(out)(text) == AutoTokenizer.from_pretrained(tiny_llama)(text)
+    assert sum(info.bytes for info in Checkpoint(out).tensors.values()) == row["float16_bytes"]
+
+
+def test_the_record_tells_everything_that_made_the_student(distilled, tiny_llama):
+    out, row, _ = distilled
+    record = read_record(out)
+    assert record["command"] == "distill" and record["source"]["digest"] == digest(tiny_llama)
+    assert record["settings"]["learning_rate"] == 3e-3 and record["settings"]["total_steps"] == 6
+    assert record["calibration"]["sources"][0]["name"] == "default" and "token" in record["calibration"]["start"]
+    assert record["heldout"]["sources"][0]["name"] == "heldout"
+    assert [point["step"] for point in record["loss"]] == [1, 2, 3, 4, 5, 6]
+    assert {"step", "loss", "kl", "ce"} <= record["loss"][0].keys()
+    assert len(record["blocks"]) == 1 and len(record["sweep"]) == 2
+    assert record["blocks"] == [1 - int(min(record["sweep"], key=record["sweep"].get))]
+    assert record["rows"] == [json.loads(json.dumps(row))]
+    assert {
+        "kl_before",
+        "kl_after",
+        "factor",
+        "perplexity_teacher",
+        "perplexity_before",
+        "perplexity_after",
+    } <= row.keys()
+
+
+def test_every_step_is_reported_with_speed_and_time_to_go(distilled):
+    _, _, reported = distilled
+    steps = [row for row in reported if "loss" in row]
+    assert [row["step"] for row in steps] == [f"{i}/6" for i in range(1, 7)]
+    assert all({"loss", "kl", "ce", "tokens_per_second", "eta"} <= row.keys() for row in steps)
+
+
+def test_a_narrower_student_loads_and_learns(tiny_qwen2, tmp_path):
+    settings = DistillConfig(
+        hidden_size=32, intermediate_size=64, num_heads=2, num_kv_heads=1, dtype="bfloat16", **SHORT
+    )
+    row = distill_checkpoint(tiny_qwen2, tmp_path / "out", settings)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.model_type == "qwen2" and model.config.hidden_size == 32 and model.dtype == torch.bfloat16
+    assert row["kl_after"] < row["kl_before"]
+
+
+def test_an_existing_checkpoint_can_be_the_student(tiny_llama, tiny_qwen2, tmp_path):
+    row = distill_checkpoint(tiny_qwen2, tmp_path / "out", DistillConfig(student=str(tiny_llama), **SHORT))
+    assert row["kl_after"] < row["kl_before"]
+    assert Checkpoint(tmp_path / "out").config["model_type"] == "llama"
+
+
+def test_a_student_of_another_tokenizer_is_refused_by_both_names(tiny_llama, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llama, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    first, second = sorted(vocab, key=vocab.get)[10:12]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(QCompressError, match=r"other: its tokenizer .* is not that of .*llama .* 126 are the same"):
+        distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(student=str(other), **SHORT))
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_that_is_trained_on_cannot_be_held_out(tiny_llama, tmp_path):
+    settings = DistillConfig(blocks=1, data=("heldout",), **SHORT)
+    with pytest.raises(QCompressError, match="heldout: is trained on"):
+        distill_checkpoint(tiny_llama, tmp_path / "out", settings)
+
+
+def test_text_in_which_nothing_counts_is_refused(tiny_llama, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": f"a question without an answer, number {i}"}]} for i in range(99)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = DistillConfig(blocks=1, data=(str(tmp_path / "chat.jsonl"),), **SHORT)
+    with pytest.raises(QCompressError, match=r"chat.jsonl: 0 of 768 tokens count"):
+        distill_checkpoint(tiny_llama, tmp_path / "out", settings)
+
+
+def test_a_text_that_is_too_short_for_the_run_is_read_again(tiny_llama, tmp_path):
+    (tmp_path / "short.txt").write_text(" ".join(f"sentence {i} is about the fox and the dog." for i in range(20)))
+    reported: list[dict[str, Any]] = []
+    settings = DistillConfig(blocks=1, data=(str(tmp_path / "short.txt"),), **SHORT)
+    distill_checkpoint(tiny_llama, tmp_path / "out", settings, reported.append)
+    (text,) = [row for row in reported if "epochs" in row]
+    assert text["epochs"] == pytest.approx(24 / text["windows"], abs=0.01) and text["windows"] < 24
+
+
+def test_training_that_gains_nothing_writes_nothing(tiny_llama, tmp_path):
+    settings = DistillConfig(blocks=1, **SHORT | {"learning_rate": 1e30})
+    with pytest.raises(QCompressError, match=r"nothing was written: lower --learning-rate 1e\+30"):
+        distill_checkpoint(tiny_llama, tmp_path / "out", settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_needs_no_weights(tiny_llama, tmp_path):
+    shutil.copyfile(tiny_llama / "config.json", tmp_path / "config.json")
+    settings = DistillConfig(blocks=1, **SHORT)
+    row = plan_row(plan_distill(tmp_path, settings), settings)
+    assert row["parameters"] < row["teacher_parameters"] and row["float16_bytes"] == 2 * row["parameters"]
+    assert row["memory_bytes"] > 4 * row["teacher_parameters"] and row["steps"] == 6
+
+
+def test_more_memory_than_there_is_is_refused_before_the_work(tiny_llama, tmp_path, monkeypatch):
+    import psutil
+
+    class Little:
+        available = 1000
+
+    monkeypatch.setattr(psutil, "virtual_memory", Little)
+    with pytest.raises(QCompressError, match=r"llama: needs about .* GB of memory, 0.0 GB are available"):
+        distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(blocks=1, **SHORT))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--blocks", "3"], "num_layers=3: a student is cut out of its teacher, which has 2"),
+        (["--num-heads", "3"], "num_heads=3 is not a multiple of num_kv_heads=2"),
+        (["--student", "nowhere"], "nowhere: no such directory"),
+        ([], "nothing given"),
+        (["--blocks", "1", "--data", "nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(tiny_llama, tmp_path, arguments, words):
+    shown = CliRunner().invoke(
+        cli, ["distill", str(tiny_llama), "--out", str(tmp_path / "out"), "--steps", "1", *arguments]
+    )
+    assert shown.exit_code == 1 and words in shown.output and "Traceback" not in shown.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_prints_its_plan_as_json(tiny_llama, tmp_path):
+    arguments = ["distill", str(tiny_llama), "--out", str(tmp_path / "out"), "--blocks", "1", "--dry-run", "--json"]
+    shown = CliRunner().invoke(cli, arguments)
+    assert json.loads(shown.stdout)["student"].startswith("llama, 1 blocks") and not list(tmp_path.iterdir())
+
+
+def test_a_family_that_overflows_float16_is_refused_in_it(tmp_path):
+    from transformers import Gemma2Config
+
+    config = Gemma2Config(num_hidden_layers=4, hidden_size=64, vocab_size=99).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Gemma2ForCausalLM"]}))
+    with pytest.raises(QCompressError, match="use --dtype bfloat16"):
+        plan_distill(tmp_path, DistillConfig(blocks=2))
