@@ -123,7 +123,7 @@ def describe(row: dict[str, Any]) -> str:
     engine = f"{row['format'] or 'not quantized'}, vLLM in {row['dtype']}"
     return (
         f"{name} ({engine}): log-probabilities of {row['tokens']} tokens are off by at most "
-        f"{row['max_difference']:.4f} nats and {row['mean_difference']:.4f} on average (tolerance {row['tolerance']:g}); "
+        f"{row['max_difference']:.4f} nats, {row['mean_difference']:.4f} on average (tolerance {row['tolerance']:g}); "
         f"of {row['generated']} greedy tokens {row['other_choices']} are not the reference's first choice, "
         f"behind it by at most {row['max_behind']:.4f}"
     )
