@@ -27,11 +27,9 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-DistillPart = create_model(  # exactly the fields of the command's own settings
-    "DistillPart",
-    __base__=Part,
-    **{field.name: (get_type_hints(DistillConfig)[field.name], field.default) for field in fields(DistillConfig)},
-)
+HINTS = get_type_hints(DistillConfig)
+OPTIONS: dict[str, Any] = {field.name: (HINTS[field.name], field.default) for field in fields(DistillConfig)}
+DistillPart = create_model("DistillPart", __base__=Part, **OPTIONS)  # exactly the fields of the command's own settings
 
 
 class QuantizePart(Part):

@@ -88,7 +88,8 @@ def test_a_recipe_runs_skips_what_is_done_and_refuses_what_changed(tiny_llama, t
 def test_a_limit_that_is_passed_ends_with_3_after_the_report(tiny_llama, tmp_path):
     value = small(tiny_llama, tmp_path / "out", verify={"windows": 2, "seq_len": 32, "max_kl": 1e-9})
     result = invoke("run", write(tmp_path / "recipe.yaml", value))
-    assert result.exit_code == 3 and "kl" in result.output and "above the limit" in result.output
+    assert result.exit_code == 3, result.output
+    assert "kl" in result.output and "above the limit" in result.output
     assert (tmp_path / "out/report.html").is_file()
 
 
