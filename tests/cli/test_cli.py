@@ -13,7 +13,8 @@ def invoke(*arguments):
 
 
 def test_help_lists_every_command_and_imports_no_torch():
-    code = "import sys; from compress.cli import cli; cli(['--help'], standalone_mode=False); print('torch' in sys.modules)"
+    code = "import sys; from compress.cli import cli; cli(['--help'], standalone_mode=False); "
+    code += "print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert all(command in shown for command in COMMANDS) and shown.strip().endswith("False")
 
@@ -84,7 +85,9 @@ def test_bad_calibration_text_is_one_line_that_names_the_file(tiny_llama, tmp_pa
 
 
 def test_a_missing_model_is_named(tmp_path):
-    assert "no such directory" in one_line(invoke("quantize", tmp_path / "nowhere", "--method", "rtn", "--out", tmp_path / "o"))
+    assert "no such directory" in one_line(
+        invoke("quantize", tmp_path / "nowhere", "--method", "rtn", "--out", tmp_path / "o")
+    )
 
 
 def test_the_dry_run_prints_the_bytes_that_are_written(tiny_llama, tmp_path):

@@ -1,0 +1,64 @@
+"""Every method against plain rounding of the same format: python scripts/bench_methods.py MODEL CALIBRATION TEXT
+
+One run on one machine: quantize MODEL with each method into --out, compare all with MODEL on the first windows of TEXT,
+and print seconds, bytes, KL, and by how much the KL is below that of rtn in the same format. --json for machines.
+
+    python scripts/bench_methods.py build/smollm2 wikitext2.valid.txt wikitext2.test.txt --group-size 64
+"""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress.cli.console import emit, json_option, report
+from compress.config import QuantizeConfig
+from compress.evaluate.compare import compare_rows
+from compress.evaluate.text import evaluation_windows
+from compress.quantize.job import quantize_checkpoint
+
+VARIANTS = (("rtn", "gptq"), ("gptq", "gptq"), ("rtn", "awq"), ("awq", "awq"), ("gptq", "awq"), ("awq+gptq", "awq"))
+
+
+def timed(model: Path, out: Path, calibration: str, config: QuantizeConfig) -> float:
+    """Seconds of one quantization, from the command to the published checkpoint."""
+    shutil.rmtree(out, ignore_errors=True)
+    started = time.perf_counter()
+    quantize_checkpoint(model, out, config, calibration=[calibration], report=report)
+    return time.perf_counter() - started
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("calibration")
+@click.argument("text")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
+@click.option("--group-size", type=int, default=64, show_default=True)
+@click.option("--n-samples", type=int, default=64, show_default=True)
+@click.option("--seq-len", type=int, default=512, show_default=True)
+@click.option("--windows", type=int, default=12, show_default=True, help="Windows of TEXT, --seq-len tokens each.")
+@json_option
+def main(model: Path, calibration: str, text: str, out: Path, windows: int, as_json: bool, **sizes: int) -> None:
+    """Quantize MODEL with every method on CALIBRATION, score on TEXT."""
+    seconds = {}
+    for method, format_name in VARIANTS:
+        config = QuantizeConfig(method=method, format=format_name, **sizes)
+        path = out / f"{method}-in-{format_name}"
+        seconds[path] = timed(model, path, calibration, config)
+    read = evaluation_windows(model, list(seconds), text, n_samples=windows, seq_len=sizes["seq_len"])
+    rows = compare_rows(model, list(seconds), read, report=report)
+    rtn = {row["format"]: row["kl"] for row in rows[1:] if row["method"] == "rtn"}
+    emit([shown(row, seconds, rtn, out) for row in rows[1:]], as_json=as_json)
+
+
+def shown(row: dict[str, Any], seconds: dict[Path, float], rtn: dict[str, float], out: Path) -> dict[str, Any]:
+    kept = ("name", "bytes", "bits_per_weight", "kl", "kl_se", "kl_p99", "perplexity", "perplexity_ratio", "top1")
+    below = f"{100 * (1 - row['kl'] / rtn[row['format']]):.0f} %"
+    return {key: row[key] for key in kept} | {"below_rtn": below, "seconds": round(seconds[out / row["name"]], 1)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
