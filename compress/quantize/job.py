@@ -26,7 +26,7 @@ from compress.config import QuantizeConfig
 from compress.errors import GateFailure, QCompressError
 from compress.model.blocks import Block, BlockModel, parameter_shapes
 from compress.quantize.block import BlockSettings, QuantizedBlock, quantize_block, round_block
-from compress.quantize.plan import Plan, make_plan, plan_row
+from compress.quantize.plan import Plan, group_size_reason, make_plan, plan_row
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
@@ -78,6 +78,8 @@ def quantize_checkpoint(
     blocks = BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)))
     check_memory(model, estimate_memory(blocks, plan, config))
     report(plan_row(str(model), plan, config))
+    if not config.group_size and (reason := group_size_reason(plan)):
+        report({"group_size": reason})
     windows, start = None, None
     if config.method != "rtn":
         windows, start = calibration_windows(blocks, tokenizer, calibration, config)

@@ -46,6 +46,15 @@ def choose_group_size(linears: dict[str, tuple[int, int]], wanted: int) -> int:
     raise QCompressError(f"{name}: --group-size {size} does not divide its {linears[name][1]} inputs; {cure}")
 
 
+def group_size_reason(plan: Plan) -> str | None:
+    """Why auto took less than the largest group size: the first linear that a larger one does not divide."""
+    larger = [size for size in GROUP_SIZES if size > plan.scheme.group_size]
+    for name, (_, inn) in plan.linears.items():
+        if larger and inn % larger[-1]:
+            return f"auto takes {plan.scheme.group_size}: {larger[-1]} does not divide the {inn} inputs of {name}"
+    return None
+
+
 def check_rows(linears: dict[str, tuple[int, int]]) -> None:
     """Packed words hold 8 outputs: refuse a linear whose outputs do not fill them."""
     for name, (out, inn) in linears.items():

@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,6 +115,22 @@ def test_a_group_size_that_divides_nothing_names_the_linear(tiny_llama):
 
 def test_auto_takes_the_largest_legal_group_size(tiny_llama):
     assert plan_quantize(tiny_llama, settings())[1].scheme.group_size == 64
+
+
+def test_auto_says_why_it_takes_less_than_128(tiny_llama, tmp_path):
+    lines = []
+    quantize_checkpoint(tiny_llama, tmp_path / "out", settings("rtn"), report=lines.append)
+    said = [line["group_size"] for line in lines if set(line) == {"group_size"}]
+    assert said == ["auto takes 64: 128 does not divide the 64 inputs of model.layers.0.self_attn.q_proj"]
+
+
+@pytest.mark.parametrize(("module", "name"), [("psutil", "virtual_memory"), ("shutil", "disk_usage")])
+def test_too_little_memory_or_disk_is_said_before_the_work(tiny_llama, tmp_path, monkeypatch, module, name):
+    little = SimpleNamespace(available=1000, free=1000)
+    monkeypatch.setattr(f"{module}.{name}", lambda *arguments: little)
+    with pytest.raises(QCompressError, match=r"needs .*(available|free)"):
+        quantize_checkpoint(tiny_llama, tmp_path / "out", settings("rtn"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_budget_that_cannot_be_met_says_by_how_much(tiny_llama):
