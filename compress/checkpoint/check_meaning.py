@@ -5,11 +5,13 @@ channels and divided outputs, so both are first brought together by W' ≈ t · 
 output, fitted to the data: exact for folding, and far too few numbers to hide a mistake in a layout. What is left is
 the rounding. Measured on SmolLM2-135M, groups of 64:
 
-                                   rtn, awq        gptq            wrong nibble order   zeros off by one
-    cosine of the whole weight     ≥ 0.993         ≥ 0.977         about 0              0.94
-    worst row                      ≥ 0.985         ≥ 0.37          about 0              0.9
-    mean error in steps            ≤ 0.002         ≤ 0.015         0                    1
+                                   rtn, awq    gptq, 16 windows    wrong nibble order    zeros off by one
+    cosine of the whole weight     ≥ 0.991     ≥ 0.953             ≤ 0.61                0.91 – 0.95
+    cosine of the worst output     ≥ 0.97      ≥ 0.38              ≤ 0.45                0.73 – 0.93
+    mean error in steps            ≤ 0.01      ≤ 0.035             ≤ 0.02                0.97 – 1.00
+    gain of a group                0.88–1.14   0.41–1.75           any                   0.64 – 1.31
 
+so the whole weight decides, and a single output or group is only doubted: gptq moves weak ones far on purpose.
 At most ROWS outputs of a weight are looked at, drawn at random: a layout is wrong everywhere or nowhere.
 
 Without the source only what holds for any trained weight is asked: weights lie around 0, most of them near it, and
@@ -27,10 +29,11 @@ from compress.checkpoint.formats import format_of, quantized_as, weight_reader
 from compress.quantize.grid import QuantizedWeight, split_groups
 
 ROWS = 1024
-LEAST_COSINE, LEAST_ROW_COSINE, MOST_SHIFT = 0.9, 0.15, 0.25
-GAINS = (0.5, 1.75)  # of a group against its row's median; gptq reaches 0.70 and 1.35
+LEAST_COSINE, LEAST_ROW_COSINE, MOST_SHIFT = 0.8, 0.3, 0.25
+GAINS = (0.4, 1.9)  # of a group, against the median of its output
 LEAST_FOLLOWING, MOST_OFFSET, MOST_SPREAD = 0.5, 0.75, 5.0
 ENOUGH_GROUPS, VARYING = 64, 0.3
+DOUBT = "vLLM computes with it; rounding alone seldom goes so far"
 SILENT = "vLLM loads it without a word and answers with noise (silent)"
 
 
@@ -83,13 +86,12 @@ def like_source(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Iterat
         yield error(f"cosine {found.cosine:.3f} to the source", f"at least {LEAST_COSINE}", SILENT)
     elif found.row_cosine < LEAST_ROW_COSINE:
         where = f"cosine {found.row_cosine:.3f} to the source in output {int(rows[found.row])}"
-        yield error(where, f"at least {LEAST_ROW_COSINE}", SILENT)
+        yield warning(where, f"at least {LEAST_ROW_COSINE}", DOUBT)
     if abs(found.shift) > MOST_SHIFT:
         yield error(f"{found.shift:.2f} steps off the source on average", f"at most {MOST_SHIFT}", SILENT)
     low, high = found.gains
     if low < GAINS[0] or high > GAINS[1]:
-        doubt = "vLLM computes with it; rounding alone seldom goes so far"
-        yield warning(f"groups of {low:.2f} to {high:.2f} times the source", f"{GAINS[0]} to {GAINS[1]}", doubt)
+        yield warning(f"groups of {low:.2f} to {high:.2f} times the source", f"{GAINS[0]} to {GAINS[1]}", DOUBT)
 
 
 @dataclass(frozen=True)
