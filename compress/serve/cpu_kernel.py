@@ -149,8 +149,8 @@ def why_not_compiled(dtype: Any) -> str:
     try:
         compiled()
     except (OSError, subprocess.SubprocessError) as error:
-        details = [str(error), *(getattr(error, "stderr", None) or "").splitlines()]
-        return f"{SOURCE.name} could not be compiled: {details[-1]}"
+        lines = (getattr(error, "stderr", None) or str(error)).splitlines()
+        return f"{SOURCE.name} was not compiled: {next((line for line in lines if 'error' in line), lines[-1])}"
     return ""
 
 

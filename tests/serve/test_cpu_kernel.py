@@ -168,8 +168,9 @@ def test_tensors_that_disagree_are_refused(change):
 
 
 @pytest.fixture
-def cold_caches():
-    """Forget what was compiled, before and after."""
+def cold_caches(monkeypatch):
+    """Forget what was compiled, before and after, and compile quickly in between."""
+    monkeypatch.setattr(cpu_kernel, "FLAGS", (*cpu_kernel.FLAGS, "-O0"))
     caches = (cpu_kernel.compiled, cpu_kernel.why_not_compiled, cpu_kernel.warn_once)
     for cache in caches:
         cache.cache_clear()
@@ -194,6 +195,17 @@ def test_without_a_compiler_torch_does_the_work_and_one_warning_says_so(monkeypa
     assert "plain torch" in caplog.text
 
 
+def test_the_warning_names_what_the_compiler_said(monkeypatch, tmp_path, caplog, cold_caches):
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'wna16.c:10: error: no immintrin.h' >&2\necho stopped. >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", str(compiler))
+    run_operator(torch.ones(1, 64).half(), make_linear(64, 32, 32, torch.float16))
+    assert "error: no immintrin.h" in caplog.text
+    assert list((tmp_path / "qcompress").iterdir()) == []
+
+
 def test_float32_activations_are_served_by_torch_with_a_warning(caplog, cold_caches):
     linear = make_linear(64, 32, 32, torch.float32)
     x = torch.randn(3, 64)
@@ -211,7 +223,7 @@ def test_the_library_is_compiled_once_and_renamed_into_place(monkeypatch, tmp_pa
 
 
 @needs_kernel
-def test_other_flags_give_the_library_another_name(monkeypatch, tmp_path):
+def test_other_flags_give_the_library_another_name(monkeypatch, tmp_path, cold_caches):
     first = cpu_kernel.compile_kernel(tmp_path)
     monkeypatch.setattr(cpu_kernel, "FLAGS", (*cpu_kernel.FLAGS, "-DOTHER"))
     assert cpu_kernel.compile_kernel(tmp_path) != first
