@@ -227,21 +227,21 @@ def test_folding_is_no_difference_from_the_source():
     torch.manual_seed(0)
     source = torch.randn(48, 128)
     folded = source * torch.rand(128).add(0.2) * torch.rand(48, 1).add(0.2)
-    likeness = compare(rtn(folded, group_size=32, sym=False), source)
+    likeness = compare(rtn(folded, group_size=32, sym=False), source, torch.arange(48))
     assert likeness.cosine > 0.99 and likeness.row_cosine > 0.98 and abs(likeness.shift) < 0.05
     assert 0.9 < likeness.gains[0] < likeness.gains[1] < 1.1
 
 
 def test_exact_weights_are_exactly_alike():
     weight = QuantizedWeight(torch.randint(0, 16, (16, 64)).byte(), torch.rand(16, 2) + 0.1, torch.full((16, 2), 8.0))
-    likeness = compare(weight, weight.dequantize())
+    likeness = compare(weight, weight.dequantize(), torch.arange(16))
     assert likeness.cosine == pytest.approx(1) and abs(likeness.shift) < 1e-5
 
 
 def test_dead_outputs_and_dead_inputs_are_no_difference():
     source = torch.randn(16, 64)
     source[3], source[:, 7], source[5, 32:] = 0, 0, 0
-    likeness = compare(rtn(source, group_size=32, sym=False), source)
+    likeness = compare(rtn(source, group_size=32, sym=False), source, torch.arange(16))
     assert likeness.cosine > 0.98 and likeness.row_cosine > 0.95 and likeness.gains[0] > 0.8
 
 
