@@ -62,7 +62,9 @@ def test_only_model_and_checkpoint_know_transformers(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_only_pack_shifts_bits(path):
-    shifts = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.LShift | ast.RShift)]
+    shifts = [
+        n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.LShift | ast.RShift)
+    ]
     allowed = {"compress.checkpoint.pack", "compress.serve.cpu_kernel"}  # the kernel reads vLLM's words, not ours
     assert not shifts or module_of(path) in allowed
 
