@@ -91,22 +91,22 @@ def whole_groups(subject: Subject) -> Findings:
             yield warning(f"{matrix.inn} inputs, {matrix.out} outputs", expected, consequence, tensor=where)
 
 
-def no_cpu(matrix: Matrix) -> bool:
+def fits_cpu(matrix: Matrix) -> bool:
     return matrix.inn % 32 == 0 and matrix.out % 32 == 0
 
 
-def no_padding(matrix: Matrix) -> bool:
+def fits_marlin(matrix: Matrix) -> bool:
     return matrix.inn % 128 == 0 and matrix.out % 64 == 0
 
 
-def no_machete(matrix: Matrix) -> bool:
+def fits_machete(matrix: Matrix) -> bool:
     return matrix.inn % 64 == 0 and matrix.out % 128 == 0
 
 
 KERNELS: dict[tuple[Callable[[Matrix], bool], str], str] = {
-    (no_cpu, "multiples of 32"): "vLLM has no CPU kernel for it and stops there",
-    (no_padding, "multiples of 128 and 64"): "Marlin pads it with zeros: right, but slower",
-    (no_machete, "multiples of 64 and 128"): "Hopper cards use Marlin instead of Machete: right, but slower",
+    (fits_cpu, "multiples of 32"): "vLLM has no CPU kernel for it and stops there",
+    (fits_marlin, "multiples of 128 and 64"): "Marlin pads it with zeros: right, but slower",
+    (fits_machete, "multiples of 64 and 128"): "Hopper cards use Marlin instead of Machete: right, but slower",
 }
 
 

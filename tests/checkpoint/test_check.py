@@ -156,6 +156,13 @@ def test_ranks_of_a_quantized_model_name_the_linear_that_cannot_be_cut(good):
     assert tensors == {f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)}  # 64 / 4 = 16 inputs, half a group
 
 
+def test_kernels_are_judged_by_what_vllm_fuses(good):
+    hopper = [row for row in check_checkpoint(good("llama", "awq")) if "Hopper" in row["consequence"]]
+    assert [row["tensor"] for row in hopper] == [
+        "model.layers.0.mlp.down_proj and 3 more"
+    ]  # q + k + v make 128 outputs
+
+
 def in_another_order(words: torch.Tensor) -> torch.Tensor:
     """The two lowest nibbles of every word change places."""
     return (words & ~0xFF) | ((words & 0xF) << 4) | ((words >> 4) & 0xF)

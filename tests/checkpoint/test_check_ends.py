@@ -292,6 +292,22 @@ def test_gptq_lists_are_read_as_vllm_reads_them(model, changes, rule):
     assert patient.found() >= {rule} if rule else not patient.found()
 
 
+def test_gptq_rules_may_give_a_whole_fused_layer_other_bits(model):
+    patient = model("llama", "gptq")
+    for letter in "qkv":
+        module = f"model.layers.1.self_attn.{letter}_proj"
+        out = patient.tensors[f"{module}.scales"].shape[1]
+        for suffix in ("qweight", "qzeros", "scales", "g_idx"):
+            del patient.tensors[f"{module}.{suffix}"]
+        patient.tensors[f"{module}.weight"] = torch.randn(out, 64) * 0.1
+        patient.pack(module, bits=8, group_size=64, sym=True)
+    settings = {"bits": 8, "group_size": -1}
+    patient.quant["dynamic"] = {r"+:.*layers\.1\.self_attn\.(q|k|v|qkv)_proj$": settings}
+    assert not patient.found()
+    patient.quant["dynamic"] = {r"+:.*layers\.1\.self_attn\.(q|k|v)_proj$": settings}
+    assert "C8" in patient.found()
+
+
 def test_a_plain_linear_that_a_gptq_list_claims_is_an_error(model):
     patient = model("llama", "gptq")
     plain_mlp(patient)

@@ -357,6 +357,7 @@ CONFIG_WOUNDS = [
     Wound("ct groups without a size", "ct", "C6", weights(group_size=None)),
     Wound("ct channels with a size", "ct", "C6", weights(strategy="channel")),
     Wound("ct of other groups", "ct", "T3", weights(group_size=64)),
+    Wound("ct groups that do not divide the inputs", "ct", "T4", weights(group_size=48)),
     Wound("ct sparse", "ct", "C6", quant(sparsity_config={"targets": ["Linear"], "format": "dense"})),
     Wound("skip list hits by substring", "awq", "C7", quant(modules_to_not_convert=["model.layers.1"])),
     Wound("skip list hits one shard", "awq", "C7", quant(modules_to_not_convert=["k_proj"])),
