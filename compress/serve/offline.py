@@ -22,9 +22,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-EXCEPTION = re.compile(
-    r"^(?:\(.*?\] )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)$", re.MULTILINE
-)  # perhaps after a log prefix
+# At the start of a line, or right behind the prefix that vLLM's logger puts before every line.
+EXCEPTION = re.compile(r"^(?:\(.*?\] )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)$", re.MULTILINE)
 
 
 class VllmFailedError(RuntimeError):
