@@ -44,13 +44,14 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Terms:
-    """The numbers of the loss. `total` divides the sum over tokens; `gradient` is off when nobody will ask for it."""
+    """The numbers of the loss, `total` divides the sum over tokens; and which gradients somebody will ask for."""
 
     alpha: float
     temperature: float
     total: float
     chunk: int
-    gradient: bool = True
+    hidden: bool
+    weight: bool
 
 
 def find_head(config: dict[str, Any]) -> Head:
@@ -94,7 +95,8 @@ def distill_loss(
     if len(wanted) and int(wanted.max()) >= size:
         raise ValueError(f"distill.losses: label {int(wanted.max())} is outside the common vocabulary of {size} tokens")
     count, rows = len(wanted) if total is None else total, chunk or max(1, CHUNK_LOGITS // size)
-    terms = Terms(alpha, temperature, float(count), rows, torch.is_grad_enabled())
+    wanted_gradients = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (student.hidden, student.weight)]
+    terms = Terms(alpha, temperature, float(count), rows, *wanted_gradients)
     loss, kl, ce = ChunkedLoss.apply(
         student.hidden.flatten(0, -2)[kept],
         student.weight if len(student.weight) == size else student.weight[:size],
@@ -128,8 +130,8 @@ class ChunkedLoss(Function):
         with torch.autocast(hidden.device.type, enabled=False):
             states = (hidden.to(work), weight.to(work), teacher_hidden.to(work), teacher_weight.to(work))
             kl, ce, d_hidden, d_weight = run_chunks(*states, labels, heads, terms)
-        if terms.gradient:
-            ctx.save_for_backward(d_hidden.to(hidden.dtype), d_weight.to(weight.dtype))
+        ctx.save_for_backward(d_hidden.to(hidden.dtype), d_weight.to(weight.dtype))
+        ctx.terms = terms
         ctx.mark_non_differentiable(kl, ce)
         per_token = terms.alpha * kl + (1 - terms.alpha) * ce
         return token_mean(per_token, torch.ones_like(kl), terms.total), kl, ce
@@ -138,7 +140,8 @@ class ChunkedLoss(Function):
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * d_loss, d_weight * d_loss, None, None, None, None, None
+        gradients = (d_hidden * d_loss if ctx.terms.hidden else None, d_weight * d_loss if ctx.terms.weight else None)
+        return *gradients, None, None, None, None, None
 
 
 def run_chunks(
@@ -150,11 +153,11 @@ def run_chunks(
     heads: tuple[Head, Head],
     terms: Terms,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """kl and ce (tokens,), and the gradients of the loss for hidden and weight (zeros without `terms.gradient`)."""
+    """kl and ce (tokens,), and the gradients of the loss for hidden and weight, empty where nobody asks for one."""
     tokens, vocab = len(hidden), len(weight)
     kl, ce = hidden.new_empty(tokens), hidden.new_empty(tokens)
-    d_hidden = torch.zeros_like(hidden)
-    d_weight = torch.zeros_like(weight if terms.gradient else weight[:0])
+    d_hidden = torch.zeros_like(hidden if terms.hidden else hidden[:0])
+    d_weight = torch.zeros_like(weight if terms.weight else weight[:0])
     buffers = [hidden.new_empty(min(terms.chunk, tokens), vocab) for _ in range(4)]
     for start in range(0, tokens, terms.chunk):
         rows = slice(start, start + terms.chunk)
@@ -164,14 +167,16 @@ def run_chunks(
         kl[rows] = kl_into(student, teacher, p_student, p_teacher, terms.temperature)
         gradient = p_student.sub_(p_teacher).mul_(terms.alpha * terms.temperature)
         ce[rows] = cross_entropy_into(student, labels[rows], p_teacher)
-        if not terms.gradient:
+        if not (terms.hidden or terms.weight):
             continue
         p_teacher[torch.arange(len(p_teacher), device=labels.device), labels[rows]] -= 1
         gradient.add_(p_teacher, alpha=1 - terms.alpha).mul_(heads[0].scale / max(terms.total, 1.0))
         if heads[0].softcap is not None:
             gradient.addcmul_(gradient, student.div_(heads[0].softcap).square_(), value=-1)
-        torch.mm(gradient, weight, out=d_hidden[rows])
-        d_weight.addmm_(gradient.T, hidden[rows])
+        if terms.hidden:
+            torch.mm(gradient, weight, out=d_hidden[rows])
+        if terms.weight:
+            d_weight.addmm_(gradient.T, hidden[rows])
     return kl, ce, d_hidden, d_weight
 
 

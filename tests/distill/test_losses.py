@@ -114,6 +114,18 @@ def test_tied_heads_get_both_gradients():
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_a_frozen_part_gets_no_gradient_and_changes_no_other(frozen):
+    student, teacher, labels = make_sides()
+    expected = dict(
+        zip(("hidden", "weight"), gradients(distill_loss(student, teacher, labels, MASK).loss, student), strict=True)
+    )
+    half = student._replace(**{frozen: getattr(student, frozen).detach()})
+    (trained,) = {"hidden", "weight"} - {frozen}
+    (found,) = torch.autograd.grad(distill_loss(half, teacher, labels, MASK).loss, getattr(half, trained))
+    assert torch.equal(found, expected[trained])
+
+
 def test_the_vocabulary_is_cut_to_the_tokenizers_size():
     student, teacher, labels = make_sides()
     cut = (Side(student.hidden, student.weight[:30]), Side(teacher.hidden, teacher.weight[:30]))

@@ -135,6 +135,24 @@ def test_micro_batches_never_change_a_step(pair, monkeypatch, tokens):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_is_the_mean_over_all_tokens_that_count(pair, monkeypatch):
+    student, teacher = pair
+    monkeypatch.setitem(training.MICRO_TOKENS, "cpu", 24)
+    settings, windows = TrainConfig(batch_size=5, seq_len=12), random_windows(5, seed=3)
+    objective = Objective(student, settings, 40).requires_grad_(True)
+    row = accumulate(make_accelerator(), objective, teacher, windows.ids, windows.mask, settings)
+    found = student.model.model.norm.weight.grad.clone()
+    objective.zero_grad()
+    keep = windows.mask[:, 1:]
+    ours, theirs = (m.model(windows.ids, use_cache=False).logits[:, :-1][keep] for m in (student, teacher))
+    log_s, p_t = (ours / 2).log_softmax(-1), (theirs / 2).softmax(-1)
+    kl = 4 * (p_t * (p_t.log() - log_s)).sum(-1).mean()
+    ce = torch.nn.functional.cross_entropy(ours, windows.ids[:, 1:][keep])
+    (0.7 * kl + 0.3 * ce).backward()
+    assert row == pytest.approx({"loss": (0.7 * kl + 0.3 * ce).item(), "kl": kl.item(), "ce": ce.item()}, rel=1e-4)
+    torch.testing.assert_close(found, student.model.model.norm.weight.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_training_that_blows_up_stops_and_keeps_the_last_good_weights(pair):
     result, _, before = run(pair, learning_rate=1e30, eval_every=1)
     assert result.stopped is not None and "step" in result.stopped and len(result.curve) < 30
