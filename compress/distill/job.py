@@ -71,23 +71,14 @@ def distill_checkpoint(teacher: Path, out: Path, settings: DistillConfig, report
     big = open_model(teacher, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
     text = read_text(settings, tokenizer, big.model)
     report(text_row(text, settings))
-    student = make_student(source, plan, settings, text.windows, device, report)
-    vocab = min(len(m.model.get_output_embeddings().weight) for m in (big, student.model))
-    vocab = min(vocab, max(tokenizer.get_vocab().values()) + 1)
+    vocab = common_vocabulary(plan, tokenizer)
+    student = make_student(source, plan, settings, text.windows, vocab, device, report)
     heldout = Heldout(big, text.heldout, vocab)
     before = heldout.measure(student.model)
     report({"heldout_tokens": heldout.tokens, "kl_before": before.kl, "perplexity_before": exp(before.nll)})
     dtype = getattr(torch, settings.dtype)
     trained = train(
-        student.model,
-        big,
-        text.windows,
-        heldout,
-        settings,
-        vocab=vocab,
-        kl_before=before.kl,
-        dtype=dtype,
-        report=report,
+        student.model, big, text.windows, heldout, settings, kl_before=before.kl, dtype=dtype, report=report
     )
     refuse_no_gain(trained, before.kl, settings)
     restore(student.model.model, trained.weights)
@@ -123,6 +114,12 @@ def check_student(teacher: Path, settings: DistillConfig) -> Any:
             f"which {len(ours.items() & theirs.items()):,} are the same); give a student of the teacher's own family"
         )
     return tokenizer
+
+
+def common_vocabulary(plan: Plan, tokenizer: Any) -> int:
+    """How many tokens both models and the tokenizer know: what else a vocabulary holds is padding."""
+    known = max(tokenizer.get_vocab().values()) + 1
+    return min(int(plan.teacher["vocab_size"]), int(plan.student["vocab_size"]), known)
 
 
 def open_model(path: Path, dtype: torch.dtype, device: torch.device) -> Model:
@@ -171,7 +168,13 @@ def fitting_windows(sources: Sequence[str], tokenizer: Any, wanted: int, size: d
 
 
 def make_student(
-    source: Checkpoint, plan: Plan, settings: DistillConfig, windows: Windows, device: torch.device, report: Report
+    source: Checkpoint,
+    plan: Plan,
+    settings: DistillConfig,
+    windows: Windows,
+    vocab: int,
+    device: torch.device,
+    report: Report,
 ) -> Student:
     """The student that the settings describe, in float32 on `device`."""
     if settings.student is not None:
@@ -181,7 +184,7 @@ def make_student(
     if plan.removed:
         ids, mask = (tensor[:SWEEP_WINDOWS, :SWEEP_LENGTH] for tensor in (windows.ids, windows.mask))
         mask = mask if mask[:, 1:].any() else torch.ones_like(mask)  # a chat's first tokens may all be the user's
-        sweep = sweep_depth(source.config, weights, plan.removed, ids, mask)
+        sweep = sweep_depth(source.config, weights, plan.removed, ids, mask, vocab)
         blocks = choose_blocks(sweep, len(blocks) + plan.removed, plan.removed)
         gone = min(sweep, key=lambda start: (sweep[start], start))
         report(

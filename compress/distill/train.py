@@ -107,7 +107,6 @@ def train(
     heldout: Heldout,
     settings: TrainConfig,
     *,
-    vocab: int,
     kl_before: float,
     dtype: torch.dtype,
     report: Report = lambda row: None,
@@ -118,7 +117,7 @@ def train(
     and the best weights so far stand. Windows are read in order, and again in a new order when they are used up.
     """
     accelerator = make_accelerator()
-    objective = Objective(student, settings, vocab).requires_grad_(True)
+    objective = Objective(student, settings, heldout.vocab).requires_grad_(True)
     adam = torch.optim.AdamW(objective.parameters(), betas=BETAS, weight_decay=0.0, fused=True)
     prepared, optimizer = accelerator.prepare(objective, adam)
     result = Trained(snapshot(student.model, dtype), 0, kl_before)

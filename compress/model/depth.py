@@ -25,11 +25,13 @@ def choose_blocks(kl: dict[int, float], count: int, removed: int) -> tuple[int, 
 
 
 @torch.no_grad()
-def sweep_depth(config: dict[str, Any], weights: Weights, removed: int, ids: Tensor, mask: Tensor) -> dict[int, float]:
+def sweep_depth(
+    config: dict[str, Any], weights: Weights, removed: int, ids: Tensor, mask: Tensor, vocab: int | None = None
+) -> dict[int, float]:
     """Start of the gap -> mean KL(teacher ‖ teacher without the gap), nats, over the tokens that count.
 
     `ids`, `mask` (windows, seq_len) as from calibration. The first and the last block stay, one of them if only one
-    block does. Deterministic.
+    block does. Logits beyond `vocab` tokens, padding, are left out. Deterministic.
     """
     model = BlockModel(config, weights)
     if not 1 <= removed < len(model):
@@ -39,7 +41,7 @@ def sweep_depth(config: dict[str, Any], weights: Weights, removed: int, ids: Ten
     with model.ends():
         teacher, candidates = run_all(model, removed, ids)
     with model.ends(head=True):
-        return compare(model, teacher, candidates, mask)
+        return compare(model, teacher, candidates, mask, vocab)
 
 
 def run_all(model: BlockModel, removed: int, ids: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
@@ -59,17 +61,19 @@ def run_all(model: BlockModel, removed: int, ids: Tensor) -> tuple[Tensor, dict[
     return teacher, candidates
 
 
-def compare(model: BlockModel, teacher: Tensor, candidates: dict[int, Tensor], mask: Tensor) -> dict[int, float]:
+def compare(
+    model: BlockModel, teacher: Tensor, candidates: dict[int, Tensor], mask: Tensor, vocab: int | None
+) -> dict[int, float]:
     """Mean KL(teacher ‖ candidate) of the next token, over tokens that count; one window's logits at a time."""
     totals = dict.fromkeys(candidates, 0.0)
     for window, keep in enumerate(mask[:, 1:]):
-        targets = log_probabilities(model, teacher[window], keep)
+        targets = log_probabilities(model, teacher[window], keep, vocab)
         for start, hidden in candidates.items():
-            outputs = log_probabilities(model, hidden[window], keep)
+            outputs = log_probabilities(model, hidden[window], keep, vocab)
             totals[start] += kl_div(outputs, targets, reduction="sum", log_target=True).item()
     return {start: total / int(mask[:, 1:].sum()) for start, total in totals.items()}
 
 
-def log_probabilities(model: BlockModel, hidden: Tensor, keep: Tensor) -> Tensor:
+def log_probabilities(model: BlockModel, hidden: Tensor, keep: Tensor, vocab: int | None) -> Tensor:
     """(seq_len, hidden) after the last block -> (kept, vocab): what each kept next token is predicted from."""
-    return log_softmax(model.logits(hidden[None])[0, :-1][keep].float(), -1)
+    return log_softmax(model.logits(hidden[None])[0, :-1, :vocab][keep].float(), -1)

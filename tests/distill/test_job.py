@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from calibration.windows import build_windows
+from compress.checkpoint.load import load_model, load_tokenizer
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import digest, read_record
+from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.cli import cli
 from compress.distill.config import DistillConfig
 from compress.distill.job import distill_checkpoint
 from compress.distill.plan import plan_distill, plan_row
+from compress.distill.train import Heldout, Model
 from compress.errors import QCompressError
 
 SHORT: dict[str, Any] = {
@@ -41,6 +46,31 @@ def test_distillation_lowers_the_heldout_kl_and_says_by_what_factor(distilled):
     assert 0 < row["kl_after"] < row["kl_before"]
     assert row["factor"] == pytest.approx(row["kl_before"] / row["kl_after"])
     assert row["tokens"] == 6 * 4 * 32 and row["stopped"] is None
+
+
+def test_what_was_measured_is_what_was_written(distilled, tiny_llama):
+    out, row, _ = distilled
+    cpu, tokenizer, made = torch.device("cpu"), load_tokenizer(tiny_llama), read_record(out)["heldout"]
+    arguments = {key: made[key] for key in ("n_samples", "seq_len", "seed", "start_token")}
+    heldout = Heldout(Model(load_model(tiny_llama), cpu), build_windows(["heldout"], tokenizer, **arguments), 128)
+    found = heldout.measure(Model(load_model(out), cpu))
+    assert row["kl_after"] == pytest.approx(found.kl, rel=1e-6)
+    assert row["perplexity_after"] == pytest.approx(exp(found.nll), rel=1e-6)
+
+
+def test_rows_that_pad_a_vocabulary_count_for_nothing(tiny_llama, tmp_path):
+    plain, name = Checkpoint(tiny_llama), "model.embed_tokens.weight"
+    tensors = {key: plain.tensor(key) for key in plain.tensors}
+    tensors[name] = torch.cat([tensors[name], torch.randn(32, 64).half()])
+    pairs = [(TensorSpec(key, t.dtype, tuple(t.shape)), t) for key, t in tensors.items()]
+    save_checkpoint(tmp_path / "padded", plain.config | {"vocab_size": 160}, pairs, source=tiny_llama)
+    rows = []
+    for path in (tiny_llama, tmp_path / "padded"):
+        rows.append(
+            distill_checkpoint(path, tmp_path / f"{path.name}-out", DistillConfig(blocks=1, **SHORT | {"steps": 3}))
+        )
+    for key in ("kl_before", "kl_after", "perplexity_teacher", "perplexity_after"):
+        assert rows[0][key] == pytest.approx(rows[1][key], rel=1e-3)
 
 
 def test_the_student_is_an_ordinary_checkpoint(distilled, tiny_llama):

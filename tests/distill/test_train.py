@@ -76,7 +76,7 @@ def run(pair: tuple[Model, Model], **settings: Any) -> tuple[Trained, Heldout, f
     before = heldout.measure(student).kl
     windows = random_windows(16, seed=8)
     made = TrainConfig(**options)
-    result = train(student, teacher, windows, heldout, made, vocab=40, kl_before=before, dtype=torch.float32)
+    result = train(student, teacher, windows, heldout, made, kl_before=before, dtype=torch.float32)
     return result, heldout, before
 
 

@@ -135,8 +135,9 @@ def test_channels_without_weight_go_first(name):
     assert read("model.layers.2.mlp.up_proj.weight").abs().sum(1).all()
 
 
-def test_a_dead_mlp_channel_can_go_without_changing_the_function():
-    config, weights = teacher("llama")
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_a_dead_mlp_channel_can_go_without_changing_the_function(name):
+    config, weights = teacher(name)
 
     def dead(name: str) -> Tensor:
         tensor = weights(name).clone()
@@ -162,8 +163,9 @@ def test_silent_heads_can_go_without_changing_the_function():
     torch.testing.assert_close(logits(*student), logits(config, silent))
 
 
-def test_a_silent_group_can_go_without_changing_the_function():
-    config, weights = teacher("qwen3")
+@pytest.mark.parametrize("name", ["qwen3", "phi3"])
+def test_a_silent_group_can_go_without_changing_the_function(name):
+    config, weights = teacher(name)
 
     def silent(name: str) -> Tensor:
         tensor = weights(name).clone()
@@ -173,6 +175,21 @@ def test_a_silent_group_can_go_without_changing_the_function():
 
     student = cut(config, silent, student_shape(config, num_heads=3, num_kv_heads=1), range(5))
     torch.testing.assert_close(logits(*student), logits(config, silent))
+
+
+def test_a_group_that_reads_nothing_can_go_however_loud_its_heads():
+    config, weights = teacher("llama")
+
+    def deaf(name: str) -> Tensor:
+        tensor = weights(name).clone()
+        if "v_proj" in name:
+            tensor[8:] = 0  # KV head 1
+        if "o_proj" in name:
+            tensor[:, 8 * 3 :] *= 9  # its query heads
+        return tensor
+
+    student = cut(config, deaf, student_shape(config, num_heads=3, num_kv_heads=1), range(5))
+    torch.testing.assert_close(logits(*student), logits(config, deaf))
 
 
 @pytest.mark.parametrize("width", [4, 6, 8, 10, 12, 16])
