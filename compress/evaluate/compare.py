@@ -108,9 +108,7 @@ def history(path: Path) -> Row:
 
 def count_parameters(checkpoint: Checkpoint) -> int:
     """Parameters of the model, a tied head counted once."""
-    model = make_skeleton(checkpoint.config)
-    model.tie_weights()
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in make_skeleton(checkpoint.config).parameters())
 
 
 def bits_per_weight(checkpoint: Checkpoint) -> float:

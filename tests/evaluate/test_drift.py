@@ -8,7 +8,7 @@ import torch
 from compress.checkpoint.load import load_model
 from compress.errors import QCompressError
 from compress.evaluate.compare import compare_rows, drift_row
-from compress.evaluate.drift import compare_chunk
+from compress.evaluate.drift import compare_chunk, log_probabilities
 
 FIGURES = ("perplexity", "perplexity_ratio", "kl", "top1", "kl_median", "kl_p95", "kl_p99")
 
@@ -96,6 +96,12 @@ def test_kl_of_two_coins_is_known():
     _, _, kl, agrees = compare_chunk(fair + 30, biased - 30, torch.tensor([0]))  # a shift of all logits means nothing
     assert kl.item() == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1), abs=1e-5)
     assert agrees.item()
+
+
+def test_the_tail_of_a_large_vocabulary_is_not_lost_beside_a_likely_token():
+    logits = torch.zeros(4, 150_000)
+    logits[:, 7] = torch.tensor([10.0, 15.0, 18.0, 20.0])
+    torch.testing.assert_close(log_probabilities(logits).double(), logits.double().log_softmax(-1), atol=4e-6, rtol=0)
 
 
 def test_a_number_that_is_not_finite_names_the_checkpoint_and_the_window(tiny_qwen2, windows, change_copy, tmp_path):
