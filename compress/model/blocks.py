@@ -113,7 +113,7 @@ class BlockModel:
 
     @contextmanager
     def ends(self, *, head: bool = False) -> Iterator[None]:
-        """While open, embedding (as stored: it is only looked up) and final norm are in memory, and the `head` if asked."""
+        """While open, embedding (as stored, only looked up) and final norm are in memory, and the `head` if asked."""
         embedding = self.model.get_input_embeddings()
         table = self.weights(self.embedding_name)
         set_parameter(embedding, "weight", table)
