@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from compress.checkpoint import pack, vllm_models
 from compress.checkpoint.check import RULES, check_checkpoint
-from compress.checkpoint.check_meaning import compare, plausible
+from compress.checkpoint.check_meaning import compare, like_source, plausible
 from compress.checkpoint.check_subject import make_table
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import DIGESTS, RECORD, digest, record_text
@@ -243,6 +243,29 @@ def test_exact_weights_are_exactly_alike():
     weight = QuantizedWeight(torch.randint(0, 16, (16, 64)).byte(), torch.rand(16, 2) + 0.1, torch.full((16, 2), 8.0))
     likeness = compare(weight, weight.dequantize(), torch.arange(16))
     assert likeness.cosine == pytest.approx(1) and abs(likeness.shift) < 1e-5
+
+
+def test_strong_folding_is_taken_apart_in_two_rounds():
+    torch.manual_seed(0)
+    weight = QuantizedWeight(torch.randint(0, 16, (64, 64)).byte(), torch.rand(64, 2) + 0.1, torch.full((64, 2), 7.5))
+    source = weight.dequantize() / torch.logspace(-1, 1, 64) / torch.logspace(-1, 1, 64)[:, None]
+    assert compare(weight, source, torch.arange(64)).cosine > 0.999
+
+
+def test_weights_half_a_step_off_their_source_are_an_error():
+    torch.manual_seed(0)
+    source = torch.randn(64, 64)
+    weight = rtn(source, group_size=32, sym=True)
+    moved = replace(weight, zeros=weight.zeros + torch.tensor([1.0, 0.0]))  # every other group by one step
+    assert not list(plausible(moved))
+    assert not list(like_source(weight, source, torch.arange(64)))
+    assert [row["level"] for row in like_source(moved, source, torch.arange(64))] == ["error"]
+
+
+def test_codes_far_from_their_zeros_on_both_sides_are_not_plausible():
+    codes = torch.tensor([0, 15, 1, 15]).repeat(16, 16).byte()  # signed codes that nobody moved by 8: mean 7.75
+    rows = list(plausible(QuantizedWeight(codes, torch.ones(16, 2), torch.full((16, 2), 8.0), sym=True)))
+    assert len(rows) == 1 and "7.25 from their zeros" in rows[0]["value"]
 
 
 def test_dead_outputs_and_dead_inputs_are_no_difference():

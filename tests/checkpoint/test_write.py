@@ -210,6 +210,16 @@ def test_a_disk_that_changed_the_bytes_is_found_out(tmp_path, tiny_llama):
     assert [row["rule"] for row in check_checkpoint(tmp_path / "out")] == ["D1"]
 
 
+def test_digests_are_taken_before_the_bytes_reach_the_disk(tmp_path):
+    writer = fill(CheckpointWriter(tmp_path / "out", SPECS))
+    file = writer.folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x07")  # the disk forgets a byte between writing and publishing
+    writer.publish(CONFIG)
+    digests, checkpoint = read_digests(tmp_path / "out"), Checkpoint(tmp_path / "out")
+    wrong = [name for name in TENSORS if tensor_digest(checkpoint.tensor(name)) != digests["tensors"][name]]
+    assert wrong == ["g.mask"]
+
+
 def test_a_checkpoint_without_digests_has_none(tmp_path):
     assert read_digests(tmp_path) is None
 
