@@ -51,13 +51,17 @@ def start_candidate(tokenizer: PreTrainedTokenizerBase, config: dict[str, object
 
 
 @torch.no_grad()
-def window_nll(model: PreTrainedModel, ids: Tensor, skip: int) -> float:
-    """Mean nll in nats of the tokens of (n, seq) ids after the first `skip`, each given those before it."""
-    logits = model(ids, use_cache=False).logits[:, skip - 1 : -1].float()
+def window_nll(model: PreTrainedModel, ids: Tensor, skip: int, vocabulary: int) -> float:
+    """Mean nll in nats of the tokens of (n, seq) ids after the first `skip`, each given those before it.
+
+    Only the first `vocabulary` logits count: rows that pad a vocabulary are no tokens.
+    """
+    logits = model(ids, use_cache=False).logits[:, skip - 1 : -1, :vocabulary].float()
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, skip:].flatten()).item()
 
 
 def measure_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> StartToken:
     """Whether this model's windows begin with its start token: the nll of `ids` (n, seq) with and without decides."""
     candidate = start_candidate(tokenizer, model.config.to_dict())
-    return choose_start(ids, candidate, lambda windows, skip: window_nll(model, windows, skip))
+    size = max(tokenizer.get_vocab().values()) + 1
+    return choose_start(ids, candidate, lambda windows, skip: window_nll(model, windows, skip, size))

@@ -24,6 +24,7 @@ def command(recipe: Path, force: bool, dry_run: bool, as_json: bool) -> None:
     qcompress run recipes/quickstart.yaml
     qcompress run recipes/qwen2.5-7b-to-1.5b.yaml --dry-run
     """
+    from compress.cli.compare import shown
     from compress.recipe import load_recipe
 
     loaded = load_recipe(recipe)
@@ -38,6 +39,6 @@ def command(recipe: Path, force: bool, dry_run: bool, as_json: bool) -> None:
         return
     if "distill" in result:
         emit(result["distill"], as_json=False)
-    emit(result["compare"], as_json=False, title="against the FP16 student")
+    emit([shown(row) for row in result["compare"]], as_json=False, title="against the FP16 student")
     emit(result["verdicts"], as_json=False)
     click.echo(f"report: {result['report']}")
