@@ -15,12 +15,12 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.config import QuantizeConfig
+from compress.config import METHODS, QuantizeConfig
 from compress.evaluate.compare import compare_rows
 from compress.evaluate.text import evaluation_windows
 from compress.quantize.job import quantize_checkpoint
 
-VARIANTS = (("rtn", "gptq"), ("gptq", "gptq"), ("rtn", "awq"), ("awq", "awq"), ("gptq", "awq"), ("awq+gptq", "awq"))
+VARIANTS = (("rtn", "gptq"), ("gptq", "gptq"), ("rtn", "awq"), ("awq", "awq"), ("awq+gptq", "awq"))
 
 
 def timed(model: Path, out: Path, calibration: str, config: QuantizeConfig) -> float:
@@ -39,18 +39,30 @@ def timed(model: Path, out: Path, calibration: str, config: QuantizeConfig) -> f
 @click.option("--group-size", type=int, default=64, show_default=True)
 @click.option("--n-samples", type=int, default=64, show_default=True)
 @click.option("--seq-len", type=int, default=512, show_default=True)
+@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), default=METHODS, help="Which to run.")
 @click.option("--windows", type=int, default=12, show_default=True, help="Windows of TEXT, --seq-len tokens each.")
 @json_option
-def main(model: Path, calibration: str, text: str, out: Path, windows: int, as_json: bool, **sizes: int) -> None:
+def main(
+    model: Path,
+    calibration: str,
+    text: str,
+    out: Path,
+    methods: tuple[str, ...],
+    windows: int,
+    as_json: bool,
+    **sizes: int,
+) -> None:
     """Quantize MODEL with every method on CALIBRATION, score on TEXT."""
     seconds = {}
-    for method, format_name in VARIANTS:
+    for method, format_name in [variant for variant in VARIANTS if variant[0] in methods]:
         config = QuantizeConfig(method=method, format=format_name, **sizes)
         path = out / f"{method}-in-{format_name}"
         seconds[path] = timed(model, path, calibration, config)
     read = evaluation_windows(model, list(seconds), text, n_samples=windows, seq_len=sizes["seq_len"])
     rows = compare_rows(model, list(seconds), read, report=report)
-    rtn = {row["format"]: row["kl"] for row in rows[1:] if row["method"] == "rtn"}
+    rtn = {"gptq": float("nan"), "awq": float("nan")} | {
+        row["format"]: row["kl"] for row in rows[1:] if row["method"] == "rtn"
+    }
     emit([shown(row, seconds, rtn, out) for row in rows[1:]], as_json=as_json)
 
 
