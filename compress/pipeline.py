@@ -17,12 +17,12 @@ import torch
 from calibration.corpus import source_digest
 from compress.checkpoint.check import check_checkpoint
 from compress.checkpoint.read import read_json
-from compress.checkpoint.record import digest, read_record
+from compress.checkpoint.record import RECORD, digest, read_record
 from compress.checkpoint.write import write_json
 from compress.distill.job import distill_checkpoint
 from compress.distill.plan import make_plan as make_distill_plan
 from compress.distill.plan import plan_row as distill_plan_row
-from compress.errors import GateFailure, QCompressError
+from compress.errors import QCompressError
 from compress.evaluate.compare import compare_rows
 from compress.evaluate.report import write_report
 from compress.evaluate.text import evaluation_windows
@@ -60,12 +60,17 @@ class Stage:
 
 
 def run_recipe(recipe: Recipe, *, force: bool = False, report: Report = lambda row: None) -> Row:
-    """All stages of `recipe`; returns {"rows", "verdicts", "report"}. Finished stages are not run again.
+    """All stages of `recipe`; returns {"compare", "distill", "verdicts", "report"}. Finished stages are not run again.
 
-    `force` removes outputs that other settings or inputs made; without it they are refused by name. GateFailure, after
-    the report is written, when a variant breaks a rule of the validator or passes a limit.
+    `force` removes outputs that other settings or inputs made; without it they are refused by name. A variant that
+    breaks a rule of the validator or passes a limit has a verdict that says so. Sizes and texts are asked for before
+    the first stage.
     """
-    for stage in make_stages(recipe, report):
+    plan_recipe(recipe)
+    stages = make_stages(recipe, report)
+    for text in {recipe.verify.text, *(text for stage in stages for text in stage.texts)}:
+        source_digest(text)
+    for stage in stages:
         run_stage(stage, recipe.out, force=force, report=report)
     variants = [recipe.variant_path(part) for part in recipe.quantize]
     rows = judge(recipe, variants, report)
@@ -73,9 +78,6 @@ def run_recipe(recipe: Recipe, *, force: bool = False, report: Report = lambda r
     page = recipe.out / "report.html"
     write_report(page, rows["compare"], verdicts=verdicts)
     write_json(recipe.out / "report.json", rows | {"verdicts": verdicts})
-    failed = [row for row in verdicts if not row["passed"]]
-    if failed:
-        raise GateFailure(f"{failed[0]['name']}: {failed[0]['reason']}; see {page}")
     return {**rows, "verdicts": verdicts, "report": str(page)}
 
 
@@ -105,7 +107,8 @@ def quantize_stage(recipe: Recipe, part: QuantizePart, report: Report) -> Stage:
     def make() -> object:
         return quantize_checkpoint(source, out, part.config(), calibration=part.calibration, dtype=dtype, report=report)
 
-    return Stage(part.name, out, "quantize", asdict(part.config()), source, tuple(part.calibration), make)
+    settings = asdict(part.config()) | {"dtype": part.dtype}
+    return Stage(part.name, out, "quantize", settings, source, tuple(part.calibration), make)
 
 
 def run_stage(stage: Stage, folder: Path, *, force: bool, report: Report) -> None:
@@ -119,7 +122,9 @@ def run_stage(stage: Stage, folder: Path, *, force: bool, report: Report) -> Non
             report({"stage": stage.name, "skipped": "unchanged", "out": str(stage.out)})
             return
         if not force:
-            raise QCompressError(f"{stage.out}: was made with other {changed}; use --force to make it again")
+            raise QCompressError(f"{stage.out}: {changed}; use --force to make it again, or another `out`")
+        if not (stage.out / RECORD).is_file():
+            raise QCompressError(f"{stage.out}: was not made by qcompress, so it is not removed; give another `out`")
         shutil.rmtree(stage.out)
     report({"stage": stage.name, "command": stage.command, "out": str(stage.out)})
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,13 +141,13 @@ def write_state(folder: Path, state: Row) -> None:
 def differences(known: Row | None, inputs: Row, out: Path) -> str:
     """What differs between how an output was made and how it would be made now, in words; "" when nothing does."""
     if known is None:
-        return "settings (nothing tells which)"
+        return "was not made by this recipe, or its run was interrupted"
     if known.get("output") != digest(out):
-        return "weights than were written"
+        return "holds other weights than were written"
     old, new = known.get("settings", {}), inputs["settings"]
     names = [f"{k} ({old.get(k)} → {new.get(k)})" for k in {**old, **new} if old.get(k) != new.get(k)]
     names += [key for key in ("command", "source", "texts", "version") if known.get(key) != inputs[key]]
-    return ", ".join(names)
+    return f"was made with other {', '.join(names)}" if names else ""
 
 
 def judge(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
@@ -179,6 +184,7 @@ def plan_recipe(recipe: Recipe) -> list[Row]:
         model = plan.student
     for part in recipe.quantize:
         config = part.config()
-        planned = plan_without_weights(str(recipe.student_path), model, config)
+        dtype = getattr(torch, part.dtype) if part.dtype else None
+        planned = plan_without_weights(str(recipe.student_path), model, config, dtype=dtype)
         rows.append({"stage": part.name, **plan_row(str(recipe.student_path), planned, config)})
     return rows

@@ -11,7 +11,7 @@ verify: {max_kl: 0.3}            limits on every variant against the student
 import difflib
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -46,7 +46,7 @@ class QuantizePart(Part):
     damp_percent: float = 0.01
     max_size: str | None = None
     seed: int = 0
-    dtype: str | None = None
+    dtype: Literal["float16", "bfloat16"] | None = None
 
     def config(self) -> QuantizeConfig:
         """The job's settings. ValueError for values that cannot be."""

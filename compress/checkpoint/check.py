@@ -69,6 +69,8 @@ def check_checkpoint(path: str | Path, *, tp: int = 1, source: str | Path | None
     QCompressError for a directory that is no checkpoint.
     """
     path = Path(path)
+    if not path.is_dir():
+        raise QCompressError(f"{path}: no such directory; give a folder with config.json and *.safetensors")
     config = read_json(path / "config.json")
     if not any(path.glob("*.safetensors")) and not (path / INDEX).is_file():
         weight_files(path)  # tells what is wrong

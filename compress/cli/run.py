@@ -1,10 +1,12 @@
 """qcompress run: a whole job from one file."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from compress.cli.console import emit, json_option, report
+from compress.errors import GateFailure
 
 
 @click.command("run")
@@ -31,14 +33,27 @@ def command(recipe: Path, force: bool, dry_run: bool, as_json: bool) -> None:
     from compress.pipeline import plan_recipe, run_recipe
 
     if dry_run:
-        emit(plan_recipe(loaded), as_json=as_json)
+        show_plan(plan_recipe(loaded), as_json)
         return
     result = run_recipe(loaded, force=force, report=report)
     if as_json:
         emit(result, as_json=True)
+    else:
+        if "distill" in result:
+            emit(result["distill"], as_json=False)
+        emit([shown(row) for row in result["compare"]], as_json=False, title="against the FP16 student")
+        emit(result["verdicts"], as_json=False)
+        click.echo(f"report: {result['report']}")
+    for row in result["verdicts"]:
+        if not row["passed"]:
+            raise GateFailure(f"{row['name']}: {row['reason']}; see {result['report']}")
+
+
+def show_plan(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """The distillation's row by itself, then one line per variant."""
+    if as_json:
+        emit(rows, as_json=True)
         return
-    if "distill" in result:
-        emit(result["distill"], as_json=False)
-    emit([shown(row) for row in result["compare"]], as_json=False, title="against the FP16 student")
-    emit(result["verdicts"], as_json=False)
-    click.echo(f"report: {result['report']}")
+    for row in rows:
+        emit(row, as_json=False)
+        click.echo()

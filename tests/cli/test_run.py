@@ -87,10 +87,32 @@ def test_a_recipe_runs_skips_what_is_done_and_refuses_what_changed(tiny_llama, t
 
 def test_a_limit_that_is_passed_ends_with_3_after_the_report(tiny_llama, tmp_path):
     value = small(tiny_llama, tmp_path / "out", verify={"windows": 2, "seq_len": 32, "max_kl": 1e-9})
-    result = invoke("run", write(tmp_path / "recipe.yaml", value))
+    result = invoke("run", write(tmp_path / "recipe.yaml", value), "--json")
     assert result.exit_code == 3, result.output
+    assert not json.loads(result.stdout)["verdicts"][0]["passed"]
     assert "kl" in result.output and "above the limit" in result.output
     assert (tmp_path / "out/report.html").is_file()
+
+
+def test_a_budget_or_a_text_that_cannot_be_is_said_before_the_first_stage(tiny_llama, tmp_path):
+    value = small(tiny_llama, tmp_path / "out")
+    value["quantize"][0]["max_size"] = "1KB"
+    over = invoke("run", write(tmp_path / "recipe.yaml", value))
+    missing = invoke(
+        "run", write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out", verify={"text": "gone.txt"}))
+    )
+    assert (
+        over.exit_code == missing.exit_code == 1 and "over --max-size" in over.output and "gone.txt" in missing.output
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_force_never_removes_what_qcompress_did_not_make(tiny_llama, tmp_path):
+    (tmp_path / "out/student").mkdir(parents=True)
+    (tmp_path / "out/student/thesis.txt").write_text("mine")
+    result = invoke("run", write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out")), "--force")
+    assert result.exit_code == 1 and "not made by qcompress" in result.output
+    assert (tmp_path / "out/student/thesis.txt").read_text() == "mine"
 
 
 def test_a_wounded_output_is_not_taken_for_whole(tiny_llama, tmp_path):
@@ -101,4 +123,4 @@ def test_a_wounded_output_is_not_taken_for_whole(tiny_llama, tmp_path):
     data[-9] ^= 1
     weights.write_bytes(data)
     result = invoke("run", path)
-    assert result.exit_code == 1 and "weights than were written" in result.output
+    assert result.exit_code == 1 and "other weights than were written" in result.output
