@@ -152,12 +152,13 @@ def kl_spread(axes: Axes, candidates: Sequence[Row]) -> None:
 
 
 def log_ticks(axes: Axes, which: str) -> None:
-    """At most four plain decades, 0.01 rather than 10⁻²; ends widened to whole decades."""
+    """Plain decades, 0.01 rather than 10⁻², at most five; twos and fives too where there are few."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     step = max(1, -(-(last - first) // 4))
-    axis.set_major_locator(FixedLocator([10.0**power for power in range(first, last + 1, step)]))
+    within = (1, 2, 5) if high / low < 100 else (1,)
+    axis.set_major_locator(FixedLocator([m * 10.0**power for power in range(first, last + 1, step) for m in within]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())

@@ -164,11 +164,9 @@ def standing(row: Row, candidates: Sequence[Row]) -> str:
     rivals = [other for other in others if beats(other, row)]
     if rivals:
         return f"beaten by {min(rivals, key=lambda other: other['kl'])['name']}: as small and closer"
-    best = [
-        word
-        for key, word in (("kl", "closest"), ("bytes", "smallest"))
-        if row[key] <= min(other[key] for other in others)
-    ]
+    smallest = row["bytes"] <= SAME_SIZE * min(other["bytes"] for other in others)
+    closest = row["kl"] <= min(other["kl"] for other in others)
+    best = ["closest"] * closest + ["smallest"] * smallest
     return " and ".join(best) or "between the others: smaller than the closer ones, closer than the smaller ones"
 
 

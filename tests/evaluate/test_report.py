@@ -206,6 +206,11 @@ def test_standings_tell_closest_smallest_and_beaten_apart():
     ]  # fmt: skip
 
 
+def test_half_a_percent_of_size_makes_nobody_the_smallest_alone():
+    rows = [make_row("a", kl=0.1), make_row("b", kl=0.1, bytes=114_500_000)]
+    assert [standing(row, rows) for row in rows] == ["closest and smallest"] * 2
+
+
 def test_labels_are_moved_apart_and_keep_their_order():
     moved = spread_labels([0.5, 0.1, 0.11, 0.9], 0.1)
     assert moved == pytest.approx([0.5, 0.1, 0.2, 0.9])
