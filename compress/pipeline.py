@@ -43,7 +43,7 @@ class Stage:
     out: Path
     command: str
     settings: Row
-    source: Path
+    sources: tuple[Path, ...]
     texts: tuple[str, ...]
     make: Callable[[], object]
 
@@ -53,7 +53,7 @@ class Stage:
         return {
             "command": self.command,
             "settings": json.loads(json.dumps(self.settings, default=str)),
-            "source": digest(self.source),
+            "sources": [digest(source) for source in self.sources],
             "texts": texts,
             "version": version("qcompress"),
         }
@@ -74,7 +74,8 @@ def run_recipe(recipe: Recipe, *, force: bool = False, report: Report = lambda r
         run_stage(stage, recipe.out, force=force, report=report)
     variants = [recipe.variant_path(part) for part in recipe.quantize]
     rows = judge(recipe, variants, report)
-    verdicts = [verdict(recipe, path, rows) for path in variants]
+    pairs = zip(variants, rows["compare"][1:], strict=True)
+    verdicts = [verdict(recipe, path, row) for path, row in pairs]
     page = recipe.out / "report.html"
     write_report(page, rows["compare"], verdicts=verdicts)
     write_json(recipe.out / "report.json", rows | {"verdicts": verdicts})
@@ -92,7 +93,7 @@ def make_stages(recipe: Recipe, report: Report) -> list[Stage]:
                 recipe.student_path,
                 "distill",
                 settings.settings(),
-                recipe.teacher,
+                (recipe.teacher, *([Path(settings.student)] if settings.student else [])),
                 (*settings.data, settings.heldout),
                 lambda: distill_checkpoint(recipe.teacher, recipe.student_path, settings, report),
             )
@@ -108,7 +109,7 @@ def quantize_stage(recipe: Recipe, part: QuantizePart, report: Report) -> Stage:
         return quantize_checkpoint(source, out, part.config(), calibration=part.calibration, dtype=dtype, report=report)
 
     settings = asdict(part.config()) | {"dtype": part.dtype}
-    return Stage(part.name, out, "quantize", settings, source, tuple(part.calibration), make)
+    return Stage(part.name, out, "quantize", settings, (source,), tuple(part.calibration), make)
 
 
 def run_stage(stage: Stage, folder: Path, *, force: bool, report: Report) -> None:
@@ -146,7 +147,7 @@ def differences(known: Row | None, inputs: Row, out: Path) -> str:
         return "holds other weights than were written"
     old, new = known.get("settings", {}), inputs["settings"]
     names = [f"{k} ({old.get(k)} → {new.get(k)})" for k in {**old, **new} if old.get(k) != new.get(k)]
-    names += [key for key in ("command", "source", "texts", "version") if known.get(key) != inputs[key]]
+    names += [key for key in ("command", "sources", "texts", "version") if known.get(key) != inputs[key]]
     return f"was made with other {', '.join(names)}" if names else ""
 
 
@@ -161,13 +162,12 @@ def judge(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
     return rows
 
 
-def verdict(recipe: Recipe, path: Path, rows: Row) -> Row:
+def verdict(recipe: Recipe, path: Path, row: Row) -> Row:
     """Whether a variant passes the validator and keeps the limits, and the first reason why not."""
     errors = [row for row in check_checkpoint(path, source=recipe.student_path) if row["level"] == "error"]
-    row = next(row for row in rows["compare"] if row["name"] == path.name)
     reasons = [f"breaks rule {error['rule']}" for error in errors[:1]]
     for key, limit in (("kl", recipe.verify.max_kl), ("perplexity_ratio", recipe.verify.max_perplexity_ratio)):
-        if limit is not None and row[key] > limit:
+        if limit is not None and not row[key] <= limit:
             reasons.append(f"{key} {row[key]:.4g} is above the limit {limit:g}")
     return {"name": path.name, "passed": not reasons, "reason": "; ".join(reasons) or None, "check_errors": len(errors)}
 

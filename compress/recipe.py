@@ -35,7 +35,7 @@ DistillPart = create_model("DistillPart", __base__=Part, **OPTIONS)  # exactly t
 class QuantizePart(Part):
     """One 4-bit variant of the student."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.+-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")
     method: str
     format: str | None = None
     group_size: int | str = "auto"
@@ -67,10 +67,10 @@ class VerifyPart(Part):
     """The text that judges, and the limits that every variant must keep against the student."""
 
     text: str = "heldout"
-    windows: int = 24
-    seq_len: int = 512
-    max_kl: float | None = None
-    max_perplexity_ratio: float | None = None
+    windows: int = Field(default=24, ge=1)
+    seq_len: int = Field(default=512, ge=8)
+    max_kl: float | None = Field(default=None, ge=0)
+    max_perplexity_ratio: float | None = Field(default=None, ge=0)
 
 
 class Recipe(Part):
@@ -119,8 +119,11 @@ def load_recipe(path: Path) -> Recipe:
     except ValueError as error:
         raise QCompressError(f"{path}: {error}") from None
     names = [part.name for part in recipe.quantize]
-    if len(set(names)) < len(names) or "student" in names:
-        raise QCompressError(f"{path}: quantize names must differ from one another and from 'student': {names}")
+    taken = ("student", "stages.json", "report.json", "report.html")
+    if len({*names, *taken}) < len(names) + len(taken):
+        raise QCompressError(
+            f"{path}: quantize names must differ from one another and from {', '.join(taken)}: {names}"
+        )
     return recipe
 
 

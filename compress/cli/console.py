@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Row = dict[str, Any]
@@ -18,7 +19,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 def report(row: Row) -> None:
     """One line of progress: key value pairs."""
-    progress.print("  ".join(f"[dim]{key}[/dim] {show(value)}" for key, value in row.items() if value is not None))
+    pairs = [f"[dim]{escape(key)}[/dim] {escape(show(value))}" for key, value in row.items() if value is not None]
+    progress.print("  ".join(pairs))
 
 
 def show(value: Any) -> str:
@@ -33,7 +35,7 @@ def show(value: Any) -> str:
 
 
 def emit(rows: Sequence[Row] | Row, *, as_json: bool, title: str | None = None) -> None:
-    """The result: a table for people, or JSON for machines. Both hold the same rows."""
+    """The result: JSON for machines, or a table of the same rows for people, without what is nested in them."""
     if as_json:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
         return
@@ -49,5 +51,5 @@ def emit(rows: Sequence[Row] | Row, *, as_json: bool, title: str | None = None) 
     for column in columns:
         table.add_column(column.replace("_", " "), justify="left" if column in ("name", "rule") else "right")
     for row in flat:
-        table.add_row(*[show(row[c]) if row.get(c) is not None else "" for c in columns])
+        table.add_row(*[escape(show(row[c])) if row.get(c) is not None else "" for c in columns])
     (results if results.is_terminal else unfolded).print(table)

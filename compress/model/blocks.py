@@ -85,6 +85,10 @@ class Recorder(nn.Module):
             return getattr(self.__dict__["block"], name)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args:
+            raise ValueError(
+                f"{type(self.__dict__['block']).__name__}: {len(args)} positional arguments are not passed on"
+            )
         self.seen, self.kwargs = hidden_states, kwargs
         return hidden_states if self.inject is None else self.inject
 
@@ -214,11 +218,7 @@ def parameter_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 def load_whole(config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> PreTrainedModel:
     """The whole causal LM in memory, in eval mode."""
     model = make_skeleton(config)
-    for path, parameter in list(model.named_parameters()):
-        tensor = weights(path)
-        if tensor.shape != parameter.shape:
-            raise ValueError(f"{path}: stored {tuple(tensor.shape)}, the config says {tuple(parameter.shape)}")
-        set_parameter(model, path, tensor.to(dtype))
+    fill(model, "", weights, dtype)
     model.tie_weights()
     return model
 

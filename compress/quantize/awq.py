@@ -62,8 +62,7 @@ def shared_mean(energy: Tensor, share: int, width: int) -> Tensor:
 def plain_rounding(weight: Tensor, *, bits: int, group_size: int, sym: bool, dtype: torch.dtype) -> Tensor:
     """(out, in) rounded to the nearest point of its min-max grid, as float32."""
     grouped = split_groups(weight, group_size)
-    scales, zeros = min_max(grouped, bits=bits, sym=sym, dtype=dtype)
-    scales, zeros = scales[..., None], zeros[..., None]
+    scales, zeros = (part[..., None] for part in min_max(grouped, bits=bits, sym=sym, dtype=dtype))
     return quantize(grouped, scales, zeros, bits).sub_(zeros).mul_(scales).flatten(1)
 
 

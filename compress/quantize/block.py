@@ -55,7 +55,13 @@ def stages_of(block: Block, run: Callable[[Tensor], Tensor], sample: Tensor) -> 
     """The block's stages from the table, or traced on one micro-batch where the table has none or misses a linear."""
     if block.stages is not None and {n for stage in block.stages for n in stage.linears} == set(block.linears):
         return list(block.stages)
-    return [Stage(names) for names in trace_stages(block.linears, lambda: run(sample))]
+    traced = [Stage(names) for names in trace_stages(block.linears, lambda: run(sample))]
+    unseen = set(block.linears) - {name for stage in traced for name in stage.linears}
+    if unseen:
+        raise ValueError(
+            f"{block.name}.{min(unseen)}: was never called on the calibration text, so it has no statistics"
+        )
+    return traced
 
 
 def quantize_block(

@@ -35,7 +35,6 @@ def gptq(
     damp_percent: float = 0.01,
     block_size: int = BLOCK_SIZE,
     dtype: torch.dtype = torch.float16,
-    act_order: bool = True,
 ) -> tuple[QuantizedWeight, float]:
     """The quantized `weight` (out, in) and the damping that was needed.
 
@@ -45,7 +44,7 @@ def gptq(
     weight = weight.float()
     importance = hessian.diagonal()
     scales, zeros = search_grid(weight, importance, bits=bits, group_size=group_size, sym=sym, dtype=dtype)
-    factor = inverse_factor(hessian, damp_percent, act_order=act_order)
+    factor = inverse_factor(hessian, damp_percent)
     groups = factor.order // group_size
     codes = round_columns(
         weight.T[factor.order],
@@ -83,7 +82,7 @@ def round_columns(
     return codes
 
 
-def inverse_factor(hessian: Tensor, damp_percent: float, *, act_order: bool = True) -> Factor:
+def inverse_factor(hessian: Tensor, damp_percent: float) -> Factor:
     """The Cholesky factor of the damped Hessian's inverse; damping grows tenfold until there is one.
 
     An input that never fires gets the mean energy: any positive value leaves its weights merely rounded.
@@ -91,7 +90,7 @@ def inverse_factor(hessian: Tensor, damp_percent: float, *, act_order: bool = Tr
     if not torch.isfinite(hessian).all():
         raise ValueError(f"the hessian {tuple(hessian.shape)} holds NaN or infinite values")
     diagonal = hessian.diagonal()
-    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(diagonal))
+    order = torch.argsort(diagonal, descending=True, stable=True)
     ordered = hessian[order][:, order]
     mean = diagonal.mean().item() or 1.0
     ordered.diagonal()[ordered.diagonal() == 0] = mean
@@ -105,4 +104,6 @@ def inverse_factor(hessian: Tensor, damp_percent: float, *, act_order: bool = Tr
             if not failed and torch.isfinite(upper).all():
                 return Factor(upper, order, damp)
         damp *= 10
-    raise ValueError(f"the hessian {tuple(hessian.shape)} has no Cholesky factor even with damp_percent={MAX_DAMP}")
+    raise ValueError(
+        f"the hessian {tuple(hessian.shape)} has no Cholesky factor with any damp_percent up to {MAX_DAMP}"
+    )

@@ -3,7 +3,7 @@
 A weight (out_features, in_features) is cut along its input axis into groups of `group_size` columns.
 Every row of every group has one scale and one zero:
 
-    code   = clamp(round(weight / scale) + zero, 0, 2**bits - 1)
+    code   = clamp(round(weight / scale + zero), 0, 2**bits - 1)
     weight ≈ (code - zero) * scale
 
 Codes are one uint8 each. Only `checkpoint/pack.py` knows how they lie in an int32.

@@ -217,5 +217,6 @@ def summary(planned: Row, config: QuantizeConfig, rows: list[Row], out: Path, se
         "mean_error": means["error"],
         "mean_rtn_error": means["rtn_error"],
         "more_damping": more_damping,
+        "scaled": sum(bool(row.get("scaled")) for row in rows),
         "seconds": round(seconds, 1),
     }
