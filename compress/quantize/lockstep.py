@@ -38,7 +38,7 @@ def lockstep(
     batches: Sequence[Tensor],
     at_stage: Callable[[Stage, list[Tensor]], None],
 ) -> list[Tensor]:
-    """Outputs of `run` for every micro-batch (batch, seq, hidden); `at_stage` is called once per stage, before its linears.
+    """Outputs of `run` for every micro-batch (batch, seq, hidden); `at_stage` is called once per stage, before it runs.
 
     `at_stage(stage, inputs)` gets all inputs of the stage's linears, each (batch, seq, in), and may change weights.
     ValueError when micro-batches take different ways, or stages come in another order than given.
