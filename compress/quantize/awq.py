@@ -7,8 +7,8 @@ error of a candidate is read off the Hessian, tr(ΔW H ΔWᵀ), so the search do
 import torch
 from torch import Tensor
 
-from compress.quantize.grid import QuantizedWeight, min_max, quantize, search_grid, split_groups
-from compress.quantize.rtn import on_grid
+from compress.quantize.grid import QuantizedWeight, search_grid
+from compress.quantize.rtn import on_grid, rtn
 
 RATIOS = tuple(step / 20 for step in range(20))
 
@@ -39,7 +39,7 @@ def search_scale(
     best, best_error = torch.ones_like(size), float("inf")
     for ratio in RATIOS:
         scale = normalised(size**ratio)
-        rounded = plain_rounding(weight * scale, bits=bits, group_size=group_size, sym=sym, dtype=dtype)
+        rounded = rtn(weight * scale, bits=bits, group_size=group_size, sym=sym, dtype=dtype).dequantize()
         error = output_error(rounded / scale - weight, hessian)
         if error < best_error:
             best, best_error = scale, error
@@ -57,13 +57,6 @@ def shared_mean(energy: Tensor, share: int, width: int) -> Tensor:
         return energy
     heads = energy.view(-1, share, width)
     return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1)
-
-
-def plain_rounding(weight: Tensor, *, bits: int, group_size: int, sym: bool, dtype: torch.dtype) -> Tensor:
-    """(out, in) rounded to the nearest point of its min-max grid, as float32."""
-    grouped = split_groups(weight, group_size)
-    scales, zeros = (part[..., None] for part in min_max(grouped, bits=bits, sym=sym, dtype=dtype))
-    return quantize(grouped, scales, zeros, bits).sub_(zeros).mul_(scales).flatten(1)
 
 
 def clipped(

@@ -90,7 +90,7 @@ def quantize_checkpoint(
         write_rest(checkpoint, writer, plan)
         record = record_text(
             "quantize",
-            asdict(config) | {"group_size": plan.scheme.group_size, "sym": plan.scheme.sym, "format": config.format},
+            asdict(config) | {"group_size": plan.scheme.group_size, "sym": plan.scheme.sym},
             source={"path": str(model), "digest": digest(model)},
             calibration=windows.manifest | {"start": asdict(start)} if windows and start else None,
             rows=rows,
