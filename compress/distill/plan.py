@@ -7,7 +7,7 @@ from typing import Any
 from compress.checkpoint.load import check_causal_lm
 from compress.checkpoint.read import read_json
 from compress.distill.config import DistillConfig
-from compress.distill.losses import CHUNK_LOGITS
+from compress.losses import CHUNK_LOGITS
 from compress.distill.train import MICRO_TOKENS
 from compress.errors import QCompressError
 from compress.model.blocks import plain_config

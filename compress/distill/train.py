@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from calibration.windows import Windows
 from compress.checkpoint.finite import cast_finite
 from compress.distill.config import TrainConfig
-from compress.distill.losses import Head, Loss, Side, cross_entropy, distill_loss, find_head, next_tokens, token_mean
+from compress.losses import Head, Loss, Side, cross_entropy, distill_loss, find_head, next_tokens, token_mean
 from compress.errors import QCompressError
 
 Row = dict[str, Any]

@@ -93,7 +93,7 @@ def distill_loss(
     kept = mask.flatten()
     wanted = labels.flatten()[kept]
     if len(wanted) and int(wanted.max()) >= size:
-        raise ValueError(f"distill.losses: label {int(wanted.max())} is outside the common vocabulary of {size} tokens")
+        raise ValueError(f"losses: label {int(wanted.max())} is outside the common vocabulary of {size} tokens")
     count, rows = len(wanted) if total is None else total, chunk or max(1, CHUNK_LOGITS // size)
     wanted_gradients = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (student.hidden, student.weight)]
     terms = Terms(alpha, temperature, float(count), rows, *wanted_gradients)

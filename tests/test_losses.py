@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from compress.distill.losses import Head, Loss, Side, distill_loss, find_head, next_tokens, token_mean
+from compress.losses import Head, Loss, Side, distill_loss, find_head, next_tokens, token_mean
 
 TOKENS, WIDTH, VOCAB = 13, 6, 37
 MASK = torch.tensor([True, True, False, True, False, False, True, True, True, True, False, True, True])
