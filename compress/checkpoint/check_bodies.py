@@ -14,7 +14,7 @@ from compress.checkpoint.record import DIGESTS, config_digests, read_digests, te
 from compress.quantize.grid import SMALLEST_SCALE, QuantizedWeight, split_groups
 
 LARGEST_SCALE = 65504.0
-POSITIVE = "more than 0"
+POSITIVE, NOT_ZERO = "more than 0", "not 0"
 GPTQ_ZEROS = {4: 0x77777777, 8: 0x7F7F7F7F}  # every zero 8 (128), stored one too small
 
 
@@ -39,33 +39,34 @@ def gptq_order(subject: Subject) -> Findings:
 
 
 def scales_sane(subject: Subject) -> Findings:
-    """T7: scales are finite, positive, and normal numbers in float16 and bfloat16 alike.
+    """T7: scales are finite, not 0, and normal numbers in float16 and bfloat16 alike.
 
-    A scale of 0 is allowed where every code of its group is the zero: such a group is all zeros.
+    Those of a symmetric grid may be negative: then its longer side is above the zero. A scale of 0 is allowed where
+    every code of its group is the zero: such a group is all zeros.
     """
     for name, _, scheme in subject.sound():
         path = next(f"{name}.{suffix}" for suffix in ("scales", "weight_scale") if suffix in subject.packed[name])
         scales = subject.checkpoint.tensor(path).float()
-        for expected, found in bad_scales(scales).items():
-            if expected == POSITIVE and (scales == 0).any():
+        for expected, found in bad_scales(scales, scheme.sym).items():
+            if expected in (POSITIVE, NOT_ZERO) and (scales == 0).any():
                 dead = dead_groups(quantized_as(subject.checkpoint, name, scheme))
                 found &= ~(dead.T if path.endswith(".scales") else dead)
             if found.any():
                 place = found.nonzero()[0].tolist()
                 noise = "vLLM multiplies with it: NaN, infinite or senseless text (silent)"
                 yield error(f"{scales[tuple(place)].item():g} at {place}", expected, noise, tensor=path)
-        tiny = (scales > 0) & (scales < SMALLEST_SCALE)
+        tiny = (scales != 0) & (scales.abs() < SMALLEST_SCALE)
         if tiny.any():
             lost = "float16 kernels lose its last bits, or take it for 0"
-            yield warning(scales[tiny].min().item(), f"at least {SMALLEST_SCALE:.3g}", lost, tensor=path)
+            yield warning(scales[tiny].abs().min().item(), f"at least {SMALLEST_SCALE:.3g}", lost, tensor=path)
 
 
-def bad_scales(scales: Tensor) -> dict[str, Tensor]:
+def bad_scales(scales: Tensor, sym: bool) -> dict[str, Tensor]:
     """Masks of scales that no weight can have, by what each should have been."""
     return {
         "a finite number": ~torch.isfinite(scales),
-        POSITIVE: scales <= 0,
-        f"less than {LARGEST_SCALE:g}": torch.isfinite(scales) & (scales >= LARGEST_SCALE),
+        NOT_ZERO if sym else POSITIVE: scales == 0 if sym else scales <= 0,
+        f"less than {LARGEST_SCALE:g}": torch.isfinite(scales) & (scales.abs() >= LARGEST_SCALE),
     }
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from compress.checkpoint.check_subject import Finding, Findings, Subject, error, warning
 from compress.checkpoint.formats import format_of, quantized_as, weight_reader
-from compress.quantize.grid import QuantizedWeight, split_groups
+from compress.quantize.grid import QuantizedWeight, away_from_zero, split_groups
 
 ROWS, WORD = 1024, 8
 LEAST_COSINE, LEAST_ROW_COSINE, MOST_SHIFT = 0.5, 0.3, 0.25
@@ -125,7 +125,7 @@ def compare(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Likeness:
     products = torch.stack([found * fitted, found.square(), fitted.square()])
     outputs, inputs = products.sum(2), products.sum(1)
     single = cosines(outputs)
-    shift = (split_groups(found - fitted, weight.group_size) / weight.scales[..., None].clamp(min=1e-30)).mean()
+    shift = (split_groups(found - fitted, weight.group_size) / away_from_zero(weight.scales)[..., None]).mean()
     columns = torch.arange(found.shape[1])
     cosine, place = min(worst_place(outputs, rows, "outputs"), worst_place(inputs, columns, "inputs"))
     gains_seen = relative.min().item(), relative.max().item()

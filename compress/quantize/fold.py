@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.model.families import Feeder
-from compress.quantize.grid import SMALLEST_SCALE, QuantizedWeight
+from compress.quantize.grid import QuantizedWeight, away_from_zero
 
 
 def fold_norm(weight: Tensor, scale: Tensor, offset: float) -> Tensor:
@@ -30,7 +30,7 @@ def fold_rows(weight: QuantizedWeight, divisor: Tensor, dtype: torch.dtype) -> Q
     """
     scales = weight.scales.clone()
     scales[-len(divisor) :] /= divisor[:, None]
-    return replace(weight, scales=scales.clamp(min=SMALLEST_SCALE).to(dtype).float())
+    return replace(weight, scales=away_from_zero(scales).to(dtype).float())
 
 
 def fold_bias(linear: nn.Linear, divisor: Tensor) -> Tensor | None:

@@ -10,6 +10,7 @@ Codes are one uint8 each. Only `checkpoint/pack.py` knows how they lie in an int
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ SHRINKS = tuple(1 - step / 40 for step in range(24))  # 1.0 down to 0.425 of the
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """codes (out, in) uint8; scales, zeros (out, groups) float32, both already as the disk will hold them."""
+    """codes (out, in) uint8; scales (of either sign where sym) and zeros (out, groups) float32, as the disk holds them."""
 
     codes: Tensor
     scales: Tensor
@@ -81,20 +82,40 @@ def search_grid(
     """Scales and zeros, each (out, groups) float32, that lose least: Σ importance · (weight - rounded)² per group.
 
     `importance` (in,) is the mean square of each input, the diagonal of the Hessian; ones make it a search for the
-    least squared error. The range shrinks by SHRINKS; the full range wins ties.
+    least squared error. Candidates are the groups' own range, then ranges shrunk by SHRINKS; earlier ones win ties.
     """
     grouped = split_groups(weight.float(), group_size)
     weights_of_columns = split_groups(importance[None], group_size)
-    best: tuple[Tensor, Tensor, Tensor] | None = None
+    shrunk = signed_range if sym else partial(min_max, sym=False)
+    grid = min_max(grouped, bits=bits, sym=sym, dtype=dtype)
+    best = (grid_loss(grouped, weights_of_columns, *grid, bits), *grid)
     for shrink in SHRINKS:
-        scales, zeros = min_max(grouped, bits=bits, sym=sym, shrink=shrink, dtype=dtype)
-        codes = quantize(grouped, scales[..., None], zeros[..., None], bits)
-        error = codes.sub_(zeros[..., None]).mul_(scales[..., None]).sub_(grouped).square_().mul_(weights_of_columns)
-        loss = error.sum(-1)
-        if best is None:
-            best = (loss, scales, zeros)
-        else:
-            better = loss < best[0]
-            best = tuple(torch.where(better, new, old) for new, old in zip((loss, scales, zeros), best, strict=True))  # type: ignore[assignment]
-    assert best is not None
+        grid = shrunk(grouped, bits=bits, shrink=shrink, dtype=dtype)
+        found = (grid_loss(grouped, weights_of_columns, *grid, bits), *grid)
+        better = found[0] < best[0]
+        best = tuple(torch.where(better, new, old) for new, old in zip(found, best, strict=True))  # type: ignore[assignment]
     return best[1], best[2]
+
+
+def signed_range(grouped: Tensor, *, bits: int, shrink: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A symmetric grid whose lowest code lies on each group's largest weight, times `shrink`; see `min_max`.
+
+    The codes reach one step further below the zero than above it. So the scale is negative where the largest weight is
+    positive, and steps are 15/16 of those of a range that treats both sides alike.
+    """
+    low, high = grouped.amin(-1), grouped.amax(-1)
+    scales = torch.where(high > -low, high, low) * (-shrink / 2 ** (bits - 1))
+    scales = away_from_zero(scales).to(dtype).float()
+    return scales, torch.full_like(scales, 2 ** (bits - 1))
+
+
+def away_from_zero(scales: Tensor) -> Tensor:
+    """The same scales, none smaller in size than SMALLEST_SCALE."""
+    return torch.where(scales < 0, scales.clamp(max=-SMALLEST_SCALE), scales.clamp(min=SMALLEST_SCALE))
+
+
+def grid_loss(grouped: Tensor, importance: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
+    """(out, groups): Σ importance · (weight - rounded)² over each group's columns."""
+    codes = quantize(grouped, scales[..., None], zeros[..., None], bits)
+    error = codes.sub_(zeros[..., None]).mul_(scales[..., None]).sub_(grouped)
+    return error.square_().mul_(importance).sum(-1)

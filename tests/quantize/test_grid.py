@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from compress.quantize.grid import SMALLEST_SCALE, min_max, search_grid, split_groups
+from compress.quantize.grid import SMALLEST_SCALE, min_max, search_grid, signed_range, split_groups
 from compress.quantize.rtn import on_grid, rtn
 
 
@@ -42,6 +42,22 @@ def test_searched_grid_never_loses_to_the_full_range(weight, sym):
     full = rtn(weight, group_size=32, sym=sym).dequantize()
     loss = [split_groups((rounded - weight) ** 2 * importance, 32).sum(-1) for rounded in (searched, full)]
     assert (loss[0] <= loss[1] * (1 + 1e-5)).all() and loss[0].sum() < 0.9 * loss[1].sum()
+
+
+def test_a_signed_grid_reaches_the_largest_weight_of_either_sign(weight):
+    grouped = split_groups(weight, 32)
+    scales, zeros = signed_range(grouped, bits=4, shrink=1.0, dtype=torch.float32)
+    largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    assert torch.equal(-zeros * scales, largest)
+    assert ((scales < 0) == (largest > 0)).all() and (scales < 0).any() and (scales > 0).any()
+
+
+def test_turning_a_weight_round_turns_its_signed_scales_round(weight):
+    importance = torch.rand(128, generator=torch.Generator().manual_seed(1))
+    scales, _ = search_grid(weight, importance, group_size=32, sym=True)
+    turned, _ = search_grid(-weight, importance, group_size=32, sym=True)
+    signed = scales.abs() != rtn(weight, group_size=32, sym=True).scales
+    assert signed.float().mean() > 0.7 and torch.equal(turned[signed], -scales[signed])
 
 
 def test_group_size_that_does_not_divide_names_both_numbers(weight):
