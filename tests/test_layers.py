@@ -13,7 +13,14 @@ LAYERS = [  # top first; the longest matching prefix decides
     {"compress.quantize", "compress.distill"},
     {"compress.checkpoint"},
     {"compress.model"},
-    {"compress.config", "compress.errors", "compress.losses", "compress.quantize.grid", "compress.checkpoint.pack"},
+    {
+        "compress.config",
+        "compress.errors",
+        "compress.losses",
+        "compress.schedule",
+        "compress.quantize.grid",
+        "compress.checkpoint.pack",
+    },
     {"calibration"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

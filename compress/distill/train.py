@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from calibration.windows import Windows
 from compress.checkpoint.finite import cast_finite
 from compress.distill.config import TrainConfig
-from compress.losses import Head, Loss, Side, cross_entropy, distill_loss, find_head, next_tokens, token_mean
 from compress.errors import QCompressError
+from compress.losses import Head, Loss, Side, cross_entropy, distill_loss, find_head, next_tokens, token_mean
+from compress.schedule import learning_rate
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}  # per forward: enough for the matrix products, little enough for memory
-WARM_UP, FLOOR = 0.1, 0.1  # share of the steps; share of the peak learning rate that is left at the end
 MAX_NORM = 1.0
 BETAS = (0.9, 0.95)
 
@@ -197,15 +197,6 @@ def make_accelerator() -> Accelerator:
 def micro_batch(seq_len: int, device: torch.device) -> int:
     """Windows per forward."""
     return max(1, MICRO_TOKENS.get(device.type, MICRO_TOKENS["cpu"]) // seq_len)
-
-
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Step 1 … steps: linear to the peak over the first tenth, then half a cosine down to a tenth of it."""
-    rising = max(1, round(WARM_UP * steps))
-    if step <= rising:
-        return peak * step / rising
-    done = (step - rising) / max(1, steps - rising)
-    return peak * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * done)) / 2)
 
 
 def read_batches(windows: Windows, settings: TrainConfig) -> Iterator[tuple[Tensor, Tensor]]:

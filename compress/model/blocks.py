@@ -153,6 +153,14 @@ class BlockModel:
         finally:
             self._forget()
 
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """(batch, seq, hidden) after the last block -> the same after the final norm: what the head sees."""
+        self._recorders[-1].inject = hidden
+        try:
+            return self.model.base_model(inputs_embeds=hidden.detach(), use_cache=False).last_hidden_state
+        finally:
+            self._forget()
+
     def runner(self, block: Block, index: int) -> Callable[[Tensor], Tensor]:
         """The block as a function of (batch, seq, hidden); a batch of that shape must have been embedded before."""
 

@@ -1,0 +1,134 @@
+"""Recovery: the streamed gradient is the plain one, nothing changes before the first step, and the best is kept."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from compress.checkpoint.read import Checkpoint
+from compress.losses import Side, distill_loss
+from compress.model.blocks import BlockModel, linear_shapes, load_whole
+from compress.quantize.grid import QuantizedWeight, split_groups
+from compress.quantize.recover import RecoverSettings, Student, Trainer, batches, final_states, recover
+from compress.quantize.rtn import rtn
+
+GROUP = 32
+
+
+def make_student(path: Path) -> tuple[Checkpoint, Student, dict[str, QuantizedWeight]]:
+    """A checkpoint rounded to nearest in groups of GROUP; scales, norms and biases are trained."""
+    checkpoint = Checkpoint(path)
+    shapes = linear_shapes(checkpoint.config)
+    codes = {n: rtn(checkpoint.tensor(f"{n}.weight").float(), group_size=GROUP, sym=False) for n in shapes}
+    trained = {n: (out, inn // GROUP) for n, (out, inn) in shapes.items()}
+    trained |= {n: t.shape for n, t in checkpoint.tensors.items() if "layernorm" in n or n.endswith(".bias")}
+    student = Student(codes.__getitem__, checkpoint.tensor, trained, torch.float16)
+    return checkpoint, student, codes
+
+
+def make_models(checkpoint: Checkpoint, student: Student) -> tuple[BlockModel, BlockModel]:
+    return BlockModel(checkpoint.config, checkpoint.tensor), BlockModel(checkpoint.config, student.weights)
+
+
+def ids_of(n: int, seq: int) -> Tensor:
+    return torch.randint(0, 128, (n, seq), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(params=["tiny_llama", "tiny_qwen2"])
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def test_without_training_the_student_is_the_quantized_checkpoint(path):
+    checkpoint, student, codes = make_student(path)
+    for name in checkpoint.tensors:
+        module = name.removesuffix(".weight")
+        stored = codes[module].dequantize() if module in codes else checkpoint.tensor(name)
+        assert torch.equal(student.weights(name).float(), stored.float()), name
+
+
+def test_the_streamed_gradient_is_that_of_the_whole_model(path):
+    checkpoint, student, codes = make_student(path)
+    teacher, model = make_models(checkpoint, student)
+    ids = ids_of(2, 12)
+    trainer = Trainer(teacher, model, student, RecoverSettings(batch=2))
+    with torch.no_grad(), teacher.ends(head=True), model.ends(head=True):
+        loss = trainer.step(ids, final_states_of(teacher, ids), rate=0.0)
+
+    whole = load_whole(checkpoint.config, student.weights, torch.float32)
+    for parameter in whole.parameters():
+        parameter.requires_grad_()
+    expected = whole_loss(whole, load_whole(checkpoint.config, checkpoint.tensor, torch.float32), ids)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    for name, parameter in whole.named_parameters():
+        module = name.removesuffix(".weight")
+        if module in codes:
+            plain = split_groups(parameter.grad * parameter, GROUP).sum(-1)
+            torch.testing.assert_close(student.multipliers[module].grad, plain, rtol=1e-3, atol=1e-6)
+        elif name in student.multipliers:
+            torch.testing.assert_close(student.multipliers[name].grad, parameter.grad * parameter, rtol=1e-3, atol=1e-6)
+
+
+def final_states_of(teacher: BlockModel, ids: Tensor) -> Tensor:
+    states = teacher.embed(ids)
+    for index in range(len(teacher)):
+        with teacher.block(index) as block:
+            states = teacher.runner(block, index)(states)
+    return states
+
+
+def whole_loss(student, teacher, ids: Tensor) -> Tensor:
+    sides = [
+        Side(model.base_model(ids, use_cache=False).last_hidden_state, model.get_output_embeddings().weight)
+        for model in (student, teacher)
+    ]
+    return distill_loss(*sides, ids, torch.ones_like(ids).bool(), alpha=1.0).loss
+
+
+def test_batches_of_any_size_give_the_same_final_states(tiny_qwen2):
+    checkpoint, student, _ = make_student(tiny_qwen2)
+    teacher, _ = make_models(checkpoint, student)
+    ids = ids_of(5, 12)
+    torch.testing.assert_close(final_states(teacher, ids, 1), final_states(teacher, ids, 3), rtol=1e-5, atol=1e-5)
+
+
+def test_recovery_lowers_the_kl_of_windows_it_never_trained_on(path):
+    checkpoint, student, _ = make_student(path)
+    teacher, model = make_models(checkpoint, student)
+    found = recover(teacher, model, student, ids_of(24, 24), RecoverSettings(epochs=3, learning_rate=3e-3))
+    assert found.kl < 0.97 * found.kl_before
+    assert found.step > 0
+
+
+def test_a_learning_rate_that_ruins_the_model_changes_nothing(tiny_llama):
+    checkpoint, student, _ = make_student(tiny_llama)
+    teacher, model = make_models(checkpoint, student)
+    found = recover(teacher, model, student, ids_of(8, 12), RecoverSettings(epochs=1, learning_rate=3.0))
+    assert found.step == 0 and found.kl == found.kl_before
+    assert all(not value.any() for value in found.multipliers.values())
+
+
+def test_every_epoch_reads_every_window_once():
+    settings = RecoverSettings(epochs=3, batch=4)
+    order = torch.cat(batches(10, settings)).view(3, 10)
+    assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in order)
+    assert not torch.equal(order[0], order[1])
+
+
+def test_one_window_is_refused(tiny_llama):
+    checkpoint, student, _ = make_student(tiny_llama)
+    teacher, model = make_models(checkpoint, student)
+    with pytest.raises(ValueError, match="1 is too few"):
+        recover(teacher, model, student, ids_of(1, 12), RecoverSettings())
+
+
+def test_scales_are_rounded_as_they_will_be_stored(tiny_llama):
+    _, student, codes = make_student(tiny_llama)
+    module = next(iter(codes))
+    student.multipliers[module] += 1e-3 * torch.randn(student.multipliers[module].shape)
+    scales = student.packed(module).scales
+    assert torch.equal(scales, scales.half().float())
+    assert torch.equal(replace(student.packed(module), scales=codes[module].scales).codes, codes[module].codes)
