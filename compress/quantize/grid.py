@@ -21,7 +21,7 @@ SHRINKS = tuple(1 - step / 40 for step in range(24))  # 1.0 down to 0.425 of the
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """codes (out, in) uint8; scales (of either sign where sym) and zeros (out, groups) float32, as the disk holds them."""
+    """codes (out, in) uint8; scales (of any sign where sym) and zeros (out, groups) float32, as they are on disk."""
 
     codes: Tensor
     scales: Tensor
