@@ -12,14 +12,13 @@ from compress.checkpoint.check_subject import (
     Findings,
     Subject,
     claimed,
-    ct_groups,
     error,
-    flatten,
     short,
     warning,
 )
 from compress.checkpoint.formats import FORMATS
 from compress.checkpoint.read import read_json
+from compress.checkpoint.schemes import ct_groups, flatten
 from compress.checkpoint.vllm_models import (
     ARCHITECTURES,
     EMBEDDING_BY_CLASS,

@@ -12,17 +12,13 @@ from compress.checkpoint.check_subject import (
     QUANT,
     Findings,
     Subject,
-    awq_key,
     claimed,
-    ct_groups,
-    ct_match,
     error,
-    flatten,
-    gptq_override,
     short,
     skipped,
     warning,
 )
+from compress.checkpoint.schemes import awq_key, ct_groups, ct_match, flatten, gptq_override
 from compress.checkpoint.vllm_models import GROUP_SIZES
 
 CT_WEIGHT_KEYS = frozenset(

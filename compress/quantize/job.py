@@ -26,7 +26,9 @@ from compress.config import QuantizeConfig
 from compress.errors import GateFailure, QCompressError
 from compress.model.blocks import Block, BlockModel, parameter_shapes
 from compress.quantize.block import BlockSettings, QuantizedBlock, quantize_block, round_block
-from compress.quantize.plan import Plan, group_size_reason, make_plan, plan_row
+from compress.quantize.budget import plan_within
+from compress.quantize.plan import Plan, Source, group_size_reason, plan_row
+from compress.quantize.tables import pack_table
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
@@ -42,14 +44,14 @@ def plan_quantize(model: Path, config: QuantizeConfig, *, dtype: torch.dtype | N
         raise QCompressError(f"{model}: is already quantized ({method}); give the 16-bit checkpoint it was made from")
     target = dtype or storage_dtype(checkpoint.config)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    return checkpoint, make_plan(str(model), shapes, checkpoint.config, config, target)
+    return checkpoint, plan_within(Source(str(model), shapes, checkpoint.config, target), config)
 
 
 def plan_without_weights(
     where: str, model: dict[str, Any], config: QuantizeConfig, *, dtype: torch.dtype | None = None
 ) -> Plan:
     """The same plan from a config.json alone; `where` names it in errors."""
-    return make_plan(where, parameter_shapes(model), model, config, dtype or storage_dtype(model))
+    return plan_within(Source(where, parameter_shapes(model), model, dtype or storage_dtype(model)), config)
 
 
 def storage_dtype(config: dict[str, Any]) -> torch.dtype:
@@ -87,16 +89,17 @@ def quantize_checkpoint(
     writer = CheckpointWriter(out, plan.specs)
     try:
         rows = quantize_blocks(blocks, writer, plan, config, windows, report)
-        write_rest(checkpoint, writer, plan)
+        tables = write_rest(checkpoint, writer, plan, report)
         record = record_text(
             "quantize",
             asdict(config) | {"group_size": plan.scheme.group_size, "sym": plan.scheme.sym},
             source={"path": str(model), "digest": digest(model)},
             calibration=windows.manifest | {"start": asdict(start)} if windows and start else None,
             rows=rows,
+            tables=tables,
         )
         writer.publish(
-            both_spellings(packed_config(checkpoint.config, plan.format, plan.scheme, plan.unquantized)),
+            both_spellings(packed_config(checkpoint.config, plan.format, plan.schemes, plan.unquantized)),
             source=checkpoint.path,
             extra={RECORD: record},
             inspect=lambda folder: refuse_wrong(folder, model),
@@ -169,6 +172,7 @@ def block_settings(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> Bl
         config.damp_percent,
         share=heads // kv_heads,
         width=getattr(model, "head_dim", None) or model.hidden_size // heads,
+        eight_bit=plan.eight_bit,
     )
 
 
@@ -191,10 +195,18 @@ def write_block(block: Block, result: QuantizedBlock, writer: CheckpointWriter, 
             writer.write(name, cast_finite(name, tensor, writer.specs[name].dtype))
 
 
-def write_rest(checkpoint: Checkpoint, writer: CheckpointWriter, plan: Plan) -> None:
-    """Everything outside the blocks: embedding, final norm, head."""
+def write_rest(checkpoint: Checkpoint, writer: CheckpointWriter, plan: Plan, report: Report) -> list[Row]:
+    """Everything outside the blocks: embedding, final norm, head. The rows of those that are packed."""
+    rows = []
+    for module, source in plan.tables.items():
+        parts, row = pack_table(check_finite(source, checkpoint.tensor(source)), plan.format, plan.schemes[module])
+        for suffix, tensor in parts.items():
+            writer.write(f"{module}.{suffix}", tensor)
+        rows.append({"linear": module, **row})
+        report(rows[-1])
     for name in writer.specs.keys() - writer.written:
         writer.write(name, cast_finite(name, checkpoint.tensor(name), writer.specs[name].dtype))
+    return rows
 
 
 def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from compress.checkpoint.formats import FORMATS, Scheme, model_dtype, packed_config
+from compress.checkpoint.formats import FORMATS, model_dtype, packed_config
 from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.schemes import Scheme
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.model.blocks import linear_shapes
 from compress.quantize.rtn import rtn
@@ -30,7 +31,9 @@ def round_checkpoint(source: Path, out: Path, format_name: str, *, sym: bool) ->
         else:
             parts = {name: tensor}
         pairs += [(TensorSpec(key, part.dtype, tuple(part.shape)), part) for key, part in parts.items()]
-    save_checkpoint(out, packed_config(checkpoint.config, row, scheme, ["lm_head"]), pairs, source=source)
+    save_checkpoint(
+        out, packed_config(checkpoint.config, row, dict.fromkeys(linears, scheme), ["lm_head"]), pairs, source=source
+    )
     return out
 
 

@@ -38,6 +38,32 @@ def test_what_is_written_passes_check_has_the_planned_bytes_and_loads(request, t
     assert not partial_path(out).exists()
 
 
+LAYOUTS = [
+    ("tiny_qwen2", "awq", {"head_bits": 4}),
+    ("tiny_qwen2", "gptq", {"head_bits": 4}),
+    ("tiny_qwen2", "gptq", {"head_bits": 8, "eight_bit": ("layers.0.mlp",)}),
+    ("tiny_qwen2", "compressed-tensors", {"head_bits": 4}),
+    ("tiny_qwen2", "compressed-tensors", {"embedding_bits": 8, "sym": True}),
+    ("tiny_qwen2", "compressed-tensors", {"head_bits": 4, "embedding_bits": 8}),
+    ("tiny_qwen2", "compressed-tensors", {"head_bits": 8, "embedding_bits": 8, "eight_bit": ("k_proj", "down_proj")}),
+    ("tiny_llama", "compressed-tensors", {"head_bits": 4, "embedding_bits": 8}),
+    ("tiny_llama", "compressed-tensors", {"eight_bit": ("layers.1",), "sym": True}),
+]
+
+
+@pytest.mark.parametrize(("model", "format", "changes"), LAYOUTS)
+@pytest.mark.parametrize("method", ["rtn", "awq+gptq"])
+def test_every_layout_passes_check_has_the_planned_bytes_and_loads(request, tmp_path, method, model, format, changes):
+    source, out, config = request.getfixturevalue(model), tmp_path / "out", settings(method, format, **changes)
+    row = quantize_checkpoint(source, out, config)
+    assert [r for r in check_checkpoint(out, source=source) if r["level"] == "error"] == []
+    assert row["bytes"] == Checkpoint(out).bytes == plan_quantize(source, config)[1].bytes
+    ids = torch.arange(32)[None]
+    with torch.no_grad():
+        found, plain = load_model(out)(ids).logits, load_model(source)(ids).logits
+    assert (found - plain).square().mean() < 0.3 * plain.square().mean()
+
+
 def test_the_same_command_writes_the_same_bytes(tiny_llama, tmp_path):
     for name in ("a", "b"):
         quantize_checkpoint(tiny_llama, tmp_path / name, settings())
