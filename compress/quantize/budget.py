@@ -1,13 +1,14 @@
 """The byte budget: every layout that vLLM loads, its exact bytes, what it may cost in quality, and which one to take.
 
 Harm is measured where `sensitivity.py` has looked at the weights: the sum of the parts' KL in nats. Elsewhere it is
-the mean relative error of rounding, which only ranks: for normal weights in groups of G the largest lies near
-√(2 ln G) standard deviations, twice that is cut into 2^bits - 1 steps, and a step s costs s² / 12.
+the mean relative error of rounding normal weights, which only ranks: the largest of G numbers lies near the quantile
+(G - 3/8) / (G + 1/4) (Blom 1958), twice that is cut into 2^bits - 1 steps, and a step s costs s² / 12.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from math import log, prod
+from math import prod
+from statistics import NormalDist
 from typing import Any
 
 from compress.checkpoint.schemes import Scheme, kind
@@ -20,6 +21,7 @@ from compress.quantize.plan import Plan, Source, make_plan
 ENDS = ((16, 16), (8, 16), (4, 16), (8, 8), (4, 8), (16, 8))  # bits of head and embedding
 METHOD_OF = {"awq": "awq", "gptq": "gptq", "compressed-tensors": "gptq"}  # for command lines, where nobody chose one
 Harm = Callable[[Plan], float]
+Planned = tuple[QuantizeConfig, Plan]
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Candidate:
     harm: float
 
 
-def candidates(source: Source, wanted: QuantizeConfig, formats: Sequence[str], harm: Harm) -> list[Candidate]:
-    """Every layout that vLLM loads, least harmful first, then smallest first; `wanted` gives the other settings."""
-    found = []
-    for config in layouts(source, wanted, formats):
-        plan = make_plan(source, config)
-        found.append(Candidate(config, plan, harm(plan)))
+def plan_layouts(source: Source, wanted: QuantizeConfig, formats: Sequence[str]) -> list[Planned]:
+    """Every layout that vLLM loads, with its plan; `wanted` gives the settings that are no layout."""
+    return [(config, make_plan(source, config)) for config in layouts(source, wanted, formats)]
+
+
+def rank(plans: Sequence[Planned], harm: Harm) -> list[Candidate]:
+    """Least harmful first, among equals smallest first."""
+    found = [Candidate(config, plan, harm(plan)) for config, plan in plans]
     return sorted(found, key=lambda candidate: (candidate.harm, candidate.plan.bytes))
 
 
@@ -63,17 +67,17 @@ def layouts(source: Source, wanted: QuantizeConfig, formats: Sequence[str]) -> I
 
 
 def eight_bit_choices(model_type: str) -> list[tuple[str, ...]]:
-    """What may get 8 bits: nothing, each stage of a block (named by its first linear), or all of them."""
+    """What may get 8 bits: nothing, each stage of a block (by the name of its first linear), or all of them."""
     family = find_family(model_type)
-    stages = tuple(stage.linears[0] for stage in family.stages) if family else ()
+    stages = tuple(stage.linears[0].rpartition(".")[2] for stage in family.stages) if family else ()
     return [(), *((stage,) for stage in stages), *([stages] if stages else [])]
 
 
 def rounding_error(scheme: Scheme) -> float:
     """Expected ‖ΔW‖² / ‖W‖² of normal weights on this grid. A symmetric grid must reach as far on both sides."""
-    extreme = 2 * log(scheme.group_size * (2 if scheme.sym else 1))
-    step = 2 * extreme**0.5 / (2**scheme.bits - 1)
-    return step**2 / 12
+    count = scheme.group_size * (2 if scheme.sym else 1)
+    extreme = NormalDist().inv_cdf((count - 3 / 8) / (count + 1 / 4))
+    return (2 * extreme / (2**scheme.bits - 1)) ** 2 / 12
 
 
 def estimated_harm(source: Source) -> Harm:
@@ -119,7 +123,7 @@ def cure(source: Source, config: QuantizeConfig) -> str:
     others = [name for name in FORMAT_NAMES if name != config.format]
     harm, tried = estimated_harm(source), []
     for formats in ([config.format], others):
-        found = candidates(source, config, formats, harm)
+        found = rank(plan_layouts(source, config, formats), harm)
         tried += found
         fitting = choose(found, config.max_size)
         if fitting is not None:

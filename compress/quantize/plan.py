@@ -3,16 +3,19 @@
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from compress.checkpoint.formats import FORMATS, Format
+from compress.checkpoint.formats import FORMATS, Format, model_dtype
+from compress.checkpoint.load import check_causal_lm, open_causal_lm
+from compress.checkpoint.read import INDEX, Checkpoint, read_json
 from compress.checkpoint.schemes import HEAD, Scheme, Schemes
 from compress.checkpoint.write import TensorSpec, planned_bytes
 from compress.config import GROUP_SIZES, QuantizeConfig
 from compress.errors import QCompressError
-from compress.model.blocks import Vocabulary, find_vocabulary, linear_shapes
+from compress.model.blocks import Vocabulary, find_vocabulary, linear_shapes, parameter_shapes
 from compress.quantize.layouts import Choice, choose_schemes
 
 
@@ -33,6 +36,37 @@ class Source:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         return find_vocabulary(self.model)
+
+
+def read_source(path: Path, dtype: torch.dtype | None = None) -> Source:
+    """A checkpoint, a folder that holds a config.json alone, or a config.json, as what is to be planned for.
+
+    QCompressError for what cannot be quantized.
+    """
+    whole = path.is_dir() and (any(path.glob("*.safetensors")) or (path / INDEX).is_file())
+    if whole:
+        return checkpoint_source(open_causal_lm(path), dtype)
+    file = path / "config.json" if path.is_dir() else path
+    model = read_json(file)
+    check_causal_lm(file.parent, model)
+    return Source(str(path), parameter_shapes(model), model, dtype or storage_dtype(model))
+
+
+def checkpoint_source(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Source:
+    """The same of an open checkpoint. QCompressError when it is quantized already."""
+    if checkpoint.quantization is not None:
+        method = checkpoint.quantization.get("quant_method")
+        raise QCompressError(
+            f"{checkpoint.path}: is already quantized ({method}); give the 16-bit checkpoint it was made from"
+        )
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    return Source(str(checkpoint.path), shapes, checkpoint.config, dtype or storage_dtype(checkpoint.config))
+
+
+def storage_dtype(config: dict[str, Any]) -> torch.dtype:
+    """float16 or bfloat16, as the source; float32 sources become float16."""
+    dtype = model_dtype(config)
+    return torch.float16 if dtype == torch.float32 else dtype
 
 
 @dataclass(frozen=True)
