@@ -210,6 +210,13 @@ def ct_weights(quant: dict[str, Any], name: str, what: str) -> dict[str, Any] | 
     return found if isinstance(found, dict) else None
 
 
+def ct_fused(quant: dict[str, Any], fused: str, shards: tuple[str, ...]) -> dict[str, Any] | None:
+    """The same of a layer that vLLM fuses: by vLLM's name, then by class, and only then by the names of its linears."""
+    own = [ct_weights(quant, shard, "linear") for shard in shards]
+    found = ct_weights(quant, fused, "linear")
+    return own[0] if found is None or None in own else found
+
+
 def ct_class(target: str, what: str) -> bool:
     return not target.startswith("re:") and target.lower() in CT_CLASSES[what].lower()
 
