@@ -159,8 +159,8 @@ def packed_embedding(subject: Subject) -> Findings:
     if found and not found.sym:
         asymmetric = "vLLM's look-up has no zero points: it stops at the tensor, or reads memory nobody wrote"
         yield error("asymmetric", "symmetric true", asymmetric, tensor=name)
-    cpu = "vLLM looks it up with Triton, which its CPU build lacks: it stops there"
-    yield warning("packed embedding", "a plain one, for CPUs", cpu, tensor=name)
+    gpu = "vLLM looks it up with Triton, which its CPU build lacks; transformers 5.19 stops at it"
+    yield warning("packed embedding", "a plain one, for all but vLLM on a GPU", gpu, tensor=name)
     if not claimed(subject, name):
         yield error("plain embedding", "a group that targets it", stop, key=f"{QUANT}.config_groups")
 

@@ -170,14 +170,15 @@ def flags(config: QuantizeConfig, given: QuantizeConfig | None = None) -> str:
 
 def loaders(plan: Plan) -> dict[str, bool]:
     """Who can run it. vLLM's GPU kernels take all that is planned; its CPU kernel 4 bits and no packed embedding;
-    transformers reads heads and mixed bits of compressed-tensors only."""
+    transformers no packed embedding either, and heads and mixed bits of compressed-tensors only."""
     schemes, only_blocks = plan.schemes, set(plan.schemes) == set(plan.linears)
     four = all(scheme.bits == 4 for scheme in schemes.values())
     words = all(out % 32 == 0 and inn % 32 == 0 for out, inn in plan.linears.values())
+    looked_up = any(kind(name) == "embedding" for name in schemes)
     return {
         "vllm_gpu": True,
-        "vllm_cpu": four and words and not any(kind(name) == "embedding" for name in schemes),
-        "transformers": plan.format.name == "compressed-tensors" or (four and only_blocks),
+        "vllm_cpu": four and words and not looked_up,
+        "transformers": not looked_up and (plan.format.name == "compressed-tensors" or (four and only_blocks)),
     }
 
 

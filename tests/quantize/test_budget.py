@@ -164,7 +164,7 @@ LOADERS = [
     ({}, (True, True)),
     ({"head_bits": 4}, (True, True)),
     ({"head_bits": 8}, (False, True)),
-    ({"head_bits": 4, "embedding_bits": 8}, (False, True)),
+    ({"head_bits": 4, "embedding_bits": 8}, (False, False)),
     ({"eight_bit": ("down_proj",)}, (False, True)),
     ({"format": "gptq"}, (True, True)),
     ({"format": "gptq", "head_bits": 4}, (True, False)),
