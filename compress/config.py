@@ -7,12 +7,17 @@ METHODS = ("rtn", "gptq", "awq", "awq+gptq")
 FORMAT_NAMES = ("awq", "gptq", "compressed-tensors")
 DEFAULT_FORMAT = {"rtn": "compressed-tensors", "gptq": "gptq", "awq": "awq", "awq+gptq": "awq"}
 GROUP_SIZES = (128, 64, 32)  # what vLLM's kernels take, largest first
+HEAD_BITS = (16, 8, 4)
+EMBEDDING_BITS = (16, 8)
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclass(frozen=True)
 class QuantizeConfig:
-    """How a checkpoint is quantized. `group_size` 0 means auto; `sym` None means what the format takes."""
+    """How a checkpoint is quantized. `group_size` 0 means auto; `sym` None means what the format takes.
+
+    `head_bits` and `embedding_bits` 16 mean not at all; `eight_bit` names linears by parts of their paths.
+    """
 
     method: str
     format: str
@@ -24,12 +29,18 @@ class QuantizeConfig:
     seq_len: int = 512
     seed: int = 0
     max_size: int | None = None
+    head_bits: int = 16
+    embedding_bits: int = 16
+    eight_bit: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS or self.format not in FORMAT_NAMES:
             raise ValueError(f"method {self.method}, format {self.format}: known are {METHODS} and {FORMAT_NAMES}")
         if self.bits != 4:
             raise ValueError(f"bits={self.bits}: 4 is what all three formats and vLLM's kernels take")
+        if self.head_bits not in HEAD_BITS or self.embedding_bits not in EMBEDDING_BITS:
+            found = f"head_bits={self.head_bits}, embedding_bits={self.embedding_bits}"
+            raise ValueError(f"{found}: known are {HEAD_BITS} and {EMBEDDING_BITS}")
         if self.group_size and self.group_size not in GROUP_SIZES:
             raise ValueError(f"group_size={self.group_size}: vLLM's kernels take {GROUP_SIZES}")
         if self.sym is not None and self.sym != self.symmetric:

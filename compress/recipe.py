@@ -44,6 +44,9 @@ class QuantizePart(Part):
     n_samples: int = 128
     seq_len: int = 512
     damp_percent: float = 0.01
+    head_bits: int = 16
+    embedding_bits: int = 16
+    eight_bit: list[str] = []
     max_size: str | None = None
     seed: int = 0
     dtype: Literal["float16", "bfloat16"] | None = None
@@ -60,6 +63,9 @@ class QuantizePart(Part):
             seq_len=self.seq_len,
             seed=self.seed,
             max_size=parse_size(self.max_size) if self.max_size else None,
+            head_bits=self.head_bits,
+            embedding_bits=self.embedding_bits,
+            eight_bit=tuple(self.eight_bit),
         )
 
 

@@ -37,6 +37,7 @@ RULES = (
     Rule("C6", check_methods.ct_keys),
     Rule("C7", check_methods.skip_list),
     Rule("C8", check_methods.rules_by_name),
+    Rule("C8", check_methods.groups_by_name),
     Rule("C9", check_config.one_tie, modules=False),
     Rule("C9", check_config.ends_agree),
     Rule("S10", check_config.ignored_keys, modules=False),

@@ -12,14 +12,13 @@ from compress.checkpoint.check_subject import (
     Findings,
     Subject,
     claimed,
-    ct_groups,
     error,
-    flatten,
     short,
     warning,
 )
 from compress.checkpoint.formats import FORMATS
 from compress.checkpoint.read import read_json
+from compress.checkpoint.schemes import ct_groups, flatten
 from compress.checkpoint.vllm_models import (
     ARCHITECTURES,
     EMBEDDING_BY_CLASS,
@@ -136,6 +135,9 @@ def packed_head(subject: Subject) -> Findings:
     if subject.format.name != "compressed-tensors" and rows % 64:
         stop = "vLLM pads the vocabulary to 64 and cannot place these columns: size mismatch"
         yield error(rows, "a multiple of 64", stop, key="vocab_size")
+    if subject.format.name != "compressed-tensors":
+        unset = "transformers converts the linears of the blocks only and draws the head's weights at random"
+        yield warning("packed head", "compressed-tensors, for transformers", unset, tensor=subject.table.head)
     if model_type in NO_PACKED_HEAD:
         stop = f"vLLM's {model_type} does not hand quantization to its head and stops at the packed tensors"
         yield error("packed head", "a plain head", stop, tensor=subject.table.head)
@@ -153,6 +155,12 @@ def packed_embedding(subject: Subject) -> Findings:
         targets = [flatten(group.get("targets")) for group in ct_groups(subject.quant).values()]
         if not any("Embedding" in listed for listed in targets):
             yield error(targets, 'the class "Embedding"', stop, key=f"{QUANT}.config_groups")
+    found = subject.schemes[name]
+    if found and not found.sym:
+        asymmetric = "vLLM's look-up has no zero points: it stops at the tensor, or reads memory nobody wrote"
+        yield error("asymmetric", "symmetric true", asymmetric, tensor=name)
+    gpu = "vLLM looks it up with Triton, which its CPU build lacks; transformers 5.19 stops at it"
+    yield warning("packed embedding", "a plain one, for all but vLLM on a GPU", gpu, tensor=name)
     if not claimed(subject, name):
         yield error("plain embedding", "a group that targets it", stop, key=f"{QUANT}.config_groups")
 

@@ -52,7 +52,7 @@ def codes_mean_weights(subject: Subject) -> Findings:
             continue  # T7
         yield from (finding | {"tensor": tensor} for finding in plausible(weight))
         if read is not None:
-            source = read(f"{name}.weight")
+            source = read(f"{subject.source_name(name)}.weight")
             yield from (finding | {"tensor": tensor} for finding in like_source(weight, source, rows))
 
 

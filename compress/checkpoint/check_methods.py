@@ -12,17 +12,13 @@ from compress.checkpoint.check_subject import (
     QUANT,
     Findings,
     Subject,
-    awq_key,
     claimed,
-    ct_groups,
-    ct_match,
     error,
-    flatten,
-    gptq_override,
     short,
     skipped,
     warning,
 )
+from compress.checkpoint.schemes import awq_key, ct_fused, ct_groups, ct_match, ct_weights, flatten, gptq_override
 from compress.checkpoint.vllm_models import GROUP_SIZES
 
 CT_WEIGHT_KEYS = frozenset(
@@ -112,6 +108,20 @@ def ct_keys(subject: Subject) -> Findings:
         yield error(ABSENT, head, others, key=f"{QUANT}.ignore")
 
 
+def groups_by_name(subject: Subject) -> Findings:
+    """C8: the groups of compressed-tensors say the same of every linear as of vLLM's fused layer."""
+    if not subject.format or subject.format.name != "compressed-tensors":
+        return
+    for name, shards in subject.table.fused.items():
+        whole = ct_fused(subject.quant, name, shards)
+        for shard in shards:
+            own = ct_weights(subject.quant, shard, "linear")
+            if own != whole:
+                other = f"vLLM looks for {name} first and takes the group it finds: a shape error, or noise (silent)"
+                told = f"{short(whole)}, as for {name}"
+                yield error(short(own), told, other, key=f"{QUANT}.config_groups: {shard}")
+
+
 def ct_group(subject: Subject, path: str, group: dict[str, Any]) -> Findings:
     quant, weights = subject.quant, group.get("weights")
     key, no_scheme = f"{QUANT}.{path}", "vLLM stops: no compressed-tensors compatible scheme was found"
@@ -142,9 +152,9 @@ def ct_group(subject: Subject, path: str, group: dict[str, Any]) -> Findings:
     order = "vLLM stops: group activation ordering is no longer supported"
     yield from wrong(weights.get("actorder"), (None, False, "weight", "static"), order, f"{path}.weights.actorder")
     yield from ct_strategy(weights, path, no_scheme)
-    if "Embedding" in targets and weights.get("symmetric") is False:
-        silent = "vLLM reads zero points that no tensor holds (silent)"
-        yield error(False, True, silent, key=f"{key}.weights.symmetric")
+    if weights.get("symmetric") is False and weights.get("num_bits") == 8:
+        slow = "vLLM's Marlin has no zero points for 8 bits: a slower kernel, or it stops"
+        yield warning(False, True, slow, key=f"{key}.weights.symmetric")
 
 
 def ct_strategy(weights: dict[str, Any], path: str, consequence: str) -> Findings:

@@ -4,7 +4,6 @@ The table of modules comes from the model's own code on the meta device, what vL
 file also tells which modules vLLM will build as quantized, and how, from config.json alone: `claimed`, `scheme`.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +11,9 @@ from typing import Any
 
 import torch
 
-from compress.checkpoint.formats import FORMATS, Format, Scheme, model_dtype
+from compress.checkpoint.formats import FORMATS, Format, model_dtype
 from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.schemes import Scheme, awq_key, ct_weights, flatten, gptq_override
 from compress.errors import QCompressError
 from compress.model.blocks import find_layers, make_skeleton
 from compress.model.families import FUSED, find_family, find_linears
@@ -166,6 +166,15 @@ class Subject:
         """How config.json says a packed module is stored; None where it says nothing that makes sense."""
         return {name: scheme(self, name) for name in self.packed}
 
+    def kind(self, name: str) -> str:
+        """Whether a module is the "head", the "embedding" or a "linear" of a block."""
+        return {self.table.head: "head", self.table.embedding: "embedding"}.get(name, "linear")
+
+    def source_name(self, name: str) -> str:
+        """The module of the source that a packed one was made from: a head that was tied is the embedding."""
+        tied = name == self.table.head and self.source and f"{name}.weight" not in self.source.tensors
+        return self.table.embedding if tied else name
+
     def sound(self) -> Iterator[tuple[str, Matrix, Scheme]]:
         """Packed modules whose tensors are all there in the dtypes and shapes of their scheme: safe to unpack."""
         for name, found in self.schemes.items():
@@ -204,7 +213,7 @@ def scheme(subject: Subject, name: str) -> Scheme | None:
         bits, group_size = rule.get("bits", quant.get("bits")), rule.get("group_size", quant.get("group_size"))
         sym = True
     else:
-        weights = ct_weights(subject, name) or {}
+        weights = ct_weights(quant, name, subject.kind(name)) or {}
         bits, group_size, sym = weights.get("num_bits"), weights.get("group_size") or -1, weights.get("symmetric", True)
     if group_size == -1:
         group_size = subject.matrices[name].inn
@@ -217,7 +226,7 @@ def claimed(subject: Subject, name: str) -> bool:
     """Whether vLLM builds this module as a quantized one."""
     method, quant, table = subject.format and subject.format.name, subject.quant, subject.table
     if method == "compressed-tensors":
-        return ct_weights(subject, name) is not None
+        return ct_weights(quant, name, subject.kind(name)) is not None
     if name == table.embedding or (name == table.head and quant.get("lm_head") is not True):
         return False
     if method == "awq":
@@ -226,11 +235,6 @@ def claimed(subject: Subject, name: str) -> bool:
     listed = flatten(quant.get("modules_in_block_to_quantize")) or list(subject.packed)
     rule = gptq_override(quant, subject.fused_name.get(name, name))
     return any(entry in name for entry in listed) and rule is not False
-
-
-def awq_key(quant: dict[str, Any], key: str) -> Any:
-    """AWQ's bits or group_size, under either of the names that loaders read."""
-    return quant.get({"bits": "w_bit", "group_size": "q_group_size"}[key], quant.get(key))
 
 
 def skipped(subject: Subject) -> list[str]:
@@ -243,51 +247,3 @@ def skipped(subject: Subject) -> list[str]:
         module = name.rpartition(".")[0] or name
         floats[module] = floats.get(module, True) and info.dtype.is_floating_point
     return [module for module, only in floats.items() if only]
-
-
-def flatten(value: Any) -> list[str]:
-    """The strings in a list or a list of lists."""
-    if isinstance(value, str):
-        return [value]
-    return [text for item in value for text in flatten(item)] if isinstance(value, list) else []
-
-
-def gptq_override(quant: dict[str, Any], name: str) -> Any:
-    """What the first matching `dynamic` rule says of a module: False to skip it, its settings, None for no rule."""
-    dynamic = quant.get("dynamic")
-    for pattern, settings in dynamic.items() if isinstance(dynamic, dict) else ():
-        if matches(pattern.removeprefix("-:").removeprefix("+:"), name):
-            return False if pattern.startswith("-:") else settings if isinstance(settings, dict) else {}
-    return None
-
-
-def ct_weights(subject: Subject, name: str) -> dict[str, Any] | None:
-    """The `weights` of the config group that takes a module, None when `ignore` or no group has it."""
-    if any(ct_match(name, entry) for entry in flatten(subject.quant.get("ignore"))):
-        return None
-    groups = [(flatten(group.get("targets")), group.get("weights")) for group in ct_groups(subject.quant).values()]
-    kind = "VocabParallelEmbedding" if name == subject.table.embedding else "Linear"
-    for targets, weights in groups:
-        if any(ct_match(name, target) for target in targets):
-            return weights if isinstance(weights, dict) else None
-    for targets, weights in groups:
-        if name != subject.table.head and any(target.lower() in kind.lower() for target in targets):
-            return weights if isinstance(weights, dict) else None
-    return None
-
-
-def ct_groups(quant: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    groups = quant.get("config_groups")
-    return {k: v for k, v in groups.items() if isinstance(v, dict)} if isinstance(groups, dict) else {}
-
-
-def ct_match(name: str, target: str) -> bool:
-    return matches(target[3:], name) if target.startswith("re:") else target == name
-
-
-def matches(pattern: str, name: str) -> bool:
-    """re.match, and no match for what is no regular expression."""
-    try:
-        return re.match(pattern, name) is not None
-    except re.error:
-        return False

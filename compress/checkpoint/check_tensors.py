@@ -84,37 +84,42 @@ def whole_groups(subject: Subject) -> Findings:
             yield error(reason, "whole groups, whole words", "vLLM stops: not divisible, or shapes differ", tensor=name)
     layers = list(packed_layers(subject))
     for (fits, expected), consequence in KERNELS.items():
-        misfits = [(name, matrix) for name, matrix, _ in layers if not fits(matrix)]
+        misfits = [(name, matrix, scheme) for name, matrix, scheme in layers if not fits(matrix, scheme)]
         if misfits:
-            (name, matrix), more = misfits[0], len(misfits) - 1
+            (name, matrix, scheme), more = misfits[0], len(misfits) - 1
             where = f"{name} and {more} more" if more else name
-            yield warning(f"{matrix.inn} inputs, {matrix.out} outputs", expected, consequence, tensor=where)
+            yield warning(
+                f"{scheme.bits} bits, {matrix.inn} inputs, {matrix.out} outputs", expected, consequence, tensor=where
+            )
 
 
-def fits_cpu(matrix: Matrix) -> bool:
-    return matrix.inn % 32 == 0 and matrix.out % 32 == 0
+def fits_cpu(matrix: Matrix, scheme: Scheme) -> bool:
+    return scheme.bits == 4 and matrix.inn % 32 == 0 and matrix.out % 32 == 0
 
 
-def fits_marlin(matrix: Matrix) -> bool:
+def fits_marlin(matrix: Matrix, scheme: Scheme) -> bool:
     return matrix.inn % 128 == 0 and matrix.out % 64 == 0
 
 
-def fits_machete(matrix: Matrix) -> bool:
+def fits_machete(matrix: Matrix, scheme: Scheme) -> bool:
     return matrix.inn % 64 == 0 and matrix.out % 128 == 0
 
 
-KERNELS: dict[tuple[Callable[[Matrix], bool], str], str] = {
-    (fits_cpu, "multiples of 32"): "vLLM has no CPU kernel for it and stops there",
+KERNELS: dict[tuple[Callable[[Matrix, Scheme], bool], str], str] = {
+    (fits_cpu, "4 bits, multiples of 32"): "vLLM has no CPU kernel for it and stops there",
     (fits_marlin, "multiples of 128 and 64"): "Marlin pads it with zeros: right, but slower",
     (fits_machete, "multiples of 64 and 128"): "Hopper cards use Marlin instead of Machete: right, but slower",
 }
 
 
 def packed_layers(subject: Subject) -> Iterator[tuple[str, Matrix, Scheme]]:
-    """What vLLM multiplies with: fused layers as one matrix, the others by themselves; packed ones only."""
+    """What vLLM multiplies with: fused layers as one matrix, the others by themselves; packed ones only.
+
+    The embedding is none of them: it is looked up.
+    """
     for name, scheme in subject.schemes.items():
         fused = subject.fused_name.get(name)
-        if scheme is None or (fused and subject.table.fused[fused][0] != name):
+        if scheme is None or name == subject.table.embedding or (fused and subject.table.fused[fused][0] != name):
             continue
         shards = (
             [subject.matrices[shard] for shard in subject.table.fused[fused]] if fused else [subject.matrices[name]]

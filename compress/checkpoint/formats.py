@@ -1,13 +1,12 @@
-"""The on-disk formats: tensor names, dtypes, shapes, and the quantization_config that loaders read.
+"""The on-disk formats: tensor names, dtypes and shapes, and how a checkpoint's weights are read back.
 
     awq                 asymmetric, GEMM layout          AutoAWQ; vLLM auto_awq.py
     gptq                symmetric, v1 zeros, g_idx       GPTQModel; vLLM auto_gptq.py
     compressed-tensors  both, "pack-quantized"           vllm-project/compressed-tensors
 
-Bits are laid by `pack.py`. A new format is one row of FORMATS.
+Bits are laid by `pack.py`; `schemes.py` says which module is stored how. A new format is one row of FORMATS.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,22 +16,22 @@ from torch import Tensor
 
 from compress.checkpoint import pack
 from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.schemes import (
+    Scheme,
+    Schemes,
+    awq_config,
+    awq_scheme,
+    ct_config,
+    ct_scheme,
+    gptq_config,
+    gptq_scheme,
+    kind,
+)
 from compress.checkpoint.write import TensorSpec
 from compress.errors import QCompressError
-from compress.model.families import FUSED
 from compress.quantize.grid import QuantizedWeight
 
 Tensors = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How one linear is stored: bits, columns per group, symmetric or not, dtype of its scales."""
-
-    bits: int
-    group_size: int
-    sym: bool
-    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Format:
     specs: Callable[[int, int, Scheme], list[TensorSpec]]
     save: Callable[[QuantizedWeight, torch.dtype], Tensors]
     load: Callable[[Callable[[str], Tensor], Scheme], QuantizedWeight]
-    config: Callable[[Scheme, list[str]], dict[str, Any]]
-    scheme: Callable[[dict[str, Any], torch.dtype], Scheme]
+    config: Callable[[Schemes, list[str]], dict[str, Any]]
+    scheme: Callable[[dict[str, Any], str, torch.dtype], Scheme]
     packed: str
 
 
@@ -69,22 +68,6 @@ def awq_save(weight: QuantizedWeight, dtype: torch.dtype) -> Tensors:
 def awq_load(read: Callable[[str], Tensor], scheme: Scheme) -> QuantizedWeight:
     codes, zeros = pack.unpack_awq(read("qweight")), pack.unpack_awq(read("qzeros"))
     return QuantizedWeight(codes, read("scales").T.float().contiguous(), zeros.float(), scheme.bits, sym=False)
-
-
-def awq_config(scheme: Scheme, ignore: list[str]) -> dict[str, Any]:
-    return {
-        "quant_method": "awq",
-        "bits": scheme.bits,
-        "group_size": scheme.group_size,
-        "zero_point": True,
-        "version": "gemm",
-        "modules_to_not_convert": [name for name in ignore if name != "lm_head"] or None,
-    }
-
-
-def awq_scheme(config: dict[str, Any], dtype: torch.dtype) -> Scheme:
-    bits, group_size = config.get("bits", config.get("w_bit")), config.get("group_size", config.get("q_group_size"))
-    return Scheme(int(bits or 0), int(group_size or 0), False, dtype)
 
 
 def gptq_specs(out: int, inn: int, scheme: Scheme) -> list[TensorSpec]:
@@ -113,39 +96,6 @@ def gptq_load(read: Callable[[str], Tensor], scheme: Scheme) -> QuantizedWeight:
     return QuantizedWeight(codes, read("scales").T.float().contiguous(), zeros.float(), scheme.bits, sym=True)
 
 
-def gptq_config(scheme: Scheme, ignore: list[str]) -> dict[str, Any]:
-    return {
-        "quant_method": "gptq",
-        "bits": scheme.bits,
-        "group_size": scheme.group_size,
-        "desc_act": False,
-        "sym": True,
-        "lm_head": False,
-        "checkpoint_format": "gptq",
-        "true_sequential": True,
-        "static_groups": True,
-        "pack_dtype": "int32",
-        "dynamic": {skip_rule(name): {} for name in ignore if name != "lm_head"},
-    }
-
-
-def skip_rule(module: str) -> str:
-    """GPTQModel's rule that leaves one module as it is: by its own name, and by that of vLLM's fused layer."""
-    path, _, leaf = module.rpartition(".")
-    fused = [name for name, shards in FUSED.items() if any(module.endswith(f".{shard}") for shard in shards)]
-    names = "|".join([leaf, *(name.rpartition(".")[2] for name in fused)])
-    return f"-:{re.escape(path)}\\.({names})$"
-
-
-def gptq_scheme(config: dict[str, Any], dtype: torch.dtype) -> Scheme:
-    if config.get("desc_act") and config.get("group_size") != -1:
-        raise QCompressError("quantization_config: desc_act true (groups out of order) is not read; quantize anew")
-    if config.get("checkpoint_format", "gptq") != "gptq":
-        found = config["checkpoint_format"]
-        raise QCompressError(f"quantization_config: checkpoint_format {found} is not read; use gptq")
-    return Scheme(int(config.get("bits", 0)), int(config.get("group_size", 0)), True, dtype)
-
-
 def ct_specs(out: int, inn: int, scheme: Scheme) -> list[TensorSpec]:
     groups, per_word = inn // scheme.group_size, 32 // scheme.bits
     specs = [
@@ -172,31 +122,6 @@ def ct_load(read: Callable[[str], Tensor], scheme: Scheme) -> QuantizedWeight:
     else:
         zeros = pack.unpack_ct_zeros(read("weight_zero_point"), scheme.bits).float()
     return QuantizedWeight(codes, scales, zeros, scheme.bits, sym=scheme.sym)
-
-
-def ct_config(scheme: Scheme, ignore: list[str]) -> dict[str, Any]:
-    weights = {
-        "num_bits": scheme.bits,
-        "type": "int",
-        "symmetric": scheme.sym,
-        "strategy": "group",
-        "group_size": scheme.group_size,
-        "dynamic": False,
-    }
-    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
-    return {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "ignore": ignore,
-        "config_groups": {"group_0": group},
-    }
-
-
-def ct_scheme(config: dict[str, Any], dtype: torch.dtype) -> Scheme:
-    weights = next(iter(config["config_groups"].values()))["weights"]
-    group_size = weights.get("group_size") or -1  # strategy "channel": one group per row
-    return Scheme(int(weights["num_bits"]), int(group_size), bool(weights["symmetric"]), dtype)
 
 
 FORMATS = {
@@ -228,10 +153,16 @@ def model_dtype(config: dict[str, Any]) -> torch.dtype:
     return dtypes[name]
 
 
-def packed_config(config: dict[str, Any], row: Format, scheme: Scheme, unquantized: list[str]) -> dict[str, Any]:
-    """config.json of the packed checkpoint: the source's, the dtype of the scales, and what the loaders need."""
-    dtype = str(scheme.dtype).removeprefix("torch.")
-    return {**config, "dtype": dtype, "torch_dtype": dtype, "quantization_config": row.config(scheme, unquantized)}
+def packed_config(config: dict[str, Any], row: Format, schemes: Schemes, unquantized: list[str]) -> dict[str, Any]:
+    """config.json of the packed checkpoint: the source's, the dtype of the scales, and what the loaders need.
+
+    A packed embedding has no weight that a head could share, so the two are no longer tied.
+    """
+    dtype = str(next(iter(schemes.values())).dtype).removeprefix("torch.")
+    packed = {**config, "dtype": dtype, "torch_dtype": dtype, "quantization_config": row.config(schemes, unquantized)}
+    if any(kind(module) == "embedding" for module in schemes):
+        packed["tie_word_embeddings"] = False
+    return packed
 
 
 def quantized_weight(checkpoint: Checkpoint, module: str) -> QuantizedWeight:
@@ -240,7 +171,7 @@ def quantized_weight(checkpoint: Checkpoint, module: str) -> QuantizedWeight:
     if row is None:
         raise QCompressError(f"{checkpoint.path}: is not quantized, so {module} has no codes")
     assert checkpoint.quantization is not None
-    return quantized_as(checkpoint, module, row.scheme(checkpoint.quantization, model_dtype(checkpoint.config)))
+    return quantized_as(checkpoint, module, row.scheme(checkpoint.quantization, module, model_dtype(checkpoint.config)))
 
 
 def quantized_as(checkpoint: Checkpoint, module: str, scheme: Scheme) -> QuantizedWeight:

@@ -61,10 +61,13 @@ class Shard:
 def plan_shards(specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
     """Files of at most `shard_bytes` of data each (a larger single tensor gets its own), exact to the byte."""
     parts: list[list[TensorSpec]] = [[]]
+    filled = 0
     for spec in specs:
-        if parts[-1] and sum(s.bytes for s in parts[-1]) + spec.bytes > shard_bytes:
+        if parts[-1] and filled + spec.bytes > shard_bytes:
             parts.append([])
+            filled = 0
         parts[-1].append(spec)
+        filled += spec.bytes
     if len(parts) == 1:
         return [plan_shard("model.safetensors", parts[0])]
     count = len(parts)

@@ -23,6 +23,15 @@ from compress.config import DEFAULT_FORMAT, FORMAT_NAMES, METHODS, QuantizeConfi
 @click.option("--n-samples", type=click.IntRange(1), default=128, show_default=True, help="Calibration windows.")
 @click.option("--seq-len", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window.")
 @click.option("--damp-percent", type=click.FloatRange(0, 1, True, True), default=0.01, show_default=True)
+@click.option("--head-bits", type=click.Choice(["16", "8", "4"]), default="16", show_default=True)
+@click.option(
+    "--embedding-bits",
+    type=click.Choice(["16", "8"]),
+    default="16",
+    show_default=True,
+    help="8: compressed-tensors, and vLLM on a GPU.",
+)
+@click.option("--eight-bit", multiple=True, help="Linears in 8 bits, by a part of their path: mlp.down_proj, layers.0.")
 @click.option("--max-size", help="Refuse, before any work, a result larger than this: 2GB, 1.5GiB, 800MB.")
 @click.option(
     "--dtype", type=click.Choice(["float16", "bfloat16"]), help="Of everything unquantized.  [default: the model's]"
@@ -41,6 +50,9 @@ def command(
     n_samples: int,
     seq_len: int,
     damp_percent: float,
+    head_bits: str,
+    embedding_bits: str,
+    eight_bit: tuple[str, ...],
     max_size: str | None,
     dtype: str | None,
     seed: int,
@@ -49,11 +61,13 @@ def command(
 ) -> None:
     """Quantize MODEL (a directory) to 4 bits and write a checkpoint that vLLM loads.
 
-    Sizes are exact before any work starts. The result passes `qcompress check`, or it is not written.
+    Sizes are exact before any work starts; `qcompress plan` lists the layouts and what they weigh. The result passes
+    `qcompress check`, or it is not written.
 
     \b
     qcompress quantize smollm2 --method awq --out smollm2-awq
     qcompress quantize smollm2 --method gptq --group-size 64 --calibration notes.txt --out smollm2-gptq
+    qcompress quantize student --method gptq --format compressed-tensors --head-bits 4 --embedding-bits 8 --out small
     qcompress quantize student --method awq+gptq --max-size 2GB --dry-run --out student-awq
     """
     config = QuantizeConfig(
@@ -66,6 +80,9 @@ def command(
         seq_len=seq_len,
         seed=seed,
         max_size=parse_size(max_size) if max_size else None,
+        head_bits=int(head_bits),
+        embedding_bits=int(embedding_bits),
+        eight_bit=eight_bit,
     )
     import torch
 

@@ -218,6 +218,27 @@ def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     return {name: (linear.out_features, linear.in_features) for name, linear in found.items()}
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """The paths of embedding and head, the rows and columns of both, and whether they are one matrix."""
+
+    embedding: str
+    head: str
+    rows: int
+    width: int
+    tied: bool
+
+
+def find_vocabulary(config: dict[str, Any]) -> Vocabulary:
+    """Where a config.json keeps its vocabulary matrices, without any weights."""
+    model = make_skeleton(config)
+    names = {module: name for name, module in model.named_modules()}
+    table = model.get_input_embeddings()
+    rows, width = table.get_parameter("weight").shape
+    head = names.get(model.get_output_embeddings(), "lm_head")
+    return Vocabulary(names[table], head, rows, width, bool(model.config.tie_word_embeddings))
+
+
 def parameter_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shape of every stored parameter by name, a tied head left out, without any weights."""
     return {name: tuple(parameter.shape) for name, parameter in make_skeleton(config).named_parameters()}

@@ -25,7 +25,8 @@ Row = dict[str, Any]
 class BlockSettings:
     """What all blocks of a checkpoint share: the method, the grid as its format will store it, damping, heads.
 
-    `share` query heads of `width` channels hang on one value head.
+    `share` query heads of `width` channels hang on one value head. `eight_bit` are the full paths of linears that get
+    8 bits, always whole stages, and always symmetric.
     """
 
     method: str
@@ -36,10 +37,13 @@ class BlockSettings:
     damp_percent: float
     share: int
     width: int
+    eight_bit: frozenset[str] = frozenset()
 
-    @property
-    def grid(self) -> dict[str, Any]:
-        return {"bits": self.bits, "group_size": self.group_size, "sym": self.sym, "dtype": self.dtype}
+    def grid(self, linear: str) -> dict[str, Any]:
+        """The grid of a linear, by its full path."""
+        wide = linear in self.eight_bit
+        bits, sym = (8, True) if wide else (self.bits, self.sym)
+        return {"bits": bits, "group_size": self.group_size, "sym": sym, "dtype": self.dtype}
 
 
 @dataclass
@@ -95,7 +99,7 @@ def solve_stage(
         damp_percent=settings.damp_percent,
         share=sharing(stage.feeder, settings),
         width=settings.width,
-        **settings.grid,
+        **settings.grid(f"{block.name}.{stage.linears[0]}"),
     )
     try:
         solution = METHODS[settings.method](problem)
@@ -174,7 +178,7 @@ def round_block(block: Block, settings: BlockSettings) -> QuantizedBlock:
     result = QuantizedBlock()
     for name, linear in block.linears.items():
         weight = linear.weight.detach().float()
-        result.weights[name] = rtn(weight, **settings.grid)
+        result.weights[name] = rtn(weight, **settings.grid(f"{block.name}.{name}"))
         error = (result.weights[name].dequantize() - weight).square().sum() / weight.square().sum().clamp(min=1e-30)
         result.rows.append({"block": block.name, "linear": name, "error": error.item(), "rtn_error": error.item()})
     return result

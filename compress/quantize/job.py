@@ -12,50 +12,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibration.start import StartToken, choose_start
-from calibration.windows import Windows, build_windows
+from calibration.windows import Windows
 from compress.checkpoint.check import check_checkpoint
 from compress.checkpoint.finite import cast_finite, check_finite
-from compress.checkpoint.formats import model_dtype, packed_config
-from compress.checkpoint.load import load_tokenizer, open_causal_lm, start_candidate
+from compress.checkpoint.formats import packed_config
+from compress.checkpoint.load import load_tokenizer, open_causal_lm
 from compress.checkpoint.memory import check_memory
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import RECORD, digest, record_text
 from compress.checkpoint.write import CheckpointWriter, both_spellings, check_room
 from compress.config import QuantizeConfig
-from compress.errors import GateFailure, QCompressError
+from compress.errors import GateFailure
 from compress.model.blocks import Block, BlockModel, parameter_shapes
 from compress.quantize.block import BlockSettings, QuantizedBlock, quantize_block, round_block
-from compress.quantize.plan import Plan, group_size_reason, make_plan, plan_row
+from compress.quantize.budget import plan_within
+from compress.quantize.calibrate import calibration_windows
+from compress.quantize.plan import Plan, Source, checkpoint_source, group_size_reason, plan_row, storage_dtype
+from compress.quantize.tables import pack_table
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 BATCH_TOKENS = 2048  # per micro-batch: large enough for the matrix products, small enough for the cache
-START_WINDOWS, START_LENGTH = 4, 256
 
 
 def plan_quantize(model: Path, config: QuantizeConfig, *, dtype: torch.dtype | None = None) -> tuple[Checkpoint, Plan]:
     """The source and exact plan of a job, no weight read. QCompressError for what cannot be quantized."""
     checkpoint = open_causal_lm(model)
-    if checkpoint.quantization is not None:
-        method = checkpoint.quantization.get("quant_method")
-        raise QCompressError(f"{model}: is already quantized ({method}); give the 16-bit checkpoint it was made from")
-    target = dtype or storage_dtype(checkpoint.config)
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    return checkpoint, make_plan(str(model), shapes, checkpoint.config, config, target)
+    return checkpoint, plan_within(checkpoint_source(checkpoint, dtype), config)
 
 
 def plan_without_weights(
     where: str, model: dict[str, Any], config: QuantizeConfig, *, dtype: torch.dtype | None = None
 ) -> Plan:
     """The same plan from a config.json alone; `where` names it in errors."""
-    return make_plan(where, parameter_shapes(model), model, config, dtype or storage_dtype(model))
-
-
-def storage_dtype(config: dict[str, Any]) -> torch.dtype:
-    """float16 or bfloat16, as the source; float32 sources become float16."""
-    dtype = model_dtype(config)
-    return torch.float16 if dtype == torch.float32 else dtype
+    return plan_within(Source(where, parameter_shapes(model), model, dtype or storage_dtype(model)), config)
 
 
 def quantize_checkpoint(
@@ -82,21 +72,24 @@ def quantize_checkpoint(
         report({"group_size": reason})
     windows, start = None, None
     if config.method != "rtn":
-        windows, start = calibration_windows(blocks, tokenizer, calibration, config)
+        windows, start = calibration_windows(
+            blocks, tokenizer, calibration, n_samples=config.n_samples, seq_len=config.seq_len, seed=config.seed
+        )
         report({"calibration": ", ".join(calibration), "windows": len(windows.ids), "start_token": start.token})
     writer = CheckpointWriter(out, plan.specs)
     try:
         rows = quantize_blocks(blocks, writer, plan, config, windows, report)
-        write_rest(checkpoint, writer, plan)
+        tables = write_rest(checkpoint, writer, plan, report)
         record = record_text(
             "quantize",
             asdict(config) | {"group_size": plan.scheme.group_size, "sym": plan.scheme.sym},
             source={"path": str(model), "digest": digest(model)},
             calibration=windows.manifest | {"start": asdict(start)} if windows and start else None,
             rows=rows,
+            tables=tables,
         )
         writer.publish(
-            both_spellings(packed_config(checkpoint.config, plan.format, plan.scheme, plan.unquantized)),
+            both_spellings(packed_config(checkpoint.config, plan.format, plan.schemes, plan.unquantized)),
             source=checkpoint.path,
             extra={RECORD: record},
             inspect=lambda folder: refuse_wrong(folder, model),
@@ -112,17 +105,6 @@ def refuse_wrong(folder: Path, source: Path) -> None:
     errors = [row for row in check_checkpoint(folder, source=source) if row["level"] == "error"]
     if errors:
         raise GateFailure(f"{folder}: {len(errors)} rules broken, nothing was kept; first: {errors[0]}")
-
-
-def calibration_windows(
-    blocks: BlockModel, tokenizer: Any, sources: Sequence[str], config: QuantizeConfig
-) -> tuple[Windows, StartToken]:
-    """The windows, beginning as this model wants them to begin: measured on a few short ones."""
-    size = {"n_samples": config.n_samples, "seq_len": config.seq_len, "seed": config.seed}
-    plain = build_windows(sources, tokenizer, **size)
-    candidate = start_candidate(tokenizer, blocks.model.config.to_dict())
-    start = choose_start(plain.ids[:START_WINDOWS, :START_LENGTH], candidate, blocks.nll)
-    return (plain if start.token is None else build_windows(sources, tokenizer, start_token=start.token, **size)), start
 
 
 @torch.no_grad()
@@ -169,6 +151,7 @@ def block_settings(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> Bl
         config.damp_percent,
         share=heads // kv_heads,
         width=getattr(model, "head_dim", None) or model.hidden_size // heads,
+        eight_bit=plan.eight_bit,
     )
 
 
@@ -191,10 +174,18 @@ def write_block(block: Block, result: QuantizedBlock, writer: CheckpointWriter, 
             writer.write(name, cast_finite(name, tensor, writer.specs[name].dtype))
 
 
-def write_rest(checkpoint: Checkpoint, writer: CheckpointWriter, plan: Plan) -> None:
-    """Everything outside the blocks: embedding, final norm, head."""
+def write_rest(checkpoint: Checkpoint, writer: CheckpointWriter, plan: Plan, report: Report) -> list[Row]:
+    """Everything outside the blocks: embedding, final norm, head. The rows of those that are packed."""
+    rows = []
+    for module, source in plan.tables.items():
+        parts, row = pack_table(check_finite(source, checkpoint.tensor(source)), plan.format, plan.schemes[module])
+        for suffix, tensor in parts.items():
+            writer.write(f"{module}.{suffix}", tensor)
+        rows.append({"linear": module, **row})
+        report(rows[-1])
     for name in writer.specs.keys() - writer.written:
         writer.write(name, cast_finite(name, checkpoint.tensor(name), writer.specs[name].dtype))
+    return rows
 
 
 def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int:

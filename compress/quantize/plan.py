@@ -1,30 +1,101 @@
-"""Bytes before work: which tensors a quantized checkpoint will hold, and whether they fit the budget."""
+"""Bytes before work: which tensors a quantized checkpoint will hold, and how each of them is stored."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from compress.checkpoint.formats import FORMATS, Format, Scheme
+from compress.checkpoint.formats import FORMATS, Format, model_dtype
+from compress.checkpoint.load import check_causal_lm, open_causal_lm
+from compress.checkpoint.read import INDEX, Checkpoint, read_json
+from compress.checkpoint.schemes import HEAD, Scheme, Schemes
 from compress.checkpoint.write import TensorSpec, planned_bytes
 from compress.config import GROUP_SIZES, QuantizeConfig
 from compress.errors import QCompressError
-from compress.model.blocks import linear_shapes
+from compress.model.blocks import Vocabulary, find_vocabulary, linear_shapes, parameter_shapes
+from compress.quantize.layouts import Choice, choose_schemes
+
+
+@dataclass(frozen=True)
+class Source:
+    """A plain model to be planned for: its name in errors, its parameters' shapes, its config.json, and the dtype of
+    all that will not be packed. Needs no weights."""
+
+    where: str
+    shapes: dict[str, tuple[int, ...]]
+    model: dict[str, Any]
+    dtype: torch.dtype
+
+    @cached_property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        return linear_shapes(self.model)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return find_vocabulary(self.model)
+
+
+def read_source(path: Path, dtype: torch.dtype | None = None) -> Source:
+    """A checkpoint, a folder that holds a config.json alone, or a config.json, as what is to be planned for.
+
+    QCompressError for what cannot be quantized.
+    """
+    whole = path.is_dir() and (any(path.glob("*.safetensors")) or (path / INDEX).is_file())
+    if whole:
+        return checkpoint_source(open_causal_lm(path), dtype)
+    file = path / "config.json" if path.is_dir() else path
+    model = read_json(file)
+    check_causal_lm(file.parent, model)
+    return Source(str(path), parameter_shapes(model), model, dtype or storage_dtype(model))
+
+
+def checkpoint_source(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Source:
+    """The same of an open checkpoint. QCompressError when it is quantized already."""
+    if checkpoint.quantization is not None:
+        method = checkpoint.quantization.get("quant_method")
+        raise QCompressError(
+            f"{checkpoint.path}: is already quantized ({method}); give the 16-bit checkpoint it was made from"
+        )
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    return Source(str(checkpoint.path), shapes, checkpoint.config, dtype or storage_dtype(checkpoint.config))
+
+
+def storage_dtype(config: dict[str, Any]) -> torch.dtype:
+    """float16 or bfloat16, as the source; float32 sources become float16."""
+    dtype = model_dtype(config)
+    return torch.float16 if dtype == torch.float32 else dtype
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`linears`: (out, in) by module path; `specs`: every tensor to be written; `bytes`: of the files, exact."""
+    """What will be written: every tensor, and how every packed module is stored.
+
+    `scheme` is that of most linears, `schemes` each packed module's own; `linears` maps paths to (out, in), `tables` a
+    packed head or embedding to the parameter it is made from.
+    """
 
     format: Format
     scheme: Scheme
+    schemes: Schemes
     linears: dict[str, tuple[int, int]]
+    tables: dict[str, str]
     specs: list[TensorSpec]
-    unquantized: list[str]
 
     @property
+    def unquantized(self) -> list[str]:
+        """Linears that stay as they are, for the loaders that must be told."""
+        return [] if HEAD in self.schemes else [HEAD]
+
+    @property
+    def eight_bit(self) -> frozenset[str]:
+        return frozenset(name for name in self.linears if self.schemes[name].bits == 8)
+
+    @cached_property
     def bytes(self) -> int:
+        """Of all weight files, exact."""
         return planned_bytes(self.specs)
 
     @property
@@ -64,45 +135,39 @@ def check_rows(linears: dict[str, tuple[int, int]]) -> None:
             )
 
 
-def make_plan(
-    where: str, shapes: dict[str, tuple[int, ...]], model: dict[str, Any], config: QuantizeConfig, dtype: torch.dtype
-) -> Plan:
-    """Every tensor of the result, in the order of `shapes`. QCompressError when it cannot be, or passes `max_size`.
+def make_plan(source: Source, config: QuantizeConfig) -> Plan:
+    """Every tensor of the result, whatever its size. QCompressError when vLLM could not load it.
 
-    `shapes` are the source's parameters by name, `model` its config.json. The linears of the decoder blocks are packed,
-    everything else is stored in `dtype`; a tied head is not stored.
+    The linears of the decoder blocks are packed, head and embedding where `config` says so; everything else is stored
+    in the source's dtype, a tied head not at all.
     """
-    linears = linear_shapes(model)
-    missing = [name for name in linears if f"{name}.weight" not in shapes]
+    linears, vocabulary = source.linears, source.vocabulary
+    missing = [name for name in linears if f"{name}.weight" not in source.shapes]
     if missing:
-        raise QCompressError(f"{where}: has no {missing[0]}.weight, which its config.json calls for")
+        raise QCompressError(f"{source.where}: has no {missing[0]}.weight, which its config.json calls for")
     group_size = choose_group_size(linears, config.group_size)
     check_rows(linears)
-    row, scheme = FORMATS[config.format], Scheme(config.bits, group_size, config.symmetric, dtype)
-    specs: list[TensorSpec] = []
-    for name, shape in shapes.items():
-        module = name.removesuffix(".weight")
-        if module in linears:
-            specs += packed_specs(module, linears[module], row, scheme)
-        elif not (name == "lm_head.weight" and model.get("tie_word_embeddings")):
-            specs.append(TensorSpec(name, dtype, shape))
-    plan = Plan(row, scheme, linears, specs, ["lm_head"])
-    if config.max_size is not None and plan.bytes > config.max_size:
-        over = plan.bytes - config.max_size
-        raise QCompressError(f"{where}: would be {plan.bytes:,} bytes, {over:,} over --max-size; {cure(plan)}")
-    return plan
+    row, scheme = FORMATS[config.format], Scheme(config.bits, group_size, config.symmetric, source.dtype)
+    schemes = choose_schemes(source.where, Choice(config, source.model, vocabulary), linears, scheme)
+    packed = {name: linears.get(name, (vocabulary.rows, vocabulary.width)) for name in schemes}
+    specs = [spec for name, shape in packed.items() for spec in packed_specs(name, shape, row, schemes[name])]
+    specs += [
+        TensorSpec(name, source.dtype, shape)
+        for name, shape in source.shapes.items()
+        if name.removesuffix(".weight") not in schemes and not (name == f"{HEAD}.weight" and vocabulary.tied)
+    ]
+    return Plan(row, scheme, schemes, linears, table_sources(vocabulary, schemes), specs)
+
+
+def table_sources(vocabulary: Vocabulary, schemes: Schemes) -> dict[str, str]:
+    """The parameter that each packed head or embedding is made from: a tied head is the embedding."""
+    head = vocabulary.embedding if vocabulary.tied else vocabulary.head
+    sources = {vocabulary.embedding: vocabulary.embedding, vocabulary.head: head}
+    return {name: f"{source}.weight" for name, source in sources.items() if name in schemes}
 
 
 def packed_specs(module: str, shape: tuple[int, int], row: Format, scheme: Scheme) -> list[TensorSpec]:
     return [TensorSpec(f"{module}.{spec.name}", spec.dtype, spec.shape) for spec in row.specs(*shape, scheme)]
-
-
-def cure(plan: Plan) -> str:
-    """What makes up most of the bytes, said so that the reader knows where to cut."""
-    plain = sum(spec.bytes for spec in plan.specs if spec.name.rpartition(".")[0] not in plan.linears)
-    return (
-        f"{plain:,} of them are embeddings, head and norms in 16 bits: a larger group size or a smaller model is needed"
-    )
 
 
 def plan_row(where: str, plan: Plan, config: QuantizeConfig) -> dict[str, Any]:
@@ -114,6 +179,9 @@ def plan_row(where: str, plan: Plan, config: QuantizeConfig) -> dict[str, Any]:
         "bits": plan.scheme.bits,
         "group_size": plan.scheme.group_size,
         "sym": plan.scheme.sym,
+        "head_bits": config.head_bits,
+        "embedding_bits": config.embedding_bits,
+        "eight_bit": len(plan.eight_bit),
         "linears": len(plan.linears),
         "bytes": plan.bytes,
         "bits_per_weight": round(plan.bits_per_weight, 4),

@@ -1,13 +1,15 @@
 """Tiny checkpoints of every format, rounded to nearest, to be copied and wounded."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from compress.checkpoint.formats import FORMATS, Scheme, model_dtype, packed_config
+from compress.checkpoint.formats import FORMATS, model_dtype, packed_config
 from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.schemes import Scheme, Schemes
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.model.blocks import linear_shapes
 from compress.quantize.rtn import rtn
@@ -16,27 +18,40 @@ GROUP_SIZE = 32
 Good = Callable[[str, str], Path]
 
 
-def round_checkpoint(source: Path, out: Path, format_name: str, *, sym: bool) -> Path:
-    """The checkpoint at `source` with its linears rounded, in one of our formats."""
+def round_checkpoint(source: Path, out: Path, format_name: str, schemes: Schemes) -> Path:
+    """The checkpoint at `source` with the modules of `schemes` rounded, in one of our formats."""
     checkpoint, row = Checkpoint(source), FORMATS[format_name]
-    scheme = Scheme(4, GROUP_SIZE, sym, model_dtype(checkpoint.config))
-    linears = linear_shapes(checkpoint.config)
     pairs = []
     for name in checkpoint.tensors:
         tensor, module = checkpoint.tensor(name), name.removesuffix(".weight")
-        if module in linears:
-            weight = rtn(tensor, group_size=GROUP_SIZE, sym=sym, dtype=scheme.dtype)
+        parts = {name: tensor}
+        if module in schemes:
+            scheme = schemes[module]
+            weight = rtn(tensor, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym, dtype=scheme.dtype)
             parts = {f"{module}.{suffix}": part for suffix, part in row.save(weight, scheme.dtype).items()}
-        else:
-            parts = {name: tensor}
         pairs += [(TensorSpec(key, part.dtype, tuple(part.shape)), part) for key, part in parts.items()]
-    save_checkpoint(out, packed_config(checkpoint.config, row, scheme, ["lm_head"]), pairs, source=source)
+    ignore = [] if "lm_head" in schemes else ["lm_head"]
+    save_checkpoint(out, packed_config(checkpoint.config, row, schemes, ignore), pairs, source=source)
     return out
+
+
+def schemes_of(source: Path, kind: str) -> Schemes:
+    """Every linear in 4 bits; kinds that end in "-ends" have q, k and v of block 1 in 8, a packed head, and where the
+    format can an embedding in 8."""
+    config = Checkpoint(source).config
+    four = Scheme(4, GROUP_SIZE, kind in ("gptq", "ct", "gptq-ends", "ct-ends"), model_dtype(config))
+    schemes = dict.fromkeys(linear_shapes(config), four)
+    if kind.endswith("-ends"):
+        eight = replace(four, bits=8)
+        schemes |= {f"model.layers.1.self_attn.{letter}_proj": eight for letter in "qkv"} | {"lm_head": four}
+        schemes |= {"model.embed_tokens": eight} if kind == "ct-ends" else {}
+    return schemes
 
 
 @pytest.fixture(scope="session")
 def good(tiny_llama: Path, tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Good:
-    """good(model, kind): a sound checkpoint; model llama or qwen2, kind plain, awq, gptq, ct or ct-asym."""
+    """good(model, kind): a sound checkpoint; model llama or qwen2, kind plain, awq, gptq, ct or ct-asym, and of qwen2
+    gptq-ends and ct-ends."""
     folder = tmp_path_factory.mktemp("good")
 
     @cache
@@ -44,7 +59,7 @@ def good(tiny_llama: Path, tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFa
         source = {"llama": tiny_llama, "qwen2": tiny_qwen2}[model]
         if kind == "plain":
             return source
-        name = "compressed-tensors" if kind.startswith("ct") else kind
-        return round_checkpoint(source, folder / f"{model}-{kind}", name, sym=kind in ("gptq", "ct"))
+        name = "compressed-tensors" if kind.startswith("ct") else kind.removesuffix("-ends")
+        return round_checkpoint(source, folder / f"{model}-{kind}", name, schemes_of(source, kind))
 
     return make

@@ -23,6 +23,8 @@ from compress.checkpoint.record import DIGESTS
 
 Q, V, DOWN = "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj", "model.layers.0.mlp.down_proj"
 NORM = "model.layers.0.input_layernorm.weight"
+CT_PARTS = ("packed", "scale", "shape")
+EMBEDDING = "model.embed_tokens"
 FIFTEEN = -1  # the int32 word of eight codes 15
 
 
@@ -390,6 +392,78 @@ CONFIG_WOUNDS = [
     Wound("qwen2 called llama", "awq", "T8", config(model_type="llama", architectures=["LlamaForCausalLM"]), "qwen2"),
 ]
 
+QKV_RULE = r"model\.layers\.1\.self_attn\.(q_proj|k_proj|v_proj|qkv_proj)$"
+BY_LINEARS = [f"model.layers.1.self_attn.{letter}_proj" for letter in "qkv"]
+
+
+def other_group(**values: Any) -> Act:
+    """Set keys of the second group: that of the 8-bit modules."""
+    return lambda patient: patient.quant["config_groups"]["group_1"].update(values)
+
+
+def rules(*patterns: str) -> Act:
+    """gptq's `dynamic` rules: 8 bits for what a + pattern matches."""
+    return quant(dynamic={pattern: {"bits": 8} if pattern.startswith("+") else {} for pattern in patterns})
+
+
+def eight_bits_asymmetric(patient: Patient) -> None:
+    patient.quant["config_groups"]["group_1"]["weights"]["symmetric"] = False
+
+
+def eight_bits_called_four(patient: Patient) -> None:
+    patient.quant["config_groups"]["group_1"]["weights"]["num_bits"] = 4
+
+
+END_WOUNDS = [
+    Wound(name, kind, rule, act, "qwen2")
+    for name, kind, rule, act in (
+        ("one nibble of a packed head", "ct-ends", None, change("lm_head.weight_packed", flip)),
+        ("one code of a packed embedding", "ct-ends", None, change(f"{EMBEDDING}.weight_packed", flip)),
+        ("head that no group takes", "ct-ends", "C9", group(targets=["Linear"])),
+        ("head that is ignored", "ct-ends", "C9", quant(ignore=["lm_head"])),
+        ("embedding that no group takes", "ct-ends", "C9", other_group(targets=[f"re:{QKV_RULE}"])),
+        ("embedding called asymmetric", "ct-ends", "C9", eight_bits_asymmetric),
+        ("eight bits called four", "ct-ends", "T3", eight_bits_called_four),
+        ("eight bits that no group takes", "ct-ends", "T3", other_group(targets=["Embedding"])),
+        (
+            "eight bits by unfused names",
+            "ct-ends",
+            "C8",
+            other_group(targets=["Embedding", *BY_LINEARS]),
+        ),
+        ("eight bits of one shard", "ct-ends", "C8", other_group(targets=["Embedding", BY_LINEARS[0]])),
+        ("tied flag over a packed embedding", "ct-ends", "C9", config(tie_word_embeddings=True)),
+        ("packed embedding of a model that cannot look it up", "ct-ends", "C9", config(model_type="olmo2")),
+        ("packed embedding missing", "ct-ends", "T10", drop(*(f"{EMBEDDING}.weight_{s}" for s in CT_PARTS))),
+        ("scales of a packed embedding missing", "ct-ends", "T1", drop(f"{EMBEDDING}.weight_scale")),
+        ("embedding beside its codes", "ct-ends", "T1", add(f"{EMBEDDING}.weight", torch.ones(128, 64).half())),
+        ("embedding scale NaN", "ct-ends", "T7", put(f"{EMBEDDING}.weight_scale", (3, 0), float("nan"))),
+        (
+            "packed embedding never written",
+            "ct-ends",
+            "T12",
+            change(f"{EMBEDDING}.weight_packed", torch.zeros_like),
+        ),
+        ("packed head never written", "gptq-ends", "T12", change("lm_head.qweight", torch.zeros_like)),
+        ("packed head without its flag", "gptq-ends", "C9", quant(lm_head=False)),
+        (
+            "packed head skipped by a rule",
+            "gptq-ends",
+            "C9",
+            rules("-:lm_head", f"+:{QKV_RULE}"),
+        ),
+        ("packed head without scales", "gptq-ends", "T1", drop("lm_head.scales")),
+        ("eight bits without their rule", "gptq-ends", "T3", quant(dynamic={})),
+        (
+            "a rule for eight bits by unfused names",
+            "gptq-ends",
+            "C8",
+            rules(r"+:.*1.*\.[qkv]_proj$"),
+        ),
+        ("zeros of eight bits one of", "gptq-ends", "T5", put(f"{Q}.qzeros", (0, 2), 0x7F7F7F7E)),
+    )
+]
+
 FILE_WOUNDS = [
     Wound("file cut short", "awq", "T9", cut_file, digest=False),
     Wound("header spoilt", "gptq", "T9", spoil_header, digest=False),
@@ -406,7 +480,7 @@ FILE_WOUNDS = [
     Wound("tokenizer that only transformers 5 has", "plain", "O3", new_tokenizer, digest=False),
 ]
 
-WOUNDS = TENSOR_WOUNDS + CONFIG_WOUNDS + FILE_WOUNDS
+WOUNDS = TENSOR_WOUNDS + CONFIG_WOUNDS + END_WOUNDS + FILE_WOUNDS
 
 
 def hurt(wound: Wound, good: Callable[[str, str], Path], folder: Path) -> Path:

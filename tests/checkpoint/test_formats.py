@@ -9,15 +9,14 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
 from compress.checkpoint.formats import (
     FORMATS,
-    Scheme,
     format_of,
     model_dtype,
     quantized_weight,
-    skip_rule,
     weight_reader,
 )
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.schemes import Scheme, skip_rule
 from compress.errors import QCompressError
 from compress.model.families import FUSED
 from compress.quantize.grid import QuantizedWeight
@@ -96,8 +95,8 @@ def test_the_plan_is_what_is_saved(name, sym, dtype):
 @every_kind
 def test_the_config_tells_the_scheme_back(name, sym):
     row, scheme = FORMATS[name], Scheme(4, 64, sym, torch.bfloat16)
-    assert row.scheme(row.config(scheme, ["lm_head"]), torch.bfloat16) == scheme
-    assert row.config(scheme, ["lm_head"])["quant_method"] == name
+    config = row.config({Q: scheme}, ["lm_head"])
+    assert row.scheme(config, Q, torch.bfloat16) == scheme and config["quant_method"] == name
 
 
 def ct_scheme(sym: bool, group_size: int) -> QuantizationScheme:
@@ -206,7 +205,7 @@ def test_a_wrong_group_size_is_refused_with_both_numbers(good):
 
 
 def test_awq_is_read_under_its_older_key_names():
-    scheme = FORMATS["awq"].scheme({"w_bit": 4, "q_group_size": 64}, torch.float16)
+    scheme = FORMATS["awq"].scheme({"w_bit": 4, "q_group_size": 64}, Q, torch.float16)
     assert scheme == Scheme(4, 64, False, torch.float16)
 
 
@@ -228,5 +227,6 @@ def test_a_skip_rule_hits_its_module_and_the_fused_layer_and_nothing_else():
     missed = ["model.layers.11.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "model.layers.1.mlp.q_proj"]
     assert all(re.match(pattern, name) for name in hit) and not any(re.match(pattern, name) for name in missed)
     assert "self_attn.qkv_proj" in FUSED
-    config = FORMATS["gptq"].config(Scheme(4, 32, True, torch.float16), ["lm_head", "model.layers.1.mlp.down_proj"])
+    skipped = ["lm_head", "model.layers.1.mlp.down_proj"]
+    config = FORMATS["gptq"].config({Q: Scheme(4, 32, True, torch.float16)}, skipped)
     assert [re.match(p[2:], "model.layers.2.mlp.down_proj") for p in config["dynamic"]] == [None]

@@ -38,6 +38,47 @@ def test_what_is_written_passes_check_has_the_planned_bytes_and_loads(request, t
     assert not partial_path(out).exists()
 
 
+LAYOUTS = [
+    ("tiny_qwen2", "awq", {"head_bits": 4}),
+    ("tiny_qwen2", "gptq", {"head_bits": 4}),
+    ("tiny_qwen2", "gptq", {"head_bits": 8, "eight_bit": ("layers.0.mlp",)}),
+    ("tiny_qwen2", "compressed-tensors", {"head_bits": 4}),
+    ("tiny_qwen2", "compressed-tensors", {"embedding_bits": 8, "sym": True}),
+    ("tiny_qwen2", "compressed-tensors", {"head_bits": 4, "embedding_bits": 8}),
+    ("tiny_qwen2", "compressed-tensors", {"head_bits": 8, "embedding_bits": 8, "eight_bit": ("k_proj", "down_proj")}),
+    ("tiny_llama", "compressed-tensors", {"head_bits": 4, "embedding_bits": 8}),
+    ("tiny_llama", "compressed-tensors", {"eight_bit": ("layers.1",), "sym": True}),
+]
+
+
+@pytest.mark.parametrize(("model", "format", "changes"), LAYOUTS)
+@pytest.mark.parametrize("method", ["rtn", "awq+gptq"])
+def test_every_layout_passes_check_has_the_planned_bytes_and_loads(request, tmp_path, method, model, format, changes):
+    source, out, config = request.getfixturevalue(model), tmp_path / "out", settings(method, format, **changes)
+    row = quantize_checkpoint(source, out, config)
+    assert [r for r in check_checkpoint(out, source=source) if r["level"] == "error"] == []
+    assert row["bytes"] == Checkpoint(out).bytes == plan_quantize(source, config)[1].bytes
+    ids = torch.arange(32)[None]
+    with torch.no_grad():
+        found, plain = load_model(out)(ids).logits, load_model(source)(ids).logits
+    assert (found - plain).square().mean() < 0.3 * plain.square().mean()
+
+
+@pytest.mark.parametrize(("model", "format", "changes"), [each for each in LAYOUTS if each[1] == "compressed-tensors"])
+def test_transformers_reads_compressed_tensors_alike_but_for_the_embedding(request, tmp_path, model, format, changes):
+    from transformers import AutoModelForCausalLM
+
+    quantize_checkpoint(request.getfixturevalue(model), tmp_path / "out", settings("rtn", format, **changes))
+    if "embedding_bits" in changes:  # transformers 5.19 initializes the weight that it has taken away
+        with pytest.raises(AttributeError, match="no attribute 'weight'"):
+            AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        return
+    ids = torch.arange(4, 24)[None]
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, load_model(tmp_path / "out")(ids).logits, atol=2e-3, rtol=2e-3)
+
+
 def test_the_same_command_writes_the_same_bytes(tiny_llama, tmp_path):
     for name in ("a", "b"):
         quantize_checkpoint(tiny_llama, tmp_path / name, settings())
