@@ -100,11 +100,15 @@ def partial_path(out: Path) -> Path:
 
 
 def check_room(out: Path, needed: int) -> None:
-    """Refuse an output directory that is not empty, or a disk that cannot hold `needed` bytes."""
+    """Refuse an output directory that is not empty, or a disk that cannot hold `needed` bytes.
+
+    What an interrupted run has filled already is not needed again.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise QCompressError(f"{out}: is not empty; give a new directory, or remove it first")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
+    needed -= sum(file.stat().st_blocks * 512 for file in partial_path(out).glob("*.safetensors"))
     if free < needed:
         raise QCompressError(f"{out}: needs {needed:,} bytes, {folder} has {free:,} free; make room or go elsewhere")
 
@@ -192,13 +196,17 @@ class CheckpointWriter:
             copy_tokenizer(source, self.folder)
         for name, text in (extra or {}).items():
             (self.folder / name).write_text(text, encoding="utf-8")
-        for shard in self.shards:
-            sync(self.folder / shard.file)
+        self.sync()
         if inspect is not None:
             inspect(self.folder)
         if self.out.exists():
             self.out.rmdir()  # checked empty at the start
         self.folder.rename(self.out)
+
+    def sync(self) -> None:
+        """Return when everything written so far is on the disk."""
+        for shard in self.shards:
+            sync(self.folder / shard.file)
 
     def discard(self) -> None:
         """Leave nothing behind."""

@@ -38,6 +38,7 @@ from compress.config import DEFAULT_FORMAT, FORMAT_NAMES, METHODS, QuantizeConfi
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--dry-run", is_flag=True, help="Print the plan, exact bytes included, and stop.")
+@click.option("--restart", is_flag=True, help="Remove the work of an interrupted run instead of going on with it.")
 @json_option
 def command(
     model: Path,
@@ -57,12 +58,14 @@ def command(
     dtype: str | None,
     seed: int,
     dry_run: bool,
+    restart: bool,
     as_json: bool,
 ) -> None:
     """Quantize MODEL (a directory) to 4 bits and write a checkpoint that vLLM loads.
 
     Sizes are exact before any work starts; `qcompress plan` lists the layouts and what they weigh. The result passes
-    `qcompress check`, or it is not written.
+    `qcompress check`, or it is not written. A run that was killed goes on where it stood when the same command is given
+    again.
 
     \b
     qcompress quantize smollm2 --method awq --out smollm2-awq
@@ -94,6 +97,7 @@ def command(
         _, plan = plan_quantize(model, config, dtype=storage)
         emit(plan_row(str(model), plan, config), as_json=as_json)
         return
-    emit(
-        quantize_checkpoint(model, out, config, calibration=calibration, dtype=storage, report=report), as_json=as_json
+    row = quantize_checkpoint(
+        model, out, config, calibration=calibration, dtype=storage, restart=restart, report=report
     )
+    emit(row, as_json=as_json)

@@ -111,6 +111,10 @@ class BlockModel:
     def __len__(self) -> int:
         return len(self._blocks)
 
+    def name(self, index: int) -> str:
+        """Where block `index` is in the model: "model.layers.3"."""
+        return f"{self.layers_path}.{index}"
+
     @property
     def embedding_name(self) -> str:
         return next(n for n, m in self.model.named_modules() if m is self.model.get_input_embeddings()) + ".weight"
@@ -189,7 +193,7 @@ class BlockModel:
     @contextmanager
     def block(self, index: int) -> Iterator[Block]:
         """Block `index` with its weights; gone from memory afterwards."""
-        module, name = self._blocks[index], f"{self.layers_path}.{index}"
+        module, name = self._blocks[index], self.name(index)
         fill(module, f"{name}.", self.weights, self.dtype)
         try:
             yield Block(name, module, find_linears(module), self.family.stages if self.family else None)

@@ -1,7 +1,7 @@
 """Quantize one decoder block: stage by stage, each from inputs that the quantized stages before it have made."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from compress.model.families import Feeder, Stage
 from compress.quantize.awq import output_error
 from compress.quantize.fold import fold_bias, fold_norm, fold_rows, per_row
 from compress.quantize.grid import QuantizedWeight
-from compress.quantize.lockstep import lockstep, trace_stages
+from compress.quantize.lockstep import Batches, Outputs, lockstep, trace_stages
 from compress.quantize.methods import METHODS, Problem, Solution
 from compress.quantize.rtn import rtn
 
@@ -69,26 +69,32 @@ def stages_of(block: Block, run: Callable[[Tensor], Tensor], sample: Tensor) -> 
 
 
 def quantize_block(
-    block: Block, run: Callable[[Tensor], Tensor], batches: Sequence[Tensor], settings: BlockSettings
-) -> tuple[QuantizedBlock, list[Tensor]]:
-    """The block's codes, and its outputs for `batches` (each (batch, seq, hidden)) through the quantized weights.
+    block: Block,
+    run: Callable[[Tensor], Tensor],
+    batches: Batches,
+    settings: BlockSettings,
+    outputs: Outputs,
+    drive: Callable[..., None] = lockstep,
+) -> QuantizedBlock:
+    """The block's codes; `outputs` takes what `batches` (each (batch, seq, hidden)) become through them.
 
-    The block's own weights are replaced on the way.
+    The block's own weights are replaced on the way. `drive` is `lockstep` or `replay`: it never changes the result.
     """
     result = QuantizedBlock()
     stages = {stage.linears: stage for stage in stages_of(block, run, batches[0])}
-    outputs = lockstep(
+    drive(
         block,
         list(stages),
         run,
         batches,
         lambda names, inputs: solve_stage(block, stages[names], inputs, result, settings),
+        outputs,
     )
-    return result, outputs
+    return result
 
 
 def solve_stage(
-    block: Block, stage: Stage, inputs: list[Tensor], result: QuantizedBlock, settings: BlockSettings
+    block: Block, stage: Stage, inputs: Iterable[Tensor], result: QuantizedBlock, settings: BlockSettings
 ) -> None:
     """Statistics of one stage, its codes, its rows, and the block's weights replaced by what the codes mean."""
     started = time.perf_counter()
@@ -124,9 +130,9 @@ def sharing(feeder: Feeder | None, settings: BlockSettings) -> int:
     return settings.share if feeder.kind == "heads" else 1
 
 
-def stage_hessian(block: Block, stage: Stage, inputs: list[Tensor]) -> Tensor:
+def stage_hessian(block: Block, stage: Stage, inputs: Iterable[Tensor]) -> Tensor:
     """Mean of x xᵀ over all tokens of all inputs, (in, in). ValueError names the linear when it is not finite."""
-    hessian = Hessian(inputs[0].shape[-1])
+    hessian = Hessian(block.linears[stage.linears[0]].in_features)
     for x in inputs:
         hessian.update(x)
     value = hessian.value

@@ -11,14 +11,19 @@ from compress.model.blocks import BlockModel
 START_WINDOWS, START_LENGTH = 4, 256
 
 
-def calibration_windows(
-    blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **size: int
-) -> tuple[Windows, StartToken]:
-    """The windows of `build_windows(n_samples, seq_len, seed)`, and whether they begin with the model's start token.
+def windows_start(blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **size: int) -> StartToken:
+    """Whether this model's windows of `build_windows(n_samples, seq_len, seed)` begin with its start token.
 
     That is measured on a few short ones.
     """
     plain = build_windows(sources, tokenizer, **size)
     candidate = start_candidate(tokenizer, blocks.model.config.to_dict())
-    start = choose_start(plain.ids[:START_WINDOWS, :START_LENGTH], candidate, blocks.nll)
-    return (plain if start.token is None else build_windows(sources, tokenizer, start_token=start.token, **size)), start
+    return choose_start(plain.ids[:START_WINDOWS, :START_LENGTH], candidate, blocks.nll)
+
+
+def calibration_windows(
+    blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **size: int
+) -> tuple[Windows, StartToken]:
+    """The windows themselves, and how they begin."""
+    start = windows_start(blocks, tokenizer, sources, **size)
+    return build_windows(sources, tokenizer, start_token=start.token, **size), start

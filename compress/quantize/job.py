@@ -1,18 +1,24 @@
 """quantize_checkpoint(): a plain checkpoint in, a 4-bit one out, block by block.
 
 One block's weights are in memory at a time; the result lies under a temporary name until the validator has passed it.
+A run that was killed goes on after the last block in its journal.
 """
 
+import errno
+import json
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from calibration.windows import Windows
+from calibration.corpus import source_digest
+from calibration.windows import Windows, build_windows
 from compress.checkpoint.check import check_checkpoint
 from compress.checkpoint.finite import cast_finite, check_finite
 from compress.checkpoint.formats import packed_config
@@ -20,13 +26,15 @@ from compress.checkpoint.load import load_tokenizer, open_causal_lm
 from compress.checkpoint.memory import check_memory
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import RECORD, digest, record_text
-from compress.checkpoint.write import CheckpointWriter, both_spellings, check_room
+from compress.checkpoint.write import CheckpointWriter, both_spellings, partial_path
 from compress.config import QuantizeConfig
-from compress.errors import GateFailure
+from compress.errors import GateFailure, QCompressError
 from compress.model.blocks import Block, BlockModel, parameter_shapes
+from compress.quantize.activations import Activations, boundary
 from compress.quantize.block import BlockSettings, QuantizedBlock, quantize_block, round_block
 from compress.quantize.budget import plan_within
-from compress.quantize.calibrate import calibration_windows
+from compress.quantize.calibrate import windows_start
+from compress.quantize.journal import Journal, log_path, open_journal
 from compress.quantize.plan import Plan, Source, checkpoint_source, group_size_reason, plan_row, storage_dtype
 from compress.quantize.tables import pack_table
 
@@ -55,49 +63,96 @@ def quantize_checkpoint(
     *,
     calibration: Sequence[str] = ("default",),
     dtype: torch.dtype | None = None,
+    restart: bool = False,
     report: Report = lambda row: None,
 ) -> Row:
     """Quantize `model` into `out`; returns the summary row. Nothing is left at `out` when it fails.
 
+    When blocks were done before it failed or was killed, their work stays, and the same call goes on from there to the
+    very bytes of an uninterrupted run; `restart` removes that work first.
     QCompressError for bad input, GateFailure when the validator refuses the result.
     """
     started = time.perf_counter()
     checkpoint, plan = plan_quantize(model, config, dtype=dtype)
-    check_room(out, plan.bytes)
     tokenizer = load_tokenizer(model)
     blocks = BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)))
     check_memory(model, estimate_memory(blocks, plan, config))
-    report(plan_row(str(model), plan, config))
-    if not config.group_size and (reason := group_size_reason(plan)):
-        report({"group_size": reason})
-    windows, start = None, None
-    if config.method != "rtn":
-        windows, start = calibration_windows(
-            blocks, tokenizer, calibration, n_samples=config.n_samples, seq_len=config.seq_len, seed=config.seed
-        )
-        report({"calibration": ", ".join(calibration), "windows": len(windows.ids), "start_token": start.token})
-    writer = CheckpointWriter(out, plan.specs)
+    settings = job_settings(model, plan, config, calibration)
+    with open_journal(out, settings, plan.bytes + work_bytes(blocks, config), restart=restart) as journal:
+        report(plan_row(str(model), plan, config))
+        if not config.group_size and (reason := group_size_reason(plan)):
+            report({"group_size": reason})
+        if not journal.published:
+            windows = job_windows(blocks, tokenizer, calibration, config, journal, report)
+            with full_disk(out, plan):
+                writer = CheckpointWriter(out, plan.specs, keep=True)
+                quantize_blocks(blocks, writer, plan, config, windows, journal, report)
+                tables = write_rest(checkpoint, writer, plan, report)
+                publish(checkpoint, writer, plan, journal, windows, tables)
+        rows = journal.rows
+        journal.discard()
+    return summary(plan_row(str(model), plan, config), config, rows, out, time.perf_counter() - started)
+
+
+def job_settings(model: Path, plan: Plan, config: QuantizeConfig, calibration: Sequence[str]) -> Row:
+    """Everything that the bytes of the result follow from."""
+    texts = [] if config.method == "rtn" else calibration
+    wanted = {key: value for key, value in asdict(config).items() if key != "max_size"}
+    return {
+        "model": str(model),
+        "source": digest(model),
+        **wanted,
+        "group_size": plan.scheme.group_size,
+        "sym": plan.scheme.sym,
+        "dtype": str(plan.scheme.dtype).removeprefix("torch."),
+        "calibration": {text: source_digest(text) for text in texts},
+        **{name: version(name) for name in ("qcompress", "torch", "transformers")},
+    }
+
+
+@contextmanager
+def full_disk(out: Path, plan: Plan) -> Iterator[None]:
+    """A disk that fills up is said in one line; what is done stays."""
     try:
-        rows = quantize_blocks(blocks, writer, plan, config, windows, report)
-        tables = write_rest(checkpoint, writer, plan, report)
-        record = record_text(
-            "quantize",
-            asdict(config) | {"group_size": plan.scheme.group_size, "sym": plan.scheme.sym},
-            source={"path": str(model), "digest": digest(model)},
-            calibration=windows.manifest | {"start": asdict(start)} if windows and start else None,
-            rows=rows,
-            tables=tables,
-        )
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        free = shutil.disk_usage(out.absolute().parent).free
+        raise QCompressError(
+            f"{partial_path(out)}: the disk is full: {plan.bytes:,} bytes are needed in all, {free:,} are free; "
+            "make room and run the same command again, it goes on from here"
+        ) from error
+
+
+def publish(
+    checkpoint: Checkpoint,
+    writer: CheckpointWriter,
+    plan: Plan,
+    journal: Journal,
+    windows: Windows | None,
+    tables: list[Row],
+) -> None:
+    """Give the finished checkpoint its name. GateFailure, and nothing is kept, when it breaks a rule."""
+    names = [field.name for field in fields(QuantizeConfig)]
+    record = record_text(
+        "quantize",
+        {name: journal.settings.get(name) for name in names},
+        source={"path": str(checkpoint.path), "digest": journal.settings["source"]},
+        calibration=windows.manifest | {"start": journal.notes["start"]} if windows else None,
+        rows=journal.rows,
+        tables=tables,
+    )
+    try:
         writer.publish(
             both_spellings(packed_config(checkpoint.config, plan.format, plan.schemes, plan.unquantized)),
             source=checkpoint.path,
             extra={RECORD: record},
-            inspect=lambda folder: refuse_wrong(folder, model),
+            inspect=lambda folder: refuse_wrong(folder, checkpoint.path),
         )
-    except BaseException:
-        writer.discard()
+    except GateFailure:
+        journal.discard()
         raise
-    return summary(plan_row(str(model), plan, config), config, rows, out, time.perf_counter() - started)
 
 
 def refuse_wrong(folder: Path, source: Path) -> None:
@@ -107,6 +162,22 @@ def refuse_wrong(folder: Path, source: Path) -> None:
         raise GateFailure(f"{folder}: {len(errors)} rules broken, nothing was kept; first: {errors[0]}")
 
 
+def job_windows(
+    blocks: BlockModel, tokenizer: Any, sources: Sequence[str], config: QuantizeConfig, journal: Journal, report: Report
+) -> Windows | None:
+    """The windows of this job; how they begin is measured once and noted. None for a method that reads no text."""
+    if config.method == "rtn":
+        return None
+    size = {"n_samples": config.n_samples, "seq_len": config.seq_len, "seed": config.seed}
+    if "start" not in journal.notes:
+        journal.notes["start"] = asdict(windows_start(blocks, tokenizer, sources, **size))
+        journal.save()
+    token = journal.notes["start"]["token"]
+    windows = build_windows(sources, tokenizer, start_token=token, **size)
+    report({"calibration": ", ".join(sources), "windows": len(windows.ids), "start_token": token})
+    return windows
+
+
 @torch.no_grad()
 def quantize_blocks(
     blocks: BlockModel,
@@ -114,26 +185,58 @@ def quantize_blocks(
     plan: Plan,
     config: QuantizeConfig,
     windows: Windows | None,
+    journal: Journal,
     report: Report,
-) -> list[Row]:
-    """Every block quantized and written; the rows of all linears. Blocks see inputs made by quantized predecessors."""
-    settings = block_settings(blocks, plan, config)
-    batches: list[Tensor] = []
-    if windows is not None:
-        with blocks.ends():
-            batches = [blocks.embed(ids) for ids in windows.ids.split(max(1, BATCH_TOKENS // config.seq_len))]
-    rows: list[Row] = []
-    started = time.perf_counter()
-    for index in range(len(blocks)):
+) -> None:
+    """Every block that is not done yet, quantized and written. Blocks see inputs made by quantized predecessors."""
+    settings, first, started = block_settings(blocks, plan, config), len(journal.blocks), time.perf_counter()
+    if first:
+        report({"resumed": f"{first} of {len(blocks)} blocks were done"})
+    for index in range(first):
+        writer.written |= {name for name in writer.specs if name.startswith(f"{blocks.name(index)}.")}
+    inputs = first_inputs(blocks, windows, config, journal) if windows else None
+    for index in range(first, len(blocks)):
+        outputs = None
         with blocks.block(index) as block:
-            if windows is None:
+            if inputs is None:
                 result = round_block(block, settings)
             else:
-                result, batches = quantize_block(block, blocks.runner(block, index), batches, settings)
+                outputs = boundary(journal.folder, index + 1, inputs.shapes)
+                result = quantize_block(block, blocks.runner(block, index), inputs, settings, outputs)
+                outputs.sync()
             write_block(block, result, writer, plan)
-        rows += result.rows
-        report(block_line(block, result.rows, index, len(blocks), time.perf_counter() - started))
-    return rows
+        writer.sync()
+        journal.done(result.rows, outputs.digest() if outputs else None)
+        inputs = outputs
+        line = block_line(block, result.rows, index, len(blocks), time.perf_counter() - started, first)
+        report(line)
+        write_log(journal.out, [line, *result.rows])
+
+
+def first_inputs(blocks: BlockModel, windows: Windows, config: QuantizeConfig, journal: Journal) -> Activations:
+    """The inputs of the first block to do: embedded, or what the interrupted run has left."""
+    parts = windows.ids.split(max(1, BATCH_TOKENS // config.seq_len))
+    shapes = [(*ids.shape, blocks.model.config.hidden_size) for ids in parts]
+    inputs = boundary(journal.folder, len(journal.blocks), shapes)
+    with blocks.ends():
+        if journal.blocks:
+            for ids in (parts[0], parts[-1]):  # the blocks' masks and rotary tables, for every shape there is
+                blocks.embed(ids)
+            inputs.check(journal.blocks[-1]["activations"])
+        else:
+            for i, ids in enumerate(parts):
+                inputs[i] = blocks.embed(ids)
+    return inputs
+
+
+def work_bytes(blocks: BlockModel, config: QuantizeConfig) -> int:
+    """Bytes on disk of the activations before and after a block."""
+    return 0 if config.method == "rtn" else 8 * config.n_samples * config.seq_len * blocks.model.config.hidden_size
+
+
+def write_log(out: Path, rows: list[Row]) -> None:
+    with log_path(out).open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def block_settings(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> BlockSettings:
@@ -155,10 +258,10 @@ def block_settings(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> Bl
     )
 
 
-def block_line(block: Block, rows: list[Row], index: int, total: int, seconds: float) -> Row:
-    """One line per block: mean error, plain rounding's, seconds so far and to go."""
+def block_line(block: Block, rows: list[Row], index: int, total: int, seconds: float, first: int) -> Row:
+    """One line per block: mean error, plain rounding's, seconds since block `first` and to go."""
     mean = {key: sum(row[key] for row in rows) / len(rows) for key in ("error", "rtn_error")}
-    eta = seconds / (index + 1) * (total - index - 1)
+    eta = seconds / (index + 1 - first) * (total - index - 1)
     return {"block": f"{index + 1}/{total}", **mean, "seconds": round(seconds, 1), "eta": round(eta, 1)}
 
 

@@ -3,9 +3,12 @@
 Each micro-batch runs through the block in a greenlet of its own. At the first linear of a stage it parks; when all are
 parked there, the stage's inputs are summed up, its linears are replaced, and every micro-batch goes on through the new
 weights. So a block runs once per window, not once per stage, and the order of the stages is the model's own.
+Where that many parked tensors do not fit into memory, `replay` runs every stage from the start instead.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Protocol
 
 import greenlet
 from torch import Tensor, nn
@@ -14,6 +17,19 @@ from calibration.capture import watch_inputs
 from compress.model.blocks import Block
 
 Stage = tuple[str, ...]
+
+
+class Batches(Protocol):
+    """Micro-batches by number: a list of tensors, or a file of them."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+
+class Outputs(Protocol):
+    """Where outputs go, by number."""
+
+    def __setitem__(self, index: int, tensor: Tensor, /) -> None: ...
 
 
 def trace_stages(linears: dict[str, nn.Linear], run: Callable[[], object]) -> list[Stage]:
@@ -35,10 +51,11 @@ def lockstep(
     block: Block,
     stages: Sequence[Stage],
     run: Callable[[Tensor], Tensor],
-    batches: Sequence[Tensor],
-    at_stage: Callable[[Stage, list[Tensor]], None],
-) -> list[Tensor]:
-    """Outputs of `run` for every micro-batch (batch, seq, hidden); `at_stage` is called once per stage, before it runs.
+    batches: Batches,
+    at_stage: Callable[[Stage, Iterable[Tensor]], None],
+    outputs: Outputs,
+) -> None:
+    """Fill `outputs` with `run` of every micro-batch (batch, seq, hidden); `at_stage` is called once per stage.
 
     `at_stage(stage, inputs)` gets all inputs of the stage's linears, each (batch, seq, in), and may change weights.
     ValueError when micro-batches take different ways, or stages come in another order than given.
@@ -51,19 +68,20 @@ def lockstep(
         if stage_of[name] >= reached:
             driver.switch((stage_of[name], x))
 
-    workers = [greenlet.greenlet(run) for _ in batches]
+    workers = [greenlet.greenlet(run) for _ in range(len(batches))]
     with watch_inputs({name: block.linears[name] for name in stage_of}, park):
-        answers = [worker.switch(batch) for worker, batch in zip(workers, batches, strict=True)]
         for index, stage in enumerate(stages):
+            if index == 0:
+                answers = [worker.switch(batches[i]) for i, worker in enumerate(workers)]
+            else:
+                answers = [worker.switch() for worker in workers]
             inputs = [stage_input(block, stages, answer, index) for answer in answers]
             del answers
             at_stage(stage, inputs)
             reached = index + 1
             del inputs
-            answers = [worker.switch() for worker in workers]
-    if not all(worker.dead for worker in workers):
-        raise ValueError(f"{block.name}: a linear ran twice; its stages are {stages}")
-    return answers
+        for i, worker in enumerate(workers):
+            outputs[i] = worker.switch()
 
 
 def stage_input(block: Block, stages: Sequence[Stage], answer: object, index: int) -> Tensor:
@@ -71,3 +89,37 @@ def stage_input(block: Block, stages: Sequence[Stage], answer: object, index: in
         return answer[1]
     found = stages[answer[0]] if isinstance(answer, tuple) else "the end of the block"
     raise ValueError(f"{block.name}: a micro-batch reached {found}, expected {stages[index]}")
+
+
+class Reached(Exception):
+    """Ends a partial forward at the first linear of a stage that is not quantized yet."""
+
+
+def replay(
+    block: Block,
+    stages: Sequence[Stage],
+    run: Callable[[Tensor], Tensor],
+    batches: Batches,
+    at_stage: Callable[[Stage, Iterable[Tensor]], None],
+    outputs: Outputs,
+) -> None:
+    """What `lockstep` does, to the bit, with one micro-batch in memory: every stage runs from the block's start."""
+    for index, stage in enumerate(stages):
+        at_stage(stage, (reach(block, stages, index, run, batches[i]) for i in range(len(batches))))
+    for i in range(len(batches)):
+        outputs[i] = run(batches[i])
+
+
+def reach(block: Block, stages: Sequence[Stage], index: int, run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """The input of stage `index` for one micro-batch; the forward ends there."""
+    waiting = {name: number for number, stage in enumerate(stages) for name in stage if number >= index}
+    answer: object = None
+
+    def stop(name: str, x: Tensor) -> None:
+        nonlocal answer
+        answer = (waiting[name], x)
+        raise Reached
+
+    with watch_inputs({name: block.linears[name] for name in waiting}, stop), suppress(Reached):
+        run(batch)
+    return stage_input(block, stages, answer, index)

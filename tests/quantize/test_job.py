@@ -21,6 +21,10 @@ def settings(method="gptq", format="gptq", **changes):
     return QuantizeConfig(**({"method": method, "format": format, "n_samples": 8, "seq_len": 32} | changes))
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 ALL = [(m, "awq", None) for m in METHODS] + [(m, "gptq", None) for m in METHODS]
 ALL += [(m, "compressed-tensors", sym) for m in ("rtn", "awq+gptq") for sym in (True, False)]
 
@@ -82,8 +86,7 @@ def test_transformers_reads_compressed_tensors_alike_but_for_the_embedding(reque
 def test_the_same_command_writes_the_same_bytes(tiny_llama, tmp_path):
     for name in ("a", "b"):
         quantize_checkpoint(tiny_llama, tmp_path / name, settings())
-    a, b = (tmp_path / name / "model.safetensors" for name in ("a", "b"))
-    assert a.read_bytes() == b.read_bytes()
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_formats_hold_the_same_numbers(tiny_llama, tmp_path):
@@ -125,11 +128,11 @@ def poisoned(value):
 
 
 @pytest.mark.parametrize(("value", "words"), [(float("nan"), "NaN"), (float("inf"), "infinite")])
-def test_a_weight_that_is_no_number_is_named_and_nothing_is_left(tiny_llama, tmp_path, value, words):
+def test_a_weight_that_is_no_number_is_named_and_nothing_is_at_its_place(tiny_llama, tmp_path, value, words):
     source = wounded(tiny_llama, tmp_path / "source", **{NAME: poisoned(value)})
     with pytest.raises(QCompressError, match=rf"{NAME}.*{words}"):
         quantize_checkpoint(source, tmp_path / "out", settings("rtn"))
-    assert not (tmp_path / "out").exists() and not partial_path(tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_weight_that_overflows_float16_is_named_with_the_cure(tiny_llama, tmp_path):
@@ -138,7 +141,7 @@ def test_a_weight_that_overflows_float16_is_named_with_the_cure(tiny_llama, tmp_
     with pytest.raises(QCompressError, match=rf"{name}: 1e\+06 overflows.*--dtype bfloat16"):
         quantize_checkpoint(source, tmp_path / "out", settings("rtn"))
     quantize_checkpoint(source, tmp_path / "bf16", settings("rtn"), dtype=torch.bfloat16)
-    assert not partial_path(tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_quantized_checkpoint_is_not_quantized_again(tiny_llama, tmp_path):

@@ -8,7 +8,7 @@ from compress.checkpoint.read import Checkpoint
 from compress.model.blocks import BlockModel
 from compress.model.families import FAMILIES, LLAMA
 from compress.quantize.block import BlockSettings, quantize_block
-from compress.quantize.lockstep import lockstep, trace_stages
+from compress.quantize.lockstep import lockstep, replay, trace_stages
 
 SETTINGS = {
     "bits": 4,
@@ -31,17 +31,23 @@ def embedded(request):
         return blocks, [blocks.embed(part) for part in ids.split(2)]
 
 
+DRIVERS = pytest.mark.parametrize("drive", [lockstep, replay])
+
+
 @torch.no_grad()
-def test_lockstep_that_changes_nothing_is_the_plain_forward(embedded):
+@DRIVERS
+def test_a_pass_that_changes_nothing_is_the_plain_forward(embedded, drive):
     blocks, batches = embedded
     with blocks.block(0) as block:
         run = blocks.runner(block, 0)
-        outputs = lockstep(block, [stage.linears for stage in LLAMA], run, batches, lambda stage, inputs: None)
+        outputs = [None] * len(batches)
+        drive(block, [stage.linears for stage in LLAMA], run, batches, lambda stage, inputs: list(inputs), outputs)
         assert all(torch.equal(output, run(batch)) for output, batch in zip(outputs, batches, strict=True))
 
 
 @torch.no_grad()
-def test_every_stage_sees_what_its_quantized_predecessors_make(embedded):
+@DRIVERS
+def test_every_stage_sees_what_its_quantized_predecessors_make(embedded, drive):
     """Against the slow way, on a twin: after each stage is replaced, the whole block runs again from the start."""
     blocks, batches = embedded
     twin = BlockModel(blocks.model.config.to_dict(), blocks.weights)
@@ -59,7 +65,7 @@ def test_every_stage_sees_what_its_quantized_predecessors_make(embedded):
                 block.linears[name].weight.mul_(0.9)
                 slow.linears[name].weight.mul_(0.9)
 
-        lockstep(block, [stage.linears for stage in LLAMA], blocks.runner(block, 0), batches, check)
+        drive(block, [stage.linears for stage in LLAMA], blocks.runner(block, 0), batches, check, [None] * 3)
 
 
 @torch.no_grad()
@@ -71,11 +77,12 @@ def test_traced_stages_are_those_of_the_table(embedded):
 
 
 @torch.no_grad()
-def test_a_wrong_order_of_stages_is_refused(embedded):
+@DRIVERS
+def test_a_wrong_order_of_stages_is_refused(embedded, drive):
     blocks, batches = embedded
     with blocks.block(0) as block, pytest.raises(ValueError, match="reached"):
         stages = [stage.linears for stage in reversed(LLAMA)]
-        lockstep(block, stages, blocks.runner(block, 0), batches, lambda stage, inputs: None)
+        drive(block, stages, blocks.runner(block, 0), batches, lambda stage, inputs: list(inputs), [None] * 3)
 
 
 @torch.no_grad()
@@ -89,7 +96,8 @@ def test_micro_batches_never_change_the_codes(embedded, method):
                 blocks.embed(torch.zeros(6, 64, dtype=torch.long))
         with blocks.block(0) as block:
             settings = BlockSettings(method, **SETTINGS)
-            found.append(quantize_block(block, blocks.runner(block, 0), parts, settings)[0].weights)
+            result = quantize_block(block, blocks.runner(block, 0), parts, settings, [None] * len(parts))
+            found.append(result.weights)
     for name, weight in found[0].items():
         assert (weight.codes != found[1][name].codes).float().mean() < 2e-2, name  # sums in another order flip ties
 
@@ -101,7 +109,8 @@ def test_folded_weights_compute_what_the_pass_computed(embedded, method):
     blocks, batches = embedded
     with blocks.block(0) as block:
         run = blocks.runner(block, 0)
-        result, outputs = quantize_block(block, run, batches, BlockSettings(method, **SETTINGS))
+        outputs = [None] * len(batches)
+        result = quantize_block(block, run, batches, BlockSettings(method, **SETTINGS), outputs)
         for name, weight in result.weights.items():
             block.linears[name].weight.data = weight.dequantize()
         for path, tensor in result.changed.items():

@@ -1,0 +1,152 @@
+"""Which blocks of a job are done, so that a run that was killed goes on where it stood.
+
+Beside the unfinished checkpoint lies a work folder: `journal.json` (the settings of the job, how windows begin, and the
+report rows of every finished block), the activations that the next block needs, and a lock. The journal is written
+under another name and renamed, after everything it speaks of is on the disk: what it says is true at every moment.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoint.read import read_json
+from compress.checkpoint.write import check_room, partial_path
+from compress.errors import QCompressError
+
+Row = dict[str, Any]
+JOURNAL, LOCK = "journal.json", "lock"
+ALGORITHM = 1  # raise it when the same input would give other codes: a job begun before cannot be finished after
+
+
+def work_path(out: Path) -> Path:
+    """Where the journal and the activations of an unfinished job lie."""
+    return out.with_name(f".{out.name}.quantize")
+
+
+def log_path(out: Path) -> Path:
+    """Seconds and errors of every block and linear, as JSON lines; beside the checkpoint, since no two runs agree."""
+    return out.with_name(f"{out.name}.quantize.jsonl")
+
+
+class Journal:
+    """The journal of the job that writes `out`: `settings`, `blocks` done so far, `notes`. Made by `open_journal`."""
+
+    def __init__(self, out: Path, settings: Row):
+        self.out, self.folder = out, work_path(out)
+        self.settings = json.loads(json.dumps(settings | {"algorithm": ALGORITHM}, default=str))
+        self.notes: Row = {}
+        self.blocks: list[Row] = []
+
+    @property
+    def rows(self) -> list[Row]:
+        """The report rows of all finished blocks."""
+        return [row for block in self.blocks for row in block["rows"]]
+
+    @property
+    def published(self) -> bool:
+        """Whether the job was killed after its checkpoint had its name, and before its work was removed."""
+        return bool(self.blocks) and self.out.is_dir() and not partial_path(self.out).exists()
+
+    def done(self, rows: list[Row], activations: str | None) -> None:
+        """The next block is on the disk: its report rows, and the digest of the activations after it."""
+        timeless = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+        self.blocks.append({"rows": timeless, "activations": activations})
+        self.save()
+
+    def save(self) -> None:
+        value = {"settings": self.settings, "notes": self.notes, "blocks": self.blocks}
+        temporary = self.folder / f"{JOURNAL}.partial"
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self.folder / JOURNAL)
+        sync_folder(self.folder)
+
+    def load(self) -> None:
+        """Take over what an interrupted run has done. QCompressError names the settings that have changed."""
+        value = read_json(self.folder / JOURNAL)
+        refuse_changes(partial_path(self.out), value["settings"], self.settings)
+        self.notes, self.blocks = value["notes"], value["blocks"]
+
+    def clear(self) -> None:
+        """Remove the unfinished checkpoint, then the work, the journal last: so that it is known whose they are."""
+        shutil.rmtree(partial_path(self.out), ignore_errors=True)
+        for path in self.folder.glob("*"):
+            if path.name not in (JOURNAL, LOCK):
+                path.unlink()
+        (self.folder / JOURNAL).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Leave no work behind."""
+        self.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False) -> Iterator[Journal]:
+    """The journal of a job, new or taken over, locked while open. When nothing was done at the end, nothing is left.
+
+    QCompressError for a full directory, a disk without `needed` bytes, a folder that is not ours, a job that runs
+    already, or one that was started with other settings; `restart` removes the work of the latter.
+    """
+    journal = Journal(out, settings)
+    ours = (journal.folder / JOURNAL).is_file()
+    if not ours:
+        refuse_foreign(partial_path(out))
+        check_room(out, needed)
+    journal.folder.mkdir(parents=True, exist_ok=True)
+    with lock(journal.folder):
+        if restart:
+            journal.clear()
+        if (journal.folder / JOURNAL).is_file():
+            journal.load()
+        else:
+            journal.save()
+        try:
+            yield journal
+        finally:
+            if not journal.blocks:
+                journal.discard()
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Held by one process at a time, and given back by the kernel when that is killed."""
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise QCompressError(f"{folder}: another process is at work on it; wait for it or stop it") from error
+        yield
+
+
+def refuse_foreign(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise QCompressError(
+            f"{folder}: was left by another job, so it is not touched; remove it or give another --out"
+        )
+
+
+def refuse_changes(folder: Path, old: Row, new: Row) -> None:
+    """QCompressError when a job would be finished with other settings than it was begun with."""
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if changed:
+        told = ", ".join(f"{key} {old.get(key)}, now {new.get(key)}" for key in changed)
+        raise QCompressError(
+            f"{folder}: was started with {told}; finish it with the old settings, or begin anew with --restart"
+        )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
