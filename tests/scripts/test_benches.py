@@ -1,0 +1,84 @@
+"""The benchmark scripts: the operations they count, the targets they judge, the shapes they make."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from compress.checkpoint.load import load_model
+from compress.model.blocks import parameter_shapes
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(SCRIPTS))
+    return module
+
+
+def test_operations_of_a_pass_are_those_counted_by_hand():
+    flops = script("roofline").pass_flops([(3, 2), (5, 4)], [2, 4], tokens=10, seq_len=5, attention=7)
+    assert flops == 2 * 10 * (6 + 20) + 2 * 10 * 5 * 7 + 10 * (4 + 16)
+
+
+def test_operations_grow_with_windows_but_only_attention_with_their_length():
+    count = script("roofline").pass_flops
+    sizes = {"tokens": 64, "attention": 4}
+    one = count([(3, 2)], [2], seq_len=8, **sizes)
+    assert count([(3, 2)], [2], tokens=128, seq_len=8, attention=4) == 2 * one
+    assert count([(3, 2)], [2], seq_len=16, **sizes) - one == 2 * 64 * 8 * 4
+
+
+def test_a_target_is_judged_against_the_better_peer_and_not_at_all_without_figures():
+    rows = [{"name": "gptq", "kl": 0.1, "seconds": 9.0}, {"name": "llm-compressor", "kl": 0.3}]
+    rows += [{"name": "gptqmodel", "kl": 0.2, "seconds": 80.0}, {"name": "awq", "failed": "for a reason"}]
+    judged = {row["name"]: row for row in script("bench_quantize").judge(rows)}
+    assert judged["gptq: kl / best peer"]["found"] == pytest.approx(0.5)
+    assert judged["gptq: kl / best peer"]["met"] is True
+    assert judged["gptq: seconds / gptqmodel"]["met"] is True
+    assert judged["gptq: seconds / llm-compressor"]["met"] == "not measured"
+    assert judged["awq+gptq: kl / best peer"]["found"] is None
+
+
+def test_a_peer_that_is_not_installed_is_said_so(tiny_llama, tmp_path):
+    bench = script("bench_quantize")
+    job = bench.Job(tiny_llama, tmp_path / "out", "default", tmp_path / "w.json", 32, 2, 64, tmp_path / "nowhere")
+    row = bench.run(next(variant for variant in bench.VARIANTS if variant.peer), job)
+    assert row["failed"] == "not installed: run scripts/install_peers.sh"
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2"])
+def test_a_made_shape_has_the_configs_shapes_and_loads(family, request, tmp_path):
+    source = request.getfixturevalue(family)
+    arguments = [str(source / "config.json"), "--blocks", "3", "--out", str(tmp_path / "made")]
+    result = CliRunner().invoke(
+        script("make_shape").main, [*arguments, "--tokenizer", str(source)], catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    config = json.loads((tmp_path / "made" / "config.json").read_text())
+    model = load_model(tmp_path / "made")
+    assert config["num_hidden_layers"] == 3
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == parameter_shapes(config)
+    weight = model.get_parameter("model.layers.2.mlp.down_proj.weight")
+    assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(model.get_parameter("model.norm.weight"), torch.ones(64))
+    assert (tmp_path / "made" / "tokenizer.json").is_file()
+
+
+def test_the_peak_of_a_process_is_seen_from_outside(tmp_path):
+    command = [sys.executable, "-c", "x = bytearray(200_000_000); import time; time.sleep(1)"]
+    row = script("bench_memory").watch(command, tmp_path / "log")
+    assert row["sampled_bytes"] > 200_000_000 and row["vmhwm_bytes"] > 200_000_000
