@@ -6,6 +6,7 @@ Both follow the device of the first input they see, and weigh every token the sa
 import torch
 from torch import Tensor
 
+MIRRORED_ROWS = 256  # at a time
 STRIPS = 4  # of the upper triangle; more waste less arithmetic below the diagonal, on products too small for BLAS
 
 
@@ -36,7 +37,30 @@ class Hessian:
     @property
     def value(self) -> Tensor:
         """(in_features, in_features) float32, exactly symmetric; a new tensor at every reading."""
-        return self._upper.triu() + self._upper.triu(1).T
+        return mirrored(self._upper.clone())
+
+    def take(self) -> Tensor:
+        """The same without a copy: nothing can be added afterwards."""
+        upper, self._upper = self._upper, torch.zeros(0, 0)
+        return mirrored(upper)
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The upper triangle of a square matrix copied onto its lower one, in place."""
+    for start in range(0, len(upper), MIRRORED_ROWS):
+        end = start + MIRRORED_ROWS
+        corner = upper[start:end, start:end]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        upper[end:, start:end] = upper[start:end, end:].T
+    return upper
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite, without the temporaries of `isfinite`."""
+    if not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 class AbsMean:

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from calibration.statistics import all_finite
 from compress.errors import QCompressError
 
 
 def check_finite(name: str, tensor: Tensor) -> Tensor:
     """The tensor itself. QCompressError names it when it holds NaN or infinite values."""
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if tensor.is_floating_point() and not all_finite(tensor):
         raise QCompressError(f"{name}: holds NaN or infinite values; the checkpoint is damaged, fetch it again")
     return tensor
 
@@ -16,6 +17,6 @@ def check_finite(name: str, tensor: Tensor) -> Tensor:
 def cast_finite(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor` in `dtype`. QCompressError when it is not finite, or no longer is after the cast."""
     cast = check_finite(name, tensor).to(dtype)
-    if cast.is_floating_point() and not torch.isfinite(cast).all():
+    if cast.is_floating_point() and not all_finite(cast):
         raise QCompressError(f"{name}: {tensor.abs().max().item():.6g} overflows {dtype}; use --dtype bfloat16")
     return cast

@@ -38,6 +38,12 @@ from compress.config import DEFAULT_FORMAT, FORMAT_NAMES, METHODS, QuantizeConfi
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--dry-run", is_flag=True, help="Print the plan, exact bytes included, and stop.")
+@click.option(
+    "--activation-memory",
+    default="1GB",
+    show_default=True,
+    help="Beyond it, blocks run stage by stage: slower, same bits.",
+)
 @click.option("--restart", is_flag=True, help="Remove the work of an interrupted run instead of going on with it.")
 @json_option
 def command(
@@ -58,6 +64,7 @@ def command(
     dtype: str | None,
     seed: int,
     dry_run: bool,
+    activation_memory: str,
     restart: bool,
     as_json: bool,
 ) -> None:
@@ -98,6 +105,13 @@ def command(
         emit(plan_row(str(model), plan, config), as_json=as_json)
         return
     row = quantize_checkpoint(
-        model, out, config, calibration=calibration, dtype=storage, restart=restart, report=report
+        model,
+        out,
+        config,
+        calibration=calibration,
+        dtype=storage,
+        restart=restart,
+        activation_memory=parse_size(activation_memory),
+        report=report,
     )
     emit(row, as_json=as_json)

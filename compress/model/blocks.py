@@ -20,6 +20,7 @@ from transformers.initialization import no_init_weights
 from compress.model.families import Stage, find_family, find_linears
 
 Weights = Callable[[str], Tensor]
+HEAD_ROWS = 16384  # of the vocabulary at a time: the head of a 7B model is 2.2 GB in float32
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ class BlockModel:
     def embedding_name(self) -> str:
         return next(n for n, m in self.model.named_modules() if m is self.model.get_input_embeddings()) + ".weight"
 
+    @property
+    def head_name(self) -> str:
+        return self.embedding_name if self.tied else "lm_head.weight"
+
     @contextmanager
     def ends(self, *, head: bool = False) -> Iterator[None]:
         """While open, embedding (as stored, only looked up) and final norm are in memory, and the `head` if asked."""
@@ -132,8 +137,7 @@ class BlockModel:
                 fill(module, f"{name}.", self.weights, self.dtype)
             if head:
                 out = self.model.get_output_embeddings()
-                source = self.embedding_name if self.tied else "lm_head.weight"
-                set_parameter(out, "weight", self.weights(source).to(self.dtype))
+                set_parameter(out, "weight", self.weights(self.head_name).to(self.dtype))
             yield
         finally:
             empty(self.model)
@@ -183,12 +187,23 @@ class BlockModel:
         for index in range(len(self)):
             with self.block(index) as block:
                 hidden = self.runner(block, index)(hidden)
-        with self.ends(head=True):
-            losses = [
-                nn.functional.cross_entropy(self.logits(row[None])[0, skip - 1 : -1].float(), window[skip:])
-                for row, window in zip(hidden, ids, strict=True)
-            ]
+        with self.ends():
+            table = self.weights(self.head_name)
+            losses = [self._window_nll(row[None], window, skip, table) for row, window in zip(hidden, ids, strict=True)]
         return torch.stack(losses).mean().item()
+
+    def _window_nll(self, hidden: Tensor, ids: Tensor, skip: int, head: Tensor) -> Tensor:
+        """Mean nll of (seq,) ids[skip:], with HEAD_ROWS of the `head` (vocab, hidden) at a time in the model."""
+        out, total, wanted = self.model.get_output_embeddings(), [], []
+        targets = ids[skip:, None]
+        for start in range(0, len(head), HEAD_ROWS):
+            part = head[start : start + HEAD_ROWS]
+            set_parameter(out, "weight", part.to(self.dtype))
+            logits = self.logits(hidden)[0, skip - 1 : -1].float()
+            total.append(logits.logsumexp(-1))
+            inside = (targets >= start) & (targets < start + len(part))
+            wanted.append((logits.gather(1, (targets - start).clamp(0, len(part) - 1)) * inside)[:, 0])
+        return (torch.stack(total).logsumexp(0) - torch.stack(wanted).sum(0)).mean()
 
     @contextmanager
     def block(self, index: int) -> Iterator[Block]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calibration.statistics import Hessian
+from calibration.statistics import Hessian, all_finite
 from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
 from compress.quantize.awq import output_error
@@ -135,8 +135,8 @@ def stage_hessian(block: Block, stage: Stage, inputs: Iterable[Tensor]) -> Tenso
     hessian = Hessian(block.linears[stage.linears[0]].in_features)
     for x in inputs:
         hessian.update(x)
-    value = hessian.value
-    if not torch.isfinite(value).all():
+    value = hessian.take()
+    if not all_finite(value):
         raise ValueError(f"{block.name}.{stage.linears[0]}: its inputs are not finite on the calibration text")
     return value
 

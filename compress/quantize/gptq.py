@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calibration.statistics import all_finite
 from compress.quantize.grid import QuantizedWeight, search_grid
 
 BLOCK_SIZE = 64  # columns between two updates of the far ones; the fastest of 8..128 on two CPU cores
+COPIED_ROWS = 256  # at a time, so that no second matrix is needed
 MAX_DAMP = 1.0
 
 
@@ -45,35 +47,36 @@ def gptq(
     importance = hessian.diagonal()
     scales, zeros = search_grid(weight, importance, bits=bits, group_size=group_size, sym=sym, dtype=dtype)
     factor = inverse_factor(hessian, damp_percent)
-    groups = factor.order // group_size
     codes = round_columns(
         weight.T[factor.order],
-        scales.T[groups],
-        zeros.T[groups],
+        scales.T,
+        zeros.T,
+        factor.order // group_size,
         factor.upper,
         max_code=2**bits - 1,
         block_size=block_size,
     )
     back = torch.empty_like(factor.order)
     back[factor.order] = torch.arange(len(back), device=back.device)
-    codes = codes[back].T.contiguous().to(torch.uint8)
+    codes = codes[back].T.contiguous()
     return QuantizedWeight(codes, scales, zeros, bits=bits, sym=sym), factor.damp_percent
 
 
 def round_columns(
-    columns: Tensor, scales: Tensor, zeros: Tensor, upper: Tensor, *, max_code: int, block_size: int
+    columns: Tensor, scales: Tensor, zeros: Tensor, groups: Tensor, upper: Tensor, *, max_code: int, block_size: int
 ) -> Tensor:
-    """Codes (in, out) float32 of `columns` (in, out), each with its own scales and zeros (in, out).
+    """Codes (in, out) uint8 of `columns` (in, out), which it uses up; scales, zeros (groups, out); groups (in,).
 
     Transposed against the paper, so that a column of the weight lies together in memory.
     """
-    columns, codes = columns.clone(), torch.empty_like(columns)
+    codes = torch.empty_like(columns, dtype=torch.uint8)
     diagonal = upper.diagonal().tolist()
     for start in range(0, len(columns), block_size):
         end = min(start + block_size, len(columns))
         errors = torch.empty_like(columns[start:end])
+        own_scales, own_zeros = scales[groups[start:end]], zeros[groups[start:end]]
         for column in range(start, end):
-            value, scale, zero = columns[column], scales[column], zeros[column]
+            value, scale, zero = columns[column], own_scales[column - start], own_zeros[column - start]
             code = torch.div(value, scale).add_(zero).round_().clamp_(0, max_code)
             codes[column] = code
             error = torch.sub(value, code.sub_(zero).mul_(scale), out=errors[column - start]).div_(diagonal[column])
@@ -87,23 +90,42 @@ def inverse_factor(hessian: Tensor, damp_percent: float) -> Factor:
 
     An input that never fires gets the mean energy: any positive value leaves its weights merely rounded.
     """
-    if not torch.isfinite(hessian).all():
+    if not all_finite(hessian):
         raise ValueError(f"the hessian {tuple(hessian.shape)} holds NaN or infinite values")
-    diagonal = hessian.diagonal()
-    order = torch.argsort(diagonal, descending=True, stable=True)
-    ordered = hessian[order][:, order]
-    mean = diagonal.mean().item() or 1.0
-    ordered.diagonal()[ordered.diagonal() == 0] = mean
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     damp = damp_percent
     while damp <= MAX_DAMP:
-        damped = ordered.clone()
-        damped.diagonal().add_(damp * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed and torch.isfinite(upper).all():
-                return Factor(upper, order, damp)
+        upper = factor_in_place(damped(hessian, order, damp))
+        if upper is not None:
+            return Factor(upper, order, damp)
         damp *= 10
     raise ValueError(
         f"the hessian {tuple(hessian.shape)} has no Cholesky factor with any damp_percent up to {MAX_DAMP}"
     )
+
+
+def damped(hessian: Tensor, order: Tensor, damp: float) -> Tensor:
+    """A copy of the Hessian in `order`, with `damp` times its mean diagonal on the diagonal."""
+    ordered = hessian[order]
+    for rows in ordered.split(COPIED_ROWS):
+        rows.copy_(rows[:, order])
+    diagonal = ordered.diagonal()
+    mean = hessian.diagonal().mean().item() or 1.0
+    diagonal[diagonal == 0] = mean
+    diagonal.add_(damp * mean)
+    return ordered
+
+
+def factor_in_place(matrix: Tensor) -> Tensor | None:
+    """Upper U with matrix⁻¹ = Uᵀ U, in the memory of the symmetric `matrix`; None when rounding leaves no such U.
+
+    For 18944 inputs one matrix is 1.4 GB, so all three steps work in the same one, as LAPACK lays it out.
+    """
+    work = matrix.T
+    failed = torch.empty((), dtype=torch.int32, device=work.device)
+    torch.linalg.cholesky_ex(work, out=(work, failed))
+    if failed:
+        return None
+    torch.cholesky_inverse(work, out=work)
+    torch.linalg.cholesky_ex(work, upper=True, out=(work, failed))
+    return None if failed or not all_finite(work) else work

@@ -35,12 +35,19 @@ from compress.quantize.block import BlockSettings, QuantizedBlock, quantize_bloc
 from compress.quantize.budget import plan_within
 from compress.quantize.calibrate import windows_start
 from compress.quantize.journal import Journal, log_path, open_journal
+from compress.quantize.lockstep import lockstep
+from compress.quantize.memory import (
+    ACTIVATION_MEMORY,
+    BATCH_TOKENS,
+    choose_driver,
+    estimate_memory,
+    resident,
+)
 from compress.quantize.plan import Plan, Source, checkpoint_source, group_size_reason, plan_row, storage_dtype
 from compress.quantize.tables import pack_table
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
-BATCH_TOKENS = 2048  # per micro-batch: large enough for the matrix products, small enough for the cache
 
 
 def plan_quantize(model: Path, config: QuantizeConfig, *, dtype: torch.dtype | None = None) -> tuple[Checkpoint, Plan]:
@@ -64,29 +71,33 @@ def quantize_checkpoint(
     calibration: Sequence[str] = ("default",),
     dtype: torch.dtype | None = None,
     restart: bool = False,
+    activation_memory: int = ACTIVATION_MEMORY,
     report: Report = lambda row: None,
 ) -> Row:
     """Quantize `model` into `out`; returns the summary row. Nothing is left at `out` when it fails.
 
     When blocks were done before it failed or was killed, their work stays, and the same call goes on from there to the
-    very bytes of an uninterrupted run; `restart` removes that work first.
+    very bytes of an uninterrupted run; `restart` removes that work first. `activation_memory` bytes may be parked
+    between the stages of a block: it changes the speed, never the result.
     QCompressError for bad input, GateFailure when the validator refuses the result.
     """
     started = time.perf_counter()
     checkpoint, plan = plan_quantize(model, config, dtype=dtype)
     tokenizer = load_tokenizer(model)
     blocks = BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)))
-    check_memory(model, estimate_memory(blocks, plan, config))
+    needed = estimate_memory(blocks, plan, config, activation_memory)
+    check_memory(model, needed - resident())
+    drive = choose_driver(blocks, plan, config, activation_memory)
     settings = job_settings(model, plan, config, calibration)
     with open_journal(out, settings, plan.bytes + work_bytes(blocks, config), restart=restart) as journal:
-        report(plan_row(str(model), plan, config))
+        report(plan_row(str(model), plan, config) | {"memory_bytes": needed})
         if not config.group_size and (reason := group_size_reason(plan)):
             report({"group_size": reason})
         if not journal.published:
             windows = job_windows(blocks, tokenizer, calibration, config, journal, report)
             with full_disk(out, plan):
                 writer = CheckpointWriter(out, plan.specs, keep=True)
-                quantize_blocks(blocks, writer, plan, config, windows, journal, report)
+                quantize_blocks(blocks, writer, plan, config, windows, journal, report, drive)
                 tables = write_rest(checkpoint, writer, plan, report)
                 publish(checkpoint, writer, plan, journal, windows, tables)
         rows = journal.rows
@@ -187,6 +198,7 @@ def quantize_blocks(
     windows: Windows | None,
     journal: Journal,
     report: Report,
+    drive: Callable[..., None] = lockstep,
 ) -> None:
     """Every block that is not done yet, quantized and written. Blocks see inputs made by quantized predecessors."""
     settings, first, started = block_settings(blocks, plan, config), len(journal.blocks), time.perf_counter()
@@ -202,7 +214,7 @@ def quantize_blocks(
                 result = round_block(block, settings)
             else:
                 outputs = boundary(journal.folder, index + 1, inputs.shapes)
-                result = quantize_block(block, blocks.runner(block, index), inputs, settings, outputs)
+                result = quantize_block(block, blocks.runner(block, index), inputs, settings, outputs, drive)
                 outputs.sync()
             write_block(block, result, writer, plan)
         writer.sync()
@@ -289,16 +301,6 @@ def write_rest(checkpoint: Checkpoint, writer: CheckpointWriter, plan: Plan, rep
     for name in writer.specs.keys() - writer.written:
         writer.write(name, cast_finite(name, checkpoint.tensor(name), writer.specs[name].dtype))
     return rows
-
-
-def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int:
-    """Bytes at the peak: the embedding as stored, one block in float32 with its Hessians, all windows' activations."""
-    model = blocks.model.config
-    per_block = sum(out * inn for out, inn in plan.linears.values()) // len(blocks)
-    widest = max(inn for _, inn in plan.linears.values())
-    tokens = 0 if config.method == "rtn" else config.n_samples * config.seq_len
-    table = 2 * model.vocab_size * model.hidden_size
-    return table + 4 * (3 * per_block + 6 * widest**2 + tokens * (3 * model.hidden_size + widest))
 
 
 def summary(planned: Row, config: QuantizeConfig, rows: list[Row], out: Path, seconds: float) -> Row:

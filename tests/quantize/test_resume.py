@@ -140,3 +140,9 @@ def test_the_log_has_seconds_and_every_linear_and_the_checkpoint_has_none(tiny_l
     log = log_path(out).read_text().splitlines()
     assert len(log) == 2 + 14 and all('"seconds"' in line for line in log)
     assert "seconds" not in (out / "qcompress.json").read_text()
+
+
+def test_the_limit_of_parked_activations_never_changes_a_byte(tiny_qwen2, tmp_path):
+    for name, limit in (("parked", 10**9), ("replayed", 0)):
+        quantize_checkpoint(tiny_qwen2, tmp_path / name, settings("awq+gptq"), activation_memory=limit)
+    assert contents(tmp_path / "parked") == contents(tmp_path / "replayed")

@@ -1,0 +1,79 @@
+"""How much memory a job will take at its peak, and which way through the windows fits.
+
+Counted are the process itself, one block in float32 with its codes, and the largest of the steps that follow one
+another: the start token's measure, a forward of the windows, and the solution of a stage. Whatever is read from and
+written to files lies in the page cache, which is not the process's.
+"""
+
+from collections.abc import Callable
+
+import psutil
+
+from compress.config import QuantizeConfig
+from compress.model.blocks import HEAD_ROWS, BlockModel
+from compress.quantize.calibrate import START_LENGTH
+from compress.quantize.lockstep import lockstep, replay
+from compress.quantize.plan import Plan
+
+ACTIVATION_MEMORY = 1_000_000_000  # bytes; what lockstep may park unless told otherwise
+BATCH_TOKENS = 2048  # per micro-batch: large enough for the matrix products, small enough for the cache
+
+
+def resident() -> int:
+    """Bytes of memory that this process has now."""
+    return psutil.Process().memory_info().rss
+
+
+def parked_bytes(blocks: BlockModel, plan: Plan, tokens: int) -> int:
+    """What `lockstep` keeps for `tokens`: inputs, residuals and attention outputs, and the widest linear's inputs."""
+    return 4 * tokens * (3 * blocks.model.config.hidden_size + max(inn for _, inn in plan.linears.values()))
+
+
+def choose_driver(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> Callable[..., None]:
+    """`lockstep` where all windows may be parked within `limit` bytes, else `replay`, which gives the same bits."""
+    return lockstep if parked_bytes(blocks, plan, config.n_samples * config.seq_len) <= limit else replay
+
+
+def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> int:
+    """Bytes of the process at its peak, within a third of what is measured."""
+    own = resident()
+    block = [shape for name, shape in plan.linears.items() if name.startswith(f"{blocks.name(0)}.")]
+    weights = sum(out * inn for out, inn in block)
+    largest = max(out * inn for out, inn in block)
+    held = 5 * weights + 2 * largest  # float32 and codes; the source's 16 bits of the linear that is being read
+    if config.method == "rtn":
+        return own + max(table_bytes(blocks), held + 16 * largest)
+    work = max(forward_bytes(blocks, plan, config, limit), *(stage_bytes(shape) for shape in stages(block)))
+    return own + max(2 * table_bytes(blocks) + head_bytes(blocks), 5 * weights + work)
+
+
+def table_bytes(blocks: BlockModel) -> int:
+    """The embedding as stored."""
+    return 2 * blocks.model.config.vocab_size * blocks.model.config.hidden_size
+
+
+def head_bytes(blocks: BlockModel) -> int:
+    """A slice of the head in float32, and three tensors of its logits."""
+    rows = min(HEAD_ROWS, blocks.model.config.vocab_size)
+    return 4 * rows * (blocks.model.config.hidden_size + 3 * START_LENGTH)
+
+
+def stages(linears: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The largest stages there can be: linears of a like input, stacked in pairs as gate and up are."""
+    pairs = [(out, inn) for out, inn in linears if linears.count((out, inn)) > 1]
+    return linears + [(2 * out, inn) for out, inn in pairs]
+
+
+def stage_bytes(shape: tuple[int, int]) -> int:
+    """The Hessian and its factor, or the stacked weight with the four copies that rounding or judging it takes."""
+    out, inn = shape
+    return 4 * inn**2 + max(4 * inn**2 + 10 * out * inn, 18 * out * inn)
+
+
+def forward_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> int:
+    """Everything parked, or one micro-batch, with what the linears of one micro-batch make and the widest Hessian."""
+    tokens = config.n_samples * config.seq_len
+    batch = min(tokens, max(BATCH_TOKENS, config.seq_len))
+    widest = max(inn for _, inn in plan.linears.values())
+    parked = parked_bytes(blocks, plan, tokens)
+    return (parked if parked <= limit else 0) + 3 * parked_bytes(blocks, plan, batch) + 4 * widest**2
