@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 
 METHODS = ("rtn", "gptq", "awq", "awq+gptq")
+AUTO = "auto"  # every one of METHODS, judged on held-out windows
 FORMAT_NAMES = ("awq", "gptq", "compressed-tensors")
-DEFAULT_FORMAT = {"rtn": "compressed-tensors", "gptq": "gptq", "awq": "awq", "awq+gptq": "awq"}
+DEFAULT_FORMAT = {"rtn": "compressed-tensors", "gptq": "gptq", "awq": "awq", "awq+gptq": "awq", AUTO: "awq"}
 GROUP_SIZES = (128, 64, 32)  # what vLLM's kernels take, largest first
 HEAD_BITS = (16, 8, 4)
 EMBEDDING_BITS = (16, 8)
@@ -17,6 +18,7 @@ class QuantizeConfig:
     """How a checkpoint is quantized. `group_size` 0 means auto; `sym` None means what the format takes.
 
     `head_bits` and `embedding_bits` 16 mean not at all; `eight_bit` names linears by parts of their paths.
+    `recover` epochs of training follow the rounding. The last `held_out` windows are read by no method: they judge.
     """
 
     method: str
@@ -32,10 +34,14 @@ class QuantizeConfig:
     head_bits: int = 16
     embedding_bits: int = 16
     eight_bit: tuple[str, ...] = ()
+    recover: int = 0
+    held_out: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS or self.format not in FORMAT_NAMES:
-            raise ValueError(f"method {self.method}, format {self.format}: known are {METHODS} and {FORMAT_NAMES}")
+        if self.method not in (*METHODS, AUTO) or self.format not in FORMAT_NAMES:
+            raise ValueError(
+                f"method {self.method}, format {self.format}: known are {(*METHODS, AUTO)} and {FORMAT_NAMES}"
+            )
         if self.bits != 4:
             raise ValueError(f"bits={self.bits}: 4 is what all three formats and vLLM's kernels take")
         if self.head_bits not in HEAD_BITS or self.embedding_bits not in EMBEDDING_BITS:
@@ -46,6 +52,8 @@ class QuantizeConfig:
         if self.sym is not None and self.sym != self.symmetric:
             needed = "symmetric" if self.symmetric else "asymmetric"
             raise ValueError(f"format {self.format} holds {needed} grids only; leave --sym/--asym out")
+        if self.recover < 0 or not 0 <= self.held_out < self.n_samples:
+            raise ValueError(f"recover={self.recover}, held_out={self.held_out} of n_samples={self.n_samples}")
         if min(self.n_samples, self.seq_len) < 1 or not 0 < self.damp_percent < 1:
             raise ValueError(f"n_samples={self.n_samples}, seq_len={self.seq_len}, damp_percent={self.damp_percent}")
 

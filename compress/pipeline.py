@@ -26,7 +26,8 @@ from compress.errors import QCompressError
 from compress.evaluate.compare import compare_rows
 from compress.evaluate.report import write_report
 from compress.evaluate.text import evaluation_windows
-from compress.quantize.job import plan_without_weights, quantize_checkpoint
+from compress.quantize.auto import quantize
+from compress.quantize.job import plan_without_weights
 from compress.quantize.plan import plan_row
 from compress.recipe import QuantizePart, Recipe
 
@@ -106,7 +107,7 @@ def quantize_stage(recipe: Recipe, part: QuantizePart, report: Report) -> Stage:
     dtype = getattr(torch, part.dtype) if part.dtype else None
 
     def make() -> object:
-        return quantize_checkpoint(source, out, part.config(), calibration=part.calibration, dtype=dtype, report=report)
+        return quantize(source, out, part.config(), calibration=part.calibration, dtype=dtype, report=report)
 
     settings = asdict(part.config()) | {"dtype": part.dtype}
     return Stage(part.name, out, "quantize", settings, (source,), tuple(part.calibration), make)

@@ -9,7 +9,14 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # top first; the longest matching prefix decides
     {"compress.cli"},
     {"compress.pipeline"},
-    {"compress.quantize.job", "compress.distill.job", "compress.evaluate", "compress.serve", "compress.recipe"},
+    {"compress.quantize.auto"},
+    {
+        "compress.quantize.job",
+        "compress.distill.job",
+        "compress.evaluate",
+        "compress.serve",
+        "compress.recipe",
+    },
     {"compress.quantize", "compress.distill"},
     {"compress.checkpoint"},
     {"compress.model"},

@@ -161,13 +161,14 @@ class CheckpointWriter:
         self._digests[name] = tensor_digest(tensor)
         self.written.add(name)
 
+    def tensor(self, name: str) -> Tensor:
+        """A tensor as it lies on the disk, written by this run or by an interrupted one."""
+        spec, shard = self.specs[name], self._shard_of[name]
+        return read_tensor(name, TensorInfo(self.folder / shard.file, shard.offsets[name], spec.dtype, spec.shape))
+
     def _digest(self, name: str) -> str:
         """Of a tensor as it was written; read back when an interrupted run wrote it."""
-        if name in self._digests:
-            return self._digests[name]
-        spec, shard = self.specs[name], self._shard_of[name]
-        place = TensorInfo(self.folder / shard.file, shard.offsets[name], spec.dtype, spec.shape)
-        return tensor_digest(read_tensor(name, place))
+        return self._digests.get(name) or tensor_digest(self.tensor(name))
 
     def publish(
         self,

@@ -5,13 +5,18 @@ from pathlib import Path
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.config import DEFAULT_FORMAT, FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
+from compress.config import AUTO, DEFAULT_FORMAT, FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
 
 
 @click.command("quantize")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory for the quantized checkpoint.")
-@click.option("--method", type=click.Choice(METHODS), required=True, help="How codes are chosen.")
+@click.option(
+    "--method",
+    type=click.Choice([*METHODS, AUTO]),
+    required=True,
+    help="How codes are chosen; auto tries all and keeps the best on held-out windows.",
+)
 @click.option(
     "--format", "format_name", type=click.Choice(FORMAT_NAMES), help="Layout on disk.  [default: the method's own]"
 )
@@ -35,6 +40,15 @@ from compress.config import DEFAULT_FORMAT, FORMAT_NAMES, METHODS, QuantizeConfi
 @click.option("--max-size", help="Refuse, before any work, a result larger than this: 2GB, 1.5GiB, 800MB.")
 @click.option(
     "--dtype", type=click.Choice(["float16", "bfloat16"]), help="Of everything unquantized.  [default: the model's]"
+)
+@click.option(
+    "--recover",
+    is_flag=False,
+    flag_value=2,
+    type=click.IntRange(0),
+    default=0,
+    help="Then train scales and norms by KL to MODEL, for EPOCHS over the windows (2 when not said).",
+    metavar="[EPOCHS]",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--dry-run", is_flag=True, help="Print the plan, exact bytes included, and stop.")
@@ -62,6 +76,7 @@ def command(
     eight_bit: tuple[str, ...],
     max_size: str | None,
     dtype: str | None,
+    recover: int,
     seed: int,
     dry_run: bool,
     activation_memory: str,
@@ -88,6 +103,7 @@ def command(
         damp_percent=damp_percent,
         n_samples=n_samples,
         seq_len=seq_len,
+        recover=recover,
         seed=seed,
         max_size=parse_size(max_size) if max_size else None,
         head_bits=int(head_bits),
@@ -96,7 +112,8 @@ def command(
     )
     import torch
 
-    from compress.quantize.job import plan_quantize, quantize_checkpoint
+    from compress.quantize.auto import quantize
+    from compress.quantize.job import plan_quantize
     from compress.quantize.plan import plan_row
 
     storage = getattr(torch, dtype) if dtype else None
@@ -104,7 +121,7 @@ def command(
         _, plan = plan_quantize(model, config, dtype=storage)
         emit(plan_row(str(model), plan, config), as_json=as_json)
         return
-    row = quantize_checkpoint(
+    row = quantize(
         model,
         out,
         config,

@@ -44,6 +44,7 @@ from compress.quantize.memory import (
     resident,
 )
 from compress.quantize.plan import Plan, Source, checkpoint_source, group_size_reason, plan_row, storage_dtype
+from compress.quantize.recovery import recover_checkpoint
 from compress.quantize.tables import pack_table
 
 Row = dict[str, Any]
@@ -99,6 +100,8 @@ def quantize_checkpoint(
                 writer = CheckpointWriter(out, plan.specs, keep=True)
                 quantize_blocks(blocks, writer, plan, config, windows, journal, report, drive)
                 tables = write_rest(checkpoint, writer, plan, report)
+                if config.recover and windows:
+                    recover_checkpoint(blocks, writer, plan, config, windows, journal, report)
                 publish(checkpoint, writer, plan, journal, windows, tables)
         rows = journal.rows
         journal.discard()
@@ -107,7 +110,7 @@ def quantize_checkpoint(
 
 def job_settings(model: Path, plan: Plan, config: QuantizeConfig, calibration: Sequence[str]) -> Row:
     """Everything that the bytes of the result follow from."""
-    texts = [] if config.method == "rtn" else calibration
+    texts = [] if config.method == "rtn" and not config.recover else calibration
     wanted = {key: value for key, value in asdict(config).items() if key != "max_size"}
     return {
         "model": str(model),
@@ -153,6 +156,7 @@ def publish(
         calibration=windows.manifest | {"start": journal.notes["start"]} if windows else None,
         rows=journal.rows,
         tables=tables,
+        recover=journal.notes.get("recover"),
     )
     try:
         writer.publish(
@@ -177,7 +181,7 @@ def job_windows(
     blocks: BlockModel, tokenizer: Any, sources: Sequence[str], config: QuantizeConfig, journal: Journal, report: Report
 ) -> Windows | None:
     """The windows of this job; how they begin is measured once and noted. None for a method that reads no text."""
-    if config.method == "rtn":
+    if config.method == "rtn" and not config.recover:
         return None
     size = {"n_samples": config.n_samples, "seq_len": config.seq_len, "seed": config.seed}
     if "start" not in journal.notes:
@@ -206,7 +210,7 @@ def quantize_blocks(
         report({"resumed": f"{first} of {len(blocks)} blocks were done"})
     for index in range(first):
         writer.written |= {name for name in writer.specs if name.startswith(f"{blocks.name(index)}.")}
-    inputs = first_inputs(blocks, windows, config, journal) if windows else None
+    inputs = first_inputs(blocks, windows, config, journal) if windows and config.method != "rtn" else None
     for index in range(first, len(blocks)):
         outputs = None
         with blocks.block(index) as block:
@@ -227,7 +231,7 @@ def quantize_blocks(
 
 def first_inputs(blocks: BlockModel, windows: Windows, config: QuantizeConfig, journal: Journal) -> Activations:
     """The inputs of the first block to do: embedded, or what the interrupted run has left."""
-    parts = windows.ids.split(max(1, BATCH_TOKENS // config.seq_len))
+    parts = windows.ids[: len(windows.ids) - config.held_out].split(max(1, BATCH_TOKENS // config.seq_len))
     shapes = [(*ids.shape, blocks.model.config.hidden_size) for ids in parts]
     inputs = boundary(journal.folder, len(journal.blocks), shapes)
     with blocks.ends():

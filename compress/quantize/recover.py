@@ -24,17 +24,20 @@ from compress.schedule import learning_rate
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
-HELDOUT_SHARE = 1 / 8  # of the windows: the last ones
 BETAS = (0.9, 0.95)
 
 
 @dataclass(frozen=True)
 class RecoverSettings:
-    """`epochs` over the windows, `batch` windows a step, the peak `learning_rate` of the multipliers."""
+    """`epochs` over the windows, `batch` windows a step, the peak `learning_rate` of the multipliers.
+
+    The last `held_out` windows judge and are not trained on; 0 means an eighth of them.
+    """
 
     epochs: int = 2
     batch: int = 4
     learning_rate: float = 2e-3
+    held_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,17 +99,21 @@ def recover(
     settings: RecoverSettings,
     report: Report = lambda row: None,
 ) -> Recovered:
-    """The multipliers with the lowest KL on the last HELDOUT_SHARE of `ids` (n, seq); zeros when nothing was lower.
+    """The multipliers with the lowest KL on the held-out ones of `ids` (n, seq); zeros when nothing was lower.
 
     `student_model` takes its weights from `student`. ValueError for fewer than two windows, or a KL that is not finite.
     """
     if len(ids) < 2:
         raise ValueError(f"recovery trains on windows and judges on others: {len(ids)} is too few")
-    held = max(1, round(HELDOUT_SHARE * len(ids)))
+    held = settings.held_out or max(1, len(ids) // 8)
     answers = final_states(teacher, ids, settings.batch)
     trainer = Trainer(teacher, student_model, student, settings)
     with teacher.ends(head=True), student_model.ends(head=True):
-        best = before = trainer.measure(ids[-held:], answers[-held:])
+
+        def judge() -> float:
+            return mean_kl(teacher, student_model, ids[-held:], answers[-held:], settings.batch)
+
+        best = before = judge()
         kept, kept_step = trainer.snapshot(), 0
         steps = settings.epochs * math.ceil((len(ids) - held) / settings.batch)
         for step, rows in enumerate(batches(len(ids) - held, settings), 1):
@@ -114,7 +121,7 @@ def recover(
             loss = trainer.step(ids[rows], answers[rows], learning_rate(step, steps, settings.learning_rate))
             line = {"recover": f"{step}/{steps}", "kl": loss, "seconds": round(time.perf_counter() - started, 1)}
             if step == steps or step % max(1, steps // (2 * settings.epochs)) == 0:
-                line["held_out_kl"] = now = trainer.measure(ids[-held:], answers[-held:])
+                line["held_out_kl"] = now = judge()
                 if now < best:
                     best, kept, kept_step = now, trainer.snapshot(), step
             report(line)
@@ -138,6 +145,40 @@ def final_states(model: BlockModel, ids: Tensor, batch: int) -> Tensor:
     return torch.cat(states)
 
 
+def block_states(model: BlockModel, ids: Tensor) -> list[Tensor]:
+    """The input of every block, and what the last one puts out; each (batch, seq, hidden). Needs `ends`."""
+    states = [model.embed(ids)]
+    for index in range(len(model)):
+        with model.block(index) as block:
+            states.append(model.runner(block, index)(states[-1]))
+    return states
+
+
+def kl_gradient(
+    teacher: BlockModel, model: BlockModel, hidden: Tensor, answers: Tensor, ids: Tensor
+) -> tuple[float, Tensor]:
+    """Mean KL(teacher ‖ model) over all positions, and its gradient for `hidden`, from both models' states after their
+    last blocks, (batch, seq, hidden). Needs `ends(head=True)` of both."""
+    with torch.enable_grad():
+        hidden = hidden.detach().requires_grad_()
+        everywhere = torch.ones_like(ids).bool()
+        kl = distill_loss(side(model, hidden), side(teacher, answers), ids, everywhere, alpha=1.0).loss
+        kl.backward()
+    assert hidden.grad is not None
+    return kl.item(), hidden.grad
+
+
+def mean_kl(teacher: BlockModel, model: BlockModel, ids: Tensor, answers: Tensor, batch: int) -> float:
+    """Mean KL in nats over all positions of (n, seq) ids; `answers` are the teacher's `final_states`.
+
+    Needs `ends(head=True)` of both.
+    """
+    total = 0.0
+    for part, wanted in zip(ids.split(batch), answers.split(batch), strict=True):
+        total += kl_gradient(teacher, model, block_states(model, part)[-1], wanted, part)[0] * len(part)
+    return total / len(ids)
+
+
 class Trainer:
     """One step at a time: forward through all blocks, backward through them, each loaded when its turn comes."""
 
@@ -148,25 +189,10 @@ class Trainer:
     def snapshot(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.student.multipliers.items()}
 
-    def forward(self, ids: Tensor) -> list[Tensor]:
-        """The input of every block, and what the last one puts out; each (batch, seq, hidden)."""
-        states = [self.model.embed(ids)]
-        for index in range(len(self.model)):
-            with self.model.block(index) as block:
-                states.append(self.model.runner(block, index)(states[-1]))
-        return states
-
-    def measure(self, ids: Tensor, answers: Tensor) -> float:
-        """Mean KL in nats over all positions of (n, seq) ids."""
-        total = 0.0
-        for part, wanted in zip(ids.split(self.settings.batch), answers.split(self.settings.batch), strict=True):
-            total += self.loss(self.forward(part)[-1], wanted, part)[0] * len(part)
-        return total / len(ids)
-
     def step(self, ids: Tensor, answers: Tensor, rate: float) -> float:
         """One update of all multipliers; the KL before it."""
-        states = self.forward(ids)
-        loss, gradient = self.loss(states.pop(), answers, ids)
+        states = block_states(self.model, ids)
+        loss, gradient = kl_gradient(self.teacher, self.model, states.pop(), answers, ids)
         if not math.isfinite(loss):
             raise ValueError(f"recovery: KL is {loss}; a lower learning rate than {rate:g} is needed")
         for index in reversed(range(len(self.model))):
@@ -176,17 +202,6 @@ class Trainer:
             group["lr"] = rate
         self.adam.step()
         return loss
-
-    def loss(self, hidden: Tensor, answers: Tensor, ids: Tensor) -> tuple[float, Tensor]:
-        """Mean KL to the teacher, and its gradient for `hidden` (batch, seq, hidden_size) after the last block."""
-        with torch.enable_grad():
-            hidden = hidden.detach().requires_grad_()
-            kl = distill_loss(
-                side(self.model, hidden), side(self.teacher, answers), ids, torch.ones_like(ids).bool(), alpha=1.0
-            ).loss
-            kl.backward()
-        assert hidden.grad is not None
-        return kl.item(), hidden.grad
 
     def backward(self, block: Block, index: int, state: Tensor, gradient: Tensor) -> Tensor:
         """The gradient for the block's input; those of its multipliers are left where Adam finds them."""

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.record import read_record
+from compress.config import QuantizeConfig
 from compress.losses import Side, distill_loss
 from compress.model.blocks import BlockModel, linear_shapes, load_whole
 from compress.quantize.grid import QuantizedWeight, split_groups
+from compress.quantize.job import quantize_checkpoint
 from compress.quantize.recover import RecoverSettings, Student, Trainer, batches, final_states, recover
 from compress.quantize.rtn import rtn
 
@@ -86,6 +89,18 @@ def whole_loss(student, teacher, ids: Tensor) -> Tensor:
         for model in (student, teacher)
     ]
     return distill_loss(*sides, ids, torch.ones_like(ids).bool(), alpha=1.0).loss
+
+
+def test_recovery_in_a_job_changes_scales_and_norms_and_no_code(path, tmp_path):
+    config = QuantizeConfig("gptq", "gptq", n_samples=16, seq_len=24, group_size=32)
+    quantize_checkpoint(path, tmp_path / "plain", config)
+    quantize_checkpoint(path, tmp_path / "recovered", replace(config, recover=2))
+    plain, recovered = Checkpoint(tmp_path / "plain"), Checkpoint(tmp_path / "recovered")
+    kinds = ("scales", "layernorm.weight", "bias")
+    changed = {n for n in plain.tensors if not torch.equal(plain.tensor(n), recovered.tensor(n))}
+    assert changed and all(name.endswith(kinds) for name in changed)
+    told = read_record(tmp_path / "recovered")["recover"]
+    assert told["kl"] < told["kl_before"] and told["step"] > 0
 
 
 def test_batches_of_any_size_give_the_same_final_states(tiny_qwen2):

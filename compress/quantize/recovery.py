@@ -1,0 +1,93 @@
+"""Recovery inside a job: the unfinished checkpoint is read back, trained, and its better scales are written over it.
+
+What was found lies in a file of its own in the work folder before anything is overwritten, so that a run killed in
+between writes the same again instead of training on what it has changed.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from calibration.windows import Windows
+from compress.checkpoint.write import CheckpointWriter, sync
+from compress.config import QuantizeConfig
+from compress.model.blocks import BlockModel
+from compress.quantize.grid import QuantizedWeight
+from compress.quantize.journal import Journal
+from compress.quantize.plan import Plan
+from compress.quantize.recover import RecoverSettings, Student, recover
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+FOUND = "recovered.safetensors"
+
+
+def recover_checkpoint(
+    teacher: BlockModel,
+    writer: CheckpointWriter,
+    plan: Plan,
+    config: QuantizeConfig,
+    windows: Windows,
+    journal: Journal,
+    report: Report,
+) -> None:
+    """Train what `writer` holds and write the better values; `journal.notes["recover"]` says what it brought."""
+    file = journal.folder / FOUND
+    if not file.is_file():
+        student = make_student(writer, plan, teacher.layers_path)
+        model = BlockModel(teacher.model.config.to_dict(), student.weights)
+        settings = RecoverSettings(epochs=config.recover, held_out=config.held_out)
+        found = recover(teacher, model, student, windows.ids, settings, report)
+        student.multipliers = found.multipliers
+        journal.notes["recover"] = {"kl_before": found.kl_before, "kl": found.kl, "step": found.step}
+        save_found(changed_tensors(student, writer, plan), file)
+        journal.save()
+    report({"recovered": "yes", **journal.notes["recover"]})
+    for name, tensor in load_file(file).items():
+        writer.write(name, tensor)
+
+
+def make_student(writer: CheckpointWriter, plan: Plan, layers_path: str) -> Student:
+    """The written checkpoint as a student. Scales of all block linears, and the blocks' norms and biases, are trained;
+    embedding, final norm and head stay as they are."""
+
+    def packed(module: str) -> QuantizedWeight:
+        return plan.format.load(lambda suffix: writer.tensor(f"{module}.{suffix}"), plan.schemes[module])
+
+    def plain(name: str) -> Tensor:
+        module = name.removesuffix(".weight")
+        return packed(module).dequantize() if module in plan.tables else writer.tensor(name)
+
+    shapes = {name: (out, inn // plan.schemes[name].group_size) for name, (out, inn) in plan.linears.items()}
+    whole = (spec for spec in plan.specs if spec.name.endswith((".weight", ".bias")))
+    shapes |= {spec.name: spec.shape for spec in whole if spec.name.startswith(f"{layers_path}.")}
+    return Student(packed, plain, shapes, plan.scheme.dtype)
+
+
+def changed_tensors(student: Student, writer: CheckpointWriter, plan: Plan) -> dict[str, Tensor]:
+    """By name on disk, every tensor that is not what `writer` holds: scales, norms, biases."""
+    tensors: dict[str, Tensor] = {}
+    for name in student.multipliers:
+        now = written_as(student, name, plan)
+        tensors |= {key: tensor for key, tensor in now.items() if not torch.equal(tensor, writer.tensor(key))}
+    return tensors
+
+
+def written_as(student: Student, name: str, plan: Plan) -> dict[str, Tensor]:
+    """What a trained linear or parameter is on disk, by name."""
+    if name not in plan.linears:
+        return {name: student.plain(name).to(plan.scheme.dtype)}
+    parts = plan.format.save(student.packed(name), plan.scheme.dtype)
+    return {f"{name}.{suffix}": tensor for suffix, tensor in parts.items()}
+
+
+def save_found(tensors: dict[str, Tensor], file: Path) -> None:
+    """Under another name first, so that a file of this name is whole."""
+    temporary = file.with_suffix(".partial")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+    sync(temporary)
+    temporary.rename(file)

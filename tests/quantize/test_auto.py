@@ -1,0 +1,63 @@
+"""--method auto: the lowest held-out KL is written, with the table of all in its record."""
+
+from dataclasses import replace
+
+import pytest
+
+from compress.checkpoint.check import check_checkpoint
+from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.record import read_record
+from compress.config import METHODS, QuantizeConfig
+from compress.errors import QCompressError
+from compress.quantize import auto
+from compress.quantize.auto import quantize
+
+CONFIG = QuantizeConfig("auto", "awq", n_samples=16, seq_len=24, group_size=32)
+
+
+@pytest.fixture(scope="module")
+def chosen(tiny_llama, tmp_path_factory):
+    out = tmp_path_factory.mktemp("auto") / "best"
+    return out, quantize(tiny_llama, out, replace(CONFIG, recover=1))
+
+
+def test_the_best_of_all_is_written_with_the_table_of_all(chosen, tiny_llama):
+    out, row = chosen
+    record = read_record(out)
+    found = {candidate["candidate"]: candidate["held_out_kl"] for candidate in record["candidates"]}
+    assert set(found) >= set(METHODS) and any(name.endswith("+recover") for name in found)
+    assert row["held_out_kl"] == min(found.values()) <= found["rtn"]
+    assert record["settings"]["method"] == row["candidate"].removesuffix("+recover")
+    assert not [r for r in check_checkpoint(out, source=tiny_llama) if r["level"] == "error"]
+
+
+def test_nothing_is_left_beside_the_result(chosen):
+    out, _ = chosen
+    assert not [path.name for path in out.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_the_judging_windows_are_read_by_no_candidate(chosen):
+    out, _ = chosen
+    record = read_record(out)
+    assert record["settings"]["held_out"] == 2
+
+
+def test_a_finished_candidate_is_not_made_again_after_an_interruption(tiny_llama, tmp_path, monkeypatch):
+    made = []
+
+    def quantize_or_stop(model, path, config, **options):
+        if config.method == "awq" and not made.count("awq"):
+            made.append("awq")
+            raise KeyboardInterrupt
+        made.append(config.method)
+        return original(model, path, config, **options)
+
+    original = auto.quantize_checkpoint
+    monkeypatch.setattr(auto, "quantize_checkpoint", quantize_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(tiny_llama, tmp_path / "best", CONFIG)
+    with pytest.raises(QCompressError, match="n_samples 16, now 8"):
+        quantize(tiny_llama, tmp_path / "best", replace(CONFIG, n_samples=8, held_out=2))
+    quantize(tiny_llama, tmp_path / "best", CONFIG)
+    assert made == ["rtn", "gptq", "awq", "awq", "awq+gptq"]
+    assert Checkpoint(tmp_path / "best").quantization
