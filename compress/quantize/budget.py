@@ -164,7 +164,8 @@ def flags(config: QuantizeConfig, given: QuantizeConfig | None = None) -> str:
     for name, option in SHOWN.items():
         value = getattr(config, name)
         if value != before[name]:
-            words += [f"{option} {each}" for each in (value if isinstance(value, tuple) else (value,))]
+            each = value if isinstance(value, tuple) else (value,)
+            words += [f"{option} {one}" for one in each] or [f"no {option}"]
     return " ".join(words)
 
 

@@ -49,18 +49,23 @@ def read_source(path: Path, dtype: torch.dtype | None = None) -> Source:
     file = path / "config.json" if path.is_dir() else path
     model = read_json(file)
     check_causal_lm(file.parent, model)
+    refuse_quantized(path, model)
     return Source(str(path), parameter_shapes(model), model, dtype or storage_dtype(model))
 
 
 def checkpoint_source(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Source:
     """The same of an open checkpoint. QCompressError when it is quantized already."""
-    if checkpoint.quantization is not None:
-        method = checkpoint.quantization.get("quant_method")
-        raise QCompressError(
-            f"{checkpoint.path}: is already quantized ({method}); give the 16-bit checkpoint it was made from"
-        )
+    refuse_quantized(checkpoint.path, checkpoint.config)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     return Source(str(checkpoint.path), shapes, checkpoint.config, dtype or storage_dtype(checkpoint.config))
+
+
+def refuse_quantized(where: Path, model: dict[str, Any]) -> None:
+    """QCompressError for a config.json of a checkpoint that is quantized already."""
+    found = model.get("quantization_config")
+    if found is not None:
+        method = found.get("quant_method")
+        raise QCompressError(f"{where}: is already quantized ({method}); give the 16-bit checkpoint it was made from")
 
 
 def storage_dtype(config: dict[str, Any]) -> torch.dtype:

@@ -57,6 +57,13 @@ def test_a_config_alone_can_be_planned_but_not_measured(tiny_qwen2, tmp_path):
     assert result.exit_code == 1 and "no *.safetensors" in result.stderr
 
 
+def test_what_is_quantized_already_is_not_planned(tiny_qwen2, tmp_path):
+    config = json.loads((tiny_qwen2 / "config.json").read_text()) | {"quantization_config": {"quant_method": "awq"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = invoke("plan", tmp_path)
+    assert result.exit_code == 1 and "already quantized (awq)" in result.stderr
+
+
 def test_a_recipe_asks_for_a_layout(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     part = (

@@ -158,6 +158,7 @@ def test_the_flags_ask_for_the_layout(tiny_qwen2):
         "--eight-bit q_proj --eight-bit o_proj"
     )
     assert budget.flags(config(head_bits=4), config()) == "--head-bits 4"
+    assert budget.flags(config(), config(eight_bit=("q_proj",))) == "no --eight-bit"
 
 
 LOADERS = [
