@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from compress.checkpoint.finite import cast_finite
@@ -17,6 +17,8 @@ from compress.checkpoint.write import TensorSpec, check_room, save_checkpoint
 from compress.errors import QCompressError
 
 MAGIC = b"GGUF"
+TWINS = 0.99  # cosine of two roundings of one matrix (4 and 6 bits: 0.997); trained apart, nowhere near
+ROWS = 4096
 WRONG_TOKENIZERS = ("gemma3", "gemma3_text")  # seen: its tokenizer splits text into characters
 
 
@@ -40,12 +42,14 @@ def import_gguf(file: Path, out: Path, *, dtype: torch.dtype = torch.float16) ->
         raise QCompressError(
             f"{file}: the tokenizer inside a {model.config.model_type} GGUF is not read right; use its HF form"
         )
+    twins = tie_twins(model)
     pairs = list(plain_tensors(model, dtype))
     config = import_config(model, tokenizer, dtype)
     record = record_text("import", {"dtype": str(dtype).removeprefix("torch.")}, source=digest(file))
     save_checkpoint(out, config, pairs, extra={"qcompress.json": record, **tokenizer_files(tokenizer, out)})
     parameters = sum(tensor.numel() for _, tensor in pairs)
-    return {"file": str(file), "out": str(out), "architecture": config["architectures"][0], "parameters": parameters}
+    row = {"file": str(file), "out": str(out), "architecture": config["architectures"][0], "parameters": parameters}
+    return row if twins is None else row | {"tied": f"head and embedding were one matrix, cosine {twins:.4f}"}
 
 
 def check_magic(file: Path) -> None:
@@ -54,6 +58,24 @@ def check_magic(file: Path) -> None:
     with file.open("rb") as stream:
         if stream.read(4) != MAGIC:
             raise QCompressError(f"{file}: does not begin with GGUF, so it is no GGUF file")
+
+
+def tie_twins(model: PreTrainedModel) -> float | None:
+    """Make the embedding the head's own parameter where both were rounded from one matrix; their least cosine, or None.
+
+    llama.cpp stores a tied matrix twice, the head in more bits than the embedding: the head's copy is kept.
+    """
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    if head is embedding or head.shape != embedding.shape:
+        return None
+    pairs = zip(embedding.split(ROWS), head.split(ROWS), strict=True)
+    cosine = min(torch.cosine_similarity(ours, theirs).mean().item() for ours, theirs in pairs)
+    if cosine < TWINS:
+        return None
+    model.set_input_embeddings(nn.Embedding.from_pretrained(head.detach()))
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    return cosine
 
 
 def plain_tensors(model: PreTrainedModel, dtype: torch.dtype) -> list[tuple[TensorSpec, Tensor]]:
