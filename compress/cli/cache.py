@@ -9,7 +9,11 @@ from compress.cli.console import emit, json_option
 
 @click.group("cache")
 def command() -> None:
-    """Caches of what a teacher said, as `qcompress capture` writes them."""
+    """Caches of what a teacher said, as `qcompress capture` writes them.
+
+    \b
+    qcompress cache inspect cache
+    """
 
 
 @command.command("inspect")

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, json_option, report
+from compress.cli.shape import shape_options
 from compress.distill.config import DIVERGENCES, DTYPES, STEPS, DistillConfig
 
 
@@ -13,12 +14,7 @@ from compress.distill.config import DIVERGENCES, DTYPES, STEPS, DistillConfig
 @click.argument("teacher", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory for the student.")
 @click.option("--student", type=click.Path(), help="An existing checkpoint with the teacher's tokenizer.")
-@click.option("--blocks", type=click.IntRange(1), help="How many of the teacher's blocks to keep.")
-@click.option("--hidden-size", type=click.IntRange(1), help="Width of the student.  [default: the teacher's]")
-@click.option("--intermediate-size", type=click.IntRange(1), help="Channels of its MLPs.")
-@click.option("--num-layers", type=click.IntRange(1), help="Its blocks.")
-@click.option("--num-heads", type=click.IntRange(1), help="Its query heads.")
-@click.option("--num-kv-heads", type=click.IntRange(1), help="Its key and value heads.")
+@shape_options
 @click.option("--alpha", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Weight of the KL.")
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True)
 @click.option("--divergence", type=click.Choice(DIVERGENCES), default="kl", show_default=True, help="Beside the CE.")

@@ -14,13 +14,21 @@ import torch
 
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory import check_memory
-from compress.checkpoint.record import RECORD, digest, record_text
-from compress.checkpoint.write import TensorSpec, check_room, save_checkpoint
+from compress.checkpoint.record import digest, record_text
+from compress.checkpoint.write import check_room
 from compress.distill.cached import CachedTeacher, cache_text, open_cache
 from compress.distill.config import DistillConfig
 from compress.distill.plan import Plan, plan_distill, plan_row
-from compress.distill.student import Student, check_student, common_vocabulary, make_student, open_model, working_dtype
-from compress.distill.text import Text, find_start, read_text, text_row
+from compress.distill.student import (
+    Student,
+    check_student,
+    common_vocabulary,
+    make_student,
+    open_model,
+    save_student,
+    working_dtype,
+)
+from compress.distill.text import Text, text_row, train_text
 from compress.distill.train import Heldout, Scores, Teacher, Trained, make_accelerator, restore, train
 from compress.errors import QCompressError
 
@@ -61,18 +69,9 @@ def distill_checkpoint(teacher: Path, out: Path, settings: DistillConfig, report
     after = heldout.measure(student.model)
     row = {"out": str(out), **scores_row(heldout.teacher_nll, before, after), **plan.student_size}
     row |= {**training_row(trained, settings), "seconds": round(time.perf_counter() - started, 1)}
-    save(
-        out, student, trained, Path(settings.student or teacher), record(teacher, settings, text, student, trained, row)
-    )
+    text_of_record = record(teacher, settings, text, student, trained, row)
+    save_student(out, student, trained.weights, Path(settings.student or teacher), text_of_record)
     return row
-
-
-def train_text(settings: DistillConfig, tokenizer: Any, teacher: Any) -> Text:
-    """Windows to train on, beginning as the teacher wants them to, and windows held out."""
-    size = {"seq_len": settings.seq_len, "seed": settings.seed}
-    wanted = settings.total_steps * settings.batch_size
-    start = find_start(settings.data, tokenizer, teacher, wanted, size)
-    return read_text(settings.data, settings.heldout, tokenizer, wanted, size, start)
 
 
 def pick_device(teacher: Path, plan: Plan) -> torch.device:
@@ -128,11 +127,3 @@ def record(teacher: Path, settings: DistillConfig, text: Text, student: Student,
         loss=trained.curve,
         rows=[row],
     )
-
-
-def save(out: Path, student: Student, trained: Trained, tokenizer: Path, text: str) -> None:
-    """The checkpoint: the best weights, the student's config in their dtype, tokenizer files, the record."""
-    dtype = str(next(iter(trained.weights.values())).dtype).removeprefix("torch.")
-    config = {**student.config, "dtype": dtype, "architectures": [type(student.model.model).__name__]}
-    pairs = [(TensorSpec(name, t.dtype, tuple(t.shape)), t) for name, t in trained.weights.items()]
-    save_checkpoint(out, config, pairs, source=tokenizer, extra={RECORD: text})

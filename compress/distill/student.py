@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from calibration.windows import Windows
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import load_model, load_tokenizer, open_causal_lm, spell_vocabulary
 from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.record import RECORD
+from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.distill.config import StudentConfig
 from compress.distill.plan import Plan
 from compress.distill.train import Model, check_head
@@ -96,3 +99,11 @@ def make_student(
     config, cut_weights = cut(source.config, weights, plan.shape, blocks)
     model = load_whole(config, lambda name: check_finite(name, cut_weights(name)), torch.float32)
     return Student(Model(model, device), config, blocks, sweep)
+
+
+def save_student(out: Path, student: Student, weights: dict[str, Tensor], tokenizer: Path, record: str) -> None:
+    """The checkpoint: these weights, the student's config in their dtype, the files of `tokenizer`, the record."""
+    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    config = {**student.config, "dtype": dtype, "architectures": [type(student.model.model).__name__]}
+    pairs = [(TensorSpec(name, t.dtype, tuple(t.shape)), t) for name, t in weights.items()]
+    save_checkpoint(out, config, pairs, source=tokenizer, extra={RECORD: record})

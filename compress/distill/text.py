@@ -8,6 +8,7 @@ from calibration.errors import TooShortError
 from calibration.start import StartToken
 from calibration.windows import Windows, build_windows
 from compress.checkpoint.load import measure_start
+from compress.distill.config import DistillConfig
 from compress.errors import QCompressError
 
 Row = dict[str, Any]
@@ -38,6 +39,14 @@ def read_text(
     if seen & {source["digest"] for source in judges.manifest["sources"]}:
         raise QCompressError(f"{heldout}: is trained on, so it cannot be held out; give --heldout another text")
     return Text(windows, judges, start)
+
+
+def train_text(settings: DistillConfig, tokenizer: Any, teacher: Any) -> Text:
+    """Windows to train on, beginning as the teacher wants them to, and windows held out."""
+    size = {"seq_len": settings.seq_len, "seed": settings.seed}
+    wanted = settings.total_steps * settings.batch_size
+    start = find_start(settings.data, tokenizer, teacher, wanted, size)
+    return read_text(settings.data, settings.heldout, tokenizer, wanted, size, start)
 
 
 def find_start(sources: Sequence[str], tokenizer: Any, teacher: Any, wanted: int, size: dict[str, int]) -> StartToken:
