@@ -112,18 +112,23 @@ def checksum(tensors: Parts) -> Tensor:
     return digest_bytes("\n".join(lines).encode())
 
 
-def open_folder(out: Path, manifest: Manifest) -> None:
-    """Make the directory and its manifest, or find the very same one there. QCompressError names what differs."""
+def open_folder(out: Path, manifest: Manifest) -> Manifest:
+    """Make the directory and its manifest, or find one there that agrees; returns the one on disk, which counts.
+
+    What was merely measured, as how windows begin, may differ in its last digits between machines. QCompressError
+    names what differs in earnest.
+    """
     out.mkdir(parents=True, exist_ok=True)
     if (out / MANIFEST).is_file():
         difference = differing(read_manifest(out).facts(), manifest.facts())
         if difference:
             raise QCompressError(f"{out}: is a cache of another {difference}; give another --out")
-        return
+        return read_manifest(out)
     strangers = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     if strangers:
         raise QCompressError(f"{out}: holds {strangers[0]} and no {MANIFEST}; give a new directory")
     write_whole(out / MANIFEST, manifest.text().encode())
+    return read_manifest(out)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -154,13 +159,15 @@ def write_whole(path: Path, *pieces: Any) -> None:
 
 
 def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> None:
-    """Shard `index`, with its manifest's digest and its checksum."""
+    """Shard `index`, with its manifest's digest and its checksum; what a killed run left of it goes."""
     tensors = tensors | {"manifest": manifest.digest}
     tensors["checksum"] = checksum(tensors)
     specs = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
     shard = plan_shard(manifest.files[index], specs)
     ordered = sorted(tensors, key=lambda name: shard.offsets[name])
     rows = (tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data for name in ordered)
+    for stale in out.glob(f".{shard.file}.*.partial"):
+        stale.unlink()
     write_whole(out / shard.file, shard.header, *rows)
 
 

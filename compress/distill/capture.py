@@ -56,7 +56,7 @@ def capture_teacher(
     manifest = describe(teacher, model, tokenizer, windows, data, settings)
     codec = make_codec(manifest.codec)
     check_disk(out, windows, codec, manifest.width)
-    open_folder(out, manifest)
+    manifest = open_folder(out, manifest)
     mine = range(rank, len(manifest.files), ranks)
     for done, index in enumerate(mine, 1):
         fill_shard(out, manifest, index, model, windows, codec)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,25 @@ def test_a_capture_that_was_killed_ends_in_the_same_bytes(tiny_llama, tmp_path, 
     process.wait()
     assert len(list(out.glob("targets-*"))) >= 2 and (out / "manifest.json").is_file()
     capture_teacher(tiny_llama, out, CaptureConfig(codec="hybrid", **SMALL))
-    found = {name: value for name, value in content(out).items() if not name.endswith(".partial")}
-    assert found == content(hybrid)
+    assert content(out) == content(hybrid)
+
+
+def test_what_a_killed_run_left_of_a_shard_goes(tiny_llama, tmp_path, hybrid):
+    shutil.copytree(hybrid, tmp_path / "cache")
+    name = read_manifest(hybrid).files[1]
+    (tmp_path / "cache" / name).rename(tmp_path / "cache" / f".{name}.123.partial")
+    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(codec="hybrid", **SMALL))
+    assert content(tmp_path / "cache") == content(hybrid)
+
+
+def test_a_last_digit_of_a_measurement_makes_no_other_cache(tiny_llama, tmp_path, hybrid):
+    manifest = read_manifest(hybrid)
+    start = manifest.data["start"] | {"nll_without": manifest.data["start"]["nll_without"] + 1e-6}
+    other = replace(manifest, data=manifest.data | {"start": start})
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "manifest.json").write_text(other.text())
+    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(codec="hybrid", **SMALL))
+    assert Cache(tmp_path / "cache").manifest == other and len(Cache(tmp_path / "cache").shard(0)["window"]) == 5
 
 
 @pytest.mark.parametrize("survivors", [0, 1, 4])
