@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from compress.losses import Head, Loss, Side, distill_loss, find_head, next_tokens, token_mean
+from compress.losses import DIVERGENCES, Head, Loss, Side, Sparse, distill_loss, find_head, next_tokens, token_mean
 
 TOKENS, WIDTH, VOCAB = 13, 6, 37
 MASK = torch.tensor([True, True, False, True, False, False, True, True, True, True, False, True, True])
@@ -33,12 +33,37 @@ def logits(side: Side) -> Tensor:
     return z if side.head.softcap is None else side.head.softcap * torch.tanh(z / side.head.softcap)
 
 
-def plain(student: Side, teacher: Side, labels: Tensor, mask: Tensor, alpha: float, temperature: float) -> Loss:
+def kl_of(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+
+def plain_jsd(log_t: Tensor, log_s: Tensor, beta: float) -> Tensor:
+    log_m = (beta * log_t.exp() + (1 - beta) * log_s.exp()).log()
+    return beta * kl_of(log_t, log_m) + (1 - beta) * kl_of(log_s, log_m)
+
+
+PLAIN = {
+    "kl": lambda log_t, log_s, beta: kl_of(log_t, log_s),
+    "reverse_kl": lambda log_t, log_s, beta: kl_of(log_s, log_t),
+    "jsd": plain_jsd,
+}
+
+
+def plain(
+    student: Side,
+    teacher: Side,
+    labels: Tensor,
+    mask: Tensor,
+    alpha: float,
+    temperature: float,
+    divergence: str = "kl",
+    beta: float = 0.5,
+) -> Loss:
     """The whole logits at once, straight from the formula."""
     size = min(len(student.weight), len(teacher.weight))
     ours, theirs = logits(student)[:, :size], logits(teacher)[:, :size]
     log_s, log_t = log_softmax(ours / temperature, -1), log_softmax(theirs / temperature, -1)
-    kl = temperature**2 * kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1)
+    kl = temperature**2 * PLAIN[divergence](log_t, log_s, beta)
     ce = cross_entropy(ours, labels, reduction="none")
     return Loss(token_mean(alpha * kl + (1 - alpha) * ce, mask), kl * mask, ce * mask)
 
@@ -61,6 +86,25 @@ def test_chunks_never_change_loss_or_gradient(chunk, temperature, vocabularies, 
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("chunk", [1, 4, 13])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize(("divergence", "beta"), [("reverse_kl", 0.5), ("jsd", 0.5), ("jsd", 0.1), ("jsd", 0.9)])
+@pytest.mark.parametrize("head", [LINEAR, CAPPED], ids=["linear", "capped"])
+def test_every_divergence_is_its_formula_in_every_chunk(chunk, temperature, divergence, beta, head):
+    student, teacher, labels = make_sides(VOCAB, 41, head)
+    options = {"alpha": 0.7, "temperature": temperature, "divergence": divergence, "beta": beta}
+    expected = plain(student, teacher, labels, MASK, **options)
+    found = distill_loss(student, teacher, labels, MASK, chunk=chunk, **options)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    for ours, theirs in zip(gradients(found.loss, student), gradients(expected.loss, student), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_the_table_of_divergences_is_tested_whole():
+    assert set(DIVERGENCES) == set(PLAIN)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_alpha_weighs_kl_against_cross_entropy(alpha):
     student, teacher, labels = make_sides()
@@ -70,12 +114,15 @@ def test_alpha_weighs_kl_against_cross_entropy(alpha):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_a_teacher_that_is_the_student_costs_nothing(temperature):
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_teacher_that_is_the_student_costs_nothing(temperature, divergence):
     student, _, labels = make_sides()
     teacher = Side(student.hidden.detach(), student.weight.detach())
-    found = distill_loss(student, teacher, labels, MASK, alpha=1.0, temperature=temperature)
-    assert found.loss == 0 and not found.kl.any()
-    assert all(not gradient.any() for gradient in gradients(found.loss, student))
+    found = distill_loss(student, teacher, labels, MASK, alpha=1.0, temperature=temperature, divergence=divergence)
+    assert found.loss.abs() < 1e-15 and found.kl.abs().max() < 1e-14
+    assert all(gradient.abs().max() < 1e-15 for gradient in gradients(found.loss, student))
+    if divergence != "jsd":  # its logarithm of (1 - beta) + beta rounds
+        assert found.loss == 0 and not found.kl.any()
 
 
 def test_micro_batches_add_up_to_the_full_batch():
@@ -147,6 +194,69 @@ def test_inside_it_is_float32_whatever_comes_in():
     half = [Side(side.hidden.detach().bfloat16(), side.weight.detach().bfloat16()) for side in (student, teacher)]
     whole = [Side(side.hidden.float(), side.weight.float()) for side in half]
     torch.testing.assert_close(distill_loss(*half, labels, MASK).kl, distill_loss(*whole, labels, MASK).kl)
+
+
+def dense_as_sparse(teacher: Side, vocab: int, temperature: float) -> Sparse:
+    """Every id of the vocabulary, in another order, with its probability."""
+    ids = torch.randperm(vocab, generator=torch.Generator().manual_seed(6)).expand(TOKENS, vocab)
+    p = (logits(teacher)[:, :vocab] / temperature).softmax(-1)
+    return Sparse(ids, p.gather(-1, ids), -(p * p.log()).sum(-1), vocab)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 13])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("head", [LINEAR, CAPPED], ids=["linear", "capped"])
+def test_sparse_targets_that_name_every_token_are_the_dense_ones(chunk, temperature, head):
+    student, teacher, labels = make_sides(41, VOCAB, head)
+    expected = distill_loss(student, teacher, labels, MASK, temperature=temperature)
+    sparse = dense_as_sparse(teacher, VOCAB, temperature)
+    found = distill_loss(student, sparse, labels, MASK, temperature=temperature, chunk=chunk)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients(found.loss, student), gradients(expected.loss, student), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_sparse_targets_that_repeat_a_token_or_weigh_less_than_one_are_the_formula(temperature):
+    student, _, labels = make_sides()
+    ids, weights = (
+        torch.randint(0, VOCAB, (TOKENS, 5), generator=torch.Generator().manual_seed(1)),
+        torch.rand(TOKENS, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2)),
+    )
+    entropy = random(TOKENS, seed=8)
+    log_s = (logits(student) / temperature).log_softmax(-1)
+    kl = temperature**2 * (-(weights * log_s.gather(-1, ids)).sum(-1) - entropy)
+    found = distill_loss(
+        student, Sparse(ids, weights, entropy, VOCAB), labels, MASK, alpha=1.0, temperature=temperature, chunk=4
+    )
+    torch.testing.assert_close(found.kl, kl * MASK, rtol=1e-9, atol=1e-9)
+    expected = gradients(token_mean(kl, MASK), student)
+    torch.testing.assert_close(gradients(found.loss, student), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_micro_batches_of_sparse_targets_add_up_too():
+    student, teacher, labels = make_sides()
+    sparse = dense_as_sparse(teacher, VOCAB, 1.0)
+    whole = distill_loss(student, sparse, labels, MASK).loss
+    parts = []
+    for rows in (slice(0, 2), slice(2, 3), slice(3, 13)):
+        some = Sparse(sparse.ids[rows], sparse.weights[rows], sparse.entropy[rows], VOCAB)
+        side = Side(student.hidden[rows], student.weight)
+        parts.append(distill_loss(side, some, labels[rows], MASK[rows], total=MASK.sum().item()).loss)
+    torch.testing.assert_close(sum(parts), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "jsd"])
+def test_sparse_targets_teach_the_forward_kl_only(divergence):
+    student, teacher, labels = make_sides()
+    with pytest.raises(ValueError, match="divergence must be kl"):
+        distill_loss(student, dense_as_sparse(teacher, VOCAB, 1.0), labels, MASK, divergence=divergence)
+
+
+def test_sparse_targets_of_a_larger_vocabulary_are_refused_with_both_numbers():
+    student, teacher, labels = make_sides(VOCAB, 41)
+    with pytest.raises(ValueError, match="over 41 tokens cannot teach a loss over 37"):
+        distill_loss(student, dense_as_sparse(teacher, 41, 1.0), labels, MASK)
 
 
 def test_a_label_outside_the_common_vocabulary_is_named():

@@ -1,5 +1,7 @@
 """A checkpoint of any of our formats as a transformers model and tokenizer, and how its windows must begin."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,25 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise QCompressError(f"{path}: has no tokenizer.json; copy the model's tokenizer files there")
     return AutoTokenizer.from_pretrained(path)
+
+
+def spell_vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """How a tokenizer spells a text of its own: equal vocabularies may still cut a text differently."""
+    size = len(tokenizer.get_vocab())
+    return list(tokenizer(tokenizer.decode(list(range(0, size, max(1, size // 256)))))["input_ids"])
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over the vocabulary and how it is used, the same however its files are laid out."""
+    text = json.dumps([sorted(tokenizer.get_vocab().items()), spell_vocabulary(tokenizer)], ensure_ascii=False)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over the chat template, "none" where there is none."""
+    template = getattr(tokenizer, "chat_template", None)
+    text = json.dumps(template, sort_keys=True, ensure_ascii=False)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}" if template else "none"
 
 
 def start_candidate(tokenizer: PreTrainedTokenizerBase, config: dict[str, object]) -> int | None:

@@ -95,3 +95,18 @@ def pack_ct_zeros(zeros: Tensor, bits: int = 4) -> Tensor:
 def unpack_ct_zeros(words: Tensor, bits: int = 4) -> Tensor:
     """(out · bits / 32, groups) int32 -> (out, groups) uint8."""
     return unpack_words(words, bits, 0)
+
+
+def pack_ids(ids: Tensor) -> Tensor:
+    """Token ids (…, n) -> uint8 (…, 3n), the low 3 bytes of each, little end first. ValueError for 2²⁴ and above."""
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < 2**24:
+        raise ValueError(f"ids {int(ids.min())} to {int(ids.max())} do not fit in 3 bytes")
+    words = ids.to("cpu", torch.int32).contiguous().view(torch.uint8)
+    return words.unflatten(-1, (-1, 4))[..., :3].flatten(-2).contiguous()
+
+
+def unpack_ids(packed: Tensor) -> Tensor:
+    """uint8 (…, 3n) -> ids (…, n) int64. The reverse of pack_ids."""
+    triples = packed.unflatten(-1, (-1, 3))
+    words = torch.cat([triples, torch.zeros_like(triples[..., :1])], -1)
+    return words.flatten(-2).view(torch.int32).long()

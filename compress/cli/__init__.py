@@ -15,8 +15,20 @@ from compress.errors import QCompressError
 # work: seen on two cores beside one other program, a training step of 7.0 s took 1.7 s with this.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = ("import", "distill", "plan", "quantize", "check", "verify", "compare", "run")
-MODULES = {"import": "import_gguf"}  # `import` is a Python keyword
+COMMANDS = (
+    "import",
+    "init-student",
+    "capture",
+    "cache",
+    "distill",
+    "plan",
+    "quantize",
+    "check",
+    "verify",
+    "compare",
+    "run",
+)
+MODULES = {"import": "import_gguf", "init-student": "init_student"}  # where Python does not allow the name
 
 
 class LazyGroup(click.Group):

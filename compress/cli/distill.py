@@ -6,23 +6,22 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.distill.config import DTYPES, STEPS, DistillConfig
+from compress.cli.shape import shape_options
+from compress.distill.config import DIVERGENCES, DTYPES, STEPS, DistillConfig
 
 
 @click.command("distill")
 @click.argument("teacher", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory for the student.")
 @click.option("--student", type=click.Path(), help="An existing checkpoint with the teacher's tokenizer.")
-@click.option("--blocks", type=click.IntRange(1), help="How many of the teacher's blocks to keep.")
-@click.option("--hidden-size", type=click.IntRange(1), help="Width of the student.  [default: the teacher's]")
-@click.option("--intermediate-size", type=click.IntRange(1), help="Channels of its MLPs.")
-@click.option("--num-layers", type=click.IntRange(1), help="Its blocks.")
-@click.option("--num-heads", type=click.IntRange(1), help="Its query heads.")
-@click.option("--num-kv-heads", type=click.IntRange(1), help="Its key and value heads.")
+@shape_options
 @click.option("--alpha", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="Weight of the KL.")
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True)
+@click.option("--divergence", type=click.Choice(DIVERGENCES), default="kl", show_default=True, help="Beside the CE.")
+@click.option("--beta", type=click.FloatRange(0, 1, True, True), default=0.5, show_default=True, help="Of jsd.")
 @click.option("--data", multiple=True, default=("default",), show_default=True, help="NAME or FILE, with =WEIGHT.")
 @click.option("--heldout", default="heldout", show_default=True, help="NAME or FILE that is never trained on.")
+@click.option("--cache", type=click.Path(), help="What `qcompress capture` wrote; it then answers for the teacher.")
 @click.option("--steps", type=click.IntRange(1), help=f"Optimizer steps.  [default: {STEPS}]")
 @click.option("--tokens", type=click.IntRange(1), help="Instead of --steps: tokens to read.")
 @click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Windows per step.")
@@ -38,8 +37,9 @@ def command(teacher: Path, out: Path, dry_run: bool, as_json: bool, **options: A
 
     The student is an existing checkpoint (--student), or so many of the teacher's blocks (--blocks: the first and the
     last stay, and of the runs between them the one that is missed least goes), or a narrower shape cut out of the
-    teacher. It learns by  alpha T² KL(teacher ‖ student) + (1 - alpha) CE.  The weights with the least KL on the
-    held-out text are written, with how far the student was from its teacher before and after.
+    teacher. It learns by  alpha T² KL(teacher ‖ student) + (1 - alpha) CE,  or another --divergence. With --cache
+    the teacher is asked only about the held-out text. The weights with the least KL on that text are written, with how
+    far the student was from its teacher before and after.
 
     \b
     qcompress distill smollm2 --blocks 20 --out student

@@ -5,6 +5,8 @@ from math import ceil, isfinite
 from typing import Any
 
 DTYPES = ("float16", "bfloat16")
+DIVERGENCES = ("kl", "reverse_kl", "jsd")
+CODECS = ("hidden", "hybrid", "topk")
 STEPS = 100
 SHAPE = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
 
@@ -47,6 +49,8 @@ class TrainConfig:
 
     alpha: float = 0.7
     temperature: float = 2.0
+    divergence: str = "kl"
+    beta: float = 0.5
     steps: int | None = None
     tokens: int | None = None
     batch_size: int = 4
@@ -64,6 +68,10 @@ class TrainConfig:
                 raise ValueError(f"{name}={value}: must be 1 or more")
         if self.seq_len < 2:
             raise ValueError(f"seq_len={self.seq_len}: a window needs 2 tokens, one to read and one to predict")
+        if self.divergence not in DIVERGENCES:
+            raise ValueError(f"divergence={self.divergence}: known are {', '.join(DIVERGENCES)}")
+        if not 0 < self.beta < 1:
+            raise ValueError(f"beta={self.beta}: the teacher's share of a jsd's mixture lies between 0 and 1")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha={self.alpha}: must be from 0 (cross-entropy only) to 1 (KL only)")
         for name in ("temperature", "learning_rate"):
@@ -86,10 +94,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DistillConfig(StudentConfig, TrainConfig):
-    """All of it. `data` are calibration sources ("NAME" or "FILE", with "=WEIGHT"); `heldout` is never trained on."""
+    """All of it. `data` are calibration sources ("NAME" or "FILE", with "=WEIGHT"); `heldout` is never trained on.
+
+    `cache` is the directory of a capture, which then answers for the teacher in training.
+    """
 
     data: tuple[str, ...] = ("default",)
     heldout: str = "heldout"
+    cache: str | None = None
     dtype: str = "float16"
 
     def __post_init__(self) -> None:
@@ -104,3 +116,51 @@ class DistillConfig(StudentConfig, TrainConfig):
     def settings(self) -> dict[str, Any]:
         """What the record keeps: every field, and the steps that came of them."""
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"total_steps": self.total_steps}
+
+
+@dataclass(frozen=True)
+class CaptureConfig:
+    """What a teacher's cache holds, and of which text. None of `top_k` is the codec's own number.
+
+    `temperature`, `top_k`, `samples` and `renormalise` are for codecs that store probabilities; `dtype` is that of
+    hidden states, None the teacher's. A shard holds `shard_windows` windows.
+    """
+
+    codec: str = "hidden"
+    temperature: float = 1.0
+    top_k: int | None = None
+    samples: int = 10
+    renormalise: bool = True
+    dtype: str | None = None
+    data: tuple[str, ...] = ("default",)
+    n_samples: int = 1024
+    seq_len: int = 256
+    seed: int = 0
+    shard_windows: int = 64
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
+        if self.codec not in CODECS:
+            raise ValueError(f"codec={self.codec}: known are {', '.join(CODECS)}")
+        if not (self.temperature > 0 and isfinite(self.temperature)):
+            raise ValueError(f"temperature={self.temperature}: must be above 0 and finite")
+        if self.codec == "hidden" and self.temperature != 1:
+            raise ValueError(f"temperature={self.temperature}: hidden states hold for any; leave it out")
+        least = {"n_samples": 1, "seq_len": 2, "shard_windows": 1, "samples": 1, "top_k": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"{name}={value}: must be {smallest} or more")
+        if self.dtype is not None and self.dtype not in (*DTYPES, "float32"):
+            raise ValueError(f"dtype={self.dtype}: hidden states are kept in float16, bfloat16 or float32")
+
+    def codec_settings(self, vocab: int, dtype: str) -> dict[str, Any]:
+        """Name and settings of the codec over `vocab` tokens, as a manifest keeps them; `dtype` is the teacher's."""
+        sparse: dict[str, Any] = {"name": self.codec, "vocab": vocab, "temperature": self.temperature}
+        kept = {} if self.top_k is None else {"top_k": self.top_k}
+        table: dict[str, dict[str, Any]] = {
+            "hidden": {"name": self.codec, "dtype": self.dtype or dtype},
+            "hybrid": {**sparse, "samples": self.samples, **kept},
+            "topk": {**sparse, "renormalise": self.renormalise, **kept},
+        }
+        return table[self.codec]

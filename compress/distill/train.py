@@ -1,6 +1,6 @@
 """One training loop, on accelerate: AdamW, warm-up and cosine, clipping, the best weights by held-out KL.
 
-The teacher runs once per micro-batch, without gradient. The loss of a step is a mean over all its tokens that count,
+The teacher, or its cache, is asked once per micro-batch. The loss of a step is a mean over all its tokens that count,
 however many micro-batches they come in. Weights are float32, activations bfloat16 where a GPU takes it.
 """
 
@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,17 @@ from calibration.windows import Windows
 from compress.checkpoint.finite import cast_finite
 from compress.distill.config import TrainConfig
 from compress.errors import QCompressError
-from compress.losses import Head, Loss, Side, cross_entropy, distill_loss, find_head, next_tokens, token_mean
+from compress.losses import (
+    Head,
+    Loss,
+    Side,
+    Targets,
+    cross_entropy,
+    distill_loss,
+    find_head,
+    next_tokens,
+    token_mean,
+)
 from compress.schedule import learning_rate
 
 Row = dict[str, Any]
@@ -46,6 +56,12 @@ class Scores(NamedTuple):
     nll: float
 
 
+class Teacher(Protocol):
+    """Whatever gives targets (batch, seq - 1, …) for ids (batch, seq): a model, or a cache of what it said."""
+
+    def side(self, ids: Tensor) -> Targets: ...
+
+
 class Model:
     """A causal LM as the loss wants it: hidden states after the final norm, head weight, and how they make logits."""
 
@@ -67,12 +83,10 @@ class Objective(nn.Module):
         self.student, self.settings, self.vocab = student.model, settings, vocab
         self._side = student.side
 
-    def forward(self, ids: Tensor, mask: Tensor, teacher: Side, total: float) -> Loss:
+    def forward(self, ids: Tensor, mask: Tensor, teacher: Targets, total: float) -> Loss:
         labels, keep = next_tokens(ids, mask)
-        alpha, temperature = self.settings.alpha, self.settings.temperature
-        return distill_loss(
-            self._side(ids), teacher, labels, keep, alpha=alpha, temperature=temperature, total=total, vocab=self.vocab
-        )
+        options = {name: getattr(self.settings, name) for name in ("alpha", "temperature", "divergence", "beta")}
+        return distill_loss(self._side(ids), teacher, labels, keep, total=total, vocab=self.vocab, **options)
 
 
 class Heldout:
@@ -102,7 +116,7 @@ class Heldout:
 
 def train(
     student: Model,
-    teacher: Model,
+    teacher: Teacher,
     windows: Windows,
     heldout: Heldout,
     settings: TrainConfig,
@@ -144,7 +158,7 @@ def train(
 
 
 def accumulate(
-    accelerator: Accelerator, objective: nn.Module, teacher: Model, ids: Tensor, mask: Tensor, settings: TrainConfig
+    accelerator: Accelerator, objective: nn.Module, teacher: Teacher, ids: Tensor, mask: Tensor, settings: TrainConfig
 ) -> Row:
     """Gradients of one step's windows, micro-batch by micro-batch; its mean loss, kl and ce."""
     total = float(mask[:, 1:].sum())

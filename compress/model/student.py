@@ -28,8 +28,11 @@ NO_HEAD_DIM = ("qwen2",)  # vLLM computes hidden_size / num_heads and never read
 
 
 def shape_of(config: dict[str, Any]) -> Shape:
-    """The shape that a config.json describes. ValueError when it lacks one of the sizes."""
-    full = make_config(config)
+    """The shape that a config.json describes. ValueError when it lacks one of the sizes, or contradicts itself."""
+    try:
+        full = make_config(config)
+    except StrictDataclassError as error:
+        raise ValueError(f"model.student: the config contradicts itself: {error.__cause__ or error}") from None
     sizes = {name: getattr(full, key, None) for name, key in CONFIG_KEYS.items()}
     missing = [CONFIG_KEYS[name] for name, value in sizes.items() if not isinstance(value, int)]
     if missing:

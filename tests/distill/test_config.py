@@ -4,8 +4,9 @@ from dataclasses import fields
 
 import pytest
 
-from compress.cli.distill import command
-from compress.distill.config import STEPS, DistillConfig
+from compress import losses
+from compress.cli import capture, distill
+from compress.distill.config import DIVERGENCES, STEPS, CaptureConfig, DistillConfig
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,8 @@ from compress.distill.config import STEPS, DistillConfig
         ({"blocks": 3, "eval_every": 0}, "eval_every=0"),
         ({"blocks": 3, "seq_len": 1}, "seq_len=1"),
         ({"blocks": 3, "alpha": 1.5}, "alpha=1.5"),
+        ({"blocks": 3, "divergence": "hinge"}, "divergence=hinge"),
+        ({"blocks": 3, "beta": 1.0}, "beta=1.0"),
         ({"blocks": 3, "temperature": 0.0}, "temperature=0.0"),
         ({"blocks": 3, "learning_rate": float("nan")}, "learning_rate=nan"),
         ({"blocks": 3, "data": ()}, "0 sources"),
@@ -41,11 +44,22 @@ def test_steps_and_tokens_say_the_same():
     assert DistillConfig(blocks=2).total_steps == STEPS
 
 
-def test_flags_and_fields_have_the_same_names_and_defaults():
+def test_the_table_of_divergences_is_the_one_that_is_offered():
+    assert set(DIVERGENCES) == set(losses.DIVERGENCES)
+
+
+@pytest.mark.parametrize(
+    ("command", "config", "others"),
+    [
+        (distill.command, DistillConfig, {"teacher", "out", "dry_run", "as_json"}),
+        (capture.command, CaptureConfig, {"teacher", "out", "rank", "ranks", "as_json"}),
+    ],
+)
+def test_flags_and_fields_have_the_same_names_and_defaults(command, config, others):
     options = {option.name: option for option in command.params}
-    ours = set(options) - {"teacher", "out", "dry_run", "as_json"}
-    assert ours == {field.name for field in fields(DistillConfig)}
+    ours = set(options) - others
+    assert ours == {field.name for field in fields(config)}
     defaults = {
         name: None if "UNSET" in repr(options[name].default).upper() else options[name].default for name in ours
     }
-    assert defaults == {field.name: field.default for field in fields(DistillConfig)}
+    assert defaults == {field.name: field.default for field in fields(config)}

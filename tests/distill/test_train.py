@@ -36,6 +36,7 @@ from compress.distill.train import (
     train,
 )
 from compress.errors import QCompressError
+from compress.losses import distill_loss, next_tokens
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -133,6 +134,18 @@ def test_micro_batches_never_change_a_step(pair, monkeypatch, tokens):
     assert part[0] == pytest.approx(whole[0], rel=1e-5)
     for ours, theirs in zip(part[1], whole[1], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "reverse_kl", "jsd"])
+def test_the_settings_choose_the_divergence(pair, divergence):
+    student, teacher = pair
+    windows = random_windows(2, seed=3)
+    settings = TrainConfig(batch_size=2, seq_len=12, divergence=divergence, beta=0.3)
+    target = teacher.side(windows.ids)
+    found = Objective(student, settings, 40)(windows.ids, windows.mask, target, 7.0)
+    labels, keep = next_tokens(windows.ids, windows.mask)
+    options = {"alpha": 0.7, "temperature": 2.0, "divergence": divergence, "beta": 0.3, "total": 7.0}
+    assert torch.equal(found.loss, distill_loss(student.side(windows.ids), target, labels, keep, **options).loss)
 
 
 def test_a_step_is_the_mean_over_all_tokens_that_count(pair, monkeypatch):

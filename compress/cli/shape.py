@@ -1,0 +1,22 @@
+"""The options that say which student is cut out of a teacher: those of `distill` and of `init-student`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+OPTIONS = (
+    click.option("--blocks", type=click.IntRange(1), help="How many of the teacher's blocks to keep."),
+    click.option("--hidden-size", type=click.IntRange(1), help="Width of the student.  [default: the teacher's]"),
+    click.option("--intermediate-size", type=click.IntRange(1), help="Channels of its MLPs."),
+    click.option("--num-layers", type=click.IntRange(1), help="Its blocks."),
+    click.option("--num-heads", type=click.IntRange(1), help="Its query heads."),
+    click.option("--num-kv-heads", type=click.IntRange(1), help="Its key and value heads."),
+)
+
+
+def shape_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """All of OPTIONS, in their order."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command

@@ -1,0 +1,73 @@
+"""Training from a cache: that it is of this run, its windows, and a teacher that answers out of it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calibration.start import StartToken
+from calibration.windows import Windows
+from compress.checkpoint.load import template_digest, tokenizer_digest
+from compress.checkpoint.record import digest
+from compress.distill.cache import Cache, window_digests, windows_digest
+from compress.distill.config import DistillConfig
+from compress.distill.text import Text, read_text
+from compress.distill.train import Model
+from compress.errors import QCompressError
+from compress.losses import Side, Targets, next_tokens
+
+
+def open_cache(settings: DistillConfig, teacher: Path, tokenizer: Any, vocab: int) -> Cache:
+    """The settings' cache. QCompressError, by its name, for whatever it has that this run has not."""
+    cache = Cache(str(settings.cache))
+    facts: dict[str, Any] = {"tokenizer": tokenizer_digest(tokenizer), "chat_template": template_digest(tokenizer)}
+    facts |= {"seq_len": settings.seq_len, "seed": settings.seed, "teacher": digest(teacher)}
+    if not cache.codec.sparse:
+        cache.check(**facts)
+        return cache
+    if settings.divergence != "kl":
+        raise QCompressError(
+            f"{cache.path}: divergence {settings.divergence} needs whole distributions, codec "
+            f"{cache.manifest.codec['name']} keeps a few tokens of each; use --divergence kl, or --codec hidden"
+        )
+    cache.check(temperature=settings.temperature, vocab=vocab, **facts)
+    return cache
+
+
+def cache_text(cache: Cache, settings: DistillConfig, tokenizer: Any) -> Text:
+    """The windows that were captured, made again from the text, and windows held out."""
+    made = cache.manifest.data
+    size = {"seq_len": settings.seq_len, "seed": settings.seed}
+    start = StartToken(**made["start"])
+    text = read_text(settings.data, settings.heldout, tokenizer, made["n_samples"], size, start)
+    sources = [source["digest"] for source in text.windows.manifest["sources"]]
+    cache.check(data=sources, n_samples=len(text.windows.ids), windows=windows_digest(text.windows))
+    return text
+
+
+class CachedTeacher:
+    """Answers like a teacher that is not there: `side(ids)` gives the targets of windows that were captured."""
+
+    def __init__(self, cache: Cache, windows: Windows, teacher: Model):
+        """`teacher` lends its head and its device; the rest of it may go. QCompressError for windows that clash."""
+        weight = teacher.model.get_output_embeddings().weight.detach()
+        self.cache, self.windows, self.lent = cache, windows, Side(weight[:0], weight, teacher.head)
+        self._digests = window_digests(windows.ids)
+        self._places = {row.numpy().tobytes(): place for place, row in enumerate(self._digests)}
+        for place, row in enumerate(self._digests):
+            twin = self._places[row.numpy().tobytes()]
+            if not torch.equal(windows.mask[place], windows.mask[twin]):
+                raise QCompressError(f"{cache.path}: windows {place} and {twin} differ only in what counts; drop one")
+
+    def side(self, ids: Tensor) -> Targets:
+        """(batch, seq) ids -> targets (batch, seq - 1, …), zeros where no token counts."""
+        places = [self._places[row.numpy().tobytes()] for row in window_digests(ids)]
+        found = [self.cache.rows(place, self._digests[place]) for place in places]
+        _, keep = next_tokens(self.windows.ids[places], self.windows.mask[places])
+        full = {}
+        for name in found[0]:
+            rows = torch.cat([parts[name] for parts in found])
+            full[name] = rows.new_zeros(*keep.shape, *rows.shape[1:])
+            full[name][keep] = rows
+        return self.cache.codec.decode(full, self.lent)

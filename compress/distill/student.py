@@ -1,0 +1,109 @@
+"""The student before training: its tokenizer, its weights out of the teacher's, or a checkpoint that exists."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calibration.windows import Windows
+from compress.checkpoint.finite import check_finite
+from compress.checkpoint.formats import weight_reader
+from compress.checkpoint.load import load_model, load_tokenizer, open_causal_lm, spell_vocabulary
+from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.record import RECORD
+from compress.checkpoint.write import TensorSpec, save_checkpoint
+from compress.distill.config import StudentConfig
+from compress.distill.plan import Plan
+from compress.distill.train import Model, check_head
+from compress.errors import QCompressError
+from compress.model.blocks import load_whole
+from compress.model.depth import choose_blocks, sweep_depth
+from compress.model.student import cut
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+SWEEP_WINDOWS, SWEEP_LENGTH = 2, 128
+
+
+@dataclass(frozen=True)
+class Student:
+    """The student before training: model, config.json, and which blocks of the teacher it kept, by which sweep."""
+
+    model: Model
+    config: dict[str, Any]
+    blocks: tuple[int, ...] | None = None
+    sweep: dict[int, float] | None = None
+
+
+def check_student(teacher: Path, settings: StudentConfig) -> Any:
+    """The teacher's tokenizer. QCompressError, naming both, when the student's is another one."""
+    tokenizer = load_tokenizer(teacher)
+    if settings.student is None:
+        return tokenizer
+    open_causal_lm(settings.student)
+    other = load_tokenizer(settings.student)
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    if ours != theirs or spell_vocabulary(tokenizer) != spell_vocabulary(other):
+        raise QCompressError(
+            f"{settings.student}: its tokenizer ({len(theirs):,} tokens) is not that of {teacher} ({len(ours):,}, of "
+            f"which {len(ours.items() & theirs.items()):,} are the same); give a student of the teacher's own family, "
+            "or cut one out of it with --blocks"
+        )
+    return tokenizer
+
+
+def common_vocabulary(plan: Plan, tokenizer: Any) -> int:
+    """How many tokens both models and the tokenizer know: what else a vocabulary holds is padding."""
+    known = max(tokenizer.get_vocab().values()) + 1
+    return min(int(plan.teacher["vocab_size"]), int(plan.student["vocab_size"]), known)
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    """What a teacher computes in."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def open_model(path: Path, dtype: torch.dtype, device: torch.device) -> Model:
+    """A checkpoint's model with a head that the loss understands."""
+    model = Model(load_model(path, dtype), device)
+    check_head(model, str(path))
+    return model
+
+
+def make_student(
+    source: Checkpoint,
+    plan: Plan,
+    settings: StudentConfig,
+    windows: Windows,
+    vocab: int,
+    device: torch.device,
+    report: Report,
+) -> Student:
+    """The student that the settings describe, in float32 on `device`."""
+    if settings.student is not None:
+        return Student(open_model(Path(settings.student), torch.float32, device), plan.student)
+    weights, sweep = weight_reader(source), None
+    blocks = tuple(range(plan.shape.num_layers))
+    if plan.removed:
+        ids, mask = (tensor[:SWEEP_WINDOWS, :SWEEP_LENGTH] for tensor in (windows.ids, windows.mask))
+        mask = mask if mask[:, 1:].any() else torch.ones_like(mask)  # a chat's first tokens may all be the user's
+        sweep = sweep_depth(source.config, weights, plan.removed, ids, mask, vocab)
+        blocks = choose_blocks(sweep, len(blocks) + plan.removed, plan.removed)
+        gone = min(sweep, key=lambda start: (sweep[start], start))
+        report(
+            {"removed_blocks": f"{gone}-{gone + plan.removed - 1}", "kl": sweep[gone], "worst_kl": max(sweep.values())}
+        )
+    config, cut_weights = cut(source.config, weights, plan.shape, blocks)
+    model = load_whole(config, lambda name: check_finite(name, cut_weights(name)), torch.float32)
+    return Student(Model(model, device), config, blocks, sweep)
+
+
+def save_student(out: Path, student: Student, weights: dict[str, Tensor], tokenizer: Path, record: str) -> None:
+    """The checkpoint: these weights, the student's config in their dtype, the files of `tokenizer`, the record."""
+    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    config = {**student.config, "dtype": dtype, "architectures": [type(student.model.model).__name__]}
+    pairs = [(TensorSpec(name, t.dtype, tuple(t.shape)), t) for name, t in weights.items()]
+    save_checkpoint(out, config, pairs, source=tokenizer, extra={RECORD: record})

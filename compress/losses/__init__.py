@@ -1,0 +1,18 @@
+"""What a student is trained by: α · T² · D(p_teacher, p_student) + (1 − α) · CE, never with whole logits in memory.
+
+`targets` is what a teacher says of each token, dense or sparse; `divergence` the table of D; `softmax` the arithmetic;
+`chunked` the loss, its gradient made in the forward pass, `chunk` rows of logits at a time.
+"""
+
+from compress.losses.chunked import CHUNK_LOGITS as CHUNK_LOGITS
+from compress.losses.chunked import Loss as Loss
+from compress.losses.chunked import cross_entropy as cross_entropy
+from compress.losses.chunked import distill_loss as distill_loss
+from compress.losses.chunked import next_tokens as next_tokens
+from compress.losses.chunked import token_mean as token_mean
+from compress.losses.divergence import DIVERGENCES as DIVERGENCES
+from compress.losses.targets import Head as Head
+from compress.losses.targets import Side as Side
+from compress.losses.targets import Sparse as Sparse
+from compress.losses.targets import Targets as Targets
+from compress.losses.targets import find_head as find_head

@@ -1,0 +1,176 @@
+"""The distillation loss, made from hidden states chunk by chunk, its gradient in the forward pass.
+
+    L = α · T² · D(p_teacher, p_student) + (1 − α) · CE,     p = softmax(logits / T),  CE at T = 1
+
+Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2: T² keeps the size of the gradient. D is a row of
+`divergence`. Only `chunk` rows of either model's logits exist at a time, in float32; their gradient goes at once into
+that of the hidden states and of the head. `chunk` changes memory and speed, never the result. `token_mean` is the only
+reduction.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from compress.losses.divergence import DIVERGENCES, Divergence
+from compress.losses.softmax import cross_entropy_into
+from compress.losses.targets import Head, Side, Targets
+
+CHUNK_LOGITS = 2**24  # numbers in one buffer of logits, 64 MiB; there are four
+
+
+class Loss(NamedTuple):
+    """loss: the scalar to differentiate; kl (the divergence times T²) and ce: per token in nats, 0 where masked."""
+
+    loss: Tensor
+    kl: Tensor
+    ce: Tensor
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The numbers of the loss, `total` divides the sum over tokens; and which gradients somebody will ask for."""
+
+    alpha: float
+    temperature: float
+    total: float
+    chunk: int
+    divergence: Divergence
+    hidden: bool
+    weight: bool
+
+
+def token_mean(per_token: Tensor, mask: Tensor, total: float | None = None) -> Tensor:
+    """Mean over unmasked tokens. `total` counts the whole accumulation window, not this micro-batch."""
+    count = float(mask.sum()) if total is None else total
+    return (per_token * mask).sum() / max(count, 1.0)
+
+
+def next_tokens(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """(batch, seq) ids and mask -> labels and mask (batch, seq - 1): what each position but the last must predict."""
+    return ids[:, 1:], mask[:, 1:]
+
+
+def distill_loss(
+    student: Side,
+    teacher: Targets,
+    labels: Tensor,
+    mask: Tensor,
+    *,
+    alpha: float = 0.7,
+    temperature: float = 1.0,
+    divergence: str = "kl",
+    beta: float = 0.5,
+    total: float | None = None,
+    chunk: int | None = None,
+    vocab: int | None = None,
+) -> Loss:
+    """The loss of the tokens where `mask` is True; labels, mask, hidden states and targets share their leading shape.
+
+    Vocabularies of different size are cut to the smaller, and to `vocab` if it is smaller still, before the softmax.
+    Gradients reach the student's hidden states and head weight. `chunk` rows of logits exist at a time (None: about
+    CHUNK_LOGITS numbers). `divergence` is a name in DIVERGENCES, `beta` the share of the teacher in the mixture of
+    jsd. ValueError when a label lies outside the vocabulary, or sparse targets cannot give what is asked.
+    """
+    size = min(student.vocab, teacher.vocab, vocab or student.vocab)
+    kept = mask.flatten()
+    wanted = labels.flatten()[kept]
+    if len(wanted) and int(wanted.max()) >= size:
+        raise ValueError(f"losses: label {int(wanted.max())} is outside the common vocabulary of {size} tokens")
+    count, rows = len(wanted) if total is None else total, chunk or max(1, CHUNK_LOGITS // size)
+    wanted_gradients = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (student.hidden, student.weight)]
+    terms = Terms(alpha, temperature, float(count), rows, DIVERGENCES[divergence](beta), *wanted_gradients)
+    work = torch.promote_types(student.hidden.dtype, torch.float32)
+    loss, kl, ce = ChunkedLoss.apply(
+        student.hidden.flatten(0, -2)[kept],
+        student.weight if len(student.weight) == size else student.weight[:size],
+        teacher.only(kept, size, work),
+        wanted,
+        student.head,
+        terms,
+    )
+    per_token = [torch.zeros(mask.numel(), dtype=value.dtype, device=value.device) for value in (kl, ce)]
+    for full, value in zip(per_token, (kl, ce), strict=True):
+        full[kept] = value
+    return Loss(loss, per_token[0].view(mask.shape), per_token[1].view(mask.shape))
+
+
+class ChunkedLoss(Function):
+    """(tokens, width) states and head of the student, targets -> scalar loss, kl (tokens,), ce (tokens,)."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        teacher: Targets,
+        labels: Tensor,
+        head: Head,
+        terms: Terms,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        work = torch.promote_types(hidden.dtype, torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            student = Side(hidden.to(work), weight.to(work), head)
+            kl, ce, d_hidden, d_weight = run_chunks(student, teacher, labels, terms)
+        ctx.save_for_backward(d_hidden.to(hidden.dtype), d_weight.to(weight.dtype))
+        ctx.terms = terms
+        ctx.mark_non_differentiable(kl, ce)
+        per_token = terms.alpha * kl + (1 - terms.alpha) * ce
+        return token_mean(per_token, torch.ones_like(kl), terms.total), kl, ce
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_weight = ctx.saved_tensors
+        gradients = (d_hidden * d_loss if ctx.terms.hidden else None, d_weight * d_loss if ctx.terms.weight else None)
+        return *gradients, None, None, None, None
+
+
+def run_chunks(side: Side, teacher: Targets, labels: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """kl and ce (tokens,), and the gradients of the loss for hidden and weight, empty where nobody asks for one."""
+    hidden, weight, head = side
+    tokens, temperature = len(hidden), terms.temperature
+    kl, ce = hidden.new_empty(tokens), hidden.new_empty(tokens)
+    d_hidden = torch.zeros_like(hidden if terms.hidden else hidden[:0])
+    d_weight = torch.zeros_like(weight if terms.weight else weight[:0])
+    buffers = [hidden.new_empty(min(terms.chunk, tokens), len(weight)) for _ in range(4)]
+    for start in range(0, tokens, terms.chunk):
+        rows = slice(start, start + terms.chunk)
+        logits, gradient, *scratch = (buffer[: len(labels[rows])] for buffer in buffers)
+        head.logits_into(logits, hidden[rows], weight)
+        value = teacher.compare(rows, logits, gradient, (scratch[0], scratch[1]), temperature, terms.divergence)
+        kl[rows] = temperature**2 * value
+        p_student = scratch[1]
+        ce[rows] = cross_entropy_into(logits, labels[rows], p_student)
+        if not (terms.hidden or terms.weight):
+            continue
+        p_student[torch.arange(len(p_student), device=labels.device), labels[rows]] -= 1
+        gradient.mul_(terms.alpha * temperature).add_(p_student, alpha=1 - terms.alpha)
+        gradient.mul_(head.scale / max(terms.total, 1.0))
+        if head.softcap is not None:
+            gradient.addcmul_(gradient, logits.div_(head.softcap).square_(), value=-1)
+        if terms.hidden:
+            torch.mm(gradient, weight, out=d_hidden[rows])
+        if terms.weight:
+            d_weight.addmm_(gradient.T, hidden[rows])
+    return kl, ce, d_hidden, d_weight
+
+
+@torch.no_grad()
+def cross_entropy(side: Side, labels: Tensor, mask: Tensor, *, vocab: int, chunk: int | None = None) -> Tensor:
+    """One model's ce per token in nats, 0 where masked, shape of `mask`; float32 inside, chunk by chunk."""
+    kept = mask.flatten()
+    hidden, wanted = side.hidden.flatten(0, -2)[kept].float(), labels.flatten()[kept]
+    weight, rows = side.weight[:vocab].float(), chunk or max(1, CHUNK_LOGITS // vocab)
+    logits, scratch = (hidden.new_empty(min(rows, len(hidden)), len(weight)) for _ in range(2))
+    ce = hidden.new_zeros(mask.numel())
+    parts = []
+    for part, tokens in zip(hidden.split(rows), wanted.split(rows), strict=True):
+        side.head.logits_into(logits[: len(part)], part, weight)
+        parts.append(cross_entropy_into(logits[: len(part)], tokens, scratch[: len(part)]))
+    ce[kept] = torch.cat(parts)
+    return ce.view(mask.shape)

@@ -1,0 +1,48 @@
+"""How far a student's distribution is from its teacher's: the table of divergences, each with its gradient.
+
+    kl           Σ p_t log(p_t / p_s)                        covers all that the teacher might say
+    reverse_kl   Σ p_s log(p_s / p_t)                        says nothing that the teacher would not
+    jsd          β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m),        m = β p_t + (1 − β) p_s
+
+The generalised JSD is that of Agarwal et al. 2023, https://arxiv.org/abs/2306.13649, section 2. A row is a function of
+`ratio` = log(p_t / p_s), p_s and p_t, all (rows, vocab); it returns the value (rows,) and leaves in p_s the gradient
+for the student's logits over T. `ratio` is used up. Equal distributions cost exactly 0.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from math import log
+
+import torch
+from torch import Tensor
+
+Divergence = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def forward_kl(ratio: Tensor, p_student: Tensor, p_teacher: Tensor) -> Tensor:
+    value = torch.linalg.vecdot(p_teacher, ratio)
+    p_student.sub_(p_teacher)
+    return value
+
+
+def reverse_kl(ratio: Tensor, p_student: Tensor, p_teacher: Tensor) -> Tensor:
+    value = -torch.linalg.vecdot(p_student, ratio)
+    p_student.mul_(ratio.add_(value[:, None]).neg_())
+    return value
+
+
+def jsd(ratio: Tensor, p_student: Tensor, p_teacher: Tensor, *, beta: float) -> Tensor:
+    """dJSD/dp_s = (1 − β) log(p_s / m), and log(m / p_s) = log((1 − β) + β p_t / p_s)."""
+    teacher_part = torch.linalg.vecdot(p_teacher, ratio)
+    mixture = torch.logaddexp(ratio.add_(log(beta)), ratio.new_tensor(log(1 - beta)), out=ratio)
+    teacher_part -= torch.linalg.vecdot(p_teacher, mixture)
+    student_part = -torch.linalg.vecdot(p_student, mixture)
+    p_student.mul_(mixture.add_(student_part[:, None])).mul_(beta - 1)
+    return beta * teacher_part + (1 - beta) * student_part
+
+
+DIVERGENCES: dict[str, Callable[[float], Divergence]] = {  # name -> from beta to the function
+    "kl": lambda beta: forward_kl,
+    "reverse_kl": lambda beta: reverse_kl,
+    "jsd": lambda beta: partial(jsd, beta=beta),
+}

@@ -1,0 +1,122 @@
+"""The codecs at a real vocabulary: python scripts/bench_cache.py
+
+Random hidden states and heads of a small width over 151,936 tokens. For each codec: bytes per token; how fast rows are
+read back as targets; and the cosine between the full loss's gradient and the mean gradient over `--draws` caches,
+each drawn with its own uniform numbers. The cosine of an unbiased codec tends to 1, that of topk does not.
+--logit-scale makes the teacher sharper or flatter, and its tail lighter or heavier. --json for machines.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from calibration.windows import Windows
+from compress.cli.console import emit, json_option
+from compress.distill.cache import Cache, Manifest, open_folder, window_digests, windows_digest, write_shard
+from compress.distill.codecs import Codec, Hidden, Hybrid, TopK
+from compress.losses import Side, Targets, distill_loss
+
+Row = dict[str, Any]
+
+
+def make_side(seed: int, tokens: int, width: int, vocab: int, scale: float) -> Side:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(vocab, width, generator=generator)
+    return Side(torch.randn(tokens, width, generator=generator) * scale / width**0.5, weight)
+
+
+def gradient(student: Side, targets: Targets) -> Tensor:
+    """Of the KL alone at temperature 1, for the hidden states (tokens · width,), where no draw hides in a sum."""
+    hidden = student.hidden.clone().requires_grad_()
+    labels = torch.zeros(len(hidden), dtype=torch.long)
+    mask = torch.ones_like(labels, dtype=torch.bool)
+    loss = distill_loss(student._replace(hidden=hidden), targets, labels, mask, alpha=1.0).loss
+    return torch.autograd.grad(loss, hidden)[0].flatten().double()
+
+
+def mean_cosine(student: Side, teacher: Side, codec: Codec, draws: int) -> Row:
+    """Cosine of the full gradient with that of one draw, and with the mean over all draws."""
+    full = gradient(student, teacher)
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.rand(draws, len(teacher.hidden), generator=generator, dtype=torch.float64)
+    found = [gradient(student, codec.decode(codec.encode(teacher, number), teacher)) for number in numbers]
+    mean = torch.stack(found).mean(0)
+    return {"cosine_1": cosine(found[0], full), f"cosine_{draws}": cosine(mean, full)}
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(a, b, dim=0).item()
+
+
+def read_speed(folder: Path, name: str, codec: Codec, teacher: Side, tokens: int, seq_len: int) -> Row:
+    """Tokens per second from a whole cache on disk to decoded targets: with checksums first, then without."""
+    count = tokens // (seq_len - 1)
+    ids = torch.arange(count * seq_len).view(count, seq_len)
+    windows = Windows(ids, torch.ones_like(ids, dtype=torch.bool), {})
+    data = {"n_samples": count, "seq_len": seq_len, "seed": 0, "start_token": None, "sources": []}
+    settings = {"name": name, **vars(codec)}
+    manifest = Manifest("-", "-", "-", "-", settings, data, windows_digest(windows), teacher.hidden.shape[1], 64)
+    open_folder(folder, manifest)
+    rows = codec.encode(teacher, torch.rand(len(teacher.hidden), dtype=torch.float64))
+    digests = window_digests(ids)
+    for index in range(len(manifest.files)):
+        here = digests[index * 64 : (index + 1) * 64]
+        filled = {key: part[torch.arange(len(here) * (seq_len - 1)) % len(part)] for key, part in rows.items()}
+        ends = torch.arange(1, len(here) + 1) * (seq_len - 1)
+        tensors = {f"codec.{key}": part for key, part in filled.items()} | {"ids": here, "ends": ends}
+        write_shard(folder, manifest, index, tensors)
+    cache, speeds = Cache(folder), []
+    for _ in range(2):
+        started = time.perf_counter()
+        for window in range(count):
+            codec.decode(cache.rows(window, digests[window]), teacher)
+        speeds.append(count * (seq_len - 1) / (time.perf_counter() - started))
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    stored = size / (count * (seq_len - 1))
+    return {"bytes_on_disk": stored, "first_tokens_per_second": speeds[0], "tokens_per_second": speeds[1]}
+
+
+@click.command()
+@click.option("--vocab", default=151_936, show_default=True)
+@click.option("--width", default=64, show_default=True, help="Of the hidden states.")
+@click.option("--tokens", default=32, show_default=True, help="In the gradient.")
+@click.option("--draws", default=128, show_default=True)
+@click.option("--logit-scale", default=4.0, show_default=True, help="Standard deviation of the teacher's logits.")
+@click.option("--read-tokens", default=65_536, show_default=True)
+@click.option("--seq-len", default=256, show_default=True)
+@json_option
+def main(
+    vocab: int,
+    width: int,
+    tokens: int,
+    draws: int,
+    logit_scale: float,
+    read_tokens: int,
+    seq_len: int,
+    as_json: bool,
+) -> None:
+    """Bytes, bias and read speed of every codec."""
+    teacher = make_side(1, tokens, width, vocab, logit_scale)
+    student = make_side(2, tokens, width, vocab, logit_scale / 2)
+    codecs: dict[str, tuple[str, Codec]] = {
+        "hidden": ("hidden", Hidden()),
+        "hybrid": ("hybrid", Hybrid(vocab)),
+        "topk 50": ("topk", TopK(vocab, top_k=50)),
+        "topk 50 raw": ("topk", TopK(vocab, top_k=50, renormalise=False)),
+    }
+    rows = []
+    for label, (name, codec) in codecs.items():
+        with tempfile.TemporaryDirectory() as folder:
+            speed = read_speed(Path(folder) / "cache", name, codec, teacher, read_tokens, seq_len)
+        row = {"name": label, "biased": codec.biased, "bytes_per_token": codec.bytes_per_token(width)}
+        rows.append(row | mean_cosine(student, teacher, codec, draws) | speed)
+    emit(rows, as_json=as_json)
+
+
+if __name__ == "__main__":
+    main()

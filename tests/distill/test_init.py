@@ -1,0 +1,67 @@
+"""init-student: an ordinary checkpoint, the KL that a distillation would begin with, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
+
+from compress.checkpoint.check import check_checkpoint
+from compress.checkpoint.load import load_model
+from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.record import read_record
+from compress.cli import cli
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    shown = CliRunner().invoke(cli, ["init-student", *map(str, arguments), "--seq-len", "32"])
+    return shown.exit_code, shown.stdout, shown.output
+
+
+def test_a_shorter_student_is_a_checkpoint_of_some_of_the_teachers_blocks(tiny_qwen2: Path, tmp_path: Path):
+    code, text, _ = run(tiny_qwen2, "--out", tmp_path / "cut", "--blocks", 1, "--json")
+    row, record = json.loads(text), read_record(tmp_path / "cut")
+    assert code == 0 and not [r for r in check_checkpoint(tmp_path / "cut") if r["level"] == "error"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
+    assert model.config.num_hidden_layers == 1 and model.dtype == torch.float16
+    assert (
+        row["parameters"] == sum(p.numel() for p in model.parameters())
+        and row["float16_bytes"] == 2 * row["parameters"]
+    )
+    assert row["int4_bytes"] < row["float16_bytes"] and row["kl_before"] > 0
+    (kept,) = record["blocks"]
+    assert record["sweep"][str(1 - kept)] == min(record["sweep"].values())
+    theirs, ours = (Checkpoint(path).tensor for path in (tiny_qwen2, tmp_path / "cut"))
+    name = "self_attn.q_proj.bias"
+    assert torch.equal(ours(f"model.layers.0.{name}"), theirs(f"model.layers.{kept}.{name}"))
+
+
+def test_a_students_shape_may_be_that_of_a_config(tiny_qwen2: Path, tmp_path: Path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    small = Checkpoint(tiny_qwen2).config | sizes
+    (tmp_path / "small.json").write_text(json.dumps(small))
+    code, _, shown = run(tiny_qwen2, "--out", tmp_path / "cut", "--config", tmp_path / "small.json")
+    assert code == 1 and "the config contradicts itself: `num_hidden_layers` (1) must be equal" in shown
+    (tmp_path / "small.json").write_text(json.dumps(small | {"layer_types": ["full_attention"]}))
+    code, _, shown = run(tiny_qwen2, "--out", tmp_path / "cut", "--config", tmp_path / "small.json")
+    assert code == 0, shown
+    found = load_model(tmp_path / "cut").config
+    assert {name: getattr(found, name) for name in sizes} == sizes
+    code, _, shown = run(tiny_qwen2, "--out", tmp_path / "two", "--config", tmp_path / "small.json", "--blocks", 1)
+    assert code == 1 and "small.json: gives all sizes, and --blocks is given too" in shown
+
+
+def test_a_teacher_cut_to_its_own_shape_is_the_teacher(tiny_llama: Path, tmp_path: Path):
+    _, text, _ = run(tiny_llama, "--out", tmp_path / "cut", "--blocks", 2, "--json")
+    assert json.loads(text)["kl_before"] == pytest.approx(0, abs=1e-6)
+    theirs, ours = Checkpoint(tiny_llama), Checkpoint(tmp_path / "cut")
+    assert all(torch.equal(ours.tensor(name), theirs.tensor(name)) for name in theirs.tensors)
+
+
+def test_a_shape_that_cannot_be_leaves_nothing(tiny_llama: Path, tmp_path: Path):
+    code, _, shown = run(tiny_llama, "--out", tmp_path / "cut", "--blocks", 3)
+    assert code == 1 and "num_layers=3: a student is cut out of its teacher, which has 2" in shown
+    assert not list(tmp_path.iterdir())
