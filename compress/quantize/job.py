@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from compress.errors import GateFailure, QCompressError
 from compress.model.blocks import Block, BlockModel, parameter_shapes
 from compress.quantize.activations import Activations, boundary
 from compress.quantize.block import BlockSettings, QuantizedBlock, quantize_block, round_block
-from compress.quantize.journal import Journal, log_path, open_journal
+from compress.quantize.journal import Journal, log_path, shared_journal
 from compress.quantize.lockstep import lockstep
 from compress.quantize.memory import (
     ACTIVATION_MEMORY,
@@ -45,6 +46,7 @@ from compress.quantize.memory import (
     resident,
 )
 from compress.quantize.plan import Plan, group_size_reason, make_plan, plan_row
+from compress.quantize.processes import ALONE, Processes
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
@@ -74,6 +76,10 @@ def storage_dtype(config: dict[str, Any]) -> torch.dtype:
     return torch.float16 if dtype == torch.float32 else dtype
 
 
+def silent(row: Row) -> None:
+    """No report."""
+
+
 def quantize_checkpoint(
     model: Path,
     out: Path,
@@ -83,13 +89,15 @@ def quantize_checkpoint(
     dtype: torch.dtype | None = None,
     restart: bool = False,
     activation_memory: int = ACTIVATION_MEMORY,
-    report: Report = lambda row: None,
+    processes: Processes = ALONE,
+    report: Report = silent,
 ) -> Row:
     """Quantize `model` into `out`; returns the summary row. Nothing is left at `out` when it fails.
 
     When blocks were done before it failed or was killed, their work stays, and the same call goes on from there to the
     very bytes of an uninterrupted run; `restart` removes that work first. `activation_memory` bytes may be parked
-    between the stages of a block: it changes the speed, never the result.
+    between the stages of a block: it changes the speed, never the result. With
+    several `processes` each runs its share of the windows, and the first writes and reports.
     QCompressError for bad input, GateFailure when the validator refuses the result.
     """
     started = time.perf_counter()
@@ -99,20 +107,21 @@ def quantize_checkpoint(
     needed = estimate_memory(blocks, plan, config, activation_memory)
     check_memory(model, needed - resident())
     drive = choose_driver(blocks, plan, config, activation_memory)
-    settings = job_settings(model, plan, config, calibration)
-    with open_journal(out, settings, plan.bytes + work_bytes(blocks, config), restart=restart) as journal:
+    settings = job_settings(model, plan, config, calibration) | {"processes": processes.count}
+    report = report if processes.rank == 0 else silent
+    room = plan.bytes + work_bytes(blocks, config)
+    with shared_journal(out, settings, room, processes, restart=restart) as journal:
         report(plan_row(str(model), plan, config) | {"memory_bytes": needed})
         if not config.group_size and (reason := group_size_reason(plan)):
             report({"group_size": reason})
         if not journal.published:
-            windows = calibration_windows(blocks, tokenizer, calibration, config, journal, report)
+            windows = calibration_windows(blocks, tokenizer, calibration, config, journal, processes, report)
             with full_disk(out, plan):
-                writer = CheckpointWriter(out, plan.specs, keep=True)
-                quantize_blocks(blocks, writer, plan, config, windows, journal, report, drive)
-                write_rest(checkpoint, writer, plan)
-                publish(checkpoint, writer, plan, journal, windows)
-        rows = journal.rows
-        journal.discard()
+                writer = processes.first(lambda: CheckpointWriter(out, plan.specs, keep=True))
+                quantize_blocks(blocks, writer, plan, config, windows, journal, report, drive, processes)
+                processes.first(lambda: finish(checkpoint, writer, plan, journal, windows))
+        rows = processes.first(lambda: journal.rows)
+        processes.first(journal.discard)
     return summary(plan_row(str(model), plan, config), config, rows, out, time.perf_counter() - started)
 
 
@@ -147,10 +156,14 @@ def full_disk(out: Path, plan: Plan) -> Iterator[None]:
         ) from error
 
 
-def publish(
+def finish(
     checkpoint: Checkpoint, writer: CheckpointWriter, plan: Plan, journal: Journal, windows: Windows | None
 ) -> None:
-    """Give the finished checkpoint its name. GateFailure, and nothing is kept, when it breaks a rule."""
+    """Write what is outside the blocks, and give the checkpoint its name.
+
+    GateFailure, and nothing is kept, when it breaks a rule.
+    """
+    write_rest(checkpoint, writer, plan)
     names = [field.name for field in fields(QuantizeConfig)]
     record = record_text(
         "quantize",
@@ -179,19 +192,29 @@ def refuse_wrong(folder: Path, source: Path) -> None:
 
 
 def calibration_windows(
-    blocks: BlockModel, tokenizer: Any, sources: Sequence[str], config: QuantizeConfig, journal: Journal, report: Report
+    blocks: BlockModel,
+    tokenizer: Any,
+    sources: Sequence[str],
+    config: QuantizeConfig,
+    journal: Journal,
+    processes: Processes,
+    report: Report,
 ) -> Windows | None:
     """The windows, beginning as this model wants them to begin: measured on a few short ones, once per job."""
     if config.method == "rtn":
         return None
     size = {"n_samples": config.n_samples, "seq_len": config.seq_len, "seed": config.seed}
-    if "start" not in journal.notes:
-        plain = build_windows(sources, tokenizer, **size)
-        candidate = start_candidate(tokenizer, blocks.model.config.to_dict())
-        start = choose_start(plain.ids[:START_WINDOWS, :START_LENGTH], candidate, blocks.nll)
-        journal.notes["start"] = asdict(start)
-        journal.save()
-    token = journal.notes["start"]["token"]
+
+    def measure() -> Row:
+        if "start" not in journal.notes:
+            plain = build_windows(sources, tokenizer, **size)
+            candidate = start_candidate(tokenizer, blocks.model.config.to_dict())
+            start = choose_start(plain.ids[:START_WINDOWS, :START_LENGTH], candidate, blocks.nll)
+            journal.notes["start"] = asdict(start)
+            journal.save()
+        return journal.notes["start"]
+
+    token = processes.first(measure)["token"]
     windows = build_windows(sources, tokenizer, start_token=token, **size)
     report({"calibration": ", ".join(sources), "windows": len(windows.ids), "start_token": token})
     return windows
@@ -207,6 +230,7 @@ def quantize_blocks(
     journal: Journal,
     report: Report,
     drive: Callable[..., None] = lockstep,
+    processes: Processes = ALONE,
 ) -> None:
     """Every block that is not done yet, quantized and written. Blocks see inputs made by quantized predecessors."""
     settings, first, started = block_settings(blocks, plan, config), len(journal.blocks), time.perf_counter()
@@ -214,35 +238,53 @@ def quantize_blocks(
         report({"resumed": f"{first} of {len(blocks)} blocks were done"})
     for index in range(first):
         writer.written |= {name for name in writer.specs if name.startswith(f"{blocks.name(index)}.")}
-    inputs = first_inputs(blocks, windows, config, journal) if windows else None
+    inputs = first_inputs(blocks, windows, config, journal, processes) if windows else None
     for index in range(first, len(blocks)):
         outputs = None
         with blocks.block(index) as block:
             if inputs is None:
                 result = round_block(block, settings)
             else:
-                outputs = boundary(journal.folder, index + 1, inputs.shapes)
-                result = quantize_block(block, blocks.runner(block, index), inputs, settings, outputs, drive)
+                outputs = boundary(journal.folder, index + 1, inputs.shapes, processes.rank)
+                run = blocks.runner(block, index)
+                result = quantize_block(block, run, inputs, settings, outputs, drive, processes)
                 outputs.sync()
-            write_block(block, result, writer, plan)
-        writer.sync()
-        journal.done(result.rows, outputs.digest() if outputs else None)
+            digests = processes.gather(outputs.digest()) if outputs else None
+            processes.first(partial(save_block, block, result, writer, plan, journal, digests))
         inputs = outputs
         line = block_line(block, result.rows, index, len(blocks), time.perf_counter() - started, first)
         report(line)
-        write_log(journal.out, [line, *result.rows])
+        processes.first(partial(write_log, journal.out, [line, *result.rows]))
 
 
-def first_inputs(blocks: BlockModel, windows: Windows, config: QuantizeConfig, journal: Journal) -> Activations:
-    """The inputs of the first block to do: embedded, or what the interrupted run has left."""
-    parts = windows.ids.split(max(1, BATCH_TOKENS // config.seq_len))
+def save_block(
+    block: Block,
+    result: QuantizedBlock,
+    writer: CheckpointWriter,
+    plan: Plan,
+    journal: Journal,
+    digests: list[str] | None,
+) -> None:
+    """The block on the disk, then its line in the journal."""
+    write_block(block, result, writer, plan)
+    writer.sync()
+    journal.done(result.rows, digests)
+
+
+def first_inputs(
+    blocks: BlockModel, windows: Windows, config: QuantizeConfig, journal: Journal, processes: Processes
+) -> Activations:
+    """This process's inputs of the first block to do: embedded, or what the interrupted run has left."""
+    parts = processes.mine(windows.ids.split(max(1, BATCH_TOKENS // config.seq_len)))
+    if not parts:
+        raise QCompressError(f"{len(windows.ids)} windows are too few for {processes.count} processes; start fewer")
     shapes = [(*ids.shape, blocks.model.config.hidden_size) for ids in parts]
-    inputs = boundary(journal.folder, len(journal.blocks), shapes)
+    inputs = boundary(journal.folder, len(journal.blocks), shapes, processes.rank)
     with blocks.ends():
         if journal.blocks:
             for ids in (parts[0], parts[-1]):  # the blocks' masks and rotary tables, for every shape there is
                 blocks.embed(ids)
-            inputs.check(journal.blocks[-1]["activations"])
+            inputs.check(journal.blocks[-1]["activations"][processes.rank])
         else:
             for i, ids in enumerate(parts):
                 inputs[i] = blocks.embed(ids)
