@@ -115,12 +115,14 @@ def command(
     from compress.quantize.auto import quantize
     from compress.quantize.job import plan_quantize
     from compress.quantize.plan import plan_row
+    from compress.quantize.processes import join_processes
 
     storage = getattr(torch, dtype) if dtype else None
     if dry_run:
         _, plan = plan_quantize(model, config, dtype=storage)
         emit(plan_row(str(model), plan, config), as_json=as_json)
         return
+    processes = join_processes()
     row = quantize(
         model,
         out,
@@ -129,6 +131,8 @@ def command(
         dtype=storage,
         restart=restart,
         activation_memory=parse_size(activation_memory),
+        processes=processes,
         report=report,
     )
-    emit(row, as_json=as_json)
+    if processes.rank == 0:
+        emit(row, as_json=as_json)

@@ -68,6 +68,6 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def boundary(folder: Path, index: int, shapes: Sequence[Shape]) -> Activations:
-    """The inputs of block `index`: two files in turn, so that a block's inputs outlive the writing of its outputs."""
-    return Activations(folder / f"activations-{index % 2}.bin", shapes)
+def boundary(folder: Path, index: int, shapes: Sequence[Shape], rank: int = 0) -> Activations:
+    """A process's inputs of block `index`: two files in turn, so that inputs outlive the writing of outputs."""
+    return Activations(folder / f"activations-{index % 2}-{rank}.bin", shapes)

@@ -40,10 +40,10 @@ def quantize(
     dtype: torch.dtype | None = None,
     restart: bool = False,
     report: Report = lambda row: None,
-    **memory: int,
+    **resources: Any,
 ) -> Row:
     """Quantize `model` into `out` with the config's method, or with the best of all; returns the summary row."""
-    options = {"calibration": calibration, "dtype": dtype, "restart": restart, "report": report, **memory}
+    options = {"calibration": calibration, "dtype": dtype, "restart": restart, "report": report, **resources}
     if config.method != AUTO:
         return quantize_checkpoint(model, out, config, **options)  # type: ignore[arg-type]
     config = replace(config, held_out=config.held_out or max(1, config.n_samples // 8))

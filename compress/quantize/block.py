@@ -16,6 +16,7 @@ from compress.quantize.fold import fold_bias, fold_norm, fold_rows, per_row
 from compress.quantize.grid import QuantizedWeight
 from compress.quantize.lockstep import Batches, Outputs, lockstep, trace_stages
 from compress.quantize.methods import METHODS, Problem, Solution
+from compress.quantize.processes import ALONE, Processes
 from compress.quantize.rtn import rtn
 
 Row = dict[str, Any]
@@ -75,10 +76,12 @@ def quantize_block(
     settings: BlockSettings,
     outputs: Outputs,
     drive: Callable[..., None] = lockstep,
+    processes: Processes = ALONE,
 ) -> QuantizedBlock:
     """The block's codes; `outputs` takes what `batches` (each (batch, seq, hidden)) become through them.
 
     The block's own weights are replaced on the way. `drive` is `lockstep` or `replay`: it never changes the result.
+    `batches` are this process's share.
     """
     result = QuantizedBlock()
     stages = {stage.linears: stage for stage in stages_of(block, run, batches[0])}
@@ -87,28 +90,33 @@ def quantize_block(
         list(stages),
         run,
         batches,
-        lambda names, inputs: solve_stage(block, stages[names], inputs, result, settings),
+        lambda names, inputs: solve_stage(block, stages[names], inputs, result, settings, processes),
         outputs,
     )
     return result
 
 
 def solve_stage(
-    block: Block, stage: Stage, inputs: Iterable[Tensor], result: QuantizedBlock, settings: BlockSettings
+    block: Block,
+    stage: Stage,
+    inputs: Iterable[Tensor],
+    result: QuantizedBlock,
+    settings: BlockSettings,
+    processes: Processes,
 ) -> None:
     """Statistics of one stage, its codes, its rows, and the block's weights replaced by what the codes mean."""
     started = time.perf_counter()
     linears = [block.linears[name] for name in stage.linears]
     problem = Problem(
         torch.cat([linear.weight.detach().float() for linear in linears]),
-        stage_hessian(block, stage, inputs),
+        stage_hessian(block, stage, inputs, processes),
         damp_percent=settings.damp_percent,
         share=sharing(stage.feeder, settings),
         width=settings.width,
         **settings.grid(f"{block.name}.{stage.linears[0]}"),
     )
     try:
-        solution = METHODS[settings.method](problem)
+        solution = processes.first(lambda: METHODS[settings.method](problem))
     except ValueError as error:
         raise ValueError(f"{block.name}.{stage.linears[0]}: {error}") from error
     effective = solution.effective()
@@ -130,12 +138,12 @@ def sharing(feeder: Feeder | None, settings: BlockSettings) -> int:
     return settings.share if feeder.kind == "heads" else 1
 
 
-def stage_hessian(block: Block, stage: Stage, inputs: Iterable[Tensor]) -> Tensor:
-    """Mean of x xᵀ over all tokens of all inputs, (in, in). ValueError names the linear when it is not finite."""
+def stage_hessian(block: Block, stage: Stage, inputs: Iterable[Tensor], processes: Processes) -> Tensor:
+    """Mean of x xᵀ over all tokens of all processes' inputs, (in, in). ValueError when it is not finite."""
     hessian = Hessian(block.linears[stage.linears[0]].in_features)
     for x in inputs:
         hessian.update(x)
-    value = hessian.take()
+    value = processes.mean(hessian.take(), hessian.tokens)
     if not all_finite(value):
         raise ValueError(f"{block.name}.{stage.linears[0]}: its inputs are not finite on the calibration text")
     return value

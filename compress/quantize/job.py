@@ -5,12 +5,11 @@ A run that was killed goes on after the last block in its journal.
 """
 
 import errno
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,33 +18,23 @@ import torch
 
 from calibration.corpus import source_digest
 from calibration.windows import Windows, build_windows
-from compress.checkpoint.check import check_checkpoint
-from compress.checkpoint.finite import cast_finite, check_finite
-from compress.checkpoint.formats import packed_config
+from compress.checkpoint.finite import check_finite
 from compress.checkpoint.load import load_tokenizer, open_causal_lm
 from compress.checkpoint.memory import check_memory
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import RECORD, digest, record_text
-from compress.checkpoint.write import CheckpointWriter, both_spellings, partial_path
+from compress.checkpoint.record import digest
+from compress.checkpoint.write import CheckpointWriter, partial_path
 from compress.config import QuantizeConfig
-from compress.errors import GateFailure, QCompressError
-from compress.model.blocks import Block, BlockModel, parameter_shapes
-from compress.quantize.activations import Activations, boundary
-from compress.quantize.block import BlockSettings, QuantizedBlock, quantize_block, round_block
+from compress.errors import QCompressError
+from compress.model.blocks import BlockModel, parameter_shapes
 from compress.quantize.budget import plan_within
 from compress.quantize.calibrate import windows_start
-from compress.quantize.journal import Journal, log_path, open_journal
-from compress.quantize.lockstep import lockstep
-from compress.quantize.memory import (
-    ACTIVATION_MEMORY,
-    BATCH_TOKENS,
-    choose_driver,
-    estimate_memory,
-    resident,
-)
+from compress.quantize.finish import finish
+from compress.quantize.journal import shared_journal
+from compress.quantize.loop import Job, quantize_blocks, work_bytes
+from compress.quantize.memory import ACTIVATION_MEMORY, choose_driver, estimate_memory, resident
 from compress.quantize.plan import Plan, Source, checkpoint_source, group_size_reason, plan_row, storage_dtype
-from compress.quantize.recovery import recover_checkpoint
-from compress.quantize.tables import pack_table
+from compress.quantize.processes import ALONE, Processes
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
@@ -64,6 +53,10 @@ def plan_without_weights(
     return plan_within(Source(where, parameter_shapes(model), model, dtype or storage_dtype(model)), config)
 
 
+def silent(row: Row) -> None:
+    """No report."""
+
+
 def quantize_checkpoint(
     model: Path,
     out: Path,
@@ -73,44 +66,48 @@ def quantize_checkpoint(
     dtype: torch.dtype | None = None,
     restart: bool = False,
     activation_memory: int = ACTIVATION_MEMORY,
-    report: Report = lambda row: None,
+    processes: Processes = ALONE,
+    report: Report = silent,
 ) -> Row:
     """Quantize `model` into `out`; returns the summary row. Nothing is left at `out` when it fails.
 
     When blocks were done before it failed or was killed, their work stays, and the same call goes on from there to the
     very bytes of an uninterrupted run; `restart` removes that work first. `activation_memory` bytes may be parked
-    between the stages of a block: it changes the speed, never the result.
+    between the stages of a block: it changes the speed, never the result. With several `processes` each runs its share
+    of the windows, and the first writes and reports.
     QCompressError for bad input, GateFailure when the validator refuses the result.
     """
     started = time.perf_counter()
     checkpoint, plan = plan_quantize(model, config, dtype=dtype)
-    tokenizer = load_tokenizer(model)
     blocks = BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)))
     needed = estimate_memory(blocks, plan, config, activation_memory)
     check_memory(model, needed - resident())
     drive = choose_driver(blocks, plan, config, activation_memory)
-    settings = job_settings(model, plan, config, calibration)
-    with open_journal(out, settings, plan.bytes + work_bytes(blocks, config), restart=restart) as journal:
-        report(plan_row(str(model), plan, config) | {"memory_bytes": needed})
+    settings = job_settings(model, plan, config, calibration) | {"processes": processes.count}
+    room = plan.bytes + work_bytes(blocks, config)
+    with shared_journal(out, settings, room, processes, restart=restart) as journal:
+        job = Job(checkpoint, plan, config, blocks, journal, processes, report if processes.rank == 0 else silent)
+        job.report(plan_row(str(model), plan, config) | {"memory_bytes": needed})
         if not config.group_size and (reason := group_size_reason(plan)):
-            report({"group_size": reason})
+            job.report({"group_size": reason})
         if not journal.published:
-            windows = job_windows(blocks, tokenizer, calibration, config, journal, report)
+            windows = job_windows(job, calibration) if reads_text(config) else None
             with full_disk(out, plan):
-                writer = CheckpointWriter(out, plan.specs, keep=True)
-                quantize_blocks(blocks, writer, plan, config, windows, journal, report, drive)
-                tables = write_rest(checkpoint, writer, plan, report)
-                if config.recover and windows:
-                    recover_checkpoint(blocks, writer, plan, config, windows, journal, report)
-                publish(checkpoint, writer, plan, journal, windows, tables)
-        rows = journal.rows
-        journal.discard()
+                writer = processes.first(lambda: CheckpointWriter(out, plan.specs, keep=True))
+                quantize_blocks(job, writer, windows if config.method != "rtn" else None, drive)
+                processes.first(lambda: finish(job, writer, windows))
+        rows = processes.first(lambda: journal.rows)
+        processes.first(journal.discard)
     return summary(plan_row(str(model), plan, config), config, rows, out, time.perf_counter() - started)
+
+
+def reads_text(config: QuantizeConfig) -> bool:
+    return config.method != "rtn" or config.recover > 0
 
 
 def job_settings(model: Path, plan: Plan, config: QuantizeConfig, calibration: Sequence[str]) -> Row:
     """Everything that the bytes of the result follow from."""
-    texts = [] if config.method == "rtn" and not config.recover else calibration
+    texts = calibration if reads_text(config) else []
     wanted = {key: value for key, value in asdict(config).items() if key != "max_size"}
     return {
         "model": str(model),
@@ -139,172 +136,21 @@ def full_disk(out: Path, plan: Plan) -> Iterator[None]:
         ) from error
 
 
-def publish(
-    checkpoint: Checkpoint,
-    writer: CheckpointWriter,
-    plan: Plan,
-    journal: Journal,
-    windows: Windows | None,
-    tables: list[Row],
-) -> None:
-    """Give the finished checkpoint its name. GateFailure, and nothing is kept, when it breaks a rule."""
-    names = [field.name for field in fields(QuantizeConfig)]
-    record = record_text(
-        "quantize",
-        {name: journal.settings.get(name) for name in names},
-        source={"path": str(checkpoint.path), "digest": journal.settings["source"]},
-        calibration=windows.manifest | {"start": journal.notes["start"]} if windows else None,
-        rows=journal.rows,
-        tables=tables,
-        recover=journal.notes.get("recover"),
-    )
-    try:
-        writer.publish(
-            both_spellings(packed_config(checkpoint.config, plan.format, plan.schemes, plan.unquantized)),
-            source=checkpoint.path,
-            extra={RECORD: record},
-            inspect=lambda folder: refuse_wrong(folder, checkpoint.path),
-        )
-    except GateFailure:
-        journal.discard()
-        raise
-
-
-def refuse_wrong(folder: Path, source: Path) -> None:
-    """GateFailure when the validator finds an error in what was written."""
-    errors = [row for row in check_checkpoint(folder, source=source) if row["level"] == "error"]
-    if errors:
-        raise GateFailure(f"{folder}: {len(errors)} rules broken, nothing was kept; first: {errors[0]}")
-
-
-def job_windows(
-    blocks: BlockModel, tokenizer: Any, sources: Sequence[str], config: QuantizeConfig, journal: Journal, report: Report
-) -> Windows | None:
-    """The windows of this job; how they begin is measured once and noted. None for a method that reads no text."""
-    if config.method == "rtn" and not config.recover:
-        return None
+def job_windows(job: Job, sources: Sequence[str]) -> Windows:
+    """The windows of this job; how they begin is measured once, and noted."""
+    config, journal, tokenizer = job.config, job.journal, load_tokenizer(job.checkpoint.path)
     size = {"n_samples": config.n_samples, "seq_len": config.seq_len, "seed": config.seed}
-    if "start" not in journal.notes:
-        journal.notes["start"] = asdict(windows_start(blocks, tokenizer, sources, **size))
-        journal.save()
-    token = journal.notes["start"]["token"]
+
+    def measure() -> Row:
+        if "start" not in journal.notes:
+            journal.notes["start"] = asdict(windows_start(job.blocks, tokenizer, sources, **size))
+            journal.save()
+        return journal.notes["start"]
+
+    token = job.processes.first(measure)["token"]
     windows = build_windows(sources, tokenizer, start_token=token, **size)
-    report({"calibration": ", ".join(sources), "windows": len(windows.ids), "start_token": token})
+    job.report({"calibration": ", ".join(sources), "windows": len(windows.ids), "start_token": token})
     return windows
-
-
-@torch.no_grad()
-def quantize_blocks(
-    blocks: BlockModel,
-    writer: CheckpointWriter,
-    plan: Plan,
-    config: QuantizeConfig,
-    windows: Windows | None,
-    journal: Journal,
-    report: Report,
-    drive: Callable[..., None] = lockstep,
-) -> None:
-    """Every block that is not done yet, quantized and written. Blocks see inputs made by quantized predecessors."""
-    settings, first, started = block_settings(blocks, plan, config), len(journal.blocks), time.perf_counter()
-    if first:
-        report({"resumed": f"{first} of {len(blocks)} blocks were done"})
-    for index in range(first):
-        writer.written |= {name for name in writer.specs if name.startswith(f"{blocks.name(index)}.")}
-    inputs = first_inputs(blocks, windows, config, journal) if windows and config.method != "rtn" else None
-    for index in range(first, len(blocks)):
-        outputs = None
-        with blocks.block(index) as block:
-            if inputs is None:
-                result = round_block(block, settings)
-            else:
-                outputs = boundary(journal.folder, index + 1, inputs.shapes)
-                result = quantize_block(block, blocks.runner(block, index), inputs, settings, outputs, drive)
-                outputs.sync()
-            write_block(block, result, writer, plan)
-        writer.sync()
-        journal.done(result.rows, outputs.digest() if outputs else None)
-        inputs = outputs
-        line = block_line(block, result.rows, index, len(blocks), time.perf_counter() - started, first)
-        report(line)
-        write_log(journal.out, [line, *result.rows])
-
-
-def first_inputs(blocks: BlockModel, windows: Windows, config: QuantizeConfig, journal: Journal) -> Activations:
-    """The inputs of the first block to do: embedded, or what the interrupted run has left."""
-    parts = windows.ids[: len(windows.ids) - config.held_out].split(max(1, BATCH_TOKENS // config.seq_len))
-    shapes = [(*ids.shape, blocks.model.config.hidden_size) for ids in parts]
-    inputs = boundary(journal.folder, len(journal.blocks), shapes)
-    with blocks.ends():
-        if journal.blocks:
-            for ids in (parts[0], parts[-1]):  # the blocks' masks and rotary tables, for every shape there is
-                blocks.embed(ids)
-            inputs.check(journal.blocks[-1]["activations"])
-        else:
-            for i, ids in enumerate(parts):
-                inputs[i] = blocks.embed(ids)
-    return inputs
-
-
-def work_bytes(blocks: BlockModel, config: QuantizeConfig) -> int:
-    """Bytes on disk of the activations before and after a block."""
-    return 0 if config.method == "rtn" else 8 * config.n_samples * config.seq_len * blocks.model.config.hidden_size
-
-
-def write_log(out: Path, rows: list[Row]) -> None:
-    with log_path(out).open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def block_settings(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> BlockSettings:
-    model, scheme = blocks.model.config, plan.scheme
-    heads, kv_heads = (
-        model.num_attention_heads,
-        getattr(model, "num_key_value_heads", None) or model.num_attention_heads,
-    )
-    return BlockSettings(
-        config.method,
-        scheme.bits,
-        scheme.group_size,
-        scheme.sym,
-        scheme.dtype,
-        config.damp_percent,
-        share=heads // kv_heads,
-        width=getattr(model, "head_dim", None) or model.hidden_size // heads,
-        eight_bit=plan.eight_bit,
-    )
-
-
-def block_line(block: Block, rows: list[Row], index: int, total: int, seconds: float, first: int) -> Row:
-    """One line per block: mean error, plain rounding's, seconds since block `first` and to go."""
-    mean = {key: sum(row[key] for row in rows) / len(rows) for key in ("error", "rtn_error")}
-    eta = seconds / (index + 1 - first) * (total - index - 1)
-    return {"block": f"{index + 1}/{total}", **mean, "seconds": round(seconds, 1), "eta": round(eta, 1)}
-
-
-def write_block(block: Block, result: QuantizedBlock, writer: CheckpointWriter, plan: Plan) -> None:
-    """Packed linears and the block's other parameters, those that folding changed in their new form."""
-    for name, weight in result.weights.items():
-        for suffix, tensor in plan.format.save(weight, plan.scheme.dtype).items():
-            writer.write(f"{block.name}.{name}.{suffix}", tensor)
-    for path, parameter in block.module.named_parameters():
-        name = f"{block.name}.{path}"
-        if name in writer.specs:
-            tensor = result.changed.get(path, parameter.detach())
-            writer.write(name, cast_finite(name, tensor, writer.specs[name].dtype))
-
-
-def write_rest(checkpoint: Checkpoint, writer: CheckpointWriter, plan: Plan, report: Report) -> list[Row]:
-    """Everything outside the blocks: embedding, final norm, head. The rows of those that are packed."""
-    rows = []
-    for module, source in plan.tables.items():
-        parts, row = pack_table(check_finite(source, checkpoint.tensor(source)), plan.format, plan.schemes[module])
-        for suffix, tensor in parts.items():
-            writer.write(f"{module}.{suffix}", tensor)
-        rows.append({"linear": module, **row})
-        report(rows[-1])
-    for name in writer.specs.keys() - writer.written:
-        writer.write(name, cast_finite(name, checkpoint.tensor(name), writer.specs[name].dtype))
-    return rows
 
 
 def summary(planned: Row, config: QuantizeConfig, rows: list[Row], out: Path, seconds: float) -> Row:

@@ -10,13 +10,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from compress.checkpoint.read import read_json
 from compress.checkpoint.write import check_room, partial_path
 from compress.errors import QCompressError
+from compress.quantize.processes import Processes
 
 Row = dict[str, Any]
 JOURNAL, LOCK = "journal.json", "lock"
@@ -52,8 +53,8 @@ class Journal:
         """Whether the job was killed after its checkpoint had its name, and before its work was removed."""
         return bool(self.blocks) and self.out.is_dir() and not partial_path(self.out).exists()
 
-    def done(self, rows: list[Row], activations: str | None) -> None:
-        """The next block is on the disk: its report rows, and the digest of the activations after it."""
+    def done(self, rows: list[Row], activations: list[str] | None) -> None:
+        """The next block is on the disk: its report rows, and the digests of each process's activations after it."""
         timeless = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
         self.blocks.append({"rows": timeless, "activations": activations})
         self.save()
@@ -113,6 +114,19 @@ def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False
         finally:
             if not journal.blocks:
                 journal.discard()
+
+
+@contextmanager
+def shared_journal(
+    out: Path, settings: Row, needed: int, processes: Processes, *, restart: bool = False
+) -> Iterator[Journal]:
+    """`open_journal` in the first process; the others get a copy to read."""
+    if processes.rank:
+        yield processes.first(lambda: Journal(out, settings))
+        return
+    with ExitStack() as stack:
+        opened = open_journal(out, settings, needed, restart=restart)
+        yield processes.first(lambda: stack.enter_context(opened))
 
 
 @contextmanager

@@ -4,49 +4,35 @@ What was found lies in a file of its own in the work folder before anything is o
 between writes the same again instead of training on what it has changed.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from calibration.windows import Windows
 from compress.checkpoint.write import CheckpointWriter, sync
-from compress.config import QuantizeConfig
 from compress.model.blocks import BlockModel
 from compress.quantize.grid import QuantizedWeight
-from compress.quantize.journal import Journal
+from compress.quantize.loop import Job
 from compress.quantize.plan import Plan
 from compress.quantize.recover import RecoverSettings, Student, recover
 
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 FOUND = "recovered.safetensors"
 
 
-def recover_checkpoint(
-    teacher: BlockModel,
-    writer: CheckpointWriter,
-    plan: Plan,
-    config: QuantizeConfig,
-    windows: Windows,
-    journal: Journal,
-    report: Report,
-) -> None:
-    """Train what `writer` holds and write the better values; `journal.notes["recover"]` says what it brought."""
-    file = journal.folder / FOUND
+def recover_checkpoint(job: Job, writer: CheckpointWriter, ids: Tensor) -> None:
+    """Train what `writer` holds on (n, seq) ids and write the better values; the journal notes what it brought."""
+    file, notes = job.journal.folder / FOUND, job.journal.notes
     if not file.is_file():
-        student = make_student(writer, plan, teacher.layers_path)
-        model = BlockModel(teacher.model.config.to_dict(), student.weights)
-        settings = RecoverSettings(epochs=config.recover, held_out=config.held_out)
-        found = recover(teacher, model, student, windows.ids, settings, report)
+        student = make_student(writer, job.plan, job.blocks.layers_path)
+        model = BlockModel(job.checkpoint.config, student.weights)
+        settings = RecoverSettings(epochs=job.config.recover, held_out=job.config.held_out)
+        found = recover(job.blocks, model, student, ids, settings, job.report)
         student.multipliers = found.multipliers
-        journal.notes["recover"] = {"kl_before": found.kl_before, "kl": found.kl, "step": found.step}
-        save_found(changed_tensors(student, writer, plan), file)
-        journal.save()
-    report({"recovered": "yes", **journal.notes["recover"]})
+        notes["recover"] = {"kl_before": found.kl_before, "kl": found.kl, "step": found.step}
+        job.journal.save()
+        save_found(changed_tensors(student, writer, job.plan), file)
+    job.report({"recovered": str(writer.out), **notes["recover"]})
     for name, tensor in load_file(file).items():
         writer.write(name, tensor)
 

@@ -58,7 +58,7 @@ def test_a_resumed_job_writes_the_bytes_of_an_uninterrupted_one(tiny_qwen2, tmp_
 def test_half_written_outputs_of_an_unfinished_block_do_not_matter(tiny_llama, tmp_path):
     quantize_checkpoint(tiny_llama, tmp_path / "whole", settings())
     out = interrupted(tiny_llama, tmp_path / "out")
-    half_written = work_path(out) / "activations-0.bin"
+    half_written = work_path(out) / "activations-0-0.bin"
     half_written.write_bytes(b"\x7f" * 1000)
     (work_path(out) / "journal.json.partial").write_text("{")
     (partial_path(out) / "config.json").write_text("{")
@@ -105,7 +105,7 @@ def test_changed_activations_are_refused(tiny_llama, tmp_path):
     out = interrupted(tiny_llama, tmp_path / "out")
     file = boundary(work_path(out), 1, []).path
     file.write_bytes(b"\0" + file.read_bytes()[1:])
-    with pytest.raises(QCompressError, match=r"activations-1.bin: is not what.*--restart"):
+    with pytest.raises(QCompressError, match=r"activations-1-0.bin: is not what.*--restart"):
         quantize_checkpoint(tiny_llama, out, settings())
 
 

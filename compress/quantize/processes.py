@@ -1,0 +1,72 @@
+"""Several processes on one job: each runs its share of the windows, the first solves, writes and tells the others.
+
+Started by `torchrun` or `accelerate launch`, joined through accelerate; alone, everything here does nothing.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's `rank` among `count`."""
+
+    rank: int = 0
+    count: int = 1
+
+    def mine(self, parts: Sequence[T]) -> list[T]:
+        """This process's share of the micro-batches."""
+        return list(parts[self.rank :: self.count])
+
+    def mean(self, value: Tensor, tokens: int) -> Tensor:
+        """The mean over all processes' tokens of what is a mean over this one's, in place."""
+        if self.count == 1:
+            return value
+        total = torch.tensor(float(tokens), dtype=torch.float64)
+        dist.all_reduce(total)
+        dist.all_reduce(value.mul_(tokens / total.item()))
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        """Everyone's value, in the order of the ranks."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+    def first(self, make: Callable[[], T]) -> T:
+        """What `make` returns or raises in the first process, in all of them; the others wait for it."""
+        if self.count == 1:
+            return make()
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = make()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+
+ALONE = Processes()
+
+
+def join_processes() -> Processes:
+    """The processes that a launcher has started, or this one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    from accelerate import PartialState
+
+    state = PartialState(cpu=True)
+    return Processes(state.process_index, state.num_processes)
