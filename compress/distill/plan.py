@@ -7,9 +7,9 @@ from typing import Any
 from compress.checkpoint.load import check_causal_lm
 from compress.checkpoint.read import read_json
 from compress.distill.config import DistillConfig
-from compress.losses import CHUNK_LOGITS
 from compress.distill.train import MICRO_TOKENS
 from compress.errors import QCompressError
+from compress.losses import CHUNK_LOGITS
 from compress.model.blocks import plain_config
 from compress.model.families import find_family
 from compress.model.student import plan_size, shape_of, student_config, student_shape

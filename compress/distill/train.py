@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from calibration.windows import Windows
 from compress.checkpoint.finite import cast_finite
 from compress.distill.config import TrainConfig
-from compress.losses import Head, Loss, Side, cross_entropy, distill_loss, find_head, next_tokens, token_mean
 from compress.errors import QCompressError
+from compress.losses import Head, Loss, Side, cross_entropy, distill_loss, find_head, next_tokens, token_mean
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
