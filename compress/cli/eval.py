@@ -1,0 +1,131 @@
+"""qcompress eval: what a candidate still can do, against its reference."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+
+from compress.cli.compare import with_error
+from compress.cli.console import emit, json_option, progress, report
+from compress.errors import GateFailure, QCompressError
+
+Row = dict[str, Any]
+KIND_NAMES = ("qa", "python", "math", "json", "multi-turn")
+CURE = "quantize with another method, a smaller group size or more calibration text, or lower --min-retention"
+
+
+@click.command("eval")
+@click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--reference", type=click.Path(path_type=Path), required=True, help="The checkpoint to measure against.")
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(KIND_NAMES), help="Only this kind; may be repeated.")
+@click.option("--suite", type=click.Path(path_type=Path), help="A task file of your own, .jsonl; else the bundled one.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many items of each kind, spread over the kind.")
+@click.option("--min-retention", type=click.FloatRange(min=0), help="Least retention of every kind, in %.")
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Items asked at a time.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build/eval"),
+    show_default=True,
+    help="Where answers and scores are kept; an interrupted run goes on from there.",
+)
+@json_option
+def command(
+    checkpoints: tuple[Path, ...],
+    reference: Path,
+    kinds: tuple[str, ...],
+    suite: Path | None,
+    limit: int | None,
+    min_retention: float | None,
+    batch: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Let each CKPT and the reference solve the same tasks: question answering, Python, mathematics, JSON, multi-turn.
+
+    Retention is the candidate's score over the reference's, with a 95 % interval from redrawing the items; n/a where
+    the reference solves nothing. Answers are greedy. Generated Python runs in a sandbox. Ends with exit code 3 when a
+    kind keeps less than --min-retention.
+
+    \b
+    qcompress eval smollm2-awq smollm2-gptq --reference smollm2 --min-retention 85
+    qcompress eval student --reference teacher --kind math --limit 10 --json
+    """
+    from compress.evaluate.solve import Asking, retention_rows
+    from compress.evaluate.tasks.suite import load_suite, select
+
+    loaded = load_suite(suite)
+    items = select(loaded, kinds, limit)
+    tell_containment(items)
+    settings = {"engine": "transformers", "dtype": "float32", "decoding": "greedy"}
+    asking = Asking(loaded, items, out, settings, batch)
+    with bars() as told:
+        rows = retention_rows(reference, checkpoints, asking, told)
+    emit(rows if as_json else [shown(row) for row in rows], as_json=as_json, title=f"suite {loaded.name}")
+    report({"answers and scores": out})
+    if min_retention is not None:
+        refuse_losses(rows, min_retention)
+
+
+def tell_containment(items: list[Any]) -> None:
+    """What contains generated code on this machine, before any of it runs. QCompressError where nothing can."""
+    from compress.evaluate.sandbox.run import SandboxError, containment
+
+    if any(item.kind == "python" for item in items):
+        try:
+            report({"sandbox": "", **containment()})
+        except SandboxError as error:
+            raise QCompressError(f"{error}; leave python out with --kind") from error
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """One progress bar a checkpoint, on stderr: told(checkpoint, items done, items in all)."""
+    with Progress(console=progress) as shown_bars:
+        known: dict[str, TaskID] = {}
+
+        def told(name: str, done: int, total: int) -> None:
+            if name not in known:
+                known[name] = shown_bars.add_task(escape(name), total=total)
+            shown_bars.update(known[name], completed=done)
+
+        yield told
+
+
+def shown(row: Row) -> Row:
+    """A report row as the terminal shows it."""
+    candidate = row["role"] == "candidate"
+    return {
+        "name": row["name"],
+        "kind": row["kind"],
+        "items": row["items"],
+        "errors": row["errors"] or None,
+        "empty": row["empty"] or None,
+        "score": with_error(row, "score", 2) if row["score"] is not None else "n/a",
+        "retention": (percent(row["retention"]) if candidate else None),
+        "95 % interval": interval(row) if candidate else None,
+    }
+
+
+def percent(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.0f} %"
+
+
+def interval(row: Row) -> str | None:
+    low, high = row["retention_low"], row["retention_high"]
+    return None if low is None else f"{low:.0f} to {high:.0f} %"
+
+
+def refuse_losses(rows: list[Row], minimum: float) -> None:
+    """GateFailure that names every candidate and kind below `minimum`, or one of which no kind can be judged."""
+    judged = [row for row in rows if row["role"] == "candidate" and row["retention"] is not None]
+    if unknown := {row["name"] for row in rows if row["role"] == "candidate"} - {row["name"] for row in judged}:
+        raise GateFailure(f"{min(unknown)}: no kind could be judged, the reference solves none of the tasks")
+    fallen = [row for row in judged if row["kind"] != "all" and row["retention"] < minimum]
+    if fallen:
+        told = "; ".join(f"{row['name']}: {row['kind']} keeps {row['retention']:.1f} %" for row in fallen)
+        raise GateFailure(f"{told}, less than {minimum:g} %; {CURE}")
