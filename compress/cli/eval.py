@@ -27,6 +27,13 @@ CURE = "quantize with another method, a smaller group size or more calibration t
 @click.option("--min-retention", type=click.FloatRange(min=0), help="Least retention of every kind, in %.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Items asked at a time.")
 @click.option(
+    "--engine",
+    type=click.Choice(["transformers", "vllm"]),
+    default="transformers",
+    show_default=True,
+    help="transformers: float32, packed weights dequantized. vllm: as it will be served.",
+)
+@click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("build/eval"),
@@ -42,6 +49,7 @@ def command(
     limit: int | None,
     min_retention: float | None,
     batch: int,
+    engine: str,
     out: Path,
     as_json: bool,
 ) -> None:
@@ -61,14 +69,34 @@ def command(
     loaded = load_suite(suite)
     items = select(loaded, kinds, limit)
     tell_containment(items)
-    settings = {"engine": "transformers", "dtype": "float32", "decoding": "greedy"}
-    asking = Asking(loaded, items, out, settings, batch)
-    with bars() as told:
+    dtype, open_engine = engines()[engine]
+    settings = {"engine": engine, "dtype": dtype, "decoding": "greedy"}
+    asking = Asking(loaded, items, out, settings, batch, open_engine)
+    with bars() as told, vllm_errors():
         rows = retention_rows(reference, checkpoints, asking, told)
     emit(rows if as_json else [shown(row) for row in rows], as_json=as_json, title=f"suite {loaded.name}")
     report({"answers and scores": out})
     if min_retention is not None:
         refuse_losses(rows, min_retention)
+
+
+def engines() -> dict[str, tuple[str, Any]]:
+    """By name: the dtype it computes in, and what opens it."""
+    from compress.evaluate.generate import transformers_engine
+    from compress.serve.engine import vllm_engine
+
+    return {"transformers": ("float32", transformers_engine), "vllm": ("of the checkpoint", vllm_engine)}
+
+
+@contextmanager
+def vllm_errors() -> Iterator[None]:
+    """vLLM's end as one line."""
+    from compress.serve.offline import VllmFailedError
+
+    try:
+        yield
+    except VllmFailedError as error:
+        raise QCompressError(f"vLLM ended: {error}; take --engine transformers") from error
 
 
 def tell_containment(items: list[Any]) -> None:
