@@ -115,6 +115,7 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}, "ok": {"typ
     [
         ('```json\n{"n": 1, "ok": true}\n```', "valid"),
         ('Sure {not json} {"n": 1.0, "ok": true}', "valid"),
+        ('row["n"] is 1: {"n": 1, "ok": true}', "valid"),
         ('{"n": "1"}', "not valid"),
         ('{"n": 1}', "no ok"),
         ('{"n": 2, "ok": true}', "n is 2, not 1"),

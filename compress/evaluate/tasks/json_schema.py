@@ -31,14 +31,19 @@ def check(item: Item) -> None:
 
 
 def find_json(answer: str) -> Any:
-    """The first object or list in the answer that parses, fenced or not. ValueError when there is none."""
+    """The longest object or list in the answer that parses, fenced or not. ValueError when there is none."""
+    found: list[tuple[int, Any]] = []
+    end = 0
     for start, sign in enumerate(answer):
-        if sign in "{[":
+        if sign in "{[" and start >= end:
             try:
-                return DECODER.raw_decode(answer, start)[0]
+                value, end = DECODER.raw_decode(answer, start)
             except (json.JSONDecodeError, RecursionError):
                 continue
-    raise ValueError("no JSON")
+            found.append((end - start, value))
+    if not found:
+        raise ValueError("no JSON")
+    return max(found, key=lambda pair: pair[0])[1]
 
 
 def value_at(value: Any, path: str) -> Any:
