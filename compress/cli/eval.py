@@ -24,6 +24,8 @@ CURE = "quantize with another method, a smaller group size or more calibration t
 @click.option("--kind", "kinds", multiple=True, type=click.Choice(KIND_NAMES), help="Only this kind; may be repeated.")
 @click.option("--suite", type=click.Path(path_type=Path), help="A task file of your own, .jsonl; else the bundled one.")
 @click.option("--limit", type=click.IntRange(1), help="At most this many items of each kind, spread over the kind.")
+@click.option("--tasks", help="Instead of a suite: benchmarks of lm-eval, such as gsm8k,humaneval.")
+@click.option("--data", type=click.Path(path_type=Path), help="With --tasks: a folder with their data; else the hub.")
 @click.option("--min-retention", type=click.FloatRange(min=0), help="Least retention of every kind, in %.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Items asked at a time.")
 @click.option(
@@ -47,6 +49,8 @@ def command(
     kinds: tuple[str, ...],
     suite: Path | None,
     limit: int | None,
+    tasks: str | None,
+    data: Path | None,
     min_retention: float | None,
     batch: int,
     engine: str,
@@ -62,22 +66,60 @@ def command(
     \b
     qcompress eval smollm2-awq smollm2-gptq --reference smollm2 --min-retention 85
     qcompress eval student --reference teacher --kind math --limit 10 --json
+    qcompress eval qwen-awq --reference qwen --tasks gsm8k,humaneval --data benchmarks --limit 50
     """
+    if tasks is None:
+        if data:
+            raise click.UsageError("--data goes with --tasks only")
+        rows = solve_suite(reference, checkpoints, kinds, suite, limit, batch, engine, out)
+    else:
+        if kinds or suite or engine != "transformers":
+            raise click.UsageError("--tasks goes without --kind, --suite and --engine vllm")
+        rows = solve_benchmarks(reference, checkpoints, tasks.split(","), data, limit, batch)
+    emit(rows if as_json else [shown(row) for row in rows], as_json=as_json, title=f"suite {rows[0]['suite']}")
+    if min_retention is not None:
+        refuse_losses(rows, min_retention)
+
+
+def solve_suite(
+    reference: Path,
+    checkpoints: tuple[Path, ...],
+    kinds: tuple[str, ...],
+    suite: Path | None,
+    limit: int | None,
+    batch: int,
+    engine: str,
+    out: Path,
+) -> list[Row]:
+    """The rows of a suite, with progress on stderr."""
     from compress.evaluate.solve import Asking, retention_rows
     from compress.evaluate.tasks.suite import load_suite, select
 
     loaded = load_suite(suite)
     items = select(loaded, kinds, limit)
-    tell_containment(items)
+    tell_containment(any(item.kind == "python" for item in items))
     dtype, open_engine = engines()[engine]
     settings = {"engine": engine, "dtype": dtype, "decoding": "greedy"}
     asking = Asking(loaded, items, out, settings, batch, open_engine)
     with bars() as told, vllm_errors():
         rows = retention_rows(reference, checkpoints, asking, told)
-    emit(rows if as_json else [shown(row) for row in rows], as_json=as_json, title=f"suite {loaded.name}")
     report({"answers and scores": out})
-    if min_retention is not None:
-        refuse_losses(rows, min_retention)
+    return rows
+
+
+def solve_benchmarks(
+    reference: Path,
+    checkpoints: tuple[Path, ...],
+    tasks: list[str],
+    data: Path | None,
+    limit: int | None,
+    batch: int,
+) -> list[Row]:
+    """The rows of benchmarks; lm-eval shows its own progress on stderr."""
+    from compress.evaluate.benchmarks import benchmark_rows
+
+    tell_containment("humaneval" in tasks)
+    return benchmark_rows(reference, checkpoints, tasks, data=data, limit=limit, batch=batch, report=report)
 
 
 def engines() -> dict[str, tuple[str, Any]]:
@@ -99,11 +141,11 @@ def vllm_errors() -> Iterator[None]:
         raise QCompressError(f"vLLM ended: {error}; take --engine transformers") from error
 
 
-def tell_containment(items: list[Any]) -> None:
+def tell_containment(runs_code: bool) -> None:
     """What contains generated code on this machine, before any of it runs. QCompressError where nothing can."""
     from compress.evaluate.sandbox.run import SandboxError, containment
 
-    if any(item.kind == "python" for item in items):
+    if runs_code:
         try:
             report({"sandbox": "", **containment()})
         except SandboxError as error:

@@ -30,6 +30,7 @@ from compress.evaluate.tasks.suite import KINDS, Suite
 
 Row = dict[str, Any]
 Told = Callable[[str, int, int], None]  # checkpoint, items done, items in all
+Scores = dict[str, list[Score]]  # by kind, in the items' order
 ALL = "all"
 
 
@@ -56,19 +57,18 @@ def retention_rows(
     for path in (reference, *candidates):  # before hours are spent on the first
         open_causal_lm(path)
         load_tokenizer(path)
-    scored: list[dict[str, Score]] = []
+    scored: list[Scores] = []
     rows: list[Row] = []
     for name, path in zip(names, [reference, *candidates], strict=True):
-        scored.append(solve(path, name, asking, told))
-        kept = retention_by_kind(values(scored[0], asking), values(scored[-1], asking)) if scored[1:] else None
-        about = {"name": name, "role": "candidate" if kept else "reference"}
+        scored.append(by_kind(solve(path, name, asking, told), asking.items))
+        about = {"name": name, "role": "candidate" if scored[1:] else "reference"}
         origin = {
             "suite": asking.suite.name,
             "suite_digest": asking.suite.digest,
             "digest": digest(path),
             "engine": asking.settings["engine"],
         }
-        rows += [about | row | origin for row in score_rows(scored[-1], asking, kept)]
+        rows += [about | row | origin for row in score_rows(scored[-1], scored[0] if scored[1:] else None)]
     write_whole(asking.out / "eval.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     return rows
 
@@ -91,26 +91,27 @@ def solve(path: Path, name: str, asking: Asking, told: Told) -> dict[str, Score]
     return scores
 
 
-def values(scores: Mapping[str, Score], asking: Asking) -> dict[str, list[float | None]]:
-    """Scores by kind, in the items' order."""
-    found: dict[str, list[float | None]] = {}
-    for item in asking.items:
-        found.setdefault(item.kind, []).append(scores[item.id].value)
+def by_kind(scores: Mapping[str, Score], items: Sequence[Item]) -> Scores:
+    found: Scores = {}
+    for item in items:
+        found.setdefault(item.kind, []).append(scores[item.id])
     return found
 
 
-def score_rows(
-    scores: Mapping[str, Score], asking: Asking, kept: tuple[dict[str, Retention], Retention] | None
-) -> list[Row]:
-    """One row a kind, and the mean over the kinds."""
+def score_rows(scores: Scores, reference: Scores | None) -> list[Row]:
+    """One row a kind, and the mean over the kinds; with the retention, where there is a reference."""
+    kept = retention_by_kind(values(reference), values(scores)) if reference else None
     rows: list[Row] = []
-    for kind in dict.fromkeys(item.kind for item in asking.items):
-        own = [scores[item.id] for item in asking.items if item.kind == kind]
+    for kind, own in scores.items():
         rows.append({"kind": kind} | score_figures(own) | retention_figures(kept[0][kind] if kept else None))
     means = [row["score"] for row in rows if row["score"] is not None]
     counts = {key: sum(row[key] for row in rows) for key in ("items", "errors", "empty")}
     mean = {"score": float(np.mean(means)) if means else None, "score_se": None}
     return [*rows, {"kind": ALL} | counts | mean | retention_figures(kept[1] if kept else None)]
+
+
+def values(scores: Scores) -> dict[str, list[float | None]]:
+    return {kind: [score.value for score in own] for kind, own in scores.items()}
 
 
 def score_figures(scores: Sequence[Score]) -> Row:
