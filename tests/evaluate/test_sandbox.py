@@ -150,13 +150,21 @@ def test_landlock_alone_refuses_writing_outside(tmp_path):
         assert "PermissionError" in alone(LANDLOCK, f"open({str(outside)!r}, 'w')") and not outside.exists()
 
 
-def test_a_layer_that_is_missing_is_told_and_the_others_stay(monkeypatch):
-    told = "import sys; sys.path.insert(0, sys.argv.pop()); import compress.evaluate.sandbox.layers as layers; "
-    told += "layers.confine_files = lambda *a: open('/none'); "
-    told += "from compress.evaluate.sandbox.child import main; sys.path.pop(0); main()"
-    monkeypatch.setattr("compress.evaluate.sandbox.run.BOOT", told)
-    found = run_python("open('/etc/passwd')", [], SHORT)
-    assert found.layers["landlock"].startswith("none: [Errno 2]") and found.status == "refused"
+@pytest.mark.parametrize(
+    ("layer", "function", "code", "expected"),
+    [
+        ("landlock", "confine_files", "open('/etc/passwd')", "refused"),
+        ("seccomp", "deny_calls", "import os\nos.fork()", "refused"),
+        ("seccomp", "deny_calls", "import resource as r\nassert r.getrlimit(r.RLIMIT_NPROC) == (0, 0)", "passed"),
+    ],
+)
+def test_a_layer_that_is_missing_is_told_and_the_others_stay(monkeypatch, layer, function, code, expected):
+    boot = "import sys; sys.path.insert(0, sys.argv.pop()); import compress.evaluate.sandbox.layers as layers; "
+    boot += f"layers.{function} = lambda *a: open('/none'); "
+    boot += "from compress.evaluate.sandbox.child import main; sys.path.pop(0); main()"
+    monkeypatch.setattr("compress.evaluate.sandbox.run.BOOT", boot)
+    found = run_python(code, [], SHORT)
+    assert found.layers[layer].startswith("none: [Errno 2]") and found.status == expected
 
 
 def test_no_number_is_denied_twice_and_the_filter_fits_a_kernel():

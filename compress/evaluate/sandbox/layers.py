@@ -30,18 +30,26 @@ class Limits:
 
 
 def limit_resources(limits: Limits) -> str:
-    """The limits that every Unix knows. The number of processes is no limit to root: seccomp is."""
+    """The limits that every Unix knows."""
     for name, value in (
         ("RLIMIT_CPU", limits.cpu_seconds),
         ("RLIMIT_AS", limits.memory),
         ("RLIMIT_FSIZE", limits.output),
         ("RLIMIT_CORE", 0),
         ("RLIMIT_NOFILE", 64),
-        ("RLIMIT_NPROC", 0),
     ):
         extra = 1 if name == "RLIMIT_CPU" else 0  # the hard limit kills what ignores the soft one's signal
         resource.setrlimit(getattr(resource, name), (value, value + extra))
     return f"{limits.cpu_seconds} s of CPU, {limits.memory / 2**20:.0f} MiB"
+
+
+def deny_calls_or_processes() -> str:
+    """The filter; without it, no new process at least. That limit stops threads too, and does not bind root."""
+    try:
+        return deny_calls()
+    except (OSError, KeyError):
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+        raise
 
 
 def new_namespace(flag: int) -> str:
@@ -64,7 +72,7 @@ def contain(folder: str, limits: Limits) -> dict[str, str]:
         "network namespace": lambda: new_namespace(NEW_NETWORK),
         "resource limits": lambda: limit_resources(limits),
         "landlock": lambda: confine_files(readable, writable),
-        "seccomp": deny_calls,
+        "seccomp": deny_calls_or_processes,
         "audit hook": lambda: watch_events(readable, writable),
     }
     return {name: attempt(layer) for name, layer in layers.items()}
