@@ -15,7 +15,7 @@ from compress.errors import QCompressError
 # work: seen on two cores beside one other program, a training step of 7.0 s took 1.7 s with this.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-COMMANDS = ("import", "distill", "quantize", "check", "verify", "compare", "eval", "run")
+COMMANDS = ("import", "distill", "quantize", "check", "verify", "compare", "eval", "history", "run")
 MODULES = {"import": "import_gguf"}  # `import` is a Python keyword
 
 

@@ -11,6 +11,7 @@ from rich.progress import Progress, TaskID
 
 from compress.cli.compare import with_error
 from compress.cli.console import emit, json_option, progress, report
+from compress.cli.history import history_option
 from compress.errors import GateFailure, QCompressError
 
 Row = dict[str, Any]
@@ -42,6 +43,7 @@ CURE = "quantize with another method, a smaller group size or more calibration t
     show_default=True,
     help="Where answers and scores are kept; an interrupted run goes on from there.",
 )
+@history_option
 @json_option
 def command(
     checkpoints: tuple[Path, ...],
@@ -55,6 +57,7 @@ def command(
     batch: int,
     engine: str,
     out: Path,
+    history: Path | None,
     as_json: bool,
 ) -> None:
     """Let each CKPT and the reference solve the same tasks: question answering, Python, mathematics, JSON, multi-turn.
@@ -77,8 +80,16 @@ def command(
             raise click.UsageError("--tasks goes without --kind, --suite and --engine vllm")
         rows = solve_benchmarks(reference, checkpoints, tasks.split(","), data, limit, batch)
     emit(rows if as_json else [shown(row) for row in rows], as_json=as_json, title=f"suite {rows[0]['suite']}")
+    if history:
+        keep_verdicts(history, rows)
     if min_retention is not None:
         refuse_losses(rows, min_retention)
+
+
+def keep_verdicts(file: Path, rows: list[Row]) -> None:
+    from compress.evaluate.history import append_verdicts
+
+    append_verdicts(file, "eval", rows)
 
 
 def solve_suite(
