@@ -26,6 +26,8 @@ COMMANDS = (
     "check",
     "verify",
     "compare",
+    "eval",
+    "history",
     "run",
 )
 MODULES = {"import": "import_gguf", "init-student": "init_student"}  # where Python does not allow the name

@@ -1,0 +1,28 @@
+"""The C library, through ctypes: the three calls by which a process gives up rights."""
+
+import ctypes
+import os
+
+_library = ctypes.CDLL(None, use_errno=True)
+
+
+def prctl(option: int, first: int = 0, second: object = 0) -> None:
+    """prctl(2). OSError with the kernel's errno when it refuses."""
+    _checked(_library.prctl(option, ctypes.c_ulong(first), second, 0, 0))
+
+
+def syscall(number: int, *arguments: object) -> int:
+    """A system call by its number: what it returns. OSError with the kernel's errno when it refuses."""
+    return _checked(_library.syscall(ctypes.c_long(number), *arguments))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2). OSError with the kernel's errno when it refuses."""
+    _checked(_library.unshare(ctypes.c_int(flags)))
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result

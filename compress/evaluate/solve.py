@@ -1,0 +1,149 @@
+"""Checkpoints solve a suite, and each candidate's retention against the reference. One model at a time.
+
+A row is a plain dict, one per checkpoint and kind, with kind "all" for the mean over the kinds:
+
+    name role kind                            who, "reference" or "candidate"
+    items errors empty                        scored; the scorer failed (left out); nothing was said (scored 0)
+    score score_se                            mean 0 to 1, and its standard error (None for a single item)
+    retention retention_low retention_high    %, None for the reference and where the reference scores nothing
+    suite suite_digest digest engine          what was asked, of which bytes, by what
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compress.checkpoint.load import load_tokenizer, open_causal_lm
+from compress.checkpoint.record import digest
+from compress.evaluate.answers import AnswerFile
+from compress.evaluate.ask import answer_items
+from compress.evaluate.compare import short_names
+from compress.evaluate.generate import OpenEngine, transformers_engine
+from compress.evaluate.retention import Retention, retention_by_kind
+from compress.evaluate.tasks.item import EMPTY, Item, Score, score_item
+from compress.evaluate.tasks.suite import KINDS, Suite
+
+Row = dict[str, Any]
+Told = Callable[[str, int, int], None]  # checkpoint, items done, items in all
+Scores = dict[str, list[Score]]  # by kind, in the items' order
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a suite is put to checkpoints. `batch` changes the speed and the memory, not what is asked.
+
+    `settings` are those that can change an answer: they are written with the answers, and must agree to resume.
+    """
+
+    suite: Suite
+    items: Sequence[Item]
+    out: Path
+    settings: Mapping[str, Any]
+    batch: int = 8
+    open_engine: OpenEngine = transformers_engine
+
+
+def retention_rows(
+    reference: Path, candidates: Sequence[Path], asking: Asking, told: Told = lambda *progress: None
+) -> list[Row]:
+    """All rows, the reference's first. Answers, scores and `eval.json` lie in `asking.out`."""
+    names = short_names([reference, *candidates])
+    for path in (reference, *candidates):  # before hours are spent on the first
+        open_causal_lm(path)
+        load_tokenizer(path)
+    scored: list[Scores] = []
+    rows: list[Row] = []
+    for name, path in zip(names, [reference, *candidates], strict=True):
+        scored.append(by_kind(solve(path, name, asking, told), asking.items))
+        about = {"name": name, "role": "candidate" if scored[1:] else "reference"}
+        origin = {
+            "suite": asking.suite.name,
+            "suite_digest": asking.suite.digest,
+            "digest": digest(path),
+            "engine": asking.settings["engine"],
+        }
+        rows += [about | row | origin for row in score_rows(scored[-1], scored[0] if scored[1:] else None)]
+    write_whole(asking.out / "eval.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    return rows
+
+
+def solve(path: Path, name: str, asking: Asking, told: Told) -> dict[str, Score]:
+    """The score of every item by id. Only items without an answer on disk are asked; scoring is always done anew."""
+    header = {"checkpoint": digest(path), "suite": asking.suite.digest, "settings": dict(asking.settings)}
+    stem = name.strip("/").replace("/", "-")
+    file = AnswerFile(asking.out / f"{stem}.answers.jsonl", header)
+    open_items = [item for item in asking.items if item.id not in file.answers]
+    told(name, len(asking.items) - len(open_items), len(asking.items))
+    if open_items:
+        tokenizer = load_tokenizer(path)
+        with asking.open_engine(path) as engine:
+            for done, (item, answers) in enumerate(answer_items(engine, tokenizer, open_items, asking.batch), 1):
+                file.add(item.id, answers)
+                told(name, len(asking.items) - len(open_items) + done, len(asking.items))
+    scores = {item.id: score_item(KINDS[item.kind], item, file.answers[item.id]) for item in asking.items}
+    write_scores(asking.out / f"{stem}.scores.jsonl", asking.items, scores, file.answers)
+    return scores
+
+
+def by_kind(scores: Mapping[str, Score], items: Sequence[Item]) -> Scores:
+    found: Scores = {}
+    for item in items:
+        found.setdefault(item.kind, []).append(scores[item.id])
+    return found
+
+
+def score_rows(scores: Scores, reference: Scores | None) -> list[Row]:
+    """One row a kind, and the mean over the kinds; with the retention, where there is a reference."""
+    kept = retention_by_kind(values(reference), values(scores)) if reference else None
+    rows: list[Row] = []
+    for kind, own in scores.items():
+        rows.append({"kind": kind} | score_figures(own) | retention_figures(kept[0][kind] if kept else None))
+    means = [row["score"] for row in rows if row["score"] is not None]
+    counts = {key: sum(row[key] for row in rows) for key in ("items", "errors", "empty")}
+    mean = {"score": float(np.mean(means)) if means else None, "score_se": None}
+    return [*rows, {"kind": ALL} | counts | mean | retention_figures(kept[1] if kept else None)]
+
+
+def values(scores: Scores) -> dict[str, list[float | None]]:
+    return {kind: [score.value for score in own] for kind, own in scores.items()}
+
+
+def score_figures(scores: Sequence[Score]) -> Row:
+    """How many items, and their mean score with its standard error."""
+    known = [score.value for score in scores if score.value is not None]
+    return {
+        "items": len(known),
+        "errors": len(scores) - len(known),
+        "empty": sum(score.reason == EMPTY for score in scores),
+        "score": float(np.mean(known)) if known else None,
+        "score_se": float(np.std(known, ddof=1) / len(known) ** 0.5) if len(known) > 1 else None,
+    }
+
+
+def retention_figures(kept: Retention | None) -> Row:
+    """The row's part on retention, all None for the reference."""
+    low_to_high = (None, None, None) if kept is None else (kept.value, kept.low, kept.high)
+    return dict(zip(("retention", "retention_low", "retention_high"), low_to_high, strict=True))
+
+
+def write_scores(
+    path: Path, items: Sequence[Item], scores: Mapping[str, Score], answers: Mapping[str, list[str]]
+) -> None:
+    """One line an item: id, kind, score, reason, answers: what a person reads to see what was lost."""
+    lines = [
+        {"id": item.id, "kind": item.kind} | asdict(scores[item.id]) | {"answers": answers[item.id]} for item in items
+    ]
+    write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write under a temporary name and rename: the file is there whole, or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,68 @@
+"""Mathematics: the answer's final number against the expected one, exactly.
+
+    expected: {"number": "3/4"}
+
+A decimal is right when it is the expected number rounded to the places it shows, two at least: 0.33 is 1/3, 0.3 is not.
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from compress.evaluate.tasks.item import Expected, Item, Kind, Score, need_one_turn
+from compress.evaluate.tasks.numbers import find_numbers
+from compress.evaluate.tasks.spelling import excerpt
+
+ANNOUNCED = re.compile(r"####|\\boxed|\banswer\b|答案|\btherefore\b|因此|所以|∴", re.IGNORECASE)
+ROUNDED_PLACES = 2
+
+
+def check(item: Item) -> None:
+    need_one_turn(item)
+    number = item.expected.get("number")
+    if not isinstance(number, str) or len(find_numbers(number)) != 1:
+        raise ValueError('expected.number must be a text with one number, like "12" or "3/4"')
+
+
+def final_number(answer: str) -> tuple[Fraction, int] | None:
+    """The number the answer ends on, with its digits behind the point.
+
+    The first one after the last announcement of an answer ("Answer:", \\boxed, 答案, ####) that has one; else the last.
+    After an equals sign on that line, the number behind it: "the answer is 3 + 4 = 7".
+    """
+    for match in reversed(list(ANNOUNCED.finditer(answer))):
+        line = answer[match.end() :].strip().partition("\n")[0]
+        if "=" in line and find_numbers(line.rpartition("=")[2]):
+            line = line.rpartition("=")[2]
+        if found := find_numbers(line):
+            return found[0]
+    numbers = find_numbers(answer)
+    return numbers[-1] if numbers else None
+
+
+def agrees(found: Fraction, places: int, expected: Fraction) -> bool:
+    """Equal, or equal when rounded to the places that are shown."""
+    return found == expected or (places >= ROUNDED_PLACES and abs(found - expected) <= Fraction(1, 2 * 10**places))
+
+
+def score(expected: Expected, answers: Sequence[str]) -> Score:
+    """1 when the final number is the expected one."""
+    found, (wanted, _) = final_number(answers[0]), find_numbers(expected["number"])[0]
+    if found is None:
+        return Score(0.0, f"no number: {excerpt(answers[0])}")
+    value, places = found
+    if agrees(value, places, wanted):
+        return Score(1.0, f"{expected['number']} is right")
+    return Score(0.0, f"{float(value):g} is not {expected['number']}")
+
+
+KIND = Kind(
+    name="math",
+    max_tokens=256,
+    instruction={
+        "en": 'Solve the problem. End with one line "Answer: " and the number.',
+        "zh": "请解题，最后单独一行写“答案：”和数字。",
+    },
+    check=check,
+    score=score,
+)

@@ -1,0 +1,70 @@
+"""Python: a function to write, run against unit tests in the sandbox.
+
+expected: {"function": "double", "tests": ["assert double(2) == 4"]}
+"""
+
+import ast
+import re
+from collections.abc import Sequence
+
+from compress.evaluate.sandbox.run import run_python
+from compress.evaluate.tasks.item import Expected, Item, Kind, Score, need_one_turn, need_texts
+
+FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n\s*```|\Z)", re.DOTALL)
+OPENING = re.compile(r"^(?:def|class|import|from|@|async def)\b", re.MULTILINE)
+
+
+def check(item: Item) -> None:
+    need_one_turn(item)
+    if not str(item.expected.get("function", "")).isidentifier():
+        raise ValueError("expected.function must be the name of a function")
+    need_texts(item.expected.get("tests"), "expected.tests")
+    for test in item.expected["tests"]:
+        try:
+            ast.parse(test)
+        except SyntaxError as error:
+            raise ValueError(f"expected.tests: {test!r} is not Python: {error.msg}") from None
+
+
+def find_code(answer: str, function: str) -> str:
+    """The fenced block that defines the function, else the first block, else the text from its first definition on."""
+    blocks = FENCED.findall(answer)
+    if blocks:
+        return str(next((block for block in blocks if f"def {function}" in block), blocks[0]))
+    opening = OPENING.search(answer)
+    return answer[opening.start() :] if opening else answer
+
+
+def whole_lines(code: str) -> str:
+    """The code without the lines at its end that keep it from parsing: prose, or what the token limit cut."""
+    lines = code.splitlines()
+    for end in range(len(lines), 0, -1):
+        try:
+            ast.parse("\n".join(lines[:end]))
+        except (SyntaxError, ValueError):
+            continue
+        return "\n".join(lines[:end])
+    return code
+
+
+def score(expected: Expected, answers: Sequence[str]) -> Score:
+    """1 when every test passes. The reason begins with how the run ended: failed, error, refused, timeout, memory …"""
+    code = whole_lines(find_code(answers[0], expected["function"]))
+    if f"def {expected['function']}" not in code:
+        return Score(0.0, f"no function {expected['function']}")
+    outcome = run_python(code, list(expected["tests"]))
+    if outcome.status == "passed":
+        return Score(1.0, f"{len(expected['tests'])} tests passed")
+    return Score(0.0, f"{outcome.status}: {outcome.detail}")
+
+
+KIND = Kind(
+    name="python",
+    max_tokens=320,
+    instruction={
+        "en": "Write the Python function. Reply with the code only.",
+        "zh": "请编写 Python 函数，只回复代码。",
+    },
+    check=check,
+    score=score,
+)

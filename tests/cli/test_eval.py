@@ -1,0 +1,74 @@
+"""qcompress eval: exit codes, one-line errors, and rows for machines."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from compress.cli import cli
+from compress.cli.eval import KIND_NAMES, refuse_losses
+from compress.errors import GateFailure
+from compress.evaluate.sandbox.run import SandboxError
+from compress.evaluate.tasks.suite import KINDS
+
+ROW = {"id": "a", "kind": "qa", "language": "en", "turns": ["who?"], "expected": {"answers": ["zebra"]}}
+
+
+@pytest.fixture
+def suite(tmp_path):
+    file = tmp_path / "own.jsonl"
+    file.write_text(json.dumps(ROW) + "\n")
+    return file
+
+
+def evaluate(*arguments):
+    return CliRunner().invoke(cli, ["eval", *map(str, arguments)])
+
+
+def test_a_reference_that_solves_nothing_is_n_a_and_never_a_division_error(tiny_llama, tiny_qwen2, suite, tmp_path):
+    options = ("--reference", tiny_llama, "--suite", suite, "--out", tmp_path / "out")
+    shown = evaluate(tiny_qwen2, *options)
+    assert shown.exit_code == 0 and "n/a" in shown.stdout, shown.output
+    rows = json.loads(evaluate(tiny_qwen2, *options, "--json").stdout)
+    assert [row["kind"] for row in rows] == ["qa", "all"] * 2 and rows[2]["retention"] is None
+    gated = evaluate(tiny_qwen2, *options, "--min-retention", 85)
+    assert gated.exit_code == 3 and "no kind could be judged" in gated.stderr
+
+
+def test_a_malformed_suite_ends_with_1_and_names_the_line(tiny_llama, suite, tmp_path):
+    suite.write_text(suite.read_text() + "{}\n")
+    result = evaluate(tiny_llama, "--reference", tiny_llama, "--suite", suite, "--out", tmp_path / "out")
+    assert result.exit_code == 1 and f"Error: {suite}: line 2: id must be a str" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_knows_every_kind():
+    assert tuple(KINDS) == KIND_NAMES
+
+
+def test_where_code_cannot_be_contained_python_is_refused_before_any_work(tiny_llama, tmp_path, monkeypatch):
+    def none():
+        raise SandboxError("Linux only")
+
+    monkeypatch.setattr("compress.evaluate.sandbox.run.containment", none)
+    result = evaluate(tiny_llama, "--reference", tiny_llama, "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "Linux only; leave python out with --kind" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def row(kind: str, retention: float | None) -> dict:
+    return {"name": "awq", "role": "candidate", "kind": kind, "retention": retention}
+
+
+def test_the_gate_names_every_kind_that_fell_and_only_those():
+    with pytest.raises(GateFailure) as caught:
+        refuse_losses(
+            [row("qa", 84.9), row("math", 85.0), row("json", None), row("python", 20.0), row("all", 50.0)], 85
+        )
+    assert caught.value.message.startswith("awq: qa keeps 84.9 %; awq: python keeps 20.0 %, less than 85 %; quantize")
+    refuse_losses([row("qa", 85.0), row("json", None), row("all", 85.0)], 85)
+
+
+def test_a_kind_that_cannot_be_judged_never_passes_a_gate_alone():
+    with pytest.raises(GateFailure, match="awq: no kind could be judged"):
+        refuse_losses([row("qa", None), row("all", None)], 85)
