@@ -206,7 +206,9 @@ class Cache:
         """QCompressError, by its name, at the first of these facts that is not the cache's."""
         difference = differing(self.manifest.facts(), ours)
         if difference:
-            raise QCompressError(f"{self.path}: does not match this run in {difference}; capture again, or change it")
+            raise QCompressError(
+                f"{self.path}: does not match this run in {difference}; give it the same, or capture again"
+            )
 
     def shard(self, index: int) -> Parts:
         """The tensors of a shard, checked when first read."""

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -92,12 +93,14 @@ def test_a_capture_that_was_killed_ends_in_the_same_bytes(tiny_llama, tmp_path, 
     out = tmp_path / "cache"
     arguments = ["capture", str(tiny_llama), "--out", str(out), "--codec", "hybrid", "--n-samples", "24"]
     arguments += ["--seq-len", "32", "--shard-windows", "5"]
-    process = subprocess.Popen([sys.executable, "-c", "from compress.cli import cli; cli()", *arguments], stderr=-3)
-    while process.poll() is None and len(list(out.glob("targets-*"))) < 2:
+    program = [sys.executable, "-c", "from compress.cli import cli; cli()", *arguments]
+    process = subprocess.Popen(program, stderr=subprocess.DEVNULL)
+    wanted = random.randrange(1, 5)
+    while process.poll() is None and len(list(out.glob("targets-*"))) < wanted:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert len(list(out.glob("targets-*"))) >= 2 and (out / "manifest.json").is_file()
+    assert len(list(out.glob("targets-*"))) >= wanted and (out / "manifest.json").is_file()
     capture_teacher(tiny_llama, out, CaptureConfig(codec="hybrid", **SMALL))
     assert content(out) == content(hybrid)
 
