@@ -65,6 +65,7 @@ VARIANTS = (
     Variant("gptq", ("--method", "gptq", "--format", "gptq")),
     Variant("awq", ("--method", "awq", "--format", "awq")),
     Variant("awq+gptq", ("--method", "awq+gptq", "--format", "awq")),
+    Variant("awq+gptq recover", ("--method", "awq+gptq", "--format", "awq", "--recover")),
     Variant("llm-compressor", peer="llmcompressor"),
     Variant("gptqmodel", peer="gptqmodel", environment=(("GPTQMODEL_CPU_WORKERS", "2"),)),
 )
