@@ -65,7 +65,8 @@ def tie_twins(model: PreTrainedModel) -> float | None:
 
     llama.cpp stores a tied matrix twice, the head in more bits than the embedding: the head's copy is kept.
     """
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    embedding, head = (module.get_parameter("weight") for module in ends)
     if head is embedding or head.shape != embedding.shape:
         return None
     pairs = zip(embedding.split(ROWS), head.split(ROWS), strict=True)

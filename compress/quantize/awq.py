@@ -11,6 +11,7 @@ from compress.quantize.grid import QuantizedWeight, search_grid
 from compress.quantize.rtn import on_grid, rtn
 
 RATIOS = tuple(step / 20 for step in range(20))
+SEARCH_ROWS = 512  # of the outputs, evenly spread: they tell one ratio from another as well as all do
 
 
 def output_error(difference: Tensor, hessian: Tensor) -> float:
@@ -31,9 +32,11 @@ def search_scale(
 ) -> Tensor:
     """One scale per input channel, (in,) float32: the power of the activations' size that loses least after rounding.
 
-    Ratio 0 (all ones) is among the candidates and wins ties. With `share` > 1, channels come as heads of `width`, and
-    `share` neighbouring heads must have the same scales (their feeder is one value head).
+    Ratio 0 (all ones) is among the candidates and wins ties. About SEARCH_ROWS of the outputs are looked at. With
+    `share` > 1, channels come as heads of `width`, and `share` neighbouring heads must have the same scales (their
+    feeder is one value head).
     """
+    weight = weight[:: max(1, len(weight) // SEARCH_ROWS)]
     energy = shared_mean(hessian.diagonal(), share, width).clamp(min=1e-12)
     size = energy.sqrt()
     best, best_error = torch.ones_like(size), float("inf")

@@ -48,7 +48,9 @@ def make_student(writer: CheckpointWriter, plan: Plan, layers_path: str) -> Stud
         module = name.removesuffix(".weight")
         return packed(module).dequantize() if module in plan.tables else writer.tensor(name)
 
-    shapes = {name: (out, inn // plan.schemes[name].group_size) for name, (out, inn) in plan.linears.items()}
+    shapes: dict[str, tuple[int, ...]] = {
+        name: (out, inn // plan.schemes[name].group_size) for name, (out, inn) in plan.linears.items()
+    }
     whole = (spec for spec in plan.specs if spec.name.endswith((".weight", ".bias")))
     shapes |= {spec.name: spec.shape for spec in whole if spec.name.startswith(f"{layers_path}.")}
     return Student(packed, plain, shapes, plan.scheme.dtype)
