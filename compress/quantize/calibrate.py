@@ -8,7 +8,7 @@ from calibration.windows import Windows, build_windows
 from compress.checkpoint.load import start_candidate
 from compress.model.blocks import BlockModel
 
-START_WINDOWS, START_LENGTH = 4, 256  # enough to tell, and little to hold
+START_WINDOWS, START_LENGTH = 4, 128  # enough to tell, and little beside the calibration itself
 
 
 def windows_start(blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **size: int) -> StartToken:
