@@ -68,7 +68,7 @@ def run_recipe(recipe: Recipe, *, force: bool = False, report: Report = lambda r
     the first stage.
     """
     plan_recipe(recipe)
-    stages = make_stages(recipe, report)
+    stages = make_stages(recipe, report, force=force)
     for text in {recipe.verify.text, *(text for stage in stages for text in stage.texts)}:
         source_digest(text)
     for stage in stages:
@@ -83,8 +83,8 @@ def run_recipe(recipe: Recipe, *, force: bool = False, report: Report = lambda r
     return {**rows, "verdicts": verdicts, "report": str(page)}
 
 
-def make_stages(recipe: Recipe, report: Report) -> list[Stage]:
-    """The distillation if there is one, then every variant of its student."""
+def make_stages(recipe: Recipe, report: Report, *, force: bool = False) -> list[Stage]:
+    """The distillation if there is one, then every variant of its student; `force` begins interrupted ones anew."""
     stages = []
     settings = recipe.distill_config()
     if settings is not None:
@@ -99,15 +99,16 @@ def make_stages(recipe: Recipe, report: Report) -> list[Stage]:
                 lambda: distill_checkpoint(recipe.teacher, recipe.student_path, settings, report),
             )
         )
-    return stages + [quantize_stage(recipe, part, report) for part in recipe.quantize]
+    return stages + [quantize_stage(recipe, part, report, force) for part in recipe.quantize]
 
 
-def quantize_stage(recipe: Recipe, part: QuantizePart, report: Report) -> Stage:
+def quantize_stage(recipe: Recipe, part: QuantizePart, report: Report, force: bool) -> Stage:
     source, out = recipe.student_path, recipe.variant_path(part)
     dtype = getattr(torch, part.dtype) if part.dtype else None
 
     def make() -> object:
-        return quantize(source, out, part.config(), calibration=part.calibration, dtype=dtype, report=report)
+        texts = part.calibration
+        return quantize(source, out, part.config(), calibration=texts, dtype=dtype, restart=force, report=report)
 
     settings = asdict(part.config()) | {"dtype": part.dtype}
     return Stage(part.name, out, "quantize", settings, (source,), tuple(part.calibration), make)

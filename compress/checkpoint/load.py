@@ -14,7 +14,9 @@ from calibration.start import StartToken, choose_start
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint
 from compress.errors import QCompressError
-from compress.model.blocks import load_whole
+from compress.model.blocks import BlockModel, load_whole
+
+START_WINDOWS, START_LENGTH = 4, 128  # enough to tell, and little beside the work that follows
 
 
 def open_causal_lm(path: str | Path) -> Checkpoint:
@@ -79,6 +81,12 @@ def window_nll(model: PreTrainedModel, ids: Tensor, skip: int, vocabulary: int) 
     """
     logits = model(ids, use_cache=False).logits[:, skip - 1 : -1, :vocabulary].float()
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, skip:].flatten()).item()
+
+
+def measure_blocks_start(blocks: BlockModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> StartToken:
+    """Whether windows of a model read block by block begin with its start token; a few of `ids` (n, seq) tell."""
+    candidate = start_candidate(tokenizer, blocks.model.config.to_dict())
+    return choose_start(ids[:START_WINDOWS, :START_LENGTH], candidate, blocks.nll)
 
 
 def measure_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> StartToken:

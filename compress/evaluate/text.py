@@ -11,15 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from calibration.start import choose_start
 from calibration.windows import Windows, build_windows
 from compress.checkpoint.formats import weight_reader
-from compress.checkpoint.load import load_tokenizer, open_causal_lm, start_candidate
+from compress.checkpoint.load import load_tokenizer, measure_blocks_start, open_causal_lm
 from compress.checkpoint.record import RECORD, read_record
 from compress.errors import QCompressError
 from compress.model.blocks import BlockModel, make_config
-
-START_WINDOWS, START_LENGTH = 4, 256
 
 
 def evaluation_windows(
@@ -38,7 +35,7 @@ def evaluation_windows(
     tokenizer = load_tokenizer(reference)
     plain = build_windows([text], tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed)
     refuse_seen_text(plain.manifest, [reference, *candidates])
-    start = find_start(reference, tokenizer, plain.ids[:START_WINDOWS, :START_LENGTH])
+    start = find_start(reference, tokenizer, plain.ids)
     windows = plain
     if start["token"] is not None:
         token = start["token"]
@@ -52,9 +49,7 @@ def find_start(reference: Path, tokenizer: Any, ids: Tensor) -> dict[str, Any]:
     if isinstance(recorded, dict) and "token" in recorded:
         return recorded
     checkpoint = open_causal_lm(reference)
-    model = BlockModel(checkpoint.config, weight_reader(checkpoint))
-    start = choose_start(ids, start_candidate(tokenizer, model.model.config.to_dict()), model.nll)
-    return asdict(start)
+    return asdict(measure_blocks_start(BlockModel(checkpoint.config, weight_reader(checkpoint)), tokenizer, ids))
 
 
 def refuse_seen_text(manifest: dict[str, Any], checkpoints: Sequence[Path]) -> None:

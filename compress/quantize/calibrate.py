@@ -3,22 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from calibration.start import StartToken, choose_start
+from calibration.start import StartToken
 from calibration.windows import Windows, build_windows
-from compress.checkpoint.load import start_candidate
+from compress.checkpoint.load import measure_blocks_start
 from compress.model.blocks import BlockModel
-
-START_WINDOWS, START_LENGTH = 4, 128  # enough to tell, and little beside the calibration itself
 
 
 def windows_start(blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **size: int) -> StartToken:
-    """Whether this model's windows of `build_windows(n_samples, seq_len, seed)` begin with its start token.
-
-    That is measured on a few short ones.
-    """
-    plain = build_windows(sources, tokenizer, **size)
-    candidate = start_candidate(tokenizer, blocks.model.config.to_dict())
-    return choose_start(plain.ids[:START_WINDOWS, :START_LENGTH], candidate, blocks.nll)
+    """Whether this model's windows of `build_windows(n_samples, seq_len, seed)` begin with its start token."""
+    return measure_blocks_start(blocks, tokenizer, build_windows(sources, tokenizer, **size).ids)
 
 
 def calibration_windows(

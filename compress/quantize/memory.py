@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import psutil
 
+from compress.checkpoint.load import START_LENGTH
 from compress.config import QuantizeConfig
 from compress.model.blocks import HEAD_ROWS, BlockModel
-from compress.quantize.calibrate import START_LENGTH
 from compress.quantize.lockstep import lockstep, replay
 from compress.quantize.plan import Plan
 
