@@ -58,6 +58,13 @@ from compress.config import AUTO, DEFAULT_FORMAT, FORMAT_NAMES, METHODS, Quantiz
     show_default=True,
     help="Beyond it, blocks run stage by stage: slower, same bits.",
 )
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where blocks run and codes are chosen; auto takes a GPU when there is one.",
+)
 @click.option("--restart", is_flag=True, help="Remove the work of an interrupted run instead of going on with it.")
 @json_option
 def command(
@@ -80,6 +87,7 @@ def command(
     seed: int,
     dry_run: bool,
     activation_memory: str,
+    device: str,
     restart: bool,
     as_json: bool,
 ) -> None:
@@ -131,6 +139,7 @@ def command(
         dtype=storage,
         restart=restart,
         activation_memory=parse_size(activation_memory),
+        device="cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu",
         processes=processes,
         report=report,
     )

@@ -69,6 +69,13 @@ def empty(module: nn.Module) -> None:
         set_parameter(module, path, torch.empty_like(parameter, device="meta"))
 
 
+def move_buffers(module: nn.Module, device: torch.device) -> None:
+    """Computed tables, such as rotary frequencies, to where the weights will be."""
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            part._buffers[name] = buffer.to(device)
+
+
 class Recorder(nn.Module):
     """Stands where a block stood: hands its input on, or an `inject`ed one, and notes the keyword arguments."""
 
@@ -97,9 +104,16 @@ class Recorder(nn.Module):
 class BlockModel:
     """A causal LM whose blocks are in memory one at a time; embedding, final norm and head on demand."""
 
-    def __init__(self, config: dict[str, Any], weights: Weights, dtype: torch.dtype = torch.float32):
-        self.weights, self.dtype = weights, dtype
+    def __init__(
+        self,
+        config: dict[str, Any],
+        weights: Weights,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        self.source, self.dtype, self.device = weights, dtype, torch.device(device)
         self.model = make_skeleton(config)
+        move_buffers(self.model, self.device)
         self.family = find_family(self.model.config.model_type)
         self.layers_path, layers = find_layers(self.model)
         self._blocks = list(layers)
@@ -111,6 +125,10 @@ class BlockModel:
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    def weights(self, name: str) -> Tensor:
+        """A parameter by its name, as it is stored, on this model's device."""
+        return self.source(name).to(self.device)
 
     def name(self, index: int) -> str:
         """Where block `index` is in the model: "model.layers.3"."""
@@ -144,7 +162,7 @@ class BlockModel:
 
     def embed(self, ids: Tensor) -> Tensor:
         """(batch, seq) ids -> (batch, seq, hidden): the first block's input. Needs `ends`."""
-        hidden = self.model.get_input_embeddings()(ids).to(self.dtype)
+        hidden = self.model.get_input_embeddings()(ids.to(self.device)).to(self.dtype)
         self.model.base_model(inputs_embeds=hidden, use_cache=False)
         batch, seq_len = ids.shape
         self._kwargs.setdefault((batch, seq_len), [recorder.kwargs for recorder in self._recorders])
@@ -174,7 +192,7 @@ class BlockModel:
 
         def run(hidden: Tensor) -> Tensor:
             batch, seq_len = hidden.shape[:2]
-            output = block.module(hidden, **self._kwargs[batch, seq_len][index])
+            output = block.module(hidden.to(self.device, self.dtype), **self._kwargs[batch, seq_len][index])
             return output[0] if isinstance(output, tuple) else output
 
         return run
@@ -195,7 +213,7 @@ class BlockModel:
     def _window_nll(self, hidden: Tensor, ids: Tensor, skip: int, head: Tensor) -> Tensor:
         """Mean nll of (seq,) ids[skip:], with HEAD_ROWS of the `head` (vocab, hidden) at a time in the model."""
         out, total, wanted = self.model.get_output_embeddings(), [], []
-        targets = ids[skip:, None]
+        targets = ids[skip:, None].to(self.device)
         for start in range(0, len(head), HEAD_ROWS):
             part = head[start : start + HEAD_ROWS]
             set_parameter(out, "weight", part.to(self.dtype))

@@ -66,6 +66,7 @@ def quantize_checkpoint(
     dtype: torch.dtype | None = None,
     restart: bool = False,
     activation_memory: int = ACTIVATION_MEMORY,
+    device: str = "cpu",
     processes: Processes = ALONE,
     report: Report = silent,
 ) -> Row:
@@ -74,16 +75,17 @@ def quantize_checkpoint(
     When blocks were done before it failed or was killed, their work stays, and the same call goes on from there to the
     very bytes of an uninterrupted run; `restart` removes that work first. `activation_memory` bytes may be parked
     between the stages of a block: it changes the speed, never the result. With several `processes` each runs its share
-    of the windows, and the first writes and reports.
+    of the windows, and the first writes and reports. On a GPU (`device` "cuda") blocks run in 16 bits; statistics and
+    rounding are float32 everywhere.
     QCompressError for bad input, GateFailure when the validator refuses the result.
     """
     started = time.perf_counter()
     checkpoint, plan = plan_quantize(model, config, dtype=dtype)
-    blocks = BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)))
+    blocks = make_blocks(checkpoint, plan, device)
     needed = estimate_memory(blocks, plan, config, activation_memory)
     check_memory(model, needed - resident())
     drive = choose_driver(blocks, plan, config, activation_memory)
-    settings = job_settings(model, plan, config, calibration) | {"processes": processes.count}
+    settings = job_settings(model, plan, config, calibration) | {"processes": processes.count, "device": device}
     room = plan.bytes + work_bytes(blocks, config)
     with shared_journal(out, settings, room, processes, restart=restart) as journal:
         job = Job(checkpoint, plan, config, blocks, journal, processes, report if processes.rank == 0 else silent)
@@ -99,6 +101,12 @@ def quantize_checkpoint(
         rows = processes.first(lambda: journal.rows)
         processes.first(journal.discard)
     return summary(plan_row(str(model), plan, config), config, rows, out, time.perf_counter() - started)
+
+
+def make_blocks(checkpoint: Checkpoint, plan: Plan, device: str) -> BlockModel:
+    """The 16-bit model: forwards in float32 on a CPU, in the checkpoint's own 16 bits on a GPU."""
+    dtype = torch.float32 if device == "cpu" else plan.scheme.dtype
+    return BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)), dtype, device)
 
 
 def reads_text(config: QuantizeConfig) -> bool:

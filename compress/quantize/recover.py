@@ -161,6 +161,7 @@ def kl_gradient(
     last blocks, (batch, seq, hidden). Needs `ends(head=True)` of both."""
     with torch.enable_grad():
         hidden = hidden.detach().requires_grad_()
+        ids = ids.to(hidden.device)
         everywhere = torch.ones_like(ids).bool()
         kl = distill_loss(side(model, hidden), side(teacher, answers), ids, everywhere, alpha=1.0).loss
         kl.backward()
@@ -217,7 +218,7 @@ class Trainer:
             self.model.runner(block, index)(state).backward(gradient)
         for name, parameter in trained.items():
             multiplier = self.student.multipliers[self.multiplier_name(block, name)]
-            multiplier.grad = multiplier_gradient(parameter, multiplier)
+            multiplier.grad = multiplier_gradient(parameter, multiplier.to(parameter.device)).to(multiplier.device)
         assert state.grad is not None
         return state.grad
 

@@ -119,11 +119,11 @@ def log_probabilities(source: Source, ids: Tensor, reads: tuple[Weights, ...]) -
     model = BlockModel(source.model, embedding)
     with model.ends():
         hidden = model.embed(ids)
-    model.weights = body
+    model.source = body
     for index in range(len(model)):
         with model.block(index) as block:
             hidden = model.runner(block, index)(hidden)
-    model.weights = head
+    model.source = head
     with model.ends(head=True):
         for window in hidden:
             yield model.logits(window[None])[0].float().log_softmax(-1)

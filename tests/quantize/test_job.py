@@ -215,3 +215,16 @@ def test_sizes_are_read_as_people_write_them(text, size):
 def test_settings_that_cannot_be_are_refused_where_they_are_made(changes):
     with pytest.raises(ValueError):
         settings(**changes)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+@pytest.mark.parametrize("method", ["gptq", "awq+gptq"])
+def test_a_gpu_loses_no_more_than_the_cpu(method, tiny_qwen2, tmp_path):
+    config = QuantizeConfig(method, "awq", n_samples=32, seq_len=32)
+    rows = {}
+    for device in ("cpu", "cuda"):
+        quantize_checkpoint(tiny_qwen2, tmp_path / device, config, device=device)
+        rows[device] = read_record(tmp_path / device)["rows"]
+    for ours, theirs in zip(rows["cpu"], rows["cuda"], strict=True):
+        assert theirs["error"] == pytest.approx(ours["error"], rel=0.1), ours["linear"]
