@@ -8,8 +8,11 @@ against MODEL on the same windows of TEXT.
 the start token; `command_seconds` is the whole command for all.
 """
 
-import json
 import os
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # of this process: threads that spin while it waits would slow all others
+
+import json
 import shutil
 import subprocess
 import sys
@@ -110,6 +113,7 @@ def run(variant: Variant, job: Job) -> Row:
     shutil.rmtree(job.out, ignore_errors=True)
     paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")] if variant.peer is None else [str(HERE / "peers")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | dict(variant.environment)
+    environment |= {"OMP_WAIT_POLICY": "ACTIVE"}  # the machine is quiet, and each has it to itself
     answer, log = job.out.with_suffix(".json"), job.out.with_suffix(".log")
     started = time.perf_counter()
     with answer.open("w") as stdout, log.open("w") as stderr:
