@@ -1,4 +1,4 @@
-"""The work folder of an unfinished job: one process at a time, a journal that is true at every moment, no changed mind."""
+"""The work folder of an unfinished job: one process at a time, a journal true at every moment, no other settings."""
 
 import fcntl
 import json
