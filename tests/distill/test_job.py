@@ -159,7 +159,18 @@ def test_text_in_which_nothing_counts_is_refused(tiny_llama, tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"a question without an answer, number {i}"}]} for i in range(99)]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = DistillConfig(blocks=1, data=(str(tmp_path / "chat.jsonl"),), **SHORT)
-    with pytest.raises(QCompressError, match=r"chat.jsonl: 0 of 768 tokens count"):
+    with pytest.raises(
+        QCompressError,
+        match=r"chat.jsonl: 0 of 768 tokens count in a loss, in all \d+ samples",
+    ):
+        distill_checkpoint(tiny_llama, tmp_path / "out", settings)
+
+
+def test_a_file_that_adds_nothing_to_a_mixture_is_refused_by_its_own_name(tiny_llama, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": f"a question without an answer, number {i}"}]} for i in range(99)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = DistillConfig(blocks=1, data=("default", str(tmp_path / "chat.jsonl=0.5")), **SHORT)
+    with pytest.raises(QCompressError, match=r"^chat.jsonl: 0 of 248 tokens count"):
         distill_checkpoint(tiny_llama, tmp_path / "out", settings)
 
 
