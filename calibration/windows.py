@@ -30,8 +30,9 @@ class Windows:
     """`ids` (n_samples, seq_len) int64; `mask`, the same shape, bool: True where a token counts in a loss.
 
     In a conversation the assistant's tokens count, end-of-turn included; in plain text all do; the start token never.
-    `manifest` is plain data for JSON: sources with name, digest, weight, documents, tokens and tokens_dropped (encoded
-    but not used; what was never needed was never encoded), the totals, the arguments, and a digest of the ids.
+    `manifest` is plain data for JSON: sources with name, digest, weight, documents, tokens, tokens_counted (that count
+    in a loss) and tokens_dropped (encoded but not used; what was never needed was never encoded), the totals, the
+    arguments, and a digest of the ids.
     """
 
     ids: Tensor
@@ -58,6 +59,7 @@ class _Share:
             "weight": self.source.weight,
             "documents": self.documents,
             "tokens": self.tokens,
+            "tokens_counted": sum(sum(mask) for _, mask in self.pieces),
             "tokens_dropped": self.tokens_dropped,
         }
 

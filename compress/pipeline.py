@@ -95,7 +95,7 @@ def make_stages(recipe: Recipe, report: Report, *, force: bool = False) -> list[
                 "distill",
                 settings.settings(),
                 (recipe.teacher, *([Path(settings.student)] if settings.student else [])),
-                (*settings.data, settings.heldout),
+                settings.texts,
                 lambda: distill_checkpoint(recipe.teacher, recipe.student_path, settings, report),
             )
         )

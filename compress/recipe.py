@@ -2,14 +2,15 @@
 
 teacher: models/teacher          a checkpoint directory
 out: runs/first                  everything is written below it
-distill: {blocks: 20, ...}       the options of `qcompress distill`, with underscores
+distill: {blocks: 20, ...}       the options of `qcompress distill`, with underscores; for more than one stage
+                                 stages: [{name: general, ...}, {name: task, replay: 0.25, ...}]
 quantize:
   - {name: awq, method: awq}     the options of `qcompress quantize`, one entry per variant
 verify: {max_kl: 0.3}            limits on every variant against the student
 """
 
 import difflib
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -17,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from compress.config import DEFAULT_FORMAT, QuantizeConfig, parse_size
-from compress.distill.config import DistillConfig
+from compress.distill.config import DistillConfig, StageConfig
 from compress.errors import QCompressError
 
 
@@ -27,8 +28,15 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-HINTS = get_type_hints(DistillConfig)
-OPTIONS: dict[str, Any] = {field.name: (HINTS[field.name], field.default) for field in fields(DistillConfig)}
+def options(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass of settings as pydantic's: (type, default)."""
+    hints = get_type_hints(settings)
+    defaults = {field.name: ... if field.default is MISSING else field.default for field in fields(settings)}
+    return {name: (hints[name], default) for name, default in defaults.items()}
+
+
+StagePart = create_model("StagePart", __base__=Part, **options(StageConfig))
+OPTIONS = options(DistillConfig) | {"stages": (list[StagePart], [])}  # type: ignore[valid-type]
 DistillPart = create_model("DistillPart", __base__=Part, **OPTIONS)  # exactly the fields of the command's own settings
 
 
@@ -135,13 +143,28 @@ def load_recipe(path: Path) -> Recipe:
     return recipe
 
 
-def first_error(error: ValidationError) -> str:
-    """The first mistake in one line, with the nearest known key for one that is unknown."""
+def parse_stage(text: str) -> dict[str, Any]:
+    """One stage as in a recipe, on one line: "{name: task, data: [chats.jsonl], steps: 100}", braces or not.
+
+    QCompressError names the key that is wrong and the nearest known one.
+    """
+    try:
+        value = yaml.safe_load(text if text.lstrip().startswith("{") else f"{{{text}}}")
+        return StagePart.model_validate(value).model_dump()
+    except yaml.YAMLError:
+        cure = "write it as in a recipe: {name: task, data: [chats.jsonl], steps: 100}"
+        raise QCompressError(f"--stage {text!r}: is not valid YAML; {cure}") from None
+    except ValidationError as error:
+        raise QCompressError(f"--stage {text!r}: {first_error(error, StagePart)}") from None
+
+
+def first_error(error: ValidationError, within: type[Part] | None = None) -> str:
+    """The first mistake in one line, with the nearest known key for one that is unknown; `within` a part, or all."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{place}: {first['msg']}"
-    known = known_keys(first["loc"][:-1])
+    known = known_keys(first["loc"][:-1]) if within is None else list(within.model_fields)
     near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
     return f"unknown key {place}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
 
@@ -149,4 +172,4 @@ def first_error(error: ValidationError) -> str:
 def known_keys(place: tuple[Any, ...]) -> list[str]:
     parts: dict[str, type[Part]] = {"distill": DistillPart, "quantize": QuantizePart, "verify": VerifyPart}
     section = parts.get(str(place[0]), Recipe) if place else Recipe
-    return list(section.model_fields)
+    return list(StagePart.model_fields if place[:2] == ("distill", "stages") else section.model_fields)

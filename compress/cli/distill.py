@@ -29,6 +29,12 @@ from compress.distill.config import DIVERGENCES, DTYPES, STEPS, DistillConfig
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=3e-4, show_default=True)
 @click.option("--eval-every", type=click.IntRange(1), default=50, show_default=True, help="Steps between evaluations.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--align-weight", type=click.FloatRange(0), default=0.0, show_default=True, help="Of hidden states.")
+@click.option("--lora-rank", type=click.IntRange(0), default=0, show_default=True, help="Train adapters only; merged.")
+@click.option("--lora-alpha", type=click.FloatRange(0, min_open=True), help="Their scale.  [default: 2 * rank]")
+@click.option(
+    "--stage", "stages", multiple=True, default=(), metavar="YAML", help="One after another, as in a recipe; see above."
+)
 @click.option("--dtype", type=click.Choice(DTYPES), default="float16", show_default=True, help="Of the result.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, from config.json alone, and stop.")
 @json_option
@@ -41,13 +47,25 @@ def command(teacher: Path, out: Path, dry_run: bool, as_json: bool, **options: A
     the teacher is asked only about the held-out text. The weights with the least KL on that text are written, with how
     far the student was from its teacher before and after.
 
+    A --stage says what it does otherwise than the other options, begins with the best weights of the one before, and
+    may replay a share of the earlier texts. With on_policy the student writes, and the teacher judges what it wrote.
+    --align-weight also brings each block's output near that of the teacher's block at the same depth; what maps one
+    onto the other lies in OUT.align.safetensors.
+
     \b
     qcompress distill smollm2 --blocks 20 --out student
     qcompress distill smollm2 --blocks 20 --data notes.txt --data default=0.3 --tokens 200000 --out student
     qcompress distill qwen2.5-7b --student qwen2.5-1.5b --data chats.jsonl --tokens 50000000 --out student
+    qcompress distill smollm2 --blocks 20 --out student \\
+        --stage "name: general, data: [wiki.txt, chats.jsonl=0.5], tokens: 500000" \\
+        --stage "name: task, data: [task.jsonl], replay: 0.25, tokens: 100000, learning_rate: 1e-4"
     qcompress distill qwen2.5-7b --hidden-size 2560 --intermediate-size 6912 --num-layers 20 --num-heads 16 \\
         --num-kv-heads 4 --dry-run --out student
     """
+    if options["stages"]:
+        from compress.recipe import parse_stage
+
+        options["stages"] = tuple(parse_stage(text) for text in options["stages"])
     settings = DistillConfig(**options)
     from compress.distill.job import distill_checkpoint
     from compress.distill.plan import plan_distill, plan_row

@@ -1,6 +1,6 @@
 """What a distillation is told: flags, fields, recipe keys and the record in the checkpoint have the same names."""
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite
 from typing import Any
 
@@ -45,7 +45,11 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How it learns. One step is `batch_size` windows of `seq_len` tokens; `tokens` says steps in another unit."""
+    """How it learns. One step is `batch_size` windows of `seq_len` tokens; `tokens` says steps in another unit.
+
+    `align_weight` is that of the hidden states beside the loss, 0: none. With a `lora_rank` above 0 only adapters of
+    that rank learn, their product times `lora_alpha` / rank (None: twice the rank).
+    """
 
     alpha: float = 0.7
     temperature: float = 2.0
@@ -58,6 +62,9 @@ class TrainConfig:
     learning_rate: float = 3e-4
     eval_every: int = 50
     seed: int = 0
+    align_weight: float = 0.0
+    lora_rank: int = 0
+    lora_alpha: float | None = None
 
     def check(self) -> None:
         if self.steps is not None and self.tokens is not None:
@@ -78,6 +85,12 @@ class TrainConfig:
             value = getattr(self, name)
             if not (value > 0 and isfinite(value)):
                 raise ValueError(f"{name}={value}: must be above 0 and finite")
+        if not (self.align_weight >= 0 and isfinite(self.align_weight)):
+            raise ValueError(f"align_weight={self.align_weight}: must be 0 (off) or more, and finite")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank={self.lora_rank}: must be 0 (off) or more")
+        if self.lora_alpha is not None and not (self.lora_rank and self.lora_alpha > 0 and isfinite(self.lora_alpha)):
+            raise ValueError(f"lora_alpha={self.lora_alpha}: must be above 0, and needs a lora_rank of 1 or more")
 
     @property
     def total_steps(self) -> int:
@@ -93,16 +106,63 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class StageConfig:
+    """One stage of a distillation: what it does otherwise than the whole; None is the whole's own.
+
+    `replay` is the share of its text that comes from the stages before. With `on_policy` the student answers the
+    beginnings of the windows, and learns from what the teacher says of its answers.
+    """
+
+    name: str
+    data: tuple[str, ...] | None = None
+    heldout: str | None = None
+    replay: float = 0.0
+    on_policy: bool = False
+    steps: int | None = None
+    tokens: int | None = None
+    batch_size: int | None = None
+    seq_len: int | None = None
+    learning_rate: float | None = None
+    eval_every: int | None = None
+    alpha: float | None = None
+    temperature: float | None = None
+    divergence: str | None = None
+    beta: float | None = None
+    align_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.data is not None:
+            object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
+        if not self.name.isidentifier():
+            raise ValueError(f"stage {self.name!r}: a name is letters, digits and underscores")
+        if not 0 <= self.replay < 1:
+            raise ValueError(f"stage {self.name}: replay={self.replay} must be from 0 to below 1")
+
+    def given(self) -> dict[str, Any]:
+        """What it says at all."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
+
+    def overrides(self) -> dict[str, Any]:
+        """Fields of the whole's settings that differ here. On-policy tokens are the student's own: no CE on them."""
+        own = {"divergence": "reverse_kl", "alpha": 1.0, "temperature": 1.0} if self.on_policy else {}
+        found = own | {k: v for k, v in self.given().items() if k not in ("name", "replay", "on_policy")}
+        length = {"steps": None, "tokens": None} if {"steps", "tokens"} & found.keys() else {}
+        return length | found
+
+
+@dataclass(frozen=True)
 class DistillConfig(StudentConfig, TrainConfig):
     """All of it. `data` are calibration sources ("NAME" or "FILE", with "=WEIGHT"); `heldout` is never trained on.
 
-    `cache` is the directory of a capture, which then answers for the teacher in training.
+    `cache` is the directory of a capture, which then answers for the teacher in training. `stages` follow one another,
+    each from the best weights of the one before; without any, the whole is one stage.
     """
 
     data: tuple[str, ...] = ("default",)
     heldout: str = "heldout"
     cache: str | None = None
     dtype: str = "float16"
+    stages: tuple[StageConfig, ...] = ()
 
     def __post_init__(self) -> None:
         StudentConfig.check(self)
@@ -112,10 +172,55 @@ class DistillConfig(StudentConfig, TrainConfig):
             raise ValueError("data: 0 sources; give a name or a file")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype}: checkpoints are written in {' or '.join(DTYPES)}")
+        if self.cache and self.align_weight:
+            raise ValueError(
+                f"align_weight={self.align_weight:g} and cache={self.cache}: a cache has no hidden states of the "
+                "blocks; leave out one of them"
+            )
+        self._check_stages()
+
+    def _check_stages(self) -> None:
+        made = (StageConfig(**stage) if isinstance(stage, dict) else stage for stage in self.stages)
+        object.__setattr__(self, "stages", tuple(made))
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages: names must differ: {', '.join(names)}")
+        if self.stages and self.stages[0].replay:
+            raise ValueError(f"stage {names[0]}: replay={self.stages[0].replay:g}, but no stage comes before it")
+        if self.stages and self.cache:
+            raise ValueError(f"{len(self.stages)} stages and cache={self.cache}: a cache is of one text; drop one")
+        self.resolved()
+
+    def resolved(self) -> tuple["DistillConfig", ...]:
+        """The settings of every stage, itself where there are none. ValueError names the stage that cannot be."""
+        found = []
+        for stage in self.stages:
+            try:
+                found.append(replace(self, stages=(), **stage.overrides()))
+            except ValueError as error:
+                raise ValueError(f"stage {stage.name}: {error}") from None
+        return tuple(found) or (self,)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, over all stages."""
+        return sum(one.total_steps for one in self.resolved()) if self.stages else super().total_steps
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens that the student reads in the whole run, over all stages."""
+        return sum(one.total_tokens for one in self.resolved()) if self.stages else super().total_tokens
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every text that is read, once."""
+        named = [text for one in self.resolved() for text in (*one.data, one.heldout)]
+        return tuple(dict.fromkeys([*named, self.heldout]))
 
     def settings(self) -> dict[str, Any]:
         """What the record keeps: every field, and the steps that came of them."""
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {"total_steps": self.total_steps}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {"stages": [stage.given() for stage in self.stages], "total_steps": self.total_steps}
 
 
 @dataclass(frozen=True)

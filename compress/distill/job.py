@@ -4,7 +4,7 @@ The student is written only when training is over; until then nothing exists at 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from math import exp
 from pathlib import Path
@@ -12,13 +12,18 @@ from typing import Any
 
 import torch
 
+from calibration.windows import Windows
+from compress.checkpoint.card import origin
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory import check_memory
-from compress.checkpoint.record import digest, record_text
+from compress.checkpoint.record import record_text
 from compress.checkpoint.write import check_room
+from compress.distill.cache import windows_digest
 from compress.distill.cached import CachedTeacher, cache_text, open_cache
 from compress.distill.config import DistillConfig
 from compress.distill.plan import Plan, plan_distill, plan_row
+from compress.distill.staged import Finished, Run, keep_alignment, make_alignment, run_stages
+from compress.distill.stages import heldout_windows, make_stages, stage_texts
 from compress.distill.student import (
     Student,
     check_student,
@@ -28,8 +33,8 @@ from compress.distill.student import (
     save_student,
     working_dtype,
 )
-from compress.distill.text import Text, text_row, train_text
-from compress.distill.train import Heldout, Scores, Teacher, Trained, make_accelerator, restore, train
+from compress.distill.text import Text, text_row
+from compress.distill.train import Heldout, Model, Scores, Teacher, make_accelerator
 from compress.errors import QCompressError
 
 Row = dict[str, Any]
@@ -52,25 +57,26 @@ def distill_checkpoint(teacher: Path, out: Path, settings: DistillConfig, report
     report(plan_row(plan, settings))
     device = pick_device(teacher, plan)
     big = open_model(teacher, working_dtype(device), device)
-    text = cache_text(cache, settings, tokenizer) if cache else train_text(settings, tokenizer, big.model)
-    report(text_row(text, settings.data, settings.total_steps * settings.batch_size) | {"heldout": settings.heldout})
-    student = make_student(source, plan, settings, text.windows, vocab, device, report)
-    heldout = Heldout(big, text.heldout, vocab)
+    stages = make_stages(settings)
+    texts = [cache_text(cache, settings, tokenizer)] if cache else stage_texts(stages, tokenizer, big.model)
+    for stage, text in zip(stages, texts, strict=True):
+        report(stage.named() | text_row(text, stage.data, stage.needed) | {"heldout": stage.settings.heldout})
+    student = make_student(source, plan, settings, texts[0].windows, vocab, device, report)
+    *judges, heldout = open_judges(big, heldout_windows(settings, texts, tokenizer), vocab)
     before = heldout.measure(student.model)
     report({"heldout_tokens": heldout.tokens, "kl_before": before.kl, "perplexity_before": exp(before.nll)})
-    answers: Teacher = CachedTeacher(cache, text.windows, big) if cache else big
+    alignment = make_alignment(student.model, big, stages, settings.seed)
+    answers: Teacher = CachedTeacher(cache, texts[0].windows, big) if cache else big
     del big  # with a cache, nothing but the head is needed any more
-    dtype = getattr(torch, settings.dtype)
-    trained = train(
-        student.model, answers, text.windows, heldout, settings, kl_before=before.kl, dtype=dtype, report=report
-    )
-    refuse_no_gain(trained, before.kl, settings)
-    restore(student.model.model, trained.weights)
+    run = Run(student.model, answers, vocab, tokenizer.eos_token_id, alignment, report)
+    finished = run_stages(run, stages, texts, judges)
+    refuse_no_gain(finished)
     after = heldout.measure(student.model)
     row = {"out": str(out), **scores_row(heldout.teacher_nll, before, after), **plan.student_size}
-    row |= {**training_row(trained, settings), "seconds": round(time.perf_counter() - started, 1)}
-    text_of_record = record(teacher, settings, text, student, trained, row)
-    save_student(out, student, trained.weights, Path(settings.student or teacher), text_of_record)
+    row |= {**training_row(finished), "seconds": round(time.perf_counter() - started, 1)}
+    text_of_record = record(teacher, settings, texts, student, finished, row)
+    save_student(out, student, finished[-1].trained.weights, Path(settings.student or teacher), text_of_record)
+    keep_alignment(run, out)
     return row
 
 
@@ -82,18 +88,25 @@ def pick_device(teacher: Path, plan: Plan) -> torch.device:
     return device
 
 
-def refuse_no_gain(trained: Trained, kl_before: float, settings: DistillConfig) -> None:
+def open_judges(teacher: Model, heldout: Sequence[Windows], vocab: int) -> list[Heldout]:
+    """What measures on each of these windows; the teacher is asked about the same ones once."""
+    known = {windows_digest(windows): windows for windows in heldout}
+    made = {digest: Heldout(teacher, windows, vocab) for digest, windows in known.items()}
+    return [made[windows_digest(windows)] for windows in heldout]
+
+
+def refuse_no_gain(finished: Sequence[Finished]) -> None:
     """QCompressError when the best weights are those before training."""
-    if trained.best_step:
+    if any(one.trained.best_step for one in finished):
         return
+    stage, trained = finished[-1].stage, finished[-1].trained
     if trained.stopped:
         what = f"{trained.stopped}, before the student was better than untrained"
     else:
         seen = [row["heldout_kl"] for row in trained.curve if "heldout_kl" in row]
-        what = f"held-out KL {min(seen):.4g} after {len(trained.curve)} steps, {kl_before:.4g} before"
-    raise QCompressError(
-        f"{what}; nothing was written: lower --learning-rate {settings.learning_rate:g}, or give more steps"
-    )
+        what = f"held-out KL {min(seen):.4g} after {len(trained.curve)} steps, {finished[-1].kl_before:.4g} before"
+    where, rate = f"stage {stage.name}: " if stage.name else "", stage.settings.learning_rate
+    raise QCompressError(f"{where}{what}; nothing was written: lower --learning-rate {rate:g}, or give more steps")
 
 
 def scores_row(teacher_nll: float, before: Scores, after: Scores) -> Row:
@@ -108,22 +121,55 @@ def scores_row(teacher_nll: float, before: Scores, after: Scores) -> Row:
     }
 
 
-def training_row(trained: Trained, settings: DistillConfig) -> Row:
-    steps = len(trained.curve)
-    tokens = steps * settings.batch_size * settings.seq_len
-    return {"steps": steps, "best_step": trained.best_step, "tokens": tokens, "stopped": trained.stopped}
+def training_row(finished: Sequence[Finished]) -> Row:
+    """Steps and tokens of the whole run, the step its weights are of, why it stopped; every stage's row where named."""
+    rows = [one.row() for one in finished]
+    best = max(row["best_step"] for row in rows)
+    summed = {key: sum(row[key] for row in rows) for key in ("steps", "tokens")}
+    stages = {"stages": rows} if finished[0].stage.name else {}
+    return {
+        "steps": summed["steps"],
+        "best_step": best,
+        "tokens": summed["tokens"],
+        "stopped": rows[-1]["stopped"],
+        **stages,
+    }
 
 
-def record(teacher: Path, settings: DistillConfig, text: Text, student: Student, trained: Trained, row: Row) -> str:
+def record(
+    teacher: Path,
+    settings: DistillConfig,
+    texts: Sequence[Text],
+    student: Student,
+    finished: Sequence[Finished],
+    row: Row,
+) -> str:
     """qcompress.json: everything that made this student, and the loss curve."""
     return record_text(
         "distill",
         settings.settings(),
-        source={"path": str(teacher), "digest": digest(teacher)},
-        calibration=text.windows.manifest | {"start": asdict(text.start)},
-        heldout=text.heldout.manifest,
+        source=origin(teacher),
+        student=origin(Path(settings.student)) if settings.student else None,
+        calibration=joined_manifest(texts) | {"start": asdict(texts[0].start)},
+        heldout=texts[-1].heldout.manifest,
+        stages=[stage_part(one, text) for one, text in zip(finished, texts, strict=False) if one.stage.name],
         blocks=student.blocks,
         sweep=student.sweep,
-        loss=trained.curve,
+        loss=[point for one in finished for point in one.trained.curve],
         rows=[row],
     )
+
+
+def joined_manifest(texts: Sequence[Text]) -> Row:
+    """The manifest of the first text, with every source that any of them trains on and all their tokens."""
+    manifests = [text.windows.manifest for text in texts]
+    if len(manifests) == 1:
+        return manifests[0]
+    sources = {source["digest"]: source for manifest in reversed(manifests) for source in manifest["sources"]}
+    return manifests[0] | {"sources": list(sources.values()), "tokens": sum(one["tokens"] for one in manifests)}
+
+
+def stage_part(one: Finished, text: Text) -> Row:
+    """A stage in the record: its row, and its texts."""
+    row = {key: value for key, value in one.row().items() if key != "stage"}
+    return {"name": one.stage.name, **row, "calibration": text.windows.manifest, "heldout": text.heldout.manifest}

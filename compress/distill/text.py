@@ -58,12 +58,16 @@ def find_start(sources: Sequence[str], tokenizer: Any, teacher: Any, wanted: int
 def counting_windows(
     sources: Sequence[str], tokenizer: Any, wanted: int, size: dict[str, int], start: StartToken
 ) -> Windows:
-    """Windows that begin with `start`. QCompressError when none of their tokens counts: no assistant speaks."""
+    """Windows that begin with `start`. QCompressError for a source of which no token counts: no assistant speaks."""
     windows = fitting_windows(sources, tokenizer, wanted, {**size, "start_token": start.token})
+    silent = [source for source in windows.manifest["sources"] if not source["tokens_counted"]]
     if not windows.mask[:, 1:].any():
+        silent = windows.manifest["sources"]
+    if silent:
+        tokens, samples = silent[0]["tokens"], silent[0]["documents"]
         raise QCompressError(
-            f"{', '.join(sources)}: 0 of {windows.mask.numel():,} tokens count in a loss; give conversations with "
-            "assistant turns, or plain text"
+            f"{silent[0]['name']}: 0 of {tokens:,} tokens count in a loss, in all {samples:,} samples that were read; "
+            "give conversations with assistant turns, or plain text; or leave the file out"
         )
     return windows
 

@@ -6,7 +6,7 @@ however many micro-batches they come in. Weights are float32, activations bfloat
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from calibration.windows import Windows
 from compress.checkpoint.finite import cast_finite
+from compress.distill.align import Aligned, Alignment, align_weight
 from compress.distill.config import TrainConfig
 from compress.distill.journal import Keeper, Progress
+from compress.distill.lora import adapted, plain_parameters
 from compress.distill.parallel import add_up, from_first, share
 from compress.distill.state import best_weights, give_state, over_state, take_state
 from compress.errors import QCompressError
@@ -37,6 +39,7 @@ from compress.schedule import learning_rate
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
+Rewrite = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]  # step, ids and mask -> the ids and mask to learn from
 MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}  # per forward: enough for the matrix products, little enough for memory
 NOWHERE = Keeper()
 MAX_NORM = 1.0
@@ -61,10 +64,19 @@ class Scores(NamedTuple):
     nll: float
 
 
+class AlignedLoss(NamedTuple):
+    """A Loss that also holds `align`, the mean distance of the hidden states, without its weight."""
+
+    loss: Tensor
+    kl: Tensor
+    ce: Tensor
+    align: Tensor
+
+
 class Teacher(Protocol):
     """Whatever gives targets (batch, seq - 1, …) for ids (batch, seq): a model, or a cache of what it said."""
 
-    def side(self, ids: Tensor) -> Targets: ...
+    def side(self, ids: Tensor) -> Targets | Aligned: ...
 
 
 class Model:
@@ -79,19 +91,39 @@ class Model:
         hidden = self.model.base_model(ids, use_cache=False).last_hidden_state[:, :-1]
         return Side(hidden, self.model.get_output_embeddings().weight, self.head)
 
+    def states(self, ids: Tensor, blocks: Sequence[int]) -> tuple[Side, list[Tensor]]:
+        """Its side, and what `blocks` (from 1) put out, (batch, seq - 1, width) each; the last one's after the norm."""
+        found = self.model.base_model(ids, use_cache=False, output_hidden_states=True)
+        side = Side(found.last_hidden_state[:, :-1], self.model.get_output_embeddings().weight, self.head)
+        return side, [found.hidden_states[block][:, :-1] for block in blocks]
+
 
 class Objective(nn.Module):
     """Student and loss in one module, so that whatever wraps a model for training wraps both."""
 
-    def __init__(self, student: Model, settings: TrainConfig, vocab: int):
+    def __init__(self, student: Model, settings: TrainConfig, vocab: int, alignment: Alignment | None = None):
         super().__init__()
-        self.student, self.settings, self.vocab = student.model, settings, vocab
-        self._side = student.side
+        self.student, self.settings, self.vocab, self.alignment = student.model, settings, vocab, alignment
+        self.align_weight = settings.align_weight
+        self._side, self._states = student.side, student.states
 
-    def forward(self, ids: Tensor, mask: Tensor, teacher: Targets, total: float) -> Loss:
+    def groups(self) -> list[dict[str, Any]]:
+        """What learns, as the optimizer's groups: the student's weights or adapters, then the projection by itself."""
+        groups = [[p for p in self.student.parameters() if p.requires_grad]]
+        groups += [] if self.alignment is None else [list(self.alignment.parameters())]
+        return [{"params": group} for group in groups]
+
+    def forward(self, ids: Tensor, mask: Tensor, teacher: Targets | Aligned, total: float) -> Loss | AlignedLoss:
         labels, keep = next_tokens(ids, mask)
         options = {name: getattr(self.settings, name) for name in ("alpha", "temperature", "divergence", "beta")}
-        return distill_loss(self._side(ids), teacher, labels, keep, total=total, vocab=self.vocab, **options)
+        options |= {"total": total, "vocab": self.vocab}
+        if self.alignment is None or not isinstance(teacher, Aligned):
+            targets = teacher.targets if isinstance(teacher, Aligned) else teacher
+            return distill_loss(self._side(ids), targets, labels, keep, **options)
+        side, states = self._states(ids, [block for block, _ in self.alignment.pairs])
+        found = distill_loss(side, teacher.targets, labels, keep, **options)
+        align = self.alignment(states, teacher.states, keep, total)
+        return AlignedLoss(found.loss + self.align_weight * align, found.kl, found.ce, align.detach())
 
 
 class Heldout:
@@ -129,9 +161,14 @@ def train(
     kl_before: float,
     dtype: torch.dtype,
     report: Report = lambda row: None,
+    alignment: Alignment | None = None,
+    rewrite: Rewrite | None = None,
     keeper: Keeper = NOWHERE,
 ) -> Trained:
-    """Train `student` in place for the settings' steps; returns its best weights in `dtype`.
+    """Train `student` in place for the settings' steps; returns its best weights in `dtype`, adapters merged.
+
+    Where `student` carries adapters only those learn. `alignment` learns beside it and needs a teacher that answers
+    with `Aligned`; `rewrite` gives the text of a step in the place of what was read.
 
     What `keeper` has of an interrupted run is taken over, and the curve and weights are those of a run that never was.
 
@@ -139,14 +176,19 @@ def train(
     and the best weights so far stand. Windows are read in order, and again in a new order when they are used up.
     """
     accelerator = make_accelerator()
-    objective = Objective(student, settings, heldout.vocab).requires_grad_(True)
-    adam = torch.optim.AdamW(objective.parameters(), betas=BETAS, weight_decay=0.0, fused=True)
+    if not adapted(student.model):
+        student.model.requires_grad_(True)
+    objective = Objective(student, settings, heldout.vocab, alignment)
+    adam = torch.optim.AdamW(objective.groups(), betas=BETAS, weight_decay=0.0, fused=True)
     prepared, optimizer = accelerator.prepare(objective, adam)
     result = Trained(snapshot(student.model, dtype), 0, kl_before)
     first = resume(keeper, result, objective, optimizer) + 1
     steps, spent = settings.total_steps, 0.0
     for step, (ids, mask) in read_batches(windows, settings, first):
         started = time.perf_counter()
+        objective.align_weight = align_weight(step, steps, settings.align_weight)
+        if rewrite is not None:
+            ids, mask = rewrite(step, ids, mask)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, settings.learning_rate)
         row = accumulate(accelerator, prepared, teacher, ids, mask, settings)
@@ -200,9 +242,11 @@ def accumulate(
         with torch.no_grad(), accelerator.autocast():
             target = teacher.side(part)
         with nullcontext() if number == len(parts) else accelerator.no_sync(objective):
-            found: Loss = objective(part, keep, target, total)
+            found: Loss | AlignedLoss = objective(part, keep, target, total)
             accelerator.backward(found.loss * accelerator.num_processes)  # gradients are averaged over processes
         sums["loss"] += found.loss.item()
+        if isinstance(found, AlignedLoss):
+            sums["align"] = sums.get("align", 0.0) + found.align.item()
         for name in ("kl", "ce"):
             sums[name] += token_mean(getattr(found, name), keep[:, 1:], total).item()
     return add_up(sums, device)
@@ -217,8 +261,11 @@ def judge(result: Trained, step: int, student: Model, heldout: Heldout, dtype: t
 
 
 def snapshot(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A copy of every parameter once (a tied head is left out) in main memory. QCompressError if `dtype` overflows."""
-    pairs = model.named_parameters()
+    """A copy of every parameter once (a tied head is left out) in main memory, adapters merged.
+
+    QCompressError if `dtype` overflows.
+    """
+    pairs = plain_parameters(model)
     return {name: cast_finite(name, p.detach(), dtype).to("cpu", copy=p.dtype == dtype) for name, p in pairs}
 
 

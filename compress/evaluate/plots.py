@@ -201,5 +201,19 @@ def draw_loss(figure: Figure, narrow: bool, curve: Sequence[Row], colour: str) -
         if points:
             axes.plot(*zip(*points, strict=True), label=key.replace("_", " "), **style)
     axes.set(xlabel="step", title="nats per token", ylim=(0, None))
+    for step, stage in stage_borders(curve):
+        axes.axvline(step - 0.5, color=LINE, lw=1)
+        axes.annotate(
+            f" {short(stage)}", (step - 0.5, 0.02), xycoords=axes.get_xaxis_transform(), color=MUTE, fontsize=9
+        )
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8, integer=True))
     axes.legend(frameon=False, ncols=4, loc="upper right", handlelength=1.4, columnspacing=1.2, fontsize=9)
+
+
+def stage_borders(curve: Sequence[Row]) -> list[tuple[int, str]]:
+    """The first step of every stage and its name; [] where the curve knows no stages."""
+    first: dict[str, int] = {}
+    for row in curve:
+        if row.get("stage"):
+            first.setdefault(row["stage"], row["step"])
+    return [(step, stage) for stage, step in first.items()]

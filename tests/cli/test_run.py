@@ -52,6 +52,11 @@ def test_the_mission_is_planned_without_weights():
         ({"techer": "x"}, "unknown key techer; did you mean teacher?"),
         ({"verify": {"max_k": 1}}, "unknown key verify.max_k; did you mean max_kl?"),
         ({"distill": {"blocks": 1, "step": 3}}, "did you mean steps?"),
+        (
+            {"distill": {"blocks": 1, "stages": [{"name": "a", "reply": 0.5}]}},
+            "distill.stages.0.reply; did you mean rep",
+        ),
+        ({"distill": {"blocks": 1, "stages": [{"name": "a", "replay": 0.5}]}}, "no stage comes before it"),
         ({"quantize": [{"name": "a", "method": "gptq", "grup_size": 64}]}, "did you mean group_size?"),
         ({"quantize": [{"name": "a", "method": "magic"}]}, "magic"),
         ({"quantize": [{"name": "student", "method": "gptq"}]}, "differ"),

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibration.windows import build_windows
+from compress.checkpoint.check import check_checkpoint
 from compress.checkpoint.load import load_model, load_tokenizer
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import digest, read_record
@@ -105,6 +106,13 @@ def test_the_record_tells_everything_that_made_the_student(distilled, tiny_llama
     } <= row.keys()
 
 
+def test_the_student_has_a_card_and_the_validator_does_not_mind(distilled, tiny_llama):
+    out, _, _ = distilled
+    text = (out / "README.md").read_text()
+    assert "base_model:\n- llama" in text and digest(tiny_llama) in text
+    assert not [row for row in check_checkpoint(out, source=tiny_llama) if row["level"] == "error"]
+
+
 def test_every_step_is_reported_with_speed_and_time_to_go(distilled):
     _, _, reported = distilled
     steps = [row for row in reported if "loss" in row]
@@ -151,7 +159,18 @@ def test_text_in_which_nothing_counts_is_refused(tiny_llama, tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"a question without an answer, number {i}"}]} for i in range(99)]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = DistillConfig(blocks=1, data=(str(tmp_path / "chat.jsonl"),), **SHORT)
-    with pytest.raises(QCompressError, match=r"chat.jsonl: 0 of 768 tokens count"):
+    with pytest.raises(
+        QCompressError,
+        match=r"chat.jsonl: 0 of 768 tokens count in a loss, in all \d+ samples",
+    ):
+        distill_checkpoint(tiny_llama, tmp_path / "out", settings)
+
+
+def test_a_file_that_adds_nothing_to_a_mixture_is_refused_by_its_own_name(tiny_llama, tmp_path):
+    rows = [{"messages": [{"role": "user", "content": f"a question without an answer, number {i}"}]} for i in range(99)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = DistillConfig(blocks=1, data=("default", str(tmp_path / "chat.jsonl=0.5")), **SHORT)
+    with pytest.raises(QCompressError, match=r"^chat.jsonl: 0 of 248 tokens count"):
         distill_checkpoint(tiny_llama, tmp_path / "out", settings)
 
 

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from compress.evaluate.plots import spread_labels
+from compress.evaluate.plots import spread_labels, stage_borders
 from compress.evaluate.report import beats, headline, make_report, standing, write_report
 
 EVIL = "</script><b onclick='x()'>&$x_1$ \"é"
@@ -144,6 +144,13 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(tmp_path):
         with pytest.raises(ValueError):
             write_report(path, rows)
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_loss_picture_says_where_a_stage_begins():
+    staged = [{**row, "stage": "general" if row["step"] < 5 else "task<1>"} for row in CURVE]
+    assert stage_borders(staged) == [(1, "general"), (5, "task<1>")] and stage_borders(CURVE) == []
+    text = make_report(make_rows(make_row("a", record={"rows": LINEARS, "loss": staged})))
+    assert "general" in text and "task&lt;1&gt;" in text and "task<1>" not in text
 
 
 def test_pictures_of_linears_and_loss_appear_where_a_record_has_them():

@@ -1,0 +1,77 @@
+"""On-policy text: its beginning is the window's, the rest the student's own words, the same for the same seed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from compress.checkpoint.record import read_record
+from compress.distill.config import DistillConfig, StageConfig
+from compress.distill.job import distill_checkpoint
+from compress.distill.on_policy import continue_windows, draw, uniform_numbers
+
+IDS = torch.randint(0, 40, (3, 16), generator=torch.Generator().manual_seed(1))
+
+
+def random_llama() -> Any:
+    torch.manual_seed(3)
+    shape: dict[str, Any] = {"intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=48, hidden_size=16, num_hidden_layers=2, initializer_range=0.5, **shape)
+    return LlamaForCausalLM(config).eval()
+
+
+def go_on(ids: torch.Tensor = IDS, **changed: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return continue_windows(random_llama(), ids, **{"seed": 0, "step": 1, "vocab": 40, "end": None} | changed)
+
+
+def test_the_beginning_stays_and_only_what_was_said_counts():
+    ids, mask = go_on()
+    assert ids.shape == mask.shape == IDS.shape and torch.equal(ids[:, :8], IDS[:, :8])
+    assert not mask[:, :8].any() and mask[:, 8:].all() and not torch.equal(ids, IDS)
+
+
+def test_the_same_step_says_the_same_and_another_something_else():
+    assert torch.equal(go_on()[0], go_on()[0])
+    assert not torch.equal(go_on()[0], go_on(step=2)[0]) and not torch.equal(go_on()[0], go_on(seed=1)[0])
+
+
+def test_more_rows_never_change_a_row():
+    torch.testing.assert_close(go_on()[0][:1], go_on(IDS[:1])[0])
+
+
+def test_nothing_is_said_beyond_the_vocabulary_or_after_the_end():
+    end = int(go_on()[0][0, 9])
+    ids, mask = go_on(end=end)
+    over = (ids[0, 8:] == end).nonzero()[0].item() + 8
+    assert mask[0, 8 : over + 1].all() and not mask[0, over + 1 :].any() and (ids[0, over:] == end).all()
+    assert ids.max() < 40
+
+
+def test_every_token_is_drawn_as_the_model_sees_the_whole_text():
+    ids, _ = go_on()
+    with torch.no_grad():
+        logits = random_llama()(ids).logits[:, :, :40].float()
+    numbers = uniform_numbers(0, 1, 3, 8)
+    for place in range(8):
+        assert torch.equal(draw(logits[:, 7 + place], numbers[:, place]), ids[:, 8 + place])
+
+
+def test_draws_follow_the_distribution():
+    logits = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(20_000, 3)
+    found = draw(logits, torch.rand(20_000, generator=torch.Generator().manual_seed(0))).bincount(minlength=3) / 20_000
+    torch.testing.assert_close(found, torch.tensor([0.1, 0.2, 0.7]), rtol=0, atol=0.02)
+
+
+def test_an_on_policy_stage_learns_by_reverse_kl_alone_unless_it_says_otherwise(tiny_llama: Path, tmp_path: Path):
+    stages = (StageConfig("own", on_policy=True, steps=4),)
+    whole = DistillConfig(blocks=1, seq_len=32, learning_rate=3e-3, eval_every=1, stages=stages)
+    (resolved,) = whole.resolved()
+    assert (resolved.divergence, resolved.alpha, resolved.temperature) == ("reverse_kl", 1.0, 1.0)
+    named = DistillConfig(blocks=1, stages=(StageConfig("own", on_policy=True, divergence="jsd"),)).resolved()
+    assert named[0].divergence == "jsd"
+    row = distill_checkpoint(tiny_llama, tmp_path / "out", whole)
+    curve = read_record(tmp_path / "out")["loss"]
+    assert row["kl_after"] < row["kl_before"]
+    assert [point["loss"] for point in curve] == pytest.approx([point["kl"] for point in curve], rel=1e-5)
