@@ -24,6 +24,7 @@ from compress.distill.cache import MANIFEST, windows_digest
 from compress.distill.cached import CachedTeacher, cache_text, open_cache
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.journal import Journal, shared_journal
+from compress.distill.logs import logged
 from compress.distill.memory import cures, told
 from compress.distill.parallel import place
 from compress.distill.plan import Plan, plan_distill, plan_row
@@ -67,9 +68,11 @@ def distill_checkpoint(
     check_student(teacher, settings)
     room = plan.student_size["float16_bytes"] + KEPT * plan.student_size["parameters"]
     with shared_journal(out, job_settings(teacher, settings), room, restart=loop.restart) as journal:
-        if not journal.published:
-            job = Job(teacher, out, settings, plan, device, journal, silent if place()[0] else report)
-            distill(job, loop.save_every)
+        if not journal.published and journal.writes:
+            with logged(report, out, loop.log_dir) as tell:
+                distill(Job(teacher, out, settings, plan, device, journal, tell), loop.save_every)
+        elif not journal.published:
+            distill(Job(teacher, out, settings, plan, device, journal, silent), loop.save_every)
         row = journal.notes["row"] if journal.writes else {}
         if journal.writes:
             journal.discard()
