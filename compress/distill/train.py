@@ -7,6 +7,7 @@ however many micro-batches they come in. Weights are float32, activations bfloat
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +19,10 @@ from calibration.windows import Windows
 from compress.checkpoint.finite import cast_finite
 from compress.distill.align import Aligned, Alignment, align_weight
 from compress.distill.config import TrainConfig
+from compress.distill.journal import Keeper, Progress
 from compress.distill.lora import adapted, plain_parameters
+from compress.distill.parallel import add_up, from_first, share
+from compress.distill.state import best_weights, give_state, over_state, take_state
 from compress.errors import QCompressError
 from compress.losses import (
     Head,
@@ -37,6 +41,7 @@ Row = dict[str, Any]
 Report = Callable[[Row], None]
 Rewrite = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]  # step, ids and mask -> the ids and mask to learn from
 MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}  # per forward: enough for the matrix products, little enough for memory
+NOWHERE = Keeper()
 MAX_NORM = 1.0
 BETAS = (0.9, 0.95)
 
@@ -158,11 +163,14 @@ def train(
     report: Report = lambda row: None,
     alignment: Alignment | None = None,
     rewrite: Rewrite | None = None,
+    keeper: Keeper = NOWHERE,
 ) -> Trained:
     """Train `student` in place for the settings' steps; returns its best weights in `dtype`, adapters merged.
 
     Where `student` carries adapters only those learn. `alignment` learns beside it and needs a teacher that answers
     with `Aligned`; `rewrite` gives the text of a step in the place of what was read.
+
+    What `keeper` has of an interrupted run is taken over, and the curve and weights are those of a run that never was.
 
     `kl_before` is its held-out KL now. Stops at the first loss or gradient that is not finite, says so in `stopped`,
     and the best weights so far stand. Windows are read in order, and again in a new order when they are used up.
@@ -174,8 +182,9 @@ def train(
     adam = torch.optim.AdamW(objective.groups(), betas=BETAS, weight_decay=0.0, fused=True)
     prepared, optimizer = accelerator.prepare(objective, adam)
     result = Trained(snapshot(student.model, dtype), 0, kl_before)
+    first = resume(keeper, result, objective, optimizer) + 1
     steps, spent = settings.total_steps, 0.0
-    for step, (ids, mask) in enumerate(read_batches(windows, settings), 1):
+    for step, (ids, mask) in read_batches(windows, settings, first):
         started = time.perf_counter()
         objective.align_weight = align_weight(step, steps, settings.align_weight)
         if rewrite is not None:
@@ -193,10 +202,32 @@ def train(
         result.curve.append({"step": step, **row})
         if step % settings.eval_every == 0 or step == steps:
             judge(result, step, student, heldout, dtype)
-        report(progress_row(result.curve[-1], step, spent, settings))
+        report(progress_row(result.curve[-1], step, spent / (step - first + 1), settings))
+        if keeper.due(step) and step < steps:
+            keeper.keep(progress(result, step), take_state(objective, optimizer, result.weights))
     for parameter in student.model.parameters():
         parameter.grad = None
+    if not result.stopped and first <= steps:
+        keeper.keep(progress(result, steps, over=True), over_state(result.weights))
     return result
+
+
+def resume(keeper: Keeper, result: Trained, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Take over what an interrupted run has kept of this stage; returns the step that it had reached."""
+    kept = keeper.load()
+    if kept is None:
+        return 0
+    reached, tensors = kept
+    result.best_step, result.best_kl, result.curve = reached.best_step, reached.best_kl, reached.curve
+    result.weights = best_weights(tensors)
+    if not reached.over:
+        give_state(objective, optimizer, tensors)
+    return reached.step
+
+
+def progress(result: Trained, step: int, *, over: bool = False) -> Progress:
+    """How far a stage is, as the journal keeps it."""
+    return Progress(step, result.curve, result.best_step, result.best_kl, over)
 
 
 def accumulate(
@@ -205,25 +236,25 @@ def accumulate(
     """Gradients of one step's windows, micro-batch by micro-batch; its mean loss, kl and ce."""
     total = float(mask[:, 1:].sum())
     sums = {"loss": 0.0, "kl": 0.0, "ce": 0.0}
-    micro = micro_batch(ids.shape[1], accelerator.device)
-    for part, keep in zip(
-        ids.to(accelerator.device).split(micro), mask.to(accelerator.device).split(micro), strict=True
-    ):
+    device, micro = accelerator.device, micro_batch(ids.shape[1], accelerator.device)
+    parts = list(zip(*(tensor.to(device).split(micro) for tensor in share(ids, mask)), strict=True))
+    for number, (part, keep) in enumerate(parts, 1):
         with torch.no_grad(), accelerator.autocast():
             target = teacher.side(part)
-        found: Loss | AlignedLoss = objective(part, keep, target, total)
-        accelerator.backward(found.loss)
+        with nullcontext() if number == len(parts) else accelerator.no_sync(objective):
+            found: Loss | AlignedLoss = objective(part, keep, target, total)
+            accelerator.backward(found.loss * accelerator.num_processes)  # gradients are averaged over processes
         sums["loss"] += found.loss.item()
         if isinstance(found, AlignedLoss):
             sums["align"] = sums.get("align", 0.0) + found.align.item()
         for name in ("kl", "ce"):
             sums[name] += token_mean(getattr(found, name), keep[:, 1:], total).item()
-    return sums
+    return add_up(sums, device)
 
 
 def judge(result: Trained, step: int, student: Model, heldout: Heldout, dtype: torch.dtype) -> None:
     """Measure the held-out KL and nll, note them in the curve, keep the weights if the KL is the least so far."""
-    kl, nll = heldout.measure(student)
+    kl, nll = from_first(heldout.measure(student))
     result.curve[-1] |= {"heldout_kl": kl, "heldout_nll": nll}
     if kl < result.best_kl:
         result.weights, result.best_step, result.best_kl = snapshot(student.model, dtype), step, kl
@@ -245,14 +276,9 @@ def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def make_accelerator() -> Accelerator:
-    """One process; bfloat16 activations where a GPU takes them. QCompressError when launched as several."""
+    """This process, alone or among those of a launcher; bfloat16 activations where a GPU takes them."""
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    accelerator = Accelerator(mixed_precision="bf16" if half else "no")
-    if accelerator.num_processes > 1:
-        raise QCompressError(
-            f"distill: started as {accelerator.num_processes} processes; it trains in 1, start it alone"
-        )
-    return accelerator
+    return Accelerator(mixed_precision="bf16" if half else "no", cpu=not torch.cuda.is_available())
 
 
 def micro_batch(seq_len: int, device: torch.device) -> int:
@@ -260,21 +286,28 @@ def micro_batch(seq_len: int, device: torch.device) -> int:
     return max(1, MICRO_TOKENS.get(device.type, MICRO_TOKENS["cpu"]) // seq_len)
 
 
-def read_batches(windows: Windows, settings: TrainConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """(batch_size, seq_len) ids and mask for every step. Used-up windows come again, each time in a new order."""
+def read_batches(
+    windows: Windows, settings: TrainConfig, first: int = 1
+) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    """Step and (batch_size, seq_len) ids and mask, from step `first` to the last.
+
+    Used-up windows come again, each time in a new order.
+    """
     count, needed = len(windows.ids), settings.total_steps * settings.batch_size
     generator = torch.Generator().manual_seed(settings.seed)
     orders = [torch.arange(count)] + [
         torch.randperm(count, generator=generator) for _ in range(-(-needed // count) - 1)
     ]
-    for chosen in torch.cat(orders)[:needed].split(settings.batch_size):
-        yield windows.ids[chosen], windows.mask[chosen]
+    batches = torch.cat(orders)[:needed].split(settings.batch_size)
+    for step in range(first, len(batches) + 1):
+        chosen = batches[step - 1]
+        yield step, (windows.ids[chosen], windows.mask[chosen])
 
 
-def progress_row(row: Row, step: int, spent: float, settings: TrainConfig) -> Row:
-    """The curve's row with the speed so far and the seconds to go."""
-    speed = step * settings.batch_size * settings.seq_len / spent
-    left = (settings.total_steps - step) * spent / step
+def progress_row(row: Row, step: int, seconds: float, settings: TrainConfig) -> Row:
+    """The curve's row with the speed and the time to go, at `seconds` a step."""
+    speed = settings.batch_size * settings.seq_len / seconds
+    left = (settings.total_steps - step) * seconds
     return {**row, "step": f"{step}/{settings.total_steps}", "tokens_per_second": round(speed, 1), "eta": round(left)}
 
 

@@ -17,12 +17,12 @@ from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import load_tokenizer, open_causal_lm
 from compress.checkpoint.read import read_json
 from compress.checkpoint.record import RECORD, read_record
+from compress.checkpoint.work import refuse_changes
 from compress.checkpoint.write import check_room, write_json
 from compress.config import AUTO, METHODS, QuantizeConfig
 from compress.model.blocks import BlockModel
 from compress.quantize.calibrate import calibration_windows
 from compress.quantize.job import job_settings, plan_quantize, quantize_checkpoint
-from compress.quantize.journal import refuse_changes
 from compress.quantize.recover import final_states, mean_kl
 
 Row = dict[str, Any]

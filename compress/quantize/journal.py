@@ -5,9 +5,7 @@ report rows of every finished block), the activations that the next block needs,
 under another name and renamed, after everything it speaks of is on the disk: what it says is true at every moment.
 """
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint.read import read_json
+from compress.checkpoint.work import LOCK, lock, refuse_changes, write_journal
 from compress.checkpoint.write import check_room, partial_path
 from compress.errors import QCompressError
 from compress.quantize.processes import Processes
 
 Row = dict[str, Any]
-JOURNAL, LOCK = "journal.json", "lock"
+JOURNAL = "journal.json"
 ALGORITHM = 1  # raise it when the same input would give other codes: a job begun before cannot be finished after
 
 
@@ -61,13 +60,7 @@ class Journal:
 
     def save(self) -> None:
         value = {"settings": self.settings, "notes": self.notes, "blocks": self.blocks}
-        temporary = self.folder / f"{JOURNAL}.partial"
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self.folder / JOURNAL)
-        sync_folder(self.folder)
+        write_journal(self.folder / JOURNAL, value)
 
     def load(self) -> None:
         """Take over what an interrupted run has done. QCompressError names the settings that have changed."""
@@ -129,38 +122,8 @@ def shared_journal(
         yield processes.first(lambda: stack.enter_context(opened))
 
 
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Held by one process at a time, and given back by the kernel when that is killed."""
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise QCompressError(f"{folder}: another process is at work on it; wait for it or stop it") from error
-        yield
-
-
 def refuse_foreign(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise QCompressError(
             f"{folder}: was left by another job, so it is not touched; remove it or give another --out"
         )
-
-
-def refuse_changes(folder: Path, old: Row, new: Row) -> None:
-    """QCompressError when a job would be finished with other settings than it was begun with."""
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    if changed:
-        told = ", ".join(f"{key} {old.get(key)}, now {new.get(key)}" for key in changed)
-        raise QCompressError(
-            f"{folder}: was started with {told}; finish it with the old settings, or begin anew with --restart"
-        )
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

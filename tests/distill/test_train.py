@@ -201,7 +201,7 @@ def test_the_learning_rate_rises_then_falls_to_a_tenth():
 def test_windows_are_read_in_order_and_again_in_another_order():
     windows = random_windows(5, seed=4)
     settings = TrainConfig(steps=5, batch_size=3, seq_len=12, seed=1)
-    rows = torch.cat([ids for ids, _ in read_batches(windows, settings)])
+    rows = torch.cat([ids for _, (ids, _) in read_batches(windows, settings)])
     assert len(rows) == 15 and torch.equal(rows[:5], windows.ids) and not torch.equal(rows[5:10], windows.ids)
     for epoch in rows.split(5):
         assert sorted(map(tuple, epoch.tolist())) == sorted(map(tuple, windows.ids.tolist()))

@@ -1,0 +1,55 @@
+"""The work folder of an unfinished job: one process at a time, a journal true at every moment, no other settings."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compress.errors import QCompressError
+
+Row = dict[str, Any]
+LOCK = "lock"
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Held by one process at a time, and given back by the kernel when that is killed."""
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise QCompressError(f"{folder}: another process is at work on it; wait for it or stop it") from error
+        yield
+
+
+def write_journal(path: Path, value: Row) -> None:
+    """JSON under another name, on the disk, then renamed: the old journal or the new one, never half of it."""
+    temporary = path.with_name(f"{path.name}.partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def refuse_changes(folder: Path, old: Row, new: Row) -> None:
+    """QCompressError when a job would be finished with other settings than it was begun with."""
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    if changed:
+        told = ", ".join(f"{key} {old.get(key)}, now {new.get(key)}" for key in changed)
+        raise QCompressError(
+            f"{folder}: was started with {told}; finish it with the old settings, or begin anew with --restart"
+        )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,88 @@
+"""What a training follows from, as tensors by name: parameters, Adam's moments, the states of random numbers.
+
+Whole tensors in main memory, however the parameters are spread over processes; all processes must call these together.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Tensors = dict[str, Tensor]
+PARAMETER, OPTIMIZER, BEST, RANDOM = "parameter", "optimizer", "best", "random"
+
+
+def take_state(module: nn.Module, optimizer: torch.optim.Optimizer, best: Tensors) -> Tensors:
+    """Copies of everything, under "parameter.NAME", "optimizer.KEY.NAME", "best.NAME" and "random.DEVICE.RANK"."""
+    tensors = over_state(best) | take_random()
+    for name, parameter in module.named_parameters():
+        tensors[f"{PARAMETER}.{name}"] = whole(parameter.detach())
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{OPTIMIZER}.{key}.{name}"] = whole(torch.as_tensor(value))
+    return tensors
+
+
+def give_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Put back what `take_state` took: parameters, moments and this process's random numbers."""
+    places = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    place_of = {id(parameter): place for place, parameter in enumerate(places)}
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(spread(tensors[f"{PARAMETER}.{name}"], parameter))
+    states: dict[int, dict[str, Tensor]] = {}
+    for full, tensor in tensors.items():
+        if full.startswith(f"{OPTIMIZER}."):
+            _, key, name = full.split(".", 2)
+            states.setdefault(place_of[id(parameters[name])], {})[key] = spread(tensor, parameters[name])
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    give_random(tensors)
+
+
+def over_state(best: Tensors) -> Tensors:
+    """What is left of a stage that is over: its best weights."""
+    return {f"{BEST}.{name}": tensor for name, tensor in best.items()}
+
+
+def best_weights(tensors: Tensors) -> Tensors:
+    """The best weights among a state's tensors."""
+    return {name.removeprefix(f"{BEST}."): value for name, value in tensors.items() if name.startswith(f"{BEST}.")}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy in main memory of a tensor that may be spread over processes."""
+    full: Any = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full.to("cpu", copy=True)
+
+
+def spread(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as `like` is spread over processes; scalars stay whole."""
+    if not hasattr(like, "full_tensor") or tensor.ndim == 0:
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def take_random() -> Tensors:
+    """The states of every process's random numbers, by device and rank."""
+    own = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        own["cuda"] = torch.cuda.get_rng_state()
+    everyone: list[Any] = [own]
+    if dist.is_initialized():
+        everyone = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, own)
+    pairs = [(f"{RANDOM}.{device}.{rank}", state) for rank, one in enumerate(everyone) for device, state in one.items()]
+    return dict(pairs)
+
+
+def give_random(tensors: Tensors) -> None:
+    """Set this process's random numbers to where they were."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    for device, put in (("cpu", torch.set_rng_state), ("cuda", torch.cuda.set_rng_state)):
+        state = tensors.get(f"{RANDOM}.{device}.{rank}")
+        if state is not None and (device == "cpu" or torch.cuda.is_available()):
+            put(state)
