@@ -120,7 +120,7 @@ def own_answers(run: Run, settings: DistillConfig, done: int) -> Rewrite:
 
     def rewrite(step: int, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return continue_windows(
-            run.student.model, ids, seed=settings.seed, step=done + step, vocab=run.vocab, end=run.end
+            run.student.model, ids, mask, seed=settings.seed, step=done + step, vocab=run.vocab, end=run.end
         )
 
     return rewrite
