@@ -19,6 +19,7 @@ from compress.checkpoint.check import check_checkpoint
 from compress.checkpoint.read import read_json
 from compress.checkpoint.record import RECORD, digest, read_record
 from compress.checkpoint.write import write_json
+from compress.distill.config import LoopConfig
 from compress.distill.job import distill_checkpoint
 from compress.distill.plan import make_plan as make_distill_plan
 from compress.distill.plan import plan_row as distill_plan_row
@@ -96,7 +97,9 @@ def make_stages(recipe: Recipe, report: Report, *, force: bool = False) -> list[
                 settings.settings(),
                 (recipe.teacher, *([Path(settings.student)] if settings.student else [])),
                 settings.texts,
-                lambda: distill_checkpoint(recipe.teacher, recipe.student_path, settings, report),
+                lambda: distill_checkpoint(
+                    recipe.teacher, recipe.student_path, settings, report, loop=LoopConfig(restart=force)
+                ),
             )
         )
     return stages + [quantize_stage(recipe, part, report, force) for part in recipe.quantize]

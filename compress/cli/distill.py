@@ -7,7 +7,7 @@ import click
 
 from compress.cli.console import emit, json_option, report
 from compress.cli.shape import shape_options
-from compress.distill.config import DIVERGENCES, DTYPES, STEPS, DistillConfig
+from compress.distill.config import DIVERGENCES, DTYPES, STEPS, DistillConfig, LoopConfig
 
 
 @click.command("distill")
@@ -36,9 +36,13 @@ from compress.distill.config import DIVERGENCES, DTYPES, STEPS, DistillConfig
     "--stage", "stages", multiple=True, default=(), metavar="YAML", help="One after another, as in a recipe; see above."
 )
 @click.option("--dtype", type=click.Choice(DTYPES), default="float16", show_default=True, help="Of the result.")
+@click.option("--save-every", type=click.IntRange(0), default=100, show_default=True, help="Steps between states.")
+@click.option("--restart", is_flag=True, help="Begin anew what an interrupted run has begun.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, from config.json alone, and stop.")
 @json_option
-def command(teacher: Path, out: Path, dry_run: bool, as_json: bool, **options: Any) -> None:
+def command(
+    teacher: Path, out: Path, save_every: int, restart: bool, dry_run: bool, as_json: bool, **options: Any
+) -> None:
     """Distill TEACHER (a directory) into a smaller student, an ordinary checkpoint of the same family.
 
     The student is an existing checkpoint (--student), or so many of the teacher's blocks (--blocks: the first and the
@@ -51,6 +55,9 @@ def command(teacher: Path, out: Path, dry_run: bool, as_json: bool, **options: A
     may replay a share of the earlier texts. With on_policy the student writes, and the teacher judges what it wrote.
     --align-weight also brings each block's output near that of the teacher's block at the same depth; what maps one
     onto the other lies in OUT.align.safetensors.
+
+    The same command goes on where a run was killed, to the same curve and weights: its state lies in .OUT.distill until
+    the student is written. With torchrun or accelerate launch every process takes its share of each step's windows.
 
     \b
     qcompress distill smollm2 --blocks 20 --out student
@@ -73,4 +80,7 @@ def command(teacher: Path, out: Path, dry_run: bool, as_json: bool, **options: A
     if dry_run:
         emit(plan_row(plan_distill(teacher, settings), settings), as_json=as_json)
         return
-    emit(distill_checkpoint(teacher, out, settings, report), as_json=as_json)
+    loop = LoopConfig(save_every=save_every, restart=restart)
+    row = distill_checkpoint(teacher, out, settings, report, loop=loop)
+    if row:
+        emit(row, as_json=as_json)

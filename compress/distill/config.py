@@ -224,6 +224,21 @@ class DistillConfig(StudentConfig, TrainConfig):
 
 
 @dataclass(frozen=True)
+class LoopConfig:
+    """How a training is run, none of which changes what comes of it.
+
+    The state to go on from is kept every `save_every` steps (0: only at the end of stages); `restart` begins anew.
+    """
+
+    save_every: int = 100
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.save_every < 0:
+            raise ValueError(f"save_every={self.save_every}: must be 1 or more, or 0 to keep no state but stages' ends")
+
+
+@dataclass(frozen=True)
 class CaptureConfig:
     """What a teacher's cache holds, and of which text. None of `top_k` is the codec's own number.
 

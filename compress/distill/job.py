@@ -5,22 +5,25 @@ The student is written only when training is over; until then nothing exists at 
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from math import exp
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from calibration.corpus import source_digest
 from calibration.windows import Windows
 from compress.checkpoint.card import origin
-from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.load import load_tokenizer, open_causal_lm
 from compress.checkpoint.memory import check_memory
-from compress.checkpoint.record import record_text
-from compress.checkpoint.write import check_room
-from compress.distill.cache import windows_digest
+from compress.checkpoint.record import digest, record_text
+from compress.distill.cache import MANIFEST, windows_digest
 from compress.distill.cached import CachedTeacher, cache_text, open_cache
-from compress.distill.config import DistillConfig
+from compress.distill.config import DistillConfig, LoopConfig
+from compress.distill.journal import Journal, shared_journal
+from compress.distill.parallel import place
 from compress.distill.plan import Plan, plan_distill, plan_row
 from compress.distill.staged import Finished, Run, keep_alignment, make_alignment, run_stages
 from compress.distill.stages import heldout_windows, make_stages, stage_texts
@@ -39,45 +42,93 @@ from compress.errors import QCompressError
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
+LOOP = LoopConfig()
+KEPT = 28  # bytes per parameter of two states on disk: weights, Adam's moments, the best weights
 
 
-def distill_checkpoint(teacher: Path, out: Path, settings: DistillConfig, report: Report = lambda row: None) -> Row:
+def silent(row: Row) -> None:
+    """No report."""
+
+
+def distill_checkpoint(
+    teacher: Path, out: Path, settings: DistillConfig, report: Report = silent, *, loop: LoopConfig = LOOP
+) -> Row:
     """Distill `teacher` into a student at `out`; returns the summary row. Nothing is left at `out` when it fails.
 
-    With a cache the teacher itself is asked only about the held-out text. QCompressError for bad input, for a cache of
-    another run, for a student that has another tokenizer, and for training that never got better than the student was
-    before it.
+    A run that was killed goes on from the last state it kept, to the curve and weights of one that was not. With a
+    cache the teacher itself is asked only about the held-out text. Of several processes the first writes and reports;
+    the others return {}. QCompressError for bad input, for a cache of another run, for a student that has another
+    tokenizer, and for training that never got better than the student was before it.
     """
-    started = time.perf_counter()
     plan = plan_distill(teacher, settings)
-    source, tokenizer = open_causal_lm(teacher), check_student(teacher, settings)
-    check_room(out, plan.student_size["float16_bytes"])
-    vocab = common_vocabulary(plan, tokenizer)
-    cache = open_cache(settings, teacher, tokenizer, vocab) if settings.cache else None
-    report(plan_row(plan, settings))
     device = pick_device(teacher, plan)
-    big = open_model(teacher, working_dtype(device), device)
+    check_student(teacher, settings)
+    room = plan.student_size["float16_bytes"] + KEPT * plan.student_size["parameters"]
+    with shared_journal(out, job_settings(teacher, settings), room, restart=loop.restart) as journal:
+        if not journal.published:
+            job = Job(teacher, out, settings, plan, device, journal, silent if place()[0] else report)
+            distill(job, loop.save_every)
+        row = journal.notes["row"] if journal.writes else {}
+        if journal.writes:
+            journal.discard()
+    return row
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a distillation is about; `report` is silent in all processes but the first."""
+
+    teacher: Path
+    out: Path
+    settings: DistillConfig
+    plan: Plan
+    device: torch.device
+    journal: Journal
+    report: Report
+
+
+def job_settings(teacher: Path, settings: DistillConfig) -> Row:
+    """Everything that the student's bytes follow from."""
+    sources = {"teacher": teacher, "student": settings.student}
+    given: Row = {name: digest(Path(path)) for name, path in sources.items() if path}
+    given |= {"texts": {text: source_digest(text) for text in settings.texts}, "processes": place()[1]}
+    if settings.cache:
+        given["cache"] = digest(Path(settings.cache) / MANIFEST)
+    return {**settings.settings(), **given, **{name: version(name) for name in ("qcompress", "torch", "transformers")}}
+
+
+def distill(job: Job, save_every: int) -> None:
+    """Train and write the student, and note the summary row in the journal."""
+    started, settings, report = time.perf_counter(), job.settings, job.report
+    source, tokenizer = open_causal_lm(job.teacher), load_tokenizer(job.teacher)
+    vocab = common_vocabulary(job.plan, tokenizer)
+    cache = open_cache(settings, job.teacher, tokenizer, vocab) if settings.cache else None
+    report(plan_row(job.plan, settings))
+    big = open_model(job.teacher, working_dtype(job.device), job.device)
     stages = make_stages(settings)
     texts = [cache_text(cache, settings, tokenizer)] if cache else stage_texts(stages, tokenizer, big.model)
     for stage, text in zip(stages, texts, strict=True):
         report(stage.named() | text_row(text, stage.data, stage.needed) | {"heldout": stage.settings.heldout})
-    student = make_student(source, plan, settings, texts[0].windows, vocab, device, report)
+    student = make_student(source, job.plan, settings, texts[0].windows, vocab, job.device, report)
     *judges, heldout = open_judges(big, heldout_windows(settings, texts, tokenizer), vocab)
     before = heldout.measure(student.model)
     report({"heldout_tokens": heldout.tokens, "kl_before": before.kl, "perplexity_before": exp(before.nll)})
     alignment = make_alignment(student.model, big, stages, settings.seed)
     answers: Teacher = CachedTeacher(cache, texts[0].windows, big) if cache else big
     del big  # with a cache, nothing but the head is needed any more
-    run = Run(student.model, answers, vocab, tokenizer.eos_token_id, alignment, report)
+    run = Run(student.model, answers, vocab, tokenizer.eos_token_id, alignment, report, job.journal, save_every)
     finished = run_stages(run, stages, texts, judges)
-    refuse_no_gain(finished)
+    refuse_no_gain(finished, job.journal)
+    if not job.journal.writes:
+        return
     after = heldout.measure(student.model)
-    row = {"out": str(out), **scores_row(heldout.teacher_nll, before, after), **plan.student_size}
-    row |= {**training_row(finished), "seconds": round(time.perf_counter() - started, 1)}
-    text_of_record = record(teacher, settings, texts, student, finished, row)
-    save_student(out, student, finished[-1].trained.weights, Path(settings.student or teacher), text_of_record)
-    keep_alignment(run, out)
-    return row
+    row = {"out": str(job.out), **scores_row(heldout.teacher_nll, before, after), **job.plan.student_size}
+    row |= training_row(finished)
+    text_of_record = record(job.teacher, settings, texts, student, finished, row)
+    job.journal.note("row", lambda: row | {"seconds": round(time.perf_counter() - started, 1)})
+    keep_alignment(run, job.out)
+    weights = finished[-1].trained.weights
+    save_student(job.out, student, weights, Path(settings.student or job.teacher), text_of_record)
 
 
 def pick_device(teacher: Path, plan: Plan) -> torch.device:
@@ -95,8 +146,8 @@ def open_judges(teacher: Model, heldout: Sequence[Windows], vocab: int) -> list[
     return [made[windows_digest(windows)] for windows in heldout]
 
 
-def refuse_no_gain(finished: Sequence[Finished]) -> None:
-    """QCompressError when the best weights are those before training."""
+def refuse_no_gain(finished: Sequence[Finished], journal: Journal) -> None:
+    """QCompressError when the best weights are those before training. The work stays only where a run broke off."""
     if any(one.trained.best_step for one in finished):
         return
     stage, trained = finished[-1].stage, finished[-1].trained
@@ -105,8 +156,11 @@ def refuse_no_gain(finished: Sequence[Finished]) -> None:
     else:
         seen = [row["heldout_kl"] for row in trained.curve if "heldout_kl" in row]
         what = f"held-out KL {min(seen):.4g} after {len(trained.curve)} steps, {finished[-1].kl_before:.4g} before"
+        journal.forget()
+    again = ", with --restart" if journal.file else ""
     where, rate = f"stage {stage.name}: " if stage.name else "", stage.settings.learning_rate
-    raise QCompressError(f"{where}{what}; nothing was written: lower --learning-rate {rate:g}, or give more steps")
+    cure = f"lower --learning-rate {rate:g}, or give more steps{again}"
+    raise QCompressError(f"{where}{what}; nothing was written: {cure}")
 
 
 def scores_row(teacher_nll: float, before: Scores, after: Scores) -> Row:

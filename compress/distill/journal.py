@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.checkpoint.read import read_header, read_json, read_tensor
 from compress.checkpoint.work import LOCK, lock, refuse_changes, write_journal
@@ -81,12 +81,6 @@ class Journal:
             self.save()
         return self.notes[name]  # type: ignore[no-any-return]
 
-    def agree(self, **facts: Any) -> None:
-        """Note what the run follows from. QCompressError, by its name, where an earlier run noted something else."""
-        if "facts" not in self.notes:
-            self.note("facts", lambda: facts)
-        refuse_changes(self.folder, self.notes["facts"], plain(facts))
-
     def keep(self, stage: int, progress: Progress, tensors: dict[str, Tensor]) -> None:
         """Make this the state to go on from. QCompressError when the disk is full; the state before stays then."""
         if not self.writes:
@@ -112,6 +106,10 @@ class Journal:
         value = read_json(self.folder / JOURNAL)
         refuse_changes(self.folder, value["settings"], self.settings)
         self.notes, self.stages, self.file = value["notes"], value["stages"], value["file"]
+
+    def forget(self) -> None:
+        """Keep no state when the run ends: it is over, and nothing came of it."""
+        self.file = None
 
     def clear(self) -> None:
         """Remove the work, the journal last: so that it is known whose it is."""
@@ -169,16 +167,27 @@ def shared_journal(out: Path, settings: Row, needed: int, *, restart: bool = Fal
 
 @dataclass(frozen=True)
 class Keeper:
-    """Where one stage of a training keeps its state, and how many steps apart; without a journal nowhere."""
+    """Where one stage of a training keeps its state, and how many steps apart; without a journal nowhere.
+
+    `beside` is what learns beside the student, in some of the stages, and is kept in all.
+    """
 
     journal: Journal | None = None
     stage: int = 0
     every: int = 0
+    beside: nn.Module | None = None
 
     def load(self) -> tuple[Progress, dict[str, Tensor]] | None:
         """How far the stage was and the state it was in; None when it was not begun."""
         progress = self.journal.progress(self.stage) if self.journal else None
-        return (progress, self.journal.tensors(self.stage)) if self.journal and progress else None
+        if self.journal is None or progress is None:
+            return None
+        tensors = self.journal.tensors(self.stage)
+        with torch.no_grad():
+            for name, parameter in self._beside().items():
+                if name in tensors:
+                    parameter.copy_(tensors[name])
+        return progress, tensors
 
     def due(self, step: int) -> bool:
         """Whether the state after this step is one to keep."""
@@ -186,11 +195,19 @@ class Keeper:
 
     def keep(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
         if self.journal is not None:
-            self.journal.keep(self.stage, progress, tensors)
+            beside = {name: parameter.detach().cpu() for name, parameter in self._beside().items()}
+            self.journal.keep(self.stage, progress, tensors | beside)
+
+    def _beside(self) -> dict[str, Tensor]:
+        named = self.beside.named_parameters() if self.beside is not None else ()
+        return {f"beside.{name}": parameter for name, parameter in named}
 
     def note(self, name: str, make: Callable[[], T]) -> T:
         """What an earlier run noted of this stage under this name, or else what `make` gives: plain data."""
         return self.journal.note(f"{self.stage}.{name}", make) if self.journal else make()
+
+
+NOWHERE = Keeper()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor
 from calibration.windows import Windows
 from compress.distill.align import AlignedTeacher, Alignment, map_blocks, save_alignment
 from compress.distill.config import DistillConfig
+from compress.distill.journal import NOWHERE, Journal, Keeper
 from compress.distill.lora import adapters
 from compress.distill.on_policy import continue_windows
+from compress.distill.parallel import from_first
 from compress.distill.stages import Stage
 from compress.distill.text import Text
 from compress.distill.train import Heldout, Model, Rewrite, Teacher, Trained, restore, train
@@ -31,6 +33,8 @@ class Run:
     end: int | None
     alignment: Alignment | None = None
     report: Report = lambda row: None
+    journal: Journal | None = None
+    save_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,9 @@ def run_stages(run: Run, stages: Sequence[Stage], texts: Sequence[Text], judges:
     """
     finished: list[Finished] = []
     for stage, text, heldout in zip(stages, texts, judges, strict=True):
+        keeper = Keeper(run.journal, len(finished), run.save_every, run.alignment)
         done = sum(len(one.trained.curve) for one in finished)
-        finished.append(run_stage(run, stage, text.windows, heldout, done))
+        finished.append(run_stage(run, stage, text.windows, heldout, done, keeper))
         if stage.name:
             run.report(finished[-1].row())
         if finished[-1].trained.stopped:
@@ -82,11 +87,13 @@ def run_stages(run: Run, stages: Sequence[Stage], texts: Sequence[Text], judges:
     return finished
 
 
-def run_stage(run: Run, stage: Stage, windows: Windows, heldout: Heldout, done: int) -> Finished:
-    """One stage, after `done` steps of others."""
+def run_stage(
+    run: Run, stage: Stage, windows: Windows, heldout: Heldout, done: int, keeper: Keeper = NOWHERE
+) -> Finished:
+    """One stage, after `done` steps of others. Of one that another is begun after, only the curve comes back."""
     settings, student = stage.settings, run.student
     alignment = run.alignment if settings.align_weight else None
-    kl_before = heldout.measure(student).kl
+    kl_before = keeper.note("kl_before", lambda: from_first(heldout.measure(student).kl))
     with adapters(student.model, settings.lora_rank, settings.lora_alpha):
         trained = train(
             student,
@@ -99,8 +106,10 @@ def run_stage(run: Run, stage: Stage, windows: Windows, heldout: Heldout, done: 
             report=lambda row: run.report(stage.named() | row),
             alignment=alignment,
             rewrite=own_answers(run, settings, done) if stage.on_policy else None,
+            keeper=keeper,
         )
-    restore(student.model, trained.weights)
+    if trained.weights:
+        restore(student.model, trained.weights)
     trained.curve = [{**row, "step": done + row["step"], **stage.named()} for row in trained.curve]
     trained.best_step += done if trained.best_step else 0
     return Finished(stage, trained, kl_before)

@@ -19,7 +19,7 @@ from calibration.windows import Windows
 from compress.checkpoint.finite import cast_finite
 from compress.distill.align import Aligned, Alignment, align_weight
 from compress.distill.config import TrainConfig
-from compress.distill.journal import Keeper, Progress
+from compress.distill.journal import NOWHERE, Keeper, Progress
 from compress.distill.lora import adapted, plain_parameters
 from compress.distill.parallel import add_up, from_first, share
 from compress.distill.state import best_weights, give_state, over_state, take_state
@@ -41,7 +41,6 @@ Row = dict[str, Any]
 Report = Callable[[Row], None]
 Rewrite = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]  # step, ids and mask -> the ids and mask to learn from
 MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}  # per forward: enough for the matrix products, little enough for memory
-NOWHERE = Keeper()
 MAX_NORM = 1.0
 BETAS = (0.9, 0.95)
 

@@ -95,7 +95,7 @@ def test_the_record_tells_everything_that_made_the_student(distilled, tiny_llama
     assert {"step", "loss", "kl", "ce"} <= record["loss"][0].keys()
     assert len(record["blocks"]) == 1 and len(record["sweep"]) == 2
     assert record["blocks"] == [1 - int(min(record["sweep"], key=record["sweep"].get))]
-    assert record["rows"] == [json.loads(json.dumps(row))]
+    assert record["rows"] == [{key: value for key, value in row.items() if key != "seconds"}]
     assert {
         "kl_before",
         "kl_after",
