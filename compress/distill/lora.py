@@ -45,6 +45,7 @@ def adapters(model: Any, rank: int, alpha: float | None = None, seed: int = 0) -
             setattr(model.get_submodule(parent), child, module.get_base_layer())
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(learning[name])
+        del model.peft_config  # peft's own mark, by which it would take the next adapters for a second set
 
 
 def linears(model: Any) -> list[str]:

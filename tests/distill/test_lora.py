@@ -1,5 +1,6 @@
 """Adapters: only they learn, and what is written is a plain checkpoint that says what the adapted model said."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,10 @@ def test_leaving_makes_the_model_plain_again_even_after_an_error():
         raise RuntimeError
     assert [name for name, _ in student.model.named_parameters()] == names
     assert all(parameter.requires_grad for parameter in student.model.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with adapters(student.model, 2):  # as the next stage does
+            assert len(adapted(student.model)) == 14
 
 
 def test_adapters_begin_the_same_whatever_was_drawn_before():
