@@ -49,6 +49,7 @@ class TrainConfig:
 
     `align_weight` is that of the hidden states beside the loss, 0: none. With a `lora_rank` above 0 only adapters of
     that rank learn, their product times `lora_alpha` / rank (None: twice the rank).
+    `gradient_checkpointing` takes time for memory.
     """
 
     alpha: float = 0.7
@@ -65,6 +66,7 @@ class TrainConfig:
     align_weight: float = 0.0
     lora_rank: int = 0
     lora_alpha: float | None = None
+    gradient_checkpointing: bool = False
 
     def check(self) -> None:
         if self.steps is not None and self.tokens is not None:

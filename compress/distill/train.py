@@ -22,6 +22,7 @@ from compress.distill.config import TrainConfig
 from compress.distill.journal import NOWHERE, Keeper, Progress
 from compress.distill.lora import adapted, plain_parameters
 from compress.distill.parallel import add_up, from_first, share
+from compress.distill.recompute import recomputing
 from compress.distill.state import best_weights, give_state, over_state, take_state
 from compress.errors import QCompressError
 from compress.losses import (
@@ -190,7 +191,8 @@ def train(
             ids, mask = rewrite(step, ids, mask)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, settings.learning_rate)
-        row = accumulate(accelerator, prepared, teacher, ids, mask, settings)
+        with recomputing(student.model, settings.gradient_checkpointing):
+            row = accumulate(accelerator, prepared, teacher, ids, mask, settings)
         norm = float(accelerator.clip_grad_norm_(prepared.parameters(), MAX_NORM))
         if not (math.isfinite(row["loss"]) and math.isfinite(norm)):
             result.stopped = f"step {step}: loss {row['loss']:.4g}, gradient norm {norm:.4g}"

@@ -21,6 +21,7 @@ from calibration.windows import Windows
 from compress.checkpoint.load import load_model
 from compress.distill import train as training
 from compress.distill.config import TrainConfig
+from compress.distill.recompute import recomputing
 from compress.distill.train import (
     Heldout,
     Model,
@@ -164,6 +165,22 @@ def test_a_step_is_the_mean_over_all_tokens_that_count(pair, monkeypatch):
     (0.7 * kl + 0.3 * ce).backward()
     assert row == pytest.approx({"loss": (0.7 * kl + 0.3 * ce).item(), "kl": kl.item(), "ce": ce.item()}, rel=1e-4)
     torch.testing.assert_close(found, student.model.model.norm.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_checkpointing_changes_no_bit_of_a_step(pair):
+    student, teacher = pair
+    windows, found, calls = random_windows(5, seed=3), [], []
+    student.model.config.attention_dropout = 0.5
+    student.model.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    for on in (False, True):
+        objective = Objective(student, TrainConfig(batch_size=5, seq_len=12), 40).requires_grad_(True)
+        objective.zero_grad()
+        with recomputing(student.model, on):
+            row = accumulate(make_accelerator(), objective, teacher, windows.ids, windows.mask, objective.settings)
+        found.append((row, [p.grad.clone() for p in objective.parameters()]))
+        assert not any(part.training for part in student.model.modules())
+    assert found[0][0] == found[1][0] and len(calls) == 3  # once, then once and again
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[0][1], found[1][1], strict=True))
 
 
 def test_training_that_blows_up_stops_and_keeps_the_last_good_weights(pair):
