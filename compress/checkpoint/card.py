@@ -22,7 +22,7 @@ LICENSES = {  # how a licence's text begins -> its name on the hub
     "bsd 3-clause": "bsd-3-clause",
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-HIDDEN = ("student", "data", "heldout", "cache", "stages")  # told elsewhere in the card, or places on one machine
+HIDDEN = ("student", "data", "heldout", "cache")  # told elsewhere in the card, or places on one machine
 SCORES = {
     "perplexity_teacher": "perplexity of the teacher",
     "perplexity_before": "perplexity before",
@@ -162,9 +162,15 @@ def data(record: Record) -> str:
 
 def settings(record: Record) -> str:
     """The settings of the command, without those that are None and those that name places."""
-    given = {k: v for k, v in record["settings"].items() if v is not None and k not in HIDDEN}
+    given = shown(record["settings"])
+    if given.get("stages"):
+        given["stages"] = [shown(stage) for stage in given["stages"]]
     text = json.dumps(given, indent=2, ensure_ascii=False, default=str)
     return f"## Settings\n\n```json\n{text}\n```\n\nEverything else is in `qcompress.json`."
+
+
+def shown(given: Record) -> Record:
+    return {name: value for name, value in given.items() if value not in (None, []) and name not in HIDDEN}
 
 
 def loading() -> str:

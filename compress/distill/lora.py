@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from compress.errors import QCompressError
@@ -18,11 +19,11 @@ INSIDE = ".base_layer"  # where peft puts the linear that it wraps
 
 
 @contextmanager
-def adapters(model: Any, rank: int, alpha: float | None = None) -> Iterator[None]:
+def adapters(model: Any, rank: int, alpha: float | None = None, seed: int = 0) -> Iterator[None]:
     """Inside, every linear of the blocks has an adapter and nothing else learns. Outside, `model` is a plain one.
 
-    Rank 0 does nothing at all. On leaving, the adapters are dropped, not merged: `plain_parameters` gave the sums.
-    QCompressError where peft is not installed.
+    Rank 0 does nothing at all; A is drawn from `seed`. On leaving, the adapters are dropped, not merged:
+    `plain_parameters` gave the sums. QCompressError where peft is not installed.
     """
     if not rank:
         yield
@@ -33,7 +34,9 @@ def adapters(model: Any, rank: int, alpha: float | None = None) -> Iterator[None
         raise QCompressError("lora_rank: needs peft; pip install 'qcompress[train]'") from None
     settings = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=linears(model))  # type: ignore[arg-type]
     learning = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    inject_adapter_in_model(settings, model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(settings, model)
     try:
         yield
     finally:
@@ -42,6 +45,7 @@ def adapters(model: Any, rank: int, alpha: float | None = None) -> Iterator[None
             setattr(model.get_submodule(parent), child, module.get_base_layer())
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(learning[name])
+        del model.peft_config  # peft's own mark, by which it would take the next adapters for a second set
 
 
 def linears(model: Any) -> list[str]:

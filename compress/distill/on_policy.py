@@ -1,7 +1,7 @@
 """On-policy text: the student goes on from the beginnings of windows, and the teacher says what it thinks of that.
 
 Agarwal et al. 2023, https://arxiv.org/abs/2306.13649. Tokens are drawn at temperature 1 by numbers that follow from
-seed, step and row alone, so that a step can be made again.
+seed, step and row alone, so that a step can be made again. In a conversation the student begins where an answer does.
 """
 
 from typing import Any
@@ -10,36 +10,50 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PROMPT = 0.5  # of a window
+PROMPT = 0.5  # of a window is what the student goes on from, where no answer begins near there
+NEAR = 0.25  # of a window, to either side
 
 
 @torch.no_grad()
 def continue_windows(
-    model: Any, ids: Tensor, *, seed: int, step: int, vocab: int, end: int | None, prompt: float = PROMPT
+    model: Any, ids: Tensor, mask: Tensor, *, seed: int, step: int, vocab: int, end: int | None
 ) -> tuple[Tensor, Tensor]:
-    """(batch, seq) ids -> ids of the same shape, rewritten after the first `prompt` of each, and which ones count.
+    """(batch, seq) ids and mask -> ids of the same shape, each gone on with after its prompt, and which ones count.
 
     A row that says `end` is over: what follows is filled with `end` and does not count. Only the first `vocab` ids are
     ever said.
     """
     batch, length = ids.shape
-    start = max(1, min(length - 1, int(prompt * length)))
-    draws = uniform_numbers(seed, step, batch, length - start).to(model.device)
-    made = ids[:, :start].to(model.device)
+    prompts = prompt_lengths(mask).to(model.device)
+    start, given = int(prompts.min()), ids.to(model.device)
+    draws = uniform_numbers(seed, step, batch, length).to(model.device)
+    made = given[:, :start]
     counts = torch.zeros(batch, length, dtype=torch.bool, device=model.device)
     over = torch.zeros(batch, dtype=torch.bool, device=model.device)
     memory, new = None, made
-    for place in range(length - start):
+    for place in range(start, length):
         out = model(new, past_key_values=memory, use_cache=True, logits_to_keep=1)
         memory, logits = out.past_key_values, out.logits[:, -1, :vocab].float()
-        said = draw(logits, draws[:, place])
-        counts[:, start + place] = ~over
+        own = place >= prompts
+        said = torch.where(own, draw(logits, draws[:, place]), given[:, place])
+        counts[:, place] = own & ~over
         if end is not None:
             said = torch.where(over, end, said)
-            over = over | (said == end)
+            over = over | (own & (said == end))
         new = said[:, None]
         made = torch.cat([made, new], 1)
     return made.to(ids.device), counts.to(ids.device)
+
+
+def prompt_lengths(mask: Tensor) -> Tensor:
+    """(batch, seq) mask -> (batch,) int64, from 1 to seq - 1: where the answer nearest to the middle begins, or it."""
+    length = mask.shape[1]
+    middle = max(1, min(length - 1, int(PROMPT * length)))
+    begins = mask[:, 1:] & ~mask[:, :-1]
+    away = (torch.arange(1, length, device=mask.device) - middle).abs().expand(len(mask), -1)
+    away = away.masked_fill(~begins, length)
+    nearest = away.argmin(1) + 1
+    return torch.where(away.amin(1) <= NEAR * length, nearest, middle)
 
 
 def uniform_numbers(seed: int, step: int, batch: int, count: int) -> Tensor:

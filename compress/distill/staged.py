@@ -94,7 +94,7 @@ def run_stage(
     settings, student = stage.settings, run.student
     alignment = run.alignment if settings.align_weight else None
     kl_before = keeper.note("kl_before", lambda: from_first(heldout.measure(student).kl))
-    with adapters(student.model, settings.lora_rank, settings.lora_alpha):
+    with adapters(student.model, settings.lora_rank, settings.lora_alpha, settings.seed):
         trained = train(
             student,
             answering(run.teacher, alignment),
@@ -129,7 +129,7 @@ def own_answers(run: Run, settings: DistillConfig, done: int) -> Rewrite:
 
     def rewrite(step: int, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return continue_windows(
-            run.student.model, ids, seed=settings.seed, step=done + step, vocab=run.vocab, end=run.end
+            run.student.model, ids, mask, seed=settings.seed, step=done + step, vocab=run.vocab, end=run.end
         )
 
     return rewrite

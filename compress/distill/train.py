@@ -254,9 +254,9 @@ def accumulate(
 
 
 def judge(result: Trained, step: int, student: Model, heldout: Heldout, dtype: torch.dtype) -> None:
-    """Measure the held-out KL, note it in the curve, keep the weights if it is the least so far."""
-    kl = from_first(heldout.measure(student).kl)
-    result.curve[-1]["heldout_kl"] = kl
+    """Measure the held-out KL and nll, note them in the curve, keep the weights if the KL is the least so far."""
+    kl, nll = from_first(heldout.measure(student))
+    result.curve[-1] |= {"heldout_kl": kl, "heldout_nll": nll}
     if kl < result.best_kl:
         result.weights, result.best_step, result.best_kl = snapshot(student.model, dtype), step, kl
 

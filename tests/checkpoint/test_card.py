@@ -72,8 +72,14 @@ def test_a_quantized_model_is_tagged_with_method_and_format():
 
 
 def test_every_stage_has_its_data_in_the_card():
+    given = {"alpha": 0.7, "stages": [{"name": "task", "replay": 0.25, "data": ["/home/me/t.jsonl"]}]}
     stages = [{"name": "task", "calibration": {"sources": [{"name": "t.jsonl", "digest": "sha256:ff", "tokens": 5}]}}]
-    assert "| stage task, training | t.jsonl | 1 | 5 | `sha256:ff` |" in write_card(RECORD | {"stages": stages})
+    text = write_card(RECORD | {"stages": stages, "settings": given})
+    assert (
+        "| stage task, training | t.jsonl | 1 | 5 | `sha256:ff` |" in text
+        and '"replay": 0.25' in text
+        and "/home/me" not in text
+    )
 
 
 @pytest.mark.parametrize(

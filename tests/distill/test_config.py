@@ -6,7 +6,7 @@ import pytest
 
 from compress import losses
 from compress.cli import capture, distill
-from compress.distill.config import DIVERGENCES, STEPS, CaptureConfig, DistillConfig
+from compress.distill.config import DIVERGENCES, STEPS, CaptureConfig, DistillConfig, LoopConfig
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,11 @@ def test_the_table_of_divergences_is_the_one_that_is_offered():
 @pytest.mark.parametrize(
     ("command", "config", "others"),
     [
-        (distill.command, DistillConfig, {"teacher", "out", "dry_run", "as_json"}),
+        (
+            distill.command,
+            DistillConfig,
+            {"teacher", "out", "dry_run", "as_json"} | {one.name for one in fields(LoopConfig)},
+        ),
         (capture.command, CaptureConfig, {"teacher", "out", "rank", "ranks", "as_json"}),
     ],
 )

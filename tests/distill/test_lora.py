@@ -1,5 +1,6 @@
 """Adapters: only they learn, and what is written is a plain checkpoint that says what the adapted model said."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,21 @@ def test_leaving_makes_the_model_plain_again_even_after_an_error():
         raise RuntimeError
     assert [name for name, _ in student.model.named_parameters()] == names
     assert all(parameter.requires_grad for parameter in student.model.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with adapters(student.model, 2):  # as the next stage does
+            assert len(adapted(student.model)) == 14
+
+
+def test_adapters_begin_the_same_whatever_was_drawn_before():
+    found = []
+    for seed in (3, 4):
+        student = random_llama(1)
+        torch.manual_seed(seed)
+        with adapters(student.model, 2):
+            found.append([p.clone() for name, p in student.model.named_parameters() if "lora_A" in name])
+        torch.testing.assert_close(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(seed)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
 
 
 def test_a_fresh_adapter_changes_nothing():

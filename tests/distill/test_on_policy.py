@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from compress.checkpoint.record import read_record
 from compress.distill.config import DistillConfig, StageConfig
 from compress.distill.job import distill_checkpoint
-from compress.distill.on_policy import continue_windows, draw, uniform_numbers
+from compress.distill.on_policy import continue_windows, draw, prompt_lengths, uniform_numbers
 
 IDS = torch.randint(0, 40, (3, 16), generator=torch.Generator().manual_seed(1))
 
@@ -22,8 +22,11 @@ def random_llama() -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def go_on(ids: torch.Tensor = IDS, **changed: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return continue_windows(random_llama(), ids, **{"seed": 0, "step": 1, "vocab": 40, "end": None} | changed)
+def go_on(
+    ids: torch.Tensor = IDS, mask: torch.Tensor | None = None, **changed: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+    return continue_windows(random_llama(), ids, mask, **{"seed": 0, "step": 1, "vocab": 40, "end": None} | changed)
 
 
 def test_the_beginning_stays_and_only_what_was_said_counts():
@@ -53,9 +56,23 @@ def test_every_token_is_drawn_as_the_model_sees_the_whole_text():
     ids, _ = go_on()
     with torch.no_grad():
         logits = random_llama()(ids).logits[:, :, :40].float()
-    numbers = uniform_numbers(0, 1, 3, 8)
-    for place in range(8):
-        assert torch.equal(draw(logits[:, 7 + place], numbers[:, place]), ids[:, 8 + place])
+    numbers = uniform_numbers(0, 1, 3, 16)
+    for place in range(8, 16):
+        assert torch.equal(draw(logits[:, place - 1], numbers[:, place]), ids[:, place])
+
+
+def test_in_a_conversation_the_student_begins_where_an_answer_does():
+    mask = torch.zeros(3, 16, dtype=torch.bool)
+    mask[0, 6:9] = mask[0, 14:] = mask[1, 1:3] = mask[2, 10:] = True
+    assert prompt_lengths(mask).tolist() == [6, 8, 10]
+    ids, counts = go_on(mask=mask)
+    for row, start in enumerate((6, 8, 10)):
+        assert torch.equal(ids[row, :start], IDS[row, :start])
+        assert not counts[row, :start].any() and counts[row, start:].all()
+
+
+def test_a_window_of_two_tokens_still_has_a_prompt_and_an_answer():
+    assert prompt_lengths(torch.ones(2, 2, dtype=torch.bool)).tolist() == [1, 1]
 
 
 def test_draws_follow_the_distribution():

@@ -19,6 +19,8 @@ SETTINGS: dict[str, Any] = {"blocks": 1, "alpha": 1.0, "batch_size": 4, "seq_len
 PLAIN = SETTINGS | {"steps": 6, "eval_every": 3}
 STAGES = ({"name": "first", "steps": 3}, {"name": "second", "steps": 4, "align_weight": 0.0})
 STAGED = SETTINGS | {"align_weight": 0.1, "eval_every": 2, "stages": STAGES}
+OWN = ({"name": "first", "steps": 3}, {"name": "own", "steps": 4, "on_policy": True})
+ADAPTED = SETTINGS | {"lora_rank": 4, "learning_rate": 1e-2, "eval_every": 2, "stages": OWN}
 
 
 class Killed(Exception):
@@ -47,7 +49,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes().replace(str(folder).encode(), b"OUT") for path in folder.iterdir()}
 
 
-@pytest.fixture(scope="module", params=[PLAIN, STAGED], ids=["plain", "staged"])
+@pytest.fixture(scope="module", params=[PLAIN, STAGED, ADAPTED], ids=["plain", "staged", "adapters, own answers"])
 def whole(request, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """Settings, and the student of a run that nothing interrupted."""
     out = tmp_path_factory.mktemp("whole") / "student"
