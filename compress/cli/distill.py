@@ -66,7 +66,8 @@ def command(
     onto the other lies in OUT.align.safetensors.
 
     The same command goes on where a run was killed, to the same curve and weights: its state lies in .OUT.distill until
-    the student is written, every step's numbers in OUT.distill.jsonl. With torchrun or accelerate launch every process takes its share of each step's windows.
+    the student is written, every step's numbers in OUT.distill.jsonl. With torchrun or accelerate launch every process
+    takes its share of each step's windows.
 
     \b
     qcompress distill smollm2 --blocks 20 --out student
