@@ -24,7 +24,7 @@ from compress.distill.plan import make_plan as make_distill_plan
 from compress.distill.plan import plan_row as distill_plan_row
 from compress.errors import QCompressError
 from compress.evaluate.compare import compare_rows
-from compress.evaluate.report import write_report
+from compress.evaluate.report import Facts, write_report
 from compress.evaluate.text import evaluation_windows
 from compress.quantize.auto import quantize
 from compress.quantize.job import plan_without_weights
@@ -78,7 +78,7 @@ def run_recipe(recipe: Recipe, *, force: bool = False, report: Report = lambda r
     pairs = zip(variants, rows["compare"][1:], strict=True)
     verdicts = [verdict(recipe, path, row) for path, row in pairs]
     page = recipe.out / "report.html"
-    write_report(page, rows["compare"], verdicts=verdicts)
+    write_report(page, Facts(rows["compare"], verdicts=verdicts))
     write_json(recipe.out / "report.json", rows | {"verdicts": verdicts})
     return {**rows, "verdicts": verdicts, "report": str(page)}
 

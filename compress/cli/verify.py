@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from compress.cli.compare import seq_len_option, shown, text_option, windows_option
+from compress.cli.compare import seq_len_option, shown, text_option, windows_option, with_verdicts
 from compress.cli.console import emit, json_option, progress, report
+from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.errors import GateFailure
 
 CURE = "quantize with another method, a smaller group size or more calibration text, or raise"
@@ -20,6 +21,7 @@ CURE = "quantize with another method, a smaller group size or more calibration t
 @seq_len_option
 @click.option("--max-kl", type=click.FloatRange(min=0), help="Limit on the mean KL(reference ‖ candidate), nats.")
 @click.option("--max-perplexity-ratio", type=click.FloatRange(min=0), help="Limit on the ratio of perplexities.")
+@history_options
 @json_option
 def command(
     reference: Path,
@@ -29,6 +31,8 @@ def command(
     seq_len: int,
     max_kl: float | None,
     max_perplexity_ratio: float | None,
+    history: Path | None,
+    tag: str | None,
     as_json: bool,
 ) -> None:
     """Measure how far CANDIDATE has drifted from REFERENCE; exit code 3 when a limit is passed.
@@ -41,12 +45,16 @@ def command(
     qcompress verify qwen qwen-gptq --text notes.txt --max-kl 0.05 --max-perplexity-ratio 1.05 --json
     """
     from compress.evaluate.compare import drift_row
+    from compress.evaluate.limits import judge_rows
     from compress.evaluate.text import evaluation_windows
 
+    need_history(history, tag)
     read = evaluation_windows(reference, [candidate], text, n_samples=windows, seq_len=seq_len)
     report({"text": text, "windows": windows, "start_token": read.manifest["start"]["token"]})
     row = drift_row(reference, candidate, read, report=report)
     limits = {"kl": max_kl, "perplexity_ratio": max_perplexity_ratio}
+    verdicts = judge_rows([row], [], {f"max_{key}": limit for key, limit in limits.items()})
+    keep_verdicts(history, tag, "verify", with_verdicts([row], verdicts))
     emit({**row, "limits": limits} if as_json else shown(row), as_json=as_json)
     if all(limit is None for limit in limits.values()):
         progress.print("no limit was given, so nothing was verified; see --max-kl and --max-perplexity-ratio")

@@ -5,8 +5,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from compress.evaluate.plots import spread_labels
-from compress.evaluate.report import beats, headline, make_report, standing, write_report
+from compress.evaluate.report import Facts, write_report
+from compress.evaluate.report import make_report as make_page
+from compress.evaluate.report.figures import spread_labels
+from compress.evaluate.report.verdicts import beats, headline, standing
 
 EVIL = "</script><b onclick='x()'>&$x_1$ \"é"
 
@@ -49,6 +51,10 @@ def make_row(name, role="candidate", **changes):
 def make_rows(*candidates):
     perfect = {"kl": 0.0, "kl_se": 0.0, "perplexity_ratio": 1.0, "top1": 1.0, "bytes": 269_000_000, "format": "float16"}
     return [make_row("base", "reference", **perfect), *(candidates or [make_row("small")])]
+
+
+def make_report(rows, **others):
+    return make_page(Facts(rows, **others))
 
 
 LINEARS = [
@@ -132,7 +138,7 @@ def test_the_page_asks_the_network_for_nothing():
 def test_the_same_rows_give_the_same_bytes(tmp_path):
     rows = make_rows(make_row("a", record={"rows": LINEARS, "loss": CURVE}))
     for name in ("one.html", "two.html"):
-        write_report(tmp_path / name, rows)
+        write_report(tmp_path / name, Facts(rows))
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.html", "two.html"]
 
@@ -142,7 +148,7 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(tmp_path):
     path.write_text("old")
     for rows in (make_rows()[:1], make_rows(make_row("a", kl_p95=float("nan")))):
         with pytest.raises(ValueError):
-            write_report(path, rows)
+            write_report(path, Facts(rows))
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -175,11 +181,11 @@ def test_a_single_window_has_no_error_to_show():
 
 
 def test_the_headline_names_the_closest_that_keeps_its_limits():
-    reference, *candidates = make_rows(make_row("near", kl=0.1, top1=0.9), make_row("far", kl=0.3, top1=0.7))
-    assert headline(reference, candidates, {}).startswith("near says the same next token 90 % of the time")
-    failed = {"near": {"passed": False}, "far": {"passed": True}}
-    assert headline(reference, candidates, failed).startswith("far says")
-    assert "keeps its limits" in headline(reference, candidates, {name: {"passed": False} for name in ("near", "far")})
+    rows = make_rows(make_row("near", kl=0.1, top1=0.9), make_row("far", kl=0.3, top1=0.7))
+    assert headline(Facts(rows)).startswith("near says the same next token 90 % of the time")
+    near, far = ({"name": name, "passed": False, "reason": "why"} for name in ("near", "far"))
+    assert headline(Facts(rows, verdicts=[near, far | {"passed": True}])).startswith("far says")
+    assert headline(Facts(rows, verdicts=[near, far])) == "No candidate of base keeps its limits"
 
 
 def test_a_failed_verdict_stands_before_the_pictures():
