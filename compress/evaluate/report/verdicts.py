@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from compress.evaluate.report.cells import Row, count, dot, esc, megabytes, percent, plus_minus
 from compress.evaluate.report.facts import Facts, css_colour
 
+NO_BREAK = "\u00a0"
 SAME_SIZE = 1.01  # a size within one percent is no argument
 
 
@@ -16,7 +17,8 @@ def headline(facts: Facts) -> str:
         return f"No candidate of {facts.reference['name']} keeps its limits"
     best = min(kept, key=lambda row: row["kl"])
     size, same = percent(best["bytes"] / facts.reference["bytes"]), percent(best["top1"])
-    return f"{best['name']} says the same next token {same} of the time, at {size} of the size"
+    sentence = f"{best['name']} says the same next token {same} of the time, at {size} of the size"
+    return sentence.replace(" %", f"{NO_BREAK}%")
 
 
 def lead(facts: Facts) -> str:
