@@ -20,7 +20,7 @@ def known_rows(paths: Sequence[Path], evaluated: Path | None, bench: Path | None
     compared = [{"name": path.name, "digest": digest(path)} for path in paths] if evaluated or bench else []
     return {
         "retention": retention_of(evaluated, compared) if evaluated else [],
-        "speed": matched(bench, read_rows(bench, ("name", "digest")), compared) if bench else [],
+        "speed": speed_of(bench, compared) if bench else [],
     }
 
 
@@ -50,6 +50,14 @@ def retention_of(path: Path, compared: Sequence[Row]) -> list[Row]:
         name = ours["name"] if ours else "nothing"
         raise QCompressError(f"{file}: was measured against {name}, not {base['name']}; run qcompress eval again")
     return matched(file, rows, compared)
+
+
+def speed_of(file: Path, compared: Sequence[Row]) -> list[Row]:
+    """`bench`'s rows on the compared checkpoints: those it measured by digest, those it predicted by their names."""
+    rows = read_rows(file, ("name", "digest", "kind"))
+    measured = matched(file, [row for row in rows if row["kind"] == "measured"], compared)
+    names = {row["name"] for row in (*measured, *compared)}
+    return measured + [row for row in rows if row["kind"] == "predicted" and row["name"] in names]
 
 
 def matched(file: Path, rows: Sequence[Row], compared: Sequence[Row]) -> list[Row]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,46 @@ def curve() -> list[dict]:
     return [{"step": step, "loss": 3 / step, "kl": 2 / step, "ce": 4 / step} for step in range(1, 9)]
 
 
+def breakdown(kl: float) -> dict:
+    """The parts of a candidate's row that say where its drift is."""
+    edges = [0, 16, 32, 64, 128, 256, 512]
+    about = {"tokens": 100, "reference_nll": 3.0, "nll": 3.1}
+    positions = [about | {"start": start, "end": end, "kl": kl * (1 + 9 / end)} for start, end in pairwise(edges)]
+    documents = [about | {"document": f"report <{number}>", "kl": kl * (2 - number / 9)} for number in range(9)]
+    guess = [{"token": " not", "probability": 0.61}, {"token": "\n", "probability": 0.2}]
+    place = {"kl": 4.21, "window": 3, "position": 77, "document": "report", "before": "the model is ", "token": "<b>"}
+    worst = [about | place | {"reference": guess, "candidate": guess[::-1]} for _ in range(20)]
+    return {"positions": positions, "documents": documents, "worst": worst}
+
+
+def speed_row(row: dict) -> dict:
+    """A row of `qcompress bench`, measured."""
+    first = row["role"] == "reference"
+    figures = {"weights_bytes": row["bytes"], "peak_bytes": 2 * row["bytes"], "ttft_s": 0.488, "latency_s": 22.2}
+    figures |= {"decode_tokens_per_s": 18.62, "throughput_tokens_per_s": 70.1, "largest_batch": 41}
+    gains = {f"{key}_gain": None if first else 12.7 for key in figures}
+    spread = {
+        f"{key}_{end}": figures[key] * by
+        for key in ("ttft_s", "latency_s")
+        for end, by in (("low", 0.9), ("high", 1.2))
+    }
+    asked = {"prompt_tokens": 1024, "new_tokens": 512, "batch": 4, "repeats": 5, "error": None, "note": None}
+    where = {"kind": "measured", "engine": "vllm", "engine_version": "0.32", "device": "a CPU <of sorts>"}
+    return {key: row[key] for key in ("name", "role", "digest")} | where | asked | figures | spread | gains
+
+
+def board_row(row: dict, *, fits: bool) -> dict:
+    """A row of `qcompress bench`, predicted."""
+    board = {
+        "kind": "predicted",
+        "board": "orin-nano",
+        "board_title": "Jetson Orin Nano",
+        "memory_bytes": 8_000_000_000,
+    }
+    found = {"fits": fits, "reason": None if fits else "too large", "largest_batch": 19, "longest_context": 32768}
+    return {"name": row["name"], "role": row["role"], "digest": None, "request_tokens": 1536} | board | found
+
+
 @pytest.fixture(scope="session")
 def full_facts(make_row: Callable[..., dict], make_rows: Callable[..., list[dict]], linears, curve) -> Facts:
     """Facts with something in every section: three candidates, one of them over the budget."""
@@ -178,6 +219,8 @@ def full_facts(make_row: Callable[..., dict], make_rows: Callable[..., list[dict
         make_row("fat", kl=0.03, bytes=172_000_000),
     )
     rows[0]["record"] = {"loss": curve}
+    for row in rows[1:]:
+        row |= breakdown(row["kl"])
     kinds = {"qa": (0.5, 91.0), "python": (0.31, 62.5), "math": (0.0, None), "json": (0.25, 101.0), "all": (0.2, 84.7)}
     retention, samples = [], []
     for row in rows:
@@ -205,6 +248,7 @@ def full_facts(make_row: Callable[..., dict], make_rows: Callable[..., list[dict
     limits = {"max_size": 150_000_000, "max_kl": 0.15, "min_retention": 85}
     return Facts(
         rows,
+        speed=[speed_row(row) for row in rows] + [board_row(row, fits=row["name"] != "base") for row in rows],
         verdicts=verdicts,
         retention=retention,
         samples=samples,

@@ -57,6 +57,38 @@ def test_what_is_shown_follows_from_the_rows(make_row, make_rows):
     assert "0.4321" in after and "75.0 %" in after and "0.1234" not in after
 
 
+def numbers_in(value):
+    """Every number of nested rows."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers_in(part)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def spellings(value):
+    """A number as a person may read it: rounded, in %, in thousands, millions or thousandths."""
+    for factor in (1, 100, 1000, 1e-6, 1e-9):
+        scaled = abs(factor * value)
+        yield from (f"{scaled:,.{digits}f}" for digits in range(5))
+        yield f"{scaled:.3g}"
+
+
+def test_every_number_on_the_page_is_a_number_of_its_json(full_facts, linears, curve):
+    text = make_page(full_facts)
+    page = Page(re.sub(r"<svg.*?</svg>|<style>.*?</style>", "", text, flags=re.DOTALL))
+    shown = " ".join(part for part in page.shown if "bay" not in part.lower() and "sha256" not in part)
+    rows = embedded(text)
+    known = {word for value in numbers_in(rows) for word in spellings(value)}
+    known |= {word for row in rows["rows"] for word in spellings(row["bytes"] / rows["rows"][0]["bytes"])}
+    known |= {word for row in linears for word in spellings(row["error"] / row["rtn_error"])}
+    known |= {"95", "100", "99", "99 %", "3"}  # of the explanations: intervals, percentiles; how many candidates
+    known |= {str(len(numbers)) for numbers in rows.values()} | {str(len(curve))}
+    words = re.findall(r"(?<![\w.:-])\d[\d,]*(?:\.\d+)?(?![\w:]|\.\d)", shown)
+    assert len(words) > 200
+    assert [word for word in words if word.rstrip(",") not in known] == []
+
+
 def test_names_texts_and_records_cannot_inject_markup(make_row, make_rows, linears, curve):
     record = {"command": EVIL, "settings": {EVIL: EVIL}, "source": {EVIL: EVIL}, "versions": {EVIL: EVIL}}
     record |= {"calibration": {"sources": [{"name": EVIL, "digest": EVIL, "tokens": EVIL}]}}

@@ -43,20 +43,21 @@ def framed(picture: str, label: str) -> str:
     return f'<figure role="img" aria-label="{esc(label)}">{picture}</figure>'
 
 
-def folded(name: str, body: str, *, open_: bool = False) -> str:
-    """A block that opens: `name` is text, `body` is HTML."""
-    return f"<details{' open' if open_ else ''}><summary>{esc(name)}</summary>{body}</details>"
+def folded(name: str, body: str, *, open_: bool = False, mark: str = "") -> str:
+    """A block that opens: `name` is text; `body`, and `mark` before the name, are HTML."""
+    return f"<details{' open' if open_ else ''}><summary>{mark}{esc(name)}</summary>{body}</details>"
 
 
-def table(head: Sequence[str], lines: Sequence[str], *, left: Sequence[str] = ()) -> str:
-    """A table that scrolls in its own box: headings as text, lines as HTML of a `<tr>`."""
-    cells = "".join(f"<th{LEFT if name in left else ''}>{esc(name)}</th>" for name in head)
+def table(head: Sequence[str], lines: Sequence[str], *, left: Sequence[str] = (), more: str = "") -> str:
+    """A table that scrolls in its own box: headings as text and `more` of them as HTML, lines as HTML of a `<tr>`."""
+    cells = "".join(f"<th{LEFT if name in left else ''}>{esc(name)}</th>" for name in head) + more
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{cells}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
-def line(name: str, colour: str, cells: Sequence[str]) -> str:
-    """A checkpoint's line: its name with its colour, then `<td>` cells as HTML."""
-    return f'<tr><th title="{esc(name)}">{dot(colour)}{esc(name)}</th>{"".join(cells)}</tr>'
+def line(name: str, colour: str, cells: Sequence[str], *, note: str | None = None) -> str:
+    """A checkpoint's line: its name with its colour and a small `note` below it, then `<td>` cells as HTML."""
+    below = f"<br><small>{esc(note)}</small>" if note else ""
+    return f'<tr><th title="{esc(name)}">{dot(colour)}{esc(name)}{below}</th>{"".join(cells)}</tr>'

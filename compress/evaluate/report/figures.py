@@ -89,6 +89,7 @@ def size_against_kl(axes: Axes, reference: Row, candidates: Sequence[Row], limit
     if max_kl:
         axes.axhspan(max_kl, 1.15 * top, color=MUTE, alpha=0.12, lw=0)
         axes.axhline(max_kl, color=INK, lw=1.3, ls=(0, (4, 3)))
+        axes.annotate(f"limit {max_kl:g}", (0, max_kl), (6, 4), textcoords="offset points", fontsize=9)
     label_points(axes, candidates, top, right)
     axes.annotate(
         short(reference["name"]),

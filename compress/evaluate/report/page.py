@@ -7,12 +7,14 @@ from pathlib import Path
 from string import Template
 
 from compress.evaluate.report.cells import Row, count, esc
+from compress.evaluate.report.drift import drift_section
 from compress.evaluate.report.facts import Facts
 from compress.evaluate.report.figures import figures_section, size_section
 from compress.evaluate.report.kept import retention_section
 from compress.evaluate.report.linears import linears_section, training_section
 from compress.evaluate.report.provenance import provenance_section
 from compress.evaluate.report.samples import samples_section
+from compress.evaluate.report.speed import speed_section
 from compress.evaluate.report.trend import trend_section
 from compress.evaluate.report.verdicts import cards, headline, lead
 
@@ -21,7 +23,9 @@ SECTIONS: tuple[Callable[[Facts], str], ...] = (
     size_section,
     figures_section,
     retention_section,
+    speed_section,
     samples_section,
+    drift_section,
     trend_section,
     training_section,
     linears_section,

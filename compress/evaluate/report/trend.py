@@ -65,7 +65,8 @@ def draw_trend(figure: Figure, narrow: bool, drawn: Mapping[str, Mapping[str, Po
         locator = AutoDateLocator(minticks=2, maxticks=5)
         axes.xaxis.set_major_locator(locator)
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-        axes.set(title=LINES[key], ylim=(0, None))
+        highest = max(value for points in lines.values() for _, value, _ in points)
+        axes.set(title=LINES[key], ylim=(0, 1.2 * highest or None))
         axes.margins(x=0.08)
     grid.flat[0].legend(frameon=False, loc="lower left", fontsize=9)
 
