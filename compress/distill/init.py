@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from compress.checkpoint.card import origin
 from compress.checkpoint.load import load_tokenizer, open_causal_lm
 from compress.checkpoint.memory import check_memory
 from compress.checkpoint.read import read_json
-from compress.checkpoint.record import digest, record_text
+from compress.checkpoint.record import record_text
 from compress.checkpoint.write import check_room
 from compress.distill.config import SHAPE, DistillConfig
 from compress.distill.plan import plan_distill, plan_row
@@ -60,7 +61,7 @@ def init_student(teacher: Path, out: Path, settings: DistillConfig, report: Repo
     record = record_text(
         "init-student",
         {name: getattr(settings, name) for name in KEPT},
-        source={"path": str(teacher), "digest": digest(teacher)},
+        source=origin(teacher),
         calibration=text.windows.manifest | {"start": asdict(text.start)},
         heldout=text.heldout.manifest,
         blocks=student.blocks,

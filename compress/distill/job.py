@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from compress.checkpoint.card import origin
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory import check_memory
-from compress.checkpoint.record import digest, record_text
+from compress.checkpoint.record import record_text
 from compress.checkpoint.write import check_room
 from compress.distill.cached import CachedTeacher, cache_text, open_cache
 from compress.distill.config import DistillConfig
@@ -119,7 +120,8 @@ def record(teacher: Path, settings: DistillConfig, text: Text, student: Student,
     return record_text(
         "distill",
         settings.settings(),
-        source={"path": str(teacher), "digest": digest(teacher)},
+        source=origin(teacher),
+        student=origin(Path(settings.student)) if settings.student else None,
         calibration=text.windows.manifest | {"start": asdict(text.start)},
         heldout=text.heldout.manifest,
         blocks=student.blocks,

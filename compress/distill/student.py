@@ -1,5 +1,6 @@
 """The student before training: its tokenizer, its weights out of the teacher's, or a checkpoint that exists."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from calibration.windows import Windows
+from compress.checkpoint.card import CARD, write_card
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import load_model, load_tokenizer, open_causal_lm, spell_vocabulary
@@ -102,8 +104,8 @@ def make_student(
 
 
 def save_student(out: Path, student: Student, weights: dict[str, Tensor], tokenizer: Path, record: str) -> None:
-    """The checkpoint: these weights, the student's config in their dtype, the files of `tokenizer`, the record."""
+    """The checkpoint: these weights, the student's config in their dtype, the files of `tokenizer`, record and card."""
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     config = {**student.config, "dtype": dtype, "architectures": [type(student.model.model).__name__]}
     pairs = [(TensorSpec(name, t.dtype, tuple(t.shape)), t) for name, t in weights.items()]
-    save_checkpoint(out, config, pairs, source=tokenizer, extra={RECORD: record})
+    save_checkpoint(out, config, pairs, source=tokenizer, extra={RECORD: record, CARD: write_card(json.loads(record))})

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibration.windows import build_windows
+from compress.checkpoint.check import check_checkpoint
 from compress.checkpoint.load import load_model, load_tokenizer
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import digest, read_record
@@ -103,6 +104,13 @@ def test_the_record_tells_everything_that_made_the_student(distilled, tiny_llama
         "perplexity_before",
         "perplexity_after",
     } <= row.keys()
+
+
+def test_the_student_has_a_card_and_the_validator_does_not_mind(distilled, tiny_llama):
+    out, _, _ = distilled
+    text = (out / "README.md").read_text()
+    assert "base_model:\n- llama" in text and digest(tiny_llama) in text
+    assert not [row for row in check_checkpoint(out, source=tiny_llama) if row["level"] == "error"]
 
 
 def test_every_step_is_reported_with_speed_and_time_to_go(distilled):

@@ -1,0 +1,182 @@
+"""The model card: README.md with the hub's front matter, made of a checkpoint's record and nothing else.
+
+https://huggingface.co/docs/hub/model-cards. No dates, seconds or places: the same record always gives the same bytes.
+What the record does not know is left out, a retention nobody measured too.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compress.checkpoint.read import read_json
+from compress.checkpoint.record import digest
+
+Record = dict[str, Any]
+CARD = "README.md"
+LICENSES = {  # how a licence's text begins -> its name on the hub
+    "apache license": "apache-2.0",
+    "mit license": "mit",
+    "bsd 3-clause": "bsd-3-clause",
+}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HIDDEN = ("student", "data", "heldout", "cache", "stages")  # told elsewhere in the card, or places on one machine
+SCORES = {
+    "perplexity_teacher": "perplexity of the teacher",
+    "perplexity_before": "perplexity before",
+    "perplexity_after": "perplexity after",
+    "kl_before": "KL to the teacher before, nats per token",
+    "kl_after": "KL to the teacher after, nats per token",
+    "kl": "KL to the source, nats per token",
+    "perplexity_ratio": "perplexity ratio",
+    "retention": "retention, %",
+}
+SIZES = {"parameters": "parameters", "steps": "optimizer steps", "best_step": "best step", "tokens": "tokens read"}
+
+
+def origin(path: Path, known: str | None = None) -> Record:
+    """Where weights come from, for a record: path, digest (`known` or computed), name, and licence if it is told."""
+    return {"path": str(path), "digest": known or digest(path), "name": find_name(path), "license": find_license(path)}
+
+
+def find_name(path: Path) -> str:
+    """The name on the hub where config.json has it, else that of the directory."""
+    name = read_json(path / "config.json").get("_name_or_path") if (path / "config.json").is_file() else None
+    if isinstance(name, str) and HUB_NAME.fullmatch(name) and not Path(name).exists():
+        return name
+    return path.absolute().name
+
+
+def find_license(path: Path) -> str | None:
+    """The licence that a checkpoint's own card or LICENSE file tells; None where neither does."""
+    told = front_matter(path / CARD).get("license")
+    if isinstance(told, str):
+        return told
+    if not (path / "LICENSE").is_file():
+        return None
+    text = (path / "LICENSE").read_text(encoding="utf-8", errors="replace")[:400].strip().lower()
+    return next((name for beginning, name in LICENSES.items() if text.startswith(beginning)), None)
+
+
+def front_matter(card: Path) -> Record:
+    """The YAML between the first two lines of dashes; {} where there is none that can be read."""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    parts = text.split("---\n", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return {}
+    try:
+        value = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_card(record: Record) -> str:
+    """README.md of a checkpoint with this record (the content of qcompress.json)."""
+    matter = yaml.safe_dump(card_matter(record), sort_keys=False, allow_unicode=True)
+    parts = [introduction(record), results(record), data(record), settings(record), loading()]
+    return f"---\n{matter}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def origins(record: Record) -> list[Record]:
+    """Those whose weights or answers went in, the one whose weights they are first."""
+    return [record[key] for key in ("student", "source") if isinstance(record.get(key), dict)]
+
+
+def card_matter(record: Record) -> Record:
+    """The front matter. The licence is left out unless all origins tell the same one."""
+    licenses = {one.get("license") for one in origins(record)}
+    license_ = licenses.pop() if len(licenses) == 1 else None
+    quantized = record["command"] == "quantize"
+    matter: Record = {"license": license_} if license_ else {}
+    matter |= {"base_model": [name_of(one) for one in origins(record)]}
+    matter |= {"base_model_relation": "quantized"} if quantized else {}
+    matter |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    return matter | {"tags": ["qcompress", *kinds(record)]}
+
+
+def kinds(record: Record) -> list[str]:
+    """What was done to it, as the hub's tags."""
+    if record["command"] == "quantize":
+        given = record["settings"]
+        return ["quantization", "4-bit", *(str(given[key]) for key in ("method", "format") if given.get(key))]
+    return ["distillation"]
+
+
+def name_of(one: Record) -> str:
+    return str(one.get("name") or Path(str(one.get("path", "unknown"))).name)
+
+
+def introduction(record: Record) -> str:
+    source, versions = record.get("source", {}), record.get("versions", {})
+    teacher = name_of(source)
+    titles = {
+        "quantize": (f"{teacher} in 4 bits", f"The weights of {teacher}, quantized"),
+        "distill": (f"A student of {teacher}", f"A smaller model that learned from {teacher}"),
+    }
+    title, sentence = titles.get(record["command"], (f"A smaller {teacher}", f"Cut out of {teacher}, not trained"))
+    lines = [f"# {title}", "", f"{sentence} with `qcompress {record['command']}` {versions.get('qcompress', '')}."]
+    roles = {"student": "student before training", "source": "source" if "4 bits" in title else "teacher"}
+    lines += ["", "| | name | digest | license |", "|---|---|---|---|"]
+    for key, role in roles.items():
+        if isinstance(record.get(key), dict):
+            one = record[key]
+            lines.append(f"| {role} | {name_of(one)} | `{one.get('digest')}` | {one.get('license') or 'not told'} |")
+    kept = record.get("blocks")
+    return "\n".join(
+        [*lines, "", f"Blocks of the teacher that it has: {', '.join(map(str, kept))}."] if kept else lines
+    )
+
+
+def results(record: Record) -> str:
+    """Figures of the summary row, and the loss at the end. "" where there is none, as for a quantized model's rows."""
+    rows = record.get("rows") or []
+    row = dict(rows[0]) if record["command"] != "quantize" and rows else {}
+    row |= {key: record[key] for key in ("kl", "perplexity_ratio", "retention") if record.get(key) is not None}
+    lines = [f"| {word} | {row[key]:,} |" for key, word in SIZES.items() if row.get(key) is not None]
+    curve = record.get("loss") or []
+    if curve:
+        lines.append(f"| loss, first and last step | {curve[0]['loss']:.4g} → {curve[-1]['loss']:.4g} |")
+    lines += [f"| {word} | {row[key]:.4g} |" for key, word in SCORES.items() if row.get(key) is not None]
+    return "\n".join(["## Results, on held-out text", "", "| | |", "|---|---|", *lines]) if lines else ""
+
+
+def data(record: Record) -> str:
+    """Every text with its digest: what it learned from, and what judged."""
+    words = {"calibration": "calibration" if record["command"] == "quantize" else "training", "heldout": "held out"}
+    named = [(words[key], record.get(key)) for key in words]
+    for stage in record.get("stages") or []:
+        named += [(f"stage {stage['name']}, {words[key]}", stage.get(key)) for key in words]
+    lines = []
+    for role, manifest in named:
+        for source in (manifest or {}).get("sources", []):
+            name = Path(str(source["name"])).name
+            lines.append(
+                f"| {role} | {name} | {source.get('weight', 1):g} | {source['tokens']:,} | `{source['digest']}` |"
+            )
+    head = ["## Data", "", "| | text | weight | tokens | digest |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *dict.fromkeys(lines)]) if lines else ""
+
+
+def settings(record: Record) -> str:
+    """The settings of the command, without those that are None and those that name places."""
+    given = {k: v for k, v in record["settings"].items() if v is not None and k not in HIDDEN}
+    text = json.dumps(given, indent=2, ensure_ascii=False, default=str)
+    return f"## Settings\n\n```json\n{text}\n```\n\nEverything else is in `qcompress.json`."
+
+
+def loading() -> str:
+    return """## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
+```
+
+```console
+$ vllm serve path/to/this/directory
+```"""
