@@ -21,6 +21,15 @@ windows_option = click.option("--windows", type=click.IntRange(1), default=24, s
 seq_len_option = click.option(
     "--seq-len", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window."
 )
+cache_option = click.option(
+    "--reference-cache",
+    "cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep there what the reference made of the text, and read it there the next time.",
+)
+locate_option = click.option(
+    "--locate", is_flag=True, help="Also run each block alone on the reference's inputs, and say which stands out."
+)
 
 
 @click.command("compare")
@@ -29,6 +38,8 @@ seq_len_option = click.option(
 @text_option
 @windows_option
 @seq_len_option
+@cache_option
+@locate_option
 @click.option("--max-size", help="Budget of a candidate's weight files: 2GB, 1.5GiB, 800MB.")
 @click.option("--max-kl", type=click.FloatRange(min=0), help="Limit on the mean KL(reference ‖ candidate), nats.")
 @click.option("--max-perplexity-ratio", type=click.FloatRange(min=0), help="Limit on the ratio of perplexities.")
@@ -49,6 +60,8 @@ def command(
     text: str,
     windows: int,
     seq_len: int,
+    cache: Path | None,
+    locate: bool,
     max_size: str | None,
     max_kl: float | None,
     max_perplexity_ratio: float | None,
@@ -89,9 +102,9 @@ def command(
         "max_perplexity_ratio": max_perplexity_ratio,
         "min_retention": min_retention,
     }
-    read = evaluation_windows(reference, candidates, text, n_samples=windows, seq_len=seq_len)
+    read = evaluation_windows(reference, candidates, text, n_samples=windows, seq_len=seq_len, cache=cache)
     report({"text": text, "windows": windows, "start_token": read.manifest["start"]["token"]})
-    rows = compare_rows(reference, candidates, read, report=report)
+    rows = compare_rows(reference, candidates, read, cache=cache, locate=locate, report=report)
     verdicts = judge_rows(rows[1:], known["retention"], limits)
     keep_verdicts(history, tag, "compare", with_verdicts(rows, verdicts))
     if html:
@@ -99,6 +112,9 @@ def command(
         asked = shown_samples([reference, *candidates], known["retention"], evaluated, wanted)
         write_page(html, rows, limits, history, verdicts=verdicts, samples=asked, **known)
     emit(rows if as_json else [shown(row) for row in rows], as_json=as_json)
+    if locate and not as_json:
+        for row in rows[1:]:
+            emit(row["blocks"], as_json=False, title=row["name"])
     refuse_broken(verdicts)
 
 

@@ -9,14 +9,17 @@ import click
 from compress.cli.console import emit, json_option
 
 Row = dict[str, Any]
+history_option = click.option(
+    "--history",
+    type=click.Path(path_type=Path),
+    help="Append the verdict to this SQLite file, or to history.sqlite in this folder.",
+)
 SHOWN = ("time", "command", "tag", "name", "kind", "score", "retention", "change", "kl", "perplexity", "passed")
 
 
 def history_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--history and --tag, which a command hands to `keep_verdicts`."""
-    where = "Append the verdict to this SQLite file, or to history.sqlite in this folder."
-    command = click.option("--tag", help="A label for it in the history, such as v1.")(command)
-    return click.option("--history", type=click.Path(path_type=Path), help=where)(command)
+    return history_option(click.option("--tag", help="A label for it in the history, such as v1.")(command))
 
 
 def keep_verdicts(history: Path | None, tag: str | None, command: str, rows: list[Row]) -> None:
