@@ -55,7 +55,8 @@ def retention_of(path: Path, compared: Sequence[Row]) -> list[Row]:
 def speed_of(file: Path, compared: Sequence[Row]) -> list[Row]:
     """`bench`'s rows on the compared checkpoints: those it measured by digest, those it predicted by their names."""
     rows = read_rows(file, ("name", "digest", "kind"))
-    measured = matched(file, [row for row in rows if row["kind"] == "measured"], compared)
+    measured = [row for row in rows if row["kind"] == "measured"]
+    measured = matched(file, measured, compared) if measured else []
     names = {row["name"] for row in (*measured, *compared)}
     return measured + [row for row in rows if row["kind"] == "predicted" and row["name"] in names]
 

@@ -13,7 +13,7 @@ from calibration.windows import Windows
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.config import QuantizeConfig
-from compress.evaluate.report import Facts
+from compress.evaluate.report import Facts, make_report
 from compress.quantize.job import quantize_checkpoint
 
 Change = Callable[[dict, dict], None]
@@ -122,6 +122,12 @@ FIGURES = {
     "kl_p99": 0.61,
     "top1": 0.8571,
     "top1_se": 0.01,
+    "top5": 0.9712,
+    "top5_se": 0.004,
+    "kl_low": 0.0702,
+    "kl_high": 0.0833,
+    "perplexity_ratio_low": 1.0241,
+    "perplexity_ratio_high": 1.0699,
     "text": "heldout",
     "n_samples": 12,
     "seq_len": 512,
@@ -179,7 +185,17 @@ def breakdown(kl: float) -> dict:
     guess = [{"token": " not", "probability": 0.61}, {"token": "\n", "probability": 0.2}]
     place = {"kl": 4.21, "window": 3, "position": 77, "document": "report", "before": "the model is ", "token": "<b>"}
     worst = [about | place | {"reference": guess, "candidate": guess[::-1]} for _ in range(20)]
-    return {"positions": positions, "documents": documents, "worst": worst}
+    blocks = [
+        {
+            "block": number,
+            "gain": 1.05 if number == 3 else 0.99,
+            "error": 0.01 + kl / 40 * number,
+            "score": 9.0 * (number == 3),
+        }
+        | {"outlier": number == 3 and kl > 0.2}
+        for number in range(6)
+    ]
+    return {"positions": positions, "documents": documents, "worst": worst, "blocks": blocks}
 
 
 def speed_row(row: dict) -> dict:
@@ -256,3 +272,9 @@ def full_facts(make_row: Callable[..., dict], make_rows: Callable[..., list[dict
         limits=limits,
         command="qcompress compare base near",
     )
+
+
+@pytest.fixture(scope="session")
+def full_page(full_facts: Facts) -> str:
+    """The report of `full_facts`, drawn once."""
+    return make_report(full_facts)

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -8,6 +9,9 @@ import pytest
 from compress.evaluate.report import Facts, write_report
 from compress.evaluate.report import make_report as make_page
 from compress.evaluate.report.figures import spread_labels
+from compress.evaluate.report.kept import retention_section
+from compress.evaluate.report.speed import speed_section
+from compress.evaluate.report.trend import trend_rows, trend_section
 from compress.evaluate.report.verdicts import beats, headline, standing
 
 EVIL = "</script><b onclick='x()'>&$x_1$ \"é"
@@ -74,8 +78,8 @@ def spellings(value):
         yield f"{scaled:.3g}"
 
 
-def test_every_number_on_the_page_is_a_number_of_its_json(full_facts, linears, curve):
-    text = make_page(full_facts)
+def test_every_number_on_the_page_is_a_number_of_its_json(full_page, linears, curve):
+    text = full_page
     page = Page(re.sub(r"<svg.*?</svg>|<style>.*?</style>", "", text, flags=re.DOTALL))
     shown = " ".join(part for part in page.shown if "bay" not in part.lower() and "sha256" not in part)
     rows = embedded(text)
@@ -204,3 +208,35 @@ def test_half_a_percent_of_size_makes_nobody_the_smallest_alone(make_row):
 def test_labels_are_moved_apart_and_keep_their_order():
     moved = spread_labels([0.5, 0.1, 0.11, 0.9], 0.1)
     assert moved == pytest.approx([0.5, 0.1, 0.2, 0.9])
+
+
+def test_a_block_that_stands_out_is_named_before_the_pictures(full_page):
+    text = full_page
+    assert "! block 3 stands out" in text and text.index("! block 3 stands out") < text.index("<figure")
+    assert "block 3 has gain 1.050" in text and text.count("no block stands out") == 2
+
+
+def test_speed_says_why_a_figure_is_missing_and_which_board_is_too_small(full_facts):
+    speed = [row | {"error": "killed by the <kernel>", "latency_s": None} for row in full_facts.speed]
+    text = speed_section(replace(full_facts, speed=speed))
+    assert "killed by the &lt;kernel&gt;" in text and 'title="too large"' in text and "22.2 s" not in text
+
+
+def test_sections_without_rows_are_not_there(make_rows):
+    text = make_report(make_rows())
+    titles = re.findall("<h2>(.*?)</h2>", text)
+    assert titles == ["Size against drift", "All figures", "Where this comes from"]
+
+
+def test_a_kind_that_the_reference_cannot_do_has_no_bar(full_facts):
+    groups = re.findall(r'<div class="kept">.*?</div></div>', retention_section(full_facts), re.DOTALL)
+    (mathematics,) = [group for group in groups if "Mathematics" in group]
+    assert mathematics.count("n/a") == 3 and "<u " not in mathematics and "<em " not in mathematics
+
+
+def test_the_trend_is_drawn_only_of_what_was_judged_twice(full_facts):
+    assert "Over time" in trend_section(full_facts)
+    assert trend_section(replace(full_facts, history=full_facts.history[:1])) == ""
+    rows = [{"name": "near", "kind": kind, "time": "t", "score": 0.5} for kind in ("qa", "all")]
+    rows += [{"name": "other", "kind": "all", "time": "t", "score": 0.5}, {"name": "near", "time": "t", "passed": True}]
+    assert trend_rows(rows, full_facts.rows) == [{"time": "t", "name": "near", "kind": "all", "score": 0.5}]

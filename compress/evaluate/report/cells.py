@@ -29,6 +29,12 @@ def plus_minus(row: Row, key: str, digits: int) -> str:
     return f"{row[key]:.{digits}f}" + ("" if error is None else f" <small>± {error:.{digits}f}</small>")
 
 
+def interval(row: Row, key: str, digits: int) -> str:
+    """The row's 95 % interval on a line of its own, "" where there is none."""
+    low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
+    return "" if low is None or high is None else f"<br><small>{low:.{digits}f} to {high:.{digits}f}</small>"
+
+
 def dot(colour: str) -> str:
     return f'<span class="dot" style="background:{colour}"></span>'
 

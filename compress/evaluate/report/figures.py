@@ -9,7 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from compress.evaluate.report.cells import LEFT, Row, esc, framed, line, megabytes, percent, plus_minus, section, table
+from compress.evaluate.report.cells import (
+    LEFT,
+    Row,
+    esc,
+    framed,
+    interval,
+    line,
+    megabytes,
+    percent,
+    plus_minus,
+    section,
+    table,
+)
 from compress.evaluate.report.facts import Facts, css_colour
 from compress.evaluate.report.plots import INK, MUTE, log_ticks, render, series, short
 
@@ -19,13 +31,14 @@ COLUMNS: dict[str, tuple[str | None, Cell]] = {  # heading: key whose least (or 
     "size": ("bytes", lambda row: megabytes(row["bytes"])),
     "bits": (None, lambda row: f"{row['bits_per_weight']:.2f} <small>{row['bits_per_parameter']:.2f}</small>"),
     "perplexity": (None, lambda row: plus_minus(row, "perplexity", 2)),
-    "ratio": (None, lambda row: plus_minus(row, "perplexity_ratio", 3)),
-    "KL": ("kl", lambda row: plus_minus(row, "kl", 4)),
+    "ratio": (None, lambda row: plus_minus(row, "perplexity_ratio", 3) + interval(row, "perplexity_ratio", 3)),
+    "KL": ("kl", lambda row: plus_minus(row, "kl", 4) + interval(row, "kl", 3)),
     "KL p99": (None, lambda row: f"{row['kl_p99']:.3f}"),
     "top-1": ("top1", lambda row: percent(row["top1"], 1)),
+    "top-5": ("top5", lambda row: percent(row["top5"], 1)),
 }
-SHARES = ("top1",)
-OF_CANDIDATES = ("ratio", "KL", "KL p99", "top-1")  # what the reference is to itself says nothing
+SHARES = ("top1", "top5")
+OF_CANDIDATES = ("ratio", "KL", "KL p99", "top-1", "top-5")  # what the reference is to itself says nothing
 
 
 def size_section(facts: Facts) -> str:
@@ -42,8 +55,10 @@ def size_section(facts: Facts) -> str:
 
 def figures_section(facts: Facts) -> str:
     about = (
-        "± is one standard error. Bits are per weight of the quantized linears, then per parameter of the whole model. "
-        "KL is KL(reference ‖ candidate) in nats per token; top-1 is how often both would say the same next token."
+        "± is one standard error, below it the 95 % interval from redrawing windows. Bits are per weight of the "
+        "quantized linears, then per parameter of the whole model. KL is KL(reference ‖ candidate) in nats per token; "
+        "top-1 is how often both would say the same next token, top-5 how often the reference's is among the "
+        "candidate's five."
     )
     lines = [table_line(index, facts.rows) for index in range(len(facts.rows))]
     return section("All figures", about, table(["checkpoint", *COLUMNS], lines, left=["made by"]))

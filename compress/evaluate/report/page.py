@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
+from compress.evaluate.report.blocks import blocks_section
 from compress.evaluate.report.cells import Row, count, esc
 from compress.evaluate.report.drift import drift_section
 from compress.evaluate.report.facts import Facts
@@ -26,6 +27,7 @@ SECTIONS: tuple[Callable[[Facts], str], ...] = (
     speed_section,
     samples_section,
     drift_section,
+    blocks_section,
     trend_section,
     training_section,
     linears_section,

@@ -19,8 +19,10 @@ Draw = Callable[[Figure, bool], None]
 LONGEST = 26  # characters of a name in a picture
 WIDE, NARROW = 9.6, 4.8  # inches at 72 dots: the widths of the two SVGs, in points
 SERIES = tuple(f"#0000{number:02x}" for number in range(1, 8))  # placeholders, see COLOURS
-INK, MUTE, LINE = "#0000a1", "#0000a2", "#0000a3"
-COLOURS = {INK: "--ink", MUTE: "--mute", LINE: "--line"} | {code: f"--s{i}" for i, code in enumerate(SERIES)}
+INK, MUTE, LINE, BAD = "#0000a1", "#0000a2", "#0000a3", "#0000a4"
+COLOURS = {INK: "--ink", MUTE: "--mute", LINE: "--line", BAD: "--bad"} | {
+    code: f"--s{i}" for i, code in enumerate(SERIES)
+}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,

@@ -52,5 +52,5 @@ def grade(answer: Row) -> str:
     if answer["score"] is None:
         return ""
     score = answer["score"]
-    kind, text = ("pass", "✓") if score == 1 else ("fail", "✕") if score == 0 else ("", f"{100 * score:.0f} %")
-    return f' <span class="{kind}" title="{esc(answer["reason"] or "")}"><b>{text}</b></span>'
+    kind, text = ("good", "✓") if score == 1 else ("bad", "✕") if score == 0 else ("", f"{100 * score:.0f} %")
+    return f' <b class="{kind}" title="{esc(answer["reason"] or "")}">{text}</b>'

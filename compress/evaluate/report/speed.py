@@ -73,8 +73,8 @@ def speed_line(facts: Facts, row: Row) -> str:
 def gain(value: float | None) -> str:
     if value is None:
         return ""
-    kind = "pass" if value > 0 else "fail" if value < 0 else ""
-    return f'<br><span class="gain {kind}"><b>{value:+.0f} %</b></span>'
+    kind = "good" if value > 0 else "bad" if value < 0 else ""
+    return f'<br><span class="gain {kind}">{value:+.0f} %</span>'
 
 
 def boards_part(facts: Facts, rows: Sequence[Row]) -> str:
@@ -101,6 +101,6 @@ def fit_cell(row: Row | None) -> str:
     if row is None:
         return "<td></td>"
     if not row["fits"]:
-        return f'<td class="fail" title="{esc(row.get("reason") or "")}"><b>✕</b></td>'
+        return f'<td title="{esc(row.get("reason") or "")}"><b class="bad">✕</b></td>'
     told = f"{row['largest_batch']:,} <small>{row['longest_context']:,}</small>"
-    return f'<td><span class="pass"><b>✓</b></span> {told}</td>'
+    return f'<td><b class="good">✓</b> {told}</td>'
