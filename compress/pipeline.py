@@ -25,7 +25,8 @@ from compress.distill.plan import make_plan as make_distill_plan
 from compress.distill.plan import plan_row as distill_plan_row
 from compress.errors import QCompressError
 from compress.evaluate.compare import compare_rows
-from compress.evaluate.report import write_report
+from compress.evaluate.limits import broken_limits
+from compress.evaluate.report import Facts, write_report
 from compress.evaluate.text import evaluation_windows
 from compress.quantize.auto import quantize
 from compress.quantize.job import plan_without_weights
@@ -78,8 +79,9 @@ def run_recipe(recipe: Recipe, *, force: bool = False, report: Report = lambda r
     rows = judge(recipe, variants, report)
     pairs = zip(variants, rows["compare"][1:], strict=True)
     verdicts = [verdict(recipe, path, row) for path, row in pairs]
+    limits = {name: limit for name, limit in drift_limits(recipe).items() if limit is not None}
     page = recipe.out / "report.html"
-    write_report(page, rows["compare"], verdicts=verdicts)
+    write_report(page, Facts(rows["compare"], verdicts=verdicts, limits=limits))
     write_json(recipe.out / "report.json", rows | {"verdicts": verdicts})
     return {**rows, "verdicts": verdicts, "report": str(page)}
 
@@ -159,21 +161,22 @@ def differences(known: Row | None, inputs: Row, out: Path) -> str:
 def judge(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
     """The comparison of all variants with the student, and of the student with its teacher where it was distilled."""
     student, limits = recipe.student_path, recipe.verify
-    size: dict[str, int] = {"n_samples": limits.windows, "seq_len": limits.seq_len}
-    windows = evaluation_windows(student, variants, limits.text, **size)
+    windows = evaluation_windows(student, variants, limits.text, n_samples=limits.windows, seq_len=limits.seq_len)
     rows: Row = {"compare": compare_rows(student, variants, windows, report=report)}
     if recipe.distill is not None:
         rows["distill"] = (read_record(student).get("rows") or [{}])[0]
     return rows
 
 
+def drift_limits(recipe: Recipe) -> dict[str, float | None]:
+    return {"max_kl": recipe.verify.max_kl, "max_perplexity_ratio": recipe.verify.max_perplexity_ratio}
+
+
 def verdict(recipe: Recipe, path: Path, row: Row) -> Row:
     """Whether a variant passes the validator and keeps the limits, and the first reason why not."""
     errors = [row for row in check_checkpoint(path, source=recipe.student_path) if row["level"] == "error"]
     reasons = [f"breaks rule {error['rule']}" for error in errors[:1]]
-    for key, limit in (("kl", recipe.verify.max_kl), ("perplexity_ratio", recipe.verify.max_perplexity_ratio)):
-        if limit is not None and not row[key] <= limit:
-            reasons.append(f"{key} {row[key]:.4g} is above the limit {limit:g}")
+    reasons += broken_limits(row, drift_limits(recipe))
     return {"name": path.name, "passed": not reasons, "reason": "; ".join(reasons) or None, "check_errors": len(errors)}
 
 

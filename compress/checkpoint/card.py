@@ -22,7 +22,7 @@ LICENSES = {  # how a licence's text begins -> its name on the hub
     "bsd 3-clause": "bsd-3-clause",
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-HIDDEN = ("student", "data", "heldout", "cache")  # told elsewhere in the card, or places on one machine
+HIDDEN = ("student", "data", "heldout", "cache", "stages")  # told elsewhere in the card, or places on one machine
 SCORES = {
     "perplexity_teacher": "perplexity of the teacher",
     "perplexity_before": "perplexity before",
@@ -76,7 +76,8 @@ def front_matter(card: Path) -> Record:
 def write_card(record: Record) -> str:
     """README.md of a checkpoint with this record (the content of qcompress.json)."""
     matter = yaml.safe_dump(card_matter(record), sort_keys=False, allow_unicode=True)
-    parts = [introduction(record), results(record), data(record), settings(record), loading()]
+    figures = quantized(record) if record["command"] == "quantize" else results(record)
+    parts = [introduction(record), figures, data(record), settings(record), loading()]
     return f"---\n{matter}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -94,7 +95,7 @@ def card_matter(record: Record) -> Record:
     matter |= {"base_model": [name_of(one) for one in origins(record)]}
     matter |= {"base_model_relation": "quantized"} if quantized else {}
     matter |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    return matter | {"tags": ["qcompress", *kinds(record)]}
+    return matter | {"tags": list(dict.fromkeys(["qcompress", *kinds(record)]))}
 
 
 def kinds(record: Record) -> list[str]:
@@ -131,9 +132,9 @@ def introduction(record: Record) -> str:
 
 
 def results(record: Record) -> str:
-    """Figures of the summary row, and the loss at the end. "" where there is none, as for a quantized model's rows."""
+    """Figures of the summary row, and the loss at the end. "" where there is none."""
     rows = record.get("rows") or []
-    row = dict(rows[0]) if record["command"] != "quantize" and rows else {}
+    row = dict(rows[0]) if rows else {}
     row |= {key: record[key] for key in ("kl", "perplexity_ratio", "retention") if record.get(key) is not None}
     lines = [f"| {word} | {row[key]:,} |" for key, word in SIZES.items() if row.get(key) is not None]
     curve = record.get("loss") or []
@@ -141,6 +142,41 @@ def results(record: Record) -> str:
         lines.append(f"| loss, first and last step | {curve[0]['loss']:.4g} → {curve[-1]['loss']:.4g} |")
     lines += [f"| {word} | {row[key]:.4g} |" for key, word in SCORES.items() if row.get(key) is not None]
     return "\n".join(["## Results, on held-out text", "", "| | |", "|---|---|", *lines]) if lines else ""
+
+
+def quantized(record: Record) -> str:
+    """Sizes, errors against plain rounding, what recovery brought, and the candidates that `auto` chose among."""
+    size = record.get("size") or {}
+    rows = [row for row in record.get("rows") or [] if {"error", "rtn_error"} <= row.keys()]
+    lines = []
+    if size:
+        share = size["bytes"] / size["source_bytes"]
+        lines.append(f"| bytes of all weights | {size['bytes']:,}, {share:.1%} of the source |")
+        lines.append(f"| bits per quantized weight, scales included | {size['bits_per_weight']:.2f} |")
+    if rows:
+        own, plain = (sum(row[key] for row in rows) / len(rows) for key in ("error", "rtn_error"))
+        lines.append(f"| quantized linears | {len(rows)} |")
+        lines.append(f"| output energy lost, mean over the linears | {own:.4g} |")
+        lines.append(f"| the same by plain rounding | {plain:.4g} |")
+    if trained := record.get("recover"):
+        lines.append(f"| KL to the source before recovery, held-out windows | {trained['kl_before']:.4g} |")
+        lines.append(f"| KL to the source after recovery | {trained['kl']:.4g} |")
+    table = ["## Results", "", "| | |", "|---|---|", *lines] if lines else []
+    return "\n".join([*table, *candidates(record)])
+
+
+def candidates(record: Record) -> list[str]:
+    """The table that `--method auto` judged by; [] where nothing was tried."""
+    found = record.get("candidates") or []
+    lines = [f"| {row['candidate']} | {row['held_out_kl']:.4g} |" for row in found]
+    head = [
+        "",
+        "Tried, and judged on held-out windows:",
+        "",
+        "| method | KL to the source, nats per token |",
+        "|---|---|",
+    ]
+    return [*head, *lines] if lines else []
 
 
 def data(record: Record) -> str:

@@ -28,6 +28,7 @@ COMMANDS = (
     "compare",
     "eval",
     "history",
+    "watch",
     "run",
 )
 MODULES = {"import": "import_gguf", "init-student": "init_student"}  # where Python does not allow the name

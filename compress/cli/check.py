@@ -1,5 +1,6 @@
 """qcompress check: will vLLM load this checkpoint, and compute what was measured?"""
 
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, json_option, progress, results
-from compress.errors import GateFailure
+from compress.cli.history import history_options, keep_verdicts, need_history
+from compress.errors import GateFailure, QCompressError
 
 SHOWN = 8  # rows per rule; a systematic mistake breaks a rule once per linear
 
@@ -18,8 +20,11 @@ SHOWN = 8  # rows per rule; a systematic mistake breaks a rule once per linear
 @click.option(
     "--source", type=click.Path(path_type=Path), help="The plain checkpoint it was made from; compares the weights."
 )
+@history_options
 @json_option
-def command(directory: Path, tp: int, source: Path | None, as_json: bool) -> None:
+def command(
+    directory: Path, tp: int, source: Path | None, history: Path | None, tag: str | None, as_json: bool
+) -> None:
     """Check that vLLM loads DIRECTORY, and that nothing in it loads wrong in silence.
 
     Plain and quantized checkpoints (awq, gptq, compressed-tensors), ours or anyone's. One line per broken rule: what
@@ -32,8 +37,11 @@ def command(directory: Path, tp: int, source: Path | None, as_json: bool) -> Non
     from compress.checkpoint.check import check_checkpoint
     from compress.checkpoint.record import DIGESTS
 
+    need_history(history, tag)
     rows = check_checkpoint(directory, tp=tp, source=source)
     errors = sum(row["level"] == "error" for row in rows)
+    if history:
+        keep_verdicts(history, tag, "check", [verdict(directory, rows)])
     if as_json:
         emit(rows, as_json=True)
     else:
@@ -46,6 +54,19 @@ def command(directory: Path, tp: int, source: Path | None, as_json: bool) -> Non
         raise GateFailure(f"{directory}: {told}; loaders would stop, or compute wrong text")
     if not as_json:
         results.print(f"{directory}: no errors, {counted(len(rows), 'warning')}", markup=False)
+
+
+def verdict(directory: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The history's row: whether it passed, and which rules were broken how often."""
+    from compress.checkpoint.record import digest
+
+    try:
+        known = digest(directory)
+    except (OSError, QCompressError):  # so broken that it has no files to digest
+        known = "none"
+    levels = {level: Counter(row["rule"] for row in rows if row["level"] == level) for level in ("error", "warning")}
+    counts = {f"{level}s": dict(rules) for level, rules in levels.items()}
+    return {"name": directory.resolve().name, "digest": known, "passed": not levels["error"], **counts}
 
 
 def lines(rows: list[dict[str, Any]]) -> list[str]:

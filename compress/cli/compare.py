@@ -1,4 +1,4 @@
-"""qcompress compare: checkpoints side by side, against one reference."""
+"""qcompress compare: checkpoints side by side, against one reference; and the report of all that is known of them."""
 
 import shlex
 import sys
@@ -8,15 +8,27 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.errors import QCompressError
+from compress.cli.history import history_options, keep_verdicts, need_history
+from compress.config import parse_size
+from compress.errors import GateFailure, QCompressError
 
 Row = dict[str, Any]
+PROMPTS = 5
 text_option = click.option(
     "--text", default="heldout", show_default=True, help="Text that neither was calibrated on: NAME or FILE."
 )
 windows_option = click.option("--windows", type=click.IntRange(1), default=24, show_default=True, help="How many.")
 seq_len_option = click.option(
     "--seq-len", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window."
+)
+cache_option = click.option(
+    "--reference-cache",
+    "cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep there what the reference made of the text, and read it there the next time.",
+)
+locate_option = click.option(
+    "--locate", is_flag=True, help="Also run each block alone on the reference's inputs, and say which stands out."
 )
 
 
@@ -26,7 +38,21 @@ seq_len_option = click.option(
 @text_option
 @windows_option
 @seq_len_option
+@cache_option
+@locate_option
+@click.option("--max-size", help="Budget of a candidate's weight files: 2GB, 1.5GiB, 800MB.")
+@click.option("--max-kl", type=click.FloatRange(min=0), help="Limit on the mean KL(reference ‖ candidate), nats.")
+@click.option("--max-perplexity-ratio", type=click.FloatRange(min=0), help="Limit on the ratio of perplexities.")
+@click.option("--min-retention", type=click.FloatRange(min=0), help="With --eval: least retention of every kind, in %.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the report there, one HTML file.")
+@click.option("--eval", "evaluated", type=click.Path(path_type=Path), help="In the report: eval's --out, or its JSON.")
+@click.option("--bench", type=click.Path(path_type=Path), help="In the report: what `bench --json` printed, a file.")
+@click.option(
+    "--samples",
+    type=click.IntRange(0),
+    help=f"In the report: so many prompts with all answers, eval's or made now.  [default: {PROMPTS} with --eval]",
+)
+@history_options
 @json_option
 def command(
     reference: Path,
@@ -34,31 +60,107 @@ def command(
     text: str,
     windows: int,
     seq_len: int,
+    cache: Path | None,
+    locate: bool,
+    max_size: str | None,
+    max_kl: float | None,
+    max_perplexity_ratio: float | None,
+    min_retention: float | None,
     html: Path | None,
+    evaluated: Path | None,
+    bench: Path | None,
+    samples: int | None,
+    history: Path | None,
+    tag: str | None,
     as_json: bool,
 ) -> None:
-    """Compare each CANDIDATE with REFERENCE: bytes, bits per weight, perplexity, KL, top-1 agreement.
+    """Compare each CANDIDATE with REFERENCE: bytes, bits per weight, perplexity, KL, top-1 and top-5 agreement.
 
     All are run on the same held-out windows, beginning as the reference wants its windows to begin; ± is one standard
-    error, with windows as the sampling unit. KL is KL(reference ‖ candidate) in nats per token.
+    error, with windows as the sampling unit. KL is KL(reference ‖ candidate) in nats per token; top-5: how often the
+    reference's likeliest token is among the candidate's five. Ends with exit code 3 when a candidate passes a limit;
+    the report is written all the same.
 
     \b
     qcompress compare smollm2 smollm2-awq smollm2-gptq
     qcompress compare qwen qwen-awq --text notes.txt --windows 64 --html report.html
+    qcompress compare smollm2 smollm2-awq --html report.html --eval build/eval --bench bench.json --max-size 100MB
     """
     from compress.evaluate.compare import compare_rows
-    from compress.evaluate.report import write_report
+    from compress.evaluate.gather import known_rows
+    from compress.evaluate.limits import judge_rows
     from compress.evaluate.text import evaluation_windows
 
+    need_history(history, tag)
+    refuse_homeless(html, {"--eval": evaluated, "--bench": bench, "--samples": samples})
+    if min_retention is not None and not evaluated:
+        raise click.UsageError("--min-retention goes with --eval")
+    known = known_rows([reference, *candidates], evaluated, bench)
+    limits = {
+        "max_size": parse_size(max_size) if max_size else None,
+        "max_kl": max_kl,
+        "max_perplexity_ratio": max_perplexity_ratio,
+        "min_retention": min_retention,
+    }
+    read = evaluation_windows(reference, candidates, text, n_samples=windows, seq_len=seq_len, cache=cache)
+    report({"text": text, "windows": windows, "start_token": read.manifest["start"]["token"]})
+    rows = compare_rows(reference, candidates, read, cache=cache, locate=locate, report=report)
+    verdicts = judge_rows(rows[1:], known["retention"], limits)
+    keep_verdicts(history, tag, "compare", with_verdicts(rows, verdicts))
+    if html:
+        wanted = samples if samples is not None else PROMPTS if evaluated else 0
+        asked = shown_samples([reference, *candidates], known["retention"], evaluated, wanted)
+        write_page(html, rows, limits, history, verdicts=verdicts, samples=asked, **known)
+    emit(rows if as_json else [shown(row) for row in rows], as_json=as_json)
+    if locate and not as_json:
+        for row in rows[1:]:
+            emit(row["blocks"], as_json=False, title=row["name"])
+    refuse_broken(verdicts)
+
+
+def refuse_homeless(html: Path | None, parts: dict[str, Any]) -> None:
+    """Parts of a report without a report, or a report with no place to go."""
+    if html is None and any(parts.values()):
+        raise click.UsageError(f"{next(name for name, value in parts.items() if value)} goes with --html")
     if html and not html.absolute().parent.is_dir():
         raise QCompressError(f"{html}: its directory does not exist; make {html.absolute().parent} first")
-    read = evaluation_windows(reference, candidates, text, n_samples=windows, seq_len=seq_len)
-    report({"text": text, "windows": windows, "start_token": read.manifest["start"]["token"]})
-    rows = compare_rows(reference, candidates, read, report=report)
-    if html:
-        write_report(html, rows, command=shlex.join(["qcompress", *sys.argv[1:]]))
-        report({"report": html})
-    emit(rows if as_json else [shown(row) for row in rows], as_json=as_json)
+
+
+def with_verdicts(rows: list[Row], verdicts: list[Row]) -> list[Row]:
+    """The rows as the history keeps them."""
+    judged = {verdict["name"]: {key: verdict[key] for key in ("passed", "reason")} for verdict in verdicts}
+    return [row | judged.get(row["name"], {}) for row in rows]
+
+
+def shown_samples(paths: list[Path], retention: list[Row], evaluated: Path | None, count: int) -> list[Row]:
+    """Prompts with everyone's answers: those that eval kept, or made now where there was no eval."""
+    from compress.evaluate.samples import fresh_samples, stored_samples
+
+    if not count:
+        return []
+    if evaluated:
+        return stored_samples(evaluated if evaluated.is_dir() else evaluated.parent, retention, count)
+    return fresh_samples(paths, count, report=report)
+
+
+def write_page(html: Path, rows: list[Row], limits: Row, history: Path | None, **parts: Any) -> None:
+    """The report; with the trend where there is a history."""
+    from compress.evaluate.history import read_verdicts
+    from compress.evaluate.report import Facts, write_report
+    from compress.evaluate.report.trend import trend_rows
+
+    asked = {name: limit for name, limit in limits.items() if limit is not None}
+    past = trend_rows(read_verdicts(history), rows) if history else []
+    command = shlex.join(["qcompress", *sys.argv[1:]])
+    write_report(html, Facts(rows, limits=asked, history=past, command=command, **parts))
+    report({"report": html})
+
+
+def refuse_broken(verdicts: list[Row]) -> None:
+    """GateFailure that names every candidate which does not keep its limits."""
+    broken = [f"{verdict['name']}: {verdict['reason']}" for verdict in verdicts if not verdict["passed"]]
+    if broken:
+        raise GateFailure(f"{'; '.join(broken)}; raise the limit, or quantize with another method or group size")
 
 
 def shown(row: Row) -> Row:
@@ -75,6 +177,7 @@ def shown(row: Row) -> Row:
         "KL": with_error(row, "kl", 4) if candidate else None,
         "KL p99": f"{row['kl_p99']:.3f}" if candidate else None,
         "top-1": f"{row['top1']:.1%}" if candidate else None,
+        "top-5": f"{row['top5']:.1%}" if candidate else None,
     }
 
 

@@ -11,7 +11,7 @@ from rich.progress import Progress, TaskID
 
 from compress.cli.compare import with_error
 from compress.cli.console import emit, json_option, progress, report
-from compress.cli.history import history_option
+from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.errors import GateFailure, QCompressError
 
 Row = dict[str, Any]
@@ -43,7 +43,7 @@ CURE = "quantize with another method, a smaller group size or more calibration t
     show_default=True,
     help="Where answers and scores are kept; an interrupted run goes on from there.",
 )
-@history_option
+@history_options
 @json_option
 def command(
     checkpoints: tuple[Path, ...],
@@ -58,6 +58,7 @@ def command(
     engine: str,
     out: Path,
     history: Path | None,
+    tag: str | None,
     as_json: bool,
 ) -> None:
     """Let each CKPT and the reference solve the same tasks: question answering, Python, mathematics, JSON, multi-turn.
@@ -71,6 +72,7 @@ def command(
     qcompress eval student --reference teacher --kind math --limit 10 --json
     qcompress eval qwen-awq --reference qwen --tasks gsm8k,humaneval --data benchmarks --limit 50
     """
+    need_history(history, tag)
     if tasks is None:
         if data:
             raise click.UsageError("--data goes with --tasks only")
@@ -80,16 +82,9 @@ def command(
             raise click.UsageError("--tasks goes without --kind, --suite and --engine vllm")
         rows = solve_benchmarks(reference, checkpoints, tasks.split(","), data, limit, batch)
     emit(rows if as_json else [shown(row) for row in rows], as_json=as_json, title=f"suite {rows[0]['suite']}")
-    if history:
-        keep_verdicts(history, rows)
+    keep_verdicts(history, tag, "eval", rows)
     if min_retention is not None:
         refuse_losses(rows, min_retention)
-
-
-def keep_verdicts(file: Path, rows: list[Row]) -> None:
-    from compress.evaluate.history import append_verdicts
-
-    append_verdicts(file, "eval", rows)
 
 
 def solve_suite(

@@ -90,7 +90,8 @@ def benchmark_rows(
         report({"asks": name, "tasks": ", ".join(tasks)})
         scored.append(run_tasks(path, wanted, tasks, limit, batch))
         about = {"name": name, "role": "candidate" if scored[1:] else "reference"}
-        origin = {"suite": "lm-eval", "digest": digest(path), "engine": "transformers"}
+        origin: Row = {"suite": "lm-eval", "suite_file": None, "suite_digest": None, "digest": digest(path)}
+        origin |= {"engine": "transformers", "settings": {"tasks": ",".join(tasks), "limit": limit}}
         rows += [about | row | origin for row in score_rows(scored[-1], scored[0] if scored[1:] else None)]
     return rows
 
@@ -148,8 +149,8 @@ def run_tasks(
     return {ours.get(task, task): sample_scores(rows) for task, rows in samples.items()}
 
 
-def sample_scores(samples: Sequence[Row]) -> list[Score]:
-    """The first metric of every sample after the task's last filter, in the order of the documents."""
+def sample_scores(samples: Sequence[Row]) -> dict[str, Score]:
+    """The first metric of every sample after the task's last filter, by and in the order of the documents' numbers."""
     last = samples[-1].get("filter")
     kept = sorted((row for row in samples if row.get("filter") == last), key=lambda row: row["doc_id"])
-    return [Score(float(row[row["metrics"][0]]), "") for row in kept]
+    return {str(row["doc_id"]): Score(float(row[row["metrics"][0]]), "") for row in kept}

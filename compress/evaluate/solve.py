@@ -6,7 +6,9 @@ A row is a plain dict, one per checkpoint and kind, with kind "all" for the mean
     items errors empty                        scored; the scorer failed (left out); nothing was said (scored 0)
     score score_se                            mean 0 to 1, and its standard error (None for a single item)
     retention retention_low retention_high    %, None for the reference and where the reference scores nothing
-    suite suite_digest digest engine          what was asked, of which bytes, by what
+    scores                                    every item's score by its id, None for a scorer's error; {} for "all"
+    suite suite_file suite_digest             what was asked; the file is None for the bundled suite
+    digest engine settings                    of which bytes, by what; whatever could change an answer
 """
 
 import json
@@ -30,7 +32,7 @@ from compress.evaluate.tasks.suite import KINDS, Suite
 
 Row = dict[str, Any]
 Told = Callable[[str, int, int], None]  # checkpoint, items done, items in all
-Scores = dict[str, list[Score]]  # by kind, in the items' order
+Scores = dict[str, dict[str, Score]]  # by kind, then by the item's id, in the items' order
 ALL = "all"
 
 
@@ -62,22 +64,30 @@ def retention_rows(
     for name, path in zip(names, [reference, *candidates], strict=True):
         scored.append(by_kind(solve(path, name, asking, told), asking.items))
         about = {"name": name, "role": "candidate" if scored[1:] else "reference"}
-        origin = {
-            "suite": asking.suite.name,
-            "suite_digest": asking.suite.digest,
-            "digest": digest(path),
-            "engine": asking.settings["engine"],
-        }
-        rows += [about | row | origin for row in score_rows(scored[-1], scored[0] if scored[1:] else None)]
+        rows += [
+            about | row | origin(path, asking) for row in score_rows(scored[-1], scored[0] if scored[1:] else None)
+        ]
     write_whole(asking.out / "eval.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     return rows
+
+
+def origin(path: Path, asking: Asking) -> Row:
+    """What every row says of how its scores came about."""
+    suite = asking.suite
+    return {
+        "suite": suite.name,
+        "suite_file": str(suite.file) if suite.file else None,
+        "suite_digest": suite.digest,
+        "digest": digest(path),
+        "engine": asking.settings["engine"],
+        "settings": dict(asking.settings),
+    }
 
 
 def solve(path: Path, name: str, asking: Asking, told: Told) -> dict[str, Score]:
     """The score of every item by id. Only items without an answer on disk are asked; scoring is always done anew."""
     header = {"checkpoint": digest(path), "suite": asking.suite.digest, "settings": dict(asking.settings)}
-    stem = name.strip("/").replace("/", "-")
-    file = AnswerFile(asking.out / f"{stem}.answers.jsonl", header)
+    file = AnswerFile(asking.out / f"{stem(name)}.answers.jsonl", header)
     open_items = [item for item in asking.items if item.id not in file.answers]
     told(name, len(asking.items) - len(open_items), len(asking.items))
     if open_items:
@@ -87,14 +97,23 @@ def solve(path: Path, name: str, asking: Asking, told: Told) -> dict[str, Score]
                 file.add(item.id, answers)
                 told(name, len(asking.items) - len(open_items) + done, len(asking.items))
     scores = {item.id: score_item(KINDS[item.kind], item, file.answers[item.id]) for item in asking.items}
-    write_scores(asking.out / f"{stem}.scores.jsonl", asking.items, scores, file.answers)
+    write_scores(scores_file(asking.out, name), asking.items, scores, file.answers)
     return scores
+
+
+def scores_file(folder: Path, name: str) -> Path:
+    """Where the scores and answers of the checkpoint called `name` are kept."""
+    return folder / f"{stem(name)}.scores.jsonl"
+
+
+def stem(name: str) -> str:
+    return name.strip("/").replace("/", "-")
 
 
 def by_kind(scores: Mapping[str, Score], items: Sequence[Item]) -> Scores:
     found: Scores = {}
     for item in items:
-        found.setdefault(item.kind, []).append(scores[item.id])
+        found.setdefault(item.kind, {})[item.id] = scores[item.id]
     return found
 
 
@@ -103,15 +122,16 @@ def score_rows(scores: Scores, reference: Scores | None) -> list[Row]:
     kept = retention_by_kind(values(reference), values(scores)) if reference else None
     rows: list[Row] = []
     for kind, own in scores.items():
-        rows.append({"kind": kind} | score_figures(own) | retention_figures(kept[0][kind] if kept else None))
+        figures = score_figures(list(own.values())) | retention_figures(kept[0][kind] if kept else None)
+        rows.append({"kind": kind} | figures | {"scores": {item: score.value for item, score in own.items()}})
     means = [row["score"] for row in rows if row["score"] is not None]
     counts = {key: sum(row[key] for row in rows) for key in ("items", "errors", "empty")}
     mean = {"score": float(np.mean(means)) if means else None, "score_se": None}
-    return [*rows, {"kind": ALL} | counts | mean | retention_figures(kept[1] if kept else None)]
+    return [*rows, {"kind": ALL} | counts | mean | retention_figures(kept[1] if kept else None) | {"scores": {}}]
 
 
 def values(scores: Scores) -> dict[str, list[float | None]]:
-    return {kind: [score.value for score in own] for kind, own in scores.items()}
+    return {kind: [score.value for score in own.values()] for kind, own in scores.items()}
 
 
 def score_figures(scores: Sequence[Score]) -> Row:
@@ -135,9 +155,12 @@ def retention_figures(kept: Retention | None) -> Row:
 def write_scores(
     path: Path, items: Sequence[Item], scores: Mapping[str, Score], answers: Mapping[str, list[str]]
 ) -> None:
-    """One line an item: id, kind, score, reason, answers: what a person reads to see what was lost."""
+    """One line an item: id, kind, turns, value, reason, answers: what a person reads to see what was lost."""
     lines = [
-        {"id": item.id, "kind": item.kind} | asdict(scores[item.id]) | {"answers": answers[item.id]} for item in items
+        {"id": item.id, "kind": item.kind, "turns": list(item.turns)}
+        | asdict(scores[item.id])
+        | {"answers": answers[item.id]}
+        for item in items
     ]
     write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 

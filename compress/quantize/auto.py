@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.checkpoint.card import CARD, write_card
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import load_tokenizer, open_causal_lm
 from compress.checkpoint.read import read_json
@@ -131,6 +132,7 @@ def publish(folder: Path, out: Path, found: list[Row]) -> Row:
     path = folder / best["candidate"]
     record = read_record(path) | {"candidates": found}
     write_json(path / RECORD, record)
+    (path / CARD).write_text(write_card(record), encoding="utf-8")
     if out.exists():
         out.rmdir()  # checked empty at the start
     path.rename(out)

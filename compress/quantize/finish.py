@@ -1,10 +1,12 @@
 """The end of a job: what lies outside the blocks, recovery, the record, the validator, and the checkpoint's name."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from calibration.windows import Windows
+from compress.checkpoint.card import CARD, origin, write_card
 from compress.checkpoint.check import check_checkpoint
 from compress.checkpoint.finite import cast_finite, check_finite
 from compress.checkpoint.formats import packed_config
@@ -25,11 +27,12 @@ def finish(job: Job, writer: CheckpointWriter, windows: Windows | None) -> None:
     if job.config.recover and windows:
         recover_checkpoint(job, writer, windows.ids)
     checkpoint, plan = job.checkpoint, job.plan
+    record = job_record(job, windows, tables)
     try:
         writer.publish(
             both_spellings(packed_config(checkpoint.config, plan.format, plan.schemes, plan.unquantized)),
             source=checkpoint.path,
-            extra={RECORD: job_record(job, windows, tables)},
+            extra={RECORD: record, CARD: write_card(json.loads(record))},
             inspect=lambda folder: refuse_wrong(folder, checkpoint.path),
         )
     except GateFailure:
@@ -57,7 +60,12 @@ def job_record(job: Job, windows: Windows | None, tables: list[Row]) -> str:
     return record_text(
         "quantize",
         {field.name: job.journal.settings.get(field.name) for field in fields(QuantizeConfig)},
-        source={"path": str(job.checkpoint.path), "digest": job.journal.settings["source"]},
+        source=origin(job.checkpoint.path, job.journal.settings["source"]),
+        size={
+            "bytes": job.plan.bytes,
+            "source_bytes": job.checkpoint.bytes,
+            "bits_per_weight": round(job.plan.bits_per_weight, 4),
+        },
         calibration=windows.manifest | {"start": job.journal.notes["start"]} if windows else None,
         rows=job.journal.rows,
         tables=tables,

@@ -1,4 +1,6 @@
 import json
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 
 import pytest
@@ -13,12 +15,27 @@ ROWS = [{"name": "awq", "digest": "sha256:1", "kind": kind, "score": 0.5, "reten
 
 def test_what_is_read_is_what_was_appended_in_order(tmp_path):
     file = tmp_path / "new" / "verdicts.sqlite"
-    append_verdicts(file, "eval", ROWS, datetime(2025, 1, 2, tzinfo=UTC))
-    append_verdicts(file, "verify", ROWS[:1])
+    append_verdicts(file, "eval", ROWS, time=datetime(2025, 1, 2, tzinfo=UTC), tag="v1")
+    append_verdicts(file.parent / "verdicts.sqlite", "verify", [ROWS[0] | {"record": {"rows": [1]}}])
     found = read_verdicts(file)
-    first = {"time": "2025-01-02T00:00:00+00:00", "command": "eval"}
+    first = {"time": "2025-01-02T00:00:00+00:00", "command": "eval", "tag": "v1"}
     assert found[:2] == [first | row for row in ROWS]
-    assert [row["command"] for row in found] == ["eval", "eval", "verify"]
+    assert [row["command"] for row in found] == ["eval", "eval", "verify"] and found[2]["tag"] is None
+    assert "record" not in found[2]
+
+
+def test_a_folder_stands_for_the_history_in_it(tmp_path):
+    append_verdicts(tmp_path, "eval", ROWS)
+    assert read_verdicts(tmp_path) == read_verdicts(tmp_path / "history.sqlite") and len(read_verdicts(tmp_path)) == 2
+
+
+def test_a_history_from_before_tags_goes_on(tmp_path):
+    file = tmp_path / "old.sqlite"
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("create table verdicts (time text, command text, name text, digest text, row text)")
+        database.execute("insert into verdicts values (?, ?, ?, ?, ?)", ("t", "eval", "a", "b", '{"name": "a"}'))
+    append_verdicts(file, "eval", ROWS[:1], tag="v2")
+    assert [row["tag"] for row in read_verdicts(file)] == [None, "v2"]
 
 
 def test_a_row_that_cannot_be_kept_keeps_all_out(tmp_path):

@@ -29,6 +29,8 @@ def test_the_best_of_all_is_written_with_the_table_of_all(chosen, tiny_llama):
     assert row["held_out_kl"] == min(found.values()) <= found["rtn"]
     assert record["settings"]["method"] == row["candidate"].removesuffix("+recover")
     assert not [r for r in check_checkpoint(out, source=tiny_llama) if r["level"] == "error"]
+    card = (out / "README.md").read_text()
+    assert all(f"| {name} | {kl:.4g} |" in card for name, kl in found.items())
 
 
 def test_nothing_is_left_beside_the_result(chosen):

@@ -51,6 +51,7 @@ def test_a_resumed_job_writes_the_bytes_of_an_uninterrupted_one(tiny_qwen2, tmp_
         assert shard.stat().st_size == (tmp_path / "whole" / shard.name).stat().st_size
     quantize_checkpoint(tiny_qwen2, out, settings(method), report=lines.append)
     assert contents(out) == contents(tmp_path / "whole") and left(out) == []
+    assert "base_model_relation: quantized" in (out / "README.md").read_text()
     done = int(block[0])
     assert [line["block"] for line in lines if "block" in line] == ["1/2", "2/2"][done:]
 

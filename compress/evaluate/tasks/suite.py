@@ -25,11 +25,15 @@ FIELDS = {"id": str, "kind": str, "language": str, "turns": list, "expected": di
 
 @dataclass(frozen=True)
 class Suite:
-    """Items, and the digest of all that could change a score: items, instructions and token limits."""
+    """Items, and the digest of all that could change a score: items, instructions and token limits.
+
+    `file` is None for the bundled suite.
+    """
 
     name: str
     items: tuple[Item, ...]
     digest: str
+    file: Path | None = None
 
 
 def load_suite(file: Path | None = None) -> Suite:
@@ -38,7 +42,7 @@ def load_suite(file: Path | None = None) -> Suite:
     items: list[Item] = []
     for path in files:
         items += read_items(path, {item.id for item in items})
-    return Suite(file.name if file else "bundled", tuple(items), _digest(items))
+    return Suite(file.name if file else "bundled", tuple(items), _digest(items), file)
 
 
 def select(suite: Suite, kinds: Sequence[str] = (), limit: int | None = None) -> list[Item]:

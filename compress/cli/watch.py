@@ -1,0 +1,156 @@
+"""qcompress watch: has a checkpoint fallen since its baseline?"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress.cli.console import emit, json_option, report
+from compress.cli.eval import bars, engines, tell_containment, vllm_errors
+from compress.cli.history import keep_verdicts
+from compress.errors import GateFailure, QCompressError
+
+Row = dict[str, Any]
+SIGNS = {"points": "{:+.1f} points", "nats": "{:+.4f} nats", "%": "{:+.2f} %"}
+
+
+@click.command("watch")
+@click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+@click.option("--baseline", required=True, metavar="TAG", help="The tag of the verdicts to compare with.")
+@click.option("--history", type=click.Path(path_type=Path), required=True, help="Where they are; this one is appended.")
+@click.option("--name", help="Which checkpoint of the baseline.  [default: the one called like CKPT, or the only one]")
+@click.option("--reference", type=click.Path(path_type=Path), help="The 16-bit model; compares KL and perplexity too.")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="Points that no kind may drop, significant or not.")
+@click.option("--suite", type=click.Path(path_type=Path), help="Where the baseline's own task file is now.")
+@click.option("--text", help="Where the baseline's text is now: NAME or FILE.")
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Items asked at a time.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build/watch"),
+    show_default=True,
+    help="Where an interrupted run keeps its answers, to go on from there.",
+)
+@click.option("--tag", help="A label for this verdict in the history.")
+@json_option
+def command(
+    checkpoint: Path,
+    baseline: str,
+    history: Path,
+    name: str | None,
+    reference: Path | None,
+    max_drop: float | None,
+    suite: Path | None,
+    text: str | None,
+    batch: int,
+    out: Path,
+    tag: str | None,
+    as_json: bool,
+) -> None:
+    """Let CKPT solve again what the baseline solved, and compare item by item; ends with exit code 3 when it fell.
+
+    The baseline is what eval, and verify or compare, appended to the history under TAG: the same items, the same
+    engine, the same text, or the run is refused by the name of what differs. A kind fell when the whole 95 % interval
+    of its paired change is below 0, or when it dropped by more than --max-drop points.
+
+    \b
+    qcompress eval smollm2-awq --reference smollm2 --history verdicts.sqlite --tag v1
+    qcompress verify smollm2 smollm2-awq --history verdicts.sqlite --tag v1
+    qcompress watch smollm2-awq --baseline v1 --history verdicts.sqlite --reference smollm2
+    """
+    from compress.evaluate.history import read_verdicts
+    from compress.evaluate.watch import find_baseline
+
+    where = str(history)
+    found = find_baseline(read_verdicts(history), baseline, name or checkpoint.resolve().name, where=where)
+    rows: list[Row] = []
+    kept: list[Row] = []
+    if found.tasks:
+        changes, verdicts = watch_tasks(checkpoint, found, suite, batch, out, max_drop)
+        rows, kept = rows + changes, kept + verdicts
+    else:
+        report({"tasks": f"not compared; {baseline} holds no eval of {found.name}"})
+    if found.drift and reference:
+        changes, verdicts = watch_drift(checkpoint, reference, found, text)
+        rows, kept = rows + changes, kept + verdicts
+    elif found.drift:
+        report({"KL and perplexity": "not compared; give --reference"})
+    if not rows:
+        raise QCompressError(f"{where}: {baseline} holds KL and perplexity only; give --reference")
+    keep_verdicts(history, tag, "watch", kept)
+    emit(rows if as_json else [shown(row) for row in rows], as_json=as_json, title=f"against {baseline}")
+    refuse_falls(rows, baseline)
+
+
+def watch_tasks(
+    checkpoint: Path, baseline: Any, suite: Path | None, batch: int, out: Path, max_drop: float | None
+) -> tuple[list[Row], list[Row]]:
+    """The changes by kind, and the history's rows. Answers of a finished run go: the next one asks anew."""
+    from compress.checkpoint.record import digest
+    from compress.evaluate.solve import Asking, by_kind, origin, score_rows, solve
+    from compress.evaluate.tasks.suite import load_suite
+    from compress.evaluate.watch import baseline_items, task_changes
+
+    about = baseline.about
+    file = suite or (Path(about["suite_file"]) if about.get("suite_file") else None)
+    loaded = load_suite(file)
+    items = baseline_items(baseline, loaded)
+    tell_containment(any(item.kind == "python" for item in items))
+    folder = out / digest(checkpoint).removeprefix("sha256:")[:16]
+    open_engine = engines()[about["engine"]][1]
+    asking = Asking(loaded, items, folder, about["settings"], batch, open_engine)
+    with bars() as told, vllm_errors():
+        scores = by_kind(solve(checkpoint, baseline.name, asking, told), items)
+    shutil.rmtree(folder)
+    changes = task_changes(baseline, scores, max_drop=max_drop)
+    change = {
+        row["kind"]: {key: row[key] for key in ("change", "change_low", "change_high", "fell")} for row in changes
+    }
+    known = {"name": baseline.name, "role": "candidate", "baseline": baseline.tag}
+    verdicts = [
+        known | row | origin(checkpoint, asking) | change[row["kind"]]
+        for row in score_rows(scores, None)
+        if row["kind"] in change
+    ]
+    return changes, verdicts
+
+
+def watch_drift(checkpoint: Path, reference: Path, baseline: Any, text: str | None) -> tuple[list[Row], list[Row]]:
+    """The changes of KL and perplexity, and the history's row."""
+    from compress.checkpoint.record import digest
+    from compress.evaluate.compare import drift_row
+    from compress.evaluate.text import evaluation_windows
+    from compress.evaluate.watch import drift_changes, refuse_other
+
+    before = baseline.drift
+    size = {key: before[key] for key in ("n_samples", "seq_len")}
+    read = evaluation_windows(reference, [checkpoint], text or before["text"], **size)
+    refuse_other(baseline, reference=digest(reference), windows_digest=read.manifest.get("digest"))
+    now = drift_row(reference, checkpoint, read, report=report)
+    return drift_changes(baseline.name, before, now), [now | {"name": baseline.name, "baseline": baseline.tag}]
+
+
+def shown(row: Row) -> Row:
+    """A row as the terminal shows it."""
+    digits = {"points": 1, "nats": 4, "%": 2}[row["unit"]]
+    known = {key: None if row[key] is None else f"{row[key]:.{digits}f}" for key in ("before", "now")}
+    low, high = row["change_low"], row["change_high"]
+    return {
+        "kind": row["kind"],
+        "items": row["items"] or None,
+        **known,
+        "change": "n/a" if row["change"] is None else SIGNS[row["unit"]].format(row["change"]),
+        "95 % interval": None if low is None else f"{low:+.{digits}f} to {high:+.{digits}f}",
+        "fell": row["fell"],
+    }
+
+
+def refuse_falls(rows: list[Row], tag: str) -> None:
+    """GateFailure that names every kind that fell, and by how much."""
+    fallen = [row for row in rows if row["fell"]]
+    if fallen:
+        told = ", ".join(f"{row['kind']} {SIGNS[row['unit']].format(row['change'])}" for row in fallen)
+        raise GateFailure(
+            f"{fallen[0]['name']} fell against {tag}: {told}; take the old bytes back, or tag a new baseline"
+        )

@@ -1,0 +1,64 @@
+"""The page: its sections in the order of reading, and the rows that they were made of, as JSON."""
+
+import json
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from compress.evaluate.report.blocks import blocks_section
+from compress.evaluate.report.cells import Row, count, esc
+from compress.evaluate.report.drift import drift_section
+from compress.evaluate.report.facts import Facts
+from compress.evaluate.report.figures import figures_section, size_section
+from compress.evaluate.report.kept import retention_section
+from compress.evaluate.report.linears import linears_section, training_section
+from compress.evaluate.report.provenance import provenance_section
+from compress.evaluate.report.samples import samples_section
+from compress.evaluate.report.speed import speed_section
+from compress.evaluate.report.trend import trend_section
+from compress.evaluate.report.verdicts import cards, headline, lead
+
+TEMPLATE = "page.html"
+SECTIONS: tuple[Callable[[Facts], str], ...] = (
+    size_section,
+    figures_section,
+    retention_section,
+    speed_section,
+    samples_section,
+    drift_section,
+    blocks_section,
+    trend_section,
+    training_section,
+    linears_section,
+    provenance_section,
+)
+
+
+def write_report(path: Path, facts: Facts) -> None:
+    """Write the report as an HTML file, whole or not at all. The same facts give the same bytes."""
+    text = make_report(facts)
+    partial_path = path.with_name(f".{path.name}.partial")
+    partial_path.write_text(text, encoding="utf-8")
+    partial_path.replace(path)
+
+
+def make_report(facts: Facts) -> str:
+    """The report's text. ValueError for numbers that are not finite."""
+    title = facts.title or f"{facts.reference['name']} and {count(len(facts.candidates), 'candidate')}"
+    template = resources.files("compress.evaluate.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    return Template(template).substitute(
+        title=esc(title),
+        over=esc(f"qcompress · {title}"),
+        headline=esc(headline(facts)),
+        lead=lead(facts),
+        cards=cards(facts),
+        sections="".join(make(facts) for make in SECTIONS),
+        json=embed(facts.machine_readable()),
+    )
+
+
+def embed(value: Row) -> str:
+    """JSON that no HTML parser takes for markup. ValueError for numbers that are not finite."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

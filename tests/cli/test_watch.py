@@ -1,0 +1,92 @@
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from compress.checkpoint.load import load_tokenizer
+from compress.cli import cli
+from compress.evaluate.ask import answer_items
+from compress.evaluate.generate import transformers_engine
+from compress.evaluate.tasks.suite import parse_item
+
+WINDOWS = ("--windows", 4, "--seq-len", 32)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli, [*map(str, arguments)])
+
+
+@pytest.fixture
+def suite(rounded, tmp_path):
+    """Three questions whose right answers are what `rounded` says."""
+    rows = [{"id": str(n), "kind": "qa", "language": "en", "turns": [f"who is {n}?"]} for n in range(3)]
+    items = [parse_item(row | {"expected": {"answers": ["x"]}}) for row in rows]
+    with transformers_engine(rounded) as engine:
+        said = {item.id: texts[0] for item, texts in answer_items(engine, load_tokenizer(rounded), items, 3)}
+    file = tmp_path / "own.jsonl"
+    lines = [json.dumps(row | {"expected": {"answers": [said[row["id"]]]}}) for row in rows]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+@pytest.fixture
+def history(tiny_llama, rounded, suite, text, tmp_path):
+    """A history whose tag v1 holds an eval and a comparison of `rounded`."""
+    kept = ("--history", tmp_path / "kept", "--tag", "v1")
+    (tmp_path / "kept").mkdir()
+    done = invoke("eval", rounded, "--reference", tiny_llama, "--suite", suite, "--out", tmp_path / "eval", *kept)
+    assert done.exit_code == 0, done.output
+    done = invoke("compare", tiny_llama, rounded, "--text", text, *WINDOWS, *kept)
+    assert done.exit_code == 0, done.output
+    return tmp_path / "kept"
+
+
+def watch(checkpoint, history, reference, text, *options):
+    where = ("--history", history, "--out", history.parent / "watch", "--text", text)
+    return invoke("watch", checkpoint, "--baseline", "v1", "--reference", reference, *where, *options)
+
+
+def test_nothing_changed_ends_with_0_again_and_again(rounded, history, tiny_llama, text):
+    for _ in range(2):
+        result = watch(rounded, history, tiny_llama, text, "--json", "--max-drop", 0)
+        assert result.exit_code == 0, result.output
+        rows = json.loads(result.stdout)
+        assert [row["kind"] for row in rows] == ["qa", "all", "kl", "perplexity"]
+        assert all(row["change"] == 0 and not row["fell"] for row in rows) and rows[0]["before"] == 100
+    assert not list((history.parent / "watch").iterdir())  # the next run asks anew
+    found = json.loads(invoke("history", history, "--json").stdout)
+    assert [row["kind"] for row in found if row["command"] == "watch" and "kind" in row] == ["qa", "all"] * 2
+
+
+def test_a_checkpoint_that_fell_ends_with_3_and_says_where_and_how_much(tiny_qwen2, rounded, history, tiny_llama, text):
+    result = watch(tiny_qwen2, history, tiny_llama, text, "--name", rounded.name)
+    assert result.exit_code == 3, result.output
+    assert f"Error: {rounded.name} fell against v1: qa -100.0 points, all -100.0 points, kl +" in result.stderr
+    assert "fell" in result.stdout and "yes" in result.stdout
+
+
+def test_other_items_and_another_reference_are_refused_by_name(rounded, history, suite, tiny_llama, tiny_qwen2, text):
+    result = watch(rounded, history, tiny_qwen2, text)
+    assert result.exit_code == 1 and "v1: reference was sha256:" in result.stderr
+    suite.write_text(suite.read_text().replace("who is 1", "who was 1"))
+    result = watch(rounded, history, tiny_llama, text)
+    assert result.exit_code == 1 and "v1: was asked suite own.jsonl sha256:" in result.stderr
+
+
+def test_verify_and_check_keep_their_verdicts_under_a_tag(tiny_llama, rounded, text, tmp_path):
+    kept = ("--history", tmp_path / "kept.sqlite", "--tag", "v7")
+    assert invoke("verify", tiny_llama, rounded, "--text", text, *WINDOWS, "--max-kl", 1e-9, *kept).exit_code == 3
+    assert invoke("check", rounded, *kept).exit_code == 0
+    shutil.copytree(rounded, tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").unlink()
+    invoke("check", tmp_path / "broken", *kept)
+    rows = json.loads(invoke("history", tmp_path / "kept.sqlite", "--tag", "v7", "--json").stdout)
+    assert [(row["command"], row["passed"]) for row in rows][:2] == [("verify", False), ("check", True)]
+    assert "is above the limit" in rows[0]["reason"] and "record" not in rows[0]
+
+
+def test_a_tag_needs_a_history(rounded, tiny_llama):
+    for command in (["check", rounded], ["verify", tiny_llama, rounded], ["eval", rounded, "--reference", rounded]):
+        result = invoke(*command, "--tag", "v1")
+        assert result.exit_code == 2 and "--tag goes with --history" in result.stderr

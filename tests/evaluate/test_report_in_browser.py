@@ -1,0 +1,107 @@
+"""The report in a real browser: Debian's Chromium, driven by Playwright, without a network."""
+
+import importlib.util
+import shutil
+from contextlib import contextmanager
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # one Chromium, one report
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+SEEN = "element => { const box = element.getBoundingClientRect(); return box.width > 40 && box.height > 40; }"
+COLOUR = "element => getComputedStyle(element).color"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None or importlib.util.find_spec("playwright") is None:
+        pytest.skip("needs playwright and chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"]
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def report(full_page, tmp_path_factory):
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    file.write_text(full_page, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def opened(browser, report):
+    """opened(viewport, scheme): the full report's page, what it asked for, and what the console said."""
+
+    @contextmanager
+    def open_page(viewport, scheme="light"):
+        page = browser.new_page(viewport=viewport, color_scheme=scheme)
+        asked, said = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(report.as_uri())
+        yield page, asked, said
+        page.close()
+
+    return open_page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_it_is_quiet_asks_for_nothing_but_itself_and_fits_the_screen(opened, viewport, scheme):
+    with opened(viewport, scheme) as (page, asked, said):
+        assert said == [] and len(asked) == 1 and asked[0].endswith("report.html")
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_every_picture_is_drawn_once_and_inside_the_screen(opened, viewport):
+    with opened(viewport) as (page, _, _):
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        figures = page.query_selector_all("figure")
+        assert len(figures) >= 4
+        for figure in figures:
+            drawn = [svg for svg in figure.query_selector_all("svg") if svg.evaluate(SEEN)]
+            assert len(drawn) == 1  # of the wide and the narrow one
+            box = drawn[0].bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= viewport["width"]
+            assert drawn[0].query_selector_all("path")
+
+
+def test_words_are_readable_on_both_backgrounds(opened):
+    shades = []
+    for scheme in ("light", "dark"):
+        with opened(DESKTOP, scheme) as (page, _, _):
+            background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            words = [page.eval_on_selector(one, COLOUR) for one in ("h1", ".kind", ".verdict b", "figure text")]
+            assert all(abs(brightness(word) - brightness(background)) > 90 for word in words)
+            shades.append(brightness(background))
+    assert shades[0] > 200 and shades[1] < 60
+
+
+def brightness(colour):
+    """Of rgb(r, g, b), 0 to 255."""
+    red, green, blue = (float(part) for part in colour[colour.index("(") + 1 : -1].split(",")[:3])
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+BARS = """all => all.filter(one => one.querySelector("u")).map(one => {
+    const left = mark => mark.getBoundingClientRect().left;
+    const hundred = left(one.querySelector("s")) - left(one.querySelector("i"));
+    const width = one.querySelector("u").getBoundingClientRect().width;
+    return [one.querySelector(":scope > span").textContent, width, hundred];
+})"""
+
+
+def test_a_bar_is_as_long_as_its_number_says(opened):
+    with opened(DESKTOP) as (page, _, _):
+        bars = page.eval_on_selector_all(".bar", BARS)
+        assert len(bars) == 12
+        for text, width, hundred in bars:
+            assert width / hundred == pytest.approx(float(text.split()[0]) / 100, abs=0.012)  # the text is rounded
