@@ -38,6 +38,14 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message], where: str) -> tupl
     return _by_prefixes(tokenizer, messages, where)
 
 
+def render_prompt(tokenizer: Any, messages: Sequence[Message], where: str) -> str:
+    """The conversation and what opens the assistant's answer. Models that can think aloud are asked not to.
+
+    Raises CalibrationError, beginning with `where`, when the template refuses the conversation.
+    """
+    return str(_apply(tokenizer, messages, where, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+
+
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Ids of `text` alone, without any token that the tokenizer would put around it."""
     encoded = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)

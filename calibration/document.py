@@ -7,6 +7,7 @@ from typing import Any
 from calibration.errors import CalibrationError
 
 KNOWN_KEYS = "`messages`, `text`, `prompt` with `response`, `instruction` with `output` (and `input`)"
+PROMPT_KEYS = "`messages`, `prompt`, `instruction` (and `input`)"
 COLUMNS = ("messages", "text", "prompt", "response", "instruction", "input", "output")
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -49,8 +50,37 @@ def row_document(row: Any, where: str) -> Document:
     raise CalibrationError(f"{where}: no known key with a value in {sorted(map(str, row))}; known: {KNOWN_KEYS}")
 
 
+def row_prompt(row: Any, where: str) -> tuple[Mapping[str, Any], ...]:
+    """The messages that a row asks an answer to; answers that it already has at its end are left away.
+
+    A row is a string, or has one of PROMPT_KEYS. Raises CalibrationError, beginning with `where`.
+    """
+    row = {"prompt": row} if isinstance(row, str) else row
+    if not isinstance(row, Mapping):
+        raise CalibrationError(f"{where}: a row is text or an object, not {type(row).__name__}; known: {PROMPT_KEYS}")
+    if row.get("messages") is not None:
+        messages = list(_messages(row["messages"], where))
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        if not messages:
+            raise CalibrationError(f"{where}: only the assistant speaks; give a message that it can answer")
+        return tuple({"role": message["role"], "content": message["content"]} for message in messages)
+    key = next((key for key in ("prompt", "instruction") if row.get(key) is not None), None)
+    if key is None:
+        raise CalibrationError(f"{where}: no known key with a value in {sorted(map(str, row))}; known: {PROMPT_KEYS}")
+    parts = [_string(row, key, where)]
+    parts += [_string(row, "input", where)] if key == "instruction" and row.get("input") is not None else []
+    if not _joined(parts):
+        raise CalibrationError(f"{where}: `{key}` is empty; remove the row")
+    return ({"role": "user", "content": _joined(parts)},)
+
+
+def _joined(parts: list[str]) -> str:
+    return "\n\n".join(part for part in parts if part.strip())
+
+
 def _answered(question: list[str], answer: str, where: str) -> Document:
-    asked = "\n\n".join(part for part in question if part.strip())
+    asked = _joined(question)
     messages = ({"role": "user", "content": asked}, {"role": "assistant", "content": answer})
     return Document(where, text=f"{asked}\n\n{answer}", messages=messages)
 

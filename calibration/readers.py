@@ -21,6 +21,12 @@ def is_file_name(name: str) -> bool:
 
 def read_file(path: Path) -> Iterator[Document]:
     """The documents of one file. Raises CalibrationError that names the file and the line, row or byte."""
+    _check(path)
+    return KINDS[_kind(path)](path)
+
+
+def _check(path: Path) -> None:
+    """CalibrationError for what is no file of a known kind that holds something."""
     if not path.exists():
         raise CalibrationError(f"{path}: no such file; check the path")
     if not path.is_file():
@@ -30,7 +36,6 @@ def read_file(path: Path) -> Iterator[Document]:
         raise CalibrationError(f"{path}: files of kind {kind or 'without an ending'!r} are not read; {_known()}")
     if path.stat().st_size == 0:
         raise CalibrationError(f"{path}: the file is empty (0 bytes); name one that holds text")
-    return KINDS[kind](path)
 
 
 def _kind(path: Path) -> str:
@@ -42,24 +47,40 @@ def _known() -> str:
     return f"known: {', '.join(KINDS)}, and .gz of all but .parquet"
 
 
+def read_lines(path: Path) -> Iterator[tuple[Any, str]]:
+    """(row, where it stands) of every row of a file, a line of a plain text file being a row, unless it is empty."""
+    _check(path)
+    if _kind(path) not in PLAIN:
+        yield from ROWS[_kind(path)](path)
+        return
+    for number, line in enumerate(_decode(path).split("\n"), 1):
+        if line.strip():
+            yield line, f"{path}: line {number}"
+
+
 def _read_plain(path: Path) -> Iterator[Document]:
     yield Document(str(path), text=_decode(path))
 
 
-def _read_json(path: Path) -> Iterator[Document]:
+def _read_rows(path: Path) -> Iterator[Document]:
+    for row, where in ROWS[_kind(path)](path):
+        yield row_document(row, where)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
     """One JSON value a line, or one list of all rows."""
     text = _decode(path)
     if text.lstrip().startswith("["):
         for number, row in enumerate(_parse(text, str(path)), 1):
-            yield row_document(row, f"{path}: row {number}")
+            yield row, f"{path}: row {number}"
         return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{path}: line {number}"
-            yield row_document(_parse(line, where), where)
+            yield _parse(line, where), where
 
 
-def _read_parquet(path: Path) -> Iterator[Document]:
+def _parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -71,7 +92,7 @@ def _read_parquet(path: Path) -> Iterator[Document]:
             for batch in file.iter_batches(columns=columns or None):
                 for row in batch.to_pylist():
                     number += 1
-                    yield row_document(row, f"{path}: row {number}")
+                    yield row, f"{path}: row {number}"
     except ArrowException as error:
         raise CalibrationError(f"{path}: not a whole parquet file ({error}); fetch it again") from error
 
@@ -97,9 +118,12 @@ def _parse(text: str, where: str) -> Any:
 
 
 PLAIN = (".txt", ".text", ".md", ".rst", ".raw", ".tokens", ".utf8")
+ROWS: dict[str, Callable[[Path], Iterator[tuple[Any, str]]]] = {
+    ".jsonl": _json_rows,
+    ".json": _json_rows,
+    ".parquet": _parquet_rows,
+}
 KINDS: dict[str, Callable[[Path], Iterator[Document]]] = {
     **dict.fromkeys(PLAIN, _read_plain),
-    ".jsonl": _read_json,
-    ".json": _read_json,
-    ".parquet": _read_parquet,
+    **dict.fromkeys(ROWS, _read_rows),
 }

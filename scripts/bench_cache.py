@@ -3,7 +3,8 @@
 Random hidden states and heads of a small width over 151,936 tokens. For each codec: bytes per token; how fast rows are
 read back as targets; and the cosine between the full loss's gradient and the mean gradient over `--draws` caches,
 each drawn with its own uniform numbers. The cosine of an unbiased codec tends to 1, that of topk does not.
---logit-scale makes the teacher sharper or flatter, and its tail lighter or heavier. --json for machines.
+--logit-scale makes the teacher sharper or flatter, and its tail lighter or heavier. --training-speed is the tokens
+per second of a training from a cache (scripts/bench_distill.py prints them), against which reading is judged.
 """
 
 import tempfile
@@ -22,6 +23,7 @@ from compress.distill.codecs import Codec, Hidden, Hybrid, TopK
 from compress.losses import Side, Targets, distill_loss
 
 Row = dict[str, Any]
+BYTES, COSINE, READING = 100, 0.999, 5
 
 
 def make_side(seed: int, tokens: int, width: int, vocab: int, scale: float) -> Side:
@@ -81,6 +83,26 @@ def read_speed(folder: Path, name: str, codec: Codec, teacher: Side, tokens: int
     return {"bytes_on_disk": stored, "first_tokens_per_second": speeds[0], "tokens_per_second": speeds[1]}
 
 
+def judge(rows: list[Row], draws: int, training: float | None) -> list[Row]:
+    """What was expected beside what was found."""
+    by_name = {row["name"]: row for row in rows}
+    cosine = f"cosine_{draws}"
+    hybrid, topk = by_name["hybrid"], by_name["topk 50"]
+    speed = None if training is None else hybrid["first_tokens_per_second"] / training
+    told = [
+        ("hybrid: bytes per token on disk", f"<= {BYTES}", hybrid["bytes_on_disk"], hybrid["bytes_on_disk"] <= BYTES),
+        (f"hybrid: cosine of the mean of {draws}", f">= {COSINE}", hybrid[cosine], hybrid[cosine] >= COSINE),
+        (f"topk 50: cosine of the mean of {draws}", f"< {COSINE}", topk[cosine], topk[cosine] < COSINE),
+        (
+            "hybrid: first reading / training, tokens/s",
+            f">= {READING}",
+            speed,
+            "not measured: give --training-speed" if speed is None else speed >= READING,
+        ),
+    ]
+    return [dict(zip(("name", "expected", "found", "met"), one, strict=True)) for one in told]
+
+
 @click.command()
 @click.option("--vocab", default=151_936, show_default=True)
 @click.option("--width", default=64, show_default=True, help="Of the hidden states.")
@@ -89,6 +111,7 @@ def read_speed(folder: Path, name: str, codec: Codec, teacher: Side, tokens: int
 @click.option("--logit-scale", default=4.0, show_default=True, help="Standard deviation of the teacher's logits.")
 @click.option("--read-tokens", default=65_536, show_default=True)
 @click.option("--seq-len", default=256, show_default=True)
+@click.option("--training-speed", type=click.FloatRange(0, min_open=True), help="Tokens per second of the training.")
 @json_option
 def main(
     vocab: int,
@@ -98,6 +121,7 @@ def main(
     logit_scale: float,
     read_tokens: int,
     seq_len: int,
+    training_speed: float | None,
     as_json: bool,
 ) -> None:
     """Bytes, bias and read speed of every codec."""
@@ -115,7 +139,12 @@ def main(
             speed = read_speed(Path(folder) / "cache", name, codec, teacher, read_tokens, seq_len)
         row = {"name": label, "biased": codec.biased, "bytes_per_token": codec.bytes_per_token(width)}
         rows.append(row | mean_cosine(student, teacher, codec, draws) | speed)
-    emit(rows, as_json=as_json)
+    targets = judge(rows, draws, training_speed)
+    if as_json:
+        emit({"rows": rows, "targets": targets}, as_json=True)
+        return
+    emit(rows, as_json=False)
+    emit(targets, as_json=False)
 
 
 if __name__ == "__main__":

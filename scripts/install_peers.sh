@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The quantizers we measure against, each in its own environment (their pins exclude one another), one after the other:
+# The quantizers and the trainer we measure against, each in its own environment (their pins exclude one another), one after the other:
 #   scripts/install_peers.sh [--autoawq] [DIRECTORY]          default: build/peers
 # Safe to run again: an environment whose package imports is left alone.
 set -euo pipefail
@@ -31,6 +31,11 @@ if ! ready gptqmodel gptqmodel; then
     pip gptqmodel install wheel setuptools torch
     BUILD_CUDA_EXT=0 pip gptqmodel install --no-build-isolation gptqmodel==7.7.0 optimum==2.3.0
 fi
+if ! ready trl trl; then
+    fresh trl
+    pip trl install torch==2.13.0
+    pip trl install torch==2.13.0 trl==1.16.0 transformers==5.19.0 datasets accelerate
+fi
 if [ -n "$with_autoawq" ] && ! ready autoawq awq; then
     fresh autoawq
     pip autoawq install torch==2.13.0
@@ -40,5 +45,5 @@ fi
 
 for name in "$into"/*/; do
     echo "$(basename "$name"): $("$name/bin/python" -m pip --disable-pip-version-check list 2>/dev/null |
-        grep -iE '^(torch|llmcompressor|gptqmodel|autoawq|transformers) ' | tr -s ' ' | paste -sd ',' -)"
+        grep -iE '^(torch|llmcompressor|gptqmodel|autoawq|trl|transformers) ' | tr -s ' ' | paste -sd ',' -)"
 done

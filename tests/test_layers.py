@@ -24,6 +24,7 @@ LAYERS = [  # top first; the longest matching prefix decides
         "compress.config",
         "compress.errors",
         "compress.losses",
+        "compress.sampling",
         "compress.schedule",
         "compress.quantize.grid",
         "compress.checkpoint.pack",

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from calibration.start import StartToken, choose_start
 from compress.checkpoint.formats import weight_reader
-from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.read import Checkpoint, read_json
 from compress.errors import QCompressError
 from compress.model.blocks import BlockModel, load_whole
 
@@ -46,6 +46,16 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise QCompressError(f"{path}: has no tokenizer.json; copy the model's tokenizer files there")
     return AutoTokenizer.from_pretrained(path)
+
+
+def stop_tokens(path: str | Path) -> set[int]:
+    """The ids that end an answer: the tokenizer's, and those of config.json and generation_config.json."""
+    found: list[Any] = [load_tokenizer(path).eos_token_id]
+    for name in ("config.json", "generation_config.json"):
+        if (Path(path) / name).is_file():
+            value = read_json(Path(path) / name).get("eos_token_id")
+            found += value if isinstance(value, list) else [value]
+    return {token for token in found if isinstance(token, int)}
 
 
 def spell_vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[int]:

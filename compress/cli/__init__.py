@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 COMMANDS = (
     "import",
     "init-student",
+    "generate",
     "capture",
     "cache",
     "distill",

@@ -6,14 +6,18 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.distill.config import CODECS, DTYPES, CaptureConfig
+from compress.distill.config import CODECS, DTYPES, TEMPERATURE, CaptureConfig
 
 
 @click.command("capture")
 @click.argument("teacher", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory for the cache.")
 @click.option("--codec", type=click.Choice(CODECS), default="hidden", show_default=True, help="What is kept.")
-@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    help=f"That of the training; hybrid and topk hold for one.  [default: that of distill, {TEMPERATURE:g}]",
+)
 @click.option("--top-k", type=click.IntRange(1), help="Likeliest tokens kept.  [default: hybrid 12, topk 50]")
 @click.option("--samples", type=click.IntRange(1), default=10, show_default=True, help="Draws from the rest; hybrid.")
 @click.option("--renormalise/--raw", default=True, show_default=True, help="Whether topk adds up to 1.")
@@ -39,7 +43,7 @@ def command(teacher: Path, out: Path, rank: int, ranks: int, as_json: bool, **op
     qcompress capture qwen2.5-7b --codec hybrid --data chats.jsonl --n-samples 50000 --out cache
     qcompress capture qwen2.5-7b --codec hybrid --data chats.jsonl --rank 1 --ranks 4 --out cache
     qcompress cache inspect cache
-    qcompress distill qwen2.5-7b --student qwen2.5-1.5b --data chats.jsonl --temperature 1 --cache cache --out student
+    qcompress distill qwen2.5-7b --student qwen2.5-1.5b --data chats.jsonl --cache cache --out student
     """
     settings = CaptureConfig(**options)
     from compress.distill.capture import capture_teacher

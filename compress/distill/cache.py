@@ -8,10 +8,12 @@ the codec's tensors, a row for every token that counts. It also holds the digest
 of that. What a shard holds follows from manifest and number alone, so an interrupted capture ends in the same bytes.
 """
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -127,7 +129,8 @@ def open_folder(out: Path, manifest: Manifest) -> Manifest:
     strangers = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     if strangers:
         raise QCompressError(f"{out}: holds {strangers[0]} and no {MANIFEST}; give a new directory")
-    write_whole(out / MANIFEST, manifest.text().encode())
+    with disk_errors(out / MANIFEST):
+        write_whole(out / MANIFEST, manifest.text().encode())
     return read_manifest(out)
 
 
@@ -158,6 +161,19 @@ def write_whole(path: Path, *pieces: Any) -> None:
         raise
 
 
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full disk as one line: QCompressError with the cure."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise QCompressError(
+            f"{path}: the disk is full; make room and give the same command again, what is whole is kept"
+        ) from error
+
+
 def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> None:
     """Shard `index`, with its manifest's digest and its checksum; what a killed run left of it goes."""
     tensors = tensors | {"manifest": manifest.digest}
@@ -168,7 +184,8 @@ def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> No
     rows = (tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data for name in ordered)
     for stale in out.glob(f".{shard.file}.*.partial"):
         stale.unlink()
-    write_whole(out / shard.file, shard.header, *rows)
+    with disk_errors(out / shard.file):
+        write_whole(out / shard.file, shard.header, *rows)
 
 
 def read_shard(path: Path, manifest: Manifest) -> Parts:

@@ -4,7 +4,6 @@ Shard after shard, in any order, by as many processes as there are: rank r of n 
 there and whole is not made again, so an interrupted capture goes on where it stopped.
 """
 
-import errno
 import hashlib
 import shutil
 import time
@@ -132,14 +131,7 @@ def fill_shard(out: Path, manifest: Manifest, index: int, model: Model, windows:
     tensors = {f"codec.{name}": tensor for name, tensor in rows.items()}
     tensors["window"] = torch.arange(first, first + len(ids))
     tensors["ids"], tensors["ends"] = window_digests(ids), mask[:, 1:].sum(1).cumsum(0)
-    try:
-        write_shard(out, manifest, index, tensors)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise QCompressError(
-            f"{path}: the disk is full; make room and give the same command again, whole shards are kept"
-        ) from error
+    write_shard(out, manifest, index, tensors)
 
 
 @torch.no_grad()

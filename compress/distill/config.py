@@ -8,6 +8,7 @@ DTYPES = ("float16", "bfloat16")
 DIVERGENCES = ("kl", "reverse_kl", "jsd")
 CODECS = ("hidden", "hybrid", "topk")
 STEPS = 100
+TEMPERATURE = 2.0  # of a distillation, and so of a cache that holds for one temperature only
 SHAPE = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
 
 
@@ -53,7 +54,7 @@ class TrainConfig:
     """
 
     alpha: float = 0.7
-    temperature: float = 2.0
+    temperature: float = TEMPERATURE
     divergence: str = "kl"
     beta: float = 0.5
     steps: int | None = None
@@ -246,12 +247,13 @@ class LoopConfig:
 class CaptureConfig:
     """What a teacher's cache holds, and of which text. None of `top_k` is the codec's own number.
 
-    `temperature`, `top_k`, `samples` and `renormalise` are for codecs that store probabilities; `dtype` is that of
-    hidden states, None the teacher's. A shard holds `shard_windows` windows.
+    `temperature`, `top_k`, `samples` and `renormalise` are for codecs that store probabilities, at the temperature of
+    a distillation where None is given; `dtype` is that of hidden states, None the teacher's. A shard holds
+    `shard_windows` windows.
     """
 
     codec: str = "hidden"
-    temperature: float = 1.0
+    temperature: float | None = None
     top_k: int | None = None
     samples: int = 10
     renormalise: bool = True
@@ -266,9 +268,9 @@ class CaptureConfig:
         object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
         if self.codec not in CODECS:
             raise ValueError(f"codec={self.codec}: known are {', '.join(CODECS)}")
-        if not (self.temperature > 0 and isfinite(self.temperature)):
+        if self.temperature is not None and not (self.temperature > 0 and isfinite(self.temperature)):
             raise ValueError(f"temperature={self.temperature}: must be above 0 and finite")
-        if self.codec == "hidden" and self.temperature != 1:
+        if self.codec == "hidden" and self.temperature is not None:
             raise ValueError(f"temperature={self.temperature}: hidden states hold for any; leave it out")
         least = {"n_samples": 1, "seq_len": 2, "shard_windows": 1, "samples": 1, "top_k": 1}
         for name, smallest in least.items():
@@ -280,7 +282,8 @@ class CaptureConfig:
 
     def codec_settings(self, vocab: int, dtype: str) -> dict[str, Any]:
         """Name and settings of the codec over `vocab` tokens, as a manifest keeps them; `dtype` is the teacher's."""
-        sparse: dict[str, Any] = {"name": self.codec, "vocab": vocab, "temperature": self.temperature}
+        temperature = TEMPERATURE if self.temperature is None else self.temperature
+        sparse: dict[str, Any] = {"name": self.codec, "vocab": vocab, "temperature": temperature}
         kept = {} if self.top_k is None else {"top_k": self.top_k}
         table: dict[str, dict[str, Any]] = {
             "hidden": {"name": self.codec, "dtype": self.dtype or dtype},

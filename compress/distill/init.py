@@ -22,10 +22,12 @@ from compress.distill.text import train_text
 from compress.distill.train import Heldout, snapshot
 from compress.errors import QCompressError
 from compress.model.student import shape_of
+from compress.model.width import Shape
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 KEPT = ("blocks", *SHAPE, "data", "heldout", "seq_len", "seed", "dtype")
+EVEN = 128
 PLANNED = ("student", "teacher_parameters", "parameters", "float16_bytes", "int4_bytes")
 
 
@@ -36,6 +38,15 @@ def take_sizes(config: Path, options: dict[str, Any]) -> dict[str, Any]:
         raise QCompressError(f"{config}: gives all sizes, and --{given[0].replace('_', '-')} is given too; drop one")
     shape = shape_of(read_json(config))
     return options | {name: getattr(shape, name) for name in SHAPE}
+
+
+def uneven(shape: Shape, teacher: Shape) -> str | None:
+    """The widths that were cut and are no multiple of 128, with what that costs; None when there are none."""
+    widths = {name: getattr(shape, name) for name in ("hidden_size", "intermediate_size")}
+    odd = [f"{name}={size}" for name, size in widths.items() if size % EVEN and size != getattr(teacher, name)]
+    if not odd:
+        return None
+    return f"{', '.join(odd)}: no multiple of {EVEN}, so groups of {EVEN} do not fit and matrix products are slower"
 
 
 def init_student(teacher: Path, out: Path, settings: DistillConfig, report: Report = lambda row: None) -> Row:
@@ -49,14 +60,21 @@ def init_student(teacher: Path, out: Path, settings: DistillConfig, report: Repo
     check_room(out, plan.student_size["float16_bytes"])
     check_memory(teacher, 4 * (plan.teacher_size["parameters"] + plan.student_size["parameters"]))
     sizes = {key: value for key, value in plan_row(plan, settings).items() if key in PLANNED}
-    report(sizes)
+    note = uneven(plan.shape, shape_of(plan.teacher))
+    report(sizes | {"note": note})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = open_model(teacher, working_dtype(device), device)
     text, vocab = train_text(settings, tokenizer, model.model), common_vocabulary(plan, tokenizer)
     student = make_student(source, plan, settings, text.windows, vocab, device, report)
     heldout = Heldout(model, text.heldout, vocab)
     found = heldout.measure(student.model)
-    row = {"out": str(out), **sizes, "kl_before": found.kl, "perplexity_teacher": exp(heldout.teacher_nll)}
+    row = {
+        "out": str(out),
+        **sizes,
+        "note": note,
+        "kl_before": found.kl,
+        "perplexity_teacher": exp(heldout.teacher_nll),
+    }
     row |= {"perplexity_before": exp(found.nll), "seconds": round(time.perf_counter() - started, 1)}
     record = record_text(
         "init-student",

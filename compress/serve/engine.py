@@ -1,6 +1,6 @@
 """vLLM as a generator of token ids: one process per checkpoint, so that its memory returns, asked over a pipe.
 
-python -m compress.serve.engine CHECKPOINT        reads {"prompts", "max_tokens"} lines, writes lists of ids
+python -m compress.serve.engine CHECKPOINT LENGTH    reads {"prompts", "seeds", "sampling"}, writes [ids, ended]
 """
 
 import json
@@ -10,33 +10,59 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from compress.sampling import Answer, Ids, Sampler, Sampling
 from compress.serve.offline import ENVIRONMENT, VllmFailedError, cause, open_vllm
 
-Ids = list[int]
-LONGEST = 4096  # tokens of prompt and answer together
+LONGEST = 4096
+OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # not meant for vLLM
 
 
 @contextmanager
-def vllm_engine(path: Path) -> Iterator[Callable[[Sequence[Ids], int], list[Ids]]]:
-    """Greedy continuations by vLLM in the checkpoint's dtype. Raises VllmFailedError, with the cause, when it ends."""
+def vllm_sampler(path: Path, length: int | None = None, gpu: int | None = None) -> Iterator[Sampler]:
+    """Answers by vLLM in the checkpoint's dtype, on one GPU of several where `gpu` names it.
+
+    `length` is the most tokens of prompt and answer together; None is the model's, at most LONGEST.
+
+    Raises VllmFailedError, with the cause, when vLLM ends.
+    """
+    environment = ENVIRONMENT | {name: value for name, value in os.environ.items() if name not in OURS}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(gpu)
     with tempfile.TemporaryFile("w+") as log:
-        command = [sys.executable, "-m", "compress.serve.engine", str(path)]
+        command = [sys.executable, "-m", "compress.serve.engine", str(path), str(length or longest(path))]
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=ENVIRONMENT | os.environ
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
         ) as worker:
             try:
-                yield lambda prompts, max_tokens: _ask(worker, log, prompts, max_tokens)
+                yield lambda prompts, seeds, sampling: _ask(worker, log, prompts, seeds, sampling)
             finally:
                 worker.terminate()
 
 
-def _ask(worker: "subprocess.Popen[str]", log: IO[str], prompts: Sequence[Ids], max_tokens: int) -> list[Ids]:
+@contextmanager
+def vllm_engine(path: Path) -> Iterator[Callable[[Sequence[Ids], int], list[Ids]]]:
+    """Greedy continuations by vLLM. Raises VllmFailedError, with the cause, when it ends."""
+    with vllm_sampler(path) as sampler:
+        yield lambda prompts, max_tokens: [answer.ids for answer in sampler(prompts, (), Sampling(max_tokens))]
+
+
+def visible_gpu(number: int) -> str:
+    """GPU `number` of those that this process may see, by the name CUDA_VISIBLE_DEVICES gives it."""
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return names[number % len(names)] if names else str(number)
+
+
+def _ask(
+    worker: "subprocess.Popen[str]", log: IO[str], prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
+) -> list[Answer]:
     assert worker.stdin and worker.stdout  # both are pipes
+    question = {"prompts": list(prompts), "seeds": list(seeds), "sampling": asdict(sampling)}
     try:
-        worker.stdin.write(json.dumps({"prompts": list(prompts), "max_tokens": max_tokens}) + "\n")
+        worker.stdin.write(json.dumps(question) + "\n")
         worker.stdin.flush()
         line = worker.stdout.readline()
     except BrokenPipeError:
@@ -45,25 +71,31 @@ def _ask(worker: "subprocess.Popen[str]", log: IO[str], prompts: Sequence[Ids], 
         code = worker.wait()
         log.seek(0)
         raise VllmFailedError(cause(log.read()) or f"exit code {code}")
-    return list(json.loads(line))
+    return [Answer(*answer) for answer in json.loads(line)]
 
 
-def answer_lines(checkpoint: str, questions: IO[str], answers: IO[str]) -> None:
-    """In the vLLM process: one line of ids for every line of prompts."""
-    llm = open_vllm(checkpoint, dtype="auto", max_model_len=longest(Path(checkpoint)))
+def answer_lines(checkpoint: str, length: int, questions: IO[str], answers: IO[str]) -> None:
+    """In the vLLM process: one line of answers for every line of prompts."""
+    llm = open_vllm(checkpoint, dtype="auto", max_model_len=length)
     for line in questions:
         answers.write(json.dumps(continue_prompts(llm, **json.loads(line))) + "\n")
         answers.flush()
 
 
-def continue_prompts(llm: Any, prompts: list[Ids], max_tokens: int) -> list[Ids]:
+def continue_prompts(llm: Any, prompts: list[Ids], seeds: list[int], sampling: dict[str, Any]) -> list[Answer]:
     """What follows each prompt, without the token that ended it."""
     from vllm import SamplingParams
 
-    greedy = SamplingParams(temperature=0, max_tokens=max_tokens)
-    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], greedy, use_tqdm=False)
+    how = Sampling(**sampling)
+    options: dict[str, Any] = {"temperature": how.temperature, "max_tokens": how.max_tokens}
+    if how.temperature:
+        params = [SamplingParams(**options, top_p=how.top_p, seed=seed) for seed in seeds]
+    else:
+        params = [SamplingParams(**options)] * len(prompts)
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
     made = [output.outputs[0] for output in outputs]
-    return [list(one.token_ids)[: -1 if one.finish_reason == "stop" else None] for one in made]
+    ended = [one.finish_reason == "stop" for one in made]
+    return [Answer(list(one.token_ids)[: -1 if end else None], end) for one, end in zip(made, ended, strict=True)]
 
 
 def longest(checkpoint: Path) -> int:
@@ -75,4 +107,4 @@ def longest(checkpoint: Path) -> int:
 if __name__ == "__main__":
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever vLLM prints is no answer
-    answer_lines(sys.argv[1], sys.stdin, channel)
+    answer_lines(sys.argv[1], int(sys.argv[2]), sys.stdin, channel)

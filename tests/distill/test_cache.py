@@ -26,6 +26,7 @@ from compress.distill.job import distill_checkpoint
 from compress.errors import QCompressError
 
 SMALL: dict[str, Any] = {"n_samples": 24, "seq_len": 32, "shard_windows": 5}
+HYBRID: dict[str, Any] = {"codec": "hybrid", "temperature": 1.0, **SMALL}
 SHORT: dict[str, Any] = {
     "alpha": 1.0,
     "blocks": 1,
@@ -49,7 +50,7 @@ def curve(path: Path) -> list[float]:
 def hybrid(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole hybrid cache of tiny_llama at temperature 1, 5 shards."""
     out = tmp_path_factory.mktemp("cache") / "hybrid"
-    capture_teacher(tiny_llama, out, CaptureConfig(codec="hybrid", **SMALL))
+    capture_teacher(tiny_llama, out, CaptureConfig(**HYBRID))
     return out
 
 
@@ -75,8 +76,14 @@ def test_a_hybrid_cache_teaches_too(tiny_llama, tmp_path, hybrid):
     assert row["kl_after"] < row["kl_before"]
 
 
+def test_a_hybrid_cache_and_a_distillation_agree_when_neither_is_told_a_temperature(tiny_llama, tmp_path):
+    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(codec="hybrid", top_k=60, samples=40, **SMALL))
+    row = distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(cache=str(tmp_path / "cache"), **SHORT))
+    assert row["kl_after"] < row["kl_before"] and read_manifest(tmp_path / "cache").codec["temperature"] == 2.0
+
+
 def test_two_processes_write_what_one_does(tiny_llama, tmp_path, hybrid):
-    settings = CaptureConfig(codec="hybrid", **SMALL)
+    settings = CaptureConfig(**HYBRID)
     rows = [capture_teacher(tiny_llama, tmp_path / "two", settings, rank=rank, ranks=2) for rank in (1, 0)]
     assert content(tmp_path / "two") == content(hybrid)
     assert sum(row["tokens"] for row in rows) == inspect_cache(hybrid)["tokens"]
@@ -85,14 +92,14 @@ def test_two_processes_write_what_one_does(tiny_llama, tmp_path, hybrid):
 def test_a_whole_cache_is_not_made_again(tiny_llama, tmp_path, hybrid):
     shutil.copytree(hybrid, tmp_path / "cache")
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
-    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(codec="hybrid", **SMALL))
+    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(**HYBRID))
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == before
 
 
 def test_a_capture_that_was_killed_ends_in_the_same_bytes(tiny_llama, tmp_path, hybrid):
     out = tmp_path / "cache"
     arguments = ["capture", str(tiny_llama), "--out", str(out), "--codec", "hybrid", "--n-samples", "24"]
-    arguments += ["--seq-len", "32", "--shard-windows", "5"]
+    arguments += ["--seq-len", "32", "--shard-windows", "5", "--temperature", "1"]
     program = [sys.executable, "-c", "from compress.cli import cli; cli()", *arguments]
     process = subprocess.Popen(program, stderr=subprocess.DEVNULL)
     wanted = random.randrange(1, 5)
@@ -101,7 +108,7 @@ def test_a_capture_that_was_killed_ends_in_the_same_bytes(tiny_llama, tmp_path, 
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert len(list(out.glob("targets-*"))) >= wanted and (out / "manifest.json").is_file()
-    capture_teacher(tiny_llama, out, CaptureConfig(codec="hybrid", **SMALL))
+    capture_teacher(tiny_llama, out, CaptureConfig(**HYBRID))
     assert content(out) == content(hybrid)
 
 
@@ -109,7 +116,7 @@ def test_what_a_killed_run_left_of_a_shard_goes(tiny_llama, tmp_path, hybrid):
     shutil.copytree(hybrid, tmp_path / "cache")
     name = read_manifest(hybrid).files[1]
     (tmp_path / "cache" / name).rename(tmp_path / "cache" / f".{name}.123.partial")
-    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(codec="hybrid", **SMALL))
+    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(**HYBRID))
     assert content(tmp_path / "cache") == content(hybrid)
 
 
@@ -119,7 +126,7 @@ def test_a_last_digit_of_a_measurement_makes_no_other_cache(tiny_llama, tmp_path
     other = replace(manifest, data=manifest.data | {"start": start})
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "manifest.json").write_text(other.text())
-    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(codec="hybrid", **SMALL))
+    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(**HYBRID))
     assert Cache(tmp_path / "cache").manifest == other and len(Cache(tmp_path / "cache").shard(0)["window"]) == 5
 
 
@@ -130,7 +137,7 @@ def test_a_capture_goes_on_from_any_shards_that_are_there(tiny_llama, tmp_path, 
         (tmp_path / "cache" / name).unlink()
     with pytest.raises(QCompressError, match=f"{5 - survivors} of 5 shards are missing, targets-0000{survivors}-of"):
         Cache(tmp_path / "cache")
-    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(codec="hybrid", **SMALL))
+    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(**HYBRID))
     assert content(tmp_path / "cache") == content(hybrid)
 
 
@@ -144,7 +151,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_whole(tiny_llama, tmp_path, h
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    settings = CaptureConfig(codec="hybrid", **SMALL)
+    settings = CaptureConfig(**HYBRID)
     with pytest.raises(QCompressError, match=r"targets-0000\d-of-00005.safetensors: the disk is full; make room"):
         capture_teacher(tiny_llama, tmp_path / "cache", settings)
     monkeypatch.undo()
@@ -194,6 +201,17 @@ def test_another_teacher_and_another_template_are_refused_by_name(tiny_llama, ti
         distill_checkpoint(other, tmp_path / "out", settings)
 
 
+def test_another_tokenizer_is_refused_by_name(tiny_llama, tmp_path, hybrid):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_llama, other)
+    file = json.loads((other / "tokenizer.json").read_text())
+    first, second = (next(t for t, place in file["model"]["vocab"].items() if place == number) for number in (70, 71))
+    file["model"]["vocab"] |= {first: 71, second: 70}
+    (other / "tokenizer.json").write_text(json.dumps(file))
+    with pytest.raises(QCompressError, match=r"in tokenizer: sha256:.* there, sha256:.* here"):
+        distill_checkpoint(other, tmp_path / "out", DistillConfig(cache=str(hybrid), **SHORT | {"temperature": 1.0}))
+
+
 def test_sparse_targets_and_a_divergence_that_needs_all_are_refused(tiny_llama, tmp_path, hybrid):
     settings = DistillConfig(cache=str(hybrid), divergence="jsd", **SHORT | {"temperature": 1.0})
     with pytest.raises(QCompressError, match=r"divergence jsd needs whole distributions, codec hybrid keeps a few"):
@@ -207,7 +225,7 @@ def test_a_capture_into_another_cache_is_refused_by_what_differs(tiny_llama, hyb
         ({"samples": 3}, "samples: 10 there, 3"),
     ):
         with pytest.raises(QCompressError, match=f"is a cache of another {name}"):
-            capture_teacher(tiny_llama, hybrid, CaptureConfig(**{"codec": "hybrid", **SMALL, **change}))
+            capture_teacher(tiny_llama, hybrid, CaptureConfig(**HYBRID | change))
     assert content(hybrid) == before
 
 
@@ -223,7 +241,7 @@ def test_a_flipped_bit_is_found(tmp_path, hybrid, place):
 
 
 def test_a_shard_of_another_capture_is_found(tiny_llama, tmp_path, hybrid):
-    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(codec="hybrid", **SMALL | {"seed": 1}))
+    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(**HYBRID | {"seed": 1}))
     name = read_manifest(hybrid).files[1]
     shutil.copyfile(hybrid / name, tmp_path / "cache" / name)
     with pytest.raises(QCompressError, match="belongs to another manifest"):

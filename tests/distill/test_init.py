@@ -1,6 +1,7 @@
 """init-student: an ordinary checkpoint, the KL that a distillation would begin with, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import read_record
 from compress.cli import cli
+from compress.distill.init import uneven
+from compress.model.width import Shape
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -65,3 +68,23 @@ def test_a_shape_that_cannot_be_leaves_nothing(tiny_llama: Path, tmp_path: Path)
     code, _, shown = run(tiny_llama, "--out", tmp_path / "cut", "--blocks", 3)
     assert code == 1 and "num_layers=3: a student is cut out of its teacher, which has 2" in shown
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("hidden", "channels", "note"),
+    [
+        (1536, 8960, None),
+        (3584, 18944, None),
+        (1500, 8960, "hidden_size=1500: no multiple of 128"),
+        (1500, 64, "hidden_size=1500, intermediate_size=64: no"),
+    ],
+)
+def test_a_width_that_was_cut_to_no_multiple_of_128_is_told(hidden, channels, note):
+    teacher = Shape(3584, 18944, 28, 28, 4, 128)
+    found = uneven(replace(teacher, hidden_size=hidden, intermediate_size=channels), teacher)
+    assert found is None if note is None else found.startswith(note)
+
+
+def test_a_width_that_the_teacher_has_is_not_told():
+    teacher = Shape(576, 1536, 30, 9, 3, 64)
+    assert uneven(replace(teacher, num_layers=20), teacher) is None

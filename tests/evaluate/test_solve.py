@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from compress.checkpoint.load import load_tokenizer
+from compress.checkpoint.load import load_tokenizer, stop_tokens
 from compress.errors import QCompressError
 from compress.evaluate.ask import answer_items, batches, decode, encode
-from compress.evaluate.generate import before_stop, stop_tokens, transformers_engine
+from compress.evaluate.generate import transformers_engine
 from compress.evaluate.solve import Asking, retention_rows, solve
 from compress.evaluate.tasks.suite import KINDS, load_suite
+from compress.model.sample import before_stop
 
 SETTINGS = {"engine": "transformers", "dtype": "float32", "decoding": "greedy"}
 ROWS = [
@@ -61,7 +62,7 @@ def test_greedy_answers_are_those_of_a_plain_loop(tiny_llama, asking):
         for _ in range(12):
             ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     with transformers_engine(tiny_llama) as engine:
-        assert engine([prompt], 12) == [before_stop(ids[len(prompt) :], stop_tokens(tiny_llama))]
+        assert engine([prompt], 12) == [before_stop(ids[len(prompt) :], stop_tokens(tiny_llama)).ids]
 
 
 def test_batches_hold_like_items_and_each_item_once(asking):
@@ -97,9 +98,8 @@ def test_a_model_without_a_template_gets_questions_and_answers(tiny_llama):
 
 
 def test_answers_end_before_the_first_stop():
-    assert (
-        before_stop([5, 6, 2, 7, 2], {2, 9}) == [5, 6] and before_stop([5], {2}) == [5] and before_stop([2], {2}) == []
-    )
+    found = [before_stop(ids, {2, 9}) for ids in ([5, 6, 2, 7, 2], [5], [2])]
+    assert found == [([5, 6], True), ([5], False), ([], True)]
 
 
 def test_an_interrupted_run_goes_on_with_the_next_item_and_ends_the_same(tiny_llama, asking, tmp_path):

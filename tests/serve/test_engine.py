@@ -2,13 +2,15 @@
 
 import pytest
 
-from compress.serve.engine import longest, vllm_engine
+from compress.sampling import Answer, Sampling
+from compress.serve.engine import longest, visible_gpu, vllm_engine, vllm_sampler
 from compress.serve.offline import VllmFailedError
 
 STAND_IN = """
 print("noise on stdout", flush=True)
 class SamplingParams:
-    def __init__(self, temperature, max_tokens): self.max_tokens = max_tokens
+    def __init__(self, temperature, max_tokens, top_p=1.0, seed=None):
+        self.max_tokens = max_tokens if seed is None else seed
 class Made:
     def __init__(self, ids, room):
         self.token_ids, self.finish_reason = ids[:room], "length" if len(ids) > room else "stop"
@@ -19,7 +21,7 @@ class LLM:
         assert options["max_model_len"] == 1024
     def generate(self, prompts, params, use_tqdm):
         print("more noise")
-        return [Made(prompt["prompt_token_ids"], params.max_tokens) for prompt in prompts]
+        return [Made(prompt["prompt_token_ids"], one.max_tokens) for prompt, one in zip(prompts, params, strict=True)]
 """
 
 
@@ -33,6 +35,19 @@ def test_every_prompt_is_answered_in_order_without_the_token_that_ended_it(stand
     with vllm_engine(tiny_llama) as engine:
         assert engine([[1, 2, 3], [4]], 8) == [[1, 2], []]
         assert engine([[5, 6, 7]], 2) == [[5, 6]]
+
+
+def test_a_drawn_answer_has_the_seed_of_its_prompt_and_tells_whether_it_ended(stand_in, tiny_llama):
+    with vllm_sampler(tiny_llama) as sampler:  # the stand-in takes a seed for the number of tokens
+        found = sampler([[1, 2, 3, 4], [1, 2, 3, 4]], [9, 2], Sampling(8, temperature=1.0))
+    assert found == [Answer([1, 2, 3], True), Answer([1, 2], False)]
+
+
+def test_a_process_takes_its_gpu_out_of_those_it_may_see(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert [visible_gpu(number) for number in (0, 1, 2)] == ["4", "6", "4"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpu(1) == "1"
 
 
 def test_an_engine_that_fails_tells_its_cause(stand_in, tiny_llama, tmp_path):

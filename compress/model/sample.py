@@ -1,0 +1,64 @@
+"""Continuations by a transformers model: greedy, or drawn with a seed of its own for every prompt.
+
+A draw is the argmax of log p minus the log of exponential noise (https://arxiv.org/abs/1611.01144), so sampling is
+greedy decoding of disturbed scores, and each row's noise comes from its own generator.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.sampling import Answer, Ids, Sampling
+
+
+@torch.inference_mode()
+def continue_prompts(
+    model: Any, prompts: Sequence[Ids], sampling: Sampling, stops: set[int], seeds: Sequence[int] = ()
+) -> list[Answer]:
+    """What follows each prompt, up to the first of `stops`. Prompts are padded on the left, and masked.
+
+    `seeds` has one number a prompt; greedy needs none.
+    """
+    length, pad = max(map(len, prompts)), min(stops, default=0)
+    ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    made = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=sampling.max_tokens,
+        do_sample=False,
+        logits_processor=[disturb(seeds, sampling, ids.device)] if sampling.temperature else None,
+        eos_token_id=sorted(stops) or None,
+        pad_token_id=pad,
+    )
+    return [before_stop(row, stops) for row in made[:, length:].tolist()]
+
+
+def before_stop(ids: Ids, stops: set[int]) -> Answer:
+    end = next((place for place, token in enumerate(ids) if token in stops), None)
+    return Answer(ids[:end], end is not None)
+
+
+def disturb(seeds: Sequence[int], sampling: Sampling, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """(ids, scores (rows, vocab)) -> scores whose argmax is a draw; row i's noise follows from seeds[i] alone."""
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def processor(input_ids: Tensor, scores: Tensor) -> Tensor:
+        logits = nucleus(scores.float() / sampling.temperature, sampling.top_p)
+        noise = torch.stack(
+            [logits.new_empty(logits.shape[-1]).exponential_(generator=generator) for generator in generators]
+        )
+        return logits - noise.log()
+
+    return processor
+
+
+def nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """-inf for all but the fewest tokens of every row whose probabilities add up to `top_p` or more."""
+    if top_p == 1:
+        return logits
+    ordered, order = logits.sort(-1, descending=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    return logits.masked_fill((before >= top_p).scatter(-1, order, before >= top_p), -torch.inf)

@@ -1,0 +1,170 @@
+"""Training speed against TRL's GKD trainer, one run on one machine: python scripts/bench_distill.py TEACHER
+
+The same student (--blocks of the teacher's), the same windows, steps and micro-batch, float32, KL at temperature 1:
+TRL's trainer with λ = 0 (scripts/install_peers.sh makes its environment), ours with the teacher at hand, ours from a
+hidden cache, ours from a hybrid one; each alone in its own process. The first --warmup steps and the last one do not
+count; what captures took stands in their own rows. Targets are printed beside what was found.
+"""
+
+import os
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # of this process: threads that spin while it waits would slow all others
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compress.checkpoint.load import load_tokenizer
+from compress.cli.console import emit, json_option, report
+from compress.distill.cache import Cache
+from compress.distill.cached import cache_text
+from compress.distill.config import DistillConfig
+
+Row = dict[str, Any]
+HERE = Path(__file__).resolve().parent
+NAMES = ("trl", "online", "hidden", "hybrid")
+TARGETS = (("hidden", "trl", 1.8), ("hybrid", "trl", 1.8), ("hidden", "online", 1.3), ("hybrid", "online", 1.5))
+SAME_CURVE = {"float16": 1e-3, "float32": 1e-5}  # relative difference of two losses, by the dtype of hidden states
+
+
+def run(command: list[str], log: Path) -> tuple[Row, str]:
+    """Seconds and peak memory of a command, and the last line that it printed. RuntimeError with the end of its log."""
+    paths = [str(HERE.parent), str(HERE / "peers"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_WAIT_POLICY": "ACTIVE"}
+    started = time.perf_counter()
+    with log.with_suffix(".out").open("w") as stdout, log.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+    row = {"command_seconds": round(time.perf_counter() - started, 1), "peak_gib": usage.ru_maxrss / 2**20}
+    if status:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        raise RuntimeError(f"{' '.join(command[:4])}: {lines[-1] if lines else 'it said nothing'} (all of it: {log})")
+    return row, (log.with_suffix(".out").read_text().strip().splitlines() or [""])[-1]
+
+
+def qcompress(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", "from compress.cli import cli; cli()", *map(str, arguments)]
+
+
+def prepare(teacher: Path, out: Path, sizes: Row, data: str, blocks: int, hidden_dtype: str) -> list[Row]:
+    """Student, caches and the windows that all read, made anew; what the captures took."""
+    text = ("--data", data, "--seq-len", sizes["seq_len"])
+    report({"student": out / "student"})
+    run(qcompress("init-student", teacher, "--blocks", blocks, "--out", out / "student", *text), out / "student.log")
+    windows = ("--n-samples", sizes["steps"] * sizes["batch_size"])
+    options = {"hidden": ("--dtype", hidden_dtype), "hybrid": ("--temperature", 1)}
+    rows = []
+    for codec, given in options.items():
+        command = qcompress("capture", teacher, "--codec", codec, "--out", out / codec, *text, *windows, *given)
+        row, _ = run(command, out / f"capture-{codec}.log")
+        rows.append({"name": f"capture {codec}", **row})
+        report(rows[-1])
+    settings = DistillConfig(student=str(out / "student"), data=(data,), cache=str(out / "hidden"), **sizes)
+    ids = cache_text(Cache(out / "hidden"), settings, load_tokenizer(teacher)).windows.ids
+    (out / "windows.json").write_text(json.dumps(ids.tolist()))
+    return rows
+
+
+def settings_of(name: str, out: Path, sizes: Row, data: str, rate: float) -> Row:
+    """The settings of one of our runs: KL alone, at temperature 1, judged once at the end."""
+    cache = None if name == "online" else str(out / name)
+    rest = {"alpha": 1.0, "temperature": 1.0, "eval_every": sizes["steps"], "learning_rate": rate}
+    return {"student": str(out / "student"), "data": [data], "cache": cache, **sizes, **rest}
+
+
+def command_of(name: str, teacher: Path, out: Path, sizes: Row, data: str, rate: float, python: Path) -> list[str]:
+    place = out / f"run-{name}"
+    shutil.rmtree(place, ignore_errors=True)
+    if name == "trl":
+        given = (teacher, out / "student", out / "windows.json", place, sizes["steps"], sizes["batch_size"], rate)
+        return [str(python), "-W", "ignore", str(HERE / "peers/run_trl_gkd.py"), *map(str, given)]
+    file = out / f"{name}.json"
+    file.write_text(json.dumps(settings_of(name, out, sizes, data, rate)))
+    return [sys.executable, str(HERE / "peers/run_qcompress_distill.py"), str(teacher), str(place), str(file)]
+
+
+def timed(answer: Row, sizes: Row, warmup: int) -> Row:
+    """Tokens per second of the steps that count, and the losses."""
+    counted = answer["seconds"][warmup : sizes["steps"] - 1]
+    speed = len(counted) * sizes["batch_size"] * sizes["seq_len"] / sum(counted)
+    return {"tokens_per_second": speed, "seconds_per_step": sum(counted) / len(counted), "losses": answer["losses"]}
+
+
+def judge(rows: list[Row], hidden_dtype: str) -> list[Row]:
+    """What was expected beside what was found."""
+    speed = {row["name"]: row["tokens_per_second"] for row in rows}
+    found = []
+    for name, against, least in TARGETS:
+        ratio = speed[name] / speed[against] if {name, against} <= speed.keys() else None
+        met = "not measured" if ratio is None else ratio >= least
+        found.append({"name": f"{name} / {against}, tokens/s", "expected": f">= {least}", "found": ratio, "met": met})
+    curves = {row["name"]: row["losses"] for row in rows}
+    if {"hidden", "online"} <= curves.keys():
+        pairs = zip(curves["hidden"], curves["online"], strict=True)
+        worst, limit = max(abs(a - b) / abs(b) for a, b in pairs), SAME_CURVE[hidden_dtype]
+        name = f"hidden ({hidden_dtype}) and online, relative difference of losses"
+        found.append({"name": name, "expected": f"<= {limit:g}", "found": worst, "met": worst <= limit})
+    return found
+
+
+def trl_python(peers: Path) -> Path:
+    """TRL's own environment, or this one when it has TRL."""
+    own = peers / "trl/bin/python"
+    return own.absolute() if own.exists() or find_spec("trl") is None else Path(sys.executable)
+
+
+@click.command(help=__doc__)
+@click.argument("teacher", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench-distill"), show_default=True)
+@click.option("--peers", type=click.Path(path_type=Path), default=Path("build/peers"), show_default=True)
+@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Some of the four.")
+@click.option("--data", default="default", show_default=True)
+@click.option("--blocks", type=int, default=15, show_default=True)
+@click.option("--steps", type=click.IntRange(4), default=24, show_default=True)
+@click.option("--warmup", type=click.IntRange(1), default=4, show_default=True, help="Steps that do not count.")
+@click.option("--batch-size", type=int, default=4, show_default=True)
+@click.option("--seq-len", type=int, default=256, show_default=True)
+@click.option("--learning-rate", type=float, default=3e-4, show_default=True)
+@click.option("--hidden-dtype", type=click.Choice(list(SAME_CURVE)), default="float16", show_default=True)
+@json_option
+def main(
+    teacher: Path,
+    out: Path,
+    peers: Path,
+    only: tuple[str, ...],
+    data: str,
+    blocks: int,
+    warmup: int,
+    learning_rate: float,
+    hidden_dtype: str,
+    as_json: bool,
+    **sizes: int,
+) -> None:
+    if warmup >= sizes["steps"] - 1:
+        raise click.UsageError(f"--warmup {warmup} leaves none of --steps {sizes['steps']} to count")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    captures = prepare(teacher, out, sizes, data, blocks, hidden_dtype)
+    rows = []
+    for name in only or NAMES:
+        command = command_of(name, teacher, out, sizes, data, learning_rate, trl_python(peers))
+        row, answer = run(command, out / f"{name}.log")
+        rows.append({"name": name, **timed(json.loads(answer), sizes, warmup), **row})
+        report({key: value for key, value in rows[-1].items() if key != "losses"})
+    targets = judge(rows, hidden_dtype)
+    if as_json:
+        emit({"rows": rows, "captures": captures, "targets": targets, "load": os.getloadavg()[0]}, as_json=True)
+        return
+    emit([*rows, *captures], as_json=False)
+    emit(targets, as_json=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Our own distillation, timed as the others are: PYTHON run_qcompress_distill.py TEACHER OUT SETTINGS.json
+
+SETTINGS are those of `qcompress distill`. Prints one JSON line: seconds of every step but the last (which is followed
+by the evaluation), the losses, and the peak of memory. A student that got no better in so few steps is no failure.
+"""
+
+import json
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from common import peak_bytes
+
+from compress.distill.config import DistillConfig
+from compress.distill.job import distill_checkpoint
+from compress.errors import QCompressError
+
+
+def main(teacher: str, out: str, settings: str) -> None:
+    told: list[tuple[float, float]] = []
+
+    def report(row: dict[str, Any]) -> None:
+        if "loss" in row:
+            told.append((time.perf_counter(), row["loss"]))
+
+    config = DistillConfig(**json.loads(Path(settings).read_text()))
+    try:
+        distill_checkpoint(Path(teacher), Path(out), config, report)
+    except QCompressError:
+        if len(told) != config.total_steps:
+            raise
+    ends = [end for end, _ in told[:-1]]
+    seconds = [end - start for start, end in pairwise(ends)]
+    # The first step began before anything was told; it is warm-up in any case.
+    row = {"seconds": [None, *seconds], "losses": [loss for _, loss in told], "peak_bytes": peak_bytes()}
+    print("\n" + json.dumps(row))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
