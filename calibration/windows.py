@@ -23,6 +23,7 @@ CHARACTERS = 16  # read at first for each token needed; ordinary text needs abou
 SETTLED = 32  # last tokens of a text that was cut short: not trusted, for what follows might have changed them
 
 Encoded = tuple[list[int], list[bool]]
+Piece = tuple[list[int], list[bool], str]  # what was used of a document, and where that stands
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,15 @@ class Windows:
     In a conversation the assistant's tokens count, end-of-turn included; in plain text all do; the start token never.
     `manifest` is plain data for JSON: sources with name, digest, weight, documents, tokens and tokens_dropped (encoded
     but not used; what was never needed was never encoded), the totals, the arguments, and a digest of the ids.
+    `documents` (n_samples, seq_len) int64 index `names`, where each document stands; a start token counts to the
+    document after it. None where nobody knows.
     """
 
     ids: Tensor
     mask: Tensor
     manifest: dict[str, Any]
+    documents: Tensor | None = None
+    names: tuple[str, ...] = ()
 
 
 @dataclass
@@ -46,7 +51,7 @@ class _Share:
     source: Source
     digest: str
     quota: int
-    pieces: list[Encoded] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     documents: int = 0
     tokens: int = 0
     tokens_dropped: int = 0
@@ -86,9 +91,10 @@ def build_windows(
     pieces = [piece for share in shares for piece in share.pieces]
     if len(shares) > 1:
         rng.shuffle(pieces)
-    ids, mask = _cut(pieces, n_samples, body, start_token)
+    ids, mask, documents = _cut(pieces, n_samples, body, start_token)
+    names = tuple(name for _, _, name in pieces)
     settings = {"n_samples": n_samples, "seq_len": seq_len, "seed": seed, "start_token": start_token}
-    return Windows(ids, mask, _manifest(shares, ids, settings))
+    return Windows(ids, mask, _manifest(shares, ids, settings), documents, names)
 
 
 def _shares(sources: list[Source], tokenizer: Any, n_samples: int, body: int, rng: random.Random) -> list[_Share]:
@@ -118,7 +124,7 @@ def _fill(share: _Share, documents: Iterable[Document], tokenizer: Any) -> None:
         if needed == 0:
             return
         ids, mask = _encode(document, tokenizer, needed)
-        share.pieces.append((ids[:needed], mask[:needed]))
+        share.pieces.append((ids[:needed], mask[:needed], document.source))
         share.documents += 1
         share.tokens += min(needed, len(ids))
         share.tokens_dropped += max(0, len(ids) - needed)
@@ -156,13 +162,17 @@ def _line_end(text: str, position: int) -> int:
     return len(text) if newline < 0 else len(text[:newline].rstrip())
 
 
-def _cut(pieces: list[Encoded], n_samples: int, body: int, start_token: int | None) -> tuple[Tensor, Tensor]:
-    ids = torch.tensor([token for piece, _ in pieces for token in piece]).view(n_samples, body)
-    mask = torch.tensor([flag for _, flags in pieces for flag in flags]).view(n_samples, body)
+def _cut(pieces: list[Piece], n_samples: int, body: int, start_token: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask, and which of the pieces every token is of."""
+    ids = torch.tensor([token for piece, _, _ in pieces for token in piece]).view(n_samples, body)
+    mask = torch.tensor([flag for _, flags, _ in pieces for flag in flags]).view(n_samples, body)
+    lengths = torch.tensor([len(piece) for piece, _, _ in pieces])
+    documents = torch.arange(len(pieces)).repeat_interleave(lengths).view(n_samples, body)
     if start_token is None:
-        return ids, mask
+        return ids, mask, documents
     start = torch.full((n_samples, 1), start_token)
-    return torch.cat([start, ids], dim=1), torch.cat([torch.zeros_like(start, dtype=torch.bool), mask], dim=1)
+    ids, mask = torch.cat([start, ids], dim=1), torch.cat([torch.zeros_like(start, dtype=torch.bool), mask], dim=1)
+    return ids, mask, torch.cat([documents[:, :1], documents], dim=1)
 
 
 def _manifest(shares: list[_Share], ids: Tensor, settings: dict[str, Any]) -> dict[str, Any]:

@@ -37,10 +37,11 @@ def command(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare each CANDIDATE with REFERENCE: bytes, bits per weight, perplexity, KL, top-1 agreement.
+    """Compare each CANDIDATE with REFERENCE: bytes, bits per weight, perplexity, KL, top-1 and top-5 agreement.
 
     All are run on the same held-out windows, beginning as the reference wants its windows to begin; ± is one standard
-    error, with windows as the sampling unit. KL is KL(reference ‖ candidate) in nats per token.
+    error, with windows as the sampling unit. KL is KL(reference ‖ candidate) in nats per token; top-5: how often the
+    reference's likeliest token is among the candidate's five.
 
     \b
     qcompress compare smollm2 smollm2-awq smollm2-gptq
@@ -75,6 +76,7 @@ def shown(row: Row) -> Row:
         "KL": with_error(row, "kl", 4) if candidate else None,
         "KL p99": f"{row['kl_p99']:.3f}" if candidate else None,
         "top-1": f"{row['top1']:.1%}" if candidate else None,
+        "top-5": f"{row['top5']:.1%}" if candidate else None,
     }
 
 

@@ -5,8 +5,13 @@ A row is a plain dict and the only source of numbers for the terminal, for JSON 
     name role format method              who; role is "reference" or "candidate"
     bytes parameters                     of all safetensors files; of the model
     bits_per_weight bits_per_parameter   8 · bytes / count, of the quantized linears; of the whole model
-    perplexity perplexity_ratio kl top1  each with its standard error as …_se (None with a single window)
+    perplexity perplexity_ratio kl       each with its standard error as …_se (None with a single window)
+    top1 top5                            so too: how often the reference's likeliest token is the candidate's too, or
+                                         among its five likeliest
+    perplexity_ratio_low …_high          95 % bootstrap interval, windows redrawn in pairs; kl_low, kl_high too
+    perplexity_difference …_low …_high   candidate - reference, from the same redraws
     kl_median kl_p95 kl_p99              nats
+    positions documents worst            lists: see `breakdown`
     text n_samples seq_len tokens start_token vocabulary seed
     digest record                        sha256 of the checkpoint; its qcompress.json
 """
@@ -15,13 +20,15 @@ from collections import Counter
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from calibration.windows import Windows
 from compress.checkpoint.formats import format_of, model_dtype
-from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.load import load_tokenizer, open_causal_lm
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import digest, read_record
-from compress.evaluate.drift import CHUNK, reference_figures, summarize_drift, token_drift
+from compress.evaluate.breakdown import break_down
+from compress.evaluate.drift import CHUNK, TokenDrift, of_itself, summarize_drift, token_drift
 from compress.evaluate.reading import Report, Row, read_windows, scored_places
 from compress.evaluate.text import refuse_other_tokenizers, refuse_seen_text, shared_vocabulary
 from compress.model.blocks import linear_shapes, make_skeleton
@@ -62,7 +69,7 @@ def compare_rows(
         raise ValueError(f"evaluate.compare: the windows hold token {highest}, the models share {vocabulary:,} tokens")
     refuse_other_tokenizers(reference, candidates, windows.ids, vocabulary)
     told = told_of_windows(windows) | {"vocabulary": vocabulary}
-    names = short_names(paths)
+    names, tokenizer = short_names(paths), load_tokenizer(reference)
 
     ours = read_windows(reference, windows.ids, micro_batch=micro_batch, report=report)
     rows: list[Row] = []
@@ -70,11 +77,15 @@ def compare_rows(
         theirs = read_windows(path, windows.ids, micro_batch=micro_batch, report=report)
         drift = token_drift(ours, theirs, windows, vocabulary=vocabulary, chunk=chunk)
         if not rows:
-            rows.append(
-                describe(reference, names[0], "reference") | reference_figures(drift) | told | history(reference)
-            )
-        rows.append(describe(path, name, "candidate") | summarize_drift(drift) | told | history(path))
+            about = describe(reference, names[0], "reference")
+            rows.append(about | drift_figures(of_itself(drift), windows, tokenizer) | told | history(reference))
+        about = describe(path, name, "candidate")
+        rows.append(about | drift_figures(drift, windows, tokenizer) | told | history(path))
     return rows
+
+
+def drift_figures(drift: TokenDrift, windows: Windows, tokenizer: Any) -> Row:
+    return summarize_drift(drift) | break_down(drift, windows, tokenizer)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

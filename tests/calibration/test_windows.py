@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from calibration import windows
 from calibration.chat import encode_chat, encode_text
+from calibration.corpus import load_documents
 from calibration.errors import CalibrationError
 from calibration.windows import build_windows
 
@@ -232,3 +233,17 @@ def test_sizes_below_one_are_refused_with_their_numbers(tokenizer, n_samples, se
         build_windows(["default"], tokenizer, n_samples=n_samples, seq_len=seq_len, start_token=start)
     with pytest.raises(ValueError, match="0 sources"):
         build_windows([], tokenizer, n_samples=1, seq_len=8)
+
+
+@pytest.mark.parametrize("start", [None, 0])
+def test_every_token_knows_the_document_it_is_of(tokenizer, many, start):
+    made = build_windows([many], tokenizer, n_samples=6, seq_len=31, start_token=start)
+    assert made.documents is not None and made.documents.shape == made.ids.shape
+    skipped = 0 if start is None else 1
+    ids, documents = made.ids[:, skipped:].flatten(), made.documents[:, skipped:].flatten()
+    assert len(made.names) == made.manifest["sources"][0]["documents"] == len(documents.unique())
+    assert documents.diff().min() == 0 and documents.diff().max() == 1
+    texts = {document.source: document.text for document in load_documents(str(many))}
+    for index, name in enumerate(made.names):
+        own = tokenizer.decode(ids[documents == index].tolist(), skip_special_tokens=True)
+        assert texts[name].startswith(own)

@@ -7,10 +7,11 @@ import torch
 
 from compress.checkpoint.load import load_model
 from compress.errors import QCompressError
+from compress.evaluate import drift
 from compress.evaluate.compare import compare_rows, drift_row
 from compress.evaluate.drift import compare_chunk, log_probabilities
 
-FIGURES = ("perplexity", "perplexity_ratio", "kl", "top1", "kl_median", "kl_p95", "kl_p99")
+FIGURES = ("perplexity", "perplexity_ratio", "kl", "top1", "top5", "kl_median", "kl_p95", "kl_p99")
 
 
 @torch.no_grad()
@@ -30,6 +31,7 @@ def plain_figures(reference, candidate, windows, vocabulary=128):
         "kl_median": kl.quantile(0.5).item(),
         "kl_p95": kl.quantile(0.95).item(),
         "kl_p99": kl.quantile(0.99).item(),
+        "top5": (theirs.topk(5).indices == ours.argmax(-1, keepdim=True)).any(-1).double().mean().item(),
         "top1": (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item(),
     }
 
@@ -66,8 +68,9 @@ def test_micro_batch_and_chunk_never_change_the_result(tiny_llama, quantized, wi
 
 def test_a_checkpoint_has_not_drifted_from_itself(tiny_llama, windows):
     row = drift_row(tiny_llama, tiny_llama, windows)
-    assert (row["kl"], row["kl_p99"], row["perplexity_ratio"], row["top1"]) == (0, 0, 1, 1)
+    assert (row["kl"], row["kl_p99"], row["perplexity_ratio"], row["top1"], row["top5"]) == (0, 0, 1, 1, 1)
     assert (row["kl_se"], row["perplexity_ratio_se"], row["top1_se"]) == (0, 0, 0)
+    assert (row["perplexity_ratio_low"], row["perplexity_ratio_high"], row["perplexity_difference"]) == (1, 1, 0)
 
 
 def test_rows_of_padding_in_a_vocabulary_stand_for_nothing(tiny_llama, padded, windows):
@@ -93,15 +96,32 @@ def test_the_error_of_a_ratio_is_that_of_the_pairs(tiny_llama, quantized, make_w
 
 def test_kl_of_two_coins_is_known():
     fair, biased = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
-    _, _, kl, agrees = compare_chunk(fair + 30, biased - 30, torch.tensor([0]))  # a shift of all logits means nothing
+    _, _, kl, agrees, _ = compare_chunk(
+        fair + 30, biased - 30, torch.tensor([0])
+    )  # a shift of all logits means nothing
     assert kl.item() == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1), abs=1e-5)
     assert agrees.item()
+
+
+def test_agreement_counts_the_first_and_the_first_five_and_equals_are_all_first():
+    reference, candidate = torch.zeros(4, 9), -torch.arange(9.0).repeat(4, 1)
+    reference[range(4), [0, 4, 5, 1]] = 9.0
+    candidate[3, :3] = 0.0  # three are equally likely
+    *_, agrees, agrees5 = compare_chunk(reference, candidate, torch.zeros(4, dtype=torch.int64))
+    assert agrees.tolist() == [True, False, False, True] and agrees5.tolist() == [True, True, False, True]
+
+
+def test_strips_never_change_the_result(monkeypatch, tiny_llama, quantized, windows):
+    expected = drift_row(tiny_llama, quantized["awq"], windows)
+    monkeypatch.setattr(drift, "STRIP_LOGITS", 3 * 128)
+    assert_equal_figures(drift_row(tiny_llama, quantized["awq"], windows), expected, 1e-7)
 
 
 def test_the_tail_of_a_large_vocabulary_is_not_lost_beside_a_likely_token():
     logits = torch.zeros(4, 150_000)
     logits[:, 7] = torch.tensor([10.0, 15.0, 18.0, 20.0])
-    torch.testing.assert_close(log_probabilities(logits).double(), logits.double().log_softmax(-1), atol=4e-6, rtol=0)
+    expected = logits.double().log_softmax(-1)
+    torch.testing.assert_close(log_probabilities(logits).double(), expected, atol=4e-6, rtol=0)
 
 
 def test_a_number_that_is_not_finite_names_the_checkpoint_and_the_window(tiny_qwen2, windows, change_copy, tmp_path):
