@@ -156,8 +156,7 @@ def differences(known: Row | None, inputs: Row, out: Path) -> str:
 def judge(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
     """The comparison of all variants with the student, and of the student with its teacher where it was distilled."""
     student, limits = recipe.student_path, recipe.verify
-    size: dict[str, int] = {"n_samples": limits.windows, "seq_len": limits.seq_len}
-    windows = evaluation_windows(student, variants, limits.text, **size)
+    windows = evaluation_windows(student, variants, limits.text, n_samples=limits.windows, seq_len=limits.seq_len)
     rows: Row = {"compare": compare_rows(student, variants, windows, report=report)}
     if recipe.distill is not None:
         rows["distill"] = (read_record(student).get("rows") or [{}])[0]

@@ -18,6 +18,15 @@ windows_option = click.option("--windows", type=click.IntRange(1), default=24, s
 seq_len_option = click.option(
     "--seq-len", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window."
 )
+cache_option = click.option(
+    "--reference-cache",
+    "cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep there what the reference made of the text, and read it there the next time.",
+)
+locate_option = click.option(
+    "--locate", is_flag=True, help="Also run each block alone on the reference's inputs, and say which stands out."
+)
 
 
 @click.command("compare")
@@ -26,6 +35,8 @@ seq_len_option = click.option(
 @text_option
 @windows_option
 @seq_len_option
+@cache_option
+@locate_option
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Write the report there, one HTML file.")
 @json_option
 def command(
@@ -34,6 +45,8 @@ def command(
     text: str,
     windows: int,
     seq_len: int,
+    cache: Path | None,
+    locate: bool,
     html: Path | None,
     as_json: bool,
 ) -> None:
@@ -53,13 +66,16 @@ def command(
 
     if html and not html.absolute().parent.is_dir():
         raise QCompressError(f"{html}: its directory does not exist; make {html.absolute().parent} first")
-    read = evaluation_windows(reference, candidates, text, n_samples=windows, seq_len=seq_len)
+    read = evaluation_windows(reference, candidates, text, n_samples=windows, seq_len=seq_len, cache=cache)
     report({"text": text, "windows": windows, "start_token": read.manifest["start"]["token"]})
-    rows = compare_rows(reference, candidates, read, report=report)
+    rows = compare_rows(reference, candidates, read, cache=cache, locate=locate, report=report)
     if html:
         write_report(html, rows, command=shlex.join(["qcompress", *sys.argv[1:]]))
         report({"report": html})
     emit(rows if as_json else [shown(row) for row in rows], as_json=as_json)
+    if locate and not as_json:
+        for row in rows[1:]:
+            emit(row["blocks"], as_json=False, title=row["name"])
 
 
 def shown(row: Row) -> Row:

@@ -1,15 +1,17 @@
 """qcompress verify: is a candidate close enough to its reference?"""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from compress.cli.compare import seq_len_option, shown, text_option, windows_option
+from compress.cli.compare import cache_option, locate_option, seq_len_option, shown, text_option, windows_option
 from compress.cli.console import emit, json_option, progress, report
 from compress.errors import GateFailure
 
 CURE = "quantize with another method, a smaller group size or more calibration text, or raise"
+CURE_DAMAGE = "its weights are damaged: quantize it again, or fetch it again"
 
 
 @click.command("verify")
@@ -20,6 +22,8 @@ CURE = "quantize with another method, a smaller group size or more calibration t
 @seq_len_option
 @click.option("--max-kl", type=click.FloatRange(min=0), help="Limit on the mean KL(reference ‖ candidate), nats.")
 @click.option("--max-perplexity-ratio", type=click.FloatRange(min=0), help="Limit on the ratio of perplexities.")
+@cache_option
+@locate_option
 @json_option
 def command(
     reference: Path,
@@ -29,6 +33,8 @@ def command(
     seq_len: int,
     max_kl: float | None,
     max_perplexity_ratio: float | None,
+    cache: Path | None,
+    locate: bool,
     as_json: bool,
 ) -> None:
     """Measure how far CANDIDATE has drifted from REFERENCE; exit code 3 when a limit is passed.
@@ -39,15 +45,19 @@ def command(
     \b
     qcompress verify smollm2 smollm2-awq --max-kl 0.1
     qcompress verify qwen qwen-gptq --text notes.txt --max-kl 0.05 --max-perplexity-ratio 1.05 --json
+    qcompress verify qwen qwen-awq --reference-cache qwen-read --locate
     """
     from compress.evaluate.compare import drift_row
     from compress.evaluate.text import evaluation_windows
 
-    read = evaluation_windows(reference, [candidate], text, n_samples=windows, seq_len=seq_len)
+    read = evaluation_windows(reference, [candidate], text, n_samples=windows, seq_len=seq_len, cache=cache)
     report({"text": text, "windows": windows, "start_token": read.manifest["start"]["token"]})
-    row = drift_row(reference, candidate, read, report=report)
+    row = drift_row(reference, candidate, read, cache=cache, locate=locate, report=report)
     limits = {"kl": max_kl, "perplexity_ratio": max_perplexity_ratio}
     emit({**row, "limits": limits} if as_json else shown(row), as_json=as_json)
+    if locate and not as_json:
+        emit(row["blocks"], as_json=False)
+        progress.print(standing_out(row["blocks"]) or "no block stands out")
     if all(limit is None for limit in limits.values()):
         progress.print("no limit was given, so nothing was verified; see --max-kl and --max-perplexity-ratio")
     refuse_drift(candidate, row, limits)
@@ -58,4 +68,12 @@ def refuse_drift(candidate: Path, row: dict[str, Any], limits: dict[str, float |
     for key, limit in limits.items():
         if limit is not None and not row[key] <= limit:
             option = f"--max-{key.replace('_', '-')}"
-            raise GateFailure(f"{candidate}: {key} {row[key]:.4g} is above the limit {limit:g}; {CURE} {option}")
+            where = standing_out(row.get("blocks") or ())
+            found = f"{candidate}: {key} {row[key]:.4g} is above the limit {limit:g}"
+            raise GateFailure(f"{found}; {where}; {CURE_DAMAGE}" if where else f"{found}; {CURE} {option}")
+
+
+def standing_out(blocks: Sequence[dict[str, Any]]) -> str:
+    """The blocks that depart further than the others, "" where none does."""
+    found = [f"{row['block']} (gain {row['gain']:.3f}, error {row['error']:.3f})" for row in blocks if row["outlier"]]
+    return f"block {', '.join(found)} stands out from the others" if found else ""

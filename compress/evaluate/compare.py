@@ -12,6 +12,7 @@ A row is a plain dict and the only source of numbers for the terminal, for JSON 
     perplexity_difference …_low …_high   candidate - reference, from the same redraws
     kl_median kl_p95 kl_p99              nats
     positions documents worst            lists: see `breakdown`
+    blocks                               where asked for, a list: see `locate`
     text n_samples seq_len tokens start_token vocabulary seed
     digest record                        sha256 of the checkpoint; its qcompress.json
 """
@@ -29,7 +30,9 @@ from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import digest, read_record
 from compress.evaluate.breakdown import break_down
 from compress.evaluate.drift import CHUNK, TokenDrift, of_itself, summarize_drift, token_drift
+from compress.evaluate.locate import locate_drift
 from compress.evaluate.reading import Report, Row, read_windows, scored_places
+from compress.evaluate.reference_cache import read_reference
 from compress.evaluate.text import refuse_other_tokenizers, refuse_seen_text, shared_vocabulary
 from compress.model.blocks import linear_shapes, make_skeleton
 
@@ -41,10 +44,22 @@ def drift_row(
     *,
     micro_batch: int | None = None,
     chunk: int = CHUNK,
+    cache: Path | None = None,
+    locate: bool = False,
     report: Report = lambda row: None,
 ) -> Row:
     """The candidate's row. See `compare_rows`."""
-    return compare_rows(reference, [candidate], windows, micro_batch=micro_batch, chunk=chunk, report=report)[1]
+    rows = compare_rows(
+        reference,
+        [candidate],
+        windows,
+        micro_batch=micro_batch,
+        chunk=chunk,
+        cache=cache,
+        locate=locate,
+        report=report,
+    )
+    return rows[1]
 
 
 def compare_rows(
@@ -54,13 +69,16 @@ def compare_rows(
     *,
     micro_batch: int | None = None,
     chunk: int = CHUNK,
+    cache: Path | None = None,
+    locate: bool = False,
     report: Report = lambda row: None,
 ) -> list[Row]:
     """One row per checkpoint, the reference's first. The reference is run once, and one model at a time.
 
-    `micro_batch` and `chunk` change the speed and the memory, never the result. Raises QCompressError for text that a
-    checkpoint was calibrated on, for another tokenizer, and for numbers that are not finite; ValueError for ids
-    beyond the vocabulary that all share.
+    `cache` is a folder that keeps what the reference made of the windows, or has kept it: then it is not run at all.
+    `locate` adds `blocks`, how far each block alone departs. `micro_batch` and `chunk` change the speed and the
+    memory, never the result. Raises QCompressError for text that a checkpoint was calibrated on, for another
+    tokenizer, and for numbers that are not finite; ValueError for ids beyond the vocabulary that all share.
     """
     paths = [reference, *candidates]
     refuse_seen_text(windows.manifest, paths)
@@ -71,7 +89,7 @@ def compare_rows(
     told = told_of_windows(windows) | {"vocabulary": vocabulary}
     names, tokenizer = short_names(paths), load_tokenizer(reference)
 
-    ours = read_windows(reference, windows.ids, micro_batch=micro_batch, report=report)
+    ours = read_reference(reference, windows, cache, micro_batch=micro_batch, report=report)
     rows: list[Row] = []
     for name, path in zip(names[1:], candidates, strict=True):
         theirs = read_windows(path, windows.ids, micro_batch=micro_batch, report=report)
@@ -81,6 +99,9 @@ def compare_rows(
             rows.append(about | drift_figures(of_itself(drift), windows, tokenizer) | told | history(reference))
         about = describe(path, name, "candidate")
         rows.append(about | drift_figures(drift, windows, tokenizer) | told | history(path))
+    if locate:
+        for path, row in zip(paths, rows, strict=True):
+            row["blocks"] = [] if path is reference else locate_drift(reference, path, windows, report)
     return rows
 
 

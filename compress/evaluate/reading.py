@@ -1,14 +1,19 @@
 """A checkpoint reads the windows: one block in memory at a time, the final hidden states kept.
 
+Where the states of all windows are more than MEMORY_STATES they lie in a temporary file that is mapped: the system
+writes to disk what does not fit in memory.
+
 Hidden states are kept in float32. They are small beside logits (a 7B model: 3,584 numbers a token against 152,064).
 Kept in float16 they moved SmolLM2-135M's perplexity by 4e-4 (and massive activations overflow), in bfloat16 its KL by
 1e-4.
 """
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ from compress.model.blocks import BlockModel
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 MICRO_BATCH_TOKENS = 2048  # large enough for the matrix products, small enough for the cache
+MEMORY_STATES = 2**30  # bytes of hidden states, of one checkpoint
 SECONDS_BETWEEN_REPORTS = 10.0
 
 
@@ -56,13 +62,15 @@ def read_windows(
     """Run the checkpoint at `path` over (n_samples, seq_len) ids.
 
     Every block sees all windows, `micro_batch` at a time (it changes the speed, never the result), before the next
-    is loaded, so memory holds one block and the hidden states.
+    is loaded, so memory holds one block, and the hidden states as long as they are less than MEMORY_STATES.
     """
     checkpoint = open_causal_lm(path)
     model = BlockModel(checkpoint.config, weight_reader(checkpoint))
     size = micro_batch or max(1, MICRO_BATCH_TOKENS // ids.shape[1])
+    hidden = make_states((*ids.shape, int(model.model.config.hidden_size)))
     with model.ends():
-        hidden = torch.cat([model.embed(part) for part in ids.split(size)])
+        for part, place in zip(ids.split(size), hidden.split(size), strict=True):
+            place.copy_(model.embed(part))
     started = told = time.perf_counter()
     for index in range(len(model)):
         with model.block(index) as block:
@@ -74,6 +82,15 @@ def read_windows(
             report({"reads": path.name, "block": f"{index + 1}/{len(model)}", "seconds": round(now - started, 1)})
             told = now
     return Reading(path, model, hidden)
+
+
+def make_states(shape: tuple[int, ...]) -> Tensor:
+    """Room for float32 states of `shape`, on disk where they are many, in a file without a name."""
+    count = prod(shape)
+    if 4 * count <= MEMORY_STATES:
+        return torch.empty(shape)
+    with tempfile.NamedTemporaryFile(prefix="qcompress-states-") as file:
+        return torch.from_file(file.name, shared=True, size=count).view(shape)
 
 
 def scored_places(mask: Tensor) -> Tensor:

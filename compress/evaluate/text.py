@@ -16,6 +16,7 @@ from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import load_tokenizer, measure_blocks_start, open_causal_lm
 from compress.checkpoint.record import RECORD, read_record
 from compress.errors import QCompressError
+from compress.evaluate.reference_cache import known_start
 from compress.model.blocks import BlockModel, make_config
 
 
@@ -27,20 +28,23 @@ def evaluation_windows(
     n_samples: int,
     seq_len: int,
     seed: int = 0,
+    cache: Path | None = None,
 ) -> Windows:
     """`n_samples` windows of `text` (an embedded name or a file), beginning as the reference wants them to begin.
 
+    A reference cache at `cache` knows how, where it is of the same text; it is measured otherwise.
     Raises QCompressError when a checkpoint was calibrated on `text`, CalibrationError when it cannot be read.
     """
     tokenizer = load_tokenizer(reference)
     plain = build_windows([text], tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed)
     refuse_seen_text(plain.manifest, [reference, *candidates])
-    start = find_start(reference, tokenizer, plain.ids)
+    digest = plain.manifest["digest"]
+    start = known_start(cache, reference, digest) or find_start(reference, tokenizer, plain.ids)
     windows = plain
     if start["token"] is not None:
         token = start["token"]
         windows = build_windows([text], tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, start_token=token)
-    return replace(windows, manifest=windows.manifest | {"start": start})
+    return replace(windows, manifest=windows.manifest | {"start": start, "plain_windows": digest})
 
 
 def find_start(reference: Path, tokenizer: Any, ids: Tensor) -> dict[str, Any]:
