@@ -6,6 +6,8 @@ from click.testing import CliRunner
 
 from calibration.corpus import source_digest
 from compress.cli import cli
+from compress.cli.verify import refuse_drift
+from compress.errors import GateFailure
 
 SIZE = ("--windows", "4", "--seq-len", "32")
 
@@ -81,3 +83,34 @@ def test_text_that_cannot_be_used_ends_with_1(tiny_llama, rounded, tmp_path, con
 def test_a_candidate_that_is_not_there_ends_with_1(tiny_llama, text, tmp_path):
     result = verify(tiny_llama, tmp_path / "nowhere", "--text", text, "--max-kl", 1)
     assert result.exit_code == 1 and "nowhere: no such directory" in error_line(result)
+
+
+def test_a_second_candidate_does_not_read_the_reference_again(tiny_llama, rounded, text, tmp_path):
+    cache = ("--text", text, "--reference-cache", tmp_path / "cache", "--json")
+    first, second = verify(tiny_llama, rounded, *cache), verify(tiny_llama, tiny_llama, *cache)
+    assert first.exit_code == second.exit_code == 0, second.output
+    assert second.stderr.count("reads llama") == 2 and "reads llama  from" in second.stderr
+    assert json.loads(first.stdout) == json.loads(verify(tiny_llama, rounded, "--text", text, "--json").stdout)
+
+
+def test_a_cache_of_other_windows_ends_with_1_and_says_what_differs(tiny_llama, rounded, text, tmp_path):
+    cache = ("--text", text, "--reference-cache", tmp_path / "cache")
+    verify(tiny_llama, rounded, *cache)
+    other = ["verify", tiny_llama, rounded, *cache, "--windows", 3, "--seq-len", 32]
+    result = CliRunner().invoke(cli, [*map(str, other)])
+    assert result.exit_code == 1 and "another n_samples: 4 there, 3 here" in error_line(result)
+
+
+def test_blocks_are_listed_where_asked(tiny_llama, rounded, text):
+    result = verify(tiny_llama, rounded, "--text", text, "--locate")
+    assert result.exit_code == 0 and "nothing was verified" not in result.stderr
+    assert "model.layers.1" in result.stdout and "gain" in result.stdout
+    rows = json.loads(verify(tiny_llama, rounded, "--text", text, "--locate", "--json").stdout)["blocks"]
+    assert [row["block"] for row in rows] == [0, 1]
+
+
+def test_a_block_that_stands_out_ends_with_3_and_is_named(tiny_llama):
+    blocks = [{"block": number, "gain": 1.12, "error": 0.15, "outlier": number == 12} for number in range(30)]
+    with pytest.raises(GateFailure, match=r"block 12 \(gain 1\.120, error 0\.150\) stands out.*damaged"):
+        refuse_drift(tiny_llama, {"kl": 0.1, "blocks": blocks}, {"kl": None})
+    refuse_drift(tiny_llama, {"kl": 0.1, "blocks": blocks[:12]}, {"kl": None})

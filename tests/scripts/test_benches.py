@@ -10,7 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from compress.checkpoint.check import check_checkpoint
 from compress.checkpoint.load import load_model
+from compress.checkpoint.read import Checkpoint
+from compress.errors import QCompressError
 from compress.model.blocks import parameter_shapes
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -97,3 +100,46 @@ def test_the_curves_of_four_variants_have_the_same_steps_and_begin_alike(tiny_ll
     assert all([point["tokens"] for point in row["points"]] == [0, 128, 256] for row in rows)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"curve.json", "curve.md", "curve.svg", "curve.png"}
     assert [point["loss"] for point in rows[0]["loss"]] == pytest.approx([point["ce"] for point in rows[0]["loss"]])
+
+
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2"])
+def test_a_damaged_copy_is_valid_and_differs_in_one_block_only(family, request, tmp_path):
+    source, out, stale = request.getfixturevalue(family), tmp_path / "out", tmp_path / "stale"
+    hurt = script("damage").damage(source, out, 1, 1.05)
+    script("damage").damage(source, stale, 1, 1.05, stale_digests=True)
+    before, after = Checkpoint(source), Checkpoint(out)
+    changed = {n for n in before.tensors if not torch.equal(before.tensor(n), after.tensor(n))}
+    assert changed == set(hurt) and len(hurt) == 7 and all(name.startswith("model.layers.1.") for name in hurt)
+    for path, rules in ((out, set()), (stale, {"D1"})):
+        assert {row["rule"] for row in check_checkpoint(path) if row["level"] == "error"} == rules
+
+
+def test_a_block_that_is_not_there_is_refused(tiny_llama, tmp_path):
+    with pytest.raises(QCompressError, match="has no block 2"):
+        script("damage").damage(tiny_llama, tmp_path / "out", 2, 1.05)
+
+
+def test_the_check_of_drift_finds_no_difference_and_would_say_one(tiny_llama, tiny_qwen2, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox asks a question; the lazy dog answers it in a few words.\n" * 20)
+    size = ["--windows", "2", "--seq-len", "32", "--json"]
+    check = script("check_drift")
+    result = CliRunner().invoke(check.main, [str(tiny_llama), str(tiny_qwen2), str(text), *size])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert len(rows) == 9 and all(row["met"] for row in rows)
+    assert check.difference("kl", 0.5, 0.5002) > check.TOLERANCE > check.difference("perplexity", 5.0, 5.0002)
+
+
+def test_drift_and_bare_passes_take_turns(tiny_llama, tiny_qwen2, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox asks a question; the lazy dog answers it in a few words.\n" * 20)
+    size = ["--tokens", "100", "--seq-len", "32", "--repeats", "2", "--json"]
+    result = CliRunner().invoke(script("bench_drift").main, [str(tiny_llama), str(tiny_qwen2), str(text), *size])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [row["tokens"] for row in found["rows"]] == [128, 128]
+    rates = [row["tokens_per_second"] for row in found["rows"]]
+    assert found["targets"][0]["found"] == pytest.approx(rates[1] / rates[0])
+    told = [line.split()[1] for line in result.stderr.splitlines() if line.startswith("name")]
+    assert told == ["two", "drift", "two", "drift"]
