@@ -1,7 +1,8 @@
 """The one place that writes to the terminal: progress to stderr, results to stdout."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -19,8 +20,30 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 def report(row: Row) -> None:
     """One line of progress: key value pairs."""
-    pairs = [f"[dim]{escape(key)}[/dim] {escape(show(value))}" for key, value in row.items() if value is not None]
-    progress.print("  ".join(pairs))
+    progress.print(pairs(row))
+
+
+@contextmanager
+def live_report() -> Iterator[Callable[[Row], None]]:
+    """`report`; on a terminal the steps of a training share one line that changes, and those that are judged stay."""
+    if not progress.is_terminal:
+        yield report
+        return
+    with progress.status("") as status:
+
+        def tell(row: Row) -> None:
+            if "loss" in row and "heldout_kl" not in row:
+                status.update(pairs(row))
+            else:
+                report(row)
+
+        yield tell
+
+
+def pairs(row: Row) -> str:
+    """A row in one line, with rich's marks."""
+    told = [f"[dim]{escape(key)}[/dim] {escape(show(value))}" for key, value in row.items() if value is not None]
+    return "  ".join(told)
 
 
 def show(value: Any) -> str:

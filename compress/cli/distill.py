@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, json_option, live_report
 from compress.cli.shape import shape_options
 from compress.distill.config import DIVERGENCES, DTYPES, STEPS, DistillConfig, LoopConfig
 
@@ -39,10 +39,18 @@ from compress.distill.config import DIVERGENCES, DTYPES, STEPS, DistillConfig, L
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory for a third more time; the same gradients.")
 @click.option("--save-every", type=click.IntRange(0), default=100, show_default=True, help="Steps between states.")
 @click.option("--restart", is_flag=True, help="Begin anew what an interrupted run has begun.")
+@click.option("--log-dir", type=click.Path(), help="For TensorBoard's event files.")
 @click.option("--dry-run", is_flag=True, help="Print the plan, from config.json alone, and stop.")
 @json_option
 def command(
-    teacher: Path, out: Path, save_every: int, restart: bool, dry_run: bool, as_json: bool, **options: Any
+    teacher: Path,
+    out: Path,
+    save_every: int,
+    restart: bool,
+    log_dir: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Distill TEACHER (a directory) into a smaller student, an ordinary checkpoint of the same family.
 
@@ -58,7 +66,8 @@ def command(
     onto the other lies in OUT.align.safetensors.
 
     The same command goes on where a run was killed, to the same curve and weights: its state lies in .OUT.distill until
-    the student is written. With torchrun or accelerate launch every process takes its share of each step's windows.
+    the student is written, every step's numbers in OUT.distill.jsonl. With torchrun or accelerate launch every process
+    takes its share of each step's windows.
 
     \b
     qcompress distill smollm2 --blocks 20 --out student
@@ -81,7 +90,8 @@ def command(
     if dry_run:
         emit(plan_row(plan_distill(teacher, settings), settings), as_json=as_json)
         return
-    loop = LoopConfig(save_every=save_every, restart=restart)
-    row = distill_checkpoint(teacher, out, settings, report, loop=loop)
+    loop = LoopConfig(save_every=save_every, restart=restart, log_dir=log_dir)
+    with live_report() as tell:
+        row = distill_checkpoint(teacher, out, settings, tell, loop=loop)
     if row:
         emit(row, as_json=as_json)

@@ -229,11 +229,13 @@ class DistillConfig(StudentConfig, TrainConfig):
 class LoopConfig:
     """How a training is run, none of which changes what comes of it.
 
-    The state to go on from is kept every `save_every` steps (0: only at the end of stages); `restart` begins anew.
+    The state to go on from is kept every `save_every` steps (0: only at the end of stages); `restart` begins anew;
+    `log_dir` gets TensorBoard's event files.
     """
 
     save_every: int = 100
     restart: bool = False
+    log_dir: str | None = None
 
     def __post_init__(self) -> None:
         if self.save_every < 0:

@@ -3,6 +3,7 @@
 The student is written only when training is over; until then nothing exists at `out`.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,8 @@ from compress.distill.cache import MANIFEST, windows_digest
 from compress.distill.cached import CachedTeacher, cache_text, open_cache
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.journal import Journal, shared_journal
+from compress.distill.logs import logged
+from compress.distill.memory import cures, told
 from compress.distill.parallel import place
 from compress.distill.plan import Plan, plan_distill, plan_row
 from compress.distill.staged import Finished, Run, keep_alignment, make_alignment, run_stages
@@ -61,13 +64,15 @@ def distill_checkpoint(
     tokenizer, and for training that never got better than the student was before it.
     """
     plan = plan_distill(teacher, settings)
-    device = pick_device(teacher, plan)
+    device = pick_device(teacher, plan, settings)
     check_student(teacher, settings)
     room = plan.student_size["float16_bytes"] + KEPT * plan.student_size["parameters"]
     with shared_journal(out, job_settings(teacher, settings), room, restart=loop.restart) as journal:
-        if not journal.published:
-            job = Job(teacher, out, settings, plan, device, journal, silent if place()[0] else report)
-            distill(job, loop.save_every)
+        if not journal.published and journal.writes:
+            with logged(report, out, loop.log_dir) as tell:
+                distill(Job(teacher, out, settings, plan, device, journal, tell), loop.save_every)
+        elif not journal.published:
+            distill(Job(teacher, out, settings, plan, device, journal, silent), loop.save_every)
         row = journal.notes["row"] if journal.writes else {}
         if journal.writes:
             journal.discard()
@@ -131,11 +136,12 @@ def distill(job: Job, save_every: int) -> None:
     save_student(job.out, student, weights, Path(settings.student or job.teacher), text_of_record)
 
 
-def pick_device(teacher: Path, plan: Plan) -> torch.device:
-    """Where training runs. QCompressError when that is the CPU and its memory will not do."""
+def pick_device(teacher: Path, plan: Plan, settings: DistillConfig) -> torch.device:
+    """Where training runs. QCompressError when that is the CPU and it has not the memory for all its processes."""
     device = make_accelerator().device
     if device.type == "cpu":
-        check_memory(teacher, plan.memory)
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        check_memory(teacher, here * plan.memory, f"{cures(settings)} ({told(plan.memory_parts)} in each process)")
     return device
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from compress.checkpoint.load import check_causal_lm
 from compress.checkpoint.read import read_json
 from compress.distill.config import DistillConfig
+from compress.distill.memory import memory_parts, told
 from compress.distill.train import MICRO_TOKENS
 from compress.errors import QCompressError
-from compress.losses import CHUNK_LOGITS
 from compress.model.blocks import plain_config
 from compress.model.families import find_family
 from compress.model.student import plan_size, shape_of, student_config, student_shape
@@ -17,21 +17,23 @@ from compress.model.width import Shape
 
 Row = dict[str, Any]
 Json = dict[str, Any]
-BUFFERS = 4  # of logits, in the loss
-STUDENT_BYTES = 4 + 4 + 8 + 2  # per parameter: weight, gradient, Adam's two moments, the best weights so far
-BLOCK_VECTORS = 16  # of hidden_size per token and block that autograd keeps, and 5 of intermediate_size
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Both configs, the student's shape and sizes, and how many bytes of memory training takes, about."""
+    """Both configs, the student's shape and sizes, and the bytes of memory that training takes, about."""
 
     teacher: Json
     student: Json
     shape: Shape
     teacher_size: dict[str, int]
     student_size: dict[str, int]
-    memory: int
+    memory_parts: dict[str, int]
+
+    @property
+    def memory(self) -> int:
+        """Bytes at the peak of one process, on a CPU."""
+        return sum(self.memory_parts.values())
 
     @property
     def removed(self) -> int:
@@ -66,17 +68,9 @@ def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = Non
     else:
         shape, config = shape_of(student), plain_config(student)
     sizes = plan_size(teacher), plan_size(config)
-    memory = estimate_memory(sizes[0]["parameters"], sizes[1]["parameters"], config, settings)
-    return Plan(teacher, config, shape, *sizes, memory)
-
-
-def estimate_memory(teacher: int, student: int, config: Json, settings: DistillConfig) -> int:
-    """Bytes at the peak, on a CPU: both models in float32, Adam, one micro-batch's activations, the loss."""
-    tokens = max(MICRO_TOKENS["cpu"], settings.seq_len)
-    width, channels = int(config["hidden_size"]), int(config["intermediate_size"])
-    activations = tokens * int(config["num_hidden_layers"]) * (BLOCK_VECTORS * width + 5 * channels)
-    head_gradients = 2 * int(config["vocab_size"]) * width
-    return 4 * (teacher + activations + head_gradients + BUFFERS * CHUNK_LOGITS) + STUDENT_BYTES * student
+    ours, theirs = (size["parameters"] for size in sizes)
+    parts = memory_parts(ours, theirs, config, settings, MICRO_TOKENS["cpu"])
+    return Plan(teacher, config, shape, *sizes, parts)
 
 
 def check_dtype(config: Json, dtype: str) -> None:
@@ -97,6 +91,7 @@ def plan_row(plan: Plan, settings: DistillConfig) -> Row:
         "teacher_parameters": plan.teacher_size["parameters"],
         **sizes,
         "memory_bytes": plan.memory,
+        "memory": told(plan.memory_parts),
         "steps": settings.total_steps,
         "tokens": settings.total_tokens,
     }
