@@ -91,13 +91,13 @@ def test_the_curves_of_four_variants_have_the_same_steps_and_begin_alike(tiny_ll
     (tmp_path / "task.txt").write_text("\n\n".join(f"question {i}: what is {i} and {i}? {i + i}." for i in range(400)))
     sizes = ["--blocks", "1", "--batch-size", "2", "--seq-len", "32", "--heldout-windows", "4", "--points", "2"]
     texts = ["--data", "default", "--task", str(tmp_path / "task.txt"), "--heldout", "heldout"]
-    arguments = [str(tiny_llama), str(tmp_path / "out"), *texts, *sizes, "--steps", "4"]
+    arguments = [str(tiny_llama), str(tmp_path / "out"), *texts, *sizes, "--minutes", "0.01"]
     shown = CliRunner().invoke(script("bench_distill_curve").main, arguments, catch_exceptions=False)
     assert shown.exit_code == 0
     rows = json.loads((tmp_path / "out/curve.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["CE", "KD", "KD + hidden", "KD in stages"]
-    assert len({row["kl_before"] for row in rows}) == 1 and {row["steps"] for row in rows} == {4}
-    assert all([point["tokens"] for point in row["points"]] == [0, 128, 256] for row in rows)
+    assert len({row["kl_before"] for row in rows}) == 1 and {row["steps"] for row in rows} == {rows[0]["steps"]}
+    assert all(row["points"][-1]["tokens"] == row["tokens"] == 64 * row["steps"] >= 128 for row in rows)
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"curve.json", "curve.md", "curve.svg", "curve.png"}
     assert [point["loss"] for point in rows[0]["loss"]] == pytest.approx([point["ce"] for point in rows[0]["loss"]])
 
