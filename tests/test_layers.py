@@ -25,6 +25,7 @@ LAYERS = [  # top first; the longest matching prefix decides
         "compress.errors",
         "compress.losses",
         "compress.schedule",
+        "compress.timing",
         "compress.quantize.grid",
         "compress.checkpoint.pack",
     },

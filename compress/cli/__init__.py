@@ -27,6 +27,7 @@ COMMANDS = (
     "verify",
     "compare",
     "eval",
+    "bench",
     "history",
     "run",
 )
