@@ -212,9 +212,9 @@ def prepare(
     big, vocab = open_model(teacher, working_dtype(device), device), common_vocabulary(plan, tokenizer)
     size = {"seq_len": common.seq_len, "seed": common.seed}
     start = find_start(general, tokenizer, big.model, 4, size)
-    few = counting_windows(general, tokenizer, 4, size, start)
+    few = counting_windows(general, tokenizer, 4, size, start, common.packing)
     student = make_student(open_causal_lm(teacher), plan, common, few, vocab, device, report)
-    judge = Heldout(big, counting_windows(heldout, tokenizer, windows, size, start), vocab)
+    judge = Heldout(big, counting_windows(heldout, tokenizer, windows, size, start, common.packing), vocab)
     report({"heldout_tokens": judge.tokens, "teacher_perplexity": exp(judge.teacher_nll), "device": str(device)})
     weights = snapshot(student.model.model, torch.float32)
     return Bench(big, student.model, weights, judge, tokenizer, vocab, align_weight, general, task)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.distill.config import CODECS, DTYPES, TEMPERATURE, CaptureConfig
+from compress.distill.config import CODECS, DTYPES, PACKINGS, TEMPERATURE, CaptureConfig
 
 
 @click.command("capture")
@@ -29,6 +29,9 @@ from compress.distill.config import CODECS, DTYPES, TEMPERATURE, CaptureConfig
 @click.option("--seq-len", type=click.IntRange(2), default=256, show_default=True, help="Tokens per window.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--shard-windows", type=click.IntRange(1), default=64, show_default=True, help="Windows per file.")
+@click.option(
+    "--packing", type=click.Choice(PACKINGS), default="documents", show_default=True, help="That of the training."
+)
 @click.option("--rank", type=click.IntRange(0), default=0, envvar="RANK", help="This process, of --ranks.")
 @click.option("--ranks", type=click.IntRange(1), default=1, envvar="WORLD_SIZE", help="Processes that share the work.")
 @json_option

@@ -7,7 +7,7 @@ import click
 
 from compress.cli.console import emit, json_option, live_report
 from compress.cli.shape import shape_options
-from compress.distill.config import DIVERGENCES, DTYPES, STEPS, DistillConfig, LoopConfig
+from compress.distill.config import DIVERGENCES, DTYPES, PACKINGS, STEPS, DistillConfig, LoopConfig
 
 
 @click.command("distill")
@@ -37,6 +37,13 @@ from compress.distill.config import DIVERGENCES, DTYPES, STEPS, DistillConfig, L
 )
 @click.option("--dtype", type=click.Choice(DTYPES), default="float16", show_default=True, help="Of the result.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Less memory for a third more time; the same gradients.")
+@click.option(
+    "--packing",
+    type=click.Choice(PACKINGS),
+    default="documents",
+    show_default=True,
+    help="What a document sees in its window: itself, or all before it.",
+)
 @click.option("--save-every", type=click.IntRange(0), default=100, show_default=True, help="Steps between states.")
 @click.option("--restart", is_flag=True, help="Begin anew what an interrupted run has begun.")
 @click.option("--log-dir", type=click.Path(), help="For TensorBoard's event files.")

@@ -34,7 +34,9 @@ class Aligned(NamedTuple):
 class Blocks(Protocol):
     """A model that tells what its blocks put out."""
 
-    def states(self, ids: Tensor, blocks: Sequence[int]) -> tuple[Side, list[Tensor]]: ...
+    def states(
+        self, ids: Tensor, blocks: Sequence[int], documents: Tensor | None = None
+    ) -> tuple[Side, list[Tensor]]: ...
 
 
 class AlignedTeacher:
@@ -43,8 +45,8 @@ class AlignedTeacher:
     def __init__(self, teacher: Blocks, pairs: Pairs):
         self.teacher, self.blocks = teacher, [block for _, block in pairs]
 
-    def side(self, ids: Tensor) -> Aligned:
-        return Aligned(*self.teacher.states(ids, self.blocks))
+    def side(self, ids: Tensor, documents: Tensor | None = None) -> Aligned:
+        return Aligned(*self.teacher.states(ids, self.blocks, documents))
 
 
 def map_blocks(student: int, teacher: int) -> list[tuple[int, int]]:

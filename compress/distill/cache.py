@@ -38,7 +38,8 @@ FORMAT = 1
 class Manifest:
     """What the targets are of. `teacher`, `head`, `tokenizer`, `chat_template`, `windows` are digests.
 
-    `data` is the windows' own manifest, with how they begin; `windows` covers ids and mask; `width` is the teacher's.
+    `data` is the windows' own manifest, with how they begin; `windows` covers ids, mask and documents; `width` is the
+    teacher's.
     """
 
     teacher: str
@@ -69,6 +70,7 @@ class Manifest:
     def facts(self) -> dict[str, Any]:
         """Everything that must agree, by the name under which a user knows it."""
         data = {key: self.data[key] for key in ("seq_len", "seed", "start_token", "n_samples")}
+        data["packing"] = self.data.get("packing", "full")  # all there was before there was a choice
         sources = [source["digest"] for source in self.data["sources"]]
         named = {"codec": self.codec["name"], **{k: v for k, v in self.codec.items() if k != "name"}}
         rest = {"windows": self.windows, "shard_windows": self.shard_windows, "format": self.format}
@@ -92,8 +94,9 @@ def short(value: Any) -> Any:
 
 
 def windows_digest(windows: Windows) -> str:
-    """sha256 over ids and mask."""
-    return f"sha256:{tensor_digest(torch.cat([windows.ids, windows.mask.long()], 1))}"
+    """sha256 over ids, mask, and documents where there are any."""
+    documents = [] if windows.documents is None else [windows.documents]
+    return f"sha256:{tensor_digest(torch.cat([windows.ids, windows.mask.long(), *documents], 1))}"
 
 
 def digest_bytes(data: bytes) -> Tensor:

@@ -12,6 +12,7 @@ from compress.checkpoint.load import template_digest, tokenizer_digest
 from compress.checkpoint.record import digest
 from compress.distill.cache import Cache, window_digests, windows_digest
 from compress.distill.config import DistillConfig
+from compress.distill.packing import positions
 from compress.distill.text import Text, read_text
 from compress.distill.train import Model
 from compress.errors import QCompressError
@@ -23,6 +24,7 @@ def open_cache(settings: DistillConfig, teacher: Path, tokenizer: Any, vocab: in
     cache = Cache(str(settings.cache))
     facts: dict[str, Any] = {"tokenizer": tokenizer_digest(tokenizer), "chat_template": template_digest(tokenizer)}
     facts |= {"seq_len": settings.seq_len, "seed": settings.seed, "teacher": digest(teacher)}
+    facts["packing"] = settings.packing
     if not cache.codec.sparse:
         cache.check(**facts)
         return cache
@@ -40,7 +42,7 @@ def cache_text(cache: Cache, settings: DistillConfig, tokenizer: Any) -> Text:
     made = cache.manifest.data
     size = {"seq_len": settings.seq_len, "seed": settings.seed}
     start = StartToken(**made["start"])
-    text = read_text(settings.data, settings.heldout, tokenizer, made["n_samples"], size, start)
+    text = read_text(settings.data, settings.heldout, tokenizer, made["n_samples"], size, start, settings.packing)
     sources = [source["digest"] for source in text.windows.manifest["sources"]]
     cache.check(data=sources, n_samples=len(text.windows.ids), windows=windows_digest(text.windows))
     return text
@@ -54,14 +56,20 @@ class CachedTeacher:
         weight = teacher.model.get_output_embeddings().weight.detach()
         self.cache, self.windows, self.lent = cache, windows, Side(weight[:0], weight, teacher.head)
         self._digests = window_digests(windows.ids)
+        borders = None if windows.documents is None else positions(windows.documents)
         self._places = {row.numpy().tobytes(): place for place, row in enumerate(self._digests)}
         for place, row in enumerate(self._digests):
             twin = self._places[row.numpy().tobytes()]
-            if not torch.equal(windows.mask[place], windows.mask[twin]):
-                raise QCompressError(f"{cache.path}: windows {place} and {twin} differ only in what counts; drop one")
+            if any(one is not None and not torch.equal(one[place], one[twin]) for one in (windows.mask, borders)):
+                raise QCompressError(
+                    f"{cache.path}: windows {place} and {twin} differ only in what counts or is a document; drop one"
+                )
 
-    def side(self, ids: Tensor) -> Targets:
-        """(batch, seq) ids -> targets (batch, seq - 1, …), zeros where no token counts."""
+    def side(self, ids: Tensor, documents: Tensor | None = None) -> Targets:
+        """(batch, seq) ids -> targets (batch, seq - 1, …), zeros where no token counts.
+
+        Which documents they are was the capture's to know.
+        """
         places = [self._places[row.numpy().tobytes()] for row in window_digests(ids)]
         found = [self.cache.rows(place, self._digests[place]) for place in places]
         _, keep = next_tokens(self.windows.ids[places], self.windows.mask[places])

@@ -21,6 +21,7 @@ from compress.checkpoint.record import digest, tensor_digest
 from compress.distill.cache import Manifest, open_folder, read_shard, window_digests, windows_digest, write_shard
 from compress.distill.codecs import Codec, Parts, join, make_codec
 from compress.distill.config import CaptureConfig
+from compress.distill.packing import Batch, as_batch, check_packing
 from compress.distill.student import open_model, working_dtype
 from compress.distill.text import counting_windows, find_start
 from compress.distill.train import Model, micro_batch
@@ -51,6 +52,7 @@ def capture_teacher(
     open_causal_lm(teacher)
     tokenizer, device = load_tokenizer(teacher), pick_device(rank)
     model = open_model(teacher, working_dtype(device), device)
+    check_packing(model, str(teacher), settings.packing, settings.seq_len)
     windows, data = read_windows(settings, tokenizer, model)
     manifest = describe(teacher, model, tokenizer, windows, data, settings)
     codec = make_codec(manifest.codec)
@@ -76,7 +78,7 @@ def read_windows(settings: CaptureConfig, tokenizer: Any, model: Model) -> tuple
     """The windows, and their manifest with how they begin."""
     size = {"seq_len": settings.seq_len, "seed": settings.seed}
     start = find_start(settings.data, tokenizer, model.model, settings.n_samples, size)
-    windows = counting_windows(settings.data, tokenizer, settings.n_samples, size, start)
+    windows = counting_windows(settings.data, tokenizer, settings.n_samples, size, start, settings.packing)
     return windows, windows.manifest | {"start": asdict(start)}
 
 
@@ -126,22 +128,24 @@ def fill_shard(out: Path, manifest: Manifest, index: int, model: Model, windows:
         read_shard(path, manifest)
         return
     part = spread(manifest, index)
-    first, ids, mask = part.start, windows.ids[part], windows.mask[part]
-    rows = encode_windows(model, ids, mask, codec, uniform_numbers(ids, first, int(manifest.data["seed"])))
+    first, batch = part.start, as_batch(windows).rows(part)
+    ids = batch.ids
+    rows = encode_windows(model, batch, codec, uniform_numbers(ids, first, int(manifest.data["seed"])))
     tensors = {f"codec.{name}": tensor for name, tensor in rows.items()}
     tensors["window"] = torch.arange(first, first + len(ids))
-    tensors["ids"], tensors["ends"] = window_digests(ids), mask[:, 1:].sum(1).cumsum(0)
+    tensors["ids"], tensors["ends"] = window_digests(ids), batch.mask[:, 1:].sum(1).cumsum(0)
     write_shard(out, manifest, index, tensors)
 
 
 @torch.no_grad()
-def encode_windows(model: Model, ids: Tensor, mask: Tensor, codec: Codec, uniform: Tensor) -> Parts:
+def encode_windows(model: Model, batch: Batch, codec: Codec, uniform: Tensor) -> Parts:
     """The codec's rows of all tokens that count, windows one after the other; `uniform` as (windows, seq_len - 1)."""
     device, parts = model.model.device, []
-    micro = micro_batch(ids.shape[1], device)
-    for some, keep, numbers in zip(ids.split(micro), mask.split(micro), uniform.split(micro), strict=True):
-        side = model.side(some.to(device))
-        _, kept = next_tokens(some, keep)
+    micro = micro_batch(batch.ids.shape[1], device)
+    for some, numbers in zip(batch.split(micro), uniform.split(micro), strict=True):
+        there = some.to(device)
+        side = model.side(there.ids, there.documents)
+        _, kept = next_tokens(some.ids, some.mask)
         parts.append(codec.encode(side._replace(hidden=side.hidden[kept.to(device)]), numbers[kept]))
     return join(parts)
 

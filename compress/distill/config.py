@@ -6,6 +6,7 @@ from typing import Any
 
 DTYPES = ("float16", "bfloat16")
 DIVERGENCES = ("kl", "reverse_kl", "jsd")
+PACKINGS = ("documents", "full")
 CODECS = ("hidden", "hybrid", "topk")
 STEPS = 100
 TEMPERATURE = 2.0  # of a distillation, and so of a cache that holds for one temperature only
@@ -44,13 +45,20 @@ class StudentConfig:
         return {name: getattr(self, name) for name in SHAPE} | ({"num_layers": self.blocks} if self.blocks else {})
 
 
+def check_packing_name(packing: str) -> None:
+    """ValueError for one that is not known."""
+    if packing not in PACKINGS:
+        raise ValueError(f"packing={packing}: known are {', '.join(PACKINGS)}")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How it learns. One step is `batch_size` windows of `seq_len` tokens; `tokens` says steps in another unit.
 
     `align_weight` is that of the hidden states beside the loss, 0: none. With a `lora_rank` above 0 only adapters of
     that rank learn, their product times `lora_alpha` / rank (None: twice the rank).
-    `gradient_checkpointing` takes time for memory.
+    `gradient_checkpointing` takes time for memory. With `packing` "documents" a document sees nothing of the
+    others in its window, with "full" all that comes before it.
     """
 
     alpha: float = 0.7
@@ -68,6 +76,7 @@ class TrainConfig:
     lora_rank: int = 0
     lora_alpha: float | None = None
     gradient_checkpointing: bool = False
+    packing: str = "documents"
 
     def check(self) -> None:
         if self.steps is not None and self.tokens is not None:
@@ -80,6 +89,7 @@ class TrainConfig:
             raise ValueError(f"seq_len={self.seq_len}: a window needs 2 tokens, one to read and one to predict")
         if self.divergence not in DIVERGENCES:
             raise ValueError(f"divergence={self.divergence}: known are {', '.join(DIVERGENCES)}")
+        check_packing_name(self.packing)
         if not 0 < self.beta < 1:
             raise ValueError(f"beta={self.beta}: the teacher's share of a jsd's mixture lies between 0 and 1")
         if not 0 <= self.alpha <= 1:
@@ -249,7 +259,7 @@ class CaptureConfig:
 
     `temperature`, `top_k`, `samples` and `renormalise` are for codecs that store probabilities, at the temperature of
     a distillation where None is given; `dtype` is that of hidden states, None the teacher's. A shard holds
-    `shard_windows` windows.
+    `shard_windows` windows. `packing` is that of the distillation.
     """
 
     codec: str = "hidden"
@@ -263,11 +273,13 @@ class CaptureConfig:
     seq_len: int = 256
     seed: int = 0
     shard_windows: int = 64
+    packing: str = "documents"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
         if self.codec not in CODECS:
             raise ValueError(f"codec={self.codec}: known are {', '.join(CODECS)}")
+        check_packing_name(self.packing)
         if self.temperature is not None and not (self.temperature > 0 and isfinite(self.temperature)):
             raise ValueError(f"temperature={self.temperature}: must be above 0 and finite")
         if self.codec == "hidden" and self.temperature is not None:

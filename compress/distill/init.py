@@ -16,6 +16,7 @@ from compress.checkpoint.read import read_json
 from compress.checkpoint.record import record_text
 from compress.checkpoint.write import check_room
 from compress.distill.config import SHAPE, DistillConfig
+from compress.distill.packing import check_packing
 from compress.distill.plan import plan_distill, plan_row
 from compress.distill.student import common_vocabulary, make_student, open_model, save_student, working_dtype
 from compress.distill.text import train_text
@@ -64,6 +65,7 @@ def init_student(teacher: Path, out: Path, settings: DistillConfig, report: Repo
     report(sizes | {"note": note})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = open_model(teacher, working_dtype(device), device)
+    check_packing(model, str(teacher), settings.packing, settings.seq_len)
     text, vocab = train_text(settings, tokenizer, model.model), common_vocabulary(plan, tokenizer)
     student = make_student(source, plan, settings, text.windows, vocab, device, report)
     heldout = Heldout(model, text.heldout, vocab)

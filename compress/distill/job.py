@@ -26,6 +26,7 @@ from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.journal import Journal, shared_journal
 from compress.distill.logs import logged
 from compress.distill.memory import cures, told
+from compress.distill.packing import check_own_answers, check_packing
 from compress.distill.parallel import place
 from compress.distill.plan import Plan, plan_distill, plan_row
 from compress.distill.staged import Finished, Run, keep_alignment, make_alignment, run_stages
@@ -111,10 +112,14 @@ def distill(job: Job, save_every: int) -> None:
     report(plan_row(job.plan, settings))
     big = open_model(job.teacher, working_dtype(job.device), job.device)
     stages = make_stages(settings)
+    check_packing(big, str(job.teacher), settings.packing, max(stage.settings.seq_len for stage in stages))
     texts = [cache_text(cache, settings, tokenizer)] if cache else stage_texts(stages, tokenizer, big.model)
     for stage, text in zip(stages, texts, strict=True):
         report(stage.named() | text_row(text, stage.data, stage.needed) | {"heldout": stage.settings.heldout})
     student = make_student(source, job.plan, settings, texts[0].windows, vocab, job.device, report)
+    for stage in stages:
+        if stage.on_policy:
+            check_own_answers(student.model.model, settings.packing, stage.settings.seq_len)
     *judges, heldout = open_judges(big, heldout_windows(settings, texts, tokenizer), vocab)
     before = heldout.measure(student.model)
     report({"heldout_tokens": heldout.tokens, "kl_before": before.kl, "perplexity_before": exp(before.nll)})

@@ -28,7 +28,7 @@ from compress.errors import QCompressError
 Row = dict[str, Any]
 T = TypeVar("T")
 JOURNAL = "journal.json"
-ALGORITHM = 1  # raise it when the same settings would train otherwise: a run begun before cannot be finished after
+ALGORITHM = 2  # raise it when the same settings would train otherwise: a run begun before cannot be finished after
 
 
 def work_path(out: Path) -> Path:

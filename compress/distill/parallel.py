@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+
+from compress.distill.packing import Batch
 
 T = TypeVar("T")
 
@@ -19,18 +20,19 @@ def place() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def share(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """This process's windows of a step, (windows, seq_len) ids and mask: every n-th, as many as any other has.
+def share(batch: Batch) -> Batch:
+    """This process's windows of a step: every n-th, as many as any other has.
 
     Where a step's windows do not divide, one is repeated with nothing in it that counts.
     """
     rank, count = place()
     if count == 1:
-        return ids, mask
-    places = torch.arange(rank, rank + count * (-(-len(ids) // count)), count)
-    there = places < len(ids)
+        return batch
+    places = torch.arange(rank, rank + count * (-(-len(batch.ids) // count)), count)
+    there = places < len(batch.ids)
     places = places.where(there, torch.zeros_like(places))
-    return ids[places], mask[places] & there[:, None].to(mask.device)
+    mine = batch.rows(places)
+    return mine._replace(mask=mine.mask & there[:, None].to(mine.mask.device))
 
 
 def add_up(sums: dict[str, float], device: torch.device) -> dict[str, float]:

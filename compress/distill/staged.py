@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from calibration.windows import Windows
 from compress.distill.align import AlignedTeacher, Alignment, map_blocks, save_alignment
@@ -14,6 +13,7 @@ from compress.distill.config import DistillConfig
 from compress.distill.journal import NOWHERE, Journal, Keeper
 from compress.distill.lora import adapters
 from compress.distill.on_policy import continue_windows
+from compress.distill.packing import Batch
 from compress.distill.parallel import from_first
 from compress.distill.stages import Stage
 from compress.distill.text import Text
@@ -127,9 +127,9 @@ def answering(teacher: Teacher, alignment: Alignment | None) -> Teacher:
 def own_answers(run: Run, settings: DistillConfig, done: int) -> Rewrite:
     """What an on-policy stage reads in the place of its windows: their beginnings, as the student goes on from them."""
 
-    def rewrite(step: int, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def rewrite(step: int, batch: Batch) -> Batch:
         return continue_windows(
-            run.student.model, ids, mask, seed=settings.seed, step=done + step, vocab=run.vocab, end=run.end
+            run.student.model, batch, seed=settings.seed, step=done + step, vocab=run.vocab, end=run.end
         )
 
     return rewrite

@@ -69,7 +69,7 @@ def stage_texts(stages: Sequence[Stage], tokenizer: Any, teacher: Any) -> list[T
     sizes = [{"seq_len": stage.settings.seq_len, "seed": stage.settings.seed} for stage in stages]
     start = find_start(stages[0].data, tokenizer, teacher, stages[0].needed, sizes[0])
     return [
-        read_text(stage.data, stage.settings.heldout, tokenizer, stage.needed, size, start)
+        read_text(stage.data, stage.settings.heldout, tokenizer, stage.needed, size, start, stage.settings.packing)
         for stage, size in zip(stages, sizes, strict=True)
     ]
 
@@ -83,7 +83,7 @@ def heldout_windows(settings: DistillConfig, texts: Sequence[Text], tokenizer: A
     if settings.stages:
         size = {"seq_len": settings.seq_len, "seed": settings.seed}
         count = max(1, HELDOUT_TOKENS // settings.seq_len)
-        judges.append(counting_windows([settings.heldout], tokenizer, count, size, texts[0].start))
+        judges.append(counting_windows([settings.heldout], tokenizer, count, size, texts[0].start, settings.packing))
     else:
         judges.append(judges[0])
     trained = {source["digest"] for text in texts for source in text.windows.manifest["sources"]}

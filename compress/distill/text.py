@@ -9,6 +9,7 @@ from calibration.start import StartToken
 from calibration.windows import Windows, build_windows
 from compress.checkpoint.load import measure_start
 from compress.distill.config import DistillConfig
+from compress.distill.packing import pack
 from compress.errors import QCompressError
 
 Row = dict[str, Any]
@@ -26,15 +27,21 @@ class Text:
 
 
 def read_text(
-    data: Sequence[str], heldout: str, tokenizer: Any, wanted: int, size: dict[str, int], start: StartToken
+    data: Sequence[str],
+    heldout: str,
+    tokenizer: Any,
+    wanted: int,
+    size: dict[str, int],
+    start: StartToken,
+    packing: str,
 ) -> Text:
     """`wanted` windows to train on and a few held out, all beginning with `start`; `size` is seq_len and seed.
 
     A text that is too short for the run is read again; how often is for the caller to report. QCompressError when the
     same text is in both, or when no token of one of them counts.
     """
-    windows = counting_windows(data, tokenizer, wanted, size, start)
-    judges = counting_windows([heldout], tokenizer, max(1, HELDOUT_TOKENS // size["seq_len"]), size, start)
+    windows = counting_windows(data, tokenizer, wanted, size, start, packing)
+    judges = counting_windows([heldout], tokenizer, max(1, HELDOUT_TOKENS // size["seq_len"]), size, start, packing)
     seen = {source["digest"] for source in windows.manifest["sources"]}
     if seen & {source["digest"] for source in judges.manifest["sources"]}:
         raise QCompressError(f"{heldout}: is trained on, so it cannot be held out; give --heldout another text")
@@ -46,7 +53,7 @@ def train_text(settings: DistillConfig, tokenizer: Any, teacher: Any) -> Text:
     size = {"seq_len": settings.seq_len, "seed": settings.seed}
     wanted = settings.total_steps * settings.batch_size
     start = find_start(settings.data, tokenizer, teacher, wanted, size)
-    return read_text(settings.data, settings.heldout, tokenizer, wanted, size, start)
+    return read_text(settings.data, settings.heldout, tokenizer, wanted, size, start, settings.packing)
 
 
 def find_start(sources: Sequence[str], tokenizer: Any, teacher: Any, wanted: int, size: dict[str, int]) -> StartToken:
@@ -56,10 +63,10 @@ def find_start(sources: Sequence[str], tokenizer: Any, teacher: Any, wanted: int
 
 
 def counting_windows(
-    sources: Sequence[str], tokenizer: Any, wanted: int, size: dict[str, int], start: StartToken
+    sources: Sequence[str], tokenizer: Any, wanted: int, size: dict[str, int], start: StartToken, packing: str
 ) -> Windows:
-    """Windows that begin with `start`. QCompressError for a source of which no token counts: no assistant speaks."""
-    windows = fitting_windows(sources, tokenizer, wanted, {**size, "start_token": start.token})
+    """Windows that begin with `start`, packed so. QCompressError for a source of which no token counts: all user's."""
+    windows = pack(fitting_windows(sources, tokenizer, wanted, {**size, "start_token": start.token}), packing)
     silent = [source for source in windows.manifest["sources"] if not source["tokens_counted"]]
     if not windows.mask[:, 1:].any():
         silent = windows.manifest["sources"]

@@ -21,6 +21,7 @@ from compress.distill.align import Aligned, Alignment, align_weight
 from compress.distill.config import TrainConfig
 from compress.distill.journal import NOWHERE, Keeper, Progress
 from compress.distill.lora import adapted, plain_parameters
+from compress.distill.packing import Batch, as_batch, attention
 from compress.distill.parallel import add_up, from_first, share
 from compress.distill.recompute import recomputing
 from compress.distill.state import best_weights, give_state, over_state, take_state
@@ -40,7 +41,7 @@ from compress.schedule import learning_rate
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
-Rewrite = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]  # step, ids and mask -> the ids and mask to learn from
+Rewrite = Callable[[int, Batch], Batch]  # step, and what was read for it -> what to learn from
 MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}  # per forward: enough for the matrix products, little enough for memory
 MAX_NORM = 1.0
 BETAS = (0.9, 0.95)
@@ -76,7 +77,7 @@ class AlignedLoss(NamedTuple):
 class Teacher(Protocol):
     """Whatever gives targets (batch, seq - 1, …) for ids (batch, seq): a model, or a cache of what it said."""
 
-    def side(self, ids: Tensor) -> Targets | Aligned: ...
+    def side(self, ids: Tensor, documents: Tensor | None = None) -> Targets | Aligned: ...
 
 
 class Model:
@@ -86,14 +87,19 @@ class Model:
         self.model = model.to(device)
         self.head: Head = find_head(model.config.to_dict())
 
-    def side(self, ids: Tensor) -> Side:
-        """(batch, seq) ids -> its side of the loss, hidden states of all positions but the last."""
-        hidden = self.model.base_model(ids, use_cache=False).last_hidden_state[:, :-1]
+    def side(self, ids: Tensor, documents: Tensor | None = None) -> Side:
+        """(batch, seq) ids -> its side of the loss, hidden states of all positions but the last.
+
+        Each of the `documents`, (batch, seq), sees itself only.
+        """
+        apart = attention(documents, self.model)
+        hidden = self.model.base_model(ids, use_cache=False, **apart).last_hidden_state[:, :-1]
         return Side(hidden, self.model.get_output_embeddings().weight, self.head)
 
-    def states(self, ids: Tensor, blocks: Sequence[int]) -> tuple[Side, list[Tensor]]:
+    def states(self, ids: Tensor, blocks: Sequence[int], documents: Tensor | None = None) -> tuple[Side, list[Tensor]]:
         """Its side, and what `blocks` (from 1) put out, (batch, seq - 1, width) each; the last one's after the norm."""
-        found = self.model.base_model(ids, use_cache=False, output_hidden_states=True)
+        apart = attention(documents, self.model)
+        found = self.model.base_model(ids, use_cache=False, output_hidden_states=True, **apart)
         side = Side(found.last_hidden_state[:, :-1], self.model.get_output_embeddings().weight, self.head)
         return side, [found.hidden_states[block][:, :-1] for block in blocks]
 
@@ -113,14 +119,14 @@ class Objective(nn.Module):
         groups += [] if self.alignment is None else [list(self.alignment.parameters())]
         return [{"params": group} for group in groups]
 
-    def forward(self, ids: Tensor, mask: Tensor, teacher: Targets | Aligned, total: float) -> Loss | AlignedLoss:
-        labels, keep = next_tokens(ids, mask)
+    def forward(self, batch: Batch, teacher: Targets | Aligned, total: float) -> Loss | AlignedLoss:
+        labels, keep = next_tokens(batch.ids, batch.mask)
         options = {name: getattr(self.settings, name) for name in ("alpha", "temperature", "divergence", "beta")}
         options |= {"total": total, "vocab": self.vocab}
         if self.alignment is None or not isinstance(teacher, Aligned):
             targets = teacher.targets if isinstance(teacher, Aligned) else teacher
-            return distill_loss(self._side(ids), targets, labels, keep, **options)
-        side, states = self._states(ids, [block for block, _ in self.alignment.pairs])
+            return distill_loss(self._side(batch.ids, batch.documents), targets, labels, keep, **options)
+        side, states = self._states(batch.ids, [block for block, _ in self.alignment.pairs], batch.documents)
         found = distill_loss(side, teacher.targets, labels, keep, **options)
         align = self.alignment(states, teacher.states, keep, total)
         return AlignedLoss(found.loss + self.align_weight * align, found.kl, found.ce, align.detach())
@@ -133,20 +139,21 @@ class Heldout:
     def __init__(self, teacher: Model, windows: Windows, vocab: int):
         device = teacher.model.device
         self.vocab, micro = vocab, micro_batch(windows.ids.shape[1], device)
-        self.parts: list[tuple[Tensor, Tensor, Side]] = []
+        self.parts: list[tuple[Batch, Side]] = []
         nll = 0.0
         self.tokens = int(windows.mask[:, 1:].sum())
-        for ids, mask in zip(windows.ids.split(micro), windows.mask.split(micro), strict=True):
-            side = teacher.side(ids.to(device))
-            self.parts.append((ids.to(device), mask.to(device), side))
-            nll += cross_entropy(side, *next_tokens(*self.parts[-1][:2]), vocab=vocab).sum().item()
+        for part in as_batch(windows).to(device).split(micro):
+            side = teacher.side(part.ids, part.documents)
+            self.parts.append((part, side))
+            nll += cross_entropy(side, *next_tokens(part.ids, part.mask), vocab=vocab).sum().item()
         self.teacher_nll = nll / self.tokens
 
     @torch.no_grad()
     def measure(self, student: Model) -> Scores:
         kl = nll = 0.0
-        for ids, mask, teacher in self.parts:
-            found = distill_loss(student.side(ids), teacher, *next_tokens(ids, mask), vocab=self.vocab)
+        for part, teacher in self.parts:
+            side = student.side(part.ids, part.documents)
+            found = distill_loss(side, teacher, *next_tokens(part.ids, part.mask), vocab=self.vocab)
             kl, nll = kl + found.kl.sum().item(), nll + found.ce.sum().item()
         return Scores(kl / self.tokens, nll / self.tokens)
 
@@ -184,15 +191,15 @@ def train(
     result = Trained(snapshot(student.model, dtype), 0, kl_before)
     first = resume(keeper, result, objective, optimizer) + 1
     steps, spent = settings.total_steps, 0.0
-    for step, (ids, mask) in read_batches(windows, settings, first):
+    for step, batch in read_batches(windows, settings, first):
         started = time.perf_counter()
         objective.align_weight = align_weight(step, steps, settings.align_weight)
         if rewrite is not None:
-            ids, mask = rewrite(step, ids, mask)
+            batch = rewrite(step, batch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, settings.learning_rate)
         with recomputing(student.model, settings.gradient_checkpointing):
-            row = accumulate(accelerator, prepared, teacher, ids, mask, settings)
+            row = accumulate(accelerator, prepared, teacher, batch)
         norm = float(accelerator.clip_grad_norm_(prepared.parameters(), MAX_NORM))
         if not (math.isfinite(row["loss"]) and math.isfinite(norm)):
             result.stopped = f"step {step}: loss {row['loss']:.4g}, gradient norm {norm:.4g}"
@@ -231,25 +238,23 @@ def progress(result: Trained, step: int, *, over: bool = False) -> Progress:
     return Progress(step, result.curve, result.best_step, result.best_kl, over)
 
 
-def accumulate(
-    accelerator: Accelerator, objective: nn.Module, teacher: Teacher, ids: Tensor, mask: Tensor, settings: TrainConfig
-) -> Row:
+def accumulate(accelerator: Accelerator, objective: nn.Module, teacher: Teacher, batch: Batch) -> Row:
     """Gradients of one step's windows, micro-batch by micro-batch; its mean loss, kl and ce."""
-    total = float(mask[:, 1:].sum())
+    total = float(batch.mask[:, 1:].sum())
     sums = {"loss": 0.0, "kl": 0.0, "ce": 0.0}
-    device, micro = accelerator.device, micro_batch(ids.shape[1], accelerator.device)
-    parts = list(zip(*(tensor.to(device).split(micro) for tensor in share(ids, mask)), strict=True))
-    for number, (part, keep) in enumerate(parts, 1):
+    device = accelerator.device
+    parts = share(batch).to(device).split(micro_batch(batch.ids.shape[1], device))
+    for number, part in enumerate(parts, 1):
         with torch.no_grad(), accelerator.autocast():
-            target = teacher.side(part)
+            target = teacher.side(part.ids, part.documents)
         with nullcontext() if number == len(parts) else accelerator.no_sync(objective):
-            found: Loss | AlignedLoss = objective(part, keep, target, total)
+            found: Loss | AlignedLoss = objective(part, target, total)
             accelerator.backward(found.loss * accelerator.num_processes)  # gradients are averaged over processes
         sums["loss"] += found.loss.item()
         if isinstance(found, AlignedLoss):
             sums["align"] = sums.get("align", 0.0) + found.align.item()
         for name in ("kl", "ce"):
-            sums[name] += token_mean(getattr(found, name), keep[:, 1:], total).item()
+            sums[name] += token_mean(getattr(found, name), part.mask[:, 1:], total).item()
     return add_up(sums, device)
 
 
@@ -287,10 +292,8 @@ def micro_batch(seq_len: int, device: torch.device) -> int:
     return max(1, MICRO_TOKENS.get(device.type, MICRO_TOKENS["cpu"]) // seq_len)
 
 
-def read_batches(
-    windows: Windows, settings: TrainConfig, first: int = 1
-) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
-    """Step and (batch_size, seq_len) ids and mask, from step `first` to the last.
+def read_batches(windows: Windows, settings: TrainConfig, first: int = 1) -> Iterator[tuple[int, Batch]]:
+    """Step and its `batch_size` windows, from step `first` to the last.
 
     Used-up windows come again, each time in a new order.
     """
@@ -301,8 +304,7 @@ def read_batches(
     ]
     batches = torch.cat(orders)[:needed].split(settings.batch_size)
     for step in range(first, len(batches) + 1):
-        chosen = batches[step - 1]
-        yield step, (windows.ids[chosen], windows.mask[chosen])
+        yield step, as_batch(windows).rows(batches[step - 1])
 
 
 def progress_row(row: Row, step: int, seconds: float, settings: TrainConfig) -> Row:

@@ -11,6 +11,7 @@ from compress.checkpoint.read import Checkpoint, read_header
 from compress.distill.align import AlignedTeacher, Alignment, align_weight, distance, map_blocks
 from compress.distill.config import DistillConfig, TrainConfig
 from compress.distill.job import distill_checkpoint
+from compress.distill.packing import as_batch
 from compress.distill.train import Model, Objective, accumulate, make_accelerator
 from compress.losses import Loss
 
@@ -36,7 +37,7 @@ def step(student: Model, teacher: Model, alignment: Alignment, weight: float) ->
     student.model.requires_grad_(True)
     objective = Objective(student, settings, 40, alignment)
     answers = AlignedTeacher(teacher, alignment.pairs)
-    return accumulate(make_accelerator(), objective, answers, windows.ids, windows.mask, settings), objective
+    return accumulate(make_accelerator(), objective, answers, as_batch(windows)), objective
 
 
 def test_a_student_that_is_its_teacher_costs_exactly_nothing():
@@ -118,4 +119,4 @@ def test_hidden_states_and_a_cache_are_refused_together():
 
 def test_nothing_of_it_is_there_when_it_is_off(tiny_llama: Path, tmp_path: Path):
     distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(blocks=1, steps=2, seq_len=32, eval_every=1))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.distill.jsonl"]

@@ -174,6 +174,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tiny_lla
         ({"temperature": 2.0}, "temperature: 1.0 there, 2.0 here"),
         ({"seq_len": 16}, "seq_len: 32 there, 16 here"),
         ({"seed": 1}, "seed: 0 there, 1 here"),
+        ({"packing": "full"}, "packing: documents there, full here"),
         ({"data": ("python",)}, "data: sha256:"),
         ({"data": ("default=1", "python=1")}, "data: sha256:"),
     ],

@@ -11,6 +11,7 @@ from compress.checkpoint.record import read_record
 from compress.distill.config import DistillConfig, StageConfig
 from compress.distill.job import distill_checkpoint
 from compress.distill.on_policy import continue_windows, draw, prompt_lengths, uniform_numbers
+from compress.distill.packing import Batch
 
 IDS = torch.randint(0, 40, (3, 16), generator=torch.Generator().manual_seed(1))
 
@@ -23,10 +24,15 @@ def random_llama() -> Any:
 
 
 def go_on(
-    ids: torch.Tensor = IDS, mask: torch.Tensor | None = None, **changed: Any
+    ids: torch.Tensor = IDS,
+    mask: torch.Tensor | None = None,
+    documents: torch.Tensor | None = None,
+    **changed: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-    return continue_windows(random_llama(), ids, mask, **{"seed": 0, "step": 1, "vocab": 40, "end": None} | changed)
+    options = {"seed": 0, "step": 1, "vocab": 40, "end": None} | changed
+    found = continue_windows(random_llama(), Batch(ids, mask, documents), **options)
+    return found.ids, found.mask
 
 
 def test_the_beginning_stays_and_only_what_was_said_counts():
@@ -59,6 +65,27 @@ def test_every_token_is_drawn_as_the_model_sees_the_whole_text():
     numbers = uniform_numbers(0, 1, 3, 16)
     for place in range(8, 16):
         assert torch.equal(draw(logits[:, place - 1], numbers[:, place]), ids[:, place])
+
+
+def test_of_several_documents_the_student_goes_on_with_the_prompts_last_one_and_sees_it_alone():
+    documents = torch.tensor([[0] * 5 + [1] * 11, [2] * 16, [-1, *[3] * 6, *[4] * 6, *[5] * 3]])
+    mask = torch.ones(3, 16, dtype=torch.bool)
+    found = continue_windows(random_llama(), Batch(IDS, mask, documents), seed=0, step=1, vocab=40, end=None)
+    assert found.documents is not None and found.documents[2].tolist() == [-1, *[3] * 6, *[4] * 9]
+    numbers = uniform_numbers(0, 1, 3, 16)
+    for row, (first, start) in enumerate(((5, []), (0, []), (7, [0]))):
+        alone = torch.cat([found.ids[row, start].view(-1), found.ids[row, first:]])[None]
+        with torch.no_grad():
+            logits = random_llama()(alone).logits[0, :, :40].float()
+        for place in range(8, 16):
+            drawn = draw(logits[None, place - first + len(start) - 1], numbers[row : row + 1, place])
+            assert drawn == found.ids[row, place]
+
+
+def test_the_first_token_of_a_document_makes_no_answer_of_the_second():
+    documents, mask = torch.tensor([[0] * 7 + [1] * 9]), torch.ones(1, 16, dtype=torch.bool)
+    mask[0, 7] = False
+    assert prompt_lengths(mask, documents).tolist() == [8] and prompt_lengths(mask.roll(-1, 1)).tolist() == [7]
 
 
 def test_in_a_conversation_the_student_begins_where_an_answer_does():

@@ -11,6 +11,7 @@ from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import read_record
 from compress.distill.config import DistillConfig
 from compress.distill.job import distill_checkpoint
+from compress.distill.packing import Batch
 from compress.distill.parallel import share
 
 SETTINGS = {"blocks": 1, "alpha": 1.0, "steps": 5, "batch_size": 5, "seq_len": 32, "learning_rate": 3e-3}
@@ -30,9 +31,10 @@ def test_every_window_of_a_step_counts_in_one_process_and_all_take_as_many(two, 
     shares = []
     for rank in range(2):
         two(rank)
-        shares.append(share(ids, mask))
-    assert len(shares[0][0]) == len(shares[1][0]) == -(-windows // 2)
-    counted = torch.cat([part[keep] for part, keep in shares])
+        shares.append(share(Batch(ids, mask, ids)))
+    assert all(torch.equal(one.ids, one.documents) for one in shares)
+    assert len(shares[0].ids) == len(shares[1].ids) == -(-windows // 2)
+    counted = torch.cat([one.ids[one.mask] for one in shares])
     assert sorted(counted.tolist()) == ids.flatten().tolist()
 
 

@@ -21,6 +21,7 @@ from calibration.windows import Windows
 from compress.checkpoint.load import load_model
 from compress.distill import train as training
 from compress.distill.config import TrainConfig
+from compress.distill.packing import as_batch
 from compress.distill.recompute import recomputing
 from compress.distill.train import (
     Heldout,
@@ -128,7 +129,7 @@ def test_micro_batches_never_change_a_step(pair, monkeypatch, tokens):
         monkeypatch.setitem(training.MICRO_TOKENS, "cpu", micro)
         objective = Objective(student, settings, 40).requires_grad_(True)
         objective.zero_grad()
-        row = accumulate(accelerator, objective, teacher, windows.ids, windows.mask, settings)
+        row = accumulate(accelerator, objective, teacher, as_batch(windows))
         return row, [p.grad.clone() for p in objective.parameters()]
 
     whole, part = gradients(10**6), gradients(tokens)
@@ -143,7 +144,7 @@ def test_the_settings_choose_the_divergence(pair, divergence):
     windows = random_windows(2, seed=3)
     settings = TrainConfig(batch_size=2, seq_len=12, divergence=divergence, beta=0.3)
     target = teacher.side(windows.ids)
-    found = Objective(student, settings, 40)(windows.ids, windows.mask, target, 7.0)
+    found = Objective(student, settings, 40)(as_batch(windows), target, 7.0)
     labels, keep = next_tokens(windows.ids, windows.mask)
     options = {"alpha": 0.7, "temperature": 2.0, "divergence": divergence, "beta": 0.3, "total": 7.0}
     assert torch.equal(found.loss, distill_loss(student.side(windows.ids), target, labels, keep, **options).loss)
@@ -154,7 +155,7 @@ def test_a_step_is_the_mean_over_all_tokens_that_count(pair, monkeypatch):
     monkeypatch.setitem(training.MICRO_TOKENS, "cpu", 24)
     settings, windows = TrainConfig(batch_size=5, seq_len=12), random_windows(5, seed=3)
     objective = Objective(student, settings, 40).requires_grad_(True)
-    row = accumulate(make_accelerator(), objective, teacher, windows.ids, windows.mask, settings)
+    row = accumulate(make_accelerator(), objective, teacher, as_batch(windows))
     found = student.model.model.norm.weight.grad.clone()
     objective.zero_grad()
     keep = windows.mask[:, 1:]
@@ -176,7 +177,7 @@ def test_gradient_checkpointing_changes_no_bit_of_a_step(pair):
         objective = Objective(student, TrainConfig(batch_size=5, seq_len=12), 40).requires_grad_(True)
         objective.zero_grad()
         with recomputing(student.model, on):
-            row = accumulate(make_accelerator(), objective, teacher, windows.ids, windows.mask, objective.settings)
+            row = accumulate(make_accelerator(), objective, teacher, as_batch(windows))
         found.append((row, [p.grad.clone() for p in objective.parameters()]))
         assert not any(part.training for part in student.model.modules())
     assert found[0][0] == found[1][0] and len(calls) == 3  # once, then once and again
@@ -218,7 +219,7 @@ def test_the_learning_rate_rises_then_falls_to_a_tenth():
 def test_windows_are_read_in_order_and_again_in_another_order():
     windows = random_windows(5, seed=4)
     settings = TrainConfig(steps=5, batch_size=3, seq_len=12, seed=1)
-    rows = torch.cat([ids for _, (ids, _) in read_batches(windows, settings)])
+    rows = torch.cat([batch.ids for _, batch in read_batches(windows, settings)])
     assert len(rows) == 15 and torch.equal(rows[:5], windows.ids) and not torch.equal(rows[5:10], windows.ids)
     for epoch in rows.split(5):
         assert sorted(map(tuple, epoch.tolist())) == sorted(map(tuple, windows.ids.tolist()))
