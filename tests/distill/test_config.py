@@ -63,7 +63,7 @@ def test_flags_and_fields_have_the_same_names_and_defaults(command, config, othe
     options = {option.name: option for option in command.params}
     ours = set(options) - others
     assert ours == {field.name for field in fields(config)}
-    defaults = {
-        name: None if "UNSET" in repr(options[name].default).upper() else options[name].default for name in ours
-    }
+    unset = {name for name in ours if "UNSET" in repr(options[name].default).upper()}
+    defaults = {name: options[name].default for name in ours - unset}
+    defaults |= {name: False if options[name].is_flag else None for name in unset}  # type: ignore[attr-defined]
     assert defaults == {field.name: field.default for field in fields(config)}

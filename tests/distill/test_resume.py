@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,26 @@ from compress.distill.journal import JOURNAL, Journal, Keeper, Progress, work_pa
 from compress.errors import QCompressError
 
 SETTINGS: dict[str, Any] = {"blocks": 1, "alpha": 1.0, "batch_size": 4, "seq_len": 32, "learning_rate": 3e-3}
-PLAIN = SETTINGS | {"steps": 6, "eval_every": 3}
-STAGES = ({"name": "first", "steps": 3}, {"name": "second", "steps": 4, "align_weight": 0.0})
+PLAIN = SETTINGS | {"steps": 5, "eval_every": 3}
+STAGES = ({"name": "first", "steps": 2}, {"name": "second", "steps": 3, "align_weight": 0.0})
 STAGED = SETTINGS | {"align_weight": 0.1, "eval_every": 2, "stages": STAGES}
-OWN = ({"name": "first", "steps": 3}, {"name": "own", "steps": 4, "on_policy": True})
+OWN = ({"name": "first", "steps": 2}, {"name": "own", "steps": 3, "on_policy": True})
 ADAPTED = SETTINGS | {"lora_rank": 4, "learning_rate": 1e-2, "eval_every": 2, "stages": OWN}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Two short texts, for every run to train on and be judged by."""
+    folder, patch = tmp_path_factory.mktemp("texts"), pytest.MonkeyPatch()
+    for name, words in (("data", "fox jumps over the lazy dog"), ("heldout", "user asks the model a question")):
+        text = "\n\n".join(f"line {i}: the quick {words}, {i * i} times." for i in range(60 if name == "data" else 8))
+        (folder / f"{name}.txt").write_text(text)
+        patch.setitem(SETTINGS, name, str(folder / f"{name}.txt"))
+    for settings in (PLAIN, STAGED, ADAPTED):
+        for name in ("data", "heldout"):
+            patch.setitem(settings, name, SETTINGS[name])
+    yield
+    patch.undo()
 
 
 class Killed(Exception):
@@ -86,7 +102,7 @@ def test_other_settings_are_refused_by_name_and_restart_begins_anew(tiny_llama, 
     with pytest.raises(QCompressError, match=r"started with learning_rate 0.003, now 0.001; .*--restart"):
         run(tiny_llama, out, PLAIN | {"learning_rate": 1e-3}, save_every=1)
     run(tiny_llama, out, PLAIN | {"learning_rate": 1e-3}, report=rows.append, restart=True)
-    assert next(row["step"] for row in rows if "loss" in row) == "1/6" and not work_path(out).exists()
+    assert next(row["step"] for row in rows if "loss" in row) == "1/5" and not work_path(out).exists()
 
 
 def test_a_student_that_was_written_before_the_kill_is_not_made_again(tiny_llama, tmp_path, monkeypatch):
