@@ -118,4 +118,4 @@ def test_hidden_states_and_a_cache_are_refused_together():
 
 def test_nothing_of_it_is_there_when_it_is_off(tiny_llama: Path, tmp_path: Path):
     distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(blocks=1, steps=2, seq_len=32, eval_every=1))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.distill.jsonl"]
