@@ -64,6 +64,24 @@ def test_a_teacher_cut_to_its_own_shape_is_the_teacher(tiny_llama: Path, tmp_pat
     assert all(torch.equal(ours.tensor(name), theirs.tensor(name)) for name in theirs.tensors)
 
 
+def test_a_narrower_student_is_chosen_by_activations_and_says_so(tiny_qwen2: Path, tmp_path: Path):
+    narrow = (tiny_qwen2, "--intermediate-size", 32, "--num-layers", 1)
+    for out in ("cut", "again"):
+        code, _, shown = run(*narrow, "--out", tmp_path / out)
+        assert code == 0, shown
+    assert run(*narrow, "--out", tmp_path / "weights", "--importance", "weights")[0] == 0
+    found, again, weights = (tmp_path / out for out in ("cut", "again", "weights"))
+    assert read_record(found)["width"] == {"importance": "activations", "windows": 16, "seq_len": 32, "tokens": 512}
+    assert read_record(weights)["width"] == {"importance": "weights", "windows": 0, "seq_len": 0, "tokens": 0}
+    bytes_of = [(path / "model.safetensors").read_bytes() for path in (found, again, weights)]
+    assert bytes_of[0] == bytes_of[1] != bytes_of[2]
+
+
+def test_a_student_as_wide_as_its_teacher_was_not_narrowed_by_anything(tiny_qwen2: Path, tmp_path: Path):
+    assert run(tiny_qwen2, "--out", tmp_path / "cut", "--blocks", 1)[0] == 0
+    assert read_record(tmp_path / "cut").get("width") is None
+
+
 def test_a_shape_that_cannot_be_leaves_nothing(tiny_llama: Path, tmp_path: Path):
     code, _, shown = run(tiny_llama, "--out", tmp_path / "cut", "--blocks", 3)
     assert code == 1 and "num_layers=3: a student is cut out of its teacher, which has 2" in shown
