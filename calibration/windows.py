@@ -64,7 +64,7 @@ class _Share:
             "weight": self.source.weight,
             "documents": self.documents,
             "tokens": self.tokens,
-            "tokens_counted": sum(sum(mask) for _, mask in self.pieces),
+            "tokens_counted": sum(sum(mask) for _, mask, _ in self.pieces),
             "tokens_dropped": self.tokens_dropped,
         }
 

@@ -26,6 +26,7 @@ LAYERS = [  # top first; the longest matching prefix decides
         "compress.losses",
         "compress.sampling",
         "compress.schedule",
+        "compress.timing",
         "compress.quantize.grid",
         "compress.checkpoint.pack",
     },

@@ -28,6 +28,7 @@ COMMANDS = (
     "verify",
     "compare",
     "eval",
+    "bench",
     "history",
     "watch",
     "run",

@@ -30,22 +30,21 @@ class VllmFailedError(RuntimeError):
     """vLLM ended without an answer; the message is the first exception in its output, which is the cause."""
 
 
-def open_vllm(checkpoint: str, *, dtype: Dtype, max_model_len: int) -> "LLM":
+def open_vllm(checkpoint: str, *, dtype: Dtype, max_model_len: int, **options: Any) -> "LLM":
     """An engine without compilation and without a prefix cache: every call does the same work.
 
-    `enable_weights_track` makes vLLM refuse a checkpoint that leaves one of its parameters unset.
+    `options` are vLLM's own and win. `enable_weights_track` makes vLLM refuse a checkpoint that leaves one of its
+    parameters unset.
     """
     from vllm import LLM
 
-    return LLM(
-        checkpoint,
-        dtype=dtype,
-        max_model_len=max_model_len,
-        enforce_eager=True,
-        enable_prefix_caching=False,
-        disable_log_stats=True,
-        model_loader_extra_config={"enable_weights_track": True},
-    )
+    usual: dict[str, Any] = {
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+        "model_loader_extra_config": {"enable_weights_track": True},
+    }
+    return LLM(checkpoint, dtype=dtype, max_model_len=max_model_len, **(usual | options))
 
 
 def run_in_new_process(script: str, request: dict[str, Any]) -> Any:
