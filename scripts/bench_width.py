@@ -1,4 +1,4 @@
-"""KL to the teacher of narrower students before training, chosen by weights and by activations: bench_width.py MODEL."""
+"""KL of narrower students before training, chosen by weights and by activations: bench_width.py MODEL."""
 
 import json
 import sys
