@@ -17,6 +17,7 @@ from compress.distill.config import DIVERGENCES, STEPS, CaptureConfig, DistillCo
         ({"blocks": 3, "num_layers": 3}, "blocks, num_layers given"),
         ({"blocks": 0}, "blocks=0"),
         ({"num_heads": -1}, "num_heads=-1"),
+        ({"num_heads": 2, "importance": "names"}, "importance=names"),
         ({"blocks": 3, "steps": 0}, "steps=0"),
         ({"blocks": 3, "tokens": 0}, "tokens=0"),
         ({"blocks": 3, "steps": 5, "tokens": 5}, "steps=5 and tokens=5"),

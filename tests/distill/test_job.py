@@ -127,6 +127,7 @@ def test_a_narrower_student_loads_and_learns(tiny_qwen2, tmp_path):
     row = distill_checkpoint(tiny_qwen2, tmp_path / "out", settings)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.model_type == "qwen2" and model.config.hidden_size == 32 and model.dtype == torch.bfloat16
+    assert read_record(tmp_path / "out")["width"]["importance"] == "activations"
     assert row["kl_after"] < row["kl_before"]
 
 
