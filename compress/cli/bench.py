@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.cli.history import history_option
+from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.config import FORMAT_NAMES, parse_size
 from compress.errors import QCompressError
 
@@ -45,7 +45,7 @@ QUICK = {"prompt_tokens": 128, "new_tokens": 32, "batch": 2, "repeats": 2}
 @click.option("--board", "boards", multiple=True, help="Predict for this board too, or for all; may be repeated.")
 @click.option("--packed", type=click.Choice(FORMAT_NAMES), help="Predict also for each 16-bit CKPT packed in 4 bits.")
 @click.option("--predict-only", is_flag=True, help="Measure nothing; a config.json is enough.")
-@history_option
+@history_options
 @json_option
 def command(
     checkpoints: tuple[Path, ...],
@@ -66,6 +66,7 @@ def command(
     packed: str | None,
     predict_only: bool,
     history: Path | None,
+    tag: str | None,
     as_json: bool,
 ) -> None:
     """Measure each CKPT: memory, time to first token, generation, tokens/s, largest batch; gains over the first.
@@ -82,6 +83,7 @@ def command(
     """
     from compress.evaluate.boards import find_boards, plain_memory
 
+    need_history(history, tag)
     chosen = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, "repeats": repeats}
     sizes = (QUICK if quick else FULL) | {key: value for key, value in chosen.items() if value is not None}
     memory = parse_size(gpu_memory) if gpu_memory else None
@@ -95,10 +97,7 @@ def command(
     settings |= sizes | {"confirm_batch": confirm_batch}
     measured = [] if predict_only else measure(checkpoints, engine, settings, timeout, kv_cache)
     show(measured, predicted, as_json)
-    if history and measured:
-        from compress.evaluate.history import append_verdicts
-
-        append_verdicts(history, "bench", measured)
+    keep_verdicts(history, tag, "bench", measured)
     if measured and all(row["error"] for row in measured):
         raise QCompressError(f"{measured[0]['path']}: nothing could be measured: {measured[0]['error']}")
 

@@ -36,13 +36,18 @@ from compress.distill.config import DIVERGENCES, DTYPES, PACKINGS, STEPS, Distil
     "--stage", "stages", multiple=True, default=(), metavar="YAML", help="One after another, as in a recipe; see above."
 )
 @click.option("--dtype", type=click.Choice(DTYPES), default="float16", show_default=True, help="Of the result.")
-@click.option("--gradient-checkpointing", is_flag=True, help="Less memory for a third more time; the same gradients.")
 @click.option(
     "--packing",
     type=click.Choice(PACKINGS),
     default="documents",
     show_default=True,
     help="What a document sees in its window: itself, or all before it.",
+)
+@click.option(
+    "--gradient-checkpointing",
+    is_flag=True,
+    default=False,
+    help="Less memory for a third more time; the same gradients.",
 )
 @click.option("--save-every", type=click.IntRange(0), default=100, show_default=True, help="Steps between states.")
 @click.option("--restart", is_flag=True, help="Begin anew what an interrupted run has begun.")

@@ -9,17 +9,14 @@ import click
 from compress.cli.console import emit, json_option
 
 Row = dict[str, Any]
-history_option = click.option(
-    "--history",
-    type=click.Path(path_type=Path),
-    help="Append the verdict to this SQLite file, or to history.sqlite in this folder.",
-)
 SHOWN = ("time", "command", "tag", "name", "kind", "score", "retention", "change", "kl", "perplexity", "passed")
 
 
 def history_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--history and --tag, which a command hands to `keep_verdicts`."""
-    return history_option(click.option("--tag", help="A label for it in the history, such as v1.")(command))
+    where = "Append the verdict to this SQLite file, or to history.sqlite in this folder."
+    command = click.option("--tag", help="A label for it in the history, such as v1.")(command)
+    return click.option("--history", type=click.Path(path_type=Path), help=where)(command)
 
 
 def keep_verdicts(history: Path | None, tag: str | None, command: str, rows: list[Row]) -> None:
@@ -47,7 +44,7 @@ def need_history(history: Path | None, tag: str | None) -> None:
 @click.option("--tag", help="With this label only.")
 @json_option
 def command(file: Path, name: str | None, kind: str | None, tag: str | None, as_json: bool) -> None:
-    """Show the verdicts that eval, verify, compare, check and watch appended to FILE (or FILE/history.sqlite).
+    """Show the verdicts that eval, verify, compare, check, bench and watch appended to FILE (or FILE/history.sqlite).
 
     The oldest comes first.
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from compress.distill.config import IMPORTANCES
+
 OPTIONS = (
     click.option("--blocks", type=click.IntRange(1), help="How many of the teacher's blocks to keep."),
     click.option("--hidden-size", type=click.IntRange(1), help="Width of the student.  [default: the teacher's]"),
@@ -12,6 +14,13 @@ OPTIONS = (
     click.option("--num-layers", type=click.IntRange(1), help="Its blocks."),
     click.option("--num-heads", type=click.IntRange(1), help="Its query heads."),
     click.option("--num-kv-heads", type=click.IntRange(1), help="Its key and value heads."),
+    click.option(
+        "--importance",
+        type=click.Choice(IMPORTANCES),
+        default="activations",
+        show_default=True,
+        help="What chooses channels and heads of a narrower student; activations are those on --data.",
+    ),
 )
 
 

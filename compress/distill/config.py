@@ -10,6 +10,7 @@ PACKINGS = ("documents", "full")
 CODECS = ("hidden", "hybrid", "topk")
 STEPS = 100
 TEMPERATURE = 2.0  # of a distillation, and so of a cache that holds for one temperature only
+IMPORTANCES = ("activations", "weights")
 SHAPE = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
 
 
@@ -17,7 +18,8 @@ SHAPE = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_
 class StudentConfig:
     """Which student: an existing checkpoint, or so many of the teacher's blocks, or a shape cut out of the teacher.
 
-    None of a shape is the teacher's own. `blocks` alone is `num_layers` alone.
+    None of a shape is the teacher's own. `blocks` alone is `num_layers` alone. `importance` says by what the channels
+    and heads of a narrower one are chosen.
     """
 
     student: str | None = None
@@ -27,6 +29,7 @@ class StudentConfig:
     num_layers: int | None = None
     num_heads: int | None = None
     num_kv_heads: int | None = None
+    importance: str = "activations"
 
     def check(self) -> None:
         shape = {name: getattr(self, name) for name in SHAPE if getattr(self, name) is not None}
@@ -39,6 +42,8 @@ class StudentConfig:
         for name, value in {"blocks": self.blocks, **shape}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be 1 or more")
+        if self.importance not in IMPORTANCES:
+            raise ValueError(f"importance={self.importance}: known are {', '.join(IMPORTANCES)}")
 
     def sizes(self) -> dict[str, int | None]:
         """The shape by the names of model.width.Shape."""

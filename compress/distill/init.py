@@ -27,7 +27,7 @@ from compress.model.width import Shape
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
-KEPT = ("blocks", *SHAPE, "data", "heldout", "seq_len", "seed", "dtype")
+KEPT = ("blocks", *SHAPE, "importance", "data", "heldout", "seq_len", "seed", "dtype")
 EVEN = 128
 PLANNED = ("student", "teacher_parameters", "parameters", "float16_bytes", "int4_bytes")
 
@@ -86,6 +86,7 @@ def init_student(teacher: Path, out: Path, settings: DistillConfig, report: Repo
         heldout=text.heldout.manifest,
         blocks=student.blocks,
         sweep=student.sweep,
+        width=student.width,
         rows=[row],
     )
     save_student(out, student, snapshot(student.model.model, getattr(torch, settings.dtype)), teacher, record)

@@ -220,6 +220,7 @@ def record(
         stages=[stage_part(one, text) for one, text in zip(finished, texts, strict=False) if one.stage.name],
         blocks=student.blocks,
         sweep=student.sweep,
+        width=student.width,
         loss=[point for one in finished for point in one.trained.curve],
         rows=[row],
     )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,29 @@ from compress.distill.config import StudentConfig
 from compress.distill.plan import Plan
 from compress.distill.train import Model, check_head
 from compress.errors import QCompressError
-from compress.model.blocks import load_whole
+from compress.model.blocks import Weights, load_whole
 from compress.model.depth import choose_blocks, sweep_depth
-from compress.model.student import cut
+from compress.model.importance import ActivationImportance, measure_importance
+from compress.model.student import cut, shape_of
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 SWEEP_WINDOWS, SWEEP_LENGTH = 2, 128
+IMPORTANCE_WINDOWS, IMPORTANCE_LENGTH = 16, 256
 
 
 @dataclass(frozen=True)
 class Student:
-    """The student before training: model, config.json, and which blocks of the teacher it kept, by which sweep."""
+    """The student before training: model, config.json, which blocks of the teacher it kept, by which sweep.
+
+    `width` says by what its channels were chosen, None where it is as wide as its teacher.
+    """
 
     model: Model
     config: dict[str, Any]
     blocks: tuple[int, ...] | None = None
     sweep: dict[int, float] | None = None
+    width: Row | None = None
 
 
 def check_student(teacher: Path, settings: StudentConfig) -> Any:
@@ -98,9 +104,38 @@ def make_student(
         report(
             {"removed_blocks": f"{gone}-{gone + plan.removed - 1}", "kl": sweep[gone], "worst_kl": max(sweep.values())}
         )
-    config, cut_weights = cut(source.config, weights, plan.shape, blocks)
+    importance, width = judge_width(source.config, weights, plan, blocks, settings, windows.ids, device)
+    if width:
+        report({"narrowed_by": width["importance"], "importance_tokens": width["tokens"]})
+    config, cut_weights = cut(source.config, weights, plan.shape, blocks, importance)
     model = load_whole(config, lambda name: check_finite(name, cut_weights(name)), torch.float32)
-    return Student(Model(model, device), config, blocks, sweep)
+    return Student(Model(model, device), config, blocks, sweep, width)
+
+
+def judge_width(
+    config: Row,
+    weights: Weights,
+    plan: Plan,
+    blocks: tuple[int, ...],
+    settings: StudentConfig,
+    ids: Tensor,
+    device: torch.device,
+) -> tuple[ActivationImportance | None, Row | None]:
+    """What chooses the channels of a narrower student, and that for the record: by what, on how much text.
+
+    (None, None) for a student of its teacher's width, no importance where the weights choose. Activations are those of
+    the blocks that stay, on the first few of `ids` (windows, seq_len).
+    """
+    teacher = shape_of(config)
+    if plan.shape.same_width(teacher):
+        return None, None
+    if settings.importance == "weights":
+        return None, {"importance": "weights", "windows": 0, "seq_len": 0, "tokens": 0}
+    few = ids[:IMPORTANCE_WINDOWS, :IMPORTANCE_LENGTH]
+    short, kept = cut(config, weights, replace(teacher, num_layers=plan.shape.num_layers), blocks)
+    found = measure_importance(short, lambda name: check_finite(name, kept(name)), few, device)
+    size = {"windows": few.shape[0], "seq_len": few.shape[1], "tokens": few.numel()}
+    return found, {"importance": "activations", **size}
 
 
 def save_student(out: Path, student: Student, weights: dict[str, Tensor], tokenizer: Path, record: str) -> None:

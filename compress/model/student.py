@@ -1,7 +1,8 @@
 """A smaller model from a bigger one: fewer of its blocks, or a narrower shape, as an ordinary config and tensors.
 
 No loader has to know that the result was cut: it is of the teacher's family, every list in its config has its new
-length, and its parameters are slices of the teacher's. `depth.py` finds which blocks may go, `width.py` which channels.
+length, and its parameters are slices of the teacher's. `depth.py` finds which blocks may go, `importance.py` and
+`width.py` which channels.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from compress.model.blocks import Weights, find_layers, make_config, make_skeleton, plain_config
 from compress.model.families import find_linears
-from compress.model.width import Shape, narrow
+from compress.model.width import Importance, Shape, narrow
 
 CONFIG_KEYS = {
     "hidden_size": "hidden_size",
@@ -133,11 +134,16 @@ def int4_bytes(out: int, inn: int) -> int:
 
 
 def cut(
-    config: dict[str, Any], weights: Weights, shape: Shape, blocks: Sequence[int]
+    config: dict[str, Any],
+    weights: Weights,
+    shape: Shape,
+    blocks: Sequence[int],
+    importance: Importance | None = None,
 ) -> tuple[dict[str, Any], Weights]:
     """The student's config, and its parameters by name as slices of the teacher's, read one at a time.
 
-    `config` and `weights` are the teacher's. ValueError when its width is to change and a parameter is not in AXES.
+    `config` and `weights` are the teacher's; `importance` is that of its kept `blocks`, by their new numbers, and where
+    none is given the weights' own. ValueError when its width is to change and a parameter is not in AXES.
     """
     teacher, path = shape_of(config), find_layers(make_skeleton(config))[0]
     result = student_config(config, shape, blocks)
@@ -153,4 +159,4 @@ def cut(
     if shape.same_width(teacher):
         return result, deep
     names = list(parameter_shapes(result))
-    return result, narrow(names, path, deep, teacher, shape)
+    return result, narrow(names, path, deep, teacher, shape, importance)

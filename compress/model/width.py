@@ -1,6 +1,6 @@
 """Narrower: which channels and heads of a model stay, and its parameters cut to them.
 
-Importance is read off the weights, without data:
+Importance is measured on text (`importance.py`), or read off the weights, without data:
 
     hidden channel   Σ of squares of all that writes to it: embedding columns, rows of o_proj and down_proj
     MLP channel      ‖gate row‖ · ‖up row‖ · ‖down column‖
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from math import sqrt
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -64,28 +65,50 @@ class Shape:
         return all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self) if f.name != "num_layers")
 
 
-def narrow(names: Sequence[str], path: str, weights: Weights, teacher: Shape, shape: Shape) -> Weights:
-    """`weights` of a model of width `teacher` as those of one of width `shape`; `names` are all its parameters."""
+@dataclass(frozen=True)
+class BlockImportance:
+    """Of one block: `mlp` (intermediate_size,), `query` (num_heads,), `kv` (num_kv_heads,); the larger stay."""
+
+    mlp: Tensor
+    query: Tensor
+    kv: Tensor
+
+
+class Importance(Protocol):
+    """What says which channels stay: `hidden()` (hidden_size,) for the whole model, `block(i)` for one block."""
+
+    def hidden(self) -> Tensor: ...
+
+    def block(self, index: int) -> BlockImportance: ...
+
+
+def narrow(
+    names: Sequence[str],
+    path: str,
+    weights: Weights,
+    teacher: Shape,
+    shape: Shape,
+    importance: Importance | None = None,
+) -> Weights:
+    """`weights` of a model of width `teacher` as those of one of width `shape`; `names` are all its parameters.
+
+    Without an `importance` it is that of the weights.
+    """
     for name in names:
         axes_of(name)
-    sizes = {
-        "hidden": teacher.hidden_size,
-        "mlp": teacher.intermediate_size,
-        "query": teacher.num_heads * teacher.head_dim,
-        "kv": teacher.num_kv_heads * teacher.head_dim,
-    }
+    sizes = unit_sizes(teacher)
+    judge = importance or WeightImportance(names, path, weights, teacher)
 
     @cache
     def hidden() -> Tensor:
-        return largest(hidden_importance(names, weights), shape.hidden_size)
+        return largest(judge.hidden(), shape.hidden_size)
 
     @cache
-    def of_block(prefix: str) -> dict[str, Tensor]:
-        local = [name for name in names if name.startswith(prefix)]
-        return block_units(local, weights, sizes, teacher, shape)
+    def of_block(index: int) -> dict[str, Tensor]:
+        return block_units(judge.block(index), teacher, shape)
 
     def units(unit: str, name: str) -> Tensor:
-        return hidden() if unit == "hidden" else of_block(block_prefix(name, path))[unit]
+        return hidden() if unit == "hidden" else of_block(block_index(name, path))[unit]
 
     def read(name: str) -> Tensor:
         tensor = weights(name)
@@ -108,9 +131,19 @@ def axes_of(name: str) -> tuple[Parts, ...]:
     return AXES[module]
 
 
-def block_prefix(name: str, path: str) -> str:
-    """ "model.layers.3." of any parameter of block 3."""
-    return f"{path}.{name.removeprefix(f'{path}.').partition('.')[0]}."
+def unit_sizes(shape: Shape) -> dict[str, int]:
+    """Channels along each unit's axis."""
+    return {
+        "hidden": shape.hidden_size,
+        "mlp": shape.intermediate_size,
+        "query": shape.num_heads * shape.head_dim,
+        "kv": shape.num_kv_heads * shape.head_dim,
+    }
+
+
+def block_index(name: str, path: str) -> int:
+    """3 of any parameter of "model.layers.3"."""
+    return int(name.removeprefix(f"{path}.").partition(".")[0])
 
 
 def starts(parts: Parts, sizes: dict[str, int]) -> list[int]:
@@ -123,34 +156,48 @@ def largest(importance: Tensor, count: int) -> Tensor:
     return importance.argsort(descending=True, stable=True)[:count].sort().values
 
 
-def hidden_importance(names: Sequence[str], weights: Weights) -> Tensor:
-    """(hidden,) sums of squares of what writes to the residual stream."""
-    total: Tensor | None = None
-    for name in names:
-        axes = axes_of(name)
-        writes = len(axes) == 2 and name.endswith(".weight") and (axes[0] == ("hidden",) or "embed_tokens" in name)
-        if writes:
-            energy = weights(name).float().square().sum(1 if axes[0] == ("hidden",) else 0)
-            total = energy if total is None else total + energy
-    if total is None:
-        raise ValueError(f"model.student: none of {len(names)} parameters writes to the residual stream")
-    return total
+@dataclass(frozen=True)
+class WeightImportance:
+    """The importance that the weights alone tell; each block's are read when it is asked for."""
+
+    names: Sequence[str]
+    path: str
+    weights: Weights
+    shape: Shape
+
+    def hidden(self) -> Tensor:
+        """(hidden,) sums of squares of what writes to the residual stream."""
+        total: Tensor | None = None
+        for name in self.names:
+            axes = axes_of(name)
+            writes = len(axes) == 2 and name.endswith(".weight") and (axes[0] == ("hidden",) or "embed_tokens" in name)
+            if writes:
+                energy = self.weights(name).float().square().sum(1 if axes[0] == ("hidden",) else 0)
+                total = energy if total is None else total + energy
+        if total is None:
+            raise ValueError(f"model.student: none of {len(self.names)} parameters writes to the residual stream")
+        return total
+
+    def block(self, index: int) -> BlockImportance:
+        local = [name for name in self.names if name.startswith(f"{self.path}.{index}.")]
+        sizes, width = unit_sizes(self.shape), self.shape.head_dim
+        query = unit_norms(local, self.weights, sizes, "query", width)
+        groups = query.view(self.shape.num_kv_heads, self.shape.group).square().sum(1).sqrt()
+        kv = unit_norms(local, self.weights, sizes, "kv", width) * groups
+        return BlockImportance(mlp=unit_norms(local, self.weights, sizes, "mlp", 1), query=query, kv=kv)
 
 
-def block_units(
-    names: Sequence[str], weights: Weights, sizes: dict[str, int], teacher: Shape, shape: Shape
-) -> dict[str, Tensor]:
-    """Channels of one block that stay, along the axes "mlp", "query" and "kv"."""
-    mlp = largest(unit_norms(names, weights, sizes, "mlp", 1), shape.intermediate_size)
-    query = unit_norms(names, weights, sizes, "query", teacher.head_dim).view(teacher.num_kv_heads, teacher.group)
-    kv = unit_norms(names, weights, sizes, "kv", teacher.head_dim) * query.square().sum(1).sqrt()
-    groups = largest(kv, shape.num_kv_heads)
+def block_units(importance: BlockImportance, teacher: Shape, shape: Shape) -> dict[str, Tensor]:
+    """Channels of one block that stay, along the axes "mlp", "query" and "kv"; query heads stay with their KV head."""
+    query = importance.query.view(teacher.num_kv_heads, teacher.group)
+    groups = largest(importance.kv, shape.num_kv_heads)
     heads = torch.cat([g * teacher.group + largest(query[g], shape.group) for g in groups])
     channels = head_channels(teacher.head_dim, shape.head_dim)
 
     def spread(chosen: Tensor) -> Tensor:
         return (chosen[:, None] * teacher.head_dim + channels).flatten()
 
+    mlp = largest(importance.mlp, shape.intermediate_size)
     return {"mlp": mlp, "query": spread(heads), "kv": spread(groups)}
 
 

@@ -17,6 +17,7 @@ from compress.distill.config import DIVERGENCES, STEPS, CaptureConfig, DistillCo
         ({"blocks": 3, "num_layers": 3}, "blocks, num_layers given"),
         ({"blocks": 0}, "blocks=0"),
         ({"num_heads": -1}, "num_heads=-1"),
+        ({"num_heads": 2, "importance": "names"}, "importance=names"),
         ({"blocks": 3, "steps": 0}, "steps=0"),
         ({"blocks": 3, "tokens": 0}, "tokens=0"),
         ({"blocks": 3, "steps": 5, "tokens": 5}, "steps=5 and tokens=5"),
@@ -63,7 +64,7 @@ def test_flags_and_fields_have_the_same_names_and_defaults(command, config, othe
     options = {option.name: option for option in command.params}
     ours = set(options) - others
     assert ours == {field.name for field in fields(config)}
-    unset = {name for name in ours if "UNSET" in repr(options[name].default).upper()}
-    defaults = {name: options[name].default for name in ours - unset}
-    defaults |= {name: False if options[name].is_flag else None for name in unset}  # type: ignore[attr-defined]
+    defaults = {
+        name: None if "UNSET" in repr(options[name].default).upper() else options[name].default for name in ours
+    }
     assert defaults == {field.name: field.default for field in fields(config)}

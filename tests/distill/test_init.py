@@ -35,6 +35,7 @@ def test_a_shorter_student_is_a_checkpoint_of_some_of_the_teachers_blocks(tiny_q
     )
     assert row["int4_bytes"] < row["float16_bytes"] and row["kl_before"] > 0
     (kept,) = record["blocks"]
+    assert record.get("width") is None
     assert record["sweep"][str(1 - kept)] == min(record["sweep"].values())
     theirs, ours = (Checkpoint(path).tensor for path in (tiny_qwen2, tmp_path / "cut"))
     name = "self_attn.q_proj.bias"
@@ -62,6 +63,19 @@ def test_a_teacher_cut_to_its_own_shape_is_the_teacher(tiny_llama: Path, tmp_pat
     assert json.loads(text)["kl_before"] == pytest.approx(0, abs=1e-6)
     theirs, ours = Checkpoint(tiny_llama), Checkpoint(tmp_path / "cut")
     assert all(torch.equal(ours.tensor(name), theirs.tensor(name)) for name in theirs.tensors)
+
+
+def test_a_narrower_student_is_chosen_by_activations_and_says_so(tiny_qwen2: Path, tmp_path: Path):
+    narrow = (tiny_qwen2, "--intermediate-size", 32, "--num-layers", 1)
+    for out in ("cut", "again"):
+        code, _, shown = run(*narrow, "--out", tmp_path / out)
+        assert code == 0, shown
+    assert run(*narrow, "--out", tmp_path / "weights", "--importance", "weights")[0] == 0
+    found, again, weights = (tmp_path / out for out in ("cut", "again", "weights"))
+    assert read_record(found)["width"] == {"importance": "activations", "windows": 16, "seq_len": 32, "tokens": 512}
+    assert read_record(weights)["width"] == {"importance": "weights", "windows": 0, "seq_len": 0, "tokens": 0}
+    bytes_of = [(path / "model.safetensors").read_bytes() for path in (found, again, weights)]
+    assert bytes_of[0] == bytes_of[1] != bytes_of[2]
 
 
 def test_a_shape_that_cannot_be_leaves_nothing(tiny_llama: Path, tmp_path: Path):

@@ -127,6 +127,7 @@ def test_a_narrower_student_loads_and_learns(tiny_qwen2, tmp_path):
     row = distill_checkpoint(tiny_qwen2, tmp_path / "out", settings)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.model_type == "qwen2" and model.config.hidden_size == 32 and model.dtype == torch.bfloat16
+    assert read_record(tmp_path / "out")["width"]["importance"] == "activations"
     assert row["kl_after"] < row["kl_before"]
 
 
@@ -187,7 +188,7 @@ def test_training_that_gains_nothing_writes_nothing(tiny_llama, tmp_path):
     settings = DistillConfig(blocks=1, **SHORT | {"learning_rate": 1e30})
     with pytest.raises(QCompressError, match=r"nothing was written: lower --learning-rate 1e\+30"):
         distill_checkpoint(tiny_llama, tmp_path / "out", settings)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["out.distill.jsonl"]
 
 
 def test_a_plan_needs_no_weights(tiny_llama, tmp_path):

@@ -48,7 +48,7 @@ def test_two_processes_train_what_one_does(tiny_llama, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (read_record(tmp_path / name)["loss"] for name in ("one", "two"))
-    assert len(one) == len(two) == 5 and done.stderr.count("loss") == 5
+    assert len(one) == len(two) == 5 and done.stderr.count("  loss ") == 5
     for ours, theirs in zip(one, two, strict=True):
         assert theirs == pytest.approx(ours, rel=1e-4)
     for name in Checkpoint(tmp_path / "one").tensors:

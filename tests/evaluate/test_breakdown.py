@@ -31,6 +31,11 @@ def test_buckets_and_documents_add_up_to_the_whole(tiny_llama, quantized, jsonl)
     windows = evaluation_windows(tiny_llama, [quantized["awq"]], str(jsonl), n_samples=7, seq_len=40)
     row = drift_row(tiny_llama, quantized["awq"], windows)
     assert [(bucket["start"], bucket["end"]) for bucket in row["positions"]] == [(0, 16), (16, 32), (32, 40)]
+    assert [bucket["tokens"] for bucket in row["positions"]] == [7 * 15, 7 * 16, 7 * 8]  # no logit says the first token
+    counts = torch.bincount(windows.documents[:, 1:][windows.mask[:, 1:]])
+    assert {part["document"]: part["tokens"] for part in row["documents"]} == {
+        name: count for name, count in zip(windows.names, counts.tolist(), strict=False) if count
+    }
     for rows in (row["positions"], row["documents"]):
         assert sum(part["tokens"] for part in rows) == row["tokens"]
         assert sum(part["kl"] * part["tokens"] for part in rows) / row["tokens"] == pytest.approx(row["kl"])

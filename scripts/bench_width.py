@@ -1,0 +1,50 @@
+"""KL of narrower students before training, chosen by weights and by activations: bench_width.py MODEL."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from calibration.windows import build_windows
+from compress.checkpoint.formats import weight_reader
+from compress.checkpoint.load import load_tokenizer, open_causal_lm
+from compress.model.blocks import Weights, load_whole
+from compress.model.importance import measure_importance
+from compress.model.student import cut, student_shape
+
+SHAPES: tuple[dict[str, int], ...] = (
+    {"intermediate_size": 1024},
+    {"num_heads": 6, "num_kv_heads": 2},
+    {"hidden_size": 512, "num_heads": 4, "num_kv_heads": 2},
+)
+SEQ_LEN, WINDOWS, HELDOUT = 128, 8, 3
+
+
+@torch.no_grad()
+def answers(config: dict[str, Any], weights: Weights, ids: Tensor) -> Tensor:
+    """(windows * (seq_len - 1), vocab) log-probabilities of the next token."""
+    model = load_whole(config, weights, torch.float32)
+    return torch.cat([model(row[None], use_cache=False).logits[0, :-1].log_softmax(-1) for row in ids])
+
+
+def main(path: Path) -> None:
+    source, tokenizer = open_causal_lm(path), load_tokenizer(path)
+    config, weights = source.config, weight_reader(source)
+    calibration = build_windows(["default"], tokenizer, n_samples=WINDOWS, seq_len=SEQ_LEN, seed=0).ids
+    heldout = build_windows(["heldout"], tokenizer, n_samples=HELDOUT, seq_len=SEQ_LEN, seed=0).ids
+    teacher = answers(config, weights, heldout)
+    judges = {"weights": None, "activations": measure_importance(config, weights, calibration)}
+    for sizes in SHAPES:
+        shape = student_shape(config, **sizes)
+        for name, importance in judges.items():
+            student = answers(*cut(config, weights, shape, range(shape.num_layers), importance), heldout)
+            kl = kl_div(student, teacher, reduction="batchmean", log_target=True).item()
+            sys.stdout.write(json.dumps({**sizes, "importance": name, "kl": round(kl, 4)}) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,147 @@
+"""Importance by activations: the stated means and norms; what is silent on the text goes first, however large it is."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from compress.model.blocks import Weights, load_whole
+from compress.model.importance import measure_importance
+from compress.model.student import cut, student_shape
+from tests.model.test_student import CONFIGS, IDS, logits, teacher
+
+HEAD = 8
+MLP_NORM = {"gemma2": "pre_feedforward_layernorm"}
+O_PROJ, DOWN_PROJ = "self_attn.o_proj", "mlp.down_proj"
+
+
+def changed(name: str, change: Callable[[str, Tensor], None]) -> tuple[dict, Weights]:
+    """A random teacher whose parameters were changed in place by `change(parameter, tensor)`."""
+    config, weights = teacher(name)
+
+    def read(parameter: str) -> Tensor:
+        tensor = weights(parameter).clone()
+        change(parameter, tensor)
+        return tensor
+
+    return config, read
+
+
+def narrowed(config: dict, weights: Weights, ids: Tensor = IDS, **sizes: int) -> tuple[dict, Weights]:
+    return cut(config, weights, student_shape(config, **sizes), range(5), measure_importance(config, weights, ids))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_is_the_mean_over_tokens_then_the_norm_over_windows_of_what_the_whole_model_computes(name):
+    config, weights = teacher(name)
+    model, seen = load_whole(config, weights, torch.float32), {}
+    for index, block in enumerate(model.model.layers):
+        for norm in ("input_layernorm", MLP_NORM.get(name, "post_attention_layernorm")):
+            block.get_submodule(norm).register_forward_hook(
+                lambda m, i, out, key=(index, norm): seen.update({key: out})
+            )
+        for linear in (O_PROJ, DOWN_PROJ):
+            block.get_submodule(linear).register_forward_hook(
+                lambda m, inputs, out, key=(index, linear): seen.update({key: inputs[0]})
+            )
+    with torch.no_grad():
+        model(IDS, use_cache=False)
+    found = measure_importance(config, weights, IDS)
+    hidden = sum(x.abs().mean(1).norm(dim=0) for (_, place), x in seen.items() if "norm" in place)
+    torch.testing.assert_close(found.hidden(), hidden)
+    for index in range(5):
+        torch.testing.assert_close(found.block(index).mlp, seen[index, DOWN_PROJ].abs().mean(1).norm(dim=0))
+        heads = seen[index, O_PROJ].unflatten(-1, (6, HEAD)).norm(dim=-1).mean(1).norm(dim=0)
+        torch.testing.assert_close(found.block(index).query, heads)
+        torch.testing.assert_close(found.block(index).kv, heads.view(2, 3).norm(dim=1))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_an_mlp_channel_that_is_silent_goes_first_however_large_its_weights(name):
+    def silence(parameter: str, tensor: Tensor) -> None:
+        """The gates of channels 3 and 40 read nothing but hidden channel 5, which their norm does not let through."""
+        if "post_attention_layernorm" in parameter:
+            tensor[5] = 0
+        if "gate_proj" in parameter:
+            tensor[[3, 40]] = 0
+            tensor[[3, 40], 5] = 50
+        if "up_proj" in parameter:
+            tensor[[3, 40]] *= 50
+
+    config, weights = changed(name, silence)
+    torch.testing.assert_close(logits(*narrowed(config, weights, intermediate_size=62)), logits(config, weights))
+    by_weights = cut(config, weights, student_shape(config, intermediate_size=62), range(5))
+    assert (logits(*by_weights) - logits(config, weights)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["tied llama", "qwen2"])
+def test_a_hidden_channel_that_no_norm_lets_through_goes_first_however_large_its_weights(name):
+    dead = [1, 7, *range(20, 30)]
+
+    def mute(parameter: str, tensor: Tensor) -> None:
+        if parameter.endswith("layernorm.weight"):
+            tensor[dead] = 0
+        if "embed_tokens" in parameter:
+            tensor[:, dead] *= 20
+
+    config, weights = changed(name, mute)
+    _, read = narrowed(config, weights, hidden_size=36)
+    kept = [channel for channel in range(48) if channel not in dead]
+    for parameter in ("model.embed_tokens.weight", "model.layers.3.mlp.gate_proj.weight"):
+        assert torch.equal(read(parameter), weights(parameter)[:, kept])
+    for parameter in ("model.layers.0.mlp.down_proj.weight", "model.norm.weight"):
+        assert torch.equal(read(parameter), weights(parameter)[kept])
+
+
+def quiet_group(parameter: str, tensor: Tensor) -> None:
+    """KV head 0 hands on nothing; what would read it is loud."""
+    if "v_proj" in parameter:
+        tensor[:HEAD] *= 1e-6
+    if "o_proj" in parameter:
+        tensor[:, : 3 * HEAD] *= 1000
+    if "q_proj" in parameter or "k_proj" in parameter:
+        tensor[: HEAD if "k_proj" in parameter else 3 * HEAD] *= 1000
+
+
+def test_a_group_whose_attention_is_silent_goes_first_and_whole_with_its_biases():
+    config, weights = changed("qwen2", quiet_group)
+    shape = {"hidden_size": 24, "num_heads": 3, "num_kv_heads": 1}
+    _, read = narrowed(config, weights, **shape)
+    _, by_weights = cut(config, weights, student_shape(config, **shape), range(5))
+    for index in range(5):
+        prefix = f"model.layers.{index}.self_attn."
+        for name, rows in (("q_proj", 3 * HEAD), ("k_proj", HEAD), ("v_proj", HEAD)):
+            bias = weights(f"{prefix}{name}.bias")
+            assert torch.equal(read(f"{prefix}{name}.bias"), bias[rows:])
+            assert torch.equal(by_weights(f"{prefix}{name}.bias"), bias[:rows])
+            assert read(f"{prefix}{name}.weight").shape == (rows, 24)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3"])
+def test_query_heads_stay_with_the_kv_head_they_use(name):
+    config, weights = teacher(name)
+    student, read = narrowed(config, weights, num_heads=4)
+    assert (student["num_attention_heads"], student["num_key_value_heads"]) == (4, 2)
+    found = measure_importance(config, weights, IDS)
+    for index in range(5):
+        query = found.block(index).query.view(2, 3)
+        heads = [3 * g + h for g in range(2) for h in sorted(query[g].argsort(descending=True)[:2].tolist())]
+        columns = [HEAD * head + channel for head in heads for channel in range(HEAD)]
+        o_proj = f"model.layers.{index}.{O_PROJ}.weight"
+        assert torch.equal(read(o_proj), weights(o_proj)[:, columns])
+
+
+def test_it_is_the_same_twice_and_on_windows_in_another_order():
+    config, weights = teacher("qwen2")
+    first, again, turned = (measure_importance(config, weights, ids) for ids in (IDS, IDS, IDS.flip(0)))
+    assert torch.equal(first.hidden(), again.hidden())
+    assert all(torch.equal(first.block(i).mlp, again.block(i).mlp) for i in range(5))
+    torch.testing.assert_close(first.hidden(), turned.hidden())
+
+
+def test_another_text_may_keep_other_channels():
+    config, weights = teacher("llama")
+    one, other = (narrowed(config, weights, ids, intermediate_size=16)[1] for ids in (IDS, IDS + 25))
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert not torch.equal(one(name), other(name))
