@@ -1,5 +1,6 @@
 """Packing: a document in a window computes what it computes alone, whoever its neighbours are, or is refused."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +20,12 @@ from transformers import (
 )
 
 from calibration.windows import Windows, build_windows
+from compress.checkpoint.record import read_record
 from compress.distill.cache import windows_digest
 from compress.distill.cached import CachedTeacher
+from compress.distill.capture import capture_teacher
 from compress.distill.config import CaptureConfig, DistillConfig, TrainConfig
+from compress.distill.job import distill_checkpoint
 from compress.distill.packing import (
     START,
     Batch,
@@ -208,3 +212,18 @@ def test_a_cache_does_not_answer_for_windows_that_differ_in_their_documents_only
     with pytest.raises(QCompressError, match="windows 0 and 1 differ only in what counts or is a document"):
         CachedTeacher(Lent(), windows, model())  # type: ignore[arg-type]
     assert len(as_batch(windows).split(1)) == 2
+
+
+def test_a_cache_teaches_packed_documents_as_the_teacher_does(tiny_llama, tmp_path):
+    for name, count in (("data", 60), ("heldout", 12)):
+        lines = [json.dumps({"text": f"{name} {i * i}: {'fox ' * (i % 5)}"}) for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    text = {"data": (str(tmp_path / "data.jsonl"),), "seq_len": 32}
+    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(n_samples=8, dtype="float32", **text))
+    short = {"blocks": 1, "steps": 2, "heldout": str(tmp_path / "heldout.jsonl"), "learning_rate": 3e-3, **text}
+    curves: dict[str, list[float]] = {}
+    for name, options in (("live", {}), ("cached", {"cache": str(tmp_path / "cache")}), ("full", {"packing": "full"})):
+        distill_checkpoint(tiny_llama, tmp_path / name, DistillConfig(**short, **options))
+        curves[name] = [row["loss"] for row in read_record(tmp_path / name)["loss"]]
+    assert curves["cached"] == pytest.approx(curves["live"], rel=1e-6)
+    assert curves["full"] != pytest.approx(curves["live"], rel=1e-3)
