@@ -50,7 +50,7 @@ locate_option = click.option(
 @click.option(
     "--samples",
     type=click.IntRange(0),
-    help=f"In the report: so many prompts with all answers, eval's or made now.  [default: {PROMPTS} with --eval]",
+    help=f"In the report: so many prompts with all answers, eval's or made now.  [default: {PROMPTS} with a folder]",
 )
 @history_options
 @json_option
@@ -92,10 +92,14 @@ def command(
     from compress.evaluate.text import evaluation_windows
 
     need_history(history, tag)
-    refuse_homeless(html, {"--eval": evaluated, "--bench": bench, "--samples": samples})
+    refuse_homeless(
+        html, {"--eval": evaluated if min_retention is None else None, "--bench": bench, "--samples": samples}
+    )
     if min_retention is not None and not evaluated:
         raise click.UsageError("--min-retention goes with --eval")
     known = known_rows([reference, *candidates], evaluated, bench)
+    wanted = samples if samples is not None else PROMPTS if evaluated and evaluated.is_dir() else 0
+    kept = kept_samples(evaluated, known["retention"], wanted) if html else []
     limits = {
         "max_size": parse_size(max_size) if max_size else None,
         "max_kl": max_kl,
@@ -106,15 +110,14 @@ def command(
     report({"text": text, "windows": windows, "start_token": read.manifest["start"]["token"]})
     rows = compare_rows(reference, candidates, read, cache=cache, locate=locate, report=report)
     verdicts = judge_rows(rows[1:], known["retention"], limits)
-    keep_verdicts(history, tag, "compare", with_verdicts(rows, verdicts))
-    if html:
-        wanted = samples if samples is not None else PROMPTS if evaluated else 0
-        asked = shown_samples([reference, *candidates], known["retention"], evaluated, wanted)
-        write_page(html, rows, limits, history, verdicts=verdicts, samples=asked, **known)
+    keep_verdicts(history, tag, "compare", with_verdicts(rows, verdicts, rows[0]["digest"]))
     emit(rows if as_json else [shown(row) for row in rows], as_json=as_json)
     if locate and not as_json:
         for row in rows[1:]:
             emit(row["blocks"], as_json=False, title=row["name"])
+    if html:
+        asked = kept if evaluated else new_samples([reference, *candidates], wanted)
+        write_page(html, rows, limits, history, verdicts=verdicts, samples=asked, **known)
     refuse_broken(verdicts)
 
 
@@ -126,21 +129,26 @@ def refuse_homeless(html: Path | None, parts: dict[str, Any]) -> None:
         raise QCompressError(f"{html}: its directory does not exist; make {html.absolute().parent} first")
 
 
-def with_verdicts(rows: list[Row], verdicts: list[Row]) -> list[Row]:
-    """The rows as the history keeps them."""
+def with_verdicts(rows: list[Row], verdicts: list[Row], reference: str) -> list[Row]:
+    """The rows as the history keeps them: judged, and with the digest of the checkpoint they are measured against."""
     judged = {verdict["name"]: {key: verdict[key] for key in ("passed", "reason")} for verdict in verdicts}
-    return [row | judged.get(row["name"], {}) for row in rows]
+    return [row | {"reference_digest": reference} | judged.get(row["name"], {}) for row in rows]
 
 
-def shown_samples(paths: list[Path], retention: list[Row], evaluated: Path | None, count: int) -> list[Row]:
-    """Prompts with everyone's answers: those that eval kept, or made now where there was no eval."""
-    from compress.evaluate.samples import fresh_samples, stored_samples
+def kept_samples(evaluated: Path | None, retention: list[Row], count: int) -> list[Row]:
+    """Prompts with everyone's answers, those that eval kept in its folder; read before any model runs."""
+    from compress.evaluate.samples import stored_samples
 
-    if not count:
+    if not evaluated or not count:
         return []
-    if evaluated:
-        return stored_samples(evaluated if evaluated.is_dir() else evaluated.parent, retention, count)
-    return fresh_samples(paths, count, report=report)
+    return stored_samples(evaluated if evaluated.is_dir() else evaluated.parent, retention, count)
+
+
+def new_samples(paths: list[Path], count: int) -> list[Row]:
+    """Prompts with everyone's answers, made now."""
+    from compress.evaluate.samples import fresh_samples
+
+    return fresh_samples(paths, count, report=report) if count else []
 
 
 def write_page(html: Path, rows: list[Row], limits: Row, history: Path | None, **parts: Any) -> None:

@@ -61,8 +61,8 @@ def command(
     qcompress verify qwen qwen-gptq --text notes.txt --max-kl 0.05 --max-perplexity-ratio 1.05 --json
     qcompress verify qwen qwen-awq --reference-cache qwen-read --locate
     """
+    from compress.checkpoint.record import digest
     from compress.evaluate.compare import drift_row
-    from compress.evaluate.limits import judge_rows
     from compress.evaluate.text import evaluation_windows
 
     need_history(history, tag)
@@ -70,8 +70,8 @@ def command(
     report({"text": text, "windows": windows, "start_token": read.manifest["start"]["token"]})
     row = drift_row(reference, candidate, read, cache=cache, locate=locate, report=report)
     limits = {"kl": max_kl, "perplexity_ratio": max_perplexity_ratio}
-    verdicts = judge_rows([row], [], {f"max_{key}": limit for key, limit in limits.items()})
-    keep_verdicts(history, tag, "verify", with_verdicts([row], verdicts))
+    if history:
+        keep_verdicts(history, tag, "verify", with_verdicts([row], judge(row, limits), digest(reference)))
     emit({**row, "limits": limits} if as_json else shown(row), as_json=as_json)
     if locate and not as_json:
         emit(row["blocks"], as_json=False)
@@ -79,6 +79,18 @@ def command(
     if not locate and all(limit is None for limit in limits.values()):
         progress.print("no limit was given, so nothing was verified; see --max-kl and --max-perplexity-ratio")
     refuse_drift(candidate, row, limits)
+
+
+def judge(row: dict[str, Any], limits: dict[str, float | None]) -> list[dict[str, Any]]:
+    """The verdict on a candidate's limits and, where they were located, its blocks; [] where nothing was asked."""
+    from compress.evaluate.limits import judge_rows
+
+    verdicts = judge_rows([row], [], {f"max_{key}": limit for key, limit in limits.items()})
+    if "blocks" not in row:
+        return verdicts
+    reasons = [standing_out(row["blocks"]), *(verdict["reason"] for verdict in verdicts)]
+    told = "; ".join(reason for reason in reasons if reason)
+    return [{"name": row["name"], "passed": not told, "reason": told or None}]
 
 
 def refuse_drift(candidate: Path, row: dict[str, Any], limits: dict[str, float | None]) -> None:

@@ -68,7 +68,9 @@ def find_baseline(verdicts: Sequence[Row], tag: str, name: str, *, where: str = 
 
 
 def reference_digest(tagged: Sequence[Row], drift: Row | None) -> str | None:
-    """Of the reference in the run that `drift` is of; None where that run kept none, as verify does."""
+    """Of the reference that `drift` was measured against; None where that run kept none."""
+    if drift and drift.get("reference_digest"):
+        return str(drift["reference_digest"])
     same = [row for row in tagged if drift and row["command"] == "compare" and row["time"] == drift["time"]]
     return next((row["digest"] for row in same if row.get("role") == "reference"), None)
 
@@ -137,12 +139,19 @@ def drift_changes(name: str, before: Row, now: Row, *, seed: int = 0) -> list[Ro
         kl_ends = ends(redraw_mean(kl, tokens, generator))
         grown = ends(100 * (np.exp(redraw_mean(nll, tokens, generator)) - 1))
     else:
-        error = 2 * math.hypot(before["kl_se"] or 0, now["kl_se"] or 0)
-        kl_ends, grown = (kl_change - error, kl_change + error), (None, None)
+        kl_ends, grown = two_errors(kl_change, before["kl_se"], now["kl_se"]), (None, None)
     return [
         figure_row("kl", "nats", (before, now), kl_change, kl_ends) | {"name": name, "items": len(tokens)},
         figure_row("perplexity", "%", (before, now), growth, grown) | {"name": name, "items": len(tokens)},
     ]
+
+
+def two_errors(change: float, before: float | None, now: float | None) -> Pair:
+    """The change give or take two standard errors; (None, None) where one window left either side without its own."""
+    if before is None or now is None:
+        return None, None
+    error = 2 * math.hypot(before, now)
+    return change - error, change + error
 
 
 def figure_row(kind: str, unit: str, both: tuple[Row, Row], change: float, interval: Pair) -> Row:

@@ -2,8 +2,10 @@ import json
 import re
 import shutil
 
+import pytest
 from click.testing import CliRunner
 
+from compress.checkpoint.record import digest
 from compress.cli import cli
 
 SIZE = ("--windows", "4", "--seq-len", "32")
@@ -36,6 +38,49 @@ def test_the_report_holds_the_same_rows_as_the_json(tiny_llama, rounded, text, t
 def test_a_report_with_no_place_to_go_is_refused_before_the_work(tiny_llama, rounded, text, tmp_path):
     result = compare(tiny_llama, rounded, "--text", text, "--html", tmp_path / "no/report.html")
     assert result.exit_code == 1 and "its directory does not exist" in result.stderr and "block" not in result.stderr
+
+
+@pytest.fixture
+def evaluated(tiny_llama, rounded, tmp_path):
+    """What `eval --json` printed, kept where no answers are."""
+    rows = [
+        {"name": path.name, "digest": digest(path), "role": role, "kind": "qa", "items": 4, "errors": 0, "empty": 0}
+        | {"suite": "own", "engine": "x", "score": 0.5}
+        | {**dict.fromkeys(("retention", "retention_low", "retention_high"), kept)}
+        for path, role, kept in ((tiny_llama, "reference", None), (rounded, "candidate", 80.0))
+    ]
+    file = tmp_path / "saved.json"
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def test_an_eval_without_its_answers_makes_a_report_without_samples(tiny_llama, rounded, text, tmp_path, evaluated):
+    page = tmp_path / "report.html"
+    result = compare(tiny_llama, rounded, "--text", text, "--html", page, "--eval", evaluated)
+    assert result.exit_code == 0 and page.is_file(), result.output
+
+
+def test_answers_that_are_not_there_are_missed_before_the_work(tiny_llama, rounded, text, tmp_path, evaluated):
+    asked = ("--html", tmp_path / "report.html", "--eval", evaluated, "--samples", 3)
+    result = compare(tiny_llama, rounded, "--text", text, *asked)
+    assert result.exit_code == 1 and "there are no answers to show" in result.stderr and "reads" not in result.stderr
+
+
+def test_the_table_is_there_when_the_report_fails(tiny_llama, rounded, text, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError("no space")
+
+    monkeypatch.setattr("compress.evaluate.report.write_report", fail)
+    result = compare(tiny_llama, rounded, "--text", text, "--html", tmp_path / "report.html")
+    assert result.exit_code == 1 and "no space" in result.stderr and "perplexity" in result.stdout
+
+
+def test_retention_is_a_limit_also_without_a_report(tiny_llama, rounded, text, evaluated):
+    limit = ("--text", text, "--eval", evaluated, "--min-retention")
+    assert compare(tiny_llama, rounded, *limit, 70).exit_code == 0
+    result = compare(tiny_llama, rounded, *limit, 90)
+    assert result.exit_code == 3 and "qa keeps 80.0 %" in result.stderr
+    assert compare(tiny_llama, rounded, *limit[:-1]).exit_code == 2
 
 
 def test_a_candidate_is_needed(tiny_llama):

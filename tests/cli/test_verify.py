@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from calibration.corpus import source_digest
 from compress.cli import cli
-from compress.cli.verify import refuse_drift
+from compress.cli.verify import judge, refuse_drift
 from compress.errors import GateFailure
 
 SIZE = ("--windows", "4", "--seq-len", "32")
@@ -114,3 +114,13 @@ def test_a_block_that_stands_out_ends_with_3_and_is_named(tiny_llama):
     with pytest.raises(GateFailure, match=r"block 12 \(gain 1\.120, error 0\.150\) stands out.*damaged"):
         refuse_drift(tiny_llama, {"kl": 0.1, "blocks": blocks}, {"kl": None})
     refuse_drift(tiny_llama, {"kl": 0.1, "blocks": blocks[:12]}, {"kl": None})
+
+
+def test_the_verdict_that_is_kept_knows_of_the_blocks():
+    row = {"name": "awq", "digest": "a", "kl": 0.1}
+    blocks = [{"block": number, "gain": 1.12, "error": 0.15, "outlier": number == 1} for number in range(2)]
+    (broken,) = judge(row | {"blocks": blocks}, {"kl": 0.01})
+    assert broken["passed"] is False and broken["reason"].startswith("block 1 (gain 1.120, error 0.150) stands out")
+    assert broken["reason"].endswith("kl 0.1 is above the limit 0.01")
+    assert judge(row | {"blocks": blocks[:1]}, {"kl": None}) == [{"name": "awq", "passed": True, "reason": None}]
+    assert judge(row, {"kl": None}) == []

@@ -74,6 +74,14 @@ def test_other_items_and_another_reference_are_refused_by_name(rounded, history,
     assert result.exit_code == 1 and "v1: was asked suite own.jsonl sha256:" in result.stderr
 
 
+def test_another_reference_than_that_of_a_verify_is_refused(tiny_llama, tiny_qwen2, rounded, text, tmp_path):
+    kept = ("--history", tmp_path / "kept.sqlite", "--tag", "v1")
+    assert invoke("verify", tiny_llama, rounded, "--text", text, *WINDOWS, *kept).exit_code == 0
+    assert watch(rounded, tmp_path / "kept.sqlite", tiny_llama, text).exit_code == 0
+    result = watch(rounded, tmp_path / "kept.sqlite", tiny_qwen2, text)
+    assert result.exit_code == 1 and "v1: reference was sha256:" in result.stderr
+
+
 def test_verify_and_check_keep_their_verdicts_under_a_tag(tiny_llama, rounded, text, tmp_path):
     kept = ("--history", tmp_path / "kept.sqlite", "--tag", "v7")
     assert invoke("verify", tiny_llama, rounded, "--text", text, *WINDOWS, "--max-kl", 1e-9, *kept).exit_code == 3

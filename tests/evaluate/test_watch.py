@@ -136,3 +136,15 @@ def test_another_text_or_reference_is_refused_by_name():
         refuse_other(kept, reference="sha256:new")
     with pytest.raises(QCompressError, match="v1: windows_digest was w, now it is v"):
         refuse_other(kept, windows_digest="v")
+
+
+def test_verify_says_which_reference_its_drift_is_from():
+    row = drift(0.2) | {"tag": "v1", "name": "awq", "command": "verify", "role": "candidate", "time": "t1"}
+    assert find_baseline([row | {"reference_digest": "sha256:old"}], "v1", "awq").reference == "sha256:old"
+    assert find_baseline([row], "v1", "awq").reference is None
+
+
+def test_a_single_window_has_no_interval_and_so_no_fall():
+    for before, now in ((None, None), (None, 0.01), (0.01, None)):
+        row, _ = drift_changes("awq", drift(0.25, kl_se=before), drift(0.35, kl_se=now))
+        assert (row["change_low"], row["change_high"], row["fell"]) == (None, None, False)
