@@ -68,7 +68,9 @@ def measure(engine: Engine, request: Row) -> Iterator[Row]:
     for repeat in range(request["warm_up"]):
         engine.generate(prompts(1, -1 - repeat), min(WARM_UP, new))
     for repeat in range(request["repeats"]):
-        yield {"sample": time_request(engine, prompts(1, repeat)[0], new)}
+        sample = time_request(engine, prompts(1, repeat)[0], new)
+        alone = {"throughput_tokens_per_s": new / sample["latency_s"]} if batch == 1 else {}
+        yield {"sample": sample | alone}
     peaks = {1: engine.peak_bytes()}
     yield {"facts": {"peak_bytes": peaks[1]}}
     for repeat in range(request["repeats"] if batch > 1 else 0):

@@ -41,7 +41,9 @@ QUICK = {"prompt_tokens": 128, "new_tokens": 32, "batch": 2, "repeats": 2}
 )
 @click.option("--kv-cache", type=click.IntRange(1), default=2, show_default=True, help="Of vLLM on a CPU, in GiB.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=3600, show_default=True, help="Seconds per process.")
-@click.option("--gpu-memory", help="What may be used, and a board to predict for: 8GB, 7.5GiB.")
+@click.option(
+    "--gpu-memory", help="Of a card, of which 92 % may be used as vLLM does; predicts for it too: 8GB, 7.5GiB."
+)
 @click.option("--board", "boards", multiple=True, help="Predict for this board too, or for all; may be repeated.")
 @click.option("--packed", type=click.Choice(FORMAT_NAMES), help="Predict also for each 16-bit CKPT packed in 4 bits.")
 @click.option("--predict-only", is_flag=True, help="Measure nothing; a config.json is enough.")
@@ -98,19 +100,19 @@ def command(
     measured = [] if predict_only else measure(checkpoints, engine, settings, timeout, kv_cache)
     show(measured, predicted, as_json)
     keep_verdicts(history, tag, "bench", measured)
-    if measured and all(row["error"] for row in measured):
+    if measured and all(row["error"] and row["ttft_s"] is None for row in measured):
         raise QCompressError(f"{measured[0]['path']}: nothing could be measured: {measured[0]['error']}")
 
 
 def predict(checkpoints: tuple[Path, ...], boards: list[Any], packed: str | None, prompt: int, new: int) -> list[Row]:
     """The predicted rows; a checkpoint that is packed already has no second row."""
-    from compress.evaluate.fit import packed_subject, predict_rows, read_subject
+    from compress.evaluate.fit import packed_subject, predict_rows, read_subjects
 
     subjects = []
-    for path in checkpoints:
-        subjects.append(read_subject(path))
-        if packed and "quantization_config" not in subjects[-1].config:
-            subjects.append(packed_subject(path, packed))
+    for subject in read_subjects(checkpoints):
+        subjects.append(subject)
+        if packed and "quantization_config" not in subject.config:
+            subjects.append(packed_subject(subject, packed))
     return predict_rows(subjects, boards, prompt, new)
 
 

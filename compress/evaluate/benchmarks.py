@@ -16,7 +16,7 @@ from calibration.chat import has_template
 from compress.checkpoint.load import load_model, load_tokenizer, open_causal_lm
 from compress.checkpoint.record import digest
 from compress.errors import QCompressError
-from compress.evaluate.compare import short_names
+from compress.evaluate.names import short_names
 from compress.evaluate.sandbox.run import run_python
 from compress.evaluate.solve import Row, Scores, score_rows
 from compress.evaluate.tasks.item import Score

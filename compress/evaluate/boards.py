@@ -7,6 +7,7 @@ auto_awq.py ask for compute capability 7.5; bfloat16 needs 8.0); nothing here wa
 from dataclasses import dataclass
 from typing import Any
 
+from compress.checkpoint.vllm_models import NO_FLOAT16
 from compress.errors import QCompressError
 
 GIB = 2**30
@@ -68,19 +69,20 @@ def kernel_of(board: Board, config: dict[str, Any]) -> str | None:
     dtype = config.get("dtype") or config.get("torch_dtype")
     halves = dtype == "bfloat16" and board.capability < BFLOAT16
     computed = ", computed in float16" if halves else ""
-    if "quantization_config" not in config:
-        return f"none needed{computed}"
-    if board.capability < MARLIN:
-        return "none: vLLM's 4-bit kernels begin at compute capability 7.5"
-    return f"Marlin{computed}"
+    if refused := refusal(board, config):
+        return f"none: {refused}"
+    return f"{'Marlin' if 'quantization_config' in config else 'none needed'}{computed}"
 
 
-def refusal(board: Board, config: dict[str, Any], no_float16: frozenset[str]) -> str | None:
-    """Why vLLM cannot serve the checkpoint there, whatever its size; None where nothing speaks against it."""
-    if board.capability is None or "quantization_config" not in config:
+def refusal(board: Board, config: dict[str, Any]) -> str | None:
+    """Why vLLM cannot serve the checkpoint there in 16 bits, whatever its size; None where nothing speaks against it.
+
+    Plain weights of a family that float16 does not suit would be served in float32, in twice the bytes.
+    """
+    if board.capability is None:
         return None
-    if board.capability < MARLIN:
-        return "no 4-bit kernel for this compute capability"
-    if board.capability < BFLOAT16 and config.get("model_type") in no_float16:
+    if board.capability < BFLOAT16 and config.get("model_type") in NO_FLOAT16:
         return f"{config['model_type']} needs bfloat16, which begins at compute capability 8.0"
+    if board.capability < MARLIN and "quantization_config" in config:
+        return "vLLM's 4-bit kernels begin at compute capability 7.5"
     return None

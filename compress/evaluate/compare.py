@@ -17,7 +17,6 @@ A row is a plain dict and the only source of numbers for the terminal, for JSON 
     digest record                        sha256 of the checkpoint; its qcompress.json
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -31,6 +30,7 @@ from compress.checkpoint.record import digest, read_record
 from compress.evaluate.breakdown import break_down
 from compress.evaluate.drift import CHUNK, TokenDrift, of_itself, summarize_drift, token_drift
 from compress.evaluate.locate import locate_drift
+from compress.evaluate.names import short_names
 from compress.evaluate.reading import Report, Row, read_windows, scored_places
 from compress.evaluate.reference_cache import read_reference
 from compress.evaluate.text import refuse_other_tokenizers, refuse_seen_text, shared_vocabulary
@@ -107,13 +107,6 @@ def compare_rows(
 
 def drift_figures(drift: TokenDrift, windows: Windows, tokenizer: Any) -> Row:
     return summarize_drift(drift) | break_down(drift, windows, tokenizer)
-
-
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, or the path as given where another checkpoint has the same last part."""
-    last = [path.resolve().name for path in paths]
-    count = Counter(last)
-    return [name if count[name] == 1 else str(path) for name, path in zip(last, paths, strict=True)]
 
 
 def describe(path: Path, name: str, role: str) -> Row:

@@ -16,12 +16,12 @@ A row of `predict_rows`, bytes and seconds throughout:
     largest_batch                       requests of request_tokens at a time, at most SEQUENCES
     decode_tokens_per_s_estimate        batch 1; an upper bound from bandwidth alone, None where that is not known
 
-A KV cache holds a key and a value per layer, KV head and token. vLLM gives it out in blocks of 16 tokens on a GPU.
+A KV cache holds a key and a value per block, KV head and token. vLLM gives it out in blocks of 16 tokens on a GPU.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -31,23 +31,23 @@ import torch
 from compress.checkpoint.formats import model_dtype
 from compress.checkpoint.load import check_causal_lm, open_causal_lm
 from compress.checkpoint.read import Checkpoint, read_json
-from compress.checkpoint.vllm_models import NO_FLOAT16
 from compress.config import QuantizeConfig
 from compress.errors import QCompressError
 from compress.evaluate.boards import Board, kernel_of, refusal
+from compress.evaluate.names import tell_apart
 from compress.model.blocks import find_vocabulary
 from compress.quantize.plan import make_plan, read_source
 
 Row = dict[str, Any]
-BLOCK = 16  # tokens in a block of vLLM's KV cache on a GPU
+PAGE = 16  # tokens in what vLLM calls a block of its KV cache, on a GPU
 CHUNK = 2048  # tokens that vLLM reads at a time, the least of its defaults
 SEQUENCES = 256  # requests whose logits vLLM makes room for, its default
 LIBRARIES = 600_000_000  # CUDA context, kernels, workspaces: an allowance, not measured
 
 
 @dataclass(frozen=True)
-class KvLayer:
-    """What a layer keeps of each token, in bytes, and of how many tokens at most (None: of all)."""
+class KvBlock:
+    """What a block keeps of each token, in bytes, and of how many tokens at most (None: of all)."""
 
     bytes: int
     window: int | None = None
@@ -62,7 +62,7 @@ class Subject:
     config: dict[str, Any]
     weights: int  # bytes on the device
     read: int  # bytes of them that every decoded token reads
-    layers: tuple[KvLayer, ...] = field(repr=False)
+    blocks: tuple[KvBlock, ...] = field(repr=False)
 
     @property
     def context_limit(self) -> int:
@@ -70,11 +70,11 @@ class Subject:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        return sum(layer.bytes for layer in self.layers)
+        return sum(block.bytes for block in self.blocks)
 
 
-def kv_layers(config: dict[str, Any]) -> tuple[KvLayer, ...]:
-    """The KV cache of every layer. QCompressError for architectures whose cache is of another kind."""
+def kv_blocks_of(config: dict[str, Any]) -> tuple[KvBlock, ...]:
+    """The KV cache of every block. QCompressError for architectures whose cache is of another kind."""
     for key in ("kv_lora_rank", "state_size", "linear_num_key_heads"):
         if config.get(key):
             raise QCompressError(f"config.json: {key} {config[key]}: only caches of whole keys and values are counted")
@@ -82,29 +82,29 @@ def kv_layers(config: dict[str, Any]) -> tuple[KvLayer, ...]:
     kv_heads = config.get("num_key_value_heads") or heads
     width = config.get("head_dim") or config["hidden_size"] // heads
     size = 2 * kv_heads * width * served_dtype(config).itemsize
-    return tuple(KvLayer(size, window) for window in windows_of(config))
+    return tuple(KvBlock(size, window) for window in windows_of(config))
 
 
 def windows_of(config: dict[str, Any]) -> list[int | None]:
-    """Per layer, how many tokens its attention sees; None for all of them."""
+    """Per block, how many tokens its attention sees; None for all of them."""
     count, window = config["num_hidden_layers"], config.get("sliding_window")
     kinds = config.get("layer_types")
     if kinds:
         if strange := set(kinds) - {"full_attention", "sliding_attention"}:
             raise QCompressError(f"config.json: layer type {min(strange)}: only caches of keys and values are counted")
         return [window if kind == "sliding_attention" else None for kind in kinds]
-    return [window if window and slides(config, layer) else None for layer in range(count)]
+    return [window if window and slides(config, block) else None for block in range(count)]
 
 
-def slides(config: dict[str, Any], layer: int) -> bool:
-    """Whether a layer has a sliding window, in the words of configs that list no layer_types."""
+def slides(config: dict[str, Any], block: int) -> bool:
+    """Whether a block has a sliding window, in the words of configs that list no layer_types."""
     kind = config.get("model_type")
     if kind in ("qwen2", "qwen3"):
-        return bool(config.get("use_sliding_window")) and layer >= config.get("max_window_layers", 0)
+        return bool(config.get("use_sliding_window")) and block >= config.get("max_window_layers", 0)
     if kind == "gemma2":
-        return layer % 2 == 0
+        return block % 2 == 0
     if kind == "gemma3_text":
-        return bool((layer + 1) % config.get("sliding_window_pattern", 6))
+        return bool((block + 1) % config.get("sliding_window_pattern", 6))
     return True
 
 
@@ -114,18 +114,18 @@ def served_dtype(config: dict[str, Any]) -> torch.dtype:
     return torch.float16 if dtype == torch.float32 else dtype
 
 
-def kv_bytes(layers: Sequence[KvLayer], tokens: int, block: int = BLOCK) -> int:
-    """Bytes of one request's cache after `tokens`, in whole blocks."""
-    held = [tokens if layer.window is None else min(tokens, layer.window) for layer in layers]
-    return sum(layer.bytes * math.ceil(count / block) * block for layer, count in zip(layers, held, strict=True))
+def kv_bytes(blocks: Sequence[KvBlock], tokens: int, page: int = PAGE) -> int:
+    """Bytes of one request's cache after `tokens`, in whole pages."""
+    held = [tokens if block.window is None else min(tokens, block.window) for block in blocks]
+    return sum(block.bytes * math.ceil(count / page) * page for block, count in zip(blocks, held, strict=True))
 
 
-def longest_within(layers: Sequence[KvLayer], room: int, limit: int) -> int:
+def longest_within(blocks: Sequence[KvBlock], room: int, limit: int) -> int:
     """The most tokens of one request whose cache fits `room` bytes, at most `limit`."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if kv_bytes(layers, middle) <= room else (low, middle - 1)
+        low, high = (middle, high) if kv_bytes(blocks, middle) <= room else (low, middle - 1)
     return low
 
 
@@ -153,6 +153,13 @@ def read_subject(path: Path) -> Subject:
     return make_subject(path, name, config, sizes)
 
 
+def read_subjects(paths: Sequence[Path]) -> list[Subject]:
+    """`read_subject` of each path, under names that tell them apart."""
+    subjects = [read_subject(path) for path in paths]
+    names = tell_apart([subject.name for subject in subjects], paths)
+    return [replace(subject, name=name) for subject, name in zip(subjects, names, strict=True)]
+
+
 def checkpoint_subject(checkpoint: Checkpoint) -> Subject:
     """float32 tensors become 16 bits where vLLM computes in them."""
     size = served_dtype(checkpoint.config).itemsize
@@ -163,14 +170,13 @@ def checkpoint_subject(checkpoint: Checkpoint) -> Subject:
     return make_subject(checkpoint.path, checkpoint.path.resolve().name, checkpoint.config, sizes)
 
 
-def packed_subject(path: Path, layout: str) -> Subject:
+def packed_subject(plain: Subject, layout: str) -> Subject:
     """What a 16-bit checkpoint or config.json would be in 4 bits, in the format `layout`."""
-    source = read_source(path)
+    source = read_source(plain.path)
     plan = make_plan(source, QuantizeConfig(method="rtn", format=layout))
-    plain = read_subject(path)
     sizes = {spec.name: spec.bytes for spec in plan.specs}
     config = source.model | {"quantization_config": {"quant_method": layout}}
-    return make_subject(path, f"{plain.name} as {layout}", config, sizes)
+    return make_subject(plain.path, f"{plain.name} as {layout}", config, sizes)
 
 
 def make_subject(path: Path, name: str, config: dict[str, Any], sizes: dict[str, int]) -> Subject:
@@ -178,7 +184,7 @@ def make_subject(path: Path, name: str, config: dict[str, Any], sizes: dict[str,
     vocabulary = find_vocabulary(config)
     table = sum(size for tensor, size in sizes.items() if tensor.startswith(f"{vocabulary.embedding}."))
     total = sum(sizes.values())
-    return Subject(path, name, config, total, total if vocabulary.tied else total - table, kv_layers(config))
+    return Subject(path, name, config, total, total if vocabulary.tied else total - table, kv_blocks_of(config))
 
 
 def predict_rows(subjects: Sequence[Subject], boards: Sequence[Board], prompt: int, new: int) -> list[Row]:
@@ -201,9 +207,9 @@ def check_context(path: Path, config: dict[str, Any], tokens: int) -> None:
 def predict(subject: Subject, board: Board, prompt: int, new: int, index: int) -> Row:
     """The row of one checkpoint on one board."""
     config, tokens = subject.config, prompt + new
-    extra, request = overhead(config), kv_bytes(subject.layers, tokens)
+    extra, request = overhead(config), kv_bytes(subject.blocks, tokens)
     room = board.usable - subject.weights - extra
-    refused = refusal(board, config, NO_FLOAT16)
+    refused = refusal(board, config)
     fits = refused is None and request <= room
     return {
         "kind": "predicted",
@@ -229,7 +235,7 @@ def predict(subject: Subject, board: Board, prompt: int, new: int, index: int) -
         "fits": fits,
         "reason": refused or (None if fits else f"{request - room:,} bytes too many"),
         "context_limit": subject.context_limit,
-        "longest_context": 0 if refused else longest_within(subject.layers, room, subject.context_limit),
+        "longest_context": 0 if refused else longest_within(subject.blocks, room, subject.context_limit),
         "largest_batch": 0 if refused else min(max(room // request, 0), SEQUENCES),
         "decode_tokens_per_s_estimate": estimate(subject, board, prompt + new // 2) if fits else None,
     }
@@ -239,4 +245,4 @@ def estimate(subject: Subject, board: Board, tokens: int) -> float | None:
     """Decoded tokens per second at batch 1 if reading weights and cache were all: an upper bound."""
     if board.bandwidth is None:
         return None
-    return board.bandwidth / (subject.read + kv_bytes(subject.layers, tokens))
+    return board.bandwidth / (subject.read + kv_bytes(subject.blocks, tokens))

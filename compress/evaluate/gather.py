@@ -7,6 +7,7 @@ from typing import Any
 
 from compress.checkpoint.record import digest
 from compress.errors import QCompressError
+from compress.evaluate.names import short_names
 
 Row = dict[str, Any]
 EVAL = "eval.json"
@@ -17,7 +18,8 @@ def known_rows(paths: Sequence[Path], evaluated: Path | None, bench: Path | None
 
     Files are read and matched before hours are spent on anything else.
     """
-    compared = [{"name": path.name, "digest": digest(path)} for path in paths] if evaluated or bench else []
+    named = zip(short_names(paths), paths, strict=True) if evaluated or bench else ()
+    compared = [{"name": name, "digest": digest(path)} for name, path in named]
     return {
         "retention": retention_of(evaluated, compared) if evaluated else [],
         "speed": speed_of(bench, compared) if bench else [],

@@ -32,7 +32,7 @@ def perplexity_intervals(
 ) -> dict[str, float | None]:
     """Difference candidate - reference of perplexities with its interval, and the interval of their ratio.
 
-    Each (count,) nats. None for intervals of a single window, and for a difference that no float holds.
+    Each (count,) nats. None for intervals of a single window.
     """
     sums = window_sums(windows, reference_nll, nll)
     ours, theirs = (sums[:, 1:].sum(0) / sums[:, 0].sum()).tolist()

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -33,9 +34,8 @@ from compress.model.blocks import Block, BlockModel
 
 Row = dict[str, Any]
 TOKENS = 4096  # that are run through every block: enough to tell
-OUTLIER = (
-    7.0  # SmolLM2-135M undamaged: rtn 3.2, awq 3.6, gptq 6.2; one block's scales times 1.05: 9.6 in rtn, 23 in gptq
-)
+# SmolLM2-135M undamaged: rtn 3.2, awq 3.6, gptq 6.2; one block's scales times 1.05: 9.6 in rtn, 23 in gptq
+OUTLIER = 7.0
 LEAST_GAIN, LEAST_ERROR = 0.01, 1.25  # what is too little to be damage, whatever the scatter: of the gain, of a ratio
 DEVIATION = 1.4826  # of a normal distribution, in median absolute deviations
 Run = Callable[[Tensor], Tensor]
@@ -173,7 +173,3 @@ def deviations(values: Sequence[float], *, least: float) -> list[float]:
     apart = [value - centre for value in values]
     scatter = max(DEVIATION * median([abs(distance) for distance in apart]), 1e-9)
     return [distance / scatter if abs(distance) >= least else 0.0 for distance in apart]
-
-
-def median(values: Sequence[float]) -> float:
-    return torch.tensor(list(values), dtype=torch.float64).quantile(0.5).item()

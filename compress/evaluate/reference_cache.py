@@ -105,8 +105,8 @@ def refuse_difference(folder: Path, found: Row, facts: Row) -> None:
 
 
 def refuse_folder(folder: Path, needed: int) -> None:
-    """QCompressError for a folder of other things, or a disk without room for `needed` bytes."""
-    strangers = [file.name for file in folder.glob("*") if file.name not in (MANIFEST, STATES)]
+    """QCompressError for a folder of other things, hidden ones aside, or a disk without room for `needed` bytes."""
+    strangers = [file.name for file in folder.glob("[!.]*") if file.name not in (MANIFEST, STATES)]
     if strangers or (folder.exists() and not folder.is_dir()):
         raise QCompressError(f"{folder}: holds {(strangers or ['no folder'])[0]}; give a new --reference-cache")
     room = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
@@ -118,6 +118,8 @@ def refuse_folder(folder: Path, needed: int) -> None:
 def save_states(folder: Path, hidden: Tensor, facts: Row) -> None:
     """The states first, the manifest with their checksum last, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".*.partial"):  # of a write that was killed
+        stale.unlink()
     shard = plan_shard(STATES, [TensorSpec("hidden", hidden.dtype, tuple(hidden.shape))])
     write_whole(folder / STATES, shard.header, hidden.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     manifest = facts | {"width": hidden.shape[-1], "checksum": f"sha256:{tensor_digest(hidden)}"}

@@ -16,8 +16,8 @@ from compress.checkpoint.load import load_tokenizer
 from compress.checkpoint.record import digest
 from compress.errors import QCompressError
 from compress.evaluate.ask import answer_items
-from compress.evaluate.compare import short_names
 from compress.evaluate.generate import OpenEngine, transformers_engine
+from compress.evaluate.names import short_names
 from compress.evaluate.solve import scores_file
 from compress.evaluate.tasks.item import Item
 from compress.evaluate.tasks.suite import KINDS, load_suite, select

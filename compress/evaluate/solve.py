@@ -24,8 +24,8 @@ from compress.checkpoint.load import load_tokenizer, open_causal_lm
 from compress.checkpoint.record import digest
 from compress.evaluate.answers import AnswerFile
 from compress.evaluate.ask import answer_items
-from compress.evaluate.compare import short_names
 from compress.evaluate.generate import OpenEngine, transformers_engine
+from compress.evaluate.names import short_names
 from compress.evaluate.retention import Retention, retention_by_kind
 from compress.evaluate.tasks.item import EMPTY, Item, Score, score_item
 from compress.evaluate.tasks.suite import KINDS, Suite

@@ -31,6 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +42,9 @@ from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import digest
 from compress.errors import QCompressError
-from compress.evaluate.fit import check_context, kv_bytes, kv_layers
+from compress.evaluate.boards import plain_memory
+from compress.evaluate.fit import check_context, kv_blocks_of, kv_bytes
+from compress.evaluate.names import short_names
 from compress.timing import resident_peak
 
 Row = dict[str, Any]
@@ -67,7 +70,7 @@ POLL = 0.1  # seconds
 
 @dataclass(frozen=True)
 class Timing:
-    """What is measured: a request, a batch of them, how often, by which engine, within how many bytes (None: all)."""
+    """What is measured: a request, a batch, how often, by which engine, on a card of `memory` bytes (None: this)."""
 
     engine: str = "transformers"
     prompt_tokens: int = 1024
@@ -83,7 +86,7 @@ class Timing:
     def __post_init__(self) -> None:
         if self.new_tokens < 2:
             raise ValueError(f"--new-tokens {self.new_tokens}: the speed of decoding needs at least 2")
-        if self.batch > self.max_batch:
+        if self.engine == "vllm" and self.batch > self.max_batch:
             raise ValueError(f"--batch {self.batch} is more than --max-batch {self.max_batch}; raise that one")
 
 
@@ -117,6 +120,7 @@ def speed_rows(
                 run_once(checkpoint, timing, turn, timeout, kv_cache_gib, lines)
                 report(progress_row(checkpoint, turn, lines))
     rows = [make_row(index, *pair, timing) for index, pair in enumerate(order)]
+    rows = [row | {"name": name} for row, name in zip(rows, short_names(paths), strict=True)]
     return [row | gains(row, rows[0]) for row in rows]
 
 
@@ -148,15 +152,16 @@ def run_once(checkpoint: Checkpoint, timing: Timing, turn: int, timeout: float, 
 
 
 def make_request(checkpoint: Checkpoint, timing: Timing, turn: int) -> Row:
-    """What a worker needs. Only the last round runs the largest batch."""
-    layers = kv_layers(checkpoint.config)
+    """What a worker needs; `memory` is what it may use of the card. Only the last round runs the largest batch."""
+    blocks = kv_blocks_of(checkpoint.config)
     return asdict(timing) | {
         "checkpoint": str(checkpoint.path),
         "vocabulary": checkpoint.config["vocab_size"],
         "warm_up": 1,
+        "memory": None if timing.memory is None else plain_memory(timing.memory).usable,
         "confirm_batch": timing.confirm_batch and turn == timing.rounds - 1,
-        "kv_bytes_per_token": sum(layer.bytes for layer in layers),
-        "kv_bytes_per_request": kv_bytes(layers, timing.prompt_tokens + timing.new_tokens, block=1),
+        "kv_bytes_per_token": sum(block.bytes for block in blocks),
+        "kv_bytes_per_request": kv_bytes(blocks, timing.prompt_tokens + timing.new_tokens, page=1),
     }
 
 
@@ -177,9 +182,9 @@ def wait(worker: "subprocess.Popen[bytes]", timeout: float) -> tuple[int | None,
             peak = max(peak, resident_peak(worker.pid))
             time.sleep(POLL)
     finally:
-        if code is None:
+        with suppress(ProcessLookupError):  # nothing of it is left
             os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
+        worker.wait()
     return code, peak
 
 
@@ -218,7 +223,7 @@ def make_row(index: int, checkpoint: Checkpoint, lines: Told, timing: Timing) ->
         "weights_bytes": checkpoint.bytes,
         **{key: facts.get(key) for key in FIGURES},
         **highest,
-        "kv_bytes_per_token": sum(layer.bytes for layer in kv_layers(checkpoint.config)),
+        "kv_bytes_per_token": sum(block.bytes for block in kv_blocks_of(checkpoint.config)),
         **dict.fromkeys([key + end for key in SAMPLED for end in ("", "_low", "_high")]),
         **medians(lines["sample"], spread=True),
         "error": failure(lines),

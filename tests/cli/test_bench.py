@@ -68,3 +68,13 @@ def test_when_nothing_could_be_measured_the_rows_are_shown_and_the_exit_code_is_
     result = bench(tiny_llama, "--quick", "--engine", "transformers", "--json")
     assert result.exit_code == 1 and "ValueError: no such kernel" in result.stderr
     assert json.loads(result.stdout)[0]["error"] == "ValueError: no such kernel"
+
+
+def test_figures_that_were_measured_before_the_end_are_something(tiny_llama, tmp_path, monkeypatch):
+    line = {"sample": {"ttft_s": 0.5, "latency_s": 1.5}}
+    script = f"import sys\nopen(sys.argv[2], 'a').write({json.dumps(line)!r})\nraise ValueError('no room')\n"
+    (tmp_path / "halts.py").write_text(script)
+    monkeypatch.setitem(speed.WORKERS, "transformers", "halts")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = bench(tiny_llama, "--quick", "--engine", "transformers", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)[0]["error"] == "ValueError: no room"

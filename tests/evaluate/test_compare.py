@@ -4,7 +4,8 @@ import pytest
 
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import digest
-from compress.evaluate.compare import compare_rows, describe, short_names
+from compress.evaluate.compare import compare_rows, describe
+from compress.evaluate.names import short_names
 
 WEIGHTS = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)  # in the linears of tiny_llama's two blocks
 PARAMETERS = WEIGHTS + 128 * 64 + 5 * 64

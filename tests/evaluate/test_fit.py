@@ -10,14 +10,15 @@ from compress.checkpoint.read import Checkpoint
 from compress.errors import QCompressError
 from compress.evaluate.boards import BOARDS, GIB, find_boards, kernel_of, plain_memory
 from compress.evaluate.fit import (
-    KvLayer,
+    KvBlock,
+    kv_blocks_of,
     kv_bytes,
-    kv_layers,
     longest_within,
     packed_subject,
     predict,
     predict_rows,
     read_subject,
+    read_subjects,
     windows_of,
 )
 
@@ -36,9 +37,9 @@ def test_the_kv_cache_of_real_configs_is_pinned(name, size):
 
 def test_a_head_width_of_its_own_counts_and_missing_kv_heads_are_all_heads():
     config = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
-    assert sum(layer.bytes for layer in kv_layers(config)) == 3 * 2 * 4 * 16 * 2
-    assert sum(layer.bytes for layer in kv_layers(config | {"head_dim": 128})) == 3 * 2 * 4 * 128 * 2
-    assert kv_layers(config | {"dtype": "float32"}) == kv_layers(config)
+    assert sum(block.bytes for block in kv_blocks_of(config)) == 3 * 2 * 4 * 16 * 2
+    assert sum(block.bytes for block in kv_blocks_of(config | {"head_dim": 128})) == 3 * 2 * 4 * 128 * 2
+    assert kv_blocks_of(config | {"dtype": "float32"}) == kv_blocks_of(config)
 
 
 @pytest.mark.parametrize(
@@ -58,24 +59,24 @@ def test_windows_slide_where_the_config_says(extra, windows):
 
 
 def test_a_full_window_stops_growing_and_blocks_are_whole():
-    layers = (KvLayer(10), KvLayer(10, window=32))
-    assert kv_bytes(layers, 17) == 2 * 320
-    assert kv_bytes(layers, 64) == 640 + 320
-    assert kv_bytes(layers, 640) - kv_bytes(layers, 320) == 3200
+    blocks = (KvBlock(10), KvBlock(10, window=32))
+    assert kv_bytes(blocks, 17) == 2 * 320
+    assert kv_bytes(blocks, 64) == 640 + 320
+    assert kv_bytes(blocks, 640) - kv_bytes(blocks, 320) == 3200
 
 
 @pytest.mark.parametrize("room", [0, 159, 160, 161, 5000])
 def test_the_longest_context_fits_and_one_more_does_not(room):
-    layers, limit = (KvLayer(10), KvLayer(10, window=32)), 200
-    found = longest_within(layers, room, limit)
-    assert kv_bytes(layers, found) <= room
-    assert found == limit or kv_bytes(layers, found + 1) > room
+    blocks, limit = (KvBlock(10), KvBlock(10, window=32)), 200
+    found = longest_within(blocks, room, limit)
+    assert kv_bytes(blocks, found) <= room
+    assert found == limit or kv_bytes(blocks, found + 1) > room
 
 
 @pytest.mark.parametrize("config", [{"kv_lora_rank": 512}, {"layer_types": ["linear_attention"], "hidden_size": 8}])
 def test_a_cache_of_another_kind_is_refused(config):
     with pytest.raises(QCompressError, match="only caches"):
-        kv_layers({"num_attention_heads": 1, "hidden_size": 8, "num_hidden_layers": 1} | config)
+        kv_blocks_of({"num_attention_heads": 1, "hidden_size": 8, "num_hidden_layers": 1} | config)
 
 
 def test_weights_on_the_device_are_the_tensors_of_the_files(tiny_llama):
@@ -92,11 +93,11 @@ def test_an_untied_embedding_is_only_looked_up(tiny_qwen2):
 def test_a_config_alone_predicts_what_the_checkpoint_does(tiny_qwen2, tmp_path):
     (tmp_path / "config.json").write_text((tiny_qwen2 / "config.json").read_text())
     bare, whole = read_subject(tmp_path), read_subject(tiny_qwen2)
-    assert (bare.weights, bare.read, bare.layers) == (whole.weights, whole.read, whole.layers)
+    assert (bare.weights, bare.read, bare.blocks) == (whole.weights, whole.read, whole.blocks)
 
 
 def test_what_packing_would_make_weighs_what_it_makes(tiny_llama, quantized):
-    planned = packed_subject(tiny_llama, "awq")
+    planned = packed_subject(read_subject(tiny_llama), "awq")
     assert planned.name.endswith(" as awq")
     made = read_subject(quantized["awq"])
     assert abs(planned.weights - made.weights) < 0.05 * made.weights
@@ -142,6 +143,9 @@ def test_turing_runs_marlin_in_float16_and_refuses_what_needs_bfloat16():
     gemma = replace(subject, config=subject.config | PACKED | {"model_type": "gemma2"})
     assert "bfloat16" in predict(gemma, T4, 8, 8, 0)["reason"]
     assert predict(gemma, ORIN, 8, 8, 0)["fits"]
+    plain = replace(gemma, config=subject.config | {"model_type": "gemma2"})
+    row = predict(plain, T4, 8, 8, 0)
+    assert not row["fits"] and "bfloat16" in row["reason"] and row["kernel"] == f"none: {row['reason']}"
 
 
 def test_a_request_beyond_the_context_is_one_line(tiny_llama):
@@ -152,3 +156,13 @@ def test_a_request_beyond_the_context_is_one_line(tiny_llama):
 def test_rows_are_json(tiny_llama):
     rows = predict_rows([read_subject(tiny_llama)], BOARDS, 64, 8)
     assert json.loads(json.dumps(rows)) == rows and [row["board"] for row in rows] == [b.name for b in BOARDS]
+
+
+def test_two_checkpoints_of_one_name_are_told_apart(tmp_path):
+    paths = [tmp_path / name / "model" for name in ("a", "b")]
+    for path in paths:
+        path.mkdir(parents=True)
+        (path / "config.json").write_text((CONFIGS / "seed-student.json").read_text())
+    subjects = read_subjects([*paths, CONFIGS / "seed-student.json"])
+    assert [subject.name for subject in subjects] == [str(paths[0]), str(paths[1]), "seed-student"]
+    assert packed_subject(subjects[0], "awq").name == f"{paths[0]} as awq"

@@ -96,6 +96,14 @@ def test_states_without_a_manifest_are_made_anew(tiny_llama, quantized, windows,
     assert compare_rows(tiny_llama, [quantized["awq"]], windows, cache=folder) == first
 
 
+def test_what_a_killed_write_left_is_cleared_away(tiny_llama, windows, tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / ".hidden.safetensors.99.partial").write_bytes(b"half")
+    compare_rows(tiny_llama, [tiny_llama], windows, cache=folder)
+    assert sorted(file.name for file in folder.iterdir()) == ["hidden.safetensors", "manifest.json"]
+
+
 def test_a_folder_of_other_things_is_refused_before_the_work(tiny_llama, windows, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     told = []

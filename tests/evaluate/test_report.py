@@ -8,6 +8,7 @@ import pytest
 
 from compress.evaluate.report import Facts, write_report
 from compress.evaluate.report import make_report as make_page
+from compress.evaluate.report.blocks import describe
 from compress.evaluate.report.figures import spread_labels
 from compress.evaluate.report.kept import retention_section
 from compress.evaluate.report.linears import stage_borders
@@ -222,6 +223,23 @@ def test_a_block_that_stands_out_is_named_before_the_pictures(full_page):
     text = full_page
     assert "! block 3 stands out" in text and text.index("! block 3 stands out") < text.index("<figure")
     assert "block 3 has gain 1.050" in text and text.count("no block stands out") == 2
+
+
+def test_a_block_that_stands_out_is_told_with_its_worst_linear():
+    block = {"block": 3, "gain": 1.05, "error": 0.01}
+    linears = [
+        {"name": "q_proj", "error": 0.02, "recorded": 0.019},
+        {"name": "up_proj", "error": 0.01, "recorded": 0.002},
+    ]
+    assert describe(block | {"linears": linears}) == "block 3 has gain 1.050 and error 0.0100, most in up_proj"
+    unrecorded = [row | {"recorded": None} for row in linears]
+    assert describe(block | {"linears": unrecorded}).endswith("most in q_proj")
+
+
+def test_two_reports_to_one_path_do_not_share_a_partial_file(tmp_path, make_row, make_rows):
+    (tmp_path / ".r.html.partial").mkdir()
+    write_report(tmp_path / "r.html", Facts(make_rows(make_row("a"))))
+    assert (tmp_path / "r.html").read_text().startswith("<!")
 
 
 def test_speed_says_why_a_figure_is_missing_and_which_board_is_too_small(full_facts):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from compress.checkpoint.read import Checkpoint
 from compress.errors import QCompressError
 from compress.evaluate import speed
+from compress.evaluate.boards import GIB, plain_memory
 from compress.evaluate.speed import (
     GAINS,
     Timing,
@@ -57,7 +59,7 @@ class Recorder:
         return 100 * max(count for count, _, _ in self.calls)
 
     def largest_batch(self, peaks):
-        assert peaks == {1: 100, 2: 200}
+        assert peaks == {count: 100 * count for count in peaks}
         return self.largest, "told"
 
     def preemptions(self):
@@ -72,6 +74,19 @@ def test_a_request_is_one_token_then_all_and_a_batch_comes_last(monkeypatch):
     samples = [line["sample"] for line in lines if "sample" in line]
     one = {"ttft_s": 0.75, "latency_s": 1.25, "generate_s": 0.5, "decode_tokens_per_s": 4.0}
     assert samples == [one] * 2 + [{"throughput_tokens_per_s": 2 * 3 / 1.25}] * 2
+
+
+def test_a_batch_of_one_has_the_throughput_of_a_request(monkeypatch):
+    engine = Recorder()
+    monkeypatch.setattr("compress.timing.time.perf_counter", lambda: engine.clock)
+    lines = measure(engine, REQUEST | {"batch": 1, "confirm_batch": False})
+    assert [line["sample"]["throughput_tokens_per_s"] for line in lines if "sample" in line] == [3 / 1.25] * 2
+
+
+def test_a_worker_may_use_of_a_card_what_a_prediction_says(tiny_llama):
+    request = make_request(Checkpoint(tiny_llama), Timing(memory=8 * GIB), turn=0)
+    assert request["memory"] == plain_memory(8 * GIB).usable
+    assert make_request(Checkpoint(tiny_llama), Timing(), turn=0)["memory"] is None
 
 
 def test_a_first_token_that_took_longer_than_all_gives_no_speed_of_generation(monkeypatch):
@@ -142,7 +157,10 @@ def test_a_worker_that_dies_leaves_its_reason_and_what_it_had_measured(tiny_llam
     )
     monkeypatch.setitem(speed.WORKERS, "transformers", "dies")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (row,) = speed_rows([tiny_llama], Timing(prompt_tokens=8, new_tokens=2, rounds=3), timeout=60)
+    alias = tmp_path / "other" / tiny_llama.name
+    shutil.copytree(tiny_llama, alias)
+    row, other = speed_rows([tiny_llama, alias], Timing(prompt_tokens=8, new_tokens=2, rounds=3), timeout=60)
+    assert (row["name"], other["name"]) == (str(tiny_llama), str(alias))
     assert "signal 9" in row["error"] and "GB were held" in row["error"]
     assert row["ttft_s"] == 0.5 and row["repeats"] == 1 and row["largest_batch"] is None
 
@@ -160,6 +178,17 @@ def test_a_worker_that_takes_too_long_ends_with_all_it_started():
     ended, peak = wait(worker, 0.5)
     assert ended is None and peak > 1e6
     assert "not done after 0.5 s" in why(ended, peak, 0.5, "")
+    assert_all_ended(worker)
+
+
+def test_what_a_worker_that_failed_had_started_ends_too():
+    code = "import subprocess, sys; subprocess.Popen(['sleep', '60']); sys.exit(5)"
+    worker = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    assert wait(worker, 60)[0] == 5
+    assert_all_ended(worker)
+
+
+def assert_all_ended(worker):
     end = time.monotonic() + 10  # a killed process dies a moment later
     while (left := [one for one in psutil.process_iter() if alive_in(worker.pid, one)]) and time.monotonic() < end:
         time.sleep(0.02)
@@ -179,7 +208,8 @@ def test_bad_numbers_are_refused_before_any_work(tiny_llama, monkeypatch):
     with pytest.raises(ValueError, match="--new-tokens 1"):
         Timing(new_tokens=1)
     with pytest.raises(ValueError, match="--batch 9 is more than --max-batch 8"):
-        Timing(batch=9, max_batch=8)
+        Timing(engine="vllm", batch=9, max_batch=8)
+    assert Timing(batch=9, max_batch=8).batch == 9, "transformers has no such limit"
     with pytest.raises(QCompressError, match="longer than its context"):
         speed_rows([tiny_llama], Timing(prompt_tokens=2000), timeout=1)
     monkeypatch.setattr(speed, "find_spec", lambda name: None)

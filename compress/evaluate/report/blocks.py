@@ -43,7 +43,12 @@ def verdict(facts: Facts, index: int) -> str:
 
 
 def describe(block: Row) -> str:
-    return f"block {block['block']} has gain {block['gain']:.3f} and error {block['error']:.4f}"
+    """The worst linear is that with the most error, over what quantization recorded where it did so of all."""
+    linears = block.get("linears") or ()
+    recorded = all(row["recorded"] for row in linears)
+    worst = max(linears, key=lambda row: row["error"] / (row["recorded"] if recorded else 1), default=None)
+    told = f"block {block['block']} has gain {block['gain']:.3f} and error {block['error']:.4f}"
+    return told if worst is None else f"{told}, most in {worst['name']}"
 
 
 def draw_blocks(figure: Figure, narrow: bool, candidates: Sequence[Row]) -> None:

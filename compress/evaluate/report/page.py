@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
+from compress.distill.cache import write_whole
 from compress.evaluate.report.blocks import blocks_section
 from compress.evaluate.report.cells import Row, count, esc
 from compress.evaluate.report.drift import drift_section
@@ -37,10 +38,7 @@ SECTIONS: tuple[Callable[[Facts], str], ...] = (
 
 def write_report(path: Path, facts: Facts) -> None:
     """Write the report as an HTML file, whole or not at all. The same facts give the same bytes."""
-    text = make_report(facts)
-    partial_path = path.with_name(f".{path.name}.partial")
-    partial_path.write_text(text, encoding="utf-8")
-    partial_path.replace(path)
+    write_whole(path, make_report(facts).encode())
 
 
 def make_report(facts: Facts) -> str:
