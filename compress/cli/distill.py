@@ -33,7 +33,7 @@ from compress.distill.config import DIVERGENCES, DTYPES, PACKINGS, STEPS, Distil
 @click.option("--lora-rank", type=click.IntRange(0), default=0, show_default=True, help="Train adapters only; merged.")
 @click.option("--lora-alpha", type=click.FloatRange(0, min_open=True), help="Their scale.  [default: 2 * rank]")
 @click.option(
-    "--stage", "stages", multiple=True, default=(), metavar="YAML", help="One after another, as in a recipe; see above."
+    "--stage", "stages", multiple=True, default=(), metavar="YAML", help="One after another; keys: see above."
 )
 @click.option("--dtype", type=click.Choice(DTYPES), default="float16", show_default=True, help="Of the result.")
 @click.option(
@@ -75,7 +75,9 @@ def command(
     A --stage says what it does otherwise than the other options, begins with the best weights of the one before, and
     may replay a share of the earlier texts. With on_policy the student writes, and the teacher judges what it wrote.
     --align-weight also brings each block's output near that of the teacher's block at the same depth; what maps one
-    onto the other lies in OUT.align.safetensors.
+    onto the other lies in OUT.align.safetensors. Keys of a stage: name, data, heldout, replay, on_policy (then, unless
+    said: reverse_kl, alpha 1, temperature 1), steps or tokens, batch_size, seq_len, learning_rate, eval_every, alpha,
+    temperature, divergence, beta, align_weight.
 
     The same command goes on where a run was killed, to the same curve and weights: its state lies in .OUT.distill until
     the student is written, every step's numbers in OUT.distill.jsonl. With torchrun or accelerate launch every process

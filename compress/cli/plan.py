@@ -69,7 +69,9 @@ def command(
     emit(rows, as_json=as_json)
     if best is not None:
         out = f"{model.stem if model.is_file() else model.name}-4bit"
-        line = f"qcompress quantize {model} {budget.flags(best.config)} --out {out}"
+        where = "MODEL" if model.is_file() else str(model)
+        line = f"qcompress quantize {where} {budget.flags(best.config)} --out {out}"
+        line += "  # MODEL: the folder with the weights" if model.is_file() else ""
         (progress if as_json else results).print(line, markup=False)
     elif limit is not None:
         raise QCompressError(f"{model}: {budget.nothing_fits(found, limit)}")

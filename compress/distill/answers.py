@@ -34,11 +34,11 @@ def find_facts(out: Path) -> Facts | None:
     """What was asked for `out`, finished or not; None where nothing is there. QCompressError for a strange file."""
     if manifest_path(out).is_file():
         return dict(parse(manifest_path(out).read_text(encoding="utf-8"), manifest_path(out), 1)["facts"])
-    if out.exists():
-        raise QCompressError(f"{out}: is there and was not written by `qcompress generate`; give another --out")
-    for path in part_paths(out):
+    for path in part_paths(out):  # before `out` itself, which a killed process may have left without its manifest
         for line in whole_lines(path)[:1]:
             return dict(parse(line, path, 1))
+    if out.exists():
+        raise QCompressError(f"{out}: is there and was not written by `qcompress generate`; give another --out")
     return None
 
 

@@ -152,13 +152,14 @@ class StageConfig:
         if self.data is not None:
             object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
         if not self.name.isidentifier():
-            raise ValueError(f"stage {self.name!r}: a name is letters, digits and underscores")
+            raise ValueError(f"stage {self.name!r}: a name is letters, digits and underscores, no digit first")
         if not 0 <= self.replay < 1:
             raise ValueError(f"stage {self.name}: replay={self.replay} must be from 0 to below 1")
 
     def given(self) -> dict[str, Any]:
-        """What it says at all."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
+        """What it says at all; a 0 is said, but for no replay."""
+        found = {name: value for name, value in asdict(self).items() if value is not None and value is not False}
+        return {name: value for name, value in found.items() if value or name != "replay"}
 
     def overrides(self) -> dict[str, Any]:
         """Fields of the whole's settings that differ here. On-policy tokens are the student's own: no CE on them."""

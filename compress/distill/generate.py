@@ -107,10 +107,9 @@ def generate_answers(
     """Ask this rank's batches; the last rank to finish writes `out`. Returns the summary row.
 
     QCompressError for bad input, for an `out` of other settings, and for a full disk: what was answered is kept, and
-    the same command goes on. `choose` is asked for an engine when the prompts are known to
-    be good, and told the most tokens of a prompt and its answer. `limit` takes the first
-    prompts only. Answers cut off by max_tokens are left out unless
-    `keep_truncated`, empty ones always; prompts that leave no room for an answer are not asked. All are counted.
+    the same command goes on. `choose` is asked for an engine when the prompts are known to be good, and told the most
+    tokens of a prompt and its answer. `limit` takes the first prompts only. Answers cut off by max_tokens are left out
+    unless `keep_truncated`, empty ones always; prompts that leave no room for an answer are not asked. All are counted.
     """
     started = time.perf_counter()
     if not 0 <= rank < ranks:
@@ -184,7 +183,9 @@ def is_whole(out: Path, facts: Facts) -> bool:
 
 def ask(asking: Asking, rank: int, ranks: int, report: Report) -> None:
     """Answer those of this rank's batches that nobody has answered; the teacher is opened only for them."""
-    there = read_parts(asking.out, asking.facts)
+    there = answered(asking)
+    if there is None:
+        return
     mine = range(rank, len(asking.groups), ranks)
     missing = [index for index in mine if index not in there]
     if not missing:
@@ -196,6 +197,15 @@ def ask(asking: Asking, rank: int, ranks: int, report: Report) -> None:
             rows = answer(asking, asking.groups[index], sampler)
             part.add(index, rows)
             meter.add(len(rows), sum(tokens for _, tokens, _ in rows))
+
+
+def answered(asking: Asking) -> Batches | None:
+    """The batches that any process has finished; None when all are, and another process has just put them together."""
+    try:
+        there = read_parts(asking.out, asking.facts)
+    except FileNotFoundError:  # removed while we were reading
+        return None
+    return None if manifest_path(asking.out).is_file() else there
 
 
 def answer(asking: Asking, group: Sequence[Prompt], sampler: Sampler) -> list[list[Any]]:
@@ -228,11 +238,8 @@ def publish(asking: Asking) -> None:
 
     Does nothing while batches are missing, or when another process was faster.
     """
-    try:
-        there = read_parts(asking.out, asking.facts)
-    except FileNotFoundError:  # the other process has just removed them
-        return
-    if len(there) < len(asking.groups):
+    there = answered(asking)
+    if there is None or len(there) < len(asking.groups):
         return
     rows, counts = conversations(asking, there)
     manifest = {"facts": asking.facts, "counts": counts}
@@ -262,8 +269,8 @@ def conversations(asking: Asking, there: Batches) -> tuple[list[Row], dict[str, 
 def summary(asking: Asking) -> Row:
     """The counts of what is whole, or how much is still missing for other processes to answer."""
     row = {"out": str(asking.out), "engine": asking.facts["engine"]}
-    if manifest_path(asking.out).is_file():
+    there = answered(asking)
+    if there is None:
         counts = read_json(manifest_path(asking.out))["counts"]
         return row | counts | {"kept_truncated": asking.facts["keep_truncated"] or None}
-    there = read_parts(asking.out, asking.facts)
     return row | {"batches": f"{len(there)} of {len(asking.groups)}", "next": "other processes have the rest to answer"}

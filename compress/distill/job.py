@@ -120,7 +120,8 @@ def distill(job: Job, save_every: int) -> None:
     for stage in stages:
         if stage.on_policy:
             check_own_answers(student.model.model, settings.packing, stage.settings.seq_len)
-    *judges, heldout = open_judges(big, heldout_windows(settings, texts, tokenizer), vocab)
+    held_out = heldout_windows(settings, texts, tokenizer)
+    *judges, heldout = open_judges(big, held_out, vocab)
     before = heldout.measure(student.model)
     report({"heldout_tokens": heldout.tokens, "kl_before": before.kl, "perplexity_before": exp(before.nll)})
     alignment = make_alignment(student.model, big, stages, settings.seed)
@@ -134,7 +135,7 @@ def distill(job: Job, save_every: int) -> None:
     after = heldout.measure(student.model)
     row = {"out": str(job.out), **scores_row(heldout.teacher_nll, before, after), **job.plan.student_size}
     row |= training_row(finished)
-    text_of_record = record(job.teacher, settings, texts, student, finished, row)
+    text_of_record = record(job.teacher, settings, texts, held_out[-1], student, finished, row)
     job.journal.note("row", lambda: row | {"seconds": round(time.perf_counter() - started, 1)})
     keep_alignment(run, job.out)
     weights = finished[-1].trained.weights
@@ -205,18 +206,19 @@ def record(
     teacher: Path,
     settings: DistillConfig,
     texts: Sequence[Text],
+    heldout: Windows,
     student: Student,
     finished: Sequence[Finished],
     row: Row,
 ) -> str:
-    """qcompress.json: everything that made this student, and the loss curve."""
+    """qcompress.json: everything that made this student, the loss curve, and the `heldout` that judged the whole."""
     return record_text(
         "distill",
         settings.settings(),
         source=origin(teacher),
         student=origin(Path(settings.student)) if settings.student else None,
         calibration=joined_manifest(texts) | {"start": asdict(texts[0].start)},
-        heldout=texts[-1].heldout.manifest,
+        heldout=heldout.manifest,
         stages=[stage_part(one, text) for one, text in zip(finished, texts, strict=False) if one.stage.name],
         blocks=student.blocks,
         sweep=student.sweep,

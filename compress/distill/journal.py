@@ -62,7 +62,7 @@ class Journal:
     @property
     def published(self) -> bool:
         """Whether the run was killed after its student had its name, and before its work was removed."""
-        return "row" in self.notes and self.out.is_dir() and not partial_path(self.out).exists()
+        return "row" in self.notes and (self.out / "config.json").is_file() and not partial_path(self.out).exists()
 
     def progress(self, stage: int) -> Progress | None:
         """How far `stage` was, None when it was not begun."""

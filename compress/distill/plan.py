@@ -68,8 +68,8 @@ def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = Non
     else:
         shape, config = shape_of(student), plain_config(student)
     sizes = plan_size(teacher), plan_size(config)
-    ours, theirs = (size["parameters"] for size in sizes)
-    parts = memory_parts(ours, theirs, config, settings, MICRO_TOKENS["cpu"])
+    big, small = (size["parameters"] for size in sizes)
+    parts = memory_parts(big, small, config, settings, MICRO_TOKENS["cpu"])
     return Plan(teacher, config, shape, *sizes, parts)
 
 

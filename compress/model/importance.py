@@ -1,6 +1,6 @@
 """What each channel and head of a model is worth, by what flows through it on calibration text.
 
-    hidden channel   Σ over all norms in the blocks of its importance in what the norm puts out
+    hidden channel   Σ over the norms that feed attention and MLP of its importance in what they put out
     MLP channel      its importance in what enters down_proj, the product of the SwiGLU
     query head       the L2 norm, token by token, of its part of what enters o_proj
     KV head          the root of the sum of squares of the query heads that use it

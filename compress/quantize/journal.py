@@ -50,7 +50,7 @@ class Journal:
     @property
     def published(self) -> bool:
         """Whether the job was killed after its checkpoint had its name, and before its work was removed."""
-        return bool(self.blocks) and self.out.is_dir() and not partial_path(self.out).exists()
+        return bool(self.blocks) and (self.out / "config.json").is_file() and not partial_path(self.out).exists()
 
     def done(self, rows: list[Row], activations: list[str] | None) -> None:
         """The next block is on the disk: its report rows, and the digests of each process's activations after it."""

@@ -164,3 +164,8 @@ def test_stages_of_the_command_line_are_those_of_a_recipe(tiny_llama, tmp_path):
     arguments = ["distill", str(tiny_llama), "--out", str(tmp_path / "out"), "--blocks", "1", "--dry-run", "--json"]
     shown = CliRunner().invoke(cli, [*arguments, "--stage", "name: a, steps: 5", "--stage", "{name: b, steps: 6}"])
     assert json.loads(shown.stdout)["steps"] == 11
+
+
+def test_a_zero_of_a_stage_is_not_the_value_of_the_whole():
+    stage = StageConfig("task", alpha=0.0, align_weight=0.0)
+    assert stage.overrides() == {"alpha": 0.0, "align_weight": 0.0} and "replay" not in stage.given()
