@@ -27,6 +27,7 @@ LAYERS = [  # top first; the longest matching prefix decides
         "compress.sampling",
         "compress.schedule",
         "compress.timing",
+        "compress.together",
         "compress.quantize.grid",
         "compress.checkpoint.pack",
     },

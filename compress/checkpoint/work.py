@@ -53,3 +53,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def clear_work(folder: Path, journal: str) -> None:
+    """Remove what a job has left in its work folder, the `journal` last: so that it is known whose it is."""
+    for path in folder.glob("*"):
+        if path.name not in (journal, LOCK):
+            path.unlink()
+    (folder / journal).unlink(missing_ok=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.checkpoint.read import read_header, read_json, read_tensor
-from compress.checkpoint.work import LOCK, lock, refuse_changes, write_journal
+from compress.checkpoint.work import clear_work, lock, refuse_changes, write_journal
 from compress.checkpoint.write import TensorSpec, check_room, partial_path, plan_shard
 from compress.distill.cache import write_whole
 from compress.distill.parallel import first, place
@@ -113,10 +113,7 @@ class Journal:
 
     def clear(self) -> None:
         """Remove the work, the journal last: so that it is known whose it is."""
-        for path in self.folder.glob("*"):
-            if path.name not in (JOURNAL, LOCK):
-                path.unlink()
-        (self.folder / JOURNAL).unlink(missing_ok=True)
+        clear_work(self.folder, JOURNAL)
 
     def discard(self) -> None:
         """Leave no work behind."""

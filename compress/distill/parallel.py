@@ -5,11 +5,12 @@ so the tokens of a step are counted without asking the others.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from compress import together
 from compress.distill.packing import Batch
 
 T = TypeVar("T")
@@ -51,16 +52,4 @@ def from_first(value: T) -> T:
 
 def first(make: Callable[[], T]) -> T:
     """What `make` returns or raises in the first process, in all of them; the others wait for it."""
-    rank, count = place()
-    if count == 1:
-        return make()
-    outcome: list[Any] = [None, None]
-    if rank == 0:
-        try:
-            outcome[0] = make()
-        except Exception as error:
-            outcome[1] = error
-    dist.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]  # type: ignore[no-any-return]
+    return together.first(make, *place())

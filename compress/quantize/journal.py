@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint.read import read_json
-from compress.checkpoint.work import LOCK, lock, refuse_changes, write_journal
+from compress.checkpoint.work import clear_work, lock, refuse_changes, write_journal
 from compress.checkpoint.write import check_room, partial_path
 from compress.errors import QCompressError
 from compress.quantize.processes import Processes
@@ -71,10 +71,7 @@ class Journal:
     def clear(self) -> None:
         """Remove the unfinished checkpoint, then the work, the journal last: so that it is known whose they are."""
         shutil.rmtree(partial_path(self.out), ignore_errors=True)
-        for path in self.folder.glob("*"):
-            if path.name not in (JOURNAL, LOCK):
-                path.unlink()
-        (self.folder / JOURNAL).unlink(missing_ok=True)
+        clear_work(self.folder, JOURNAL)
 
     def discard(self) -> None:
         """Leave no work behind."""

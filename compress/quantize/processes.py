@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from compress import together
+
 T = TypeVar("T")
 
 
@@ -45,18 +47,7 @@ class Processes:
 
     def first(self, make: Callable[[], T]) -> T:
         """What `make` returns or raises in the first process, in all of them; the others wait for it."""
-        if self.count == 1:
-            return make()
-        outcome: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                outcome[0] = make()
-            except Exception as error:
-                outcome[1] = error
-        dist.broadcast_object_list(outcome)
-        if outcome[1] is not None:
-            raise outcome[1]
-        return outcome[0]
+        return together.first(make, self.rank, self.count)
 
 
 ALONE = Processes()
