@@ -78,9 +78,9 @@ def command(
             raise click.UsageError("--data goes with --tasks only")
         rows = solve_suite(reference, checkpoints, kinds, suite, limit, batch, engine, out)
     else:
-        if kinds or suite or engine != "transformers":
-            raise click.UsageError("--tasks goes without --kind, --suite and --engine vllm")
-        rows = solve_benchmarks(reference, checkpoints, tasks.split(","), data, limit, batch)
+        if kinds or suite:
+            raise click.UsageError("--tasks goes without --kind and --suite")
+        rows = solve_benchmarks(reference, checkpoints, tasks.split(","), data, limit, batch, engine)
     emit(rows if as_json else [shown(row) for row in rows], as_json=as_json, title=f"suite {rows[0]['suite']}")
     keep_verdicts(history, tag, "eval", rows)
     if min_retention is not None:
@@ -120,12 +120,17 @@ def solve_benchmarks(
     data: Path | None,
     limit: int | None,
     batch: int,
+    engine: str,
 ) -> list[Row]:
     """The rows of benchmarks; lm-eval shows its own progress on stderr."""
-    from compress.evaluate.benchmarks import benchmark_rows
+    from compress.evaluate.benchmarks import benchmark_rows, transformers_model
+    from compress.serve.benchmark import vllm_model
 
     tell_containment("humaneval" in tasks)
-    return benchmark_rows(reference, checkpoints, tasks, data=data, limit=limit, batch=batch, report=report)
+    how: dict[str, Any] = {"data": data, "limit": limit, "batch": batch, "report": report, "engine": engine}
+    open_model = {"transformers": transformers_model, "vllm": vllm_model}[engine]
+    with vllm_errors():
+        return benchmark_rows(reference, checkpoints, tasks, **how, open_model=open_model)
 
 
 def engines() -> dict[str, tuple[str, Any]]:

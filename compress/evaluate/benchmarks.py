@@ -4,12 +4,14 @@ https://github.com/EleutherAI/lm-evaluation-harness. A task's first metric count
 defined here, because lm-eval's own runs generated code uncontained: ours runs it in the sandbox.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 import yaml
 
 from calibration.chat import has_template
@@ -23,6 +25,8 @@ from compress.evaluate.tasks.item import Score
 from compress.evaluate.tasks.python import find_code, whole_lines
 
 Told = Callable[[Row], None]
+OpenModel = Callable[[Path, int], AbstractContextManager[Any]]
+"""(checkpoint, items at a time) -> lm-eval's model of it."""
 BODY_ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
 
 
@@ -66,6 +70,17 @@ BENCHMARKS = {
 NAMES = {"humaneval": "humaneval_contained"}  # lm-eval would read its own settings under its own name
 
 
+@contextmanager
+def transformers_model(path: Path, batch: int) -> Iterator[Any]:
+    """The checkpoint in float32, packed linears dequantized, on the GPU where torch finds one."""
+    from lm_eval.models.huggingface import HFLM
+
+    model: Any = load_model(path)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer: Any = load_tokenizer(path)
+    yield HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+
+
 def benchmark_rows(
     reference: Path,
     candidates: Sequence[Path],
@@ -74,9 +89,13 @@ def benchmark_rows(
     data: Path | None = None,
     limit: int | None = None,
     batch: int = 8,
+    engine: str = "transformers",
+    open_model: OpenModel = transformers_model,
     report: Told = lambda row: None,
 ) -> list[Row]:
     """Rows of all checkpoints, the reference's first, one per task and one for their mean.
+
+    `engine` is the name of what `open_model` opens.
 
     `limit` takes the first items of each task. QCompressError without lm-eval, or where `data` lacks a file.
     """
@@ -88,10 +107,10 @@ def benchmark_rows(
     rows: list[Row] = []
     for name, path in zip(short_names(paths), paths, strict=True):
         report({"asks": name, "tasks": ", ".join(tasks)})
-        scored.append(run_tasks(path, wanted, tasks, limit, batch))
+        scored.append(run_tasks(path, wanted, tasks, limit, batch, open_model))
         about = {"name": name, "role": "candidate" if scored[1:] else "reference"}
         origin: Row = {"suite": "lm-eval", "suite_file": None, "suite_digest": None, "digest": digest(path)}
-        origin |= {"engine": "transformers", "settings": {"tasks": ",".join(tasks), "limit": limit}}
+        origin |= {"engine": engine, "settings": {"tasks": ",".join(tasks), "limit": limit}}
         rows += [about | row | origin for row in score_rows(scored[-1], scored[0] if scored[1:] else None)]
     return rows
 
@@ -128,21 +147,23 @@ def find_data(file: Path) -> Path:
 
 
 def run_tasks(
-    path: Path, wanted: Sequence[str | dict[str, Any]], names: Sequence[str], limit: int | None, batch: int
+    path: Path,
+    wanted: Sequence[str | dict[str, Any]],
+    names: Sequence[str],
+    limit: int | None,
+    batch: int,
+    open_model: OpenModel,
 ) -> Scores:
     """The score of every sample, by task as the user named it."""
     try:
         import lm_eval
-        from lm_eval.models.huggingface import HFLM
     except ImportError as error:
         raise QCompressError(f"lm-eval is not here ({error}); pip install 'qcompress[eval]'") from error
-    tokenizer: Any = load_tokenizer(path)
-    model = HFLM(pretrained=load_model(path), tokenizer=tokenizer, batch_size=batch)
-    home = Path(lm_eval.__file__).parent
-    with TemporaryDirectory() as folder:
+    home, template = Path(lm_eval.__file__).parent, has_template(load_tokenizer(path))
+    with TemporaryDirectory() as folder, open_model(path, batch) as model:
         tasks = [write_task(settings, home, Path(folder)) for settings in wanted]
         found = lm_eval.simple_evaluate(
-            model, tasks=tasks, limit=limit, apply_chat_template=has_template(tokenizer), bootstrap_iters=0
+            model, tasks=tasks, limit=limit, apply_chat_template=template, bootstrap_iters=0
         )
     samples: Mapping[str, list[Row]] = found["samples"]
     ours = {NAMES[name]: name for name in names if name in NAMES}

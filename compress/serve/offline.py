@@ -22,6 +22,14 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+# No compilation and no prefix cache: every call does the same work. With `enable_weights_track` vLLM refuses a
+# checkpoint that leaves one of its parameters unset.
+USUAL: dict[str, Any] = {
+    "enforce_eager": True,
+    "enable_prefix_caching": False,
+    "disable_log_stats": True,
+    "model_loader_extra_config": {"enable_weights_track": True},
+}
 # At the start of a line, or right behind the prefix that vLLM's logger puts before every line.
 EXCEPTION = re.compile(r"^(?:\(.*?\] )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)$", re.MULTILINE)
 
@@ -31,20 +39,10 @@ class VllmFailedError(RuntimeError):
 
 
 def open_vllm(checkpoint: str, *, dtype: Dtype, max_model_len: int, **options: Any) -> "LLM":
-    """An engine without compilation and without a prefix cache: every call does the same work.
-
-    `options` are vLLM's own and win. `enable_weights_track` makes vLLM refuse a checkpoint that leaves one of its
-    parameters unset.
-    """
+    """An engine with the settings of USUAL; `options` are vLLM's own and win."""
     from vllm import LLM
 
-    usual: dict[str, Any] = {
-        "enforce_eager": True,
-        "enable_prefix_caching": False,
-        "disable_log_stats": True,
-        "model_loader_extra_config": {"enable_weights_track": True},
-    }
-    return LLM(checkpoint, dtype=dtype, max_model_len=max_model_len, **(usual | options))
+    return LLM(checkpoint, dtype=dtype, max_model_len=max_model_len, **(USUAL | options))
 
 
 def run_in_new_process(script: str, request: dict[str, Any]) -> Any:

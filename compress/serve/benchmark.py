@@ -1,0 +1,50 @@
+"""vLLM as a model of lm-eval, https://github.com/EleutherAI/lm-evaluation-harness, in this process."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compress.errors import QCompressError
+from compress.serve.engine import longest
+from compress.serve.offline import ENVIRONMENT, USUAL, VllmFailedError
+
+
+@contextmanager
+def vllm_model(path: Path, batch: int) -> Iterator[Any]:
+    """The checkpoint in its own dtype, `batch` requests at a time; its memory returns at the end.
+
+    QCompressError without vLLM, VllmFailedError when it ends.
+    """
+    for name in ENVIRONMENT.keys() - {"HF_HUB_OFFLINE"}:  # lm-eval may fetch its data
+        os.environ.setdefault(name, ENVIRONMENT[name])
+    try:
+        from lm_eval.models.vllm_causallms import VLLM
+    except ImportError as error:
+        raise QCompressError(f"--engine vllm: {error}; pip install vllm, or take --engine transformers") from error
+    with prints_to_stderr():
+        try:
+            options = USUAL | {"enable_prefix_caching": True}  # the examples before every question are the same
+            model = VLLM(str(path), max_model_len=longest(path), max_num_seqs=batch, **options)
+        except (RuntimeError, ValueError) as error:
+            raise VllmFailedError(str(error)) from error
+        try:
+            yield model
+        finally:
+            model.model.llm_engine.engine_core.shutdown()
+
+
+@contextmanager
+def prints_to_stderr() -> Iterator[None]:
+    """What this process and those it starts print goes to stderr: stdout is for the result."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+        os.close(stdout)
