@@ -7,13 +7,16 @@ from typing import Any
 
 import click
 
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, json_option, progress, report
 from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.config import parse_size
 from compress.errors import GateFailure, QCompressError
+from compress.evaluate.limits import judge_rows, told_blocks
 
 Row = dict[str, Any]
 PROMPTS = 5
+CURE = "quantize with another method, a smaller group size or more calibration text, or raise the limit"
+CURE_DAMAGE = "its weights are damaged: quantize it again, or fetch it again"
 text_option = click.option(
     "--text", default="heldout", show_default=True, help="Text that neither was calibrated on: NAME or FILE."
 )
@@ -78,8 +81,8 @@ def command(
 
     All are run on the same held-out windows, beginning as the reference wants its windows to begin; ± is one standard
     error, with windows as the sampling unit. KL is KL(reference ‖ candidate) in nats per token; top-5: how often the
-    reference's likeliest token is among the candidate's five. Ends with exit code 3 when a candidate passes a limit;
-    the report is written all the same.
+    reference's likeliest token is among the candidate's five. Ends with exit code 3 when a candidate passes a limit, or
+    a block stands out with --locate; the report is written all the same.
 
     \b
     qcompress compare smollm2 smollm2-awq smollm2-gptq
@@ -88,7 +91,6 @@ def command(
     """
     from compress.evaluate.compare import compare_rows
     from compress.evaluate.gather import known_rows
-    from compress.evaluate.limits import judge_rows
     from compress.evaluate.text import evaluation_windows
 
     need_history(history, tag)
@@ -110,15 +112,13 @@ def command(
     report({"text": text, "windows": windows, "start_token": read.manifest["start"]["token"]})
     rows = compare_rows(reference, candidates, read, cache=cache, locate=locate, report=report)
     verdicts = judge_rows(rows[1:], known["retention"], limits)
-    keep_verdicts(history, tag, "compare", with_verdicts(rows, verdicts, rows[0]["digest"]))
-    emit(rows if as_json else [shown(row) for row in rows], as_json=as_json)
-    if locate and not as_json:
-        for row in rows[1:]:
-            emit(row["blocks"], as_json=False, title=row["name"])
+    rows = with_verdicts(rows, verdicts)
+    keep_verdicts(history, tag, "compare", [row | {"reference_digest": rows[0]["digest"]} for row in rows])
+    show_rows(rows, as_json=as_json)
     if html:
         asked = kept if evaluated else new_samples([reference, *candidates], wanted)
-        write_page(html, rows, limits, history, verdicts=verdicts, samples=asked, **known)
-    refuse_broken(verdicts)
+        write_page(html, rows, limits, history, samples=asked, **known)
+    refuse_broken(rows)
 
 
 def refuse_homeless(html: Path | None, parts: dict[str, Any]) -> None:
@@ -129,10 +129,19 @@ def refuse_homeless(html: Path | None, parts: dict[str, Any]) -> None:
         raise QCompressError(f"{html}: its directory does not exist; make {html.absolute().parent} first")
 
 
-def with_verdicts(rows: list[Row], verdicts: list[Row], reference: str) -> list[Row]:
-    """The rows as the history keeps them: judged, and with the digest of the checkpoint they are measured against."""
-    judged = {verdict["name"]: {key: verdict[key] for key in ("passed", "reason")} for verdict in verdicts}
-    return [row | {"reference_digest": reference} | judged.get(row["name"], {}) for row in rows]
+def with_verdicts(rows: list[Row], verdicts: list[Row]) -> list[Row]:
+    """The rows, with `passed` and `reason` where they were judged."""
+    judged = {verdict["name"]: verdict for verdict in verdicts}
+    return [row | judged.get(row["name"], {}) for row in rows]
+
+
+def show_rows(rows: list[Row], *, as_json: bool) -> None:
+    """The comparison, and of each candidate whose blocks were located a table of them."""
+    emit(rows if as_json else [shown(row) for row in rows], as_json=as_json)
+    for row in rows if not as_json else ():
+        if row.get("blocks"):
+            emit(row["blocks"], as_json=False, title=row["name"])
+            progress.print(f"{row['name']}: {told_blocks(row) or 'no block stands out'}", markup=False)
 
 
 def kept_samples(evaluated: Path | None, retention: list[Row], count: int) -> list[Row]:
@@ -164,11 +173,12 @@ def write_page(html: Path, rows: list[Row], limits: Row, history: Path | None, *
     report({"report": html})
 
 
-def refuse_broken(verdicts: list[Row]) -> None:
-    """GateFailure that names every candidate which does not keep its limits."""
-    broken = [f"{verdict['name']}: {verdict['reason']}" for verdict in verdicts if not verdict["passed"]]
+def refuse_broken(rows: list[Row]) -> None:
+    """GateFailure that names every candidate which does not keep its limits, or has a block that stands out."""
+    broken = [row for row in rows if not row.get("passed", True)]
     if broken:
-        raise GateFailure(f"{'; '.join(broken)}; raise the limit, or quantize with another method or group size")
+        told = "; ".join(f"{row['name']}: {row['reason']}" for row in broken)
+        raise GateFailure(f"{told}; {CURE_DAMAGE if any(map(told_blocks, broken)) else CURE}")
 
 
 def shown(row: Row) -> Row:
@@ -186,6 +196,7 @@ def shown(row: Row) -> Row:
         "KL p99": f"{row['kl_p99']:.3f}" if candidate else None,
         "top-1": f"{row['top1']:.1%}" if candidate else None,
         "top-5": f"{row['top5']:.1%}" if candidate else None,
+        **({"passed": row["passed"]} if "passed" in row else {}),
     }
 
 

@@ -1,26 +1,22 @@
 """qcompress verify: is a candidate close enough to its reference?"""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
 from compress.cli.compare import (
     cache_option,
     locate_option,
+    refuse_broken,
     seq_len_option,
-    shown,
+    show_rows,
     text_option,
     windows_option,
     with_verdicts,
 )
 from compress.cli.console import emit, json_option, progress, report
 from compress.cli.history import history_options, keep_verdicts, need_history
-from compress.errors import GateFailure
-
-CURE = "quantize with another method, a smaller group size or more calibration text, or raise"
-CURE_DAMAGE = "its weights are damaged: quantize it again, or fetch it again"
+from compress.evaluate.limits import judge_rows
 
 
 @click.command("verify")
@@ -69,42 +65,14 @@ def command(
     read = evaluation_windows(reference, [candidate], text, n_samples=windows, seq_len=seq_len, cache=cache)
     report({"text": text, "windows": windows, "start_token": read.manifest["start"]["token"]})
     row = drift_row(reference, candidate, read, cache=cache, locate=locate, report=report)
-    limits = {"kl": max_kl, "perplexity_ratio": max_perplexity_ratio}
+    limits = {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
+    rows = with_verdicts([row], judge_rows([row], [], limits))
     if history:
-        keep_verdicts(history, tag, "verify", with_verdicts([row], judge(row, limits), digest(reference)))
-    emit({**row, "limits": limits} if as_json else shown(row), as_json=as_json)
-    if locate and not as_json:
-        emit(row["blocks"], as_json=False)
-        progress.print(standing_out(row["blocks"]) or "no block stands out")
-    if not locate and all(limit is None for limit in limits.values()):
+        keep_verdicts(history, tag, "verify", [rows[0] | {"reference_digest": digest(reference)}])
+    if as_json:
+        emit(rows[0] | {"limits": limits}, as_json=True)
+    else:
+        show_rows(rows, as_json=False)
+    if "passed" not in rows[0]:
         progress.print("no limit was given, so nothing was verified; see --max-kl and --max-perplexity-ratio")
-    refuse_drift(candidate, row, limits)
-
-
-def judge(row: dict[str, Any], limits: dict[str, float | None]) -> list[dict[str, Any]]:
-    """The verdict on a candidate's limits and, where they were located, its blocks; [] where nothing was asked."""
-    from compress.evaluate.limits import judge_rows
-
-    verdicts = judge_rows([row], [], {f"max_{key}": limit for key, limit in limits.items()})
-    if "blocks" not in row:
-        return verdicts
-    reasons = [standing_out(row["blocks"]), *(verdict["reason"] for verdict in verdicts)]
-    told = "; ".join(reason for reason in reasons if reason)
-    return [{"name": row["name"], "passed": not told, "reason": told or None}]
-
-
-def refuse_drift(candidate: Path, row: dict[str, Any], limits: dict[str, float | None]) -> None:
-    """GateFailure for a block that stands out, else for the first figure above its limit. A limit of None holds."""
-    where = standing_out(row.get("blocks") or ())
-    if where:
-        raise GateFailure(f"{candidate}: {where}; {CURE_DAMAGE}")
-    for key, limit in limits.items():
-        if limit is not None and not row[key] <= limit:
-            option = f"--max-{key.replace('_', '-')}"
-            raise GateFailure(f"{candidate}: {key} {row[key]:.4g} is above the limit {limit:g}; {CURE} {option}")
-
-
-def standing_out(blocks: Sequence[dict[str, Any]]) -> str:
-    """The blocks that depart further than the others, "" where none does."""
-    found = [f"{row['block']} (gain {row['gain']:.3f}, error {row['error']:.3f})" for row in blocks if row["outlier"]]
-    return f"block {', '.join(found)} stands out from the others" if found else ""
+    refuse_broken(rows)

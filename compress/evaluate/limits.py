@@ -1,7 +1,7 @@
 """Limits that a candidate has to keep, and the verdicts that follow: what gates, reports and recipes say in common.
 
 A limit has the name of its option: `max_size` (bytes), `max_kl` (nats), `max_perplexity_ratio`, `min_retention` (% of
-every kind). A limit of None always holds.
+every kind). A limit of None always holds. Where blocks were located, one that stands out is a limit of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,16 @@ HIGHEST = {"max_kl": "kl", "max_perplexity_ratio": "perplexity_ratio"}
 
 
 def judge_rows(candidates: Sequence[Row], retention: Sequence[Row], limits: Limits) -> list[Row]:
-    """A verdict {"name", "passed", "reason"} for every row of a candidate, [] where there is no limit at all.
+    """A verdict {"name", "passed", "reason"} for every candidate's row that there is something to judge by.
 
-    `retention` are rows of `retention_rows`; they are matched by the checkpoint's digest.
+    That is a limit that is not None, or the row's `blocks`. `retention` are rows of `retention_rows`; they are matched
+    by the checkpoint's digest.
     """
-    if all(limit is None for limit in limits.values()):
-        return []
+    limited = any(limit is not None for limit in limits.values())
     verdicts = []
     for row in candidates:
+        if not limited and not row.get("blocks"):
+            continue
         kept = [found for found in retention if found["digest"] == row["digest"] and found["role"] == "candidate"]
         reasons = [*broken_limits(row, limits), *lost_kinds(kept, limits.get("min_retention"))]
         verdicts.append({"name": row["name"], "passed": not reasons, "reason": "; ".join(reasons) or None})
@@ -28,8 +30,8 @@ def judge_rows(candidates: Sequence[Row], retention: Sequence[Row], limits: Limi
 
 
 def broken_limits(row: Row, limits: Limits) -> list[str]:
-    """The limits on size and drift that a comparison's row does not keep, in words. NaN keeps none."""
-    reasons = []
+    """What a comparison's row does not keep, in words: blocks first, then size and drift. NaN keeps no limit."""
+    reasons = [damage] if (damage := told_blocks(row)) else []
     if (size := limits.get("max_size")) is not None and row["bytes"] > size:
         reasons.append(f"{row['bytes']:,} bytes are {row['bytes'] - size:,.0f} above the budget of {size:,.0f}")
     for name, key in HIGHEST.items():
@@ -37,6 +39,17 @@ def broken_limits(row: Row, limits: Limits) -> list[str]:
         if limit is not None and not row[key] <= limit:
             reasons.append(f"{key} {row[key]:.4g} is above the limit {limit:g}")
     return reasons
+
+
+def standing_out(row: Row) -> list[Row]:
+    """The blocks of a candidate that depart otherwise than its others do, the furthest first."""
+    return sorted((block for block in row.get("blocks") or () if block["outlier"]), key=lambda block: -block["score"])
+
+
+def told_blocks(row: Row) -> str:
+    """The blocks that stand out in words, "" where none does."""
+    found = [f"{block['block']} (gain {block['gain']:.3f}, error {block['error']:.4f})" for block in standing_out(row)]
+    return f"block {', '.join(found)} stands out from the others" if found else ""
 
 
 def lost_kinds(kept: Sequence[Row], least: float | None) -> list[str]:

@@ -6,8 +6,8 @@ from click.testing import CliRunner
 
 from calibration.corpus import source_digest
 from compress.cli import cli
-from compress.cli.verify import judge, refuse_drift
-from compress.errors import GateFailure
+from compress.cli.compare import CURE_DAMAGE
+from compress.evaluate.history import read_verdicts
 
 SIZE = ("--windows", "4", "--seq-len", "32")
 
@@ -26,7 +26,7 @@ def test_limits_that_hold_end_with_0_and_the_row(tiny_llama, rounded, text):
     result = verify(tiny_llama, rounded, "--text", text, "--max-kl", 10, "--max-perplexity-ratio", 10, "--json")
     assert result.exit_code == 0, result.output
     row = json.loads(result.stdout)
-    assert 0 < row["kl"] < 10 and row["limits"] == {"kl": 10, "perplexity_ratio": 10}
+    assert 0 < row["kl"] < 10 and row["limits"] == {"max_kl": 10, "max_perplexity_ratio": 10} and row["passed"]
     assert row["tokens"] == 4 * 31 and row["text"] == "text.txt"
 
 
@@ -39,7 +39,7 @@ def test_a_limit_that_is_passed_ends_with_3_and_says_limit_value_and_cure(
     result = verify(tiny_llama, rounded, "--text", text, option, limit)
     assert result.exit_code == 3
     line = error_line(result)
-    assert f"{rounded}: {words} " in line and f"is above the limit {limit:g}; quantize with" in line and option in line
+    assert f"{rounded.name}: {words} " in line and f"is above the limit {limit:g}; quantize with" in line
     assert "perplexity" in result.stdout  # the row is printed all the same
 
 
@@ -109,18 +109,28 @@ def test_blocks_are_listed_where_asked(tiny_llama, rounded, text):
     assert [row["block"] for row in rows] == [0, 1]
 
 
-def test_a_block_that_stands_out_ends_with_3_and_is_named(tiny_llama):
-    blocks = [{"block": number, "gain": 1.12, "error": 0.15, "outlier": number == 12} for number in range(30)]
-    with pytest.raises(GateFailure, match=r"block 12 \(gain 1\.120, error 0\.150\) stands out.*damaged"):
-        refuse_drift(tiny_llama, {"kl": 0.1, "blocks": blocks}, {"kl": None})
-    refuse_drift(tiny_llama, {"kl": 0.1, "blocks": blocks[:12]}, {"kl": None})
+@pytest.fixture
+def marked(monkeypatch):
+    """Blocks are located, and the last stands out."""
+
+    def locate(reference, candidate, windows, report):
+        rows = [{"block": n, "name": f"model.layers.{n}", "gain": 1.12, "error": 0.15, "score": 9.0} for n in range(2)]
+        return [row | {"outlier": row["block"] == 1} for row in rows]
+
+    monkeypatch.setattr("compress.evaluate.compare.locate_drift", locate)
 
 
-def test_the_verdict_that_is_kept_knows_of_the_blocks():
-    row = {"name": "awq", "digest": "a", "kl": 0.1}
-    blocks = [{"block": number, "gain": 1.12, "error": 0.15, "outlier": number == 1} for number in range(2)]
-    (broken,) = judge(row | {"blocks": blocks}, {"kl": 0.01})
-    assert broken["passed"] is False and broken["reason"].startswith("block 1 (gain 1.120, error 0.150) stands out")
-    assert broken["reason"].endswith("kl 0.1 is above the limit 0.01")
-    assert judge(row | {"blocks": blocks[:1]}, {"kl": None}) == [{"name": "awq", "passed": True, "reason": None}]
-    assert judge(row, {"kl": None}) == []
+def test_verify_and_compare_fail_alike_on_a_block_that_stands_out(tiny_llama, rounded, text, marked, tmp_path):
+    reason = "block 1 (gain 1.120, error 0.1500) stands out from the others"
+    for command, page in (("verify", ()), ("compare", ("--html", tmp_path / "r.html"))):
+        asked = [command, tiny_llama, rounded, "--text", text, *SIZE, "--locate", "--history", tmp_path / "h", *page]
+        told, machine = (CliRunner().invoke(cli, [*map(str, asked), *more]) for more in ((), ("--json",)))
+        assert told.exit_code == machine.exit_code == 3, told.output
+        assert error_line(told) == f"Error: {rounded.name}: {reason}; {CURE_DAMAGE}"
+        rows = json.loads(machine.stdout)
+        row = rows[-1] if isinstance(rows, list) else rows
+        assert (row["passed"], row["reason"]) == (False, reason)
+        assert "passed" in told.stdout and f"{rounded.name}: {reason}" in told.stderr
+    assert f"✕ {reason}" in (tmp_path / "r.html").read_text()
+    kept = [row for row in read_verdicts(tmp_path / "h") if row["role"] == "candidate"]
+    assert [(row["passed"], row["reason"]) for row in kept] == 4 * [(False, reason)]

@@ -35,6 +35,18 @@ def test_a_verdict_names_every_limit_that_is_broken(limits, reason):
     assert (verdict["reason"] or "").startswith(reason or "")
 
 
+def test_a_block_that_stands_out_breaks_the_verdict_with_and_without_limits():
+    blocks = [{"block": n, "gain": 1.12, "error": 0.15, "score": n, "outlier": n in (1, 2)} for n in range(4)]
+    told = "block 2 (gain 1.120, error 0.1500), 1 (gain 1.120, error 0.1500) stands out from the others"
+    for limits, reason in (({}, told), ({"max_kl": 0.01}, f"{told}; kl 0.1 is above the limit 0.01")):
+        assert judge_rows([ROW | {"blocks": blocks}], [], limits) == [
+            {"name": "awq", "passed": False, "reason": reason}
+        ]
+    assert judge_rows([ROW | {"blocks": blocks[:1]}, ROW | {"blocks": []}], [], {}) == [
+        {"name": "awq", "passed": True, "reason": None}
+    ]
+
+
 def test_what_is_no_number_or_was_not_judged_never_passes():
     assert not judge_rows([ROW | {"kl": float("nan")}], [], {"max_kl": 9})[0]["passed"]
     for retention in ([], [kept("qa", None)], [kept("qa", 99.0) | {"digest": "another"}]):

@@ -49,9 +49,12 @@ def embedded(text):
 
 def test_the_rows_in_the_page_are_the_rows(make_row, make_rows, linears):
     rows = make_rows(make_row("a", record={"rows": linears}), make_row(EVIL, kl=0.1 + 0.2))
-    verdicts = [{"name": "a", "passed": True, "reason": None}]
-    assert embedded(make_report(rows, verdicts=verdicts)) == {"rows": rows, "verdicts": verdicts}
     assert embedded(make_report(rows)) == {"rows": rows}
+    verdicts = [{"name": "a", "passed": True, "reason": None}]
+    verdicts += [{"name": EVIL, "passed": False, "reason": "kl 0.3 is above the limit 0.2"}]
+    assert embedded(make_report(rows, limits={"max_kl": 0.2})) == {
+        "rows": rows, "verdicts": verdicts, "limits": {"max_kl": 0.2}
+    }  # fmt: skip
 
 
 def test_what_is_shown_follows_from_the_rows(make_row, make_rows):
@@ -90,7 +93,9 @@ def test_every_number_on_the_page_is_a_number_of_its_json(full_page, linears, cu
     known |= {word for row in linears for word in spellings(row["error"] / row["rtn_error"])}
     known |= {"95", "100", "99", "99 %", "3"}  # of the explanations: intervals, percentiles; how many candidates
     known |= {str(len(numbers)) for numbers in rows.values()} | {str(len(curve))}
-    words = re.findall(r"(?<![\w.:-])\d[\d,]*(?:\.\d+)?(?![\w:]|\.\d)", shown)
+    number = re.compile(r"(?<![\w.:-])\d[\d,]*(?:\.\d+)?(?![\w:]|\.\d)")
+    known |= {word.rstrip(",") for row in rows["verdicts"] for word in number.findall(row["reason"] or "")}
+    words = number.findall(shown)
     assert len(words) > 200
     assert [word for word in words if word.rstrip(",") not in known] == []
 
@@ -101,8 +106,11 @@ def test_names_texts_and_records_cannot_inject_markup(make_row, make_rows, linea
     record |= {"rows": [row | {"linear": EVIL} for row in linears], "loss": curve}
     rows = make_rows(make_row(EVIL, format=EVIL, method=EVIL, text=EVIL, digest=EVIL, record=record), make_row("b"))
     rows[0] |= {"name": EVIL + "0", "text": EVIL, "record": record}
-    verdicts = [{"name": EVIL, "passed": False, "reason": EVIL}]
-    text = make_report(rows, verdicts=verdicts, title=EVIL, command=EVIL)
+    retention = [{"digest": EVIL, "role": "candidate", "kind": EVIL, "retention": 50.0}]
+    assert EVIL in Facts(rows, retention=retention, limits={"min_retention": 85}).judged[EVIL]["reason"]
+    retention[0] |= {"name": EVIL, "items": 1, "errors": 0, "empty": 0, "score": 0.5, "score_se": None, "engine": EVIL}
+    retention[0] |= {"retention_low": None, "retention_high": None, "suite": EVIL, "suite_digest": EVIL}
+    text = make_report(rows, retention=retention, limits={"min_retention": 85}, title=EVIL, command=EVIL)
     page = Page(text)
     assert [attributes for tag, attributes in page.tags if tag == "script"] == [
         {"type": "application/json", "id": "rows"}
@@ -180,15 +188,14 @@ def test_a_single_window_has_no_error_to_show(make_row, make_rows):
 def test_the_headline_names_the_closest_that_keeps_its_limits(make_row, make_rows):
     rows = make_rows(make_row("near", kl=0.1, top1=0.9), make_row("far", kl=0.3, top1=0.7))
     assert headline(Facts(rows)).startswith("near says the same next token 90\u00a0% of the time")
-    near, far = ({"name": name, "passed": False, "reason": "why"} for name in ("near", "far"))
-    assert headline(Facts(rows, verdicts=[near, far | {"passed": True}])).startswith("far says")
-    assert headline(Facts(rows, verdicts=[near, far])) == "No candidate of base keeps its limits"
+    rows[1]["blocks"] = [{"block": 3, "gain": 1.05, "error": 0.01, "score": 9.0, "outlier": True}]
+    assert headline(Facts(rows)).startswith("far says")
+    assert headline(Facts(rows, limits={"max_kl": 0.2})) == "No candidate of base keeps its limits"
 
 
 def test_a_failed_verdict_stands_before_the_pictures(make_rows):
-    reason = "kl 0.07654 is above the limit 0.05"
-    text = make_report(make_rows(), verdicts=[{"name": "small", "passed": False, "reason": reason}])
-    assert text.index(f"✕ {reason}") < text.index("<figure")
+    text = make_report(make_rows(), limits={"max_kl": 0.05})
+    assert text.index("✕ kl 0.07654 is above the limit 0.05") < text.index("<figure")
     assert "No candidate" in text
 
 
@@ -220,8 +227,8 @@ def test_labels_are_moved_apart_and_keep_their_order():
 
 
 def test_a_block_that_stands_out_is_named_before_the_pictures(full_page):
-    text = full_page
-    assert "! block 3 stands out" in text and text.index("! block 3 stands out") < text.index("<figure")
+    text, told = full_page, "✕ block 3 (gain 1.050, error 0.0258) stands out from the others"
+    assert told in text and text.index(told) < text.index("<figure")
     assert "block 3 has gain 1.050" in text and text.count("no block stands out") == 2
 
 

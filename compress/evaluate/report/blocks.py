@@ -7,16 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from compress.evaluate.limits import standing_out
 from compress.evaluate.report.cells import Row, dot, esc, framed, section
 from compress.evaluate.report.facts import Facts, css_colour
 from compress.evaluate.report.plots import BAD, MUTE, log_ticks, render, series, short
 
 LEAST = 1e-9
-
-
-def standing_out(row: Row) -> list[Row]:
-    """The blocks of a candidate that depart further than its others do, the furthest first."""
-    return sorted((block for block in row.get("blocks") or () if block["outlier"]), key=lambda block: -block["score"])
 
 
 def blocks_section(facts: Facts) -> str:

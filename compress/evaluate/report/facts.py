@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+from compress.evaluate.limits import judge_rows
+
 Row = dict[str, Any]
 SERIES = 7  # colours of the page
 
@@ -13,14 +15,13 @@ SERIES = 7  # colours of the page
 class Facts:
     """`rows` of `compare_rows`, the reference's first; the rest is shown where it is there.
 
-    `verdicts`: {"name", "passed", "reason"} of candidates that had limits to keep. `retention`: of `retention_rows`.
-    `speed`: of `qcompress bench`. `samples`: of `stored_samples`. `history`: of `trend_rows`. `limits`: what was asked
-    of the candidates, by option (`max_size` in bytes, `max_kl`, `min_retention`). `command`: the line that made the
+    `retention`: of `retention_rows`. `speed`: of `qcompress bench`. `samples`: of `stored_samples`. `history`: of
+    `trend_rows`. `limits`: what was asked of the candidates, by option (`max_size` in bytes, `max_kl`,
+    `min_retention`); the verdicts follow from them, and from the rows' blocks. `command`: the line that made the
     report. ValueError without a candidate.
     """
 
     rows: Sequence[Row]
-    verdicts: Sequence[Row] = ()
     retention: Sequence[Row] = ()
     speed: Sequence[Row] = ()
     samples: Sequence[Row] = ()
@@ -43,7 +44,8 @@ class Facts:
 
     @cached_property
     def judged(self) -> dict[str, Row]:
-        return {row["name"]: row for row in self.verdicts}
+        """{"name", "passed", "reason"} by the name of every candidate that there was something to judge by."""
+        return {row["name"]: row for row in judge_rows(self.candidates, self.retention, self.limits)}
 
     def index_of(self, digest: str | None) -> int | None:
         """The place in `rows` of the checkpoint with this digest; None for one that was not compared."""
@@ -51,7 +53,7 @@ class Facts:
 
     def machine_readable(self) -> Row:
         """Everything that is shown, by the name of its field; what is not there is left out."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self)} | {"verdicts": list(self.judged.values())}
         shown = {key: value for key, value in values.items() if value and key not in ("title", "command")}
         return {key: dict(value) if isinstance(value, Mapping) else list(value) for key, value in shown.items()}
 

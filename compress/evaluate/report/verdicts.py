@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from compress.evaluate.report.blocks import standing_out
 from compress.evaluate.report.cells import Row, count, dot, esc, megabytes, percent, plus_minus
 from compress.evaluate.report.facts import Facts, css_colour
 
@@ -82,13 +81,11 @@ def meter(value: str, label: str, share: float | None, colour: str) -> str:
 
 
 def verdict_line(row: Row, candidates: Sequence[Row], verdict: Row | None) -> str:
-    """Pass or fail where limits were given, blocks that stand out, and how the candidate stands among the others."""
+    """Pass or fail where there was something to keep, and how the candidate stands among the others."""
     parts = []
     if verdict is not None:
-        words = "✓ keeps its limits" if verdict["passed"] else f"✕ {verdict['reason'] or 'breaks its limits'}"
+        words = "✓ keeps its limits" if verdict["passed"] else f"✕ {verdict['reason']}"
         parts.append(f'<b class="{"good" if verdict["passed"] else "bad"}">{esc(words)}</b>')
-    if out := [str(block["block"]) for block in standing_out(row)]:
-        parts.append(f'<b class="bad">! block {", ".join(out)} stands out from the others</b>')
     if len(candidates) > 1:
         parts.append(esc(standing(row, candidates)))
     return f'<p class="verdict">{" · ".join(parts)}</p>' if parts else ""
