@@ -1,6 +1,7 @@
 """Edge boards and cards as a table: memory, bandwidth, what CUDA calls their generation, and what vLLM runs on them.
 
-Numbers are the makers' data sheets. vLLM's side is read from the sources of 0.32.0 (marlin.py, marlin_utils.py and
+Memory and bandwidth are those of the data sheets named in the table, capabilities those of NVIDIA's list,
+https://developer.nvidia.com/cuda-gpus. vLLM's side is read from the sources of 0.32.0 (marlin.py, marlin_utils.py and
 auto_awq.py ask for compute capability 7.5; bfloat16 needs 8.0); nothing here was run on these boards.
 """
 
@@ -10,7 +11,7 @@ from typing import Any
 from compress.checkpoint.vllm_models import NO_FLOAT16
 from compress.errors import QCompressError
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 UTILIZATION = 0.92  # vLLM's default for --gpu-memory-utilization
 MARLIN = 75  # the least compute capability of vLLM's 4-bit kernel, times ten
 BFLOAT16 = 80
@@ -38,9 +39,13 @@ class Board:
 
 
 BOARDS = (
-    Board("orin-nano", "Jetson Orin Nano 8GB", 8 * GIB, 0.70, 68e9, 87, JETSON),
+    # Jetson Orin Nano (Super) data sheet: 128-bit LPDDR5, 3200 MHz from JetPack 6.1 on, 68 GB/s before it
+    Board("orin-nano", "Jetson Orin Nano 8GB", 8 * GIB, 0.70, 102.4e9, 87, f"{JETSON}; 68 GB/s before JetPack 6.1"),
+    # Jetson Orin NX data sheet, DS-10712-001: 128-bit LPDDR5, 3200 MHz
     Board("orin-nx", "Jetson Orin NX 16GB", 16 * GIB, 0.80, 102.4e9, 87, JETSON),
-    Board("t4", "T4 16GB", 15 * GIB, UTILIZATION, 320e9, 75, "1 GiB of 16 goes to error correction"),
+    # T4 product brief: 256-bit GDDR6, 5001 MHz. CUDA's deviceQuery counts 15,102 MiB
+    Board("t4", "T4 16GB", 15102 * MIB, UTILIZATION, 320e9, 75, "of 16 GiB the rest goes to error correction"),
+    # GeForce specifications: 192-bit GDDR6 at 15 Gbit/s, 128-bit GDDR6 at 17, 384-bit GDDR6X at 21
     Board("rtx-3060", "RTX 3060 12GB", 12 * GIB, UTILIZATION, 360e9, 86),
     Board("rtx-4060", "RTX 4060 8GB", 8 * GIB, UTILIZATION, 272e9, 89),
     Board("rtx-4090", "RTX 4090 24GB", 24 * GIB, UTILIZATION, 1008e9, 89),

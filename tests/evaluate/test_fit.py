@@ -117,7 +117,7 @@ def test_memory_is_shared_out_exactly():
 def test_the_estimate_is_bandwidth_over_bytes_and_only_where_both_are_known():
     subject = read_subject(CONFIGS / "qwen2.5-1.5b-instruct.json")
     row = predict(subject, ORIN, 1024, 512, 0)
-    assert row["decode_tokens_per_s_estimate"] == pytest.approx(68e9 / (subject.read + 1280 * 28_672))
+    assert row["decode_tokens_per_s_estimate"] == pytest.approx(102.4e9 / (subject.read + 1280 * 28_672))
     assert predict(subject, plain_memory(8 * GIB), 1024, 512, 0)["decode_tokens_per_s_estimate"] is None
 
 
