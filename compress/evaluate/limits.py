@@ -48,8 +48,16 @@ def standing_out(row: Row) -> list[Row]:
 
 def told_blocks(row: Row) -> str:
     """The blocks that stand out in words, "" where none does."""
-    found = [f"{block['block']} (gain {block['gain']:.3f}, error {block['error']:.4f})" for block in standing_out(row)]
-    return f"block {', '.join(found)} stands out from the others" if found else ""
+    found = ", ".join(map(told_block, standing_out(row)))
+    return f"block {found} stands out from the others" if found else ""
+
+
+def told_block(block: Row) -> str:
+    """Number, gain and error of a block, or of the linear in it that alone stands out."""
+    name = block.get("linear")
+    part = next((linear for linear in block.get("linears") or () if linear["name"] == name), block)
+    where = f"{block['block']} {name}" if name else str(block["block"])
+    return f"{where} (gain {part['gain']:.3f}, error {part['error']:.4f})"
 
 
 def lost_kinds(kept: Sequence[Row], least: float | None) -> list[str]:

@@ -5,13 +5,14 @@ With x the reference's input of a block, and u(x) = block(x) - x what the block 
     error = ‖u_candidate - u_reference‖² / ‖u_reference‖²          gain = ⟨u_candidate, u_reference⟩ / ‖u_reference‖²
 
 each the median over tokens, so that a few massive activations do not speak for all. The same of each linear's output,
-over all tokens; a linear whose rows were scaled for the one it feeds (awq) is left out. Rounding scatters around a gain
-of 1; a wrong scale, a lost zero or a swapped tensor does not. Nothing that a block gets wrong reaches the next, so a
-damaged one stands out against the checkpoint's other blocks.
+its error over all tokens as the record has it; a linear whose rows were scaled for the one it feeds (awq) is left out.
+Rounding scatters around a gain of 1; a wrong scale, a lost zero or a swapped tensor does not. Nothing that a block gets
+wrong reaches the next, so a damaged one stands out against the checkpoint's other blocks.
 
 A block is an outlier where its gain, its log error, or the log of its linears' errors over those in the checkpoint's
 own record stands further than OUTLIER robust deviations (1.4826 · median absolute deviation) from the median of all
-blocks; an error only above it.
+blocks; an error only above it. So is one with a linear whose gain stands as far from those of its namesakes in the
+other blocks: what q_proj gets wrong hardly shows in what the block adds.
 """
 
 import math
@@ -34,9 +35,9 @@ from compress.model.blocks import Block, BlockModel
 
 Row = dict[str, Any]
 TOKENS = 4096  # that are run through every block: enough to tell
-# SmolLM2-135M undamaged: rtn 3.2, awq 3.6, gptq 6.2; one block's scales times 1.05: 9.6 in rtn, 23 in gptq
-OUTLIER = 7.0
-LEAST_GAIN, LEAST_ERROR = 0.01, 1.25  # what is too little to be damage, whatever the scatter: of the gain, of a ratio
+OUTLIER = 7.0  # undamaged checkpoints reach 6.2, a block whose scales are 5 % off at least 9.6: NOTES.md
+# what is too little to be damage, whatever the scatter: of a block's gain, of a linear's, of a ratio
+LEAST_GAIN, LEAST_LINEAR_GAIN, LEAST_ERROR = 0.01, 0.03, 1.25
 DEVIATION = 1.4826  # of a normal distribution, in median absolute deviations
 Run = Callable[[Tensor], Tensor]
 Outputs = dict[str, Tensor]
@@ -44,10 +45,11 @@ Outputs = dict[str, Tensor]
 
 @torch.no_grad()
 def locate_drift(reference: Path, candidate: Path, windows: Windows, report: Report = lambda row: None) -> list[Row]:
-    """A row per block, in order: block, error, gain, linears, recorded, excess, score, outlier.
+    """A row per block, in order: block, name, error, gain, excess, linears, linear, score, outlier.
 
-    `linears` are {"name", "error", "gain", "recorded"}, the last from the candidate's record (None without one);
-    `excess` is the median of error / recorded over them. Two blocks are in memory, and the states of TOKENS tokens.
+    `linears` are {"name", "error", "gain", "recorded", "score"}, `recorded` from the candidate's record (None without
+    one); `excess` is the median of error / recorded over them. `linear` is the name of the one that alone stands out,
+    None where the whole block or nothing does. Two blocks are in memory, and the states of TOKENS tokens.
     QCompressError for a candidate whose blocks are not those of the reference.
     """
     ours, theirs = (open_blocks(path) for path in (reference, candidate))
@@ -90,7 +92,8 @@ def compare_blocks(
     """Error and gain of a block and its linears. `states` become the reference's outputs."""
     block, twin = ours[0], theirs[0]
     names = [name for name in block.linears if name in twin.linears and name not in row_feeders(block)]
-    errors, gains, sums = [], [], {name: torch.zeros(3, dtype=torch.float64) for name in names}
+    errors, gains = [], []
+    sums: dict[str, list[Tensor]] = {name: [] for name in names}
     for number, state in enumerate(states):
         with watch_outputs(block, names) as wanted:
             output = ours[1](state)
@@ -100,9 +103,9 @@ def compare_blocks(
         errors.append(((other - update).square().sum(-1) / energy).flatten())
         gains.append(((other * update).sum(-1) / energy).flatten())
         for name in names:
-            sums[name] += linear_sums(wanted[name], found[name])
+            sums[name].append(token_sums(wanted[name], found[name]))
         states[number] = output
-    linears = [linear_row(name, sums[name], recorded.get((block.name, name))) for name in names]
+    linears = [linear_row(name, torch.cat(sums[name]), recorded.get((block.name, name))) for name in names]
     excess = [row["error"] / row["recorded"] for row in linears if row["recorded"]]
     return {
         "name": block.name,
@@ -138,15 +141,17 @@ def watch_outputs(block: Block, names: Sequence[str]) -> Iterator[Outputs]:
             handle.remove()
 
 
-def linear_sums(wanted: Tensor, found: Tensor) -> Tensor:
-    """(3,) float64: ‖found - wanted‖², ⟨found, wanted⟩, ‖wanted‖²."""
-    return torch.stack([(found - wanted).square().sum(), (found * wanted).sum(), wanted.square().sum()]).double()
+def token_sums(wanted: Tensor, found: Tensor) -> Tensor:
+    """(tokens, 3) float64 of (batch, seq, out) outputs: ‖found - wanted‖², ⟨found, wanted⟩, ‖wanted‖² of each token."""
+    sums = (found - wanted).square().sum(-1), (found * wanted).sum(-1), wanted.square().sum(-1)
+    return torch.stack(sums, dim=-1).flatten(end_dim=-2).double()
 
 
 def linear_row(name: str, sums: Tensor, recorded: float | None) -> Row:
-    error, product, energy = sums.tolist()
-    energy = max(energy, 1e-30)
-    return {"name": name, "error": error / energy, "gain": product / energy, "recorded": recorded}
+    """Of (tokens, 3) sums: the error over all tokens, the median of their gains."""
+    error, _, energy = sums.sum(0).tolist()
+    gain = (sums[:, 1] / sums[:, 2].clamp(min=1e-30)).median().item()
+    return {"name": name, "error": error / max(energy, 1e-30), "gain": gain, "recorded": recorded}
 
 
 def recorded_errors(path: Path) -> dict[tuple[str, str], float]:
@@ -156,15 +161,34 @@ def recorded_errors(path: Path) -> dict[tuple[str, str], float]:
 
 
 def mark_outliers(rows: list[Row]) -> None:
-    """Give each row its `score`, the largest of its robust deviations, and say whether it is an `outlier`."""
+    """Give each row its `score`, the largest of its robust deviations, and say whether it is an `outlier`.
+
+    `linear` is named where it alone makes the row one.
+    """
+    score_linears(rows)
     scores = [[abs(apart) for apart in deviations([row["gain"] for row in rows], least=LEAST_GAIN)]]
     ratios = [[max(row["error"], 1e-12) for row in rows]]
     if all(row["excess"] for row in rows):
         ratios.append([row["excess"] for row in rows])
     scores += [deviations([math.log(value) for value in ratio], least=math.log(LEAST_ERROR)) for ratio in ratios]
     for row, *found in zip(rows, *scores, strict=True):
-        row["score"] = max(found)
+        worst = max(row["linears"], key=lambda linear: linear["score"], default=None)
+        alone = worst is not None and worst["score"] > OUTLIER >= max(found)
+        row["linear"] = worst["name"] if worst is not None and alone else None
+        row["score"] = max(*found, *(linear["score"] for linear in row["linears"]))
         row["outlier"] = row["score"] > OUTLIER
+
+
+def score_linears(rows: list[Row]) -> None:
+    """Give each linear its `score`: how far its gain is from those of its namesakes, in robust deviations."""
+    namesakes: dict[str, list[Row]] = {}
+    for row in rows:
+        for linear in row["linears"]:
+            namesakes.setdefault(linear["name"], []).append(linear)
+    for linears in namesakes.values():
+        apart = deviations([linear["gain"] for linear in linears], least=LEAST_LINEAR_GAIN)
+        for linear, distance in zip(linears, apart, strict=True):
+            linear["score"] = abs(distance)
 
 
 def deviations(values: Sequence[float], *, least: float) -> list[float]:

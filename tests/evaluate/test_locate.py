@@ -1,12 +1,14 @@
 """One damaged block is found among the others."""
 
 import pytest
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from compress.config import QuantizeConfig
 from compress.errors import QCompressError
 from compress.evaluate.compare import compare_rows
-from compress.evaluate.locate import deviations, locate_drift
+from compress.evaluate.limits import told_blocks
+from compress.evaluate.locate import deviations, linear_row, locate_drift
 from compress.quantize.job import quantize_checkpoint
 
 BLOCKS = 8
@@ -62,6 +64,20 @@ def test_a_linears_gain_is_the_factor_its_scales_were_multiplied_with(deep, roun
         factor = 1.5 if row["name"] == "self_attn.q_proj" else 1.0
         if row["name"] in ("self_attn.q_proj", "self_attn.k_proj"):
             assert row["gain"] == pytest.approx(factor * gains[row["name"]], rel=1e-3)
+
+
+def test_a_linear_that_alone_is_damaged_is_named(deep, damaged, windows):
+    rows = locate_drift(deep, damaged(5, 1.5, "q_proj"), windows)
+    assert [(row["block"], row["linear"]) for row in rows if row["outlier"]] == [(5, "self_attn.q_proj")]
+    assert told_blocks({"blocks": rows}).startswith("block 5 self_attn.q_proj (gain 1.")
+    hurt = locate_drift(deep, damaged(3, 1.25), windows)[3]
+    assert hurt["outlier"] and hurt["linear"] is None  # the whole block is
+
+
+def test_one_massive_token_does_not_speak_for_a_linear():
+    sums = torch.tensor([[0.01, 1.0, 1.0]] * 9 + [[1e6, 2e6, 1e6]], dtype=torch.float64)
+    row = linear_row("mlp.down_proj", sums, None)
+    assert row["gain"] == 1 and row["error"] == pytest.approx(1, rel=1e-3)
 
 
 def test_rounding_alone_and_the_reference_itself_stand_nowhere_out(deep, rounded_deep, windows):
