@@ -107,8 +107,12 @@ def solve_suite(
     dtype, open_engine = engines()[engine]
     settings = {"engine": engine, "dtype": dtype, "decoding": "greedy"}
     asking = Asking(loaded, items, out, settings, batch, open_engine)
-    with bars() as told, vllm_errors():
-        rows = retention_rows(reference, checkpoints, asking, told)
+    try:
+        with bars() as told, vllm_errors():
+            rows = retention_rows(reference, checkpoints, asking, told)
+    except KeyboardInterrupt:
+        report({"interrupted": "the same command goes on from the answers that are there", "answers": out})
+        raise
     report({"answers and scores": out})
     return rows
 
@@ -205,8 +209,16 @@ def refuse_losses(rows: list[Row], minimum: float) -> None:
     """GateFailure that names every candidate and kind below `minimum`, or one of which no kind can be judged."""
     judged = [row for row in rows if row["role"] == "candidate" and row["retention"] is not None]
     if unknown := {row["name"] for row in rows if row["role"] == "candidate"} - {row["name"] for row in judged}:
-        raise GateFailure(f"{min(unknown)}: no kind could be judged, the reference solves none of the tasks")
+        raise GateFailure(f"{min(unknown)}: no kind could be judged, {why_unjudged(rows)}")
     fallen = [row for row in judged if row["kind"] != "all" and row["retention"] < minimum]
     if fallen:
         told = "; ".join(f"{row['name']}: {row['kind']} keeps {row['retention']:.1f} %" for row in fallen)
         raise GateFailure(f"{told}, less than {minimum:g} %; {CURE}")
+
+
+def why_unjudged(rows: list[Row]) -> str:
+    """Why there is no retention at all: scorers failed, or the reference has no score to keep."""
+    errors = sum(row["errors"] for row in rows if row["kind"] != "all")
+    if errors and not any(row["items"] for row in rows):
+        return f"scorers failed on all {errors} answers; the reasons are in the folder of --out"
+    return "the reference solves none of the tasks"

@@ -38,7 +38,7 @@ def test_a_reference_that_solves_nothing_is_n_a_and_never_a_division_error(tiny_
 def test_a_malformed_suite_ends_with_1_and_names_the_line(tiny_llama, suite, tmp_path):
     suite.write_text(suite.read_text() + "{}\n")
     result = evaluate(tiny_llama, "--reference", tiny_llama, "--suite", suite, "--out", tmp_path / "out")
-    assert result.exit_code == 1 and f"Error: {suite}: line 2: id must be a str" in result.stderr
+    assert result.exit_code == 1 and f"Error: {suite}: line 2: has no id" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -56,8 +56,9 @@ def test_where_code_cannot_be_contained_python_is_refused_before_any_work(tiny_l
     assert not (tmp_path / "out").exists()
 
 
-def row(kind: str, retention: float | None) -> dict:
-    return {"name": "awq", "role": "candidate", "kind": kind, "retention": retention}
+def row(kind: str, retention: float | None, **others: int) -> dict:
+    about = {"name": "awq", "role": "candidate", "kind": kind, "items": 4, "errors": 0}
+    return about | {"retention": retention} | others
 
 
 def test_the_gate_names_every_kind_that_fell_and_only_those():
@@ -70,5 +71,21 @@ def test_the_gate_names_every_kind_that_fell_and_only_those():
 
 
 def test_a_kind_that_cannot_be_judged_never_passes_a_gate_alone():
-    with pytest.raises(GateFailure, match="awq: no kind could be judged"):
+    with pytest.raises(GateFailure, match="awq: no kind could be judged, the reference solves none of the tasks"):
         refuse_losses([row("qa", None), row("all", None)], 85)
+
+
+def test_scorers_that_failed_are_not_called_a_reference_that_solves_nothing():
+    failed = {"items": 0, "errors": 4}
+    with pytest.raises(GateFailure, match=r"awq: no kind could be judged, scorers failed on all 4 answers"):
+        refuse_losses([row("qa", None, **failed), row("all", None, **failed)], 85)
+
+
+def test_an_interrupted_run_says_how_to_go_on(tiny_llama, tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("compress.evaluate.solve.retention_rows", stop)
+    asked = ["eval", tiny_llama, "--reference", tiny_llama, "--kind", "qa", "--limit", 1, "--out", tmp_path]
+    result = CliRunner().invoke(cli, [*map(str, asked)])
+    assert result.exit_code == 1 and "the same command goes on" in result.stderr

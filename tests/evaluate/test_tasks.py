@@ -184,8 +184,8 @@ PYTHON_ROW = ROW | {"kind": "python", "expected": {"function": "f", "tests": ["a
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ("{", "Expecting"),
-        ("[]", "is a list"),
+        ("{", "malformed JSON at column 2, Expecting"),
+        ("[]", "is of type list"),
         ({**ROW, "id": 3}, "id must be a str"),
         ({**ROW, "kind": "song"}, "unknown kind song; known: qa"),
         ({**ROW, "turns": []}, "turns must be texts"),

@@ -79,7 +79,10 @@ def _checked(line: str, where: str, taken: set[str]) -> Item:
         item = parse_item(json.loads(line))
         if item.id in taken:
             raise ValueError(f"id {item.id} is there already")
-    except (ValueError, RecursionError) as error:  # malformed JSON is a ValueError
+    except json.JSONDecodeError as error:
+        told = f"malformed JSON at column {error.colno}, {error.msg}"
+        raise QCompressError(f"{where}: {told}; mend or remove the line") from None
+    except (ValueError, RecursionError) as error:
         raise QCompressError(f"{where}: {error}; mend or remove the line") from None
     return item
 
@@ -87,10 +90,10 @@ def _checked(line: str, where: str, taken: set[str]) -> Item:
 def parse_item(row: Any) -> Item:
     """A row as an item, checked by its kind. ValueError that says what is wrong with it."""
     if not isinstance(row, dict):
-        raise ValueError(f"is a {type(row).__name__}, not an object")
+        raise ValueError(f"is of type {type(row).__name__}, not an object")
     for field, form in FIELDS.items():
         if not isinstance(row.get(field), form):
-            raise ValueError(f"{field} must be a {form.__name__}")
+            raise ValueError(f"{field} must be a {form.__name__}" if field in row else f"has no {field}")
     if unknown := row.keys() - FIELDS.keys():
         raise ValueError(f"unknown field {min(unknown)}; known: {', '.join(FIELDS)}")
     if row["kind"] not in KINDS:
