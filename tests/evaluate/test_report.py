@@ -241,6 +241,7 @@ def test_a_block_that_stands_out_is_told_with_its_worst_linear():
     assert describe(block | {"linears": linears}) == "block 3 has gain 1.050 and error 0.0100, most in up_proj"
     unrecorded = [row | {"recorded": None} for row in linears]
     assert describe(block | {"linears": unrecorded}).endswith("most in q_proj")
+    assert describe(block | {"linears": unrecorded, "linear": "up_proj"}).endswith("most in up_proj")
 
 
 def test_two_reports_to_one_path_do_not_share_a_partial_file(tmp_path, make_row, make_rows):

@@ -39,10 +39,11 @@ def verdict(facts: Facts, index: int) -> str:
 
 
 def describe(block: Row) -> str:
-    """The worst linear is that with the most error, over what quantization recorded where it did so of all."""
+    """The worst linear is the one that alone stands out, or has the most error over what was recorded for all."""
     linears = block.get("linears") or ()
     recorded = all(row["recorded"] for row in linears)
     worst = max(linears, key=lambda row: row["error"] / (row["recorded"] if recorded else 1), default=None)
+    worst = next((row for row in linears if row["name"] == block.get("linear")), worst)
     told = f"block {block['block']} has gain {block['gain']:.3f} and error {block['error']:.4f}"
     return told if worst is None else f"{told}, most in {worst['name']}"
 
