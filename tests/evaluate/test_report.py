@@ -191,6 +191,8 @@ def test_the_headline_names_the_closest_that_keeps_its_limits(make_row, make_row
     rows[1]["blocks"] = [{"block": 3, "gain": 1.05, "error": 0.01, "score": 9.0, "outlier": True}]
     assert headline(Facts(rows)).startswith("far says")
     assert headline(Facts(rows, limits={"max_kl": 0.2})) == "No candidate of base keeps its limits"
+    invalid = [{"name": "far", "passed": False, "reason": "breaks rule D1"}]
+    assert headline(Facts(rows, verdicts=invalid)) == "No candidate of base keeps its limits"
 
 
 def test_a_failed_verdict_stands_before_the_pictures(make_rows):

@@ -17,11 +17,12 @@ class Facts:
 
     `retention`: of `retention_rows`. `speed`: of `qcompress bench`. `samples`: of `stored_samples`. `history`: of
     `trend_rows`. `limits`: what was asked of the candidates, by option (`max_size` in bytes, `max_kl`,
-    `min_retention`); the verdicts follow from them, and from the rows' blocks. `command`: the line that made the
-    report. ValueError without a candidate.
+    `min_retention`); the verdicts follow from them and from the rows' blocks, but for `verdicts` of a caller that
+    judged by more, such as the validator. `command`: the line that made the report. ValueError without a candidate.
     """
 
     rows: Sequence[Row]
+    verdicts: Sequence[Row] = ()
     retention: Sequence[Row] = ()
     speed: Sequence[Row] = ()
     samples: Sequence[Row] = ()
@@ -45,7 +46,8 @@ class Facts:
     @cached_property
     def judged(self) -> dict[str, Row]:
         """{"name", "passed", "reason"} by the name of every candidate that there was something to judge by."""
-        return {row["name"]: row for row in judge_rows(self.candidates, self.retention, self.limits)}
+        found = judge_rows(self.candidates, self.retention, self.limits)
+        return {row["name"]: row for row in (*found, *self.verdicts)}
 
     def index_of(self, digest: str | None) -> int | None:
         """The place in `rows` of the checkpoint with this digest; None for one that was not compared."""
