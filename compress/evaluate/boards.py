@@ -1,7 +1,7 @@
 """Edge boards and cards as a table: memory, bandwidth, what CUDA calls their generation, and what vLLM runs on them.
 
-Memory and bandwidth are those of the data sheets named in the table, capabilities those of NVIDIA's list,
-https://developer.nvidia.com/cuda-gpus. vLLM's side is read from the sources of 0.32.0 (marlin.py, marlin_utils.py and
+Bandwidth is bus width times data rate, both from public specification pages and not from data sheets; capabilities are
+those of NVIDIA's list, https://developer.nvidia.com/cuda-gpus (the RTX 3060's from such a page). vLLM's side is read from the sources of 0.32.0 (marlin.py, marlin_utils.py and
 auto_awq.py ask for compute capability 7.5; bfloat16 needs 8.0); nothing here was run on these boards.
 """
 
@@ -39,13 +39,13 @@ class Board:
 
 
 BOARDS = (
-    # Jetson Orin Nano (Super) data sheet: 128-bit LPDDR5, 3200 MHz from JetPack 6.1 on, 68 GB/s before it
+    # 128-bit LPDDR5, 6400 MT/s from JetPack 6.1 on
     Board("orin-nano", "Jetson Orin Nano 8GB", 8 * GIB, 0.70, 102.4e9, 87, f"{JETSON}; 68 GB/s before JetPack 6.1"),
-    # Jetson Orin NX data sheet, DS-10712-001: 128-bit LPDDR5, 3200 MHz
+    # 128-bit LPDDR5, 6400 MT/s
     Board("orin-nx", "Jetson Orin NX 16GB", 16 * GIB, 0.80, 102.4e9, 87, JETSON),
-    # T4 product brief: 256-bit GDDR6, 5001 MHz. CUDA's deviceQuery counts 15,102 MiB
+    # 256-bit GDDR6 at 10 Gbit/s; memory as CUDA's deviceQuery counts it
     Board("t4", "T4 16GB", 15102 * MIB, UTILIZATION, 320e9, 75, "of 16 GiB the rest goes to error correction"),
-    # GeForce specifications: 192-bit GDDR6 at 15 Gbit/s, 128-bit GDDR6 at 17, 384-bit GDDR6X at 21
+    # 192-bit GDDR6 at 15 Gbit/s, 128-bit at 17, 384-bit GDDR6X at 21
     Board("rtx-3060", "RTX 3060 12GB", 12 * GIB, UTILIZATION, 360e9, 86),
     Board("rtx-4060", "RTX 4060 8GB", 8 * GIB, UTILIZATION, 272e9, 89),
     Board("rtx-4090", "RTX 4090 24GB", 24 * GIB, UTILIZATION, 1008e9, 89),
