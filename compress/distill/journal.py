@@ -23,6 +23,7 @@ from compress.checkpoint.work import clear_work, lock, refuse_changes, write_jou
 from compress.checkpoint.write import TensorSpec, check_room, partial_path, plan_shard
 from compress.distill.cache import write_whole
 from compress.distill.parallel import first, place
+from compress.distill.spread import whole
 from compress.errors import QCompressError
 
 Row = dict[str, Any]
@@ -192,7 +193,7 @@ class Keeper:
 
     def keep(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
         if self.journal is not None:
-            beside = {name: parameter.detach().cpu() for name, parameter in self._beside().items()}
+            beside = {name: whole(parameter.detach()) for name, parameter in self._beside().items()}
             self.journal.keep(self.stage, progress, tensors | beside)
 
     def _beside(self) -> dict[str, Tensor]:

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from compress.distill.spread import spread, whole
+
 Tensors = dict[str, Tensor]
 PARAMETER, OPTIMIZER, BEST, RANDOM = "parameter", "optimizer", "best", "random"
 
@@ -48,22 +50,6 @@ def over_state(best: Tensors) -> Tensors:
 def best_weights(tensors: Tensors) -> Tensors:
     """The best weights among a state's tensors."""
     return {name.removeprefix(f"{BEST}."): value for name, value in tensors.items() if name.startswith(f"{BEST}.")}
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A copy in main memory of a tensor that may be spread over processes."""
-    full: Any = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return full.to("cpu", copy=True)
-
-
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as `like` is spread over processes; scalars stay whole."""
-    if not hasattr(like, "full_tensor") or tensor.ndim == 0:
-        return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(like, DTensor)
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
 def take_random() -> Tensors:

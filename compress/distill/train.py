@@ -7,11 +7,12 @@ however many micro-batches they come in. Weights are float32, activations bfloat
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from compress.distill.lora import adapted, plain_parameters
 from compress.distill.packing import Batch, as_batch, attention
 from compress.distill.parallel import add_up, from_first, share
 from compress.distill.recompute import recomputing
+from compress.distill.spread import Spread, check_launch, gathered, inside, join, joined, unsynced
 from compress.distill.state import best_weights, give_state, over_state, take_state
 from compress.errors import QCompressError
 from compress.losses import (
@@ -182,25 +184,30 @@ def train(
     `kl_before` is its held-out KL now. Stops at the first loss or gradient that is not finite, says so in `stopped`,
     and the best weights so far stand. Windows are read in order, and again in a new order when they are used up.
     """
+    result, kept = Trained(snapshot(student.model, dtype), 0, kl_before), keeper.load()
+    if kept is not None:
+        take_over(result, *kept)
+        if kept[0].over:
+            return result
     accelerator = make_accelerator()
     if not adapted(student.model):
         student.model.requires_grad_(True)
     objective = Objective(student, settings, heldout.vocab, alignment)
-    adam = torch.optim.AdamW(objective.groups(), betas=BETAS, weight_decay=0.0, fused=True)
-    prepared, optimizer = accelerator.prepare(objective, adam)
-    result = Trained(snapshot(student.model, dtype), 0, kl_before)
-    first = resume(keeper, result, objective, optimizer) + 1
-    steps, spent = settings.total_steps, 0.0
+    prepared = prepare(accelerator, objective)
+    optimizer = torch.optim.AdamW(objective.groups(), betas=BETAS, weight_decay=0.0, fused=True)
+    if kept is not None:
+        give_state(objective, optimizer, kept[1])
+    first, steps, spent = (kept[0].step if kept else 0) + 1, settings.total_steps, 0.0
     for step, batch in read_batches(windows, settings, first):
         started = time.perf_counter()
         objective.align_weight = align_weight(step, steps, settings.align_weight)
         if rewrite is not None:
-            batch = rewrite(step, batch)
+            batch = inside(prepared, partial(rewrite, step, batch))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, settings.learning_rate)
         with recomputing(student.model, settings.gradient_checkpointing):
             row = accumulate(accelerator, prepared, teacher, batch)
-        norm = float(accelerator.clip_grad_norm_(prepared.parameters(), MAX_NORM))
+        norm = float(gathered(nn.utils.clip_grad_norm_(objective.parameters(), MAX_NORM)))
         if not (math.isfinite(row["loss"]) and math.isfinite(norm)):
             result.stopped = f"step {step}: loss {row['loss']:.4g}, gradient norm {norm:.4g}"
             break
@@ -209,10 +216,13 @@ def train(
         spent += time.perf_counter() - started
         result.curve.append({"step": step, **row})
         if step % settings.eval_every == 0 or step == steps:
-            judge(result, step, student, heldout, dtype)
+            scores = inside(prepared, partial(heldout.measure, student))
+            judge(result, step, scores, student.model, dtype)
         report(progress_row(result.curve[-1], step, spent / (step - first + 1), settings))
         if keeper.due(step) and step < steps:
             keeper.keep(progress(result, step), take_state(objective, optimizer, result.weights))
+    if isinstance(prepared, Spread):
+        end_spread(student, alignment, result)
     for parameter in student.model.parameters():
         parameter.grad = None
     if not result.stopped and first <= steps:
@@ -220,17 +230,24 @@ def train(
     return result
 
 
-def resume(keeper: Keeper, result: Trained, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Take over what an interrupted run has kept of this stage; returns the step that it had reached."""
-    kept = keeper.load()
-    if kept is None:
-        return 0
-    reached, tensors = kept
+def take_over(result: Trained, reached: Progress, tensors: dict[str, Tensor]) -> None:
+    """Put what an interrupted run has reached in this stage in the place of a result that begins."""
     result.best_step, result.best_kl, result.curve = reached.best_step, reached.best_kl, reached.curve
     result.weights = best_weights(tensors)
-    if not reached.over:
-        give_state(objective, optimizer, tensors)
-    return reached.step
+
+
+def prepare(accelerator: Accelerator, objective: Objective) -> nn.Module:
+    """The objective as the launcher wants it: alone, a replica of others, or spread over all processes."""
+    if check_launch() and dist.is_initialized():
+        return Spread(objective, objective.student, half=accelerator.mixed_precision == "bf16")
+    return accelerator.prepare(objective)  # type: ignore[no-any-return]
+
+
+def end_spread(student: Model, alignment: Alignment | None, result: Trained) -> None:
+    """Give `student` its best weights in a model that is not spread, and `alignment` all of its projection."""
+    student.model = joined(student.model, result.weights).to(student.model.device)
+    if alignment is not None:
+        join(alignment)
 
 
 def progress(result: Trained, step: int, *, over: bool = False) -> Progress:
@@ -247,8 +264,9 @@ def accumulate(accelerator: Accelerator, objective: nn.Module, teacher: Teacher,
     for number, part in enumerate(parts, 1):
         with torch.no_grad(), accelerator.autocast():
             target = teacher.side(part.ids, part.documents)
-        with nullcontext() if number == len(parts) else accelerator.no_sync(objective):
-            found: Loss | AlignedLoss = objective(part, target, total)
+        with unsynced(accelerator, objective, number < len(parts)):
+            with accelerator.autocast():
+                found: Loss | AlignedLoss = objective(part, target, total)
             accelerator.backward(found.loss * accelerator.num_processes)  # gradients are averaged over processes
         sums["loss"] += found.loss.item()
         if isinstance(found, AlignedLoss):
@@ -258,12 +276,12 @@ def accumulate(accelerator: Accelerator, objective: nn.Module, teacher: Teacher,
     return add_up(sums, device)
 
 
-def judge(result: Trained, step: int, student: Model, heldout: Heldout, dtype: torch.dtype) -> None:
-    """Measure the held-out KL and nll, note them in the curve, keep the weights if the KL is the least so far."""
-    kl, nll = from_first(heldout.measure(student))
+def judge(result: Trained, step: int, scores: Scores, model: nn.Module, dtype: torch.dtype) -> None:
+    """Note held-out KL and nll in the curve; keep the weights if the first process's KL is the least so far."""
+    kl, nll = from_first(scores)
     result.curve[-1] |= {"heldout_kl": kl, "heldout_nll": nll}
     if kl < result.best_kl:
-        result.weights, result.best_step, result.best_kl = snapshot(student.model, dtype), step, kl
+        result.weights, result.best_step, result.best_kl = snapshot(model, dtype), step, kl
 
 
 def snapshot(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -271,8 +289,8 @@ def snapshot(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 
     QCompressError if `dtype` overflows.
     """
-    pairs = plain_parameters(model)
-    return {name: cast_finite(name, p.detach(), dtype).to("cpu", copy=p.dtype == dtype) for name, p in pairs}
+    pairs = ((name, gathered(p.detach())) for name, p in plain_parameters(model))
+    return {name: cast_finite(name, p, dtype).to("cpu", copy=p.dtype == dtype) for name, p in pairs}
 
 
 def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -282,7 +300,11 @@ def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def make_accelerator() -> Accelerator:
-    """This process, alone or among those of a launcher; bfloat16 activations where a GPU takes them."""
+    """This process, alone or among those of a launcher; bfloat16 activations where a GPU takes them.
+
+    QCompressError for a launcher that asks for what is not known here.
+    """
+    check_launch()
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return Accelerator(mixed_precision="bf16" if half else "no", cpu=not torch.cuda.is_available())
 
