@@ -62,6 +62,15 @@ def load_documents(source: str) -> list[Document]:
     return documents
 
 
+def check_source(source: str) -> None:
+    """CalibrationError for a source whose first document cannot be read; what is on a hub is not looked at."""
+    name = parse_source(source).name
+    if (name in EMBEDDED or readers.is_file_name(name) or not hub.is_hub_name(name)) and not any(
+        not document.is_empty for document in _read(name)
+    ):
+        raise CalibrationError(f"{name}: 0 documents, it is empty; name a source that holds text")
+
+
 def source_digest(source: str) -> str:
     """The digest of a source's text, "sha256:…". See `digest_documents` for what it does not depend on."""
     return digest_documents(load_documents(source))

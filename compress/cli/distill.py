@@ -52,7 +52,7 @@ from compress.distill.config import DIVERGENCES, DTYPES, PACKINGS, STEPS, Distil
 @click.option("--save-every", type=click.IntRange(0), default=100, show_default=True, help="Steps between states.")
 @click.option("--restart", is_flag=True, help="Begin anew what an interrupted run has begun.")
 @click.option("--log-dir", type=click.Path(), help="For TensorBoard's event files.")
-@click.option("--dry-run", is_flag=True, help="Print the plan, from config.json alone, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, from config.json and the texts' beginnings, and stop.")
 @json_option
 def command(
     teacher: Path,
@@ -99,10 +99,11 @@ def command(
         options["stages"] = tuple(parse_stage(text) for text in options["stages"])
     settings = DistillConfig(**options)
     from compress.distill.job import distill_checkpoint
-    from compress.distill.plan import plan_distill, plan_row
+    from compress.distill.plan import check_inputs, plan_distill, plan_row
 
     if dry_run:
-        emit(plan_row(plan_distill(teacher, settings), settings), as_json=as_json)
+        row = plan_row(plan_distill(teacher, settings), settings)
+        emit(row | check_inputs(settings), as_json=as_json)
         return
     loop = LoopConfig(save_every=save_every, restart=restart, log_dir=log_dir)
     with live_report() as tell:

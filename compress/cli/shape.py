@@ -17,9 +17,7 @@ OPTIONS = (
     click.option(
         "--importance",
         type=click.Choice(IMPORTANCES),
-        default="activations",
-        show_default=True,
-        help="What chooses channels and heads of a narrower student; activations are those on --data.",
+        help="What chooses channels and heads of a narrower student.  [default: activations, those on --data]",
     ),
 )
 

@@ -19,7 +19,7 @@ class StudentConfig:
     """Which student: an existing checkpoint, or so many of the teacher's blocks, or a shape cut out of the teacher.
 
     None of a shape is the teacher's own. `blocks` alone is `num_layers` alone. `importance` says by what the channels
-    and heads of a narrower one are chosen.
+    and heads of a narrower one are chosen, None: by their activations.
     """
 
     student: str | None = None
@@ -29,7 +29,7 @@ class StudentConfig:
     num_layers: int | None = None
     num_heads: int | None = None
     num_kv_heads: int | None = None
-    importance: str = "activations"
+    importance: str | None = None
 
     def check(self) -> None:
         shape = {name: getattr(self, name) for name in SHAPE if getattr(self, name) is not None}
@@ -42,7 +42,7 @@ class StudentConfig:
         for name, value in {"blocks": self.blocks, **shape}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be 1 or more")
-        if self.importance not in IMPORTANCES:
+        if self.importance is not None and self.importance not in IMPORTANCES:
             raise ValueError(f"importance={self.importance}: known are {', '.join(IMPORTANCES)}")
 
     def sizes(self) -> dict[str, int | None]:

@@ -20,7 +20,8 @@ def memory_parts(
     """
     width, vocab = int(config["hidden_size"]), int(config["vocab_size"])
     learning = adapter_parameters(config, settings.lora_rank) if settings.lora_rank else student
-    tokens = max(micro_tokens, *(one.seq_len for one in settings.resolved()))
+    sizes = [(one.batch_size, one.seq_len) for one in settings.resolved()]
+    tokens = max(length * min(count, max(1, micro_tokens // length)) for count, length in sizes)
     parts = {
         "student": FLOAT * (student + (learning if settings.lora_rank else 0)),
         "gradients": FLOAT * learning,

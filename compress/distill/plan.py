@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.corpus import check_source
 from compress.checkpoint.load import check_causal_lm
 from compress.checkpoint.read import read_json
+from compress.distill.cache import Cache
 from compress.distill.config import DistillConfig
 from compress.distill.memory import memory_parts, told
 from compress.distill.train import MICRO_TOKENS
@@ -67,6 +69,14 @@ def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = Non
         config = student_config(teacher, shape, range(shape.num_layers))  # the same whichever blocks stay
     else:
         shape, config = shape_of(student), plain_config(student)
+    if settings.importance and (settings.student or shape.same_width(shape_of(teacher))):
+        why = (
+            f"--student {settings.student} is not cut" if settings.student else "the student is as wide as its teacher"
+        )
+        raise QCompressError(
+            f"importance {settings.importance}: {why}, so it would choose nothing; leave --importance out, or cut a "
+            "width (--intermediate-size, --hidden-size, --num-heads)"
+        )
     sizes = plan_size(teacher), plan_size(config)
     big, small = (size["parameters"] for size in sizes)
     parts = memory_parts(big, small, config, settings, MICRO_TOKENS["cpu"])
@@ -91,7 +101,20 @@ def plan_row(plan: Plan, settings: DistillConfig) -> Row:
         "teacher_parameters": plan.teacher_size["parameters"],
         **sizes,
         "memory_bytes": plan.memory,
-        "memory": told(plan.memory_parts),
+        "memory": f"on a CPU, in float32: {told(plan.memory_parts)}",
         "steps": settings.total_steps,
         "tokens": settings.total_tokens,
     }
+
+
+def check_inputs(settings: DistillConfig) -> Row:
+    """The texts and the cache as a row, of which only the beginnings are read. QCompressError for what cannot be."""
+    for text in settings.texts:
+        check_source(text)
+    row: Row = {"texts": ", ".join(settings.texts)}
+    if settings.cache:
+        cache = Cache(settings.cache)
+        facts: Row = {"seq_len": settings.seq_len, "seed": settings.seed, "packing": settings.packing}
+        cache.check(**facts, **({"temperature": settings.temperature} if cache.codec.sparse else {}))
+        row["cache"] = f"{cache.path}, {cache.manifest.codec['name']}"
+    return row
