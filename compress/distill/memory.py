@@ -1,4 +1,4 @@
-"""How many bytes of memory a training takes, part by part, before it starts: of each process, on a CPU."""
+"""How many bytes of memory a training takes, part by part, before it starts: of each process, on a CPU, in float32."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from compress.losses import CHUNK_LOGITS
 Json = dict[str, Any]
 FLOAT = 4
 BUFFERS = 4  # of logits, in the loss
-BLOCK_VECTORS = 16  # of hidden_size per token and block that autograd keeps, and 5 of intermediate_size
+LIBRARIES = 600_000_000  # Python, torch and transformers, measured
 
 
 def memory_parts(
@@ -20,27 +20,41 @@ def memory_parts(
     """
     width, vocab = int(config["hidden_size"]), int(config["vocab_size"])
     learning = adapter_parameters(config, settings.lora_rank) if settings.lora_rank else student
-    sizes = [(one.batch_size, one.seq_len) for one in settings.resolved()]
-    tokens = max(length * min(count, max(1, micro_tokens // length)) for count, length in sizes)
     parts = {
         "student": FLOAT * (student + (learning if settings.lora_rank else 0)),
         "gradients": FLOAT * learning,
         "moments": 2 * FLOAT * learning,
         "best_weights": 2 * student,
-        "activations": FLOAT * activations(config, settings, tokens),
+        "activations": FLOAT * max(activations(config, one, micro_tokens) for one in settings.resolved()),
         "loss": FLOAT * (2 * vocab * width + BUFFERS * CHUNK_LOGITS),
     }
+    parts["libraries"] = LIBRARIES
     if not settings.cache:
         return {"teacher": FLOAT * teacher} | parts
-    rest = sum(parts.values()) - parts["student"]
+    rest = sum(parts.values()) - parts["student"] - LIBRARIES
     return {"teacher": max(FLOAT * vocab * width, FLOAT * teacher - rest)} | parts
 
 
-def activations(config: Json, settings: DistillConfig, tokens: int) -> int:
-    """Numbers that autograd keeps for `tokens` tokens: of every block all, or its input and those of one block."""
-    width, blocks = int(config["hidden_size"]), int(config["num_hidden_layers"])
-    block = BLOCK_VECTORS * width + 5 * int(config["intermediate_size"])
-    return tokens * (blocks * width + block if settings.gradient_checkpointing else blocks * block)
+def activations(config: Json, settings: DistillConfig, micro_tokens: int) -> int:
+    """Numbers that autograd keeps of one micro-batch, and what is made beside them to go back through one block.
+
+    Of every block all that it keeps; with `gradient_checkpointing` its input, and all of one block.
+    """
+    width, blocks, length = int(config["hidden_size"]), int(config["num_hidden_layers"]), settings.seq_len
+    tokens = length * min(settings.batch_size, max(1, micro_tokens // length))
+    kept = block_numbers(config) + (length if settings.packing == "documents" else 0)  # a row of the mask
+    return tokens * (kept + (blocks * width + kept if settings.gradient_checkpointing else blocks * kept))
+
+
+def block_numbers(config: Json) -> int:
+    """Numbers per token that autograd keeps of a llama's block: counted by saved_tensors_hooks, to 5 %.
+
+    The residual, its norms and what the linears read are 8 widths; queries, keys and values, repeated for all heads,
+    and what they make are 2 more of all heads; gate, its silu, up and their product.
+    """
+    width, heads = int(config["hidden_size"]), int(config.get("num_attention_heads") or 1)
+    head = int(config.get("head_dim") or width // heads)
+    return 8 * width + 2 * heads * head + 4 * int(config["intermediate_size"])
 
 
 def adapter_parameters(config: Json, rank: int) -> int:
