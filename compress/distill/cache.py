@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -165,15 +166,16 @@ def write_whole(path: Path, *pieces: Any) -> None:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """A full disk as one line: QCompressError with the cure."""
+def disk_errors(path: Path, kept: str = "what is whole is kept") -> Iterator[None]:
+    """A full disk as one line: QCompressError with the bytes that are free, the cure, and what is `kept`."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        free = shutil.disk_usage(path.parent).free
         raise QCompressError(
-            f"{path}: the disk is full; make room and give the same command again, what is whole is kept"
+            f"{path}: the disk is full, {free:,} bytes free; make room and give the same command again, {kept}"
         ) from error
 
 

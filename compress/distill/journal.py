@@ -6,7 +6,6 @@ numbers' states), and a lock. Tensors are on the disk before the journal speaks 
 removed after: what the journal says is true at every moment.
 """
 
-import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,10 +20,9 @@ from torch import Tensor, nn
 from compress.checkpoint.read import read_header, read_json, read_tensor
 from compress.checkpoint.work import clear_work, lock, refuse_changes, write_journal
 from compress.checkpoint.write import TensorSpec, check_room, partial_path, plan_shard
-from compress.distill.cache import write_whole
+from compress.distill.cache import disk_errors, write_whole
 from compress.distill.parallel import first, place
 from compress.distill.spread import whole
-from compress.errors import QCompressError
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -87,7 +85,7 @@ class Journal:
         if not self.writes:
             return
         name = f"state-{stage}-{progress.step:08d}{'-over' if progress.over else ''}.safetensors"
-        with full_disk(self.folder):
+        with disk_errors(self.folder / name, "it goes on from the last state that was kept"):
             write_tensors(self.folder / name, tensors)
             self.stages[stage:] = [plain(vars(progress))]
             self.file = name
@@ -220,21 +218,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def tensor_bytes(tensor: Tensor) -> Any:
     """A tensor's bytes as they lie in memory, not copied."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-@contextmanager
-def full_disk(folder: Path) -> Iterator[None]:
-    """A disk that fills up is said in one line; the state before stays."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(folder).free
-        raise QCompressError(
-            f"{folder}: the disk is full, {free:,} bytes free; make room and give the same command again, it goes on "
-            "from the last state that was kept"
-        ) from error
 
 
 def plain(value: Any) -> Any:

@@ -287,7 +287,7 @@ def test_a_full_disk_is_one_line_and_the_answers_so_far_stay(ask, engine, whole,
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr("compress.distill.generate.write_whole", full)
-    with pytest.raises(QCompressError, match=r"answers.jsonl: the disk is full; make room"):
+    with pytest.raises(QCompressError, match=r"answers.jsonl: the disk is full, [\d,]+ bytes free; make room"):
         ask(tmp_path / "answers.jsonl")
     monkeypatch.undo()
     ask(tmp_path / "answers.jsonl", engine=failing(engine, 0))
