@@ -1,8 +1,9 @@
 """Edge boards and cards as a table: memory, bandwidth, what CUDA calls their generation, and what vLLM runs on them.
 
 Bandwidth is bus width times data rate, both from public specification pages and not from data sheets; capabilities are
-those of NVIDIA's list, https://developer.nvidia.com/cuda-gpus (the RTX 3060's from such a page). vLLM's side is read from the sources of 0.32.0 (marlin.py, marlin_utils.py and
-auto_awq.py ask for compute capability 7.5; bfloat16 needs 8.0); nothing here was run on these boards.
+those of NVIDIA's list, https://developer.nvidia.com/cuda-gpus (the RTX 3060's from such a page). vLLM's side is read
+from the sources of 0.32.0 (marlin.py, marlin_utils.py and auto_awq.py ask for compute capability 7.5; bfloat16 needs
+8.0); nothing here was run on these boards.
 """
 
 from dataclasses import dataclass
