@@ -141,6 +141,8 @@ def draw(rows: list[Row], perplexity: float) -> Figure:
                 [p["tokens"] / 1e3 for p in points], [p[key] for p in points], "o-", color=colour, label=row["name"]
             )
         axes.set(xlabel="thousands of tokens", title=title, yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(True, which="both", alpha=0.25)
     panels[1].axhline(perplexity, color="black", ls=":", lw=1, label="teacher")
     panels[1].legend(frameon=False)
