@@ -154,21 +154,27 @@ def block_states(model: BlockModel, ids: Tensor) -> list[Tensor]:
     return states
 
 
+def kl_now(teacher: BlockModel, model: BlockModel, hidden: Tensor, answers: Tensor, ids: Tensor) -> Tensor:
+    """Mean KL(teacher ‖ model) over all positions, a scalar, from both models' states after their last blocks, (batch,
+    seq, hidden). Needs `ends(head=True)` of both."""
+    ids = ids.to(hidden.device)
+    everywhere = torch.ones_like(ids).bool()
+    return distill_loss(side(model, hidden), side(teacher, answers), ids, everywhere, alpha=1.0).loss
+
+
 def kl_gradient(
     teacher: BlockModel, model: BlockModel, hidden: Tensor, answers: Tensor, ids: Tensor
 ) -> tuple[float, Tensor]:
-    """Mean KL(teacher ‖ model) over all positions, and its gradient for `hidden`, from both models' states after their
-    last blocks, (batch, seq, hidden). Needs `ends(head=True)` of both."""
+    """`kl_now`, and its gradient for `hidden`."""
     with torch.enable_grad():
         hidden = hidden.detach().requires_grad_()
-        ids = ids.to(hidden.device)
-        everywhere = torch.ones_like(ids).bool()
-        kl = distill_loss(side(model, hidden), side(teacher, answers), ids, everywhere, alpha=1.0).loss
+        kl = kl_now(teacher, model, hidden, answers, ids)
         kl.backward()
     assert hidden.grad is not None
     return kl.item(), hidden.grad
 
 
+@torch.no_grad()
 def mean_kl(teacher: BlockModel, model: BlockModel, ids: Tensor, answers: Tensor, batch: int) -> float:
     """Mean KL in nats over all positions of (n, seq) ids; `answers` are the teacher's `final_states`.
 
@@ -176,7 +182,7 @@ def mean_kl(teacher: BlockModel, model: BlockModel, ids: Tensor, answers: Tensor
     """
     total = 0.0
     for part, wanted in zip(ids.split(batch), answers.split(batch), strict=True):
-        total += kl_gradient(teacher, model, block_states(model, part)[-1], wanted, part)[0] * len(part)
+        total += kl_now(teacher, model, block_states(model, part)[-1], wanted, part).item() * len(part)
     return total / len(ids)
 
 
