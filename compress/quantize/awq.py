@@ -7,6 +7,7 @@ error of a candidate is read off the Hessian, tr(ΔW H ΔWᵀ), so the search do
 import torch
 from torch import Tensor
 
+from calibration.statistics import strips
 from compress.quantize.grid import QuantizedWeight, search_grid
 from compress.quantize.rtn import on_grid, rtn
 
@@ -15,8 +16,15 @@ SEARCH_ROWS = 512  # of the outputs, evenly spread: they tell one ratio from ano
 
 
 def output_error(difference: Tensor, hessian: Tensor) -> float:
-    """tr(ΔW H ΔWᵀ): mean squared output error per token, summed over outputs. (out, in), (in, in) -> float."""
-    return ((difference @ hessian) * difference).sum().item()
+    """tr(ΔW H ΔWᵀ): mean squared output error per token, summed over outputs. (out, in), (in, in) -> float.
+
+    The Hessian is symmetric: what is right of the diagonal counts twice, and most of what is left of it is not read.
+    """
+    total = torch.zeros((), device=difference.device)
+    for own in strips(len(hessian)):
+        product = (difference[:, own] @ hessian[own, own.start :]).mul_(difference[:, own.start :])
+        total += 2 * product.sum() - product[:, : own.stop - own.start].sum()
+    return total.item()
 
 
 def search_scale(
