@@ -3,11 +3,14 @@
 Both follow the device of the first input they see, and weigh every token the same however the tokens are batched.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 MIRRORED_ROWS = 256  # at a time
-STRIPS = 4  # of the upper triangle; more waste less arithmetic below the diagonal, on products too small for BLAS
+STRIPS = 4  # of a triangle; more waste less arithmetic on the other side, on products too small for BLAS
+WIDEST_STRIP = 1024
 
 
 class Hessian:
@@ -29,10 +32,9 @@ class Hessian:
         self._upper = self._upper.to(x.device)
         kept = self.tokens / (self.tokens + len(x))
         self.tokens += len(x)
-        width = -(-self.in_features // STRIPS)
-        for start in range(0, self.in_features, width):
-            strip = self._upper[start : start + width, start:]
-            strip.addmm_(x[:, start : start + width].T, x[:, start:], beta=kept, alpha=1 / self.tokens)
+        for rows in strips(self.in_features):
+            strip = self._upper[rows, rows.start :]
+            strip.addmm_(x[:, rows].T, x[:, rows.start :], beta=kept, alpha=1 / self.tokens)
 
     @property
     def value(self) -> Tensor:
@@ -43,6 +45,12 @@ class Hessian:
         """The same without a copy: nothing can be added afterwards."""
         upper, self._upper = self._upper, torch.zeros(0, 0)
         return mirrored(upper)
+
+
+def strips(size: int, narrowest: int = 1) -> Iterator[slice]:
+    """Slices of the rows of a (size, size) triangle, for products that leave out most of its other side."""
+    width = max(narrowest, min(WIDEST_STRIP, -(-size // STRIPS)))
+    return (slice(start, min(start + width, size)) for start in range(0, size, width))
 
 
 def mirrored(upper: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ Codes are one uint8 each. Only `checkpoint/pack.py` knows how they lie in an int
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: smaller scales lose bits on disk
+CACHED_NUMBERS = 2**18
 SHRINKS = tuple(1 - step / 40 for step in range(24))  # 1.0 down to 0.425 of the full range
 
 
@@ -61,12 +61,19 @@ def dequantize(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     return (codes.float() - zeros) * scales
 
 
-def min_max(grouped: Tensor, *, bits: int, sym: bool, shrink: float = 1.0, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Scales and zeros, each (out, groups) float32, of (out, groups, group_size) weights.
+def min_max(grouped: Tensor, *, bits: int, sym: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scales and zeros, each (out, groups) float32, of (out, groups, group_size) weights: the groups' own ranges."""
+    return full_range(*torch.aminmax(grouped, dim=-1), bits=bits, sym=sym, dtype=dtype)
 
-    The range is the groups' own, times `shrink`. Scales are rounded to `dtype`, as the disk will hold them.
+
+def full_range(
+    low: Tensor, high: Tensor, *, bits: int, sym: bool = False, shrink: float = 1.0, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The grid of groups whose weights lie from `low` to `high` (out, groups), that range times `shrink`.
+
+    Scales are rounded to `dtype`, as the disk will hold them.
     """
-    low, high = grouped.amin(-1).clamp(max=0) * shrink, grouped.amax(-1).clamp(min=0) * shrink
+    low, high = low.clamp(max=0) * shrink, high.clamp(min=0) * shrink
     max_code = 2**bits - 1
     if sym:
         high = torch.maximum(high, -low)
@@ -83,27 +90,35 @@ def search_grid(
 
     `importance` (in,) is the mean square of each input, the diagonal of the Hessian; ones make it a search for the
     least squared error. Candidates are the groups' own range, then ranges shrunk by SHRINKS; earlier ones win ties.
+    A CPU looks at as many rows at a time as its cache holds; every row's grid is its own.
     """
     grouped = split_groups(weight.float(), group_size)
     weights_of_columns = split_groups(importance[None], group_size)
-    shrunk = signed_range if sym else partial(min_max, sym=False)
-    grid = min_max(grouped, bits=bits, sym=sym, dtype=dtype)
-    best = (grid_loss(grouped, weights_of_columns, *grid, bits), *grid)
+    rows = max(1, CACHED_NUMBERS // weight.shape[1]) if weight.device.type == "cpu" else len(weight)
+    grids = [search_rows(part, weights_of_columns, bits, sym, dtype) for part in grouped.split(rows)]
+    return torch.cat([scales for scales, _ in grids]), torch.cat([zeros for _, zeros in grids])
+
+
+def search_rows(grouped: Tensor, importance: Tensor, bits: int, sym: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`search_grid` of (out, groups, group_size) weights, importance (1, groups, group_size)."""
+    low, high = torch.aminmax(grouped, dim=-1)
+    shrunk, work = signed_range if sym else full_range, torch.empty_like(grouped)
+    grid = full_range(low, high, bits=bits, sym=sym, dtype=dtype)
+    best = (grid_loss(grouped, importance, *grid, bits, work), *grid)
     for shrink in SHRINKS:
-        grid = shrunk(grouped, bits=bits, shrink=shrink, dtype=dtype)
-        found = (grid_loss(grouped, weights_of_columns, *grid, bits), *grid)
+        grid = shrunk(low, high, bits=bits, shrink=shrink, dtype=dtype)
+        found = (grid_loss(grouped, importance, *grid, bits, work), *grid)
         better = found[0] < best[0]
         best = tuple(torch.where(better, new, old) for new, old in zip(found, best, strict=True))  # type: ignore[assignment]
     return best[1], best[2]
 
 
-def signed_range(grouped: Tensor, *, bits: int, shrink: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A symmetric grid whose lowest code lies on each group's largest weight, times `shrink`; see `min_max`.
+def signed_range(low: Tensor, high: Tensor, *, bits: int, shrink: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A symmetric grid whose lowest code lies on each group's largest weight, times `shrink`; see `full_range`.
 
     The codes reach one step further below the zero than above it. So the scale is negative where the largest weight is
     positive, and steps are 15/16 of those of a range that treats both sides alike.
     """
-    low, high = grouped.amin(-1), grouped.amax(-1)
     scales = torch.where(high > -low, high, low) * (-shrink / 2 ** (bits - 1))
     scales = away_from_zero(scales).to(dtype).float()
     return scales, torch.full_like(scales, 2 ** (bits - 1))
@@ -114,8 +129,9 @@ def away_from_zero(scales: Tensor) -> Tensor:
     return torch.where(scales < 0, scales.clamp(max=-SMALLEST_SCALE), scales.clamp(min=SMALLEST_SCALE))
 
 
-def grid_loss(grouped: Tensor, importance: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
-    """(out, groups): Σ importance · (weight - rounded)² over each group's columns."""
-    codes = quantize(grouped, scales[..., None], zeros[..., None], bits)
-    error = codes.sub_(zeros[..., None]).mul_(scales[..., None]).sub_(grouped)
+def grid_loss(grouped: Tensor, importance: Tensor, scales: Tensor, zeros: Tensor, bits: int, work: Tensor) -> Tensor:
+    """(out, groups): Σ importance · (weight - rounded)² over each group's columns; `work` is overwritten."""
+    scales, zeros = scales[..., None], zeros[..., None]
+    offsets = torch.div(grouped, scales, out=work).add_(zeros).round_().clamp_(0, 2**bits - 1).sub_(zeros)
+    error = torch.addcmul(grouped, offsets, scales, value=-1, out=work)
     return error.square_().mul_(importance).sum(-1)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from compress.model.families import Feeder
-from compress.quantize.awq import normalised, output_error, search_scale
+from compress.quantize.awq import coarse_to_fine, normalised, output_error, search_scale
 from compress.quantize.fold import fold_norm, fold_rows, per_row
 from compress.quantize.methods import METHODS, Problem
 from compress.quantize.rtn import rtn
@@ -40,6 +40,29 @@ def test_heads_that_share_a_value_head_share_their_scales():
     problem = make_problem(share=2, width=16)
     scale = search_scale(problem.weight, problem.hessian, share=2, width=16, **problem.grid).view(-1, 2, 16)
     assert torch.equal(scale[:, 0], scale[:, 1]) and not torch.equal(scale[0, 0], scale[1, 0])
+
+
+@pytest.mark.parametrize("lowest", range(20))
+def test_the_bottom_of_one_valley_is_found_in_at_most_nine_tries(lowest):
+    tried = []
+    found = coarse_to_fine(lambda index: tried.append(index) or abs(index - lowest), 20)
+    assert found == lowest and len(tried) == len(set(tried)) <= 9
+
+
+def test_the_first_of_equal_candidates_wins():
+    assert coarse_to_fine(lambda index: 1.0, 20) == 0
+
+
+def test_infinite_errors_of_scaled_candidates_leave_the_channels_unscaled():
+    assert coarse_to_fine(lambda index: float("inf") if index else 1.0, 20) == 0
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 130])
+def test_half_of_the_hessian_tells_the_whole_error(width):
+    g = torch.Generator().manual_seed(width)
+    x, difference = torch.randn(200, width, generator=g), torch.randn(7, width, generator=g)
+    expected = (x @ difference.T).square().sum(1).mean().item()
+    assert output_error(difference, x.T @ x / len(x)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_scale_is_centred_on_one():

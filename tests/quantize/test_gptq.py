@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from compress.quantize.awq import output_error
-from compress.quantize.gptq import gptq, inverse_factor
+from compress.quantize.gptq import factor_in_place, gptq, inverse_factor
 from compress.quantize.grid import dequantize, quantize, search_grid
 from compress.quantize.rtn import on_grid, rtn
 
@@ -71,6 +71,14 @@ def test_factor_is_the_root_of_the_inverse(problem):
     ordered = hessian[factor.order][:, factor.order]
     torch.testing.assert_close(factor.upper.T @ factor.upper @ ordered, torch.eye(256), atol=2e-2, rtol=0)
     assert (factor.upper.tril(-1) == 0).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 129, 300])
+def test_factor_of_every_size_is_that_of_the_inverse_in_float64(size):
+    x = torch.randn(2 * size + 8, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    hessian = x.T @ x / len(x)
+    expected = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    torch.testing.assert_close(factor_in_place(hessian.float()), expected.float(), atol=1e-4, rtol=1e-3)
 
 
 def test_a_dead_input_leaves_its_weights_merely_rounded(problem):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from compress.quantize import grid
 from compress.quantize.grid import SMALLEST_SCALE, min_max, search_grid, signed_range, split_groups
 from compress.quantize.rtn import on_grid, rtn
 
@@ -44,9 +45,18 @@ def test_searched_grid_never_loses_to_the_full_range(weight, sym):
     assert (loss[0] <= loss[1] * (1 + 1e-5)).all() and loss[0].sum() < 0.9 * loss[1].sum()
 
 
+@pytest.mark.parametrize("sym", [False, True], ids=["asym", "sym"])
+def test_rows_at_a_time_never_change_the_grid(weight, sym, monkeypatch):
+    importance = torch.rand(128, generator=torch.Generator().manual_seed(1))
+    whole = search_grid(weight, importance, group_size=32, sym=sym)
+    monkeypatch.setattr(grid, "CACHED_NUMBERS", 3 * 128)
+    parts = search_grid(weight, importance, group_size=32, sym=sym)
+    assert torch.equal(parts[0], whole[0]) and torch.equal(parts[1], whole[1])
+
+
 def test_a_signed_grid_reaches_the_largest_weight_of_either_sign(weight):
     grouped = split_groups(weight, 32)
-    scales, zeros = signed_range(grouped, bits=4, shrink=1.0, dtype=torch.float32)
+    scales, zeros = signed_range(*torch.aminmax(grouped, dim=-1), bits=4, shrink=1.0, dtype=torch.float32)
     largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)).squeeze(-1)
     assert torch.equal(-zeros * scales, largest)
     assert ((scales < 0) == (largest > 0)).all() and (scales < 0).any() and (scales > 0).any()
