@@ -5,11 +5,12 @@ python -m compress.serve.engine CHECKPOINT LENGTH    reads {"prompts", "seeds", 
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,7 @@ from compress.sampling import Answer, Ids, Sampler, Sampling
 from compress.serve.offline import ENVIRONMENT, VllmFailedError, cause, open_vllm
 
 LONGEST = 4096
+PATIENCE = 20.0  # seconds
 OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # not meant for vLLM
 
 
@@ -34,13 +36,24 @@ def vllm_sampler(path: Path, length: int | None = None, gpu: int | None = None) 
         environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(gpu)
     with tempfile.TemporaryFile("w+") as log:
         command = [sys.executable, "-m", "compress.serve.engine", str(path), str(length or longest(path))]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
-        ) as worker:
-            try:
-                yield lambda prompts, seeds, sampling: _ask(worker, log, prompts, seeds, sampling)
-            finally:
-                worker.terminate()
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
+        worker = subprocess.Popen(command, **pipes, env=environment, start_new_session=True)
+        try:
+            yield lambda prompts, seeds, sampling: _ask(worker, log, prompts, seeds, sampling)
+        finally:
+            end(worker)
+
+
+def end(worker: "subprocess.Popen[str]") -> None:
+    """No more questions: the worker ends, and vLLM's own processes with it. They are killed when that takes long."""
+    for pipe in (worker.stdin, worker.stdout):
+        with suppress(BrokenPipeError):
+            pipe.close()  # type: ignore[union-attr]
+    with suppress(subprocess.TimeoutExpired):
+        worker.wait(PATIENCE)
+    with suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)  # its group: a killed worker alone leaves them, and the memory they hold
+    worker.wait()
 
 
 @contextmanager

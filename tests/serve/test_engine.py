@@ -1,5 +1,8 @@
 """The pipe to vLLM, with a stand-in for vLLM that echoes its prompts: what crosses it, and how its end is told."""
 
+import time
+from pathlib import Path
+
 import pytest
 
 from compress.sampling import Answer, Sampling
@@ -7,6 +10,7 @@ from compress.serve.engine import longest, visible_gpu, vllm_engine, vllm_sample
 from compress.serve.offline import VllmFailedError
 
 STAND_IN = """
+import os, subprocess
 print("noise on stdout", flush=True)
 class SamplingParams:
     def __init__(self, temperature, max_tokens, top_p=1.0, seed=None):
@@ -19,6 +23,9 @@ class LLM:
     def __init__(self, path, **options):
         if "broken" in path: raise ValueError("no such layer")
         assert options["max_model_len"] == 1024
+        if "CHILD" in os.environ:
+            with open(os.environ["CHILD"], "w") as file:
+                file.write(str(subprocess.Popen(["sleep", "60"]).pid))
     def generate(self, prompts, params, use_tqdm):
         print("more noise")
         return [Made(prompt["prompt_token_ids"], one.max_tokens) for prompt, one in zip(prompts, params, strict=True)]
@@ -55,6 +62,26 @@ def test_an_engine_that_fails_tells_its_cause(stand_in, tiny_llama, tmp_path):
     broken.symlink_to(tiny_llama)
     with pytest.raises(VllmFailedError, match="ValueError: no such layer"), vllm_engine(broken) as engine:
         engine([[1]], 8)
+
+
+def test_no_process_of_an_engine_is_left(stand_in, tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHILD", str(tmp_path / "child"))
+    with vllm_engine(tiny_llama) as engine:
+        engine([[1]], 8)
+        child = int((tmp_path / "child").read_text())
+        assert alive(child)
+    for _ in range(100):
+        if not alive(child):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {child} is still there")
+
+
+def alive(process):
+    try:
+        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def test_the_longest_text_fits_the_model(tiny_llama):
