@@ -15,7 +15,7 @@ from compress.evaluate.limits import judge_rows, told_blocks
 
 Row = dict[str, Any]
 PROMPTS = 5
-CURE = "quantize with another method, a smaller group size or more calibration text, or raise the limit"
+CURE = "another method, smaller groups or more calibration text lose less, `qcompress plan` says what fits a budget"
 CURE_DAMAGE = "its weights are damaged: quantize it again, or fetch it again"
 text_option = click.option(
     "--text", default="heldout", show_default=True, help="Text that neither was calibrated on: NAME or FILE."
@@ -177,8 +177,9 @@ def refuse_broken(rows: list[Row]) -> None:
     """GateFailure that names every candidate which does not keep its limits, or has a block that stands out."""
     broken = [row for row in rows if not row.get("passed", True)]
     if broken:
-        told = "; ".join(f"{row['name']}: {row['reason']}" for row in broken)
-        raise GateFailure(f"{told}; {CURE_DAMAGE if any(map(told_blocks, broken)) else CURE}")
+        cures = [CURE_DAMAGE if told_blocks(row) else CURE for row in broken]
+        told = [f"{row['name']}: {row['reason']}; {cure}" for row, cure in zip(broken, cures, strict=True)]
+        raise GateFailure("; ".join(told))
 
 
 def shown(row: Row) -> Row:

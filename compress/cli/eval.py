@@ -16,6 +16,7 @@ from compress.errors import GateFailure, QCompressError
 
 Row = dict[str, Any]
 KIND_NAMES = ("qa", "python", "math", "json", "multi-turn")
+OUT = Path("build/eval")
 CURE = "quantize with another method, a smaller group size or more calibration text, or lower --min-retention"
 
 
@@ -39,9 +40,7 @@ CURE = "quantize with another method, a smaller group size or more calibration t
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path("build/eval"),
-    show_default=True,
-    help="Where answers and scores are kept; an interrupted run goes on from there.",
+    help=f"Where answers and scores are kept; an interrupted run goes on from there.  [default: {OUT}]",
 )
 @history_options
 @json_option
@@ -56,7 +55,7 @@ def command(
     min_retention: float | None,
     batch: int,
     engine: str,
-    out: Path,
+    out: Path | None,
     history: Path | None,
     tag: str | None,
     as_json: bool,
@@ -76,10 +75,10 @@ def command(
     if tasks is None:
         if data:
             raise click.UsageError("--data goes with --tasks only")
-        rows = solve_suite(reference, checkpoints, kinds, suite, limit, batch, engine, out)
+        rows = solve_suite(reference, checkpoints, kinds, suite, limit, batch, engine, out or OUT)
     else:
-        if kinds or suite:
-            raise click.UsageError("--tasks goes without --kind and --suite")
+        if kinds or suite or out:
+            raise click.UsageError("--tasks goes without --kind, --suite and --out: lm-eval keeps no answers")
         rows = solve_benchmarks(reference, checkpoints, tasks.split(","), data, limit, batch, engine)
     emit(rows if as_json else [shown(row) for row in rows], as_json=as_json, title=f"suite {rows[0]['suite']}")
     keep_verdicts(history, tag, "eval", rows)

@@ -8,14 +8,14 @@ A spread parameter is a part of itself, but for the time of its module's forward
 """
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from compress.errors import QCompressError
 from compress.model.blocks import find_layers, load_whole
@@ -59,16 +59,15 @@ def check_launch() -> bool:
 class Spread(nn.Module):
     """An objective whose parameters lie in parts over all processes: those of each block, and all others together."""
 
-    def __init__(self, objective: nn.Module, model: Any, *, half: bool):
-        """`model` is the student inside `objective`. With `half` it computes in bfloat16; sums of gradients do not."""
+    def __init__(self, objective: nn.Module, model: Any):
+        """`model` is the student inside `objective`. Parameters are gathered as they are, in float32: autocast rounds
+        what a product reads, as it does in replicas, so that losses and held-out scores are of one precision."""
         super().__init__()
         self.objective = objective
-        dtype = torch.bfloat16 if half else None
-        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() not in ("false", "shard_grad_op")
         for block in find_layers(model)[1]:
-            fully_shard(block, mp_policy=policy, reshard_after_forward=again)
-        fully_shard(self, mp_policy=policy)
+            fully_shard(block, reshard_after_forward=again)
+        fully_shard(self)
 
     def forward(self, *arguments: Any, work: Callable[..., Any] | None = None) -> Any:
         """The objective of the arguments, or whatever `work` makes while the parameters are whole."""
@@ -89,19 +88,11 @@ def inside(module: nn.Module, work: Callable[[], T]) -> T:
 
 
 def unsynced(accelerator: Accelerator, module: nn.Module, on: bool) -> AbstractContextManager[None]:
-    """Inside, where `on`, gradients stay in their process: another micro-batch of the same step follows."""
-    if not on:
-        return nullcontext()
-    return waiting(module) if isinstance(module, Spread) else accelerator.no_sync(module)
+    """Inside, where `on`, replicas do not add up their gradients yet: another micro-batch of the same step follows.
 
-
-@contextmanager
-def waiting(module: Any) -> Iterator[None]:
-    module.set_requires_gradient_sync(False)
-    try:
-        yield
-    finally:
-        module.set_requires_gradient_sync(True)
+    Spread gradients are added at once: what waits would be whole in every process.
+    """
+    return accelerator.no_sync(module) if on and not isinstance(module, Spread) else nullcontext()
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -130,7 +121,7 @@ def joined(model: Any, weights: dict[str, Tensor]) -> Any:
 
 
 def join(module: nn.Module) -> None:
-    """Make the parameters of a module that has no block in it whole again."""
+    """Make the parameters of a module that has no block in it whole again. All processes call this together."""
     for name, parameter in list(module.named_parameters()):
         owner, _, last = name.rpartition(".")
         learned = nn.Parameter(gathered(parameter.detach()).clone(), requires_grad=parameter.requires_grad)

@@ -239,7 +239,7 @@ def take_over(result: Trained, reached: Progress, tensors: dict[str, Tensor]) ->
 def prepare(accelerator: Accelerator, objective: Objective) -> nn.Module:
     """The objective as the launcher wants it: alone, a replica of others, or spread over all processes."""
     if check_launch() and dist.is_initialized():
-        return Spread(objective, objective.student, half=accelerator.mixed_precision == "bf16")
+        return Spread(objective, objective.student)
     return accelerator.prepare(objective)  # type: ignore[no-any-return]
 
 

@@ -95,9 +95,8 @@ def benchmark_rows(
 ) -> list[Row]:
     """Rows of all checkpoints, the reference's first, one per task and one for their mean.
 
-    `engine` is the name of what `open_model` opens.
-
-    `limit` takes the first items of each task. QCompressError without lm-eval, or where `data` lacks a file.
+    `limit` takes the first items of each task; `engine` is the name of what `open_model` opens. QCompressError without
+    lm-eval, or where `data` lacks a file.
     """
     wanted = [task_settings(name, data) for name in tasks]
     paths = [reference, *candidates]
@@ -157,6 +156,7 @@ def run_tasks(
     """The score of every sample, by task as the user named it."""
     try:
         import lm_eval
+        import lm_eval.models.huggingface  # what it needs is found missing before anything is loaded
     except ImportError as error:
         raise QCompressError(f"lm-eval is not here ({error}); pip install 'qcompress[eval]'") from error
     home, template = Path(lm_eval.__file__).parent, has_template(load_tokenizer(path))

@@ -48,8 +48,10 @@ def standing_out(row: Row) -> list[Row]:
 
 def told_blocks(row: Row) -> str:
     """The blocks that stand out in words, "" where none does."""
-    found = ", ".join(map(told_block, standing_out(row)))
-    return f"block {found} stands out from the others" if found else ""
+    found = [told_block(block) for block in standing_out(row)]
+    if not found:
+        return ""
+    return f"block {found[0]} stands out" if len(found) == 1 else f"blocks {', '.join(found)} stand out"
 
 
 def told_block(block: Row) -> str:

@@ -5,14 +5,15 @@ With x the reference's input of a block, and u(x) = block(x) - x what the block 
     error = ‖u_candidate - u_reference‖² / ‖u_reference‖²          gain = ⟨u_candidate, u_reference⟩ / ‖u_reference‖²
 
 each the median over tokens, so that a few massive activations do not speak for all. The same of each linear's output,
-its error over all tokens as the record has it; a linear whose rows were scaled for the one it feeds (awq) is left out.
-Rounding scatters around a gain of 1; a wrong scale, a lost zero or a swapped tensor does not. Nothing that a block gets
-wrong reaches the next, so a damaged one stands out against the checkpoint's other blocks.
+its error over all tokens as the record has it; one whose rows may hold the scale of another's columns, as awq's do, is
+left out, whatever the method. Rounding scatters around a gain of 1; a wrong scale, a lost zero or a swapped tensor does
+not. Nothing that a block gets wrong reaches the next, so a damaged one stands out against the checkpoint's other
+blocks.
 
-A block is an outlier where its gain, its log error, or the log of its linears' errors over those in the checkpoint's
-own record stands further than OUTLIER robust deviations (1.4826 · median absolute deviation) from the median of all
-blocks; an error only above it. So is one with a linear whose gain stands as far from those of its namesakes in the
-other blocks: what q_proj gets wrong hardly shows in what the block adds.
+A block is an outlier where its gain, or the log of its linears' errors over those in the checkpoint's own record
+(without a record: of its own error) stands further than OUTLIER robust deviations (1.4826 · median absolute deviation)
+from the median of all blocks; an error only above it. So is one with a linear whose gain stands as far from those of
+its namesakes in the other blocks: what q_proj gets wrong hardly shows in what the block adds.
 """
 
 import math
@@ -35,9 +36,10 @@ from compress.model.blocks import Block, BlockModel
 
 Row = dict[str, Any]
 TOKENS = 4096  # that are run through every block: enough to tell
-OUTLIER = 10.0  # seven undamaged checkpoints reach 6.6, a block whose scales are 5 % off at least 28: NOTES.md
+OUTLIER = 12.0  # eight undamaged checkpoints reach 8.7, a block whose scales are 5 % off at least 28: NOTES.md
 # what is too little to be damage, whatever the scatter: of a block's gain, of a linear's, of a ratio
 LEAST_GAIN, LEAST_LINEAR_GAIN, LEAST_ERROR = 0.01, 0.03, 1.25
+FURTHEST = 1e9
 DEVIATION = 1.4826  # of a normal distribution, in median absolute deviations
 Run = Callable[[Tensor], Tensor]
 Outputs = dict[str, Tensor]
@@ -167,10 +169,9 @@ def mark_outliers(rows: list[Row]) -> None:
     """
     score_linears(rows)
     scores = [[abs(apart) for apart in deviations([row["gain"] for row in rows], least=LEAST_GAIN)]]
-    ratios = [[max(row["error"], 1e-12) for row in rows]]
-    if all(row["excess"] for row in rows):
-        ratios.append([row["excess"] for row in rows])
-    scores += [deviations([math.log(value) for value in ratio], least=math.log(LEAST_ERROR)) for ratio in ratios]
+    known = all(row["excess"] for row in rows)
+    errors = [row["excess"] if known else max(row["error"], 1e-12) for row in rows]
+    scores.append(deviations([math.log(error) for error in errors], least=math.log(LEAST_ERROR)))
     for row, *found in zip(rows, *scores, strict=True):
         worst = max(row["linears"], key=lambda linear: linear["score"], default=None)
         alone = worst is not None and worst["score"] > OUTLIER >= max(found)
@@ -192,8 +193,15 @@ def score_linears(rows: list[Row]) -> None:
 
 
 def deviations(values: Sequence[float], *, least: float) -> list[float]:
-    """How far each is above the median, in robust deviations; 0 where that is less than `least`."""
-    centre = median(values)
-    apart = [value - centre for value in values]
-    scatter = max(DEVIATION * median([abs(distance) for distance in apart]), 1e-9)
-    return [distance / scatter if abs(distance) >= least else 0.0 for distance in apart]
+    """How far each is above the median, in robust deviations: 0 where that is less than `least`, FURTHEST where a value
+    is not finite. The scatter of values that hardly differ is taken for `least` / OUTLIER."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    centre = median(finite)
+    scatter = max(DEVIATION * median([abs(value - centre) for value in finite]), least / OUTLIER)
+    return [deviation(value - centre, scatter, least) for value in values]
+
+
+def deviation(apart: float, scatter: float, least: float) -> float:
+    if not math.isfinite(apart):
+        return FURTHEST
+    return apart / scatter if abs(apart) >= least else 0.0

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,6 +13,8 @@ from unittest.mock import patch
 from compress.errors import QCompressError
 from compress.serve.engine import longest
 from compress.serve.offline import ENVIRONMENT, USUAL, VllmFailedError
+
+DEAD = ("EngineDeadError", "EngineGenerateError")  # vLLM's own, by name: where they live has moved between versions
 
 
 @contextmanager
@@ -22,11 +25,10 @@ def vllm_model(path: Path, batch: int) -> Iterator[Any]:
     """
     for name in ENVIRONMENT.keys() - {"HF_HUB_OFFLINE"}:  # lm-eval may fetch its data
         os.environ.setdefault(name, ENVIRONMENT[name])
-    try:
-        with patch("importlib.metadata.version", version_of):
-            from lm_eval.models.vllm_causallms import VLLM
-    except ImportError as error:
-        raise QCompressError(f"--engine vllm: {error}; pip install vllm, or take --engine transformers") from error
+    if find_spec("vllm") is None:
+        raise QCompressError("--engine vllm: vLLM is not here; pip install vllm, or take --engine transformers")
+    with patch("importlib.metadata.version", version_of):
+        from lm_eval.models.vllm_causallms import VLLM
     with prints_to_stderr():
         try:
             options = USUAL | {"enable_prefix_caching": True}  # the examples before every question are the same
@@ -35,6 +37,10 @@ def vllm_model(path: Path, batch: int) -> Iterator[Any]:
             raise VllmFailedError(str(error)) from error
         try:
             yield model
+        except Exception as error:
+            if type(error).__name__ not in DEAD:
+                raise
+            raise VllmFailedError(str(error)) from error
         finally:
             model.model.llm_engine.engine_core.shutdown()
 

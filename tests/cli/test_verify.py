@@ -39,7 +39,7 @@ def test_a_limit_that_is_passed_ends_with_3_and_says_limit_value_and_cure(
     result = verify(tiny_llama, rounded, "--text", text, option, limit)
     assert result.exit_code == 3
     line = error_line(result)
-    assert f"{rounded.name}: {words} " in line and f"is above the limit {limit:g}; quantize with" in line
+    assert f"{rounded.name}: {words} " in line and f"is above the limit {limit:g}; another method" in line
     assert "perplexity" in result.stdout  # the row is printed all the same
 
 
@@ -121,7 +121,7 @@ def marked(monkeypatch):
 
 
 def test_verify_and_compare_fail_alike_on_a_block_that_stands_out(tiny_llama, rounded, text, marked, tmp_path):
-    reason = "block 1 (gain 1.120, error 0.1500) stands out from the others"
+    reason = "block 1 (gain 1.120, error 0.1500) stands out"
     for command, page in (("verify", ()), ("compare", ("--html", tmp_path / "r.html"))):
         asked = [command, tiny_llama, rounded, "--text", text, *SIZE, "--locate", "--history", tmp_path / "h", *page]
         told, machine = (CliRunner().invoke(cli, [*map(str, asked), *more]) for more in ((), ("--json",)))

@@ -37,7 +37,7 @@ def test_a_verdict_names_every_limit_that_is_broken(limits, reason):
 
 def test_a_block_that_stands_out_breaks_the_verdict_with_and_without_limits():
     blocks = [{"block": n, "gain": 1.12, "error": 0.15, "score": n, "outlier": n in (1, 2)} for n in range(4)]
-    told = "block 2 (gain 1.120, error 0.1500), 1 (gain 1.120, error 0.1500) stands out from the others"
+    told = "blocks 2 (gain 1.120, error 0.1500), 1 (gain 1.120, error 0.1500) stand out"
     for limits, reason in (({}, told), ({"max_kl": 0.01}, f"{told}; kl 0.1 is above the limit 0.01")):
         assert judge_rows([ROW | {"blocks": blocks}], [], limits) == [
             {"name": "awq", "passed": False, "reason": reason}

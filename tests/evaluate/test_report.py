@@ -229,7 +229,7 @@ def test_labels_are_moved_apart_and_keep_their_order():
 
 
 def test_a_block_that_stands_out_is_named_before_the_pictures(full_page):
-    text, told = full_page, "✕ block 3 (gain 1.050, error 0.0258) stands out from the others"
+    text, told = full_page, "✕ block 3 (gain 1.050, error 0.0258) stands out"
     assert told in text and text.index(told) < text.index("<figure")
     assert "block 3 has gain 1.050" in text and text.count("no block stands out") == 2
 
