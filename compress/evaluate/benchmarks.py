@@ -11,13 +11,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 import yaml
 
 from calibration.chat import has_template
-from compress.checkpoint.load import load_model, load_tokenizer, open_causal_lm
+from compress.checkpoint.load import load_tokenizer, open_causal_lm
 from compress.checkpoint.record import digest
 from compress.errors import QCompressError
+from compress.evaluate.generate import placed_model
 from compress.evaluate.names import short_names
 from compress.evaluate.sandbox.run import run_python
 from compress.evaluate.solve import Row, Scores, score_rows
@@ -72,13 +72,11 @@ NAMES = {"humaneval": "humaneval_contained"}  # lm-eval would read its own setti
 
 @contextmanager
 def transformers_model(path: Path, batch: int) -> Iterator[Any]:
-    """The checkpoint in float32, packed linears dequantized, on the GPU where torch finds one."""
+    """lm-eval's model of `placed_model`."""
     from lm_eval.models.huggingface import HFLM
 
-    model: Any = load_model(path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer: Any = load_tokenizer(path)
-    yield HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
+    yield HFLM(pretrained=placed_model(path), tokenizer=tokenizer, batch_size=batch)
 
 
 def benchmark_rows(

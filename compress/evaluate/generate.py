@@ -16,11 +16,16 @@ Engine = Callable[[Sequence[Ids], int], list[Ids]]
 OpenEngine = Callable[[Path], AbstractContextManager[Engine]]
 
 
-@contextmanager
-def transformers_engine(path: Path) -> Iterator[Engine]:
+def placed_model(path: Path) -> Any:
     """The checkpoint in float32, packed linears dequantized, on the GPU where torch finds one."""
     model: Any = load_model(path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def transformers_engine(path: Path) -> Iterator[Engine]:
+    """Greedy answers of `placed_model`."""
+    model = placed_model(path)
     stops = stop_tokens(path)
 
     def engine(prompts: Sequence[Ids], max_tokens: int) -> list[Ids]:
