@@ -19,21 +19,28 @@ from compress.errors import QCompressError
 from compress.losses import Side, Targets, next_tokens
 
 
-def open_cache(settings: DistillConfig, teacher: Path, tokenizer: Any, vocab: int) -> Cache:
-    """The settings' cache. QCompressError, by its name, for whatever it has that this run has not."""
+def settings_cache(settings: DistillConfig) -> Cache:
+    """The settings' cache, from its manifest. QCompressError, by its name, for whatever the settings alone rule out."""
     cache = Cache(str(settings.cache))
-    facts: dict[str, Any] = {"tokenizer": tokenizer_digest(tokenizer), "chat_template": template_digest(tokenizer)}
-    facts |= {"seq_len": settings.seq_len, "seed": settings.seed, "teacher": digest(teacher)}
-    facts["packing"] = settings.packing
+    cache.check(seq_len=settings.seq_len, seed=settings.seed, packing=settings.packing)
     if not cache.codec.sparse:
-        cache.check(**facts)
         return cache
     if settings.divergence != "kl":
         raise QCompressError(
             f"{cache.path}: divergence {settings.divergence} needs whole distributions, codec "
             f"{cache.manifest.codec['name']} keeps a few tokens of each; use --divergence kl, or --codec hidden"
         )
-    cache.check(temperature=settings.temperature, vocab=vocab, **facts)
+    cache.check(temperature=settings.temperature)
+    return cache
+
+
+def open_cache(settings: DistillConfig, teacher: Path, tokenizer: Any, vocab: int) -> Cache:
+    """`settings_cache` of this teacher. QCompressError, by its name, for whatever it has that this run has not."""
+    cache = settings_cache(settings)
+    facts: dict[str, Any] = {"tokenizer": tokenizer_digest(tokenizer), "chat_template": template_digest(tokenizer)}
+    if cache.codec.sparse:
+        facts["vocab"] = vocab
+    cache.check(teacher=digest(teacher), **facts)
     return cache
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from calibration.corpus import check_source
 from compress.checkpoint.load import check_causal_lm
 from compress.checkpoint.read import read_json
-from compress.distill.cache import Cache
+from compress.distill.cached import settings_cache
 from compress.distill.config import DistillConfig
 from compress.distill.memory import memory_parts, told
 from compress.distill.train import MICRO_TOKENS
@@ -113,8 +113,6 @@ def check_inputs(settings: DistillConfig) -> Row:
         check_source(text)
     row: Row = {"texts": ", ".join(settings.texts)}
     if settings.cache:
-        cache = Cache(settings.cache)
-        facts: Row = {"seq_len": settings.seq_len, "seed": settings.seed, "packing": settings.packing}
-        cache.check(**facts, **({"temperature": settings.temperature} if cache.codec.sparse else {}))
+        cache = settings_cache(settings)
         row["cache"] = f"{cache.path}, {cache.manifest.codec['name']}"
     return row
