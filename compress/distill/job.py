@@ -167,7 +167,8 @@ def refuse_no_gain(finished: Sequence[Finished], journal: Journal) -> None:
         what = f"{trained.stopped}, before the student was better than untrained"
     else:
         seen = [row["heldout_kl"] for row in trained.curve if "heldout_kl" in row]
-        what = f"held-out KL {min(seen):.4g} after {len(trained.curve)} steps, {finished[-1].kl_before:.4g} before"
+        kl = f"held-out KL {finished[-1].kl_before:.4g} before, {min(seen):.4g} after {len(trained.curve)} steps"
+        what = f"the untrained weights are the best, {kl}"
         journal.forget()
     again = ", with --restart" if journal.file else ""
     where, rate = f"stage {stage.name}: " if stage.name else "", stage.settings.learning_rate
