@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from compress.distill.spread import spread, whole
+from compress.distill.spread import give_moments, moments, spread, whole
 
 Tensors = dict[str, Tensor]
 PARAMETER, OPTIMIZER, BEST, RANDOM = "parameter", "optimizer", "best", "random"
@@ -20,25 +20,23 @@ def take_state(module: nn.Module, optimizer: torch.optim.Optimizer, best: Tensor
     tensors = over_state(best) | take_random()
     for name, parameter in module.named_parameters():
         tensors[f"{PARAMETER}.{name}"] = whole(parameter.detach())
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{OPTIMIZER}.{key}.{name}"] = whole(torch.as_tensor(value))
+        for key, value in moments(optimizer, parameter).items():
+            tensors[f"{OPTIMIZER}.{key}.{name}"] = value
     return tensors
 
 
 def give_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Put back what `take_state` took: parameters, moments and this process's random numbers."""
-    places = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    place_of = {id(parameter): place for place, parameter in enumerate(places)}
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(spread(tensors[f"{PARAMETER}.{name}"], parameter))
-    states: dict[int, dict[str, Tensor]] = {}
+    states: dict[nn.Parameter, Tensors] = {}
     for full, tensor in tensors.items():
         if full.startswith(f"{OPTIMIZER}."):
             _, key, name = full.split(".", 2)
-            states.setdefault(place_of[id(parameters[name])], {})[key] = spread(tensor, parameters[name])
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+            states.setdefault(parameters[name], {})[key] = tensor
+    give_moments(optimizer, states)
     give_random(tensors)
 
 

@@ -25,7 +25,21 @@ from compress.distill.lora import adapted, plain_parameters
 from compress.distill.packing import Batch, as_batch, attention
 from compress.distill.parallel import add_up, from_first, share
 from compress.distill.recompute import recomputing
-from compress.distill.spread import Spread, check_launch, gathered, inside, join, joined, unsynced
+from compress.distill.spread import (
+    DEEPSPEED,
+    FSDP,
+    Spread,
+    Zero,
+    backward,
+    check_launch,
+    gathered,
+    inside,
+    join,
+    joined,
+    make_accelerator,
+    unsynced,
+    update,
+)
 from compress.distill.state import best_weights, give_state, over_state, take_state
 from compress.errors import QCompressError
 from compress.losses import (
@@ -193,8 +207,7 @@ def train(
     if not adapted(student.model):
         student.model.requires_grad_(True)
     objective = Objective(student, settings, heldout.vocab, alignment)
-    prepared = prepare(accelerator, objective)
-    optimizer = torch.optim.AdamW(objective.groups(), betas=BETAS, weight_decay=0.0, fused=True)
+    prepared, optimizer = prepare(accelerator, objective)
     if kept is not None:
         give_state(objective, optimizer, kept[1])
     first, steps, spent = (kept[0].step if kept else 0) + 1, settings.total_steps, 0.0
@@ -207,12 +220,10 @@ def train(
             group["lr"] = learning_rate(step, steps, settings.learning_rate)
         with recomputing(student.model, settings.gradient_checkpointing):
             row = accumulate(accelerator, prepared, teacher, batch)
-        norm = float(gathered(nn.utils.clip_grad_norm_(objective.parameters(), MAX_NORM)))
+        norm = update(prepared, optimizer, MAX_NORM)
         if not (math.isfinite(row["loss"]) and math.isfinite(norm)):
             result.stopped = f"step {step}: loss {row['loss']:.4g}, gradient norm {norm:.4g}"
             break
-        optimizer.step()
-        optimizer.zero_grad()
         spent += time.perf_counter() - started
         result.curve.append({"step": step, **row})
         if step % settings.eval_every == 0 or step == steps:
@@ -221,7 +232,7 @@ def train(
         report(progress_row(result.curve[-1], step, spent / (step - first + 1), settings))
         if keeper.due(step) and step < steps:
             keeper.keep(progress(result, step), take_state(objective, optimizer, result.weights))
-    if isinstance(prepared, Spread):
+    if isinstance(prepared, Spread | Zero):
         end_spread(student, alignment, result)
     for parameter in student.model.parameters():
         parameter.grad = None
@@ -236,11 +247,19 @@ def take_over(result: Trained, reached: Progress, tensors: dict[str, Tensor]) ->
     result.weights = best_weights(tensors)
 
 
-def prepare(accelerator: Accelerator, objective: Objective) -> nn.Module:
-    """The objective as the launcher wants it: alone, a replica of others, or spread over all processes."""
-    if check_launch() and dist.is_initialized():
-        return Spread(objective, objective.student)
-    return accelerator.prepare(objective)  # type: ignore[no-any-return]
+def prepare(accelerator: Accelerator, objective: Objective) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The objective as the launcher wants it, alone, a replica or spread over all processes, and its optimizer."""
+    way = check_launch() if dist.is_initialized() else None
+    if way == DEEPSPEED:
+        optimizer = make_optimizer(objective)
+        return Zero(objective, optimizer, max_norm=MAX_NORM, autocast=accelerator.autocast), optimizer
+    prepared = Spread(objective, objective.student) if way == FSDP else accelerator.prepare(objective)
+    return prepared, make_optimizer(objective)
+
+
+def make_optimizer(objective: Objective) -> torch.optim.Optimizer:
+    """AdamW of all that learns, without weight decay."""
+    return torch.optim.AdamW(objective.groups(), betas=BETAS, weight_decay=0.0, fused=True)
 
 
 def end_spread(student: Model, alignment: Alignment | None, result: Trained) -> None:
@@ -267,7 +286,7 @@ def accumulate(accelerator: Accelerator, objective: nn.Module, teacher: Teacher,
         with unsynced(accelerator, objective, number < len(parts)):
             with accelerator.autocast():
                 found: Loss | AlignedLoss = objective(part, target, total)
-            accelerator.backward(found.loss * accelerator.num_processes)  # gradients are averaged over processes
+            backward(accelerator, objective, found.loss)
         sums["loss"] += found.loss.item()
         if isinstance(found, AlignedLoss):
             sums["align"] = sums.get("align", 0.0) + found.align.item()
@@ -297,16 +316,6 @@ def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Give a model the weights of a snapshot, rounded as they were stored."""
     for name, parameter in model.named_parameters():
         parameter.data.copy_(weights[name])
-
-
-def make_accelerator() -> Accelerator:
-    """This process, alone or among those of a launcher; bfloat16 activations where a GPU takes them.
-
-    QCompressError for a launcher that asks for what is not known here.
-    """
-    check_launch()
-    half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return Accelerator(mixed_precision="bf16" if half else "no", cpu=not torch.cuda.is_available())
 
 
 def micro_batch(seq_len: int, device: torch.device) -> int:

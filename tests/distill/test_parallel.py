@@ -1,7 +1,10 @@
-"""Two processes with half of every micro-batch train what one does, as replicas and with spread parameters."""
+"""Two processes with half of every micro-batch train what one does, as replicas and however the training is spread."""
 
 import multiprocessing
 import os
+import sys
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +13,22 @@ import torch
 
 from compress.checkpoint.read import Checkpoint, read_json
 from compress.checkpoint.record import read_record
+from compress.distill import train
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.job import distill_checkpoint
 from compress.distill.journal import JOURNAL, Keeper, work_path
 from compress.distill.packing import Batch
 from compress.distill.parallel import share
-from compress.distill.spread import Spread, check_launch
+from compress.distill.spread import Spread, Zero, check_launch
 from compress.errors import QCompressError
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["compress.distill.job", "torch.distributed.fsdp"])
 SPREAD = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch` makes of fsdp_version: 2
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+WAYS = {"replicas": {}, "spread": SPREAD, "zero-1": ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, "zero-2": ZERO}
+PATIENCE = 300  # seconds, on a machine that does other things too
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 STAGES = ({"name": "first", "steps": 3}, {"name": "second", "steps": 2, "align_weight": 0.1})
 SETTINGS: dict[str, Any] = {
     "blocks": 1,
@@ -59,53 +67,80 @@ class Killed(Exception):
     """What stands for SIGKILL, in all processes at the same step."""
 
 
-def one_of_two(rank: int, teacher: Path, folder: Path) -> None:
-    """What each process does: a training of replicas, one of spread parameters, and the latter killed and resumed."""
+def one_of_two(rank: int, teacher: Path, folder: Path, ways: tuple[str, str]) -> None:
+    """What each process does: a training that goes through, and another way one that is killed and resumed."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost"}
     os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     settings, patch = DistillConfig(**SETTINGS), pytest.MonkeyPatch()
-    rows: list[Any] = []
-    distill_checkpoint(teacher, folder / "replicas", settings, rows.append)
-    assert sum("loss" in row for row in rows) == (0 if rank else 5)
-    os.environ.update(SPREAD)
-    parts: list[float] = []
-    make = Spread.__init__
+    patch.setitem(train.MICRO_TOKENS, "cpu", 2 * settings.seq_len)
+    if ways[0].startswith("zero"):
+        import deepspeed
 
-    def counted(self: Spread, *arguments: Any, **options: Any) -> None:
-        make(self, *arguments, **options)
+        deepspeed.ops.__compatible_ops__ = {}  # it would compile an operation for a minute
+    rows: list[Any] = []
+    os.environ.update(WAYS[ways[0]])
+    distill_checkpoint(teacher, folder / ways[0], settings, rows.append)
+    assert sum("loss" in row for row in rows) == (0 if rank else 5)
+    os.environ.update(WAYS[ways[1]])
+    with patch.context() as once:
+        parts = count_parts(once)
+        die_once(once)
+        with pytest.raises(Killed):
+            distill_checkpoint(teacher, folder / ways[1], settings, loop=LoopConfig(save_every=1))
+    assert parts and max(parts) <= 0.51  # of each parameter, or of all moments
+    if rank == 0:
+        assert read_json(work_path(folder / ways[1]) / JOURNAL)["stages"][1]["step"] == 1
+    distill_checkpoint(teacher, folder / ways[1], settings, loop=LoopConfig(save_every=1))
+    torch.distributed.destroy_process_group()
+
+
+def count_parts(patch: pytest.MonkeyPatch) -> list[float]:
+    """A list that fills with the shares that this process has of what is spread."""
+    parts: list[float] = []
+    spread, zero = Spread.__init__, Zero.__init__
+
+    def of_parameters(self: Spread, *arguments: Any) -> None:
+        spread(self, *arguments)
         parts.extend(parameter.to_local().numel() / parameter.numel() for parameter in self.parameters())  # type: ignore[attr-defined]
+
+    def of_moments(self: Zero, objective: Any, optimizer: Any, **options: Any) -> None:
+        zero(self, objective, optimizer, **options)
+        learning = sum(parameter.numel() for parameter in objective.parameters())
+        parts.append(sum(group["params"][0].numel() for group in optimizer.param_groups) / learning)
+
+    patch.setattr(Spread, "__init__", of_parameters)
+    patch.setattr(Zero, "__init__", of_moments)
+    return parts
+
+
+def die_once(patch: pytest.MonkeyPatch) -> None:
+    """Kill the training after its first step of the second stage."""
+    keep = Keeper.keep
 
     def dying(self: Keeper, progress: Any, tensors: Any) -> None:
         keep(self, progress, tensors)
         if len(progress.curve) == 1 and self.stage == 1:
             raise Killed
 
-    keep = Keeper.keep
-    with patch.context() as once:
-        once.setattr(Keeper, "keep", dying)
-        once.setattr(Spread, "__init__", counted)
-        with pytest.raises(Killed):
-            distill_checkpoint(teacher, folder / "spread", settings, loop=LoopConfig(save_every=1))
-    assert parts and max(parts) <= 0.5  # of each parameter
-    if rank == 0:
-        assert read_json(work_path(folder / "spread") / JOURNAL)["stages"][1]["step"] == 1
-    distill_checkpoint(teacher, folder / "spread", settings, loop=LoopConfig(save_every=1))
-    torch.distributed.destroy_process_group()
+    patch.setattr(Keeper, "keep", dying)
 
 
-def test_two_processes_train_what_one_does_as_replicas_and_with_spread_parameters_also_resumed(tiny_llama, tmp_path):
-    pair = [PROCESSES.Process(target=one_of_two, args=(rank, tiny_llama, tmp_path)) for rank in range(2)]
+@pytest.mark.parametrize(
+    "ways", [("replicas", "spread"), pytest.param(("zero-1", "zero-2"), marks=needs_deepspeed)], ids="-".join
+)
+def test_two_processes_train_what_one_does_however_it_is_spread_also_resumed(tiny_llama, tmp_path, ways):
+    pair = [PROCESSES.Process(target=one_of_two, args=(rank, tiny_llama, tmp_path, ways)) for rank in range(2)]
     for process in pair:
         process.start()
     distill_checkpoint(tiny_llama, tmp_path / "one", DistillConfig(**SETTINGS))
     for process in pair:
-        process.join(120)
+        process.join(PATIENCE)
         process.kill()
     assert [process.exitcode for process in pair] == [0, 0]
     expected = Checkpoint(tmp_path / "one")
-    for name in ("replicas", "spread"):
+    for name in ways:
         found = Checkpoint(tmp_path / name)
         assert found.config == expected.config and list(found.tensors) == list(expected.tensors)
         for ours, theirs in zip(*(read_record(one.path)["loss"] for one in (expected, found)), strict=True):
@@ -113,14 +148,21 @@ def test_two_processes_train_what_one_does_as_replicas_and_with_spread_parameter
             assert theirs == pytest.approx({key: value for key, value in ours.items() if key != "stage"}, rel=1e-4)
         for tensor in expected.tensors:
             torch.testing.assert_close(*(one.tensor(tensor).float() for one in (expected, found)), rtol=0, atol=2e-3)
-    aligned = [(tmp_path / f"{name}.align.safetensors").stat().st_size for name in ("one", "replicas", "spread")]
+    aligned = [(tmp_path / f"{name}.align.safetensors").stat().st_size for name in ("one", *ways)]
     assert len(set(aligned)) == 1 and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(
     ("flags", "cure"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed.*MULTI_GPU.*fsdp_version: 2"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM.*MULTI_GPU.*fsdp_version: 2.*zero_stage: 1 or 2"),
+        (ZERO, r"pip install 'qcompress\[deepspeed\]'"),
+        (ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "zero_stage to 3.*FSDP with fsdp_version: 2"),
+        (ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "config_file to ds.json.*set zero_stage"),
+        (ZERO | {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "nvme"}, "optimizer_device to nvme.*leave it out"),
+        (ZERO | {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "param_device to cpu.*leave it out"),
+        (ZERO | {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "accumulation_steps to 4.*--batch-size"),
+        (ZERO | {"ACCELERATE_GRADIENT_CLIPPING": "0.5"}, "clipping to 0.5.*clips at 1"),
         ({"ACCELERATE_USE_FSDP": "true"}, "version 1; set fsdp_version: 2"),
         (SPREAD | {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params.*leave out"),
         (SPREAD | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "use --gradient-checkpointing"),
@@ -129,5 +171,27 @@ def test_two_processes_train_what_one_does_as_replicas_and_with_spread_parameter
 def test_what_would_train_otherwise_than_its_launcher_says_is_refused(monkeypatch, flags, cure):
     for name, value in flags.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(QCompressError, match=cure):
         check_launch()
+
+
+@needs_deepspeed
+def test_zero_moves_nothing_and_says_so_where_a_gradient_is_not_finite(tmp_path, monkeypatch):
+    import deepspeed
+
+    monkeypatch.setattr(deepspeed.ops, "__compatible_ops__", {}, raising=False)
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        linear = torch.nn.Linear(3, 1, bias=False)
+        optimizer = torch.optim.AdamW(linear.parameters(), lr=1.0)
+        zero = Zero(linear, optimizer, max_norm=1.0, autocast=nullcontext)
+        for scale, moved in ((float("nan"), False), (float("inf"), False), (2.0, True)):
+            before = linear.weight.detach().clone()
+            zero.engine.backward(zero(torch.ones(1, 3)).sum() * scale)
+            assert zero.step() == pytest.approx(2 * 3**0.5 if moved else float("inf"))
+            assert torch.equal(linear.weight, before) != moved
+    finally:
+        torch.distributed.destroy_process_group()
