@@ -53,6 +53,8 @@ class Zero(nn.Module):
         with redirect_stdout(sys.stderr):  # results alone go to stdout
             import deepspeed
 
+            if not torch.cuda.is_available():
+                deepspeed.ops.__compatible_ops__ = {}  # or it compiles, for a minute, an operation for inference
             self.engine, *_ = deepspeed.initialize(model=Cast(objective, autocast), optimizer=optimizer, config=config)
 
     def forward(self, *arguments: Any) -> Any:
@@ -70,8 +72,10 @@ def divided(parameter: Tensor) -> bool:
 
 
 def part(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[Tensor, slice, slice] | None:
-    """What this process steps of a divided parameter: the tensor that it lies in, which numbers of the parameter, and
-    where they lie; None when they are all of another process."""
+    """What this process steps of a divided parameter: the tensor it lies in, which numbers of it, and where there.
+
+    None when all of it is another process's.
+    """
     known = parameter._hp_mapping  # type: ignore[attr-defined]
     if known is None:
         return None
