@@ -36,17 +36,16 @@ REFUSED_OF_FSDP = {
     "FSDP_ACTIVATION_CHECKPOINTING": "leave out fsdp_activation_checkpointing and use --gradient-checkpointing",
 }
 
-
-REFUSED_OF_DEEPSPEED = {  # unless it has one of these values; what to do
-    "ACCELERATE_DEEPSPEED_CONFIG_FILE": (("none",), "leave it out and set zero_stage: 1 or 2"),
-    "ACCELERATE_DEEPSPEED_ZERO_STAGE": (
-        ("1", "2"),
-        "set zero_stage: 1 or 2; FSDP with fsdp_version: 2 also spreads parameters, MULTI_GPU spreads nothing",
-    ),
-    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": (("none",), "leave it out, or use --lora-rank"),
-    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": (("none",), "leave it out, or use --lora-rank"),
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (("1",), "leave it out: --batch-size is a whole step's windows"),
-    "ACCELERATE_GRADIENT_CLIPPING": (("none", "1.0", "1"), "leave it out: distill clips at 1"),
+PARTS = "set zero_stage: 1 or 2; FSDP with fsdp_version: 2 also spreads parameters, MULTI_GPU spreads nothing"
+WHOLE_STEP = "leave it out: --batch-size is a whole step's windows"
+NO_OFFLOAD = "leave it out, or use --lora-rank"
+REFUSED_OF_DEEPSPEED = {  # the values that are known, the first where none is set; what to do otherwise
+    "deepspeed_config_file": ("DEEPSPEED_CONFIG_FILE", ("none",), "leave it out and set zero_stage: 1 or 2"),
+    "zero_stage": ("DEEPSPEED_ZERO_STAGE", ("2", "1"), PARTS),
+    "offload_optimizer_device": ("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", ("none",), NO_OFFLOAD),
+    "offload_param_device": ("DEEPSPEED_OFFLOAD_PARAM_DEVICE", ("none",), NO_OFFLOAD),
+    "gradient_accumulation_steps": ("GRADIENT_ACCUMULATION_STEPS", ("1",), WHOLE_STEP),
+    "gradient_clipping": ("GRADIENT_CLIPPING", ("none", "1.0", "1"), "leave it out: distill clips at 1"),
 }
 
 
@@ -82,10 +81,9 @@ def check_launch() -> str | None:
 
 def check_deepspeed() -> None:
     """QCompressError for settings of DeepSpeed that would be ignored, and where it is not installed."""
-    for name, (known, cure) in REFUSED_OF_DEEPSPEED.items():
-        value = os.environ.get(name, known[0]).lower()
+    for option, (name, known, cure) in REFUSED_OF_DEEPSPEED.items():
+        value = os.environ.get(f"ACCELERATE_{name}", known[0]).lower()
         if value not in known:
-            option = name.removeprefix("ACCELERATE_").removeprefix("DEEPSPEED_OFFLOAD_").lower()
             raise QCompressError(f"accelerate's config sets {option} to {value}, which distill does not know; {cure}")
     if find_spec("deepspeed") is None:
         raise QCompressError("accelerate's config asks for DeepSpeed; pip install 'qcompress[deepspeed]'")
