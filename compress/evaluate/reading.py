@@ -72,11 +72,10 @@ def read_windows(
         for part, place in zip(ids.split(size), hidden.split(size), strict=True):
             place.copy_(model.embed(part))
     started = told = time.perf_counter()
-    for index in range(len(model)):
-        with model.block(index) as block:
-            run = model.runner(block, index)
-            for part in hidden.split(size):
-                part.copy_(run(part))  # a view: the states are overwritten in place
+    for index, block in model.in_order():
+        run = model.runner(block, index)
+        for part in hidden.split(size):
+            part.copy_(run(part))  # a view: the states are overwritten in place
         now = time.perf_counter()
         if index + 1 == len(model) or now - told > SECONDS_BETWEEN_REPORTS:
             report({"reads": path.name, "block": f"{index + 1}/{len(model)}", "seconds": round(now - started, 1)})

@@ -7,6 +7,7 @@ from parameter name to tensor; where they lie is not this room's business.
 
 import copy
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,11 @@ class Recorder(nn.Module):
 
 
 class BlockModel:
-    """A causal LM whose blocks are in memory one at a time; embedding, final norm and head on demand."""
+    """A causal LM whose blocks are in memory one at a time; embedding, final norm and head on demand.
+
+    `ahead`: while one block of `in_order` is worked on, a thread reads the next, and main memory holds that one too, as
+    stored. On a GPU unless told otherwise; on a CPU the cores are busy and memory is what counts.
+    """
 
     def __init__(
         self,
@@ -110,8 +115,11 @@ class BlockModel:
         weights: Weights,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        *,
+        ahead: bool | None = None,
     ):
         self.source, self.dtype, self.device = weights, dtype, torch.device(device)
+        self.ahead = self.device.type == "cuda" if ahead is None else ahead
         self.model = make_skeleton(config)
         move_buffers(self.model, self.device)
         self.family = find_family(self.model.config.model_type)
@@ -202,9 +210,8 @@ class BlockModel:
         """Mean nll in nats of the tokens of (batch, seq) ids after the first `skip`, each given those before it."""
         with self.ends():
             hidden = self.embed(ids)
-        for index in range(len(self)):
-            with self.block(index) as block:
-                hidden = self.runner(block, index)(hidden)
+        for index, block in self.in_order():
+            hidden = self.runner(block, index)(hidden)
         with self.ends():
             table = self.weights(self.head_name)
             losses = [self._window_nll(row[None], window, skip, table) for row, window in zip(hidden, ids, strict=True)]
@@ -224,14 +231,31 @@ class BlockModel:
         return (torch.stack(total).logsumexp(0) - torch.stack(wanted).sum(0)).mean()
 
     @contextmanager
-    def block(self, index: int) -> Iterator[Block]:
-        """Block `index` with its weights; gone from memory afterwards."""
+    def block(self, index: int, stored: dict[str, Tensor] | None = None) -> Iterator[Block]:
+        """Block `index` with its weights, which `stored` may hold and loses; gone from memory afterwards."""
         module, name = self._blocks[index], self.name(index)
-        fill(module, f"{name}.", self.weights, self.dtype)
+        source = self.weights if stored is None else lambda name: stored.pop(name).to(self.device)
+        fill(module, f"{name}.", source, self.dtype)
         try:
             yield Block(name, module, find_linears(module), self.family.stages if self.family else None)
         finally:
             empty(module)
+
+    def in_order(self, first: int = 0) -> Iterator[tuple[int, Block]]:
+        """Every block from number `first` on, with its number; each is gone when the next is asked for."""
+        with ThreadPoolExecutor(1) as reader:
+            coming = None
+            for index in range(first, len(self)):
+                stored = coming.result() if coming else None
+                coming = reader.submit(self._read, index + 1) if self.ahead and index + 1 < len(self) else None
+                with self.block(index, stored) as block:
+                    yield index, block
+
+    def _read(self, index: int) -> dict[str, Tensor]:
+        """All parameters of a block by name, as stored, in memory that a GPU reads from by itself."""
+        names = [f"{self.name(index)}.{path}" for path, _ in self._blocks[index].named_parameters()]
+        pinned = self.device.type == "cuda"
+        return {name: self.source(name).pin_memory() if pinned else self.source(name) for name in names}
 
     def _forget(self) -> None:
         for recorder in self._recorders:

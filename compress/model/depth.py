@@ -49,15 +49,14 @@ def run_all(model: BlockModel, removed: int, ids: Tensor) -> tuple[Tensor, dict[
     teacher = model.embed(ids)
     candidates: dict[int, Tensor] = {}
     starts = range(1, len(model) - removed) or (0, 1)
-    for index in range(len(model)):
+    for index, block in model.in_order():
         if index in starts:
             candidates[index] = teacher
-        with model.block(index) as block:
-            run = model.runner(block, index)
-            for start, hidden in candidates.items():
-                if index >= start + removed:
-                    candidates[start] = run(hidden)
-            teacher = run(teacher)
+        run = model.runner(block, index)
+        for start, hidden in candidates.items():
+            if index >= start + removed:
+                candidates[start] = run(hidden)
+        teacher = run(teacher)
     return teacher, candidates
 
 

@@ -58,9 +58,8 @@ def measure_importance(
     with model.ends():
         windows = [model.embed(window[None]) for window in ids]
     channels, blocks = torch.zeros(int(settings.hidden_size)), []
-    for index in range(len(model)):
-        with model.block(index) as block:
-            seen = watch(block, model.runner(block, index), windows, int(settings.num_attention_heads))
+    for index, block in model.in_order():
+        seen = watch(block, model.runner(block, index), windows, int(settings.num_attention_heads))
         channels += seen["hidden"]
         query = seen["query"]
         kv = query.view(int(settings.num_key_value_heads), -1).square().sum(1).sqrt()

@@ -57,17 +57,16 @@ def quantize_blocks(job: Job, writer: CheckpointWriter, windows: Windows | None,
     for index in range(first):
         writer.written |= {name for name in writer.specs if name.startswith(f"{job.blocks.name(index)}.")}
     inputs = first_inputs(job, windows.ids) if windows else None
-    for index in range(first, len(job.blocks)):
+    for index, block in job.blocks.in_order(first):
         outputs = boundary(job.journal.folder, index + 1, inputs.shapes, job.processes.rank) if inputs else None
-        with job.blocks.block(index) as block:
-            if inputs is None or outputs is None:
-                result = round_block(block, settings)
-            else:
-                run = job.blocks.runner(block, index)
-                result = quantize_block(block, run, inputs, settings, outputs, drive, job.processes)
-                outputs.sync()
-            digests = job.processes.gather(outputs.digest()) if outputs else None
-            job.processes.first(partial(save_block, job, block, result, writer, digests))
+        if inputs is None or outputs is None:
+            result = round_block(block, settings)
+        else:
+            run = job.blocks.runner(block, index)
+            result = quantize_block(block, run, inputs, settings, outputs, drive, job.processes)
+            outputs.sync()
+        digests = job.processes.gather(outputs.digest()) if outputs else None
+        job.processes.first(partial(save_block, job, block, result, writer, digests))
         inputs = outputs
         line = block_line(result.rows, index, len(job.blocks), time.perf_counter() - started, first)
         job.report(line)

@@ -139,18 +139,16 @@ def final_states(model: BlockModel, ids: Tensor, batch: int) -> Tensor:
     """(n, seq, hidden) after the last block: the model read once, block by block."""
     with model.ends():
         states = [model.embed(part) for part in ids.split(batch)]
-    for index in range(len(model)):
-        with model.block(index) as block:
-            states = [model.runner(block, index)(part) for part in states]
+    for index, block in model.in_order():
+        states = [model.runner(block, index)(part) for part in states]
     return torch.cat(states)
 
 
 def block_states(model: BlockModel, ids: Tensor) -> list[Tensor]:
     """The input of every block, and what the last one puts out; each (batch, seq, hidden). Needs `ends`."""
     states = [model.embed(ids)]
-    for index in range(len(model)):
-        with model.block(index) as block:
-            states.append(model.runner(block, index)(states[-1]))
+    for index, block in model.in_order():
+        states.append(model.runner(block, index)(states[-1]))
     return states
 
 

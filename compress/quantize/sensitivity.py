@@ -120,9 +120,8 @@ def log_probabilities(source: Source, ids: Tensor, reads: tuple[Weights, ...]) -
     with model.ends():
         hidden = model.embed(ids)
     model.source = body
-    for index in range(len(model)):
-        with model.block(index) as block:
-            hidden = model.runner(block, index)(hidden)
+    for index, block in model.in_order():
+        hidden = model.runner(block, index)(hidden)
     model.source = head
     with model.ends(head=True):
         for window in hidden:

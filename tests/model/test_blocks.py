@@ -1,0 +1,66 @@
+"""Blocks in their order: a thread may read the next one early, and nothing else about them changes."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress.checkpoint.read import Checkpoint
+from compress.model.blocks import BlockModel
+
+
+def make_model(path: Path, *, ahead: bool) -> tuple[BlockModel, list[tuple[str, bool]]]:
+    """The model, and what it has read so far: names, and whether the main thread read them."""
+    checkpoint, read = Checkpoint(path), []
+
+    def weights(name: str) -> torch.Tensor:
+        read.append((name, threading.current_thread() is threading.main_thread()))
+        return checkpoint.tensor(name)
+
+    return BlockModel(checkpoint.config, weights, ahead=ahead), read
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_blocks_that_were_read_ahead_are_the_same_blocks(tiny_llama, first):
+    (plain, _), (early, _) = make_model(tiny_llama, ahead=False), make_model(tiny_llama, ahead=True)
+    for (i, block), (j, twin) in zip(plain.in_order(first), early.in_order(first), strict=True):
+        assert (i, block.name) == (j, twin.name)
+        parameters = dict(twin.module.named_parameters())
+        assert all(torch.equal(p, parameters[path]) for path, p in block.module.named_parameters())
+
+
+def test_the_next_block_is_read_by_a_thread_and_every_weight_once(tiny_llama):
+    model, read = make_model(tiny_llama, ahead=True)
+    blocks = [block.name for _, block in model.in_order()]
+    assert len({name for name, _ in read}) == len(read)
+    assert {main for name, main in read if name.startswith(f"{blocks[0]}.")} == {True}
+    assert {main for name, main in read if name.startswith(f"{blocks[1]}.")} == {False}
+
+
+def test_without_reading_ahead_only_the_block_at_hand_is_read(tiny_llama):
+    model, read = make_model(tiny_llama, ahead=False)
+    _, block = next(model.in_order())
+    assert all(name.startswith(f"{block.name}.") for name, _ in read)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_block_is_gone_when_the_next_is_asked_for(tiny_llama, ahead):
+    model, _ = make_model(tiny_llama, ahead=ahead)
+    seen = [block.module for _, block in model.in_order()]
+    assert all(parameter.is_meta for module in seen for parameter in module.parameters())
+
+
+def test_a_thread_that_cannot_read_ends_the_work(tiny_llama):
+    model, _ = make_model(tiny_llama, ahead=True)
+    source, names = model.source, []
+
+    def broken(name: str) -> torch.Tensor:
+        names.append(name)
+        if model.name(1) in name:
+            raise ValueError(f"{name}: unreadable")
+        return source(name)
+
+    model.source = broken
+    with pytest.raises(ValueError, match="unreadable"):
+        list(model.in_order())
