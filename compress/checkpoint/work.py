@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoint.whole import write_whole
 from compress.errors import QCompressError
 
 Row = dict[str, Any]
@@ -26,13 +27,8 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def write_journal(path: Path, value: Row) -> None:
-    """JSON under another name, on the disk, then renamed: the old journal or the new one, never half of it."""
-    temporary = path.with_name(f"{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    """The old journal or this new one, never half of it."""
+    write_whole(path, json.dumps(value, ensure_ascii=False).encode())
     sync_folder(path.parent)
 
 

@@ -16,8 +16,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from compress.checkpoint.whole import write_whole
 from compress.checkpoint.write import TensorSpec, plan_shard
-from compress.distill.cache import write_whole
 from compress.losses import Side, Targets, token_mean
 
 HOLD = 0.5  # of the run at full weight; from there it falls to 0, so that at the end only the loss is learned

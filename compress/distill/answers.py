@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from compress.distill.cache import differing, disk_errors
+from compress.checkpoint.whole import disk_errors
+from compress.distill.cache import differing
 from compress.errors import QCompressError
 
 Facts = dict[str, Any]

@@ -8,13 +8,9 @@ the codec's tensors, a row for every token that counts. It also holds the digest
 of that. What a shard holds follows from manifest and number alone, so an interrupted capture ends in the same bytes.
 """
 
-import errno
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +23,7 @@ from torch import Tensor
 from calibration.windows import Windows
 from compress.checkpoint.read import read_header, read_json
 from compress.checkpoint.record import tensor_digest
+from compress.checkpoint.whole import disk_errors, write_whole
 from compress.checkpoint.write import TensorSpec, plan_shard
 from compress.distill.codecs import CODECS, Codec, Parts, make_codec
 from compress.errors import QCompressError
@@ -148,35 +145,6 @@ def read_manifest(path: Path) -> Manifest:
     if value["codec"].get("name") not in CODECS:
         raise QCompressError(f"{path / MANIFEST}: codec {value['codec'].get('name')}; known: {', '.join(CODECS)}")
     return Manifest(**value)
-
-
-def write_whole(path: Path, *pieces: Any) -> None:
-    """A file that is there whole or not at all, also after a power cut. OSError leaves nothing."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def disk_errors(path: Path, kept: str = "what is whole is kept") -> Iterator[None]:
-    """A full disk as one line: QCompressError with the bytes that are free, the cure, and what is `kept`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(path.parent).free
-        raise QCompressError(
-            f"{path}: the disk is full, {free:,} bytes free; make room and give the same command again, {kept}"
-        ) from error
 
 
 def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> None:

@@ -26,6 +26,7 @@ from compress.checkpoint.load import (
 )
 from compress.checkpoint.read import read_json
 from compress.checkpoint.record import digest
+from compress.checkpoint.whole import disk_errors, write_whole
 from compress.distill.answers import (
     Batches,
     Facts,
@@ -36,7 +37,6 @@ from compress.distill.answers import (
     read_parts,
     refuse_other,
 )
-from compress.distill.cache import disk_errors, write_whole
 from compress.distill.capture import pick_device
 from compress.distill.student import working_dtype
 from compress.errors import QCompressError

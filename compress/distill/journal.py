@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.checkpoint.read import read_header, read_json, read_tensor
+from compress.checkpoint.whole import disk_errors, write_whole
 from compress.checkpoint.work import clear_work, lock, refuse_changes, write_journal
 from compress.checkpoint.write import TensorSpec, check_room, partial_path, plan_shard
-from compress.distill.cache import disk_errors, write_whole
 from compress.distill.parallel import first, place
 from compress.distill.spread import whole
 

@@ -21,8 +21,9 @@ from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import read_header, read_json
 from compress.checkpoint.record import digest, tensor_digest
+from compress.checkpoint.whole import write_whole
 from compress.checkpoint.write import TensorSpec, plan_shard
-from compress.distill.cache import differing, write_whole
+from compress.distill.cache import differing
 from compress.errors import QCompressError
 from compress.evaluate.reading import Reading, Report, read_windows
 from compress.model.blocks import BlockModel

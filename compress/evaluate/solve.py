@@ -12,7 +12,6 @@ A row is a plain dict, one per checkpoint and kind, with kind "all" for the mean
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 
 from compress.checkpoint.load import load_tokenizer, open_causal_lm
 from compress.checkpoint.record import digest
+from compress.checkpoint.whole import write_whole
 from compress.evaluate.answers import AnswerFile
 from compress.evaluate.ask import answer_items
 from compress.evaluate.generate import OpenEngine, transformers_engine
@@ -67,7 +67,7 @@ def retention_rows(
         rows += [
             about | row | origin(path, asking) for row in score_rows(scored[-1], scored[0] if scored[1:] else None)
         ]
-    write_whole(asking.out / "eval.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    write_whole(asking.out / "eval.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
     return rows
 
 
@@ -162,11 +162,4 @@ def write_scores(
         | {"answers": answers[item.id]}
         for item in items
     ]
-    write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write under a temporary name and rename: the file is there whole, or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from compress.distill.cache import write_whole
+from compress.checkpoint.whole import write_whole
 from compress.evaluate.report.blocks import blocks_section
 from compress.evaluate.report.cells import Row, count, esc
 from compress.evaluate.report.drift import drift_section
