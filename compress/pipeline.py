@@ -18,6 +18,7 @@ from calibration.corpus import source_digest
 from compress.checkpoint.check import check_checkpoint
 from compress.checkpoint.read import read_json
 from compress.checkpoint.record import RECORD, digest, read_record
+from compress.checkpoint.whole import write_whole
 from compress.checkpoint.write import write_json
 from compress.distill.config import LoopConfig
 from compress.distill.job import distill_checkpoint
@@ -141,9 +142,7 @@ def run_stage(stage: Stage, folder: Path, *, force: bool, report: Report) -> Non
 
 
 def write_state(folder: Path, state: Row) -> None:
-    temporary = folder / f".{STAGES}.partial"
-    write_json(temporary, state)
-    temporary.rename(folder / STAGES)
+    write_whole(folder / STAGES, (json.dumps(state, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def differences(known: Row | None, inputs: Row, out: Path) -> str:

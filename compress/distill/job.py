@@ -167,7 +167,7 @@ def refuse_no_gain(finished: Sequence[Finished], journal: Journal) -> None:
         what = f"{trained.stopped}, before the student was better than untrained"
     else:
         seen = [row["heldout_kl"] for row in trained.curve if "heldout_kl" in row]
-        kl = f"held-out KL {finished[-1].kl_before:.4g} before, {min(seen):.4g} after {len(trained.curve)} steps"
+        kl = f"held-out KL {finished[-1].kl_before:.4g} before, at best {min(seen):.4g} in {len(trained.curve)} steps"
         what = f"the untrained weights are the best, {kl}"
         journal.forget()
     again = ", with --restart" if journal.file else ""

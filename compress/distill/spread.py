@@ -2,7 +2,7 @@
 
     https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 
-FSDP2 spreads parameters, gradients and Adam's moments, ZeRO (`zero`) all but the parameters. accelerate itself does
+FSDP2 spreads parameters, gradients and Adam's moments, ZeRO (`zero`) moments, and with 2 gradients. accelerate does
 either on GPUs only and would train replicas elsewhere in silence, so only its settings are read here. A spread
 parameter is a part of itself, but for the time of its module's forward: what needs the student whole runs `inside`.
 `joined` ends it: a student that is spread is never seen outside the training loop.
@@ -45,6 +45,7 @@ REFUSED_OF_DEEPSPEED = {  # the values that are known, the first where none is s
     "offload_optimizer_device": ("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", ("none",), NO_OFFLOAD),
     "offload_param_device": ("DEEPSPEED_OFFLOAD_PARAM_DEVICE", ("none",), NO_OFFLOAD),
     "gradient_accumulation_steps": ("GRADIENT_ACCUMULATION_STEPS", ("1",), WHOLE_STEP),
+    "mixed_precision": ("MIXED_PRECISION", ("no", "bf16"), "leave it out: bfloat16 where a GPU takes it, else float32"),
     "gradient_clipping": ("GRADIENT_CLIPPING", ("none", "1.0", "1"), "leave it out: distill clips at 1"),
 }
 
@@ -82,8 +83,8 @@ def check_launch() -> str | None:
 def check_deepspeed() -> None:
     """QCompressError for settings of DeepSpeed that would be ignored, and where it is not installed."""
     for option, (name, known, cure) in REFUSED_OF_DEEPSPEED.items():
-        value = os.environ.get(f"ACCELERATE_{name}", known[0]).lower()
-        if value not in known:
+        value = os.environ.get(f"ACCELERATE_{name}", known[0])
+        if value.lower() not in known:
             raise QCompressError(f"accelerate's config sets {option} to {value}, which distill does not know; {cure}")
     if find_spec("deepspeed") is None:
         raise QCompressError("accelerate's config asks for DeepSpeed; pip install 'qcompress[deepspeed]'")

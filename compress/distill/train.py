@@ -232,6 +232,8 @@ def train(
         report(progress_row(result.curve[-1], step, spent / (step - first + 1), settings))
         if keeper.due(step) and step < steps:
             keeper.keep(progress(result, step), take_state(objective, optimizer, result.weights))
+    if isinstance(prepared, Zero):
+        prepared.end()
     if isinstance(prepared, Spread | Zero):
         end_spread(student, alignment, result)
     for parameter in student.model.parameters():

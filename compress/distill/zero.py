@@ -1,4 +1,4 @@
-"""Gradients and Adam's moments spread over processes by DeepSpeed's ZeRO, stages 1 and 2.
+"""Adam's moments (stage 1), and gradients too (stage 2), spread over processes by DeepSpeed's ZeRO.
 
     Rajbhandari et al. 2019, https://arxiv.org/abs/1910.02054
 
@@ -6,6 +6,7 @@ Parameters stay whole in every process. DeepSpeed lays those that learn end to e
 process steps a part of that: what AdamW holds is of such parts, and only this file knows which are a parameter's.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -63,12 +64,17 @@ class Zero(nn.Module):
     def step(self) -> float:
         """One step of the optimizer; the norm of the gradients before clipping, inf where nothing moved for it."""
         self.engine.step()
-        return float(self.engine.get_global_grad_norm())
+        norm = float(self.engine.get_global_grad_norm())
+        return norm if norm >= 0 else math.inf  # -1 says that a group's norm is not finite
+
+    def end(self) -> None:
+        """Let go of the memory that the engine holds: its hooks and the parameters hold one another."""
+        self.engine.destroy()
 
 
 def divided(parameter: Tensor) -> bool:
     """Whether a parameter's moments lie in parts, as ZeRO has them."""
-    return hasattr(parameter, "get_full_hp_param")
+    return hasattr(parameter, "_hp_mapping")
 
 
 def part(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[Tensor, slice, slice] | None:

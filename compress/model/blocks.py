@@ -234,7 +234,7 @@ class BlockModel:
     def block(self, index: int, stored: dict[str, Tensor] | None = None) -> Iterator[Block]:
         """Block `index` with its weights, which `stored` may hold and loses; gone from memory afterwards."""
         module, name = self._blocks[index], self.name(index)
-        source = self.weights if stored is None else lambda name: stored.pop(name).to(self.device)
+        source = self.weights if stored is None else lambda path: stored.pop(path).to(self.device)
         fill(module, f"{name}.", source, self.dtype)
         try:
             yield Block(name, module, find_linears(module), self.family.stages if self.family else None)

@@ -154,10 +154,11 @@ def test_two_processes_train_what_one_does_however_it_is_spread_also_resumed(tin
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM.*MULTI_GPU.*fsdp_version: 2.*zero_stage: 1 or 2"),
         (ZERO, r"pip install 'qcompress\[deepspeed\]'"),
         (ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, " zero_stage to 3.*FSDP with fsdp_version: 2"),
-        (ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "ds.json"}, "deepspeed_config_file to ds.json.*set zero_stage"),
+        (ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "DS.json"}, "deepspeed_config_file to DS.json.*set zero_stage"),
         (ZERO | {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "nvme"}, "offload_optimizer_device to nvme.*out"),
         (ZERO | {"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"}, "offload_param_device to cpu.*leave it out"),
         (ZERO | {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "accumulation_steps to 4.*--batch-size"),
+        (ZERO | {"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision to fp16.*bfloat16 where a GPU takes it"),
         (ZERO | {"ACCELERATE_GRADIENT_CLIPPING": "0.5"}, "clipping to 0.5.*clips at 1"),
         ({"ACCELERATE_USE_FSDP": "true"}, "version 1; set fsdp_version: 2"),
         (SPREAD | {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params.*leave out"),
@@ -184,7 +185,7 @@ def test_zero_moves_nothing_where_a_gradient_is_not_finite_and_keeps_the_autocas
         zero = Zero(linear, optimizer, max_norm=1.0, autocast=half)
         with half():
             assert zero(torch.ones(1, 3)).dtype == torch.bfloat16
-        for scale, moved in ((float("nan"), False), (float("inf"), False), (2.0, True)):
+        for scale, moved in ((2.0, True), (float("nan"), False), (float("inf"), False), (2.0, True)):
             before = linear.weight.detach().clone()
             zero.engine.backward(zero(torch.ones(1, 3)).sum() * scale)
             assert zero.step() == pytest.approx(2 * 3**0.5 if moved else float("inf"))

@@ -47,16 +47,19 @@ def test_without_reading_ahead_only_the_block_at_hand_is_read(tiny_llama):
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_block_is_gone_when_the_next_is_asked_for(tiny_llama, ahead):
     model, _ = make_model(tiny_llama, ahead=ahead)
-    seen = [block.module for _, block in model.in_order()]
-    assert all(parameter.is_meta for module in seen for parameter in module.parameters())
+    seen: list[torch.nn.Parameter] = []
+    for _, block in model.in_order():
+        assert all(block.module.get_parameter(path).device.type == "cpu" for path, _ in block.module.named_parameters())
+        assert all(module.is_meta for past in seen for module in past.parameters())
+        seen.append(block.module)
+    assert all(parameter.is_meta for past in seen for parameter in past.parameters())
 
 
 def test_a_thread_that_cannot_read_ends_the_work(tiny_llama):
     model, _ = make_model(tiny_llama, ahead=True)
-    source, names = model.source, []
+    source = model.source
 
     def broken(name: str) -> torch.Tensor:
-        names.append(name)
         if model.name(1) in name:
             raise ValueError(f"{name}: unreadable")
         return source(name)
