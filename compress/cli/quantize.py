@@ -47,7 +47,7 @@ from compress.config import AUTO, DEFAULT_FORMAT, FORMAT_NAMES, METHODS, Quantiz
     flag_value=2,
     type=click.IntRange(0),
     default=0,
-    help="Then train scales and norms by KL to MODEL, for EPOCHS over the windows (2 when not said).",
+    help="Then train scales and norms: each block alone, then all by KL to MODEL for EPOCHS (2 when not said).",
     metavar="[EPOCHS]",
 )
 @click.option("--seed", type=int, default=0, show_default=True)

@@ -2,92 +2,45 @@
 
     minimise  mean KL(p_teacher ‖ p_student) over calibration tokens,   parameter = stored value · (1 + m)
 
-by Adam over the multipliers m: EfficientQAT's second phase (Chen et al. 2024, https://arxiv.org/abs/2407.11062) and
-mlx-lm's DWQ do the like. Both models are read block by block: memory holds one block, the inputs of every block for
-one batch of windows, and the multipliers with Adam's two means. A parameter is rounded as the disk will hold it before
-it is used, so what is judged is what is written; the best on windows that are not trained on is the result.
+by Adam over the multipliers m, from where `recover_blocks` has brought them: EfficientQAT's second phase (Chen et al.
+2024, https://arxiv.org/abs/2407.11062) and mlx-lm's DWQ do the like. Both models are read block by block: memory holds
+one block, the inputs of every block for one batch of windows, the multipliers with Adam's two means, and in the first
+phase both models' states of all windows. A parameter is rounded as the disk will hold it before it is used, so what is
+judged is what is written; the best on windows that are not trained on is the result.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from compress.losses import Side, distill_loss, find_head
-from compress.model.blocks import Block, BlockModel
-from compress.quantize.grid import QuantizedWeight, split_groups
+from compress.model.blocks import BlockModel
+from compress.quantize.recover_blocks import recover_blocks
+from compress.quantize.recover_student import Adam, RecoverSettings, Student, backward, batches
 from compress.schedule import learning_rate
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
-BETAS = (0.9, 0.95)
-
-
-@dataclass(frozen=True)
-class RecoverSettings:
-    """`epochs` over the windows, `batch` windows a step, the peak `learning_rate` of the multipliers.
-
-    The last `held_out` windows judge and are not trained on; 0 means an eighth of them.
-    """
-
-    epochs: int = 2
-    batch: int = 4
-    learning_rate: float = 2e-3
-    held_out: int = 0
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """multipliers: by module path for scales, by parameter name for the rest; KL in nats before and after."""
+    """multipliers: by module path for scales, by parameter name for the rest; held-out KL in nats.
+
+    `kl_before`, `kl_blocks` after every block alone, `kl` in the end, to which `step` steps of the whole model led.
+    """
 
     multipliers: dict[str, Tensor]
     kl_before: float
+    kl_blocks: float
     kl: float
     step: int
-
-
-class Student:
-    """A quantized model with multipliers: `weights` gives any parameter by its plain name, as it will be stored.
-
-    `packed` reads the codes of a linear by its module path, `plain` any other parameter; `shapes` are those of the
-    multipliers, (out, groups) for a linear. Nothing read is kept.
-    """
-
-    def __init__(
-        self,
-        packed: Callable[[str], QuantizedWeight],
-        plain: Callable[[str], Tensor],
-        shapes: Mapping[str, tuple[int, ...]],
-        dtype: torch.dtype,
-    ):
-        self._packed, self._plain, self._dtype = packed, plain, dtype
-        self.multipliers = {name: torch.zeros(shape) for name, shape in shapes.items()}
-
-    def weights(self, name: str) -> Tensor:
-        return self.plain(name) if (module := self.module(name)) is None else self.packed(module).dequantize()
-
-    def module(self, name: str) -> str | None:
-        """The linear whose weight goes by this name; None for parameters that are not quantized."""
-        module, _, leaf = name.rpartition(".")
-        return module if leaf == "weight" and module in self.multipliers else None
-
-    def packed(self, module: str) -> QuantizedWeight:
-        """The codes of a linear with its scales as they are now."""
-        weight = self._packed(module)
-        return replace(weight, scales=self._multiplied(weight.scales, module))
-
-    def plain(self, name: str) -> Tensor:
-        """Any other parameter as it is now; float32 where it is trained."""
-        value = self._plain(name)
-        return self._multiplied(value.float(), name) if name in self.multipliers else value
-
-    def _multiplied(self, value: Tensor, name: str) -> Tensor:
-        factor = 1 + self.multipliers[name].to(value.device)
-        return (value * factor).to(self._dtype).float()
 
 
 @torch.no_grad()
@@ -105,34 +58,30 @@ def recover(
     """
     if len(ids) < 2:
         raise ValueError(f"recovery trains on windows and judges on others: {len(ids)} is too few")
-    held = settings.held_out or max(1, len(ids) // 8)
-    answers = final_states(teacher, ids, settings.batch)
-    trainer = Trainer(teacher, student_model, student, settings)
+    held, untrained = settings.held(len(ids)), student.snapshot()
     with teacher.ends(head=True), student_model.ends(head=True):
-
-        def judge() -> float:
-            return mean_kl(teacher, student_model, ids[-held:], answers[-held:], settings.batch)
-
-        best = before = judge()
-        kept, kept_step = trainer.snapshot(), 0
+        answers = recover_blocks(teacher, student_model, student, ids, settings, report)
+        judge = partial(mean_kl, teacher, student_model, ids[-held:], answers[-held:], settings.batch)
+        kl_blocks, kept, kept_step = judge(), student.snapshot(), 0
+        student.restore(untrained)
+        before = judge()
+        if kl_blocks >= before:
+            kept = untrained
+        student.restore(kept)
+        best = min(before, kl_blocks)
+        report({"kl_before": before, "kl_blocks": kl_blocks})
+        trainer = Trainer(teacher, student_model, student)
         steps = settings.epochs * math.ceil((len(ids) - held) / settings.batch)
-        for step, rows in enumerate(batches(len(ids) - held, settings), 1):
+        for step, rows in enumerate(batches(len(ids) - held, settings, settings.epochs), 1):
             started = time.perf_counter()
             loss = trainer.step(ids[rows], answers[rows], learning_rate(step, steps, settings.learning_rate))
             line = {"recover": f"{step}/{steps}", "kl": loss, "seconds": round(time.perf_counter() - started, 1)}
             if step == steps or step % max(1, steps // (2 * settings.epochs)) == 0:
                 line["held_out_kl"] = now = judge()
                 if now < best:
-                    best, kept, kept_step = now, trainer.snapshot(), step
+                    best, kept, kept_step = now, student.snapshot(), step
             report(line)
-    return Recovered(kept, before, best, kept_step)
-
-
-def batches(count: int, settings: RecoverSettings) -> list[Tensor]:
-    """Indices of the windows of every step: each epoch sees every window once, in an order of its own."""
-    generator = torch.Generator().manual_seed(0)
-    orders = [torch.randperm(count, generator=generator) for _ in range(settings.epochs)]
-    return [part for order in orders for part in order.split(settings.batch)]
+    return Recovered(kept, before, kl_blocks, best, kept_step)
 
 
 def final_states(model: BlockModel, ids: Tensor, batch: int) -> Tensor:
@@ -187,12 +136,9 @@ def mean_kl(teacher: BlockModel, model: BlockModel, ids: Tensor, answers: Tensor
 class Trainer:
     """One step at a time: forward through all blocks, backward through them, each loaded when its turn comes."""
 
-    def __init__(self, teacher: BlockModel, model: BlockModel, student: Student, settings: RecoverSettings):
-        self.teacher, self.model, self.student, self.settings = teacher, model, student, settings
-        self.adam = torch.optim.Adam(list(student.multipliers.values()), betas=BETAS, foreach=True)
-
-    def snapshot(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.student.multipliers.items()}
+    def __init__(self, teacher: BlockModel, model: BlockModel, student: Student):
+        self.teacher, self.model, self.student = teacher, model, student
+        self.adam = Adam(student.multipliers.values())
 
     def step(self, ids: Tensor, answers: Tensor, rate: float) -> float:
         """One update of all multipliers; the KL before it."""
@@ -202,43 +148,14 @@ class Trainer:
             raise ValueError(f"recovery: KL is {loss}; a lower learning rate than {rate:g} is needed")
         for index in reversed(range(len(self.model))):
             with self.model.block(index) as block:
-                gradient = self.backward(block, index, states.pop(), gradient)
-        for group in self.adam.param_groups:
-            group["lr"] = rate
-        self.adam.step()
+                gradient = backward(self.model, self.student, block, index, states.pop(), partial(product, gradient))
+        self.adam.step(rate)
         return loss
 
-    def backward(self, block: Block, index: int, state: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient for the block's input; those of its multipliers are left where Adam finds them."""
-        trained = {
-            name: parameter
-            for name, parameter in block.module.named_parameters()
-            if self.multiplier_name(block, name) in self.student.multipliers
-        }
-        with torch.enable_grad():
-            state = state.detach().requires_grad_()
-            for parameter in trained.values():
-                parameter.requires_grad_()
-            self.model.runner(block, index)(state).backward(gradient)
-        for name, parameter in trained.items():
-            multiplier = self.student.multipliers[self.multiplier_name(block, name)]
-            multiplier.grad = multiplier_gradient(parameter, multiplier.to(parameter.device)).to(multiplier.device)
-        assert state.grad is not None
-        return state.grad
 
-    def multiplier_name(self, block: Block, path: str) -> str:
-        """Scales go by the linear's path, everything else by the parameter's."""
-        full = f"{block.name}.{path}"
-        return self.student.module(full) or full
-
-
-def multiplier_gradient(parameter: nn.Parameter, multiplier: Tensor) -> Tensor:
-    """dL/dm from dL/dw: w = w₀ · (1 + m), so it is w₀ · dL/dw, summed over each group of a linear's row."""
-    assert parameter.grad is not None
-    product = parameter.grad * parameter.detach()
-    if product.shape != multiplier.shape:
-        product = split_groups(product, product.shape[1] // multiplier.shape[1]).sum(-1)
-    return product / (1 + multiplier)
+def product(gradient: Tensor, output: Tensor) -> Tensor:
+    """A scalar whose gradient for `output` is `gradient`."""
+    return (output * gradient).sum()
 
 
 def side(model: BlockModel, hidden: Tensor) -> Side:

@@ -29,7 +29,7 @@ def recover_checkpoint(job: Job, writer: CheckpointWriter, ids: Tensor) -> None:
         settings = RecoverSettings(epochs=job.config.recover, held_out=job.config.held_out)
         found = recover(job.blocks, model, student, ids, settings, job.report)
         student.multipliers = found.multipliers
-        notes["recover"] = {"kl_before": found.kl_before, "kl": found.kl, "step": found.step}
+        notes["recover"] = {name: getattr(found, name) for name in ("kl_before", "kl_blocks", "kl", "step")}
         job.journal.save()
         save_found(changed_tensors(student, writer, job.plan), file)
     job.report({"recovered": str(writer.out), **notes["recover"]})

@@ -54,7 +54,7 @@ QUANTIZED: dict[str, Any] = {
     "size": {"bytes": 114_012_345, "source_bytes": 269_060_552, "bits_per_weight": 4.3125},
     "calibration": MANIFEST,
     "rows": [{"error": 0.01, "rtn_error": 0.03}, {"error": 0.02, "rtn_error": 0.05}],
-    "recover": {"kl_before": 0.31, "kl": 0.22, "step": 9},
+    "recover": {"kl_before": 0.31, "kl_blocks": 0.27, "kl": 0.22, "step": 9},
     "candidates": [{"candidate": "rtn", "held_out_kl": 0.51}, {"candidate": "awq+recover", "held_out_kl": 0.22}],
     "versions": {"qcompress": "0.1.0"},
 }

@@ -1,0 +1,93 @@
+"""Recovery's first phase: each block by itself learns to give what the 16-bit block gives.
+
+    minimise  mean over tokens of ‖B̂(x̂) − B(x)‖² / ‖B(x)‖²
+
+x are the 16-bit model's states, x̂ those that the recovered blocks before have made: a block also makes up for them.
+Each token counts by its own size: the next norm divides by it, and a few tokens of any model are far larger.
+EfficientQAT's first phase (Chen et al. 2024, https://arxiv.org/abs/2407.11062) also trains the codes; here they stay.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.model.blocks import BlockModel
+from compress.quantize.recover_student import Adam, RecoverSettings, Student, backward, batches, multiplier_names
+from compress.schedule import learning_rate
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+
+
+@torch.no_grad()
+def recover_blocks(
+    teacher: BlockModel, model: BlockModel, student: Student, ids: Tensor, settings: RecoverSettings, report: Report
+) -> Tensor:
+    """Give `student`, whose weights `model` takes, the multipliers that bring each block nearest to `teacher`'s.
+
+    Of (n, seq) `ids` the last `held(n)` judge: a block that is no nearer on them keeps its multipliers. Both models'
+    states of all windows are in memory, (n, seq, hidden) each; the teacher's after its last block are what comes back.
+    Needs `ends` of both.
+    """
+    states, wanted = first_states(model, ids, settings), first_states(teacher, ids, settings)
+    for index in range(len(model)):
+        started = time.perf_counter()
+        wanted = advance(teacher, index, wanted, settings)
+        before, after = train_block(model, student, index, states, wanted, settings)
+        states = advance(model, index, states, settings)
+        line = {"recover_block": f"{index + 1}/{len(model)}", "error_before": before, "error": after}
+        report(line | {"seconds": round(time.perf_counter() - started, 1)})
+    return wanted
+
+
+def train_block(
+    model: BlockModel, student: Student, index: int, states: Tensor, wanted: Tensor, settings: RecoverSettings
+) -> tuple[float, float]:
+    """The block's error on the held-out windows before and after; the student has the multipliers of the lower one."""
+    trained = len(states) - settings.held(len(states))
+    judge = partial(block_error, model, index, states[trained:], wanted[trained:], settings)
+    with model.block(index) as block:
+        kept = student.snapshot(multiplier_names(student, block).values())
+    adam, before = Adam(student.multipliers[name] for name in kept), judge()
+    steps = settings.block_epochs * math.ceil(trained / settings.batch)
+    for step, rows in enumerate(batches(trained, settings, settings.block_epochs), 1):
+        with model.block(index) as block:
+            backward(model, student, block, index, states[rows], partial(relative_error, wanted[rows]))
+        adam.step(learning_rate(step, steps, settings.learning_rate))
+    after = judge()
+    if not after < before:
+        student.restore(kept)
+    return before, min(before, after)
+
+
+def first_states(model: BlockModel, ids: Tensor, settings: RecoverSettings) -> Tensor:
+    """(n, seq, hidden): the first block's input, in batches of every shape that training has. Needs `ends`."""
+    trained = len(ids) - settings.held(len(ids))
+    parts = [*ids[:trained].split(settings.batch), *ids[trained:].split(settings.batch)]
+    return torch.cat([model.embed(part) for part in parts])
+
+
+def advance(model: BlockModel, index: int, states: Tensor, settings: RecoverSettings) -> Tensor:
+    """What block `index` makes of all states (n, seq, hidden)."""
+    trained = len(states) - settings.held(len(states))
+    parts = [*states[:trained].split(settings.batch), *states[trained:].split(settings.batch)]
+    with model.block(index) as block:
+        return torch.cat([model.runner(block, index)(part) for part in parts])
+
+
+def block_error(model: BlockModel, index: int, states: Tensor, wanted: Tensor, settings: RecoverSettings) -> float:
+    """Mean `relative_error` of what the block makes of these states."""
+    with model.block(index) as block:
+        parts = zip(states.split(settings.batch), wanted.split(settings.batch), strict=True)
+        errors = [relative_error(wish, model.runner(block, index)(part)) * len(part) for part, wish in parts]
+    return float(sum(errors)) / len(states)
+
+
+def relative_error(wanted: Tensor, output: Tensor) -> Tensor:
+    """Mean over tokens of the squared distance over the squared size of what is wanted, both (batch, seq, hidden)."""
+    return ((output - wanted).square().sum(-1) / wanted.square().sum(-1)).mean()
