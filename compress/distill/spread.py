@@ -21,7 +21,7 @@ from accelerate.utils import patch_environment
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from compress.distill.zero import Zero, divided, give_zero, zero_moments
+from compress.distill.zero import STAGES, Zero, divided, give_zero, zero_moments
 from compress.errors import QCompressError
 from compress.model.blocks import find_layers, load_whole
 
@@ -41,7 +41,7 @@ WHOLE_STEP = "leave it out: --batch-size is a whole step's windows"
 NO_OFFLOAD = "leave it out, or use --lora-rank"
 REFUSED_OF_DEEPSPEED = {  # the values that are known, the first where none is set; what to do otherwise
     "deepspeed_config_file": ("DEEPSPEED_CONFIG_FILE", ("none",), "leave it out and set zero_stage: 1 or 2"),
-    "zero_stage": ("DEEPSPEED_ZERO_STAGE", ("2", "1"), PARTS),
+    "zero_stage": ("DEEPSPEED_ZERO_STAGE", STAGES, PARTS),
     "offload_optimizer_device": ("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", ("none",), NO_OFFLOAD),
     "offload_param_device": ("DEEPSPEED_OFFLOAD_PARAM_DEVICE", ("none",), NO_OFFLOAD),
     "gradient_accumulation_steps": ("GRADIENT_ACCUMULATION_STEPS", ("1",), WHOLE_STEP),

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+STAGES = ("2", "1")  # the first where the launcher names none
 BUCKET = 2**25  # numbers that travel at once, 128 MiB; DeepSpeed's own 2 GB would be taken on every step
 
 
@@ -45,7 +46,7 @@ class Zero(nn.Module):
     ):
         """Weights and gradients are float32. All processes call this together."""
         super().__init__()
-        stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+        stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", STAGES[0]))
         config = {
             "train_micro_batch_size_per_gpu": 1,  # it wants a number, and counts samples with it only
             "gradient_clipping": max_norm,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from compress.model.blocks import BlockModel
-from compress.quantize.recover_student import Adam, RecoverSettings, Student, backward, batches, multiplier_names
+from compress.quantize.recover_student import Adam, RecoverSettings, Student, backward, batches
 from compress.schedule import learning_rate
 
 Row = dict[str, Any]
@@ -51,8 +51,7 @@ def train_block(
     """The block's error on the held-out windows before and after; the student has the multipliers of the lower one."""
     trained = len(states) - settings.held(len(states))
     judge = partial(block_error, model, index, states[trained:], wanted[trained:], settings)
-    with model.block(index) as block:
-        kept = student.snapshot(multiplier_names(student, block).values())
+    kept = student.snapshot(name for name in student.multipliers if name.startswith(f"{model.name(index)}."))
     adam, before = Adam(student.multipliers[name] for name in kept), judge()
     steps = settings.block_epochs * math.ceil(trained / settings.batch)
     for step, rows in enumerate(batches(trained, settings, settings.block_epochs), 1):
@@ -67,17 +66,19 @@ def train_block(
 
 def first_states(model: BlockModel, ids: Tensor, settings: RecoverSettings) -> Tensor:
     """(n, seq, hidden): the first block's input, in batches of every shape that training has. Needs `ends`."""
-    trained = len(ids) - settings.held(len(ids))
-    parts = [*ids[:trained].split(settings.batch), *ids[trained:].split(settings.batch)]
-    return torch.cat([model.embed(part) for part in parts])
+    return torch.cat([model.embed(part) for part in parts_of(ids, settings)])
 
 
 def advance(model: BlockModel, index: int, states: Tensor, settings: RecoverSettings) -> Tensor:
     """What block `index` makes of all states (n, seq, hidden)."""
-    trained = len(states) - settings.held(len(states))
-    parts = [*states[:trained].split(settings.batch), *states[trained:].split(settings.batch)]
     with model.block(index) as block:
-        return torch.cat([model.runner(block, index)(part) for part in parts])
+        return torch.cat([model.runner(block, index)(part) for part in parts_of(states, settings)])
+
+
+def parts_of(windows: Tensor, settings: RecoverSettings) -> list[Tensor]:
+    """The windows that are trained on, then those that judge, each in batches."""
+    trained = len(windows) - settings.held(len(windows))
+    return [*windows[:trained].split(settings.batch), *windows[trained:].split(settings.batch)]
 
 
 def block_error(model: BlockModel, index: int, states: Tensor, wanted: Tensor, settings: RecoverSettings) -> float:

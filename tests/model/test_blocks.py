@@ -47,10 +47,10 @@ def test_without_reading_ahead_only_the_block_at_hand_is_read(tiny_llama):
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_block_is_gone_when_the_next_is_asked_for(tiny_llama, ahead):
     model, _ = make_model(tiny_llama, ahead=ahead)
-    seen: list[torch.nn.Parameter] = []
+    seen: list[torch.nn.Module] = []
     for _, block in model.in_order():
         assert all(block.module.get_parameter(path).device.type == "cpu" for path, _ in block.module.named_parameters())
-        assert all(module.is_meta for past in seen for module in past.parameters())
+        assert all(parameter.is_meta for past in seen for parameter in past.parameters())
         seen.append(block.module)
     assert all(parameter.is_meta for past in seen for parameter in past.parameters())
 
