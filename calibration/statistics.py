@@ -48,6 +48,25 @@ class Hessian:
         return mirrored(upper)
 
 
+class Mismatch:
+    """Running mean of (reference − x) xᵀ over tokens: how far, and along which inputs, x is from what it stands for."""
+
+    def __init__(self, in_features: int):
+        self.in_features = in_features
+        self.tokens = 0
+        self.value = torch.zeros(in_features, in_features)
+
+    def update(self, x: Tensor, reference: Tensor) -> None:
+        """Add the tokens of x and reference, both (..., in_features). Raises ValueError on another width."""
+        x, reference = _tokens(x, self.in_features), _tokens(reference, self.in_features)
+        if not len(x):
+            return
+        self.value = self.value.to(x.device)
+        kept = self.tokens / (self.tokens + len(x))
+        self.tokens += len(x)
+        self.value.addmm_((reference - x).T, x, beta=kept, alpha=1 / self.tokens)
+
+
 def strips(size: int, narrowest: int = 1) -> Iterator[slice]:
     """Slices of the rows of a (size, size) triangle, for products that leave out most of its other side."""
     width = max(narrowest, min(WIDEST_STRIP, -(-size // STRIPS)))

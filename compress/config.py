@@ -18,6 +18,7 @@ class QuantizeConfig:
     """How a checkpoint is quantized. `group_size` 0 means auto; `sym` None means what the format takes.
 
     `head_bits` and `embedding_bits` 16 mean not at all; `eight_bit` names linears by parts of their paths.
+    `mismatch` is how far weights move towards what makes up for their quantized predecessors, 0 to 1.
     `recover` epochs of training follow the rounding. The last `held_out` windows are read by no method: they judge.
     """
 
@@ -27,6 +28,7 @@ class QuantizeConfig:
     group_size: int = 0
     sym: bool | None = None
     damp_percent: float = 0.01
+    mismatch: float = 0.0
     n_samples: int = 128
     seq_len: int = 512
     seed: int = 0
@@ -52,6 +54,8 @@ class QuantizeConfig:
         if self.sym is not None and self.sym != self.symmetric:
             needed = "symmetric" if self.symmetric else "asymmetric"
             raise ValueError(f"format {self.format} holds {needed} grids only; leave --sym/--asym out")
+        if not 0 <= self.mismatch <= 1:
+            raise ValueError(f"mismatch={self.mismatch}: from 0, as if inputs were the 16-bit model's, to 1")
         if self.recover < 0 or not 0 <= self.held_out < self.n_samples:
             raise ValueError(f"recover={self.recover}, held_out={self.held_out} of n_samples={self.n_samples}")
         if min(self.n_samples, self.seq_len) < 1 or not 0 < self.damp_percent < 1:

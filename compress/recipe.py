@@ -52,6 +52,7 @@ class QuantizePart(Part):
     n_samples: int = 128
     seq_len: int = 512
     damp_percent: float = 0.01
+    mismatch: float = 0.0
     head_bits: int = 16
     embedding_bits: int = 16
     eight_bit: list[str] = []
@@ -68,6 +69,7 @@ class QuantizePart(Part):
             group_size=0 if self.group_size == "auto" else int(self.group_size),
             sym=self.sym,
             damp_percent=self.damp_percent,
+            mismatch=self.mismatch,
             n_samples=self.n_samples,
             seq_len=self.seq_len,
             seed=self.seed,

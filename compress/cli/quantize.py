@@ -28,6 +28,13 @@ from compress.config import AUTO, DEFAULT_FORMAT, FORMAT_NAMES, METHODS, Quantiz
 @click.option("--n-samples", type=click.IntRange(1), default=128, show_default=True, help="Calibration windows.")
 @click.option("--seq-len", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window.")
 @click.option("--damp-percent", type=click.FloatRange(0, 1, True, True), default=0.01, show_default=True)
+@click.option(
+    "--mismatch",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="How far weights move towards what makes up for the rounding before them.",
+)
 @click.option("--head-bits", type=click.Choice(["16", "8", "4"]), default="16", show_default=True)
 @click.option(
     "--embedding-bits",
@@ -78,6 +85,7 @@ def command(
     n_samples: int,
     seq_len: int,
     damp_percent: float,
+    mismatch: float,
     head_bits: str,
     embedding_bits: str,
     eight_bit: tuple[str, ...],
@@ -109,6 +117,7 @@ def command(
         group_size=0 if group_size == "auto" else int(group_size),
         sym=sym,
         damp_percent=damp_percent,
+        mismatch=mismatch,
         n_samples=n_samples,
         seq_len=seq_len,
         recover=recover,

@@ -21,10 +21,10 @@ Shape = tuple[int, ...]
 class Activations:
     """Micro-batches (batch, seq, hidden) in one file: `store[i]` reads one, `store[i] = x` writes it."""
 
-    def __init__(self, path: Path, shapes: Sequence[Shape], dtype: torch.dtype = torch.float32):
+    def __init__(self, path: Path, shapes: Sequence[Shape], dtype: torch.dtype = torch.float32, begin: int = 0):
         self.path, self.shapes, self.dtype = path, list(shapes), dtype
         sizes = [prod(shape) * dtype.itemsize for shape in shapes]
-        self.offsets = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+        self.offsets = [begin + sum(sizes[:i]) for i in range(len(sizes) + 1)]
         path.touch()
 
     def __len__(self) -> int:
@@ -71,3 +71,10 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 def boundary(folder: Path, index: int, shapes: Sequence[Shape], rank: int = 0) -> Activations:
     """A process's inputs of block `index`: two files in turn, so that inputs outlive the writing of outputs."""
     return Activations(folder / f"activations-{index % 2}-{rank}.bin", shapes)
+
+
+def halves(store: Activations) -> tuple[Activations, Activations]:
+    """The first and the second half of a store's micro-batches, in the same file."""
+    middle = len(store) // 2
+    first = Activations(store.path, store.shapes[:middle], store.dtype)
+    return first, Activations(store.path, store.shapes[middle:], store.dtype, store.offsets[middle])

@@ -1,21 +1,23 @@
 """Quantize one decoder block: stage by stage, each from inputs that the quantized stages before it have made."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from calibration.statistics import Hessian, all_finite
+from calibration.statistics import Hessian, Mismatch, all_finite
 from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
 from compress.quantize.awq import output_error
 from compress.quantize.fold import fold_bias, fold_norm, fold_rows, per_row
 from compress.quantize.grid import QuantizedWeight
-from compress.quantize.lockstep import Batches, Outputs, lockstep, trace_stages
+from compress.quantize.lockstep import Batches, Outputs, lockstep, stage_by_stage, trace_stages
 from compress.quantize.methods import METHODS, Problem, Solution
+from compress.quantize.mismatch import retarget
 from compress.quantize.processes import ALONE, Processes
 from compress.quantize.rtn import rtn
 
@@ -24,7 +26,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """What all blocks of a checkpoint share: the method, the grid as its format will store it, damping, heads.
+    """What all blocks of a checkpoint share: the method, the grid as its format will store it, two strengths, heads.
 
     `share` query heads of `width` channels hang on one value head. `eight_bit` are the full paths of linears that get
     8 bits, always whole stages, and always symmetric.
@@ -36,6 +38,7 @@ class BlockSettings:
     sym: bool
     dtype: torch.dtype
     damp_percent: float
+    mismatch: float
     share: int
     width: int
     eight_bit: frozenset[str] = frozenset()
@@ -45,6 +48,16 @@ class BlockSettings:
         wide = linear in self.eight_bit
         bits, sym = (8, True) if wide else (self.bits, self.sym)
         return {"bits": bits, "group_size": self.group_size, "sym": sym, "dtype": self.dtype}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The 16-bit block, its own weights kept, on the 16-bit model's states: how it runs, what goes in and out."""
+
+    block: Block
+    run: Callable[[Tensor], Tensor]
+    batches: Batches
+    outputs: Outputs
 
 
 @dataclass
@@ -77,22 +90,25 @@ def quantize_block(
     outputs: Outputs,
     drive: Callable[..., None] = lockstep,
     processes: Processes = ALONE,
+    reference: Reference | None = None,
 ) -> QuantizedBlock:
     """The block's codes; `outputs` takes what `batches` (each (batch, seq, hidden)) become through them.
 
     The block's own weights are replaced on the way. `drive` is `lockstep` or `replay`: it never changes the result.
-    `batches` are this process's share.
+    `batches` are this process's share; the `reference` is there to correct a mismatch with it.
     """
     result = QuantizedBlock()
     stages = {stage.linears: stage for stage in stages_of(block, run, batches[0])}
-    drive(
-        block,
-        list(stages),
-        run,
-        batches,
-        lambda names, inputs: solve_stage(block, stages[names], inputs, result, settings, processes),
-        outputs,
-    )
+    wanted: Iterator[Iterable[Tensor] | None] = repeat(None)
+    if reference is not None:
+        twin = reference
+        wanted = stage_by_stage(drive, twin.block, list(stages), twin.run, twin.batches, twin.outputs)
+
+    def solve(names: tuple[str, ...], inputs: Iterable[Tensor]) -> None:
+        solve_stage(block, stages[names], inputs, next(wanted), result, settings, processes)
+
+    drive(block, list(stages), run, batches, solve, outputs)
+    next(wanted, None)
     return result
 
 
@@ -100,22 +116,30 @@ def solve_stage(
     block: Block,
     stage: Stage,
     inputs: Iterable[Tensor],
+    wanted: Iterable[Tensor] | None,
     result: QuantizedBlock,
     settings: BlockSettings,
     processes: Processes,
 ) -> None:
-    """Statistics of one stage, its codes, its rows, and the block's weights replaced by what the codes mean."""
+    """Statistics of one stage, its codes, its rows, and the block's weights replaced by what the codes mean.
+
+    `wanted` are the inputs that the 16-bit model would have had, where the mismatch with them is corrected.
+    """
     started = time.perf_counter()
     linears = [block.linears[name] for name in stage.linears]
-    problem = Problem(
-        torch.cat([linear.weight.detach().float() for linear in linears]),
-        stage_hessian(block, stage, inputs, processes),
-        damp_percent=settings.damp_percent,
-        share=sharing(stage.feeder, settings),
-        width=settings.width,
-        **settings.grid(f"{block.name}.{stage.linears[0]}"),
-    )
+    weight = torch.cat([linear.weight.detach().float() for linear in linears])
+    hessian, moved = stage_statistics(block, stage, weight, inputs, wanted, processes)
     try:
+        if moved is not None:
+            weight = retarget(weight, hessian, moved, strength=settings.mismatch, damp_percent=settings.damp_percent)
+        problem = Problem(
+            weight,
+            hessian,
+            damp_percent=settings.damp_percent,
+            share=sharing(stage.feeder, settings),
+            width=settings.width,
+            **settings.grid(f"{block.name}.{stage.linears[0]}"),
+        )
         solution = processes.first(lambda: METHODS[settings.method](problem))
     except ValueError as error:
         raise ValueError(f"{block.name}.{stage.linears[0]}: {error}") from error
@@ -138,15 +162,27 @@ def sharing(feeder: Feeder | None, settings: BlockSettings) -> int:
     return settings.share if feeder.kind == "heads" else 1
 
 
-def stage_hessian(block: Block, stage: Stage, inputs: Iterable[Tensor], processes: Processes) -> Tensor:
-    """Mean of x xᵀ over all tokens of all processes' inputs, (in, in). ValueError when it is not finite."""
-    hessian = Hessian(block.linears[stage.linears[0]].in_features)
-    for x in inputs:
+def stage_statistics(
+    block: Block,
+    stage: Stage,
+    weight: Tensor,
+    inputs: Iterable[Tensor],
+    wanted: Iterable[Tensor] | None,
+    processes: Processes,
+) -> tuple[Tensor, Tensor | None]:
+    """Means over all tokens of all processes' inputs x: the Hessian x xᵀ (in, in), and W (x₁₆ − x) xᵀ (out, in) where
+    x₁₆ is `wanted`. ValueError when they are not finite."""
+    width = block.linears[stage.linears[0]].in_features
+    hessian, mismatch = Hessian(width), None if wanted is None else Mismatch(width)
+    for x, x16 in zip(inputs, repeat(None) if wanted is None else wanted, strict=wanted is not None):
         hessian.update(x)
+        if mismatch is not None and x16 is not None:
+            mismatch.update(x, x16)
+    moved = None if mismatch is None else processes.mean(weight @ mismatch.value, hessian.tokens)
     value = processes.mean(hessian.take(), hessian.tokens)
-    if not all_finite(value):
+    if not all_finite(value) or (moved is not None and not all_finite(moved)):
         raise ValueError(f"{block.name}.{stage.linears[0]}: its inputs are not finite on the calibration text")
-    return value
+    return value, moved
 
 
 def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, settings: BlockSettings) -> None:

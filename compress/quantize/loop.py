@@ -21,10 +21,10 @@ from compress.checkpoint.write import CheckpointWriter
 from compress.config import QuantizeConfig
 from compress.errors import QCompressError
 from compress.model.blocks import Block, BlockModel
-from compress.quantize.activations import Activations, boundary
-from compress.quantize.block import BlockSettings, QuantizedBlock, quantize_block, round_block
+from compress.quantize.activations import Activations, boundary, halves
+from compress.quantize.block import BlockSettings, QuantizedBlock, Reference, quantize_block, round_block
 from compress.quantize.journal import Journal, log_path
-from compress.quantize.memory import BATCH_TOKENS
+from compress.quantize.memory import BATCH_TOKENS, streams
 from compress.quantize.plan import Plan
 from compress.quantize.processes import Processes
 
@@ -62,8 +62,7 @@ def quantize_blocks(job: Job, writer: CheckpointWriter, windows: Windows | None,
         if inputs is None or outputs is None:
             result = round_block(block, settings)
         else:
-            run = job.blocks.runner(block, index)
-            result = quantize_block(block, run, inputs, settings, outputs, drive, job.processes)
+            result = solve_block(job, block, index, inputs, outputs, settings, drive)
             outputs.sync()
         digests = job.processes.gather(outputs.digest()) if outputs else None
         job.processes.first(partial(save_block, job, block, result, writer, digests))
@@ -73,12 +72,35 @@ def quantize_blocks(job: Job, writer: CheckpointWriter, windows: Windows | None,
         job.processes.first(partial(write_log, job.journal.out, [line, *result.rows]))
 
 
+def solve_block(
+    job: Job,
+    block: Block,
+    index: int,
+    inputs: Activations,
+    outputs: Activations,
+    settings: BlockSettings,
+    drive: Callable[..., None],
+) -> QuantizedBlock:
+    """The block's codes. Where the mismatch is corrected, the second half of each file is the 16-bit model's."""
+    run = job.blocks.runner(block, index)
+    if not settings.mismatch:
+        return quantize_block(block, run, inputs, settings, outputs, drive, job.processes)
+    (own, own_out), (true, true_out) = zip(halves(inputs), halves(outputs), strict=True)
+    twin = job.blocks.twin(block)
+    reference = Reference(twin, job.blocks.runner(twin, index), true, true_out)
+    return quantize_block(block, run, own, settings, own_out, drive, job.processes, reference)
+
+
 def first_inputs(job: Job, ids: Tensor) -> Activations:
-    """This process's inputs of the first block to do: embedded, or what the interrupted run has left."""
+    """This process's inputs of the first block to do: embedded, or what the interrupted run has left.
+
+    Twice, one after the other, where the mismatch is corrected.
+    """
     read = ids[: len(ids) - job.config.held_out]
     parts = job.processes.mine(read.split(max(1, BATCH_TOKENS // job.config.seq_len)))
     if not parts:
         raise QCompressError(f"{len(read)} windows are too few for {job.processes.count} processes; start fewer")
+    parts *= streams(job.config)
     shapes = [(*part.shape, job.blocks.model.config.hidden_size) for part in parts]
     inputs = boundary(job.journal.folder, len(job.journal.blocks), shapes, job.processes.rank)
     with job.blocks.ends():
@@ -94,7 +116,9 @@ def first_inputs(job: Job, ids: Tensor) -> Activations:
 
 def work_bytes(blocks: BlockModel, config: QuantizeConfig) -> int:
     """Bytes on disk of the activations before and after a block."""
-    return 0 if config.method == "rtn" else 8 * config.n_samples * config.seq_len * blocks.model.config.hidden_size
+    if config.method == "rtn":
+        return 0
+    return 8 * streams(config) * config.n_samples * config.seq_len * blocks.model.config.hidden_size
 
 
 def block_settings(job: Job) -> BlockSettings:
@@ -108,6 +132,7 @@ def block_settings(job: Job) -> BlockSettings:
         scheme.sym,
         scheme.dtype,
         job.config.damp_percent,
+        job.config.mismatch,
         share=heads // kv_heads,
         width=getattr(model, "head_dim", None) or model.hidden_size // heads,
         eight_bit=job.plan.eight_bit,

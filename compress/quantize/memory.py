@@ -24,6 +24,11 @@ def resident() -> int:
     return psutil.Process().memory_info().rss
 
 
+def streams(config: QuantizeConfig) -> int:
+    """How often the windows go through a block: as quantized predecessors make them, and as the 16-bit model does."""
+    return 2 if config.mismatch else 1
+
+
 def parked_bytes(blocks: BlockModel, plan: Plan, tokens: int) -> int:
     """What `lockstep` keeps for `tokens`: inputs, residuals and attention outputs, and the widest linear's inputs."""
     return 4 * tokens * (3 * blocks.model.config.hidden_size + max(inn for _, inn in plan.linears.values()))
@@ -31,7 +36,8 @@ def parked_bytes(blocks: BlockModel, plan: Plan, tokens: int) -> int:
 
 def choose_driver(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> Callable[..., None]:
     """`lockstep` where all windows may be parked within `limit` bytes, else `replay`, which gives the same bits."""
-    return lockstep if parked_bytes(blocks, plan, config.n_samples * config.seq_len) <= limit else replay
+    tokens = streams(config) * config.n_samples * config.seq_len
+    return lockstep if parked_bytes(blocks, plan, tokens) <= limit else replay
 
 
 def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> int:
@@ -44,7 +50,8 @@ def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limi
     if config.method == "rtn":
         return own + max(table_bytes(blocks), held + 16 * largest)
     work = max(forward_bytes(blocks, plan, config, limit), *(stage_bytes(shape) for shape in stages(block)))
-    return own + max(2 * table_bytes(blocks) + head_bytes(blocks), 5 * weights + work)
+    kept = 4 * weights * (streams(config) - 1)  # the 16-bit block beside the one that is quantized
+    return own + max(2 * table_bytes(blocks) + head_bytes(blocks), kept + 5 * weights + work)
 
 
 def table_bytes(blocks: BlockModel) -> int:
@@ -72,8 +79,8 @@ def stage_bytes(shape: tuple[int, int]) -> int:
 
 def forward_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> int:
     """Everything parked, or one micro-batch, with what the linears of one micro-batch make and the widest Hessian."""
-    tokens = config.n_samples * config.seq_len
+    tokens = streams(config) * config.n_samples * config.seq_len
     batch = min(tokens, max(BATCH_TOKENS, config.seq_len))
     widest = max(inn for _, inn in plan.linears.values())
     parked = parked_bytes(blocks, plan, tokens)
-    return (parked if parked <= limit else 0) + 3 * parked_bytes(blocks, plan, batch) + 4 * widest**2
+    return (parked if parked <= limit else 0) + 3 * parked_bytes(blocks, plan, batch) + 4 * streams(config) * widest**2

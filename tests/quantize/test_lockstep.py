@@ -16,6 +16,7 @@ SETTINGS = {
     "sym": False,
     "dtype": torch.float16,
     "damp_percent": 0.01,
+    "mismatch": 0.0,
     "share": 2,
     "width": 16,
 }

@@ -42,14 +42,15 @@ def left(out):
     return [path for path in (partial_path(out), work_path(out)) if path.exists()]
 
 
-@pytest.mark.parametrize("method", ["rtn", "awq+gptq"])
+@pytest.mark.parametrize(("method", "mismatch"), [("rtn", 0), ("awq+gptq", 0), ("awq+gptq", 0.5)])
 @pytest.mark.parametrize("block", ["1/2", "2/2"])
-def test_a_resumed_job_writes_the_bytes_of_an_uninterrupted_one(tiny_qwen2, tmp_path, method, block):
-    quantize_checkpoint(tiny_qwen2, tmp_path / "whole", settings(method))
-    out, lines = interrupted(tiny_qwen2, tmp_path / "out", block, method=method), []
+def test_a_resumed_job_writes_the_bytes_of_an_uninterrupted_one(tiny_qwen2, tmp_path, method, mismatch, block):
+    changes = {"method": method, "mismatch": mismatch}
+    quantize_checkpoint(tiny_qwen2, tmp_path / "whole", settings(**changes))
+    out, lines = interrupted(tiny_qwen2, tmp_path / "out", block, **changes), []
     for shard in partial_path(out).glob("*.safetensors"):
         assert shard.stat().st_size == (tmp_path / "whole" / shard.name).stat().st_size
-    quantize_checkpoint(tiny_qwen2, out, settings(method), report=lines.append)
+    quantize_checkpoint(tiny_qwen2, out, settings(**changes), report=lines.append)
     assert contents(out) == contents(tmp_path / "whole") and left(out) == []
     assert "base_model_relation: quantized" in (out / "README.md").read_text()
     done = int(block[0])
@@ -143,7 +144,9 @@ def test_the_log_has_seconds_and_every_linear_and_the_checkpoint_has_none(tiny_l
     assert "seconds" not in (out / "qcompress.json").read_text()
 
 
-def test_the_limit_of_parked_activations_never_changes_a_byte(tiny_qwen2, tmp_path):
+@pytest.mark.parametrize("mismatch", [0, 0.5])
+def test_the_limit_of_parked_activations_never_changes_a_byte(tiny_qwen2, tmp_path, mismatch):
     for name, limit in (("parked", 10**9), ("replayed", 0)):
-        quantize_checkpoint(tiny_qwen2, tmp_path / name, settings("awq+gptq"), activation_memory=limit)
+        wanted = settings("awq+gptq", mismatch=mismatch)
+        quantize_checkpoint(tiny_qwen2, tmp_path / name, wanted, activation_memory=limit)
     assert contents(tmp_path / "parked") == contents(tmp_path / "replayed")
