@@ -3,11 +3,11 @@
 from typing import Any
 
 from compress.distill.config import DistillConfig
-from compress.losses import CHUNK_LOGITS
+from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
+from compress.model.memory import block_numbers
 
 Json = dict[str, Any]
 FLOAT = 4
-BUFFERS = 4  # of logits, in the loss
 LIBRARIES = 600_000_000  # Python, torch and transformers, measured
 
 
@@ -26,7 +26,7 @@ def memory_parts(
         "moments": 2 * FLOAT * learning,
         "best_weights": 2 * student,
         "activations": FLOAT * max(activations(config, one, micro_tokens) for one in settings.resolved()),
-        "loss": FLOAT * (2 * vocab * width + BUFFERS * CHUNK_LOGITS),
+        "loss": FLOAT * (2 * vocab * width + LOSS_BUFFERS * CHUNK_LOGITS),
     }
     parts["libraries"] = LIBRARIES
     if not settings.cache:
@@ -44,17 +44,6 @@ def activations(config: Json, settings: DistillConfig, micro_tokens: int) -> int
     tokens = length * min(settings.batch_size, max(1, micro_tokens // length))
     kept = block_numbers(config) + (length if settings.packing == "documents" else 0)  # a row of the mask
     return tokens * (kept + (blocks * width + kept if settings.gradient_checkpointing else blocks * kept))
-
-
-def block_numbers(config: Json) -> int:
-    """Numbers per token that autograd keeps of a llama's block: counted by saved_tensors_hooks, to 5 %.
-
-    The residual, its norms and what the linears read are 8 widths; queries, keys and values, repeated for all heads,
-    and what they make are 2 more of all heads; gate, its silu, up and their product.
-    """
-    width, heads = int(config["hidden_size"]), int(config.get("num_attention_heads") or 1)
-    head = int(config.get("head_dim") or width // heads)
-    return 8 * width + 2 * heads * head + 4 * int(config["intermediate_size"])
 
 
 def adapter_parameters(config: Json, rank: int) -> int:

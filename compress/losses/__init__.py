@@ -5,6 +5,7 @@
 """
 
 from compress.losses.chunked import CHUNK_LOGITS as CHUNK_LOGITS
+from compress.losses.chunked import LOSS_BUFFERS as LOSS_BUFFERS
 from compress.losses.chunked import Loss as Loss
 from compress.losses.chunked import cross_entropy as cross_entropy
 from compress.losses.chunked import distill_loss as distill_loss

@@ -20,7 +20,8 @@ from compress.losses.divergence import DIVERGENCES, Divergence
 from compress.losses.softmax import cross_entropy_into
 from compress.losses.targets import Head, Side, Targets
 
-CHUNK_LOGITS = 2**24  # numbers in one buffer of logits, 64 MiB; there are four
+CHUNK_LOGITS = 2**24  # numbers in one buffer of logits, 64 MiB
+LOSS_BUFFERS = 4  # of logits
 
 
 class Loss(NamedTuple):

@@ -1,8 +1,8 @@
 """How much memory a job will take at its peak, and which way through the windows fits.
 
 Counted are the process itself, one block in float32 with its codes, and the largest of the steps that follow one
-another: the start token's measure, a forward of the windows, and the solution of a stage. Whatever is read from and
-written to files lies in the page cache, which is not the process's.
+another: the start token's measure, a forward of the windows, the solution of a stage, and recovery. Whatever is read
+from and written to files lies in the page cache, which is not the process's.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,12 @@ import psutil
 
 from compress.checkpoint.load import START_LENGTH
 from compress.config import QuantizeConfig
+from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
 from compress.model.blocks import HEAD_ROWS, BlockModel
+from compress.model.memory import block_numbers
 from compress.quantize.lockstep import lockstep, replay
 from compress.quantize.plan import Plan
+from compress.quantize.recover_student import RecoverSettings
 
 ACTIVATION_MEMORY = 1_000_000_000  # bytes; what lockstep may park unless told otherwise
 BATCH_TOKENS = 2048  # per micro-batch: large enough for the matrix products, small enough for the cache
@@ -42,16 +45,17 @@ def choose_driver(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit:
 
 def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> int:
     """Bytes of the process at its peak, within a third of what is measured."""
-    own = resident()
     block = [shape for name, shape in plan.linears.items() if name.startswith(f"{blocks.name(0)}.")]
-    weights = sum(out * inn for out, inn in block)
-    largest = max(out * inn for out, inn in block)
-    held = 5 * weights + 2 * largest  # float32 and codes; the source's 16 bits of the linear that is being read
+    weights, largest = sum(out * inn for out, inn in block), max(out * inn for out, inn in block)
+    steps = [recover_bytes(blocks, plan, config, weights)] if config.recover else []
     if config.method == "rtn":
-        return own + max(table_bytes(blocks), held + 16 * largest)
-    work = max(forward_bytes(blocks, plan, config, limit), *(stage_bytes(shape) for shape in stages(block)))
-    kept = 4 * weights * (streams(config) - 1)  # the 16-bit block beside the one that is quantized
-    return own + max(2 * table_bytes(blocks) + head_bytes(blocks), kept + 5 * weights + work)
+        held = 5 * weights + 2 * largest  # float32 and codes; the source's 16 bits of the linear that is being read
+        steps += [table_bytes(blocks), held + 16 * largest]
+    else:
+        work = max(forward_bytes(blocks, plan, config, limit), *(stage_bytes(shape) for shape in stages(block)))
+        kept = 4 * weights * (streams(config) - 1)  # the 16-bit block beside the one that is quantized
+        steps += [2 * table_bytes(blocks) + head_bytes(blocks), kept + 5 * weights + work]
+    return resident() + max(steps)
 
 
 def table_bytes(blocks: BlockModel) -> int:
@@ -84,3 +88,17 @@ def forward_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit:
     widest = max(inn for _, inn in plan.linears.values())
     parked = parked_bytes(blocks, plan, tokens)
     return (parked if parked <= limit else 0) + 3 * parked_bytes(blocks, plan, batch) + 4 * streams(config) * widest**2
+
+
+def recover_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, weights: int) -> int:
+    """Both models' ends, the multipliers with gradient, moments and two copies, then the larger of the two phases:
+    three sets of states of all windows, or one, the loss, and a state per block; a block with its gradients in each."""
+    width, settings = blocks.model.config.hidden_size, RecoverSettings()
+    multipliers = sum(out * inn // plan.schemes[name].group_size for name, (out, inn) in plan.linears.items())
+    batch = settings.batch * config.seq_len
+    windows = 4 * config.n_samples * config.seq_len * width
+    backward = 12 * weights + 4 * batch * block_numbers(blocks.model.config.to_dict())
+    loss = 4 * LOSS_BUFFERS * CHUNK_LOGITS
+    both = 3 * table_bytes(blocks)  # as stored, and the head in float32
+    phases = (3 * windows + backward, windows + 4 * batch * width * (len(blocks) + 1) + max(loss, backward))
+    return 2 * both + 24 * multipliers + max(phases)

@@ -6,9 +6,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from compress.distill.config import DistillConfig
 from compress.distill.job import distill_checkpoint
-from compress.distill.memory import block_numbers, memory_parts
+from compress.distill.memory import memory_parts
 from compress.distill.packing import attention
 from compress.errors import QCompressError
+from compress.model.memory import block_numbers
 
 SIZES = {"vocab_size": 64, "hidden_size": 192, "intermediate_size": 512}
 CONFIG = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8, "vocab_size": 1000}

