@@ -1,8 +1,8 @@
 """How much memory a job will take at its peak, and which way through the windows fits.
 
-Counted are the process itself, one block in float32 with its codes, and the largest of the steps that follow one
-another: the start token's measure, a forward of the windows, the solution of a stage, and recovery. Whatever is read
-from and written to files lies in the page cache, which is not the process's.
+Counted are the process itself, its tokenizer, one block in float32 with its codes, and the largest of the steps that
+follow one another: the start token's measure, a forward of the windows, the solution of a stage, and recovery. Whatever
+is read from and written to files lies in the page cache, which is not the process's.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,8 @@ from compress.quantize.plan import Plan
 from compress.quantize.recover_student import RecoverSettings
 
 ACTIVATION_MEMORY = 1_000_000_000  # bytes; what lockstep may park unless told otherwise
+TOKENIZER = 2_000  # bytes per entry of the vocabulary, the calibration text in tokens included: measured
+FREED = 200_000_000  # bytes of small tensors that are gone and that the C library keeps: measured
 BATCH_TOKENS = 2048  # per micro-batch: large enough for the matrix products, small enough for the cache
 
 
@@ -55,7 +57,7 @@ def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limi
         work = max(forward_bytes(blocks, plan, config, limit), *(stage_bytes(shape) for shape in stages(block)))
         kept = 4 * weights * (streams(config) - 1)  # the 16-bit block beside the one that is quantized
         steps += [2 * table_bytes(blocks) + head_bytes(blocks), kept + 5 * weights + work]
-    return resident() + max(steps)
+    return resident() + TOKENIZER * blocks.model.config.vocab_size + FREED + max(steps)
 
 
 def table_bytes(blocks: BlockModel) -> int:
