@@ -42,6 +42,10 @@ class Hessian:
         """(in_features, in_features) float32, exactly symmetric; a new tensor at every reading."""
         return mirrored(self._upper.clone())
 
+    def so_far(self) -> Tensor:
+        """The same without a copy, until the next update."""
+        return mirrored(self._upper)
+
     def take(self) -> Tensor:
         """The same without a copy: nothing can be added afterwards."""
         upper, self._upper = self._upper, torch.zeros(0, 0)
@@ -54,17 +58,22 @@ class Mismatch:
     def __init__(self, in_features: int):
         self.in_features = in_features
         self.tokens = 0
-        self.value = torch.zeros(in_features, in_features)
+        self._value = torch.zeros(in_features, in_features)
 
     def update(self, x: Tensor, reference: Tensor) -> None:
         """Add the tokens of x and reference, both (..., in_features). Raises ValueError on another width."""
         x, reference = _tokens(x, self.in_features), _tokens(reference, self.in_features)
         if not len(x):
             return
-        self.value = self.value.to(x.device)
+        self._value = self._value.to(x.device)
         kept = self.tokens / (self.tokens + len(x))
         self.tokens += len(x)
-        self.value.addmm_((reference - x).T, x, beta=kept, alpha=1 / self.tokens)
+        self._value.addmm_((reference - x).T, x, beta=kept, alpha=1 / self.tokens)
+
+    def take(self) -> Tensor:
+        """(in_features, in_features) float32: nothing can be added afterwards."""
+        value, self._value = self._value, torch.zeros(0, 0)
+        return value
 
 
 def strips(size: int, narrowest: int = 1) -> Iterator[slice]:

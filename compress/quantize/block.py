@@ -126,27 +126,25 @@ def solve_stage(
     `wanted` are the inputs that the 16-bit model would have had, where the mismatch with them is corrected.
     """
     started = time.perf_counter()
-    linears = [block.linears[name] for name in stage.linears]
-    weight = torch.cat([linear.weight.detach().float() for linear in linears])
-    hessian, moved = stage_statistics(block, stage, weight, inputs, wanted, processes)
+    name = f"{block.name}.{stage.linears[0]}"
     try:
-        if moved is not None:
-            weight = retarget(weight, hessian, moved, strength=settings.mismatch, damp_percent=settings.damp_percent)
+        weight, hessian = stage_problem(block, stage, inputs, wanted, settings, processes)
         problem = Problem(
             weight,
             hessian,
             damp_percent=settings.damp_percent,
             share=sharing(stage.feeder, settings),
             width=settings.width,
-            **settings.grid(f"{block.name}.{stage.linears[0]}"),
+            **settings.grid(name),
         )
         solution = processes.first(lambda: METHODS[settings.method](problem))
     except ValueError as error:
-        raise ValueError(f"{block.name}.{stage.linears[0]}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
     effective = solution.effective()
     result.rows += error_rows(block, stage, problem, solution, effective, time.perf_counter() - started)
     start = 0
-    for name, linear in zip(stage.linears, linears, strict=True):
+    for name in stage.linears:
+        linear = block.linears[name]
         end = start + linear.out_features
         result.weights[name] = solution.weight.rows(start, end)
         linear.weight.data = effective[start:end].to(linear.weight.dtype)
@@ -162,27 +160,40 @@ def sharing(feeder: Feeder | None, settings: BlockSettings) -> int:
     return settings.share if feeder.kind == "heads" else 1
 
 
-def stage_statistics(
+def stage_problem(
     block: Block,
     stage: Stage,
-    weight: Tensor,
     inputs: Iterable[Tensor],
     wanted: Iterable[Tensor] | None,
+    settings: BlockSettings,
     processes: Processes,
-) -> tuple[Tensor, Tensor | None]:
-    """Means over all tokens of all processes' inputs x: the Hessian x xᵀ (in, in), and W (x₁₆ − x) xᵀ (out, in) where
-    x₁₆ is `wanted`. ValueError when they are not finite."""
-    width = block.linears[stage.linears[0]].in_features
-    hessian, mismatch = Hessian(width), None if wanted is None else Mismatch(width)
-    for x, x16 in zip(inputs, repeat(None) if wanted is None else wanted, strict=wanted is not None):
-        hessian.update(x)
-        if mismatch is not None and x16 is not None:
+) -> tuple[Tensor, Tensor]:
+    """What the stage's linears, rows stacked, shall be (out, in), and the mean of x xᵀ over all tokens of all
+    processes' inputs, (in, in). ValueError when it is not finite.
+
+    The first inputs have one `wanted` beside them each: from those the mismatch is known.
+    """
+    linears = [block.linears[name] for name in stage.linears]
+    weight, inputs = torch.cat([linear.weight.detach().float() for linear in linears]), iter(inputs)
+    hessian = Hessian(weight.shape[1])
+    if wanted is not None:
+        mismatch = Mismatch(weight.shape[1])
+        for x16, x in zip(wanted, inputs, strict=False):
+            hessian.update(x)
             mismatch.update(x, x16)
-    moved = None if mismatch is None else processes.mean(weight @ mismatch.value, hessian.tokens)
-    value = processes.mean(hessian.take(), hessian.tokens)
-    if not all_finite(value) or (moved is not None and not all_finite(moved)):
-        raise ValueError(f"{block.name}.{stage.linears[0]}: its inputs are not finite on the calibration text")
-    return value, moved
+        moved = processes.mean(weight @ mismatch.take(), hessian.tokens)
+        seen = finite_statistic(processes.mean(hessian.so_far(), hessian.tokens))
+        weight = retarget(weight, seen, moved, strength=settings.mismatch, damp_percent=settings.damp_percent)
+        del seen
+    for x in inputs:
+        hessian.update(x)
+    return weight, finite_statistic(processes.mean(hessian.take(), hessian.tokens))
+
+
+def finite_statistic(value: Tensor) -> Tensor:
+    if not all_finite(value):
+        raise ValueError("its inputs are not finite on the calibration text")
+    return value
 
 
 def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, settings: BlockSettings) -> None:

@@ -4,6 +4,7 @@ Activations between blocks lie in files; with several processes each has those o
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ from compress.checkpoint.write import CheckpointWriter
 from compress.config import QuantizeConfig
 from compress.errors import QCompressError
 from compress.model.blocks import Block, BlockModel
-from compress.quantize.activations import Activations, boundary, halves
+from compress.quantize.activations import Activations, boundary
 from compress.quantize.block import BlockSettings, QuantizedBlock, Reference, quantize_block, round_block
 from compress.quantize.journal import Journal, log_path
-from compress.quantize.memory import BATCH_TOKENS, streams
+from compress.quantize.memory import BATCH_TOKENS, true_share
 from compress.quantize.plan import Plan
 from compress.quantize.processes import Processes
 
@@ -58,7 +59,7 @@ def quantize_blocks(job: Job, writer: CheckpointWriter, windows: Windows | None,
         writer.written |= {name for name in writer.specs if name.startswith(f"{job.blocks.name(index)}.")}
     inputs = first_inputs(job, windows.ids) if windows else None
     for index, block in job.blocks.in_order(first):
-        outputs = boundary(job.journal.folder, index + 1, inputs.shapes, job.processes.rank) if inputs else None
+        outputs = next_inputs(job, index + 1, inputs) if inputs else None
         if inputs is None or outputs is None:
             result = round_block(block, settings)
         else:
@@ -81,31 +82,29 @@ def solve_block(
     settings: BlockSettings,
     drive: Callable[..., None],
 ) -> QuantizedBlock:
-    """The block's codes. Where the mismatch is corrected, the second half of each file is the 16-bit model's."""
-    run = job.blocks.runner(block, index)
-    if not settings.mismatch:
-        return quantize_block(block, run, inputs, settings, outputs, drive, job.processes)
-    (own, own_out), (true, true_out) = zip(halves(inputs), halves(outputs), strict=True)
-    twin = job.blocks.twin(block)
-    reference = Reference(twin, job.blocks.runner(twin, index), true, true_out)
+    """The block's codes; where the mismatch is corrected, the block goes on beside itself as it was."""
+    run, reference = job.blocks.runner(block, index), None
+    (own, true), (own_out, true_out) = inputs.streams(), outputs.streams()
+    if settings.mismatch:
+        twin = job.blocks.twin(block)
+        reference = Reference(twin, job.blocks.runner(twin, index), true, true_out)
     return quantize_block(block, run, own, settings, own_out, drive, job.processes, reference)
 
 
 def first_inputs(job: Job, ids: Tensor) -> Activations:
-    """This process's inputs of the first block to do: embedded, or what the interrupted run has left.
-
-    Twice, one after the other, where the mismatch is corrected.
-    """
+    """This process's inputs of the first block to do: embedded, or what the interrupted run has left."""
     read = ids[: len(ids) - job.config.held_out]
-    parts = job.processes.mine(read.split(max(1, BATCH_TOKENS // job.config.seq_len)))
+    every = read.split(max(1, BATCH_TOKENS // job.config.seq_len))
+    parts = job.processes.mine(every)
     if not parts:
         raise QCompressError(f"{len(read)} windows are too few for {job.processes.count} processes; start fewer")
-    parts *= streams(job.config)
+    true = job.processes.mine(every[: math.ceil(len(every) * true_share(job.config))])
+    parts += true
     shapes = [(*part.shape, job.blocks.model.config.hidden_size) for part in parts]
-    inputs = boundary(job.journal.folder, len(job.journal.blocks), shapes, job.processes.rank)
+    inputs = boundary(job.journal.folder, len(job.journal.blocks), shapes, job.processes.rank, len(true))
     with job.blocks.ends():
         if job.journal.blocks:
-            for part in (parts[0], parts[-1]):  # the blocks' masks and rotary tables, for every shape there is
+            for part in (parts[0], every[-1]):  # the blocks' masks and rotary tables, for every shape there is
                 job.blocks.embed(part)
             inputs.check(job.journal.blocks[-1]["activations"][job.processes.rank])
         else:
@@ -114,11 +113,16 @@ def first_inputs(job: Job, ids: Tensor) -> Activations:
     return inputs
 
 
+def next_inputs(job: Job, index: int, inputs: Activations) -> Activations:
+    """Where the inputs of block `index` go, for as many windows as `inputs`."""
+    return boundary(job.journal.folder, index, inputs.shapes, job.processes.rank, inputs.true)
+
+
 def work_bytes(blocks: BlockModel, config: QuantizeConfig) -> int:
     """Bytes on disk of the activations before and after a block."""
     if config.method == "rtn":
         return 0
-    return 8 * streams(config) * config.n_samples * config.seq_len * blocks.model.config.hidden_size
+    return int(8 * (1 + true_share(config)) * config.n_samples * config.seq_len * blocks.model.config.hidden_size)
 
 
 def block_settings(job: Job) -> BlockSettings:

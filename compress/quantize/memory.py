@@ -5,6 +5,7 @@ follow one another: the start token's measure, a forward of the windows, the sol
 is read from and written to files lies in the page cache, which is not the process's.
 """
 
+import math
 from collections.abc import Callable
 
 import psutil
@@ -21,6 +22,7 @@ from compress.quantize.recover_student import RecoverSettings
 ACTIVATION_MEMORY = 1_000_000_000  # bytes; what lockstep may park unless told otherwise
 TOKENIZER = 2_000  # bytes per entry of the vocabulary, the calibration text in tokens included: measured
 FREED = 200_000_000  # bytes of small tensors that are gone and that the C library keeps: measured
+TRUE_SHARE = 0.25  # of the windows; see NOTES.md for what more of them bring
 BATCH_TOKENS = 2048  # per micro-batch: large enough for the matrix products, small enough for the cache
 
 
@@ -29,9 +31,14 @@ def resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-def streams(config: QuantizeConfig) -> int:
-    """How often the windows go through a block: as quantized predecessors make them, and as the 16-bit model does."""
-    return 2 if config.mismatch else 1
+def true_share(config: QuantizeConfig) -> float:
+    """The share of the windows that also go through the 16-bit model, where the mismatch with it is corrected."""
+    return TRUE_SHARE if config.mismatch else 0.0
+
+
+def windows_tokens(config: QuantizeConfig) -> int:
+    """Tokens that go through a block."""
+    return math.ceil((1 + true_share(config)) * config.n_samples) * config.seq_len
 
 
 def parked_bytes(blocks: BlockModel, plan: Plan, tokens: int) -> int:
@@ -41,7 +48,7 @@ def parked_bytes(blocks: BlockModel, plan: Plan, tokens: int) -> int:
 
 def choose_driver(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> Callable[..., None]:
     """`lockstep` where all windows may be parked within `limit` bytes, else `replay`, which gives the same bits."""
-    tokens = streams(config) * config.n_samples * config.seq_len
+    tokens = windows_tokens(config)
     return lockstep if parked_bytes(blocks, plan, tokens) <= limit else replay
 
 
@@ -55,7 +62,7 @@ def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limi
         steps += [table_bytes(blocks), held + 16 * largest]
     else:
         work = max(forward_bytes(blocks, plan, config, limit), *(stage_bytes(shape) for shape in stages(block)))
-        kept = 4 * weights * (streams(config) - 1)  # the 16-bit block beside the one that is quantized
+        kept = 4 * weights if config.mismatch else 0  # the 16-bit block beside the one that is quantized
         steps += [2 * table_bytes(blocks) + head_bytes(blocks), kept + 5 * weights + work]
     return resident() + TOKENIZER * blocks.model.config.vocab_size + FREED + max(steps)
 
@@ -85,11 +92,15 @@ def stage_bytes(shape: tuple[int, int]) -> int:
 
 def forward_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> int:
     """Everything parked, or one micro-batch, with what the linears of one micro-batch make and the widest Hessian."""
-    tokens = streams(config) * config.n_samples * config.seq_len
+    tokens = windows_tokens(config)
     batch = min(tokens, max(BATCH_TOKENS, config.seq_len))
     widest = max(inn for _, inn in plan.linears.values())
     parked = parked_bytes(blocks, plan, tokens)
-    return (parked if parked <= limit else 0) + 3 * parked_bytes(blocks, plan, batch) + 4 * streams(config) * widest**2
+    return (
+        (parked if parked <= limit else 0)
+        + 3 * parked_bytes(blocks, plan, batch)
+        + (8 if config.mismatch else 4) * widest**2
+    )
 
 
 def recover_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, weights: int) -> int:

@@ -26,7 +26,7 @@ def corrected(weight, wanted, x, strength, damp_percent=1e-7):
     for part, part16 in zip(x.split(99), wanted.split(99), strict=True):
         hessian.update(part)
         mismatch.update(part, part16)
-    moved = weight @ mismatch.value
+    moved = weight @ mismatch.take()
     return retarget(weight, hessian.value, moved, strength=strength, damp_percent=damp_percent)
 
 
