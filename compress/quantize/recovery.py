@@ -4,13 +4,12 @@ What was found lies in a file of its own in the work folder before anything is o
 between writes the same again instead of training on what it has changed.
 """
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from compress.checkpoint.write import CheckpointWriter, sync
+from compress.checkpoint.whole import write_whole
+from compress.checkpoint.write import CheckpointWriter
 from compress.model.blocks import BlockModel
 from compress.quantize.grid import QuantizedWeight
 from compress.quantize.loop import Job
@@ -31,7 +30,7 @@ def recover_checkpoint(job: Job, writer: CheckpointWriter, ids: Tensor) -> None:
         student.multipliers = found.multipliers
         notes["recover"] = {name: getattr(found, name) for name in ("kl_before", "kl_blocks", "kl", "step")}
         job.journal.save()
-        save_found(changed_tensors(student, writer, job.plan), file)
+        write_whole(file, save(changed_tensors(student, writer, job.plan)))
     job.report({"recovered": str(writer.out), **notes["recover"]})
     for name, tensor in load_file(file).items():
         writer.write(name, tensor)
@@ -70,12 +69,4 @@ def written_as(student: Student, name: str, plan: Plan) -> dict[str, Tensor]:
     if name not in plan.linears:
         return {name: student.plain(name).to(plan.scheme.dtype)}
     parts = plan.format.save(student.packed(name), plan.scheme.dtype)
-    return {f"{name}.{suffix}": tensor for suffix, tensor in parts.items()}
-
-
-def save_found(tensors: dict[str, Tensor], file: Path) -> None:
-    """Under another name first, so that a file of this name is whole."""
-    temporary = file.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    sync(temporary)
-    temporary.rename(file)
+    return {f"{name}.{suffix}": tensor.contiguous() for suffix, tensor in parts.items()}
