@@ -62,7 +62,7 @@ class Mismatch:
 
     def update(self, x: Tensor, reference: Tensor) -> None:
         """Add the tokens of x and reference, both (..., in_features). Raises ValueError on another width."""
-        x, reference = _tokens(x, self.in_features), _tokens(reference, self.in_features)
+        x, reference = _tokens(x, self.in_features), _tokens(reference.to(x.device), self.in_features)
         if not len(x):
             return
         self._value = self._value.to(x.device)

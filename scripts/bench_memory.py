@@ -16,9 +16,10 @@ import click
 import psutil
 
 from compress.cli.console import emit, json_option, report
-from compress.config import DEFAULT_FORMAT, METHODS, QuantizeConfig
+from compress.config import DEFAULT_FORMAT, METHODS, QuantizeConfig, parse_size
 from compress.model.blocks import BlockModel
-from compress.quantize.job import estimate_memory, plan_quantize
+from compress.quantize.job import plan_quantize
+from compress.quantize.memory import estimate_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 0.05
@@ -63,20 +64,21 @@ def watch(command: list[str], log: Path) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started, "sampled_bytes": sampled, "vmhwm_bytes": kernel}
 
 
-def estimate(model: Path, config: QuantizeConfig) -> int:
+def estimate(model: Path, config: QuantizeConfig, limit: int) -> int:
     """Bytes that the job expects to need before it starts."""
     checkpoint, plan = plan_quantize(model, config)
-    return estimate_memory(BlockModel(checkpoint.config, checkpoint.tensor), plan, config)
+    return estimate_memory(BlockModel(checkpoint.config, checkpoint.tensor), plan, config, limit)
 
 
-def measure(model: Path, calibration: str, out: Path, config: QuantizeConfig) -> dict[str, Any]:
+def measure(model: Path, calibration: str, out: Path, config: QuantizeConfig, limit: str) -> dict[str, Any]:
     """One quantization: its row. The result is removed: only its memory was asked for."""
     place = out / model.name
     shutil.rmtree(place, ignore_errors=True)
     sizes = {"--group-size": config.group_size, "--n-samples": config.n_samples, "--seq-len": config.seq_len}
     given = [part for name, value in sizes.items() for part in (name, str(value))]
     start = [sys.executable, "-c", "from compress.cli import cli; cli()", "quantize", str(model), "--json"]
-    row = {"name": model.name, "estimate_bytes": estimate(model, config)}
+    given += ["--mismatch", str(config.mismatch), "--activation-memory", limit]
+    row = {"name": model.name, "estimate_bytes": estimate(model, config, parse_size(limit))}
     report(row)
     command = [*start, "--method", config.method, "--calibration", calibration, "--out", str(place), *given]
     row |= watch(command, out / f"{model.name}.log")
@@ -89,15 +91,19 @@ def measure(model: Path, calibration: str, out: Path, config: QuantizeConfig) ->
 @click.argument("deep", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--calibration", default="default", show_default=True)
 @click.option("--method", type=click.Choice(METHODS), default="gptq", show_default=True)
+@click.option("--mismatch", type=float, default=QuantizeConfig.mismatch, show_default=True)
+@click.option("--activation-memory", "limit", default="1GB", show_default=True)
 @click.option("--group-size", type=int, default=128, show_default=True)
 @click.option("--n-samples", type=int, default=128, show_default=True)
 @click.option("--seq-len", type=int, default=512, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench-memory"), show_default=True)
 @json_option
-def main(shallow: Path, deep: Path, calibration: str, method: str, out: Path, as_json: bool, **sizes: int) -> None:
+def main(
+    shallow: Path, deep: Path, calibration: str, method: str, limit: str, out: Path, as_json: bool, **sizes: Any
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     config = QuantizeConfig(method=method, format=DEFAULT_FORMAT[method], **sizes)
-    rows = [measure(model, calibration, out, config) for model in (shallow, deep)]
+    rows = [measure(model, calibration, out, config, limit) for model in (shallow, deep)]
     ratio, peak = rows[1]["vmhwm_bytes"] / rows[0]["vmhwm_bytes"], max(row["sampled_bytes"] for row in rows)
     targets = [
         {"name": "deep / shallow", "expected_at_most": RATIO_LIMIT, "found": ratio, "met": ratio <= RATIO_LIMIT},

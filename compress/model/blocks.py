@@ -241,13 +241,6 @@ class BlockModel:
         finally:
             empty(module)
 
-    def twin(self, block: Block) -> Block:
-        """The block once more, on the same tensors: a weight that is replaced in one stays in the other."""
-        module = copy.deepcopy(block.module, {id(parameter): parameter for parameter in block.module.parameters()})
-        for path, parameter in list(module.named_parameters()):
-            set_parameter(module, path, parameter.detach())
-        return Block(block.name, module, find_linears(module), block.stages)
-
     def in_order(self, first: int = 0) -> Iterator[tuple[int, Block]]:
         """Every block from number `first` on, with its number; each is gone when the next is asked for."""
         with ThreadPoolExecutor(1) as reader:

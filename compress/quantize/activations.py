@@ -60,6 +60,12 @@ class Activations:
             file.seek(self.offsets[index])
             file.write(raw_bytes(tensor.to("cpu", self.dtype).contiguous()))
 
+    def append(self, tensor: Tensor) -> None:
+        """One more micro-batch, of any shape."""
+        self.shapes.append(tuple(tensor.shape))
+        self.offsets.append(self.offsets[-1] + tensor.numel() * self.dtype.itemsize)
+        self[len(self) - 1] = tensor
+
     def streams(self) -> "tuple[Activations, Activations]":
         """What quantized blocks have made, and what the 16-bit model has made of the first of it; in the same file."""
         own = len(self) - self.true

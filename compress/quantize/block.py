@@ -1,21 +1,21 @@
 """Quantize one decoder block: stage by stage, each from inputs that the quantized stages before it have made."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from calibration.capture import watch_inputs
 from calibration.statistics import Hessian, Mismatch, all_finite
 from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
 from compress.quantize.awq import output_error
 from compress.quantize.fold import fold_bias, fold_norm, fold_rows, per_row
 from compress.quantize.grid import QuantizedWeight
-from compress.quantize.lockstep import Batches, Outputs, lockstep, stage_by_stage, trace_stages
+from compress.quantize.lockstep import Batches, Outputs, lockstep, trace_stages
 from compress.quantize.methods import METHODS, Problem, Solution
 from compress.quantize.mismatch import retarget
 from compress.quantize.processes import ALONE, Processes
@@ -50,14 +50,21 @@ class BlockSettings:
         return {"bits": bits, "group_size": self.group_size, "sym": sym, "dtype": self.dtype}
 
 
+class Store(Protocol):
+    """Tensors in the order they came: a list, or a file of them."""
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+    def append(self, tensor: Tensor, /) -> None: ...
+
+
 @dataclass(frozen=True)
 class Reference:
-    """The 16-bit block, its own weights kept, on the 16-bit model's states: how it runs, what goes in and out."""
+    """The first windows in the 16-bit model: what goes into the block and comes out, each (batch, seq, hidden), and an
+    empty store for the inputs of a stage, by its number."""
 
-    block: Block
-    run: Callable[[Tensor], Tensor]
     batches: Batches
     outputs: Outputs
+    store: Callable[[int], Store]
 
 
 @dataclass
@@ -99,17 +106,25 @@ def quantize_block(
     """
     result = QuantizedBlock()
     stages = {stage.linears: stage for stage in stages_of(block, run, batches[0])}
-    wanted: Iterator[Iterable[Tensor] | None] = repeat(None)
-    if reference is not None:
-        twin = reference
-        wanted = stage_by_stage(drive, twin.block, list(stages), twin.run, twin.batches, twin.outputs)
+    wanted = record_stages(block, list(stages), run, reference) if reference else {}
 
     def solve(names: tuple[str, ...], inputs: Iterable[Tensor]) -> None:
-        solve_stage(block, stages[names], inputs, next(wanted), result, settings, processes)
+        solve_stage(block, stages[names], inputs, wanted.get(names), result, settings, processes)
 
     drive(block, list(stages), run, batches, solve, outputs)
-    next(wanted, None)
     return result
+
+
+def record_stages(
+    block: Block, stages: Sequence[tuple[str, ...]], run: Callable[[Tensor], Tensor], reference: Reference
+) -> dict[tuple[str, ...], Store]:
+    """Every stage's inputs in the 16-bit model: the block runs over that model's states before a weight is replaced."""
+    stores = {names: reference.store(number) for number, names in enumerate(stages)}
+    first = {names[0]: store for names, store in stores.items()}
+    with watch_inputs({name: block.linears[name] for name in first}, lambda name, x: first[name].append(x)):
+        for i in range(len(reference.batches)):
+            reference.outputs[i] = run(reference.batches[i])
+    return stores
 
 
 def solve_stage(

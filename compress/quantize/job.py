@@ -86,7 +86,7 @@ def quantize_checkpoint(
     check_memory(model, needed - resident())
     drive = choose_driver(blocks, plan, config, activation_memory)
     settings = job_settings(model, plan, config, calibration) | {"processes": processes.count, "device": device}
-    room = plan.bytes + work_bytes(blocks, config)
+    room = plan.bytes + work_bytes(blocks, plan, config)
     with shared_journal(out, settings, room, processes, restart=restart) as journal:
         job = Job(checkpoint, plan, config, blocks, journal, processes, report if processes.rank == 0 else silent)
         job.report(plan_row(str(model), plan, config) | {"memory_bytes": needed})

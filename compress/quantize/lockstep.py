@@ -6,7 +6,7 @@ weights. So a block runs once per window, not once per stage, and the order of t
 Where that many parked tensors do not fit into memory, `replay` runs every stage from the start instead.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -89,26 +89,6 @@ def stage_input(block: Block, stages: Sequence[Stage], answer: object, index: in
         return answer[1]
     found = stages[answer[0]] if isinstance(answer, tuple) else "the end of the block"
     raise ValueError(f"{block.name}: a micro-batch reached {found}, expected {stages[index]}")
-
-
-def stage_by_stage(
-    drive: Callable[..., None],
-    block: Block,
-    stages: Sequence[Stage],
-    run: Callable[[Tensor], Tensor],
-    batches: Batches,
-    outputs: Outputs,
-) -> Iterator[Iterable[Tensor]]:
-    """A pass that changes nothing, as an iterator: the inputs of the next stage when they are asked for.
-
-    `drive` is `lockstep` or `replay`. `outputs` are there once the iterator has ended.
-    """
-    caller = greenlet.getcurrent()
-    worker = greenlet.greenlet(drive)
-    inputs = worker.switch(block, stages, run, batches, lambda stage, inputs: caller.switch(inputs), outputs)
-    while not worker.dead:
-        yield inputs
-        inputs = worker.switch()
 
 
 class Reached(Exception):

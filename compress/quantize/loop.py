@@ -25,7 +25,7 @@ from compress.model.blocks import Block, BlockModel
 from compress.quantize.activations import Activations, boundary
 from compress.quantize.block import BlockSettings, QuantizedBlock, Reference, quantize_block, round_block
 from compress.quantize.journal import Journal, log_path
-from compress.quantize.memory import BATCH_TOKENS, true_share
+from compress.quantize.memory import BATCH_TOKENS, parked_numbers, true_share
 from compress.quantize.plan import Plan
 from compress.quantize.processes import Processes
 
@@ -82,13 +82,15 @@ def solve_block(
     settings: BlockSettings,
     drive: Callable[..., None],
 ) -> QuantizedBlock:
-    """The block's codes; where the mismatch is corrected, the block goes on beside itself as it was."""
-    run, reference = job.blocks.runner(block, index), None
-    (own, true), (own_out, true_out) = inputs.streams(), outputs.streams()
-    if settings.mismatch:
-        twin = job.blocks.twin(block)
-        reference = Reference(twin, job.blocks.runner(twin, index), true, true_out)
+    """The block's codes; where the mismatch is corrected, what the stages of the 16-bit block see lies in files."""
+    run, (own, true), (own_out, true_out) = job.blocks.runner(block, index), inputs.streams(), outputs.streams()
+    reference = Reference(true, true_out, partial(stage_store, job)) if settings.mismatch else None
     return quantize_block(block, run, own, settings, own_out, drive, job.processes, reference)
+
+
+def stage_store(job: Job, number: int) -> Activations:
+    """An empty store for the inputs of a stage, over what the block before has left there."""
+    return Activations(job.journal.folder / f"stage-{number}-{job.processes.rank}.bin", [])
 
 
 def first_inputs(job: Job, ids: Tensor) -> Activations:
@@ -118,11 +120,13 @@ def next_inputs(job: Job, index: int, inputs: Activations) -> Activations:
     return boundary(job.journal.folder, index, inputs.shapes, job.processes.rank, inputs.true)
 
 
-def work_bytes(blocks: BlockModel, config: QuantizeConfig) -> int:
-    """Bytes on disk of the activations before and after a block."""
+def work_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int:
+    """Bytes on disk of the activations before and after a block, and of what the 16-bit block's stages see."""
     if config.method == "rtn":
         return 0
-    return int(8 * (1 + true_share(config)) * config.n_samples * config.seq_len * blocks.model.config.hidden_size)
+    stages = 4 * parked_numbers(blocks, plan)
+    share = true_share(config)
+    return int(config.n_samples * config.seq_len * (8 * (1 + share) * blocks.model.config.hidden_size + share * stages))
 
 
 def block_settings(job: Job) -> BlockSettings:

@@ -5,7 +5,6 @@ follow one another: the start token's measure, a forward of the windows, the sol
 is read from and written to files lies in the page cache, which is not the process's.
 """
 
-import math
 from collections.abc import Callable
 
 import psutil
@@ -36,20 +35,19 @@ def true_share(config: QuantizeConfig) -> float:
     return TRUE_SHARE if config.mismatch else 0.0
 
 
-def windows_tokens(config: QuantizeConfig) -> int:
-    """Tokens that go through a block."""
-    return math.ceil((1 + true_share(config)) * config.n_samples) * config.seq_len
-
-
 def parked_bytes(blocks: BlockModel, plan: Plan, tokens: int) -> int:
-    """What `lockstep` keeps for `tokens`: inputs, residuals and attention outputs, and the widest linear's inputs."""
-    return 4 * tokens * (3 * blocks.model.config.hidden_size + max(inn for _, inn in plan.linears.values()))
+    """What `lockstep` keeps for `tokens`, in float32."""
+    return 4 * tokens * parked_numbers(blocks, plan)
+
+
+def parked_numbers(blocks: BlockModel, plan: Plan) -> int:
+    """Per token: inputs, residuals and attention outputs, and the widest linear's inputs."""
+    return 3 * blocks.model.config.hidden_size + max(inn for _, inn in plan.linears.values())
 
 
 def choose_driver(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> Callable[..., None]:
     """`lockstep` where all windows may be parked within `limit` bytes, else `replay`, which gives the same bits."""
-    tokens = windows_tokens(config)
-    return lockstep if parked_bytes(blocks, plan, tokens) <= limit else replay
+    return lockstep if parked_bytes(blocks, plan, config.n_samples * config.seq_len) <= limit else replay
 
 
 def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> int:
@@ -61,9 +59,10 @@ def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limi
         held = 5 * weights + 2 * largest  # float32 and codes; the source's 16 bits of the linear that is being read
         steps += [table_bytes(blocks), held + 16 * largest]
     else:
-        work = max(forward_bytes(blocks, plan, config, limit), *(stage_bytes(shape) for shape in stages(block)))
-        kept = 4 * weights if config.mismatch else 0  # the 16-bit block beside the one that is quantized
-        steps += [2 * table_bytes(blocks) + head_bytes(blocks), kept + 5 * weights + work]
+        parked = parked_bytes(blocks, plan, config.n_samples * config.seq_len)
+        work = max(forward_bytes(blocks, plan, config), *(stage_bytes(shape) for shape in stages(block)))
+        kept = parked if parked <= limit else 0
+        steps += [2 * table_bytes(blocks) + head_bytes(blocks), 5 * weights + kept + work]
     return resident() + TOKENIZER * blocks.model.config.vocab_size + FREED + max(steps)
 
 
@@ -90,17 +89,11 @@ def stage_bytes(shape: tuple[int, int]) -> int:
     return 4 * inn**2 + max(4 * inn**2 + 10 * out * inn, 18 * out * inn)
 
 
-def forward_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> int:
-    """Everything parked, or one micro-batch, with what the linears of one micro-batch make and the widest Hessian."""
-    tokens = windows_tokens(config)
-    batch = min(tokens, max(BATCH_TOKENS, config.seq_len))
+def forward_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int:
+    """What the linears of one micro-batch make, and the widest statistics."""
+    batch = min(config.n_samples * config.seq_len, max(BATCH_TOKENS, config.seq_len))
     widest = max(inn for _, inn in plan.linears.values())
-    parked = parked_bytes(blocks, plan, tokens)
-    return (
-        (parked if parked <= limit else 0)
-        + 3 * parked_bytes(blocks, plan, batch)
-        + (8 if config.mismatch else 4) * widest**2
-    )
+    return 3 * parked_bytes(blocks, plan, batch) + (8 if config.mismatch else 4) * widest**2
 
 
 def recover_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, weights: int) -> int:
