@@ -42,10 +42,6 @@ class Hessian:
         """(in_features, in_features) float32, exactly symmetric; a new tensor at every reading."""
         return mirrored(self._upper.clone())
 
-    def so_far(self) -> Tensor:
-        """The same without a copy, until the next update."""
-        return mirrored(self._upper)
-
     def take(self) -> Tensor:
         """The same without a copy: nothing can be added afterwards."""
         upper, self._upper = self._upper, torch.zeros(0, 0)

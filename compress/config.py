@@ -28,7 +28,7 @@ class QuantizeConfig:
     group_size: int = 0
     sym: bool | None = None
     damp_percent: float = 0.01
-    mismatch: float = 0.0
+    mismatch: float = 0.5
     n_samples: int = 128
     seq_len: int = 512
     seed: int = 0

@@ -52,7 +52,7 @@ class QuantizePart(Part):
     n_samples: int = 128
     seq_len: int = 512
     damp_percent: float = 0.01
-    mismatch: float = 0.0
+    mismatch: float = 0.5
     head_bits: int = 16
     embedding_bits: int = 16
     eight_bit: list[str] = []

@@ -31,7 +31,7 @@ from compress.config import AUTO, DEFAULT_FORMAT, FORMAT_NAMES, METHODS, Quantiz
 @click.option(
     "--mismatch",
     type=click.FloatRange(0, 1),
-    default=0.0,
+    default=0.5,
     show_default=True,
     help="How far weights move towards what makes up for the rounding before them.",
 )

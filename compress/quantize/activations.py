@@ -19,22 +19,11 @@ Shape = tuple[int, ...]
 
 
 class Activations:
-    """Micro-batches (batch, seq, hidden) in one file: `store[i]` reads one, `store[i] = x` writes it.
+    """Micro-batches (batch, seq, hidden) in one file, the first at byte `begin`: `store[i]` reads one, `store[i] = x`
+    writes it."""
 
-    The last `true` of them are the first once more, as the 16-bit model makes them. The file begins with `begin` bytes
-    of others.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        shapes: Sequence[Shape],
-        dtype: torch.dtype = torch.float32,
-        *,
-        true: int = 0,
-        begin: int = 0,
-    ):
-        self.path, self.shapes, self.dtype, self.true = path, list(shapes), dtype, true
+    def __init__(self, path: Path, shapes: Sequence[Shape], dtype: torch.dtype = torch.float32, *, begin: int = 0):
+        self.path, self.shapes, self.dtype = path, list(shapes), dtype
         sizes = [prod(shape) * dtype.itemsize for shape in shapes]
         self.offsets = [begin + sum(sizes[:i]) for i in range(len(sizes) + 1)]
         path.touch()
@@ -66,11 +55,11 @@ class Activations:
         self.offsets.append(self.offsets[-1] + tensor.numel() * self.dtype.itemsize)
         self[len(self) - 1] = tensor
 
-    def streams(self) -> "tuple[Activations, Activations]":
-        """What quantized blocks have made, and what the 16-bit model has made of the first of it; in the same file."""
-        own = len(self) - self.true
-        first = Activations(self.path, self.shapes[:own], self.dtype)
-        return first, Activations(self.path, self.shapes[own:], self.dtype, begin=self.offsets[own])
+    def halves(self) -> "tuple[Activations, Activations]":
+        """The first and the second half of the micro-batches, in the same file."""
+        middle = len(self) // 2
+        first = Activations(self.path, self.shapes[:middle], self.dtype, begin=self.offsets[0])
+        return first, Activations(self.path, self.shapes[middle:], self.dtype, begin=self.offsets[middle])
 
     def sync(self) -> None:
         """Return when everything is on the disk."""
@@ -92,6 +81,6 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def boundary(folder: Path, index: int, shapes: Sequence[Shape], rank: int = 0, true: int = 0) -> Activations:
+def boundary(folder: Path, index: int, shapes: Sequence[Shape], rank: int = 0) -> Activations:
     """A process's inputs of block `index`: two files in turn, so that inputs outlive the writing of outputs."""
-    return Activations(folder / f"activations-{index % 2}-{rank}.bin", shapes, true=true)
+    return Activations(folder / f"activations-{index % 2}-{rank}.bin", shapes)

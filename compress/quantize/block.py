@@ -59,7 +59,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Reference:
-    """The first windows in the 16-bit model: what goes into the block and comes out, each (batch, seq, hidden), and an
+    """The windows in the 16-bit model: what goes into the block and comes out, each (batch, seq, hidden), and an
     empty store for the inputs of a stage, by its number."""
 
     batches: Batches
@@ -184,25 +184,21 @@ def stage_problem(
     processes: Processes,
 ) -> tuple[Tensor, Tensor]:
     """What the stage's linears, rows stacked, shall be (out, in), and the mean of x xᵀ over all tokens of all
-    processes' inputs, (in, in). ValueError when it is not finite.
-
-    The first inputs have one `wanted` beside them each: from those the mismatch is known.
-    """
-    linears = [block.linears[name] for name in stage.linears]
-    weight, inputs = torch.cat([linear.weight.detach().float() for linear in linears]), iter(inputs)
+    processes' inputs, (in, in). ValueError when it is not finite."""
+    weight = torch.cat([block.linears[name].weight.detach().float() for name in stage.linears])
     hessian = Hessian(weight.shape[1])
-    if wanted is not None:
-        mismatch = Mismatch(weight.shape[1])
-        for x16, x in zip(wanted, inputs, strict=False):
+    if wanted is None:
+        for x in inputs:
             hessian.update(x)
-            mismatch.update(x, x16)
-        moved = processes.mean(weight @ mismatch.take(), hessian.tokens)
-        seen = finite_statistic(processes.mean(hessian.so_far(), hessian.tokens))
-        weight = retarget(weight, seen, moved, strength=settings.mismatch, damp_percent=settings.damp_percent)
-        del seen
-    for x in inputs:
+        return weight, finite_statistic(processes.mean(hessian.take(), hessian.tokens))
+    mismatch = Mismatch(weight.shape[1])
+    for x, x16 in zip(inputs, wanted, strict=True):
         hessian.update(x)
-    return weight, finite_statistic(processes.mean(hessian.take(), hessian.tokens))
+        mismatch.update(x, x16)
+    moved = processes.mean(weight @ mismatch.take(), hessian.tokens)
+    value = finite_statistic(processes.mean(hessian.take(), hessian.tokens))
+    target = retarget(weight, value, moved, strength=settings.mismatch, damp_percent=settings.damp_percent)
+    return target, value
 
 
 def finite_statistic(value: Tensor) -> Tensor:

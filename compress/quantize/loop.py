@@ -4,7 +4,6 @@ Activations between blocks lie in files; with several processes each has those o
 """
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from compress.model.blocks import Block, BlockModel
 from compress.quantize.activations import Activations, boundary
 from compress.quantize.block import BlockSettings, QuantizedBlock, Reference, quantize_block, round_block
 from compress.quantize.journal import Journal, log_path
-from compress.quantize.memory import BATCH_TOKENS, parked_numbers, true_share
+from compress.quantize.memory import BATCH_TOKENS, parked_bytes
 from compress.quantize.plan import Plan
 from compress.quantize.processes import Processes
 
@@ -59,7 +58,7 @@ def quantize_blocks(job: Job, writer: CheckpointWriter, windows: Windows | None,
         writer.written |= {name for name in writer.specs if name.startswith(f"{job.blocks.name(index)}.")}
     inputs = first_inputs(job, windows.ids) if windows else None
     for index, block in job.blocks.in_order(first):
-        outputs = next_inputs(job, index + 1, inputs) if inputs else None
+        outputs = boundary(job.journal.folder, index + 1, inputs.shapes, job.processes.rank) if inputs else None
         if inputs is None or outputs is None:
             result = round_block(block, settings)
         else:
@@ -82,10 +81,13 @@ def solve_block(
     settings: BlockSettings,
     drive: Callable[..., None],
 ) -> QuantizedBlock:
-    """The block's codes; where the mismatch is corrected, what the stages of the 16-bit block see lies in files."""
-    run, (own, true), (own_out, true_out) = job.blocks.runner(block, index), inputs.streams(), outputs.streams()
-    reference = Reference(true, true_out, partial(stage_store, job)) if settings.mismatch else None
-    return quantize_block(block, run, own, settings, own_out, drive, job.processes, reference)
+    """The block's codes. Where the mismatch is corrected, the second half of each file is the 16-bit model's."""
+    run = job.blocks.runner(block, index)
+    if not settings.mismatch:
+        return quantize_block(block, run, inputs, settings, outputs, drive, job.processes)
+    (own, true), (own_outputs, true_outputs) = inputs.halves(), outputs.halves()
+    reference = Reference(true, true_outputs, partial(stage_store, job))
+    return quantize_block(block, run, own, settings, own_outputs, drive, job.processes, reference)
 
 
 def stage_store(job: Job, number: int) -> Activations:
@@ -94,19 +96,18 @@ def stage_store(job: Job, number: int) -> Activations:
 
 
 def first_inputs(job: Job, ids: Tensor) -> Activations:
-    """This process's inputs of the first block to do: embedded, or what the interrupted run has left."""
+    """This process's inputs of the first block to do: embedded, or what the interrupted run has left. The same twice,
+    where the mismatch is corrected."""
     read = ids[: len(ids) - job.config.held_out]
-    every = read.split(max(1, BATCH_TOKENS // job.config.seq_len))
-    parts = job.processes.mine(every)
+    parts = job.processes.mine(read.split(max(1, BATCH_TOKENS // job.config.seq_len)))
     if not parts:
         raise QCompressError(f"{len(read)} windows are too few for {job.processes.count} processes; start fewer")
-    true = job.processes.mine(every[: math.ceil(len(every) * true_share(job.config))])
-    parts += true
+    parts *= 2 if job.config.mismatch else 1
     shapes = [(*part.shape, job.blocks.model.config.hidden_size) for part in parts]
-    inputs = boundary(job.journal.folder, len(job.journal.blocks), shapes, job.processes.rank, len(true))
+    inputs = boundary(job.journal.folder, len(job.journal.blocks), shapes, job.processes.rank)
     with job.blocks.ends():
         if job.journal.blocks:
-            for part in (parts[0], every[-1]):  # the blocks' masks and rotary tables, for every shape there is
+            for part in (parts[0], parts[-1]):  # the blocks' masks and rotary tables, for every shape there is
                 job.blocks.embed(part)
             inputs.check(job.journal.blocks[-1]["activations"][job.processes.rank])
         else:
@@ -115,18 +116,13 @@ def first_inputs(job: Job, ids: Tensor) -> Activations:
     return inputs
 
 
-def next_inputs(job: Job, index: int, inputs: Activations) -> Activations:
-    """Where the inputs of block `index` go, for as many windows as `inputs`."""
-    return boundary(job.journal.folder, index, inputs.shapes, job.processes.rank, inputs.true)
-
-
 def work_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int:
-    """Bytes on disk of the activations before and after a block, and of what the 16-bit block's stages see."""
+    """Bytes on disk of the activations before and after a block; with the mismatch to correct, twice, and of what the
+    stages of the 16-bit block see."""
+    tokens, width = config.n_samples * config.seq_len, blocks.model.config.hidden_size
     if config.method == "rtn":
         return 0
-    stages = 4 * parked_numbers(blocks, plan)
-    share = true_share(config)
-    return int(config.n_samples * config.seq_len * (8 * (1 + share) * blocks.model.config.hidden_size + share * stages))
+    return tokens * 16 * width + parked_bytes(blocks, plan, tokens) if config.mismatch else tokens * 8 * width
 
 
 def block_settings(job: Job) -> BlockSettings:

@@ -21,7 +21,6 @@ from compress.quantize.recover_student import RecoverSettings
 ACTIVATION_MEMORY = 1_000_000_000  # bytes; what lockstep may park unless told otherwise
 TOKENIZER = 2_000  # bytes per entry of the vocabulary, the calibration text in tokens included: measured
 FREED = 200_000_000  # bytes of small tensors that are gone and that the C library keeps: measured
-TRUE_SHARE = 0.25  # of the windows; see NOTES.md for what more of them bring
 BATCH_TOKENS = 2048  # per micro-batch: large enough for the matrix products, small enough for the cache
 
 
@@ -30,19 +29,9 @@ def resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-def true_share(config: QuantizeConfig) -> float:
-    """The share of the windows that also go through the 16-bit model, where the mismatch with it is corrected."""
-    return TRUE_SHARE if config.mismatch else 0.0
-
-
 def parked_bytes(blocks: BlockModel, plan: Plan, tokens: int) -> int:
-    """What `lockstep` keeps for `tokens`, in float32."""
-    return 4 * tokens * parked_numbers(blocks, plan)
-
-
-def parked_numbers(blocks: BlockModel, plan: Plan) -> int:
-    """Per token: inputs, residuals and attention outputs, and the widest linear's inputs."""
-    return 3 * blocks.model.config.hidden_size + max(inn for _, inn in plan.linears.values())
+    """What `lockstep` keeps for `tokens`: inputs, residuals and attention outputs, and the widest linear's inputs."""
+    return 4 * tokens * (3 * blocks.model.config.hidden_size + max(inn for _, inn in plan.linears.values()))
 
 
 def choose_driver(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> Callable[..., None]:

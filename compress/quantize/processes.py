@@ -29,14 +29,13 @@ class Processes:
         return list(parts[self.rank :: self.count])
 
     def mean(self, value: Tensor, tokens: int) -> Tensor:
-        """The mean over all processes' tokens of what is a mean over this one's; `value` itself for one process."""
+        """The mean over all processes' tokens of what is a mean over this one's, in place."""
         if self.count == 1:
             return value
         total = torch.tensor(float(tokens), dtype=torch.float64)
         dist.all_reduce(total)
-        share = value * (tokens / total.item())
-        dist.all_reduce(share)
-        return share
+        dist.all_reduce(value.mul_(tokens / total.item()))
+        return value
 
     def gather(self, value: T) -> list[T]:
         """Everyone's value, in the order of the ranks."""
