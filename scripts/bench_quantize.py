@@ -66,6 +66,7 @@ class Variant:
 
 VARIANTS = (
     Variant("gptq", ("--method", "gptq", "--format", "gptq")),
+    Variant("gptq uncorrected", ("--method", "gptq", "--format", "gptq", "--mismatch", "0")),
     Variant("awq", ("--method", "awq", "--format", "awq")),
     Variant("awq+gptq", ("--method", "awq+gptq", "--format", "awq")),
     Variant("awq+gptq recover", ("--method", "awq+gptq", "--format", "awq", "--recover")),
