@@ -94,7 +94,7 @@ def whole_loss(student, teacher, ids: Tensor) -> Tensor:
 
 
 def test_recovery_in_a_job_changes_scales_and_norms_and_no_code(path, tmp_path):
-    config = QuantizeConfig("gptq", "gptq", mismatch=0, n_samples=16, seq_len=24, group_size=32)
+    config = QuantizeConfig("gptq", "gptq", n_samples=16, seq_len=24, group_size=32, held_out=2, mismatch=0)
     quantize_checkpoint(path, tmp_path / "plain", config)
     quantize_checkpoint(path, tmp_path / "recovered", replace(config, recover=8))
     plain, recovered = Checkpoint(tmp_path / "plain"), Checkpoint(tmp_path / "recovered")
@@ -179,3 +179,12 @@ def test_scales_are_rounded_as_they_will_be_stored(tiny_llama):
     scales = student.packed(module).scales
     assert torch.equal(scales, scales.half().float())
     assert torch.equal(replace(student.packed(module), scales=codes[module].scales).codes, codes[module].codes)
+
+
+def test_windows_that_judge_recovery_are_read_by_no_method(tiny_llama, tmp_path):
+    config = QuantizeConfig("gptq", "gptq", n_samples=16, seq_len=24, group_size=32)
+    found = []
+    for name, changes in (("recovered", {"recover": 1}), ("held", {"held_out": 2}), ("all", {})):
+        quantize_checkpoint(tiny_llama, tmp_path / name, replace(config, **changes))
+        found.append(Checkpoint(tmp_path / name).tensor("model.layers.1.mlp.down_proj.qweight"))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
