@@ -33,7 +33,8 @@ def evaluation_windows(
     """`n_samples` windows of `text` (an embedded name or a file), beginning as the reference wants them to begin.
 
     A reference cache at `cache` knows how, where it is of the same text; it is measured otherwise.
-    Raises QCompressError when a checkpoint was calibrated on `text`, CalibrationError when it cannot be read.
+    Raises QCompressError when a checkpoint was calibrated on `text` or no token counts, CalibrationError when it cannot
+    be read.
     """
     tokenizer = load_tokenizer(reference)
     plain = build_windows([text], tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed)
@@ -44,6 +45,11 @@ def evaluation_windows(
     if start["token"] is not None:
         token = start["token"]
         windows = build_windows([text], tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, start_token=token)
+    if not windows.mask.any():
+        raise QCompressError(
+            f"{text}: none of the {windows.ids.numel():,} tokens that are read counts, of a conversation only the "
+            "assistant's do; give more or longer windows, or another text"
+        )
     return replace(windows, manifest=windows.manifest | {"start": start, "plain_windows": digest})
 
 

@@ -53,6 +53,13 @@ def test_without_a_limit_it_says_that_nothing_was_verified(tiny_llama, rounded, 
     assert result.exit_code == 0 and "nothing was verified" in result.stderr
 
 
+def test_a_text_of_which_no_token_counts_is_refused(tiny_llama, rounded, tmp_path):
+    turns = [{"role": "user", "content": "word " * 900}, {"role": "assistant", "content": "yes"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}))
+    result = verify(tiny_llama, rounded, "--text", tmp_path / "chat.jsonl")
+    assert result.exit_code == 1 and "none of the 128 tokens that are read counts" in error_line(result)
+
+
 def test_the_embedded_text_is_the_default(tiny_llama, rounded):
     result = verify(tiny_llama, rounded, "--json")
     assert result.exit_code == 0, result.output
