@@ -62,15 +62,15 @@ class QuantizeConfig:
             raise ValueError(f"n_samples={self.n_samples}, seq_len={self.seq_len}, damp_percent={self.damp_percent}")
 
     @property
-    def judges(self) -> int:
-        """How many windows no method reads: those held out, or an eighth where recovery needs some."""
-        return self.held_out or (max(1, self.n_samples // 8) if self.recover and self.n_samples > 1 else 0)
-
-    @property
     def symmetric(self) -> bool:
         """gptq stores symmetric grids, awq asymmetric ones, compressed-tensors both (asymmetric unless told)."""
         fixed = {"gptq": True, "awq": False}
         return fixed.get(self.format, bool(self.sym))
+
+
+def eighth(count: int) -> int:
+    """How many of `count` windows judge where nobody has said it."""
+    return max(1, count // 8)
 
 
 def parse_size(text: str) -> int:

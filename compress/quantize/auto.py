@@ -20,7 +20,7 @@ from compress.checkpoint.read import read_json
 from compress.checkpoint.record import RECORD, read_record
 from compress.checkpoint.work import refuse_changes
 from compress.checkpoint.write import check_room, write_json
-from compress.config import AUTO, METHODS, QuantizeConfig
+from compress.config import AUTO, METHODS, QuantizeConfig, eighth
 from compress.model.blocks import BlockModel
 from compress.quantize.calibrate import calibration_windows
 from compress.quantize.job import job_settings, plan_quantize, quantize_checkpoint
@@ -47,7 +47,7 @@ def quantize(
     options = {"calibration": calibration, "dtype": dtype, "restart": restart, "report": report, **resources}
     if config.method != AUTO:
         return quantize_checkpoint(model, out, config, **options)  # type: ignore[arg-type]
-    config = replace(config, held_out=config.held_out or max(1, config.n_samples // 8))
+    config = replace(config, held_out=config.held_out or eighth(config.n_samples))
     folder = open_folder(model, out, config, calibration, dtype, restart)
     judge = make_judge(model, config, calibration)
     found: list[Row] = []

@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """What all blocks of a checkpoint share: the method, the grid as its format will store it, two strengths, heads.
+    """What all blocks of a checkpoint share: method, grid as its format will store it, damping, mismatch, heads.
 
     `share` query heads of `width` channels hang on one value head. `eight_bit` are the full paths of linears that get
     8 bits, always whole stages, and always symmetric.

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from compress.checkpoint.memory import check_memory
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import digest
 from compress.checkpoint.write import CheckpointWriter, partial_path
-from compress.config import QuantizeConfig
+from compress.config import QuantizeConfig, eighth
 from compress.errors import QCompressError
 from compress.model.blocks import BlockModel, parameter_shapes
 from compress.quantize.budget import plan_within
@@ -77,9 +77,12 @@ def quantize_checkpoint(
     between the stages of a block: it changes the speed, never the result. With several `processes` each runs its share
     of the windows, and the first writes and reports. On a GPU (`device` "cuda") blocks run in 16 bits; statistics and
     rounding are float32 everywhere.
+    Recovery is judged on an eighth of the windows where the config holds out none.
     QCompressError for bad input, GateFailure when the validator refuses the result.
     """
     started = time.perf_counter()
+    if config.recover and config.n_samples > 1:
+        config = replace(config, held_out=config.held_out or eighth(config.n_samples))
     checkpoint, plan = plan_quantize(model, config, dtype=dtype)
     blocks = make_blocks(checkpoint, plan, device)
     needed = estimate_memory(blocks, plan, config, activation_memory)

@@ -98,7 +98,7 @@ def stage_store(job: Job, number: int) -> Activations:
 def first_inputs(job: Job, ids: Tensor) -> Activations:
     """This process's inputs of the first block to do: embedded, or what the interrupted run has left. The same twice,
     where the mismatch is corrected."""
-    read = ids[: len(ids) - job.config.judges]
+    read = ids[: len(ids) - job.config.held_out]
     parts = job.processes.mine(read.split(max(1, BATCH_TOKENS // job.config.seq_len)))
     if not parts:
         raise QCompressError(f"{len(read)} windows are too few for {job.processes.count} processes; start fewer")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from compress.config import eighth
 from compress.model.blocks import Block, BlockModel
 from compress.quantize.grid import QuantizedWeight, split_groups
 
@@ -28,7 +29,7 @@ class RecoverSettings:
 
     def held(self, count: int) -> int:
         """How many of `count` windows judge."""
-        return self.held_out or max(1, count // 8)
+        return self.held_out or eighth(count)
 
 
 class Student:

@@ -25,7 +25,7 @@ def recover_checkpoint(job: Job, writer: CheckpointWriter, ids: Tensor) -> None:
     if not file.is_file():
         student = make_student(writer, job.plan, job.blocks.layers_path)
         model = BlockModel(job.checkpoint.config, student.weights, job.blocks.dtype, job.blocks.device)
-        settings = RecoverSettings(epochs=job.config.recover, held_out=job.config.judges)
+        settings = RecoverSettings(epochs=job.config.recover, held_out=job.config.held_out)
         found = recover(job.blocks, model, student, ids, settings, job.report)
         student.multipliers = found.multipliers
         notes["recover"] = {name: getattr(found, name) for name in ("kl_before", "kl_blocks", "kl", "step")}
