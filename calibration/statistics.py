@@ -49,27 +49,34 @@ class Hessian:
 
 
 class Mismatch:
-    """Running mean of (reference − x) xᵀ over tokens: how far, and along which inputs, x is from what it stands for."""
+    """Running mean of W (reference − x) xᵀ over tokens: what a linear's outputs lack of those that it has with the
+    reference's inputs, and along which of its own inputs they lack it.
 
-    def __init__(self, in_features: int):
-        self.in_features = in_features
-        self.tokens = 0
-        self._value = torch.zeros(in_features, in_features)
+    A weight W (out_features, in_features) with few outputs meets every token; with many, only the mean, at the end.
+    """
+
+    def __init__(self, weight: Tensor):
+        self.weight, self.tokens = weight, 0
+        self.narrow = 2 * weight.shape[0] < weight.shape[1]
+        self._value = weight.new_zeros(weight.shape[int(not self.narrow)], weight.shape[1])
 
     def update(self, x: Tensor, reference: Tensor) -> None:
         """Add the tokens of x and reference, both (..., in_features). Raises ValueError on another width."""
-        x, reference = _tokens(x, self.in_features), _tokens(reference.to(x.device), self.in_features)
+        width = self.weight.shape[1]
+        x, reference = _tokens(x, width), _tokens(reference.to(x.device), width)
         if not len(x):
             return
-        self._value = self._value.to(x.device)
+        missing = reference - x
+        if self.narrow:
+            missing = missing @ self.weight.T
         kept = self.tokens / (self.tokens + len(x))
         self.tokens += len(x)
-        self._value.addmm_((reference - x).T, x, beta=kept, alpha=1 / self.tokens)
+        self._value.addmm_(missing.T, x, beta=kept, alpha=1 / self.tokens)
 
     def take(self) -> Tensor:
-        """(in_features, in_features) float32: nothing can be added afterwards."""
-        value, self._value = self._value, torch.zeros(0, 0)
-        return value
+        """(out_features, in_features) float32: nothing can be added afterwards."""
+        value, self._value = self._value, self._value.new_zeros(0, 0)
+        return value if self.narrow else self.weight @ value
 
 
 def strips(size: int, narrowest: int = 1) -> Iterator[slice]:

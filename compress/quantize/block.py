@@ -191,11 +191,11 @@ def stage_problem(
         for x in inputs:
             hessian.update(x)
         return weight, finite_statistic(processes.mean(hessian.take(), hessian.tokens))
-    mismatch = Mismatch(weight.shape[1])
+    mismatch = Mismatch(weight)
     for x, x16 in zip(inputs, wanted, strict=True):
         hessian.update(x)
         mismatch.update(x, x16)
-    moved = processes.mean(weight @ mismatch.take(), hessian.tokens)
+    moved = processes.mean(mismatch.take(), hessian.tokens)
     value = finite_statistic(processes.mean(hessian.take(), hessian.tokens))
     target = retarget(weight, value, moved, strength=settings.mismatch, damp_percent=settings.damp_percent)
     return target, value

@@ -81,8 +81,14 @@ def stage_bytes(shape: tuple[int, int]) -> int:
 def forward_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int:
     """What the linears of one micro-batch make, and the widest statistics."""
     batch = min(config.n_samples * config.seq_len, max(BATCH_TOKENS, config.seq_len))
-    widest = max(inn for _, inn in plan.linears.values())
-    return 3 * parked_bytes(blocks, plan, batch) + (8 if config.mismatch else 4) * widest**2
+    statistics = max(statistics_bytes(shape, config.mismatch > 0) for shape in plan.linears.values())
+    return 3 * parked_bytes(blocks, plan, batch) + statistics
+
+
+def statistics_bytes(shape: tuple[int, int], mismatch: bool) -> int:
+    """The Hessian of a linear, and the mismatch with its few outputs or with all of its inputs."""
+    out, inn = shape
+    return 4 * inn * (inn + (mismatch and (out if 2 * out < inn else inn)))
 
 
 def recover_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, weights: int) -> int:

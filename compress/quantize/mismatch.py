@@ -10,6 +10,7 @@ this target; here only a `strength` of the way is gone: M is measured on few tok
 import torch
 from torch import Tensor
 
+from calibration.statistics import strips
 from compress.quantize.gptq import inverse_factor
 
 ROWS = 256  # of a weight at a time: 18944 inputs leave no room for more beside their Hessian and its factor
@@ -24,6 +25,16 @@ def retarget(weight: Tensor, hessian: Tensor, moved: Tensor, *, strength: float,
     factor = inverse_factor(hessian, damp_percent)
     back = torch.argsort(factor.order)
     for own, change in zip(weight.split(ROWS), moved.split(ROWS), strict=True):
-        solved = change[:, factor.order] @ factor.upper.T @ factor.upper
+        solved = times_inverse(change[:, factor.order], factor.upper)
         change.copy_(own + strength * solved[:, back])
     return moved
+
+
+def times_inverse(rows: Tensor, upper: Tensor) -> Tensor:
+    """rows (n, in) times Uᵀ U, of an upper triangular U (in, in), in strips that leave out most of its zeros."""
+    half, whole = torch.empty_like(rows), torch.empty_like(rows)
+    for own in strips(len(upper)):
+        half[:, own] = rows[:, own.start :] @ upper[own, own.start :].T
+    for own in strips(len(upper)):
+        whole[:, own] = half[:, : own.stop] @ upper[: own.stop, own]
+    return whole

@@ -7,27 +7,26 @@ from compress.checkpoint.read import Checkpoint
 from compress.model.blocks import BlockModel
 from compress.quantize.block import BlockSettings, Reference, quantize_block
 from compress.quantize.lockstep import lockstep, replay
-from compress.quantize.mismatch import retarget
+from compress.quantize.mismatch import retarget, times_inverse
 
 SETTINGS = {"bits": 4, "group_size": 32, "sym": False, "dtype": torch.float16, "damp_percent": 0.01}
 HEADS = {"share": 2, "width": 16}
 
 
-@pytest.fixture
-def problem():
-    """A weight (6, 8), 500 inputs of the 16-bit model, and what quantized predecessors have made of them."""
+@pytest.fixture(params=[6, 2])
+def problem(request):
+    """A weight of many outputs (6, 8) or few, 500 inputs of the 16-bit model, and what quantized predecessors made."""
     torch.manual_seed(0)
     wanted = torch.randn(500, 8)
-    return torch.randn(6, 8), wanted, wanted + 0.3 * torch.randn(500, 8) @ torch.randn(8, 8)
+    return torch.randn(request.param, 8), wanted, wanted + 0.3 * torch.randn(500, 8) @ torch.randn(8, 8)
 
 
 def corrected(weight, wanted, x, strength, damp_percent=1e-7):
-    hessian, mismatch = Hessian(8), Mismatch(8)
+    hessian, mismatch = Hessian(8), Mismatch(weight)
     for part, part16 in zip(x.split(99), wanted.split(99), strict=True):
         hessian.update(part)
         mismatch.update(part, part16)
-    moved = weight @ mismatch.take()
-    return retarget(weight, hessian.value, moved, strength=strength, damp_percent=damp_percent)
+    return retarget(weight, hessian.value, mismatch.take(), strength=strength, damp_percent=damp_percent)
 
 
 def test_the_whole_way_is_the_least_squares_solution(problem):
@@ -52,6 +51,12 @@ def test_an_input_that_never_fires_keeps_its_weights(problem):
     x[:, 3] = 0
     found = corrected(weight, wanted, x, 1.0)
     assert torch.equal(found[:, 3], weight[:, 3]) and not torch.equal(found, weight)
+
+
+def test_strips_leave_out_nothing_but_zeros():
+    torch.manual_seed(0)
+    rows, upper = torch.randn(3, 11), torch.randn(11, 11).triu()
+    torch.testing.assert_close(times_inverse(rows, upper), rows @ upper.T @ upper)
 
 
 @pytest.fixture
