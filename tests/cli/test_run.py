@@ -22,7 +22,7 @@ def small(teacher, out, **changes):
         "out": str(out),
         "distill": {"blocks": 1, "steps": 1, "batch_size": 2, "seq_len": 32},
         "quantize": [{"name": "q", "method": "gptq", "n_samples": 8, "seq_len": 32}],
-        "verify": {"windows": 2, "seq_len": 32},
+        "verify": {"windows": 24, "seq_len": 32},
     }
     return value | changes
 
@@ -91,7 +91,7 @@ def test_a_recipe_runs_skips_what_is_done_and_refuses_what_changed(tiny_llama, t
 
 
 def test_a_limit_that_is_passed_ends_with_3_after_the_report(tiny_llama, tmp_path):
-    value = small(tiny_llama, tmp_path / "out", verify={"windows": 2, "seq_len": 32, "max_kl": 1e-9})
+    value = small(tiny_llama, tmp_path / "out", verify={"windows": 24, "seq_len": 32, "max_kl": 1e-9})
     result = invoke("run", write(tmp_path / "recipe.yaml", value), "--json")
     assert result.exit_code == 3, result.output
     assert not json.loads(result.stdout)["verdicts"][0]["passed"]

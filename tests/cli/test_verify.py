@@ -61,7 +61,9 @@ def test_a_text_of_which_no_token_counts_is_refused(tiny_llama, rounded, tmp_pat
 
 
 def test_the_embedded_text_is_the_default(tiny_llama, rounded):
-    result = verify(tiny_llama, rounded, "--json")
+    result = CliRunner().invoke(
+        cli, ["verify", str(tiny_llama), str(rounded), "--windows", "24", "--seq-len", "32", "--json"]
+    )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["text"] == "heldout"
 

@@ -176,9 +176,12 @@ def test_a_file_that_adds_nothing_to_a_mixture_is_refused_by_its_own_name(tiny_l
 
 
 def test_a_text_that_is_too_short_for_the_run_is_read_again(tiny_llama, tmp_path):
-    (tmp_path / "short.txt").write_text(" ".join(f"sentence {i} is about the fox and the dog." for i in range(20)))
+    for name, first in (("short.txt", 0), ("others.txt", 20)):
+        sentences = (f"sentence {i} is about the fox and the dog." for i in range(first, first + 20))
+        (tmp_path / name).write_text(" ".join(sentences))
     reported: list[dict[str, Any]] = []
-    settings = DistillConfig(blocks=1, data=(str(tmp_path / "short.txt"),), **SHORT)
+    texts = {"data": (str(tmp_path / "short.txt"),), "heldout": str(tmp_path / "others.txt")}
+    settings = DistillConfig(blocks=1, **SHORT | texts)
     distill_checkpoint(tiny_llama, tmp_path / "out", settings, reported.append)
     (text,) = [row for row in reported if "epochs" in row]
     assert text["epochs"] == pytest.approx(24 / text["windows"], abs=0.01) and text["windows"] < 24

@@ -109,8 +109,8 @@ def test_draws_follow_the_distribution():
 
 
 def test_an_on_policy_stage_learns_by_reverse_kl_alone_unless_it_says_otherwise(tiny_llama: Path, tmp_path: Path):
-    stages = (StageConfig("own", on_policy=True, steps=4),)
-    whole = DistillConfig(blocks=1, seq_len=32, learning_rate=3e-3, eval_every=1, stages=stages)
+    stages = (StageConfig("own", on_policy=True, steps=12),)
+    whole = DistillConfig(blocks=1, seq_len=32, learning_rate=1e-3, eval_every=1, stages=stages)
     (resolved,) = whole.resolved()
     assert (resolved.divergence, resolved.alpha, resolved.temperature) == ("reverse_kl", 1.0, 1.0)
     named = DistillConfig(blocks=1, stages=(StageConfig("own", on_policy=True, divergence="jsd"),)).resolved()
