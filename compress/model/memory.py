@@ -1,5 +1,8 @@
-"""What a decoder block keeps to go back through it, from its config alone."""
+"""What a decoder block keeps to go back through it, from its config alone; and giving back what is freed."""
 
+import ctypes
+import sys
+from functools import cache
 from typing import Any
 
 
@@ -12,3 +15,19 @@ def block_numbers(config: dict[str, Any]) -> int:
     width, heads = int(config["hidden_size"]), int(config.get("num_attention_heads") or 1)
     head = int(config.get("head_dim") or width // heads)
     return 8 * width + 2 * heads * head + 4 * int(config["intermediate_size"])
+
+
+def give_back() -> None:
+    """Return the memory of tensors that are gone to the system.
+
+    glibc keeps what was smaller than 32 MB, and a loop over blocks scatters new tensors over it. Other C libraries are
+    left alone.
+    """
+    if trim := heap_trimmer():
+        trim(0)
+
+
+@cache
+def heap_trimmer() -> Any:
+    """malloc_trim of the C library, None where it has none."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from compress.losses import Side, distill_loss, find_head
 from compress.model.blocks import BlockModel
+from compress.model.memory import give_back
 from compress.quantize.recover_blocks import recover_blocks
 from compress.quantize.recover_student import Adam, RecoverSettings, Student, backward, batches
 from compress.schedule import learning_rate
@@ -149,6 +150,7 @@ class Trainer:
         for index in reversed(range(len(self.model))):
             with self.model.block(index) as block:
                 gradient = backward(self.model, self.student, block, index, states.pop(), partial(product, gradient))
+            give_back()
         self.adam.step(rate)
         return loss
 

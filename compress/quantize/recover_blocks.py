@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from compress.model.blocks import BlockModel
+from compress.model.memory import give_back
 from compress.quantize.recover_student import Adam, RecoverSettings, Student, backward, batches
 from compress.schedule import learning_rate
 
@@ -40,6 +41,7 @@ def recover_blocks(
         wanted = advance(teacher, index, wanted, settings)
         before, after = train_block(model, student, index, states, wanted, settings)
         states = advance(model, index, states, settings)
+        give_back()
         line = {"recover_block": f"{index + 1}/{len(model)}", "error_before": before, "error": after}
         report(line | {"seconds": round(time.perf_counter() - started, 1)})
     return wanted
