@@ -59,7 +59,7 @@ def train_block(
     for step, rows in enumerate(batches(trained, settings, settings.block_epochs), 1):
         with model.block(index) as block:
             backward(model, student, block, index, states[rows], partial(relative_error, wanted[rows]))
-        adam.step(learning_rate(step, steps, settings.learning_rate))
+        adam.step(learning_rate(step, steps, settings.block_learning_rate))
     after = judge()
     if not after < before:
         student.restore(kept)

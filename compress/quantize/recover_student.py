@@ -17,14 +17,15 @@ BETAS = (0.9, 0.95)
 class RecoverSettings:
     """`epochs` over the windows, `batch` windows a step, the peak `learning_rate` of the multipliers.
 
-    Before them `block_epochs` of every block by itself. The last `held_out` windows judge and are not trained on; 0
-    means an eighth of them.
+    Before them `block_epochs` of every block by itself, at a peak of `block_learning_rate`. The last `held_out` windows
+    judge and are not trained on; 0 means an eighth of them.
     """
 
     epochs: int = 2
     block_epochs: int = 1
     batch: int = 4
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-4
+    block_learning_rate: float = 2e-3
     held_out: int = 0
 
     def held(self, count: int) -> int:

@@ -124,7 +124,9 @@ def test_recovery_lowers_the_kl_of_windows_it_never_trained_on(path):
 def test_a_learning_rate_that_ruins_the_model_changes_nothing(tiny_llama):
     checkpoint, student, _ = make_student(tiny_llama)
     teacher, model = make_models(checkpoint, student)
-    found = recover(teacher, model, student, ids_of(8, 12), RecoverSettings(epochs=1, learning_rate=3.0))
+    found = recover(
+        teacher, model, student, ids_of(8, 12), RecoverSettings(epochs=1, learning_rate=3.0, block_learning_rate=3.0)
+    )
     assert found.step == 0 and found.kl == found.kl_before
     assert all(not value.any() for value in found.multipliers.values())
 
@@ -147,7 +149,7 @@ def test_every_block_that_learns_alone_ends_nearer_to_the_16_bit_block(path):
 
 
 def test_a_block_that_is_no_nearer_keeps_its_multipliers(tiny_llama):
-    student, rows, _, _ = advance_by_blocks(tiny_llama, RecoverSettings(learning_rate=3.0))
+    student, rows, _, _ = advance_by_blocks(tiny_llama, RecoverSettings(block_learning_rate=3.0))
     assert all(row["error"] == row["error_before"] for row in rows)
     assert not any(value.any() for value in student.multipliers.values())
 
