@@ -40,7 +40,7 @@ def choose_driver(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit:
 
 
 def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> int:
-    """Bytes of the process at its peak, within a third of what is measured; with recovery it took twice as much."""
+    """Bytes of the process at its peak, within a third of what is measured."""
     block = [shape for name, shape in plan.linears.items() if name.startswith(f"{blocks.name(0)}.")]
     weights, largest = sum(out * inn for out, inn in block), max(out * inn for out, inn in block)
     steps = [recover_bytes(blocks, plan, config, weights)] if config.recover else []

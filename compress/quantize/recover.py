@@ -99,6 +99,7 @@ def block_states(model: BlockModel, ids: Tensor) -> list[Tensor]:
     states = [model.embed(ids)]
     for index, block in model.in_order():
         states.append(model.runner(block, index)(states[-1]))
+        give_back()
     return states
 
 
@@ -150,7 +151,7 @@ class Trainer:
         for index in reversed(range(len(self.model))):
             with self.model.block(index) as block:
                 gradient = backward(self.model, self.student, block, index, states.pop(), partial(product, gradient))
-            give_back()
+                give_back()
         self.adam.step(rate)
         return loss
 
