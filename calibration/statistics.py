@@ -57,8 +57,9 @@ class Mismatch:
 
     def __init__(self, weight: Tensor):
         self.weight, self.tokens = weight, 0
-        self.narrow = 2 * weight.shape[0] < weight.shape[1]
-        self._value = weight.new_zeros(weight.shape[int(not self.narrow)], weight.shape[1])
+        out_features, in_features = weight.shape
+        self._value = weight.new_zeros(mismatch_rows(out_features, in_features), in_features)
+        self.narrow = len(self._value) < in_features
 
     def update(self, x: Tensor, reference: Tensor) -> None:
         """Add the tokens of x and reference, both (..., in_features). Raises ValueError on another width."""
@@ -77,6 +78,11 @@ class Mismatch:
         """(out_features, in_features) float32: nothing can be added afterwards."""
         value, self._value = self._value, self._value.new_zeros(0, 0)
         return value if self.narrow else self.weight @ value
+
+
+def mismatch_rows(out_features: int, in_features: int) -> int:
+    """How many rows of in_features a `Mismatch` keeps: one per output where that halves them, else one per input."""
+    return out_features if 2 * out_features < in_features else in_features
 
 
 def strips(size: int, narrowest: int = 1) -> Iterator[slice]:

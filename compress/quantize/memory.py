@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import psutil
 
+from calibration.statistics import mismatch_rows
 from compress.checkpoint.load import START_LENGTH
 from compress.config import QuantizeConfig
 from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
@@ -88,7 +89,7 @@ def forward_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int
 def statistics_bytes(shape: tuple[int, int], mismatch: bool) -> int:
     """The Hessian of a linear, and the mismatch with its few outputs or with all of its inputs."""
     out, inn = shape
-    return 4 * inn * (inn + (mismatch and (out if 2 * out < inn else inn)))
+    return 4 * inn * (inn + (mismatch_rows(out, inn) if mismatch else 0))
 
 
 def recover_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, weights: int) -> int:
