@@ -135,7 +135,8 @@ def test_a_part_cut_off_at_any_byte_ends_in_the_same_bytes(ask, engine, whole, t
     with pytest.raises(KeyboardInterrupt):
         ask(tmp_path / "cut" / "answers.jsonl", engine=failing(engine, 2))
     part = part_paths(tmp_path / "cut" / "answers.jsonl")[0]
-    for place in (0, 1, 100, part.stat().st_size - 1, *random.sample(range(part.stat().st_size), 4)):
+    size = part.stat().st_size
+    for place in {0, 1, 100, size - 1, *random.sample(range(size), 4)}:
         folder = tmp_path / str(place)
         folder.mkdir()
         (folder / part.name).write_bytes(part.read_bytes()[:place])
