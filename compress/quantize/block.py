@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,9 +14,10 @@ from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
 from compress.quantize.awq import output_error
 from compress.quantize.fold import fold_bias, fold_norm, fold_rows, per_row
+from compress.quantize.gptq import inverse_factor
 from compress.quantize.grid import QuantizedWeight
 from compress.quantize.lockstep import Batches, Outputs, lockstep, trace_stages
-from compress.quantize.methods import METHODS, Problem, Solution
+from compress.quantize.methods import METHODS, SCALING, Problem, Solution
 from compress.quantize.mismatch import retarget
 from compress.quantize.processes import ALONE, Processes
 from compress.quantize.rtn import rtn
@@ -143,18 +144,11 @@ def solve_stage(
     started = time.perf_counter()
     name = f"{block.name}.{stage.linears[0]}"
     try:
-        weight, hessian = stage_problem(block, stage, inputs, wanted, settings, processes)
-        problem = Problem(
-            weight,
-            hessian,
-            damp_percent=settings.damp_percent,
-            share=sharing(stage.feeder, settings),
-            width=settings.width,
-            **settings.grid(name),
-        )
+        problem = stage_problem(block, stage, inputs, wanted, settings, processes)
         solution = processes.first(lambda: METHODS[settings.method](problem))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    problem = replace(problem, factor=None)  # it is as large as the Hessian
     effective = solution.effective()
     result.rows += error_rows(block, stage, problem, solution, effective, time.perf_counter() - started)
     start = 0
@@ -169,8 +163,8 @@ def solve_stage(
 
 
 def sharing(feeder: Feeder | None, settings: BlockSettings) -> int:
-    """How many neighbouring heads must share their scales: 0 where there is nothing to fold them into."""
-    if feeder is None:
+    """How many neighbouring heads must share their scales: 0 where nothing is scaled, or nothing can take them."""
+    if feeder is None or settings.method not in SCALING:
         return 0
     return settings.share if feeder.kind == "heads" else 1
 
@@ -182,23 +176,27 @@ def stage_problem(
     wanted: Iterable[Tensor] | None,
     settings: BlockSettings,
     processes: Processes,
-) -> tuple[Tensor, Tensor]:
-    """What the stage's linears, rows stacked, shall be (out, in), and the mean of x xᵀ over all tokens of all
-    processes' inputs, (in, in). ValueError when it is not finite."""
+) -> Problem:
+    """What the stage's linears, rows stacked, shall be, and the mean of x xᵀ over all tokens of all processes' inputs,
+    with its factor where that was needed and will serve again. ValueError when the mean is not finite."""
+    share = sharing(stage.feeder, settings)
+    grid = settings.grid(f"{block.name}.{stage.linears[0]}")
+    known = {"damp_percent": settings.damp_percent, "share": share, "width": settings.width, **grid}
     weight = torch.cat([block.linears[name].weight.detach().float() for name in stage.linears])
     hessian = Hessian(weight.shape[1])
     if wanted is None:
         for x in inputs:
             hessian.update(x)
-        return weight, finite_statistic(processes.mean(hessian.take(), hessian.tokens))
+        return Problem(weight, finite_statistic(processes.mean(hessian.take(), hessian.tokens)), **known)
     mismatch = Mismatch(weight)
     for x, x16 in zip(inputs, wanted, strict=True):
         hessian.update(x)
         mismatch.update(x, x16)
     moved = processes.mean(mismatch.take(), hessian.tokens)
     value = finite_statistic(processes.mean(hessian.take(), hessian.tokens))
-    target = retarget(weight, value, moved, strength=settings.mismatch, damp_percent=settings.damp_percent)
-    return target, value
+    factor = inverse_factor(value, settings.damp_percent)
+    target = retarget(weight, factor, moved, settings.mismatch)
+    return Problem(target, value, factor=None if share else factor, **known)
 
 
 def finite_statistic(value: Tensor) -> Tensor:

@@ -37,18 +37,20 @@ def gptq(
     group_size: int = 128,
     sym: bool = False,
     damp_percent: float = 0.01,
+    factor: Factor | None = None,
     block_size: int = BLOCK_SIZE,
     dtype: torch.dtype = torch.float16,
 ) -> tuple[QuantizedWeight, float]:
     """The quantized `weight` (out, in) and the damping that was needed.
 
-    `hessian` is the mean of x xᵀ over calibration tokens, (in, in) float32. `block_size` sets how often errors reach
+    `hessian` is the mean of x xᵀ over calibration tokens, (in, in) float32, `factor` what its `inverse_factor` made,
+    where the caller has it. `block_size` sets how often errors reach
     the far columns: it changes the speed, never the result. ValueError for a Hessian that no damping makes positive.
     """
     weight = weight.float()
     importance = hessian.diagonal()
     scales, zeros = search_grid(weight, importance, bits=bits, group_size=group_size, sym=sym, dtype=dtype)
-    factor = inverse_factor(hessian, damp_percent)
+    factor = factor or inverse_factor(hessian, damp_percent)
     codes = round_columns(
         weight.T[factor.order],
         scales.T,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from compress.quantize.awq import clipped, search_scale
-from compress.quantize.gptq import gptq
+from compress.quantize.gptq import Factor, gptq
 from compress.quantize.grid import QuantizedWeight
 from compress.quantize.rtn import rtn
 
@@ -16,7 +16,8 @@ from compress.quantize.rtn import rtn
 class Problem:
     """Linears that share an input, rows stacked: weight (out, in), hessian (in, in), the grid, and who may be scaled.
 
-    `share` neighbouring heads of `width` channels must share their scales; share 0: no channel may be scaled.
+    `share` neighbouring heads of `width` channels must share their scales; share 0: no channel may be scaled. `factor`
+    is the Hessian's, where it was needed before.
     """
 
     weight: Tensor
@@ -28,6 +29,7 @@ class Problem:
     damp_percent: float
     share: int = 0
     width: int = 0
+    factor: Factor | None = None
 
     @property
     def grid(self) -> dict:
@@ -53,8 +55,7 @@ def solve_rtn(problem: Problem) -> Solution:
 
 
 def solve_gptq(problem: Problem) -> Solution:
-    weight, damp = gptq(problem.weight, problem.hessian, damp_percent=problem.damp_percent, **problem.grid)
-    return Solution(weight, damp_percent=damp)
+    return gptq_scaled(problem, None)
 
 
 def solve_awq(problem: Problem) -> Solution:
@@ -65,10 +66,14 @@ def solve_awq(problem: Problem) -> Solution:
 
 
 def solve_awq_gptq(problem: Problem) -> Solution:
-    scale = find_scale(problem)
-    weight = problem.weight if scale is None else problem.weight * scale
-    hessian = problem.hessian if scale is None else scaled(problem.hessian, scale)
-    quantized, damp = gptq(weight, hessian, damp_percent=problem.damp_percent, **problem.grid)
+    return gptq_scaled(problem, find_scale(problem))
+
+
+def gptq_scaled(problem: Problem, scale: Tensor | None) -> Solution:
+    weight, hessian, factor = problem.weight, problem.hessian, problem.factor
+    if scale is not None:
+        weight, hessian, factor = weight * scale, scaled(hessian, scale), None
+    quantized, damp = gptq(weight, hessian, damp_percent=problem.damp_percent, factor=factor, **problem.grid)
     return Solution(quantized, scale, damp)
 
 
@@ -83,6 +88,7 @@ def scaled(hessian: Tensor, scale: Tensor) -> Tensor:
     return hessian / scale / scale[:, None]
 
 
+SCALING = ("awq", "awq+gptq")
 METHODS: dict[str, Callable[[Problem], Solution]] = {
     "rtn": solve_rtn,
     "gptq": solve_gptq,

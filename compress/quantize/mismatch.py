@@ -11,18 +11,14 @@ import torch
 from torch import Tensor
 
 from calibration.statistics import strips
-from compress.quantize.gptq import inverse_factor
+from compress.quantize.gptq import Factor
 
 ROWS = 256  # of a weight at a time: 18944 inputs leave no room for more beside their Hessian and its factor
 
 
-def retarget(weight: Tensor, hessian: Tensor, moved: Tensor, *, strength: float, damp_percent: float) -> Tensor:
-    """W + strength · W M H⁻¹, (out, in) float32, from weight W (out, in), hessian H (in, in) and moved W M (out, in),
-    which is used up.
-
-    ValueError for a Hessian that no damping makes positive.
-    """
-    factor = inverse_factor(hessian, damp_percent)
+def retarget(weight: Tensor, factor: Factor, moved: Tensor, strength: float) -> Tensor:
+    """W + strength · W M H⁻¹, (out, in) float32, from weight W (out, in), the factor of H (in, in) and moved W M
+    (out, in), which is used up."""
     back = torch.argsort(factor.order)
     for own, change in zip(weight.split(ROWS), moved.split(ROWS), strict=True):
         solved = times_inverse(change[:, factor.order], factor.upper)

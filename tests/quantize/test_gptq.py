@@ -50,6 +50,13 @@ def test_block_size_never_changes_the_result(problem, block_size):
     assert torch.equal(quantized.scales, expected.scales)
 
 
+def test_a_factor_that_the_caller_has_changes_nothing(problem):
+    weight, hessian = problem
+    given, damp = gptq(weight, hessian, group_size=64, damp_percent=0.02, factor=inverse_factor(hessian, 0.02))
+    own, _ = gptq(weight, hessian, group_size=64, damp_percent=0.02)
+    assert damp == 0.02 and torch.equal(given.codes, own.codes) and torch.equal(given.scales, own.scales)
+
+
 def test_white_inputs_make_gptq_plain_rounding(problem):
     weight, _ = problem
     quantized, _ = gptq(weight, torch.eye(256), group_size=64)

@@ -6,6 +6,7 @@ from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint
 from compress.model.blocks import BlockModel
 from compress.quantize.block import BlockSettings, Reference, quantize_block
+from compress.quantize.gptq import inverse_factor
 from compress.quantize.lockstep import lockstep, replay
 from compress.quantize.mismatch import retarget, times_inverse
 
@@ -26,7 +27,7 @@ def corrected(weight, wanted, x, strength, damp_percent=1e-7):
     for part, part16 in zip(x.split(99), wanted.split(99), strict=True):
         hessian.update(part)
         mismatch.update(part, part16)
-    return retarget(weight, hessian.value, mismatch.take(), strength=strength, damp_percent=damp_percent)
+    return retarget(weight, inverse_factor(hessian.value, damp_percent), mismatch.take(), strength)
 
 
 def test_the_whole_way_is_the_least_squares_solution(problem):
