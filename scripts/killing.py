@@ -1,0 +1,88 @@
+"""Kill a qcompress command at random moments, resume it, and compare every byte: what the kill tests share."""
+
+import multiprocessing
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FINISHED = "finished"
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["compress.quantize.job", "compress.distill.capture", "compress.cli.distill"])
+
+
+def kill_and_compare(
+    name: str, command: Sequence[str], folder: Path, kills: int, state: Callable[[Path], str]
+) -> list[str]:
+    """Run whole, then killed `kills` times; what differed, in words: [] when nothing did.
+
+    Moments are drawn over the length of the uninterrupted run. `state` says how far a killed run had come; one that was
+    FINISHED, as one that ended before its moment, is compared, removed and begun again.
+    """
+    folder.mkdir()
+    whole, out = folder / "whole", folder / "out"
+    run([*command, str(folder / "warm")], None)
+    started = time.perf_counter()
+    run([*command, str(whole)], None)
+    seconds = time.perf_counter() - started
+    print(f"{name}, uninterrupted: {seconds:.1f} s\nkill  after s  state", flush=True)
+    number, differing = 0, []
+    while number < kills:
+        moment = random.uniform(0, seconds)
+        ended = run([*command, str(out)], moment)
+        if not ended:
+            number += 1
+            print(f"{number:4}  {moment:7.2f}  {state(out)}", flush=True)
+        if ended or state(out) == FINISHED:
+            differing += differences(whole, out)
+            shutil.rmtree(out)
+    run([*command, str(out)], None)
+    return [f"{name}: {one}" for one in differing + differences(whole, out)]
+
+
+def run(arguments: Sequence[str], seconds: float | None) -> bool:
+    """Run the command, and kill it after `seconds`; whether it ended by itself. RuntimeError when it failed."""
+    process = PROCESSES.Process(target=qcompress, args=(arguments,))
+    process.start()
+    process.join(seconds)
+    ended = not process.is_alive()
+    process.kill()
+    process.join()
+    if ended and process.exitcode:
+        raise RuntimeError(f"exit code {process.exitcode}: qcompress {' '.join(arguments)}")
+    return ended
+
+
+def qcompress(arguments: Sequence[str]) -> None:
+    """The command, silent, in this process."""
+    from compress.cli import cli
+
+    with Path("/dev/null").open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        cli(list(arguments))
+
+
+def tiny_model(out: Path, blocks: int) -> Path:
+    """A random llama with a tokenizer, as the tests make them."""
+    sys.path.insert(0, str(ROOT))
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tests.conftest import SHAPE, save_random
+
+    config = LlamaConfig(**SHAPE | {"num_hidden_layers": blocks}, tie_word_embeddings=True)
+    return save_random(LlamaForCausalLM(config), out, seed=1)
+
+
+def differences(whole: Path, out: Path) -> list[str]:
+    """Files that are not the same in both folders (a record may name its own), and work that was left behind."""
+    names = {path.name for folder in (whole, out) for path in folder.iterdir()}
+    found = [name for name in sorted(names) if content(whole / name) != content(out / name)]
+    return found + [path.name for path in out.parent.glob(f".{out.name}.*")]
+
+
+def content(path: Path) -> bytes | None:
+    """A file's bytes, its folder's own name left out; None where there is no file."""
+    return path.read_bytes().replace(str(path.parent).encode(), b"OUT") if path.is_file() else None
