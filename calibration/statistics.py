@@ -11,6 +11,7 @@ from torch import Tensor
 MIRRORED_ROWS = 256  # at a time
 STRIPS = 4  # of a triangle; more waste less arithmetic on the other side, on products too small for BLAS
 WIDEST_STRIP = 1024  # still wide enough for BLAS
+SHRINKAGE = 2.0
 
 
 class Hessian:
@@ -83,6 +84,17 @@ class Mismatch:
 def mismatch_rows(out_features: int, in_features: int) -> int:
     """How many rows of in_features a `Mismatch` keeps: one per output where that halves them, else one per input."""
     return out_features if 2 * out_features < in_features else in_features
+
+
+def shrunk(hessian: Tensor, tokens: int) -> Tensor:
+    """A mean of x xᵀ over `tokens`, its diagonal raised in place: by SHRINKAGE · √(in_features / tokens) of itself.
+
+    Few tokens make inputs look more alike than they are, and another text is another text. Shrinking what two inputs
+    have in common, beside what each has alone (as Ledoit and Wolf 2004, https://doi.org/10.1016/S0047-259X(03)00096-4),
+    takes that back, by the same whatever scale the inputs come in. Root and factor were measured: see NOTES.md.
+    """
+    hessian.diagonal().mul_(1 + SHRINKAGE * (len(hessian) / tokens) ** 0.5)
+    return hessian
 
 
 def strips(size: int, narrowest: int = 1) -> Iterator[slice]:

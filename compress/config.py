@@ -27,8 +27,8 @@ class QuantizeConfig:
     bits: int = 4
     group_size: int = 0
     sym: bool | None = None
-    damp_percent: float = 0.01
-    mismatch: float = 0.5
+    damp_percent: float = 1e-4
+    mismatch: float = 0.7
     n_samples: int = 128
     seq_len: int = 512
     seed: int = 0

@@ -51,8 +51,8 @@ class QuantizePart(Part):
     calibration: list[str] = ["default"]
     n_samples: int = 128
     seq_len: int = 512
-    damp_percent: float = 0.01
-    mismatch: float = 0.5
+    damp_percent: float = 1e-4
+    mismatch: float = 0.7
     head_bits: int = 16
     embedding_bits: int = 16
     eight_bit: list[str] = []

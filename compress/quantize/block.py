@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from calibration.capture import watch_inputs
-from calibration.statistics import Hessian, Mismatch, all_finite
+from calibration.statistics import Hessian, Mismatch, all_finite, shrunk
 from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
+from compress.model.memory import give_back
 from compress.quantize.awq import output_error
 from compress.quantize.fold import fold_bias, fold_norm, fold_rows, per_row
 from compress.quantize.gptq import inverse_factor
@@ -145,10 +146,12 @@ def solve_stage(
     name = f"{block.name}.{stage.linears[0]}"
     try:
         problem = stage_problem(block, stage, inputs, wanted, settings, processes)
+        give_back()
         solution = processes.first(lambda: METHODS[settings.method](problem))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     problem = replace(problem, factor=None)  # it is as large as the Hessian
+    give_back()
     effective = solution.effective()
     result.rows += error_rows(block, stage, problem, solution, effective, time.perf_counter() - started)
     start = 0
@@ -187,22 +190,28 @@ def stage_problem(
     if wanted is None:
         for x in inputs:
             hessian.update(x)
-        return Problem(weight, finite_statistic(processes.mean(hessian.take(), hessian.tokens)), **known)
+        return Problem(weight, finished(hessian, processes), **known)
     mismatch = Mismatch(weight)
     for x, x16 in zip(inputs, wanted, strict=True):
         hessian.update(x)
         mismatch.update(x, x16)
-    moved = processes.mean(mismatch.take(), hessian.tokens)
-    value = finite_statistic(processes.mean(hessian.take(), hessian.tokens))
+    value = finished(hessian, processes)
+    moved = processes.mean(mismatch.take(), mismatch.tokens)
     factor = inverse_factor(value, settings.damp_percent)
     target = retarget(weight, factor, moved, settings.mismatch)
     return Problem(target, value, factor=None if share else factor, **known)
 
 
-def finite_statistic(value: Tensor) -> Tensor:
+def finished(hessian: Hessian, processes: Processes) -> Tensor:
+    """The Hessian of all processes' tokens, shrunk as their number asks for. ValueError when it is not finite, or when
+    there is no token."""
+    tokens = processes.total(hessian.tokens)
+    if not tokens:
+        raise ValueError("no token of the calibration text reaches it, so it has no statistics")
+    value = processes.mean(hessian.take(), hessian.tokens)
     if not all_finite(value):
         raise ValueError("its inputs are not finite on the calibration text")
-    return value
+    return shrunk(value, tokens)
 
 
 def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, settings: BlockSettings) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from compress.quantize.awq import clipped, search_scale
 from compress.quantize.gptq import Factor, gptq
 from compress.quantize.grid import QuantizedWeight
+from compress.quantize.refine import refine
 from compress.quantize.rtn import rtn
 
 
@@ -74,7 +75,7 @@ def gptq_scaled(problem: Problem, scale: Tensor | None) -> Solution:
     if scale is not None:
         weight, hessian, factor = weight * scale, scaled(hessian, scale), None
     quantized, damp = gptq(weight, hessian, damp_percent=problem.damp_percent, factor=factor, **problem.grid)
-    return Solution(quantized, scale, damp)
+    return Solution(refine(weight, hessian, quantized, dtype=problem.dtype), scale, damp)
 
 
 def find_scale(problem: Problem) -> Tensor | None:

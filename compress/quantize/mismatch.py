@@ -4,7 +4,7 @@
 
 x are the inputs that quantized predecessors make, x₁₆ those of the 16-bit model. W* makes up for what went wrong
 before, and is then quantized in place of W. Qronos (Zhang et al. 2025, https://arxiv.org/abs/2505.11695) begins with
-this target; here only a `strength` of the way is gone: M is measured on few tokens and fits them too well.
+this target; here only a `strength` of the way is gone: M is measured on few tokens and fits them too well. H is shrunk.
 """
 
 import torch

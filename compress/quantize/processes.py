@@ -37,6 +37,10 @@ class Processes:
         dist.all_reduce(value.mul_(tokens / total.item()))
         return value
 
+    def total(self, number: int) -> int:
+        """The sum of everyone's number."""
+        return sum(self.gather(number))
+
     def gather(self, value: T) -> list[T]:
         """Everyone's value, in the order of the ranks."""
         if self.count == 1:

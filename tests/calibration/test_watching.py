@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from calibration.capture import watch_inputs
-from calibration.statistics import AbsMean, Hessian
+from calibration.statistics import SHRINKAGE, AbsMean, Hessian, shrunk
 
 
 def inputs(tokens, in_features):
@@ -16,6 +16,24 @@ def test_a_hessian_is_the_mean_of_x_x_transposed(in_features):
     hessian.update(x)
     torch.testing.assert_close(hessian.value, x.T @ x / 21)
     assert torch.equal(hessian.value, hessian.value.T) and hessian.tokens == 21
+
+
+@pytest.mark.parametrize("tokens", [24, 2400])
+def test_shrinking_lowers_all_correlations_alike_and_the_more_the_fewer_tokens(tokens):
+    x = inputs(24, 6)
+    mean = x.T @ x / 24
+    roots = mean.diagonal().sqrt()
+    plain = mean / roots / roots[:, None]
+    found = shrunk(mean.clone(), tokens)
+    roots = found.diagonal().sqrt()
+    kept = 1 / (1 + SHRINKAGE * (6 / tokens) ** 0.5)
+    torch.testing.assert_close(found / roots / roots[:, None], kept * plain + (1 - kept) * torch.eye(6))
+
+
+def test_shrinking_is_the_same_whatever_scale_the_inputs_come_in():
+    x, scale = inputs(24, 6), torch.tensor([1, 3, 0.01, 40, 0.5, 7])
+    mean = x.T @ x / 24
+    torch.testing.assert_close(shrunk(mean / scale / scale[:, None], 24), shrunk(mean, 24) / scale / scale[:, None])
 
 
 def test_an_abs_mean_is_the_mean_of_the_magnitudes():
