@@ -1,7 +1,7 @@
 """Coordinate descent after GPTQ: every code, then every scale, moves to where it loses least output beside the others.
 
 GPTQ settles a column before it knows what becomes of the later ones; going over all of them again lowers the error
-further. Codes as in QuantEase (Behdin et al. 2023, https://arxiv.org/abs/2309.01885, Algorithm 2); the scale of a group
+further. Codes as in QuantEase (Behdin et al. 2023, https://arxiv.org/abs/2309.01885); the scale of a group
 follows as soon as its codes have moved, by least squares. Zeros stay, and so does the layout of the checkpoint.
 """
 
