@@ -82,6 +82,7 @@ def measure(model: Path, calibration: str, out: Path, config: QuantizeConfig, li
     report(row)
     command = [*start, "--method", config.method, "--calibration", calibration, "--out", str(place), *given]
     row |= watch(command, out / f"{model.name}.log")
+    report(row)  # the next one may take an hour
     shutil.rmtree(place)
     return row
 
