@@ -51,8 +51,8 @@ class QuantizePart(Part):
     calibration: list[str] = ["default"]
     n_samples: int = 128
     seq_len: int = 512
-    damp_percent: float = 1e-4
-    mismatch: float = 0.7
+    damp_percent: float = QuantizeConfig.damp_percent
+    mismatch: float = QuantizeConfig.mismatch
     head_bits: int = 16
     embedding_bits: int = 16
     eight_bit: list[str] = []

@@ -25,7 +25,7 @@ def kill_and_compare(
     """
     folder.mkdir()
     whole, out = folder / "whole", folder / "out"
-    run([*command, str(folder / "warm")], None)
+    run([command[0], "--help"], None)  # imports, once
     started = time.perf_counter()
     run([*command, str(whole)], None)
     seconds = time.perf_counter() - started
@@ -34,10 +34,11 @@ def kill_and_compare(
     while number < kills:
         moment = random.uniform(0, seconds)
         ended = run([*command, str(out)], moment)
+        found = FINISHED if ended else state(out)
         if not ended:
             number += 1
-            print(f"{number:4}  {moment:7.2f}  {state(out)}", flush=True)
-        if ended or state(out) == FINISHED:
+            print(f"{number:4}  {moment:7.2f}  {found}", flush=True)
+        if found == FINISHED:
             differing += differences(whole, out)
             shutil.rmtree(out)
     run([*command, str(out)], None)

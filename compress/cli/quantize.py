@@ -27,11 +27,13 @@ from compress.config import AUTO, DEFAULT_FORMAT, FORMAT_NAMES, METHODS, Quantiz
 )
 @click.option("--n-samples", type=click.IntRange(1), default=128, show_default=True, help="Calibration windows.")
 @click.option("--seq-len", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window.")
-@click.option("--damp-percent", type=click.FloatRange(0, 1, True, True), default=1e-4, show_default=True)
+@click.option(
+    "--damp-percent", type=click.FloatRange(0, 1, True, True), default=QuantizeConfig.damp_percent, show_default=True
+)
 @click.option(
     "--mismatch",
     type=click.FloatRange(0, 1),
-    default=0.7,
+    default=QuantizeConfig.mismatch,
     show_default=True,
     help="How far weights move towards what makes up for the rounding before them.",
 )

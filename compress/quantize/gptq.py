@@ -44,8 +44,8 @@ def gptq(
     """The quantized `weight` (out, in) and the damping that was needed.
 
     `hessian` is the mean of x xᵀ over calibration tokens, (in, in) float32, `factor` what its `inverse_factor` made,
-    where the caller has it. `block_size` sets how often errors reach
-    the far columns: it changes the speed, never the result. ValueError for a Hessian that no damping makes positive.
+    where the caller has it. `block_size` sets how often errors reach the far columns: it changes the speed, never the
+    result. ValueError for a Hessian that no damping makes positive.
     """
     weight = weight.float()
     importance = hessian.diagonal()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -32,9 +31,7 @@ class Processes:
         """The mean over all processes' tokens of what is a mean over this one's, in place."""
         if self.count == 1:
             return value
-        total = torch.tensor(float(tokens), dtype=torch.float64)
-        dist.all_reduce(total)
-        dist.all_reduce(value.mul_(tokens / total.item()))
+        dist.all_reduce(value.mul_(tokens / self.total(tokens)))
         return value
 
     def total(self, number: int) -> int:
