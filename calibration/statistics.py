@@ -1,6 +1,8 @@
 """What a linear layer's inputs look like: running means over tokens, in float32.
 
 Both follow the device of the first input they see, and weigh every token the same however the tokens are batched.
+Products of a batch may be taken in another type than float32: they are rounded once, and far finer than what a
+calibration text of any length leaves open.
 """
 
 from collections.abc import Iterator
@@ -21,22 +23,21 @@ class Hessian:
     one's. `value` mirrors it.
     """
 
-    def __init__(self, in_features: int):
-        self.in_features = in_features
+    def __init__(self, in_features: int, products: torch.dtype = torch.float32):
+        self.in_features, self.products = in_features, products
         self.tokens = 0
         self._upper = torch.zeros(in_features, in_features)
 
     def update(self, x: Tensor) -> None:
         """Add the tokens of x (..., in_features), any floating dtype. Raises ValueError on another width."""
-        x = _tokens(x, self.in_features)
+        x = _tokens(x, self.in_features).to(self.products)
         if not len(x):
             return
         self._upper = self._upper.to(x.device)
         kept = self.tokens / (self.tokens + len(x))
         self.tokens += len(x)
         for rows in strips(self.in_features):
-            strip = self._upper[rows, rows.start :]
-            strip.addmm_(x[:, rows].T, x[:, rows.start :], beta=kept, alpha=1 / self.tokens)
+            _add_product(self._upper[rows, rows.start :], x[:, rows], x[:, rows.start :], kept, 1 / self.tokens)
 
     @property
     def value(self) -> Tensor:
@@ -49,41 +50,28 @@ class Hessian:
         return mirrored(upper)
 
 
-class Mismatch:
-    """Running mean of W (reference − x) xᵀ over tokens: what a linear's outputs lack of those that it has with the
-    reference's inputs, and along which of its own inputs they lack it.
+class Cross:
+    """Running mean of y xᵀ over tokens: how what is `rows` wide goes along with the inputs of a linear."""
 
-    A weight W (out_features, in_features) with few outputs meets every token; with many, only the mean, at the end.
-    """
+    def __init__(self, rows: int, in_features: int, products: torch.dtype = torch.float32):
+        self.shape, self.products = (rows, in_features), products
+        self.tokens = 0
+        self._value = torch.zeros(rows, in_features)
 
-    def __init__(self, weight: Tensor):
-        self.weight, self.tokens = weight, 0
-        out_features, in_features = weight.shape
-        self._value = weight.new_zeros(mismatch_rows(out_features, in_features), in_features)
-        self.narrow = len(self._value) < in_features
-
-    def update(self, x: Tensor, reference: Tensor) -> None:
-        """Add the tokens of x and reference, both (..., in_features). Raises ValueError on another width."""
-        width = self.weight.shape[1]
-        x, reference = _tokens(x, width), _tokens(reference.to(x.device), width)
+    def update(self, y: Tensor, x: Tensor) -> None:
+        """Add the tokens of y (..., rows) and x (..., in_features). Raises ValueError on other widths."""
+        y, x = (_tokens(part, width).to(self.products) for part, width in zip((y, x), self.shape, strict=True))
         if not len(x):
             return
-        missing = reference - x
-        if self.narrow:
-            missing = missing @ self.weight.T
+        self._value = self._value.to(x.device)
         kept = self.tokens / (self.tokens + len(x))
         self.tokens += len(x)
-        self._value.addmm_(missing.T, x, beta=kept, alpha=1 / self.tokens)
+        _add_product(self._value, y, x, kept, 1 / self.tokens)
 
     def take(self) -> Tensor:
-        """(out_features, in_features) float32: nothing can be added afterwards."""
-        value, self._value = self._value, self._value.new_zeros(0, 0)
-        return value if self.narrow else self.weight @ value
-
-
-def mismatch_rows(out_features: int, in_features: int) -> int:
-    """How many rows of in_features a `Mismatch` keeps: one per output where that halves them, else one per input."""
-    return out_features if 2 * out_features < in_features else in_features
+        """(rows, in_features) float32: nothing can be added afterwards."""
+        value, self._value = self._value, torch.zeros(0, 0)
+        return value
 
 
 def shrunk(hessian: Tensor, tokens: int) -> Tensor:
@@ -137,6 +125,15 @@ class AbsMean:
         self.tokens += len(x)
         self.value = self.value.to(x.device)
         self.value += (x.abs().mean(0) - self.value) * (len(x) / self.tokens)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, kept: float, share: float) -> None:
+    """total (a, b) float32 becomes kept · total + share · leftᵀ right, of left (tokens, a) and right (tokens, b)."""
+    if left.dtype == total.dtype:
+        total.addmm_(left.T, right, beta=kept, alpha=share)
+        return
+    for rows, columns in zip(total.split(WIDEST_STRIP), left.split(WIDEST_STRIP, 1), strict=True):
+        rows.mul_(kept).add_(columns.T @ right, alpha=share)
 
 
 def _tokens(x: Tensor, in_features: int) -> Tensor:

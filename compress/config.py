@@ -7,6 +7,7 @@ METHODS = ("rtn", "gptq", "awq", "awq+gptq")
 AUTO = "auto"  # every one of METHODS, judged on held-out windows
 FORMAT_NAMES = ("awq", "gptq", "compressed-tensors")
 DEFAULT_FORMAT = {"rtn": "compressed-tensors", "gptq": "gptq", "awq": "awq", "awq+gptq": "awq", AUTO: "awq"}
+COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 GROUP_SIZES = (128, 64, 32)  # what vLLM's kernels take, largest first
 HEAD_BITS = (16, 8, 4)
 EMBEDDING_BITS = (16, 8)
@@ -19,6 +20,7 @@ class QuantizeConfig:
 
     `head_bits` and `embedding_bits` 16 mean not at all; `eight_bit` names linears by parts of their paths.
     `mismatch` is how far weights move towards what makes up for their quantized predecessors, 0 to 1.
+    `compute_dtype` is the type that blocks multiply in, auto the fastest of the machine; statistics are float32 sums.
     `recover` epochs of training follow the rounding. The last `held_out` windows are read by no method: they judge.
     """
 
@@ -29,6 +31,7 @@ class QuantizeConfig:
     sym: bool | None = None
     damp_percent: float = 1e-4
     mismatch: float = 0.7
+    compute_dtype: str = "auto"
     n_samples: int = 128
     seq_len: int = 512
     seed: int = 0
@@ -56,6 +59,8 @@ class QuantizeConfig:
             raise ValueError(f"format {self.format} holds {needed} grids only; leave --sym/--asym out")
         if not 0 <= self.mismatch <= 1:
             raise ValueError(f"mismatch={self.mismatch}: from 0, as if inputs were the 16-bit model's, to 1")
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(f"compute_dtype={self.compute_dtype}: known are {COMPUTE_DTYPES}")
         if self.recover < 0 or not 0 <= self.held_out < self.n_samples:
             raise ValueError(f"recover={self.recover}, held_out={self.held_out} of n_samples={self.n_samples}")
         if min(self.n_samples, self.seq_len) < 1 or not 0 < self.damp_percent < 1:

@@ -53,6 +53,7 @@ class QuantizePart(Part):
     seq_len: int = 512
     damp_percent: float = QuantizeConfig.damp_percent
     mismatch: float = QuantizeConfig.mismatch
+    compute_dtype: str = QuantizeConfig.compute_dtype
     head_bits: int = 16
     embedding_bits: int = 16
     eight_bit: list[str] = []
@@ -70,6 +71,7 @@ class QuantizePart(Part):
             sym=self.sym,
             damp_percent=self.damp_percent,
             mismatch=self.mismatch,
+            compute_dtype=self.compute_dtype,
             n_samples=self.n_samples,
             seq_len=self.seq_len,
             seed=self.seed,

@@ -30,11 +30,11 @@ def pass_flops(
 
 
 @torch.no_grad()
-def matmul_rate(shapes: Iterable[Shape], tokens: int = 2048) -> float:
-    """Operations per second of float32 x Wᵀ on these (out, in) shapes: each one's best time, summed."""
+def matmul_rate(shapes: Iterable[Shape], dtype: torch.dtype, tokens: int = 2048) -> float:
+    """Operations per second of x Wᵀ in `dtype` on these (out, in) shapes: each one's best time, summed."""
     operations, seconds = 0, 0.0
     for out, inn in set(shapes):
-        x, weight, times = torch.randn(tokens, inn), torch.randn(out, inn), []
+        x, weight, times = torch.randn(tokens, inn, dtype=dtype), torch.randn(out, inn, dtype=dtype), []
         for _ in range(REPEATS):
             started = time.perf_counter()
             x @ weight.T

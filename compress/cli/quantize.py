@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.config import AUTO, DEFAULT_FORMAT, FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
+from compress.config import AUTO, COMPUTE_DTYPES, DEFAULT_FORMAT, FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
 
 
 @click.command("quantize")
@@ -36,6 +36,13 @@ from compress.config import AUTO, DEFAULT_FORMAT, FORMAT_NAMES, METHODS, Quantiz
     default=QuantizeConfig.mismatch,
     show_default=True,
     help="How far weights move towards what makes up for the rounding before them.",
+)
+@click.option(
+    "--compute-dtype",
+    type=click.Choice(COMPUTE_DTYPES),
+    default=QuantizeConfig.compute_dtype,
+    show_default=True,
+    help="What blocks multiply in; auto is bfloat16 where a CPU multiplies it faster, and MODEL's own on a GPU.",
 )
 @click.option("--head-bits", type=click.Choice(["16", "8", "4"]), default="16", show_default=True)
 @click.option(
@@ -88,6 +95,7 @@ def command(
     seq_len: int,
     damp_percent: float,
     mismatch: float,
+    compute_dtype: str,
     head_bits: str,
     embedding_bits: str,
     eight_bit: tuple[str, ...],
@@ -120,6 +128,7 @@ def command(
         sym=sym,
         damp_percent=damp_percent,
         mismatch=mismatch,
+        compute_dtype=compute_dtype,
         n_samples=n_samples,
         seq_len=seq_len,
         recover=recover,
@@ -154,5 +163,6 @@ def command(
         processes=processes,
         report=report,
     )
+    processes.leave()
     if processes.rank == 0:
         emit(row, as_json=as_json)

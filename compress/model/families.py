@@ -3,7 +3,7 @@
 A new family is one row. Nothing else in the project asks for a model's type.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -24,10 +24,15 @@ class Feeder:
 
 @dataclass(frozen=True)
 class Stage:
-    """Linears of a block that see the same input, in the order they run, and their feeder if they have one."""
+    """Linears of a block that see the same input, in the order they run, and their feeder if they have one.
+
+    `residual` is the module whose input is the residual stream that their output is added to, as it is; the sum is what
+    the next such module sees, or the block's output. None where a norm or a factor stands between.
+    """
 
     linears: tuple[str, ...]
     feeder: Feeder | None = None
+    residual: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,30 +47,33 @@ class Family:
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+ATTENTION, MLP = "input_layernorm", "post_attention_layernorm"  # the norms before them, which see the residual stream
 OUT = Stage(("self_attn.o_proj",), Feeder("self_attn.v_proj", "heads"))
 DOWN = Stage(("mlp.down_proj",), Feeder("mlp.up_proj", "rows"))
 FUSED = {"self_attn.qkv_proj": QKV, "mlp.gate_up_proj": GATE_UP}
 LLAMA = (
-    Stage(QKV, Feeder("input_layernorm", "norm")),
-    OUT,
-    Stage(GATE_UP, Feeder("post_attention_layernorm", "norm")),
-    DOWN,
+    Stage(QKV, Feeder(ATTENTION, "norm")),
+    replace(OUT, residual=ATTENTION),
+    Stage(GATE_UP, Feeder(MLP, "norm")),
+    replace(DOWN, residual=MLP),
 )
+GRANITE = tuple(replace(stage, residual=None) for stage in LLAMA)  # what is added has a factor
 GEMMA = (
-    Stage(QKV, Feeder("input_layernorm", "norm", offset=1.0)),
+    Stage(QKV, Feeder(ATTENTION, "norm", offset=1.0)),
     OUT,
     Stage(GATE_UP, Feeder("pre_feedforward_layernorm", "norm", offset=1.0)),
     DOWN,
 )
 PHI3 = (
-    Stage(("self_attn.qkv_proj",), Feeder("input_layernorm", "norm")),
-    Stage(("self_attn.o_proj",), Feeder("self_attn.qkv_proj", "heads")),
-    Stage(("mlp.gate_up_proj",), Feeder("post_attention_layernorm", "norm")),
-    Stage(("mlp.down_proj",), Feeder("mlp.gate_up_proj", "rows")),
+    Stage(("self_attn.qkv_proj",), Feeder(ATTENTION, "norm")),
+    Stage(("self_attn.o_proj",), Feeder("self_attn.qkv_proj", "heads"), ATTENTION),
+    Stage(("mlp.gate_up_proj",), Feeder(MLP, "norm")),
+    Stage(("mlp.down_proj",), Feeder("mlp.gate_up_proj", "rows"), MLP),
 )
 
 FAMILIES = (
-    Family(("llama", "qwen2", "qwen3", "mistral", "granite", "smollm3", "ministral"), LLAMA, FUSED),
+    Family(("llama", "qwen2", "qwen3", "mistral", "smollm3", "ministral"), LLAMA, FUSED),
+    Family(("granite",), GRANITE, FUSED),
     Family(("gemma2", "gemma3_text"), GEMMA, FUSED, float16=False),
     Family(("phi3",), PHI3, {}),
 )

@@ -3,53 +3,27 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from calibration.capture import watch_inputs
-from calibration.statistics import Hessian, Mismatch, all_finite, shrunk
 from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
 from compress.model.memory import give_back
+from compress.model.precision import products_in
 from compress.quantize.awq import output_error
 from compress.quantize.fold import fold_bias, fold_norm, fold_rows, per_row
-from compress.quantize.gptq import inverse_factor
 from compress.quantize.grid import QuantizedWeight
-from compress.quantize.lockstep import Batches, Outputs, lockstep, trace_stages
-from compress.quantize.methods import METHODS, SCALING, Problem, Solution
-from compress.quantize.mismatch import retarget
+from compress.quantize.lockstep import Batches, Outputs, Seen, lockstep, trace_stages
+from compress.quantize.methods import METHODS, Problem, Solution
+from compress.quantize.problem import BlockSettings, Sums, stage_problem, sum_up
 from compress.quantize.processes import ALONE, Processes
 from compress.quantize.rtn import rtn
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class BlockSettings:
-    """What all blocks of a checkpoint share: method, grid as its format will store it, damping, mismatch, heads.
-
-    `share` query heads of `width` channels hang on one value head. `eight_bit` are the full paths of linears that get
-    8 bits, always whole stages, and always symmetric.
-    """
-
-    method: str
-    bits: int
-    group_size: int
-    sym: bool
-    dtype: torch.dtype
-    damp_percent: float
-    mismatch: float
-    share: int
-    width: int
-    eight_bit: frozenset[str] = frozenset()
-
-    def grid(self, linear: str) -> dict[str, Any]:
-        """The grid of a linear, by its full path."""
-        wide = linear in self.eight_bit
-        bits, sym = (8, True) if wide else (self.bits, self.sym)
-        return {"bits": bits, "group_size": self.group_size, "sym": sym, "dtype": self.dtype}
 
 
 class Store(Protocol):
@@ -59,13 +33,17 @@ class Store(Protocol):
     def append(self, tensor: Tensor, /) -> None: ...
 
 
+class States(Outputs, Iterable[Tensor], Protocol):
+    """Tensors that are put where their number says, and read in that order."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """The windows in the 16-bit model: what goes into the block and comes out, each (batch, seq, hidden), and an
-    empty store for the inputs of a stage, by its number."""
+    empty store for the aims of a stage, by its number."""
 
     batches: Batches
-    outputs: Outputs
+    outputs: States
     store: Callable[[int], Store]
 
 
@@ -108,44 +86,47 @@ def quantize_block(
     """
     result = QuantizedBlock()
     stages = {stage.linears: stage for stage in stages_of(block, run, batches[0])}
-    wanted = record_stages(block, list(stages), run, reference) if reference else {}
 
-    def solve(names: tuple[str, ...], inputs: Iterable[Tensor]) -> None:
-        solve_stage(block, stages[names], inputs, wanted.get(names), result, settings, processes)
+    def solve(names: tuple[str, ...], inputs: Iterable[Seen]) -> None:
+        sums = sum_up(block, stages[names], inputs, wanted.get(names), settings)
+        with products_in(torch.float32):
+            solve_stage(block, stages[names], sums, result, settings, processes)
 
-    drive(block, list(stages), run, batches, solve, outputs)
+    with products_in(settings.products):
+        wanted = record_stages(block, list(stages.values()), run, reference) if reference else {}
+        drive(block, list(stages), run, batches, solve, outputs)
     return result
 
 
 def record_stages(
-    block: Block, stages: Sequence[tuple[str, ...]], run: Callable[[Tensor], Tensor], reference: Reference
-) -> dict[tuple[str, ...], Store]:
-    """Every stage's inputs in the 16-bit model: the block runs over that model's states before a weight is replaced."""
-    stores = {names: reference.store(number) for number, names in enumerate(stages)}
-    first = {names[0]: store for names, store in stores.items()}
-    with watch_inputs({name: block.linears[name] for name in first}, lambda name, x: first[name].append(x)):
+    block: Block, stages: Sequence[Stage], run: Callable[[Tensor], Tensor], reference: Reference
+) -> dict[tuple[str, ...], Iterable[Tensor]]:
+    """What every stage aims at in the 16-bit model, whose states the block runs over before a weight is replaced: the
+    stage's inputs, or the residual stream after its outputs."""
+    adding = [stage for stage in stages if stage.residual]
+    sums = {stage: later.residual for stage, later in pairwise(adding)} | dict.fromkeys(adding[-1:])
+    stores: dict[str, Store] = {}  # by the module whose inputs they take
+    aims: dict[tuple[str, ...], Iterable[Tensor]] = {}
+    for number, stage in enumerate(stages):
+        module = sums.get(stage, stage.linears[0])
+        if module is None:
+            aims[stage.linears] = reference.outputs
+        else:
+            aims[stage.linears] = stores[module] = reference.store(number)
+    modules = {path: block.module.get_submodule(path) for path in stores}
+    with watch_inputs(modules, lambda path, x: stores[path].append(x)):
         for i in range(len(reference.batches)):
             reference.outputs[i] = run(reference.batches[i])
-    return stores
+    return aims
 
 
 def solve_stage(
-    block: Block,
-    stage: Stage,
-    inputs: Iterable[Tensor],
-    wanted: Iterable[Tensor] | None,
-    result: QuantizedBlock,
-    settings: BlockSettings,
-    processes: Processes,
+    block: Block, stage: Stage, sums: Sums, result: QuantizedBlock, settings: BlockSettings, processes: Processes
 ) -> None:
-    """Statistics of one stage, its codes, its rows, and the block's weights replaced by what the codes mean.
-
-    `wanted` are the inputs that the 16-bit model would have had, where the mismatch with them is corrected.
-    """
-    started = time.perf_counter()
+    """The stage's codes from its sums, its rows, and the block's weights replaced by what the codes mean."""
     name = f"{block.name}.{stage.linears[0]}"
     try:
-        problem = stage_problem(block, stage, inputs, wanted, settings, processes)
+        problem = stage_problem(block, stage, sums, settings, processes)
         give_back()
         solution = processes.first(lambda: METHODS[settings.method](problem))
     except ValueError as error:
@@ -153,7 +134,7 @@ def solve_stage(
     problem = replace(problem, factor=None)  # it is as large as the Hessian
     give_back()
     effective = solution.effective()
-    result.rows += error_rows(block, stage, problem, solution, effective, time.perf_counter() - started)
+    result.rows += error_rows(block, stage, problem, solution, effective, time.perf_counter() - sums.started)
     start = 0
     for name in stage.linears:
         linear = block.linears[name]
@@ -163,55 +144,6 @@ def solve_stage(
         start = end
     if solution.scale is not None and stage.feeder is not None:
         fold(block, stage.feeder, solution.scale, result, settings)
-
-
-def sharing(feeder: Feeder | None, settings: BlockSettings) -> int:
-    """How many neighbouring heads must share their scales: 0 where nothing is scaled, or nothing can take them."""
-    if feeder is None or settings.method not in SCALING:
-        return 0
-    return settings.share if feeder.kind == "heads" else 1
-
-
-def stage_problem(
-    block: Block,
-    stage: Stage,
-    inputs: Iterable[Tensor],
-    wanted: Iterable[Tensor] | None,
-    settings: BlockSettings,
-    processes: Processes,
-) -> Problem:
-    """What the stage's linears, rows stacked, shall be, and the mean of x xᵀ over all tokens of all processes' inputs,
-    with its factor where that was needed and will serve again. ValueError when the mean is not finite."""
-    share = sharing(stage.feeder, settings)
-    grid = settings.grid(f"{block.name}.{stage.linears[0]}")
-    known = {"damp_percent": settings.damp_percent, "share": share, "width": settings.width, **grid}
-    weight = torch.cat([block.linears[name].weight.detach().float() for name in stage.linears])
-    hessian = Hessian(weight.shape[1])
-    if wanted is None:
-        for x in inputs:
-            hessian.update(x)
-        return Problem(weight, finished(hessian, processes), **known)
-    mismatch = Mismatch(weight)
-    for x, x16 in zip(inputs, wanted, strict=True):
-        hessian.update(x)
-        mismatch.update(x, x16)
-    value = finished(hessian, processes)
-    moved = processes.mean(mismatch.take(), mismatch.tokens)
-    factor = inverse_factor(value, settings.damp_percent)
-    target = retarget(weight, factor, moved, settings.mismatch)
-    return Problem(target, value, factor=None if share else factor, **known)
-
-
-def finished(hessian: Hessian, processes: Processes) -> Tensor:
-    """The Hessian of all processes' tokens, shrunk as their number asks for. ValueError when it is not finite, or when
-    there is no token."""
-    tokens = processes.total(hessian.tokens)
-    if not tokens:
-        raise ValueError("no token of the calibration text reaches it, so it has no statistics")
-    value = processes.mean(hessian.take(), hessian.tokens)
-    if not all_finite(value):
-        raise ValueError("its inputs are not finite on the calibration text")
-    return shrunk(value, tokens)
 
 
 def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, settings: BlockSettings) -> None:

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from calibration.corpus import source_digest
 from calibration.windows import Windows, build_windows
@@ -27,6 +29,7 @@ from compress.checkpoint.write import CheckpointWriter, partial_path
 from compress.config import QuantizeConfig, eighth
 from compress.errors import QCompressError
 from compress.model.blocks import BlockModel, parameter_shapes
+from compress.model.precision import fastest_products
 from compress.quantize.budget import plan_within
 from compress.quantize.calibrate import windows_start
 from compress.quantize.finish import finish
@@ -75,8 +78,8 @@ def quantize_checkpoint(
     When blocks were done before it failed or was killed, their work stays, and the same call goes on from there to the
     very bytes of an uninterrupted run; `restart` removes that work first. `activation_memory` bytes may be parked
     between the stages of a block: it changes the speed, never the result. With several `processes` each runs its share
-    of the windows, and the first writes and reports. On a GPU (`device` "cuda") blocks run in 16 bits; statistics and
-    rounding are float32 everywhere.
+    of the windows, and the first writes and reports. Blocks run on `device` "cpu" or "cuda"; statistics and rounding
+    are float32 everywhere.
     Recovery is judged on an eighth of the windows where the config holds out none.
     QCompressError for bad input, GateFailure when the validator refuses the result.
     """
@@ -84,14 +87,17 @@ def quantize_checkpoint(
     if config.recover and config.n_samples > 1:
         config = replace(config, held_out=config.held_out or eighth(config.n_samples))
     checkpoint, plan = plan_quantize(model, config, dtype=dtype)
-    blocks = make_blocks(checkpoint, plan, device)
+    config = replace(config, compute_dtype=compute_dtype(config, plan, device))
+    blocks, products = make_blocks(checkpoint, config, device)
     needed = estimate_memory(blocks, plan, config, activation_memory)
     check_memory(model, needed - resident())
     drive = choose_driver(blocks, plan, config, activation_memory)
     settings = job_settings(model, plan, config, calibration) | {"processes": processes.count, "device": device}
     room = plan.bytes + work_bytes(blocks, plan, config)
     with shared_journal(out, settings, room, processes, restart=restart) as journal:
-        job = Job(checkpoint, plan, config, blocks, journal, processes, report if processes.rank == 0 else silent)
+        job = Job(
+            checkpoint, plan, config, blocks, products, journal, processes, report if processes.rank == 0 else silent
+        )
         job.report(plan_row(str(model), plan, config) | {"memory_bytes": needed})
         if not config.group_size and (reason := group_size_reason(plan)):
             job.report({"group_size": reason})
@@ -106,10 +112,27 @@ def quantize_checkpoint(
     return summary(plan_row(str(model), plan, config), config, rows, out, time.perf_counter() - started)
 
 
-def make_blocks(checkpoint: Checkpoint, plan: Plan, device: str) -> BlockModel:
-    """The 16-bit model: forwards in float32 on a CPU, in the checkpoint's own 16 bits on a GPU."""
-    dtype = torch.float32 if device == "cpu" else plan.scheme.dtype
-    return BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)), dtype, device)
+def compute_dtype(config: QuantizeConfig, plan: Plan, device: str) -> str:
+    """What blocks multiply in: unless the config says it, the fastest of this CPU, the checkpoint's own on a GPU.
+    QCompressError for what a CPU cannot."""
+    if config.compute_dtype == "float16" and device == "cpu":
+        raise QCompressError("--compute-dtype float16: a CPU's statistics overflow in it; take bfloat16 or float32")
+    if config.compute_dtype != "auto":
+        return config.compute_dtype
+    return str(fastest_products() if device == "cpu" else plan.scheme.dtype).removeprefix("torch.")
+
+
+def make_blocks(checkpoint: Checkpoint, config: QuantizeConfig, device: str) -> tuple[BlockModel, torch.dtype]:
+    """The 16-bit model, and what a CPU's products are taken in: there all else is float32; a GPU's blocks are whole in
+    the config's type."""
+    wanted = getattr(torch, config.compute_dtype)
+    dtype, products = (torch.float32, wanted) if device == "cpu" else (wanted, torch.float32)
+    weights = partial(checked_tensor, checkpoint)
+    return BlockModel(checkpoint.config, weights, dtype, device), products
+
+
+def checked_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
+    return check_finite(name, checkpoint.tensor(name))
 
 
 def reads_text(config: QuantizeConfig) -> bool:

@@ -8,7 +8,7 @@ Where that many parked tensors do not fit into memory, `replay` runs every stage
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import greenlet
 from torch import Tensor, nn
@@ -17,6 +17,14 @@ from calibration.capture import watch_inputs
 from compress.model.blocks import Block
 
 Stage = tuple[str, ...]
+
+
+class Seen(NamedTuple):
+    """One micro-batch at a stage: what its linears see, (batch, seq, in), and the state of the residual stream before
+    it, (batch, seq, hidden), where the block's table says which modules see that."""
+
+    x: Tensor
+    residual: Tensor | None = None
 
 
 class Batches(Protocol):
@@ -52,24 +60,27 @@ def lockstep(
     stages: Sequence[Stage],
     run: Callable[[Tensor], Tensor],
     batches: Batches,
-    at_stage: Callable[[Stage, Iterable[Tensor]], None],
+    at_stage: Callable[[Stage, Iterable[Seen]], None],
     outputs: Outputs,
 ) -> None:
     """Fill `outputs` with `run` of every micro-batch (batch, seq, hidden); `at_stage` is called once per stage.
 
-    `at_stage(stage, inputs)` gets all inputs of the stage's linears, each (batch, seq, in), and may change weights.
+    `at_stage(stage, inputs)` gets what all micro-batches bring to the stage's linears, and may change weights.
     ValueError when micro-batches take different ways, or stages come in another order than given.
     """
     stage_of = {name: index for index, stage in enumerate(stages) for name in stage}
-    driver = greenlet.getcurrent()
+    driver, states = greenlet.getcurrent(), {}
     reached = 0
 
     def park(name: str, x: Tensor) -> None:
-        if stage_of[name] >= reached:
-            driver.switch((stage_of[name], x))
+        worker = greenlet.getcurrent()
+        if name not in stage_of:
+            states[worker] = x
+        elif stage_of[name] >= reached:
+            driver.switch((stage_of[name], Seen(x, states.get(worker))))
 
     workers = [greenlet.greenlet(run) for _ in range(len(batches))]
-    with watch_inputs({name: block.linears[name] for name in stage_of}, park):
+    with watch_inputs(watched(block, stage_of), park):
         for index, stage in enumerate(stages):
             if index == 0:
                 answers = [worker.switch(batches[i]) for i, worker in enumerate(workers)]
@@ -84,7 +95,13 @@ def lockstep(
             outputs[i] = worker.switch()
 
 
-def stage_input(block: Block, stages: Sequence[Stage], answer: object, index: int) -> Tensor:
+def watched(block: Block, linears: Iterable[str]) -> dict[str, nn.Module]:
+    """The linears by path, and the modules that see the residual stream."""
+    paths = {stage.residual for stage in block.stages or () if stage.residual}
+    return {path: block.module.get_submodule(path) for path in (*paths, *linears)}
+
+
+def stage_input(block: Block, stages: Sequence[Stage], answer: object, index: int) -> Seen:
     if isinstance(answer, tuple) and answer[0] == index:
         return answer[1]
     found = stages[answer[0]] if isinstance(answer, tuple) else "the end of the block"
@@ -100,7 +117,7 @@ def replay(
     stages: Sequence[Stage],
     run: Callable[[Tensor], Tensor],
     batches: Batches,
-    at_stage: Callable[[Stage, Iterable[Tensor]], None],
+    at_stage: Callable[[Stage, Iterable[Seen]], None],
     outputs: Outputs,
 ) -> None:
     """What `lockstep` does, to the bit, with one micro-batch in memory: every stage runs from the block's start."""
@@ -110,16 +127,20 @@ def replay(
         outputs[i] = run(batches[i])
 
 
-def reach(block: Block, stages: Sequence[Stage], index: int, run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+def reach(block: Block, stages: Sequence[Stage], index: int, run: Callable[[Tensor], Tensor], batch: Tensor) -> Seen:
     """The input of stage `index` for one micro-batch; the forward ends there."""
     waiting = {name: number for number, stage in enumerate(stages) for name in stage if number >= index}
     answer: object = None
+    state: Tensor | None = None
 
     def stop(name: str, x: Tensor) -> None:
-        nonlocal answer
-        answer = (waiting[name], x)
+        nonlocal answer, state
+        if name not in waiting:
+            state = x
+            return
+        answer = (waiting[name], Seen(x, state))
         raise Reached
 
-    with watch_inputs({name: block.linears[name] for name in waiting}, stop), suppress(Reached):
+    with watch_inputs(watched(block, waiting), stop), suppress(Reached):
         run(batch)
     return stage_input(block, stages, answer, index)

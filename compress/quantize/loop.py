@@ -22,10 +22,11 @@ from compress.config import QuantizeConfig
 from compress.errors import QCompressError
 from compress.model.blocks import Block, BlockModel
 from compress.quantize.activations import Activations, boundary
-from compress.quantize.block import BlockSettings, QuantizedBlock, Reference, quantize_block, round_block
+from compress.quantize.block import QuantizedBlock, Reference, quantize_block, round_block
 from compress.quantize.journal import Journal, log_path
 from compress.quantize.memory import BATCH_TOKENS, parked_bytes
 from compress.quantize.plan import Plan
+from compress.quantize.problem import BlockSettings
 from compress.quantize.processes import Processes
 
 Row = dict[str, Any]
@@ -34,12 +35,15 @@ Report = Callable[[Row], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One quantization: from `checkpoint`, by `config`, as `plan` says; what is done is in the `journal`."""
+    """One quantization: from `checkpoint`, by `config`, as `plan` says; what is done is in the `journal`.
+
+    `products` is the type that a CPU multiplies in while blocks run."""
 
     checkpoint: Checkpoint
     plan: Plan
     config: QuantizeConfig
     blocks: BlockModel
+    products: torch.dtype
     journal: Journal
     processes: Processes
     report: Report
@@ -140,6 +144,7 @@ def block_settings(job: Job) -> BlockSettings:
         share=heads // kv_heads,
         width=getattr(model, "head_dim", None) or model.hidden_size // heads,
         eight_bit=job.plan.eight_bit,
+        products=job.products,
     )
 
 

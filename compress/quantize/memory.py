@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import psutil
 
-from calibration.statistics import mismatch_rows
 from compress.checkpoint.load import START_LENGTH
 from compress.config import QuantizeConfig
 from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
 from compress.model.blocks import HEAD_ROWS, BlockModel
 from compress.model.memory import block_numbers
 from compress.quantize.lockstep import lockstep, replay
+from compress.quantize.mismatch import mismatch_rows
 from compress.quantize.plan import Plan
 from compress.quantize.recover_student import RecoverSettings
 

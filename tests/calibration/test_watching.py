@@ -1,9 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from calibration.capture import watch_inputs
-from calibration.statistics import SHRINKAGE, AbsMean, Hessian, shrunk
+from calibration.statistics import SHRINKAGE, AbsMean, Cross, Hessian, shrunk
 
 
 def inputs(tokens, in_features):
@@ -16,6 +18,13 @@ def test_a_hessian_is_the_mean_of_x_x_transposed(in_features):
     hessian.update(x)
     torch.testing.assert_close(hessian.value, x.T @ x / 21)
     assert torch.equal(hessian.value, hessian.value.T) and hessian.tokens == 21
+
+
+def test_a_cross_statistic_is_the_mean_of_y_x_transposed():
+    x, y, cross = inputs(21, 5), inputs(21, 3), Cross(3, 5)
+    for rows in (slice(0, 4), slice(4, 4), slice(4, 21)):
+        cross.update(y[rows], x[rows])
+    torch.testing.assert_close(cross.take(), y.T @ x / 21)
 
 
 @pytest.mark.parametrize("tokens", [24, 2400])
@@ -52,6 +61,18 @@ def test_how_tokens_are_batched_never_changes_a_mean(kind, parts):
         pieces.update(part)
     torch.testing.assert_close(pieces.value, whole.value)
     assert pieces.tokens == whole.tokens == 24
+
+
+@pytest.mark.parametrize("parts", [[64], [1, 0, 63], [16] * 4])
+def test_products_in_bfloat16_cost_a_statistic_next_to_nothing(parts):
+    x, y = inputs(64, 12), inputs(64, 4)
+    for make, given in ((partial(Hessian, 12), (x,)), (partial(Cross, 4, 12), (y, x))):
+        exact, rounded = make(), make(products=torch.bfloat16)
+        exact.update(*given)
+        for part in zip(*(whole.split(parts) for whole in given), strict=True):
+            rounded.update(*part)
+        found, wanted = rounded.take(), exact.take()
+        assert found.dtype == torch.float32 and 0 < (found - wanted).norm() < 4e-3 * wanted.norm()
 
 
 @pytest.mark.parametrize("kind", [Hessian, AbsMean])

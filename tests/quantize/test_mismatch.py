@@ -1,14 +1,15 @@
 import pytest
 import torch
 
-from calibration.statistics import Hessian, Mismatch
+from calibration.statistics import Hessian
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint
 from compress.model.blocks import BlockModel
-from compress.quantize.block import BlockSettings, Reference, quantize_block
+from compress.quantize.block import Reference, quantize_block
 from compress.quantize.gptq import inverse_factor
-from compress.quantize.lockstep import lockstep, replay
-from compress.quantize.mismatch import retarget, times_inverse
+from compress.quantize.lockstep import Seen, lockstep, replay
+from compress.quantize.mismatch import Mismatch, retarget, times_inverse
+from compress.quantize.problem import BlockSettings
 
 SETTINGS = {"bits": 4, "group_size": 32, "sym": False, "dtype": torch.float16, "damp_percent": 0.01}
 HEADS = {"share": 2, "width": 16}
@@ -26,8 +27,24 @@ def corrected(weight, wanted, x, strength, damp_percent=1e-7):
     hessian, mismatch = Hessian(8), Mismatch(weight)
     for part, part16 in zip(x.split(99), wanted.split(99), strict=True):
         hessian.update(part)
-        mismatch.update(part, part16)
+        mismatch.update(Seen(part), part16)
     return retarget(weight, inverse_factor(hessian.value, damp_percent), mismatch.take(), strength)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_stage_that_adds_to_the_residual_stream_makes_up_for_what_that_lacks(problem, biased):
+    weight, wanted, x = problem
+    bias = torch.arange(float(len(weight))) if biased else None
+    residual = torch.randn(500, len(weight)) + x[:, : len(weight)]
+    state = residual + 0.2 * x[:, -len(weight) :] + wanted @ weight.T  # what is in the 16-bit model, but for the bias
+    hessian, mismatch = Hessian(8), Mismatch(weight, bias, adds=True)
+    for rows in torch.arange(500).split(99):
+        hessian.update(x[rows])
+        aim = state[rows] if bias is None else state[rows] + bias
+        mismatch.update(Seen(x[rows], residual[rows]), aim)
+    found = retarget(weight, inverse_factor(hessian.value, 1e-7), mismatch.take(), 1.0)
+    solution = torch.linalg.lstsq(x.double(), (state - residual).double()).solution.T
+    torch.testing.assert_close(found.double(), solution, rtol=1e-4, atol=1e-4)
 
 
 def test_the_whole_way_is_the_least_squares_solution(problem):
@@ -69,9 +86,9 @@ def two_blocks(tiny_qwen2):
         return blocks, [blocks.embed(part) for part in ids.split(2)]
 
 
-def through(blocks, batches, drive, strength):
+def through(blocks, batches, drive, strength, products=torch.float32):
     """States after the last block: of the quantized model, and of the reference."""
-    settings = BlockSettings("gptq", **SETTINGS, mismatch=strength, **HEADS)
+    settings = BlockSettings("gptq", **SETTINGS, mismatch=strength, **HEADS, products=products)
     own, true = list(batches), list(batches)
     for index, block in blocks.in_order():
         reference = Reference(list(true), true, lambda number: [])
@@ -89,6 +106,17 @@ def test_the_reference_is_the_16_bit_model(two_blocks, drive):
     for index, block in blocks.in_order():
         plain = [blocks.runner(block, index)(batch) for batch in plain]
     assert torch.equal(true, torch.cat(plain))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("drive", [lockstep, replay])
+def test_products_in_bfloat16_move_the_states_less_than_quantizing_does(two_blocks, drive):
+    blocks, batches = two_blocks
+    own, true = through(blocks, batches, drive, 0.5)
+    rounded_own, rounded_true = through(blocks, batches, drive, 0.5, torch.bfloat16)
+    lost = (own - true).norm()
+    assert 0 < (rounded_true - true).norm() < 0.1 * lost
+    assert 0.9 * lost < (rounded_own - rounded_true).norm() < 1.1 * lost
 
 
 @torch.no_grad()

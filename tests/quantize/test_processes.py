@@ -36,7 +36,7 @@ def by_one_and_by_two(model: Path, folder: Path, mismatch: float) -> tuple[Path,
     done = subprocess.run(
         [*launcher, "-m", "compress.cli", *arguments], env=environment, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-20000:]
     return one, two
 
 

@@ -83,11 +83,13 @@ def test_a_job_killed_between_its_name_and_its_cleaning_is_finished_by_the_same_
     [
         ({"group_size": 32}, "group_size 64, now 32"),
         ({"seed": 1}, "seed 0, now 1"),
+        ({"compute_dtype": "bfloat16"}, "compute_dtype float32, now bfloat16"),
         ({"method": "awq"}, "method gptq, now awq"),
     ],
 )
 def test_changed_settings_are_refused_by_name(tiny_llama, tmp_path, changes, words):
-    out = interrupted(tiny_llama, tmp_path / "out")
+    out = interrupted(tiny_llama, tmp_path / "out", compute_dtype="float32")
+    changes = {"compute_dtype": "float32"} | changes
     with pytest.raises(QCompressError, match=f"was started with {words}.*--restart"):
         quantize_checkpoint(tiny_llama, out, settings(**changes))
     assert len(left(out)) == 2
@@ -144,9 +146,10 @@ def test_the_log_has_seconds_and_every_linear_and_the_checkpoint_has_none(tiny_l
     assert "seconds" not in (out / "qcompress.json").read_text()
 
 
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mismatch", [0, 0.5])
-def test_the_limit_of_parked_activations_never_changes_a_byte(tiny_qwen2, tmp_path, mismatch):
+def test_the_limit_of_parked_activations_never_changes_a_byte(tiny_qwen2, tmp_path, mismatch, compute_dtype):
     for name, limit in (("parked", 10**9), ("replayed", 0)):
-        wanted = settings("awq+gptq", mismatch=mismatch)
+        wanted = settings("awq+gptq", mismatch=mismatch, compute_dtype=compute_dtype)
         quantize_checkpoint(tiny_qwen2, tmp_path / name, wanted, activation_memory=limit)
     assert contents(tmp_path / "parked") == contents(tmp_path / "replayed")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from calibration.statistics import Hessian, shrunk
-from compress.quantize.block import finished
+from compress.quantize.problem import finished
 from compress.quantize.processes import ALONE
 
 

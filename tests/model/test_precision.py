@@ -1,0 +1,58 @@
+import greenlet
+import pytest
+import torch
+
+from compress.model.precision import fastest_products, products_in
+
+
+@pytest.fixture
+def factors():
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(6, 32, generator=g), torch.randn(4, 32, generator=g)
+
+
+def product(x, weight):
+    return torch.nn.functional.linear(x, weight)
+
+
+def test_products_are_rounded_only_while_the_context_is_open(factors):
+    exact = product(*factors)
+    with products_in(torch.bfloat16):
+        rounded = product(*factors)
+        with products_in(torch.float32):
+            assert torch.equal(product(*factors), exact)
+        assert torch.equal(product(*factors), rounded)
+    assert rounded.dtype == torch.bfloat16 and torch.equal(product(*factors), exact)
+    torch.testing.assert_close(rounded.float(), exact, rtol=2e-2, atol=5e-2)
+
+
+def test_float32_changes_nothing(factors):
+    with products_in(torch.float32):
+        assert torch.equal(product(*factors), product(*factors)) and product(*factors).dtype == torch.float32
+
+
+def test_what_is_no_product_stays_as_it_is(factors):
+    x, _ = factors
+    with products_in(torch.bfloat16):
+        assert torch.equal(x * 3 + 1, 3 * x + 1) and (x + x.bfloat16()).dtype == torch.float32
+
+
+def test_a_context_reaches_into_greenlets_and_one_inside_does_not_outlast_its_end(factors):
+    """As micro-batches park in the middle of a block while statistics are summed in float32."""
+
+    def run():
+        first = product(*factors)
+        driver.switch()
+        return first, product(*factors)
+
+    driver = greenlet.getcurrent()
+    worker = greenlet.greenlet(run)
+    with products_in(torch.bfloat16):
+        worker.switch()
+        with products_in(torch.float32):
+            assert product(*factors).dtype == torch.float32
+        assert [part.dtype for part in worker.switch()] == [torch.bfloat16] * 2
+
+
+def test_the_fastest_type_is_one_that_a_cpu_can_multiply():
+    assert fastest_products() in (torch.float32, torch.bfloat16)
