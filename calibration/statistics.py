@@ -13,7 +13,7 @@ from torch import Tensor
 MIRRORED_ROWS = 256  # at a time
 STRIPS = 4  # of a triangle; more waste less arithmetic on the other side, on products too small for BLAS
 WIDEST_STRIP = 1024  # still wide enough for BLAS
-SHRINKAGE = 2.0
+SHRINKAGE = 4.0
 
 
 class Hessian:

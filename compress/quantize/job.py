@@ -98,7 +98,7 @@ def quantize_checkpoint(
         job = Job(
             checkpoint, plan, config, blocks, products, journal, processes, report if processes.rank == 0 else silent
         )
-        job.report(plan_row(str(model), plan, config) | {"memory_bytes": needed})
+        job.report(plan_row(str(model), plan, config) | {"memory_bytes": needed, "compute_dtype": config.compute_dtype})
         if not config.group_size and (reason := group_size_reason(plan)):
             job.report({"group_size": reason})
         if not journal.published:

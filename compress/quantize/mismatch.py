@@ -36,9 +36,9 @@ class Mismatch:
     ):
         out_features, in_features = weight.shape
         rows = out_features if adds else mismatch_rows(out_features, in_features)
-        self.adds = adds
-        self._wide = weight if rows == in_features and not adds else None
-        self._factor, self._bias = weight.to(products), None if bias is None else bias.to(products)
+        self.adds, self.wide = adds, not adds and rows == in_features
+        self._weight = weight if self.wide else weight.to(products)
+        self._bias = None if bias is None else bias.to(products)
         self._mean = Cross(rows, in_features, products)
 
     @property
@@ -50,19 +50,18 @@ class Mismatch:
         aim = aim.to(seen.x.device)
         if self.adds:
             assert seen.residual is not None
-            missing = aim - seen.residual - linear(seen.x.to(self._factor.dtype), self._factor, self._bias)
-        else:
+            missing = aim - seen.residual - linear(seen.x.to(self._weight.dtype), self._weight, self._bias)
+        elif self.wide:
             missing = aim - seen.x
-            if self._wide is None:
-                missing = linear(missing.to(self._factor.dtype), self._factor)
+        else:
+            missing = linear((aim - seen.x).to(self._weight.dtype), self._weight)
         self._mean.update(missing, seen.x)
 
     def take(self) -> Tensor:
         """M, (out, in) float32: nothing can be added afterwards."""
-        mean, wide = self._mean.take(), self._wide
-        self._wide = self._bias = None
-        self._factor = mean.new_zeros(0, 0)
-        return mean if wide is None else wide @ mean
+        mean, weight = self._mean.take(), self._weight
+        self._weight = weight.new_zeros(0, 0)
+        return weight @ mean if self.wide else mean
 
 
 def mismatch_rows(out_features: int, in_features: int) -> int:
