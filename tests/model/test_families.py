@@ -1,0 +1,58 @@
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from calibration.capture import watch_inputs
+from compress.model.blocks import BlockModel
+from compress.model.families import FAMILIES
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
+MODEL_TYPES = sorted({name for family in FAMILIES for name in family.model_types})
+
+
+def run_block(model_type):
+    """A block's stages, what its linears and norms see, by path, its output, and its linears; random weights."""
+    factor = {"residual_multiplier": 0.5} if model_type == "granite" else {}
+    config = AutoConfig.for_model(model_type, **SIZES, **factor)
+    torch.manual_seed(0)
+    weights = AutoModelForCausalLM.from_config(config, dtype=torch.float32).state_dict()
+    blocks, seen = BlockModel(config.to_dict(), weights.__getitem__), {}
+    with blocks.ends():
+        hidden = blocks.embed(torch.arange(12).view(2, 6))
+    with blocks.block(0) as block:
+        norms = {path: module for path, module in block.module.named_children() if "norm" in path}
+        with watch_inputs(block.linears | norms, seen.__setitem__):
+            output = blocks.runner(block, 0)(hidden)
+        products = {name: block.linears[name](seen[name]) for name in block.linears}
+    return block.stages, seen, output, products
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_table_says_of_every_stage_whether_its_output_is_added_to_the_residual_stream_as_it_is(model_type):
+    stages, seen, output, products = run_block(model_type)
+    states = [*(tensor for path, tensor in seen.items() if path not in products), output]
+    adding = [stage for stage in stages if stage.residual]
+    for stage in stages:
+        made = products[stage.linears[0]]
+        if stage.residual:
+            later = adding[adding.index(stage) + 1 :]
+            after = seen[later[0].residual] if later else output
+            torch.testing.assert_close(after, seen[stage.residual] + made)
+            continue
+        found = any(
+            before.shape == made.shape == after.shape and torch.allclose(after, before + made, atol=1e-4)
+            for before in states
+            for after in states
+        )
+        assert not found, stage.linears
