@@ -1,6 +1,6 @@
 """What a linear layer's inputs look like: running means over tokens, in float32.
 
-Both follow the device of the first input they see, and weigh every token the same however the tokens are batched.
+All follow the device of the first input they see, and weigh every token the same however the tokens are batched.
 Products of a batch may be taken in another type than float32: they are rounded once, and far finer than what a
 calibration text of any length leaves open.
 """
@@ -30,7 +30,7 @@ class Hessian:
 
     def update(self, x: Tensor) -> None:
         """Add the tokens of x (..., in_features), any floating dtype. Raises ValueError on another width."""
-        x = _tokens(x, self.in_features).to(self.products)
+        x = _tokens(x, self.in_features, self.products)
         if not len(x):
             return
         self._upper = self._upper.to(x.device)
@@ -60,7 +60,7 @@ class Cross:
 
     def update(self, y: Tensor, x: Tensor) -> None:
         """Add the tokens of y (..., rows) and x (..., in_features). Raises ValueError on other widths."""
-        y, x = (_tokens(part, width).to(self.products) for part, width in zip((y, x), self.shape, strict=True))
+        y, x = (_tokens(part, width, self.products) for part, width in zip((y, x), self.shape, strict=True))
         if not len(x):
             return
         self._value = self._value.to(x.device)
@@ -136,8 +136,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, kept: float, share:
         rows.mul_(kept).add_(columns.T @ right, alpha=share)
 
 
-def _tokens(x: Tensor, in_features: int) -> Tensor:
-    """(..., in_features) -> (tokens, in_features) float32, off the graph."""
+def _tokens(x: Tensor, in_features: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(..., in_features) -> (tokens, in_features) in `dtype`, off the graph."""
     if x.shape[-1] != in_features:
         raise ValueError(f"calibration.statistics: inputs are {x.shape[-1]} wide, {in_features} expected")
-    return x.detach().reshape(-1, in_features).float()
+    return x.detach().reshape(-1, in_features).to(dtype)

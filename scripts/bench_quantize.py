@@ -160,10 +160,14 @@ def judge(rows: list[Row]) -> list[Row]:
         if target.against == "best peer":
             against = [values[name] for name in values if name in peers]
         ratio = values[target.variant] / min(against) if target.variant in values and against else None
-        met = "not measured" if ratio is None else ratio <= target.limit
-        name = f"{target.variant}: {target.figure} / {target.against}"
-        found.append({"name": name, "expected_at_most": target.limit, "found": ratio, "met": met})
+        found.append(verdict(f"{target.variant}: {target.figure} / {target.against}", target.limit, ratio))
     return found
+
+
+def verdict(name: str, limit: float, ratio: float | None) -> Row:
+    """A line of what was expected beside what was found."""
+    met = "not measured" if ratio is None else ratio <= limit
+    return {"name": name, "expected_at_most": limit, "found": ratio, "met": met}
 
 
 def roofline_rows(model: Path, rows: list[Row], tokens: int, seq_len: int) -> list[Row]:
@@ -180,14 +184,9 @@ def roofline_rows(model: Path, rows: list[Row], tokens: int, seq_len: int) -> li
     dtype = fastest_products()
     rate = matmul_rate(shapes.values(), dtype)
     bound = f"{flops / 1e12:.2f} Tflop at {rate / 1e9:.1f} Gflop/s in {str(dtype).removeprefix('torch.')}"
-    found = []
-    for name in ("gptq", "gptq uncorrected"):
-        seconds = next((row["seconds"] for row in rows if row["name"] == name and "seconds" in row), None)
-        ratio = None if seconds is None else seconds * rate / flops
-        met = "not measured" if ratio is None else ratio <= ROOFLINE_LIMIT
-        row = {"name": f"{name}: seconds / ({bound})", "expected_at_most": ROOFLINE_LIMIT, "found": ratio, "met": met}
-        found.append(row)
-    return found
+    ratios = {row["name"]: row["seconds"] * rate / flops for row in rows if "seconds" in row}
+    names = ("gptq", "gptq uncorrected")
+    return [verdict(f"{name}: seconds / ({bound})", ROOFLINE_LIMIT, ratios.get(name)) for name in names]
 
 
 def score(model: Path, rows: list[Row], place: Callable[[str], Path], text: str, windows: int, seq_len: int) -> None:

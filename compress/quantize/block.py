@@ -104,11 +104,11 @@ def record_stages(
     """What every stage aims at in the 16-bit model, whose states the block runs over before a weight is replaced: the
     stage's inputs, or the residual stream after its outputs."""
     adding = [stage for stage in stages if stage.residual]
-    sums = {stage: later.residual for stage, later in pairwise(adding)} | dict.fromkeys(adding[-1:])
+    after = {stage: later.residual for stage, later in pairwise(adding)} | dict.fromkeys(adding[-1:])
     stores: dict[str, Store] = {}  # by the module whose inputs they take
     aims: dict[tuple[str, ...], Iterable[Tensor]] = {}
     for number, stage in enumerate(stages):
-        module = sums.get(stage, stage.linears[0])
+        module = after.get(stage, stage.linears[0])
         if module is None:
             aims[stage.linears] = reference.outputs
         else:

@@ -10,13 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from calibration.corpus import source_digest
 from calibration.windows import Windows, build_windows
@@ -78,8 +76,8 @@ def quantize_checkpoint(
     When blocks were done before it failed or was killed, their work stays, and the same call goes on from there to the
     very bytes of an uninterrupted run; `restart` removes that work first. `activation_memory` bytes may be parked
     between the stages of a block: it changes the speed, never the result. With several `processes` each runs its share
-    of the windows, and the first writes and reports. Blocks run on `device` "cpu" or "cuda"; statistics and rounding
-    are float32 everywhere.
+    of the windows, and the first writes and reports. Blocks run on `device` "cpu" or "cuda"; statistics are
+    summed in float32, and rounding is float32, everywhere.
     Recovery is judged on an eighth of the windows where the config holds out none.
     QCompressError for bad input, GateFailure when the validator refuses the result.
     """
@@ -88,16 +86,14 @@ def quantize_checkpoint(
         config = replace(config, held_out=config.held_out or eighth(config.n_samples))
     checkpoint, plan = plan_quantize(model, config, dtype=dtype)
     config = replace(config, compute_dtype=compute_dtype(config, plan, device))
-    blocks, products = make_blocks(checkpoint, config, device)
+    blocks = make_blocks(checkpoint, config, device)
     needed = estimate_memory(blocks, plan, config, activation_memory)
     check_memory(model, needed - resident())
     drive = choose_driver(blocks, plan, config, activation_memory)
     settings = job_settings(model, plan, config, calibration) | {"processes": processes.count, "device": device}
     room = plan.bytes + work_bytes(blocks, plan, config)
     with shared_journal(out, settings, room, processes, restart=restart) as journal:
-        job = Job(
-            checkpoint, plan, config, blocks, products, journal, processes, report if processes.rank == 0 else silent
-        )
+        job = Job(checkpoint, plan, config, blocks, journal, processes, report if processes.rank == 0 else silent)
         job.report(plan_row(str(model), plan, config) | {"memory_bytes": needed, "compute_dtype": config.compute_dtype})
         if not config.group_size and (reason := group_size_reason(plan)):
             job.report({"group_size": reason})
@@ -122,17 +118,10 @@ def compute_dtype(config: QuantizeConfig, plan: Plan, device: str) -> str:
     return str(fastest_products() if device == "cpu" else plan.scheme.dtype).removeprefix("torch.")
 
 
-def make_blocks(checkpoint: Checkpoint, config: QuantizeConfig, device: str) -> tuple[BlockModel, torch.dtype]:
-    """The 16-bit model, and what a CPU's products are taken in: there all else is float32; a GPU's blocks are whole in
-    the config's type."""
-    wanted = getattr(torch, config.compute_dtype)
-    dtype, products = (torch.float32, wanted) if device == "cpu" else (wanted, torch.float32)
-    weights = partial(checked_tensor, checkpoint)
-    return BlockModel(checkpoint.config, weights, dtype, device), products
-
-
-def checked_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
-    return check_finite(name, checkpoint.tensor(name))
+def make_blocks(checkpoint: Checkpoint, config: QuantizeConfig, device: str) -> BlockModel:
+    """The 16-bit model: whole in the config's compute_dtype on a GPU, in float32 but for its products on a CPU."""
+    dtype = torch.float32 if device == "cpu" else getattr(torch, config.compute_dtype)
+    return BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)), dtype, device)
 
 
 def reads_text(config: QuantizeConfig) -> bool:

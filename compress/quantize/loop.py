@@ -35,15 +35,12 @@ Report = Callable[[Row], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One quantization: from `checkpoint`, by `config`, as `plan` says; what is done is in the `journal`.
-
-    `products` is the type that a CPU multiplies in while blocks run."""
+    """One quantization: from `checkpoint`, by `config`, as `plan` says; what is done is in the `journal`."""
 
     checkpoint: Checkpoint
     plan: Plan
     config: QuantizeConfig
     blocks: BlockModel
-    products: torch.dtype
     journal: Journal
     processes: Processes
     report: Report
@@ -130,7 +127,7 @@ def work_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int:
 
 
 def block_settings(job: Job) -> BlockSettings:
-    model, scheme = job.blocks.model.config, job.plan.scheme
+    model, scheme, on_cpu = job.blocks.model.config, job.plan.scheme, job.blocks.device.type == "cpu"
     heads = model.num_attention_heads
     kv_heads = getattr(model, "num_key_value_heads", None) or heads
     return BlockSettings(
@@ -144,7 +141,7 @@ def block_settings(job: Job) -> BlockSettings:
         share=heads // kv_heads,
         width=getattr(model, "head_dim", None) or model.hidden_size // heads,
         eight_bit=job.plan.eight_bit,
-        products=job.products,
+        products=getattr(torch, job.config.compute_dtype) if on_cpu else torch.float32,
     )
 
 

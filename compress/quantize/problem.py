@@ -22,7 +22,7 @@ from compress.quantize.processes import Processes
 class BlockSettings:
     """What all blocks of a checkpoint share: method, grid as its format will store it, damping, mismatch, heads.
 
-    On a CPU blocks multiply in `products`, while statistics and codes come from float32.
+    Blocks and statistics multiply in `products` on a CPU, where all sums and codes are float32.
     `share` query heads of `width` channels hang on one value head. `eight_bit` are the full paths of linears that get
     8 bits, always whole stages, and always symmetric.
     """

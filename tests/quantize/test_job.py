@@ -191,6 +191,13 @@ def test_a_full_directory_is_refused_before_any_work(tiny_llama, tmp_path):
     assert (tmp_path / "note.txt").read_text() == "mine"
 
 
+def test_float16_products_are_refused_on_a_cpu_with_the_cure(tiny_llama, tmp_path):
+    config = QuantizeConfig("gptq", "gptq", compute_dtype="float16")
+    with pytest.raises(QCompressError, match=r"--compute-dtype float16.*take bfloat16 or float32"):
+        quantize_checkpoint(tiny_llama, tmp_path / "out", config)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_no_causal_lm_is_refused(tiny_llama, tmp_path):
     shutil.copytree(tiny_llama, tmp_path / "bert")
     config = json.loads((tmp_path / "bert/config.json").read_text()) | {
