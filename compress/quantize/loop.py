@@ -127,7 +127,7 @@ def work_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int:
 
 
 def block_settings(job: Job) -> BlockSettings:
-    model, scheme, on_cpu = job.blocks.model.config, job.plan.scheme, job.blocks.device.type == "cpu"
+    model, scheme = job.blocks.model.config, job.plan.scheme
     heads = model.num_attention_heads
     kv_heads = getattr(model, "num_key_value_heads", None) or heads
     return BlockSettings(
@@ -141,8 +141,13 @@ def block_settings(job: Job) -> BlockSettings:
         share=heads // kv_heads,
         width=getattr(model, "head_dim", None) or model.hidden_size // heads,
         eight_bit=job.plan.eight_bit,
-        products=getattr(torch, job.config.compute_dtype) if on_cpu else torch.float32,
+        products=block_products(job),
     )
+
+
+def block_products(job: Job) -> torch.dtype:
+    """What a CPU's blocks multiply in; on a GPU their weights are of the config's type already."""
+    return getattr(torch, job.config.compute_dtype) if job.blocks.device.type == "cpu" else torch.float32
 
 
 def save_block(

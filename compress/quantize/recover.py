@@ -22,6 +22,7 @@ from torch import Tensor
 from compress.losses import Side, distill_loss, find_head
 from compress.model.blocks import BlockModel
 from compress.model.memory import give_back
+from compress.model.precision import products_in
 from compress.quantize.recover_blocks import recover_blocks
 from compress.quantize.recover_student import Adam, RecoverSettings, Student, backward, batches
 from compress.schedule import learning_rate
@@ -71,7 +72,7 @@ def recover(
         student.restore(kept)
         best = min(before, kl_blocks)
         report({"kl_before": before, "kl_blocks": kl_blocks})
-        trainer = Trainer(teacher, student_model, student)
+        trainer = Trainer(teacher, student_model, student, settings.products)
         steps = settings.epochs * math.ceil((len(ids) - held) / settings.batch)
         for step, rows in enumerate(batches(len(ids) - held, settings, settings.epochs), 1):
             started = time.perf_counter()
@@ -138,19 +139,21 @@ def mean_kl(teacher: BlockModel, model: BlockModel, ids: Tensor, answers: Tensor
 class Trainer:
     """One step at a time: forward through all blocks, backward through them, each loaded when its turn comes."""
 
-    def __init__(self, teacher: BlockModel, model: BlockModel, student: Student):
-        self.teacher, self.model, self.student = teacher, model, student
+    def __init__(self, teacher: BlockModel, model: BlockModel, student: Student, products: torch.dtype = torch.float32):
+        self.teacher, self.model, self.student, self.products = teacher, model, student, products
         self.adam = Adam(student.multipliers.values())
 
     def step(self, ids: Tensor, answers: Tensor, rate: float) -> float:
         """One update of all multipliers; the KL before it."""
-        states = block_states(self.model, ids)
+        with products_in(self.products):
+            states = block_states(self.model, ids)
         loss, gradient = kl_gradient(self.teacher, self.model, states.pop(), answers, ids)
         if not math.isfinite(loss):
             raise ValueError(f"recovery: KL is {loss}; a lower learning rate than {rate:g} is needed")
         for index in reversed(range(len(self.model))):
             with self.model.block(index) as block:
-                gradient = backward(self.model, self.student, block, index, states.pop(), partial(product, gradient))
+                loss_of = partial(product, gradient)
+                gradient = backward(self.model, self.student, block, index, states.pop(), loss_of, self.products)
                 give_back()
         self.adam.step(rate)
         return loss

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from compress.config import eighth
 from compress.model.blocks import Block, BlockModel
+from compress.model.precision import products_in
 from compress.quantize.grid import QuantizedWeight, split_groups
 
 BETAS = (0.9, 0.95)
@@ -18,7 +19,8 @@ class RecoverSettings:
     """`epochs` over the windows, `batch` windows a step, the peak `learning_rate` of the multipliers.
 
     Before them `block_epochs` of every block by itself, at a peak of `block_learning_rate`. The last `held_out` windows
-    judge and are not trained on; 0 means an eighth of them.
+    judge and are not trained on; 0 means an eighth of them. A CPU multiplies in `products` as it trains; what judges,
+    and the 16-bit model's answers, are float32.
     """
 
     epochs: int = 2
@@ -27,6 +29,7 @@ class RecoverSettings:
     learning_rate: float = 3e-4
     block_learning_rate: float = 2e-3
     held_out: int = 0
+    products: torch.dtype = torch.float32
 
     def held(self, count: int) -> int:
         """How many of `count` windows judge."""
@@ -102,7 +105,13 @@ class Adam:
 
 
 def backward(
-    model: BlockModel, student: Student, block: Block, index: int, state: Tensor, loss: Callable[[Tensor], Tensor]
+    model: BlockModel,
+    student: Student,
+    block: Block,
+    index: int,
+    state: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    products: torch.dtype,
 ) -> Tensor:
     """The gradient of `loss` of the block's output for its input `state`, both (batch, seq, hidden); those of its
     multipliers are left where Adam finds them."""
@@ -112,7 +121,9 @@ def backward(
         state = state.detach().requires_grad_()
         for parameter in trained.values():
             parameter.requires_grad_()
-        loss(model.runner(block, index)(state)).backward()
+        with products_in(products):
+            output = model.runner(block, index)(state)
+        loss(output).backward()
     for name, parameter in trained.items():
         multiplier = student.multipliers[name]
         multiplier.grad = multiplier_gradient(parameter, multiplier.to(parameter.device)).to(multiplier.device)

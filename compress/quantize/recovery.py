@@ -12,7 +12,7 @@ from compress.checkpoint.whole import write_whole
 from compress.checkpoint.write import CheckpointWriter
 from compress.model.blocks import BlockModel
 from compress.quantize.grid import QuantizedWeight
-from compress.quantize.loop import Job
+from compress.quantize.loop import Job, block_products
 from compress.quantize.plan import Plan
 from compress.quantize.recover import RecoverSettings, Student, recover
 
@@ -25,7 +25,7 @@ def recover_checkpoint(job: Job, writer: CheckpointWriter, ids: Tensor) -> None:
     if not file.is_file():
         student = make_student(writer, job.plan, job.blocks.layers_path)
         model = BlockModel(job.checkpoint.config, student.weights, job.blocks.dtype, job.blocks.device)
-        settings = RecoverSettings(epochs=job.config.recover, held_out=job.config.held_out)
+        settings = RecoverSettings(job.config.recover, held_out=job.config.held_out, products=block_products(job))
         found = recover(job.blocks, model, student, ids, settings, job.report)
         student.multipliers = found.multipliers
         notes["recover"] = {name: getattr(found, name) for name in ("kl_before", "kl_blocks", "kl", "step")}
