@@ -109,24 +109,6 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-class AbsMean:
-    """Running mean of |x| over tokens: `value` (in_features,) float32, AWQ's measure of a channel's importance."""
-
-    def __init__(self, in_features: int):
-        self.in_features = in_features
-        self.tokens = 0
-        self.value = torch.zeros(in_features)
-
-    def update(self, x: Tensor) -> None:
-        """Add the tokens of x (..., in_features), any floating dtype. Raises ValueError on another width."""
-        x = _tokens(x, self.in_features)
-        if not len(x):
-            return
-        self.tokens += len(x)
-        self.value = self.value.to(x.device)
-        self.value += (x.abs().mean(0) - self.value) * (len(x) / self.tokens)
-
-
 def _add_product(total: Tensor, left: Tensor, right: Tensor, kept: float, share: float) -> None:
     """total (a, b) float32 becomes kept · total + share · leftᵀ right, of left (tokens, a) and right (tokens, b)."""
     if left.dtype == total.dtype:
@@ -136,7 +118,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, kept: float, share:
         rows.mul_(kept).add_(columns.T @ right, alpha=share)
 
 
-def _tokens(x: Tensor, in_features: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def _tokens(x: Tensor, in_features: int, dtype: torch.dtype) -> Tensor:
     """(..., in_features) -> (tokens, in_features) in `dtype`, off the graph."""
     if x.shape[-1] != in_features:
         raise ValueError(f"calibration.statistics: inputs are {x.shape[-1]} wide, {in_features} expected")

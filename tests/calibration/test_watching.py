@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from calibration.capture import watch_inputs
-from calibration.statistics import SHRINKAGE, AbsMean, Cross, Hessian, shrunk
+from calibration.statistics import SHRINKAGE, Cross, Hessian, shrunk
 
 
 def inputs(tokens, in_features):
@@ -45,17 +45,9 @@ def test_shrinking_is_the_same_whatever_scale_the_inputs_come_in():
     torch.testing.assert_close(shrunk(mean / scale / scale[:, None], 24), shrunk(mean, 24) / scale / scale[:, None])
 
 
-def test_an_abs_mean_is_the_mean_of_the_magnitudes():
-    x, mean = inputs(21, 5), AbsMean(5)
-    mean.update(x)
-    torch.testing.assert_close(mean.value, x.abs().mean(0))
-    assert mean.tokens == 21
-
-
-@pytest.mark.parametrize("kind", [Hessian, AbsMean])
 @pytest.mark.parametrize("parts", [[24], [0, 24], [1, 23], [5, 0, 19], [1] * 24])
-def test_how_tokens_are_batched_never_changes_a_mean(kind, parts):
-    x, whole, pieces = inputs(24, 6), kind(6), kind(6)
+def test_how_tokens_are_batched_never_changes_a_mean(parts):
+    x, whole, pieces = inputs(24, 6), Hessian(6), Hessian(6)
     whole.update(x.reshape(2, 3, 4, 6))
     for part in x.split(parts):
         pieces.update(part)
@@ -75,23 +67,20 @@ def test_products_in_bfloat16_cost_a_statistic_next_to_nothing(parts):
         assert found.dtype == torch.float32 and 0 < (found - wanted).norm() < 4e-3 * wanted.norm()
 
 
-@pytest.mark.parametrize("kind", [Hessian, AbsMean])
-def test_half_precision_inputs_are_summed_in_float32(kind):
-    x, half, single = (300 * inputs(64, 4)).half(), kind(4), kind(4)
+def test_half_precision_inputs_are_summed_in_float32():
+    x, half, single = (300 * inputs(64, 4)).half(), Hessian(4), Hessian(4)
     half.update(x)
     single.update(x.float())
     assert half.value.dtype == torch.float32 and torch.equal(half.value, single.value)
 
 
-@pytest.mark.parametrize("kind", [Hessian, AbsMean])
-def test_the_width_of_the_inputs_is_checked(kind):
+def test_the_width_of_the_inputs_is_checked():
     with pytest.raises(ValueError, match="5 wide, 4 expected"):
-        kind(4).update(inputs(3, 5))
+        Hessian(4).update(inputs(3, 5))
 
 
-@pytest.mark.parametrize("kind", [Hessian, AbsMean])
-def test_statistics_follow_the_device_of_their_inputs(kind):
-    statistic = kind(4)
+def test_statistics_follow_the_device_of_their_inputs():
+    statistic = Hessian(4)
     statistic.update(torch.empty(3, 4, device="meta"))
     assert statistic.value.device.type == "meta"
 
