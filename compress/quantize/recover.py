@@ -152,8 +152,8 @@ class Trainer:
             raise ValueError(f"recovery: KL is {loss}; a lower learning rate than {rate:g} is needed")
         for index in reversed(range(len(self.model))):
             with self.model.block(index) as block:
-                loss_of = partial(product, gradient)
-                gradient = backward(self.model, self.student, block, index, states.pop(), loss_of, self.products)
+                run, loss_of = self.model.runner(block, index), partial(product, gradient)
+                gradient = backward(self.student, block, run, states.pop(), loss_of, self.products)
                 give_back()
         self.adam.step(rate)
         return loss

@@ -58,8 +58,8 @@ def train_block(
     steps = settings.block_epochs * math.ceil(trained / settings.batch)
     for step, rows in enumerate(batches(trained, settings, settings.block_epochs), 1):
         with model.block(index) as block:
-            loss = partial(relative_error, wanted[rows])
-            backward(model, student, block, index, states[rows], loss, settings.products)
+            run, loss = model.runner(block, index), partial(relative_error, wanted[rows])
+            backward(student, block, run, states[rows], loss, settings.products)
         adam.step(learning_rate(step, steps, settings.block_learning_rate))
     after = judge()
     if not after < before:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.config import eighth
-from compress.model.blocks import Block, BlockModel
+from compress.model.blocks import Block
 from compress.model.precision import products_in
 from compress.quantize.grid import QuantizedWeight, split_groups
 
@@ -105,16 +105,15 @@ class Adam:
 
 
 def backward(
-    model: BlockModel,
     student: Student,
     block: Block,
-    index: int,
+    run: Callable[[Tensor], Tensor],
     state: Tensor,
     loss: Callable[[Tensor], Tensor],
     products: torch.dtype,
 ) -> Tensor:
-    """The gradient of `loss` of the block's output for its input `state`, both (batch, seq, hidden); those of its
-    multipliers are left where Adam finds them."""
+    """The gradient of `loss` of what `run` makes of the block's input `state`, both (batch, seq, hidden); those of the
+    block's multipliers are left where Adam finds them."""
     names = multiplier_names(student, block)
     trained = {name: block.module.get_parameter(path) for path, name in names.items()}
     with torch.enable_grad():
@@ -122,7 +121,7 @@ def backward(
         for parameter in trained.values():
             parameter.requires_grad_()
         with products_in(products):
-            output = model.runner(block, index)(state)
+            output = run(state)
         loss(output).backward()
     for name, parameter in trained.items():
         multiplier = student.multipliers[name]
