@@ -31,6 +31,7 @@ LAYERS = [  # top first; the longest matching prefix decides
         "compress.quantize.grid",
         "compress.checkpoint.pack",
     },
+    {"compress.quantize.kernels"},
     {"calibration"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -213,22 +213,20 @@ class BlockModel:
         for index, block in self.in_order():
             hidden = self.runner(block, index)(hidden)
         with self.ends():
-            table = self.weights(self.head_name)
-            losses = [self._window_nll(row[None], window, skip, table) for row, window in zip(hidden, ids, strict=True)]
-        return torch.stack(losses).mean().item()
+            return self._head_nll(hidden, ids, skip, self.weights(self.head_name))
 
-    def _window_nll(self, hidden: Tensor, ids: Tensor, skip: int, head: Tensor) -> Tensor:
-        """Mean nll of (seq,) ids[skip:], with HEAD_ROWS of the `head` (vocab, hidden) at a time in the model."""
+    def _head_nll(self, hidden: Tensor, ids: Tensor, skip: int, head: Tensor) -> float:
+        """Mean nll of (batch, seq) ids[:, skip:], with HEAD_ROWS of the `head` (vocab, hidden) at a time."""
         out, total, wanted = self.model.get_output_embeddings(), [], []
-        targets = ids[skip:, None].to(self.device)
+        targets = ids[:, skip:, None].to(self.device)
         for start in range(0, len(head), HEAD_ROWS):
             part = head[start : start + HEAD_ROWS]
             set_parameter(out, "weight", part.to(self.dtype))
-            logits = self.logits(hidden)[0, skip - 1 : -1].float()
+            logits = self.logits(hidden)[:, skip - 1 : -1].float()
             total.append(logits.logsumexp(-1))
             inside = (targets >= start) & (targets < start + len(part))
-            wanted.append((logits.gather(1, (targets - start).clamp(0, len(part) - 1)) * inside)[:, 0])
-        return (torch.stack(total).logsumexp(0) - torch.stack(wanted).sum(0)).mean()
+            wanted.append((logits.gather(-1, (targets - start).clamp(0, len(part) - 1)) * inside)[..., 0])
+        return (torch.stack(total).logsumexp(0) - torch.stack(wanted).sum(0)).mean().item()
 
     @contextmanager
     def block(self, index: int, stored: dict[str, Tensor] | None = None) -> Iterator[Block]:

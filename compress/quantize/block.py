@@ -24,6 +24,7 @@ from compress.quantize.processes import ALONE, Processes
 from compress.quantize.rtn import rtn
 
 Row = dict[str, Any]
+ERROR_ROWS = 512  # tell a linear's error to a few per cent
 
 
 class Store(Protocol):
@@ -132,7 +133,6 @@ def solve_stage(
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     problem = replace(problem, factor=None)  # it is as large as the Hessian
-    give_back()
     effective = solution.effective()
     result.rows += error_rows(block, stage, problem, solution, effective, time.perf_counter() - sums.started)
     start = 0
@@ -162,25 +162,27 @@ def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, se
 def error_rows(
     block: Block, stage: Stage, problem: Problem, solution: Solution, effective: Tensor, seconds: float
 ) -> list[Row]:
-    """A row per linear: its relative output error, and plain rounding's, both tr(ΔW H ΔWᵀ) / tr(W H Wᵀ)."""
-    plain = rtn(problem.weight, **problem.grid).dequantize()
+    """A row per linear: its relative output error, and plain rounding's, both tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), read off
+    about ERROR_ROWS of its outputs, evenly spread."""
     rows, start = [], 0
     for name in stage.linears:
-        end = start + block.linears[name].out_features
-        weight = problem.weight[start:end]
+        outputs = block.linears[name].out_features
+        some = slice(start, start + outputs, max(1, outputs // ERROR_ROWS))
+        weight = problem.weight[some]
+        plain = rtn(weight, **problem.grid).dequantize()
         total = output_error(weight, problem.hessian) or 1.0
         rows.append(
             {
                 "block": block.name,
                 "linear": name,
-                "error": output_error(effective[start:end] - weight, problem.hessian) / total,
-                "rtn_error": output_error(plain[start:end] - weight, problem.hessian) / total,
+                "error": output_error(effective[some] - weight, problem.hessian) / total,
+                "rtn_error": output_error(plain - weight, problem.hessian) / total,
                 "scaled": solution.scale is not None,
                 "damp_percent": solution.damp_percent,
-                "seconds": round(seconds * (end - start) / len(problem.weight), 3),
+                "seconds": round(seconds * outputs / len(problem.weight), 3),
             }
         )
-        start = end
+        start += outputs
     return rows
 
 

@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from compress.quantize import kernels
+
 SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: smaller scales lose bits on disk
-CACHED_NUMBERS = 2**18  # float32, 1 MiB: what a core's cache holds
+SEARCHED_NUMBERS = 2**22  # weights at a time: all their candidate grids are in memory, 3 bytes a weight
 SHRINKS = tuple(1 - step / 40 for step in range(24))  # 1.0 down to 0.425 of the full range
 
 
@@ -67,7 +69,7 @@ def min_max(grouped: Tensor, *, bits: int, sym: bool, dtype: torch.dtype) -> tup
 
 
 def full_range(
-    low: Tensor, high: Tensor, *, bits: int, sym: bool = False, shrink: float = 1.0, dtype: torch.dtype
+    low: Tensor, high: Tensor, *, bits: int, sym: bool = False, shrink: float | Tensor = 1.0, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The grid of groups whose weights lie from `low` to `high` (out, groups), that range times `shrink`.
 
@@ -90,30 +92,29 @@ def search_grid(
 
     `importance` (in,) is the mean square of each input, the diagonal of the Hessian; ones make it a search for the
     least squared error. Candidates are the groups' own range, then ranges shrunk by SHRINKS; earlier ones win ties.
-    A CPU looks at as many rows at a time as its cache holds; every row's grid is its own.
     """
     grouped = split_groups(weight.float(), group_size)
-    weights_of_columns = split_groups(importance[None], group_size)
-    rows = max(1, CACHED_NUMBERS // weight.shape[1]) if weight.device.type == "cpu" else len(weight)
+    weights_of_columns = split_groups(importance[None], group_size)[0]
+    rows = max(1, SEARCHED_NUMBERS // weight.shape[1])
     grids = [search_rows(part, weights_of_columns, bits, sym, dtype) for part in grouped.split(rows)]
     return torch.cat([scales for scales, _ in grids]), torch.cat([zeros for _, zeros in grids])
 
 
 def search_rows(grouped: Tensor, importance: Tensor, bits: int, sym: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`search_grid` of (out, groups, group_size) weights, importance (1, groups, group_size)."""
+    """`search_grid` of (out, groups, group_size) weights, importance (groups, group_size)."""
     low, high = torch.aminmax(grouped, dim=-1)
-    shrunk, work = signed_range if sym else full_range, torch.empty_like(grouped)
-    grid = full_range(low, high, bits=bits, sym=sym, dtype=dtype)
-    best = (grid_loss(grouped, importance, *grid, bits, work), *grid)
-    for shrink in SHRINKS:
-        grid = shrunk(low, high, bits=bits, shrink=shrink, dtype=dtype)
-        found = (grid_loss(grouped, importance, *grid, bits, work), *grid)
-        better = found[0] < best[0]
-        best = tuple(torch.where(better, new, old) for new, old in zip(found, best, strict=True))  # type: ignore[assignment]
-    return best[1], best[2]
+    shrunk, shrinks = signed_range if sym else full_range, torch.tensor(SHRINKS, device=low.device)[:, None, None]
+    whole = full_range(low, high, bits=bits, sym=sym, dtype=dtype)
+    less = shrunk(low, high, bits=bits, shrink=shrinks, dtype=dtype)
+    scales, zeros = (torch.cat([first[None], others]) for first, others in zip(whole, less, strict=True))
+    find = kernels.best_grid if grouped.device.type == "cpu" else best_grid
+    best = find(grouped, importance, scales, zeros, 2**bits - 1)[None]
+    return scales.gather(0, best)[0], zeros.gather(0, best)[0]
 
 
-def signed_range(low: Tensor, high: Tensor, *, bits: int, shrink: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def signed_range(
+    low: Tensor, high: Tensor, *, bits: int, shrink: float | Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """A symmetric grid whose lowest code lies on each group's largest weight, times `shrink`; see `full_range`.
 
     The codes reach one step further below the zero than above it. So the scale is negative where the largest weight is
@@ -129,9 +130,16 @@ def away_from_zero(scales: Tensor) -> Tensor:
     return torch.where(scales < 0, scales.clamp(max=-SMALLEST_SCALE), scales.clamp(min=SMALLEST_SCALE))
 
 
-def grid_loss(grouped: Tensor, importance: Tensor, scales: Tensor, zeros: Tensor, bits: int, work: Tensor) -> Tensor:
-    """(out, groups): Σ importance · (weight - rounded)² over each group's columns; `work` is overwritten."""
-    scales, zeros = scales[..., None], zeros[..., None]
-    offsets = torch.div(grouped, scales, out=work).add_(zeros).round_().clamp_(0, 2**bits - 1).sub_(zeros)
-    error = torch.addcmul(grouped, offsets, scales, value=-1, out=work)
-    return error.square_().mul_(importance).sum(-1)
+def best_grid(grouped: Tensor, importance: Tensor, scales: Tensor, zeros: Tensor, max_code: int) -> Tensor:
+    """(out, groups): which of scales and zeros (grids, out, groups) loses least, the first where several do.
+
+    The loss is Σ importance · (weight - rounded)² over each group's columns; a CPU has `kernels.best_grid` instead.
+    """
+    best, least, work = torch.zeros_like(scales[0], dtype=torch.int64), None, torch.empty_like(grouped)
+    for index, (scale, zero) in enumerate(zip(scales[..., None], zeros[..., None], strict=True)):
+        offsets = torch.div(grouped, scale, out=work).add_(zero).round_().clamp_(0, max_code).sub_(zero)
+        loss = torch.addcmul(grouped, offsets, scale, value=-1, out=work).square_().mul_(importance).sum(-1)
+        least = loss if least is None else least
+        best.masked_fill_(loss < least, index)
+        least = torch.minimum(least, loss)
+    return best

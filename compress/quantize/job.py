@@ -27,12 +27,12 @@ from compress.checkpoint.write import CheckpointWriter, partial_path
 from compress.config import QuantizeConfig, eighth
 from compress.errors import QCompressError
 from compress.model.blocks import BlockModel, parameter_shapes
-from compress.model.precision import fastest_products
+from compress.model.precision import fastest_products, products_in
 from compress.quantize.budget import plan_within
 from compress.quantize.calibrate import windows_start
 from compress.quantize.finish import finish
 from compress.quantize.journal import shared_journal
-from compress.quantize.loop import Job, quantize_blocks, work_bytes
+from compress.quantize.loop import Job, block_products, quantize_blocks, work_bytes
 from compress.quantize.memory import ACTIVATION_MEMORY, choose_driver, estimate_memory, resident
 from compress.quantize.plan import Plan, Source, checkpoint_source, group_size_reason, plan_row, storage_dtype
 from compress.quantize.processes import ALONE, Processes
@@ -166,7 +166,8 @@ def job_windows(job: Job, sources: Sequence[str]) -> Windows:
 
     def measure() -> Row:
         if "start" not in journal.notes:
-            journal.notes["start"] = asdict(windows_start(job.blocks, tokenizer, sources, **size))
+            with products_in(block_products(job)):
+                journal.notes["start"] = asdict(windows_start(job.blocks, tokenizer, sources, **size))
             journal.save()
         return journal.notes["start"]
 

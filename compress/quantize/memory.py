@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import psutil
 
-from compress.checkpoint.load import START_LENGTH
+from compress.checkpoint.load import START_LENGTH, START_WINDOWS
 from compress.config import QuantizeConfig
 from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
 from compress.model.blocks import HEAD_ROWS, BlockModel
@@ -64,7 +64,7 @@ def table_bytes(blocks: BlockModel) -> int:
 def head_bytes(blocks: BlockModel) -> int:
     """A slice of the head in float32, and three tensors of its logits."""
     rows = min(HEAD_ROWS, blocks.model.config.vocab_size)
-    return 4 * rows * (blocks.model.config.hidden_size + 3 * START_LENGTH)
+    return 4 * rows * (blocks.model.config.hidden_size + 3 * START_WINDOWS * START_LENGTH)
 
 
 def stages(linears: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -49,7 +49,7 @@ def test_searched_grid_never_loses_to_the_full_range(weight, sym):
 def test_rows_at_a_time_never_change_the_grid(weight, sym, monkeypatch):
     importance = torch.rand(128, generator=torch.Generator().manual_seed(1))
     whole = search_grid(weight, importance, group_size=32, sym=sym)
-    monkeypatch.setattr(grid, "CACHED_NUMBERS", 3 * 128)
+    monkeypatch.setattr(grid, "SEARCHED_NUMBERS", 3 * 128)
     parts = search_grid(weight, importance, group_size=32, sym=sym)
     assert torch.equal(parts[0], whole[0]) and torch.equal(parts[1], whole[1])
 
