@@ -71,6 +71,7 @@ VARIANTS = (
     Variant("gptq, 16 windows", ("--method", "gptq", "--format", "gptq", "--n-samples", "16")),
     Variant("awq", ("--method", "awq", "--format", "awq")),
     Variant("awq+gptq", ("--method", "awq+gptq", "--format", "awq")),
+    Variant("awq+gptq, 16 windows", ("--method", "awq+gptq", "--format", "awq", "--n-samples", "16")),
     Variant("awq+gptq recover", ("--method", "awq+gptq", "--format", "awq", "--recover")),
     Variant("llm-compressor", peer="llmcompressor"),
     Variant("gptqmodel", peer="gptqmodel", environment=(("GPTQMODEL_CPU_WORKERS", "2"),)),
