@@ -49,6 +49,7 @@ def move_codes(
 
 
 def settle(error: Tensor, codes: Tensor, moved: Tensor, old: Tensor, new: Tensor, zeros: Tensor) -> None:
+    assert error.is_contiguous() and codes.is_contiguous()  # of anything else a copy would be written
     each_thread(settle_tiles, len(old), error, codes, moved, old, new, zeros)
 
 
