@@ -5,15 +5,28 @@ One file per command; a command's heavy imports stay inside its function, so `qc
 
 import importlib
 import os
+from pathlib import Path
 from typing import Any
 
 import click
 
 from compress.errors import QCompressError
 
-# Read when torch loads OpenMP, so it is set before. Threads that spin while they wait for one another starve those that
-# work: seen on two cores beside one other program, a training step of 7.0 s took 1.7 s with this.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+SPINS = "10000"  # a quarter of a millisecond: most waits are shorter
+
+
+def alone() -> bool:
+    """Whether no thread but this one wants to run on the machine right now, as far as Linux tells."""
+    try:
+        return Path("/proc/loadavg").read_text().split()[3].startswith("1/")
+    except (OSError, IndexError):
+        return False
+
+
+# Read when torch loads OpenMP, so it is set before. Threads that sleep while they wait for one another wake up late;
+# beside another program, threads that spin starve those that work. NOTES.md has figures of both.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ |= {"GOMP_SPINCOUNT": SPINS} if alone() else {"OMP_WAIT_POLICY": "PASSIVE"}
 
 COMMANDS = (
     "import",

@@ -167,7 +167,7 @@ def make_request(checkpoint: Checkpoint, timing: Timing, turn: int) -> Row:
 
 def environment(kv_cache_gib: int) -> dict[str, str]:
     """Of a worker: threads wait as they do where models are served, not as beside other programs."""
-    kept = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    kept = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     return {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)} | kept
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from compress.quantize import kernels
 from compress.quantize.grid import SMALLEST_SCALE, QuantizedWeight
 
-SWEEPS = 2
+SWEEPS = 3
 TINY = 1e-30  # an input that never fires has no energy and no gradient: nothing moves
 
 
