@@ -74,8 +74,13 @@ class QuantizeConfig:
 
 
 def eighth(count: int) -> int:
-    """How many of `count` windows judge where nobody has said it."""
+    """How many of `count` windows judge methods where nobody has said it."""
     return max(1, count // 8)
+
+
+def sixteenth(count: int) -> int:
+    """How many of `count` windows judge recovery, which needs the rest itself, where nobody has said it."""
+    return max(1, count // 16)
 
 
 def parse_size(text: str) -> int:

@@ -24,7 +24,7 @@ from compress.checkpoint.memory import check_memory
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import digest
 from compress.checkpoint.write import CheckpointWriter, partial_path
-from compress.config import QuantizeConfig, eighth
+from compress.config import QuantizeConfig, sixteenth
 from compress.errors import QCompressError
 from compress.model.blocks import BlockModel, parameter_shapes
 from compress.model.precision import fastest_products, products_in
@@ -78,12 +78,12 @@ def quantize_checkpoint(
     between the stages of a block: it changes the speed, never the result. With several `processes` each runs its share
     of the windows, and the first writes and reports. Blocks run on `device` "cpu" or "cuda"; statistics are
     summed in float32, and rounding is float32, everywhere.
-    Recovery is judged on an eighth of the windows where the config holds out none.
+    Recovery is judged on a sixteenth of the windows where the config holds out none.
     QCompressError for bad input, GateFailure when the validator refuses the result.
     """
     started = time.perf_counter()
     if config.recover and config.n_samples > 1:
-        config = replace(config, held_out=config.held_out or eighth(config.n_samples))
+        config = replace(config, held_out=config.held_out or sixteenth(config.n_samples))
     checkpoint, plan = plan_quantize(model, config, dtype=dtype)
     config = replace(config, compute_dtype=compute_dtype(config, plan, device))
     blocks = make_blocks(checkpoint, config, device)

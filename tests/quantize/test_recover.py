@@ -210,7 +210,7 @@ def test_scales_are_rounded_as_they_will_be_stored(tiny_llama):
 def test_windows_that_judge_recovery_are_read_by_no_method(tiny_llama, tmp_path):
     config = QuantizeConfig("gptq", "gptq", n_samples=16, seq_len=24, group_size=32)
     found = []
-    for name, changes in (("recovered", {"recover": 1}), ("held", {"held_out": 2}), ("all", {})):
+    for name, changes in (("recovered", {"recover": 1}), ("held", {"held_out": 1}), ("all", {})):
         quantize_checkpoint(tiny_llama, tmp_path / name, replace(config, **changes))
         found.append(Checkpoint(tmp_path / name).tensor("model.layers.1.mlp.down_proj.qweight"))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
