@@ -24,7 +24,7 @@ from compress.quantize.processes import ALONE, Processes
 from compress.quantize.rtn import rtn
 
 Row = dict[str, Any]
-ERROR_ROWS = 256  # tell a linear's error to a few per cent
+ERROR_ROWS = 512  # tell a linear's error to a few per cent
 
 
 class Store(Protocol):
