@@ -4,7 +4,7 @@
 # checks, verifies and compares them, and writes build/quickstart/report.html.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
-export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 recipe="${1:-recipes/quickstart.yaml}"
 if [ ! -d build/smollm2 ]; then
     mkdir -p build/download
