@@ -1,11 +1,12 @@
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
 
-from compress.cli import COMMANDS, cli
+from compress.cli import COMMANDS, SPINS, alone, cli
 
 
 def invoke(*arguments):
@@ -17,6 +18,26 @@ def test_help_lists_every_command_and_imports_no_torch():
     code += "print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert all(command in shown for command in COMMANDS) and shown.strip().endswith("False")
+
+
+@pytest.mark.parametrize("given", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {}])
+def test_how_threads_wait_is_chosen_once_and_never_against_the_environment(given):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    code = f"import json, os, compress.cli; print(json.dumps({{n: os.environ[n] for n in {names} if n in os.environ}}))"
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(shown.stdout)
+    assert found == given if given else found in ({"OMP_WAIT_POLICY": "PASSIVE"}, {"GOMP_SPINCOUNT": SPINS})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0.5 0.4 0.3 1/80 9", True), ("0.5 0.4 0.3 12/80 9", False), ("", False), (None, False)]
+)
+def test_alone_is_one_runnable_thread_and_nothing_else(monkeypatch, tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "loadavg").write_text(text)
+    monkeypatch.setattr("compress.cli.Path", lambda _: tmp_path / "loadavg")
+    assert alone() is expected
 
 
 @pytest.mark.parametrize("command", COMMANDS)
