@@ -170,13 +170,16 @@ def error_rows(
         some = slice(start, start + outputs, max(1, outputs // ERROR_ROWS))
         weight = problem.weight[some]
         plain = rtn(weight, **problem.grid).dequantize()
-        total = output_error(weight, problem.hessian) or 1.0
+        wanted, found, rounded = (
+            output_error(part, problem.hessian, problem.products)
+            for part in (weight, effective[some] - weight, plain - weight)
+        )
         rows.append(
             {
                 "block": block.name,
                 "linear": name,
-                "error": output_error(effective[some] - weight, problem.hessian) / total,
-                "rtn_error": output_error(plain - weight, problem.hessian) / total,
+                "error": found / (wanted or 1.0),
+                "rtn_error": rounded / (wanted or 1.0),
                 "scaled": solution.scale is not None,
                 "damp_percent": solution.damp_percent,
                 "seconds": round(seconds * outputs / len(problem.weight), 3),

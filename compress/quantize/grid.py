@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from compress.quantize import kernels
+from compress.quantize.kernels import SMALLEST_SCALE
 
-SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: smaller scales lose bits on disk
 SEARCHED_NUMBERS = 2**22  # weights at a time: all their candidate grids are in memory, 3 bytes a weight
 SHRINKS = tuple(1 - step / 40 for step in range(24))  # 1.0 down to 0.425 of the full range
 
@@ -44,6 +44,12 @@ class QuantizedWeight:
         """The same weight, output rows start to end only."""
         parts = {name: getattr(self, name)[start:end] for name in ("codes", "scales", "zeros")}
         return replace(self, **parts)
+
+
+def join_rows(weights: list[QuantizedWeight]) -> QuantizedWeight:
+    """The weight whose rows these are, in their order."""
+    codes, scales, zeros = (torch.cat([getattr(w, name) for w in weights]) for name in ("codes", "scales", "zeros"))
+    return replace(weights[0], codes=codes, scales=scales, zeros=zeros)
 
 
 def split_groups(weight: Tensor, group_size: int) -> Tensor:

@@ -1,14 +1,12 @@
 """Loops that go column after column or range after range, compiled for the CPU.
 
 In torch every column costs several calls, each longer than its arithmetic. Numba compiles these loops when they are
-first called, in about two seconds, and keeps them. Outputs are independent of one another: every thread has its own,
-TILE of them at a time in its cache, so neither splits nor threads change a result. Names, shapes and results are those
-of the torch loops that serve other devices: `round_block` of gptq.py, `move_codes` and `settle` of refine.py,
-`best_grid` of grid.py.
+first called, in about two seconds, and keeps them. They go over TILE outputs at a time, whose columns stay in a core's
+cache, on the thread that calls them, without Python's lock. Names, shapes and results are those of the torch loops that
+serve other devices: `round_block` of gptq.py, `move_group` of refine.py, `best_grid` of grid.py.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
@@ -17,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: smaller scales lose bits on disk
+TINY = np.float32(1e-30)
 TILE = 64  # outputs: 64 columns of them are 16 KiB
-LINE = 16  # outputs in a cache line, which no two threads shall write
 
 
 def compiled(**options: Any) -> Callable[..., Any]:
@@ -35,57 +34,55 @@ def compiled(**options: Any) -> Callable[..., Any]:
 
 def round_block(columns: Tensor, scales: Tensor, zeros: Tensor, rows: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
     offsets, errors = torch.empty_like(columns), torch.empty_like(columns)
-    each_thread(round_tiles, columns.shape[1], columns, scales, zeros, rows, np.float32(max_code), offsets, errors)
+    round_tiles(*arrays(columns, scales, zeros, rows), np.float32(max_code), *arrays(offsets, errors))
     return offsets, errors
 
 
-def move_codes(
-    codes: Tensor, gradient: Tensor, hessian: Tensor, energy: Tensor, scales: Tensor, zeros: Tensor, max_code: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    moved, slope, curvature = torch.empty_like(gradient), torch.empty_like(scales), torch.empty_like(scales)
-    given = (codes, gradient, hessian, energy.reciprocal(), scales, zeros, np.float32(max_code))
-    each_thread(move_tiles, len(scales), *given, moved, slope, curvature)
-    return moved, slope, curvature
+def move_group(
+    codes: Tensor,
+    error: Tensor,
+    scales: Tensor,
+    gradient: Tensor,
+    hessian: Tensor,
+    energy: Tensor,
+    zeros: Tensor,
+    max_code: int,
+    dtype: torch.dtype,
+) -> None:
+    assert codes.is_contiguous() and error.is_contiguous() and scales.is_contiguous()  # else a copy would be written
+    given = arrays(codes, error, scales, gradient, hessian, energy.reciprocal(), zeros)
+    move_tiles(*given, np.float32(max_code), *scale_limits(dtype))
 
 
-def settle(error: Tensor, codes: Tensor, moved: Tensor, old: Tensor, new: Tensor, zeros: Tensor) -> None:
-    assert error.is_contiguous() and codes.is_contiguous()  # of anything else a copy would be written
-    each_thread(settle_tiles, len(old), error, codes, moved, old, new, zeros)
+@cache
+def scale_limits(dtype: torch.dtype) -> tuple[np.float32, np.float32, np.float32]:
+    """The smallest and the largest scale in `dtype`, and what splits a float32's other bits off (Dekker 1971)."""
+    info = torch.finfo(dtype)
+    splitter = 1 + info.eps / torch.finfo(torch.float32).eps
+    return np.float32(SMALLEST_SCALE), np.float32(info.max), np.float32(splitter)
 
 
 def best_grid(grouped: Tensor, importance: Tensor, scales: Tensor, zeros: Tensor, max_code: int) -> Tensor:
     best = torch.empty(grouped.shape[:2], dtype=torch.int64)
-    each_thread(try_grids, len(grouped), grouped, importance, scales, zeros, np.float32(max_code), best)
+    try_grids(*arrays(grouped, importance, scales, zeros), np.float32(max_code), best.numpy())
     return best
 
 
-def each_thread(kernel: Callable[..., None], outputs: int, *arguments: Any) -> None:
-    """Call `kernel(*arguments, first, last)` for a share of the outputs in each of torch's threads."""
-    arrays = [part.contiguous().numpy() if isinstance(part, Tensor) else part for part in arguments]
-    share = LINE * -(-outputs // (LINE * torch.get_num_threads()))
-    bounds = [(first, min(first + share, outputs)) for first in range(0, outputs, share)]
-    *others, own = [(*arrays, *bound) for bound in bounds]
-    waiting = [threads().submit(kernel, *given) for given in others]
-    kernel(*own)
-    for other in waiting:
-        other.result()
-
-
-@cache
-def threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="qcompress-kernel")
+def arrays(*parts: Tensor) -> tuple[np.ndarray, ...]:
+    """What numba reads: the tensors' own memory where it is contiguous, which is what a loop may write to."""
+    return tuple(part.contiguous().numpy() for part in parts)
 
 
 # Only loops with one array to write and few to read, all cut to length, become vectors.
 
 
 @compiled()
-def round_tiles(columns, scales, zeros, rows, max_code, offsets, errors, first, last):  # type: ignore[no-untyped-def]
+def round_tiles(columns, scales, zeros, rows, max_code, offsets, errors):  # type: ignore[no-untyped-def]
     size = len(columns)
     left = np.zeros((size, TILE), np.float32)
     error = np.zeros(TILE, np.float32)
-    for start in range(first, last, TILE):
-        stop = min(start + TILE, last)
+    for start in range(0, columns.shape[1], TILE):
+        stop = min(start + TILE, columns.shape[1])
         width = stop - start
         for i in range(size):
             left[i, :width] = columns[i, start:stop]
@@ -104,16 +101,15 @@ def round_tiles(columns, scales, zeros, rows, max_code, offsets, errors, first, 
 
 @compiled()
 def move_tiles(  # type: ignore[no-untyped-def]
-    codes, gradient, hessian, inverse, scales, zeros, max_code, moved, slope, curvature, first, last
+    codes, error, scales, gradient, hessian, inverse, zeros, max_code, smallest, largest, splitter
 ):
     size = len(codes)
-    steps, sums = np.zeros((size, TILE), np.float32), np.zeros((size, TILE), np.float32)
-    old, new, change, product = np.zeros((4, TILE), np.float32)
-    for start in range(first, last, TILE):
-        stop = min(start + TILE, last)
+    steps, sums, moved = np.zeros((3, size, TILE), np.float32)
+    old, change, product, rise, bend, found = np.zeros((6, TILE), np.float32)
+    for start in range(0, len(scales), TILE):
+        stop = min(start + TILE, len(scales))
         width = stop - start
         scale, zero = scales[start:stop], zeros[start:stop]
-        rise, bend = slope[start:stop], curvature[start:stop]
         rise[:] = 0
         bend[:] = 0
         sums[:] = 0
@@ -122,7 +118,7 @@ def move_tiles(  # type: ignore[no-untyped-def]
             for t in range(width):
                 own[t] = given[t] / scale[t]
         for i in range(size):
-            own, code, factor = steps[i], codes[i, start:stop], inverse[i]
+            own, new, code, factor = steps[i], moved[i], codes[i, start:stop], inverse[i]
             for t in range(width):
                 old[t] = np.float32(code[t]) - zero[t]
             for t in range(width):
@@ -136,7 +132,6 @@ def move_tiles(  # type: ignore[no-untyped-def]
                 rise[t] += new[t] * own[t] + change[t] * product[t]
             for t in range(width):
                 bend[t] += new[t] * (product[t] + before[t])
-            moved[i, start:stop] = new[:width]
             for j in range(i + 1, size):
                 later, behind, share = steps[j], sums[j], hessian[i, j]
                 for t in range(TILE):
@@ -145,23 +140,27 @@ def move_tiles(  # type: ignore[no-untyped-def]
                     behind[t] += share * new[t]
         for t in range(width):
             rise[t] *= scale[t]
-
-
-@compiled()
-def settle_tiles(error, codes, moved, old, new, zeros, first, last):  # type: ignore[no-untyped-def]
-    before, after, zero = old[first:last], new[first:last], zeros[first:last]
-    for i in range(len(codes)):
-        off, code, offset = error[i, first:last], codes[i, first:last], moved[i, first:last]
-        for t in range(last - first):
-            off[t] += offset[t] * after[t] - (np.float32(code[t]) - zero[t]) * before[t]
-        for t in range(last - first):
-            code[t] = np.uint8(offset[t] + zero[t])
+        for t in range(width):
+            best = scale[t] - rise[t] / max(bend[t], TINY)
+            wide = splitter * best
+            best = wide - (wide - best)
+            far = best - scale[t]
+            better = far * (2 * rise[t] + far * bend[t]) < 0
+            sound = smallest <= abs(best) <= largest and best * scale[t] > 0
+            found[t] = best if better and sound else scale[t]
+        for i in range(size):
+            off, new, code = error[i, start:stop], moved[i], codes[i, start:stop]
+            for t in range(width):
+                off[t] += new[t] * found[t] - (np.float32(code[t]) - zero[t]) * scale[t]
+            for t in range(width):
+                code[t] = np.uint8(new[t] + zero[t])
+        scale[:] = found[:width]
 
 
 @compiled(fastmath={"reassoc", "nsz"})  # a sum becomes vectors in another order
-def try_grids(grouped, importance, scales, zeros, max_code, best, first, last):  # type: ignore[no-untyped-def]
+def try_grids(grouped, importance, scales, zeros, max_code, best):  # type: ignore[no-untyped-def]
     size = grouped.shape[2]
-    for row in range(first, last):
+    for row in range(len(grouped)):
         for group in range(grouped.shape[1]):
             weight, share = grouped[row, group], importance[group]
             least, found = np.float32(np.inf), 0

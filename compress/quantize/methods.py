@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from compress.quantize.awq import clipped, search_scale
-from compress.quantize.gptq import Factor, gptq
+from compress.quantize.gptq import Factor, gptq, inverse_factor
 from compress.quantize.grid import QuantizedWeight
 from compress.quantize.refine import refine
 from compress.quantize.rtn import rtn
+from compress.quantize.shares import each_share
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Problem:
     """Linears that share an input, rows stacked: weight (out, in), hessian (in, in), the grid, and who may be scaled.
 
     `share` neighbouring heads of `width` channels must share their scales; share 0: no channel may be scaled. `factor`
-    is the Hessian's, where it was needed before.
+    is the Hessian's, where it was needed before. A CPU takes products that need no more in `products`.
     """
 
     weight: Tensor
@@ -31,6 +32,7 @@ class Problem:
     share: int = 0
     width: int = 0
     factor: Factor | None = None
+    products: torch.dtype = torch.float32
 
     @property
     def grid(self) -> dict:
@@ -61,9 +63,11 @@ def solve_gptq(problem: Problem) -> Solution:
 
 def solve_awq(problem: Problem) -> Solution:
     scale = find_scale(problem)
-    if scale is None:
-        return Solution(clipped(problem.weight, problem.hessian, **problem.grid))
-    return Solution(clipped(problem.weight * scale, scaled(problem.hessian, scale), **problem.grid), scale)
+    weight, hessian = problem.weight, problem.hessian
+    if scale is not None:
+        weight, hessian = weight * scale, scaled(hessian, scale)
+    found = each_share(lambda own: clipped(weight[own], hessian, **problem.grid), len(weight), weight.device)
+    return Solution(found, scale)
 
 
 def solve_awq_gptq(problem: Problem) -> Solution:
@@ -74,14 +78,20 @@ def gptq_scaled(problem: Problem, scale: Tensor | None) -> Solution:
     weight, hessian, factor = problem.weight, problem.hessian, problem.factor
     if scale is not None:
         weight, hessian, factor = weight * scale, scaled(hessian, scale), None
-    quantized, damp = gptq(weight, hessian, damp_percent=problem.damp_percent, factor=factor, **problem.grid)
-    return Solution(refine(weight, hessian, quantized, dtype=problem.dtype), scale, damp)
+    factor = factor or inverse_factor(hessian, problem.damp_percent)
+
+    def solve(own: slice) -> QuantizedWeight:
+        first, _ = gptq(weight[own], hessian, factor=factor, **problem.grid)
+        return refine(weight[own], hessian, first, dtype=problem.dtype, products=problem.products)
+
+    return Solution(each_share(solve, len(weight), weight.device), scale, factor.damp_percent)
 
 
 def find_scale(problem: Problem) -> Tensor | None:
     if not problem.share:
         return None
-    return search_scale(problem.weight, problem.hessian, share=problem.share, width=problem.width, **problem.grid)
+    given = {"share": problem.share, "width": problem.width, "products": problem.products, **problem.grid}
+    return search_scale(problem.weight, problem.hessian, **given)
 
 
 def scaled(hessian: Tensor, scale: Tensor) -> Tensor:

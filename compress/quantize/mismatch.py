@@ -16,14 +16,15 @@ from calibration.statistics import Cross, strips
 from compress.quantize.gptq import Factor
 from compress.quantize.lockstep import Seen
 
-ROWS = 256  # of a weight at a time: 18944 inputs leave no room for more beside their Hessian and its factor
+ROWS = 512  # at a time: 18944 inputs leave little room for more beside their Hessian and its factor
 
 
 class Mismatch:
     """M of one stage's weight (out, in), summed as batches come.
 
     `adds`: aims are states of the residual stream after the output, (..., out), which may have a `bias` (out,). Else
-    they are the 16-bit model's inputs, (..., in): a weight with few outputs meets every token, one with many the mean.
+    they are the 16-bit model's inputs, (..., in): a weight with few outputs meets every token, one with many only the
+    mean of (x₁₆ − x) xᵀ (in, in), which is then summed instead: the mismatch is `wide`.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Mismatch:
         out_features, in_features = weight.shape
         rows = out_features if adds else mismatch_rows(out_features, in_features)
         self.adds, self.wide = adds, not adds and rows == in_features
-        self._weight = weight if self.wide else weight.to(products)
+        self._weight = weight.new_zeros(0, 0) if self.wide else weight.to(products)
         self._bias = None if bias is None else bias.to(products)
         self._mean = Cross(rows, in_features, products)
 
@@ -58,10 +59,9 @@ class Mismatch:
         self._mean.update(missing, seen.x)
 
     def take(self) -> Tensor:
-        """M, (out, in) float32: nothing can be added afterwards."""
-        mean, weight = self._mean.take(), self._weight
-        self._weight = weight.new_zeros(0, 0)
-        return weight @ mean if self.wide else mean
+        """What was summed, float32: M (out, in), or (in, in) where `wide`. Nothing can be added afterwards."""
+        self._weight = self._weight.new_zeros(0, 0)
+        return self._mean.take()
 
 
 def mismatch_rows(out_features: int, in_features: int) -> int:
@@ -69,14 +69,26 @@ def mismatch_rows(out_features: int, in_features: int) -> int:
     return out_features if 2 * out_features < in_features else in_features
 
 
-def retarget(weight: Tensor, factor: Factor, moved: Tensor, strength: float) -> Tensor:
-    """W + strength · M H⁻¹, (out, in) float32, from the weight W (out, in), the factor of H (in, in), and M (out, in),
-    `moved`, which is used up."""
+def retarget(
+    weight: Tensor,
+    factor: Factor,
+    moved: Tensor,
+    strength: float,
+    *,
+    wide: bool = False,
+    products: torch.dtype = torch.float32,
+) -> Tensor:
+    """W + strength · M H⁻¹ in the place of the weight W (out, in), from the factor of H (in, in) and `moved`: what a
+    Mismatch has summed, `wide` or not, and what is used up. A wide one meets W in `products`."""
     back = torch.argsort(factor.order)
-    for own, change in zip(weight.split(ROWS), moved.split(ROWS), strict=True):
-        solved = times_inverse(change[:, factor.order], factor.upper)
-        change.copy_(own + strength * solved[:, back])
-    return moved
+    for change in moved.split(ROWS):
+        change.copy_(times_inverse(change[:, factor.order], factor.upper)[:, back])
+    if not wide:
+        return weight.add_(moved, alpha=strength)
+    moved = moved.to(products)
+    for own in weight.split(ROWS):
+        own.add_(own.to(products) @ moved, alpha=strength)
+    return weight
 
 
 def times_inverse(rows: Tensor, upper: Tensor) -> Tensor:

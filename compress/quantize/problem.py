@@ -88,13 +88,15 @@ def stage_problem(block: Block, stage: Stage, sums: Sums, settings: BlockSetting
     where that was needed and will serve again. ValueError when the mean is not finite."""
     share, grid = sharing(stage.feeder, settings), settings.grid(f"{block.name}.{stage.linears[0]}")
     known = {"damp_percent": settings.damp_percent, "share": share, "width": settings.width, **grid}
+    known["products"] = settings.products
     weight = stacked(block, stage)
     value = finished(sums.hessian, processes)
     if sums.mismatch is None:
         return Problem(weight, value, **known)
     moved = processes.mean(sums.mismatch.take(), sums.mismatch.tokens)
     factor = inverse_factor(value, settings.damp_percent)
-    target = retarget(weight, factor, moved, settings.mismatch)
+    wide, products = sums.mismatch.wide, settings.products
+    target = retarget(weight, factor, moved, settings.mismatch, wide=wide, products=products)
     return Problem(target, value, factor=None if share else factor, **known)
 
 

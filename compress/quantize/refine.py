@@ -9,21 +9,28 @@ import torch
 from torch import Tensor
 
 from compress.quantize import kernels
-from compress.quantize.grid import SMALLEST_SCALE, QuantizedWeight
+from compress.quantize.grid import QuantizedWeight
+from compress.quantize.kernels import SMALLEST_SCALE
 
 SWEEPS = 3
 TINY = 1e-30  # an input that never fires has no energy and no gradient: nothing moves
 
 
 def refine(
-    weight: Tensor, hessian: Tensor, quantized: QuantizedWeight, *, dtype: torch.dtype, sweeps: int = SWEEPS
+    weight: Tensor,
+    hessian: Tensor,
+    quantized: QuantizedWeight,
+    *,
+    dtype: torch.dtype,
+    products: torch.dtype = torch.float32,
+    sweeps: int = SWEEPS,
 ) -> QuantizedWeight:
     """`quantized` with less output error tr(E H Eᵀ), E (out, in) what it lacks of `weight`, H (in, in).
 
-    Scales are rounded to `dtype`, as the disk will hold them, before they are judged.
+    Scales are rounded to `dtype`, as the disk will hold them, before they are judged. H E is taken in `products`: what
+    bfloat16 rounds off is far less than the step between two codes.
     """
-    on_cpu = hessian.device.type == "cpu"
-    move, put = (kernels.move_codes, kernels.settle) if on_cpu else (move_codes, settle)
+    move = kernels.move_group if hessian.device.type == "cpu" else move_group
     codes, scales, zeros = (part.T.contiguous() for part in (quantized.codes, quantized.scales, quantized.zeros))
     size, max_code = quantized.group_size, 2**quantized.bits - 1
     groups = [(group, slice(group * size, (group + 1) * size)) for group in range(len(scales))]
@@ -31,15 +38,36 @@ def refine(
     for group, own in groups:
         torch.mul(codes[own] - zeros[group], scales[group], out=error[own]).sub_(weight[:, own].T)
     energy = hessian.diagonal().clamp(min=TINY)
+    rough = error.to(products)
     for group, own in groups * sweeps:
-        old, zero = scales[group], zeros[group]
-        moved, slope, curvature = move(
-            codes[own], hessian[own] @ error, hessian[own, own], energy[own], old, zero, max_code
-        )
-        new = moved_scales(old, slope, curvature, dtype)
-        put(error[own], codes[own], moved, old, new, zero)
-        scales[group] = new
+        gradient = (hessian[own].to(products) @ rough).float()
+        given = (gradient, hessian[own, own], energy[own], zeros[group], max_code, dtype)
+        move(codes[own], error[own], scales[group], *given)
+        rough[own] = error[own]
     return QuantizedWeight(codes.T.contiguous(), scales.T.contiguous(), quantized.zeros, quantized.bits, quantized.sym)
+
+
+def move_group(
+    codes: Tensor,
+    error: Tensor,
+    scales: Tensor,
+    gradient: Tensor,
+    hessian: Tensor,
+    energy: Tensor,
+    zeros: Tensor,
+    max_code: int,
+    dtype: torch.dtype,
+) -> None:
+    """Move a group's codes and then its scales, in place with the error they make; a CPU has `kernels.move_group`.
+
+    codes uint8, error and its `gradient` H E (columns, out); scales and zeros (out,); hessian (columns, columns), its
+    diagonal as `energy` above zero.
+    """
+    moved, slope, curvature = move_codes(codes, gradient, hessian, energy, scales, zeros, max_code)
+    new = moved_scales(scales, slope, curvature, dtype)
+    error += moved * new - (codes - zeros) * scales
+    codes.copy_(moved + zeros)
+    scales.copy_(new)
 
 
 def move_codes(
@@ -60,12 +88,6 @@ def move_codes(
     product = hessian @ moved
     slope = (gradient * moved).sum(0) + scales * (product * change).sum(0)
     return moved, slope, product.mul_(moved).sum(0)
-
-
-def settle(error: Tensor, codes: Tensor, moved: Tensor, old: Tensor, new: Tensor, zeros: Tensor) -> None:
-    """Write into a group's error and codes (columns, out) what has `moved` with the scales from `old` to `new`."""
-    error += moved * new - (codes - zeros) * old
-    codes.copy_(moved + zeros)
 
 
 def moved_scales(scales: Tensor, slope: Tensor, curvature: Tensor, dtype: torch.dtype) -> Tensor:

@@ -28,7 +28,8 @@ def corrected(weight, wanted, x, strength, damp_percent=1e-7):
     for part, part16 in zip(x.split(99), wanted.split(99), strict=True):
         hessian.update(part)
         mismatch.update(Seen(part), part16)
-    return retarget(weight, inverse_factor(hessian.value, damp_percent), mismatch.take(), strength)
+    factor = inverse_factor(hessian.value, damp_percent)
+    return retarget(weight.clone(), factor, mismatch.take(), strength, wide=mismatch.wide)
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -42,7 +43,7 @@ def test_a_stage_that_adds_to_the_residual_stream_makes_up_for_what_that_lacks(p
         hessian.update(x[rows])
         aim = state[rows] if bias is None else state[rows] + bias
         mismatch.update(Seen(x[rows], residual[rows]), aim)
-    found = retarget(weight, inverse_factor(hessian.value, 1e-7), mismatch.take(), 1.0)
+    found = retarget(weight.clone(), inverse_factor(hessian.value, 1e-7), mismatch.take(), 1.0)
     solution = torch.linalg.lstsq(x.double(), (state - residual).double()).solution.T
     torch.testing.assert_close(found.double(), solution, rtol=1e-4, atol=1e-4)
 

@@ -1,0 +1,36 @@
+"""Outputs of a linear do not know of one another: each core solves a share of them, from the grid to the last sweep.
+
+Threads that come together for every product and every loop wait for one another longer than they work on a group of
+columns. So here a core has its own products too, and cores come together once per linear.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+from compress.quantize.grid import QuantizedWeight, join_rows
+
+LARGEST = 2048  # outputs of a share: what rounding keeps beside a weight does not grow with it
+T = TypeVar("T")
+
+
+def each_share(solve: Callable[[slice], QuantizedWeight], outputs: int, device: torch.device) -> QuantizedWeight:
+    """`solve` of slices that make up `outputs`, rows joined. A GPU solves all at once."""
+    if device.type != "cpu":
+        return solve(slice(0, outputs))
+    threads = torch.get_num_threads()
+    size = min(LARGEST, -(-outputs // threads))
+    torch.set_num_threads(1)  # MKL's number is everybody's, OpenMP's each thread's own
+    try:
+        shares = [slice(start, min(start + size, outputs)) for start in range(0, outputs, size)]
+        return join_rows(list(workers(threads).map(torch.no_grad()(solve), shares)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@cache
+def workers(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "qcompress-share", initializer=torch.set_num_threads, initargs=(1,))
