@@ -13,6 +13,7 @@ from compress.checkpoint.formats import Format
 from compress.checkpoint.schemes import Scheme
 from compress.quantize.grid import QuantizedWeight, search_grid
 from compress.quantize.rtn import on_grid, rtn
+from compress.quantize.shares import each_share
 
 ROWS = 4096  # per slice; zeros of 8 rows share a word
 ALONG_ROWS = {"qweight": 1, "qzeros": 1, "scales": 1, "weight_packed": 0, "weight_scale": 0, "weight_zero_point": 0}
@@ -50,8 +51,12 @@ def round_table(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
         return round_plain(weight, scheme)
     even = torch.ones(weight.shape[1])
     grid: dict[str, Any] = {"bits": scheme.bits, "sym": scheme.sym}
-    scales, zeros = search_grid(weight, even, group_size=scheme.group_size, dtype=scheme.dtype, **grid)
-    return on_grid(weight, scales, zeros, **grid)
+
+    def solve(own: slice) -> QuantizedWeight:
+        scales, zeros = search_grid(weight[own], even, group_size=scheme.group_size, dtype=scheme.dtype, **grid)
+        return on_grid(weight[own], scales, zeros, **grid)
+
+    return each_share(solve, len(weight), weight.device)
 
 
 def round_plain(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
