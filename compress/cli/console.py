@@ -1,5 +1,6 @@
 """The one place that writes to the terminal: progress to stderr, results to stdout."""
 
+import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,18 @@ progress = Console(stderr=True, highlight=False, soft_wrap=True)
 results = Console(highlight=False, soft_wrap=True)
 unfolded = Console(highlight=False, width=1000)  # tables in a pipe or a file, where nothing has to fit
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+
+
+@contextmanager
+def imports() -> Iterator[None]:
+    """While open, a command imports what it needs. All of that stays, so no collection of garbage shall go through it:
+    not while it grows, and not later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def report(row: Row) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, imports, json_option, report
 from compress.config import AUTO, COMPUTE_DTYPES, DEFAULT_FORMAT, FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
 
 
@@ -138,12 +138,13 @@ def command(
         embedding_bits=int(embedding_bits),
         eight_bit=eight_bit,
     )
-    import torch
+    with imports():
+        import torch
 
-    from compress.quantize.auto import quantize
-    from compress.quantize.job import plan_quantize
-    from compress.quantize.plan import plan_row
-    from compress.quantize.processes import join_processes
+        from compress.quantize.auto import quantize
+        from compress.quantize.job import plan_quantize
+        from compress.quantize.plan import plan_row
+        from compress.quantize.processes import join_processes
 
     storage = getattr(torch, dtype) if dtype else None
     if dry_run:

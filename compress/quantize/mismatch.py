@@ -16,7 +16,7 @@ from calibration.statistics import Cross, strips
 from compress.quantize.gptq import Factor
 from compress.quantize.lockstep import Seen
 
-ROWS = 512  # at a time: 18944 inputs leave little room for more beside their Hessian and its factor
+ROWS = 1024  # at a time: 18944 inputs leave little room for more beside their Hessian and its factor
 
 
 class Mismatch:
