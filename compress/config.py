@@ -21,7 +21,8 @@ class QuantizeConfig:
     `head_bits` and `embedding_bits` 16 mean not at all; `eight_bit` names linears by parts of their paths.
     `mismatch` is how far weights move towards what makes up for their quantized predecessors, 0 to 1.
     `compute_dtype` is the type that blocks multiply in, auto the fastest of the machine; statistics are float32 sums.
-    `recover` epochs of training follow the rounding. The last `held_out` windows are read by no method: they judge.
+    `recover` epochs of training follow the rounding. `held_out` windows are read by no method: they judge. They follow
+    the `n_samples` in the text, or are the last of these where it has no more.
     """
 
     method: str
@@ -74,13 +75,8 @@ class QuantizeConfig:
 
 
 def eighth(count: int) -> int:
-    """How many of `count` windows judge methods where nobody has said it."""
+    """How many windows judge what `count` of them have made, where nobody has said it."""
     return max(1, count // 8)
-
-
-def sixteenth(count: int) -> int:
-    """How many of `count` windows judge recovery, which needs the rest itself, where nobody has said it."""
-    return max(1, count // 16)
 
 
 def parse_size(text: str) -> int:

@@ -22,7 +22,7 @@ from compress.checkpoint.work import refuse_changes
 from compress.checkpoint.write import check_room, write_json
 from compress.config import AUTO, METHODS, QuantizeConfig, eighth
 from compress.model.blocks import BlockModel
-from compress.quantize.calibrate import calibration_windows
+from compress.quantize.calibrate import job_start, job_windows
 from compress.quantize.job import job_settings, plan_quantize, quantize_checkpoint
 from compress.quantize.recover import final_states, mean_kl
 
@@ -120,9 +120,9 @@ class Judge:
 def make_judge(model: Path, config: QuantizeConfig, calibration: Sequence[str]) -> Judge:
     checkpoint = open_causal_lm(model)
     teacher = BlockModel(checkpoint.config, checkpoint.tensor)
-    size = {"n_samples": config.n_samples, "seq_len": config.seq_len, "seed": config.seed}
-    windows, _ = calibration_windows(teacher, load_tokenizer(model), calibration, **size)
-    ids = windows.ids[-config.held_out :]
+    tokenizer = load_tokenizer(model)
+    token = job_start(teacher, tokenizer, calibration, config).token
+    ids = job_windows(tokenizer, calibration, config, token).ids[-config.held_out :]
     return Judge(teacher, ids, final_states(teacher, ids, BATCH))
 
 

@@ -17,19 +17,19 @@ from typing import Any
 import torch
 
 from calibration.corpus import source_digest
-from calibration.windows import Windows, build_windows
+from calibration.windows import Windows
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.load import load_tokenizer, open_causal_lm
 from compress.checkpoint.memory import check_memory
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import digest
 from compress.checkpoint.write import CheckpointWriter, partial_path
-from compress.config import QuantizeConfig, sixteenth
+from compress.config import QuantizeConfig, eighth
 from compress.errors import QCompressError
 from compress.model.blocks import BlockModel, parameter_shapes
 from compress.model.precision import fastest_products, products_in
 from compress.quantize.budget import plan_within
-from compress.quantize.calibrate import windows_start
+from compress.quantize.calibrate import job_start, job_windows
 from compress.quantize.finish import finish
 from compress.quantize.journal import shared_journal
 from compress.quantize.loop import Job, block_products, quantize_blocks, work_bytes
@@ -78,12 +78,12 @@ def quantize_checkpoint(
     between the stages of a block: it changes the speed, never the result. With several `processes` each runs its share
     of the windows, and the first writes and reports. Blocks run on `device` "cpu" or "cuda"; statistics are
     summed in float32, and rounding is float32, everywhere.
-    Recovery is judged on a sixteenth of the windows where the config holds out none.
+    Recovery is judged on an eighth as many windows where the config holds out none.
     QCompressError for bad input, GateFailure when the validator refuses the result.
     """
     started = time.perf_counter()
     if config.recover and config.n_samples > 1:
-        config = replace(config, held_out=config.held_out or sixteenth(config.n_samples))
+        config = replace(config, held_out=config.held_out or eighth(config.n_samples))
     checkpoint, plan = plan_quantize(model, config, dtype=dtype)
     config = replace(config, compute_dtype=compute_dtype(config, plan, device))
     blocks = make_blocks(checkpoint, config, device)
@@ -98,7 +98,7 @@ def quantize_checkpoint(
         if not config.group_size and (reason := group_size_reason(plan)):
             job.report({"group_size": reason})
         if not journal.published:
-            windows = job_windows(job, calibration) if reads_text(config) else None
+            windows = read_windows(job, calibration) if reads_text(config) else None
             with full_disk(out, plan):
                 writer = processes.first(lambda: CheckpointWriter(out, plan.specs, keep=True))
                 quantize_blocks(job, writer, windows if config.method != "rtn" else None, drive)
@@ -159,21 +159,21 @@ def full_disk(out: Path, plan: Plan) -> Iterator[None]:
         ) from error
 
 
-def job_windows(job: Job, sources: Sequence[str]) -> Windows:
+def read_windows(job: Job, sources: Sequence[str]) -> Windows:
     """The windows of this job; how they begin is measured once, and noted."""
     config, journal, tokenizer = job.config, job.journal, load_tokenizer(job.checkpoint.path)
-    size = {"n_samples": config.n_samples, "seq_len": config.seq_len, "seed": config.seed}
 
     def measure() -> Row:
         if "start" not in journal.notes:
             with products_in(block_products(job)):
-                journal.notes["start"] = asdict(windows_start(job.blocks, tokenizer, sources, **size))
+                journal.notes["start"] = asdict(job_start(job.blocks, tokenizer, sources, config))
             journal.save()
         return journal.notes["start"]
 
     token = job.processes.first(measure)["token"]
-    windows = build_windows(sources, tokenizer, start_token=token, **size)
-    job.report({"calibration": ", ".join(sources), "windows": len(windows.ids), "start_token": token})
+    windows = job_windows(tokenizer, sources, config, token)
+    counts = {"windows": len(windows.ids) - config.held_out, "held_out": config.held_out}
+    job.report({"calibration": ", ".join(sources), **counts, "start_token": token})
     return windows
 
 

@@ -98,7 +98,7 @@ def recover_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, weight
     width, settings = blocks.model.config.hidden_size, RecoverSettings()
     multipliers = sum(out * inn // plan.schemes[name].group_size for name, (out, inn) in plan.linears.items())
     batch = settings.batch * config.seq_len
-    windows = 4 * config.n_samples * config.seq_len * width
+    windows = 4 * (config.n_samples + config.held_out) * config.seq_len * width
     backward = 12 * weights + 4 * batch * block_numbers(blocks.model.config.to_dict())
     loss = 4 * LOSS_BUFFERS * CHUNK_LOGITS
     both = 3 * table_bytes(blocks)  # as stored, and the head in float32

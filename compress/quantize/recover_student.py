@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from compress.config import sixteenth
+from compress.config import eighth
 from compress.model.blocks import Block
 from compress.model.precision import products_in
 from compress.quantize.grid import QuantizedWeight, split_groups
@@ -19,7 +19,7 @@ class RecoverSettings:
     """`epochs` over the windows, `batch` windows a step, the peak `learning_rate` of the multipliers.
 
     Before them `block_epochs` of every block by itself, at a peak of `block_learning_rate`. The last `held_out` windows
-    judge and are not trained on; 0 means a sixteenth of them. A CPU multiplies in `products` as it trains; what judges,
+    judge and are not trained on; 0 means an eighth of them. A CPU multiplies in `products` as it trains; what judges,
     and the 16-bit model's answers, are float32.
     """
 
@@ -33,7 +33,7 @@ class RecoverSettings:
 
     def held(self, count: int) -> int:
         """How many of `count` windows judge."""
-        return self.held_out or sixteenth(count)
+        return self.held_out or eighth(count)
 
 
 class Student:

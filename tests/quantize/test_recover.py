@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from calibration.errors import TooShortError
+from calibration.windows import build_windows
+from compress.checkpoint.load import load_tokenizer
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import read_record
 from compress.config import QuantizeConfig
@@ -207,10 +210,32 @@ def test_scales_are_rounded_as_they_will_be_stored(tiny_llama):
     assert torch.equal(replace(student.packed(module), scales=codes[module].scales).codes, codes[module].codes)
 
 
-def test_windows_that_judge_recovery_are_read_by_no_method(tiny_llama, tmp_path):
+CODES = "model.layers.1.mlp.down_proj.qweight"
+
+
+def test_windows_that_judge_recovery_follow_those_that_are_quantized_with(tiny_llama, tmp_path):
     config = QuantizeConfig("gptq", "gptq", n_samples=16, seq_len=24, group_size=32)
+    quantize_checkpoint(tiny_llama, tmp_path / "plain", config)
+    quantize_checkpoint(tiny_llama, tmp_path / "recovered", replace(config, recover=1))
+    plain, recovered = (Checkpoint(tmp_path / name).tensor(CODES) for name in ("plain", "recovered"))
+    assert torch.equal(plain, recovered)
+    assert read_record(tmp_path / "recovered")["calibration"]["n_samples"] == 18
+
+
+def test_windows_that_judge_recovery_are_taken_from_the_others_where_the_text_has_no_more(tiny_llama, tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog . " * 45)
+    count = fitting(tiny_llama, text)
+    config = QuantizeConfig("gptq", "gptq", n_samples=count, seq_len=24, group_size=32)
     found = []
-    for name, changes in (("recovered", {"recover": 1}), ("held", {"held_out": 1}), ("all", {})):
-        quantize_checkpoint(tiny_llama, tmp_path / name, replace(config, **changes))
-        found.append(Checkpoint(tmp_path / name).tensor("model.layers.1.mlp.down_proj.qweight"))
+    for name, changes in (("recovered", {"recover": 1}), ("held", {"held_out": count // 8}), ("all", {})):
+        quantize_checkpoint(tiny_llama, tmp_path / name, replace(config, **changes), calibration=[str(text)])
+        found.append(Checkpoint(tmp_path / name).tensor(CODES))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
+
+
+def fitting(path, text) -> int:
+    """How many windows of 24 tokens a text has."""
+    with pytest.raises(TooShortError) as caught:
+        build_windows([str(text)], load_tokenizer(path), n_samples=1000, seq_len=24)
+    return caught.value.fitting
