@@ -2,6 +2,7 @@
 
 Each source gives its share of the tokens, whole documents in a seeded order until the share is full; the documents
 follow one another, an end-of-sequence token after each, and are cut into windows without regard to their borders.
+Windows that are held out are made in the same way from what follows in every source.
 """
 
 import hashlib
@@ -28,13 +29,13 @@ Piece = tuple[list[int], list[bool], str]  # what was used of a document, and wh
 
 @dataclass(frozen=True)
 class Windows:
-    """`ids` (n_samples, seq_len) int64; `mask`, the same shape, bool: True where a token counts in a loss.
+    """`ids` (n_samples + held_out, seq_len) int64; `mask`, the same shape, bool: True where a token counts in a loss.
 
     In a conversation the assistant's tokens count, end-of-turn included; in plain text all do; the start token never.
     `manifest` is plain data for JSON: sources with name, digest, weight, documents, tokens, tokens_counted (that count
     in a loss) and tokens_dropped (encoded but not used; what was never needed was never encoded), the totals, the
     arguments, and a digest of the ids.
-    `documents` (n_samples, seq_len) int64 index `names`, where each document stands; a start token counts to the
+    `documents`, the same shape, int64, index `names`, where each document stands; a start token counts to the
     document after it. None where nobody knows.
     """
 
@@ -47,11 +48,13 @@ class Windows:
 
 @dataclass
 class _Share:
-    """What one source gives: `pieces` hold `tokens` tokens of `documents` documents, all of its quota."""
+    """What one source gives: `pieces` hold `tokens` tokens of `documents` documents, all of its quota. `held_out` of
+    them, the last, are not for calibration."""
 
     source: Source
     digest: str
     quota: int
+    held_out: int
     pieces: list[Piece] = field(default_factory=list)
     documents: int = 0
     tokens: int = 0
@@ -77,8 +80,10 @@ def build_windows(
     seq_len: int,
     seed: int = 0,
     start_token: int | None = None,
+    held_out: int = 0,
 ) -> Windows:
-    """Pack `sources` into windows. The same arguments give the same bytes.
+    """Pack `sources` into windows. The same arguments give the same bytes; `held_out` windows more come last, and
+    change nothing in those before them.
 
     A source is "NAME", "FILE" or either with "=WEIGHT"; weights are shares of the tokens. `start_token` begins every
     window, whose length stays `seq_len`. One document alone is cut into consecutive windows from its beginning, the
@@ -86,31 +91,59 @@ def build_windows(
     for sizes below 1.
     """
     body = seq_len - (start_token is not None)
-    if n_samples < 1 or body < 1 or not sources:
+    if n_samples < 1 or body < 1 or held_out < 0 or not sources:
         raise ValueError(f"calibration.windows: n_samples={n_samples}, seq_len={seq_len}, {len(sources)} sources")
     rng = random.Random(seed)
-    shares = _shares([parse_source(source) for source in sources], tokenizer, n_samples, body, rng)
-    pieces = [piece for share in shares for piece in share.pieces]
-    if len(shares) > 1:
-        rng.shuffle(pieces)
-    ids, mask, documents = _cut(pieces, n_samples, body, start_token)
+    shares = _shares([parse_source(source) for source in sources], tokenizer, (n_samples, held_out), body, rng)
+    pieces = _in_order(shares, rng)
+    ids, mask, documents = _cut(pieces, n_samples + held_out, body, start_token)
     names = tuple(name for _, _, name in pieces)
     settings = {"n_samples": n_samples, "seq_len": seq_len, "seed": seed, "start_token": start_token}
+    if held_out:
+        settings["held_out"] = held_out
     return Windows(ids, mask, _manifest(shares, ids, settings), documents, names)
 
 
-def _shares(sources: list[Source], tokenizer: Any, n_samples: int, body: int, rng: random.Random) -> list[_Share]:
+def _shares(
+    sources: list[Source], tokenizer: Any, counts: tuple[int, int], body: int, rng: random.Random
+) -> list[_Share]:
+    """What every source gives to so many windows of `body` tokens, and to so many that are held out."""
     shares: list[_Share] = []
-    for source, quota in zip(sources, _quotas([s.weight for s in sources], n_samples * body), strict=True):
+    quotas, held = (_quotas([source.weight for source in sources], count * body) for count in counts)
+    for source, quota, more in zip(sources, quotas, held, strict=True):
         documents = load_documents(source.name)
-        share = _Share(source, digest_documents(documents), quota)
+        share = _Share(source, digest_documents(documents), quota + more, more)
         _refuse_twin(share, shares)
         rng.shuffle(documents)
         _fill(share, documents, tokenizer)
-        if share.tokens < quota:
-            raise _too_short(share, n_samples, body)
+        if share.tokens < share.quota:
+            raise _too_short(share, sum(counts), body)
         shares.append(share)
     return shares
+
+
+def _in_order(shares: list[_Share], rng: random.Random) -> list[Piece]:
+    """All pieces: those to calibrate on, then those held out, several sources mixed in each of the two."""
+    parts = zip(*(_parted(share.pieces, share.quota - share.held_out) for share in shares), strict=True)
+    pieces: list[Piece] = []
+    for part in parts:
+        mixed = [piece for own in part for piece in own]
+        if len(shares) > 1:
+            rng.shuffle(mixed)
+        pieces += mixed
+    return pieces
+
+
+def _parted(pieces: list[Piece], tokens: int) -> tuple[list[Piece], list[Piece]]:
+    """The pieces that hold the first so many tokens, and the others; one that lies across is cut."""
+    before: list[Piece] = []
+    for number, (ids, mask, name) in enumerate(pieces):
+        if tokens < len(ids):
+            start = [(ids[:tokens], mask[:tokens], name)] if tokens else []
+            return before + start, [(ids[tokens:], mask[tokens:], name), *pieces[number + 1 :]]
+        before.append(pieces[number])
+        tokens -= len(ids)
+    return before, []
 
 
 def _quotas(weights: list[float], total: int) -> list[int]:

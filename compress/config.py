@@ -1,7 +1,7 @@
 """Settings of a job: frozen, checked where they are made, written into the checkpoint."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 METHODS = ("rtn", "gptq", "awq", "awq+gptq")
 AUTO = "auto"  # every one of METHODS, judged on held-out windows
@@ -64,6 +64,10 @@ class QuantizeConfig:
             raise ValueError(f"compute_dtype={self.compute_dtype}: known are {COMPUTE_DTYPES}")
         if self.recover < 0 or not 0 <= self.held_out < self.n_samples:
             raise ValueError(f"recover={self.recover}, held_out={self.held_out} of n_samples={self.n_samples}")
+        if (self.recover or self.method == AUTO) and self.n_samples < 2:
+            raise ValueError(
+                f"n_samples={self.n_samples}: --recover and --method auto need 2 at least, for windows that judge"
+            )
         if min(self.n_samples, self.seq_len) < 1 or not 0 < self.damp_percent < 1:
             raise ValueError(f"n_samples={self.n_samples}, seq_len={self.seq_len}, damp_percent={self.damp_percent}")
 
@@ -73,10 +77,9 @@ class QuantizeConfig:
         fixed = {"gptq": True, "awq": False}
         return fixed.get(self.format, bool(self.sym))
 
-
-def eighth(count: int) -> int:
-    """How many windows judge what `count` of them have made, where nobody has said it."""
-    return max(1, count // 8)
+    def judged(self) -> "QuantizeConfig":
+        """The same with windows held out: an eighth as many as calibrate, where nobody has said it."""
+        return self if self.held_out else replace(self, held_out=max(1, self.n_samples // 8))
 
 
 def parse_size(text: str) -> int:

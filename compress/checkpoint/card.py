@@ -168,7 +168,7 @@ def quantized(record: Record) -> str:
 def candidates(record: Record) -> list[str]:
     """The table that `--method auto` judged by; [] where nothing was tried."""
     found = record.get("candidates") or []
-    lines = [f"| {row['candidate']} | {row['held_out_kl']:.4g} |" for row in found]
+    lines = [f"| {row['candidate']} | {row['heldout_kl']:.4g} |" for row in found]
     head = [
         "",
         "Tried, and judged on held-out windows:",
@@ -187,6 +187,8 @@ def data(record: Record) -> str:
         named += [(f"stage {stage['name']}, {words[key]}", stage.get(key)) for key in words]
     lines = []
     for role, manifest in named:
+        if manifest and (held := manifest.get("held_out")):
+            role += f", {held} of {manifest['n_samples'] + held} windows held out"
         for source in (manifest or {}).get("sources", []):
             name = Path(str(source["name"])).name
             lines.append(

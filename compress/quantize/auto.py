@@ -5,7 +5,7 @@ too, and stands only where that lowered the KL. The table of all lies in the che
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,22 @@ from compress.checkpoint.read import read_json
 from compress.checkpoint.record import RECORD, read_record
 from compress.checkpoint.work import refuse_changes
 from compress.checkpoint.write import check_room, write_json
-from compress.config import AUTO, METHODS, QuantizeConfig, eighth
+from compress.config import AUTO, METHODS, QuantizeConfig
 from compress.model.blocks import BlockModel
 from compress.quantize.calibrate import job_start, job_windows
-from compress.quantize.job import job_settings, plan_quantize, quantize_checkpoint
+from compress.quantize.job import (
+    Report,
+    Row,
+    compute_dtype,
+    job_settings,
+    make_blocks,
+    plan_quantize,
+    quantize_checkpoint,
+    silent,
+)
+from compress.quantize.processes import ALONE, Processes
 from compress.quantize.recover import final_states, mean_kl
 
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 BATCH = 4  # windows
 SETTINGS = "auto.json"
 
@@ -40,30 +48,40 @@ def quantize(
     calibration: Sequence[str] = ("default",),
     dtype: torch.dtype | None = None,
     restart: bool = False,
-    report: Report = lambda row: None,
+    device: str = "cpu",
+    processes: Processes = ALONE,
+    report: Report = silent,
     **resources: Any,
 ) -> Row:
-    """Quantize `model` into `out` with the config's method, or with the best of all; returns the summary row."""
-    options = {"calibration": calibration, "dtype": dtype, "restart": restart, "report": report, **resources}
+    """Quantize `model` into `out` with the config's method, or with the best of all; returns the summary row.
+
+    Errors, resuming and several `processes` are those of `quantize_checkpoint`, whose options the others are.
+    """
+    options: dict[str, Any] = {"calibration": calibration, "dtype": dtype, "restart": restart, "device": device}
+    options |= {"processes": processes, "report": report, **resources}
     if config.method != AUTO:
-        return quantize_checkpoint(model, out, config, **options)  # type: ignore[arg-type]
-    config = replace(config, held_out=config.held_out or eighth(config.n_samples))
-    folder = open_folder(model, out, config, calibration, dtype, restart)
-    judge = make_judge(model, config, calibration)
+        return quantize_checkpoint(model, out, config, **options)
+    config = config.judged()
+    folder = processes.first(lambda: open_folder(model, out, config, calibration, dtype, restart))
+    if processes.first(lambda: is_published(out)):
+        return processes.first(lambda: finish(folder, out))
+    judges = [make_judge(model, config, calibration, dtype, device)] if processes.rank == 0 else []
     found: list[Row] = []
 
     def attempt(candidate: QuantizeConfig) -> None:
         path = folder / name_of(candidate)
-        if not path.is_dir():
-            quantize_checkpoint(model, path, candidate, **options)  # type: ignore[arg-type]
-        found.append({"candidate": path.name, "held_out_kl": judge.kl(path)})
-        report(found[-1])
+        if not processes.first(path.is_dir):
+            quantize_checkpoint(model, path, candidate, **options)
+        found.append({"candidate": path.name, "heldout_kl": processes.first(lambda: judges[0].kl(path))})
+        if processes.rank == 0:
+            report(found[-1])
 
     for method in METHODS:
         attempt(replace(config, method=method, recover=0))
     if config.recover:
         attempt(replace(config, method=best_of(found)["candidate"]))
-    return publish(folder, out, found)
+    processes.first(lambda: publish(folder, out, found))
+    return processes.first(lambda: finish(folder, out))
 
 
 def name_of(config: QuantizeConfig) -> str:
@@ -72,7 +90,7 @@ def name_of(config: QuantizeConfig) -> str:
 
 def best_of(found: list[Row]) -> Row:
     """The first of the lowest: earlier methods are the simpler ones."""
-    return min(found, key=lambda row: row["held_out_kl"])
+    return min(found, key=lambda row: row["heldout_kl"])
 
 
 def open_folder(
@@ -88,12 +106,14 @@ def open_folder(
     folder = out.with_name(f".{out.name}.auto")
     _, plan = plan_quantize(model, replace(config, method="rtn"), dtype=dtype)
     settings = {key: str(value) for key, value in job_settings(model, plan, config, calibration).items()}
-    check_room(out, (len(METHODS) + 1) * plan.bytes)
     if restart:
         shutil.rmtree(folder, ignore_errors=True)
     if (folder / SETTINGS).is_file():
         refuse_changes(folder, read_json(folder / SETTINGS), settings)
+        if not is_published(out):
+            check_room(out, 0)
     else:
+        check_room(out, (len(METHODS) + 1) * plan.bytes)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / SETTINGS, settings)
     return folder
@@ -101,7 +121,7 @@ def open_folder(
 
 @dataclass(frozen=True)
 class Judge:
-    """The 16-bit model, the windows that no candidate reads, and what it makes of them after its last block."""
+    """The 16-bit model, (n, seq) windows that no candidate reads, and what it makes of them after its last block."""
 
     teacher: BlockModel
     ids: Tensor
@@ -111,31 +131,43 @@ class Judge:
     def kl(self, path: Path) -> float:
         """Mean KL in nats of the checkpoint at `path` on all positions."""
         checkpoint = open_causal_lm(path)
-        model = BlockModel(checkpoint.config, weight_reader(checkpoint))
+        model = BlockModel(checkpoint.config, weight_reader(checkpoint), self.teacher.dtype, self.teacher.device)
         with self.teacher.ends(head=True), model.ends(head=True):
             return mean_kl(self.teacher, model, self.ids, self.answers, BATCH)
 
 
 @torch.no_grad()
-def make_judge(model: Path, config: QuantizeConfig, calibration: Sequence[str]) -> Judge:
-    checkpoint = open_causal_lm(model)
-    teacher = BlockModel(checkpoint.config, checkpoint.tensor)
-    tokenizer = load_tokenizer(model)
+def make_judge(
+    model: Path, config: QuantizeConfig, calibration: Sequence[str], dtype: torch.dtype | None, device: str
+) -> Judge:
+    """The judge of a config's held-out windows, which begin as those of the candidates do."""
+    checkpoint, plan = plan_quantize(model, replace(config, method="rtn"), dtype=dtype)
+    config = replace(config, compute_dtype=compute_dtype(config, plan, device))
+    teacher, tokenizer = make_blocks(checkpoint, config, device), load_tokenizer(model)
     token = job_start(teacher, tokenizer, calibration, config).token
     ids = job_windows(tokenizer, calibration, config, token).ids[-config.held_out :]
     return Judge(teacher, ids, final_states(teacher, ids, BATCH))
 
 
-def publish(folder: Path, out: Path, found: list[Row]) -> Row:
-    """Give the best candidate its name, with the table of all in its record; its row."""
-    best = best_of(found)
-    path = folder / best["candidate"]
+def publish(folder: Path, out: Path, found: list[Row]) -> None:
+    """Give the best candidate its name, with the table of all in its record."""
+    path = folder / best_of(found)["candidate"]
     record = read_record(path) | {"candidates": found}
     write_json(path / RECORD, record)
     (path / CARD).write_text(write_card(record), encoding="utf-8")
     if out.exists():
         out.rmdir()  # checked empty at the start
     path.rename(out)
+
+
+def is_published(out: Path) -> bool:
+    """Whether a job lies at `out` that tried every method; it may have been killed before it had cleared up."""
+    return (out / RECORD).is_file() and "candidates" in read_record(out)
+
+
+def finish(folder: Path, out: Path) -> Row:
+    """Remove what lost; the row of what was published."""
     shutil.rmtree(folder)
-    rtn = next(row["held_out_kl"] for row in found if row["candidate"] == "rtn")
-    return {"out": str(out), **best, "rtn_kl": rtn, "bytes": open_causal_lm(out).bytes}
+    found = read_record(out)["candidates"]
+    rtn = next(row["heldout_kl"] for row in found if row["candidate"] == "rtn")
+    return {"out": str(out), **best_of(found), "rtn_kl": rtn, "bytes": open_causal_lm(out).bytes}

@@ -1,7 +1,10 @@
 """Calibration windows for one model: they begin as this model wants them to begin."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from calibration.errors import TooShortError
 from calibration.start import StartToken
@@ -9,6 +12,7 @@ from calibration.windows import Windows, build_windows
 from compress.checkpoint.load import measure_blocks_start
 from compress.config import QuantizeConfig
 from compress.model.blocks import BlockModel
+from compress.model.precision import products_in
 
 
 def windows_start(blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **size: int) -> StartToken:
@@ -25,18 +29,27 @@ def calibration_windows(
 
 
 def job_start(blocks: BlockModel, tokenizer: Any, sources: Sequence[str], config: QuantizeConfig) -> StartToken:
-    """How the windows of a job begin: measured on the `n_samples` of its config."""
-    return windows_start(blocks, tokenizer, sources, **window_size(config))
+    """How the windows of a job begin: measured on the `n_samples` of its config, in the products of its blocks."""
+    with products_in(block_products(config, blocks.device)):
+        return windows_start(blocks, tokenizer, sources, **window_size(config))
 
 
 def job_windows(tokenizer: Any, sources: Sequence[str], config: QuantizeConfig, start_token: int | None) -> Windows:
-    """`n_samples` windows and the `held_out` ones after them; where the text has no more, these are their last."""
-    size = window_size(config)
-    more = size | {"n_samples": config.n_samples + config.held_out}
+    """`n_samples` windows and `held_out` more; where the text has fewer, the last `held_out` of n_samples are held out.
+
+    The manifest says which. Raises TooShortError for a text without n_samples windows.
+    """
+    size, held = window_size(config), config.held_out
     try:
-        return build_windows(sources, tokenizer, start_token=start_token, **more)
+        return build_windows(sources, tokenizer, start_token=start_token, held_out=held, **size)
     except TooShortError:
-        return build_windows(sources, tokenizer, start_token=start_token, **size)
+        windows = build_windows(sources, tokenizer, start_token=start_token, **size)
+        return replace(windows, manifest=windows.manifest | {"n_samples": config.n_samples - held, "held_out": held})
+
+
+def block_products(config: QuantizeConfig, device: torch.device) -> torch.dtype:
+    """What a CPU's blocks multiply in; on a GPU their weights are of the config's type already."""
+    return getattr(torch, config.compute_dtype) if device.type == "cpu" else torch.float32
 
 
 def window_size(config: QuantizeConfig) -> dict[str, int]:

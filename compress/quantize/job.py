@@ -24,15 +24,15 @@ from compress.checkpoint.memory import check_memory
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import digest
 from compress.checkpoint.write import CheckpointWriter, partial_path
-from compress.config import QuantizeConfig, eighth
+from compress.config import QuantizeConfig
 from compress.errors import QCompressError
 from compress.model.blocks import BlockModel, parameter_shapes
-from compress.model.precision import fastest_products, products_in
+from compress.model.precision import fastest_products
 from compress.quantize.budget import plan_within
 from compress.quantize.calibrate import job_start, job_windows
 from compress.quantize.finish import finish
 from compress.quantize.journal import shared_journal
-from compress.quantize.loop import Job, block_products, quantize_blocks, work_bytes
+from compress.quantize.loop import Job, quantize_blocks, work_bytes
 from compress.quantize.memory import ACTIVATION_MEMORY, choose_driver, estimate_memory, resident
 from compress.quantize.plan import Plan, Source, checkpoint_source, group_size_reason, plan_row, storage_dtype
 from compress.quantize.processes import ALONE, Processes
@@ -82,8 +82,8 @@ def quantize_checkpoint(
     QCompressError for bad input, GateFailure when the validator refuses the result.
     """
     started = time.perf_counter()
-    if config.recover and config.n_samples > 1:
-        config = replace(config, held_out=config.held_out or eighth(config.n_samples))
+    if config.recover:
+        config = config.judged()
     checkpoint, plan = plan_quantize(model, config, dtype=dtype)
     config = replace(config, compute_dtype=compute_dtype(config, plan, device))
     blocks = make_blocks(checkpoint, config, device)
@@ -165,15 +165,15 @@ def read_windows(job: Job, sources: Sequence[str]) -> Windows:
 
     def measure() -> Row:
         if "start" not in journal.notes:
-            with products_in(block_products(job)):
-                journal.notes["start"] = asdict(job_start(job.blocks, tokenizer, sources, config))
+            journal.notes["start"] = asdict(job_start(job.blocks, tokenizer, sources, config))
             journal.save()
         return journal.notes["start"]
 
     token = job.processes.first(measure)["token"]
     windows = job_windows(tokenizer, sources, config, token)
-    counts = {"windows": len(windows.ids) - config.held_out, "held_out": config.held_out}
-    job.report({"calibration": ", ".join(sources), **counts, "start_token": token})
+    read = len(windows.ids) - config.held_out
+    held = {"held_out": config.held_out} if config.held_out else {}
+    job.report({"calibration": ", ".join(sources), "windows": read, **held, "start_token": token})
     return windows
 
 

@@ -20,7 +20,7 @@ from compress.quantize.processes import Processes
 
 Row = dict[str, Any]
 JOURNAL = "journal.json"
-ALGORITHM = 2  # raise it when the same input would give other codes: a job begun before cannot be finished after
+ALGORITHM = 3  # raise it when the same input would give other codes: a job begun before cannot be finished after
 
 
 def work_path(out: Path) -> Path:

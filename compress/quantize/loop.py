@@ -23,6 +23,7 @@ from compress.errors import QCompressError
 from compress.model.blocks import Block, BlockModel
 from compress.quantize.activations import Activations, boundary
 from compress.quantize.block import QuantizedBlock, Reference, quantize_block, round_block
+from compress.quantize.calibrate import block_products
 from compress.quantize.journal import Journal, log_path
 from compress.quantize.memory import BATCH_TOKENS, parked_bytes
 from compress.quantize.plan import Plan
@@ -71,6 +72,7 @@ def quantize_blocks(job: Job, writer: CheckpointWriter, windows: Windows | None,
         line = block_line(result.rows, index, len(job.blocks), time.perf_counter() - started, first)
         job.report(line)
         job.processes.first(partial(write_log, job.journal.out, [line, *result.rows]))
+        del result  # its codes are not kept beside the next block's
 
 
 def solve_block(
@@ -141,13 +143,8 @@ def block_settings(job: Job) -> BlockSettings:
         share=heads // kv_heads,
         width=getattr(model, "head_dim", None) or model.hidden_size // heads,
         eight_bit=job.plan.eight_bit,
-        products=block_products(job),
+        products=block_products(job.config, job.blocks.device),
     )
-
-
-def block_products(job: Job) -> torch.dtype:
-    """What a CPU's blocks multiply in; on a GPU their weights are of the config's type already."""
-    return getattr(torch, job.config.compute_dtype) if job.blocks.device.type == "cpu" else torch.float32
 
 
 def save_block(

@@ -56,11 +56,12 @@ def recover(
 ) -> Recovered:
     """The multipliers with the lowest KL on the held-out ones of `ids` (n, seq); zeros when nothing was lower.
 
-    `student_model` takes its weights from `student`. ValueError for fewer than two windows, or a KL that is not finite.
+    `student_model` takes its weights from `student`. ValueError where no window is left to train on or to judge by, or
+    a KL is not finite.
     """
-    if len(ids) < 2:
-        raise ValueError(f"recovery trains on windows and judges on others: {len(ids)} is too few")
-    held, untrained = settings.held(len(ids)), student.snapshot()
+    held, untrained = settings.held_out, student.snapshot()
+    if not 0 < held < len(ids):
+        raise ValueError(f"recovery trains on windows and judges on {held} others: {len(ids)} is too few")
     with teacher.ends(head=True), student_model.ends(head=True):
         answers = recover_blocks(teacher, student_model, student, ids, settings, report)
         judge = partial(mean_kl, teacher, student_model, ids[-held:], answers[-held:], settings.batch)
@@ -79,7 +80,7 @@ def recover(
             loss = trainer.step(ids[rows], answers[rows], learning_rate(step, steps, settings.learning_rate))
             line = {"recover": f"{step}/{steps}", "kl": loss, "seconds": round(time.perf_counter() - started, 1)}
             if step == steps or step % max(1, steps // (2 * settings.epochs)) == 0:
-                line["held_out_kl"] = now = judge()
+                line["heldout_kl"] = now = judge()
                 if now < best:
                     best, kept, kept_step = now, student.snapshot(), step
             report(line)

@@ -31,7 +31,7 @@ def recover_blocks(
 ) -> Tensor:
     """Give `student`, whose weights `model` takes, the multipliers that bring each block nearest to `teacher`'s.
 
-    Of (n, seq) `ids` the last `held(n)` judge: a block that is no nearer on them keeps its multipliers. Both models'
+    Of (n, seq) `ids` the last `held_out` judge: a block that is no nearer on them keeps its multipliers. Both models'
     states of all windows are in memory, (n, seq, hidden) each; the teacher's after its last block are what comes back.
     Needs `ends` of both.
     """
@@ -51,7 +51,7 @@ def train_block(
     model: BlockModel, student: Student, index: int, states: Tensor, wanted: Tensor, settings: RecoverSettings
 ) -> tuple[float, float]:
     """The block's error on the held-out windows before and after; the student has the multipliers of the lower one."""
-    trained = len(states) - settings.held(len(states))
+    trained = len(states) - settings.held_out
     judge = partial(block_error, model, index, states[trained:], wanted[trained:], settings)
     kept = student.snapshot(name for name in student.multipliers if name.startswith(f"{model.name(index)}."))
     adam, before = Adam(student.multipliers[name] for name in kept), judge()
@@ -80,7 +80,7 @@ def advance(model: BlockModel, index: int, states: Tensor, settings: RecoverSett
 
 def parts_of(windows: Tensor, settings: RecoverSettings) -> list[Tensor]:
     """The windows that are trained on, then those that judge, each in batches."""
-    trained = len(windows) - settings.held(len(windows))
+    trained = len(windows) - settings.held_out
     return [*windows[:trained].split(settings.batch), *windows[trained:].split(settings.batch)]
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from compress.config import eighth
 from compress.model.blocks import Block
 from compress.model.precision import products_in
 from compress.quantize.grid import QuantizedWeight, split_groups
@@ -19,7 +18,7 @@ class RecoverSettings:
     """`epochs` over the windows, `batch` windows a step, the peak `learning_rate` of the multipliers.
 
     Before them `block_epochs` of every block by itself, at a peak of `block_learning_rate`. The last `held_out` windows
-    judge and are not trained on; 0 means an eighth of them. A CPU multiplies in `products` as it trains; what judges,
+    judge and are not trained on. A CPU multiplies in `products` as it trains; what judges,
     and the 16-bit model's answers, are float32.
     """
 
@@ -28,12 +27,8 @@ class RecoverSettings:
     batch: int = 4
     learning_rate: float = 3e-4
     block_learning_rate: float = 2e-3
-    held_out: int = 0
+    held_out: int = 2
     products: torch.dtype = torch.float32
-
-    def held(self, count: int) -> int:
-        """How many of `count` windows judge."""
-        return self.held_out or eighth(count)
 
 
 class Student:

@@ -11,8 +11,9 @@ from torch import Tensor
 from compress.checkpoint.whole import write_whole
 from compress.checkpoint.write import CheckpointWriter
 from compress.model.blocks import BlockModel
+from compress.quantize.calibrate import block_products
 from compress.quantize.grid import QuantizedWeight
-from compress.quantize.loop import Job, block_products
+from compress.quantize.loop import Job
 from compress.quantize.plan import Plan
 from compress.quantize.recover import RecoverSettings, Student, recover
 
@@ -25,7 +26,8 @@ def recover_checkpoint(job: Job, writer: CheckpointWriter, ids: Tensor) -> None:
     if not file.is_file():
         student = make_student(writer, job.plan, job.blocks.layers_path)
         model = BlockModel(job.checkpoint.config, student.weights, job.blocks.dtype, job.blocks.device)
-        settings = RecoverSettings(job.config.recover, held_out=job.config.held_out, products=block_products(job))
+        products = block_products(job.config, job.blocks.device)
+        settings = RecoverSettings(job.config.recover, held_out=job.config.held_out, products=products)
         found = recover(job.blocks, model, student, ids, settings, job.report)
         student.multipliers = found.multipliers
         notes["recover"] = {name: getattr(found, name) for name in ("kl_before", "kl_blocks", "kl", "step")}

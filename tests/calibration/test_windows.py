@@ -162,6 +162,27 @@ def test_weights_are_shares_of_the_tokens(many, long_text, tokenizer, weights):
     assert [row["tokens"] for row in rows] == [round(200 * weight / sum(weights)) for weight in weights]
 
 
+@pytest.mark.parametrize("start", [None, 0])
+def test_held_out_windows_come_after_the_others_and_change_none_of_them(many, long_text, tokenizer, start):
+    size = {"n_samples": 5, "seq_len": 24, "start_token": start}
+    for sources in ([long_text], [many], [f"{many}=3", long_text]):
+        bare, more = (build_windows(sources, tokenizer, **size, held_out=held) for held in (0, 3))
+        assert torch.equal(more.ids[:5], bare.ids) and torch.equal(more.mask[:5], bare.mask)
+        assert len(more.ids) == 8 and more.manifest["held_out"] == 3 and more.manifest["n_samples"] == 5
+
+
+def test_held_out_windows_go_on_in_the_text_where_the_others_end(long_text, tokenizer):
+    more = build_windows([long_text], tokenizer, n_samples=5, seq_len=24, held_out=3)
+    assert torch.equal(more.ids, build_windows([long_text], tokenizer, n_samples=8, seq_len=24).ids)
+
+
+def test_held_out_windows_have_the_same_shares_of_their_own(many, long_text, tokenizer):
+    made = build_windows([f"{many}=3", long_text], tokenizer, n_samples=4, seq_len=40, held_out=2)
+    documents = [made.names[index] for index in made.documents[4:].flatten().tolist()]
+    assert sum(name.startswith(many) for name in documents) == 60
+    assert [row["tokens"] for row in made.manifest["sources"]] == [180, 60]
+
+
 def test_documents_of_several_sources_are_interleaved(tmp_path, tokenizer):
     sources = [write_rows(tmp_path / f"{word}.jsonl", [{"text": f"{word}{i}"} for i in range(30)]) for word in "ab"]
     made = build_windows(sources, tokenizer, n_samples=1, seq_len=120)

@@ -55,7 +55,7 @@ QUANTIZED: dict[str, Any] = {
     "calibration": MANIFEST,
     "rows": [{"error": 0.01, "rtn_error": 0.03}, {"error": 0.02, "rtn_error": 0.05}],
     "recover": {"kl_before": 0.31, "kl_blocks": 0.27, "kl": 0.22, "step": 9},
-    "candidates": [{"candidate": "rtn", "held_out_kl": 0.51}, {"candidate": "awq+recover", "held_out_kl": 0.22}],
+    "candidates": [{"candidate": "rtn", "heldout_kl": 0.51}, {"candidate": "awq+recover", "heldout_kl": 0.22}],
     "versions": {"qcompress": "0.1.0"},
 }
 
@@ -75,6 +75,12 @@ def test_a_quantized_model_says_size_errors_recovery_and_what_else_was_tried():
         "| calibration | chats.jsonl | 0.5 | 1,200 | `sha256:dd` |",
     ):
         assert line in text.splitlines()
+
+
+def test_held_out_windows_are_told_beside_the_calibration_text():
+    manifest = MANIFEST | {"n_samples": 16, "held_out": 2}
+    text = write_card(QUANTIZED | {"calibration": manifest})
+    assert "| calibration, 2 of 18 windows held out | chats.jsonl |" in text
 
 
 def test_a_quantized_model_that_was_only_rounded_has_no_line_about_what_was_not_done():

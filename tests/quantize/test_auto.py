@@ -3,14 +3,17 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from calibration.windows import build_windows
 from compress.checkpoint.check import check_checkpoint
+from compress.checkpoint.load import load_tokenizer
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import read_record
 from compress.config import METHODS, QuantizeConfig
 from compress.errors import QCompressError
 from compress.quantize import auto
-from compress.quantize.auto import quantize
+from compress.quantize.auto import make_judge, quantize
 
 CONFIG = QuantizeConfig("auto", "awq", n_samples=16, seq_len=24, group_size=32)
 
@@ -24,9 +27,9 @@ def chosen(tiny_llama, tmp_path_factory):
 def test_the_best_of_all_is_written_with_the_table_of_all(chosen, tiny_llama):
     out, row = chosen
     record = read_record(out)
-    found = {candidate["candidate"]: candidate["held_out_kl"] for candidate in record["candidates"]}
+    found = {candidate["candidate"]: candidate["heldout_kl"] for candidate in record["candidates"]}
     assert set(found) >= set(METHODS) and any(name.endswith("+recover") for name in found)
-    assert row["held_out_kl"] == min(found.values()) <= found["rtn"]
+    assert row["heldout_kl"] == min(found.values()) <= found["rtn"]
     assert record["settings"]["method"] == row["candidate"].removesuffix("+recover")
     assert not [r for r in check_checkpoint(out, source=tiny_llama) if r["level"] == "error"]
     card = (out / "README.md").read_text()
@@ -38,10 +41,46 @@ def test_nothing_is_left_beside_the_result(chosen):
     assert not [path.name for path in out.parent.iterdir() if path.name.startswith(".")]
 
 
-def test_the_judging_windows_are_read_by_no_candidate(chosen):
+def test_the_judging_windows_are_read_by_no_candidate(tiny_llama, chosen):
     out, _ = chosen
     record = read_record(out)
-    assert record["settings"]["held_out"] == 2
+    assert record["settings"]["held_out"] == record["calibration"]["held_out"] == 2
+    judge = make_judge(tiny_llama, CONFIG.judged(), ["default"], None, "cpu")
+    start, size = record["calibration"]["start_token"], {"n_samples": 16, "seq_len": 24}
+    windows = build_windows(["default"], load_tokenizer(tiny_llama), **size, start_token=start, held_out=2)
+    assert torch.equal(judge.ids, windows.ids[16:]) and record["calibration"]["digest"] == windows.manifest["digest"]
+
+
+def test_a_job_that_was_killed_as_it_cleared_up_only_clears_up(tiny_llama, tmp_path, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(auto, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(tiny_llama, tmp_path / "best", CONFIG)
+    assert (tmp_path / ".best.auto").is_dir()
+    monkeypatch.setattr(auto, "quantize_checkpoint", None)
+    row = quantize(tiny_llama, tmp_path / "best", CONFIG)
+    assert row["out"] == str(tmp_path / "best") and not (tmp_path / ".best.auto").exists()
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_another_checkpoint_in_its_place_is_not_touched(tiny_llama, tmp_path, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(auto, "quantize_checkpoint", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(tiny_llama, tmp_path / "best", CONFIG)
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "config.json").write_text("{}")
+    with pytest.raises(QCompressError, match="is not empty"):
+        quantize(tiny_llama, tmp_path / "best", CONFIG)
+
+
+@pytest.mark.parametrize("changes", [{"method": "auto"}, {"method": "gptq", "recover": 1}])
+def test_one_window_cannot_calibrate_and_judge(changes):
+    with pytest.raises(ValueError, match="n_samples=1: --recover and --method auto need 2"):
+        replace(CONFIG, n_samples=1, **changes)
 
 
 def test_a_finished_candidate_is_not_made_again_after_an_interruption(tiny_llama, tmp_path, monkeypatch):

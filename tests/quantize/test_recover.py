@@ -219,7 +219,8 @@ def test_windows_that_judge_recovery_follow_those_that_are_quantized_with(tiny_l
     quantize_checkpoint(tiny_llama, tmp_path / "recovered", replace(config, recover=1))
     plain, recovered = (Checkpoint(tmp_path / name).tensor(CODES) for name in ("plain", "recovered"))
     assert torch.equal(plain, recovered)
-    assert read_record(tmp_path / "recovered")["calibration"]["n_samples"] == 18
+    told = read_record(tmp_path / "recovered")["calibration"]
+    assert (told["n_samples"], told["held_out"]) == (16, 2)
 
 
 def test_windows_that_judge_recovery_are_taken_from_the_others_where_the_text_has_no_more(tiny_llama, tmp_path):
@@ -232,6 +233,8 @@ def test_windows_that_judge_recovery_are_taken_from_the_others_where_the_text_ha
         quantize_checkpoint(tiny_llama, tmp_path / name, replace(config, **changes), calibration=[str(text)])
         found.append(Checkpoint(tmp_path / name).tensor(CODES))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
+    told = read_record(tmp_path / "recovered")["calibration"]
+    assert (told["n_samples"], told["held_out"]) == (count - count // 8, count // 8)
 
 
 def fitting(path, text) -> int:
