@@ -23,12 +23,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 def imports() -> Iterator[None]:
     """While open, a command imports what it needs. All of that stays, so no collection of garbage shall go through it:
     not while it grows, and not later."""
+    collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if collecting:
+            gc.enable()
 
 
 def report(row: Row) -> None:

@@ -5,6 +5,7 @@ alone: columns go in order of falling activation energy (static act-order), and 
 on the original weights, by the error that its inputs make of it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -107,15 +108,21 @@ def inverse_factor(hessian: Tensor, damp_percent: float) -> Factor:
     if not all_finite(hessian):
         raise ValueError(f"the hessian {tuple(hessian.shape)} holds NaN or infinite values")
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    damp = damp_percent
-    while damp <= MAX_DAMP:
+    for damp in damping(damp_percent):
         upper = factor_in_place(damped(hessian, order, damp))
         if upper is not None:
             return Factor(upper, order, damp)
-        damp *= 10
     raise ValueError(
         f"the hessian {tuple(hessian.shape)} has no Cholesky factor with any damp_percent up to {MAX_DAMP}"
     )
+
+
+def damping(least: float) -> Iterator[float]:
+    """`least`, then ten times as much and so on; the last is MAX_DAMP."""
+    while least < MAX_DAMP:
+        yield least
+        least *= 10
+    yield MAX_DAMP
 
 
 def damped(hessian: Tensor, order: Tensor, damp: float) -> Tensor:

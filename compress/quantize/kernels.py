@@ -2,8 +2,8 @@
 
 In torch every column costs several calls, each longer than its arithmetic. Numba compiles these loops when they are
 first called, in about two seconds, and keeps them. They go over TILE outputs at a time, whose columns stay in a core's
-cache, on the thread that calls them, without Python's lock. Names, shapes and results are those of the torch loops that
-serve other devices: `round_block` of gptq.py, `move_group` of refine.py, `best_grid` of grid.py.
+cache, on the thread that calls them, without Python's lock. Names, shapes and, but for ties, results are those of the
+torch loops that serve other devices: `round_block` of gptq.py, `move_group` of refine.py, `best_grid` of grid.py.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: smaller scales lose bits on disk
-TINY = np.float32(1e-30)
+TINY = 1e-30  # an input that never fires has no energy and no gradient: nothing moves
 TILE = 64  # outputs: 64 columns of them are 16 KiB
 
 
@@ -33,7 +33,7 @@ def compiled(**options: Any) -> Callable[..., Any]:
 
 
 def round_block(columns: Tensor, scales: Tensor, zeros: Tensor, rows: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
-    offsets, errors = torch.empty_like(columns), torch.empty_like(columns)
+    offsets, errors = torch.empty(2, *columns.shape)
     round_tiles(*arrays(columns, scales, zeros, rows), np.float32(max_code), *arrays(offsets, errors))
     return offsets, errors
 
@@ -105,13 +105,13 @@ def move_tiles(  # type: ignore[no-untyped-def]
 ):
     size = len(codes)
     steps, sums, moved = np.zeros((3, size, TILE), np.float32)
-    old, change, product, rise, bend, found = np.zeros((6, TILE), np.float32)
+    old, change, product, slope, curvature, found = np.zeros((6, TILE), np.float32)
     for start in range(0, len(scales), TILE):
         stop = min(start + TILE, len(scales))
         width = stop - start
         scale, zero = scales[start:stop], zeros[start:stop]
-        rise[:] = 0
-        bend[:] = 0
+        slope[:] = 0
+        curvature[:] = 0
         sums[:] = 0
         for i in range(size):
             own, given = steps[i], gradient[i, start:stop]
@@ -129,9 +129,9 @@ def move_tiles(  # type: ignore[no-untyped-def]
             for t in range(width):
                 product[t] = energy * new[t] + before[t]
             for t in range(width):
-                rise[t] += new[t] * own[t] + change[t] * product[t]
+                slope[t] += new[t] * own[t] + change[t] * product[t]
             for t in range(width):
-                bend[t] += new[t] * (product[t] + before[t])
+                curvature[t] += new[t] * (product[t] + before[t])
             for j in range(i + 1, size):
                 later, behind, share = steps[j], sums[j], hessian[i, j]
                 for t in range(TILE):
@@ -139,13 +139,13 @@ def move_tiles(  # type: ignore[no-untyped-def]
                 for t in range(TILE):
                     behind[t] += share * new[t]
         for t in range(width):
-            rise[t] *= scale[t]
+            slope[t] *= scale[t]
         for t in range(width):
-            best = scale[t] - rise[t] / max(bend[t], TINY)
+            best = scale[t] - slope[t] / max(curvature[t], np.float32(TINY))
             wide = splitter * best
             best = wide - (wide - best)
             far = best - scale[t]
-            better = far * (2 * rise[t] + far * bend[t]) < 0
+            better = far * (2 * slope[t] + far * curvature[t]) < 0
             sound = smallest <= abs(best) <= largest and best * scale[t] > 0
             found[t] = best if better and sound else scale[t]
         for i in range(size):

@@ -93,7 +93,7 @@ def stage_problem(block: Block, stage: Stage, sums: Sums, settings: BlockSetting
     value = finished(sums.hessian, processes)
     if sums.mismatch is None:
         return Problem(weight, value, **known)
-    moved = processes.mean(sums.mismatch.take(), sums.mismatch.tokens)
+    moved = summed(sums.mismatch, processes)
     factor = inverse_factor(value, settings.damp_percent)
     wide, products = sums.mismatch.wide, settings.products
     target = retarget(weight, factor, moved, settings.mismatch, wide=wide, products=products)
@@ -110,6 +110,14 @@ def finished(hessian: Hessian, processes: Processes) -> Tensor:
     if not all_finite(value):
         raise ValueError("its inputs are not finite on the calibration text")
     return shrunk(value, tokens)
+
+
+def summed(mismatch: Mismatch, processes: Processes) -> Tensor:
+    """The mismatch of all processes' tokens. ValueError when it is not finite."""
+    value = processes.mean(mismatch.take(), mismatch.tokens)
+    if not all_finite(value):
+        raise ValueError("what the 16-bit model makes there is not finite on the calibration text")
+    return value
 
 
 def sharing(feeder: Feeder | None, settings: BlockSettings) -> int:

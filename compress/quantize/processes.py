@@ -6,6 +6,7 @@ Started by `torchrun` or `accelerate launch`, joined through accelerate; alone, 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch import Tensor
 from compress import together
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # the others wait while the first solves, or trains
 
 
 @dataclass(frozen=True)
@@ -66,5 +68,5 @@ def join_processes() -> Processes:
         return ALONE
     from accelerate import PartialState
 
-    state = PartialState(cpu=True)
+    state = PartialState(cpu=True, timeout=PATIENCE)
     return Processes(state.process_index, state.num_processes)

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from compress.quantize import kernels
 from compress.quantize.grid import QuantizedWeight
-from compress.quantize.kernels import SMALLEST_SCALE
+from compress.quantize.kernels import SMALLEST_SCALE, TINY
 
 SWEEPS = 3
-TINY = 1e-30  # an input that never fires has no energy and no gradient: nothing moves
 
 
 def refine(
@@ -31,7 +30,8 @@ def refine(
     bfloat16 rounds off is far less than the step between two codes.
     """
     move = kernels.move_group if hessian.device.type == "cpu" else move_group
-    codes, scales, zeros = (part.T.contiguous() for part in (quantized.codes, quantized.scales, quantized.zeros))
+    parts = (quantized.codes, quantized.scales, quantized.zeros)
+    codes, scales, zeros = (part.T.clone(memory_format=torch.contiguous_format) for part in parts)
     size, max_code = quantized.group_size, 2**quantized.bits - 1
     groups = [(group, slice(group * size, (group + 1) * size)) for group in range(len(scales))]
     error = torch.empty_like(codes, dtype=torch.float32)

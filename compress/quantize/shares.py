@@ -18,11 +18,16 @@ T = TypeVar("T")
 
 
 def each_share(solve: Callable[[slice], QuantizedWeight], outputs: int, device: torch.device) -> QuantizedWeight:
-    """`solve` of slices that make up `outputs`, rows joined. A GPU solves all at once."""
+    """`solve` of slices that make up `outputs`, rows joined. A GPU solves all at once.
+
+    Another number of cores makes other slices, whose products may turn ties. Gradients are off, which every thread must
+    say for itself.
+    """
     if device.type != "cpu":
         return solve(slice(0, outputs))
     threads = torch.get_num_threads()
-    size = min(LARGEST, -(-outputs // threads))
+    turns = -(-outputs // (threads * LARGEST))  # so that no core has one more than another
+    size = -(-outputs // (threads * turns))
     torch.set_num_threads(1)  # MKL's number is everybody's, OpenMP's each thread's own
     try:
         shares = [slice(start, min(start + size, outputs)) for start in range(0, outputs, size)]

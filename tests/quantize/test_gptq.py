@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from compress.quantize.awq import output_error
-from compress.quantize.gptq import factor_in_place, gptq, inverse_factor
+from compress.quantize.gptq import damping, factor_in_place, gptq, inverse_factor
 from compress.quantize.grid import dequantize, quantize, search_grid
 from compress.quantize.rtn import on_grid, rtn
 
@@ -107,3 +107,8 @@ def test_a_rank_one_hessian_takes_more_damping_and_says_so():
 def test_a_hessian_with_nan_is_refused_not_rounded():
     with pytest.raises(ValueError, match="NaN"):
         gptq(torch.randn(8, 64), torch.full((64, 64), float("nan")), group_size=32)
+
+
+@pytest.mark.parametrize(("least", "tried"), [(0.03, [0.03, 0.3, 1.0]), (0.5, [0.5, 1.0]), (0.1, [0.1, 1.0])])
+def test_damping_grows_up_to_what_the_error_names(least, tried):
+    assert list(damping(least)) == pytest.approx(tried)

@@ -32,6 +32,14 @@ def test_a_block_is_rounded_as_in_torch(outputs):
     torch.testing.assert_close(errors[:, same], expected_errors[:, same], atol=1e-5, rtol=0)
 
 
+def test_a_block_that_does_not_lie_together_is_rounded_alike():
+    columns, scales = torch.randn(32, 70), torch.full((32, 70), 0.1)
+    rows, zeros = 0.1 * torch.randn(32, 32), torch.full((32, 70), 8.0)
+    together = kernels.round_block(columns, scales, zeros, rows, 15)
+    apart = kernels.round_block(columns.T.contiguous().T, scales, zeros, rows, 15)
+    assert all(torch.equal(found, expected) for found, expected in zip(apart, together, strict=True))
+
+
 def moved_by(move, outputs, zero, dtype=torch.float16):
     """Codes, error and scales of a group after `move`."""
     codes, gradient, hessian, scales, zeros = group(outputs, zero)

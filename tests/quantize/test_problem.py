@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from calibration.statistics import Hessian, shrunk
-from compress.quantize.problem import finished
+from compress.quantize.lockstep import Seen
+from compress.quantize.mismatch import Mismatch
+from compress.quantize.problem import finished, summed
 from compress.quantize.processes import ALONE
 
 
@@ -22,3 +24,10 @@ def test_inputs_that_are_not_finite_are_refused():
     hessian.update(torch.tensor([[1.0, 2.0, float("inf"), 0.0]]))
     with pytest.raises(ValueError, match="not finite on the calibration text"):
         finished(hessian, ALONE)
+
+
+def test_aims_that_are_not_finite_are_refused():
+    mismatch = Mismatch(torch.ones(2, 4))
+    mismatch.update(Seen(torch.ones(1, 3, 4)), torch.full((1, 3, 4), float("nan")))
+    with pytest.raises(ValueError, match="16-bit model makes there is not finite"):
+        summed(mismatch, ALONE)

@@ -76,3 +76,13 @@ def test_a_weight_of_zeros_stays_zero():
     plain = rtn(torch.zeros(4, 64), group_size=32, sym=False)
     found = refine(torch.zeros(4, 64), torch.eye(64), plain, dtype=DTYPE)
     assert isinstance(found, QuantizedWeight) and not found.dequantize().any()
+
+
+@pytest.mark.parametrize("outputs", [1, 24])
+def test_what_is_given_stays_as_it_was(problem, outputs):
+    weight, hessian, quantized = problem
+    given = quantized.rows(0, outputs)
+    before = given.codes.clone(), given.scales.clone()
+    found = refine(weight[:outputs], hessian, given, dtype=DTYPE)
+    assert torch.equal(given.codes, before[0]) and torch.equal(given.scales, before[1])
+    assert not torch.equal(found.codes, given.codes)
