@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calibration.statistics import all_finite
 from compress.checkpoint.check_subject import Findings, Subject, error, warning
 from compress.checkpoint.formats import quantized_as
 from compress.checkpoint.record import DIGESTS, config_digests, read_digests, tensor_digest
@@ -82,7 +83,7 @@ def finite_parameters(subject: Subject) -> Findings:
         if not info.dtype.is_floating_point or module in subject.packed or not info.bytes:
             continue
         tensor = subject.checkpoint.tensor(name)
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             yield error("NaN or infinite", "finite numbers", "vLLM answers with one token over and over", tensor=name)
         elif suffix == "weight" and not tensor.any():
             yield warning("all zeros", "trained numbers", "vLLM runs, but this looks never written", tensor=name)

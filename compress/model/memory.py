@@ -5,6 +5,8 @@ import sys
 from functools import cache
 from typing import Any
 
+M_ARENA_MAX = -8  # of malloc.h
+
 
 def block_numbers(config: dict[str, Any]) -> int:
     """Numbers per token that autograd keeps of a llama's block: counted by saved_tensors_hooks, to 5 %.
@@ -23,11 +25,18 @@ def give_back() -> None:
     glibc keeps what was smaller than 32 MB, and a loop over blocks scatters new tensors over it. Other C libraries are
     left alone.
     """
-    if trim := heap_trimmer():
+    if trim := from_libc("malloc_trim"):
         trim(0)
 
 
+def one_heap() -> None:
+    """Threads that begin to allocate after this share the heap of those before, instead of keeping what they free in
+    heaps of their own."""
+    if limit := from_libc("mallopt"):
+        limit(M_ARENA_MAX, 1)
+
+
 @cache
-def heap_trimmer() -> Any:
-    """malloc_trim of the C library, None where it has none."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+def from_libc(name: str) -> Any:
+    """A function of Linux's C library by name, None where there is none."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -66,7 +66,7 @@ def solve_awq(problem: Problem) -> Solution:
     weight, hessian = problem.weight, problem.hessian
     if scale is not None:
         weight, hessian = weight * scale, scaled(hessian, scale)
-    found = each_share(lambda own: clipped(weight[own], hessian, **problem.grid), len(weight), weight.device)
+    found = each_share(lambda own: clipped(weight[own], hessian, **problem.grid), weight)
     return Solution(found, scale)
 
 
@@ -84,7 +84,7 @@ def gptq_scaled(problem: Problem, scale: Tensor | None) -> Solution:
         first, _ = gptq(weight[own], hessian, factor=factor, **problem.grid)
         return refine(weight[own], hessian, first, dtype=problem.dtype, products=problem.products)
 
-    return Solution(each_share(solve, len(weight), weight.device), scale, factor.damp_percent)
+    return Solution(each_share(solve, weight), scale, factor.damp_percent)
 
 
 def find_scale(problem: Problem) -> Tensor | None:

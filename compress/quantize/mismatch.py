@@ -16,7 +16,7 @@ from calibration.statistics import Cross, strips
 from compress.quantize.gptq import Factor
 from compress.quantize.lockstep import Seen
 
-ROWS = 1024  # at a time: 18944 inputs leave little room for more beside their Hessian and its factor
+NUMBERS = 2**23  # at a time: 18944 inputs leave little room beside their Hessian and its factor
 
 
 class Mismatch:
@@ -80,13 +80,13 @@ def retarget(
 ) -> Tensor:
     """W + strength · M H⁻¹ in the place of the weight W (out, in), from the factor of H (in, in) and `moved`: what a
     Mismatch has summed, `wide` or not, and what is used up. A wide one meets W in `products`."""
-    back = torch.argsort(factor.order)
-    for change in moved.split(ROWS):
+    back, rows = torch.argsort(factor.order), max(1, NUMBERS // weight.shape[1])
+    for change in moved.split(rows):
         change.copy_(times_inverse(change[:, factor.order], factor.upper)[:, back])
     if not wide:
         return weight.add_(moved, alpha=strength)
     moved = moved.to(products)
-    for own in weight.split(ROWS):
+    for own in weight.split(rows):
         own.add_(own.to(products) @ moved, alpha=strength)
     return weight
 

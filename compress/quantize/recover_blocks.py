@@ -33,12 +33,15 @@ def recover_blocks(
 
     Of (n, seq) `ids` the last `held_out` judge: a block that is no nearer on them keeps its multipliers. Both models'
     states of all windows are in memory, (n, seq, hidden) each; the teacher's after its last block are what comes back.
-    Needs `ends` of both.
+    No `block_epochs`, no training: only they are made. Needs `ends` of both.
     """
-    states, wanted = first_states(model, ids, settings), first_states(teacher, ids, settings)
+    wanted = first_states(teacher, ids, settings)
+    states = first_states(model, ids, settings) if settings.block_epochs else None
     for index in range(len(model)):
         started = time.perf_counter()
         wanted = advance(teacher, index, wanted, settings)
+        if states is None:
+            continue
         before, after = train_block(model, student, index, states, wanted, settings)
         states = advance(model, index, states, settings)
         give_back()

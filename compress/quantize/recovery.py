@@ -26,8 +26,7 @@ def recover_checkpoint(job: Job, writer: CheckpointWriter, ids: Tensor) -> None:
     if not file.is_file():
         student = make_student(writer, job.plan, job.blocks.layers_path)
         model = BlockModel(job.checkpoint.config, student.weights, job.blocks.dtype, job.blocks.device)
-        products = block_products(job.config, job.blocks.device)
-        settings = RecoverSettings(job.config.recover, held_out=job.config.held_out, products=products)
+        settings = recover_settings(job)
         found = recover(job.blocks, model, student, ids, settings, job.report)
         student.multipliers = found.multipliers
         notes["recover"] = {name: getattr(found, name) for name in ("kl_before", "kl_blocks", "kl", "step")}
@@ -36,6 +35,13 @@ def recover_checkpoint(job: Job, writer: CheckpointWriter, ids: Tensor) -> None:
     job.report({"recovered": str(writer.out), **notes["recover"]})
     for name, tensor in load_file(file).items():
         writer.write(name, tensor)
+
+
+def recover_settings(job: Job) -> RecoverSettings:
+    """Blocks learn alone only where the mismatch was left: its correction has fitted them to the same windows."""
+    products = block_products(job.config, job.blocks.device)
+    alone = 0 if job.config.mismatch else RecoverSettings.block_epochs
+    return RecoverSettings(job.config.recover, alone, held_out=job.config.held_out, products=products)
 
 
 def make_student(writer: CheckpointWriter, plan: Plan, layers_path: str) -> Student:

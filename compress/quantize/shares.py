@@ -10,23 +10,26 @@ from functools import cache
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
+from compress.model.memory import one_heap
 from compress.quantize.grid import QuantizedWeight, join_rows
 
-LARGEST = 2048  # outputs of a share: what rounding keeps beside a weight does not grow with it
+LARGEST = 2**24  # numbers of a share, 12 bytes each while it is solved
 T = TypeVar("T")
 
 
-def each_share(solve: Callable[[slice], QuantizedWeight], outputs: int, device: torch.device) -> QuantizedWeight:
-    """`solve` of slices that make up `outputs`, rows joined. A GPU solves all at once.
+def each_share(solve: Callable[[slice], QuantizedWeight], weight: Tensor) -> QuantizedWeight:
+    """`solve` of slices that make up the outputs of a weight (out, in), rows joined. A GPU solves all at once.
 
     Another number of cores makes other slices, whose products may turn ties. Gradients are off, which every thread must
     say for itself.
     """
-    if device.type != "cpu":
+    outputs, inputs = weight.shape
+    if weight.device.type != "cpu":
         return solve(slice(0, outputs))
     threads = torch.get_num_threads()
-    turns = -(-outputs // (threads * LARGEST))  # so that no core has one more than another
+    turns = -(-outputs // (threads * max(1, LARGEST // inputs)))  # as many for every core
     size = -(-outputs // (threads * turns))
     torch.set_num_threads(1)  # MKL's number is everybody's, OpenMP's each thread's own
     try:
@@ -38,4 +41,5 @@ def each_share(solve: Callable[[slice], QuantizedWeight], outputs: int, device: 
 
 @cache
 def workers(count: int) -> ThreadPoolExecutor:
+    one_heap()
     return ThreadPoolExecutor(count, "qcompress-share", initializer=torch.set_num_threads, initargs=(1,))

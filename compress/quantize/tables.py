@@ -56,7 +56,7 @@ def round_table(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
         scales, zeros = search_grid(weight[own], even, group_size=scheme.group_size, dtype=scheme.dtype, **grid)
         return on_grid(weight[own], scales, zeros, **grid)
 
-    return each_share(solve, len(weight), weight.device)
+    return each_share(solve, weight)
 
 
 def round_plain(weight: Tensor, scheme: Scheme) -> QuantizedWeight:

@@ -2,12 +2,12 @@ import psutil
 import pytest
 import torch
 
-from compress.model.memory import give_back, heap_trimmer
+from compress.model.memory import from_libc, give_back
 
 COUNT, NUMBERS = 2000, 25_000  # 200 MB in pieces that the C library keeps
 
 
-@pytest.mark.skipif(heap_trimmer() is None, reason="this C library returns memory by itself")
+@pytest.mark.skipif(from_libc("malloc_trim") is None, reason="this C library returns memory by itself")
 def test_what_is_freed_goes_back_to_the_system():
     process = psutil.Process()
     tensors = [torch.ones(NUMBERS) for _ in range(COUNT)]
