@@ -126,6 +126,7 @@ def solve_stage(
 ) -> None:
     """The stage's codes from its sums, its rows, and the block's weights replaced by what the codes mean."""
     name = f"{block.name}.{stage.linears[0]}"
+    give_back()  # what the forward has freed, before the factor is made, and again what that took
     try:
         problem = stage_problem(block, stage, sums, settings, processes)
         give_back()

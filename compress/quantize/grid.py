@@ -66,7 +66,7 @@ def quantize(weight: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor
 
 
 def dequantize(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-    return (codes.float() - zeros) * scales
+    return torch.sub(codes, zeros).mul_(scales)
 
 
 def min_max(grouped: Tensor, *, bits: int, sym: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

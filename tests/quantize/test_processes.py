@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 from compress.checkpoint.formats import quantized_weight
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import read_record
-from compress.config import QuantizeConfig
+from compress.config import METHODS, QuantizeConfig
 from compress.quantize.job import quantize_checkpoint
 
 OPTIONS = ("--method", "gptq", "--n-samples", "128", "--seq-len", "32")
@@ -26,18 +27,30 @@ def test_two_processes_correct_the_mismatch_that_both_have_seen(tiny_llama, tmp_
     assert share_of_other_codes(one, two, "model.layers.0.self_attn.o_proj") < 0.1  # by the first's windows alone: 0.23
 
 
+def test_two_processes_try_every_method_and_publish_once(tiny_llama, tmp_path):
+    out = tmp_path / "best"
+    told = by_two(tiny_llama, "--method", "auto", "--n-samples", "128", "--seq-len", "32", "--json", "--out", str(out))
+    found = {row["candidate"]: row["heldout_kl"] for row in read_record(out)["candidates"]}
+    assert set(found) == set(METHODS) and json.loads(told)["heldout_kl"] == min(found.values())
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 def by_one_and_by_two(model: Path, folder: Path, mismatch: float) -> tuple[Path, Path]:
     """The checkpoints that one process and two make with the same settings."""
     one, two = folder / "one", folder / "two"
     quantize_checkpoint(model, one, QuantizeConfig("gptq", "gptq", mismatch=mismatch, n_samples=128, seq_len=32))
-    arguments = ["quantize", str(model), *OPTIONS, "--mismatch", str(mismatch), "--out", str(two)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, "-m", "compress.cli", *arguments], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-20000:]
+    by_two(model, *OPTIONS, "--mismatch", str(mismatch), "--out", str(two))
     return one, two
+
+
+def by_two(model: Path, *options: str) -> str:
+    """What `qcompress quantize` prints, run by two processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = ["-m", "compress.cli", "quantize", str(model), *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-20000:]
+    return done.stdout
 
 
 def share_of_other_codes(one: Path, two: Path, name: str) -> float:
