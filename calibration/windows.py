@@ -234,10 +234,10 @@ def _too_short(share: _Share, n_samples: int, body: int) -> TooShortError:
     fitting = n_samples * had // quota
     if had < body <= quota:
         return TooShortError(
-            f"{name}: {had} tokens, but one window needs {body}; give more text or a smaller seq_len", fitting
+            f"{name}: {had} tokens, but one window needs {body}; give more text or a smaller --seq-len", fitting
         )
     whole = quota == n_samples * body
-    cure = f"ask for n_samples={fitting} at most" if fitting else "ask for fewer or shorter windows"
+    cure = f"ask for --n-samples {fitting} at most" if fitting else "ask for fewer or shorter windows"
     return TooShortError(
         f"{name}: {had} tokens, but {quota} are needed for {'' if whole else 'its share of '}"
         f"n_samples={n_samples} windows of {body}; {cure}{'' if whole else ', give it less weight'}, or add text",

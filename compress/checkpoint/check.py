@@ -110,9 +110,8 @@ def files_whole(path: Path) -> Findings:
     try:
         Checkpoint(path)
     except QCompressError as problem:
-        yield error(
-            problem.message, "whole files that the index agrees with", "vLLM stops while loading", file=path.name
-        )
+        stop = "loaders stop, or read what does not belong to it"
+        yield error(problem.message, "whole files inside that the index agrees with", stop, file=path.name)
         return
     listed: dict[str, str] = read_json(index)["weight_map"] if index.is_file() else {}
     if not listed and [file.name for file in files] != ["model.safetensors"]:

@@ -57,7 +57,7 @@ def check_magic(file: Path) -> None:
         raise QCompressError(f"{file}: no such file; give a .gguf file")
     with file.open("rb") as stream:
         if stream.read(4) != MAGIC:
-            raise QCompressError(f"{file}: does not begin with GGUF, so it is no GGUF file")
+            raise QCompressError(f"{file}: is no GGUF file, it begins with other letters; give another")
 
 
 def tie_twins(model: PreTrainedModel) -> float | None:

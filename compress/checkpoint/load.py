@@ -14,7 +14,7 @@ from calibration.start import StartToken, choose_start
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint, read_json
 from compress.errors import QCompressError
-from compress.model.blocks import BlockModel, load_whole
+from compress.model.blocks import BlockModel, load_whole, make_config
 
 START_WINDOWS, START_LENGTH = 4, 128  # enough to tell, and little beside the work that follows
 
@@ -33,6 +33,10 @@ def check_causal_lm(path: Path, config: dict[str, Any]) -> None:
     if not known or not architectures[0].endswith("ForCausalLM"):
         found = f"{architectures[0]} (model_type {config.get('model_type')})"
         raise QCompressError(f"{path / 'config.json'}: {found} is not a causal language model")
+    try:
+        make_config(config)
+    except ValueError as error:
+        raise QCompressError(f"{path / 'config.json'}: {' '.join(str(error).split())}; fetch it again") from None
 
 
 def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

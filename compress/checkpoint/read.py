@@ -115,7 +115,7 @@ def read_tensor(name: str, info: TensorInfo) -> Tensor:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. QCompressError when it is missing or malformed, with the line."""
     if not path.is_file():
-        raise QCompressError(f"{path}: missing; {path.parent} is not a Hugging Face checkpoint")
+        raise QCompressError(f"{path}: missing; {path.parent} is no Hugging Face checkpoint; give the folder of one")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -36,7 +36,7 @@ def refuse_changes(folder: Path, old: Row, new: Row) -> None:
     """QCompressError when a job would be finished with other settings than it was begun with."""
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if changed:
-        told = ", ".join(f"{key} {old.get(key)}, now {new.get(key)}" for key in changed)
+        told = ", ".join(f"{key} {old.get(key)} (now {new.get(key)})" for key in changed)
         raise QCompressError(
             f"{folder}: was started with {told}; finish it with the old settings, or begin anew with --restart"
         )

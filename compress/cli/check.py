@@ -76,7 +76,7 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
         found_rows = list(found)
         for row in found_rows[:SHOWN]:
             where = next((str(row[key]) for key in ("tensor", "key", "file") if key in row), "")
-            value = f"{row['value']}, expected {row['expected']}"
+            value = f"{row['value']} (expected: {row['expected']})"
             shown.append(f"{level:<7}  {rule:<3}  {where}: {value}: {row['consequence']}")
         if len(found_rows) > SHOWN:
             shown.append(f"{level:<7}  {rule:<3}  and {len(found_rows) - SHOWN} more like these; --json shows all")

@@ -91,7 +91,7 @@ def command(
     """
     from compress.evaluate.compare import compare_rows
     from compress.evaluate.gather import known_rows
-    from compress.evaluate.text import evaluation_windows
+    from compress.evaluate.text import evaluation_windows, told_start
 
     need_history(history, tag)
     refuse_homeless(
@@ -109,7 +109,7 @@ def command(
         "min_retention": min_retention,
     }
     read = evaluation_windows(reference, candidates, text, n_samples=windows, seq_len=seq_len, cache=cache)
-    report({"text": text, "windows": windows, "start_token": read.manifest["start"]["token"]})
+    report({"text": text, "windows": windows, "start_token": told_start(read)})
     rows = compare_rows(reference, candidates, read, cache=cache, locate=locate, report=report)
     verdicts = judge_rows(rows[1:], known["retention"], limits)
     rows = with_verdicts(rows, verdicts)

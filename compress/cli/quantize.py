@@ -6,6 +6,7 @@ import click
 
 from compress.cli.console import emit, imports, json_option, report
 from compress.config import AUTO, COMPUTE_DTYPES, DEFAULT_FORMAT, FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
+from compress.errors import QCompressError
 
 
 @click.command("quantize")
@@ -63,7 +64,7 @@ from compress.config import AUTO, COMPUTE_DTYPES, DEFAULT_FORMAT, FORMAT_NAMES, 
     flag_value=2,
     type=click.IntRange(0),
     default=0,
-    help="Then train scales and norms: each block alone, then all by KL to MODEL for EPOCHS (2 when not said).",
+    help="Then train scales and norms for EPOCHS (2 when not said) by KL to MODEL; with --mismatch 0 by block before.",
     metavar="[EPOCHS]",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -160,10 +161,17 @@ def command(
         dtype=storage,
         restart=restart,
         activation_memory=parse_size(activation_memory),
-        device="cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu",
+        device=pick_device(device, gpu=torch.cuda.is_available()),
         processes=processes,
         report=report,
     )
     processes.leave()
     if processes.rank == 0:
         emit(row, as_json=as_json)
+
+
+def pick_device(wanted: str, *, gpu: bool) -> str:
+    """cuda or cpu. QCompressError for a GPU that is not there."""
+    if wanted == "cuda" and not gpu:
+        raise QCompressError("--device cuda: torch sees no GPU here; leave the option out, or install a torch for CUDA")
+    return "cuda" if gpu and wanted != "cpu" else "cpu"

@@ -59,11 +59,11 @@ def command(
     """
     from compress.checkpoint.record import digest
     from compress.evaluate.compare import drift_row
-    from compress.evaluate.text import evaluation_windows
+    from compress.evaluate.text import evaluation_windows, told_start
 
     need_history(history, tag)
     read = evaluation_windows(reference, [candidate], text, n_samples=windows, seq_len=seq_len, cache=cache)
-    report({"text": text, "windows": windows, "start_token": read.manifest["start"]["token"]})
+    report({"text": text, "windows": windows, "start_token": told_start(read)})
     row = drift_row(reference, candidate, read, cache=cache, locate=locate, report=report)
     limits = {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
     rows = with_verdicts([row], judge_rows([row], [], limits))

@@ -36,6 +36,8 @@ def evaluation_windows(
     Raises QCompressError when a checkpoint was calibrated on `text` or no token counts, CalibrationError when it cannot
     be read.
     """
+    for path in (reference, *candidates):
+        open_causal_lm(path)  # what is broken is told before any text is read
     tokenizer = load_tokenizer(reference)
     plain = build_windows([text], tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed)
     refuse_seen_text(plain.manifest, [reference, *candidates])
@@ -51,6 +53,12 @@ def evaluation_windows(
             "assistant's do; give more or longer windows, or another text"
         )
     return replace(windows, manifest=windows.manifest | {"start": start, "plain_windows": digest})
+
+
+def told_start(windows: Windows) -> int | str:
+    """The token that `evaluation_windows` begin with, or "none"."""
+    token = windows.manifest["start"]["token"]
+    return "none" if token is None else token
 
 
 def find_start(reference: Path, tokenizer: Any, ids: Tensor) -> dict[str, Any]:

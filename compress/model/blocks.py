@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
@@ -35,11 +36,15 @@ class Block:
 
 
 def make_config(config: dict[str, Any]) -> PretrainedConfig:
-    """The transformers config of a config.json, as of a plain checkpoint. ValueError for what is no known model."""
+    """The transformers config of a config.json, as of a plain checkpoint. ValueError for what is no known model, or
+    whose sizes do not fit together."""
     plain = {
         key: value for key, value in config.items() if key not in ("quantization_config", "model_type", "auto_map")
     }
-    return AutoConfig.for_model(config.get("model_type", ""), **plain)
+    try:
+        return AutoConfig.for_model(config.get("model_type", ""), **plain)
+    except StrictDataclassError as error:
+        raise ValueError(f"the config contradicts itself: {error.__cause__ or error}") from None
 
 
 def make_skeleton(config: dict[str, Any]) -> PreTrainedModel:

@@ -173,7 +173,9 @@ def read_windows(job: Job, sources: Sequence[str]) -> Windows:
     windows = job_windows(tokenizer, sources, config, token)
     read = len(windows.ids) - config.held_out
     held = {"held_out": config.held_out} if config.held_out else {}
-    job.report({"calibration": ", ".join(sources), "windows": read, **held, "start_token": token})
+    job.report(
+        {"calibration": ", ".join(sources), "windows": read, **held, "start_token": "none" if token is None else token}
+    )
     return windows
 
 

@@ -98,6 +98,7 @@ def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False
         if (journal.folder / JOURNAL).is_file():
             journal.load()
         else:
+            log_path(out).unlink(missing_ok=True)  # of a job that was begun before
             journal.save()
         try:
             yield journal

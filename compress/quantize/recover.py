@@ -2,10 +2,10 @@
 
     minimise  mean KL(p_teacher ‖ p_student) over calibration tokens,   parameter = stored value · (1 + m)
 
-by Adam over the multipliers m, from where `recover_blocks` has brought them: EfficientQAT's second phase (Chen et al.
-2024, https://arxiv.org/abs/2407.11062) and mlx-lm's DWQ do the like. Both models are read block by block: memory holds
-one block, the inputs of every block for one batch of windows, the multipliers with Adam's two means, and in the first
-phase both models' states of all windows. A parameter is rounded as the disk will hold it before it is used, so what is
+by Adam over the multipliers m, from where `recover_blocks` has brought them, if asked: EfficientQAT's second phase
+(Chen et al. 2024, https://arxiv.org/abs/2407.11062) and mlx-lm's DWQ do the like. Both models are read block by block:
+memory holds one block, the inputs of every block for one batch of windows, the multipliers with Adam's two means, and
+before that the states of all windows. A parameter is rounded as the disk will hold it before it is used, so what is
 judged is what is written; the best on windows that are not trained on is the result.
 """
 
@@ -78,7 +78,7 @@ def recover(
         for step, rows in enumerate(batches(len(ids) - held, settings, settings.epochs), 1):
             started = time.perf_counter()
             loss = trainer.step(ids[rows], answers[rows], learning_rate(step, steps, settings.learning_rate))
-            line = {"recover": f"{step}/{steps}", "kl": loss, "seconds": round(time.perf_counter() - started, 1)}
+            line = {"recover_step": f"{step}/{steps}", "kl": loss, "seconds": round(time.perf_counter() - started, 1)}
             if step == steps or step % max(1, steps // (2 * settings.epochs)) == 0:
                 line["heldout_kl"] = now = judge()
                 if now < best:

@@ -40,6 +40,7 @@ def recover_blocks(
     for index in range(len(model)):
         started = time.perf_counter()
         wanted = advance(teacher, index, wanted, settings)
+        give_back()
         if states is None:
             continue
         before, after = train_block(model, student, index, states, wanted, settings)

@@ -220,7 +220,9 @@ def test_a_text_too_short_for_one_window_says_what_it_has_and_needs(tmp_path, to
     path = tmp_path / "short.txt"
     path.write_text("the river")
     had = len(encode_text(tokenizer, "the river")) + 1
-    with pytest.raises(CalibrationError, match=rf"short.txt: {had} tokens, but one window needs 63; .*smaller seq_len"):
+    with pytest.raises(
+        CalibrationError, match=rf"short.txt: {had} tokens, but one window needs 63; .*smaller --seq-len"
+    ):
         build_windows([str(path)], tokenizer, n_samples=1, seq_len=64, start_token=0)
 
 
@@ -228,7 +230,9 @@ def test_a_text_too_short_for_n_samples_says_how_many_fit(many, long_text, token
     total = sum(len(encode_text(tokenizer, text)) + 1 for text in texts_of(many))
     fitting = total // 16
     build_windows([many], tokenizer, n_samples=fitting, seq_len=16)
-    with pytest.raises(CalibrationError, match=rf"{total} tokens, but 160000 are needed .*n_samples={fitting} at most"):
+    with pytest.raises(
+        CalibrationError, match=rf"{total} tokens, but 160000 are needed .*--n-samples {fitting} at most"
+    ):
         build_windows([many], tokenizer, n_samples=10000, seq_len=16)
     with pytest.raises(CalibrationError, match=r"its share of n_samples=500 windows .*give it less weight"):
         build_windows([f"{many}=3", long_text], tokenizer, n_samples=500, seq_len=16)
@@ -237,7 +241,7 @@ def test_a_text_too_short_for_n_samples_says_how_many_fit(many, long_text, token
 def test_a_small_share_that_is_too_short_is_not_asked_for_a_whole_window(tmp_path, long_text, tokenizer):
     path = tmp_path / "short.txt"
     path.write_text("the")
-    with pytest.raises(CalibrationError, match=r"2 tokens, but 8 are needed for its share of .*n_samples=1 at most"):
+    with pytest.raises(CalibrationError, match=r"2 tokens, but 8 are needed for its share of .*--n-samples 1 at most"):
         build_windows([f"{path}=1", f"{long_text}=7"], tokenizer, n_samples=4, seq_len=16)
 
 

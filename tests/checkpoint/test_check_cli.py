@@ -34,7 +34,7 @@ def test_an_error_ends_with_3_and_names_key_value_and_consequence(wounded):
     result = run(wounded)
     assert result.exit_code == 3
     line = next(line for line in result.stdout.splitlines() if " C5 " in line)
-    assert line.startswith("error") and "quantization_config.desc_act: True, expected False: vLLM stops" in line
+    assert line.startswith("error") and "quantization_config.desc_act: True (expected: False): vLLM stops" in line
     assert result.stderr.strip() == f"Error: {wounded}: 2 errors, 2 warnings; loaders would stop, or compute wrong text"
 
 

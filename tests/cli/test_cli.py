@@ -7,6 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from compress.cli import COMMANDS, SPINS, alone, cli
+from compress.cli.quantize import pick_device
+from compress.errors import QCompressError
 
 
 def invoke(*arguments):
@@ -58,6 +60,7 @@ def one_line(result, code=1):
     ("break_it", "words"),
     [
         (lambda path: path.joinpath("config.json").unlink(), "config.json: missing"),
+        (lambda path: contradict(path), "config.json: the config contradicts itself: The hidden size"),
         (lambda path: path.joinpath("config.json").write_text("{"), "not valid JSON"),
         (lambda path: path.joinpath("model.safetensors").unlink(), "no *.safetensors"),
         (lambda path: path.joinpath("model.safetensors").rename(path / "model.bin"), "pickled weights"),
@@ -65,7 +68,16 @@ def one_line(result, code=1):
         (lambda path: point_outside(path), "leads outside"),
         (lambda path: path.joinpath("tokenizer.json").unlink(), "no tokenizer.json"),
     ],
-    ids=["no config", "bad config", "no weights", "pickle", "truncated", "outside", "no tokenizer"],
+    ids=[
+        "no config",
+        "contradicting config",
+        "bad config",
+        "no weights",
+        "pickle",
+        "truncated",
+        "outside",
+        "no tokenizer",
+    ],
 )
 def test_a_broken_model_is_one_line_and_leaves_nothing(tiny_llama, tmp_path, break_it, words):
     import shutil
@@ -76,6 +88,11 @@ def test_a_broken_model_is_one_line_and_leaves_nothing(tiny_llama, tmp_path, bre
     result = invoke("quantize", source, "--method", "gptq", "--out", tmp_path / "out")
     assert words in one_line(result)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def contradict(path):
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"hidden_size": config["hidden_size"] + 1}))
 
 
 def cut(file, count):
@@ -103,6 +120,13 @@ def test_bad_calibration_text_is_one_line_that_names_the_file(tiny_llama, tmp_pa
     line = one_line(result)
     assert name in line and words in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gpu_that_is_not_there_is_said_in_one_line():
+    assert (pick_device("auto", gpu=False), pick_device("auto", gpu=True)) == ("cpu", "cuda")
+    assert (pick_device("cpu", gpu=True), pick_device("cuda", gpu=True)) == ("cpu", "cuda")
+    with pytest.raises(QCompressError, match="--device cuda: torch sees no GPU here"):
+        pick_device("cuda", gpu=False)
 
 
 def test_a_missing_model_is_named(tmp_path):

@@ -99,7 +99,7 @@ def test_other_settings_are_refused_by_name_and_restart_begins_anew(tiny_llama, 
     out, rows = tmp_path / "student", []
     with pytest.raises(Killed):
         run(tiny_llama, out, PLAIN, report=killed_at(3), save_every=1)
-    with pytest.raises(QCompressError, match=r"started with learning_rate 0.003, now 0.001; .*--restart"):
+    with pytest.raises(QCompressError, match=r"started with learning_rate 0.003 \(now 0.001\); .*--restart"):
         run(tiny_llama, out, PLAIN | {"learning_rate": 1e-3}, save_every=1)
     run(tiny_llama, out, PLAIN | {"learning_rate": 1e-3}, report=rows.append, restart=True)
     assert next(row["step"] for row in rows if "loss" in row) == "1/5" and not work_path(out).exists()

@@ -81,10 +81,10 @@ def test_a_job_killed_between_its_name_and_its_cleaning_is_finished_by_the_same_
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"group_size": 32}, "group_size 64, now 32"),
-        ({"seed": 1}, "seed 0, now 1"),
-        ({"compute_dtype": "bfloat16"}, "compute_dtype float32, now bfloat16"),
-        ({"method": "awq"}, "method gptq, now awq"),
+        ({"group_size": 32}, r"group_size 64 \(now 32\)"),
+        ({"seed": 1}, r"seed 0 \(now 1\)"),
+        ({"compute_dtype": "bfloat16"}, r"compute_dtype float32 \(now bfloat16\)"),
+        ({"method": "awq"}, r"method gptq \(now awq\)"),
     ],
 )
 def test_changed_settings_are_refused_by_name(tiny_llama, tmp_path, changes, words):
@@ -153,3 +153,10 @@ def test_the_limit_of_parked_activations_never_changes_a_byte(tiny_qwen2, tmp_pa
         wanted = settings("awq+gptq", mismatch=mismatch, compute_dtype=compute_dtype)
         quantize_checkpoint(tiny_qwen2, tmp_path / name, wanted, activation_memory=limit)
     assert contents(tmp_path / "parked") == contents(tmp_path / "replayed")
+
+
+def test_the_log_of_an_earlier_job_is_not_continued(tiny_llama, tmp_path):
+    out = tmp_path / "out"
+    log_path(out).write_text('{"block": "of an earlier job"}\n')
+    quantize_checkpoint(tiny_llama, out, settings())
+    assert "earlier" not in log_path(out).read_text()
