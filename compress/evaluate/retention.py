@@ -19,7 +19,8 @@ TAILS = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Retention:
-    """In %: the value and its interval; None where the reference scores nothing. `items`: how many were compared."""
+    """In %: the value and its interval; None where the reference scores nothing, the interval also where a kind has one
+    item. `items`: how many were compared."""
 
     value: float | None
     low: float | None
@@ -66,8 +67,9 @@ def ratio(reference: Values, candidate: Values) -> float | None:
 
 
 def redraw(reference: Values, candidate: Values, draws: int, generator: np.random.Generator) -> Values:
-    """(draws,) retention in % of items drawn with replacement, NaN where the reference's drawn items score nothing."""
-    if not len(reference):
+    """(draws,) retention in % of items drawn with replacement, NaN where the reference's drawn items score nothing, and
+    of a single item, which has no scatter."""
+    if len(reference) < 2:
         return np.full(draws, np.nan)
     picks = generator.integers(len(reference), size=(draws, len(reference)))
     below = reference[picks].sum(axis=1)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from compress.evaluate.retention import retention_by_kind
+from compress.evaluate.retention import Retention, retention_by_kind
 
 
 def test_the_reference_keeps_all_of_itself_without_any_doubt():
@@ -52,3 +52,9 @@ def test_the_interval_covers_the_truth_about_95_times_in_100():
         found = retention_by_kind({"a": ours * 1.0}, {"a": theirs * 1.0}, draws=400)[1]
         inside += found.low <= 87.5 <= found.high
     assert 0.91 < inside / runs < 0.98
+
+
+def test_a_single_item_has_a_value_and_no_interval():
+    kinds, mean = retention_by_kind({"qa": [1.0], "math": [1.0, 0.0]}, {"qa": [1.0], "math": [1.0, 0.0]})
+    assert kinds["qa"] == Retention(100.0, None, None, 1)
+    assert (mean.value, mean.low, mean.high) == (100.0, None, None) and kinds["math"].low is not None
