@@ -45,3 +45,8 @@ def _number(nll: float, how: str) -> float:
     if math.isnan(nll):
         raise ValueError(f"calibration.start: the nll {how} the start token is nan; the model's weights are broken")
     return float(nll)
+
+
+def told_token(token: int | None) -> int | str:
+    """A start token as reports tell it: its id, or "none"."""
+    return "none" if token is None else token

@@ -89,9 +89,10 @@ def command(
     qcompress compare qwen qwen-awq --text notes.txt --windows 64 --html report.html
     qcompress compare smollm2 smollm2-awq --html report.html --eval build/eval --bench bench.json --max-size 100MB
     """
+    from calibration.start import told_token
     from compress.evaluate.compare import compare_rows
     from compress.evaluate.gather import known_rows
-    from compress.evaluate.text import evaluation_windows, told_start
+    from compress.evaluate.text import evaluation_windows
 
     need_history(history, tag)
     refuse_homeless(
@@ -109,7 +110,7 @@ def command(
         "min_retention": min_retention,
     }
     read = evaluation_windows(reference, candidates, text, n_samples=windows, seq_len=seq_len, cache=cache)
-    report({"text": text, "windows": windows, "start_token": told_start(read)})
+    report({"text": text, "windows": windows, "start_token": told_token(read.manifest["start_token"])})
     rows = compare_rows(reference, candidates, read, cache=cache, locate=locate, report=report)
     verdicts = judge_rows(rows[1:], known["retention"], limits)
     rows = with_verdicts(rows, verdicts)

@@ -57,13 +57,14 @@ def command(
     qcompress verify qwen qwen-gptq --text notes.txt --max-kl 0.05 --max-perplexity-ratio 1.05 --json
     qcompress verify qwen qwen-awq --reference-cache qwen-read --locate
     """
+    from calibration.start import told_token
     from compress.checkpoint.record import digest
     from compress.evaluate.compare import drift_row
-    from compress.evaluate.text import evaluation_windows, told_start
+    from compress.evaluate.text import evaluation_windows
 
     need_history(history, tag)
     read = evaluation_windows(reference, [candidate], text, n_samples=windows, seq_len=seq_len, cache=cache)
-    report({"text": text, "windows": windows, "start_token": told_start(read)})
+    report({"text": text, "windows": windows, "start_token": told_token(read.manifest["start_token"])})
     row = drift_row(reference, candidate, read, cache=cache, locate=locate, report=report)
     limits = {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
     rows = with_verdicts([row], judge_rows([row], [], limits))

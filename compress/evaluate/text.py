@@ -55,12 +55,6 @@ def evaluation_windows(
     return replace(windows, manifest=windows.manifest | {"start": start, "plain_windows": digest})
 
 
-def told_start(windows: Windows) -> int | str:
-    """The token that `evaluation_windows` begin with, or "none"."""
-    token = windows.manifest["start"]["token"]
-    return "none" if token is None else token
-
-
 def find_start(reference: Path, tokenizer: Any, ids: Tensor) -> dict[str, Any]:
     """How windows begin for the reference: as its record says it was calibrated, else measured on (n, seq) `ids`."""
     recorded = (read_record(reference).get("calibration") or {}).get("start")

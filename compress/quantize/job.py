@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from calibration.corpus import source_digest
+from calibration.start import told_token
 from calibration.windows import Windows
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.load import load_tokenizer, open_causal_lm
@@ -171,11 +172,8 @@ def read_windows(job: Job, sources: Sequence[str]) -> Windows:
 
     token = job.processes.first(measure)["token"]
     windows = job_windows(tokenizer, sources, config, token)
-    read = len(windows.ids) - config.held_out
-    held = {"held_out": config.held_out} if config.held_out else {}
-    job.report(
-        {"calibration": ", ".join(sources), "windows": read, **held, "start_token": "none" if token is None else token}
-    )
+    counts = {"windows": windows.manifest["n_samples"], "held_out": windows.manifest.get("held_out")}
+    job.report({"calibration": ", ".join(sources), **counts, "start_token": told_token(token)})
     return windows
 
 

@@ -67,7 +67,7 @@ def recover(
         judge = partial(mean_kl, teacher, student_model, ids[-held:], answers[-held:], settings.batch)
         kl_blocks, kept, kept_step = judge(), student.snapshot(), 0
         student.restore(untrained)
-        before = judge()
+        before = judge() if settings.block_epochs else kl_blocks
         if kl_blocks >= before:
             kept = untrained
         student.restore(kept)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from calibration.start import told_token
 from compress.evaluate.report.cells import Row, esc, folded
 from compress.evaluate.report.facts import Facts
 
@@ -20,7 +21,7 @@ def this_report(facts: Facts) -> Row:
         "windows": f"{first['n_samples']} of {first['seq_len']} tokens, {first['tokens']:,} scored",
         "digest of the ids": first["windows_digest"],
         "seed": first["seed"],
-        "start token": "none" if first["start_token"] is None else first["start_token"],
+        "start token": told_token(first["start_token"]),
         "vocabulary": f"{first['vocabulary']:,} tokens",
         "command": facts.command,
     }
