@@ -15,23 +15,23 @@ from typing import Any
 import torch
 
 from calibration.corpus import source_digest
-from compress.checkpoint.check import check_checkpoint
+from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.read import read_json
 from compress.checkpoint.record import RECORD, digest, read_record
-from compress.checkpoint.whole import write_whole
 from compress.checkpoint.write import write_json
+from compress.core.atomic import write_whole
+from compress.core.errors import QCompressError
 from compress.distill.config import LoopConfig
 from compress.distill.job import distill_checkpoint
-from compress.distill.plan import make_plan as make_distill_plan
-from compress.distill.plan import plan_row as distill_plan_row
-from compress.errors import QCompressError
-from compress.evaluate.compare import compare_rows
-from compress.evaluate.limits import broken_limits
+from compress.distill.student.plan import make_plan as make_distill_plan
+from compress.distill.student.plan import plan_row as distill_plan_row
+from compress.evaluate.drift.compare import compare_rows
+from compress.evaluate.drift.limits import broken_limits
+from compress.evaluate.drift.windows import evaluation_windows
 from compress.evaluate.report import Facts, write_report
-from compress.evaluate.text import evaluation_windows
 from compress.quantize.auto import quantize
 from compress.quantize.job import plan_without_weights
-from compress.quantize.plan import plan_row
+from compress.quantize.layout.plan import plan_row
 from compress.recipe import QuantizePart, Recipe
 
 Row = dict[str, Any]

@@ -17,9 +17,9 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from compress.config import DEFAULT_FORMAT, QuantizeConfig, parse_size
+from compress.core.config import DEFAULT_FORMAT, QuantizeConfig, parse_size
+from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, StageConfig
-from compress.errors import QCompressError
 
 
 class Part(BaseModel):

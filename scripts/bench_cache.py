@@ -18,8 +18,8 @@ from torch import Tensor
 
 from calibration.windows import Windows
 from compress.cli.console import emit, json_option
-from compress.distill.cache import Cache, Manifest, open_folder, window_digests, windows_digest, write_shard
-from compress.distill.codecs import Codec, Hidden, Hybrid, TopK
+from compress.distill.targets.cache import Cache, Manifest, open_folder, window_digests, windows_digest, write_shard
+from compress.distill.targets.codecs import Codec, Hidden, Hybrid, TopK
 from compress.losses import Side, Targets, distill_loss
 
 Row = dict[str, Any]

@@ -23,9 +23,9 @@ import click
 
 from compress.checkpoint.load import load_tokenizer
 from compress.cli.console import emit, json_option, report
-from compress.distill.cache import Cache
-from compress.distill.cached import cache_text
 from compress.distill.config import DistillConfig
+from compress.distill.targets.cache import Cache
+from compress.distill.targets.cached_teacher import cache_text
 
 Row = dict[str, Any]
 HERE = Path(__file__).resolve().parent

@@ -24,12 +24,12 @@ from compress.checkpoint.record import digest
 from compress.checkpoint.write import write_json
 from compress.cli.console import emit, report
 from compress.distill.config import DistillConfig, StageConfig
-from compress.distill.plan import plan_distill
-from compress.distill.staged import Run, make_alignment, run_stages
-from compress.distill.stages import make_stages, mix, stage_texts
-from compress.distill.student import common_vocabulary, make_student, open_model, working_dtype
-from compress.distill.text import counting_windows, find_start
-from compress.distill.train import Heldout, Model, make_accelerator, restore, snapshot
+from compress.distill.student.build import common_vocabulary, make_student, open_model, working_dtype
+from compress.distill.student.plan import plan_distill
+from compress.distill.text.stages import make_stages, mix, stage_texts
+from compress.distill.text.windows import counting_windows, find_start
+from compress.distill.training.loop import Heldout, Model, make_accelerator, restore, snapshot
+from compress.distill.training.stage_runner import Run, make_alignment, run_stages
 
 Row = dict[str, Any]
 REPLAY = 0.25

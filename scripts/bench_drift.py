@@ -18,9 +18,9 @@ import torch
 from calibration.windows import Windows
 from compress.checkpoint.load import load_model
 from compress.cli.console import emit, json_option, report
-from compress.evaluate.compare import compare_rows
-from compress.evaluate.reading import MICRO_BATCH_TOKENS
-from compress.evaluate.text import evaluation_windows
+from compress.evaluate.drift.compare import compare_rows
+from compress.evaluate.drift.hidden_states import MICRO_BATCH_TOKENS
+from compress.evaluate.drift.windows import evaluation_windows
 
 Row = dict[str, Any]
 SHARE = 0.8  # of the bare passes' tokens/s

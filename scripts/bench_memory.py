@@ -16,10 +16,10 @@ import click
 import psutil
 
 from compress.cli.console import emit, json_option, report
-from compress.config import DEFAULT_FORMAT, METHODS, QuantizeConfig, parse_size
+from compress.core.config import DEFAULT_FORMAT, METHODS, QuantizeConfig, parse_size
 from compress.model.blocks import BlockModel
+from compress.quantize.blocks.memory_estimate import estimate_memory
 from compress.quantize.job import plan_quantize
-from compress.quantize.memory import estimate_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 0.05

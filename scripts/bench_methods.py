@@ -15,9 +15,9 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.config import METHODS, QuantizeConfig
-from compress.evaluate.compare import compare_rows
-from compress.evaluate.text import evaluation_windows
+from compress.core.config import METHODS, QuantizeConfig
+from compress.evaluate.drift.compare import compare_rows
+from compress.evaluate.drift.windows import evaluation_windows
 from compress.quantize.job import quantize_checkpoint
 
 VARIANTS = (("rtn", "gptq"), ("gptq", "gptq"), ("rtn", "awq"), ("awq", "awq"), ("awq+gptq", "awq"))

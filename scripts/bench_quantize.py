@@ -30,8 +30,8 @@ from compress.checkpoint.formats import format_of, quantized_weight
 from compress.checkpoint.load import load_tokenizer, open_causal_lm
 from compress.checkpoint.record import read_record
 from compress.cli.console import emit, json_option, report
-from compress.evaluate.compare import compare_rows
-from compress.evaluate.text import evaluation_windows
+from compress.evaluate.drift.compare import compare_rows
+from compress.evaluate.drift.windows import evaluation_windows
 from compress.model.blocks import linear_shapes, make_config
 from compress.model.precision import fastest_products
 

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from compress.checkpoint.read import Checkpoint
-from compress.serve.offline import VllmFailedError, open_vllm, run_in_new_process
+from compress.runtimes.vllm_offline import VllmFailedError, open_vllm, run_in_new_process
 
 PROMPT, DECODED = 128, 64
 

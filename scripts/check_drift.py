@@ -16,8 +16,8 @@ from torch.nn.functional import kl_div
 from calibration.windows import Windows
 from compress.checkpoint.load import load_model
 from compress.cli.console import emit, json_option, report
-from compress.evaluate.compare import compare_rows
-from compress.evaluate.text import evaluation_windows
+from compress.evaluate.drift.compare import compare_rows
+from compress.evaluate.drift.windows import evaluation_windows
 
 Row = dict[str, Any]
 TOLERANCE = 1e-4

@@ -16,7 +16,7 @@ from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import DIGESTS, RECORD
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.cli.console import emit
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 from compress.model.blocks import linear_shapes
 
 SCALED = ("scales", "weight_scale", "weight")

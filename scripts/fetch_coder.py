@@ -14,7 +14,7 @@ from zipfile import ZipFile
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 
 PARTS, VERSION = 22, "0.2.0"
 BYTES = 1_117_320_768

@@ -16,7 +16,7 @@ import click
 from killing import kill_and_compare, tiny_model
 
 from compress.checkpoint.read import read_json
-from compress.distill.journal import JOURNAL, work_path
+from compress.distill.training.journal import JOURNAL, work_path
 
 CAPTURE = ("--codec", "hidden", "--shard-windows", "4")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FINISHED = "finished"
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["compress.quantize.job", "compress.distill.capture", "compress.cli.distill"])
+PROCESSES.set_forkserver_preload(["compress.quantize.job", "compress.distill.targets.capture", "compress.cli.distill"])
 
 
 def kill_and_compare(

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.errors import QCompressError
-from compress.serve.offline import VllmFailedError, open_vllm, run_in_new_process
+from compress.core.errors import QCompressError
+from compress.runtimes.vllm_offline import VllmFailedError, open_vllm, run_in_new_process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

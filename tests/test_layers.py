@@ -10,28 +10,11 @@ LAYERS = [  # top first; the longest matching prefix decides
     {"compress.cli"},
     {"compress.pipeline"},
     {"compress.quantize.auto"},
-    {
-        "compress.quantize.job",
-        "compress.distill.job",
-        "compress.evaluate",
-        "compress.serve",
-        "compress.recipe",
-    },
-    {"compress.quantize", "compress.distill"},
+    {"compress.quantize.job", "compress.distill.job", "compress.evaluate", "compress.recipe"},
+    {"compress.quantize", "compress.distill", "compress.runtimes"},
     {"compress.checkpoint"},
     {"compress.model"},
-    {
-        "compress.config",
-        "compress.errors",
-        "compress.losses",
-        "compress.sampling",
-        "compress.schedule",
-        "compress.timing",
-        "compress.together",
-        "compress.quantize.grid",
-        "compress.checkpoint.pack",
-    },
-    {"compress.quantize.kernels"},
+    {"compress.core", "compress.losses", "compress.sandbox"},
     {"calibration"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -40,7 +23,7 @@ TRANSFORMERS = {"compress.model", "compress.checkpoint"}
 
 
 def room(module: str) -> str:
-    """The longest name of LAYERS that `module` begins with: 'compress.quantize.gptq' -> 'compress.quantize'."""
+    """The longest name of LAYERS that `module` begins with: 'compress.quantize.methods.gptq' -> 'compress.quantize'."""
     parts = module.split(".")
     names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
     return next((name for name in names if name in RANK), module)
@@ -83,7 +66,7 @@ def test_only_pack_shifts_bits(path):
     shifts = [
         n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.LShift | ast.RShift)
     ]
-    allowed = {"compress.checkpoint.pack", "compress.serve.cpu_kernel"}  # the kernel reads vLLM's words, not ours
+    allowed = {"compress.core.pack", "compress.runtimes.cpu_kernel"}  # the kernel reads vLLM's words, not ours
     assert not shifts or module_of(path) in allowed
 
 

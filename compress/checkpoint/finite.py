@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from calibration.statistics import all_finite
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 
 
 def check_finite(name: str, tensor: Tensor) -> Tensor:

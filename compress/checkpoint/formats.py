@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.checkpoint import pack
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.schemes import (
     Scheme,
@@ -28,8 +27,9 @@ from compress.checkpoint.schemes import (
     kind,
 )
 from compress.checkpoint.write import TensorSpec
-from compress.errors import QCompressError
-from compress.quantize.grid import QuantizedWeight
+from compress.core import pack
+from compress.core.errors import QCompressError
+from compress.core.grid import QuantizedWeight
 
 Tensors = dict[str, Tensor]
 

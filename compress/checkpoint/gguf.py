@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from compress.checkpoint.finite import cast_finite
 from compress.checkpoint.record import digest, record_text
 from compress.checkpoint.write import TensorSpec, check_room, save_checkpoint
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 
 MAGIC = b"GGUF"
 TWINS = 0.99  # cosine of two roundings of one matrix (4 and 6 bits: 0.997); trained apart, nowhere near

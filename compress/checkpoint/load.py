@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from calibration.start import StartToken, choose_start
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint, read_json
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 from compress.model.blocks import BlockModel, load_whole, make_config
 
 START_WINDOWS, START_LENGTH = 4, 128  # enough to tell, and little beside the work that follows

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 
 DTYPES = {
     "F64": torch.float64,

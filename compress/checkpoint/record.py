@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint.read import read_json, weight_files
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 
 RECORD = "qcompress.json"
 DIGESTS = "qcompress.sha256.json"

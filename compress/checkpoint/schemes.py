@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 from compress.model.families import FUSED
 
 HEAD = "lm_head"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from compress.checkpoint.read import DTYPE_NAMES, INDEX, TensorInfo, read_tensor
 from compress.checkpoint.record import DIGESTS, digests_text, tensor_digest
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 
 SHARD_BYTES = 4_000_000_000
 COPIED = (  # what goes along from the source checkpoint, when it is there

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 
 SPINS = "10000"  # a quarter of a millisecond: most waits are shorter
 

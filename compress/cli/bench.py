@@ -7,8 +7,8 @@ import click
 
 from compress.cli.console import emit, json_option, report
 from compress.cli.history import history_options, keep_verdicts, need_history
-from compress.config import FORMAT_NAMES, parse_size
-from compress.errors import QCompressError
+from compress.core.config import FORMAT_NAMES, parse_size
+from compress.core.errors import QCompressError
 
 Row = dict[str, Any]
 FULL = {"prompt_tokens": 1024, "new_tokens": 512, "batch": 8, "repeats": 3}
@@ -83,7 +83,7 @@ def command(
     qcompress bench qwen-awq --board orin-nano --board t4 --predict-only
     qcompress bench recipes/configs/qwen2.5-7b-instruct.json --packed awq --gpu-memory 8GB --predict-only
     """
-    from compress.evaluate.boards import find_boards, plain_memory
+    from compress.evaluate.speed.hardware import find_boards, plain_memory
 
     need_history(history, tag)
     chosen = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, "repeats": repeats}
@@ -106,7 +106,7 @@ def command(
 
 def predict(checkpoints: tuple[Path, ...], boards: list[Any], packed: str | None, prompt: int, new: int) -> list[Row]:
     """The predicted rows; a checkpoint that is packed already has no second row."""
-    from compress.evaluate.fit import packed_subject, predict_rows, read_subjects
+    from compress.evaluate.speed.capacity import packed_subject, predict_rows, read_subjects
 
     subjects = []
     for subject in read_subjects(checkpoints):
@@ -118,7 +118,7 @@ def predict(checkpoints: tuple[Path, ...], boards: list[Any], packed: str | None
 
 def measure(checkpoints: tuple[Path, ...], engine: str, settings: Row, timeout: float, kv_cache: int) -> list[Row]:
     """The measured rows, with a line of progress for every process."""
-    from compress.evaluate.speed import Timing, choose_engine, speed_rows
+    from compress.evaluate.speed.measure import Timing, choose_engine, speed_rows
 
     timing = Timing(engine=choose_engine(engine), **settings)
     return speed_rows(checkpoints, timing, timeout=timeout, kv_cache_gib=kv_cache, report=report)

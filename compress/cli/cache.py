@@ -25,6 +25,6 @@ def inspect(cache: Path, as_json: bool) -> None:
     \b
     qcompress cache inspect cache
     """
-    from compress.distill.inspect import inspect_cache
+    from compress.distill.targets.inspect import inspect_cache
 
     emit(inspect_cache(cache), as_json=as_json)

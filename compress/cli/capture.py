@@ -49,6 +49,6 @@ def command(teacher: Path, out: Path, rank: int, ranks: int, as_json: bool, **op
     qcompress distill qwen2.5-7b --student qwen2.5-1.5b --data chats.jsonl --cache cache --out student
     """
     settings = CaptureConfig(**options)
-    from compress.distill.capture import capture_teacher
+    from compress.distill.targets.capture import capture_teacher
 
     emit(capture_teacher(teacher, out, settings, rank=rank, ranks=ranks, report=report), as_json=as_json)

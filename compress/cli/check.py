@@ -9,7 +9,7 @@ import click
 
 from compress.cli.console import emit, json_option, progress, results
 from compress.cli.history import history_options, keep_verdicts, need_history
-from compress.errors import GateFailure, QCompressError
+from compress.core.errors import GateFailure, QCompressError
 
 SHOWN = 8  # rows per rule; a systematic mistake breaks a rule once per linear
 
@@ -34,7 +34,7 @@ def command(
     qcompress check smollm2-awq
     qcompress check qwen-gptq --tp 2 --source qwen
     """
-    from compress.checkpoint.check import check_checkpoint
+    from compress.checkpoint.check.run import check_checkpoint
     from compress.checkpoint.record import DIGESTS
 
     need_history(history, tag)

@@ -9,9 +9,9 @@ import click
 
 from compress.cli.console import emit, json_option, progress, report
 from compress.cli.history import history_options, keep_verdicts, need_history
-from compress.config import parse_size
-from compress.errors import GateFailure, QCompressError
-from compress.evaluate.limits import judge_rows, told_blocks
+from compress.core.config import parse_size
+from compress.core.errors import GateFailure, QCompressError
+from compress.evaluate.drift.limits import judge_rows, told_blocks
 
 Row = dict[str, Any]
 PROMPTS = 5
@@ -90,9 +90,9 @@ def command(
     qcompress compare smollm2 smollm2-awq --html report.html --eval build/eval --bench bench.json --max-size 100MB
     """
     from calibration.start import told_token
-    from compress.evaluate.compare import compare_rows
-    from compress.evaluate.gather import known_rows
-    from compress.evaluate.text import evaluation_windows
+    from compress.evaluate.drift.compare import compare_rows
+    from compress.evaluate.drift.windows import evaluation_windows
+    from compress.evaluate.report.collect import known_rows
 
     need_history(history, tag)
     refuse_homeless(
@@ -147,7 +147,7 @@ def show_rows(rows: list[Row], *, as_json: bool) -> None:
 
 def kept_samples(evaluated: Path | None, retention: list[Row], count: int) -> list[Row]:
     """Prompts with everyone's answers, those that eval kept in its folder; read before any model runs."""
-    from compress.evaluate.samples import stored_samples
+    from compress.evaluate.tasks.samples import stored_samples
 
     if not evaluated or not count:
         return []
@@ -156,16 +156,16 @@ def kept_samples(evaluated: Path | None, retention: list[Row], count: int) -> li
 
 def new_samples(paths: list[Path], count: int) -> list[Row]:
     """Prompts with everyone's answers, made now."""
-    from compress.evaluate.samples import fresh_samples
+    from compress.evaluate.tasks.samples import fresh_samples
 
     return fresh_samples(paths, count, report=report) if count else []
 
 
 def write_page(html: Path, rows: list[Row], limits: Row, history: Path | None, **parts: Any) -> None:
     """The report; with the trend where there is a history."""
-    from compress.evaluate.history import read_verdicts
+    from compress.evaluate.history.store import read_verdicts
     from compress.evaluate.report import Facts, write_report
-    from compress.evaluate.report.trend import trend_rows
+    from compress.evaluate.report.trend_section import trend_rows
 
     asked = {name: limit for name, limit in limits.items() if limit is not None}
     past = trend_rows(read_verdicts(history), rows) if history else []

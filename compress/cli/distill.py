@@ -99,7 +99,7 @@ def command(
         options["stages"] = tuple(parse_stage(text) for text in options["stages"])
     settings = DistillConfig(**options)
     from compress.distill.job import distill_checkpoint
-    from compress.distill.plan import check_inputs, plan_distill, plan_row
+    from compress.distill.student.plan import check_inputs, plan_distill, plan_row
 
     if dry_run:
         row = plan_row(plan_distill(teacher, settings), settings)

@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 from compress.cli.compare import with_error
 from compress.cli.console import emit, json_option, progress, report
 from compress.cli.history import history_options, keep_verdicts, need_history
-from compress.errors import GateFailure, QCompressError
+from compress.core.errors import GateFailure, QCompressError
 
 Row = dict[str, Any]
 KIND_NAMES = ("qa", "python", "math", "json", "multi-turn")
@@ -97,7 +97,7 @@ def solve_suite(
     out: Path,
 ) -> list[Row]:
     """The rows of a suite, with progress on stderr."""
-    from compress.evaluate.solve import Asking, retention_rows
+    from compress.evaluate.tasks.runner import Asking, retention_rows
     from compress.evaluate.tasks.suite import load_suite, select
 
     loaded = load_suite(suite)
@@ -126,8 +126,8 @@ def solve_benchmarks(
     engine: str,
 ) -> list[Row]:
     """The rows of benchmarks; lm-eval shows its own progress on stderr."""
-    from compress.evaluate.benchmarks import benchmark_rows, transformers_model
-    from compress.serve.benchmark import vllm_model
+    from compress.evaluate.tasks.benchmarks import benchmark_rows, transformers_model
+    from compress.runtimes.vllm_lm_eval import vllm_model
 
     tell_containment("humaneval" in tasks)
     how: dict[str, Any] = {"data": data, "limit": limit, "batch": batch, "report": report, "engine": engine}
@@ -138,8 +138,8 @@ def solve_benchmarks(
 
 def engines() -> dict[str, tuple[str, Any]]:
     """By name: the dtype it computes in, and what opens it."""
-    from compress.evaluate.generate import transformers_engine
-    from compress.serve.engine import vllm_engine
+    from compress.runtimes.transformers_generate import transformers_engine
+    from compress.runtimes.vllm_process import vllm_engine
 
     return {"transformers": ("float32", transformers_engine), "vllm": ("of the checkpoint", vllm_engine)}
 
@@ -147,7 +147,7 @@ def engines() -> dict[str, tuple[str, Any]]:
 @contextmanager
 def vllm_errors() -> Iterator[None]:
     """vLLM's end as one line."""
-    from compress.serve.offline import VllmFailedError
+    from compress.runtimes.vllm_offline import VllmFailedError
 
     try:
         yield
@@ -157,7 +157,7 @@ def vllm_errors() -> Iterator[None]:
 
 def tell_containment(runs_code: bool) -> None:
     """What contains generated code on this machine, before any of it runs. QCompressError where nothing can."""
-    from compress.evaluate.sandbox.run import SandboxError, containment
+    from compress.sandbox.run import SandboxError, containment
 
     if runs_code:
         try:

@@ -9,7 +9,7 @@ import click
 
 from compress.cli.console import emit, json_option, report
 from compress.cli.eval import vllm_errors
-from compress.sampling import Engine, Sampling
+from compress.core.sampling import Engine, Sampling
 
 
 @click.command("generate")
@@ -60,7 +60,7 @@ def command(
     qcompress distill qwen2.5-7b --student qwen2.5-1.5b --data answers.jsonl --out student
     """
     sampling = Sampling(**options)
-    from compress.distill.generate import generate_answers
+    from compress.distill.generate.job import generate_answers
 
     gpu = rank if ranks > 1 else None
     with vllm_errors(), ExitStack() as opened:
@@ -86,9 +86,9 @@ def choose_engine(
 
     auto is the one that has begun `out`, else vLLM where it starts (in `opened`), else transformers.
     """
-    from compress.distill.answers import find_facts
-    from compress.distill.generate import transformers_sampler
-    from compress.serve.engine import vllm_sampler
+    from compress.distill.generate.answers import find_facts
+    from compress.distill.generate.job import transformers_sampler
+    from compress.runtimes.vllm_process import vllm_sampler
 
     transformers = Engine("transformers", lambda path, length: transformers_sampler(path, length, gpu or 0), batch or 8)
     vllm = Engine("vllm", lambda path, length: vllm_sampler(path, length, gpu), batch or 128)
@@ -102,7 +102,7 @@ def choose_engine(
 
 def start_vllm(vllm: Engine, asked: tuple[Path, int], opened: ExitStack) -> Engine | None:
     """vLLM, started and asked for one token; None, and the reason on stderr, where that fails."""
-    from compress.serve.offline import VllmFailedError
+    from compress.runtimes.vllm_offline import VllmFailedError
 
     sampler = opened.enter_context(vllm.open(*asked))
     try:

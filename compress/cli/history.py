@@ -21,7 +21,7 @@ def history_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def keep_verdicts(history: Path | None, tag: str | None, command: str, rows: list[Row]) -> None:
     """Append the rows where a history was named."""
-    from compress.evaluate.history import append_verdicts
+    from compress.evaluate.history.store import append_verdicts
 
     if history:
         append_verdicts(history, command, rows, tag=tag)
@@ -29,7 +29,7 @@ def keep_verdicts(history: Path | None, tag: str | None, command: str, rows: lis
 
 def need_history(history: Path | None, tag: str | None) -> None:
     """UsageError for a tag that nothing would keep; QCompressError for a file that is no history, before the work."""
-    from compress.evaluate.history import append_verdicts
+    from compress.evaluate.history.store import append_verdicts
 
     if tag is not None and history is None:
         raise click.UsageError("--tag goes with --history")
@@ -52,7 +52,7 @@ def command(file: Path, name: str | None, kind: str | None, tag: str | None, as_
     qcompress eval smollm2-awq --reference smollm2 --history verdicts.sqlite --tag v1
     qcompress history verdicts.sqlite --kind all
     """
-    from compress.evaluate.history import read_verdicts
+    from compress.evaluate.history.store import read_verdicts
 
     wanted = {key: value for key, value in (("name", name), ("kind", kind), ("tag", tag)) if value is not None}
     rows = [row for row in read_verdicts(file) if all(row.get(key) == value for key, value in wanted.items())]

@@ -35,7 +35,7 @@ def command(teacher: Path, out: Path, config: Path | None, as_json: bool, **opti
     qcompress init-student qwen2.5-7b --config qwen2.5-1.5b/config.json --out cut
     qcompress distill smollm2 --student cut --out student
     """
-    from compress.distill.init import init_student, take_sizes
+    from compress.distill.student.init_student import init_student, take_sizes
 
     settings = DistillConfig(**(take_sizes(config, options) if config else options))
     emit(init_student(teacher, out, settings, report), as_json=as_json)

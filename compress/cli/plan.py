@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from compress.cli.console import emit, json_option, progress, report, results
-from compress.config import FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
-from compress.errors import QCompressError
+from compress.core.config import FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
+from compress.core.errors import QCompressError
 
 LOADERS = {"vllm-gpu": "vllm_gpu", "vllm-cpu": "vllm_cpu", "transformers": "transformers"}
 
@@ -49,9 +49,9 @@ def command(
     """
     import torch
 
-    from compress.quantize import budget
-    from compress.quantize.plan import read_source
-    from compress.quantize.sensitivity import measure_harm
+    from compress.quantize.layout import budget
+    from compress.quantize.layout.plan import read_source
+    from compress.quantize.layout.sensitivity import measure_harm
 
     source = read_source(model, getattr(torch, dtype) if dtype else None)
     plans = []

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from compress.cli.console import emit, imports, json_option, report
-from compress.config import AUTO, COMPUTE_DTYPES, DEFAULT_FORMAT, FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
-from compress.errors import QCompressError
+from compress.core.config import AUTO, COMPUTE_DTYPES, DEFAULT_FORMAT, FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
+from compress.core.errors import QCompressError
 
 
 @click.command("quantize")
@@ -144,7 +144,7 @@ def command(
 
         from compress.quantize.auto import quantize
         from compress.quantize.job import plan_quantize
-        from compress.quantize.plan import plan_row
+        from compress.quantize.layout.plan import plan_row
         from compress.quantize.processes import join_processes
 
     storage = getattr(torch, dtype) if dtype else None

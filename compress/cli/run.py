@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.errors import GateFailure
+from compress.core.errors import GateFailure
 
 
 @click.command("run")

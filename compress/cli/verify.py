@@ -16,7 +16,7 @@ from compress.cli.compare import (
 )
 from compress.cli.console import emit, json_option, progress, report
 from compress.cli.history import history_options, keep_verdicts, need_history
-from compress.evaluate.limits import judge_rows
+from compress.evaluate.drift.limits import judge_rows
 
 
 @click.command("verify")
@@ -59,8 +59,8 @@ def command(
     """
     from calibration.start import told_token
     from compress.checkpoint.record import digest
-    from compress.evaluate.compare import drift_row
-    from compress.evaluate.text import evaluation_windows
+    from compress.evaluate.drift.compare import drift_row
+    from compress.evaluate.drift.windows import evaluation_windows
 
     need_history(history, tag)
     read = evaluation_windows(reference, [candidate], text, n_samples=windows, seq_len=seq_len, cache=cache)

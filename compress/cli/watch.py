@@ -9,7 +9,7 @@ import click
 from compress.cli.console import emit, json_option, report
 from compress.cli.eval import bars, engines, tell_containment, vllm_errors
 from compress.cli.history import keep_verdicts
-from compress.errors import GateFailure, QCompressError
+from compress.core.errors import GateFailure, QCompressError
 
 Row = dict[str, Any]
 SIGNS = {"points": "{:+.1f} points", "nats": "{:+.4f} nats", "%": "{:+.2f} %"}
@@ -59,8 +59,8 @@ def command(
     qcompress verify smollm2 smollm2-awq --history verdicts.sqlite --tag v1
     qcompress watch smollm2-awq --baseline v1 --history verdicts.sqlite --reference smollm2
     """
-    from compress.evaluate.history import read_verdicts
-    from compress.evaluate.watch import find_baseline
+    from compress.evaluate.history.store import read_verdicts
+    from compress.evaluate.history.watch import find_baseline
 
     where = str(history)
     found = find_baseline(read_verdicts(history), baseline, name or checkpoint.resolve().name, where=where)
@@ -88,9 +88,9 @@ def watch_tasks(
 ) -> tuple[list[Row], list[Row]]:
     """The changes by kind, and the history's rows. Answers of a finished run go: the next one asks anew."""
     from compress.checkpoint.record import digest
-    from compress.evaluate.solve import Asking, by_kind, origin, score_rows, solve
+    from compress.evaluate.history.watch import baseline_items, task_changes
+    from compress.evaluate.tasks.runner import Asking, by_kind, origin, score_rows, solve
     from compress.evaluate.tasks.suite import load_suite
-    from compress.evaluate.watch import baseline_items, task_changes
 
     about = baseline.about
     file = suite or (Path(about["suite_file"]) if about.get("suite_file") else None)
@@ -119,9 +119,9 @@ def watch_tasks(
 def watch_drift(checkpoint: Path, reference: Path, baseline: Any, text: str | None) -> tuple[list[Row], list[Row]]:
     """The changes of KL and perplexity, and the history's row."""
     from compress.checkpoint.record import digest
-    from compress.evaluate.compare import drift_row
-    from compress.evaluate.text import evaluation_windows
-    from compress.evaluate.watch import drift_changes, refuse_other
+    from compress.evaluate.drift.compare import drift_row
+    from compress.evaluate.drift.windows import evaluation_windows
+    from compress.evaluate.history.watch import drift_changes, refuse_other
 
     before = baseline.drift
     size = {key: before[key] for key in ("n_samples", "seq_len")}

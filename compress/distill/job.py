@@ -16,22 +16,14 @@ import torch
 
 from calibration.corpus import source_digest
 from calibration.windows import Windows
-from compress.checkpoint.card import origin
 from compress.checkpoint.load import load_tokenizer, open_causal_lm
-from compress.checkpoint.memory import check_memory
+from compress.checkpoint.memory_check import check_memory
+from compress.checkpoint.model_card import origin
 from compress.checkpoint.record import digest, record_text
-from compress.distill.cache import MANIFEST, windows_digest
-from compress.distill.cached import CachedTeacher, cache_text, open_cache
+from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, LoopConfig
-from compress.distill.journal import Journal, shared_journal
-from compress.distill.logs import logged
-from compress.distill.memory import cures, told
-from compress.distill.packing import check_own_answers, check_packing
-from compress.distill.parallel import place
-from compress.distill.plan import Plan, plan_distill, plan_row
-from compress.distill.staged import Finished, Run, keep_alignment, make_alignment, run_stages
-from compress.distill.stages import heldout_windows, make_stages, stage_texts
-from compress.distill.student import (
+from compress.distill.sharding.parallel import place
+from compress.distill.student.build import (
     Student,
     check_student,
     common_vocabulary,
@@ -40,9 +32,17 @@ from compress.distill.student import (
     save_student,
     working_dtype,
 )
-from compress.distill.text import Text, text_row
-from compress.distill.train import Heldout, Model, Scores, Teacher, make_accelerator
-from compress.errors import QCompressError
+from compress.distill.student.memory_estimate import cures, told
+from compress.distill.student.plan import Plan, plan_distill, plan_row
+from compress.distill.targets.cache import MANIFEST, windows_digest
+from compress.distill.targets.cached_teacher import CachedTeacher, cache_text, open_cache
+from compress.distill.text.packing import check_own_answers, check_packing
+from compress.distill.text.stages import heldout_windows, make_stages, stage_texts
+from compress.distill.text.windows import Text, text_row
+from compress.distill.training.journal import Journal, shared_journal
+from compress.distill.training.logs import logged
+from compress.distill.training.loop import Heldout, Model, Scores, Teacher, make_accelerator
+from compress.distill.training.stage_runner import Finished, Run, keep_alignment, make_alignment, run_stages
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]

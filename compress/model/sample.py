@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.sampling import Answer, Ids, Sampling
+from compress.core.sampling import Answer, Ids, Sampling
 
 
 @torch.inference_mode()

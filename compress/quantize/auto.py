@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.checkpoint.card import CARD, write_card
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import load_tokenizer, open_causal_lm
+from compress.checkpoint.model_card import CARD, write_card
 from compress.checkpoint.read import read_json
 from compress.checkpoint.record import RECORD, read_record
-from compress.checkpoint.work import refuse_changes
+from compress.checkpoint.workdir import refuse_changes
 from compress.checkpoint.write import check_room, write_json
-from compress.config import AUTO, METHODS, QuantizeConfig
+from compress.core.config import AUTO, METHODS, QuantizeConfig
 from compress.model.blocks import BlockModel
 from compress.quantize.calibrate import job_start, job_windows
 from compress.quantize.job import (
@@ -34,7 +34,7 @@ from compress.quantize.job import (
     silent,
 )
 from compress.quantize.processes import ALONE, Processes
-from compress.quantize.recover import final_states, mean_kl
+from compress.quantize.tune.end_to_end import final_states, mean_kl
 
 BATCH = 4  # windows
 SETTINGS = "auto.json"

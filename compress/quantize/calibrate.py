@@ -10,7 +10,7 @@ from calibration.errors import TooShortError
 from calibration.start import StartToken
 from calibration.windows import Windows, build_windows
 from compress.checkpoint.load import measure_blocks_start
-from compress.config import QuantizeConfig
+from compress.core.config import QuantizeConfig
 from compress.model.blocks import BlockModel
 from compress.model.precision import products_in
 

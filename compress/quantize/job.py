@@ -21,22 +21,22 @@ from calibration.start import told_token
 from calibration.windows import Windows
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.load import load_tokenizer, open_causal_lm
-from compress.checkpoint.memory import check_memory
+from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import digest
 from compress.checkpoint.write import CheckpointWriter, partial_path
-from compress.config import QuantizeConfig
-from compress.errors import QCompressError
+from compress.core.config import QuantizeConfig
+from compress.core.errors import QCompressError
 from compress.model.blocks import BlockModel, parameter_shapes
 from compress.model.precision import fastest_products
-from compress.quantize.budget import plan_within
+from compress.quantize.blocks.loop import Job, quantize_blocks, work_bytes
+from compress.quantize.blocks.memory_estimate import ACTIVATION_MEMORY, choose_driver, estimate_memory, resident
 from compress.quantize.calibrate import job_start, job_windows
-from compress.quantize.finish import finish
 from compress.quantize.journal import shared_journal
-from compress.quantize.loop import Job, quantize_blocks, work_bytes
-from compress.quantize.memory import ACTIVATION_MEMORY, choose_driver, estimate_memory, resident
-from compress.quantize.plan import Plan, Source, checkpoint_source, group_size_reason, plan_row, storage_dtype
+from compress.quantize.layout.budget import plan_within
+from compress.quantize.layout.plan import Plan, Source, checkpoint_source, group_size_reason, plan_row, storage_dtype
 from compress.quantize.processes import ALONE, Processes
+from compress.quantize.publish import finish
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint.read import read_json
-from compress.checkpoint.work import clear_work, lock, refuse_changes, write_journal
+from compress.checkpoint.workdir import clear_work, lock, refuse_changes, write_journal
 from compress.checkpoint.write import check_room, partial_path
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 from compress.quantize.processes import Processes
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from compress import together
+from compress.core import distributed as together
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # the others wait while the first solves, or trains

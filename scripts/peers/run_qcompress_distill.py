@@ -13,9 +13,9 @@ from typing import Any
 
 from common import peak_bytes
 
+from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig
 from compress.distill.job import distill_checkpoint
-from compress.errors import QCompressError
 
 
 def main(teacher: str, out: str, settings: str) -> None:

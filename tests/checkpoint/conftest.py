@@ -12,7 +12,7 @@ from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.schemes import Scheme, Schemes
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.model.blocks import linear_shapes
-from compress.quantize.rtn import rtn
+from compress.quantize.methods.rtn import rtn
 
 GROUP_SIZE = 32
 Good = Callable[[str, str], Path]

@@ -17,10 +17,10 @@ from compress.checkpoint.formats import (
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.schemes import Scheme, skip_rule
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
+from compress.core.grid import QuantizedWeight
 from compress.model.families import FUSED
-from compress.quantize.grid import QuantizedWeight
-from compress.quantize.rtn import rtn
+from compress.quantize.methods.rtn import rtn
 
 KINDS = [("awq", False), ("gptq", True), ("compressed-tensors", True), ("compressed-tensors", False)]
 IDS = ["awq", "gptq", "ct-sym", "ct-asym"]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress.checkpoint.read import DTYPES, Checkpoint
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 
 INDEX = "model.safetensors.index.json"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from compress.checkpoint.check import check_checkpoint
+from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import DIGESTS, read_digests, tensor_digest
 from compress.checkpoint.write import (
@@ -21,7 +21,7 @@ from compress.checkpoint.write import (
     planned_bytes,
     save_checkpoint,
 )
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "dtype": "float16"}
 TENSORS = {

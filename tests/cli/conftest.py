@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.config import QuantizeConfig
+from compress.core.config import QuantizeConfig
 from compress.quantize.job import quantize_checkpoint
 
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from compress.cli import cli
-from compress.evaluate import speed
+from compress.evaluate.speed import measure as speed
 
 CONFIG = Path(__file__).parents[2] / "recipes" / "configs" / "qwen2.5-7b-instruct.json"
 

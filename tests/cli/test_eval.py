@@ -7,9 +7,9 @@ from click.testing import CliRunner
 
 from compress.cli import cli
 from compress.cli.eval import KIND_NAMES, refuse_losses
-from compress.errors import GateFailure
-from compress.evaluate.sandbox.run import SandboxError
+from compress.core.errors import GateFailure
 from compress.evaluate.tasks.suite import KINDS
+from compress.sandbox.run import SandboxError
 
 ROW = {"id": "a", "kind": "qa", "language": "en", "turns": ["who?"], "expected": {"answers": ["zebra"]}}
 
@@ -50,7 +50,7 @@ def test_where_code_cannot_be_contained_python_is_refused_before_any_work(tiny_l
     def none():
         raise SandboxError("Linux only")
 
-    monkeypatch.setattr("compress.evaluate.sandbox.run.containment", none)
+    monkeypatch.setattr("compress.sandbox.run.containment", none)
     result = evaluate(tiny_llama, "--reference", tiny_llama, "--out", tmp_path / "out")
     assert result.exit_code == 1 and "Linux only; leave python out with --kind" in result.stderr
     assert not (tmp_path / "out").exists()
@@ -85,7 +85,7 @@ def test_an_interrupted_run_says_how_to_go_on(tiny_llama, tmp_path, monkeypatch)
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("compress.evaluate.solve.retention_rows", stop)
+    monkeypatch.setattr("compress.evaluate.tasks.runner.retention_rows", stop)
     asked = ["eval", tiny_llama, "--reference", tiny_llama, "--kind", "qa", "--limit", 1, "--out", tmp_path]
     result = CliRunner().invoke(cli, [*map(str, asked)])
     assert result.exit_code == 1 and "the same command goes on" in result.stderr

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from calibration.corpus import source_digest
 from compress.cli import cli
 from compress.cli.compare import CURE_DAMAGE
-from compress.evaluate.history import read_verdicts
+from compress.evaluate.history.store import read_verdicts
 
 SIZE = ("--windows", "4", "--seq-len", "32")
 
@@ -126,7 +126,7 @@ def marked(monkeypatch):
         rows = [{"block": n, "name": f"model.layers.{n}", "gain": 1.12, "error": 0.15, "score": 9.0} for n in range(2)]
         return [row | {"outlier": row["block"] == 1} for row in rows]
 
-    monkeypatch.setattr("compress.evaluate.compare.locate_drift", locate)
+    monkeypatch.setattr("compress.evaluate.drift.compare.locate_drift", locate)
 
 
 def test_verify_and_compare_fail_alike_on_a_block_that_stands_out(tiny_llama, rounded, text, marked, tmp_path):

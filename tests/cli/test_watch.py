@@ -6,9 +6,9 @@ from click.testing import CliRunner
 
 from compress.checkpoint.load import load_tokenizer
 from compress.cli import cli
-from compress.evaluate.ask import answer_items
-from compress.evaluate.generate import transformers_engine
+from compress.evaluate.tasks.prompting import answer_items
 from compress.evaluate.tasks.suite import parse_item
+from compress.runtimes.transformers_generate import transformers_engine
 
 WINDOWS = ("--windows", 4, "--seq-len", 32)
 

@@ -12,17 +12,17 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibration.windows import build_windows
-from compress.checkpoint.check import check_checkpoint
+from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.load import load_model, load_tokenizer
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import digest, read_record
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.cli import cli
+from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig
 from compress.distill.job import distill_checkpoint
-from compress.distill.plan import plan_distill, plan_row
-from compress.distill.train import Heldout, Model
-from compress.errors import QCompressError
+from compress.distill.student.plan import plan_distill, plan_row
+from compress.distill.training.loop import Heldout, Model
 
 SHORT: dict[str, Any] = {
     "alpha": 1.0,

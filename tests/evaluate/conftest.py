@@ -12,7 +12,7 @@ import torch
 from calibration.windows import Windows
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.write import TensorSpec, save_checkpoint
-from compress.config import QuantizeConfig
+from compress.core.config import QuantizeConfig
 from compress.evaluate.report import Facts, make_report
 from compress.quantize.job import quantize_checkpoint
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from calibration.windows import build_windows
-from compress.checkpoint.check import check_checkpoint
+from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.load import load_tokenizer
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import read_record
-from compress.config import METHODS, QuantizeConfig
-from compress.errors import QCompressError
+from compress.core.config import METHODS, QuantizeConfig
+from compress.core.errors import QCompressError
 from compress.quantize import auto
 from compress.quantize.auto import make_judge, quantize
 

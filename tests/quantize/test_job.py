@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress.checkpoint.check import check_checkpoint
+from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.formats import quantized_weight
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import read_record
 from compress.checkpoint.write import partial_path
-from compress.config import METHODS, QuantizeConfig, parse_size
-from compress.errors import QCompressError
+from compress.core.config import METHODS, QuantizeConfig, parse_size
+from compress.core.errors import QCompressError
 from compress.quantize.job import plan_quantize, quantize_checkpoint
 
 

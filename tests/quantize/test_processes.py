@@ -9,7 +9,7 @@ import pytest
 from compress.checkpoint.formats import quantized_weight
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import read_record
-from compress.config import METHODS, QuantizeConfig
+from compress.core.config import METHODS, QuantizeConfig
 from compress.quantize.job import quantize_checkpoint
 
 OPTIONS = ("--method", "gptq", "--n-samples", "128", "--seq-len", "32")

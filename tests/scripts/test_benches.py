@@ -10,10 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from compress.checkpoint.check import check_checkpoint
+from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 from compress.model.blocks import parameter_shapes
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from compress.evaluate.limits import judge_rows
+from compress.evaluate.drift.limits import judge_rows
 
 Row = dict[str, Any]
 SERIES = 7  # colours of the page

@@ -6,19 +6,19 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from compress.checkpoint.whole import write_whole
-from compress.evaluate.report.blocks import blocks_section
-from compress.evaluate.report.cells import Row, count, esc
-from compress.evaluate.report.drift import drift_section
+from compress.core.atomic import write_whole
+from compress.evaluate.report.blocks_section import blocks_section
+from compress.evaluate.report.drift_section import drift_section
 from compress.evaluate.report.facts import Facts
-from compress.evaluate.report.figures import figures_section, size_section
-from compress.evaluate.report.kept import retention_section
-from compress.evaluate.report.linears import linears_section, training_section
-from compress.evaluate.report.provenance import provenance_section
-from compress.evaluate.report.samples import samples_section
-from compress.evaluate.report.speed import speed_section
-from compress.evaluate.report.trend import trend_section
-from compress.evaluate.report.verdicts import cards, headline, lead
+from compress.evaluate.report.html import Row, count, esc
+from compress.evaluate.report.linears_section import linears_section, training_section
+from compress.evaluate.report.numbers_table import figures_section, size_section
+from compress.evaluate.report.provenance_section import provenance_section
+from compress.evaluate.report.retention_section import retention_section
+from compress.evaluate.report.samples_section import samples_section
+from compress.evaluate.report.speed_section import speed_section
+from compress.evaluate.report.trend_section import trend_section
+from compress.evaluate.report.verdicts_section import cards, headline, lead
 
 TEMPLATE = "page.html"
 SECTIONS: tuple[Callable[[Facts], str], ...] = (

@@ -7,8 +7,8 @@ import ast
 import re
 from collections.abc import Sequence
 
-from compress.evaluate.sandbox.run import run_python
 from compress.evaluate.tasks.item import Expected, Item, Kind, Score, need_one_turn, need_texts
+from compress.sandbox.run import run_python
 
 FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n\s*```|\Z)", re.DOTALL)
 OPENING = re.compile(r"^(?:def|class|import|from|@|async def)\b", re.MULTILINE)

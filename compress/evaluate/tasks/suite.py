@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.errors import QCompressError
+from compress.core.errors import QCompressError
 from compress.evaluate.tasks import conversation, json_schema, mathematics, python, questions
 from compress.evaluate.tasks.item import Item, Kind
 

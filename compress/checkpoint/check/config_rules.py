@@ -1,0 +1,217 @@
+"""Rules C1–C3, C9, S10 and O1–O3: what config.json and the side files say, as vLLM and older loaders read them.
+
+Every public function is one rule: a Subject in, what is wrong with it out. Consequences were read in the sources of
+the version that `vllm_models` names; "(silent)" ones end in wrong text and no message.
+"""
+
+import transformers
+
+from compress.checkpoint.check.subject import (
+    ABSENT,
+    QUANT,
+    Findings,
+    Subject,
+    claimed,
+    error,
+    short,
+    warning,
+)
+from compress.checkpoint.formats import FORMATS
+from compress.checkpoint.read import read_json
+from compress.checkpoint.schemes import ct_groups, flatten
+from compress.checkpoint.vllm_models import (
+    ARCHITECTURES,
+    EMBEDDING_BY_CLASS,
+    EMBEDDING_BY_NAME,
+    NO_FLOAT16,
+    NO_PACKED_HEAD,
+    VLLM_VERSION,
+)
+
+ONLY_NEW_TOKENIZERS = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend", "MistralCommonBackend")
+
+
+def known_method(subject: Subject) -> Findings:
+    """C1: a quantization_config names one of our formats, or nothing is packed."""
+    found = subject.checkpoint.quantization
+    if found is None:
+        packed = next(iter(subject.packed), None)
+        if packed is not None:
+            suffix = min(subject.packed[packed])
+            stop = f"vLLM takes the model as unquantized and stops: no module or parameter named {packed}.{suffix}"
+            yield error(ABSENT, " or ".join(FORMATS), stop, key=f"{QUANT}.quant_method")
+    elif subject.format is None:
+        method = subject.quant.get("quant_method", ABSENT)
+        stop = "vLLM stops: unknown quantization method; without a method it takes the model as unquantized"
+        yield error(method, " or ".join(FORMATS), stop, key=f"{QUANT}.quant_method")
+
+
+def known_model(subject: Subject) -> Findings:
+    """C2: an architecture that vLLM has, in a dtype that it can run."""
+    config, quantized = subject.config, subject.checkpoint.quantization is not None
+    listed = flatten(config.get("architectures"))
+    if not any(name in ARCHITECTURES for name in listed):
+        stop = f"vLLM {VLLM_VERSION} has no code for it and stops, or tries the slower transformers backend"
+        yield error(", ".join(listed) or ABSENT, "a text model of vLLM", stop, key="architectures")
+    dtype = config.get("dtype", config.get("torch_dtype"))
+    if dtype is None:
+        guess = "vLLM guesses from the tensors, packed int32 ones included"
+        yield error(ABSENT, "float16 or bfloat16", guess, key="dtype")
+    elif dtype == "float32" and not quantized:
+        yield warning(dtype, "float16 or bfloat16", "vLLM casts every weight to 16 bits while loading", key="dtype")
+    elif dtype not in ("float16", "bfloat16"):
+        yield error(dtype, "float16 or bfloat16", "vLLM stops, or runs in a dtype nobody chose", key="dtype")
+    if dtype == "float16" and config.get("model_type") in NO_FLOAT16:
+        stop = f"vLLM refuses float16 for {config['model_type']}: its activations overflow"
+        yield error(dtype, "bfloat16", stop, key="dtype")
+    if any(".experts." in name for name in subject.checkpoint.tensors):
+        yield warning("experts", "dense linears", "expert tensors are not checked here", key="architectures")
+
+
+def no_second_opinion(subject: Subject) -> Findings:
+    """C3: no other place says how the model is quantized."""
+    if (subject.checkpoint.path / "hf_quant_config.json").exists():
+        taken = "vLLM and TensorRT-LLM take it for a ModelOpt checkpoint where config.json names no method"
+        yield error("present", "no such file", taken, file="hf_quant_config.json")
+    text = subject.config.get("text_config")
+    others = {"compression_config": subject.config.get("compression_config")}
+    if isinstance(text, dict):
+        others[f"text_config.{QUANT}"] = text.get(QUANT)
+    for key, other in others.items():
+        if other is not None and other != subject.checkpoint.quantization:
+            yield error(short(other), f"as {QUANT}, or absent", "which of the two counts differs by loader", key=key)
+
+
+def one_tie(subject: Subject) -> Findings:
+    """C9: text_config does not tie head and embedding otherwise than the model does."""
+    text, flag = subject.config.get("text_config"), subject.config.get("tie_word_embeddings")
+    other = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+    if other is not None and flag is not None and other != flag:
+        yield error(other, flag, "vLLM reads either of the two", key="text_config.tie_word_embeddings")
+
+
+def ends_agree(subject: Subject) -> Findings:
+    """C9: tie_word_embeddings, the head and the embedding on disk, and the flags for them tell one story."""
+    table, names, packed = subject.table, subject.checkpoint.tensors, subject.packed
+    head, embedding = f"{table.head}.weight", f"{table.embedding}.weight"
+    if subject.tied and head in names:
+        yield from redundant_head(subject, head, embedding)
+    if subject.tied and table.head in packed:
+        silent = "vLLM uses the packed head, transformers and older vLLM the embedding (silent)"
+        yield warning("tied, with a packed head", "tie_word_embeddings false", silent, key="tie_word_embeddings")
+    if subject.tied and table.embedding in packed:
+        stop = "vLLM stops: a packed embedding has no weight that the head could share"
+        yield error(True, False, stop, key="tie_word_embeddings")
+    if subject.format is None:
+        return
+    on_disk, said = table.head in packed, claimed(subject, table.head)
+    if not on_disk and (said or subject.quant.get("lm_head") is True):
+        silent = "a loader that trusts the flag builds a packed head and leaves its codes unset (silent)"
+        yield error("quantized head", f"{table.head}.{subject.format.packed} on disk", silent, key=f"{QUANT}.lm_head")
+    elif on_disk and not said:
+        stop = f"vLLM builds a plain head and stops at {table.head}.{subject.format.packed}"
+        yield error("plain head", "a config that quantizes it", stop, key=f"{QUANT}.lm_head")
+    elif on_disk:
+        yield from packed_head(subject)
+    if table.embedding in packed:
+        yield from packed_embedding(subject)
+
+
+def redundant_head(subject: Subject, head: str, embedding: str) -> Findings:
+    tensors = subject.checkpoint.tensors
+    if embedding not in tensors:
+        return
+    same = tensors[head].shape == tensors[embedding].shape and tensors[head].dtype == tensors[embedding].dtype
+    if same and subject.checkpoint.tensor(head).equal(subject.checkpoint.tensor(embedding)):
+        yield warning("stored twice", "the embedding alone", "nothing, but its bytes are wasted", tensor=head)
+    else:
+        silent = "transformers and older vLLM use the embedding as head and drop this tensor (silent)"
+        yield error("tie_word_embeddings true", f"no {head}, or false", silent, key="tie_word_embeddings")
+
+
+def packed_head(subject: Subject) -> Findings:
+    rows, model_type = subject.table.vocabulary.out, subject.config.get("model_type")
+    assert subject.format is not None
+    if subject.format.name != "compressed-tensors" and rows % 64:
+        stop = "vLLM pads the vocabulary to 64 and cannot place these columns: size mismatch"
+        yield error(rows, "a multiple of 64", stop, key="vocab_size")
+    if subject.format.name != "compressed-tensors":
+        unset = "transformers converts the linears of the blocks only and draws the head's weights at random"
+        yield warning("packed head", "compressed-tensors, for transformers", unset, tensor=subject.table.head)
+    if model_type in NO_PACKED_HEAD:
+        stop = f"vLLM's {model_type} does not hand quantization to its head and stops at the packed tensors"
+        yield error("packed head", "a plain head", stop, tensor=subject.table.head)
+
+
+def packed_embedding(subject: Subject) -> Findings:
+    model_type, name = subject.config.get("model_type"), subject.table.embedding
+    stop = "vLLM builds a plain embedding and stops at the packed tensors"
+    assert subject.format is not None
+    if subject.format.name != "compressed-tensors":
+        yield error(subject.format.name, "compressed-tensors", stop, tensor=name)
+    elif model_type not in EMBEDDING_BY_CLASS:
+        yield error(model_type, f"one of {', '.join(sorted(EMBEDDING_BY_CLASS))}", stop, key="model_type")
+    elif model_type not in EMBEDDING_BY_NAME:
+        targets = [flatten(group.get("targets")) for group in ct_groups(subject.quant).values()]
+        if not any("Embedding" in listed for listed in targets):
+            yield error(targets, 'the class "Embedding"', stop, key=f"{QUANT}.config_groups")
+    found = subject.schemes[name]
+    if found and not found.sym:
+        asymmetric = "vLLM's look-up has no zero points: it stops at the tensor, or reads memory nobody wrote"
+        yield error("asymmetric", "symmetric true", asymmetric, tensor=name)
+    gpu = "vLLM looks it up with Triton, which its CPU build lacks; transformers 5.19 stops at it"
+    yield warning("packed embedding", "a plain one, for all but vLLM on a GPU", gpu, tensor=name)
+    if not claimed(subject, name):
+        yield error("plain embedding", "a group that targets it", stop, key=f"{QUANT}.config_groups")
+
+
+def ignored_keys(subject: Subject) -> Findings:
+    """S10: no key that changes what the weights mean and that vLLM never reads."""
+    for key in ("rotation", "activation", "transform_config"):
+        if subject.quant.get(key):
+            silent = "vLLM does not undo what this key says was done to the weights (silent)"
+            row = warning if key == "transform_config" else error
+            yield row(short(subject.quant[key]), "absent", silent, key=f"{QUANT}.{key}")
+
+
+def rope_in_both(subject: Subject) -> Findings:
+    """O1: rope_theta and rope_scaling stand beside rope_parameters, for loaders that know only those."""
+    config = subject.config
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return
+    theta = rope.get("rope_theta")
+    silent = "loaders with transformers 4 take 10000 (silent)"
+    if theta is not None and config.get("rope_theta") != theta:
+        row = error if "rope_theta" in config or theta != 10000 else warning
+        yield row(config.get("rope_theta", ABSENT), theta, silent, key="rope_theta")
+    if rope.get("rope_type", "default") != "default" and not config.get("rope_scaling"):
+        unscaled = "loaders with transformers 4 do not stretch the positions (silent)"
+        yield error(ABSENT, short(rope), unscaled, key="rope_scaling")
+
+
+def dtype_in_both(subject: Subject) -> Findings:
+    """O2: torch_dtype says what dtype says."""
+    dtype, old = subject.config.get("dtype"), subject.config.get("torch_dtype")
+    if dtype is not None and old is None:
+        yield warning(ABSENT, dtype, "loaders with transformers 4 take float32", key="torch_dtype")
+    elif dtype is not None and old != dtype:
+        yield error(old, dtype, "which of the two counts differs by loader", key="torch_dtype")
+
+
+def tokenizer_in_both(subject: Subject) -> Findings:
+    """O3: there is a tokenizer, of a class that transformers 4 and 5 both know."""
+    path = subject.checkpoint.path
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")):
+        yield warning(ABSENT, "tokenizer.json", "vLLM stops unless --tokenizer names another", file="tokenizer.json")
+    settings = path / "tokenizer_config.json"
+    if not settings.is_file():
+        return
+    name = read_json(settings).get("tokenizer_class")
+    key = "tokenizer_config.json: tokenizer_class"
+    if name in ONLY_NEW_TOKENIZERS:
+        stop = f"loaders with transformers 4 stop: Tokenizer class {name} does not exist"
+        yield error(name, "PreTrainedTokenizerFast", stop, key=key)
+    elif isinstance(name, str) and not hasattr(transformers, name):
+        stop = "transformers 5 does not have this class: it stops, or takes the model's default"
+        yield warning(name, "PreTrainedTokenizerFast", stop, key=key)

@@ -1,0 +1,156 @@
+"""Rule T12: do the codes mean the weights they were made from? No loader asks: a swapped nibble loads like any other.
+
+With the source at hand, every packed weight W' is compared with its source W. Folding (AWQ) may have multiplied input
+channels and divided outputs, so both are first brought together by W' ≈ t · W · s with one s per input and one t per
+output, fitted to the data: exact for folding, and far too few numbers to hide a mistake in a layout. What is left is
+the rounding. Measured on SmolLM2-135M, groups of 64:
+
+                                   rtn, awq    gptq, 16 windows    wrong nibble order    zeros off by one
+    cosine of the whole weight     ≥ 0.991     ≥ 0.953             ≤ 0.61                0.91 – 0.95
+    of the worst place in a word   ≥ 0.990     ≥ 0.785             ≤ 0.37                0.88 – 0.95
+    cosine of the worst output     ≥ 0.97      ≥ 0.38              ≤ 0.45                0.73 – 0.93
+    mean error in steps            ≤ 0.01      ≤ 0.035             ≤ 0.02                0.97 – 1.00
+    gain of a group                0.88–1.14   0.41–1.75           any                   0.64 – 1.31
+
+so the places in a word decide, that is all inputs or outputs with one remainder by 8: what a layout mixes up. A single
+output or group is only doubted: gptq moves weak ones far on purpose.
+At most ROWS outputs of a weight are looked at, drawn at random: a layout is wrong everywhere or nowhere.
+
+Without the source only what holds for any trained weight is asked: weights lie around 0, most of them near it, and
+the zeros of asymmetric groups follow their codes (correlation ≥ 0.91 there, 0 when codes and zeros are mixed up).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compress.checkpoint.check.subject import Finding, Findings, Subject, error, warning
+from compress.checkpoint.formats import format_of, quantized_as, weight_reader
+from compress.core.grid import QuantizedWeight, away_from_zero, split_groups
+
+ROWS, WORD = 1024, 8
+LEAST_COSINE, LEAST_ROW_COSINE, MOST_SHIFT = 0.5, 0.3, 0.25
+GAINS = (0.4, 1.9)  # of a group, against the median of its output
+LEAST_FOLLOWING, MOST_OFFSET, MOST_SPREAD = 0.5, 0.75, 5.0
+ENOUGH_GROUPS, VARYING = 64, 0.3
+DOUBT = "vLLM computes with it; rounding alone seldom goes so far, the correction of a mismatch may"
+SILENT = "vLLM loads it without a word and answers with noise (silent)"
+
+
+def codes_mean_weights(subject: Subject) -> Findings:
+    """T12: packed weights are those of the source, or at least could be some model's weights."""
+    read = weight_reader(subject.source) if subject.source else None
+    row = format_of(subject.checkpoint) if subject.format else None
+    for name, _, scheme in subject.sound():
+        assert row is not None
+        weight, tensor = quantized_as(subject.checkpoint, name, scheme), f"{name}.{row.packed}"
+        rows = sample(len(weight.codes))
+        weight = replace(weight, codes=weight.codes[rows], scales=weight.scales[rows], zeros=weight.zeros[rows])
+        if not torch.isfinite(weight.scales).all():
+            continue  # T7
+        yield from (finding | {"tensor": tensor} for finding in plausible(weight))
+        if read is not None:
+            source = read(f"{subject.source_name(name)}.weight")
+            yield from (finding | {"tensor": tensor} for finding in like_source(weight, source, rows))
+
+
+def sample(count: int) -> Tensor:
+    """The indices of at most ROWS out of `count` rows, in order, the same every time."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:ROWS].sort().values
+
+
+def plausible(weight: QuantizedWeight) -> Iterator[Finding]:
+    """What is odd about codes and zeros by themselves."""
+    unit = 2 ** (weight.bits - 4)
+    offset = split_groups(weight.codes, weight.group_size).float() - weight.zeros[..., None]
+    mean, spread = offset.mean().item() / unit, offset.abs().mean().item() / unit
+    if abs(mean) > MOST_OFFSET:
+        yield error(f"codes lie {mean:.2f} off their zeros", f"at most {MOST_OFFSET}, as weights lie around 0", SILENT)
+    if spread > MOST_SPREAD:
+        yield error(f"codes lie {spread:.2f} from their zeros", f"at most {MOST_SPREAD} of 8", SILENT)
+    zeros, codes = weight.zeros.flatten(), (offset.mean(-1) + weight.zeros).flatten()
+    if not weight.sym and zeros.numel() >= ENOUGH_GROUPS and zeros.std() > VARYING * unit and codes.std() > 0:
+        following = torch.corrcoef(torch.stack([zeros, codes]))[0, 1].item()
+        if following < LEAST_FOLLOWING:
+            expected = f"at least {LEAST_FOLLOWING}: codes or zeros in another order"
+            yield error(f"zeros follow their codes by {following:.2f}", expected, SILENT)
+
+
+def like_source(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Iterator[Finding]:
+    """How these rows of a weight differ from their source by more than rounding and folding."""
+    if source.shape[1] != weight.codes.shape[1] or len(source) <= int(rows.max()):
+        yield error(f"{weight.codes.shape[1]} inputs", f"{list(source.shape)}, as in the source", SILENT)
+        return
+    found = compare(weight, source[rows].float(), rows)
+    if found.cosine < LEAST_COSINE:
+        yield error(f"cosine {found.cosine:.3f} to the source in {found.place}", f"at least {LEAST_COSINE}", SILENT)
+    elif found.row_cosine < LEAST_ROW_COSINE:
+        where = f"cosine {found.row_cosine:.3f} to the source in output {int(rows[found.row])}"
+        yield warning(where, f"at least {LEAST_ROW_COSINE}", DOUBT)
+    if abs(found.shift) > MOST_SHIFT:
+        yield error(f"{found.shift:.2f} steps off the source on average", f"at most {MOST_SHIFT}", SILENT)
+    low, high = found.gains
+    if low < GAINS[0] or high > GAINS[1]:
+        yield warning(f"groups of {low:.2f} to {high:.2f} times the source", f"{GAINS[0]} to {GAINS[1]}", DOUBT)
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Cosine of the worst place and of the worst row, mean error in steps, least and largest gain of a group."""
+
+    cosine: float
+    place: str
+    row_cosine: float
+    row: int
+    shift: float
+    gains: tuple[float, float]
+
+
+def compare(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Likeness:
+    """The likeness of (out, in) weights after fitting one factor per input and one per output.
+
+    `rows` (out,) are the outputs' numbers in the whole weight.
+    """
+    found = weight.dequantize()
+    per_output = torch.ones(len(found), 1)
+    for _ in range(2):
+        scaled = source * per_output
+        fitted = source * ratio((found * scaled).sum(0), scaled.square().sum(0))
+        gains, energy = group_gains(found, fitted, weight.group_size)
+        per_output = gains.median(1, keepdim=True).values
+    fitted *= per_output
+    relative = torch.where(energy > 1e-3 * energy.mean(1, keepdim=True), ratio(gains, per_output), 1.0)
+    products = torch.stack([found * fitted, found.square(), fitted.square()])
+    outputs, inputs = products.sum(2), products.sum(1)
+    single = cosines(outputs)
+    shift = (split_groups(found - fitted, weight.group_size) / away_from_zero(weight.scales)[..., None]).mean()
+    columns = torch.arange(found.shape[1])
+    cosine, place = min(worst_place(outputs, rows, "outputs"), worst_place(inputs, columns, "inputs"))
+    gains_seen = relative.min().item(), relative.max().item()
+    return Likeness(cosine, place, single.min().item(), int(single.argmin()), shift.item(), gains_seen)
+
+
+def worst_place(products: Tensor, numbers: Tensor, what: str) -> tuple[float, str]:
+    """The least cosine of inputs or outputs taken together by their number's remainder by 8, and which they are."""
+    places = torch.zeros(3, WORD).index_add_(1, numbers % WORD, products)
+    found = cosines(places)
+    return found.min().item(), f"{what} {int(found.argmin())} of every {WORD}"
+
+
+def cosines(products: Tensor) -> Tensor:
+    """From (3, n) sums of a·b, a² and b²; 1 where a or b is nothing but zeros."""
+    return ratio(products[0], products[1].sqrt() * products[2].sqrt())
+
+
+def group_gains(found: Tensor, fitted: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """(out, groups) each: least-squares factor from `fitted` to `found`, and the energy of `fitted`."""
+    ours, theirs = split_groups(found, group_size), split_groups(fitted, group_size)
+    energy = theirs.square().sum(-1)
+    return ratio((ours * theirs).sum(-1), energy), energy
+
+
+def ratio(above: Tensor, below: Tensor) -> Tensor:
+    """above / below, 1 where nothing is below."""
+    return torch.where(below == 0, torch.ones_like(above), above / below)

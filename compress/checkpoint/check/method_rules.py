@@ -1,0 +1,243 @@
+"""Rules C4–C8: what each method's quantization_config may say, and that it names exactly the packed modules.
+
+Every public function is one rule: a Subject in, what is wrong with it out.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from compress.checkpoint.check.subject import (
+    ABSENT,
+    QUANT,
+    Findings,
+    Subject,
+    claimed,
+    error,
+    short,
+    skipped,
+    warning,
+)
+from compress.checkpoint.schemes import awq_key, ct_fused, ct_groups, ct_match, ct_weights, flatten, gptq_override
+from compress.checkpoint.vllm_models import GROUP_SIZES
+
+CT_WEIGHT_KEYS = frozenset(
+    {
+        *("num_bits", "type", "symmetric", "group_size", "strategy", "block_structure", "dynamic", "actorder"),
+        *("scale_dtype", "zp_dtype", "observer", "observer_kwargs"),
+    }
+)
+SLOW_GROUPS = "vLLM has no Marlin kernel for it: it stops, or falls back to a slow one"
+GPTQ_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "bits": ((4, 8), "vLLM stops: unsupported quantization config"),
+    "group_size": (GROUP_SIZES, "vLLM stops: Marlin does not support group_size"),
+    "desc_act": ((False,), "vLLM stops: GPTQ group activation ordering is no longer supported"),
+    "sym": ((True,), "vLLM stops: unsupported quantization config"),
+}
+
+
+def awq_keys(subject: Subject) -> Findings:
+    """C4: AWQ is 4 bits with zero points in the GEMM layout, groups of a size that Marlin has."""
+    if not subject.format or subject.format.name != "awq":
+        return
+    quant = subject.quant
+    yield from wrong(awq_key(quant, "bits"), (4,), "vLLM stops: unsupported num_bits", "bits")
+    yield from wrong(awq_key(quant, "group_size"), GROUP_SIZES, SLOW_GROUPS, "group_size")
+    silent = "vLLM on CUDA reads zero points all the same, from memory nobody wrote; without the key it stops"
+    yield from wrong(quant.get("zero_point"), (True,), silent, "zero_point")
+    other = "vLLM reads every AWQ file as GEMM; other loaders pick their kernel by this key"
+    if str(quant.get("version", "gemm")).lower() != "gemm":
+        yield from wrong(quant["version"], ("gemm",), other, "version")
+    elif "version" not in quant:
+        yield warning(ABSENT, "gemm", other, key=f"{QUANT}.version")
+
+
+def gptq_keys(subject: Subject) -> Findings:
+    """C5: GPTQ is symmetric, in column order, 4 or 8 bits, its v1 layout; so is every `dynamic` rule."""
+    if not subject.format or subject.format.name != "gptq":
+        return
+    quant = subject.quant
+    for key in ("bits", "group_size", "desc_act", "sym"):
+        if key not in quant:
+            yield error(ABSENT, "a value", f"vLLM stops: cannot find any of ['{key}']", key=f"{QUANT}.{key}")
+    dynamic = quant.get("dynamic") or {}
+    if not isinstance(dynamic, dict):
+        yield error(short(dynamic), "an object of rules", "vLLM stops", key=f"{QUANT}.dynamic")
+        dynamic = {}
+    overrides = {f"dynamic.{k}.": v for k, v in dynamic.items() if not k.startswith("-:") and isinstance(v, dict)}
+    for prefix, settings in {"": quant, **overrides}.items():
+        for key, (allowed, consequence) in GPTQ_VALUES.items():
+            if key in settings and not (
+                key == "desc_act" and settings.get("group_size", quant.get("group_size")) == -1
+            ):
+                yield from wrong(settings[key], allowed, consequence, f"{prefix}{key}")
+    layout = quant.get("checkpoint_format", quant.get("format"))
+    other = "vLLM never looks, other loaders read the zeros one off"
+    if layout is None:
+        yield warning(ABSENT, "gptq", other, key=f"{QUANT}.checkpoint_format")
+    else:
+        yield from wrong(layout, ("gptq",), other, "checkpoint_format")
+
+
+def ct_keys(subject: Subject) -> Findings:
+    """C6: compressed-tensors is weight-only, pack-quantized, and its targets are exactly the packed modules."""
+    if not subject.format or subject.format.name != "compressed-tensors":
+        return
+    quant = subject.quant
+    groups = ct_groups(quant)
+    if not groups:
+        stop = "vLLM builds every linear unquantized and stops at the first packed tensor"
+        yield error(short(quant.get("config_groups", ABSENT)), "at least one group", stop, key=f"{QUANT}.config_groups")
+    for name, group in groups.items():
+        yield from ct_group(subject, f"config_groups.{name}", group)
+    sparsity = quant.get("sparsity_config")
+    if isinstance(sparsity, dict) and flatten(sparsity.get("targets")):
+        yield error("targets", ABSENT, "vLLM stops: sparsity was removed", key=f"{QUANT}.sparsity_config")
+    for entry in flatten(quant.get("ignore")):
+        yield from compiles(entry.removeprefix("re:") if entry.startswith("re:") else "", f"{QUANT}.ignore")
+    for name, is_packed, is_claimed in disagreements(subject):
+        if is_packed:
+            stop = "vLLM builds this module unquantized and stops at its packed tensors"
+            yield error("packed on disk", "a target that matches it, and no ignore entry", stop, tensor=name)
+        elif is_claimed:
+            silent = "vLLM builds this module quantized and leaves its codes unset (silent), or stops at .weight"
+            yield error("plain on disk", f"{name} in {QUANT}.ignore", silent, tensor=name)
+    head = subject.table.head
+    if head not in subject.packed and not any(ct_match(head, entry) for entry in flatten(quant.get("ignore"))):
+        others = "vLLM never packs it by class, but transformers takes it for a packed Linear"
+        yield error(ABSENT, head, others, key=f"{QUANT}.ignore")
+
+
+def groups_by_name(subject: Subject) -> Findings:
+    """C8: the groups of compressed-tensors say the same of every linear as of vLLM's fused layer."""
+    if not subject.format or subject.format.name != "compressed-tensors":
+        return
+    for name, shards in subject.table.fused.items():
+        whole = ct_fused(subject.quant, name, shards)
+        for shard in shards:
+            own = ct_weights(subject.quant, shard, "linear")
+            if own != whole:
+                other = f"vLLM looks for {name} first and takes the group it finds: a shape error, or noise (silent)"
+                told = f"{short(whole)}, as for {name}"
+                yield error(short(own), told, other, key=f"{QUANT}.config_groups: {shard}")
+
+
+def ct_group(subject: Subject, path: str, group: dict[str, Any]) -> Findings:
+    quant, weights = subject.quant, group.get("weights")
+    key, no_scheme = f"{QUANT}.{path}", "vLLM stops: no compressed-tensors compatible scheme was found"
+    targets = flatten(group.get("targets"))
+    if not targets:
+        yield error(ABSENT, "a list of modules", "vLLM stops", key=f"{key}.targets")
+    for target in targets:
+        yield from compiles(target.removeprefix("re:") if target.startswith("re:") else "", f"{key}.targets")
+    yield from wrong(group.get("format") or quant.get("format"), ("pack-quantized",), no_scheme, f"{path}.format")
+    for part in ("input_activations", "output_activations"):
+        if group.get(part) is not None:
+            yield error(short(group[part]), None, "vLLM quantizes activations too, or stops", key=f"{key}.{part}")
+    if not isinstance(weights, dict):
+        yield error(short(weights), "an object", no_scheme, key=f"{key}.weights")
+        return
+    for unknown in sorted(weights.keys() - CT_WEIGHT_KEYS):
+        yield error(unknown, "a key of QuantizationArgs", "vLLM stops: ValidationError", key=f"{key}.weights.{unknown}")
+    defaults = "vLLM takes the library's default: 8 bits, symmetric"
+    for required in ("num_bits", "symmetric"):
+        if required not in weights:
+            yield error(ABSENT, "a value", defaults, key=f"{key}.weights.{required}")
+    if "num_bits" in weights:
+        yield from wrong(weights["num_bits"], (4, 8), no_scheme, f"{path}.weights.num_bits")
+    if "symmetric" in weights:
+        yield from wrong(weights["symmetric"], (True, False), no_scheme, f"{path}.weights.symmetric")
+    yield from wrong(weights.get("type", "int"), ("int",), no_scheme, f"{path}.weights.type")
+    yield from wrong(weights.get("dynamic", False), (False,), no_scheme, f"{path}.weights.dynamic")
+    order = "vLLM stops: group activation ordering is no longer supported"
+    yield from wrong(weights.get("actorder"), (None, False, "weight", "static"), order, f"{path}.weights.actorder")
+    yield from ct_strategy(weights, path, no_scheme)
+    if weights.get("symmetric") is False and weights.get("num_bits") == 8:
+        slow = "vLLM's Marlin has no zero points for 8 bits: a slower kernel, or it stops"
+        yield warning(False, True, slow, key=f"{key}.weights.symmetric")
+
+
+def ct_strategy(weights: dict[str, Any], path: str, consequence: str) -> Findings:
+    group_size = weights.get("group_size")
+    implied = "group" if isinstance(group_size, int) and group_size > 0 else "channel" if group_size == -1 else None
+    strategy = weights.get("strategy", implied)
+    yield from wrong(strategy, ("group", "channel"), consequence, f"{path}.weights.strategy")
+    if strategy == "group" and implied != "group":
+        stop = "vLLM stops: strategy group needs a positive group_size"
+        yield error(group_size, "32, 64 or 128", stop, key=f"{QUANT}.{path}.weights.group_size")
+    elif strategy == "channel" and implied == "group":
+        stop = "vLLM stops: group_size requires strategy 'group'"
+        yield error(group_size, "null or -1", stop, key=f"{QUANT}.{path}.weights.group_size")
+    elif strategy == "group" and group_size not in GROUP_SIZES:
+        slow = "vLLM has no Marlin kernel for it and falls back to a slower one, or stops"
+        yield warning(group_size, "32, 64 or 128", slow, key=f"{QUANT}.{path}.weights.group_size")
+
+
+def skip_list(subject: Subject) -> Findings:
+    """C7: AWQ's list of unquantized modules, matched as substrings, hits exactly the unpacked linears."""
+    if not subject.format or subject.format.name != "awq":
+        return
+    entries = skipped(subject)
+    for name, is_packed, is_claimed in disagreements(subject):
+        if is_packed:
+            hit = next((entry for entry in entries if entry in name), "lm_head")
+            stop = "vLLM matches substrings, builds this module unquantized and stops at its packed tensors"
+            yield error(hit, f"no entry that is part of {name}", stop, key=f"{QUANT}.modules_to_not_convert")
+        elif is_claimed:
+            silent = "vLLM builds this module quantized and leaves its codes unset (silent), or stops at .weight"
+            yield error("not listed", name, silent, key=f"{QUANT}.modules_to_not_convert")
+
+
+def rules_by_name(subject: Subject) -> Findings:
+    """C8: GPTQ's rules say the same of every shard as of vLLM's fused layer, and hit exactly the packed modules."""
+    if not subject.format or subject.format.name != "gptq":
+        return
+    quant = subject.quant
+    dynamic = quant.get("dynamic")
+    for pattern in dynamic if isinstance(dynamic, dict) else ():
+        yield from compiles(pattern.removeprefix("-:").removeprefix("+:"), f"{QUANT}.dynamic")
+    for name, shards in subject.table.fused.items():
+        whole = gptq_override(quant, name)
+        for shard in shards:
+            own = gptq_override(quant, shard)
+            if own != whole:
+                unseen = f"vLLM asks the rules only about {name}, so this one is ignored (silent, or a shape error)"
+                yield error(verdict(own), f"{verdict(whole)}, as for {name}", unseen, key=f"{QUANT}.dynamic: {shard}")
+    for name, is_packed, is_claimed in disagreements(subject):
+        if is_packed:
+            stop = "vLLM builds this module unquantized and stops at its packed tensors"
+            yield error("skipped", f"no rule or list that leaves out {name}", stop, key=f"{QUANT}: {name}")
+        elif is_claimed:
+            silent = "vLLM builds this module quantized and leaves its codes unset (silent), or stops at .weight"
+            yield error("claimed", f"{name} skipped", silent, key=f"{QUANT}: {name}")
+    for name in subject.table.linears:
+        if f"{name}.weight" in subject.checkpoint.tensors and gptq_override(quant, name) is not False:
+            yield warning(
+                "no -: rule", f"a rule that skips {name}", "GPTQModel packs it", key=f"{QUANT}.dynamic: {name}"
+            )
+
+
+def verdict(override: Any) -> str:
+    return "skipped" if override is False else "no rule" if override is None else short(override)
+
+
+def disagreements(subject: Subject) -> Iterator[tuple[str, bool, bool]]:
+    """Linears of the blocks where the disk and config.json differ: name, packed on disk, claimed by the config."""
+    for name in subject.table.linears:
+        is_packed, is_claimed = name in subject.packed, claimed(subject, name)
+        if is_packed != is_claimed and (is_packed or f"{name}.weight" in subject.checkpoint.tensors):
+            yield name, is_packed, is_claimed
+
+
+def wrong(value: Any, allowed: tuple[Any, ...], consequence: str, key: str) -> Findings:
+    """An error when a key of the quantization_config has none of the allowed values; 1 is not True here."""
+    if not any(value == good and type(value) is type(good) for good in allowed):
+        expected = " or ".join(str(good) for good in allowed)
+        yield error(ABSENT if value is None else short(value), expected, consequence, key=f"{QUANT}.{key}")
+
+
+def compiles(pattern: str, key: str) -> Findings:
+    try:
+        re.compile(pattern)
+    except re.error as problem:
+        yield error(pattern, "a regular expression", f"vLLM stops: {problem}", key=key)

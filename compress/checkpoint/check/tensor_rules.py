@@ -1,0 +1,236 @@
+"""Rules T1–T4, T6, T8, T10, T11 and TP: names, dtypes and shapes, from the headers alone.
+
+Every public function is one rule: a Subject in, what is wrong with it out. vLLM allocates parameters without filling
+them and does not notice which ones the checkpoint left out, so what is missing here ends in noise without a message.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+import torch
+
+from compress.checkpoint.check.subject import PACKED, Findings, Matrix, Subject, error, misfit, warning
+from compress.checkpoint.formats import Scheme
+from compress.checkpoint.write import TensorSpec
+
+UNSET = "vLLM leaves it unset and computes with whatever lies in memory (silent)"
+HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.[qkv]_scale|\.(output|input)_scale)$")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def planned(subject: Subject) -> Iterator[tuple[str, TensorSpec]]:
+    """The tensors that every packed module must have, by module. Nothing for modules that no scheme fits."""
+    for name, scheme in subject.schemes.items():
+        matrix = subject.matrices[name]
+        if subject.format and scheme and not misfit(matrix, scheme):
+            for spec in subject.format.specs(matrix.out, matrix.inn, scheme):
+                yield name, spec
+
+
+def all_parts(subject: Subject) -> Findings:
+    """T1: a packed module has every tensor of its format and no .weight beside them."""
+    if subject.format is None:
+        return
+    names = subject.checkpoint.tensors
+    for name, spec in planned(subject):
+        if f"{name}.{spec.name}" not in names and not (subject.format.name == "awq" and spec.name == "qzeros"):
+            unset = "GPTQModel, transformers and llama.cpp stop without it" if spec.name == "g_idx" else UNSET
+            yield error("missing", f"{spec.dtype} {spec.shape}", unset, tensor=f"{name}.{spec.name}")
+    for name in subject.packed:
+        if f"{name}.weight" in names:
+            twice = f"vLLM stops at it: {name} has no parameter named weight"
+            yield error("present", "packed tensors alone", twice, tensor=f"{name}.weight")
+    for name in subject.table.linears:
+        if name not in subject.packed and f"{name}.weight" not in names and not expert(name):
+            yield error("missing", f"{name}.{subject.format.packed}", UNSET, tensor=f"{name}.{subject.format.packed}")
+
+
+def dtypes(subject: Subject) -> Findings:
+    """T2: codes and zeros are int32, weight_shape int64, scales 16-bit floats of the model's dtype."""
+    for name, spec in planned(subject):
+        info = subject.checkpoint.tensors.get(f"{name}.{spec.name}")
+        if info is None or info.dtype == spec.dtype:
+            continue
+        if spec.dtype.is_floating_point and info.dtype in (torch.float16, torch.bfloat16):
+            cast = "vLLM casts the scales while loading and may lose their last bits"
+            yield warning(str(info.dtype), str(spec.dtype), cast, tensor=f"{name}.{spec.name}")
+        else:
+            copied = "vLLM copies it number by number into another dtype, with a warning at most"
+            yield error(str(info.dtype), str(spec.dtype), copied, tensor=f"{name}.{spec.name}")
+
+
+def shapes(subject: Subject) -> Findings:
+    """T3: shapes follow from out, in and group size; weight_shape holds (out, in)."""
+    for name, spec in planned(subject):
+        path = f"{name}.{spec.name}"
+        info = subject.checkpoint.tensors.get(path)
+        if info is None:
+            continue
+        if info.shape != spec.shape:
+            stop = "vLLM stops on the shape, or takes the first part where only rows are cut (silent)"
+            yield error(list(info.shape), list(spec.shape), stop, tensor=path)
+        elif spec.name == "weight_shape" and info.dtype == torch.int64:
+            held, matrix = subject.checkpoint.tensor(path).tolist(), subject.matrices[name]
+            if held != [matrix.out, matrix.inn]:
+                other = "vLLM never looks, transformers unpacks to this shape and stops"
+                yield error(held, [matrix.out, matrix.inn], other, tensor=path)
+
+
+def whole_groups(subject: Subject) -> Findings:
+    """T4: groups and words divide every packed matrix; which kernels it then fits."""
+    for name, scheme in subject.schemes.items():
+        reason = scheme and misfit(subject.matrices[name], scheme)
+        if reason:
+            yield error(reason, "whole groups, whole words", "vLLM stops: not divisible, or shapes differ", tensor=name)
+    layers = list(packed_layers(subject))
+    for (fits, expected), consequence in KERNELS.items():
+        misfits = [(name, matrix, scheme) for name, matrix, scheme in layers if not fits(matrix, scheme)]
+        if misfits:
+            (name, matrix, scheme), more = misfits[0], len(misfits) - 1
+            where = f"{name} and {more} more" if more else name
+            yield warning(
+                f"{scheme.bits} bits, {matrix.inn} inputs, {matrix.out} outputs", expected, consequence, tensor=where
+            )
+
+
+def fits_cpu(matrix: Matrix, scheme: Scheme) -> bool:
+    return scheme.bits == 4 and matrix.inn % 32 == 0 and matrix.out % 32 == 0
+
+
+def fits_marlin(matrix: Matrix, scheme: Scheme) -> bool:
+    return matrix.inn % 128 == 0 and matrix.out % 64 == 0
+
+
+def fits_machete(matrix: Matrix, scheme: Scheme) -> bool:
+    return matrix.inn % 64 == 0 and matrix.out % 128 == 0
+
+
+KERNELS: dict[tuple[Callable[[Matrix, Scheme], bool], str], str] = {
+    (fits_cpu, "4 bits, multiples of 32"): "vLLM has no CPU kernel for it and stops there",
+    (fits_marlin, "multiples of 128 and 64"): "Marlin pads it with zeros: right, but slower",
+    (fits_machete, "multiples of 64 and 128"): "Hopper cards use Marlin instead of Machete: right, but slower",
+}
+
+
+def packed_layers(subject: Subject) -> Iterator[tuple[str, Matrix, Scheme]]:
+    """What vLLM multiplies with: fused layers as one matrix, the others by themselves; packed ones only.
+
+    The embedding is none of them: it is looked up.
+    """
+    for name, scheme in subject.schemes.items():
+        fused = subject.fused_name.get(name)
+        if scheme is None or name == subject.table.embedding or (fused and subject.table.fused[fused][0] != name):
+            continue
+        shards = (
+            [subject.matrices[shard] for shard in subject.table.fused[fused]] if fused else [subject.matrices[name]]
+        )
+        yield fused or name, Matrix(sum(shard.out for shard in shards), shards[0].inn), scheme
+
+
+def awq_zeros(subject: Subject) -> Findings:
+    """T6: AWQ stores zeros for every linear, even where all of them are 8."""
+    if subject.format and subject.format.name == "awq":
+        for name, spec in planned(subject):
+            if spec.name == "qzeros" and f"{name}.qzeros" not in subject.checkpoint.tensors:
+                yield error("missing", f"{spec.dtype} {spec.shape}", UNSET, tensor=f"{name}.qzeros")
+
+
+def fused_alike(subject: Subject) -> Findings:
+    """T8: what vLLM fuses is stored alike, and biases are where the architecture has them and nowhere else."""
+    for fused, shards in subject.table.fused.items():
+        kinds = {shard: subject.schemes.get(shard, "plain") for shard in shards}
+        if len(set(kinds.values())) > 1:
+            told = ", ".join(f"{shard.rpartition('.')[2]} {kind_text(kind)}" for shard, kind in kinds.items())
+            stop = "vLLM stops: some but not all shards are quantized, or takes the first one's settings (silent)"
+            yield error(told, f"one kind for {fused}", stop, tensor=fused)
+    names = subject.checkpoint.tensors
+    for name, matrix in subject.table.linears.items():
+        if matrix.bias:
+            yield from float_parameter(subject, f"{name}.bias", (matrix.out,))
+    for name in names:
+        if name.endswith(".bias") and name not in subject.table.known:
+            dropped = "the architecture has no bias here; vLLM drops it (silent)"
+            yield error("present", "no such tensor", dropped, tensor=name)
+
+
+def kind_text(kind: Scheme | str | None) -> str:
+    return f"{kind.bits} bits, groups of {kind.group_size}" if isinstance(kind, Scheme) else str(kind)
+
+
+def float_parameter(subject: Subject, name: str, shape: tuple[int, ...]) -> Findings:
+    """A parameter that is not packed: present, a float, of its shape."""
+    info = subject.checkpoint.tensors.get(name)
+    if info is None:
+        yield error("missing", list(shape), UNSET, tensor=name)
+    elif info.dtype not in FLOATS:
+        yield error(str(info.dtype), "a 16- or 32-bit float", "vLLM copies integers as if they were it", tensor=name)
+    elif info.shape != shape:
+        yield error(list(info.shape), list(shape), "vLLM stops: shapes differ", tensor=name)
+
+
+def plain_parameters(subject: Subject) -> Findings:
+    """T10: everything that is not packed is there, floating, in the shape that config.json calls for."""
+    for name, shape in subject.table.parameters.items():
+        module, _, suffix = name.rpartition(".")
+        if expert(name) or (suffix == "weight" and module in subject.packed):
+            continue
+        linear = subject.table.linears.get(module)
+        if linear and (suffix == "bias" or (subject.format and name not in subject.checkpoint.tensors)):
+            continue  # T8 and T1
+        yield from float_parameter(subject, name, shape)
+
+
+def known_names(subject: Subject) -> Findings:
+    """T11: no tensor that the model has no place for."""
+    wanted = {f"{name}.{spec.name}" for name, spec in planned(subject)}
+    for name in subject.checkpoint.tensors:
+        module, _, suffix = name.rpartition(".")
+        packed = suffix in PACKED and module in subject.matrices
+        if name in subject.table.known or name in wanted or suffix == "bias" or expert(name) or HARMLESS.search(name):
+            continue
+        if packed and (subject.format is None or subject.schemes.get(module) is None):
+            continue  # C1–C6 tell why nothing can be said of it
+        if packed and misfit(subject.matrices[module], subject.schemes[module]):  # type: ignore[arg-type]
+            continue  # T4
+        yield error("present", "no such tensor", f"vLLM stops: no module or parameter named {name}", tensor=name)
+
+
+def expert(name: str) -> bool:
+    return ".experts." in name
+
+
+def ranks(subject: Subject) -> Findings:
+    """TP: heads, groups, words and vocabulary can be dealt out to `tp` ranks."""
+    tp, config = subject.tp, subject.config
+    if tp == 1:
+        return
+    heads = config.get("num_attention_heads")
+    kv_heads = config.get("num_key_value_heads", heads)
+    if isinstance(heads, int) and heads % tp:
+        yield error(heads, f"a multiple of {tp}", "vLLM stops: heads cannot be shared out", key="num_attention_heads")
+    if isinstance(kv_heads, int) and kv_heads % tp and tp % kv_heads:
+        yield error(kv_heads, f"a multiple or divisor of {tp}", "vLLM stops", key="num_key_value_heads")
+    padded = -(-subject.table.vocabulary.out // 64) * 64
+    if padded % tp:
+        yield error(padded, f"a multiple of {tp}", "vLLM stops: the vocabulary cannot be shared out", key="vocab_size")
+    if not subject.table.row_parallel:
+        yield warning(
+            "unknown family", "a row of model.families", "which inputs are cut is not known", key="model_type"
+        )
+    for name, found in subject.schemes.items():
+        if found:
+            yield from rank_shares(subject, name, found, replicated=isinstance(kv_heads, int) and kv_heads < tp)
+
+
+def rank_shares(subject: Subject, name: str, scheme: Scheme, *, replicated: bool) -> Findings:
+    tp, matrix, per_word = subject.tp, subject.matrices[name], 32 // scheme.bits
+    if name in subject.table.row_parallel:
+        share, whole = matrix.inn // tp, scheme.group_size == matrix.inn
+        if whole and subject.format and subject.format.name == "awq":
+            yield error("one group per output", "groups", "vLLM allocates no scales: it stops", tensor=name)
+        elif matrix.inn % tp or share % per_word or (not whole and share % scheme.group_size):
+            expected = f"a multiple of group_size {scheme.group_size}"
+            yield error(f"{matrix.inn}/{tp} = {matrix.inn / tp:g} inputs", expected, "vLLM stops", tensor=name)
+    elif matrix.out % (tp * per_word) and not (replicated and name.endswith((".k_proj", ".v_proj"))):
+        stop = "vLLM stops: outputs cannot be shared out in whole words"
+        yield error(f"{matrix.out}/{tp} = {matrix.out / tp:g} outputs", f"a multiple of {per_word}", stop, tensor=name)

@@ -1,0 +1,120 @@
+"""Rules T5, T7, T10, T12 and D1–D2: what is inside the tensors, one at a time.
+
+Every public function is one rule: a Subject in, what is wrong with it out.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calibration.statistics import all_finite
+from compress.checkpoint.check.subject import Findings, Subject, error, warning
+from compress.checkpoint.formats import quantized_as
+from compress.checkpoint.record import DIGESTS, config_digests, read_digests, tensor_digest
+from compress.core.grid import SMALLEST_SCALE, QuantizedWeight, split_groups
+
+LARGEST_SCALE = 65504.0
+POSITIVE, NOT_ZERO = "more than 0", "not 0"
+GPTQ_ZEROS = {4: 0x77777777, 8: 0x7F7F7F7F}  # every zero 8 (128), stored one too small
+
+
+def gptq_order(subject: Subject) -> Findings:
+    """T5: every zero of a GPTQ checkpoint is 8 and its columns are in order, because vLLM assumes both."""
+    if not subject.format or subject.format.name != "gptq":
+        return
+    for name, matrix, scheme in subject.sound():
+        zeros, middle = subject.checkpoint.tensor(f"{name}.qzeros"), GPTQ_ZEROS[scheme.bits]
+        if (zeros != middle).any():
+            place = (zeros != middle).nonzero()[0].tolist()
+            found = f"{int(zeros[tuple(place)]) & 0xFFFFFFFF:#010x} at {place}"
+            silent = "vLLM takes every zero as the middle code, other loaders read this one (silent)"
+            yield error(found, f"{middle:#010x}", silent, tensor=f"{name}.qzeros")
+        groups = subject.checkpoint.tensor(f"{name}.g_idx")
+        ordered = torch.arange(matrix.inn, dtype=torch.int32) // scheme.group_size
+        if not torch.equal(groups, ordered):
+            column = int((groups != ordered).nonzero()[0])
+            silent = "vLLM drops g_idx and takes columns in order, other loaders follow it (silent)"
+            value, expected = f"{groups[column].item()} at {column}", ordered[column].item()
+            yield error(value, expected, silent, tensor=f"{name}.g_idx")
+
+
+def scales_sane(subject: Subject) -> Findings:
+    """T7: scales are finite, not 0, and normal numbers in float16 and bfloat16 alike.
+
+    Those of a symmetric grid may be negative: then its longer side is above the zero. A scale of 0 is allowed where
+    every code of its group is the zero: such a group is all zeros.
+    """
+    for name, _, scheme in subject.sound():
+        path = next(f"{name}.{suffix}" for suffix in ("scales", "weight_scale") if suffix in subject.packed[name])
+        scales = subject.checkpoint.tensor(path).float()
+        for expected, found in bad_scales(scales, scheme.sym).items():
+            if expected in (POSITIVE, NOT_ZERO) and (scales == 0).any():
+                dead = dead_groups(quantized_as(subject.checkpoint, name, scheme))
+                found &= ~(dead.T if path.endswith(".scales") else dead)
+            if found.any():
+                place = found.nonzero()[0].tolist()
+                noise = "vLLM multiplies with it: NaN, infinite or senseless text (silent)"
+                yield error(f"{scales[tuple(place)].item():g} at {place}", expected, noise, tensor=path)
+        tiny = (scales != 0) & (scales.abs() < SMALLEST_SCALE)
+        if tiny.any():
+            lost = "float16 kernels lose its last bits, or take it for 0"
+            yield warning(scales[tiny].abs().min().item(), f"at least {SMALLEST_SCALE:.3g}", lost, tensor=path)
+
+
+def bad_scales(scales: Tensor, sym: bool) -> dict[str, Tensor]:
+    """Masks of scales that no weight can have, by what each should have been."""
+    return {
+        "a finite number": ~torch.isfinite(scales),
+        NOT_ZERO if sym else POSITIVE: scales == 0 if sym else scales <= 0,
+        f"less than {LARGEST_SCALE:g}": torch.isfinite(scales) & (scales.abs() >= LARGEST_SCALE),
+    }
+
+
+def dead_groups(weight: QuantizedWeight) -> Tensor:
+    """(out, groups) mask: every code is the zero, so any scale will do."""
+    return (split_groups(weight.codes, weight.group_size) == weight.zeros[..., None]).all(-1)
+
+
+def finite_parameters(subject: Subject) -> Findings:
+    """T10: parameters that are not packed are finite, and no matrix or norm is all zeros."""
+    for name, info in subject.checkpoint.tensors.items():
+        module, _, suffix = name.rpartition(".")
+        if not info.dtype.is_floating_point or module in subject.packed or not info.bytes:
+            continue
+        tensor = subject.checkpoint.tensor(name)
+        if not all_finite(tensor):
+            yield error("NaN or infinite", "finite numbers", "vLLM answers with one token over and over", tensor=name)
+        elif suffix == "weight" and not tensor.any():
+            yield warning("all zeros", "trained numbers", "vLLM runs, but this looks never written", tensor=name)
+
+
+def same_as_written(subject: Subject) -> Findings:
+    """D1: every tensor has the digest that was taken while it was written."""
+    digests = read_digests(subject.checkpoint.path)
+    if digests is None:
+        return
+    noted, names = digests["tensors"], subject.checkpoint.tensors
+    silent = "vLLM would load it and answer with other numbers than were measured (silent)"
+    for name in sorted(noted.keys() - names.keys()):
+        yield error("missing", "as written", silent, tensor=name)
+    for name in sorted(names.keys() - noted.keys()):
+        yield error("present", "not among the tensors written", silent, tensor=name)
+    for name in names.keys() & noted.keys():
+        if tensor_digest(subject.checkpoint.tensor(name)) != noted[name]:
+            yield error("differs from what was written", f"the digest in {DIGESTS}", silent, tensor=name)
+
+
+def config_as_written(subject: Subject) -> Findings:
+    """D2: every key of config.json has the digest that was taken when it was written."""
+    digests = read_digests(subject.checkpoint.path)
+    if digests is None:
+        return
+    noted, found = digests["config"], config_digests(subject.config)
+    for key in sorted(noted.keys() | found.keys()):
+        if noted.get(key) != found.get(key):
+            value: Any = (
+                "missing" if key not in found else "new" if key not in noted else "differs from what was written"
+            )
+            other = "loaders would build another model than the one that was measured"
+            yield error(value, f"the digest in {DIGESTS}", other, key=key)

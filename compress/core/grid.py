@@ -1,0 +1,151 @@
+"""The integer grid: how float weights become codes, and back.
+
+A weight (out_features, in_features) is cut along its input axis into groups of `group_size` columns.
+Every row of every group has one scale and one zero:
+
+    code   = clamp(round(weight / scale + zero), 0, 2**bits - 1)
+    weight ≈ (code - zero) * scale
+
+Codes are one uint8 each. Only `checkpoint/pack.py` knows how they lie in an int32.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compress.core import kernels
+from compress.core.kernels import SMALLEST_SCALE
+
+SEARCHED_NUMBERS = 2**22  # weights at a time: all their candidate grids are in memory, 3 bytes a weight
+SHRINKS = tuple(1 - step / 40 for step in range(24))  # 1.0 down to 0.425 of the full range
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """codes (out, in) uint8; scales (of any sign where sym) and zeros (out, groups) float32, as they are on disk."""
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+    bits: int = 4
+    sym: bool = False
+
+    @property
+    def group_size(self) -> int:
+        return self.codes.shape[1] // self.scales.shape[1]
+
+    def dequantize(self) -> Tensor:
+        """(out, in) float32: what every loader will compute from the stored numbers."""
+        groups = split_groups(self.codes, self.group_size)
+        return dequantize(groups, self.scales[..., None], self.zeros[..., None]).flatten(1)
+
+    def rows(self, start: int, end: int) -> "QuantizedWeight":
+        """The same weight, output rows start to end only."""
+        parts = {name: getattr(self, name)[start:end] for name in ("codes", "scales", "zeros")}
+        return replace(self, **parts)
+
+
+def join_rows(weights: list[QuantizedWeight]) -> QuantizedWeight:
+    """The weight whose rows these are, in their order."""
+    codes, scales, zeros = (torch.cat([getattr(w, name) for w in weights]) for name in ("codes", "scales", "zeros"))
+    return replace(weights[0], codes=codes, scales=scales, zeros=zeros)
+
+
+def split_groups(weight: Tensor, group_size: int) -> Tensor:
+    """(out_features, in_features) -> (out_features, groups, group_size)."""
+    in_features = weight.shape[-1]
+    if in_features % group_size:
+        raise ValueError(f"group_size={group_size} does not divide in_features={in_features}")
+    return weight.unflatten(-1, (-1, group_size))
+
+
+def quantize(weight: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
+    """Codes as floats, the shape of `weight`. Scales and zeros must broadcast against it."""
+    return (weight / scales + zeros).round_().clamp_(0, 2**bits - 1)
+
+
+def dequantize(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    return torch.sub(codes, zeros).mul_(scales)
+
+
+def min_max(grouped: Tensor, *, bits: int, sym: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scales and zeros, each (out, groups) float32, of (out, groups, group_size) weights: the groups' own ranges."""
+    return full_range(*torch.aminmax(grouped, dim=-1), bits=bits, sym=sym, dtype=dtype)
+
+
+def full_range(
+    low: Tensor, high: Tensor, *, bits: int, sym: bool = False, shrink: float | Tensor = 1.0, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The grid of groups whose weights lie from `low` to `high` (out, groups), that range times `shrink`.
+
+    Scales are rounded to `dtype`, as the disk will hold them.
+    """
+    low, high = low.clamp(max=0) * shrink, high.clamp(min=0) * shrink
+    max_code = 2**bits - 1
+    if sym:
+        high = torch.maximum(high, -low)
+        low = -high
+    scales = ((high - low) / max_code).clamp(min=SMALLEST_SCALE).to(dtype).float()
+    zeros = torch.full_like(scales, (max_code + 1) // 2) if sym else (-low / scales).round().clamp(0, max_code)
+    return scales, zeros
+
+
+def search_grid(
+    weight: Tensor, importance: Tensor, *, bits: int = 4, group_size: int, sym: bool, dtype: torch.dtype = torch.float16
+) -> tuple[Tensor, Tensor]:
+    """Scales and zeros, each (out, groups) float32, that lose least: Σ importance · (weight - rounded)² per group.
+
+    `importance` (in,) is the mean square of each input, the diagonal of the Hessian; ones make it a search for the
+    least squared error. Candidates are the groups' own range, then ranges shrunk by SHRINKS; earlier ones win ties.
+    """
+    grouped = split_groups(weight.float(), group_size)
+    weights_of_columns = split_groups(importance[None], group_size)[0]
+    rows = max(1, SEARCHED_NUMBERS // weight.shape[1])
+    grids = [search_rows(part, weights_of_columns, bits, sym, dtype) for part in grouped.split(rows)]
+    return torch.cat([scales for scales, _ in grids]), torch.cat([zeros for _, zeros in grids])
+
+
+def search_rows(grouped: Tensor, importance: Tensor, bits: int, sym: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`search_grid` of (out, groups, group_size) weights, importance (groups, group_size)."""
+    low, high = torch.aminmax(grouped, dim=-1)
+    shrunk, shrinks = signed_range if sym else full_range, torch.tensor(SHRINKS, device=low.device)[:, None, None]
+    whole = full_range(low, high, bits=bits, sym=sym, dtype=dtype)
+    less = shrunk(low, high, bits=bits, shrink=shrinks, dtype=dtype)
+    scales, zeros = (torch.cat([first[None], others]) for first, others in zip(whole, less, strict=True))
+    find = kernels.best_grid if grouped.device.type == "cpu" else best_grid
+    best = find(grouped, importance, scales, zeros, 2**bits - 1)[None]
+    return scales.gather(0, best)[0], zeros.gather(0, best)[0]
+
+
+def signed_range(
+    low: Tensor, high: Tensor, *, bits: int, shrink: float | Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """A symmetric grid whose lowest code lies on each group's largest weight, times `shrink`; see `full_range`.
+
+    The codes reach one step further below the zero than above it. So the scale is negative where the largest weight is
+    positive, and steps are 15/16 of those of a range that treats both sides alike.
+    """
+    scales = torch.where(high > -low, high, low) * (-shrink / 2 ** (bits - 1))
+    scales = away_from_zero(scales).to(dtype).float()
+    return scales, torch.full_like(scales, 2 ** (bits - 1))
+
+
+def away_from_zero(scales: Tensor) -> Tensor:
+    """The same scales, none smaller in size than SMALLEST_SCALE."""
+    return torch.where(scales < 0, scales.clamp(max=-SMALLEST_SCALE), scales.clamp(min=SMALLEST_SCALE))
+
+
+def best_grid(grouped: Tensor, importance: Tensor, scales: Tensor, zeros: Tensor, max_code: int) -> Tensor:
+    """(out, groups): which of scales and zeros (grids, out, groups) loses least, the first where several do.
+
+    The loss is Σ importance · (weight - rounded)² over each group's columns; a CPU has `kernels.best_grid` instead.
+    """
+    best, least, work = torch.zeros_like(scales[0], dtype=torch.int64), None, torch.empty_like(grouped)
+    for index, (scale, zero) in enumerate(zip(scales[..., None], zeros[..., None], strict=True)):
+        offsets = torch.div(grouped, scale, out=work).add_(zero).round_().clamp_(0, max_code).sub_(zero)
+        loss = torch.addcmul(grouped, offsets, scale, value=-1, out=work).square_().mul_(importance).sum(-1)
+        least = loss if least is None else least
+        best.masked_fill_(loss < least, index)
+        least = torch.minimum(least, loss)
+    return best

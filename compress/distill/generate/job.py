@@ -1,0 +1,276 @@
+"""generate_answers(): a teacher answers prompts through its chat template, as conversations to learn from.
+
+Prompts go in fixed batches; rank r of n asks batches r, r + n, … A batch is asked whole or not at all, and each prompt
+has its own seed, so an answer depends neither on interruptions nor on how many processes there are.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from calibration.chat import encode_text, has_template, render_prompt
+from calibration.document import row_prompt
+from calibration.readers import read_lines
+from compress.checkpoint.load import (
+    load_model,
+    load_tokenizer,
+    open_causal_lm,
+    stop_tokens,
+    template_digest,
+    tokenizer_digest,
+)
+from compress.checkpoint.read import read_json
+from compress.checkpoint.record import digest
+from compress.core.atomic import disk_errors, write_whole
+from compress.core.errors import QCompressError
+from compress.core.sampling import Answer, Engine, Ids, Sampler, Sampling
+from compress.distill.generate.answers import (
+    Batches,
+    Facts,
+    Part,
+    find_facts,
+    manifest_path,
+    part_paths,
+    read_parts,
+    refuse_other,
+)
+from compress.distill.student.build import working_dtype
+from compress.distill.targets.capture import pick_device
+from compress.model.sample import continue_prompts
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+Messages = Sequence[Mapping[str, Any]]
+SILENCE = 5.0  # seconds between two lines of progress
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that ends with a question: its number in the file, where it stands, and its ids."""
+
+    number: int
+    source: str
+    messages: Messages
+    ids: Ids
+
+
+@contextmanager
+def transformers_sampler(path: Path, length: int, rank: int = 0) -> Iterator[Sampler]:
+    """The teacher in float32 on the CPU, in bfloat16 on a GPU, a GPU for each rank as far as there are any."""
+    device = pick_device(rank)
+    model: Any = load_model(path, working_dtype(device))
+    model.to(device)
+    stops = stop_tokens(path)
+
+    def sampler(prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling) -> list[Answer]:
+        return continue_prompts(model, prompts, sampling, stops, seeds)
+
+    yield sampler
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What is asked of whom, and where the answers go; `facts` is all that they follow from.
+
+    `length` is the most tokens of a prompt and its answer together.
+    """
+
+    teacher: Path
+    out: Path
+    tokenizer: Any
+    sampling: Sampling
+    engine: Engine
+    facts: Facts
+    groups: list[list[Prompt]]
+    too_long: list[Prompt]
+    length: int
+
+
+def generate_answers(
+    teacher: Path,
+    prompts: Path,
+    out: Path,
+    sampling: Sampling,
+    *,
+    choose: Callable[[int], Engine] = lambda length: Engine("transformers", transformers_sampler, 8),
+    limit: int | None = None,
+    keep_truncated: bool = False,
+    rank: int = 0,
+    ranks: int = 1,
+    report: Report = lambda row: None,
+) -> Row:
+    """Ask this rank's batches; the last rank to finish writes `out`. Returns the summary row.
+
+    QCompressError for bad input, for an `out` of other settings, and for a full disk: what was answered is kept, and
+    the same command goes on. `choose` is asked for an engine when the prompts are known to be good, and told the most
+    tokens of a prompt and its answer. `limit` takes the first prompts only. Answers cut off by max_tokens are left out
+    unless `keep_truncated`, empty ones always; prompts that leave no room for an answer are not asked. All are counted.
+    """
+    started = time.perf_counter()
+    if not 0 <= rank < ranks:
+        raise QCompressError(f"rank {rank} of {ranks}: ranks count from 0 to {ranks - 1}")
+    open_causal_lm(teacher)
+    tokenizer = load_tokenizer(teacher)
+    fitting, too_long = read_prompts(teacher, prompts, tokenizer, sampling, limit)
+    facts = describe(teacher, tokenizer, [*fitting, *too_long], sampling)
+    length = max(len(prompt.ids) for prompt in fitting) + sampling.max_tokens
+    engine = choose(length)
+    facts |= {"engine": engine.name, "batch": engine.batch, "keep_truncated": keep_truncated}
+    asking = Asking(teacher, out, tokenizer, sampling, engine, facts, batches(fitting, engine.batch), too_long, length)
+    if not is_whole(out, asking.facts):
+        ask(asking, rank, ranks, report)
+        publish(asking)
+    return summary(asking) | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def read_prompts(
+    teacher: Path, path: Path, tokenizer: Any, sampling: Sampling, limit: int | None
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts that leave room for `max_tokens` in the teacher's context, and those that do not.
+
+    QCompressError or CalibrationError, naming the line, for what cannot be asked, and when nothing is left to ask.
+    """
+    if not has_template(tokenizer):
+        raise QCompressError(f"{teacher}: has no chat template; add chat_template.jinja, or take an instruct model")
+    room = int(open_causal_lm(teacher).config.get("max_position_embeddings") or 2**31) - sampling.max_tokens
+    fitting: list[Prompt] = []
+    too_long: list[Prompt] = []
+    for number, (row, where) in enumerate(read_lines(path)):
+        if number == limit:
+            break
+        messages = row_prompt(row, where)
+        ids = encode_text(tokenizer, render_prompt(tokenizer, messages, where))
+        (fitting if len(ids) <= room else too_long).append(Prompt(number, where, list(messages), ids))
+    if not fitting:
+        raise QCompressError(
+            f"{path}: {len(too_long)} prompts, none of which leaves {sampling.max_tokens} tokens of the teacher's "
+            "context for an answer; lower --max-tokens, or give prompts"
+        )
+    return fitting, too_long
+
+
+def describe(teacher: Path, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling) -> Facts:
+    """Everything that the answers follow from, by the name under which a user knows it."""
+    ordered = [prompt.messages for prompt in sorted(prompts, key=lambda prompt: prompt.number)]
+    text = json.dumps(ordered, sort_keys=True, ensure_ascii=False)
+    return {
+        "teacher": digest(teacher),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "chat_template": template_digest(tokenizer),
+        "prompts": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
+        **asdict(sampling),
+    }
+
+
+def batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
+    """Prompts of like length together, so that little is padded."""
+    ordered = sorted(prompts, key=lambda prompt: (len(prompt.ids), prompt.number))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def is_whole(out: Path, facts: Facts) -> bool:
+    """Whether `out` is finished. QCompressError when it, or what there is of it, was asked otherwise."""
+    theirs = find_facts(out)
+    if theirs is not None:
+        refuse_other(out, theirs, facts)
+    return manifest_path(out).is_file() and out.is_file()
+
+
+def ask(asking: Asking, rank: int, ranks: int, report: Report) -> None:
+    """Answer those of this rank's batches that nobody has answered; the teacher is opened only for them."""
+    there = answered(asking)
+    if there is None:
+        return
+    mine = range(rank, len(asking.groups), ranks)
+    missing = [index for index in mine if index not in there]
+    if not missing:
+        return
+    part = Part(asking.out, asking.facts, rank, ranks)
+    with asking.engine.open(asking.teacher, asking.length) as sampler:
+        meter = Meter(sum(len(asking.groups[index]) for index in missing), report)
+        for index in missing:
+            rows = answer(asking, asking.groups[index], sampler)
+            part.add(index, rows)
+            meter.add(len(rows), sum(tokens for _, tokens, _ in rows))
+
+
+def answered(asking: Asking) -> Batches | None:
+    """The batches that any process has finished; None when all are, and another process has just put them together."""
+    try:
+        there = read_parts(asking.out, asking.facts)
+    except FileNotFoundError:  # removed while we were reading
+        return None
+    return None if manifest_path(asking.out).is_file() else there
+
+
+def answer(asking: Asking, group: Sequence[Prompt], sampler: Sampler) -> list[list[Any]]:
+    """[text, tokens, ended] for each prompt of a batch."""
+    seeds = [asking.sampling.seed_of(prompt.ids, prompt.number) for prompt in group]
+    made = sampler([prompt.ids for prompt in group], seeds, asking.sampling)
+    return [[str(asking.tokenizer.decode(ids, skip_special_tokens=True)), len(ids), ended] for ids, ended in made]
+
+
+class Meter:
+    """Progress: prompts so far, rates of this run, seconds to go; a line every few seconds, and one at the end."""
+
+    def __init__(self, total: int, report: Report):
+        self.total, self.report, self.prompts, self.tokens = total, report, 0, 0
+        self.started = self.told = time.perf_counter()
+
+    def add(self, prompts: int, tokens: int) -> None:
+        self.prompts, self.tokens = self.prompts + prompts, self.tokens + tokens
+        now = time.perf_counter()
+        if now - self.told < SILENCE and self.prompts < self.total:
+            return
+        self.told, spent = now, max(now - self.started, 1e-9)
+        rates = {"prompts_per_second": self.prompts / spent, "tokens_per_second": round(self.tokens / spent, 1)}
+        left = round((self.total - self.prompts) * spent / self.prompts)
+        self.report({"prompts": f"{self.prompts}/{self.total}", **rates, "eta": left})
+
+
+def publish(asking: Asking) -> None:
+    """Write `out` and its manifest, in the prompts' order, once every batch is there; then the parts go.
+
+    Does nothing while batches are missing, or when another process was faster.
+    """
+    there = answered(asking)
+    if there is None or len(there) < len(asking.groups):
+        return
+    rows, counts = conversations(asking, there)
+    manifest = {"facts": asking.facts, "counts": counts}
+    with disk_errors(asking.out):
+        write_whole(asking.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        write_whole(manifest_path(asking.out), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    for path in part_paths(asking.out):
+        path.unlink(missing_ok=True)
+
+
+def conversations(asking: Asking, there: Batches) -> tuple[list[Row], dict[str, int]]:
+    """The rows of `out`, and how many prompts, answers and tokens there are, and how many were left out for what."""
+    counts = {"prompts": 0, "answers": 0, "tokens": 0, "truncated": 0, "empty": 0, "too_long": len(asking.too_long)}
+    rows = []
+    for index, group in enumerate(asking.groups):
+        for prompt, (text, tokens, ended) in zip(group, there[index], strict=True):
+            counts["truncated"] += not ended
+            counts["empty"] += not text.strip()
+            if text.strip() and (ended or asking.facts["keep_truncated"]):
+                messages = [*prompt.messages, {"role": "assistant", "content": text}]
+                rows.append({"messages": messages, "prompt": prompt.number, "tokens": tokens, "truncated": not ended})
+    counts |= {"answers": len(rows), "tokens": sum(row["tokens"] for row in rows)}
+    counts["prompts"] = sum(map(len, asking.groups)) + len(asking.too_long)
+    return sorted(rows, key=lambda row: row["prompt"]), counts
+
+
+def summary(asking: Asking) -> Row:
+    """The counts of what is whole, or how much is still missing for other processes to answer."""
+    row = {"out": str(asking.out), "engine": asking.facts["engine"]}
+    there = answered(asking)
+    if there is None:
+        counts = read_json(manifest_path(asking.out))["counts"]
+        return row | counts | {"kept_truncated": asking.facts["keep_truncated"] or None}
+    return row | {"batches": f"{len(there)} of {len(asking.groups)}", "next": "other processes have the rest to answer"}

@@ -1,0 +1,1 @@
+"""Several processes: plain data parallelism, FSDP2 and DeepSpeed ZeRO."""

@@ -1,0 +1,146 @@
+"""The student before training: its tokenizer, its weights out of the teacher's, or a checkpoint that exists."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calibration.windows import Windows
+from compress.checkpoint.finite import check_finite
+from compress.checkpoint.formats import weight_reader
+from compress.checkpoint.load import load_model, load_tokenizer, open_causal_lm, spell_vocabulary
+from compress.checkpoint.model_card import CARD, write_card
+from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.record import RECORD
+from compress.checkpoint.write import TensorSpec, save_checkpoint
+from compress.core.errors import QCompressError
+from compress.distill.config import StudentConfig
+from compress.distill.student.plan import Plan
+from compress.distill.training.loop import Model, check_head
+from compress.model.blocks import Weights, load_whole
+from compress.model.depth import choose_blocks, sweep_depth
+from compress.model.importance import ActivationImportance, measure_importance
+from compress.model.student import cut, shape_of
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+SWEEP_WINDOWS, SWEEP_LENGTH = 2, 128
+IMPORTANCE_WINDOWS, IMPORTANCE_LENGTH = 16, 256
+
+
+@dataclass(frozen=True)
+class Student:
+    """The student before training: model, config.json, which blocks of the teacher it kept, by which sweep.
+
+    `width` says by what its channels were chosen, None where it is as wide as its teacher.
+    """
+
+    model: Model
+    config: dict[str, Any]
+    blocks: tuple[int, ...] | None = None
+    sweep: dict[int, float] | None = None
+    width: Row | None = None
+
+
+def check_student(teacher: Path, settings: StudentConfig) -> Any:
+    """The teacher's tokenizer. QCompressError, naming both, when the student's is another one."""
+    tokenizer = load_tokenizer(teacher)
+    if settings.student is None:
+        return tokenizer
+    open_causal_lm(settings.student)
+    other = load_tokenizer(settings.student)
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    if ours != theirs or spell_vocabulary(tokenizer) != spell_vocabulary(other):
+        raise QCompressError(
+            f"{settings.student}: its tokenizer ({len(theirs):,} tokens) is not that of {teacher} ({len(ours):,}, of "
+            f"which {len(ours.items() & theirs.items()):,} are the same); give a student of the teacher's own family, "
+            "or cut one out of it with --blocks"
+        )
+    return tokenizer
+
+
+def common_vocabulary(plan: Plan, tokenizer: Any) -> int:
+    """How many tokens both models and the tokenizer know: what else a vocabulary holds is padding."""
+    known = max(tokenizer.get_vocab().values()) + 1
+    return min(int(plan.teacher["vocab_size"]), int(plan.student["vocab_size"]), known)
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    """What a teacher computes in."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def open_model(path: Path, dtype: torch.dtype, device: torch.device) -> Model:
+    """A checkpoint's model with a head that the loss understands."""
+    model = Model(load_model(path, dtype), device)
+    check_head(model, str(path))
+    return model
+
+
+def make_student(
+    source: Checkpoint,
+    plan: Plan,
+    settings: StudentConfig,
+    windows: Windows,
+    vocab: int,
+    device: torch.device,
+    report: Report,
+) -> Student:
+    """The student that the settings describe, in float32 on `device`."""
+    if settings.student is not None:
+        return Student(open_model(Path(settings.student), torch.float32, device), plan.student)
+    weights, sweep = weight_reader(source), None
+    blocks = tuple(range(plan.shape.num_layers))
+    if plan.removed:
+        ids, mask = (tensor[:SWEEP_WINDOWS, :SWEEP_LENGTH] for tensor in (windows.ids, windows.mask))
+        mask = mask if mask[:, 1:].any() else torch.ones_like(mask)  # a chat's first tokens may all be the user's
+        sweep = sweep_depth(source.config, weights, plan.removed, ids, mask, vocab)
+        blocks = choose_blocks(sweep, len(blocks) + plan.removed, plan.removed)
+        gone = min(sweep, key=lambda start: (sweep[start], start))
+        report(
+            {"removed_blocks": f"{gone}-{gone + plan.removed - 1}", "kl": sweep[gone], "worst_kl": max(sweep.values())}
+        )
+    importance, width = judge_width(source.config, weights, plan, blocks, settings, windows.ids, device)
+    if width:
+        report({"narrowed_by": width["importance"], "importance_tokens": width["tokens"]})
+    config, cut_weights = cut(source.config, weights, plan.shape, blocks, importance)
+    model = load_whole(config, lambda name: check_finite(name, cut_weights(name)), torch.float32)
+    return Student(Model(model, device), config, blocks, sweep, width)
+
+
+def judge_width(
+    config: Row,
+    weights: Weights,
+    plan: Plan,
+    blocks: tuple[int, ...],
+    settings: StudentConfig,
+    ids: Tensor,
+    device: torch.device,
+) -> tuple[ActivationImportance | None, Row | None]:
+    """What chooses the channels of a narrower student, and that for the record: by what, on how much text.
+
+    (None, None) for a student of its teacher's width, no importance where the weights choose. Activations are those of
+    the blocks that stay, on the first few of `ids` (windows, seq_len).
+    """
+    teacher = shape_of(config)
+    if plan.shape.same_width(teacher):
+        return None, None
+    if settings.importance == "weights":
+        return None, {"importance": "weights", "windows": 0, "seq_len": 0, "tokens": 0}
+    few = ids[:IMPORTANCE_WINDOWS, :IMPORTANCE_LENGTH]
+    short, kept = cut(config, weights, replace(teacher, num_layers=plan.shape.num_layers), blocks)
+    found = measure_importance(short, lambda name: check_finite(name, kept(name)), few, device)
+    size = {"windows": few.shape[0], "seq_len": few.shape[1], "tokens": few.numel()}
+    return found, {"importance": "activations", **size}
+
+
+def save_student(out: Path, student: Student, weights: dict[str, Tensor], tokenizer: Path, record: str) -> None:
+    """The checkpoint: these weights, the student's config in their dtype, the files of `tokenizer`, record and card."""
+    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+    config = {**student.config, "dtype": dtype, "architectures": [type(student.model.model).__name__]}
+    pairs = [(TensorSpec(name, t.dtype, tuple(t.shape)), t) for name, t in weights.items()]
+    save_checkpoint(out, config, pairs, source=tokenizer, extra={RECORD: record, CARD: write_card(json.loads(record))})

@@ -1,0 +1,65 @@
+"""How many bytes of memory a training takes, part by part, before it starts: of each process, on a CPU, in float32."""
+
+from typing import Any
+
+from compress.distill.config import DistillConfig
+from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
+from compress.model.malloc import block_numbers
+
+Json = dict[str, Any]
+FLOAT = 4
+LIBRARIES = 600_000_000  # Python, torch and transformers, measured
+
+
+def memory_parts(
+    teacher: int, student: int, config: Json, settings: DistillConfig, micro_tokens: int
+) -> dict[str, int]:
+    """Bytes by what they are for. `teacher` and `student` are parameters, `config` the student's.
+
+    A teacher with a cache is there before training and only its head in it; the larger of both times counts.
+    """
+    width, vocab = int(config["hidden_size"]), int(config["vocab_size"])
+    learning = adapter_parameters(config, settings.lora_rank) if settings.lora_rank else student
+    parts = {
+        "student": FLOAT * (student + (learning if settings.lora_rank else 0)),
+        "gradients": FLOAT * learning,
+        "moments": 2 * FLOAT * learning,
+        "best_weights": 2 * student,
+        "activations": FLOAT * max(activations(config, one, micro_tokens) for one in settings.resolved()),
+        "loss": FLOAT * (2 * vocab * width + LOSS_BUFFERS * CHUNK_LOGITS),
+    }
+    parts["libraries"] = LIBRARIES
+    if not settings.cache:
+        return {"teacher": FLOAT * teacher} | parts
+    rest = sum(parts.values()) - parts["student"] - LIBRARIES
+    return {"teacher": max(FLOAT * vocab * width, FLOAT * teacher - rest)} | parts
+
+
+def activations(config: Json, settings: DistillConfig, micro_tokens: int) -> int:
+    """Numbers that autograd keeps of one micro-batch, and what is made beside them to go back through one block.
+
+    Of every block all that it keeps; with `gradient_checkpointing` its input, and all of one block.
+    """
+    width, blocks, length = int(config["hidden_size"]), int(config["num_hidden_layers"]), settings.seq_len
+    tokens = length * min(settings.batch_size, max(1, micro_tokens // length))
+    kept = block_numbers(config) + (length if settings.packing == "documents" else 0)  # a row of the mask
+    return tokens * (kept + (blocks * width + kept if settings.gradient_checkpointing else blocks * kept))
+
+
+def adapter_parameters(config: Json, rank: int) -> int:
+    """Parameters of the adapters, about: four linears of the width, three between it and the channels."""
+    width, channels = int(config["hidden_size"]), int(config["intermediate_size"])
+    return int(config["num_hidden_layers"]) * rank * (8 * width + 3 * (width + channels))
+
+
+def cures(settings: DistillConfig) -> str:
+    """What would need less, for whoever has not enough."""
+    found = [] if settings.gradient_checkpointing else ["--gradient-checkpointing"]
+    found += [] if settings.cache else ["--cache (the teacher's head alone stays)"]
+    found += [] if settings.lora_rank else ["--lora-rank"]
+    return ", ".join([*found, "a smaller student, or a larger machine"])
+
+
+def told(parts: dict[str, int]) -> str:
+    """The parts in GB, as one line."""
+    return ", ".join(f"{name.replace('_', ' ')} {value / 1e9:.2f}" for name, value in parts.items()) + " GB"

@@ -1,0 +1,118 @@
+"""What a distillation will make and need, from two config.json files: no weights are read, nothing is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calibration.corpus import check_source
+from compress.checkpoint.load import check_causal_lm
+from compress.checkpoint.read import read_json
+from compress.core.errors import QCompressError
+from compress.distill.config import DistillConfig
+from compress.distill.student.memory_estimate import memory_parts, told
+from compress.distill.targets.cached_teacher import settings_cache
+from compress.distill.training.loop import MICRO_TOKENS
+from compress.model.blocks import plain_config
+from compress.model.families import find_family
+from compress.model.student import plan_size, shape_of, student_config, student_shape
+from compress.model.width import Shape
+
+Row = dict[str, Any]
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Both configs, the student's shape and sizes, and the bytes of memory that training takes, about."""
+
+    teacher: Json
+    student: Json
+    shape: Shape
+    teacher_size: dict[str, int]
+    student_size: dict[str, int]
+    memory_parts: dict[str, int]
+
+    @property
+    def memory(self) -> int:
+        """Bytes at the peak of one process, on a CPU."""
+        return sum(self.memory_parts.values())
+
+    @property
+    def removed(self) -> int:
+        """Blocks of the teacher that the student does without."""
+        return int(shape_of(self.teacher).num_layers) - self.shape.num_layers
+
+
+def read_config(path: Path) -> Json:
+    """The config.json of a plain causal LM. QCompressError for anything else."""
+    config = read_json(path / "config.json") if path.is_dir() else None
+    if config is None:
+        raise QCompressError(f"{path}: no such directory; give a folder with config.json and *.safetensors")
+    check_causal_lm(path, config)
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method:
+        raise QCompressError(f"{path}: is already quantized ({method}); give the 16-bit checkpoint it was made from")
+    return config
+
+
+def plan_distill(teacher: Path, settings: DistillConfig) -> Plan:
+    """The plan for a teacher's directory, of which only config.json is read. ValueError for an impossible shape."""
+    student = read_config(Path(settings.student)) if settings.student else None
+    return make_plan(read_config(teacher), settings, student)
+
+
+def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = None) -> Plan:
+    """The plan for a teacher's config, and a student's where it is not cut out of the teacher."""
+    check_dtype(teacher if student is None else student, settings.dtype)
+    if student is None:
+        shape = student_shape(teacher, **settings.sizes())
+        config = student_config(teacher, shape, range(shape.num_layers))  # the same whichever blocks stay
+    else:
+        shape, config = shape_of(student), plain_config(student)
+    if settings.importance and (settings.student or shape.same_width(shape_of(teacher))):
+        why = (
+            f"--student {settings.student} is not cut" if settings.student else "the student is as wide as its teacher"
+        )
+        raise QCompressError(
+            f"importance {settings.importance}: {why}, so it would choose nothing; leave --importance out, or cut a "
+            "width (--intermediate-size, --hidden-size, --num-heads)"
+        )
+    sizes = plan_size(teacher), plan_size(config)
+    big, small = (size["parameters"] for size in sizes)
+    parts = memory_parts(big, small, config, settings, MICRO_TOKENS["cpu"])
+    return Plan(teacher, config, shape, *sizes, parts)
+
+
+def check_dtype(config: Json, dtype: str) -> None:
+    """QCompressError for a family whose activations overflow float16, which vLLM then refuses."""
+    family = find_family(str(config.get("model_type")))
+    if dtype == "float16" and family is not None and not family.float16:
+        raise QCompressError(
+            f"dtype float16: a {config['model_type']} overflows it and vLLM refuses it; use --dtype bfloat16"
+        )
+
+
+def plan_row(plan: Plan, settings: DistillConfig) -> Row:
+    """The plan as the command prints it."""
+    shape, sizes = plan.shape, plan.student_size
+    return {
+        "student": f"{plan.student['model_type']}, {shape.num_layers} blocks, hidden {shape.hidden_size}, "
+        f"intermediate {shape.intermediate_size}, heads {shape.num_heads}/{shape.num_kv_heads} of {shape.head_dim}",
+        "teacher_parameters": plan.teacher_size["parameters"],
+        **sizes,
+        "memory_bytes": plan.memory,
+        "memory": f"on a CPU, in float32: {told(plan.memory_parts)}",
+        "steps": settings.total_steps,
+        "tokens": settings.total_tokens,
+    }
+
+
+def check_inputs(settings: DistillConfig) -> Row:
+    """The texts and the cache as a row, of which only the beginnings are read. QCompressError for what cannot be."""
+    for text in settings.texts:
+        check_source(text)
+    row: Row = {"texts": ", ".join(settings.texts)}
+    if settings.cache:
+        cache = settings_cache(settings)
+        row["cache"] = f"{cache.path}, {cache.manifest.codec['name']}"
+    return row

@@ -1,0 +1,220 @@
+"""Teacher targets on disk: a manifest that says what they are of, and shards that cannot be mistaken.
+
+    manifest.json                         teacher, tokenizer, chat template, text, codec: digests and settings
+    targets-00003-of-00016.safetensors    `shard_windows` windows each, written whole or not at all
+
+A shard holds for its windows `window` (their numbers), `ids` (their digests), `ends` (where each one's rows end), and
+the codec's tensors, a row for every token that counts. It also holds the digest of its manifest and a checksum of all
+of that. What a shard holds follows from manifest and number alone, so an interrupted capture ends in the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calibration.windows import Windows
+from compress.checkpoint.read import read_header, read_json
+from compress.checkpoint.record import tensor_digest
+from compress.checkpoint.write import TensorSpec, plan_shard
+from compress.core.atomic import disk_errors, write_whole
+from compress.core.errors import QCompressError
+from compress.distill.targets.codecs import CODECS, Codec, Parts, make_codec
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the targets are of. `teacher`, `head`, `tokenizer`, `chat_template`, `windows` are digests.
+
+    `data` is the windows' own manifest, with how they begin; `windows` covers ids, mask and documents; `width` is the
+    teacher's.
+    """
+
+    teacher: str
+    head: str
+    tokenizer: str
+    chat_template: str
+    codec: dict[str, Any]
+    data: dict[str, Any]
+    windows: str
+    width: int
+    shard_windows: int
+    format: int = FORMAT
+
+    def text(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @cached_property
+    def digest(self) -> Tensor:
+        """sha256 of the manifest, (32,) uint8."""
+        return digest_bytes(self.text().encode())
+
+    @property
+    def files(self) -> list[str]:
+        """The names of all shards."""
+        count = -(-int(self.data["n_samples"]) // self.shard_windows)
+        return [f"targets-{i:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that must agree, by the name under which a user knows it."""
+        data = {key: self.data[key] for key in ("seq_len", "seed", "start_token", "n_samples")}
+        data["packing"] = self.data.get("packing", "full")  # all there was before there was a choice
+        sources = [source["digest"] for source in self.data["sources"]]
+        named = {"codec": self.codec["name"], **{k: v for k, v in self.codec.items() if k != "name"}}
+        rest = {"windows": self.windows, "shard_windows": self.shard_windows, "format": self.format}
+        digests = {key: getattr(self, key) for key in ("teacher", "head", "tokenizer", "chat_template")}
+        return {**digests, **named, **data, "data": sources, **rest}
+
+
+def differing(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """The first of our facts that they do not share, "name: theirs, not ours"; "" when they agree on all of ours."""
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            return f"{name}: {short(theirs.get(name))} there, {short(value)} here"
+    return ""
+
+
+def short(value: Any) -> Any:
+    """A value to be read by a person: of digests the beginning."""
+    if isinstance(value, list):
+        return ", ".join(str(short(one)) for one in value)
+    return f"{value[:19]}…" if str(value).startswith("sha256:") else value
+
+
+def windows_digest(windows: Windows) -> str:
+    """sha256 over ids, mask, and documents where there are any."""
+    documents = [] if windows.documents is None else [windows.documents]
+    return f"sha256:{tensor_digest(torch.cat([windows.ids, windows.mask.long(), *documents], 1))}"
+
+
+def digest_bytes(data: bytes) -> Tensor:
+    return torch.tensor(list(hashlib.sha256(data).digest()), dtype=torch.uint8)
+
+
+def window_digests(ids: Tensor) -> Tensor:
+    """(windows, seq_len) ids -> (windows, 32) uint8, a digest of each."""
+    return torch.stack([digest_bytes(row.numpy().astype("<i8").tobytes()) for row in ids.cpu()])
+
+
+def checksum(tensors: Parts) -> Tensor:
+    """sha256 over names, dtypes, shapes and bytes, (32,) uint8; an own `checksum` among them left out."""
+    names = sorted(tensors.keys() - {"checksum"})
+    lines = [
+        f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {tensor_digest(tensors[name])}" for name in names
+    ]
+    return digest_bytes("\n".join(lines).encode())
+
+
+def open_folder(out: Path, manifest: Manifest) -> Manifest:
+    """Make the directory and its manifest, or find one there that agrees; returns the one on disk, which counts.
+
+    What was merely measured, as how windows begin, may differ in its last digits between machines. QCompressError
+    names what differs in earnest.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / MANIFEST).is_file():
+        difference = differing(read_manifest(out).facts(), manifest.facts())
+        if difference:
+            raise QCompressError(f"{out}: is a cache of another {difference}; give another --out")
+        return read_manifest(out)
+    strangers = [path.name for path in out.iterdir() if not path.name.startswith(".")]
+    if strangers:
+        raise QCompressError(f"{out}: holds {strangers[0]} and no {MANIFEST}; give a new directory")
+    with disk_errors(out / MANIFEST):
+        write_whole(out / MANIFEST, manifest.text().encode())
+    return read_manifest(out)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """QCompressError for what is no manifest of this format, or names no codec that is known."""
+    if not (path / MANIFEST).is_file():
+        raise QCompressError(f"{path}: has no {MANIFEST}; give a directory that `qcompress capture` made")
+    value = read_json(path / MANIFEST)
+    if value.keys() != {field.name for field in fields(Manifest)} or value["format"] != FORMAT:
+        raise QCompressError(f"{path / MANIFEST}: is not of format {FORMAT}; capture again")
+    if value["codec"].get("name") not in CODECS:
+        raise QCompressError(f"{path / MANIFEST}: codec {value['codec'].get('name')}; known: {', '.join(CODECS)}")
+    return Manifest(**value)
+
+
+def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> None:
+    """Shard `index`, with its manifest's digest and its checksum; what a killed run left of it goes."""
+    tensors = tensors | {"manifest": manifest.digest}
+    tensors["checksum"] = checksum(tensors)
+    specs = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    shard = plan_shard(manifest.files[index], specs)
+    ordered = sorted(tensors, key=lambda name: shard.offsets[name])
+    rows = (tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data for name in ordered)
+    for stale in out.glob(f".{shard.file}.*.partial"):
+        stale.unlink()
+    with disk_errors(out / shard.file):
+        write_whole(out / shard.file, shard.header, *rows)
+
+
+def read_shard(path: Path, manifest: Manifest) -> Parts:
+    """The tensors of a shard, mapped from disk and checked. QCompressError when they are not what was written."""
+    bytes_ = np.memmap(path, np.uint8, "c")  # private: pages may be written to, the file never is
+    tensors = {}
+    for name, info in read_header(path).items():
+        flat = torch.from_numpy(bytes_[info.offset : info.offset + info.bytes])
+        tensors[name] = (
+            flat.view(info.dtype).view(info.shape) if info.bytes else torch.empty(info.shape, dtype=info.dtype)
+        )
+    if not torch.equal(tensors.get("manifest", torch.empty(0)), manifest.digest):
+        raise QCompressError(f"{path}: belongs to another {MANIFEST}; remove it and capture again")
+    if not torch.equal(tensors.get("checksum", torch.empty(0)), checksum(tensors)):
+        raise QCompressError(f"{path}: its checksum does not hold; remove it and capture again")
+    return tensors
+
+
+class Cache:
+    """A whole cache: `manifest`, `codec`, and the rows of every window. QCompressError when shards are missing."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        self.codec: Codec = make_codec(self.manifest.codec)
+        missing = [name for name in self.manifest.files if not (self.path / name).is_file()]
+        if missing:
+            raise QCompressError(
+                f"{path}: {len(missing)} of {len(self.manifest.files)} shards are missing, {missing[0]} first; give "
+                "the same `qcompress capture` again, it goes on where it stopped"
+            )
+        self._shards: dict[int, Parts] = {}
+
+    def check(self, **ours: Any) -> None:
+        """QCompressError, by its name, at the first of these facts that is not the cache's."""
+        difference = differing(self.manifest.facts(), ours)
+        if difference:
+            raise QCompressError(
+                f"{self.path}: does not match this run in {difference}; give it the same, or capture again"
+            )
+
+    def shard(self, index: int) -> Parts:
+        """The tensors of a shard, checked when first read."""
+        if index not in self._shards:
+            self._shards[index] = read_shard(self.path / self.manifest.files[index], self.manifest)
+        return self._shards[index]
+
+    def rows(self, window: int, digest: Tensor) -> Parts:
+        """The codec's tensors of one window. QCompressError when its ids have another digest than were captured."""
+        index, place = divmod(window, self.manifest.shard_windows)
+        shard = self.shard(index)
+        if not torch.equal(shard["ids"][place], digest):
+            raise QCompressError(f"{self.path}: window {window} holds other tokens than this run's; capture again")
+        start, end = int(shard["ends"][place - 1]) if place else 0, int(shard["ends"][place])
+        return {name: shard[f"codec.{name}"][start:end] for name in codec_names(shard)}
+
+
+def codec_names(shard: Parts) -> Sequence[str]:
+    return [name.removeprefix("codec.") for name in shard if name.startswith("codec.")]

@@ -1,0 +1,88 @@
+"""Training from a cache: that it is of this run, its windows, and a teacher that answers out of it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calibration.start import StartToken
+from calibration.windows import Windows
+from compress.checkpoint.load import template_digest, tokenizer_digest
+from compress.checkpoint.record import digest
+from compress.core.errors import QCompressError
+from compress.distill.config import DistillConfig
+from compress.distill.targets.cache import Cache, window_digests, windows_digest
+from compress.distill.text.packing import positions
+from compress.distill.text.windows import Text, read_text
+from compress.distill.training.loop import Model
+from compress.losses import Side, Targets, next_tokens
+
+
+def settings_cache(settings: DistillConfig) -> Cache:
+    """The settings' cache, from its manifest. QCompressError, by its name, for whatever the settings alone rule out."""
+    cache = Cache(str(settings.cache))
+    cache.check(seq_len=settings.seq_len, seed=settings.seed, packing=settings.packing)
+    if not cache.codec.sparse:
+        return cache
+    if settings.divergence != "kl":
+        raise QCompressError(
+            f"{cache.path}: divergence {settings.divergence} needs whole distributions, codec "
+            f"{cache.manifest.codec['name']} keeps a few tokens of each; use --divergence kl, or --codec hidden"
+        )
+    cache.check(temperature=settings.temperature)
+    return cache
+
+
+def open_cache(settings: DistillConfig, teacher: Path, tokenizer: Any, vocab: int) -> Cache:
+    """`settings_cache` of this teacher. QCompressError, by its name, for whatever it has that this run has not."""
+    cache = settings_cache(settings)
+    facts: dict[str, Any] = {"tokenizer": tokenizer_digest(tokenizer), "chat_template": template_digest(tokenizer)}
+    if cache.codec.sparse:
+        facts["vocab"] = vocab
+    cache.check(teacher=digest(teacher), **facts)
+    return cache
+
+
+def cache_text(cache: Cache, settings: DistillConfig, tokenizer: Any) -> Text:
+    """The windows that were captured, made again from the text, and windows held out."""
+    made = cache.manifest.data
+    size = {"seq_len": settings.seq_len, "seed": settings.seed}
+    start = StartToken(**made["start"])
+    text = read_text(settings.data, settings.heldout, tokenizer, made["n_samples"], size, start, settings.packing)
+    sources = [source["digest"] for source in text.windows.manifest["sources"]]
+    cache.check(data=sources, n_samples=len(text.windows.ids), windows=windows_digest(text.windows))
+    return text
+
+
+class CachedTeacher:
+    """Answers like a teacher that is not there: `side(ids)` gives the targets of windows that were captured."""
+
+    def __init__(self, cache: Cache, windows: Windows, teacher: Model):
+        """`teacher` lends its head and its device; the rest of it may go. QCompressError for windows that clash."""
+        weight = teacher.model.get_output_embeddings().weight.detach()
+        self.cache, self.windows, self.lent = cache, windows, Side(weight[:0], weight, teacher.head)
+        self._digests = window_digests(windows.ids)
+        borders = None if windows.documents is None else positions(windows.documents)
+        self._places = {row.numpy().tobytes(): place for place, row in enumerate(self._digests)}
+        for place, row in enumerate(self._digests):
+            twin = self._places[row.numpy().tobytes()]
+            if any(one is not None and not torch.equal(one[place], one[twin]) for one in (windows.mask, borders)):
+                raise QCompressError(
+                    f"{cache.path}: windows {place} and {twin} differ only in what counts or is a document; drop one"
+                )
+
+    def side(self, ids: Tensor, documents: Tensor | None = None) -> Targets:
+        """(batch, seq) ids -> targets (batch, seq - 1, …), zeros where no token counts.
+
+        Which documents they are was the capture's to know.
+        """
+        places = [self._places[row.numpy().tobytes()] for row in window_digests(ids)]
+        found = [self.cache.rows(place, self._digests[place]) for place in places]
+        _, keep = next_tokens(self.windows.ids[places], self.windows.mask[places])
+        full = {}
+        for name in found[0]:
+            rows = torch.cat([parts[name] for parts in found])
+            full[name] = rows.new_zeros(*keep.shape, *rows.shape[1:])
+            full[name][keep] = rows
+        return self.cache.codec.decode(full, self.lent)

@@ -1,0 +1,1 @@
+"""Training text: windows, packing of documents, stages and text written by the student."""

@@ -1,0 +1,146 @@
+"""run_stages(): train one stage after another, each from the best weights of the one before."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calibration.windows import Windows
+from compress.distill.config import DistillConfig
+from compress.distill.sharding.parallel import from_first
+from compress.distill.text.on_policy import continue_windows
+from compress.distill.text.packing import Batch
+from compress.distill.text.stages import Stage
+from compress.distill.text.windows import Text
+from compress.distill.training.align import AlignedTeacher, Alignment, map_blocks, save_alignment
+from compress.distill.training.journal import NOWHERE, Journal, Keeper
+from compress.distill.training.loop import Heldout, Model, Rewrite, Teacher, Trained, restore, train
+from compress.distill.training.lora import adapters
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages share. `end` is the token that ends an answer; `alignment` is there when any stage aligns."""
+
+    student: Model
+    teacher: Teacher
+    vocab: int
+    end: int | None
+    alignment: Alignment | None = None
+    report: Report = lambda row: None
+    journal: Journal | None = None
+    save_every: int = 0
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A stage that is over: what came of it, with steps counted from the beginning of the run."""
+
+    stage: Stage
+    trained: Trained
+    kl_before: float
+
+    def row(self) -> Row:
+        """What it did and gained, on its own held-out text."""
+        settings, trained = self.stage.settings, self.trained
+        tokens = len(trained.curve) * settings.batch_size * settings.seq_len
+        return {
+            **self.stage.named(),
+            "kl_before": self.kl_before,
+            "kl_after": trained.best_kl,
+            "steps": len(trained.curve),
+            "best_step": trained.best_step,
+            "tokens": tokens,
+            "stopped": trained.stopped,
+        }
+
+
+def make_alignment(student: Model, teacher: Model, stages: Sequence[Stage], seed: int) -> Alignment | None:
+    """The projection from every block of the student to one of the teacher; None when no stage wants it."""
+    if not any(stage.settings.align_weight for stage in stages):
+        return None
+    ours, theirs = student.model.config, teacher.model.config
+    pairs = map_blocks(ours.num_hidden_layers, theirs.num_hidden_layers)
+    return Alignment(ours.hidden_size, theirs.hidden_size, pairs, seed).to(student.model.device)
+
+
+def run_stages(run: Run, stages: Sequence[Stage], texts: Sequence[Text], judges: Sequence[Heldout]) -> list[Finished]:
+    """Train `run.student` through `stages`; it ends with the last stage's best weights, as they will be stored.
+
+    A stage that gains nothing on its held-out text leaves the weights as they were. After one that met a number that
+    is not finite no other begins.
+    """
+    finished: list[Finished] = []
+    for stage, text, heldout in zip(stages, texts, judges, strict=True):
+        keeper = Keeper(run.journal, len(finished), run.save_every, run.alignment)
+        done = sum(len(one.trained.curve) for one in finished)
+        finished.append(run_stage(run, stage, text.windows, heldout, done, keeper))
+        if stage.name:
+            run.report(finished[-1].row())
+        if finished[-1].trained.stopped:
+            break
+    return finished
+
+
+def run_stage(
+    run: Run, stage: Stage, windows: Windows, heldout: Heldout, done: int, keeper: Keeper = NOWHERE
+) -> Finished:
+    """One stage, after `done` steps of others. Of one that another is begun after, only the curve comes back."""
+    settings, student = stage.settings, run.student
+    alignment = run.alignment if settings.align_weight else None
+    kl_before = keeper.note("kl_before", lambda: from_first(heldout.measure(student).kl))
+    with adapters(student.model, settings.lora_rank, settings.lora_alpha, settings.seed):
+        trained = train(
+            student,
+            answering(run.teacher, alignment),
+            windows,
+            heldout,
+            settings,
+            kl_before=kl_before,
+            dtype=getattr(torch, settings.dtype),
+            report=lambda row: run.report(stage.named() | row),
+            alignment=alignment,
+            rewrite=own_answers(run, settings, done) if stage.on_policy else None,
+            keeper=keeper,
+        )
+    if trained.weights:
+        restore(student.model, trained.weights)
+    trained.curve = [{**row, "step": done + row["step"], **stage.named()} for row in trained.curve]
+    trained.best_step += done if trained.best_step else 0
+    return Finished(stage, trained, kl_before)
+
+
+def answering(teacher: Teacher, alignment: Alignment | None) -> Teacher:
+    """The teacher, telling its hidden states too where they count. ValueError for a cache, which has none."""
+    if alignment is None:
+        return teacher
+    if not isinstance(teacher, Model):
+        raise ValueError(f"align_weight: a {type(teacher).__name__} has no hidden states of its blocks")
+    return AlignedTeacher(teacher, alignment.pairs)
+
+
+def own_answers(run: Run, settings: DistillConfig, done: int) -> Rewrite:
+    """What an on-policy stage reads in the place of its windows: their beginnings, as the student goes on from them."""
+
+    def rewrite(step: int, batch: Batch) -> Batch:
+        return continue_windows(
+            run.student.model, batch, seed=settings.seed, step=done + step, vocab=run.vocab, end=run.end
+        )
+
+    return rewrite
+
+
+def alignment_path(out: Path) -> Path:
+    """The projection's own file, beside the student."""
+    return out.with_name(f"{out.name}.align.safetensors")
+
+
+def keep_alignment(run: Run, out: Path) -> None:
+    """Write the projection where there is one."""
+    if run.alignment is not None:
+        save_alignment(alignment_path(out), run.alignment)

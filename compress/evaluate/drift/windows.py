@@ -1,0 +1,117 @@
+"""What both models read: evaluation windows, and what makes a comparison on them invalid.
+
+Refused are text that one of the checkpoints was calibrated or trained on, and tokenizers that differ: the same ids
+would be other words to the candidate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from calibration.windows import Windows, build_windows
+from compress.checkpoint.formats import weight_reader
+from compress.checkpoint.load import load_tokenizer, measure_blocks_start, open_causal_lm
+from compress.checkpoint.record import RECORD, read_record
+from compress.core.errors import QCompressError
+from compress.evaluate.drift.reference_cache import known_start
+from compress.model.blocks import BlockModel, make_config
+
+
+def evaluation_windows(
+    reference: Path,
+    candidates: Sequence[Path],
+    text: str = "heldout",
+    *,
+    n_samples: int,
+    seq_len: int,
+    seed: int = 0,
+    cache: Path | None = None,
+) -> Windows:
+    """`n_samples` windows of `text` (an embedded name or a file), beginning as the reference wants them to begin.
+
+    A reference cache at `cache` knows how, where it is of the same text; it is measured otherwise.
+    Raises QCompressError when a checkpoint was calibrated on `text` or no token counts, CalibrationError when it cannot
+    be read.
+    """
+    for path in (reference, *candidates):
+        open_causal_lm(path)  # what is broken is told before any text is read
+    tokenizer = load_tokenizer(reference)
+    plain = build_windows([text], tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed)
+    refuse_seen_text(plain.manifest, [reference, *candidates])
+    digest = plain.manifest["digest"]
+    start = known_start(cache, reference, digest) or find_start(reference, tokenizer, plain.ids)
+    windows = plain
+    if start["token"] is not None:
+        token = start["token"]
+        windows = build_windows([text], tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, start_token=token)
+    if not windows.mask.any():
+        raise QCompressError(
+            f"{text}: none of the {windows.ids.numel():,} tokens that are read counts, of a conversation only the "
+            "assistant's do; give more or longer windows, or another text"
+        )
+    return replace(windows, manifest=windows.manifest | {"start": start, "plain_windows": digest})
+
+
+def find_start(reference: Path, tokenizer: Any, ids: Tensor) -> dict[str, Any]:
+    """How windows begin for the reference: as its record says it was calibrated, else measured on (n, seq) `ids`."""
+    recorded = (read_record(reference).get("calibration") or {}).get("start")
+    if isinstance(recorded, dict) and "token" in recorded:
+        return recorded
+    checkpoint = open_causal_lm(reference)
+    return asdict(measure_blocks_start(BlockModel(checkpoint.config, weight_reader(checkpoint)), tokenizer, ids))
+
+
+def refuse_seen_text(manifest: dict[str, Any], checkpoints: Sequence[Path]) -> None:
+    """QCompressError when the record of a checkpoint names a text that is in these windows, by its digest."""
+    texts = {source["digest"]: source["name"] for source in manifest.get("sources", ())}
+    for path in checkpoints:
+        calibration = read_record(path).get("calibration") or {}
+        for source in calibration.get("sources", ()):
+            if source.get("digest") in texts:
+                name, digest = texts[source["digest"]], source["digest"][:19]
+                raise QCompressError(
+                    f"{path / RECORD}: was calibrated on {name} ({digest}…), so it cannot be judged on it; "
+                    "give --text another file"
+                )
+
+
+def tokenizer_size(tokenizer: Any) -> int:
+    """One more than the highest id."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def shared_vocabulary(checkpoints: Sequence[Path]) -> int:
+    """How many tokens all checkpoints and their tokenizers know: the rest of a padded vocabulary stands for nothing."""
+    sizes = [int(make_config(open_causal_lm(path).config).vocab_size) for path in checkpoints]
+    return min(*sizes, *(tokenizer_size(load_tokenizer(path)) for path in checkpoints))
+
+
+def refuse_other_tokenizers(reference: Path, candidates: Sequence[Path], ids: Tensor, vocabulary: int) -> None:
+    """QCompressError when a candidate's tokenizer has other tokens, or splits the text of `ids` (n, seq) otherwise."""
+    ours: Any = load_tokenizer(reference)
+    known, text = tokens_below(ours, vocabulary), ours.decode(ids.flatten().tolist())
+    for path in candidates:
+        theirs = load_tokenizer(path)
+        other = tokens_below(theirs, vocabulary)
+        if other != known:
+            count = sum(known.get(token) != other.get(token) for token in known.keys() | other.keys())
+            raise QCompressError(
+                f"{path}: its tokenizer differs from that of {reference} in {count:,} tokens; "
+                "compare models of one family, with the same tokenizer files"
+            )
+        if encode(ours, text) != encode(theirs, text):
+            raise QCompressError(
+                f"{path}: its tokenizer has the tokens of {reference} but splits the same {len(text):,} characters "
+                "otherwise; copy the tokenizer files of one of them"
+            )
+
+
+def tokens_below(tokenizer: Any, vocabulary: int) -> dict[str, int]:
+    return {token: index for token, index in tokenizer.get_vocab().items() if index < vocabulary}
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -1,0 +1,1 @@
+"""Verdicts over time: the store and the nightly watch."""

@@ -1,0 +1,81 @@
+"""Where the drift is: by position in the window, by document, and at the worst tokens, in context."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from matplotlib.figure import Figure
+
+from compress.evaluate.report.facts import Facts, css_colour
+from compress.evaluate.report.html import Row, dot, esc, folded, framed, percent, section, table
+from compress.evaluate.report.plots import log_ticks, render, series, short
+
+DOCUMENTS = 5
+WORST = 10
+
+
+def drift_section(facts: Facts) -> str:
+    """ "" where the rows have no breakdown."""
+    drawn = [row for row in facts.candidates if row.get("positions")]
+    parts = [positions(facts)] if drawn else []
+    parts += [details(facts, index) for index in range(1, len(facts.rows))]
+    about = "KL by position in the window, then the documents and the tokens that drifted most."
+    return section("Where the drift is", about, *parts) if any(parts) else ""
+
+
+def positions(facts: Facts) -> str:
+    draw = partial(draw_positions, candidates=facts.candidates)
+    return framed(render(draw, height=3.2, narrow_height=3.6, name="positions"), "KL by position in the window")
+
+
+def draw_positions(figure: Figure, narrow: bool, candidates: Sequence[Row]) -> None:
+    """A step line per candidate over the positions' buckets, on two log axes."""
+    axes = figure.subplots()
+    for index, row in enumerate(candidates):
+        buckets = row.get("positions") or []
+        if buckets:
+            edges = [max(bucket["start"], 1) for bucket in buckets] + [buckets[-1]["end"]]
+            heights = [max(bucket["kl"], 1e-7) for bucket in buckets]
+            axes.stairs(heights, edges, color=series(index), lw=2, label=short(row["name"]), baseline=None)
+    axes.set(xscale="log", yscale="log", title="KL, nats per token", xlabel="position in the window")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 1.15, high * 1.15)
+    log_ticks(axes, "x")
+    log_ticks(axes, "y")
+    axes.legend(frameon=False, ncols=1 if narrow else 4, loc="best", fontsize=9)
+
+
+def details(facts: Facts, index: int) -> str:
+    """What a candidate's row holds of documents and worst tokens, folded; "" when it holds neither."""
+    row = facts.rows[index]
+    body = documents(row.get("documents") or []) + worst(row.get("worst") or [])
+    return folded(row["name"], body, open_=False, mark=dot(css_colour(index))) if body else ""
+
+
+def documents(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    lines = [
+        f"<tr><th>{esc(row['document'])}</th><td>{row['tokens']:,}</td><td>{row['kl']:.4f}</td>"
+        f"<td>{row['reference_nll']:.3f}</td><td>{row['nll']:.3f}</td></tr>"
+        for row in rows[:DOCUMENTS]
+    ]
+    return table(["furthest documents", "tokens", "KL", "nll of the reference", "nll"], lines)
+
+
+def worst(rows: Sequence[Row]) -> str:
+    """The tokens of the greatest KL: what came before, what came, and what either model would have said."""
+    lines = [
+        f'<li><span class="kl">{row["kl"]:.2f} nats</span> <q>{esc(row["before"])}<mark>{esc(row["token"])}</mark></q>'
+        f"<p><small>reference</small> {guesses(row['reference'])} "
+        f"<small>candidate</small> {guesses(row['candidate'])}</p></li>"
+        for row in rows[:WORST]
+    ]
+    return f'<ol class="worst">{"".join(lines)}</ol>' if lines else ""
+
+
+def guesses(rows: Sequence[Row]) -> str:
+    """The likeliest tokens with their probabilities."""
+    return " ".join(
+        f"<code>{esc(row['token'].strip() or repr(row['token']))}</code> {percent(row['probability'])}"
+        for row in rows[:3]
+    )

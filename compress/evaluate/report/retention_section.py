@@ -1,0 +1,84 @@
+"""Retention as bars: what part of the reference's score every candidate keeps on each kind of task."""
+
+from collections.abc import Sequence
+
+from compress.evaluate.report.facts import Facts, css_colour
+from compress.evaluate.report.html import Row, count, dot, esc, section
+
+WIDEST = 160  # % of the axis at most: an interval beyond it is cut at the edge
+NAMES = {"qa": "Questions", "python": "Python", "math": "Mathematics", "json": "JSON", "multi-turn": "Conversation"}
+
+
+def retention_section(facts: Facts) -> str:
+    if not any(row["role"] == "candidate" for row in facts.retention):
+        return ""
+    kinds = list(dict.fromkeys(row["kind"] for row in facts.retention))
+    axis = axis_end(facts.retention)
+    about = (
+        "The candidate's score over the reference's, on the same tasks. The thin line is the 95 % interval from "
+        "redrawing the tasks; the solid mark is the reference at 100 %" + target_words(facts) + "."
+    )
+    groups = "".join(kind_group(facts, kind, axis) for kind in sorted(kinds, key=lambda kind: kind == "all"))
+    return section("What it still can do", about, f'<div class="kinds">{groups}</div>')
+
+
+def target_words(facts: Facts) -> str:
+    least = facts.limits.get("min_retention")
+    return "" if least is None else f", the dashed one the limit of {least:g} %"
+
+
+def axis_end(rows: Sequence[Row]) -> float:
+    """Where the bars' axis ends, in %."""
+    ends = [row[key] for row in rows for key in ("retention", "retention_high") if row[key] is not None]
+    return min(WIDEST, max(110.0, 1.02 * max(ends, default=100.0)))
+
+
+def kind_group(facts: Facts, kind: str, axis: float) -> str:
+    """A kind's heading with the reference's score, and a bar per candidate."""
+    rows = [row for row in facts.retention if row["kind"] == kind]
+    base = next((row for row in rows if row["role"] == "reference"), None)
+    scored = f"reference scores {base['score']:.2f}" if base and base["score"] is not None else ""
+    items = count(rows[0]["items"], "task")
+    about = f"mean over the kinds, {items}" if kind == "all" else " · ".join(part for part in (items, scored) if part)
+    bars = "".join(bar(facts, row, axis) for row in rows if row["role"] == "candidate")
+    name = "All of it" if kind == "all" else NAMES.get(kind, kind)
+    return f'<div class="kept"><h3>{esc(name)} <small>{esc(about)}</small></h3>{bars}</div>'
+
+
+def bar(facts: Facts, row: Row, axis: float) -> str:
+    """One candidate on one kind: name, bar with its interval, and the numbers."""
+    index = facts.index_of(row["digest"])
+    colour = css_colour(index or 0)
+    name = row["name"] if index is None else facts.rows[index]["name"]
+    least = facts.limits.get("min_retention")
+    marks = f'<s style="left:{place(100, axis)}"></s>'
+    marks += "" if least is None else f'<s class="limit" style="left:{place(least, axis)}"></s>'
+    drawn = ""
+    if row["retention"] is not None:
+        drawn = f'<u style="width:{place(row["retention"], axis)};background:{colour}"></u>'
+    if row["retention_low"] is not None:
+        low, high = place(row["retention_low"], axis), place(row["retention_high"], axis)
+        drawn += f'<em style="left:{low};right:calc(100% - {high})"></em>'
+    told = f"<b>{dot(colour)}{esc(name)}</b><span>{numbers(row)}</span>"
+    return f'<div class="bar">{told}<i>{drawn}{marks}</i>{troubles(row)}</div>'
+
+
+def place(value: float, axis: float) -> str:
+    return f"{100 * min(max(value, 0), axis) / axis:.2f}%"
+
+
+def numbers(row: Row) -> str:
+    """The retention and its interval as text; n/a where the reference solves nothing."""
+    if row["retention"] is None:
+        return "n/a"
+    low, high = row["retention_low"], row["retention_high"]
+    interval = "" if low is None else f" <small>{low:.0f} to {high:.0f}</small>"
+    return f"{row['retention']:.0f} %{interval}"
+
+
+def troubles(row: Row) -> str:
+    """Scorer errors and empty answers, which a score alone would hide."""
+    told = [
+        f"{count(row[key], noun)}" for key, noun in (("errors", "scorer error"), ("empty", "empty answer")) if row[key]
+    ]
+    return f"<small>{esc(', '.join(told))}</small>" if told else ""

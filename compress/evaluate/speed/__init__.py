@@ -1,0 +1,1 @@
+"""Memory and speed: measured on a runtime, or predicted for a GPU from headers."""

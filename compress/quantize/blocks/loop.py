@@ -1,0 +1,180 @@
+"""The loop over the blocks: each is loaded, quantized, written, noted in the journal, and gone from memory.
+
+Activations between blocks lie in files; with several processes each has those of its own windows.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from calibration.windows import Windows
+from compress.checkpoint.finite import cast_finite
+from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.write import CheckpointWriter
+from compress.core.config import QuantizeConfig
+from compress.core.errors import QCompressError
+from compress.model.blocks import Block, BlockModel
+from compress.quantize.blocks.activations import Activations, boundary
+from compress.quantize.blocks.block import QuantizedBlock, Reference, quantize_block, round_block
+from compress.quantize.blocks.memory_estimate import BATCH_TOKENS, parked_bytes
+from compress.quantize.blocks.problem import BlockSettings
+from compress.quantize.calibrate import block_products
+from compress.quantize.journal import Journal, log_path
+from compress.quantize.layout.plan import Plan
+from compress.quantize.processes import Processes
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One quantization: from `checkpoint`, by `config`, as `plan` says; what is done is in the `journal`."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    config: QuantizeConfig
+    blocks: BlockModel
+    journal: Journal
+    processes: Processes
+    report: Report
+
+
+@torch.no_grad()
+def quantize_blocks(job: Job, writer: CheckpointWriter, windows: Windows | None, drive: Callable[..., None]) -> None:
+    """Every block that is not done yet, quantized and written. Blocks see inputs made by quantized predecessors.
+
+    `drive` is `lockstep` or `replay`; without `windows` blocks are rounded as they are.
+    """
+    settings, first, started = block_settings(job), len(job.journal.blocks), time.perf_counter()
+    if first:
+        job.report({"resumed": f"{first} of {len(job.blocks)} blocks were done"})
+    for index in range(first):
+        writer.written |= {name for name in writer.specs if name.startswith(f"{job.blocks.name(index)}.")}
+    inputs = first_inputs(job, windows.ids) if windows else None
+    for index, block in job.blocks.in_order(first):
+        outputs = boundary(job.journal.folder, index + 1, inputs.shapes, job.processes.rank) if inputs else None
+        if inputs is None or outputs is None:
+            result = round_block(block, settings)
+        else:
+            result = solve_block(job, block, index, inputs, outputs, settings, drive)
+            outputs.sync()
+        digests = job.processes.gather(outputs.digest()) if outputs else None
+        job.processes.first(partial(save_block, job, block, result, writer, digests))
+        inputs = outputs
+        line = block_line(result.rows, index, len(job.blocks), time.perf_counter() - started, first)
+        job.report(line)
+        job.processes.first(partial(write_log, job.journal.out, [line, *result.rows]))
+        del result  # its codes are not kept beside the next block's
+
+
+def solve_block(
+    job: Job,
+    block: Block,
+    index: int,
+    inputs: Activations,
+    outputs: Activations,
+    settings: BlockSettings,
+    drive: Callable[..., None],
+) -> QuantizedBlock:
+    """The block's codes. Where the mismatch is corrected, the second half of each file is the 16-bit model's."""
+    run = job.blocks.runner(block, index)
+    if not settings.mismatch:
+        return quantize_block(block, run, inputs, settings, outputs, drive, job.processes)
+    (own, true), (own_outputs, true_outputs) = inputs.halves(), outputs.halves()
+    reference = Reference(true, true_outputs, partial(stage_store, job))
+    return quantize_block(block, run, own, settings, own_outputs, drive, job.processes, reference)
+
+
+def stage_store(job: Job, number: int) -> Activations:
+    """An empty store for the inputs of a stage, over what the block before has left there."""
+    return Activations(job.journal.folder / f"stage-{number}-{job.processes.rank}.bin", [])
+
+
+def first_inputs(job: Job, ids: Tensor) -> Activations:
+    """This process's inputs of the first block to do: embedded, or what the interrupted run has left. The same twice,
+    where the mismatch is corrected."""
+    read = ids[: len(ids) - job.config.held_out]
+    parts = job.processes.mine(read.split(max(1, BATCH_TOKENS // job.config.seq_len)))
+    if not parts:
+        raise QCompressError(f"{len(read)} windows are too few for {job.processes.count} processes; start fewer")
+    parts *= 2 if job.config.mismatch else 1
+    shapes = [(*part.shape, job.blocks.model.config.hidden_size) for part in parts]
+    inputs = boundary(job.journal.folder, len(job.journal.blocks), shapes, job.processes.rank)
+    with job.blocks.ends():
+        if job.journal.blocks:
+            for part in (parts[0], parts[-1]):  # the blocks' masks and rotary tables, for every shape there is
+                job.blocks.embed(part)
+            inputs.check(job.journal.blocks[-1]["activations"][job.processes.rank])
+        else:
+            for i, part in enumerate(parts):
+                inputs[i] = job.blocks.embed(part)
+    return inputs
+
+
+def work_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int:
+    """Bytes on disk of the activations before and after a block; with the mismatch to correct, twice, and of what the
+    stages of the 16-bit block see."""
+    tokens, width = config.n_samples * config.seq_len, blocks.model.config.hidden_size
+    if config.method == "rtn":
+        return 0
+    return tokens * 16 * width + parked_bytes(blocks, plan, tokens) if config.mismatch else tokens * 8 * width
+
+
+def block_settings(job: Job) -> BlockSettings:
+    model, scheme = job.blocks.model.config, job.plan.scheme
+    heads = model.num_attention_heads
+    kv_heads = getattr(model, "num_key_value_heads", None) or heads
+    return BlockSettings(
+        job.config.method,
+        scheme.bits,
+        scheme.group_size,
+        scheme.sym,
+        scheme.dtype,
+        job.config.damp_percent,
+        job.config.mismatch,
+        share=heads // kv_heads,
+        width=getattr(model, "head_dim", None) or model.hidden_size // heads,
+        eight_bit=job.plan.eight_bit,
+        products=block_products(job.config, job.blocks.device),
+    )
+
+
+def save_block(
+    job: Job, block: Block, result: QuantizedBlock, writer: CheckpointWriter, digests: list[str] | None
+) -> None:
+    """The block on the disk, then its line in the journal."""
+    write_block(block, result, writer, job.plan)
+    writer.sync()
+    job.journal.done(result.rows, digests)
+
+
+def write_block(block: Block, result: QuantizedBlock, writer: CheckpointWriter, plan: Plan) -> None:
+    """Packed linears and the block's other parameters, those that folding changed in their new form."""
+    for name, weight in result.weights.items():
+        for suffix, tensor in plan.format.save(weight, plan.scheme.dtype).items():
+            writer.write(f"{block.name}.{name}.{suffix}", tensor)
+    for path, parameter in block.module.named_parameters():
+        name = f"{block.name}.{path}"
+        if name in writer.specs:
+            tensor = result.changed.get(path, parameter.detach())
+            writer.write(name, cast_finite(name, tensor, writer.specs[name].dtype))
+
+
+def block_line(rows: list[Row], index: int, total: int, seconds: float, first: int) -> Row:
+    """One line per block: mean error, plain rounding's, seconds since block `first` and to go."""
+    mean = {key: sum(row[key] for row in rows) / len(rows) for key in ("error", "rtn_error")}
+    eta = seconds / (index + 1 - first) * (total - index - 1)
+    return {"block": f"{index + 1}/{total}", **mean, "seconds": round(seconds, 1), "eta": round(eta, 1)}
+
+
+def write_log(out: Path, rows: list[Row]) -> None:
+    with log_path(out).open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

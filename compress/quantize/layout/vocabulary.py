@@ -1,0 +1,63 @@
+"""The vocabulary's matrices, head and embedding, rounded and packed: a slice of rows in float32 at a time.
+
+They are often the largest matrices of a small model. A head of 4 bits takes the grid of least squared error, one of 8
+bits and the embedding plain rounding: a look-up has no sums in which errors could cancel, and 8 bits leave little.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.checkpoint.formats import Format
+from compress.checkpoint.schemes import Scheme
+from compress.core.grid import QuantizedWeight, search_grid
+from compress.quantize.methods.parallel_rows import each_share
+from compress.quantize.methods.rtn import on_grid, rtn
+
+ROWS = 4096  # per slice; zeros of 8 rows share a word
+ALONG_ROWS = {"qweight": 1, "qzeros": 1, "scales": 1, "weight_packed": 0, "weight_scale": 0, "weight_zero_point": 0}
+
+
+def pack_table(weight: Tensor, row: Format, scheme: Scheme) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The packed tensors of a (rows, width) weight by suffix, and its report row: bits, error and rounding's error.
+
+    Errors are ‖ΔW‖² / ‖W‖². The slices change the memory, never the result.
+    """
+    slices, total, errors = [], 0.0, {"error": 0.0, "rtn_error": 0.0}
+    for part in weight.split(ROWS):
+        source = part.float()
+        found, plain = round_table(source, scheme), round_plain(source, scheme)
+        slices.append(row.save(found, scheme.dtype))
+        total += source.square().sum().item()
+        errors["error"] += (found.dequantize() - source).square().sum().item()
+        errors["rtn_error"] += (plain.dequantize() - source).square().sum().item()
+    whole = {spec.name: join(slices, spec.name) for spec in row.specs(weight.shape[0], weight.shape[1], scheme)}
+    if "weight_shape" in whole:
+        whole["weight_shape"] = torch.tensor(weight.shape, dtype=torch.int64)
+    return whole, {"bits": scheme.bits, **{key: error / (total or 1.0) for key, error in errors.items()}}
+
+
+def join(slices: list[dict[str, Tensor]], suffix: str) -> Tensor:
+    """A tensor of all rows from its slices; what does not run along the rows is the same in every slice."""
+    if suffix not in ALONG_ROWS:
+        return slices[0][suffix]
+    return torch.cat([parts.pop(suffix) for parts in slices], ALONG_ROWS[suffix])
+
+
+def round_table(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
+    """A float32 (rows, width) slice on its grid."""
+    if scheme.bits == 8:
+        return round_plain(weight, scheme)
+    even = torch.ones(weight.shape[1])
+    grid: dict[str, Any] = {"bits": scheme.bits, "sym": scheme.sym}
+
+    def solve(own: slice) -> QuantizedWeight:
+        scales, zeros = search_grid(weight[own], even, group_size=scheme.group_size, dtype=scheme.dtype, **grid)
+        return on_grid(weight[own], scales, zeros, **grid)
+
+    return each_share(solve, weight)
+
+
+def round_plain(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
+    return rtn(weight, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym, dtype=scheme.dtype)

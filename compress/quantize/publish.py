@@ -1,0 +1,80 @@
+"""The end of a job: what lies outside the blocks, recovery, the record, the validator, and the checkpoint's name."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from calibration.windows import Windows
+from compress.checkpoint.check.run import check_checkpoint
+from compress.checkpoint.finite import cast_finite, check_finite
+from compress.checkpoint.formats import packed_config
+from compress.checkpoint.model_card import CARD, origin, write_card
+from compress.checkpoint.record import RECORD, record_text
+from compress.checkpoint.write import CheckpointWriter, both_spellings
+from compress.core.config import QuantizeConfig
+from compress.core.errors import GateFailure
+from compress.quantize.blocks.loop import Job
+from compress.quantize.layout.vocabulary import pack_table
+from compress.quantize.tune.job import recover_checkpoint
+
+Row = dict[str, Any]
+
+
+def finish(job: Job, writer: CheckpointWriter, windows: Windows | None) -> None:
+    """Write what is outside the blocks, train if asked, publish. GateFailure for a broken rule, and nothing is kept."""
+    tables = write_rest(job, writer)
+    if job.config.recover and windows:
+        recover_checkpoint(job, writer, windows.ids)
+    checkpoint, plan = job.checkpoint, job.plan
+    record = job_record(job, windows, tables)
+    try:
+        writer.publish(
+            both_spellings(packed_config(checkpoint.config, plan.format, plan.schemes, plan.unquantized)),
+            source=checkpoint.path,
+            extra={RECORD: record, CARD: write_card(json.loads(record))},
+            inspect=lambda folder: refuse_wrong(folder, checkpoint.path),
+        )
+    except GateFailure:
+        job.journal.discard()
+        raise
+
+
+def write_rest(job: Job, writer: CheckpointWriter) -> list[Row]:
+    """Embedding, final norm, head; the rows of those that are packed."""
+    rows, tensor = [], job.checkpoint.tensor
+    for module, source in job.plan.tables.items():
+        weight = check_finite(source, tensor(source))
+        parts, row = pack_table(weight, job.plan.format, job.plan.schemes[module])
+        for suffix, part in parts.items():
+            writer.write(f"{module}.{suffix}", part)
+        rows.append({"linear": module, **row})
+        job.report(rows[-1])
+    for name in writer.specs.keys() - writer.written:
+        writer.write(name, cast_finite(name, tensor(name), writer.specs[name].dtype))
+    return rows
+
+
+def job_record(job: Job, windows: Windows | None, tables: list[Row]) -> str:
+    """qcompress.json: what the bytes follow from, and the error of every linear. No times: runs must agree."""
+    return record_text(
+        "quantize",
+        {field.name: job.journal.settings.get(field.name) for field in fields(QuantizeConfig)},
+        source=origin(job.checkpoint.path, job.journal.settings["source"]),
+        size={
+            "bytes": job.plan.bytes,
+            "source_bytes": job.checkpoint.bytes,
+            "bits_per_weight": round(job.plan.bits_per_weight, 4),
+        },
+        calibration=windows.manifest | {"start": job.journal.notes["start"]} if windows else None,
+        rows=job.journal.rows,
+        tables=tables,
+        recover=job.journal.notes.get("recover"),
+    )
+
+
+def refuse_wrong(folder: Path, source: Path) -> None:
+    """GateFailure when the validator finds an error in what was written."""
+    errors = [row for row in check_checkpoint(folder, source=source) if row["level"] == "error"]
+    if errors:
+        raise GateFailure(f"{folder}: {len(errors)} rules broken, nothing was kept; first: {errors[0]}")

@@ -1,0 +1,1 @@
+"""Training of scales and norms after rounding."""

@@ -1,0 +1,80 @@
+"""Recovery inside a job: the unfinished checkpoint is read back, trained, and its better scales are written over it.
+
+What was found lies in a file of its own in the work folder before anything is overwritten, so that a run killed in
+between writes the same again instead of training on what it has changed.
+"""
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from compress.checkpoint.write import CheckpointWriter
+from compress.core.atomic import write_whole
+from compress.core.grid import QuantizedWeight
+from compress.model.blocks import BlockModel
+from compress.quantize.blocks.loop import Job
+from compress.quantize.calibrate import block_products
+from compress.quantize.layout.plan import Plan
+from compress.quantize.tune.end_to_end import RecoverSettings, Student, recover
+
+FOUND = "recovered.safetensors"
+
+
+def recover_checkpoint(job: Job, writer: CheckpointWriter, ids: Tensor) -> None:
+    """Train what `writer` holds on (n, seq) ids and write the better values; the journal notes what it brought."""
+    file, notes = job.journal.folder / FOUND, job.journal.notes
+    if not file.is_file():
+        student = make_student(writer, job.plan, job.blocks.layers_path)
+        model = BlockModel(job.checkpoint.config, student.weights, job.blocks.dtype, job.blocks.device)
+        settings = recover_settings(job)
+        found = recover(job.blocks, model, student, ids, settings, job.report)
+        student.multipliers = found.multipliers
+        notes["recover"] = {name: getattr(found, name) for name in ("kl_before", "kl_blocks", "kl", "step")}
+        job.journal.save()
+        write_whole(file, save(changed_tensors(student, writer, job.plan)))
+    job.report({"recovered": str(writer.out), **notes["recover"]})
+    for name, tensor in load_file(file).items():
+        writer.write(name, tensor)
+
+
+def recover_settings(job: Job) -> RecoverSettings:
+    """Blocks learn alone only where the mismatch was left: its correction has fitted them to the same windows."""
+    products = block_products(job.config, job.blocks.device)
+    alone = 0 if job.config.mismatch else RecoverSettings.block_epochs
+    return RecoverSettings(job.config.recover, alone, held_out=job.config.held_out, products=products)
+
+
+def make_student(writer: CheckpointWriter, plan: Plan, layers_path: str) -> Student:
+    """The written checkpoint as a student. Scales of all block linears, and the blocks' norms and biases, are trained;
+    embedding, final norm and head stay as they are."""
+
+    def packed(module: str) -> QuantizedWeight:
+        return plan.format.load(lambda suffix: writer.tensor(f"{module}.{suffix}"), plan.schemes[module])
+
+    def plain(name: str) -> Tensor:
+        module = name.removesuffix(".weight")
+        return packed(module).dequantize() if module in plan.tables else writer.tensor(name)
+
+    shapes: dict[str, tuple[int, ...]] = {
+        name: (out, inn // plan.schemes[name].group_size) for name, (out, inn) in plan.linears.items()
+    }
+    whole = (spec for spec in plan.specs if spec.name.endswith((".weight", ".bias")))
+    shapes |= {spec.name: spec.shape for spec in whole if spec.name.startswith(f"{layers_path}.")}
+    return Student(packed, plain, shapes, plan.scheme.dtype)
+
+
+def changed_tensors(student: Student, writer: CheckpointWriter, plan: Plan) -> dict[str, Tensor]:
+    """By name on disk, every tensor that is not what `writer` holds: scales, norms, biases."""
+    tensors: dict[str, Tensor] = {}
+    for name in student.multipliers:
+        now = written_as(student, name, plan)
+        tensors |= {key: tensor for key, tensor in now.items() if not torch.equal(tensor, writer.tensor(key))}
+    return tensors
+
+
+def written_as(student: Student, name: str, plan: Plan) -> dict[str, Tensor]:
+    """What a trained linear or parameter is on disk, by name."""
+    if name not in plan.linears:
+        return {name: student.plain(name).to(plan.scheme.dtype)}
+    parts = plan.format.save(student.packed(name), plan.scheme.dtype)
+    return {f"{name}.{suffix}": tensor.contiguous() for suffix, tensor in parts.items()}

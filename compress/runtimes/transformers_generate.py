@@ -1,0 +1,34 @@
+"""Greedy answers of a checkpoint, as token ids: prompts in, continuations out. What asks does not know the engine."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.checkpoint.load import load_model, stop_tokens
+from compress.core.sampling import Ids, Sampling
+from compress.model.sample import continue_prompts
+
+Engine = Callable[[Sequence[Ids], int], list[Ids]]
+"""(prompts, max_tokens) -> what follows each prompt, without the token that ended it."""
+OpenEngine = Callable[[Path], AbstractContextManager[Engine]]
+
+
+def placed_model(path: Path) -> Any:
+    """The checkpoint in float32, packed linears dequantized, on the GPU where torch finds one."""
+    model: Any = load_model(path)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def transformers_engine(path: Path) -> Iterator[Engine]:
+    """Greedy answers of `placed_model`."""
+    model = placed_model(path)
+    stops = stop_tokens(path)
+
+    def engine(prompts: Sequence[Ids], max_tokens: int) -> list[Ids]:
+        return [answer.ids for answer in continue_prompts(model, prompts, Sampling(max_tokens), stops)]
+
+    yield engine

@@ -1,0 +1,152 @@
+"""The model card: front matter that the hub reads, nothing that changes between two runs, nothing that is made up."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from compress.checkpoint.model_card import find_license, find_name, front_matter, write_card
+
+MANIFEST = {"sources": [{"name": "/home/me/chats.jsonl", "digest": "sha256:dd", "weight": 0.5, "tokens": 1200}]}
+RECORD: dict[str, Any] = {
+    "command": "distill",
+    "settings": {"alpha": 0.7, "data": ["/home/me/chats.jsonl"], "heldout": "heldout", "cache": None},
+    "source": {"path": "/home/me/big", "digest": "sha256:aa", "name": "org/big", "license": "apache-2.0"},
+    "calibration": MANIFEST,
+    "heldout": {"sources": [{"name": "heldout", "digest": "sha256:ee", "weight": 1.0, "tokens": 300}]},
+    "loss": [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.25}],
+    "rows": [
+        {"out": "/home/me/small", "seconds": 17.3, "kl_before": 2.5, "kl_after": 1.25, "tokens": 4096, "steps": 2}
+    ],
+    "versions": {"qcompress": "0.1.0"},
+}
+
+
+def matter(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_the_card_says_teacher_data_tokens_and_what_was_gained():
+    text = write_card(RECORD)
+    found = matter(text)
+    assert found["license"] == "apache-2.0" and found["base_model"] == ["org/big"]
+    assert found["library_name"] == "transformers" and found["pipeline_tag"] == "text-generation"
+    for word in (
+        "sha256:aa",
+        "chats.jsonl",
+        "sha256:dd",
+        "sha256:ee",
+        "4,096",
+        "2.5 |",
+        "1.25 |",
+        "3.5 → 2.25",
+        '"alpha": 0.7',
+    ):
+        assert word in text
+    assert "vllm serve" in text and "AutoModelForCausalLM" in text
+
+
+QUANTIZED: dict[str, Any] = {
+    "command": "quantize",
+    "settings": {"method": "awq", "format": "awq", "bits": 4, "group_size": 64},
+    "source": RECORD["source"],
+    "size": {"bytes": 114_012_345, "source_bytes": 269_060_552, "bits_per_weight": 4.3125},
+    "calibration": MANIFEST,
+    "rows": [{"error": 0.01, "rtn_error": 0.03}, {"error": 0.02, "rtn_error": 0.05}],
+    "recover": {"kl_before": 0.31, "kl_blocks": 0.27, "kl": 0.22, "step": 9},
+    "candidates": [{"candidate": "rtn", "heldout_kl": 0.51}, {"candidate": "awq+recover", "heldout_kl": 0.22}],
+    "versions": {"qcompress": "0.1.0"},
+}
+
+
+def test_a_quantized_model_says_size_errors_recovery_and_what_else_was_tried():
+    text = write_card(QUANTIZED)
+    found = matter(text)
+    assert found["base_model"] == ["org/big"] and found["base_model_relation"] == "quantized"
+    assert found["tags"] == ["qcompress", "quantization", "4-bit", "awq"]
+    for line in (
+        "| bytes of all weights | 114,012,345, 42.4% of the source |",
+        "| output energy lost, mean over the linears | 0.015 |",
+        "| the same by plain rounding | 0.04 |",
+        "| KL to the source after recovery | 0.22 |",
+        "| rtn | 0.51 |",
+        "| awq+recover | 0.22 |",
+        "| calibration | chats.jsonl | 0.5 | 1,200 | `sha256:dd` |",
+    ):
+        assert line in text.splitlines()
+
+
+def test_held_out_windows_are_told_beside_the_calibration_text():
+    manifest = MANIFEST | {"n_samples": 16, "held_out": 2}
+    text = write_card(QUANTIZED | {"calibration": manifest})
+    assert "| calibration, 2 of 18 windows held out | chats.jsonl |" in text
+
+
+def test_a_quantized_model_that_was_only_rounded_has_no_line_about_what_was_not_done():
+    bare = {key: value for key, value in QUANTIZED.items() if key not in ("calibration", "recover", "candidates")}
+    text = write_card(bare | {"calibration": None, "recover": None})
+    assert not any(word in text for word in ("recovery", "Tried", "## Data", "None"))
+
+
+def test_the_card_names_no_place_and_no_time():
+    text = write_card(RECORD)
+    assert "/home/me" not in text and "17.3" not in text and "seconds" not in text
+
+
+@pytest.mark.parametrize("license_", [None, "mit"])
+def test_a_licence_is_told_only_where_all_origins_tell_the_same(license_):
+    student = {"path": "small", "digest": "sha256:bb", "name": "org/small", "license": license_}
+    text = write_card(RECORD | {"student": student})
+    assert "license" not in matter(text) and matter(text)["base_model"] == ["org/small", "org/big"]
+    assert matter(write_card(RECORD | {"student": student | {"license": "apache-2.0"}}))["license"] == "apache-2.0"
+
+
+def test_retention_is_told_only_where_it_was_measured():
+    assert "retention" not in write_card(RECORD)
+    assert "| retention, % | 87.5 |" in write_card(RECORD | {"retention": 87.5})
+
+
+def test_a_quantized_model_is_tagged_with_method_and_format():
+    settings = {"method": "awq", "format": "gptq"}
+    found = matter(write_card({**RECORD, "command": "quantize", "settings": settings, "rows": [{"name": "a"}]}))
+    assert found["base_model_relation"] == "quantized" and {"awq", "gptq", "4-bit"} <= set(found["tags"])
+
+
+def test_every_stage_has_its_data_in_the_card():
+    given = {"alpha": 0.7, "stages": [{"name": "task", "replay": 0.25, "data": ["/home/me/t.jsonl"]}]}
+    stages = [{"name": "task", "calibration": {"sources": [{"name": "t.jsonl", "digest": "sha256:ff", "tokens": 5}]}}]
+    text = write_card(RECORD | {"stages": stages, "settings": given})
+    assert (
+        "| stage task, training | t.jsonl | 1 | 5 | `sha256:ff` |" in text
+        and '"replay": 0.25' in text
+        and "/home/me" not in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "license_"),
+    [
+        ("README.md", "---\nlicense: gemma\ntags: [a]\n---\n# x", "gemma"),
+        ("README.md", "# no front matter\n---\nlicense: gemma\n---\n", None),
+        ("README.md", "---\n: : [\n---\n", None),
+        ("LICENSE", "                        Apache License\n   Version 2.0", "apache-2.0"),
+        ("LICENSE", "Our own terms", None),
+    ],
+)
+def test_a_licence_is_read_from_the_card_or_the_licence_file(tmp_path: Path, file, text, license_):
+    (tmp_path / file).write_text(text)
+    assert find_license(tmp_path) == license_
+
+
+def test_a_card_of_ours_passes_its_licence_on(tmp_path: Path):
+    (tmp_path / "README.md").write_text(write_card(RECORD))
+    assert find_license(tmp_path) == "apache-2.0"
+    assert front_matter(tmp_path / "nowhere.md") == {}
+
+
+@pytest.mark.parametrize(("told", "name"), [("org/big", "org/big"), ("/tmp/big", "here"), (None, "here")])
+def test_a_name_is_the_hubs_where_the_config_has_one(tmp_path: Path, told, name):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/config.json").write_text("{}" if told is None else f'{{"_name_or_path": "{told}"}}')
+    assert find_name(tmp_path / "here") == name

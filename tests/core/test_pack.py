@@ -1,0 +1,117 @@
+"""The bit layouts: words worked out by hand from the loaders' formulas, slow loops, pack then unpack = identity."""
+
+import pytest
+import torch
+
+from compress.core import pack
+
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of a word holds column 8c + AWQ_ORDER[i]
+PAIRS = {
+    "awq": (pack.pack_awq, pack.unpack_awq),
+    "gptq codes": (pack.pack_gptq_codes, pack.unpack_gptq_codes),
+    "gptq zeros": (pack.pack_gptq_zeros, pack.unpack_gptq_zeros),
+    "ct codes": (pack.pack_ct_codes, pack.unpack_ct_codes),
+    "ct zeros": (pack.pack_ct_zeros, pack.unpack_ct_zeros),
+}
+COUNTING = torch.tensor([list(range(8)), list(range(15, 7, -1))])  # (out 2, in 8): 0..7 and 15..8
+ZEROS = torch.tensor([[1], [2], [3], [4], [5], [6], [7], [8]])  # (out 8, groups 1)
+
+
+def hexadecimal(words: torch.Tensor) -> list[list[str]]:
+    """Every int32 word as the eight nibbles of its bits, highest first."""
+    assert words.dtype == torch.int32
+    return [[f"{word & 0xFFFFFFFF:08x}" for word in row] for row in words.tolist()]
+
+
+def test_awq_words_run_along_outputs_in_their_own_order():
+    codes = torch.tensor([[n, 15 - n] for n in range(16)])  # (out 16, in 2)
+    # input 0, outputs 0..7: nibbles 0 2 4 6 1 3 5 7 from the lowest; outputs 8..15: 8 a c e 9 b d f
+    # input 1, outputs 0..7: nibbles f d b 9 e c a 8; outputs 8..15: 7 5 3 1 6 4 2 0
+    assert hexadecimal(pack.pack_awq(codes)) == [["75316420", "fdb9eca8"], ["8ace9bdf", "02461357"]]
+
+
+def test_awq_zeros_are_packed_like_codes():
+    assert hexadecimal(pack.pack_awq(ZEROS)) == [["86427531"]]
+
+
+def test_gptq_codes_run_along_inputs():
+    assert hexadecimal(pack.pack_gptq_codes(COUNTING)) == [["76543210", "89abcdef"]]
+
+
+def test_gptq_zeros_are_stored_one_too_small():
+    assert hexadecimal(pack.pack_gptq_zeros(ZEROS)) == [["76543210"]]
+    assert hexadecimal(pack.pack_gptq_zeros(torch.full((8, 2), 8))) == [["77777777"], ["77777777"]]
+
+
+def test_gptq_codes_of_8_bits_lie_four_to_a_word():
+    assert hexadecimal(pack.pack_gptq_codes(torch.tensor([[1, 2, 3, 255]]), 8)) == [["ff030201"]]
+    assert hexadecimal(pack.pack_gptq_zeros(torch.full((4, 1), 128), 8)) == [["7f7f7f7f"]]
+
+
+def test_ct_codes_run_along_inputs_and_zeros_along_outputs():
+    assert hexadecimal(pack.pack_ct_codes(COUNTING)) == [["76543210"], ["89abcdef"]]
+    assert hexadecimal(pack.pack_ct_zeros(ZEROS)) == [["87654321"]]
+
+
+def test_the_first_value_lies_in_the_first_byte_on_disk():
+    word = pack.pack_gptq_codes(torch.arange(8)[None])
+    assert word.view(torch.uint8).tolist() == [[0x10, 0x32, 0x54, 0x76]]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_unpacking_what_was_packed_gives_it_back(name):
+    packed, unpacked = PAIRS[name]
+    values = torch.randint(1 if name == "gptq zeros" else 0, 16, (24, 40)).byte()
+    assert torch.equal(unpacked(packed(values)), values)
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "awq"])
+def test_eight_bits_come_back_too(name):
+    packed, unpacked = PAIRS[name]
+    values = torch.randint(1 if name == "gptq zeros" else 0, 256, (24, 40)).byte()
+    assert torch.equal(unpacked(packed(values, 8), 8), values)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_packing_what_was_unpacked_gives_the_words_back(name):
+    packed, unpacked = PAIRS[name]
+    words = torch.randint(-(2**31), 2**31, (16, 8), dtype=torch.int32)
+    assert torch.equal(packed(unpacked(words)), words)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_values_that_do_not_fill_a_word_are_refused(name):
+    with pytest.raises(ValueError, match="13"):
+        PAIRS[name][0](torch.ones(13, 13, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("wrong", [17, -1])
+def test_values_that_would_spill_into_their_neighbours_are_refused(name, wrong):
+    with pytest.raises(ValueError):
+        PAIRS[name][0](torch.full((8, 8), wrong, dtype=torch.int32))
+
+
+def test_zero_has_no_place_among_gptq_zeros():
+    with pytest.raises(ValueError, match="zero"):
+        pack.pack_gptq_zeros(torch.zeros(8, 1))
+
+
+def test_awq_unpacks_as_the_loaders_formula_says():
+    words = torch.randint(-(2**31), 2**31, (3, 2), dtype=torch.int32)
+    codes = pack.unpack_awq(words)
+    for k, row in enumerate(words.tolist()):
+        for c, word in enumerate(row):
+            for i in range(8):
+                assert codes[8 * c + AWQ_ORDER[i], k] == (word >> (4 * i)) & 15
+
+
+def test_gptq_unpacks_as_the_loaders_formula_says():
+    words = torch.randint(-(2**31), 2**31, (3, 16), dtype=torch.int32)
+    codes, zeros = pack.unpack_gptq_codes(words), pack.unpack_gptq_zeros(words)
+    for r, row in enumerate(words.tolist()):
+        for n, word in enumerate(row):
+            for i in range(8):
+                nibble = (word >> (4 * i)) & 15
+                assert codes[n, 8 * r + i] == nibble
+                assert zeros[8 * n + i, r] == nibble + 1

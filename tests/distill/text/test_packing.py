@@ -1,0 +1,229 @@
+"""Packing: a document in a window computes what it computes alone, whoever its neighbours are, or is refused."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from calibration.windows import Windows, build_windows
+from compress.checkpoint.record import read_record
+from compress.core.errors import QCompressError
+from compress.distill.config import CaptureConfig, DistillConfig, TrainConfig
+from compress.distill.job import distill_checkpoint
+from compress.distill.targets.cache import windows_digest
+from compress.distill.targets.cached_teacher import CachedTeacher
+from compress.distill.targets.capture import capture_teacher
+from compress.distill.text.packing import (
+    START,
+    Batch,
+    as_batch,
+    check_own_answers,
+    check_packing,
+    one_each,
+    pack,
+    positions,
+    unannounced,
+    visible,
+)
+from compress.distill.training.gradient_checkpointing import recomputing
+from compress.distill.training.loop import Heldout, Model, Objective, accumulate, make_accelerator
+from compress.losses import cross_entropy, next_tokens
+
+CPU = torch.device("cpu")
+SIZES: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "initializer_range": 0.5,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FIRST, SECOND = torch.randint(3, 40, (2, 7), generator=torch.Generator().manual_seed(5))
+MODELS: dict[str, Any] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "eager llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attn_implementation="eager")),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+    "mistral, sliding": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=4)),
+    "gemma3, some sliding": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=4, layer_types=["sliding_attention", "full_attention"])
+    ),
+}
+
+
+def model(name: str = "llama", seed: int = 1) -> Model:
+    torch.manual_seed(seed)
+    return Model(MODELS[name]().eval(), CPU)
+
+
+def window(*parts: torch.Tensor, start: int | None = None) -> Batch:
+    """One window of these documents."""
+    ids, documents = torch.cat(parts), torch.cat([torch.full_like(part, i) for i, part in enumerate(parts)])
+    if start is not None:
+        ids, documents = (torch.cat([torch.tensor([one]), rest]) for one, rest in ((start, ids), (START, documents)))
+    mask = torch.ones(1, len(ids), dtype=torch.bool)
+    mask[:, 1:] &= ~unannounced(documents[None])
+    return Batch(ids[None], mask, documents[None])
+
+
+def states(found: Model, batch: Batch) -> torch.Tensor:
+    with torch.no_grad():
+        return found.side(batch.ids, batch.documents).hidden[0]
+
+
+@pytest.mark.parametrize("start", [None, 1])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_documents_hidden_states_are_those_it_has_alone(name, start):
+    found, before = model(name), 7 + (start is not None)
+    alone = states(found, window(SECOND, start=start))[start is not None :]
+    packed = states(found, window(FIRST, SECOND, FIRST, start=start))
+    torch.testing.assert_close(packed[before : before + 6], alone, rtol=1e-5, atol=2e-6)
+    everything = states(found, window(FIRST, SECOND, FIRST, start=start)._replace(documents=None))
+    assert (everything[before : before + 6] - alone).abs().max() > 1e-2
+
+
+def losses(student: Model, teacher: Model, batch: Batch) -> tuple[dict[str, float], list[torch.Tensor]]:
+    objective = Objective(student, TrainConfig(), 40).requires_grad_(True)
+    objective.zero_grad()
+    row = accumulate(make_accelerator(), objective, teacher, batch)
+    return row, [parameter.grad.clone() for parameter in objective.parameters()]
+
+
+def test_a_documents_loss_and_gradients_do_not_change_with_its_neighbours():
+    pair = model(seed=1), model(seed=2)
+    full: list[float] = []
+    found = []
+    for neighbour in (FIRST, FIRST.flip(0)):
+        batch = window(neighbour, SECOND)
+        batch.mask[:, :8] = False
+        found.append(losses(*pair, batch))
+        full.append(losses(*pair, batch._replace(documents=None))[0]["loss"])
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6) and full[0] != pytest.approx(full[1], rel=1e-3)
+    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
+        kept = slice(None) if ours.shape[0] != 40 else SECOND.unique()  # rows of the neighbour's tokens say nothing
+        torch.testing.assert_close(ours[kept], theirs[kept], rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_checkpointing_changes_no_bit_of_a_packed_step():
+    student, teacher, batch = model(seed=1), model(seed=2), window(FIRST, SECOND, start=1)
+    found = []
+    for on in (False, True):
+        with recomputing(student.model, on):
+            found.append(losses(student, teacher, batch))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_windows_of_one_document_take_the_plain_path_bit_for_bit():
+    found, batch = model(), window(torch.cat([FIRST, SECOND]), start=1)
+    assert one_each(batch.documents) and not one_each(window(FIRST, SECOND).documents)
+    assert torch.equal(states(found, batch), states(found, batch._replace(documents=None)))
+
+
+def test_positions_begin_anew_and_all_see_the_start_token():
+    documents = torch.tensor([[START, 4, 4, 5, 6, 6], [7, 7, 7, 8, 8, 8]])
+    assert positions(documents).tolist() == [[0, 1, 2, 1, 1, 2], [0, 1, 2, 0, 1, 2]]
+    assert visible(documents)[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 0, 0, 1, 0, 0],
+        [1, 0, 0, 0, 1, 0],
+        [1, 0, 0, 0, 1, 1],
+    ]
+    assert visible(documents, 2)[1, 0, 2].tolist() == [False, True, True, False, False, False]
+    assert unannounced(documents).int().tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 0, 0]]
+
+
+def test_full_packing_leaves_windows_as_they_were(tiny_llama):
+    from compress.checkpoint.load import load_tokenizer
+
+    made = build_windows(["default"], load_tokenizer(tiny_llama), n_samples=20, seq_len=64, start_token=1)
+    full, packed = pack(made, "full"), pack(made, "documents")
+    assert full.documents is None and torch.equal(full.mask, made.mask) and torch.equal(full.ids, made.ids)
+    assert packed.documents is not None and (packed.documents[:, 0] == START).all()
+    assert torch.equal(packed.documents[:, 1:], made.documents[:, 1:])
+    lost = made.mask & ~packed.mask
+    borders = made.documents[:, 2:] != made.documents[:, 1:-1]
+    assert torch.equal(lost[:, 2:], borders & made.mask[:, 2:]) and not lost[:, :2].any()
+    assert len({windows_digest(one) for one in (full, packed, replace(packed, documents=packed.documents + 2))}) == 3
+
+
+def test_held_out_scores_are_those_of_documents_alone():
+    student, teacher, both = model(seed=1), model(seed=2), window(FIRST, SECOND)
+    heldout = Heldout(teacher, Windows(both.ids, both.mask, {}, both.documents), 40)
+    nll = 0.0
+    for part in (window(FIRST), window(SECOND)):
+        with torch.no_grad():
+            nll += cross_entropy(student.side(part.ids), *next_tokens(part.ids, part.mask), vocab=40).sum().item()
+    assert heldout.tokens == 12 and heldout.measure(student).nll == pytest.approx(nll / 12, rel=1e-6)
+
+
+def test_a_model_that_cannot_keep_documents_apart_is_refused_by_name():
+    torch.manual_seed(0)
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=40, hidden_size=16, state_size=4, num_hidden_layers=1))
+    sided = object.__new__(Model)
+    sided.model, sided.head = mamba.eval(), model().head
+    with pytest.raises(QCompressError, match=r"it: a MambaForCausalLM .* give --packing full"):
+        check_packing(sided, "it", "documents", 12)
+    check_packing(sided, "it", "full", 12)
+    for name in MODELS:
+        check_packing(model(name), "it", "documents", 12)
+
+
+def test_a_student_that_forgets_while_it_writes_is_refused_where_documents_count():
+    sliding = model("mistral, sliding").model
+    with pytest.raises(QCompressError, match="on_policy: a MistralForCausalLM forgets all but 4 of 12 tokens"):
+        check_own_answers(sliding, "documents", 12)
+    check_own_answers(sliding, "documents", 4)
+    check_own_answers(sliding, "full", 12)
+
+
+def test_a_packing_that_is_not_known_is_named():
+    for make in (lambda: DistillConfig(blocks=1, packing="some"), lambda: CaptureConfig(packing="some")):
+        with pytest.raises(ValueError, match="packing=some: known are documents, full"):
+            make()
+
+
+def test_a_cache_does_not_answer_for_windows_that_differ_in_their_documents_only():
+    class Lent:
+        path = "cache"
+
+    ids = torch.stack([torch.cat([FIRST, SECOND])] * 2)
+    documents = torch.stack([window(FIRST, SECOND).documents[0], window(ids[0]).documents[0]])
+    windows = Windows(ids, torch.ones_like(ids, dtype=torch.bool), {}, documents)
+    with pytest.raises(QCompressError, match="windows 0 and 1 differ only in what counts or is a document"):
+        CachedTeacher(Lent(), windows, model())  # type: ignore[arg-type]
+    assert len(as_batch(windows).split(1)) == 2
+
+
+def test_a_cache_teaches_packed_documents_as_the_teacher_does(tiny_llama, tmp_path):
+    for name, count in (("data", 60), ("heldout", 12)):
+        lines = [json.dumps({"text": f"{name} {i * i}: {'fox ' * (i % 5)}"}) for i in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    text = {"data": (str(tmp_path / "data.jsonl"),), "seq_len": 32}
+    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(n_samples=8, dtype="float32", **text))
+    short = {"blocks": 1, "steps": 2, "heldout": str(tmp_path / "heldout.jsonl"), "learning_rate": 3e-3, **text}
+    curves: dict[str, list[float]] = {}
+    for name, options in (("live", {}), ("cached", {"cache": str(tmp_path / "cache")}), ("full", {"packing": "full"})):
+        distill_checkpoint(tiny_llama, tmp_path / name, DistillConfig(**short, **options))
+        curves[name] = [row["loss"] for row in read_record(tmp_path / name)["loss"]]
+    assert curves["cached"] == pytest.approx(curves["live"], rel=1e-6)
+    assert curves["full"] != pytest.approx(curves["live"], rel=1e-3)

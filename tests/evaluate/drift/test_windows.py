@@ -1,0 +1,123 @@
+import json
+
+import pytest
+import torch
+
+from calibration.corpus import source_digest
+from compress.checkpoint.load import load_model, load_tokenizer, measure_start
+from compress.core.errors import QCompressError
+from compress.evaluate.drift.compare import compare_rows
+from compress.evaluate.drift.windows import (
+    evaluation_windows,
+    find_start,
+    refuse_other_tokenizers,
+    refuse_seen_text,
+    shared_vocabulary,
+)
+
+SIZE = {"n_samples": 4, "seq_len": 32}
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("The quick brown fox asks a question; the lazy dog answers it in a few words.\n" * 40)
+    return path
+
+
+def calibrated_on(text, **more):
+    source = {"name": "other-name.txt", "digest": source_digest(str(text))}
+    return lambda record: record.update(calibration={"sources": [source], **more})
+
+
+@pytest.mark.parametrize("which", ["reference", "candidate"])
+def test_text_that_a_checkpoint_was_calibrated_on_is_refused_by_its_digest(tiny_llama, copy_with, text, which):
+    seen = copy_with(tiny_llama, "qcompress.json", calibrated_on(text), which)
+    pair = (seen, tiny_llama) if which == "reference" else (tiny_llama, seen)
+    with pytest.raises(QCompressError, match=f"{which}.*was calibrated on text.txt .*sha256:.*--text"):
+        evaluation_windows(pair[0], [pair[1]], str(text), **SIZE)
+
+
+def test_rows_are_refused_too_when_their_windows_hold_seen_text(tiny_llama, copy_with, text):
+    windows = evaluation_windows(tiny_llama, [], str(text), **SIZE)
+    seen = copy_with(tiny_llama, "qcompress.json", calibrated_on(text))
+    with pytest.raises(QCompressError, match="was calibrated on text"):
+        compare_rows(tiny_llama, [tiny_llama, seen], windows)
+
+
+@pytest.mark.parametrize("record", [{}, {"calibration": None}, {"calibration": {"sources": [{"digest": "sha256:0"}]}}])
+def test_other_text_and_no_text_are_not_refused(tiny_llama, copy_with, text, record):
+    path = copy_with(tiny_llama, "qcompress.json", lambda old: old.update(record))
+    refuse_seen_text({"sources": [{"name": "t", "digest": source_digest(str(text))}]}, [path])
+
+
+def test_the_start_is_measured_on_the_reference_as_on_the_whole_model(tiny_llama, text):
+    windows = evaluation_windows(tiny_llama, [], str(text), **SIZE)
+    tokenizer = load_tokenizer(tiny_llama)
+    plain = evaluation_windows(tiny_llama, [], str(text), **SIZE).ids[:, -31:]
+    whole = measure_start(load_model(tiny_llama), tokenizer, plain)
+    block_by_block = find_start(tiny_llama, tokenizer, plain)
+    assert block_by_block["token"] == whole.token
+    assert block_by_block["nll_with"] == pytest.approx(whole.nll_with, rel=1e-5)
+    assert block_by_block["nll_without"] == pytest.approx(whole.nll_without, rel=1e-5)
+    starts = windows.ids[:, 0] == tokenizer.bos_token_id
+    assert (
+        starts.all()
+        == (windows.manifest["start"]["token"] is not None)
+        == (windows.manifest["start_token"] is not None)
+    )
+
+
+@pytest.mark.parametrize("token", [None, 1])
+def test_a_reference_that_was_calibrated_begins_as_its_record_says(tiny_llama, copy_with, text, token):
+    start = {"token": token, "nll_with": 1.0, "nll_without": 2.0}
+    path = copy_with(tiny_llama, "qcompress.json", lambda record: record.update(calibration={"start": start}))
+    windows = evaluation_windows(path, [], str(text), **SIZE)
+    assert windows.manifest["start_token"] == token and windows.manifest["start"] == start
+    assert (windows.ids[:, 0] == 1).all() == (token == 1)
+    assert not windows.mask[:, 0].any() if token == 1 else windows.mask.all()
+
+
+def test_the_shared_vocabulary_is_the_smallest_of_all(tiny_llama, padded, copy_with):
+    assert shared_vocabulary([padded, tiny_llama]) == 128
+    assert shared_vocabulary([padded]) == 128  # its tokenizer knows no more
+
+    def shrink(config):
+        config["vocab_size"] = 100
+
+    assert shared_vocabulary([tiny_llama, copy_with(tiny_llama, "config.json", shrink)]) == 100
+
+
+def swap_two_tokens(tokenizer):
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = sorted(vocabulary, key=vocabulary.get)[20:22]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+
+
+def forget_merges(tokenizer):
+    tokenizer["model"]["merges"].clear()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(swap_two_tokens, "in 2 tokens"), (forget_merges, "splits the same .* characters otherwise")]
+)
+def test_a_candidate_with_another_tokenizer_is_refused_and_both_are_named(tiny_llama, copy_with, change, words):
+    other = copy_with(tiny_llama, "tokenizer.json", change, "other")
+    ids = torch.tensor(load_tokenizer(tiny_llama)("the model answers the question that the user asks").input_ids)[None]
+    with pytest.raises(QCompressError, match=words) as error:
+        refuse_other_tokenizers(tiny_llama, [other], ids, 128)
+    assert str(tiny_llama) in error.value.message and str(other) in error.value.message
+
+
+def test_tokens_beyond_the_shared_vocabulary_may_differ(tiny_llama, copy_with):
+    def add_pad(tokenizer):
+        tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 128, "content": "<pad>"})
+
+    wider = copy_with(tiny_llama, "tokenizer.json", add_pad)
+    assert 128 in load_tokenizer(wider).get_vocab().values()
+    refuse_other_tokenizers(tiny_llama, [wider], torch.arange(20)[None], 128)
+
+
+def test_a_manifest_survives_json(tiny_llama, text):
+    manifest = evaluation_windows(tiny_llama, [], str(text), **SIZE).manifest
+    assert json.loads(json.dumps(manifest)) == manifest

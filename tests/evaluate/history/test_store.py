@@ -1,0 +1,70 @@
+import json
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime
+
+import pytest
+from click.testing import CliRunner
+
+from compress.cli import cli
+from compress.core.errors import QCompressError
+from compress.evaluate.history.store import append_verdicts, read_verdicts
+
+ROWS = [{"name": "awq", "digest": "sha256:1", "kind": kind, "score": 0.5, "retention": None} for kind in ("qa", "all")]
+
+
+def test_what_is_read_is_what_was_appended_in_order(tmp_path):
+    file = tmp_path / "new" / "verdicts.sqlite"
+    append_verdicts(file, "eval", ROWS, time=datetime(2025, 1, 2, tzinfo=UTC), tag="v1")
+    append_verdicts(file.parent / "verdicts.sqlite", "verify", [ROWS[0] | {"record": {"rows": [1]}}])
+    found = read_verdicts(file)
+    first = {"time": "2025-01-02T00:00:00+00:00", "command": "eval", "tag": "v1"}
+    assert found[:2] == [first | row for row in ROWS]
+    assert [row["command"] for row in found] == ["eval", "eval", "verify"] and found[2]["tag"] is None
+    assert "record" not in found[2]
+
+
+def test_a_folder_stands_for_the_history_in_it(tmp_path):
+    append_verdicts(tmp_path, "eval", ROWS)
+    assert read_verdicts(tmp_path) == read_verdicts(tmp_path / "history.sqlite") and len(read_verdicts(tmp_path)) == 2
+
+
+def test_a_history_from_before_tags_goes_on(tmp_path):
+    file = tmp_path / "old.sqlite"
+    with closing(sqlite3.connect(file)) as database, database:
+        database.execute("create table verdicts (time text, command text, name text, digest text, row text)")
+        database.execute("insert into verdicts values (?, ?, ?, ?, ?)", ("t", "eval", "a", "b", '{"name": "a"}'))
+    append_verdicts(file, "eval", ROWS[:1], tag="v2")
+    assert [row["tag"] for row in read_verdicts(file)] == [None, "v2"]
+
+
+def test_a_row_that_cannot_be_kept_keeps_all_out(tmp_path):
+    file = tmp_path / "verdicts.sqlite"
+    append_verdicts(file, "eval", ROWS)
+    with pytest.raises((TypeError, KeyError)):
+        append_verdicts(file, "eval", [ROWS[0], {"name": "x"}])
+    assert len(read_verdicts(file)) == 2
+
+
+def test_a_file_that_is_no_history_is_refused_and_left_alone(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("not a database, but long enough to have a header of one hundred bytes" * 3)
+    before = file.read_bytes()
+    for call in (lambda: append_verdicts(file, "eval", ROWS), lambda: read_verdicts(file)):
+        with pytest.raises(QCompressError, match=r"notes\.txt: is no history"):
+            call()
+    assert file.read_bytes() == before
+    with pytest.raises(QCompressError, match="no such file"):
+        read_verdicts(tmp_path / "none")
+
+
+def test_eval_keeps_its_rows_and_history_shows_those_asked_for(tiny_llama, tmp_path):
+    suite, kept = tmp_path / "own.jsonl", tmp_path / "verdicts.sqlite"
+    item = {"id": "a", "kind": "qa", "language": "en", "turns": ["who?"], "expected": {"answers": ["zebra"]}}
+    suite.write_text(json.dumps(item) + "\n")
+    options = ("--reference", tiny_llama, "--suite", suite, "--out", tmp_path / "out", "--history", kept)
+    ended = CliRunner().invoke(cli, ["eval", *map(str, (tiny_llama, *options)), "--min-retention", "85"])
+    assert ended.exit_code == 3, ended.output  # the verdict is kept all the same
+    shown = CliRunner().invoke(cli, ["history", str(kept), "--kind", "qa", "--json"])
+    assert [row["role"] for row in json.loads(shown.stdout)] == ["reference", "candidate"]
+    assert "qa" in CliRunner().invoke(cli, ["history", str(kept)]).stdout

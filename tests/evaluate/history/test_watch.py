@@ -1,0 +1,157 @@
+import pytest
+
+from compress.core.errors import QCompressError
+from compress.evaluate.history.watch import (
+    Baseline,
+    baseline_items,
+    drift_changes,
+    find_baseline,
+    refuse_other,
+    task_changes,
+)
+from compress.evaluate.tasks.item import Score
+from compress.evaluate.tasks.suite import load_suite
+
+
+def eval_row(name, kind, scores, tag="v1", role="candidate", time="t1", **changes):
+    row = {"name": name, "kind": kind, "tag": tag, "role": role, "command": "eval", "time": time, "suite": "bundled"}
+    return row | {"scores": {f"{kind}-{index}": score for index, score in enumerate(scores)}, "digest": name} | changes
+
+
+def baseline(**scores):
+    return Baseline("v1", "awq", {kind: eval_row("awq", kind, own) for kind, own in scores.items()}, None, None)
+
+
+def scored(**scores):
+    return {
+        kind: {f"{kind}-{index}": Score(score, "") for index, score in enumerate(own)} for kind, own in scores.items()
+    }
+
+
+def changes_of(before, now, **options):
+    return {row["kind"]: row for row in task_changes(baseline(**before), scored(**now), **options)}
+
+
+def test_the_same_scores_never_fall():
+    own = {"qa": [1, 0, 0.5] * 20, "math": [0] * 9}
+    rows = changes_of(own, own, max_drop=0)
+    assert [(row["change"], row["change_low"], row["change_high"], row["fell"]) for row in rows.values()] == [
+        (0, 0, 0, False)
+    ] * 3
+
+
+def test_the_kind_that_fell_is_named_with_its_points_and_the_others_are_not():
+    before = {"qa": [1.0] * 40, "math": [1.0, 0.0] * 20}
+    rows = changes_of(before, before | {"qa": [1.0] * 28 + [0.0] * 12})
+    assert rows["qa"]["change"] == pytest.approx(-30) and rows["qa"]["fell"] and rows["qa"]["change_high"] < 0
+    assert not rows["math"]["fell"] and rows["all"]["change"] == pytest.approx(-15)
+    assert (rows["all"]["before"], rows["all"]["now"]) == pytest.approx((75, 60))
+
+
+def test_a_drop_within_the_noise_is_none_unless_it_is_beyond_the_limit():
+    before, now = {"qa": [1.0] * 20}, {"qa": [1.0] * 19 + [0.0]}  # 5 points of one item in twenty
+    assert not changes_of(before, now)["qa"]["fell"]
+    assert not changes_of(before, now, max_drop=5.1)["qa"]["fell"]
+    assert changes_of(before, now, max_drop=4.9)["qa"]["fell"]
+
+
+def test_a_gain_is_no_fall():
+    rows = changes_of({"qa": [0.0] * 20}, {"qa": [1.0] * 20}, max_drop=0)
+    assert rows["qa"]["change"] == 100 and not rows["qa"]["fell"]
+
+
+def test_items_that_one_scorer_failed_on_are_left_out_of_the_pairs():
+    rows = changes_of({"qa": [1.0, None, 1.0]}, {"qa": [1.0, 0.0, None]}, max_drop=0)
+    assert rows["qa"]["items"] == 1 and rows["qa"]["change"] == 0
+    none = changes_of({"qa": [None]}, {"qa": [0.0]})
+    assert none["qa"]["change"] is None and not none["qa"]["fell"]
+
+
+def test_the_baseline_is_the_last_run_under_the_tag():
+    rows = [eval_row("awq", "qa", [0]), eval_row("awq", "math", [0]), eval_row("awq", "qa", [1], time="t2")]
+    rows.append(eval_row("awq", "qa", [0.5], tag="v2", time="t3"))
+    assert {kind: row["scores"] for kind, row in find_baseline(rows, "v1", "awq").tasks.items()} == {"qa": {"qa-0": 1}}
+
+
+def test_a_checkpoint_of_another_name_is_held_against_the_only_candidate():
+    rows = [eval_row("base", "qa", [1], role="reference"), eval_row("awq", "qa", [1])]
+    assert find_baseline(rows, "v1", "awq-new").name == "awq" and find_baseline(rows, "v1", "base").name == "base"
+    with pytest.raises(QCompressError, match=r"v1 holds base, awq, gptq, not new; name one with --name"):
+        find_baseline([*rows, eval_row("gptq", "qa", [1])], "v1", "new")
+    with pytest.raises(QCompressError, match=r"has no tag v3; known: v1;"):
+        find_baseline(rows, "v3", "awq")
+    with pytest.raises(QCompressError, match="holds no eval, verify or compare of awq"):
+        find_baseline([{"tag": "v1", "name": "awq", "command": "check", "role": "candidate"}], "v1", "awq")
+
+
+def test_another_suite_is_refused_with_both_digests():
+    suite = load_suite()
+    kept = Baseline("v1", "awq", {"qa": eval_row("awq", "qa", [1], suite_digest="sha256:old")}, None, None)
+    with pytest.raises(
+        QCompressError, match=f"v1: was asked suite bundled sha256:old, this one is bundled {suite.digest}"
+    ):
+        baseline_items(kept, suite)
+    same = eval_row("awq", "qa", [1], suite_digest=suite.digest) | {"scores": {suite.items[3].id: 1.0}}
+    assert baseline_items(Baseline("v1", "awq", {"qa": same}, None, None), suite) == [suite.items[3]]
+    with pytest.raises(QCompressError, match="which watch cannot ask again"):
+        baseline_items(
+            Baseline("v1", "awq", {"gsm8k": eval_row("awq", "gsm8k", [1], suite_digest=None)}, None, None), suite
+        )
+
+
+def drift(kl, documents=None, tokens=100, **changes):
+    row = {
+        "kl": kl,
+        "kl_se": 0.01,
+        "perplexity": 20.0,
+        "tokens": tokens,
+        "documents": documents or [],
+        "windows_digest": "w",
+    }
+    return row | changes
+
+
+def documents(*kls):
+    return [{"document": str(index), "tokens": 25, "kl": kl, "nll": 3 + kl} for index, kl in enumerate(kls)]
+
+
+def test_kl_is_paired_by_document_and_far_sharper_so():
+    before, now = drift(0.25, documents(0.1, 0.2, 0.3, 0.4)), drift(0.26, documents(0.11, 0.21, 0.31, 0.41))
+    kl, perplexity = drift_changes("awq", before, now)
+    assert kl["fell"] and kl["items"] == 4 and kl["change_low"] == pytest.approx(0.01)
+    assert perplexity["change_low"] == pytest.approx(100 * 0.01005, rel=1e-3)
+    unpaired, _ = drift_changes("awq", drift(0.25), drift(0.26))
+    assert not unpaired["fell"] and unpaired["items"] == 0
+    assert drift_changes("awq", drift(0.25), drift(0.35))[0]["fell"]
+
+
+def test_documents_that_are_not_all_there_are_not_paired():
+    before, now = drift(0.25, documents(0.1, 0.2), tokens=900), drift(0.26, documents(0.11, 0.21), tokens=900)
+    assert drift_changes("awq", before, now)[0]["items"] == 0
+
+
+def test_less_than_another_processor_says_is_no_fall():
+    before = drift(0.25, documents(0.1, 0.2, 0.3, 0.4))
+    now = drift(0.25005, documents(0.10005, 0.20005, 0.30005, 0.40005))
+    assert not any(row["fell"] for row in drift_changes("awq", before, now))
+
+
+def test_another_text_or_reference_is_refused_by_name():
+    kept = Baseline("v1", "awq", {}, drift(0.2), "sha256:old")
+    refuse_other(kept, reference="sha256:old", windows_digest="w")
+    with pytest.raises(QCompressError, match="v1: reference was sha256:old, now it is sha256:new"):
+        refuse_other(kept, reference="sha256:new")
+    with pytest.raises(QCompressError, match="v1: windows_digest was w, now it is v"):
+        refuse_other(kept, windows_digest="v")
+
+
+def test_verify_says_which_reference_its_drift_is_from():
+    row = drift(0.2) | {"tag": "v1", "name": "awq", "command": "verify", "role": "candidate", "time": "t1"}
+    assert find_baseline([row | {"reference_digest": "sha256:old"}], "v1", "awq").reference == "sha256:old"
+    assert find_baseline([row], "v1", "awq").reference is None
+
+
+def test_a_single_window_has_no_interval_and_so_no_fall():
+    for before, now in ((None, None), (None, 0.01), (0.01, None)):
+        row, _ = drift_changes("awq", drift(0.25, kl_se=before), drift(0.35, kl_se=now))
+        assert (row["change_low"], row["change_high"], row["fell"]) == (None, None, False)

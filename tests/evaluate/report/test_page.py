@@ -1,0 +1,278 @@
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from compress.evaluate.report import Facts, write_report
+from compress.evaluate.report import make_report as make_page
+from compress.evaluate.report.blocks_section import describe
+from compress.evaluate.report.linears_section import stage_borders
+from compress.evaluate.report.numbers_table import spread_labels
+from compress.evaluate.report.retention_section import retention_section
+from compress.evaluate.report.speed_section import speed_section
+from compress.evaluate.report.trend_section import trend_rows, trend_section
+from compress.evaluate.report.verdicts_section import beats, headline, standing
+
+EVIL = "</script><b onclick='x()'>&$x_1$ \"é"
+
+
+def make_report(rows, **others):
+    return make_page(Facts(rows, **others))
+
+
+class Page(HTMLParser):
+    """The tags of a page in order, and the text inside its scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.scripts, self.shown, self.inside = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        (self.scripts if self.inside == "script" else self.shown).append(data)
+
+
+def embedded(text):
+    (script,) = Page(text).scripts
+    return json.loads(script)
+
+
+def test_the_rows_in_the_page_are_the_rows(make_row, make_rows, linears):
+    rows = make_rows(make_row("a", record={"rows": linears}), make_row(EVIL, kl=0.1 + 0.2))
+    assert embedded(make_report(rows)) == {"rows": rows}
+    verdicts = [{"name": "a", "passed": True, "reason": None}]
+    verdicts += [{"name": EVIL, "passed": False, "reason": "kl 0.3 is above the limit 0.2"}]
+    assert embedded(make_report(rows, limits={"max_kl": 0.2})) == {
+        "rows": rows, "verdicts": verdicts, "limits": {"max_kl": 0.2}
+    }  # fmt: skip
+
+
+def test_what_is_shown_follows_from_the_rows(make_row, make_rows):
+    before, after = (
+        " ".join(Page(make_report(make_rows(make_row("a", kl=kl, top1=top)))).shown)
+        for kl, top in ((0.1234, 0.5), (0.4321, 0.75))
+    )
+    assert "0.1234" in before and "50.0 %" in before and "0.4321" not in before
+    assert "0.4321" in after and "75.0 %" in after and "0.1234" not in after
+
+
+def numbers_in(value):
+    """Every number of nested rows."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers_in(part)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def spellings(value):
+    """A number as a person may read it: rounded, in %, in thousands, millions or thousandths."""
+    for factor in (1, 100, 1000, 1e-6, 1e-9):
+        scaled = abs(factor * value)
+        yield from (f"{scaled:,.{digits}f}" for digits in range(5))
+        yield f"{scaled:.3g}"
+
+
+def test_every_number_on_the_page_is_a_number_of_its_json(full_page, linears, curve):
+    text = full_page
+    page = Page(re.sub(r"<svg.*?</svg>|<style>.*?</style>", "", text, flags=re.DOTALL))
+    shown = " ".join(part for part in page.shown if "bay" not in part.lower() and "sha256" not in part)
+    rows = embedded(text)
+    known = {word for value in numbers_in(rows) for word in spellings(value)}
+    known |= {word for row in rows["rows"] for word in spellings(row["bytes"] / rows["rows"][0]["bytes"])}
+    known |= {word for row in linears for word in spellings(row["error"] / row["rtn_error"])}
+    known |= {"95", "100", "99", "99 %", "3"}  # of the explanations: intervals, percentiles; how many candidates
+    known |= {str(len(numbers)) for numbers in rows.values()} | {str(len(curve))}
+    number = re.compile(r"(?<![\w.:-])\d[\d,]*(?:\.\d+)?(?![\w:]|\.\d)")
+    known |= {word.rstrip(",") for row in rows["verdicts"] for word in number.findall(row["reason"] or "")}
+    words = number.findall(shown)
+    assert len(words) > 200
+    assert [word for word in words if word.rstrip(",") not in known] == []
+
+
+def test_names_texts_and_records_cannot_inject_markup(make_row, make_rows, linears, curve):
+    record = {"command": EVIL, "settings": {EVIL: EVIL}, "source": {EVIL: EVIL}, "versions": {EVIL: EVIL}}
+    record |= {"calibration": {"sources": [{"name": EVIL, "digest": EVIL, "tokens": EVIL}]}}
+    record |= {"rows": [row | {"linear": EVIL} for row in linears], "loss": curve}
+    rows = make_rows(make_row(EVIL, format=EVIL, method=EVIL, text=EVIL, digest=EVIL, record=record), make_row("b"))
+    rows[0] |= {"name": EVIL + "0", "text": EVIL, "record": record}
+    retention = [{"digest": EVIL, "role": "candidate", "kind": EVIL, "retention": 50.0}]
+    assert EVIL in Facts(rows, retention=retention, limits={"min_retention": 85}).judged[EVIL]["reason"]
+    retention[0] |= {"name": EVIL, "items": 1, "errors": 0, "empty": 0, "score": 0.5, "score_se": None, "engine": EVIL}
+    retention[0] |= {"retention_low": None, "retention_high": None, "suite": EVIL, "suite_digest": EVIL}
+    text = make_report(rows, retention=retention, limits={"min_retention": 85}, title=EVIL, command=EVIL)
+    page = Page(text)
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [
+        {"type": "application/json", "id": "rows"}
+    ]
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert embedded(text)["rows"] == rows
+    for svg in re.findall(r"<svg .*?</svg>", text, re.DOTALL):
+        ElementTree.fromstring(svg)  # well-formed
+
+
+def test_the_page_asks_the_network_for_nothing(make_row, make_rows, linears, curve):
+    text = make_report(make_rows(make_row("a", record={"rows": linears, "loss": curve})))
+    links = [
+        value
+        for _, attributes in Page(text).tags
+        for name, value in attributes.items()
+        if "href" in name or name == "src"
+    ]
+    assert all(link.startswith("#") for link in links)
+    assert not re.search(r"url\((?!#)|@import|<link", text)
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path, make_row, make_rows, linears, curve):
+    rows = make_rows(make_row("a", record={"rows": linears, "loss": curve}))
+    for name in ("one.html", "two.html"):
+        write_report(tmp_path / name, Facts(rows))
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.html", "two.html"]
+
+
+def test_a_report_that_cannot_be_made_leaves_the_old_one(tmp_path, make_row, make_rows):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    for rows in (make_rows()[:1], make_rows(make_row("a", kl_p95=float("nan")))):
+        with pytest.raises(ValueError):
+            write_report(path, Facts(rows))
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_loss_picture_says_where_a_stage_begins(make_row, make_rows, linears, curve):
+    staged = [{**row, "stage": "general" if row["step"] < 5 else "task<1>"} for row in curve]
+    assert stage_borders(staged) == [(1, "general"), (5, "task<1>")] and stage_borders(curve) == []
+    text = make_report(make_rows(make_row("a", record={"rows": linears, "loss": staged})))
+    assert "general" in text and "task&lt;1&gt;" in text and "task<1>" not in text
+
+
+def test_pictures_of_linears_and_loss_appear_where_a_record_has_them(make_row, make_rows, linears, curve):
+    bare = make_report(make_rows())
+    assert bare.count("<figure") == 1
+    full = make_report(make_rows(make_row("a", record={"rows": linears, "loss": curve}), make_row("b")))
+    assert full.count("<figure") == 3 and "median linear loses 0.50 ×" in full
+    rounding = [row | {"error": row["rtn_error"]} for row in linears]
+    assert make_report(make_rows(make_row("a", record={"rows": rounding}))).count("<figure") == 1
+
+
+def test_distillation_says_what_it_was_worth(make_rows, curve):
+    outcome = {"kl_before": 2.9, "kl_after": 0.58, "factor": 5.0}
+    rows = make_rows()
+    rows[0]["record"] = {"loss": curve, "rows": [outcome]}
+    assert "2.900 before, 0.580 after, 5.0 × less" in make_report(rows)
+
+
+@pytest.mark.parametrize("changes", [{"kl": 0.0, "kl_median": 0.0, "kl_p95": 0.0, "kl_p99": 0.0}, {"kl": -1e-9}])
+def test_a_candidate_without_drift_can_be_drawn(changes, make_row, make_rows):
+    make_report(make_rows(make_row("a", **changes), make_row("b", **changes)))
+
+
+def test_a_single_window_has_no_error_to_show(make_row, make_rows):
+    none = {"perplexity_se": None, "perplexity_ratio_se": None, "kl_se": None, "top1_se": None}
+    rows = make_rows(make_row("a", **none), make_row("b", **none))
+    rows[0] |= none
+    assert "± 0" not in make_report(rows).split("<tbody>")[1].split("</tbody>")[0]
+
+
+def test_the_headline_names_the_closest_that_keeps_its_limits(make_row, make_rows):
+    rows = make_rows(make_row("near", kl=0.1, top1=0.9), make_row("far", kl=0.3, top1=0.7))
+    assert headline(Facts(rows)).startswith("near says the same next token 90\u00a0% of the time")
+    rows[1]["blocks"] = [{"block": 3, "gain": 1.05, "error": 0.01, "score": 9.0, "outlier": True}]
+    assert headline(Facts(rows)).startswith("far says")
+    assert headline(Facts(rows, limits={"max_kl": 0.2})) == "No candidate of base keeps its limits"
+    invalid = [{"name": "far", "passed": False, "reason": "breaks rule D1"}]
+    assert headline(Facts(rows, verdicts=invalid)) == "No candidate of base keeps its limits"
+
+
+def test_a_failed_verdict_stands_before_the_pictures(make_rows):
+    text = make_report(make_rows(), limits={"max_kl": 0.05})
+    assert text.index("✕ kl 0.07654 is above the limit 0.05") < text.index("<figure")
+    assert "No candidate" in text
+
+
+def test_one_beats_another_only_when_as_small_and_clearly_closer(make_row):
+    row = make_row("a", kl=0.2, kl_se=0.01)
+    assert beats(make_row("b", kl=0.1), row)
+    assert not beats(make_row("b", kl=0.19), row)  # within two standard errors
+    assert not beats(make_row("b", kl=0.1, bytes=120_000_000), row)  # larger
+    assert beats(make_row("b", kl=0.1, bytes=114_500_000), row)  # larger by half a percent
+    assert not beats(row, row)
+
+
+def test_standings_tell_closest_smallest_and_beaten_apart(make_row):
+    rows = [make_row("near", kl=0.1, bytes=200_000_000), make_row("small", kl=0.3, bytes=100_000_000)]
+    rows += [make_row("between", kl=0.2, bytes=150_000_000), make_row("worse", kl=0.4, bytes=150_000_000)]
+    assert [standing(row, rows).split(":")[0] for row in rows] == [
+        "closest", "smallest", "between the others", "beaten by between"
+    ]  # fmt: skip
+
+
+def test_half_a_percent_of_size_makes_nobody_the_smallest_alone(make_row):
+    rows = [make_row("a", kl=0.1), make_row("b", kl=0.1, bytes=114_500_000)]
+    assert [standing(row, rows) for row in rows] == ["closest and smallest"] * 2
+
+
+def test_labels_are_moved_apart_and_keep_their_order():
+    moved = spread_labels([0.5, 0.1, 0.11, 0.9], 0.1)
+    assert moved == pytest.approx([0.5, 0.1, 0.2, 0.9])
+
+
+def test_a_block_that_stands_out_is_named_before_the_pictures(full_page):
+    text, told = full_page, "✕ block 3 (gain 1.050, error 0.0258) stands out"
+    assert told in text and text.index(told) < text.index("<figure")
+    assert "block 3 has gain 1.050" in text and text.count("no block stands out") == 2
+
+
+def test_a_block_that_stands_out_is_told_with_its_worst_linear():
+    block = {"block": 3, "gain": 1.05, "error": 0.01}
+    linears = [
+        {"name": "q_proj", "error": 0.02, "recorded": 0.019},
+        {"name": "up_proj", "error": 0.01, "recorded": 0.002},
+    ]
+    assert describe(block | {"linears": linears}) == "block 3 has gain 1.050 and error 0.0100, most in up_proj"
+    unrecorded = [row | {"recorded": None} for row in linears]
+    assert describe(block | {"linears": unrecorded}).endswith("most in q_proj")
+    assert describe(block | {"linears": unrecorded, "linear": "up_proj"}).endswith("most in up_proj")
+
+
+def test_two_reports_to_one_path_do_not_share_a_partial_file(tmp_path, make_row, make_rows):
+    (tmp_path / ".r.html.partial").mkdir()
+    write_report(tmp_path / "r.html", Facts(make_rows(make_row("a"))))
+    assert (tmp_path / "r.html").read_text().startswith("<!")
+
+
+def test_speed_says_why_a_figure_is_missing_and_which_board_is_too_small(full_facts):
+    speed = [row | {"error": "killed by the <kernel>", "latency_s": None} for row in full_facts.speed]
+    text = speed_section(replace(full_facts, speed=speed))
+    assert "killed by the &lt;kernel&gt;" in text and 'title="too large"' in text and "22.2 s" not in text
+
+
+def test_sections_without_rows_are_not_there(make_rows):
+    text = make_report(make_rows())
+    titles = re.findall("<h2>(.*?)</h2>", text)
+    assert titles == ["Size against drift", "All figures", "Where this comes from"]
+
+
+def test_a_kind_that_the_reference_cannot_do_has_no_bar(full_facts):
+    groups = re.findall(r'<div class="kept">.*?</div></div>', retention_section(full_facts), re.DOTALL)
+    (mathematics,) = [group for group in groups if "Mathematics" in group]
+    assert mathematics.count("n/a") == 3 and "<u " not in mathematics and "<em " not in mathematics
+
+
+def test_the_trend_is_drawn_only_of_what_was_judged_twice(full_facts):
+    assert "Over time" in trend_section(full_facts)
+    assert trend_section(replace(full_facts, history=full_facts.history[:1])) == ""
+    rows = [{"name": "near", "kind": kind, "time": "t", "score": 0.5} for kind in ("qa", "all")]
+    rows += [{"name": "other", "kind": "all", "time": "t", "score": 0.5}, {"name": "near", "time": "t", "passed": True}]
+    assert trend_rows(rows, full_facts.rows) == [{"time": "t", "name": "near", "kind": "all", "score": 0.5}]

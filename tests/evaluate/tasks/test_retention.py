@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from compress.evaluate.tasks.retention import Retention, retention_by_kind
+
+
+def test_the_reference_keeps_all_of_itself_without_any_doubt():
+    scores = {"qa": [1.0, 0.0, 1.0, 1.0], "math": [0.5, 1.0]}
+    kinds, mean = retention_by_kind(scores, scores)
+    for found in (*kinds.values(), mean):
+        assert (found.value, found.low, found.high) == (100, 100, 100)
+
+
+def test_a_reference_that_scores_nothing_gives_none_and_leaves_the_mean_alone():
+    reference, candidate = {"qa": [0.0, 0.0], "math": [1.0, 1.0]}, {"qa": [1.0, 0.0], "math": [1.0, 0.0]}
+    kinds, mean = retention_by_kind(reference, candidate)
+    assert (kinds["qa"].value, kinds["qa"].low, kinds["qa"].high) == (None, None, None)
+    assert kinds["math"].value == mean.value == 50
+    nothing, mean = retention_by_kind({"qa": [0.0]}, {"qa": [1.0]})
+    assert nothing["qa"].value is None and mean.value is None and mean.low is None
+
+
+def test_an_item_that_one_scorer_failed_at_counts_for_neither():
+    found, _ = retention_by_kind({"qa": [1.0, 1.0, None]}, {"qa": [1.0, None, 1.0]})
+    assert found["qa"].value == 100 and found["qa"].items == 1
+    none, _ = retention_by_kind({"qa": [None]}, {"qa": [1.0]})
+    assert none["qa"].value is None and none["qa"].items == 0
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+    generator = np.random.default_rng(0)
+    reference, candidate = ({"qa": generator.integers(2, size=60).astype(float).tolist()} for _ in range(2))
+    first, again, other = (retention_by_kind(reference, candidate, seed=seed)[1] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_pairs_that_fail_together_give_a_narrower_interval_than_pairs_that_do_not():
+    reference = [1.0, 0.0] * 30
+    together = [1.0, 0.0] * 27 + [0.0, 0.0] * 3
+    apart = [0.0, 0.0] * 3 + [0.0, 1.0] * 15 + [1.0, 0.0] * 12
+    assert sum(together) == sum(apart)
+    narrow, wide = (retention_by_kind({"qa": reference}, {"qa": scores})[1] for scores in (together, apart))
+    assert narrow.value == pytest.approx(wide.value) and narrow.high - narrow.low < 0.5 * (wide.high - wide.low)
+
+
+def test_the_interval_covers_the_truth_about_95_times_in_100():
+    """Reference right 80 %, candidate right on 85 % of those and 10 % of the others: truth (0.68 + 0.02) / 0.8."""
+    generator, inside, runs = np.random.default_rng(7), 0, 300
+    for _ in range(runs):
+        ours = generator.random(60) < 0.8
+        theirs = np.where(ours, generator.random(60) < 0.85, generator.random(60) < 0.1)
+        found = retention_by_kind({"a": ours * 1.0}, {"a": theirs * 1.0}, draws=400)[1]
+        inside += found.low <= 87.5 <= found.high
+    assert 0.91 < inside / runs < 0.98
+
+
+def test_a_single_item_has_a_value_and_no_interval():
+    kinds, mean = retention_by_kind({"qa": [1.0], "math": [1.0, 0.0]}, {"qa": [1.0], "math": [1.0, 0.0]})
+    assert kinds["qa"] == Retention(100.0, None, None, 1)
+    assert (mean.value, mean.low, mean.high) == (100.0, None, None) and kinds["math"].low is not None

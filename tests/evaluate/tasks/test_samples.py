@@ -1,0 +1,59 @@
+import json
+
+import pytest
+
+from compress.core.errors import QCompressError
+from compress.evaluate.tasks.samples import fresh_samples, stored_samples
+from compress.evaluate.tasks.suite import KINDS
+
+JUDGED = [{"name": name, "digest": f"d-{name}"} for name in ("base", "awq") for _ in range(2)]
+
+
+def keep(folder, name, *lines):
+    text = "".join(
+        json.dumps(dict(zip(("id", "kind", "value", "answers", "turns", "reason"), line, strict=True))) + "\n"
+        for line in lines
+    )
+    (folder / f"{name}.scores.jsonl").write_text(text)
+
+
+def line(item, kind, value, said):
+    return item, kind, value, [said], [f"ask {item}"], "why"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    keep(
+        tmp_path,
+        "base",
+        *(line(*row) for row in [("a", "qa", 1, "x"), ("b", "qa", 1, "x"), ("c", "qa", 1, "x"), ("m", "math", 0, "1")]),
+    )
+    keep(
+        tmp_path,
+        "awq",
+        *(line(*row) for row in [("a", "qa", 1, "x"), ("b", "qa", 1, "y"), ("c", "qa", 0, "z"), ("m", "math", 0, "1")]),
+    )
+    return tmp_path
+
+
+def test_kinds_take_turns_and_what_differs_most_comes_first(folder):
+    assert [row["id"] for row in stored_samples(folder, JUDGED, 9)] == ["c", "m", "b", "a"]
+    (first,) = stored_samples(folder, JUDGED, 1)
+    assert first["turns"] == ["ask c"] and first["kind"] == "qa"
+    told = [(answer["name"], answer["digest"], answer["answers"], answer["score"]) for answer in first["answers"]]
+    assert told == [("base", "d-base", ["x"], 1), ("awq", "d-awq", ["z"], 0)]
+
+
+def test_answers_that_are_not_there_are_named(folder):
+    (folder / "awq.scores.jsonl").unlink()
+    with pytest.raises(QCompressError, match=r"awq\.scores\.jsonl: missing, so there are no answers"):
+        stored_samples(folder, JUDGED, 1)
+
+
+def test_answers_made_now_are_everyones_to_the_same_prompts(tiny_llama, tiny_qwen2, monkeypatch):
+    for kind in KINDS.values():
+        monkeypatch.setitem(KINDS, kind.name, type(kind)(kind.name, 4, kind.instruction, kind.check, kind.score))
+    samples = fresh_samples([tiny_llama, tiny_qwen2], 3)
+    assert [row["kind"] for row in samples] == list(KINDS)[:3]
+    assert all([answer["name"] for answer in row["answers"]] == ["llama", "qwen2"] for row in samples)
+    assert samples[0]["answers"][0]["answers"] != samples[0]["answers"][1]["answers"]

@@ -1,0 +1,136 @@
+import pytest
+import torch
+
+from calibration.capture import watch_inputs
+from calibration.statistics import Hessian
+from compress.checkpoint.formats import weight_reader
+from compress.checkpoint.read import Checkpoint
+from compress.model.blocks import BlockModel
+from compress.model.families import FAMILIES, LLAMA
+from compress.quantize.blocks.block import quantize_block
+from compress.quantize.blocks.lockstep import lockstep, replay, trace_stages
+from compress.quantize.blocks.problem import BlockSettings
+
+SETTINGS = {
+    "bits": 4,
+    "group_size": 32,
+    "sym": False,
+    "dtype": torch.float16,
+    "damp_percent": 0.01,
+    "mismatch": 0.0,
+    "share": 2,
+    "width": 16,
+}
+
+
+@pytest.fixture(params=["tiny_llama", "tiny_qwen2"])
+def embedded(request):
+    """A block model and its first block's input: 6 windows of 64 tokens, as micro-batches of 2."""
+    checkpoint = Checkpoint(request.getfixturevalue(request.param))
+    blocks = BlockModel(checkpoint.config, weight_reader(checkpoint))
+    ids = torch.randint(0, 128, (6, 64), generator=torch.Generator().manual_seed(0))
+    with blocks.ends():
+        return blocks, [blocks.embed(part) for part in ids.split(2)]
+
+
+DRIVERS = pytest.mark.parametrize("drive", [lockstep, replay])
+
+
+@torch.no_grad()
+@DRIVERS
+def test_a_pass_that_changes_nothing_is_the_plain_forward(embedded, drive):
+    blocks, batches = embedded
+    with blocks.block(0) as block:
+        run = blocks.runner(block, 0)
+        outputs = [None] * len(batches)
+        drive(block, [stage.linears for stage in LLAMA], run, batches, lambda stage, inputs: list(inputs), outputs)
+        assert all(torch.equal(output, run(batch)) for output, batch in zip(outputs, batches, strict=True))
+
+
+@torch.no_grad()
+@DRIVERS
+def test_every_stage_sees_what_its_quantized_predecessors_make(embedded, drive):
+    """Against the slow way, on a twin: after each stage is replaced, the whole block runs again from the start."""
+    blocks, batches = embedded
+    twin = BlockModel(blocks.model.config.to_dict(), blocks.weights)
+    with twin.ends():
+        twin.embed(torch.zeros(2, 64, dtype=torch.long))
+    with blocks.block(0) as block, twin.block(0) as slow:
+
+        def check(stage, inputs):
+            seen = []
+            with watch_inputs({stage[0]: slow.linears[stage[0]]}, lambda name, x: seen.append(x)):
+                for batch in batches:
+                    twin.runner(slow, 0)(batch)
+            assert all(torch.equal(a.x, b) for a, b in zip(inputs, seen, strict=True))
+            for name in stage:
+                block.linears[name].weight.mul_(0.9)
+                slow.linears[name].weight.mul_(0.9)
+
+        drive(block, [stage.linears for stage in LLAMA], blocks.runner(block, 0), batches, check, [None] * 3)
+
+
+@torch.no_grad()
+def test_traced_stages_are_those_of_the_table(embedded):
+    blocks, batches = embedded
+    with blocks.block(0) as block:
+        run = blocks.runner(block, 0)
+        assert trace_stages(block.linears, lambda: run(batches[0])) == [stage.linears for stage in LLAMA]
+
+
+@torch.no_grad()
+@DRIVERS
+def test_a_wrong_order_of_stages_is_refused(embedded, drive):
+    blocks, batches = embedded
+    with blocks.block(0) as block, pytest.raises(ValueError, match="reached"):
+        stages = [stage.linears for stage in reversed(LLAMA)]
+        drive(block, stages, blocks.runner(block, 0), batches, lambda stage, inputs: list(inputs), [None] * 3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["gptq", "awq", "awq+gptq"])
+def test_micro_batches_never_change_the_codes(embedded, method):
+    blocks, batches = embedded
+    found = []
+    for parts in (batches, [torch.cat(batches)]):
+        if parts is not batches:
+            with blocks.ends():
+                blocks.embed(torch.zeros(6, 64, dtype=torch.long))
+        with blocks.block(0) as block:
+            settings = BlockSettings(method, **SETTINGS)
+            result = quantize_block(block, blocks.runner(block, 0), parts, settings, [None] * len(parts))
+            found.append(result.weights)
+    for name, weight in found[0].items():
+        assert (weight.codes != found[1][name].codes).float().mean() < 2e-2, name  # sums in another order flip ties
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["gptq", "awq", "awq+gptq"])
+def test_folded_weights_compute_what_the_pass_computed(embedded, method):
+    """The written tensors, norms and biases included, give the outputs that the next block was quantized with."""
+    blocks, batches = embedded
+    with blocks.block(0) as block:
+        run = blocks.runner(block, 0)
+        outputs = [None] * len(batches)
+        result = quantize_block(block, run, batches, BlockSettings(method, **SETTINGS), outputs)
+        for name, weight in result.weights.items():
+            block.linears[name].weight.data = weight.dequantize()
+        for path, tensor in result.changed.items():
+            block.module.get_parameter(path).data = tensor
+        assert (method == "gptq") == (not result.changed)
+        for output, batch in zip(outputs, batches, strict=True):
+            torch.testing.assert_close(run(batch), output, rtol=2e-3, atol=2e-3 * output.abs().max().item())
+
+
+def test_a_hessian_is_the_mean_over_all_tokens():
+    x = torch.randn(3, 7, 5)
+    hessian = Hessian(5)
+    for batch in x:
+        hessian.update(batch)
+    flat = x.reshape(-1, 5)
+    torch.testing.assert_close(hessian.value, flat.T @ flat / 21)
+
+
+def test_no_model_type_stands_in_two_rows():
+    types = [name for family in FAMILIES for name in family.model_types]
+    assert len(types) == len(set(types))

@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch import nn
+
+from compress.model.families import Feeder
+from compress.quantize.methods.awq import coarse_to_fine, normalised, output_error, search_scale
+from compress.quantize.methods.fold import fold_norm, fold_rows, per_row
+from compress.quantize.methods.rtn import rtn
+from compress.quantize.methods.table import METHODS, Problem
+
+
+def make_problem(share=1, width=0, sym=False):
+    """Inputs with a few loud channels, as language models have them."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1024, 128, generator=g) * (torch.rand(128, generator=g) ** 6 * 30 + 0.1)
+    weight = torch.randn(64, 128, generator=g) * 0.1
+    return Problem(weight, x.T @ x / len(x), 4, 64, sym, torch.float16, 0.01, share=share, width=width)
+
+
+def loss(problem, method):
+    return output_error(METHODS[method](problem).effective() - problem.weight, problem.hessian)
+
+
+@pytest.mark.parametrize("sym", [False, True], ids=["asym", "sym"])
+def test_awq_beats_rounding_where_channels_are_loud(sym):
+    problem = make_problem(sym=sym)
+    assert loss(problem, "awq") < 0.7 * loss(problem, "rtn")
+
+
+def test_awq_with_gptq_beats_both():
+    problem = make_problem()
+    assert loss(problem, "awq+gptq") < min(loss(problem, "awq"), loss(problem, "gptq"))
+
+
+def test_without_a_feeder_nothing_is_scaled():
+    assert METHODS["awq"](make_problem(share=0)).scale is None
+
+
+def test_heads_that_share_a_value_head_share_their_scales():
+    problem = make_problem(share=2, width=16)
+    scale = search_scale(problem.weight, problem.hessian, share=2, width=16, **problem.grid).view(-1, 2, 16)
+    assert torch.equal(scale[:, 0], scale[:, 1]) and not torch.equal(scale[0, 0], scale[1, 0])
+
+
+@pytest.mark.parametrize("lowest", range(20))
+def test_the_bottom_of_one_valley_is_found_in_at_most_nine_tries(lowest):
+    tried = []
+    found = coarse_to_fine(lambda index: tried.append(index) or abs(index - lowest), 20)
+    assert found == lowest and len(tried) == len(set(tried)) <= 9
+
+
+def test_the_first_of_equal_candidates_wins():
+    assert coarse_to_fine(lambda index: 1.0, 20) == 0
+
+
+def test_infinite_errors_of_scaled_candidates_leave_the_channels_unscaled():
+    assert coarse_to_fine(lambda index: float("inf") if index else 1.0, 20) == 0
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 130])
+def test_half_of_the_hessian_tells_the_whole_error(width):
+    g = torch.Generator().manual_seed(width)
+    x, difference = torch.randn(200, width, generator=g), torch.randn(7, width, generator=g)
+    expected = (x @ difference.T).square().sum(1).mean().item()
+    assert output_error(difference, x.T @ x / len(x)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_scale_is_centred_on_one():
+    scale = normalised(torch.tensor([0.5, 1.0, 8.0]))
+    torch.testing.assert_close(scale.max() * scale.min(), torch.tensor(1.0))
+
+
+def test_folding_into_a_norm_keeps_the_function():
+    norm, linear, scale = torch.randn(32), nn.Linear(32, 8, bias=False), torch.rand(32) + 0.5
+    x = torch.randn(4, 32)
+    for offset in (0.0, 1.0):
+        folded = fold_norm(norm, scale, offset)
+        torch.testing.assert_close((x * (folded + offset)) @ (linear.weight * scale).T, linear(x * (norm + offset)))
+
+
+def test_folding_into_quantized_rows_keeps_codes_and_divides_the_rows():
+    weight, divisor = rtn(torch.randn(16, 64), group_size=32, sym=False), torch.rand(8) + 0.5
+    folded = fold_rows(weight, divisor, torch.float32)
+    assert torch.equal(folded.codes, weight.codes) and torch.equal(folded.zeros, weight.zeros)
+    torch.testing.assert_close(folded.dequantize()[8:], weight.dequantize()[8:] / divisor[:, None])
+    assert torch.equal(folded.dequantize()[:8], weight.dequantize()[:8])
+
+
+def test_one_scale_per_row_of_a_value_projection():
+    scale = (
+        torch.arange(2 * 16).float().view(2, 1, 16).expand(2, 3, 16).reshape(-1)
+    )  # 2 value heads, 3 query heads each
+    assert torch.equal(per_row(scale, Feeder("self_attn.v_proj", "heads"), 3, 16), torch.arange(32).float())

@@ -1,0 +1,162 @@
+import fcntl
+import shutil
+
+import pytest
+
+from compress.checkpoint.write import partial_path
+from compress.core.config import QuantizeConfig
+from compress.core.errors import QCompressError
+from compress.quantize.blocks.activations import boundary
+from compress.quantize.job import quantize_checkpoint
+from compress.quantize.journal import log_path, work_path
+
+
+def settings(method="gptq", **changes):
+    return QuantizeConfig(**({"method": method, "format": "awq", "n_samples": 80, "seq_len": 32} | changes))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class Killed(BaseException):
+    """What no `except Exception` sees."""
+
+
+def stop_after(block):
+    def report(row):
+        if row.get("block") == block:
+            raise Killed
+
+    return report
+
+
+def interrupted(model, out, block="1/2", **changes):
+    """A job that ended after a block."""
+    with pytest.raises(Killed):
+        quantize_checkpoint(model, out, settings(**changes), report=stop_after(block))
+    return out
+
+
+def left(out):
+    return [path for path in (partial_path(out), work_path(out)) if path.exists()]
+
+
+@pytest.mark.parametrize(("method", "mismatch"), [("rtn", 0), ("awq+gptq", 0), ("awq+gptq", 0.5)])
+@pytest.mark.parametrize("block", ["1/2", "2/2"])
+def test_a_resumed_job_writes_the_bytes_of_an_uninterrupted_one(tiny_qwen2, tmp_path, method, mismatch, block):
+    changes = {"method": method, "mismatch": mismatch}
+    quantize_checkpoint(tiny_qwen2, tmp_path / "whole", settings(**changes))
+    out, lines = interrupted(tiny_qwen2, tmp_path / "out", block, **changes), []
+    for shard in partial_path(out).glob("*.safetensors"):
+        assert shard.stat().st_size == (tmp_path / "whole" / shard.name).stat().st_size
+    quantize_checkpoint(tiny_qwen2, out, settings(**changes), report=lines.append)
+    assert contents(out) == contents(tmp_path / "whole") and left(out) == []
+    assert "base_model_relation: quantized" in (out / "README.md").read_text()
+    done = int(block[0])
+    assert [line["block"] for line in lines if "block" in line] == ["1/2", "2/2"][done:]
+
+
+def test_half_written_outputs_of_an_unfinished_block_do_not_matter(tiny_llama, tmp_path):
+    quantize_checkpoint(tiny_llama, tmp_path / "whole", settings())
+    out = interrupted(tiny_llama, tmp_path / "out")
+    half_written = work_path(out) / "activations-0-0.bin"
+    half_written.write_bytes(b"\x7f" * 1000)
+    (work_path(out) / ".journal.json.99.partial").write_text("{")
+    (partial_path(out) / "config.json").write_text("{")
+    quantize_checkpoint(tiny_llama, out, settings())
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_job_killed_between_its_name_and_its_cleaning_is_finished_by_the_same_command(tiny_llama, tmp_path):
+    out = interrupted(tiny_llama, tmp_path / "out", "2/2")
+    shutil.copytree(work_path(out), tmp_path / "kept")
+    row = quantize_checkpoint(tiny_llama, out, settings())
+    before = contents(out)
+    (tmp_path / "kept").rename(work_path(out))
+    again = quantize_checkpoint(tiny_llama, out, settings())
+    assert contents(out) == before and left(out) == [] and again | {"seconds": 0} == row | {"seconds": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"group_size": 32}, r"group_size 64 \(now 32\)"),
+        ({"seed": 1}, r"seed 0 \(now 1\)"),
+        ({"compute_dtype": "bfloat16"}, r"compute_dtype float32 \(now bfloat16\)"),
+        ({"method": "awq"}, r"method gptq \(now awq\)"),
+    ],
+)
+def test_changed_settings_are_refused_by_name(tiny_llama, tmp_path, changes, words):
+    out = interrupted(tiny_llama, tmp_path / "out", compute_dtype="float32")
+    changes = {"compute_dtype": "float32"} | changes
+    with pytest.raises(QCompressError, match=f"was started with {words}.*--restart"):
+        quantize_checkpoint(tiny_llama, out, settings(**changes))
+    assert len(left(out)) == 2
+    quantize_checkpoint(tiny_llama, out, settings(**changes), restart=True)
+    assert left(out) == []
+
+
+def test_a_changed_source_is_refused(tiny_llama, tmp_path):
+    source = shutil.copytree(tiny_llama, tmp_path / "source")
+    out = interrupted(source, tmp_path / "out")
+    (source / "config.json").write_text((source / "config.json").read_text() + " ")
+    with pytest.raises(QCompressError, match="was started with source sha256:"):
+        quantize_checkpoint(source, out, settings())
+
+
+def test_changed_activations_are_refused(tiny_llama, tmp_path):
+    out = interrupted(tiny_llama, tmp_path / "out")
+    file = boundary(work_path(out), 1, []).path
+    file.write_bytes(b"\0" + file.read_bytes()[1:])
+    with pytest.raises(QCompressError, match=r"activations-1-0.bin: is not what.*--restart"):
+        quantize_checkpoint(tiny_llama, out, settings())
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_folder_of_another_job_is_never_removed(tiny_llama, tmp_path, restart):
+    note = partial_path(tmp_path / "out") / "note.txt"
+    note.parent.mkdir()
+    note.write_text("mine")
+    with pytest.raises(QCompressError, match="another job"):
+        quantize_checkpoint(tiny_llama, tmp_path / "out", settings("rtn"), restart=restart)
+    assert note.read_text() == "mine"
+
+
+def test_a_second_process_on_the_same_folder_is_refused(tiny_llama, tmp_path):
+    out = interrupted(tiny_llama, tmp_path / "out")
+    with (work_path(out) / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(QCompressError, match="another process"):
+            quantize_checkpoint(tiny_llama, out, settings(), restart=True)
+    assert len(left(out)) == 2
+
+
+def test_a_job_that_fails_before_its_first_block_leaves_nothing(tiny_llama, tmp_path):
+    with pytest.raises(Killed):
+        quantize_checkpoint(tiny_llama, tmp_path / "out", settings(), report=lambda row: (_ for _ in ()).throw(Killed))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_log_has_seconds_and_every_linear_and_the_checkpoint_has_none(tiny_llama, tmp_path):
+    out = tmp_path / "out"
+    quantize_checkpoint(tiny_llama, out, settings())
+    log = log_path(out).read_text().splitlines()
+    assert len(log) == 2 + 14 and all('"seconds"' in line for line in log)
+    assert "seconds" not in (out / "qcompress.json").read_text()
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mismatch", [0, 0.5])
+def test_the_limit_of_parked_activations_never_changes_a_byte(tiny_qwen2, tmp_path, mismatch, compute_dtype):
+    for name, limit in (("parked", 10**9), ("replayed", 0)):
+        wanted = settings("awq+gptq", mismatch=mismatch, compute_dtype=compute_dtype)
+        quantize_checkpoint(tiny_qwen2, tmp_path / name, wanted, activation_memory=limit)
+    assert contents(tmp_path / "parked") == contents(tmp_path / "replayed")
+
+
+def test_the_log_of_an_earlier_job_is_not_continued(tiny_llama, tmp_path):
+    out = tmp_path / "out"
+    log_path(out).write_text('{"block": "of an earlier job"}\n')
+    quantize_checkpoint(tiny_llama, out, settings())
+    assert "earlier" not in log_path(out).read_text()

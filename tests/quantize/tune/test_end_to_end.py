@@ -1,0 +1,244 @@
+"""Recovery: the streamed gradient is the plain one, nothing changes before the first step, and the best is kept."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from calibration.errors import TooShortError
+from calibration.windows import build_windows
+from compress.checkpoint.load import load_tokenizer
+from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.record import read_record
+from compress.core.config import QuantizeConfig
+from compress.core.grid import QuantizedWeight, split_groups
+from compress.losses import Side, distill_loss
+from compress.model.blocks import BlockModel, linear_shapes, load_whole
+from compress.quantize.job import quantize_checkpoint
+from compress.quantize.methods.rtn import rtn
+from compress.quantize.tune.blockwise import recover_blocks, relative_error
+from compress.quantize.tune.end_to_end import Trainer, final_states, recover
+from compress.quantize.tune.model import RecoverSettings, Student, batches
+
+GROUP = 32
+
+
+def make_student(path: Path) -> tuple[Checkpoint, Student, dict[str, QuantizedWeight]]:
+    """A checkpoint rounded to nearest in groups of GROUP; scales, norms and biases are trained."""
+    checkpoint = Checkpoint(path)
+    shapes = linear_shapes(checkpoint.config)
+    codes = {n: rtn(checkpoint.tensor(f"{n}.weight").float(), group_size=GROUP, sym=False) for n in shapes}
+    trained = {n: (out, inn // GROUP) for n, (out, inn) in shapes.items()}
+    trained |= {n: t.shape for n, t in checkpoint.tensors.items() if "layernorm" in n or n.endswith(".bias")}
+    student = Student(codes.__getitem__, checkpoint.tensor, trained, torch.float16)
+    return checkpoint, student, codes
+
+
+def make_models(checkpoint: Checkpoint, student: Student) -> tuple[BlockModel, BlockModel]:
+    return BlockModel(checkpoint.config, checkpoint.tensor), BlockModel(checkpoint.config, student.weights)
+
+
+def ids_of(n: int, seq: int) -> Tensor:
+    return torch.randint(0, 128, (n, seq), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(params=["tiny_llama", "tiny_qwen2"])
+def path(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def test_without_training_the_student_is_the_quantized_checkpoint(path):
+    checkpoint, student, codes = make_student(path)
+    for name in checkpoint.tensors:
+        module = name.removesuffix(".weight")
+        stored = codes[module].dequantize() if module in codes else checkpoint.tensor(name)
+        assert torch.equal(student.weights(name).float(), stored.float()), name
+
+
+def test_the_streamed_gradient_is_that_of_the_whole_model(path):
+    checkpoint, student, codes = make_student(path)
+    teacher, model = make_models(checkpoint, student)
+    ids = ids_of(2, 12)
+    trainer = Trainer(teacher, model, student)
+    with torch.no_grad(), teacher.ends(head=True), model.ends(head=True):
+        loss = trainer.step(ids, final_states_of(teacher, ids), rate=0.0)
+
+    whole = load_whole(checkpoint.config, student.weights, torch.float32)
+    for parameter in whole.parameters():
+        parameter.requires_grad_()
+    expected = whole_loss(whole, load_whole(checkpoint.config, checkpoint.tensor, torch.float32), ids)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    for name, parameter in whole.named_parameters():
+        module = name.removesuffix(".weight")
+        if module in codes:
+            plain = split_groups(parameter.grad * parameter, GROUP).sum(-1)
+            torch.testing.assert_close(student.multipliers[module].grad, plain, rtol=1e-3, atol=1e-6)
+        elif name in student.multipliers:
+            torch.testing.assert_close(student.multipliers[name].grad, parameter.grad * parameter, rtol=1e-3, atol=1e-6)
+
+
+def final_states_of(teacher: BlockModel, ids: Tensor) -> Tensor:
+    states = teacher.embed(ids)
+    for index in range(len(teacher)):
+        with teacher.block(index) as block:
+            states = teacher.runner(block, index)(states)
+    return states
+
+
+def whole_loss(student, teacher, ids: Tensor) -> Tensor:
+    sides = [
+        Side(model.base_model(ids, use_cache=False).last_hidden_state, model.get_output_embeddings().weight)
+        for model in (student, teacher)
+    ]
+    return distill_loss(*sides, ids, torch.ones_like(ids).bool(), alpha=1.0).loss
+
+
+def test_recovery_in_a_job_changes_scales_and_norms_and_no_code(path, tmp_path):
+    config = QuantizeConfig("gptq", "gptq", n_samples=16, seq_len=24, group_size=32, held_out=2, mismatch=0)
+    quantize_checkpoint(path, tmp_path / "plain", config)
+    quantize_checkpoint(path, tmp_path / "recovered", replace(config, recover=8))
+    plain, recovered = Checkpoint(tmp_path / "plain"), Checkpoint(tmp_path / "recovered")
+    kinds = ("scales", "layernorm.weight", "bias")
+    changed = {n for n in plain.tensors if not torch.equal(plain.tensor(n), recovered.tensor(n))}
+    assert changed and all(name.endswith(kinds) for name in changed)
+    told = read_record(tmp_path / "recovered")["recover"]
+    assert told["kl"] < told["kl_before"] and told["step"] > 0
+    assert told["kl"] < told["kl_blocks"]
+
+
+def test_batches_of_any_size_give_the_same_final_states(tiny_qwen2):
+    checkpoint, student, _ = make_student(tiny_qwen2)
+    teacher, _ = make_models(checkpoint, student)
+    ids = ids_of(5, 12)
+    torch.testing.assert_close(final_states(teacher, ids, 1), final_states(teacher, ids, 3), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
+def test_recovery_lowers_the_kl_of_windows_it_never_trained_on(path, products):
+    checkpoint, student, _ = make_student(path)
+    teacher, model = make_models(checkpoint, student)
+    settings = RecoverSettings(epochs=3, learning_rate=3e-3, products=products)
+    found = recover(teacher, model, student, ids_of(24, 24), settings)
+    assert found.kl < 0.97 * found.kl_before
+    assert found.step > 0
+
+
+def test_what_judges_recovery_does_not_depend_on_what_training_multiplies_in(tiny_llama):
+    before = []
+    for products in (torch.float32, torch.bfloat16):
+        checkpoint, student, _ = make_student(tiny_llama)
+        settings = RecoverSettings(epochs=1, learning_rate=3.0, block_learning_rate=3.0, products=products)
+        before.append(recover(*make_models(checkpoint, student), student, ids_of(8, 12), settings).kl_before)
+    assert before[0] == before[1]
+
+
+def test_products_in_bfloat16_give_nearly_the_same_gradients(path):
+    found = []
+    for products in (torch.float32, torch.bfloat16):
+        checkpoint, student, _ = make_student(path)
+        teacher, model = make_models(checkpoint, student)
+        ids = ids_of(2, 12)
+        with torch.no_grad(), teacher.ends(head=True), model.ends(head=True):
+            Trainer(teacher, model, student, products).step(ids, final_states_of(teacher, ids), rate=0.0)
+        found.append(torch.cat([value.grad.flatten() for value in student.multipliers.values()]))
+    difference = (found[1] - found[0]).norm() / found[0].norm()
+    assert 0 < difference < 0.05
+
+
+def test_a_learning_rate_that_ruins_the_model_changes_nothing(tiny_llama):
+    checkpoint, student, _ = make_student(tiny_llama)
+    teacher, model = make_models(checkpoint, student)
+    found = recover(
+        teacher, model, student, ids_of(8, 12), RecoverSettings(epochs=1, learning_rate=3.0, block_learning_rate=3.0)
+    )
+    assert found.step == 0 and found.kl == found.kl_before
+    assert all(not value.any() for value in found.multipliers.values())
+
+
+def advance_by_blocks(path: Path, settings: RecoverSettings) -> tuple[Student, list[dict], Tensor, Tensor]:
+    """A student whose blocks learned alone, what was told of each, the teacher's states that came back and should."""
+    checkpoint, student, _ = make_student(path)
+    teacher, model = make_models(checkpoint, student)
+    ids, rows = ids_of(24, 24), []
+    with teacher.ends(), model.ends():
+        found = recover_blocks(teacher, model, student, ids, settings, rows.append)
+    return student, rows, found, final_states(teacher, ids, settings.batch)
+
+
+def test_every_block_that_learns_alone_ends_nearer_to_the_16_bit_block(path):
+    student, rows, found, expected = advance_by_blocks(path, RecoverSettings(block_epochs=2))
+    assert all(row["error"] < row["error_before"] for row in rows)
+    assert all(value.any() for name, value in student.multipliers.items() if "layers" in name)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_that_is_no_nearer_keeps_its_multipliers(tiny_llama):
+    student, rows, _, _ = advance_by_blocks(tiny_llama, RecoverSettings(block_learning_rate=3.0))
+    assert all(row["error"] == row["error_before"] for row in rows)
+    assert not any(value.any() for value in student.multipliers.values())
+
+
+def test_the_error_of_a_token_is_relative_to_its_size():
+    wanted, found = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    sizes = torch.tensor([1.0, 1e3, 1e-3])[None, :, None]
+    torch.testing.assert_close(relative_error(wanted * sizes, found * sizes), relative_error(wanted, found))
+
+
+def test_every_epoch_reads_every_window_once():
+    settings = RecoverSettings(epochs=3, batch=4)
+    order = torch.cat(batches(10, settings, 3)).view(3, 10)
+    assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in order)
+    assert not torch.equal(order[0], order[1])
+
+
+def test_one_window_is_refused(tiny_llama):
+    checkpoint, student, _ = make_student(tiny_llama)
+    teacher, model = make_models(checkpoint, student)
+    with pytest.raises(ValueError, match="1 is too few"):
+        recover(teacher, model, student, ids_of(1, 12), RecoverSettings())
+
+
+def test_scales_are_rounded_as_they_will_be_stored(tiny_llama):
+    _, student, codes = make_student(tiny_llama)
+    module = next(iter(codes))
+    student.multipliers[module] += 1e-3 * torch.randn(student.multipliers[module].shape)
+    scales = student.packed(module).scales
+    assert torch.equal(scales, scales.half().float())
+    assert torch.equal(replace(student.packed(module), scales=codes[module].scales).codes, codes[module].codes)
+
+
+CODES = "model.layers.1.mlp.down_proj.qweight"
+
+
+def test_windows_that_judge_recovery_follow_those_that_are_quantized_with(tiny_llama, tmp_path):
+    config = QuantizeConfig("gptq", "gptq", n_samples=16, seq_len=24, group_size=32)
+    quantize_checkpoint(tiny_llama, tmp_path / "plain", config)
+    quantize_checkpoint(tiny_llama, tmp_path / "recovered", replace(config, recover=1))
+    plain, recovered = (Checkpoint(tmp_path / name).tensor(CODES) for name in ("plain", "recovered"))
+    assert torch.equal(plain, recovered)
+    told = read_record(tmp_path / "recovered")["calibration"]
+    assert (told["n_samples"], told["held_out"]) == (16, 2)
+
+
+def test_windows_that_judge_recovery_are_taken_from_the_others_where_the_text_has_no_more(tiny_llama, tmp_path):
+    text = tmp_path / "short.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog . " * 45)
+    count = fitting(tiny_llama, text)
+    config = QuantizeConfig("gptq", "gptq", n_samples=count, seq_len=24, group_size=32)
+    found = []
+    for name, changes in (("recovered", {"recover": 1}), ("held", {"held_out": count // 8}), ("all", {})):
+        quantize_checkpoint(tiny_llama, tmp_path / name, replace(config, **changes), calibration=[str(text)])
+        found.append(Checkpoint(tmp_path / name).tensor(CODES))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
+    told = read_record(tmp_path / "recovered")["calibration"]
+    assert (told["n_samples"], told["held_out"]) == (count - count // 8, count // 8)
+
+
+def fitting(path, text) -> int:
+    """How many windows of 24 tokens a text has."""
+    with pytest.raises(TooShortError) as caught:
+        build_windows([str(text)], load_tokenizer(path), n_samples=1000, seq_len=24)
+    return caught.value.fitting
