@@ -20,19 +20,19 @@ from calibration.windows import Windows
 from compress.cli.console import emit, json_option
 from compress.distill.targets.cache import Cache, Manifest, open_folder, window_digests, windows_digest, write_shard
 from compress.distill.targets.codecs import Codec, Hidden, Hybrid, TopK
-from compress.losses import Side, Targets, distill_loss
+from compress.losses import LogitSource, Targets, distill_loss
 
 Row = dict[str, Any]
 BYTES, COSINE, READING = 100, 0.999, 5
 
 
-def make_side(seed: int, tokens: int, width: int, vocab: int, scale: float) -> Side:
+def make_side(seed: int, tokens: int, width: int, vocab: int, scale: float) -> LogitSource:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(vocab, width, generator=generator)
-    return Side(torch.randn(tokens, width, generator=generator) * scale / width**0.5, weight)
+    return LogitSource(torch.randn(tokens, width, generator=generator) * scale / width**0.5, weight)
 
 
-def gradient(student: Side, targets: Targets) -> Tensor:
+def gradient(student: LogitSource, targets: Targets) -> Tensor:
     """Of the KL alone at temperature 1, for the hidden states (tokens · width,), where no draw hides in a sum."""
     hidden = student.hidden.clone().requires_grad_()
     labels = torch.zeros(len(hidden), dtype=torch.long)
@@ -41,7 +41,7 @@ def gradient(student: Side, targets: Targets) -> Tensor:
     return torch.autograd.grad(loss, hidden)[0].flatten().double()
 
 
-def mean_cosine(student: Side, teacher: Side, codec: Codec, draws: int) -> Row:
+def mean_cosine(student: LogitSource, teacher: LogitSource, codec: Codec, draws: int) -> Row:
     """Cosine of the full gradient with that of one draw, and with the mean over all draws."""
     full = gradient(student, teacher)
     generator = torch.Generator().manual_seed(0)
@@ -55,7 +55,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return torch.nn.functional.cosine_similarity(a, b, dim=0).item()
 
 
-def read_speed(folder: Path, name: str, codec: Codec, teacher: Side, tokens: int, seq_len: int) -> Row:
+def read_speed(folder: Path, name: str, codec: Codec, teacher: LogitSource, tokens: int, seq_len: int) -> Row:
     """Tokens per second from a whole cache on disk to decoded targets: with checksums first, then without."""
     count = tokens // (seq_len - 1)
     ids = torch.arange(count * seq_len).view(count, seq_len)

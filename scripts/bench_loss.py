@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from compress.cli.console import emit, json_option
-from compress.losses import Side, distill_loss
+from compress.losses import LogitSource, distill_loss
 
 ALPHA, TEMPERATURE = 0.7, 2.0
 TARGETS = {"extra_bytes": 1 / 5, "seconds": 1.1}  # of the plain loss's, at most
 SMALL = {"tokens": 256, "hidden": 64, "vocab": 20_000}
 
 
-def plain(student: Side, teacher: Side, labels: Tensor) -> Tensor:
+def plain(student: LogitSource, teacher: LogitSource, labels: Tensor) -> Tensor:
     """The formula on whole logits, as most trainers write it."""
     ours, theirs = student.hidden @ student.weight.T, teacher.hidden @ teacher.weight.T
     log_s, log_t = log_softmax(ours / TEMPERATURE, -1), log_softmax(theirs / TEMPERATURE, -1)
@@ -34,17 +34,17 @@ def plain(student: Side, teacher: Side, labels: Tensor) -> Tensor:
     return ALPHA * TEMPERATURE**2 * kl + (1 - ALPHA) * cross_entropy(ours, labels)
 
 
-def chunked(student: Side, teacher: Side, labels: Tensor) -> Tensor:
+def chunked(student: LogitSource, teacher: LogitSource, labels: Tensor) -> Tensor:
     mask = torch.ones_like(labels, dtype=torch.bool)
     return distill_loss(student, teacher, labels, mask, alpha=ALPHA, temperature=TEMPERATURE).loss
 
 
-LOSSES: dict[str, Callable[[Side, Side, Tensor], Tensor]] = {"plain": plain, "chunked": chunked}
+LOSSES: dict[str, Callable[[LogitSource, LogitSource, Tensor], Tensor]] = {"plain": plain, "chunked": chunked}
 
 
-def make_side(seed: int, tokens: int, hidden: int, vocab: int) -> Side:
+def make_side(seed: int, tokens: int, hidden: int, vocab: int) -> LogitSource:
     generator = torch.Generator().manual_seed(seed)
-    return Side(
+    return LogitSource(
         torch.randn(tokens, hidden, generator=generator), torch.randn(vocab, hidden, generator=generator) / hidden**0.5
     )
 

@@ -35,9 +35,9 @@ PROMPTS = (
     "The capital of France is",
     "def fibonacci(n):\n    ",
     "Question: A train leaves at 9:40 and the journey takes 85 minutes. When does it arrive?\nAnswer:",
-    "When the lighthouse was built, nobody thought that anyone would ever live in it. The keeper came once a week by "
+    "When the lighthouse was built, nobody thought that anyone would ever live in it. The saver came once a week by "
     "boat, trimmed the wick, filled the tank with oil and rowed home before the tide turned. That changed in the "
-    "winter of the great storm, when the boat was lost and the keeper had to stay. He slept on sacks beside the lamp, "
+    "winter of the great storm, when the boat was lost and the saver had to stay. He slept on sacks beside the lamp, "
     "ate what the gulls left, and wrote every evening in a small green book what he had seen: two ships with torn "
     "sails, a whale, a light on the other shore that answered his own. By spring he no longer wanted to leave. He "
     "built a bed, a table and a shelf for the book, and asked the harbour office for a chair, a kettle, some paper "

@@ -92,7 +92,7 @@ def command(
     from calibration.start import told_token
     from compress.evaluate.drift.compare import compare_rows
     from compress.evaluate.drift.windows import evaluation_windows
-    from compress.evaluate.report.collect import known_rows
+    from compress.evaluate.report.collect import load_results
 
     need_history(history, tag)
     refuse_homeless(
@@ -100,7 +100,7 @@ def command(
     )
     if min_retention is not None and not evaluated:
         raise click.UsageError("--min-retention goes with --eval")
-    known = known_rows([reference, *candidates], evaluated, bench)
+    known = load_results([reference, *candidates], evaluated, bench)
     wanted = samples if samples is not None else PROMPTS if evaluated and evaluated.is_dir() else 0
     kept = kept_samples(evaluated, known["retention"], wanted) if html else []
     limits = {

@@ -13,7 +13,7 @@ from compress.losses.chunked import next_tokens as next_tokens
 from compress.losses.chunked import token_mean as token_mean
 from compress.losses.divergence import DIVERGENCES as DIVERGENCES
 from compress.losses.targets import Head as Head
-from compress.losses.targets import Side as Side
+from compress.losses.targets import LogitSource as LogitSource
 from compress.losses.targets import Sparse as Sparse
 from compress.losses.targets import Targets as Targets
 from compress.losses.targets import find_head as find_head

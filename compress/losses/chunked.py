@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from compress.losses.divergence import DIVERGENCES, Divergence
 from compress.losses.softmax import cross_entropy_into
-from compress.losses.targets import Head, Side, Targets
+from compress.losses.targets import Head, LogitSource, Targets
 
 CHUNK_LOGITS = 2**24  # numbers in one buffer of logits, 64 MiB
 LOSS_BUFFERS = 4  # of logits
@@ -57,7 +57,7 @@ def next_tokens(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def distill_loss(
-    student: Side,
+    student: LogitSource,
     teacher: Targets,
     labels: Tensor,
     mask: Tensor,
@@ -115,7 +115,7 @@ class ChunkedLoss(Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         work = torch.promote_types(hidden.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
-            student = Side(hidden.to(work), weight.to(work), head)
+            student = LogitSource(hidden.to(work), weight.to(work), head)
             kl, ce, d_hidden, d_weight = run_chunks(student, teacher, labels, terms)
         ctx.save_for_backward(d_hidden.to(hidden.dtype), d_weight.to(weight.dtype))
         ctx.terms = terms
@@ -131,7 +131,9 @@ class ChunkedLoss(Function):
         return *gradients, None, None, None, None
 
 
-def run_chunks(side: Side, teacher: Targets, labels: Tensor, terms: Terms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def run_chunks(
+    side: LogitSource, teacher: Targets, labels: Tensor, terms: Terms
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """kl and ce (tokens,), and the gradients of the loss for hidden and weight, empty where nobody asks for one."""
     hidden, weight, head = side
     tokens, temperature = len(hidden), terms.temperature
@@ -162,7 +164,7 @@ def run_chunks(side: Side, teacher: Targets, labels: Tensor, terms: Terms) -> tu
 
 
 @torch.no_grad()
-def cross_entropy(side: Side, labels: Tensor, mask: Tensor, *, vocab: int, chunk: int | None = None) -> Tensor:
+def cross_entropy(side: LogitSource, labels: Tensor, mask: Tensor, *, vocab: int, chunk: int | None = None) -> Tensor:
     """One model's ce per token in nats, 0 where masked, shape of `mask`; float32 inside, chunk by chunk."""
     kept = mask.flatten()
     hidden, wanted = side.hidden.flatten(0, -2)[kept].float(), labels.flatten()[kept]

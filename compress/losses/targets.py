@@ -57,7 +57,7 @@ class Targets(Protocol):
         ...
 
 
-class Side(NamedTuple):
+class LogitSource(NamedTuple):
     """One model's part of the loss: hidden (…, width) after the final norm, weight (vocab, width) of its head.
 
     As a teacher's it is dense: its logits are made chunk by chunk, at any temperature, for any divergence.
@@ -71,9 +71,9 @@ class Side(NamedTuple):
     def vocab(self) -> int:
         return len(self.weight)
 
-    def only(self, kept: Tensor, vocab: int, dtype: torch.dtype) -> "Side":
+    def only(self, kept: Tensor, vocab: int, dtype: torch.dtype) -> "LogitSource":
         hidden = self.hidden.detach().flatten(0, -2)[kept]
-        return Side(hidden.to(dtype), self.weight.detach()[:vocab].to(dtype), self.head)
+        return LogitSource(hidden.to(dtype), self.weight.detach()[:vocab].to(dtype), self.head)
 
     def compare(
         self,

@@ -110,7 +110,7 @@ class Recorder(nn.Module):
 class BlockModel:
     """A causal LM whose blocks are in memory one at a time; embedding, final norm and head on demand.
 
-    `ahead`: while one block of `in_order` is worked on, a thread reads the next, and main memory holds that one too, as
+    `prefetch`: while one block of `in_order` is worked on, a thread reads the next, and memory holds both, as
     stored. On a GPU unless told otherwise; on a CPU the cores are busy and memory is what counts.
     """
 
@@ -121,14 +121,14 @@ class BlockModel:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         *,
-        ahead: bool | None = None,
+        prefetch: bool | None = None,
     ):
         self.source, self.dtype, self.device = weights, dtype, torch.device(device)
-        self.ahead = self.device.type == "cuda" if ahead is None else ahead
+        self.prefetch = self.device.type == "cuda" if prefetch is None else prefetch
         self.model = make_skeleton(config)
         move_buffers(self.model, self.device)
         self.family = find_family(self.model.config.model_type)
-        self.layers_path, layers = find_layers(self.model)
+        self.layers_path, layers = find_blocks(self.model)
         self._blocks = list(layers)
         self._recorders = [Recorder(block) for block in layers]
         for i, recorder in enumerate(self._recorders):
@@ -156,7 +156,7 @@ class BlockModel:
         return self.embedding_name if self.tied else "lm_head.weight"
 
     @contextmanager
-    def ends(self, *, head: bool = False) -> Iterator[None]:
+    def embedding_and_norm(self, *, head: bool = False) -> Iterator[None]:
         """While open, embedding (as stored, only looked up) and final norm are in memory, and the `head` if asked."""
         embedding = self.model.get_input_embeddings()
         table = self.weights(self.embedding_name)
@@ -213,11 +213,11 @@ class BlockModel:
     @torch.no_grad()
     def nll(self, ids: Tensor, skip: int) -> float:
         """Mean nll in nats of the tokens of (batch, seq) ids after the first `skip`, each given those before it."""
-        with self.ends():
+        with self.embedding_and_norm():
             hidden = self.embed(ids)
         for index, block in self.in_order():
             hidden = self.runner(block, index)(hidden)
-        with self.ends():
+        with self.embedding_and_norm():
             return self._head_nll(hidden, ids, skip, self.weights(self.head_name))
 
     def _head_nll(self, hidden: Tensor, ids: Tensor, skip: int, head: Tensor) -> float:
@@ -250,7 +250,7 @@ class BlockModel:
             coming = None
             for index in range(first, len(self)):
                 stored = coming.result() if coming else None
-                coming = reader.submit(self._read, index + 1) if self.ahead and index + 1 < len(self) else None
+                coming = reader.submit(self._read, index + 1) if self.prefetch and index + 1 < len(self) else None
                 with self.block(index, stored) as block:
                     yield index, block
 
@@ -265,7 +265,7 @@ class BlockModel:
             recorder.seen = recorder.inject = None
 
 
-def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The path and the list of the decoder blocks. ValueError when no list has one module per hidden layer."""
     count = model.config.num_hidden_layers
     for name, module in model.named_modules():
@@ -277,7 +277,7 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """(out_features, in_features) of every linear inside the decoder blocks, by full path, without any weights."""
     model = make_skeleton(config)
-    path, layers = find_layers(model)
+    path, layers = find_blocks(model)
     found = {f"{path}.{i}.{n}": m for i, block in enumerate(layers) for n, m in find_linears(block).items()}
     return {name: (linear.out_features, linear.in_features) for name, linear in found.items()}
 

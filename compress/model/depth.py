@@ -38,9 +38,9 @@ def sweep_depth(
         raise ValueError(f"model.depth: cannot remove {removed} of {len(model)} blocks")
     if not mask[:, 1:].any():
         raise ValueError(f"model.depth: none of {mask.numel()} tokens counts, so candidates cannot be compared")
-    with model.ends():
+    with model.embedding_and_norm():
         teacher, candidates = run_all(model, removed, ids)
-    with model.ends(head=True):
+    with model.embedding_and_norm(head=True):
         return compare(model, teacher, candidates, mask, vocab)
 
 

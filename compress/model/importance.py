@@ -55,7 +55,7 @@ def measure_importance(
     """
     model = BlockModel(config, weights, device=device)
     settings = model.model.config
-    with model.ends():
+    with model.embedding_and_norm():
         windows = [model.embed(window[None]) for window in ids]
     channels, blocks = torch.zeros(int(settings.hidden_size)), []
     for index, block in model.in_order():

@@ -19,7 +19,7 @@ def block_numbers(config: dict[str, Any]) -> int:
     return 8 * width + 2 * heads * head + 4 * int(config["intermediate_size"])
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Return the memory of tensors that are gone to the system.
 
     glibc keeps what was smaller than 32 MB, and a loop over blocks scatters new tensors over it. Other C libraries are

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compress.model.blocks import Weights, find_layers, make_config, make_skeleton, plain_config
+from compress.model.blocks import Weights, find_blocks, make_config, make_skeleton, plain_config
 from compress.model.families import find_linears
 from compress.model.width import Importance, Shape, narrow
 
@@ -115,7 +115,7 @@ def plan_size(config: dict[str, Any]) -> dict[str, int]:
     float16 scale and a 4-bit zero; all else stays FP16.
     """
     model = make_skeleton(config)
-    path, layers = find_layers(model)
+    path, layers = find_blocks(model)
     linears = {f"{path}.{i}.{n}.weight" for i, block in enumerate(layers) for n in find_linears(block)}
     shapes = parameter_shapes(config)
     counts = {name: prod(shape) for name, shape in shapes.items()}
@@ -141,7 +141,7 @@ def cut(
     `config` and `weights` are the teacher's; `importance` is that of its kept `blocks`, by their new numbers, and where
     none is given the weights' own. ValueError when its width is to change and a parameter is not in AXES.
     """
-    teacher, path = shape_of(config), find_layers(make_skeleton(config))[0]
+    teacher, path = shape_of(config), find_blocks(make_skeleton(config))[0]
     result = student_config(config, shape, blocks)
 
     def deep(name: str) -> Tensor:

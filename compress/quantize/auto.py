@@ -132,7 +132,7 @@ class Judge:
         """Mean KL in nats of the checkpoint at `path` on all positions."""
         checkpoint = open_causal_lm(path)
         model = BlockModel(checkpoint.config, weight_reader(checkpoint), self.teacher.dtype, self.teacher.device)
-        with self.teacher.ends(head=True), model.ends(head=True):
+        with self.teacher.embedding_and_norm(head=True), model.embedding_and_norm(head=True):
             return mean_kl(self.teacher, model, self.ids, self.answers, BATCH)
 
 

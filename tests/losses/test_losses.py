@@ -5,7 +5,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from compress.losses import DIVERGENCES, Head, Loss, Side, Sparse, distill_loss, find_head, next_tokens, token_mean
+from compress.losses import (
+    DIVERGENCES,
+    Head,
+    LogitSource,
+    Loss,
+    Sparse,
+    distill_loss,
+    find_head,
+    next_tokens,
+    token_mean,
+)
 
 TOKENS, WIDTH, VOCAB = 13, 6, 37
 MASK = torch.tensor([True, True, False, True, False, False, True, True, True, True, False, True, True])
@@ -19,16 +29,16 @@ def random(*shape: int, seed: int) -> Tensor:
 
 def make_sides(
     student_vocab: int = VOCAB, teacher_vocab: int = VOCAB, head: Head = LINEAR
-) -> tuple[Side, Side, Tensor]:
+) -> tuple[LogitSource, LogitSource, Tensor]:
     """A student of width 6, a teacher of width 8, and labels that both know."""
-    student = Side(
+    student = LogitSource(
         random(TOKENS, WIDTH, seed=1).requires_grad_(), random(student_vocab, WIDTH, seed=2).requires_grad_(), head
     )
-    teacher = Side(random(TOKENS, 8, seed=3), random(teacher_vocab, 8, seed=4), head)
+    teacher = LogitSource(random(TOKENS, 8, seed=3), random(teacher_vocab, 8, seed=4), head)
     return student, teacher, torch.arange(TOKENS) * 5 % min(student_vocab, teacher_vocab)
 
 
-def logits(side: Side) -> Tensor:
+def logits(side: LogitSource) -> Tensor:
     z = side.hidden @ side.weight.T * side.head.scale
     return z if side.head.softcap is None else side.head.softcap * torch.tanh(z / side.head.softcap)
 
@@ -50,8 +60,8 @@ PLAIN = {
 
 
 def plain(
-    student: Side,
-    teacher: Side,
+    student: LogitSource,
+    teacher: LogitSource,
     labels: Tensor,
     mask: Tensor,
     alpha: float,
@@ -68,7 +78,7 @@ def plain(
     return Loss(token_mean(alpha * kl + (1 - alpha) * ce, mask), kl * mask, ce * mask)
 
 
-def gradients(loss: Tensor, student: Side) -> tuple[Tensor, Tensor]:
+def gradients(loss: Tensor, student: LogitSource) -> tuple[Tensor, Tensor]:
     return torch.autograd.grad(loss, (student.hidden, student.weight))  # type: ignore[return-value]
 
 
@@ -117,7 +127,7 @@ def test_alpha_weighs_kl_against_cross_entropy(alpha):
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_a_teacher_that_is_the_student_costs_nothing(temperature, divergence):
     student, _, labels = make_sides()
-    teacher = Side(student.hidden.detach(), student.weight.detach())
+    teacher = LogitSource(student.hidden.detach(), student.weight.detach())
     found = distill_loss(student, teacher, labels, MASK, alpha=1.0, temperature=temperature, divergence=divergence)
     assert found.loss.abs() < 1e-15 and found.kl.abs().max() < 1e-14
     assert all(gradient.abs().max() < 1e-15 for gradient in gradients(found.loss, student))
@@ -130,7 +140,7 @@ def test_micro_batches_add_up_to_the_full_batch():
     whole = distill_loss(student, teacher, labels, MASK)
     parts = []
     for rows in (slice(0, 2), slice(2, 3), slice(3, 13)):
-        sides = (Side(student.hidden[rows], student.weight), Side(teacher.hidden[rows], teacher.weight))
+        sides = (LogitSource(student.hidden[rows], student.weight), LogitSource(teacher.hidden[rows], teacher.weight))
         parts.append(distill_loss(*sides, labels[rows], MASK[rows], total=MASK.sum().item()).loss)
     torch.testing.assert_close(sum(parts), whole.loss, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients(sum(parts), student), gradients(whole.loss, student), rtol=1e-9, atol=1e-12)
@@ -153,8 +163,8 @@ def test_tied_heads_get_both_gradients():
     weight, ids = random(VOCAB, WIDTH, seed=5).requires_grad_(), torch.arange(TOKENS)
     _, teacher, labels = make_sides()
 
-    def tied() -> Side:
-        return Side(weight[ids].tanh(), weight)
+    def tied() -> LogitSource:
+        return LogitSource(weight[ids].tanh(), weight)
 
     expected = torch.autograd.grad(plain(tied(), teacher, labels, MASK, 0.7, 2.0).loss, weight)
     found = torch.autograd.grad(distill_loss(tied(), teacher, labels, MASK, temperature=2.0).loss, weight)
@@ -175,7 +185,7 @@ def test_a_frozen_part_gets_no_gradient_and_changes_no_other(frozen):
 
 def test_the_vocabulary_is_cut_to_the_tokenizers_size():
     student, teacher, labels = make_sides()
-    cut = (Side(student.hidden, student.weight[:30]), Side(teacher.hidden, teacher.weight[:30]))
+    cut = (LogitSource(student.hidden, student.weight[:30]), LogitSource(teacher.hidden, teacher.weight[:30]))
     labels = labels % 30
     expected, found = distill_loss(*cut, labels, MASK), distill_loss(student, teacher, labels, MASK, vocab=30)
     torch.testing.assert_close(found.loss, expected.loss)
@@ -191,12 +201,14 @@ def test_without_grad_the_loss_is_the_same():
 
 def test_inside_it_is_float32_whatever_comes_in():
     student, teacher, labels = make_sides()
-    half = [Side(side.hidden.detach().bfloat16(), side.weight.detach().bfloat16()) for side in (student, teacher)]
-    whole = [Side(side.hidden.float(), side.weight.float()) for side in half]
+    half = [
+        LogitSource(side.hidden.detach().bfloat16(), side.weight.detach().bfloat16()) for side in (student, teacher)
+    ]
+    whole = [LogitSource(side.hidden.float(), side.weight.float()) for side in half]
     torch.testing.assert_close(distill_loss(*half, labels, MASK).kl, distill_loss(*whole, labels, MASK).kl)
 
 
-def dense_as_sparse(teacher: Side, vocab: int, temperature: float) -> Sparse:
+def dense_as_sparse(teacher: LogitSource, vocab: int, temperature: float) -> Sparse:
     """Every id of the vocabulary, in another order, with its probability."""
     ids = torch.randperm(vocab, generator=torch.Generator().manual_seed(6)).expand(TOKENS, vocab)
     p = (logits(teacher)[:, :vocab] / temperature).softmax(-1)
@@ -241,7 +253,7 @@ def test_micro_batches_of_sparse_targets_add_up_too():
     parts = []
     for rows in (slice(0, 2), slice(2, 3), slice(3, 13)):
         some = Sparse(sparse.ids[rows], sparse.weights[rows], sparse.entropy[rows], VOCAB)
-        side = Side(student.hidden[rows], student.weight)
+        side = LogitSource(student.hidden[rows], student.weight)
         parts.append(distill_loss(side, some, labels[rows], MASK[rows], total=MASK.sum().item()).loss)
     torch.testing.assert_close(sum(parts), whole, rtol=1e-12, atol=1e-12)
 

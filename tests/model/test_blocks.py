@@ -18,12 +18,12 @@ def make_model(path: Path, *, ahead: bool) -> tuple[BlockModel, list[tuple[str, 
         read.append((name, threading.current_thread() is threading.main_thread()))
         return checkpoint.tensor(name)
 
-    return BlockModel(checkpoint.config, weights, ahead=ahead), read
+    return BlockModel(checkpoint.config, weights, prefetch=ahead), read
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_blocks_that_were_read_ahead_are_the_same_blocks(tiny_llama, first):
-    (plain, _), (early, _) = make_model(tiny_llama, ahead=False), make_model(tiny_llama, ahead=True)
+    (plain, _), (early, _) = make_model(tiny_llama, prefetch=False), make_model(tiny_llama, prefetch=True)
     for (i, block), (j, twin) in zip(plain.in_order(first), early.in_order(first), strict=True):
         assert (i, block.name) == (j, twin.name)
         parameters = dict(twin.module.named_parameters())
@@ -31,7 +31,7 @@ def test_blocks_that_were_read_ahead_are_the_same_blocks(tiny_llama, first):
 
 
 def test_the_next_block_is_read_by_a_thread_and_every_weight_once(tiny_llama):
-    model, read = make_model(tiny_llama, ahead=True)
+    model, read = make_model(tiny_llama, prefetch=True)
     blocks = [block.name for _, block in model.in_order()]
     assert len({name for name, _ in read}) == len(read)
     assert {main for name, main in read if name.startswith(f"{blocks[0]}.")} == {True}
@@ -39,14 +39,14 @@ def test_the_next_block_is_read_by_a_thread_and_every_weight_once(tiny_llama):
 
 
 def test_without_reading_ahead_only_the_block_at_hand_is_read(tiny_llama):
-    model, read = make_model(tiny_llama, ahead=False)
+    model, read = make_model(tiny_llama, prefetch=False)
     _, block = next(model.in_order())
     assert all(name.startswith(f"{block.name}.") for name, _ in read)
 
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_block_is_gone_when_the_next_is_asked_for(tiny_llama, ahead):
-    model, _ = make_model(tiny_llama, ahead=ahead)
+    model, _ = make_model(tiny_llama, prefetch=ahead)
     seen: list[torch.nn.Module] = []
     for _, block in model.in_order():
         assert all(block.module.get_parameter(path).device.type == "cpu" for path, _ in block.module.named_parameters())
@@ -56,7 +56,7 @@ def test_a_block_is_gone_when_the_next_is_asked_for(tiny_llama, ahead):
 
 
 def test_a_thread_that_cannot_read_ends_the_work(tiny_llama):
-    model, _ = make_model(tiny_llama, ahead=True)
+    model, _ = make_model(tiny_llama, prefetch=True)
     source = model.source
 
     def broken(name: str) -> torch.Tensor:

@@ -27,7 +27,7 @@ def run_block(model_type):
     torch.manual_seed(0)
     weights = AutoModelForCausalLM.from_config(config, dtype=torch.float32).state_dict()
     blocks, seen = BlockModel(config.to_dict(), weights.__getitem__), {}
-    with blocks.ends():
+    with blocks.embedding_and_norm():
         hidden = blocks.embed(torch.arange(12).view(2, 6))
     with blocks.block(0) as block:
         norms = {path: module for path, module in block.module.named_children() if "norm" in path}

@@ -2,7 +2,7 @@ import psutil
 import pytest
 import torch
 
-from compress.model.malloc import from_libc, give_back
+from compress.model.malloc import from_libc, release_memory
 
 COUNT, NUMBERS = 2000, 25_000  # 200 MB in pieces that the C library keeps
 
@@ -14,6 +14,6 @@ def test_what_is_freed_goes_back_to_the_system():
     pinned = tensors[::100]  # what still lives lies above and between what does not
     full = process.memory_info().rss
     del tensors
-    give_back()
+    release_memory()
     assert full - process.memory_info().rss > 0.8 * 4 * COUNT * NUMBERS
     assert all(bool((tensor == 1).all()) for tensor in pinned)

@@ -15,7 +15,7 @@ from compress.checkpoint.formats import FORMATS, Format, model_dtype
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.schemes import Scheme, awq_key, ct_weights, flatten, gptq_override
 from compress.core.errors import QCompressError
-from compress.model.blocks import find_layers, make_skeleton
+from compress.model.blocks import find_blocks, make_skeleton
 from compress.model.families import FUSED, find_family, find_linears
 
 Finding = dict[str, Any]
@@ -74,7 +74,7 @@ def make_table(config: dict[str, Any]) -> Table:
     """The table of a config.json. QCompressError when transformers can make no causal LM of it."""
     try:
         model = make_skeleton(config)
-        path, layers = find_layers(model)
+        path, layers = find_blocks(model)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, ZeroDivisionError) as problem:
         raise QCompressError(" ".join(str(problem).split())[:200]) from None
     names = {module: name for name, module in model.named_modules()}

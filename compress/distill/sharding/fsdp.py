@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from compress.core.errors import QCompressError
 from compress.distill.sharding.deepspeed import STAGES, Zero, divided, give_zero, zero_moments
-from compress.model.blocks import find_layers, load_whole
+from compress.model.blocks import find_blocks, load_whole
 
 T = TypeVar("T")
 DEEPSPEED, FSDP = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"
@@ -110,7 +110,7 @@ class Spread(nn.Module):
         super().__init__()
         self.objective = objective
         again = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() not in ("false", "shard_grad_op")
-        for block in find_layers(model)[1]:
+        for block in find_blocks(model)[1]:
             fully_shard(block, reshard_after_forward=again)
         fully_shard(self)
 

@@ -16,7 +16,7 @@ from compress.distill.targets.cache import Cache, window_digests, windows_digest
 from compress.distill.text.packing import positions
 from compress.distill.text.windows import Text, read_text
 from compress.distill.training.loop import Model
-from compress.losses import Side, Targets, next_tokens
+from compress.losses import LogitSource, Targets, next_tokens
 
 
 def settings_cache(settings: DistillConfig) -> Cache:
@@ -61,7 +61,7 @@ class CachedTeacher:
     def __init__(self, cache: Cache, windows: Windows, teacher: Model):
         """`teacher` lends its head and its device; the rest of it may go. QCompressError for windows that clash."""
         weight = teacher.model.get_output_embeddings().weight.detach()
-        self.cache, self.windows, self.lent = cache, windows, Side(weight[:0], weight, teacher.head)
+        self.cache, self.windows, self.lent = cache, windows, LogitSource(weight[:0], weight, teacher.head)
         self._digests = window_digests(windows.ids)
         borders = None if windows.documents is None else positions(windows.documents)
         self._places = {row.numpy().tobytes(): place for place, row in enumerate(self._digests)}

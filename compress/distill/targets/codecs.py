@@ -19,7 +19,7 @@ from torch import Tensor
 
 from compress.checkpoint.finite import cast_finite
 from compress.core.pack import pack_ids, unpack_ids
-from compress.losses import CHUNK_LOGITS, Side, Sparse, Targets
+from compress.losses import CHUNK_LOGITS, LogitSource, Sparse, Targets
 from compress.losses.softmax import softmax_into
 
 Parts = dict[str, Tensor]
@@ -35,11 +35,11 @@ class Codec(Protocol):
         """What `encode` makes of one hidden state of `width`."""
         ...
 
-    def encode(self, side: Side, uniform: Tensor) -> Parts:
+    def encode(self, side: LogitSource, uniform: Tensor) -> Parts:
         """The teacher's side (tokens, width), a uniform number (tokens,) for each -> tensors by name, a row a token."""
         ...
 
-    def decode(self, parts: Parts, side: Side) -> Targets:
+    def decode(self, parts: Parts, side: LogitSource) -> Targets:
         """What was encoded as targets, for the loss; `side` lends its head and its device. The rows may be batched."""
         ...
 
@@ -58,10 +58,10 @@ class Hidden:
     def _dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)  # type: ignore[no-any-return]
 
-    def encode(self, side: Side, uniform: Tensor) -> Parts:
+    def encode(self, side: LogitSource, uniform: Tensor) -> Parts:
         return {"hidden": cast_finite("hidden states", side.hidden, self._dtype).cpu()}
 
-    def decode(self, parts: Parts, side: Side) -> Targets:
+    def decode(self, parts: Parts, side: LogitSource) -> Targets:
         return side._replace(hidden=parts["hidden"].to(side.weight.device, side.weight.dtype))
 
 
@@ -78,7 +78,7 @@ class Hybrid:
     def bytes_per_token(self, width: int) -> int:
         return 3 * (self.top_k + self.samples) + 2 * (self.top_k + 1) + 4
 
-    def encode(self, side: Side, uniform: Tensor) -> Parts:
+    def encode(self, side: LogitSource, uniform: Tensor) -> Parts:
         chunks = split(side, self.vocab, self.temperature)
         return join([self._encode(p, uniform[rows].to(p.device)) for rows, p in chunks])
 
@@ -92,7 +92,7 @@ class Hybrid:
         logs = torch.cat([best, mass.to(best.dtype)], -1).log().half()
         return {"ids": pack_ids(torch.cat([ids, drawn], -1)), "log_p": logs.cpu(), "entropy": entropy.float().cpu()}
 
-    def decode(self, parts: Parts, side: Side) -> Targets:
+    def decode(self, parts: Parts, side: LogitSource) -> Targets:
         p = parts["log_p"].float().exp()
         draws = (p[..., -1:] / self.samples).expand(*p.shape[:-1], self.samples)
         weights = torch.cat([p[..., :-1], draws], -1)
@@ -113,11 +113,11 @@ class TopK:
     def bytes_per_token(self, width: int) -> int:
         return 5 * self.top_k
 
-    def encode(self, side: Side, uniform: Tensor) -> Parts:
+    def encode(self, side: LogitSource, uniform: Tensor) -> Parts:
         found = (p.topk(self.top_k, -1) for _, p in split(side, self.vocab, self.temperature))
         return join([{"ids": pack_ids(ids), "log_p": p.log().half().cpu()} for p, ids in found])
 
-    def decode(self, parts: Parts, side: Side) -> Targets:
+    def decode(self, parts: Parts, side: LogitSource) -> Targets:
         p = parts["log_p"].float().exp()
         weights = p / p.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny) if self.renormalise else p
         entropy = torch.special.entr(weights).sum(-1)
@@ -137,7 +137,7 @@ def make_codec(settings: dict[str, Any]) -> Codec:
     return codec
 
 
-def split(side: Side, vocab: int, temperature: float) -> Iterator[tuple[slice, Tensor]]:
+def split(side: LogitSource, vocab: int, temperature: float) -> Iterator[tuple[slice, Tensor]]:
     """Rows, and their probabilities (rows, vocab) in float32, about CHUNK_LOGITS of them at a time, in one buffer."""
     hidden, weight, count = side.hidden.float(), side.weight[:vocab].float(), max(1, CHUNK_LOGITS // vocab)
     logits, p = (hidden.new_empty(min(count, len(hidden)), vocab) for _ in range(2))
@@ -154,6 +154,6 @@ def join(parts: list[Parts]) -> Parts:
     return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else {})}
 
 
-def to_device(sparse: Sparse, side: Side) -> Sparse:
+def to_device(sparse: Sparse, side: LogitSource) -> Sparse:
     ids, weights, entropy = (tensor.to(side.weight.device) for tensor in sparse[:3])
     return Sparse(ids, weights, entropy, sparse.vocab)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from calibration.windows import Windows
 from compress.core.errors import QCompressError
-from compress.losses import Side
+from compress.losses import LogitSource
 
 START = -1
 KINDS = {"full_attention", "sliding_attention"}
@@ -53,7 +53,7 @@ class Sided(Protocol):
 
     model: Any
 
-    def side(self, ids: Tensor, documents: Tensor | None = None) -> Side: ...
+    def side(self, ids: Tensor, documents: Tensor | None = None) -> LogitSource: ...
 
 
 def as_batch(windows: Windows) -> Batch:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from compress.checkpoint.write import TensorSpec, plan_shard
 from compress.core.atomic import write_whole
-from compress.losses import Side, Targets, token_mean
+from compress.losses import LogitSource, Targets, token_mean
 
 HOLD = 0.5  # of the run at full weight; from there it falls to 0, so that at the end only the loss is learned
 Pairs = Sequence[tuple[int, int]]
@@ -36,7 +36,7 @@ class Blocks(Protocol):
 
     def states(
         self, ids: Tensor, blocks: Sequence[int], documents: Tensor | None = None
-    ) -> tuple[Side, list[Tensor]]: ...
+    ) -> tuple[LogitSource, list[Tensor]]: ...
 
 
 class AlignedTeacher:

@@ -162,7 +162,7 @@ def shared_journal(out: Path, settings: Row, needed: int, *, restart: bool = Fal
 
 
 @dataclass(frozen=True)
-class Keeper:
+class StateSaver:
     """Where one stage of a training keeps its state, and how many steps apart; without a journal nowhere.
 
     `beside` is what learns beside the student, in some of the stages, and is kept in all.
@@ -203,7 +203,7 @@ class Keeper:
         return self.journal.note(f"{self.stage}.{name}", make) if self.journal else make()
 
 
-NOWHERE = Keeper()
+NOWHERE = StateSaver()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

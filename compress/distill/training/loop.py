@@ -40,13 +40,13 @@ from compress.distill.sharding.parallel import add_up, from_first, share
 from compress.distill.text.packing import Batch, as_batch, attention
 from compress.distill.training.align import Aligned, Alignment, align_weight
 from compress.distill.training.gradient_checkpointing import recomputing
-from compress.distill.training.journal import NOWHERE, Keeper, Progress
+from compress.distill.training.journal import NOWHERE, Progress, StateSaver
 from compress.distill.training.lora import adapted, plain_parameters
 from compress.distill.training.state import best_weights, give_state, over_state, take_state
 from compress.losses import (
     Head,
+    LogitSource,
     Loss,
-    Side,
     Targets,
     cross_entropy,
     distill_loss,
@@ -103,20 +103,22 @@ class Model:
         self.model = model.to(device)
         self.head: Head = find_head(model.config.to_dict())
 
-    def side(self, ids: Tensor, documents: Tensor | None = None) -> Side:
+    def side(self, ids: Tensor, documents: Tensor | None = None) -> LogitSource:
         """(batch, seq) ids -> its side of the loss, hidden states of all positions but the last.
 
         Each of the `documents`, (batch, seq), sees itself only.
         """
         apart = attention(documents, self.model)
         hidden = self.model.base_model(ids, use_cache=False, **apart).last_hidden_state[:, :-1]
-        return Side(hidden, self.model.get_output_embeddings().weight, self.head)
+        return LogitSource(hidden, self.model.get_output_embeddings().weight, self.head)
 
-    def states(self, ids: Tensor, blocks: Sequence[int], documents: Tensor | None = None) -> tuple[Side, list[Tensor]]:
+    def states(
+        self, ids: Tensor, blocks: Sequence[int], documents: Tensor | None = None
+    ) -> tuple[LogitSource, list[Tensor]]:
         """Its side, and what `blocks` (from 1) put out, (batch, seq - 1, width) each; the last one's after the norm."""
         apart = attention(documents, self.model)
         found = self.model.base_model(ids, use_cache=False, output_hidden_states=True, **apart)
-        side = Side(found.last_hidden_state[:, :-1], self.model.get_output_embeddings().weight, self.head)
+        side = LogitSource(found.last_hidden_state[:, :-1], self.model.get_output_embeddings().weight, self.head)
         return side, [found.hidden_states[block][:, :-1] for block in blocks]
 
 
@@ -155,7 +157,7 @@ class Heldout:
     def __init__(self, teacher: Model, windows: Windows, vocab: int):
         device = teacher.model.device
         self.vocab, micro = vocab, micro_batch(windows.ids.shape[1], device)
-        self.parts: list[tuple[Batch, Side]] = []
+        self.parts: list[tuple[Batch, LogitSource]] = []
         nll = 0.0
         self.tokens = int(windows.mask[:, 1:].sum())
         for part in as_batch(windows).to(device).split(micro):
@@ -186,19 +188,19 @@ def train(
     report: Report = lambda row: None,
     alignment: Alignment | None = None,
     rewrite: Rewrite | None = None,
-    keeper: Keeper = NOWHERE,
+    saver: StateSaver = NOWHERE,
 ) -> Trained:
     """Train `student` in place for the settings' steps; returns its best weights in `dtype`, adapters merged.
 
     Where `student` carries adapters only those learn. `alignment` learns beside it and needs a teacher that answers
     with `Aligned`; `rewrite` gives the text of a step in the place of what was read.
 
-    What `keeper` has of an interrupted run is taken over, and the curve and weights are those of a run that never was.
+    What `saver` has of an interrupted run is taken over, and the curve and weights are those of a run that never was.
 
     `kl_before` is its held-out KL now. Stops at the first loss or gradient that is not finite, says so in `stopped`,
     and the best weights so far stand. Windows are read in order, and again in a new order when they are used up.
     """
-    result, kept = Trained(snapshot(student.model, dtype), 0, kl_before), keeper.load()
+    result, kept = Trained(snapshot(student.model, dtype), 0, kl_before), saver.load()
     if kept is not None:
         take_over(result, *kept)
         if kept[0].over:
@@ -230,8 +232,8 @@ def train(
             scores = inside(prepared, partial(heldout.measure, student))
             judge(result, step, scores, student.model, dtype)
         report(progress_row(result.curve[-1], step, spent / (step - first + 1), settings))
-        if keeper.due(step) and step < steps:
-            keeper.keep(progress(result, step), take_state(objective, optimizer, result.weights))
+        if saver.due(step) and step < steps:
+            saver.keep(progress(result, step), take_state(objective, optimizer, result.weights))
     if isinstance(prepared, Zero):
         prepared.end()
     if isinstance(prepared, Spread | Zero):
@@ -239,7 +241,7 @@ def train(
     for parameter in student.model.parameters():
         parameter.grad = None
     if not result.stopped and first <= steps:
-        keeper.keep(progress(result, steps, over=True), over_state(result.weights))
+        saver.keep(progress(result, steps, over=True), over_state(result.weights))
     return result
 
 

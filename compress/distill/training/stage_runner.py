@@ -15,7 +15,7 @@ from compress.distill.text.packing import Batch
 from compress.distill.text.stages import Stage
 from compress.distill.text.windows import Text
 from compress.distill.training.align import AlignedTeacher, Alignment, map_blocks, save_alignment
-from compress.distill.training.journal import NOWHERE, Journal, Keeper
+from compress.distill.training.journal import NOWHERE, Journal, StateSaver
 from compress.distill.training.loop import Heldout, Model, Rewrite, Teacher, Trained, restore, train
 from compress.distill.training.lora import adapters
 
@@ -77,9 +77,9 @@ def run_stages(run: Run, stages: Sequence[Stage], texts: Sequence[Text], judges:
     """
     finished: list[Finished] = []
     for stage, text, heldout in zip(stages, texts, judges, strict=True):
-        keeper = Keeper(run.journal, len(finished), run.save_every, run.alignment)
+        saver = StateSaver(run.journal, len(finished), run.save_every, run.alignment)
         done = sum(len(one.trained.curve) for one in finished)
-        finished.append(run_stage(run, stage, text.windows, heldout, done, keeper))
+        finished.append(run_stage(run, stage, text.windows, heldout, done, saver))
         if stage.name:
             run.report(finished[-1].row())
         if finished[-1].trained.stopped:
@@ -88,12 +88,12 @@ def run_stages(run: Run, stages: Sequence[Stage], texts: Sequence[Text], judges:
 
 
 def run_stage(
-    run: Run, stage: Stage, windows: Windows, heldout: Heldout, done: int, keeper: Keeper = NOWHERE
+    run: Run, stage: Stage, windows: Windows, heldout: Heldout, done: int, saver: StateSaver = NOWHERE
 ) -> Finished:
     """One stage, after `done` steps of others. Of one that another is begun after, only the curve comes back."""
     settings, student = stage.settings, run.student
     alignment = run.alignment if settings.align_weight else None
-    kl_before = keeper.note("kl_before", lambda: from_first(heldout.measure(student).kl))
+    kl_before = saver.note("kl_before", lambda: from_first(heldout.measure(student).kl))
     with adapters(student.model, settings.lora_rank, settings.lora_alpha, settings.seed):
         trained = train(
             student,
@@ -106,7 +106,7 @@ def run_stage(
             report=lambda row: run.report(stage.named() | row),
             alignment=alignment,
             rewrite=own_answers(run, settings, done) if stage.on_policy else None,
-            keeper=keeper,
+            saver=saver,
         )
     if trained.weights:
         restore(student.model, trained.weights)

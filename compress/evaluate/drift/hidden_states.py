@@ -33,7 +33,7 @@ SECONDS_BETWEEN_REPORTS = 10.0
 
 
 @dataclass(frozen=True)
-class Reading:
+class HiddenStates:
     """A checkpoint that has read the windows: `hidden` (n_samples, seq_len, hidden_size) after its last block."""
 
     path: Path
@@ -43,7 +43,7 @@ class Reading:
     @contextmanager
     def head(self) -> Iterator[None]:
         """While open, final norm and head are in memory, and `logits` works."""
-        with self.model.ends(head=True):
+        with self.model.embedding_and_norm(head=True):
             yield
 
     def logits(self, places: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Reading:
 @torch.no_grad()
 def read_windows(
     path: Path, ids: Tensor, *, micro_batch: int | None = None, report: Report = lambda row: None
-) -> Reading:
+) -> HiddenStates:
     """Run the checkpoint at `path` over (n_samples, seq_len) ids.
 
     Every block sees all windows, `micro_batch` at a time (it changes the speed, never the result), before the next
@@ -68,7 +68,7 @@ def read_windows(
     model = BlockModel(checkpoint.config, weight_reader(checkpoint))
     size = micro_batch or max(1, MICRO_BATCH_TOKENS // ids.shape[1])
     hidden = make_states((*ids.shape, int(model.model.config.hidden_size)))
-    with model.ends():
+    with model.embedding_and_norm():
         for part, place in zip(ids.split(size), hidden.split(size), strict=True):
             place.copy_(model.embed(part))
     started = told = time.perf_counter()
@@ -80,7 +80,7 @@ def read_windows(
         if index + 1 == len(model) or now - told > SECONDS_BETWEEN_REPORTS:
             report({"reads": path.name, "block": f"{index + 1}/{len(model)}", "seconds": round(now - started, 1)})
             told = now
-    return Reading(path, model, hidden)
+    return HiddenStates(path, model, hidden)
 
 
 def make_states(shape: tuple[int, ...]) -> Tensor:

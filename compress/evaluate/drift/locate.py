@@ -58,9 +58,9 @@ def locate_drift(reference: Path, candidate: Path, windows: Windows, report: Rep
     refuse_other_blocks(reference, ours, candidate, theirs)
     ids = windows.ids[: max(1, TOKENS // windows.ids.shape[1])]
     batches = list(ids.split(max(1, MICRO_BATCH_TOKENS // ids.shape[1])))
-    with ours.ends():
+    with ours.embedding_and_norm():
         states = [ours.embed(part) for part in batches]
-    with theirs.ends():
+    with theirs.embedding_and_norm():
         for part in batches:
             theirs.embed(part)  # so that its blocks know how they are called
     recorded = recorded_errors(candidate)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from calibration.windows import Windows
-from compress.evaluate.drift.hidden_states import Reading, Row, refuse_not_finite, scored_places
+from compress.evaluate.drift.hidden_states import HiddenStates, Row, refuse_not_finite, scored_places
 from compress.evaluate.drift.interval import mean_interval, perplexity_intervals
 from compress.evaluate.drift.perplexity import Estimate, exponential, next_token_nll, window_mean
 
@@ -62,7 +62,7 @@ class Preferred:
 
 @torch.no_grad()
 def token_drift(
-    reference: Reading, candidate: Reading, windows: Windows, *, vocabulary: int, chunk: int = CHUNK
+    reference: HiddenStates, candidate: HiddenStates, windows: Windows, *, vocabulary: int, chunk: int = CHUNK
 ) -> TokenDrift:
     """The drift at every token that counts in the windows' mask, over the first `vocabulary` tokens.
 

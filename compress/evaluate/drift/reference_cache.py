@@ -25,7 +25,7 @@ from compress.checkpoint.write import TensorSpec, plan_shard
 from compress.core.atomic import write_whole
 from compress.core.errors import QCompressError
 from compress.distill.targets.cache import differing
-from compress.evaluate.drift.hidden_states import Reading, Report, read_windows
+from compress.evaluate.drift.hidden_states import HiddenStates, Report, read_windows
 from compress.model.blocks import BlockModel
 
 MANIFEST, STATES = "manifest.json", "hidden.safetensors"
@@ -40,7 +40,7 @@ def read_reference(
     *,
     micro_batch: int | None = None,
     report: Report = lambda row: None,
-) -> Reading:
+) -> HiddenStates:
     """The reference's reading of the windows: from `folder` if it is there, else made, and kept there if one is given.
 
     QCompressError for a folder that holds another reading, by the name of what differs, or one that is damaged.
@@ -53,7 +53,7 @@ def read_reference(
         refuse_difference(folder, found, facts)
         report({"reads": path.name, "from": str(folder)})
         checkpoint = open_causal_lm(path)
-        return Reading(path, BlockModel(checkpoint.config, weight_reader(checkpoint)), load_states(folder, found))
+        return HiddenStates(path, BlockModel(checkpoint.config, weight_reader(checkpoint)), load_states(folder, found))
     needed = 4 * windows.ids.numel() * int(open_causal_lm(path).config["hidden_size"])
     refuse_folder(folder, needed)
     reading = read_windows(path, windows.ids, micro_batch=micro_batch, report=report)

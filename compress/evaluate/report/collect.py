@@ -13,7 +13,7 @@ Row = dict[str, Any]
 EVAL = "eval.json"
 
 
-def known_rows(paths: Sequence[Path], evaluated: Path | None, bench: Path | None) -> dict[str, list[Row]]:
+def load_results(paths: Sequence[Path], evaluated: Path | None, bench: Path | None) -> dict[str, list[Row]]:
     """{"retention", "speed"}: what the files say of the checkpoints at `paths`, the reference's first.
 
     Files are read and matched before hours are spent on anything else.

@@ -1,6 +1,6 @@
 """The hidden states between two blocks, in a file: one micro-batch in memory at a time, and all of them after a kill.
 
-Reading and writing go through the page cache, which the kernel gives back when memory is short: so what is kept in
+HiddenStates and writing go through the page cache, which the kernel gives back when memory is short: so what is kept in
 memory follows the machine, and the process itself never holds more than what it works on.
 """
 

@@ -13,10 +13,10 @@ from calibration.capture import watch_inputs
 from compress.core.grid import QuantizedWeight
 from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
-from compress.model.malloc import give_back
+from compress.model.malloc import release_memory
 from compress.model.precision import products_in
-from compress.quantize.blocks.lockstep import Batches, Outputs, Seen, lockstep, trace_stages
-from compress.quantize.blocks.problem import BlockSettings, Sums, stage_problem, sum_up
+from compress.quantize.blocks.lockstep import Batches, Outputs, StageInput, lockstep, trace_stages
+from compress.quantize.blocks.problem import BlockSettings, StageStatistics, stage_problem, sum_up
 from compress.quantize.methods.awq import output_error
 from compress.quantize.methods.fold import fold_bias, fold_norm, fold_rows, per_row
 from compress.quantize.methods.rtn import rtn
@@ -88,7 +88,7 @@ def quantize_block(
     result = QuantizedBlock()
     stages = {stage.linears: stage for stage in stages_of(block, run, batches[0])}
 
-    def solve(names: tuple[str, ...], inputs: Iterable[Seen]) -> None:
+    def solve(names: tuple[str, ...], inputs: Iterable[StageInput]) -> None:
         sums = sum_up(block, stages[names], inputs, wanted.get(names), settings)
         with products_in(torch.float32):
             solve_stage(block, stages[names], sums, result, settings, processes)
@@ -122,14 +122,19 @@ def record_stages(
 
 
 def solve_stage(
-    block: Block, stage: Stage, sums: Sums, result: QuantizedBlock, settings: BlockSettings, processes: Processes
+    block: Block,
+    stage: Stage,
+    sums: StageStatistics,
+    result: QuantizedBlock,
+    settings: BlockSettings,
+    processes: Processes,
 ) -> None:
     """The stage's codes from its sums, its rows, and the block's weights replaced by what the codes mean."""
     name = f"{block.name}.{stage.linears[0]}"
-    give_back()  # what the forward has freed, before the factor is made, and again what that took
+    release_memory()  # what the forward has freed, before the factor is made, and again what that took
     try:
         problem = stage_problem(block, stage, sums, settings, processes)
-        give_back()
+        release_memory()
         solution = processes.first(lambda: METHODS[settings.method](problem))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

@@ -19,7 +19,7 @@ from compress.model.blocks import Block
 Stage = tuple[str, ...]
 
 
-class Seen(NamedTuple):
+class StageInput(NamedTuple):
     """One micro-batch at a stage: what its linears see, (batch, seq, in), and the state of the residual stream before
     it, (batch, seq, hidden), where the block's table says which modules see that."""
 
@@ -60,7 +60,7 @@ def lockstep(
     stages: Sequence[Stage],
     run: Callable[[Tensor], Tensor],
     batches: Batches,
-    at_stage: Callable[[Stage, Iterable[Seen]], None],
+    at_stage: Callable[[Stage, Iterable[StageInput]], None],
     outputs: Outputs,
 ) -> None:
     """Fill `outputs` with `run` of every micro-batch (batch, seq, hidden); `at_stage` is called once per stage.
@@ -77,7 +77,7 @@ def lockstep(
         if name not in stage_of:
             states[worker] = x
         elif stage_of[name] >= reached:
-            driver.switch((stage_of[name], Seen(x, states.get(worker))))
+            driver.switch((stage_of[name], StageInput(x, states.get(worker))))
 
     workers = [greenlet.greenlet(run) for _ in range(len(batches))]
     with watch_inputs(watched(block, stage_of), park):
@@ -101,7 +101,7 @@ def watched(block: Block, linears: Iterable[str]) -> dict[str, nn.Module]:
     return {path: block.module.get_submodule(path) for path in (*paths, *linears)}
 
 
-def stage_input(block: Block, stages: Sequence[Stage], answer: object, index: int) -> Seen:
+def stage_input(block: Block, stages: Sequence[Stage], answer: object, index: int) -> StageInput:
     if isinstance(answer, tuple) and answer[0] == index:
         return answer[1]
     found = stages[answer[0]] if isinstance(answer, tuple) else "the end of the block"
@@ -117,7 +117,7 @@ def replay(
     stages: Sequence[Stage],
     run: Callable[[Tensor], Tensor],
     batches: Batches,
-    at_stage: Callable[[Stage, Iterable[Seen]], None],
+    at_stage: Callable[[Stage, Iterable[StageInput]], None],
     outputs: Outputs,
 ) -> None:
     """What `lockstep` does, to the bit, with one micro-batch in memory: every stage runs from the block's start."""
@@ -127,7 +127,9 @@ def replay(
         outputs[i] = run(batches[i])
 
 
-def reach(block: Block, stages: Sequence[Stage], index: int, run: Callable[[Tensor], Tensor], batch: Tensor) -> Seen:
+def reach(
+    block: Block, stages: Sequence[Stage], index: int, run: Callable[[Tensor], Tensor], batch: Tensor
+) -> StageInput:
     """The input of stage `index` for one micro-batch; the forward ends there."""
     waiting = {name: number for number, stage in enumerate(stages) for name in stage if number >= index}
     answer: object = None
@@ -138,7 +140,7 @@ def reach(block: Block, stages: Sequence[Stage], index: int, run: Callable[[Tens
         if name not in waiting:
             state = x
             return
-        answer = (waiting[name], Seen(x, state))
+        answer = (waiting[name], StageInput(x, state))
         raise Reached
 
     with watch_inputs(watched(block, waiting), stop), suppress(Reached):

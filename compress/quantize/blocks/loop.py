@@ -108,7 +108,7 @@ def first_inputs(job: Job, ids: Tensor) -> Activations:
     parts *= 2 if job.config.mismatch else 1
     shapes = [(*part.shape, job.blocks.model.config.hidden_size) for part in parts]
     inputs = boundary(job.journal.folder, len(job.journal.blocks), shapes, job.processes.rank)
-    with job.blocks.ends():
+    with job.blocks.embedding_and_norm():
         if job.journal.blocks:
             for part in (parts[0], parts[-1]):  # the blocks' masks and rotary tables, for every shape there is
                 job.blocks.embed(part)

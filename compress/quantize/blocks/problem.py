@@ -11,7 +11,7 @@ from torch import Tensor
 from calibration.statistics import Hessian, all_finite, shrunk
 from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
-from compress.quantize.blocks.lockstep import Seen
+from compress.quantize.blocks.lockstep import StageInput
 from compress.quantize.methods.error_correction import Mismatch, retarget
 from compress.quantize.methods.gptq import inverse_factor
 from compress.quantize.methods.table import SCALING, Problem
@@ -47,7 +47,7 @@ class BlockSettings:
 
 
 @dataclass(frozen=True)
-class Sums:
+class StageStatistics:
     """What this process's windows have brought to one stage."""
 
     hessian: Hessian
@@ -56,8 +56,8 @@ class Sums:
 
 
 def sum_up(
-    block: Block, stage: Stage, inputs: Iterable[Seen], wanted: Iterable[Tensor] | None, settings: BlockSettings
-) -> Sums:
+    block: Block, stage: Stage, inputs: Iterable[StageInput], wanted: Iterable[Tensor] | None, settings: BlockSettings
+) -> StageStatistics:
     """The sums over `inputs`; `wanted` is what the 16-bit model has there, where the mismatch with it is corrected.
 
     Inputs may be made as they are asked for, by the block and in the products of its own.
@@ -65,13 +65,13 @@ def sum_up(
     first = block.linears[stage.linears[0]]
     hessian = Hessian(first.in_features, settings.products)
     if wanted is None:
-        sums = Sums(hessian)
+        sums = StageStatistics(hessian)
         for seen in inputs:
             hessian.update(seen.x)
         return sums
     bias = first.bias  # a stage that adds to the residual stream is one linear
     mismatch = Mismatch(stacked(block, stage), bias, adds=stage.residual is not None, products=settings.products)
-    sums = Sums(hessian, mismatch)
+    sums = StageStatistics(hessian, mismatch)
     for seen, aim in zip(inputs, wanted, strict=True):
         hessian.update(seen.x)
         mismatch.update(seen, aim)
@@ -83,7 +83,9 @@ def stacked(block: Block, stage: Stage) -> Tensor:
     return torch.cat([block.linears[name].weight.detach().float() for name in stage.linears])
 
 
-def stage_problem(block: Block, stage: Stage, sums: Sums, settings: BlockSettings, processes: Processes) -> Problem:
+def stage_problem(
+    block: Block, stage: Stage, sums: StageStatistics, settings: BlockSettings, processes: Processes
+) -> Problem:
     """What the stage's weight shall be, and the mean of x xᵀ over all tokens of all processes' inputs, with its factor
     where that was needed and will serve again. ValueError when the mean is not finite."""
     share, grid = sharing(stage.feeder, settings), settings.grid(f"{block.name}.{stage.linears[0]}")

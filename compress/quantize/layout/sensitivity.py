@@ -117,13 +117,13 @@ def log_probabilities(source: Source, ids: Tensor, reads: tuple[Weights, ...]) -
     """(seq, vocab) log-probabilities of each window; `reads` give the embedding, the blocks and the head."""
     embedding, body, head = reads
     model = BlockModel(source.model, embedding)
-    with model.ends():
+    with model.embedding_and_norm():
         hidden = model.embed(ids)
     model.source = body
     for index, block in model.in_order():
         hidden = model.runner(block, index)(hidden)
     model.source = head
-    with model.ends(head=True):
+    with model.embedding_and_norm(head=True):
         for window in hidden:
             yield model.logits(window[None])[0].float().log_softmax(-1)
 

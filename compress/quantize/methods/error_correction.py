@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from calibration.statistics import Cross, strips
-from compress.quantize.blocks.lockstep import Seen
+from compress.quantize.blocks.lockstep import StageInput
 from compress.quantize.methods.gptq import Factor
 
 NUMBERS = 2**23  # at a time: 18944 inputs leave little room beside their Hessian and its factor
@@ -46,7 +46,7 @@ class Mismatch:
     def tokens(self) -> int:
         return self._mean.tokens
 
-    def update(self, seen: Seen, aim: Tensor) -> None:
+    def update(self, seen: StageInput, aim: Tensor) -> None:
         """Add what a batch lacks. Raises ValueError on other widths."""
         aim = aim.to(seen.x.device)
         if self.adds:

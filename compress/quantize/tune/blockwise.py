@@ -18,7 +18,7 @@ from torch import Tensor
 
 from compress.core.schedule import learning_rate
 from compress.model.blocks import BlockModel
-from compress.model.malloc import give_back
+from compress.model.malloc import release_memory
 from compress.quantize.tune.model import Adam, RecoverSettings, Student, backward, batches
 
 Row = dict[str, Any]
@@ -40,12 +40,12 @@ def recover_blocks(
     for index in range(len(model)):
         started = time.perf_counter()
         wanted = advance(teacher, index, wanted, settings)
-        give_back()
+        release_memory()
         if states is None:
             continue
         before, after = train_block(model, student, index, states, wanted, settings)
         states = advance(model, index, states, settings)
-        give_back()
+        release_memory()
         line = {"recover_block": f"{index + 1}/{len(model)}", "error_before": before, "error": after}
         report(line | {"seconds": round(time.perf_counter() - started, 1)})
     return wanted

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from compress.core.schedule import learning_rate
-from compress.losses import Side, distill_loss, find_head
+from compress.losses import LogitSource, distill_loss, find_head
 from compress.model.blocks import BlockModel
-from compress.model.malloc import give_back
+from compress.model.malloc import release_memory
 from compress.model.precision import products_in
 from compress.quantize.tune.blockwise import recover_blocks
 from compress.quantize.tune.model import Adam, RecoverSettings, Student, backward, batches
@@ -62,7 +62,7 @@ def recover(
     held, untrained = settings.held_out, student.snapshot()
     if not 0 < held < len(ids):
         raise ValueError(f"recovery trains on windows and judges on {held} others: {len(ids)} is too few")
-    with teacher.ends(head=True), student_model.ends(head=True):
+    with teacher.embedding_and_norm(head=True), student_model.embedding_and_norm(head=True):
         answers = recover_blocks(teacher, student_model, student, ids, settings, report)
         judge = partial(mean_kl, teacher, student_model, ids[-held:], answers[-held:], settings.batch)
         kl_blocks, kept, kept_step = judge(), student.snapshot(), 0
@@ -89,7 +89,7 @@ def recover(
 
 def final_states(model: BlockModel, ids: Tensor, batch: int) -> Tensor:
     """(n, seq, hidden) after the last block: the model read once, block by block."""
-    with model.ends():
+    with model.embedding_and_norm():
         states = [model.embed(part) for part in ids.split(batch)]
     for index, block in model.in_order():
         states = [model.runner(block, index)(part) for part in states]
@@ -101,7 +101,7 @@ def block_states(model: BlockModel, ids: Tensor) -> list[Tensor]:
     states = [model.embed(ids)]
     for index, block in model.in_order():
         states.append(model.runner(block, index)(states[-1]))
-        give_back()
+        release_memory()
     return states
 
 
@@ -155,7 +155,7 @@ class Trainer:
             with self.model.block(index) as block:
                 run, loss_of = self.model.runner(block, index), partial(product, gradient)
                 gradient = backward(self.student, block, run, states.pop(), loss_of, self.products)
-                give_back()
+                release_memory()
         self.adam.step(rate)
         return loss
 
@@ -165,7 +165,7 @@ def product(gradient: Tensor, output: Tensor) -> Tensor:
     return (output * gradient).sum()
 
 
-def side(model: BlockModel, hidden: Tensor) -> Side:
+def side(model: BlockModel, hidden: Tensor) -> LogitSource:
     """One model's part of the loss, from (batch, seq, hidden) after its last block. Needs `ends(head=True)`."""
     head = model.model.get_output_embeddings()
-    return Side(model.final_norm(hidden), head.weight, find_head(model.model.config.to_dict()))
+    return LogitSource(model.final_norm(hidden), head.weight, find_head(model.model.config.to_dict()))

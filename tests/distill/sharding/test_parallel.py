@@ -20,7 +20,7 @@ from compress.distill.sharding.fsdp import Spread, Zero, check_launch
 from compress.distill.sharding.parallel import share
 from compress.distill.text.packing import Batch
 from compress.distill.training import loop as train
-from compress.distill.training.journal import JOURNAL, Keeper, work_path
+from compress.distill.training.journal import JOURNAL, StateSaver, work_path
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["compress.distill.job", "torch.distributed.fsdp"])
@@ -113,14 +113,14 @@ def count_parts(patch: pytest.MonkeyPatch) -> list[float]:
 
 def die_once(patch: pytest.MonkeyPatch) -> None:
     """Kill the training after its first step of the second stage."""
-    keep = Keeper.keep
+    keep = StateSaver.keep
 
-    def dying(self: Keeper, progress: Any, tensors: Any) -> None:
+    def dying(self: StateSaver, progress: Any, tensors: Any) -> None:
         keep(self, progress, tensors)
         if len(progress.curve) == 1 and self.stage == 1:
             raise Killed
 
-    patch.setattr(Keeper, "keep", dying)
+    patch.setattr(StateSaver, "keep", dying)
 
 
 @pytest.mark.parametrize(

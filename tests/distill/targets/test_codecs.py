@@ -11,17 +11,19 @@ from compress.core.pack import pack_ids, unpack_ids
 from compress.distill.config import CODECS as NAMES
 from compress.distill.targets import codecs
 from compress.distill.targets.codecs import CODECS, Hidden, Hybrid, TopK, make_codec
-from compress.losses import Head, Side, Sparse
+from compress.losses import Head, LogitSource, Sparse
 
 TOKENS, WIDTH, VOCAB = 9, 6, 60
 
 
-def teacher(seed: int = 0, head: Head = Head()) -> Side:  # noqa: B008
+def teacher(seed: int = 0, head: Head = Head()) -> LogitSource:  # noqa: B008
     generator = torch.Generator().manual_seed(seed)
-    return Side(torch.randn(TOKENS, WIDTH, generator=generator), torch.randn(64, WIDTH, generator=generator), head)
+    return LogitSource(
+        torch.randn(TOKENS, WIDTH, generator=generator), torch.randn(64, WIDTH, generator=generator), head
+    )
 
 
-def dense(side: Side, temperature: float) -> Tensor:
+def dense(side: LogitSource, temperature: float) -> Tensor:
     z = side.hidden @ side.weight[:VOCAB].T * side.head.scale
     return (z / temperature).softmax(-1)
 

@@ -14,7 +14,7 @@ from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.job import distill_checkpoint
 from compress.distill.training import journal as journals
-from compress.distill.training.journal import JOURNAL, Journal, Keeper, Progress, work_path
+from compress.distill.training.journal import JOURNAL, Journal, Progress, StateSaver, work_path
 
 SETTINGS: dict[str, Any] = {"blocks": 1, "alpha": 1.0, "batch_size": 4, "seq_len": 32, "learning_rate": 3e-3}
 PLAIN = SETTINGS | {"steps": 5, "eval_every": 3}
@@ -159,10 +159,10 @@ def test_a_journal_speaks_only_of_what_is_on_the_disk(tmp_path):
     import torch
 
     with journals.open_journal(tmp_path / "student", {"a": 1}, 0) as journal:
-        keeper = Keeper(journal, 0, every=2)
-        assert keeper.load() is None and [keeper.due(step) for step in (1, 2, 3, 4)] == [False, True, False, True]
-        keeper.keep(Progress(2, [{"loss": 0.1}], 2, 0.5), {"x": torch.arange(3)})
-        keeper.keep(Progress(4, [{"loss": 0.2}], 2, 0.5), {"x": torch.arange(4.0)})
+        saver = StateSaver(journal, 0, every=2)
+        assert saver.load() is None and [saver.due(step) for step in (1, 2, 3, 4)] == [False, True, False, True]
+        saver.keep(Progress(2, [{"loss": 0.1}], 2, 0.5), {"x": torch.arange(3)})
+        saver.keep(Progress(4, [{"loss": 0.2}], 2, 0.5), {"x": torch.arange(4.0)})
     again = Journal(tmp_path / "student", {"a": 1})
     again.load()
     assert again.progress(0) == Progress(4, [{"loss": 0.2}], 2, 0.5) and again.progress(1) is None

@@ -29,7 +29,7 @@ def embedded(request):
     checkpoint = Checkpoint(request.getfixturevalue(request.param))
     blocks = BlockModel(checkpoint.config, weight_reader(checkpoint))
     ids = torch.randint(0, 128, (6, 64), generator=torch.Generator().manual_seed(0))
-    with blocks.ends():
+    with blocks.embedding_and_norm():
         return blocks, [blocks.embed(part) for part in ids.split(2)]
 
 
@@ -53,7 +53,7 @@ def test_every_stage_sees_what_its_quantized_predecessors_make(embedded, drive):
     """Against the slow way, on a twin: after each stage is replaced, the whole block runs again from the start."""
     blocks, batches = embedded
     twin = BlockModel(blocks.model.config.to_dict(), blocks.weights)
-    with twin.ends():
+    with twin.embedding_and_norm():
         twin.embed(torch.zeros(2, 64, dtype=torch.long))
     with blocks.block(0) as block, twin.block(0) as slow:
 
@@ -94,7 +94,7 @@ def test_micro_batches_never_change_the_codes(embedded, method):
     found = []
     for parts in (batches, [torch.cat(batches)]):
         if parts is not batches:
-            with blocks.ends():
+            with blocks.embedding_and_norm():
                 blocks.embed(torch.zeros(6, 64, dtype=torch.long))
         with blocks.block(0) as block:
             settings = BlockSettings(method, **SETTINGS)

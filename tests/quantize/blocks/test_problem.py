@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from calibration.statistics import Hessian, shrunk
-from compress.quantize.blocks.lockstep import Seen
+from compress.quantize.blocks.lockstep import StageInput
 from compress.quantize.blocks.problem import finished, summed
 from compress.quantize.methods.error_correction import Mismatch
 from compress.quantize.processes import ALONE
@@ -28,6 +28,6 @@ def test_inputs_that_are_not_finite_are_refused():
 
 def test_aims_that_are_not_finite_are_refused():
     mismatch = Mismatch(torch.ones(2, 4))
-    mismatch.update(Seen(torch.ones(1, 3, 4)), torch.full((1, 3, 4), float("nan")))
+    mismatch.update(StageInput(torch.ones(1, 3, 4)), torch.full((1, 3, 4), float("nan")))
     with pytest.raises(ValueError, match="16-bit model makes there is not finite"):
         summed(mismatch, ALONE)

@@ -6,7 +6,7 @@ from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint
 from compress.model.blocks import BlockModel
 from compress.quantize.blocks.block import Reference, quantize_block
-from compress.quantize.blocks.lockstep import Seen, lockstep, replay
+from compress.quantize.blocks.lockstep import StageInput, lockstep, replay
 from compress.quantize.blocks.problem import BlockSettings
 from compress.quantize.methods.error_correction import Mismatch, retarget, times_inverse
 from compress.quantize.methods.gptq import inverse_factor
@@ -27,7 +27,7 @@ def corrected(weight, wanted, x, strength, damp_percent=1e-7):
     hessian, mismatch = Hessian(8), Mismatch(weight)
     for part, part16 in zip(x.split(99), wanted.split(99), strict=True):
         hessian.update(part)
-        mismatch.update(Seen(part), part16)
+        mismatch.update(StageInput(part), part16)
     factor = inverse_factor(hessian.value, damp_percent)
     return retarget(weight.clone(), factor, mismatch.take(), strength, wide=mismatch.wide)
 
@@ -42,7 +42,7 @@ def test_a_stage_that_adds_to_the_residual_stream_makes_up_for_what_that_lacks(p
     for rows in torch.arange(500).split(99):
         hessian.update(x[rows])
         aim = state[rows] if bias is None else state[rows] + bias
-        mismatch.update(Seen(x[rows], residual[rows]), aim)
+        mismatch.update(StageInput(x[rows], residual[rows]), aim)
     found = retarget(weight.clone(), inverse_factor(hessian.value, 1e-7), mismatch.take(), 1.0)
     solution = torch.linalg.lstsq(x.double(), (state - residual).double()).solution.T
     torch.testing.assert_close(found.double(), solution, rtol=1e-4, atol=1e-4)
@@ -83,7 +83,7 @@ def two_blocks(tiny_qwen2):
     checkpoint = Checkpoint(tiny_qwen2)
     blocks = BlockModel(checkpoint.config, weight_reader(checkpoint))
     ids = torch.randint(0, 128, (16, 64), generator=torch.Generator().manual_seed(0))
-    with blocks.ends():
+    with blocks.embedding_and_norm():
         return blocks, [blocks.embed(part) for part in ids.split(2)]
 
 

@@ -14,7 +14,7 @@ from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import read_record
 from compress.core.config import QuantizeConfig
 from compress.core.grid import QuantizedWeight, split_groups
-from compress.losses import Side, distill_loss
+from compress.losses import LogitSource, distill_loss
 from compress.model.blocks import BlockModel, linear_shapes, load_whole
 from compress.quantize.job import quantize_checkpoint
 from compress.quantize.methods.rtn import rtn
@@ -62,7 +62,7 @@ def test_the_streamed_gradient_is_that_of_the_whole_model(path):
     teacher, model = make_models(checkpoint, student)
     ids = ids_of(2, 12)
     trainer = Trainer(teacher, model, student)
-    with torch.no_grad(), teacher.ends(head=True), model.ends(head=True):
+    with torch.no_grad(), teacher.embedding_and_norm(head=True), model.embedding_and_norm(head=True):
         loss = trainer.step(ids, final_states_of(teacher, ids), rate=0.0)
 
     whole = load_whole(checkpoint.config, student.weights, torch.float32)
@@ -90,7 +90,7 @@ def final_states_of(teacher: BlockModel, ids: Tensor) -> Tensor:
 
 def whole_loss(student, teacher, ids: Tensor) -> Tensor:
     sides = [
-        Side(model.base_model(ids, use_cache=False).last_hidden_state, model.get_output_embeddings().weight)
+        LogitSource(model.base_model(ids, use_cache=False).last_hidden_state, model.get_output_embeddings().weight)
         for model in (student, teacher)
     ]
     return distill_loss(*sides, ids, torch.ones_like(ids).bool(), alpha=1.0).loss
@@ -141,7 +141,7 @@ def test_products_in_bfloat16_give_nearly_the_same_gradients(path):
         checkpoint, student, _ = make_student(path)
         teacher, model = make_models(checkpoint, student)
         ids = ids_of(2, 12)
-        with torch.no_grad(), teacher.ends(head=True), model.ends(head=True):
+        with torch.no_grad(), teacher.embedding_and_norm(head=True), model.embedding_and_norm(head=True):
             Trainer(teacher, model, student, products).step(ids, final_states_of(teacher, ids), rate=0.0)
         found.append(torch.cat([value.grad.flatten() for value in student.multipliers.values()]))
     difference = (found[1] - found[0]).norm() / found[0].norm()
@@ -163,7 +163,7 @@ def advance_by_blocks(path: Path, settings: RecoverSettings) -> tuple[Student, l
     checkpoint, student, _ = make_student(path)
     teacher, model = make_models(checkpoint, student)
     ids, rows = ids_of(24, 24), []
-    with teacher.ends(), model.ends():
+    with teacher.embedding_and_norm(), model.embedding_and_norm():
         found = recover_blocks(teacher, model, student, ids, settings, rows.append)
     return student, rows, found, final_states(teacher, ids, settings.batch)
 
