@@ -1,0 +1,176 @@
+"""Command-line options: generated from settings classes, shared by commands, shown in groups.
+
+A command is declared with `cls=Command`; options of one `group` stand together in its help.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from compress.core.options import Setting, settings_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C")
+GROUPS = (
+    "Essentials",
+    "Student",
+    "Layout",
+    "Calibration",
+    "Text",
+    "Loss",
+    "Schedule",
+    "Stages",
+    "Adapters",
+    "Targets",
+    "Tuning",
+    "Tasks",
+    "Measurement",
+    "Prediction",
+    "Limits",
+    "Report",
+    "Resources",
+    "Run control",
+)
+
+
+class Option(click.Option):
+    """A click option that belongs to a group of the help page."""
+
+    def __init__(self, *args: Any, group: str = "Run control", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class Command(click.Command):
+    """A command whose help page lists its options group by group."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(param, "group", GROUPS[-1]), []).append(record)
+        for group in sorted(groups, key=group_order):
+            with formatter.section(group):
+                formatter.write_dl(groups[group])
+
+
+def group_order(group: str) -> int:
+    """The place of a group in a help page; an unlisted one stands before the last."""
+    return GROUPS.index(group) if group in GROUPS else len(GROUPS) - 1
+
+
+class Parsed(click.ParamType):
+    """A value read by a function of the settings; its ValueError is a usage error that names the option."""
+
+    name = "text"
+
+    def __init__(self, parse: Callable[[str], Any]) -> None:
+        self.parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def settings_options(*configs: type, skip: Iterable[str] = ()) -> Callable[[F], F]:
+    """Decorator: one click option per field of the settings classes, but for the names in `skip`.
+
+    A field that two classes share becomes one option, the first one's.
+    """
+    settings = {setting.name: setting for config in reversed(configs) for setting in settings_of(config)}
+    ordered = dict.fromkeys(setting.name for config in configs for setting in settings_of(config))
+
+    def decorate(function: F) -> F:
+        for name in reversed([name for name in ordered if name not in set(skip)]):
+            function = click_option(settings[name])(function)
+        return function
+
+    return decorate
+
+
+def click_option(setting: Setting) -> Callable[[F], F]:
+    """The click option of one setting."""
+    about = setting.option
+    flag = about.flag or f"--{setting.name.replace('_', '-')}"
+    names = [*([about.short] if about.short else []), flag, setting.name]
+    settings: dict[str, Any] = {"help": about.help, "group": about.group, "default": setting.default}
+    settings |= {"metavar": about.metavar} if about.metavar else {}
+    if setting.default is dataclasses.MISSING:
+        del settings["default"]
+        settings["required"] = True
+    elif setting.default not in (None, False, "", ()):
+        settings["show_default"] = True
+    if about.default_text:
+        settings["show_default"] = about.default_text
+    if setting.repeats:
+        settings["multiple"] = True
+    if about.flag_value is not None:
+        settings |= {"is_flag": False, "flag_value": about.flag_value}
+    return click.option(*names, cls=Option, **settings, **value_type(setting))
+
+
+def value_type(setting: Setting) -> dict[str, Any]:
+    """The `type` of a click option, or `is_flag`."""
+    about = setting.option
+    if about.parse is not None:
+        return {"type": Parsed(about.parse)} | ({"metavar": f"[{'|'.join(about.choices)}]"} if about.choices else {})
+    if about.choices:
+        return {"type": click.Choice(list(about.choices))}
+    if setting.type is bool:
+        return {} if about.flag and "/" in about.flag else {"is_flag": True}
+    if about.is_path or setting.type is Path:
+        return {"type": click.Path(path_type=Path if setting.type is Path else None)}
+    if setting.type not in (int, float):
+        return {"type": setting.type}
+    bounds: dict[str, Any] = {"min": about.minimum, "max": about.maximum}
+    if about.above is not None:
+        bounds |= {"min": about.above, "min_open": True}
+    if about.below is not None:
+        bounds |= {"max": about.below, "max_open": True}
+    if bounds["min"] is None and bounds["max"] is None:
+        return {"type": setting.type}
+    return {"type": (click.IntRange if setting.type is int else click.FloatRange)(**bounds)}
+
+
+def make_settings(config: type[C], values: dict[str, Any]) -> C:
+    """An instance of a settings class from a command's parameters; others are left out."""
+    names = {one.name for one in dataclasses.fields(config)}  # type: ignore[arg-type]
+    return config(**{name: value for name, value in values.items() if name in names})
+
+
+def shared_option(*names: str, group: str, **settings: Any) -> Callable[[F], F]:
+    """An option that several commands have."""
+    return click.option(*names, cls=Option, group=group, **settings)
+
+
+def out_option(help: str, **settings: Any) -> Callable[[F], F]:
+    """`-o/--out`, required: where the command writes."""
+    kind = click.Path(path_type=Path, **settings)
+    return shared_option("-o", "--out", group="Essentials", type=kind, required=True, help=help)
+
+
+device_option = shared_option(
+    "--device",
+    group="Resources",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Device that runs the model. auto: a GPU if torch finds one, else the CPU.",
+)
+restart_option = shared_option(
+    "--restart", group="Run control", is_flag=True, help="Discard the work of an interrupted run and begin again."
+)
+dry_run_option = shared_option(
+    "--dry-run", group="Run control", is_flag=True, help="Print the plan without doing any work, then stop."
+)
+json_option = shared_option(
+    "--json", "as_json", group="Run control", is_flag=True, help="Print the result as JSON on stdout."
+)

@@ -1,0 +1,67 @@
+"""Settings described once: a dataclass field that also carries its command-line option and its recipe key.
+
+`option()` makes the field; `compress.cli.options` turns fields into click options, `compress.recipe` into recipe keys.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, field, fields
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+METADATA = "option"
+
+
+@dataclass(frozen=True)
+class Option:
+    """How one setting looks to a user.
+
+    `group` is the help section. `minimum` and `maximum` bound a number; `above` and `below` are exclusive bounds.
+    `flag` replaces the option's name (`"--sym/--asym"`). `default_text` describes a default that is None.
+    `flag_value` is used when the option is given without a value. `parse` turns text into the field's value and raises
+    ValueError for text that it cannot read.
+    """
+
+    help: str
+    group: str = "Essentials"
+    choices: Sequence[str] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    flag: str | None = None
+    short: str | None = None
+    metavar: str | None = None
+    default_text: str | None = None
+    flag_value: Any = None
+    parse: Callable[[str], Any] | None = None
+    is_path: bool = False
+
+
+def option(default: Any, help: str, **settings: Any) -> Any:
+    """A dataclass field with this default, described by an `Option`."""
+    return field(default=default, metadata={METADATA: Option(help, **settings)})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a settings class: its name, its type without None, whether it repeats, its default, its `Option`."""
+
+    name: str
+    type: Any
+    repeats: bool
+    default: Any
+    option: Option
+
+
+def settings_of(config: type) -> list[Setting]:
+    """Every field of a dataclass that was made by `option`, in the order of the class."""
+    hints = get_type_hints(config)
+    return [make_setting(one, hints[one.name]) for one in fields(config) if METADATA in one.metadata]
+
+
+def make_setting(one: Field[Any], hint: Any) -> Setting:
+    """The setting of a field; `X | None` becomes X, `tuple[X, ...]` becomes X that repeats."""
+    if get_origin(hint) in (Union, UnionType):
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    repeats = get_origin(hint) is tuple
+    return Setting(one.name, get_args(hint)[0] if repeats else hint, repeats, one.default, one.metadata[METADATA])

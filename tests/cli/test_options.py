@@ -1,0 +1,67 @@
+"""Click options come from settings classes: types, bounds, defaults, groups."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from compress.cli.options import Command, device_option, make_settings, out_option, settings_options
+from compress.core.config import parse_size
+from compress.core.options import option
+
+
+@dataclass(frozen=True)
+class Sample:
+    method: str = option("awq", "Rounding method.", choices=("awq", "gptq"))
+    samples: int = option(8, "Number of calibration windows.", group="Calibration", minimum=1)
+    rate: float = option(0.5, "Share of something.", group="Tuning", above=0, below=1)
+    text: tuple[str, ...] = option(("default",), "Calibration text.", group="Calibration")
+    max_size: int | None = option(None, "Largest size.", group="Layout", parse=parse_size, default_text="no limit")
+    sym: bool | None = option(None, "Symmetric codes.", group="Layout", flag="--sym/--asym")
+    fast: bool = option(False, "Work fast.", group="Run control")
+    tune: int = option(0, "Training epochs.", group="Tuning", minimum=0, flag_value=2, metavar="[EPOCHS]")
+    source: Path | None = option(None, "Some file.", is_path=True)
+    hidden: int = 3
+
+
+def run(*arguments: str) -> tuple[Any, Sample | None]:
+    results: list[Sample] = []
+
+    @click.command(cls=Command)
+    @settings_options(Sample)
+    @device_option
+    @out_option("Folder to write.")
+    def command(**values: Any) -> None:
+        results.append(make_settings(Sample, values))
+
+    result = CliRunner().invoke(command, ["-o", "x", *arguments])
+    return result, results[0] if results else None
+
+
+def test_defaults_are_those_of_the_class():
+    assert run()[1] == Sample()
+
+
+def test_values_arrive_with_their_types():
+    line = "--method gptq --samples 3 --rate 0.25 --text a --text b=2 --max-size 2GB --asym --fast --tune --source f"
+    _, settings = run(*line.split())
+    assert settings == Sample("gptq", 3, 0.25, ("a", "b=2"), 2 * 10**9, False, True, 2, Path("f"))
+
+
+@pytest.mark.parametrize(
+    "line", ["--samples 0", "--rate 1", "--rate 0", "--method rtn", "--max-size two", "--tune=x", "--hidden 3"]
+)
+def test_a_value_out_of_bounds_is_a_usage_error(line):
+    result, settings = run(*line.split())
+    assert result.exit_code == 2 and settings is None
+    assert line.split()[0].split("=")[0] in result.output
+
+
+def test_help_lists_options_in_groups():
+    text = run("--help")[0].output
+    places = [text.index(f"\n{group}:") for group in ("Essentials", "Layout", "Calibration", "Tuning", "Resources")]
+    assert places == sorted(places)
+    assert "no limit" in text
