@@ -7,10 +7,10 @@ torch loops that serve other devices: `round_block` of gptq.py, `move_group` of 
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
+from threading import Lock
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,16 +20,34 @@ TINY = 1e-30  # an input that never fires has no energy and no gradient: nothing
 TILE = 64  # outputs: 64 columns of them are 16 KiB
 
 
+COMPILING = Lock()  # two threads that call a loop first would each compile it
+
+
 def compiled(**options: Any) -> Callable[..., Any]:
-    """Compile a function once per machine, or once per process where no place is writable."""
+    """Compile a function at its first call, and cache it on disk where numba finds a writable folder.
 
-    def compile_it(function: Callable[..., None]) -> Any:
-        try:
-            return numba.njit(nogil=True, error_model="numpy", cache=True, **options)(function)
-        except RuntimeError:
-            return numba.njit(nogil=True, error_model="numpy", **options)(function)
+    numba is imported by that call, so a command that runs no kernel does not wait for the import.
+    """
 
-    return compile_it
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @cache
+        def compile_function() -> Any:
+            import numba
+
+            try:
+                return numba.njit(nogil=True, error_model="numpy", cache=True, **options)(function)
+            except RuntimeError:
+                return numba.njit(nogil=True, error_model="numpy", **options)(function)
+
+        @wraps(function)
+        def call(*args: Any) -> None:
+            with COMPILING:
+                compiled_function = compile_function()
+            return compiled_function(*args)
+
+        return call
+
+    return decorate
 
 
 def round_block(columns: Tensor, scales: Tensor, zeros: Tensor, rows: Tensor, max_code: int) -> tuple[Tensor, Tensor]:

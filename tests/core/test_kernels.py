@@ -1,5 +1,9 @@
 """The compiled loops against the torch loops beside which they stand: the same numbers, but for ties."""
 
+import subprocess
+import sys
+
+import numba
 import pytest
 import torch
 
@@ -105,7 +109,7 @@ def test_other_outputs_in_a_tile_never_change_an_output():
 
 
 def test_loops_are_compiled_where_no_place_can_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(kernels.numba, "njit", refuse_to_cache(kernels.numba.njit))
+    monkeypatch.setattr(numba, "njit", refuse_to_cache(numba.njit))
     twice = kernels.compiled()(lambda x: 2 * x)
     assert twice(3) == 6
 
@@ -119,3 +123,8 @@ def refuse_to_cache(njit):
         return njit(**options)
 
     return refusing
+
+
+def test_importing_the_formats_does_not_import_numba():
+    code = "import sys, compress.checkpoint.formats; assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
