@@ -1,10 +1,19 @@
-"""The command line: read options, call one function, print what it returns. No work happens here.
+"""The command line: read options, call one function, print the result. No work happens here.
 
-One file per command; a command's heavy imports stay inside its function, so `qcompress --help` is instant.
+One file per command. Heavy imports stay inside the command's function, so `qcompress --help` is instant.
+
+Shell completion comes from click; one of these lines in the shell's start-up file turns it on:
+
+    eval "$(_QCOMPRESS_COMPLETE=bash_source qcompress)"            # ~/.bashrc
+    eval "$(_QCOMPRESS_COMPLETE=zsh_source qcompress)"             # ~/.zshrc
+    _QCOMPRESS_COMPLETE=fish_source qcompress | source             # ~/.config/fish/completions/qcompress.fish
 """
 
+import difflib
+import errno
 import importlib
 import os
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +23,53 @@ from compress.core.errors import QCompressError
 
 SPINS = "10000"  # a quarter of a millisecond: most waits are shorter
 
+GROUPS = {
+    "Prepare": {
+        "import": "Convert a GGUF file to a Hugging Face checkpoint.",
+        "init-student": "Cut a smaller student out of a teacher.",
+        "generate": "Write a teacher's answers to prompts, as training text.",
+        "capture": "Store a teacher's outputs for later training.",
+        "cache": "Inspect what capture stored.",
+    },
+    "Make": {
+        "distill": "Train a smaller student to match a teacher.",
+        "plan": "List the 4-bit layouts of a model with exact sizes.",
+        "quantize": "Quantize a checkpoint to 4 bits.",
+        "run": "Run a recipe: distill, quantize, verify, report.",
+    },
+    "Prove": {
+        "check": "Check that vLLM loads a checkpoint correctly.",
+        "verify": "Measure a checkpoint's drift from its reference.",
+        "compare": "Compare checkpoints and write an HTML report.",
+        "eval": "Score checkpoints on tasks and measure retention.",
+        "bench": "Measure speed and memory, and predict hardware fit.",
+    },
+    "Watch": {
+        "history": "Show stored results.",
+        "watch": "Compare a checkpoint with its stored baseline.",
+    },
+}
+SHORT_HELP = {name: text for commands in GROUPS.values() for name, text in commands.items()}
+COMMANDS = tuple(SHORT_HELP)
+MODULES = {"import": "import_gguf", "init-student": "init_student"}  # names that Python does not allow
 
-def alone() -> bool:
-    """Whether no thread but this one wants to run on the machine right now, as far as Linux tells."""
+
+def machine_is_idle() -> bool:
+    """Whether this thread is the only runnable one on the machine, by /proc/loadavg. False where that is missing."""
     try:
         return Path("/proc/loadavg").read_text().split()[3].startswith("1/")
     except (OSError, IndexError):
         return False
 
 
-# Read when torch loads OpenMP, so it is set before. Threads that sleep while they wait for one another wake up late;
-# beside another program, threads that spin starve those that work. NOTES.md has figures of both.
+# torch reads these when it loads OpenMP, so they are set first. Sleeping threads wake up late; spinning threads
+# slow down other programs on the same cores.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-    os.environ |= {"GOMP_SPINCOUNT": SPINS} if alone() else {"OMP_WAIT_POLICY": "PASSIVE"}
-
-COMMANDS = (
-    "import",
-    "init-student",
-    "generate",
-    "capture",
-    "cache",
-    "distill",
-    "plan",
-    "quantize",
-    "check",
-    "verify",
-    "compare",
-    "eval",
-    "bench",
-    "history",
-    "watch",
-    "run",
-)
-MODULES = {"import": "import_gguf", "init-student": "init_student"}  # where Python does not allow the name
+    os.environ |= {"GOMP_SPINCOUNT": SPINS} if machine_is_idle() else {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class LazyGroup(click.Group):
-    """Finds the command NAME in compress.cli.NAME, and shows every expected error as one line."""
+    """Imports a command when it is called, lists commands by GROUPS, and prints every error as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -60,14 +79,72 @@ class LazyGroup(click.Group):
             return None
         return importlib.import_module(f"compress.cli.{MODULES.get(name, name)}").command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The command of `args`. UsageError for an unknown name, with the nearest command."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "`qcompress --help` lists the commands."
+            raise click.UsageError(f"No such command {name!r}. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands under their group's heading, all in one column. Imports no command."""
+        width = max(map(len, COMMANDS))
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
+
     def invoke(self, ctx: click.Context) -> Any:
+        debug = bool(ctx.params.get("debug"))
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError) as error:
-            raise QCompressError(" ".join(str(error).split()) or type(error).__name__) from error
+        except (click.exceptions.Exit, click.Abort, click.UsageError):
+            raise
+        except Exception as error:
+            end_progress()
+            if debug:
+                click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+            if isinstance(error, click.ClickException) or getattr(error, "errno", None) == errno.EPIPE:
+                raise
+            raise QCompressError(error_line(error, debug=debug)) from error
+        finally:
+            end_progress()
 
 
-@click.group(cls=LazyGroup)
+def end_progress() -> None:
+    """Close the progress bars, so that an error or a result begins on a line without one."""
+    from compress.cli.console import report
+
+    report.close()
+
+
+def error_line(error: Exception, *, debug: bool) -> str:
+    """The message of an expected error (ValueError, OSError, memory), or a request to report a bug. One line."""
+    name, message = type(error).__name__, " ".join(str(error).split())
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
+        return f"out of memory: {message or name}; use a smaller --batch-size or --seq-len, or close other programs"
+    if isinstance(error, ValueError | OSError):
+        return message or name
+    cure = "please report it with the traceback above" if debug else "`qcompress --debug ...` shows the traceback"
+    return f"this is a bug in qcompress: {name}: {message or 'no message'}; {cure}"
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="qcompress")
-def cli() -> None:
-    """Make language models small enough for the edge, and prove what was lost on the way."""
+@click.option("-q", "--quiet", is_flag=True, help="Print no progress, only results and errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Print every progress row in full.")
+@click.option("--debug", is_flag=True, help="Print the traceback of an error.")
+def cli(quiet: bool, verbose: bool, debug: bool) -> None:
+    """Make language models small enough for the edge, and measure what was lost.
+
+    \b
+    qcompress quantize qwen -o qwen-awq
+    qcompress verify qwen qwen-awq
+    qcompress COMMAND -h
+    """
+    from compress.cli.console import set_verbosity
+
+    if quiet and verbose:
+        raise click.UsageError("--quiet and --verbose exclude each other; use one of them.")
+    set_verbosity(quiet=quiet, verbose=verbose)

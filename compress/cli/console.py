@@ -2,27 +2,34 @@
 
 import gc
 import json
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from compress.cli.labels import COUNTER, label, size, value_text
+from compress.cli.options import json_option as json_option
 
 Row = dict[str, Any]
+LINE_SECONDS = 5  # between two lines of one counter where stderr is no terminal: a log of a long run stays readable
+SAMPLE_SECONDS = 3600  # of progress that the time left is estimated from: a block may take minutes
+MILESTONES = ("eval_kl", "heldout_kl")  # a step with one of these stays on the terminal, above the bar
 
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 results = Console(highlight=False, soft_wrap=True)
 unfolded = Console(highlight=False, width=1000)  # tables in a pipe or a file, where nothing has to fit
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
 
 @contextmanager
 def imports() -> Iterator[None]:
-    """While open, a command imports what it needs. All of that stays, so no collection of garbage shall go through it:
-    not while it grows, and not later."""
+    """A block for a command's heavy imports. Their objects live until the end, so garbage collection skips them."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -33,61 +40,140 @@ def imports() -> Iterator[None]:
             gc.enable()
 
 
-def report(row: Row) -> None:
-    """One line of progress: key value pairs."""
-    progress.print(pairs(row))
+class Reporter:
+    """Shows report rows on stderr; jobs call it as `report(row)`.
+
+    A row with a counter, such as {"block": "3/30"}, moves a bar on a terminal, and is a line elsewhere, at most one
+    every LINE_SECONDS besides the first and the last. Every other row is a line. `quiet` shows nothing, `verbose`
+    every row as a line.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.quiet, self.verbose = console, False, False
+        self.bars: Progress | None = None
+        self.tasks: dict[tuple[str, str], TaskID] = {}
+        self.printed = 0.0
+
+    def __call__(self, row: Row) -> None:
+        if self.quiet:
+            return
+        key = counter_key(row)
+        if key is None:
+            self.print(row)
+        elif self.console.is_terminal and not self.console.is_dumb_terminal:
+            self.advance(key, row)
+            if self.verbose or any(name in row for name in MILESTONES):
+                self.print(row)
+        elif self.verbose or self.line_is_due(str(row[key])):
+            self.print(row)
+
+    def print(self, row: Row) -> None:
+        self.console.print(pairs(row))
+
+    def line_is_due(self, counter: str) -> bool:
+        done, total = counter.split("/")
+        now = time.monotonic()
+        if done in ("1", total) or now - self.printed >= LINE_SECONDS:
+            self.printed = now
+            return True
+        return False
+
+    def advance(self, key: str, row: Row) -> None:
+        """Move the bar of this counter; the first row makes it."""
+        done, total = map(int, row[key].split("/"))
+        title = " ".join(str(value) for value in row.values() if isinstance(value, str | Path) and value != row[key])
+        details = {name: value for name, value in row.items() if name not in ("eta", "seconds")}
+        details = {name: value for name, value in details.items() if isinstance(value, int | float)}
+        bars = self.open_bars()
+        task = self.tasks.get((title, key))
+        if task is None or bars.tasks[bars.task_ids.index(task)].completed > done:  # a second pass over the same name
+            task = bars.add_task(escape(f"{title} {label(key)}".strip()), total=total, details="")
+            self.tasks[title, key] = task
+        bars.update(task, completed=done, details=pairs(details))
+
+    def open_bars(self) -> Progress:
+        if self.bars is None:
+            self.bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+                TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+                TextColumn("{task.fields[details]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+                console=self.console,
+                speed_estimate_period=SAMPLE_SECONDS,
+            )
+            self.bars.start()
+        return self.bars
+
+    def close(self) -> None:
+        """Leave the bars as they stand; the next counter begins new ones."""
+        if self.bars is not None:
+            self.bars.stop()
+        self.bars, self.tasks, self.printed = None, {}, 0.0
 
 
-@contextmanager
-def live_report() -> Iterator[Callable[[Row], None]]:
-    """`report`; on a terminal the steps of a training share one line that changes, and those that are judged stay."""
-    if not progress.is_terminal:
-        yield report
-        return
-    with progress.status("") as status:
+report = Reporter(progress)
 
-        def tell(row: Row) -> None:
-            if "loss" in row and "heldout_kl" not in row:
-                status.update(pairs(row))
-            else:
-                report(row)
 
-        yield tell
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """What stderr shows from now on: nothing but errors, or every row."""
+    report.quiet, report.verbose, progress.quiet = quiet, verbose, quiet
+
+
+def counter_key(row: Row) -> str | None:
+    """The first key whose value counts, as "3/30" does."""
+    return next((key for key, value in row.items() if isinstance(value, str) and COUNTER.fullmatch(value)), None)
 
 
 def pairs(row: Row) -> str:
     """A row in one line, with rich's marks."""
-    told = [f"[dim]{escape(key)}[/dim] {escape(show(value))}" for key, value in row.items() if value is not None]
-    return "  ".join(told)
-
-
-def show(value: Any) -> str:
-    """A value as a person reads it: 4 significant digits, thousands set apart."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return str(value)
+    shown = {key: value for key, value in row.items() if value is not None}
+    return "  ".join(f"[dim]{label(key)}[/dim] {escape(value_text(key, value))}" for key, value in shown.items())
 
 
 def emit(rows: Sequence[Row] | Row, *, as_json: bool, title: str | None = None) -> None:
-    """The result: JSON for machines, or a table of the same rows for people, without what is nested in them."""
+    """The result: JSON for machines, or a table with labels and units for people. Nested values are in JSON only."""
+    report.close()
     if as_json:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
         return
     rows = [rows] if isinstance(rows, dict) else list(rows)
-    flat = [{k: v for k, v in row.items() if not isinstance(v, (dict, list))} for row in rows]
+    flat = [{k: v for k, v in row.items() if v is not None and not isinstance(v, dict | list)} for row in rows]
     if len(flat) == 1:
-        width = max(map(len, flat[0]), default=0)
-        for key, value in flat[0].items():
-            results.print(f"{key:<{width}}  {show(value)}", markup=False)
-        return
+        print_facts(flat[0])
+    else:
+        print_table(flat, title)
+
+
+def print_facts(row: Row) -> None:
+    """One row, a label and its value per line."""
+    width = max((len(label(key)) for key in row), default=0)
+    for key, value in row.items():
+        results.print(f"{label(key):<{width}}  {value_text(key, value)}", markup=False)
+
+
+def print_table(rows: list[Row], title: str | None) -> None:
+    """Several rows, a column per key; text to the left and numbers to the right."""
     table = Table(title=title, box=None, header_style="bold")
-    columns = list(dict.fromkeys(key for row in flat for key in row))
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="left" if column in ("name", "rule") else "right")
-    for row in flat:
-        table.add_row(*[escape(show(row[c])) if row.get(c) is not None else "" for c in columns])
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for key in columns:
+        words = all(isinstance(row[key], str) and not row[key][:1].isdigit() for row in rows if key in row)
+        table.add_column(label(key), justify="left" if words else "right")
+    for row in rows:
+        table.add_row(*[escape(value_text(key, row[key])) if key in row else "" for key in columns])
     (results if results.is_terminal else unfolded).print(table)
+
+
+def print_written(path: Path, *facts: str, next_command: str | None = None, as_json: bool = False) -> None:
+    """The closing line of a job: what it wrote, facts in brackets, the command to run next. Nothing with --json."""
+    report.close()
+    if as_json:
+        return
+    about = f" ({', '.join(facts)})" if facts else ""
+    then = f" Next: {next_command}" if next_command else ""
+    results.print(f"Wrote {path}{about}.{then}", markup=False)
+
+
+def size_fact(count: int, reference: int | None = None) -> str:
+    """A size, and its share of the FP16 reference's: "1.17 GB, 38 % of FP16"."""
+    return size(count) + (f", {100 * count / reference:.0f} % of FP16" if reference else "")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from compress.cli.console import emit, json_option, live_report
+from compress.cli.console import emit, json_option, report
 from compress.cli.shape import shape_options
 from compress.distill.config import DIVERGENCES, DTYPES, PACKINGS, STEPS, DistillConfig, LoopConfig
 
@@ -106,7 +106,6 @@ def command(
         emit(row | check_inputs(settings), as_json=as_json)
         return
     loop = LoopConfig(save_every=save_every, restart=restart, log_dir=log_dir)
-    with live_report() as tell:
-        row = distill_checkpoint(teacher, out, settings, tell, loop=loop)
+    row = distill_checkpoint(teacher, out, settings, report, loop=loop)
     if row:
         emit(row, as_json=as_json)

@@ -1,16 +1,14 @@
 """qcompress eval: what a candidate still can do, against its reference."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
-from rich.progress import Progress, TaskID
 
 from compress.cli.compare import with_error
-from compress.cli.console import emit, json_option, progress, report
+from compress.cli.console import emit, json_option, report
 from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.core.errors import GateFailure, QCompressError
 
@@ -107,8 +105,8 @@ def solve_suite(
     settings = {"engine": engine, "dtype": dtype, "decoding": "greedy"}
     asking = Asking(loaded, items, out, settings, batch, open_engine)
     try:
-        with bars() as told, vllm_errors():
-            rows = retention_rows(reference, checkpoints, asking, told)
+        with vllm_errors():
+            rows = retention_rows(reference, checkpoints, asking, report_items)
     except KeyboardInterrupt:
         report({"interrupted": "the same command goes on from the answers that are there", "answers": out})
         raise
@@ -166,18 +164,9 @@ def tell_containment(runs_code: bool) -> None:
             raise QCompressError(f"{error}; leave python out with --kind") from error
 
 
-@contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """One progress bar a checkpoint, on stderr: told(checkpoint, items done, items in all)."""
-    with Progress(console=progress) as shown_bars:
-        known: dict[str, TaskID] = {}
-
-        def told(name: str, done: int, total: int) -> None:
-            if name not in known:
-                known[name] = shown_bars.add_task(escape(name), total=total)
-            shown_bars.update(known[name], completed=done)
-
-        yield told
+def report_items(name: str, done: int, total: int) -> None:
+    """Progress of one checkpoint: `done` of `total` items are answered."""
+    report({"checkpoint": name, "items": f"{done}/{total}"})
 
 
 def shown(row: Row) -> Row:

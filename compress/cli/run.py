@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, report
+from compress.cli.options import json_option
 from compress.core.errors import GateFailure
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.cli.eval import bars, engines, tell_containment, vllm_errors
+from compress.cli.eval import engines, report_items, tell_containment, vllm_errors
 from compress.cli.history import keep_verdicts
 from compress.core.errors import GateFailure, QCompressError
 
@@ -100,8 +100,8 @@ def watch_tasks(
     folder = out / digest(checkpoint).removeprefix("sha256:")[:16]
     open_engine = engines()[about["engine"]][1]
     asking = Asking(loaded, items, folder, about["settings"], batch, open_engine)
-    with bars() as told, vllm_errors():
-        scores = by_kind(solve(checkpoint, baseline.name, asking, told), items)
+    with vllm_errors():
+        scores = by_kind(solve(checkpoint, baseline.name, asking, report_items), items)
     shutil.rmtree(folder)
     changes = task_changes(baseline, scores, max_drop=max_drop)
     change = {

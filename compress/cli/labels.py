@@ -1,0 +1,124 @@
+"""Words and units for the keys of report rows: the one table that the terminal's tables and progress lines read.
+
+JSON keeps the keys and plain numbers. A key without an entry is shown with spaces for underscores.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+COUNTER = re.compile(r"(\d+)/(\d+)")  # "3/30": progress of a job
+
+
+def size(count: float) -> str:
+    """Bytes in B, kB, MB or GB, three significant digits: 1_170_000_000 -> "1.17 GB"."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(count) >= factor:
+            value = count / factor
+            return f"{value:,.{max(0, 3 - len(str(int(abs(value)))))}f} {unit}"
+    return f"{count:,.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "0.4 s", "12 s", "3 min 20 s" or "2 h 5 min"."""
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def percent(share: float) -> str:
+    """A share of 1 in percent: 0.383 -> "38.3 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def nats(value: float) -> str:
+    return f"{value:.4g} nats"
+
+
+def bits(value: float) -> str:
+    return f"{value:g} bits"
+
+
+def show(value: Any) -> str:
+    """A value without a unit: 4 significant digits, thousands separated, yes or no, "3 of 30" for a counter."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    text = str(value)
+    return COUNTER.sub(r"\1 of \2", text) if COUNTER.fullmatch(text) else text
+
+
+LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "activation_memory": ("activation memory", size),
+    "align_loss": ("alignment loss", show),
+    "batch": ("batch size", show),
+    "best_step": ("best step", show),
+    "bits_per_parameter": ("bits per parameter", show),
+    "bits_per_weight": ("bits per weight", show),
+    "bytes": ("size", size),
+    "bytes_per_token": ("bytes per token", show),
+    "ce": ("cross-entropy", show),
+    "check_errors": ("errors of check", show),
+    "embedding_bits": ("embedding", bits),
+    "entropy": ("teacher's entropy", nats),
+    "error": ("error", show),
+    "error_before": ("error before", show),
+    "eta": ("time left", duration),
+    "eval_kl": ("KL on evaluation text", nats),
+    "eval_text": ("evaluation text", show),
+    "eval_tokens": ("evaluation tokens", show),
+    "factor": ("KL reduced by a factor of", show),
+    "float16_bytes": ("size in FP16", size),
+    "head_bits": ("output head", bits),
+    "int4_bytes": ("size in 4 bits", size),
+    "kl": ("KL", nats),
+    "kl_after": ("KL after", nats),
+    "kl_before": ("KL before", nats),
+    "kl_blocks": ("KL after blocks alone", nats),
+    "linears": ("quantized linears", show),
+    "loss": ("loss", show),
+    "mean_error": ("mean error", show),
+    "mean_rtn_error": ("mean error of plain rounding", show),
+    "memory": ("memory by part", show),
+    "memory_bytes": ("memory needed", size),
+    "more_damping": ("linears with extra damping", show),
+    "nll": ("loss of the reference", nats),
+    "out": ("output", show),
+    "perplexity_after": ("perplexity after", show),
+    "perplexity_before": ("perplexity before", show),
+    "perplexity_ratio": ("perplexity ratio", show),
+    "perplexity_teacher": ("teacher's perplexity", show),
+    "prompts_per_second": ("prompts per second", show),
+    "rtn_error": ("error of plain rounding", show),
+    "rtn_kl": ("KL of plain rounding", nats),
+    "scaled": ("linears scaled by AWQ", show),
+    "seconds": ("time", duration),
+    "seq_len": ("tokens per window", show),
+    "sym": ("symmetric", show),
+    "tail_mass": ("probability outside the stored tokens", percent),
+    "tokens_per_second": ("tokens per second", show),
+    "top1": ("top-1 agreement", percent),
+    "top5": ("top-5 agreement", percent),
+    "transformers": ("runs in transformers", show),
+    "vllm_cpu": ("runs in vLLM on a CPU", show),
+    "vllm_gpu": ("runs in vLLM on a GPU", show),
+    "worst_kl": ("KL of the worst choice", nats),
+}
+
+
+def label(key: str) -> str:
+    """The words for a key."""
+    return LABELS[key][0] if key in LABELS else key.replace("_", " ")
+
+
+def value_text(key: str, value: Any) -> str:
+    """A value in the unit of its key; text stays as it is."""
+    if key in LABELS and isinstance(value, int | float) and not isinstance(value, bool):
+        return LABELS[key][1](value)
+    return show(value)
