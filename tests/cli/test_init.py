@@ -3,27 +3,90 @@ import os
 import subprocess
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from compress.cli import COMMANDS, SPINS, alone, cli
+from compress.cli import COMMANDS, GROUPS, SHORT_HELP, SPINS, LazyGroup, cli, machine_is_idle
 from compress.cli.quantize import pick_device
-from compress.core.errors import QCompressError
+from compress.core.errors import GateFailure, QCompressError
 
 
 def invoke(*arguments):
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
-def test_help_lists_every_command_and_imports_no_torch():
-    code = "import sys; from compress.cli import cli; cli(['--help'], standalone_mode=False); "
-    code += "print('torch' in sys.modules)"
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_lists_every_command_in_groups_and_imports_no_torch(option):
+    code = f"import sys; from compress.cli import cli; cli(['{option}'], standalone_mode=False); "
+    code += "print(not {'torch', 'transformers', 'rich'} & sys.modules.keys())"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert all(command in shown for command in COMMANDS) and shown.strip().endswith("False")
+    assert [shown.index(f"\n{title}:") for title in GROUPS] == sorted(shown.index(f"\n{title}:") for title in GROUPS)
+    assert all(f"  {command}  " in shown.replace("init-student", "init-student ") for command in COMMANDS)
+    assert all(text in shown for text in SHORT_HELP.values())  # no line is cut off
+    assert max(map(len, shown.splitlines())) <= 80 and shown.strip().endswith("True")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_imports_no_torch(command):
+    code = f"import sys; from compress.cli import cli; cli(['{command}', '-h'], standalone_mode=False); "
+    code += "print(not {'torch', 'transformers'} & sys.modules.keys())"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip().endswith("True")
+
+
+def test_a_misspelled_command_or_option_gets_the_nearest_one():
+    for line, near in (("quantise", "'quantize'"), ("chek x", "'check'"), ("check x --sorce y", "--source")):
+        result = invoke(*line.split())
+        assert result.exit_code == 2 and "Did you mean" in result.output and near in result.output
+    assert "`qcompress --help` lists the commands" in invoke("xyzzy").output
+
+
+def failing(error):
+    """qcompress with one command, `fail`, that raises `error`."""
+
+    class Failing(LazyGroup):
+        def resolve_command(self, ctx, args):
+            return "fail", self.get_command(ctx, "fail"), args[1:]
+
+        def get_command(self, ctx, name):
+            @click.command()
+            def fail():
+                raise error
+
+            return fail
+
+    return Failing("qcompress", params=cli.params, callback=cli.callback)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("bits=3:\nuse 4"), "bits=3: use 4"),
+        (FileNotFoundError(2, "No such file", "x"), "No such file: 'x'"),
+        (MemoryError(), "out of memory: MemoryError; use a smaller --batch-size"),
+        (KeyError("layers"), "this is a bug in qcompress: KeyError: 'layers'; `qcompress --debug ...` shows the"),
+        (QCompressError("model: no config"), "model: no config"),
+    ],
+)
+def test_an_error_is_one_line_and_debug_adds_its_traceback(error, words):
+    plain = CliRunner().invoke(failing(error), ["fail"])
+    assert words in one_line(plain) and plain.output.count("\n") == 1
+    debug = CliRunner().invoke(failing(error), ["--debug", "fail"])
+    assert debug.exit_code == 1 and "Traceback" in debug.output and "raise error" in debug.output
+
+
+def test_a_failed_gate_keeps_its_exit_code_with_debug():
+    assert CliRunner().invoke(failing(GateFailure("over")), ["--debug", "fail"]).exit_code == 3
+
+
+def test_quiet_and_verbose_exclude_each_other():
+    result = invoke("-q", "-v", "check", "x")
+    assert result.exit_code == 2 and "--quiet and --verbose exclude each other" in result.output
 
 
 @pytest.mark.parametrize("given", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {}])
-def test_how_threads_wait_is_chosen_once_and_never_against_the_environment(given):
+def test_the_environment_decides_how_threads_wait(given):
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     environment = {name: value for name, value in os.environ.items() if name not in names} | given
     code = f"import json, os, compress.cli; print(json.dumps({{n: os.environ[n] for n in {names} if n in os.environ}}))"
@@ -35,15 +98,15 @@ def test_how_threads_wait_is_chosen_once_and_never_against_the_environment(given
 @pytest.mark.parametrize(
     ("text", "expected"), [("0.5 0.4 0.3 1/80 9", True), ("0.5 0.4 0.3 12/80 9", False), ("", False), (None, False)]
 )
-def test_alone_is_one_runnable_thread_and_nothing_else(monkeypatch, tmp_path, text, expected):
+def test_a_machine_is_idle_with_one_runnable_thread_only(monkeypatch, tmp_path, text, expected):
     if text is not None:
         (tmp_path / "loadavg").write_text(text)
     monkeypatch.setattr("compress.cli.Path", lambda _: tmp_path / "loadavg")
-    assert alone() is expected
+    assert machine_is_idle() is expected
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself_with_an_example(command):
+def test_the_help_of_every_command_has_an_example(command):
     shown = invoke(command, "--help")
     assert shown.exit_code == 0 and f"qcompress {command} " in shown.output.replace("Usage: cli", "")
 
