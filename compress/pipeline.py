@@ -16,8 +16,7 @@ import torch
 
 from calibration.corpus import source_digest
 from compress.checkpoint.check.run import check_checkpoint
-from compress.checkpoint.read import read_json
-from compress.checkpoint.record import RECORD, digest, read_record
+from compress.checkpoint.read import RECORD, Checkpoint, read_json
 from compress.checkpoint.write import write_json
 from compress.core.atomic import write_whole
 from compress.core.errors import QCompressError
@@ -57,7 +56,7 @@ class Stage:
         return {
             "command": self.command,
             "settings": json.loads(json.dumps(self.settings, default=str)),
-            "sources": [digest(source) for source in self.sources],
+            "sources": [Checkpoint(source).digest for source in self.sources],
             "texts": texts,
             "version": version("qcompress"),
         }
@@ -138,7 +137,7 @@ def run_stage(stage: Stage, folder: Path, *, force: bool, report: Report) -> Non
     report({"stage": stage.name, "command": stage.command, "out": str(stage.out)})
     folder.mkdir(parents=True, exist_ok=True)
     stage.make()
-    write_state(folder, state | {stage.name: inputs | {"output": digest(stage.out)}})
+    write_state(folder, state | {stage.name: inputs | {"output": Checkpoint(stage.out).digest}})
 
 
 def write_state(folder: Path, state: Row) -> None:
@@ -149,7 +148,7 @@ def differences(known: Row | None, inputs: Row, out: Path) -> str:
     """What differs between how an output was made and how it would be made now, in words; "" when nothing does."""
     if known is None:
         return "was not made by this recipe, or its run was interrupted"
-    if known.get("output") != digest(out):
+    if known.get("output") != Checkpoint(out).digest:
         return "holds other weights than were written"
     old, new = known.get("settings", {}), inputs["settings"]
     names = [f"{k} ({old.get(k)} → {new.get(k)})" for k in {**old, **new} if old.get(k) != new.get(k)]
@@ -163,7 +162,7 @@ def judge(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
     windows = evaluation_windows(student, variants, limits.text, n_samples=limits.windows, seq_len=limits.seq_len)
     rows: Row = {"compare": compare_rows(student, variants, windows, report=report)}
     if recipe.distill is not None:
-        rows["distill"] = (read_record(student).get("rows") or [{}])[0]
+        rows["distill"] = (Checkpoint(student).record.get("rows") or [{}])[0]
     return rows
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from compress.checkpoint.load import load_tokenizer
+from compress.checkpoint.read import Checkpoint
 from compress.cli.console import emit, json_option, report
 from compress.distill.config import DistillConfig
 from compress.distill.targets.cache import Cache
@@ -67,7 +67,7 @@ def prepare(teacher: Path, out: Path, sizes: Row, data: str, blocks: int, hidden
         rows.append({"name": f"capture {codec}", **row})
         report(rows[-1])
     settings = DistillConfig(student=str(out / "student"), data=(data,), cache=str(out / "hidden"), **sizes)
-    ids = cache_text(Cache(out / "hidden"), settings, load_tokenizer(teacher)).windows.ids
+    ids = cache_text(Cache(out / "hidden"), settings, Checkpoint(teacher).tokenizer).windows.ids
     (out / "windows.json").write_text(json.dumps(ids.tolist()))
     return rows
 

@@ -19,8 +19,8 @@ import click
 import torch
 from matplotlib.figure import Figure
 
-from compress.checkpoint.load import load_tokenizer, open_causal_lm
-from compress.checkpoint.record import digest
+from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.write import write_json
 from compress.cli.console import emit, report
 from compress.distill.config import DistillConfig, StageConfig
@@ -209,7 +209,7 @@ def prepare(
     align_weight: float,
 ) -> Bench:
     """Teacher, untrained student and held-out text, all in memory."""
-    tokenizer, plan = load_tokenizer(teacher), plan_distill(teacher, common)
+    tokenizer, plan = Checkpoint(teacher).tokenizer, plan_distill(teacher, common)
     device = make_accelerator().device
     big, vocab = open_model(teacher, working_dtype(device), device), common_vocabulary(plan, tokenizer)
     size = {"seq_len": common.seq_len, "seed": common.seed}
@@ -224,7 +224,7 @@ def prepare(
 
 def write_results(out: Path, teacher: Path, rows: list[Row], perplexity: float) -> None:
     """All points so far; table and plot when all variants are there."""
-    head = {"teacher": digest(teacher), "perplexity_teacher": perplexity, "threads": torch.get_num_threads()}
+    head = {"teacher": Checkpoint(teacher).digest, "perplexity_teacher": perplexity, "threads": torch.get_num_threads()}
     write_json(out / "curve.json", json.loads(json.dumps({**head, "rows": rows}, default=str)))
     (out / "curve.md").write_text(table(rows, perplexity), encoding="utf-8")
     if len(rows) == len(VARIANTS):

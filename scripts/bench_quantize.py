@@ -27,8 +27,8 @@ from roofline import matmul_rate, pass_flops
 
 from calibration.windows import build_windows
 from compress.checkpoint.formats import format_of, quantized_weight
-from compress.checkpoint.load import load_tokenizer, open_causal_lm
-from compress.checkpoint.record import read_record
+from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.read import Checkpoint
 from compress.cli.console import emit, json_option, report
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.windows import evaluation_windows
@@ -129,7 +129,7 @@ def run(variant: Variant, job: Job) -> Row:
         return row | {"failed": f"{last_line(log)} (all of it: {log})"}
     text = answer.read_text()
     told = json.loads(text) if variant.peer is None else json.loads(text.strip().splitlines()[-1])
-    start = (read_record(job.out).get("calibration") or {}).get("start") or {}
+    start = (Checkpoint(job.out).record.get("calibration") or {}).get("start") or {}
     return row | {"seconds": told["seconds"], "start_token": start.get("token")}
 
 
@@ -227,7 +227,7 @@ def main(
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     n_samples, seq_len = sizes["n_samples"], sizes["seq_len"]
-    plain = build_windows([calibration], load_tokenizer(model), n_samples=n_samples, seq_len=seq_len)
+    plain = build_windows([calibration], Checkpoint(model).tokenizer, n_samples=n_samples, seq_len=seq_len)
     (out / "windows.json").write_text(json.dumps(plain.ids.tolist()))
     report({"the others see": f"{n_samples} × {seq_len} tokens of {calibration}", "digest": plain.manifest["digest"]})
     report({"ours sees": "the same text from its beginning, each window after the start token, if the model wants it"})

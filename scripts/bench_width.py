@@ -11,7 +11,8 @@ from torch.nn.functional import kl_div
 
 from calibration.windows import build_windows
 from compress.checkpoint.formats import weight_reader
-from compress.checkpoint.load import load_tokenizer, open_causal_lm
+from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.read import Checkpoint
 from compress.model.blocks import Weights, load_whole
 from compress.model.importance import measure_importance
 from compress.model.student import cut, student_shape
@@ -32,7 +33,7 @@ def answers(config: dict[str, Any], weights: Weights, ids: Tensor) -> Tensor:
 
 
 def main(path: Path) -> None:
-    source, tokenizer = open_causal_lm(path), load_tokenizer(path)
+    source, tokenizer = open_causal_lm(path), Checkpoint(path).tokenizer
     config, weights = source.config, weight_reader(source)
     calibration = build_windows(["default"], tokenizer, n_samples=WINDOWS, seq_len=SEQ_LEN, seed=0).ids
     heldout = build_windows(["heldout"], tokenizer, n_samples=HELDOUT, seq_len=SEQ_LEN, seed=0).ids

@@ -12,8 +12,8 @@ import click
 from torch import Tensor
 
 from compress.checkpoint.load import open_causal_lm
-from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import DIGESTS, RECORD
+from compress.checkpoint.read import RECORD, Checkpoint
+from compress.checkpoint.record import DIGESTS
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.cli.console import emit
 from compress.core.errors import QCompressError

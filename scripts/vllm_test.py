@@ -93,7 +93,7 @@ def compare(model: "PreTrainedModel", passages: list[Passage]) -> dict[str, floa
 
 def judge(path: str, dtype: str | None, tolerance: float | None) -> dict[str, Any]:
     """One row: what was compared and whether vLLM agrees, or the reason why it could not be compared."""
-    from compress.checkpoint.load import load_model, load_tokenizer
+    from compress.checkpoint.load import load_model
     from compress.checkpoint.read import Checkpoint
 
     row: dict[str, Any] = {"checkpoint": path, "agrees": False}
@@ -105,7 +105,7 @@ def judge(path: str, dtype: str | None, tolerance: float | None) -> dict[str, An
         limit = TOLERANCE[dtype] if tolerance is None else tolerance
         row |= {"format": (checkpoint.quantization or {}).get("quant_method"), "dtype": dtype, "tolerance": limit}
         passages = run_in_new_process(__file__, {"checkpoint": path, "dtype": dtype})
-        expected = load_tokenizer(path)(list(PROMPTS))["input_ids"]
+        expected = Checkpoint(path).tokenizer(list(PROMPTS))["input_ids"]
         if [passage["prompt_ids"] for passage in passages[: len(PROMPTS)]] != expected:
             return row | {"reason": "vLLM splits the prompts into other tokens than transformers"}
         row |= compare(load_model(path), passages)

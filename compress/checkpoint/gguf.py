@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from compress.checkpoint.finite import cast_finite
-from compress.checkpoint.record import digest, record_text
+from compress.checkpoint.read import files_digest
+from compress.checkpoint.record import record_text
 from compress.checkpoint.write import TensorSpec, check_room, save_checkpoint
 from compress.core.errors import QCompressError
 
@@ -45,7 +46,7 @@ def import_gguf(file: Path, out: Path, *, dtype: torch.dtype = torch.float16) ->
     twins = tie_twins(model)
     pairs = list(plain_tensors(model, dtype))
     config = import_config(model, tokenizer, dtype)
-    record = record_text("import", {"dtype": str(dtype).removeprefix("torch.")}, source=digest(file))
+    record = record_text("import", {"dtype": str(dtype).removeprefix("torch.")}, source=files_digest([file]))
     save_checkpoint(out, config, pairs, extra={"qcompress.json": record, **tokenizer_files(tokenizer, out)})
     parameters = sum(tensor.numel() for _, tensor in pairs)
     row = {"file": str(file), "out": str(out), "architecture": config["architectures"][0], "parameters": parameters}

@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from calibration.start import StartToken, choose_start
 from compress.checkpoint.formats import weight_reader
-from compress.checkpoint.read import Checkpoint, read_json
+from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, open_checkpoint, read_json
 from compress.core.errors import QCompressError
 from compress.model.blocks import BlockModel, load_whole, make_config
 
 START_WINDOWS, START_LENGTH = 4, 128  # enough to tell, and little beside the work that follows
 
 
-def open_causal_lm(path: str | Path) -> Checkpoint:
-    """The checkpoint, refused when its config is not that of a causal language model of transformers."""
-    checkpoint = Checkpoint(path)
+def open_causal_lm(source: PathOrCheckpoint) -> Checkpoint:
+    """The checkpoint at a path; a `Checkpoint` is returned unchanged. QCompressError unless it is a causal LM."""
+    checkpoint = open_checkpoint(source)
     check_causal_lm(checkpoint.path, checkpoint.config)
     return checkpoint
 
@@ -39,27 +39,20 @@ def check_causal_lm(path: Path, config: dict[str, Any]) -> None:
         raise QCompressError(f"{path / 'config.json'}: {' '.join(str(error).split())}; fetch it again") from None
 
 
-def load_model(path: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The whole model in eval mode, packed linears dequantized. ValueError when shapes and config disagree."""
-    checkpoint = open_causal_lm(path)
+def load_model(source: PathOrCheckpoint, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The whole model in eval mode, packed linears dequantized. ValueError if shapes and config disagree."""
+    checkpoint = open_causal_lm(source)
     return load_whole(checkpoint.config, weight_reader(checkpoint), dtype)
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The checkpoint's own tokenizer. QCompressError when it has none."""
-    if not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise QCompressError(f"{path}: has no tokenizer.json; copy the model's tokenizer files there")
-    return AutoTokenizer.from_pretrained(path)
-
-
-def stop_tokens(path: str | Path) -> set[int]:
-    """The ids that end an answer: the tokenizer's, and those of config.json and generation_config.json."""
-    found: list[Any] = [load_tokenizer(path).eos_token_id]
-    for name in ("config.json", "generation_config.json"):
-        if (Path(path) / name).is_file():
-            value = read_json(Path(path) / name).get("eos_token_id")
-            found += value if isinstance(value, list) else [value]
-    return {token for token in found if isinstance(token, int)}
+def stop_tokens(checkpoint: Checkpoint) -> set[int]:
+    """Token ids that end an answer: those of the tokenizer, config.json and generation_config.json."""
+    ids: list[Any] = [checkpoint.tokenizer.eos_token_id]
+    generation = checkpoint.path / "generation_config.json"
+    for config in (checkpoint.config, read_json(generation) if generation.is_file() else {}):
+        value = config.get("eos_token_id")
+        ids += value if isinstance(value, list) else [value]
+    return {token for token in ids if isinstance(token, int)}
 
 
 def spell_vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[int]:

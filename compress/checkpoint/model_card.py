@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from compress.checkpoint.read import read_json
-from compress.checkpoint.record import digest
+from compress.checkpoint.read import Checkpoint, read_json
 
 Record = dict[str, Any]
 CARD = "README.md"
@@ -38,7 +37,12 @@ SIZES = {"parameters": "parameters", "steps": "optimizer steps", "best_step": "b
 
 def origin(path: Path, known: str | None = None) -> Record:
     """Where weights come from, for a record: path, digest (`known` or computed), name, and licence if it is told."""
-    return {"path": str(path), "digest": known or digest(path), "name": find_name(path), "license": find_license(path)}
+    return {
+        "path": str(path),
+        "digest": known or Checkpoint(path).digest,
+        "name": find_name(path),
+        "license": find_license(path),
+    }
 
 
 def find_name(path: Path) -> str:

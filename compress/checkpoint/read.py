@@ -4,17 +4,22 @@ Headers are read and checked when a `Checkpoint` is made; tensors one at a time,
 The safetensors layout: 8 bytes of header length, a JSON header, the data (https://github.com/huggingface/safetensors).
 """
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from compress.core.errors import QCompressError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DTYPES = {
     "F64": torch.float64,
@@ -32,6 +37,8 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
+RECORD = "qcompress.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER = 100_000_000
 
@@ -51,9 +58,10 @@ class TensorInfo:
 
 
 class Checkpoint:
-    """A checkpoint on disk: `.config`, `.tensors` by name, `.tensor(name)`.
+    """A checkpoint directory, opened once: pass this object on instead of the path.
 
-    Raises QCompressError for anything that is missing, cut short, or leads outside the directory.
+    `config` and `tensors` (headers by name) are read when it is opened; `tokenizer`, `digest` and `record` at first
+    use. All are kept. QCompressError for a file that is missing, cut short, or outside the directory.
     """
 
     def __init__(self, path: str | Path):
@@ -72,16 +80,36 @@ class Checkpoint:
 
     @property
     def quantization(self) -> dict[str, Any] | None:
-        """The quantization_config of config.json, None for a plain checkpoint."""
+        """The quantization_config of config.json; None for an unquantized checkpoint."""
         return self.config.get("quantization_config")
 
     @cached_property
     def bytes(self) -> int:
-        """Bytes of all safetensors files, headers included."""
+        """Size of all safetensors files in bytes, headers included."""
         return sum(file.stat().st_size for file in self.files)
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over config.json and every weight file, as "sha256:HEX". Reads all weights, once."""
+        return files_digest([self.path / "config.json", *self.files])
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The content of qcompress.json: how the checkpoint was made. {} for a checkpoint without one."""
+        file = self.path / RECORD
+        return read_json(file) if file.is_file() else {}
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer of this directory. QCompressError for a directory without tokenizer files."""
+        if not any((self.path / name).is_file() for name in TOKENIZER_FILES):
+            raise QCompressError(f"{self.path}: has no tokenizer.json; copy the model's tokenizer files there")
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.path)
+
     def tensor(self, name: str) -> Tensor:
-        """The tensor as stored. QCompressError when there is none of that name."""
+        """The tensor as stored. QCompressError for an unknown name."""
         if name not in self.tensors:
             raise QCompressError(f"{self.path}: has no tensor {name}")
         return read_tensor(name, self.tensors[name])
@@ -96,8 +124,25 @@ class Checkpoint:
                 raise QCompressError(f"{index}: lists {name}, but {file} does not hold it; fetch the checkpoint again")
             if self.tensors[name].file.name != file:
                 raise QCompressError(
-                    f"{index}: says {name} is in {file}, it is in {self.tensors[name].file.name}; mend the index"
+                    f"{index}: places {name} in {file}, but it is in {self.tensors[name].file.name}; correct the index"
                 )
+
+
+PathOrCheckpoint = str | Path | Checkpoint
+
+
+def open_checkpoint(source: PathOrCheckpoint) -> Checkpoint:
+    """The checkpoint at a path. A `Checkpoint` is returned unchanged, so nothing is opened twice."""
+    return source if isinstance(source, Checkpoint) else Checkpoint(source)
+
+
+def files_digest(files: Sequence[Path]) -> str:
+    """sha256 over the sha256 of each file in turn, as "sha256:HEX"."""
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return f"sha256:{total.hexdigest()}"
 
 
 def read_tensor(name: str, info: TensorInfo) -> Tensor:

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.checkpoint.read import read_json, weight_files
+from compress.checkpoint.read import read_json
 from compress.core.errors import QCompressError
 
-RECORD = "qcompress.json"
 DIGESTS = "qcompress.sha256.json"
 
 
@@ -27,12 +26,6 @@ def record_text(command: str, settings: dict[str, Any], **parts: Any) -> str:
     versions["python"] = platform.python_version()
     value = {"command": command, "settings": settings, **parts, "versions": versions}
     return json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The record of a checkpoint, {} when it has none."""
-    file = Path(path) / RECORD
-    return read_json(file) if file.is_file() else {}
 
 
 def tensor_digest(tensor: Tensor) -> str:
@@ -61,14 +54,3 @@ def read_digests(path: Path) -> dict[str, dict[str, str]] | None:
     if not all(isinstance(value.get(part), dict) for part in ("config", "tensors")):
         raise QCompressError(f"{file}: holds no digests of config and tensors; fetch the file again")
     return value
-
-
-def digest(path: Path) -> str:
-    """sha256 over config.json and every weight file of a checkpoint, or over one file."""
-    path = Path(path)
-    files = [path / "config.json", *weight_files(path)] if path.is_dir() else [path]
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return f"sha256:{total.hexdigest()}"

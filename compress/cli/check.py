@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from compress.checkpoint.read import Checkpoint
 from compress.cli.console import emit, json_option, progress, results
 from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.core.errors import GateFailure, QCompressError
@@ -58,10 +59,9 @@ def command(
 
 def verdict(directory: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The history's row: whether it passed, and which rules were broken how often."""
-    from compress.checkpoint.record import digest
 
     try:
-        known = digest(directory)
+        known = Checkpoint(directory).digest
     except (OSError, QCompressError):  # so broken that it has no files to digest
         known = "none"
     levels = {level: Counter(row["rule"] for row in rows if row["level"] == level) for level in ("error", "warning")}

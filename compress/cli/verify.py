@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from compress.checkpoint.read import Checkpoint
 from compress.cli.compare import (
     cache_option,
     locate_option,
@@ -58,7 +59,6 @@ def command(
     qcompress verify qwen qwen-awq --reference-cache qwen-read --locate
     """
     from calibration.start import told_token
-    from compress.checkpoint.record import digest
     from compress.evaluate.drift.compare import drift_row
     from compress.evaluate.drift.windows import evaluation_windows
 
@@ -69,7 +69,7 @@ def command(
     limits = {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
     rows = with_verdicts([row], judge_rows([row], [], limits))
     if history:
-        keep_verdicts(history, tag, "verify", [rows[0] | {"reference_digest": digest(reference)}])
+        keep_verdicts(history, tag, "verify", [rows[0] | {"reference_digest": Checkpoint(reference).digest}])
     if as_json:
         emit(rows[0] | {"limits": limits}, as_json=True)
     else:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from compress.checkpoint.read import Checkpoint
 from compress.cli.console import emit, json_option, report
 from compress.cli.eval import engines, report_items, tell_containment, vllm_errors
 from compress.cli.history import keep_verdicts
@@ -87,7 +88,6 @@ def watch_tasks(
     checkpoint: Path, baseline: Any, suite: Path | None, batch: int, out: Path, max_drop: float | None
 ) -> tuple[list[Row], list[Row]]:
     """The changes by kind, and the history's rows. Answers of a finished run go: the next one asks anew."""
-    from compress.checkpoint.record import digest
     from compress.evaluate.history.watch import baseline_items, task_changes
     from compress.evaluate.tasks.runner import Asking, by_kind, origin, score_rows, solve
     from compress.evaluate.tasks.suite import load_suite
@@ -97,7 +97,7 @@ def watch_tasks(
     loaded = load_suite(file)
     items = baseline_items(baseline, loaded)
     tell_containment(any(item.kind == "python" for item in items))
-    folder = out / digest(checkpoint).removeprefix("sha256:")[:16]
+    folder = out / Checkpoint(checkpoint).digest.removeprefix("sha256:")[:16]
     open_engine = engines()[about["engine"]][1]
     asking = Asking(loaded, items, folder, about["settings"], batch, open_engine)
     with vllm_errors():
@@ -118,7 +118,6 @@ def watch_tasks(
 
 def watch_drift(checkpoint: Path, reference: Path, baseline: Any, text: str | None) -> tuple[list[Row], list[Row]]:
     """The changes of KL and perplexity, and the history's row."""
-    from compress.checkpoint.record import digest
     from compress.evaluate.drift.compare import drift_row
     from compress.evaluate.drift.windows import evaluation_windows
     from compress.evaluate.history.watch import drift_changes, refuse_other
@@ -126,7 +125,7 @@ def watch_drift(checkpoint: Path, reference: Path, baseline: Any, text: str | No
     before = baseline.drift
     size = {key: before[key] for key in ("n_samples", "seq_len")}
     read = evaluation_windows(reference, [checkpoint], text or before["text"], **size)
-    refuse_other(baseline, reference=digest(reference), windows_digest=read.manifest.get("digest"))
+    refuse_other(baseline, reference=Checkpoint(reference).digest, windows_digest=read.manifest.get("digest"))
     now = drift_row(reference, checkpoint, read, report=report)
     return drift_changes(baseline.name, before, now), [now | {"name": baseline.name, "baseline": baseline.tag}]
 

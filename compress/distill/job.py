@@ -16,10 +16,11 @@ import torch
 
 from calibration.corpus import source_digest
 from calibration.windows import Windows
-from compress.checkpoint.load import load_tokenizer, open_causal_lm
+from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.model_card import origin
-from compress.checkpoint.record import digest, record_text
+from compress.checkpoint.read import Checkpoint, files_digest
+from compress.checkpoint.record import record_text
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.sharding.parallel import place
@@ -96,17 +97,17 @@ class Job:
 def job_settings(teacher: Path, settings: DistillConfig) -> Row:
     """Everything that the student's bytes follow from."""
     sources = {"teacher": teacher, "student": settings.student}
-    given: Row = {name: digest(Path(path)) for name, path in sources.items() if path}
+    given: Row = {name: Checkpoint(path).digest for name, path in sources.items() if path}
     given |= {"texts": {text: source_digest(text) for text in settings.texts}, "processes": place()[1]}
     if settings.cache:
-        given["cache"] = digest(Path(settings.cache) / MANIFEST)
+        given["cache"] = files_digest([Path(settings.cache) / MANIFEST])
     return {**settings.settings(), **given, **{name: version(name) for name in ("qcompress", "torch", "transformers")}}
 
 
 def distill(job: Job, save_every: int) -> None:
     """Train and write the student, and note the summary row in the journal."""
     started, settings, report = time.perf_counter(), job.settings, job.report
-    source, tokenizer = open_causal_lm(job.teacher), load_tokenizer(job.teacher)
+    source, tokenizer = open_causal_lm(job.teacher), Checkpoint(job.teacher).tokenizer
     vocab = common_vocabulary(job.plan, tokenizer)
     cache = open_cache(settings, job.teacher, tokenizer, vocab) if settings.cache else None
     report(plan_row(job.plan, settings))

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint.formats import weight_reader
-from compress.checkpoint.load import load_tokenizer, open_causal_lm
+from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.model_card import CARD, write_card
-from compress.checkpoint.read import read_json
-from compress.checkpoint.record import RECORD, read_record
+from compress.checkpoint.read import RECORD, Checkpoint, read_json
 from compress.checkpoint.workdir import refuse_changes
 from compress.checkpoint.write import check_room, write_json
 from compress.core.config import AUTO, METHODS, QuantizeConfig
@@ -143,7 +142,7 @@ def make_judge(
     """The judge of a config's held-out windows, which begin as those of the candidates do."""
     checkpoint, plan = plan_quantize(model, replace(config, method="rtn"), dtype=dtype)
     config = replace(config, compute_dtype=compute_dtype(config, plan, device))
-    teacher, tokenizer = make_blocks(checkpoint, config, device), load_tokenizer(model)
+    teacher, tokenizer = make_blocks(checkpoint, config, device), Checkpoint(model).tokenizer
     token = job_start(teacher, tokenizer, calibration, config).token
     ids = job_windows(tokenizer, calibration, config, token).ids[-config.held_out :]
     return Judge(teacher, ids, final_states(teacher, ids, BATCH))
@@ -152,7 +151,7 @@ def make_judge(
 def publish(folder: Path, out: Path, found: list[Row]) -> None:
     """Give the best candidate its name, with the table of all in its record."""
     path = folder / best_of(found)["candidate"]
-    record = read_record(path) | {"candidates": found}
+    record = Checkpoint(path).record | {"candidates": found}
     write_json(path / RECORD, record)
     (path / CARD).write_text(write_card(record), encoding="utf-8")
     if out.exists():
@@ -162,12 +161,12 @@ def publish(folder: Path, out: Path, found: list[Row]) -> None:
 
 def is_published(out: Path) -> bool:
     """Whether a job lies at `out` that tried every method; it may have been killed before it had cleared up."""
-    return (out / RECORD).is_file() and "candidates" in read_record(out)
+    return (out / RECORD).is_file() and "candidates" in Checkpoint(out).record
 
 
 def finish(folder: Path, out: Path) -> Row:
     """Remove what lost; the row of what was published."""
     shutil.rmtree(folder)
-    found = read_record(out)["candidates"]
+    found = Checkpoint(out).record["candidates"]
     rtn = next(row["heldout_kl"] for row in found if row["candidate"] == "rtn")
     return {"out": str(out), **best_of(found), "rtn_kl": rtn, "bytes": open_causal_lm(out).bytes}

@@ -20,10 +20,9 @@ from calibration.corpus import source_digest
 from calibration.start import told_token
 from calibration.windows import Windows
 from compress.checkpoint.finite import check_finite
-from compress.checkpoint.load import load_tokenizer, open_causal_lm
+from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import digest
 from compress.checkpoint.write import CheckpointWriter, partial_path
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
@@ -135,7 +134,7 @@ def job_settings(model: Path, plan: Plan, config: QuantizeConfig, calibration: S
     wanted = {key: value for key, value in asdict(config).items() if key != "max_size"}
     return {
         "model": str(model),
-        "source": digest(model),
+        "source": Checkpoint(model).digest,
         **wanted,
         "group_size": plan.scheme.group_size,
         "sym": plan.scheme.sym,
@@ -162,7 +161,7 @@ def full_disk(out: Path, plan: Plan) -> Iterator[None]:
 
 def read_windows(job: Job, sources: Sequence[str]) -> Windows:
     """The windows of this job; how they begin is measured once, and noted."""
-    config, journal, tokenizer = job.config, job.journal, load_tokenizer(job.checkpoint.path)
+    config, journal, tokenizer = job.config, job.journal, Checkpoint(job.checkpoint.path).tokenizer
 
     def measure() -> Row:
         if "start" not in journal.notes:

@@ -10,7 +10,8 @@ from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.finite import cast_finite, check_finite
 from compress.checkpoint.formats import packed_config
 from compress.checkpoint.model_card import CARD, origin, write_card
-from compress.checkpoint.record import RECORD, record_text
+from compress.checkpoint.read import RECORD
+from compress.checkpoint.record import record_text
 from compress.checkpoint.write import CheckpointWriter, both_spellings
 from compress.core.config import QuantizeConfig
 from compress.core.errors import GateFailure

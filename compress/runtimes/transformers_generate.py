@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from compress.checkpoint.load import load_model, stop_tokens
+from compress.checkpoint.read import Checkpoint
 from compress.core.sampling import Ids, Sampling
 from compress.model.sample import continue_prompts
 
@@ -26,7 +27,7 @@ def placed_model(path: Path) -> Any:
 def transformers_engine(path: Path) -> Iterator[Engine]:
     """Greedy answers of `placed_model`."""
     model = placed_model(path)
-    stops = stop_tokens(path)
+    stops = stop_tokens(Checkpoint(path))
 
     def engine(prompts: Sequence[Ids], max_tokens: int) -> list[Ids]:
         return [answer.ids for answer in continue_prompts(model, prompts, Sampling(max_tokens), stops)]

@@ -173,7 +173,7 @@ def test_an_index_that_names_the_wrong_file_is_refused(model):
     places = split(model)
     other = next(file for file in places.values() if file != places["model.norm.weight"])
     write_index(model, places | {"model.norm.weight": other})
-    refused(model, "mend the index")
+    refused(model, "correct the index")
 
 
 @pytest.mark.parametrize("places", [None, {}, [], {"x": 1}, {"x": ["a"]}, {"x": None}], ids=str)

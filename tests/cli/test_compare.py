@@ -5,7 +5,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from compress.checkpoint.record import digest
+from compress.checkpoint.read import Checkpoint
 from compress.cli import cli
 
 SIZE = ("--windows", "4", "--seq-len", "32")
@@ -44,7 +44,15 @@ def test_a_report_with_no_place_to_go_is_refused_before_the_work(tiny_llama, rou
 def evaluated(tiny_llama, rounded, tmp_path):
     """What `eval --json` printed, kept where no answers are."""
     rows = [
-        {"name": path.name, "digest": digest(path), "role": role, "kind": "qa", "items": 4, "errors": 0, "empty": 0}
+        {
+            "name": path.name,
+            "digest": Checkpoint(path).digest,
+            "role": role,
+            "kind": "qa",
+            "items": 4,
+            "errors": 0,
+            "empty": 0,
+        }
         | {"suite": "own", "engine": "x", "score": 0.5}
         | {**dict.fromkeys(("retention", "retention_low", "retention_high"), kept)}
         for path, role, kept in ((tiny_llama, "reference", None), (rounded, "candidate", 80.0))

@@ -4,7 +4,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from compress.checkpoint.load import load_tokenizer
+from compress.checkpoint.read import Checkpoint
 from compress.cli import cli
 from compress.evaluate.tasks.prompting import answer_items
 from compress.evaluate.tasks.suite import parse_item
@@ -23,7 +23,7 @@ def suite(rounded, tmp_path):
     rows = [{"id": str(n), "kind": "qa", "language": "en", "turns": [f"who is {n}?"]} for n in range(3)]
     items = [parse_item(row | {"expected": {"answers": ["x"]}}) for row in rows]
     with transformers_engine(rounded) as engine:
-        said = {item.id: texts[0] for item, texts in answer_items(engine, load_tokenizer(rounded), items, 3)}
+        said = {item.id: texts[0] for item, texts in answer_items(engine, Checkpoint(rounded).tokenizer, items, 3)}
     file = tmp_path / "own.jsonl"
     lines = [json.dumps(row | {"expected": {"answers": [said[row["id"]]]}}) for row in rows]
     file.write_text("\n".join(lines) + "\n")

@@ -13,9 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calibration.windows import build_windows
 from compress.checkpoint.check.run import check_checkpoint
-from compress.checkpoint.load import load_model, load_tokenizer
+from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import digest, read_record
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.cli import cli
 from compress.core.errors import QCompressError
@@ -51,7 +50,7 @@ def test_distillation_lowers_the_heldout_kl_and_says_by_what_factor(distilled):
 
 def test_what_was_measured_is_what_was_written(distilled, tiny_llama):
     out, row, _ = distilled
-    cpu, tokenizer, made = torch.device("cpu"), load_tokenizer(tiny_llama), read_record(out)["heldout"]
+    cpu, tokenizer, made = torch.device("cpu"), Checkpoint(tiny_llama).tokenizer, Checkpoint(out).record["heldout"]
     arguments = {key: made[key] for key in ("n_samples", "seq_len", "seed", "start_token")}
     heldout = Heldout(Model(load_model(tiny_llama), cpu), build_windows(["heldout"], tokenizer, **arguments), 128)
     found = heldout.measure(Model(load_model(out), cpu))
@@ -86,8 +85,8 @@ def test_the_student_is_an_ordinary_checkpoint(distilled, tiny_llama):
 
 def test_the_record_tells_everything_that_made_the_student(distilled, tiny_llama):
     out, row, _ = distilled
-    record = read_record(out)
-    assert record["command"] == "distill" and record["source"]["digest"] == digest(tiny_llama)
+    record = Checkpoint(out).record
+    assert record["command"] == "distill" and record["source"]["digest"] == Checkpoint(tiny_llama).digest
     assert record["settings"]["learning_rate"] == 3e-3 and record["settings"]["total_steps"] == 6
     assert record["calibration"]["sources"][0]["name"] == "default" and "token" in record["calibration"]["start"]
     assert record["heldout"]["sources"][0]["name"] == "heldout"
@@ -109,7 +108,7 @@ def test_the_record_tells_everything_that_made_the_student(distilled, tiny_llama
 def test_the_student_has_a_card_and_the_validator_does_not_mind(distilled, tiny_llama):
     out, _, _ = distilled
     text = (out / "README.md").read_text()
-    assert "base_model:\n- llama" in text and digest(tiny_llama) in text
+    assert "base_model:\n- llama" in text and Checkpoint(tiny_llama).digest in text
     assert not [row for row in check_checkpoint(out, source=tiny_llama) if row["level"] == "error"]
 
 
@@ -127,7 +126,7 @@ def test_a_narrower_student_loads_and_learns(tiny_qwen2, tmp_path):
     row = distill_checkpoint(tiny_qwen2, tmp_path / "out", settings)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.model_type == "qwen2" and model.config.hidden_size == 32 and model.dtype == torch.bfloat16
-    assert read_record(tmp_path / "out")["width"]["importance"] == "activations"
+    assert Checkpoint(tmp_path / "out").record["width"]["importance"] == "activations"
     assert row["kl_after"] < row["kl_before"]
 
 

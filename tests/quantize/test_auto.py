@@ -7,9 +7,7 @@ import torch
 
 from calibration.windows import build_windows
 from compress.checkpoint.check.run import check_checkpoint
-from compress.checkpoint.load import load_tokenizer
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import read_record
 from compress.core.config import METHODS, QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.quantize import auto
@@ -26,7 +24,7 @@ def chosen(tiny_llama, tmp_path_factory):
 
 def test_the_best_of_all_is_written_with_the_table_of_all(chosen, tiny_llama):
     out, row = chosen
-    record = read_record(out)
+    record = Checkpoint(out).record
     found = {candidate["candidate"]: candidate["heldout_kl"] for candidate in record["candidates"]}
     assert set(found) >= set(METHODS) and any(name.endswith("+recover") for name in found)
     assert row["heldout_kl"] == min(found.values()) <= found["rtn"]
@@ -43,11 +41,11 @@ def test_nothing_is_left_beside_the_result(chosen):
 
 def test_the_judging_windows_are_read_by_no_candidate(tiny_llama, chosen):
     out, _ = chosen
-    record = read_record(out)
+    record = Checkpoint(out).record
     assert record["settings"]["held_out"] == record["calibration"]["held_out"] == 2
     judge = make_judge(tiny_llama, CONFIG.judged(), ["default"], None, "cpu")
     start, size = record["calibration"]["start_token"], {"n_samples": 16, "seq_len": 24}
-    windows = build_windows(["default"], load_tokenizer(tiny_llama), **size, start_token=start, held_out=2)
+    windows = build_windows(["default"], Checkpoint(tiny_llama).tokenizer, **size, start_token=start, held_out=2)
     assert torch.equal(judge.ids, windows.ids[16:]) and record["calibration"]["digest"] == windows.manifest["digest"]
 
 

@@ -10,7 +10,6 @@ from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.formats import quantized_weight
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import read_record
 from compress.checkpoint.write import partial_path
 from compress.core.config import METHODS, QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
@@ -99,7 +98,7 @@ def test_formats_hold_the_same_numbers(tiny_llama, tmp_path):
 
 def test_the_record_tells_how_it_was_made(tiny_llama, tmp_path):
     quantize_checkpoint(tiny_llama, tmp_path / "out", settings())
-    record = read_record(tmp_path / "out")
+    record = Checkpoint(tmp_path / "out").record
     assert record["command"] == "quantize" and record["settings"]["group_size"] == 64
     assert record["calibration"]["sources"][0]["digest"].startswith("sha256:")
     assert "token" in record["calibration"]["start"]
@@ -232,6 +231,6 @@ def test_a_gpu_loses_no_more_than_the_cpu(method, tiny_qwen2, tmp_path):
     rows = {}
     for device in ("cpu", "cuda"):
         quantize_checkpoint(tiny_qwen2, tmp_path / device, config, device=device)
-        rows[device] = read_record(tmp_path / device)["rows"]
+        rows[device] = Checkpoint(tmp_path / device).record["rows"]
     for ours, theirs in zip(rows["cpu"], rows["cuda"], strict=True):
         assert theirs["error"] == pytest.approx(ours["error"], rel=0.1), ours["linear"]

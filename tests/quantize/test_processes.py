@@ -8,7 +8,6 @@ import pytest
 
 from compress.checkpoint.formats import quantized_weight
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import read_record
 from compress.core.config import METHODS, QuantizeConfig
 from compress.quantize.job import quantize_checkpoint
 
@@ -18,7 +17,7 @@ OPTIONS = ("--method", "gptq", "--n-samples", "128", "--seq-len", "32")
 def test_two_processes_choose_the_codes_of_one(tiny_llama, tmp_path):
     one, two = by_one_and_by_two(tiny_llama, tmp_path, 0.0)
     assert share_of_other_codes(one, two, "model.layers.0.self_attn.q_proj") < 2e-3  # sums in another order flip ties
-    for ours, theirs in zip(read_record(one)["rows"], read_record(two)["rows"], strict=True):
+    for ours, theirs in zip(Checkpoint(one).record["rows"], Checkpoint(two).record["rows"], strict=True):
         assert theirs["error"] == pytest.approx(ours["error"], rel=0.05), ours["linear"]  # later ones see flipped ties
 
 
@@ -30,7 +29,7 @@ def test_two_processes_correct_the_mismatch_that_both_have_seen(tiny_llama, tmp_
 def test_two_processes_try_every_method_and_publish_once(tiny_llama, tmp_path):
     out = tmp_path / "best"
     told = by_two(tiny_llama, "--method", "auto", "--n-samples", "128", "--seq-len", "32", "--json", "--out", str(out))
-    found = {row["candidate"]: row["heldout_kl"] for row in read_record(out)["candidates"]}
+    found = {row["candidate"]: row["heldout_kl"] for row in Checkpoint(out).record["candidates"]}
     assert set(found) == set(METHODS) and json.loads(told)["heldout_kl"] == min(found.values())
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from compress.checkpoint.load import load_model, load_tokenizer
+from compress.checkpoint.load import load_model
+from compress.checkpoint.read import Checkpoint
 from compress.runtimes.vllm_offline import VllmFailedError, cause, run_in_new_process
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -39,7 +40,7 @@ def continue_greedily(model, prompt_ids, tokens=5):
 @pytest.fixture(scope="module")
 def tiny(tiny_llama):
     """A model, and passages that it continued itself."""
-    model, tokenizer = load_model(tiny_llama), load_tokenizer(tiny_llama)
+    model, tokenizer = load_model(tiny_llama), Checkpoint(tiny_llama).tokenizer
     prompts = tokenizer(list(vllm_test.PROMPTS))["input_ids"]
     return model, [continue_greedily(model, ids) for ids in [*prompts, prompts[0]]]
 

@@ -16,7 +16,6 @@ from compress.checkpoint.check import tensor_rules as check_tensors
 from compress.checkpoint.check import value_rules as check_bodies
 from compress.checkpoint.check.subject import EMPTY, Finding, Findings, Subject, error, make_table, warning
 from compress.checkpoint.read import INDEX, Checkpoint, read_header, read_json, weight_files
-from compress.checkpoint.record import digest, read_record
 from compress.core.errors import QCompressError
 
 Row = dict[str, Any]
@@ -152,10 +151,10 @@ def find_source(checkpoint: Checkpoint, given: str | Path | None) -> Checkpoint 
     """The checkpoint to compare with: the given one, else the record's when it is still what it was, else None."""
     if given is not None:
         return Checkpoint(given)
-    noted = read_record(checkpoint.path).get("source")
+    noted = Checkpoint(checkpoint.path).record.get("source")
     if not isinstance(noted, dict) or not isinstance(noted.get("path"), str) or not Path(noted["path"]).is_dir():
         return None
     try:
-        return Checkpoint(noted["path"]) if digest(Path(noted["path"])) == noted.get("digest") else None
+        return Checkpoint(noted["path"]) if Checkpoint(Path(noted["path"])).digest == noted.get("digest") else None
     except QCompressError:
         return None

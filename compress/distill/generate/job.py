@@ -18,14 +18,12 @@ from calibration.document import row_prompt
 from calibration.readers import read_lines
 from compress.checkpoint.load import (
     load_model,
-    load_tokenizer,
     open_causal_lm,
     stop_tokens,
     template_digest,
     tokenizer_digest,
 )
-from compress.checkpoint.read import read_json
-from compress.checkpoint.record import digest
+from compress.checkpoint.read import Checkpoint, read_json
 from compress.core.atomic import disk_errors, write_whole
 from compress.core.errors import QCompressError
 from compress.core.sampling import Answer, Engine, Ids, Sampler, Sampling
@@ -65,7 +63,7 @@ def transformers_sampler(path: Path, length: int, rank: int = 0) -> Iterator[Sam
     device = pick_device(rank)
     model: Any = load_model(path, working_dtype(device))
     model.to(device)
-    stops = stop_tokens(path)
+    stops = stop_tokens(Checkpoint(path))
 
     def sampler(prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling) -> list[Answer]:
         return continue_prompts(model, prompts, sampling, stops, seeds)
@@ -115,7 +113,7 @@ def generate_answers(
     if not 0 <= rank < ranks:
         raise QCompressError(f"rank {rank} of {ranks}: ranks count from 0 to {ranks - 1}")
     open_causal_lm(teacher)
-    tokenizer = load_tokenizer(teacher)
+    tokenizer = Checkpoint(teacher).tokenizer
     fitting, too_long = read_prompts(teacher, prompts, tokenizer, sampling, limit)
     facts = describe(teacher, tokenizer, [*fitting, *too_long], sampling)
     length = max(len(prompt.ids) for prompt in fitting) + sampling.max_tokens
@@ -159,7 +157,7 @@ def describe(teacher: Path, tokenizer: Any, prompts: Sequence[Prompt], sampling:
     ordered = [prompt.messages for prompt in sorted(prompts, key=lambda prompt: prompt.number)]
     text = json.dumps(ordered, sort_keys=True, ensure_ascii=False)
     return {
-        "teacher": digest(teacher),
+        "teacher": Checkpoint(teacher).digest,
         "tokenizer": tokenizer_digest(tokenizer),
         "chat_template": template_digest(tokenizer),
         "prompts": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",

@@ -12,10 +12,9 @@ from torch import Tensor
 from calibration.windows import Windows
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.formats import weight_reader
-from compress.checkpoint.load import load_model, load_tokenizer, open_causal_lm, spell_vocabulary
+from compress.checkpoint.load import load_model, open_causal_lm, spell_vocabulary
 from compress.checkpoint.model_card import CARD, write_card
-from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import RECORD
+from compress.checkpoint.read import RECORD, Checkpoint
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.core.errors import QCompressError
 from compress.distill.config import StudentConfig
@@ -48,11 +47,11 @@ class Student:
 
 def check_student(teacher: Path, settings: StudentConfig) -> Any:
     """The teacher's tokenizer. QCompressError, naming both, when the student's is another one."""
-    tokenizer = load_tokenizer(teacher)
+    tokenizer = Checkpoint(teacher).tokenizer
     if settings.student is None:
         return tokenizer
     open_causal_lm(settings.student)
-    other = load_tokenizer(settings.student)
+    other = Checkpoint(settings.student).tokenizer
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     if ours != theirs or spell_vocabulary(tokenizer) != spell_vocabulary(other):
         raise QCompressError(

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from compress.checkpoint.load import load_tokenizer, open_causal_lm
+from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.model_card import origin
-from compress.checkpoint.read import read_json
+from compress.checkpoint.read import Checkpoint, read_json
 from compress.checkpoint.record import record_text
 from compress.checkpoint.write import check_room
 from compress.core.errors import QCompressError
@@ -57,7 +57,7 @@ def init_student(teacher: Path, out: Path, settings: DistillConfig, report: Repo
     """
     started = time.perf_counter()
     plan = plan_distill(teacher, settings)
-    source, tokenizer = open_causal_lm(teacher), load_tokenizer(teacher)
+    source, tokenizer = open_causal_lm(teacher), Checkpoint(teacher).tokenizer
     check_room(out, plan.student_size["float16_bytes"])
     check_memory(teacher, 4 * (plan.teacher_size["parameters"] + plan.student_size["parameters"]))
     sizes = {key: value for key, value in plan_row(plan, settings).items() if key in PLANNED}

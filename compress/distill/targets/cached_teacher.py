@@ -9,7 +9,7 @@ from torch import Tensor
 from calibration.start import StartToken
 from calibration.windows import Windows
 from compress.checkpoint.load import template_digest, tokenizer_digest
-from compress.checkpoint.record import digest
+from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig
 from compress.distill.targets.cache import Cache, window_digests, windows_digest
@@ -40,7 +40,7 @@ def open_cache(settings: DistillConfig, teacher: Path, tokenizer: Any, vocab: in
     facts: dict[str, Any] = {"tokenizer": tokenizer_digest(tokenizer), "chat_template": template_digest(tokenizer)}
     if cache.codec.sparse:
         facts["vocab"] = vocab
-    cache.check(teacher=digest(teacher), **facts)
+    cache.check(teacher=Checkpoint(teacher).digest, **facts)
     return cache
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from calibration.windows import Windows
-from compress.checkpoint.load import load_tokenizer, open_causal_lm, template_digest, tokenizer_digest
-from compress.checkpoint.record import digest, tensor_digest
+from compress.checkpoint.load import open_causal_lm, template_digest, tokenizer_digest
+from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.record import tensor_digest
 from compress.core.errors import QCompressError
 from compress.distill.config import CaptureConfig
 from compress.distill.student.build import open_model, working_dtype
@@ -57,7 +58,7 @@ def capture_teacher(
     if not 0 <= rank < ranks:
         raise QCompressError(f"rank {rank} of {ranks}: ranks count from 0 to {ranks - 1}")
     open_causal_lm(teacher)
-    tokenizer, device = load_tokenizer(teacher), pick_device(rank)
+    tokenizer, device = Checkpoint(teacher).tokenizer, pick_device(rank)
     model = open_model(teacher, working_dtype(device), device)
     check_packing(model, str(teacher), settings.packing, settings.seq_len)
     windows, data = read_windows(settings, tokenizer, model)
@@ -99,7 +100,7 @@ def describe(
     head = model.model.get_output_embeddings().weight
     codec = make_codec(settings.codec_settings(vocab, dtype))
     return Manifest(
-        teacher=digest(teacher),
+        teacher=Checkpoint(teacher).digest,
         head=f"sha256:{tensor_digest(head.to(getattr(torch, dtype)))}",
         tokenizer=tokenizer_digest(tokenizer),
         chat_template=template_digest(tokenizer),

@@ -24,9 +24,8 @@ from typing import Any
 
 from calibration.windows import Windows
 from compress.checkpoint.formats import format_of, model_dtype
-from compress.checkpoint.load import load_tokenizer, open_causal_lm
+from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import digest, read_record
 from compress.evaluate.drift.breakdown import break_down
 from compress.evaluate.drift.hidden_states import Report, Row, read_windows, scored_places
 from compress.evaluate.drift.locate import locate_drift
@@ -87,7 +86,7 @@ def compare_rows(
         raise ValueError(f"evaluate.compare: the windows hold token {highest}, the models share {vocabulary:,} tokens")
     refuse_other_tokenizers(reference, candidates, windows.ids, vocabulary)
     told = told_of_windows(windows) | {"vocabulary": vocabulary}
-    names, tokenizer = short_names(paths), load_tokenizer(reference)
+    names, tokenizer = short_names(paths), Checkpoint(reference).tokenizer
 
     ours = read_reference(reference, windows, cache, micro_batch=micro_batch, report=report)
     rows: list[Row] = []
@@ -111,7 +110,7 @@ def drift_figures(drift: TokenDrift, windows: Windows, tokenizer: Any) -> Row:
 
 def describe(path: Path, name: str, role: str) -> Row:
     """What a checkpoint is and weighs, no tensor read."""
-    checkpoint, record = open_causal_lm(path), read_record(path)
+    checkpoint, record = open_causal_lm(path), Checkpoint(path).record
     row = format_of(checkpoint)
     dtype = str(model_dtype(checkpoint.config)).removeprefix("torch.")
     parameters = count_parameters(checkpoint)
@@ -128,7 +127,7 @@ def describe(path: Path, name: str, role: str) -> Row:
 
 
 def history(path: Path) -> Row:
-    return {"digest": digest(path), "record": read_record(path)}
+    return {"digest": Checkpoint(path).digest, "record": Checkpoint(path).record}
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from calibration.windows import Windows
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import open_causal_lm
-from compress.checkpoint.record import read_record
+from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.drift.hidden_states import MICRO_BATCH_TOKENS, Report
 from compress.model.blocks import Block, BlockModel
@@ -158,7 +158,7 @@ def linear_row(name: str, sums: Tensor, recorded: float | None) -> Row:
 
 def recorded_errors(path: Path) -> dict[tuple[str, str], float]:
     """The error of every linear when it was quantized, by block and local name; {} without a record of them."""
-    rows = [row for row in read_record(path).get("rows") or () if {"block", "linear", "error"} <= row.keys()]
+    rows = [row for row in Checkpoint(path).record.get("rows") or () if {"block", "linear", "error"} <= row.keys()]
     return {(row["block"], row["linear"]): row["error"] for row in rows}
 
 

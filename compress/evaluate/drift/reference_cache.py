@@ -19,8 +19,8 @@ from torch import Tensor
 from calibration.windows import Windows
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import open_causal_lm
-from compress.checkpoint.read import read_header, read_json
-from compress.checkpoint.record import digest, tensor_digest
+from compress.checkpoint.read import Checkpoint, read_header, read_json
+from compress.checkpoint.record import tensor_digest
 from compress.checkpoint.write import TensorSpec, plan_shard
 from compress.core.atomic import write_whole
 from compress.core.errors import QCompressError
@@ -67,7 +67,7 @@ def facts_of(path: Path, windows: Windows) -> Row:
     return {
         "format": FORMAT,
         "dtype": "float32",
-        "reference": digest(path),
+        "reference": Checkpoint(path).digest,
         "n_samples": n_samples,
         "seq_len": seq_len,
         "start_token": windows.manifest.get("start_token"),
@@ -80,7 +80,7 @@ def facts_of(path: Path, windows: Windows) -> Row:
 def known_start(folder: Path | None, path: Path, plain_windows: str) -> Row | None:
     """How windows begin for this reference, if `folder` holds its reading of the same text: else None."""
     found = None if folder is None else read_manifest(folder)
-    if found is None or found.get("plain_windows") != plain_windows or found["reference"] != digest(path):
+    if found is None or found.get("plain_windows") != plain_windows or found["reference"] != Checkpoint(path).digest:
         return None
     start = found.get("start")
     return start if isinstance(start, dict) and "token" in start else None

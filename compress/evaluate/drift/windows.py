@@ -13,8 +13,8 @@ from torch import Tensor
 
 from calibration.windows import Windows, build_windows
 from compress.checkpoint.formats import weight_reader
-from compress.checkpoint.load import load_tokenizer, measure_blocks_start, open_causal_lm
-from compress.checkpoint.record import RECORD, read_record
+from compress.checkpoint.load import measure_blocks_start, open_causal_lm
+from compress.checkpoint.read import RECORD, Checkpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.drift.reference_cache import known_start
 from compress.model.blocks import BlockModel, make_config
@@ -38,7 +38,7 @@ def evaluation_windows(
     """
     for path in (reference, *candidates):
         open_causal_lm(path)  # what is broken is told before any text is read
-    tokenizer = load_tokenizer(reference)
+    tokenizer = Checkpoint(reference).tokenizer
     plain = build_windows([text], tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed)
     refuse_seen_text(plain.manifest, [reference, *candidates])
     digest = plain.manifest["digest"]
@@ -57,7 +57,7 @@ def evaluation_windows(
 
 def find_start(reference: Path, tokenizer: Any, ids: Tensor) -> dict[str, Any]:
     """How windows begin for the reference: as its record says it was calibrated, else measured on (n, seq) `ids`."""
-    recorded = (read_record(reference).get("calibration") or {}).get("start")
+    recorded = (Checkpoint(reference).record.get("calibration") or {}).get("start")
     if isinstance(recorded, dict) and "token" in recorded:
         return recorded
     checkpoint = open_causal_lm(reference)
@@ -68,7 +68,7 @@ def refuse_seen_text(manifest: dict[str, Any], checkpoints: Sequence[Path]) -> N
     """QCompressError when the record of a checkpoint names a text that is in these windows, by its digest."""
     texts = {source["digest"]: source["name"] for source in manifest.get("sources", ())}
     for path in checkpoints:
-        calibration = read_record(path).get("calibration") or {}
+        calibration = Checkpoint(path).record.get("calibration") or {}
         for source in calibration.get("sources", ()):
             if source.get("digest") in texts:
                 name, digest = texts[source["digest"]], source["digest"][:19]
@@ -86,15 +86,15 @@ def tokenizer_size(tokenizer: Any) -> int:
 def shared_vocabulary(checkpoints: Sequence[Path]) -> int:
     """How many tokens all checkpoints and their tokenizers know: the rest of a padded vocabulary stands for nothing."""
     sizes = [int(make_config(open_causal_lm(path).config).vocab_size) for path in checkpoints]
-    return min(*sizes, *(tokenizer_size(load_tokenizer(path)) for path in checkpoints))
+    return min(*sizes, *(tokenizer_size(Checkpoint(path).tokenizer) for path in checkpoints))
 
 
 def refuse_other_tokenizers(reference: Path, candidates: Sequence[Path], ids: Tensor, vocabulary: int) -> None:
     """QCompressError when a candidate's tokenizer has other tokens, or splits the text of `ids` (n, seq) otherwise."""
-    ours: Any = load_tokenizer(reference)
+    ours: Any = Checkpoint(reference).tokenizer
     known, text = tokens_below(ours, vocabulary), ours.decode(ids.flatten().tolist())
     for path in candidates:
-        theirs = load_tokenizer(path)
+        theirs = Checkpoint(path).tokenizer
         other = tokens_below(theirs, vocabulary)
         if other != known:
             count = sum(known.get(token) != other.get(token) for token in known.keys() | other.keys())

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint.record import digest
+from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.names import short_names
 
@@ -19,7 +19,7 @@ def load_results(paths: Sequence[Path], evaluated: Path | None, bench: Path | No
     Files are read and matched before hours are spent on anything else.
     """
     named = zip(short_names(paths), paths, strict=True) if evaluated or bench else ()
-    compared = [{"name": name, "digest": digest(path)} for name, path in named]
+    compared = [{"name": name, "digest": Checkpoint(path).digest} for name, path in named]
     return {
         "retention": retention_of(evaluated, compared) if evaluated else [],
         "speed": speed_of(bench, compared) if bench else [],

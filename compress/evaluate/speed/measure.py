@@ -40,7 +40,6 @@ from typing import Any
 
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import digest
 from compress.core.errors import QCompressError
 from compress.core.timing import resident_peak
 from compress.evaluate.names import short_names
@@ -217,7 +216,7 @@ def make_row(index: int, checkpoint: Checkpoint, lines: Told, timing: Timing) ->
         "name": checkpoint.path.resolve().name,
         "path": str(checkpoint.path),
         "role": "candidate" if index else "reference",
-        "digest": digest(checkpoint.path),
+        "digest": Checkpoint(checkpoint.path).digest,
         **{key: settings[key] for key in ("engine", "prompt_tokens", "new_tokens", "batch", "rounds")},
         "repeats": sum("ttft_s" in sample for sample in lines["sample"]),
         "weights_bytes": checkpoint.bytes,

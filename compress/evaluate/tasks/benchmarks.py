@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from calibration.chat import has_template
-from compress.checkpoint.load import load_tokenizer, open_causal_lm
-from compress.checkpoint.record import digest
+from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.names import short_names
 from compress.evaluate.tasks.item import Score
@@ -75,7 +75,7 @@ def transformers_model(path: Path, batch: int) -> Iterator[Any]:
     """lm-eval's model of `placed_model`."""
     from lm_eval.models.huggingface import HFLM
 
-    tokenizer: Any = load_tokenizer(path)
+    tokenizer: Any = Checkpoint(path).tokenizer
     yield HFLM(pretrained=placed_model(path), tokenizer=tokenizer, batch_size=batch)
 
 
@@ -106,7 +106,7 @@ def benchmark_rows(
         report({"asks": name, "tasks": ", ".join(tasks)})
         scored.append(run_tasks(path, wanted, tasks, limit, batch, open_model))
         about = {"name": name, "role": "candidate" if scored[1:] else "reference"}
-        origin: Row = {"suite": "lm-eval", "suite_file": None, "suite_digest": None, "digest": digest(path)}
+        origin: Row = {"suite": "lm-eval", "suite_file": None, "suite_digest": None, "digest": Checkpoint(path).digest}
         origin |= {"engine": engine, "settings": {"tasks": ",".join(tasks), "limit": limit}}
         rows += [about | row | origin for row in score_rows(scored[-1], scored[0] if scored[1:] else None)]
     return rows
@@ -157,7 +157,7 @@ def run_tasks(
         import lm_eval.models.huggingface  # what it needs is found missing before anything is loaded
     except ImportError as error:
         raise QCompressError(f"lm-eval is not here ({error}); pip install 'qcompress[eval]'") from error
-    home, template = Path(lm_eval.__file__).parent, has_template(load_tokenizer(path))
+    home, template = Path(lm_eval.__file__).parent, has_template(Checkpoint(path).tokenizer)
     with TemporaryDirectory() as folder, open_model(path, batch) as model:
         tasks = [write_task(settings, home, Path(folder)) for settings in wanted]
         found = lm_eval.simple_evaluate(

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoint.load import load_tokenizer, open_causal_lm
-from compress.checkpoint.record import digest
+from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.read import Checkpoint
 from compress.core.atomic import write_whole
 from compress.evaluate.names import short_names
 from compress.evaluate.tasks.answer_log import AnswerFile
@@ -57,8 +57,7 @@ def retention_rows(
     """All rows, the reference's first. Answers, scores and `eval.json` lie in `asking.out`."""
     names = short_names([reference, *candidates])
     for path in (reference, *candidates):  # before hours are spent on the first
-        open_causal_lm(path)
-        load_tokenizer(path)
+        _ = open_causal_lm(path).tokenizer
     scored: list[Scores] = []
     rows: list[Row] = []
     for name, path in zip(names, [reference, *candidates], strict=True):
@@ -78,7 +77,7 @@ def origin(path: Path, asking: Asking) -> Row:
         "suite": suite.name,
         "suite_file": str(suite.file) if suite.file else None,
         "suite_digest": suite.digest,
-        "digest": digest(path),
+        "digest": Checkpoint(path).digest,
         "engine": asking.settings["engine"],
         "settings": dict(asking.settings),
     }
@@ -86,12 +85,12 @@ def origin(path: Path, asking: Asking) -> Row:
 
 def solve(path: Path, name: str, asking: Asking, told: Told) -> dict[str, Score]:
     """The score of every item by id. Only items without an answer on disk are asked; scoring is always done anew."""
-    header = {"checkpoint": digest(path), "suite": asking.suite.digest, "settings": dict(asking.settings)}
+    header = {"checkpoint": Checkpoint(path).digest, "suite": asking.suite.digest, "settings": dict(asking.settings)}
     file = AnswerFile(asking.out / f"{stem(name)}.answers.jsonl", header)
     open_items = [item for item in asking.items if item.id not in file.answers]
     told(name, len(asking.items) - len(open_items), len(asking.items))
     if open_items:
-        tokenizer = load_tokenizer(path)
+        tokenizer = Checkpoint(path).tokenizer
         with asking.open_engine(path) as engine:
             for done, (item, answers) in enumerate(answer_items(engine, tokenizer, open_items, asking.batch), 1):
                 file.add(item.id, answers)

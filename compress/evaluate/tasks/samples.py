@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint.load import load_tokenizer
-from compress.checkpoint.record import digest
+from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.names import short_names
 from compress.evaluate.tasks.item import Item
@@ -90,8 +89,10 @@ def fresh_samples(
     ]
     for name, path in zip(short_names(paths), paths, strict=True):
         with open_engine(path) as engine:
-            said = {item.id: texts for item, texts in answer_items(engine, load_tokenizer(path), wanted, len(wanted))}
-        about = {"name": name, "digest": digest(path), "score": None, "reason": None}
+            said = {
+                item.id: texts for item, texts in answer_items(engine, Checkpoint(path).tokenizer, wanted, len(wanted))
+            }
+        about = {"name": name, "digest": Checkpoint(path).digest, "score": None, "reason": None}
         for sample in samples:
             sample["answers"].append(about | {"answers": said[sample["id"]]})
         report({"answers": name, "prompts": len(wanted)})

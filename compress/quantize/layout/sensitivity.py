@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint.finite import check_finite
-from compress.checkpoint.load import load_tokenizer, open_causal_lm
+from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.schemes import Scheme
 from compress.model.blocks import BlockModel, Weights
 from compress.model.families import find_family
@@ -151,7 +152,12 @@ def measure_harm(path: Path, source: Source, plans: Sequence[Planned], report: R
         return check_finite(name, checkpoint.tensor(name))
 
     windows, _ = calibration_windows(
-        BlockModel(source.model, read), load_tokenizer(path), ("default",), n_samples=WINDOWS, seq_len=LENGTH, seed=0
+        BlockModel(source.model, read),
+        Checkpoint(path).tokenizer,
+        ("default",),
+        n_samples=WINDOWS,
+        seq_len=LENGTH,
+        seed=0,
     )
     schemes = dict.fromkeys(scheme for _, plan in plans for scheme in plan.schemes.values())
     return measured_harm(measure_parts(source, read, windows.ids, schemes, report), schemes)

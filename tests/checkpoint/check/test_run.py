@@ -16,8 +16,8 @@ from compress.checkpoint import vllm_models
 from compress.checkpoint.check.fidelity_rules import compare, like_source, plausible
 from compress.checkpoint.check.run import RULES, check_checkpoint
 from compress.checkpoint.check.subject import make_table
-from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import DIGESTS, RECORD, digest, record_text
+from compress.checkpoint.read import RECORD, Checkpoint
+from compress.checkpoint.record import DIGESTS, record_text
 from compress.core import pack
 from compress.core.errors import QCompressError
 from compress.core.grid import QuantizedWeight
@@ -212,7 +212,7 @@ def check_doubts(path, **options):
 
 def test_the_source_of_the_record_is_used_while_it_is_unchanged(copied, good, tmp_path):
     source, path = copied("llama", "plain"), copied("llama", "awq")
-    note = {"path": str(source), "digest": digest(source)}
+    note = {"path": str(source), "digest": Checkpoint(source).digest}
     (path / RECORD).write_text(record_text("quantize", {}, source=note))
     edit_tensors(path, qweight=in_another_order, qzeros=in_another_order)
     assert rules(path) == {"T12"}

@@ -18,7 +18,7 @@ import torch
 
 from calibration.errors import CalibrationError
 from calibration.windows import build_windows
-from compress.checkpoint.load import load_tokenizer
+from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.core.sampling import Answer, Engine, Sampling
 from compress.distill.generate.answers import part_paths
@@ -101,7 +101,7 @@ def test_answers_are_conversations_in_the_prompts_order_and_only_they_count(whol
     assert [row["messages"][0]["content"] for row in rows] == [row["prompt"] for row in ROWS]
     assert [row["prompt"] for row in rows] == list(range(9))
     assert all(row["messages"][1]["role"] == "assistant" and row["messages"][1]["content"] for row in rows)
-    tokenizer = load_tokenizer(tiny_llama)
+    tokenizer = Checkpoint(tiny_llama).tokenizer
     windows = build_windows([str(whole)], tokenizer, n_samples=1, seq_len=64, seed=0)
     kept = tokenizer.decode(windows.ids[0][windows.mask[0]])
     assert "question" not in kept and sum(row["messages"][1]["content"] in kept for row in rows) >= 1
@@ -220,7 +220,7 @@ def test_truncated_empty_and_too_long_ones_are_left_out_and_counted(tiny_llama, 
     rows = [{"prompt": text} for text in ("fox", "dog", "quick " * 1200, "brown")]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     answers = {"fox": Answer([40, 41], True), "dog": Answer([], True), "brown": Answer([42, 43, 44], False)}
-    tokenizer = load_tokenizer(tiny_llama)
+    tokenizer = Checkpoint(tiny_llama).tokenizer
 
     @contextmanager
     def opened(path: Path, length: int):

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from compress.checkpoint.read import Checkpoint, read_json
-from compress.checkpoint.record import read_record
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.job import distill_checkpoint
@@ -139,7 +138,7 @@ def test_two_processes_train_what_one_does_however_it_is_spread_also_resumed(tin
     for name in ways:
         found = Checkpoint(tmp_path / name)
         assert found.config == expected.config and list(found.tensors) == list(expected.tensors)
-        for ours, theirs in zip(*(read_record(one.path)["loss"] for one in (expected, found)), strict=True):
+        for ours, theirs in zip(*(Checkpoint(one.path).record["loss"] for one in (expected, found)), strict=True):
             assert theirs.pop("stage") == ours["stage"]
             assert theirs == pytest.approx({key: value for key, value in ours.items() if key != "stage"}, rel=1e-4)
         for tensor in expected.tensors:

@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import read_record
 from compress.cli import cli
 from compress.distill.student.init_student import uneven
 from compress.model.width import Shape
@@ -25,7 +24,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 def test_a_shorter_student_is_a_checkpoint_of_some_of_the_teachers_blocks(tiny_qwen2: Path, tmp_path: Path):
     code, text, _ = run(tiny_qwen2, "--out", tmp_path / "cut", "--blocks", 1, "--json")
-    row, record = json.loads(text), read_record(tmp_path / "cut")
+    row, record = json.loads(text), Checkpoint(tmp_path / "cut").record
     assert code == 0 and not [r for r in check_checkpoint(tmp_path / "cut") if r["level"] == "error"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
     assert model.config.num_hidden_layers == 1 and model.dtype == torch.float16
@@ -72,8 +71,13 @@ def test_a_narrower_student_is_chosen_by_activations_and_says_so(tiny_qwen2: Pat
         assert code == 0, shown
     assert run(*narrow, "--out", tmp_path / "weights", "--importance", "weights")[0] == 0
     found, again, weights = (tmp_path / out for out in ("cut", "again", "weights"))
-    assert read_record(found)["width"] == {"importance": "activations", "windows": 16, "seq_len": 32, "tokens": 512}
-    assert read_record(weights)["width"] == {"importance": "weights", "windows": 0, "seq_len": 0, "tokens": 0}
+    assert Checkpoint(found).record["width"] == {
+        "importance": "activations",
+        "windows": 16,
+        "seq_len": 32,
+        "tokens": 512,
+    }
+    assert Checkpoint(weights).record["width"] == {"importance": "weights", "windows": 0, "seq_len": 0, "tokens": 0}
     bytes_of = [(path / "model.safetensors").read_bytes() for path in (found, again, weights)]
     assert bytes_of[0] == bytes_of[1] != bytes_of[2]
 

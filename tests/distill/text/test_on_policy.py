@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from compress.checkpoint.record import read_record
+from compress.checkpoint.read import Checkpoint
 from compress.distill.config import DistillConfig, StageConfig
 from compress.distill.job import distill_checkpoint
 from compress.distill.text.on_policy import continue_windows, draw, prompt_lengths, uniform_numbers
@@ -116,6 +116,6 @@ def test_an_on_policy_stage_learns_by_reverse_kl_alone_unless_it_says_otherwise(
     named = DistillConfig(blocks=1, stages=(StageConfig("own", on_policy=True, divergence="jsd"),)).resolved()
     assert named[0].divergence == "jsd"
     row = distill_checkpoint(tiny_llama, tmp_path / "out", whole)
-    curve = read_record(tmp_path / "out")["loss"]
+    curve = Checkpoint(tmp_path / "out").record["loss"]
     assert row["kl_after"] < row["kl_before"]
     assert [point["loss"] for point in curve] == pytest.approx([point["kl"] for point in curve], rel=1e-5)

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from calibration.windows import Windows, build_windows
-from compress.checkpoint.record import read_record
+from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.distill.config import CaptureConfig, DistillConfig, TrainConfig
 from compress.distill.job import distill_checkpoint
@@ -153,9 +153,8 @@ def test_positions_begin_anew_and_all_see_the_start_token():
 
 
 def test_full_packing_leaves_windows_as_they_were(tiny_llama):
-    from compress.checkpoint.load import load_tokenizer
 
-    made = build_windows(["default"], load_tokenizer(tiny_llama), n_samples=20, seq_len=64, start_token=1)
+    made = build_windows(["default"], Checkpoint(tiny_llama).tokenizer, n_samples=20, seq_len=64, start_token=1)
     full, packed = pack(made, "full"), pack(made, "documents")
     assert full.documents is None and torch.equal(full.mask, made.mask) and torch.equal(full.ids, made.ids)
     assert packed.documents is not None and (packed.documents[:, 0] == START).all()
@@ -224,6 +223,6 @@ def test_a_cache_teaches_packed_documents_as_the_teacher_does(tiny_llama, tmp_pa
     curves: dict[str, list[float]] = {}
     for name, options in (("live", {}), ("cached", {"cache": str(tmp_path / "cache")}), ("full", {"packing": "full"})):
         distill_checkpoint(tiny_llama, tmp_path / name, DistillConfig(**short, **options))
-        curves[name] = [row["loss"] for row in read_record(tmp_path / name)["loss"]]
+        curves[name] = [row["loss"] for row in Checkpoint(tmp_path / name).record["loss"]]
     assert curves["cached"] == pytest.approx(curves["live"], rel=1e-6)
     assert curves["full"] != pytest.approx(curves["live"], rel=1e-3)

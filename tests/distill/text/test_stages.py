@@ -9,7 +9,6 @@ from click.testing import CliRunner
 
 from calibration.corpus import parse_source
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import read_record
 from compress.cli import cli
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, StageConfig
@@ -102,7 +101,7 @@ def test_each_stage_begins_with_the_best_weights_of_the_one_before(staged):
 
 def test_the_curve_says_which_stage_a_step_belongs_to(staged):
     out, row, reported = staged
-    curve = read_record(out)["loss"]
+    curve = Checkpoint(out).record["loss"]
     assert [point["step"] for point in curve] == [1, 2, 3, 4, 5, 6, 7]
     assert [point["stage"] for point in curve] == ["general"] * 4 + ["task"] * 3
     assert row["steps"] == 7 and row["tokens"] == 7 * 4 * 32 and row["best_step"] in (6, 7)
@@ -111,7 +110,7 @@ def test_the_curve_says_which_stage_a_step_belongs_to(staged):
 
 def test_the_record_holds_every_text_that_was_trained_on(staged):
     out, _, _ = staged
-    record = read_record(out)
+    record = Checkpoint(out).record
     assert {source["name"] for source in record["calibration"]["sources"]} == {"default", "task.txt"}
     second = record["stages"][1]
     shares = {source["name"]: source["tokens"] for source in second["calibration"]["sources"]}
@@ -126,8 +125,8 @@ def test_a_first_stage_alone_is_a_distillation_without_stages(tiny_llama, tmp_pa
     distill_checkpoint(tiny_llama, tmp_path / "one", DistillConfig(stages=({"name": "only", "steps": 3},), **SHORT))
     first, second = (tmp_path / name / "model.safetensors" for name in ("plain", "one"))
     assert first.read_bytes() == second.read_bytes()
-    named = [{k: v for k, v in point.items() if k != "stage"} for point in read_record(tmp_path / "one")["loss"]]
-    assert named == read_record(tmp_path / "plain")["loss"]
+    named = [{k: v for k, v in point.items() if k != "stage"} for point in Checkpoint(tmp_path / "one").record["loss"]]
+    assert named == Checkpoint(tmp_path / "plain").record["loss"]
 
 
 def test_a_stage_that_diverges_ends_the_run_and_keeps_the_stage_before(tiny_llama, tmp_path):

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from compress.checkpoint.read import read_json
-from compress.checkpoint.record import read_record
+from compress.checkpoint.read import Checkpoint, read_json
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.job import distill_checkpoint
@@ -83,7 +82,7 @@ def test_a_run_killed_again_and_again_ends_in_the_same_bytes(whole, tiny_llama, 
     reported: list[dict[str, Any]] = []
     run(tiny_llama, out, settings, report=reported.append, save_every=1)
     losses = [row for row in reported if "loss" in row]
-    assert len(losses) < len(read_record(expected)["loss"]) - 1  # it did go on, it did not begin anew
+    assert len(losses) < len(Checkpoint(expected).record["loss"]) - 1  # it did go on, it did not begin anew
     assert files(out) == files(expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(p.name for p in expected.parent.iterdir())
 
@@ -114,7 +113,7 @@ def test_a_student_that_was_written_before_the_kill_is_not_made_again(tiny_llama
     before, rows = files(out), []
     row = run(tiny_llama, out, PLAIN, report=rows.append)
     assert files(out) == before and rows == [] and not work_path(out).exists()
-    assert {key: value for key, value in row.items() if key != "seconds"} == read_record(out)["rows"][0]
+    assert {key: value for key, value in row.items() if key != "seconds"} == Checkpoint(out).record["rows"][0]
 
 
 def test_a_full_disk_is_one_line_and_the_last_state_stays(tiny_llama, tmp_path, monkeypatch):

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from compress.checkpoint.load import load_model, load_tokenizer
+from compress.checkpoint.load import load_model
+from compress.checkpoint.read import Checkpoint
 from compress.evaluate.drift.breakdown import position_edges
 from compress.evaluate.drift.compare import compare_rows, drift_row
 from compress.evaluate.drift.windows import evaluation_windows
@@ -68,7 +69,7 @@ def test_the_worst_tokens_are_those_of_whole_models_in_their_context(tiny_llama,
     ours, theirs = (model(windows.ids).logits[:, :-1].double().log_softmax(-1) for model in models)
     kl = (ours.exp() * (ours - theirs)).sum(-1).masked_fill(~windows.mask[:, 1:], -1)
     window, position = divmod(int(kl.argmax()), kl.shape[1])
-    worst, tokenizer = row["worst"][0], load_tokenizer(tiny_llama)
+    worst, tokenizer = row["worst"][0], Checkpoint(tiny_llama).tokenizer
     assert reference["worst"] == [] and len(row["worst"]) == 20
     assert worst["kl"] == pytest.approx(kl.max().item(), rel=1e-4)
     assert (worst["window"], worst["position"]) == (window, position + 1)

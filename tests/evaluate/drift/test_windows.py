@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from calibration.corpus import source_digest
-from compress.checkpoint.load import load_model, load_tokenizer, measure_start
+from compress.checkpoint.load import load_model, measure_start
+from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.windows import (
@@ -53,7 +54,7 @@ def test_other_text_and_no_text_are_not_refused(tiny_llama, copy_with, text, rec
 
 def test_the_start_is_measured_on_the_reference_as_on_the_whole_model(tiny_llama, text):
     windows = evaluation_windows(tiny_llama, [], str(text), **SIZE)
-    tokenizer = load_tokenizer(tiny_llama)
+    tokenizer = Checkpoint(tiny_llama).tokenizer
     plain = evaluation_windows(tiny_llama, [], str(text), **SIZE).ids[:, -31:]
     whole = measure_start(load_model(tiny_llama), tokenizer, plain)
     block_by_block = find_start(tiny_llama, tokenizer, plain)
@@ -103,7 +104,9 @@ def forget_merges(tokenizer):
 )
 def test_a_candidate_with_another_tokenizer_is_refused_and_both_are_named(tiny_llama, copy_with, change, words):
     other = copy_with(tiny_llama, "tokenizer.json", change, "other")
-    ids = torch.tensor(load_tokenizer(tiny_llama)("the model answers the question that the user asks").input_ids)[None]
+    ids = torch.tensor(Checkpoint(tiny_llama).tokenizer("the model answers the question that the user asks").input_ids)[
+        None
+    ]
     with pytest.raises(QCompressError, match=words) as error:
         refuse_other_tokenizers(tiny_llama, [other], ids, 128)
     assert str(tiny_llama) in error.value.message and str(other) in error.value.message
@@ -114,7 +117,7 @@ def test_tokens_beyond_the_shared_vocabulary_may_differ(tiny_llama, copy_with):
         tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 128, "content": "<pad>"})
 
     wider = copy_with(tiny_llama, "tokenizer.json", add_pad)
-    assert 128 in load_tokenizer(wider).get_vocab().values()
+    assert 128 in Checkpoint(wider).tokenizer.get_vocab().values()
     refuse_other_tokenizers(tiny_llama, [wider], torch.arange(20)[None], 128)
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from compress.checkpoint.load import load_tokenizer, stop_tokens
+from compress.checkpoint.load import stop_tokens
+from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.tasks.prompting import answer_items, batches, decode, encode
 from compress.evaluate.tasks.runner import Asking, retention_rows, solve
@@ -42,7 +43,7 @@ def asking(tmp_path):
 
 def answers_of(path, items, batch):
     with transformers_engine(path) as engine:
-        return {item.id: answers for item, answers in answer_items(engine, load_tokenizer(path), items, batch)}
+        return {item.id: answers for item, answers in answer_items(engine, Checkpoint(path).tokenizer, items, batch)}
 
 
 def test_the_batch_never_changes_an_answer(tiny_llama, asking):
@@ -55,14 +56,14 @@ def test_greedy_answers_are_those_of_a_plain_loop(tiny_llama, asking):
 
     from compress.checkpoint.load import load_model
 
-    model, tokenizer = load_model(tiny_llama), load_tokenizer(tiny_llama)
+    model, tokenizer = load_model(tiny_llama), Checkpoint(tiny_llama).tokenizer
     prompt = encode(tokenizer, [{"role": "user", "content": "who?"}])
     ids = list(prompt)
     with torch.no_grad():
         for _ in range(12):
             ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
     with transformers_engine(tiny_llama) as engine:
-        assert engine([prompt], 12) == [before_stop(ids[len(prompt) :], stop_tokens(tiny_llama)).ids]
+        assert engine([prompt], 12) == [before_stop(ids[len(prompt) :], stop_tokens(Checkpoint(tiny_llama))).ids]
 
 
 def test_batches_hold_like_items_and_each_item_once(asking):
@@ -81,14 +82,14 @@ def test_each_answer_stays_in_its_own_conversation(tiny_llama, asking):
         seen.extend(tokenizer.decode(prompt) for prompt in prompts)
         return [tokenizer(f"so {len(seen)}", add_special_tokens=False)["input_ids"] for _ in prompts]
 
-    tokenizer = load_tokenizer(tiny_llama)
+    tokenizer = Checkpoint(tiny_llama).tokenizer
     found = list(answer_items(engine, tokenizer, asking.items[2:], 1))
     assert [answers for _, answers in found] == [["so 1", "so 2"], ["so 3", "so 4"]]
     assert "i am z" in seen[1] and "so 1" in seen[1] and "i am z" not in seen[3] and "so 3" in seen[3]
 
 
 def test_a_model_without_a_template_gets_questions_and_answers(tiny_llama):
-    tokenizer = load_tokenizer(tiny_llama)
+    tokenizer = Checkpoint(tiny_llama).tokenizer
     tokenizer.chat_template = None
     asked = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "x"}]
     text = tokenizer.decode(encode(tokenizer, [*asked, {"role": "user", "content": "why?"}]), skip_special_tokens=True)
@@ -168,7 +169,7 @@ def oracle(path):
 
     @contextmanager
     def opened():
-        ids = load_tokenizer(path)("x", add_special_tokens=False)["input_ids"]
+        ids = Checkpoint(path).tokenizer("x", add_special_tokens=False)["input_ids"]
         yield lambda prompts, max_tokens: [ids for _ in prompts]
 
     return opened()

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from calibration.errors import TooShortError
 from calibration.windows import build_windows
-from compress.checkpoint.load import load_tokenizer
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.record import read_record
 from compress.core.config import QuantizeConfig
 from compress.core.grid import QuantizedWeight, split_groups
 from compress.losses import LogitSource, distill_loss
@@ -104,7 +102,7 @@ def test_recovery_in_a_job_changes_scales_and_norms_and_no_code(path, tmp_path):
     kinds = ("scales", "layernorm.weight", "bias")
     changed = {n for n in plain.tensors if not torch.equal(plain.tensor(n), recovered.tensor(n))}
     assert changed and all(name.endswith(kinds) for name in changed)
-    told = read_record(tmp_path / "recovered")["recover"]
+    told = Checkpoint(tmp_path / "recovered").record["recover"]
     assert told["kl"] < told["kl_before"] and told["step"] > 0
     assert told["kl"] < told["kl_blocks"]
 
@@ -219,7 +217,7 @@ def test_windows_that_judge_recovery_follow_those_that_are_quantized_with(tiny_l
     quantize_checkpoint(tiny_llama, tmp_path / "recovered", replace(config, recover=1))
     plain, recovered = (Checkpoint(tmp_path / name).tensor(CODES) for name in ("plain", "recovered"))
     assert torch.equal(plain, recovered)
-    told = read_record(tmp_path / "recovered")["calibration"]
+    told = Checkpoint(tmp_path / "recovered").record["calibration"]
     assert (told["n_samples"], told["held_out"]) == (16, 2)
 
 
@@ -233,12 +231,12 @@ def test_windows_that_judge_recovery_are_taken_from_the_others_where_the_text_ha
         quantize_checkpoint(tiny_llama, tmp_path / name, replace(config, **changes), calibration=[str(text)])
         found.append(Checkpoint(tmp_path / name).tensor(CODES))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
-    told = read_record(tmp_path / "recovered")["calibration"]
+    told = Checkpoint(tmp_path / "recovered").record["calibration"]
     assert (told["n_samples"], told["held_out"]) == (count - count // 8, count // 8)
 
 
 def fitting(path, text) -> int:
     """How many windows of 24 tokens a text has."""
     with pytest.raises(TooShortError) as caught:
-        build_windows([str(text)], load_tokenizer(path), n_samples=1000, seq_len=24)
+        build_windows([str(text)], Checkpoint(path).tokenizer, n_samples=1000, seq_len=24)
     return caught.value.fitting
