@@ -1,0 +1,21 @@
+"""The type of MODEL, TEACHER and CKPT on the command line: a folder, or a model on the Hugging Face hub."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class ModelPath(click.Path):
+    """A path, or a hub id such as Qwen/Qwen2.5-1.5B-Instruct or ORG/NAME@REVISION, which is downloaded."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from compress.checkpoint.hub import resolve_model
+
+        return super().convert(resolve_model(value), param, ctx)
+
+
+MODEL = ModelPath()
