@@ -1,1 +1,50 @@
-"""Make language models smaller: distill, quantize, check, verify, compare, serve."""
+"""Make language models smaller: distill, quantize, check, verify, compare.
+
+    from compress import quantize, verify
+
+    quantize("Qwen/Qwen2.5-1.5B-Instruct", "qwen-awq")
+    print(verify("Qwen/Qwen2.5-1.5B-Instruct", "qwen-awq")["kl"])
+
+The functions are those of `compress.api`, imported at first use: `import compress` loads neither torch nor
+transformers.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compress.api import check as check
+    from compress.api import compare as compare
+    from compress.api import distill as distill
+    from compress.api import quantize as quantize
+    from compress.api import verify as verify
+
+__all__ = ["check", "compare", "distill", "quantize", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    """A function of `compress.api` (PEP 562)."""
+    if name in __all__:
+        return getattr(import_module("compress.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class CallablePackage(ModuleType):
+    """compress.quantize and compress.distill are packages too: calling one calls the function of its name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(import_module("compress.api"), self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
+class Root(ModuleType):
+    """This package. Python stores every imported subpackage here, which would hide the function of the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in __all__ and isinstance(value, ModuleType):
+            value.__class__ = CallablePackage
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = Root

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # top first; the longest matching prefix decides
     {"compress.cli"},
-    {"compress.pipeline"},
+    {"compress.pipeline", "compress.api"},
     {"compress.quantize.auto"},
     {"compress.quantize.job", "compress.distill.job", "compress.evaluate", "compress.recipe"},
     {"compress.quantize", "compress.distill", "compress.runtimes"},

@@ -3,6 +3,7 @@
 Only config, tokenizer and safetensors files are fetched, into the hub's cache. Pickled weights are never fetched.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -14,15 +15,15 @@ WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges
 SUBFOLDERS = ["*/*"]  # copies in other formats: original/, onnx/
 
 
-def resolve_model(text: str | Path) -> Path:
+def resolve_model(text: str | os.PathLike[str]) -> Path:
     """The local folder of a model: a path as it is, or the downloaded files of a hub id.
 
     An existing path wins over a hub id. QCompressError with the `hf download` command where the hub cannot be reached
     or has no such model.
     """
-    match = HUB_ID.fullmatch(str(text))
-    if match is None or Path(text).exists() or str(text).endswith(FILE_SUFFIXES):
-        return Path(text)
+    path, match = Path(text), HUB_ID.fullmatch(os.fspath(text))
+    if match is None or path.exists() or path.suffix in FILE_SUFFIXES:
+        return path
     return download(match["repo"], match["revision"])
 
 

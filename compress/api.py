@@ -1,0 +1,223 @@
+"""The public Python functions: quantize, distill, check, verify, compare.
+
+    from compress import check, compare, distill, quantize, verify
+
+A model is a folder, or a hub id such as "Qwen/Qwen2.5-1.5B-Instruct" or "ORG/NAME@REVISION". Settings have the names of
+the command line's options, with underscores. All functions return the rows that the commands print with --json.
+QCompressError (one line: what is wrong, where, what to do) means bad input; its subclass GateFailure means that a
+written checkpoint breaks a rule.
+"""
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoint.hub import resolve_model
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+Model = str | os.PathLike[str]
+
+
+def silent(row: Row) -> None:
+    """No progress."""
+
+
+def quantize(
+    model: Model,
+    out: Model,
+    *,
+    method: str = "awq+gptq",
+    text: Sequence[str] = ("default",),
+    device: str = "auto",
+    restart: bool = False,
+    report: Report = silent,
+    **settings: Any,
+) -> Row:
+    """Quantize a 16-bit checkpoint to 4 bits and write a checkpoint that vLLM loads.
+
+    Args:
+        model: The checkpoint to quantize.
+        out: Folder to write. It must be empty or missing.
+        method: "rtn", "gptq", "awq", "awq+gptq", or "auto", which keeps the best of them on held-out windows.
+        text: Calibration text: names or files, each with an optional "=WEIGHT".
+        device: "cpu", "cuda", or "auto" for a GPU if torch finds one.
+        restart: Discard the work of an interrupted run. Otherwise the same call continues it, to the same bytes.
+        report: Receives one row per step of progress.
+        settings: Any other option of `qcompress quantize`, such as group_size=64 or seq_len=1024.
+
+    Returns:
+        A row with `out`, `bytes`, `bits_per_weight`, `mean_error`, `mean_rtn_error` and `seconds`.
+
+    Raises:
+        QCompressError: The model cannot be quantized, or another job's output is at `out`.
+        GateFailure: The written checkpoint breaks a rule; nothing is kept.
+        ValueError: A setting has an impossible value.
+        TypeError: There is no setting of that name.
+
+    Example:
+        >>> quantize("qwen", "qwen-awq", method="awq", group_size=64)["bytes"]  # doctest: +SKIP
+        1171234567
+    """
+    from compress.core.config import DEFAULT_FORMAT, QuantizeConfig
+    from compress.core.device import pick_device
+    from compress.quantize.auto import quantize as run
+
+    check_names("quantize", settings, QuantizeConfig)
+    settings = {"method": method, "format": DEFAULT_FORMAT.get(method, "awq"), **settings}
+    config = QuantizeConfig(**settings)
+    where = resolve_model(model)
+    return run(where, Path(out), config, calibration=text, device=pick_device(device), restart=restart, report=report)
+
+
+def distill(teacher: Model, out: Model, *, restart: bool = False, report: Report = silent, **settings: Any) -> Row:
+    """Train a smaller student to match a teacher, and write it as a 16-bit checkpoint.
+
+    Args:
+        teacher: The checkpoint to learn from.
+        out: Folder to write. It must be empty or missing.
+        restart: Discard the work of an interrupted run. Otherwise the same call continues it, to the same bytes.
+        report: Receives one row per step of progress.
+        settings: Any option of `qcompress distill`, such as blocks=20, student="small", steps=500.
+
+    Returns:
+        A row with `out`, `parameters`, `kl_before`, `kl_after` (nats per token on the evaluation text), `steps` and
+        `seconds`. Empty in every process but the first of several.
+
+    Raises:
+        QCompressError: The teacher or a text cannot be used, or no step made the student better.
+        ValueError: A setting has an impossible value.
+        TypeError: There is no setting of that name.
+
+    Example:
+        >>> distill("qwen", "student", blocks=20, steps=500)["kl_after"]  # doctest: +SKIP
+        0.21
+    """
+    from compress.distill.config import DistillConfig, LoopConfig
+    from compress.distill.job import distill_checkpoint
+
+    check_names("distill", settings, DistillConfig)
+    config = DistillConfig(**settings)
+    return distill_checkpoint(resolve_model(teacher), Path(out), config, report, loop=LoopConfig(restart=restart))
+
+
+def check(model: Model, *, source: Model | None = None, tensor_parallel_size: int = 1) -> list[Row]:
+    """Check that vLLM loads a checkpoint and computes with the weights that were written.
+
+    Args:
+        model: The checkpoint: plain, awq, gptq or compressed-tensors.
+        source: The 16-bit checkpoint it was made from. With it, the weights are compared too.
+        tensor_parallel_size: Number of GPUs that share the model in vLLM.
+
+    Returns:
+        One row per broken rule: `rule`, `level` ("error" or "warning"), `value`, `expected`, `consequence`, and where
+        it is: `file`, `key` or `tensor`. An empty list means that the checkpoint is sound.
+
+    Raises:
+        QCompressError: There is no checkpoint at `model`.
+
+    Example:
+        >>> [row["rule"] for row in check("qwen-awq", source="qwen")]  # doctest: +SKIP
+        []
+    """
+    from compress.checkpoint.check.run import check_checkpoint
+
+    where = None if source is None else resolve_model(source)
+    return check_checkpoint(resolve_model(model), tp=tensor_parallel_size, source=where)
+
+
+def verify(
+    reference: Model,
+    candidate: Model,
+    *,
+    eval_text: str = "heldout",
+    samples: int = 24,
+    seq_len: int = 512,
+    max_kl: float | None = None,
+    max_perplexity_ratio: float | None = None,
+    report: Report = silent,
+) -> Row:
+    """Measure how far a candidate has drifted from its reference on text that neither was trained on.
+
+    Args:
+        reference: The checkpoint to measure against, usually the 16-bit one.
+        candidate: The checkpoint to measure.
+        eval_text: Evaluation text: a name or a file.
+        samples: Number of windows.
+        seq_len: Tokens per window.
+        max_kl: Limit on the mean KL(reference ‖ candidate) in nats per token.
+        max_perplexity_ratio: Limit on the candidate's perplexity over the reference's.
+        report: Receives one row per step of progress.
+
+    Returns:
+        The candidate's row: `kl`, `perplexity`, `perplexity_ratio`, `top1`, `bytes` and more, each measurement with its
+        standard error (`kl_se`). With a limit also `passed` and `reason`.
+
+    Raises:
+        QCompressError: A checkpoint or the text cannot be used, or one of them was calibrated on the text.
+
+    Example:
+        >>> verify("qwen", "qwen-awq", max_kl=0.1)["passed"]  # doctest: +SKIP
+        True
+    """
+    from compress.evaluate.drift.limits import judge_rows
+
+    row = compare(reference, [candidate], eval_text=eval_text, samples=samples, seq_len=seq_len, report=report)[1]
+    verdicts = judge_rows([row], [], {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio})
+    return row | (verdicts[0] if verdicts else {})
+
+
+def compare(
+    reference: Model,
+    candidates: Sequence[Model],
+    *,
+    eval_text: str = "heldout",
+    samples: int = 24,
+    seq_len: int = 512,
+    html: Model | None = None,
+    report: Report = silent,
+) -> list[Row]:
+    """Compare checkpoints with one reference: size, perplexity, KL and agreement on the same windows.
+
+    Args:
+        reference: The checkpoint to measure against.
+        candidates: The checkpoints to measure.
+        eval_text: Evaluation text: a name or a file.
+        samples: Number of windows.
+        seq_len: Tokens per window.
+        html: File for the HTML report. None writes none.
+        report: Receives one row per step of progress.
+
+    Returns:
+        One row per checkpoint, the reference's first, as `verify` returns it.
+
+    Raises:
+        QCompressError: A checkpoint or the text cannot be used, or one of them was calibrated on the text.
+
+    Example:
+        >>> [(row["name"], row["kl"]) for row in compare("qwen", ["qwen-awq", "qwen-gptq"])[1:]]  # doctest: +SKIP
+        [('qwen-awq', 0.041), ('qwen-gptq', 0.058)]
+    """
+    from compress.evaluate.drift.compare import compare_rows
+    from compress.evaluate.drift.windows import evaluation_windows
+    from compress.evaluate.report import Facts, write_report
+
+    first, others = resolve_model(reference), [resolve_model(each) for each in candidates]
+    windows = evaluation_windows(first, others, eval_text, n_samples=samples, seq_len=seq_len)
+    rows = compare_rows(first, others, windows, report=report)
+    if html is not None:
+        write_report(Path(html), Facts(rows))
+    return rows
+
+
+def check_names(function: str, settings: dict[str, Any], *configs: type) -> None:
+    """TypeError for a setting that no config has, with the nearest name."""
+    names = [one.name for config in configs for one in fields(config)]
+    for name in settings:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"settings are {', '.join(names)}"
+            raise TypeError(f"{function}: no setting {name!r}; {hint}")

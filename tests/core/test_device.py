@@ -1,0 +1,19 @@
+import pytest
+
+from compress.core.device import pick_device
+from compress.core.errors import QCompressError
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "device"),
+    [("auto", False, "cpu"), ("auto", True, "cuda"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
+)
+def test_auto_is_a_gpu_where_torch_finds_one(monkeypatch, name, gpu, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    assert pick_device(name) == device
+
+
+def test_a_missing_gpu_is_an_error_that_names_the_option(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(QCompressError, match="--device cuda: torch finds no GPU"):
+        pick_device("cuda")
