@@ -66,7 +66,7 @@ def search_scale(
 def coarse_to_fine(error: Callable[[int], float], count: int) -> int:
     """The index below `count` of the least `error`: every fourth is tried, then the neighbours of the best so far.
 
-    The first of equals wins. A curve with several valleys may hide the deepest; see NOTES.md for what that costs here.
+    The first of equals wins. A curve with several valleys may hide the deepest; the experiment log has the cost.
     """
     errors: dict[int, float] = {}
     best, near = 0, list(range(0, count, STEPS[0]))
