@@ -36,7 +36,7 @@ from compress.model.blocks import Block, BlockModel
 
 Row = dict[str, Any]
 TOKENS = 4096  # that are run through every block: enough to tell
-OUTLIER = 12.0  # eight undamaged checkpoints reach 8.7, a block whose scales are 5 % off at least 28: see the experiment log
+OUTLIER = 12.0  # eight undamaged checkpoints reach 8.7, one with scales 5 % off at least 28
 # what is too little to be damage, whatever the scatter: of a block's gain, of a linear's, of a ratio
 LEAST_GAIN, LEAST_LINEAR_GAIN, LEAST_ERROR = 0.01, 0.03, 1.25
 FURTHEST = 1e9
