@@ -57,7 +57,7 @@ class QuantizePart(Part):
     head_bits: int = 16
     embedding_bits: int = 16
     eight_bit: list[str] = []
-    recover: int = 0
+    tune: int = 0
     max_size: str | None = None
     seed: int = 0
     dtype: Literal["float16", "bfloat16"] | None = None
@@ -79,7 +79,7 @@ class QuantizePart(Part):
             head_bits=self.head_bits,
             embedding_bits=self.embedding_bits,
             eight_bit=tuple(self.eight_bit),
-            recover=self.recover,
+            tune=self.tune,
         )
 
 

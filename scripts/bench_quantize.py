@@ -73,7 +73,7 @@ VARIANTS = (
     Variant("awq", ("--method", "awq", "--format", "awq")),
     Variant("awq+gptq", ("--method", "awq+gptq", "--format", "awq")),
     Variant("awq+gptq, 16 windows", ("--method", "awq+gptq", "--format", "awq", "--n-samples", "16")),
-    Variant("awq+gptq recover", ("--method", "awq+gptq", "--format", "awq", "--recover")),
+    Variant("awq+gptq tune", ("--method", "awq+gptq", "--format", "awq", "--tune")),
     Variant("llm-compressor", peer="llmcompressor"),
     Variant("gptqmodel", peer="gptqmodel", environment=(("GPTQMODEL_CPU_WORKERS", "2"),)),
 )
@@ -95,7 +95,7 @@ TARGETS = (
     Target("gptq", "kl", "best peer", 0.55),
     Target("awq+gptq", "seconds", "llm-compressor", 1 / 3),
     Target("awq+gptq", "kl", "best peer", 0.40),
-    Target("awq+gptq recover", "kl", "best peer", 0.30),
+    Target("awq+gptq tune", "kl", "best peer", 0.30),
 )
 
 

@@ -149,7 +149,7 @@ def results(record: Record) -> str:
 
 
 def quantized(record: Record) -> str:
-    """Sizes, errors against plain rounding, what recovery brought, and the candidates that `auto` chose among."""
+    """Sizes, errors against plain rounding, what tuning brought, and the candidates that `auto` chose among."""
     size = record.get("size") or {}
     rows = [row for row in record.get("rows") or [] if {"error", "rtn_error"} <= row.keys()]
     lines = []
@@ -162,9 +162,9 @@ def quantized(record: Record) -> str:
         lines.append(f"| quantized linears | {len(rows)} |")
         lines.append(f"| output energy lost, mean over the linears | {own:.4g} |")
         lines.append(f"| the same by plain rounding | {plain:.4g} |")
-    if trained := record.get("recover"):
-        lines.append(f"| KL to the source before recovery, held-out windows | {trained['kl_before']:.4g} |")
-        lines.append(f"| KL to the source after recovery | {trained['kl']:.4g} |")
+    if trained := record.get("tune"):
+        lines.append(f"| KL to the source before tuning, held-out windows | {trained['kl_before']:.4g} |")
+        lines.append(f"| KL to the source after tuning | {trained['kl']:.4g} |")
     table = ["## Results", "", "| | |", "|---|---|", *lines] if lines else []
     return "\n".join([*table, *candidates(record)])
 

@@ -59,7 +59,7 @@ from compress.core.errors import QCompressError
     "--dtype", type=click.Choice(["float16", "bfloat16"]), help="Of everything unquantized.  [default: the model's]"
 )
 @click.option(
-    "--recover",
+    "--tune",
     is_flag=False,
     flag_value=2,
     type=click.IntRange(0),
@@ -102,7 +102,7 @@ def command(
     eight_bit: tuple[str, ...],
     max_size: str | None,
     dtype: str | None,
-    recover: int,
+    tune: int,
     seed: int,
     dry_run: bool,
     activation_memory: str,
@@ -132,7 +132,7 @@ def command(
         compute_dtype=compute_dtype,
         n_samples=n_samples,
         seq_len=seq_len,
-        recover=recover,
+        tune=tune,
         seed=seed,
         max_size=parse_size(max_size) if max_size else None,
         head_bits=int(head_bits),

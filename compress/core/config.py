@@ -21,7 +21,7 @@ class QuantizeConfig:
     `head_bits` and `embedding_bits` 16 mean not at all; `eight_bit` names linears by parts of their paths.
     `mismatch` is how far weights move towards what makes up for their quantized predecessors, 0 to 1.
     `compute_dtype` is the type that blocks multiply in, auto the fastest of the machine; statistics are float32 sums.
-    `recover` epochs of training follow the rounding. `held_out` windows are read by no method: they judge. They follow
+    `tune` epochs of training follow the rounding. `held_out` windows are read by no method: they judge. They follow
     the `n_samples` in the text, or are the last of these where it has no more.
     """
 
@@ -40,7 +40,7 @@ class QuantizeConfig:
     head_bits: int = 16
     embedding_bits: int = 16
     eight_bit: tuple[str, ...] = ()
-    recover: int = 0
+    tune: int = 0
     held_out: int = 0
 
     def __post_init__(self) -> None:
@@ -62,11 +62,11 @@ class QuantizeConfig:
             raise ValueError(f"mismatch={self.mismatch}: from 0, as if inputs were the 16-bit model's, to 1")
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(f"compute_dtype={self.compute_dtype}: known are {COMPUTE_DTYPES}")
-        if self.recover < 0 or not 0 <= self.held_out < self.n_samples:
-            raise ValueError(f"recover={self.recover}, held_out={self.held_out} of n_samples={self.n_samples}")
-        if (self.recover or self.method == AUTO) and self.n_samples < 2:
+        if self.tune < 0 or not 0 <= self.held_out < self.n_samples:
+            raise ValueError(f"tune={self.tune}, held_out={self.held_out} of n_samples={self.n_samples}")
+        if (self.tune or self.method == AUTO) and self.n_samples < 2:
             raise ValueError(
-                f"n_samples={self.n_samples}: --recover and --method auto need 2 at least, for windows that judge"
+                f"n_samples={self.n_samples}: --tune and --method auto need 2 at least, for windows that judge"
             )
         if min(self.n_samples, self.seq_len) < 1 or not 0 < self.damp_percent < 1:
             raise ValueError(f"n_samples={self.n_samples}, seq_len={self.seq_len}, damp_percent={self.damp_percent}")

@@ -1,6 +1,6 @@
 """`--method auto`: every method in turn, judged by KL on windows that none of them read; the best is written.
 
-Plain rounding is among them, so the result is never worse than it on those windows. With `recover`, the best is trained
+Plain rounding is among them, so the result is never worse than it on those windows. With `tune`, the best is trained
 too, and stands only where that lowered the KL. The table of all lies in the checkpoint's record.
 """
 
@@ -76,15 +76,15 @@ def quantize(
             report(found[-1])
 
     for method in METHODS:
-        attempt(replace(config, method=method, recover=0))
-    if config.recover:
+        attempt(replace(config, method=method, tune=0))
+    if config.tune:
         attempt(replace(config, method=best_of(found)["candidate"]))
     processes.first(lambda: publish(folder, out, found))
     return processes.first(lambda: finish(folder, out))
 
 
 def name_of(config: QuantizeConfig) -> str:
-    return f"{config.method}+recover" if config.recover else config.method
+    return f"{config.method}+tune" if config.tune else config.method
 
 
 def best_of(found: list[Row]) -> Row:

@@ -78,11 +78,11 @@ def quantize_checkpoint(
     between the stages of a block: it changes the speed, never the result. With several `processes` each runs its share
     of the windows, and the first writes and reports. Blocks run on `device` "cpu" or "cuda"; statistics are
     summed in float32, and rounding is float32, everywhere.
-    Recovery is judged on an eighth as many windows where the config holds out none.
+    Tuning is judged on an eighth as many windows where the config holds out none.
     QCompressError for bad input, GateFailure when the validator refuses the result.
     """
     started = time.perf_counter()
-    if config.recover:
+    if config.tune:
         config = config.judged()
     checkpoint, plan = plan_quantize(model, config, dtype=dtype)
     config = replace(config, compute_dtype=compute_dtype(config, plan, device))
@@ -125,7 +125,7 @@ def make_blocks(checkpoint: Checkpoint, config: QuantizeConfig, device: str) -> 
 
 
 def reads_text(config: QuantizeConfig) -> bool:
-    return config.method != "rtn" or config.recover > 0
+    return config.method != "rtn" or config.tune > 0
 
 
 def job_settings(model: Path, plan: Plan, config: QuantizeConfig, calibration: Sequence[str]) -> Row:

@@ -1,4 +1,4 @@
-"""The end of a job: what lies outside the blocks, recovery, the record, the validator, and the checkpoint's name."""
+"""The end of a job: what lies outside the blocks, tuning, the record, the validator, and the checkpoint's name."""
 
 import json
 from dataclasses import fields
@@ -17,7 +17,7 @@ from compress.core.config import QuantizeConfig
 from compress.core.errors import GateFailure
 from compress.quantize.blocks.loop import Job
 from compress.quantize.layout.vocabulary import pack_table
-from compress.quantize.tune.job import recover_checkpoint
+from compress.quantize.tune.job import tune_checkpoint
 
 Row = dict[str, Any]
 
@@ -25,8 +25,8 @@ Row = dict[str, Any]
 def finish(job: Job, writer: CheckpointWriter, windows: Windows | None) -> None:
     """Write what is outside the blocks, train if asked, publish. GateFailure for a broken rule, and nothing is kept."""
     tables = write_rest(job, writer)
-    if job.config.recover and windows:
-        recover_checkpoint(job, writer, windows.ids)
+    if job.config.tune and windows:
+        tune_checkpoint(job, writer, windows.ids)
     checkpoint, plan = job.checkpoint, job.plan
     record = job_record(job, windows, tables)
     try:
@@ -70,7 +70,7 @@ def job_record(job: Job, windows: Windows | None, tables: list[Row]) -> str:
         calibration=windows.manifest | {"start": job.journal.notes["start"]} if windows else None,
         rows=job.journal.rows,
         tables=tables,
-        recover=job.journal.notes.get("recover"),
+        tune=job.journal.notes.get("tune"),
     )
 
 

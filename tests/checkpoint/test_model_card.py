@@ -54,13 +54,13 @@ QUANTIZED: dict[str, Any] = {
     "size": {"bytes": 114_012_345, "source_bytes": 269_060_552, "bits_per_weight": 4.3125},
     "calibration": MANIFEST,
     "rows": [{"error": 0.01, "rtn_error": 0.03}, {"error": 0.02, "rtn_error": 0.05}],
-    "recover": {"kl_before": 0.31, "kl_blocks": 0.27, "kl": 0.22, "step": 9},
-    "candidates": [{"candidate": "rtn", "heldout_kl": 0.51}, {"candidate": "awq+recover", "heldout_kl": 0.22}],
+    "tune": {"kl_before": 0.31, "kl_blocks": 0.27, "kl": 0.22, "step": 9},
+    "candidates": [{"candidate": "rtn", "heldout_kl": 0.51}, {"candidate": "awq+tune", "heldout_kl": 0.22}],
     "versions": {"qcompress": "0.1.0"},
 }
 
 
-def test_a_quantized_model_says_size_errors_recovery_and_what_else_was_tried():
+def test_a_quantized_model_says_size_errors_tuning_and_what_else_was_tried():
     text = write_card(QUANTIZED)
     found = matter(text)
     assert found["base_model"] == ["org/big"] and found["base_model_relation"] == "quantized"
@@ -69,9 +69,9 @@ def test_a_quantized_model_says_size_errors_recovery_and_what_else_was_tried():
         "| bytes of all weights | 114,012,345, 42.4% of the source |",
         "| output energy lost, mean over the linears | 0.015 |",
         "| the same by plain rounding | 0.04 |",
-        "| KL to the source after recovery | 0.22 |",
+        "| KL to the source after tuning | 0.22 |",
         "| rtn | 0.51 |",
-        "| awq+recover | 0.22 |",
+        "| awq+tune | 0.22 |",
         "| calibration | chats.jsonl | 0.5 | 1,200 | `sha256:dd` |",
     ):
         assert line in text.splitlines()
@@ -84,9 +84,9 @@ def test_held_out_windows_are_told_beside_the_calibration_text():
 
 
 def test_a_quantized_model_that_was_only_rounded_has_no_line_about_what_was_not_done():
-    bare = {key: value for key, value in QUANTIZED.items() if key not in ("calibration", "recover", "candidates")}
-    text = write_card(bare | {"calibration": None, "recover": None})
-    assert not any(word in text for word in ("recovery", "Tried", "## Data", "None"))
+    bare = {key: value for key, value in QUANTIZED.items() if key not in ("calibration", "tune", "candidates")}
+    text = write_card(bare | {"calibration": None, "tune": None})
+    assert not any(word in text for word in ("tuning", "Tried", "## Data", "None"))
 
 
 def test_the_card_names_no_place_and_no_time():

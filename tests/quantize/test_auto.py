@@ -19,16 +19,16 @@ CONFIG = QuantizeConfig("auto", "awq", n_samples=16, seq_len=24, group_size=32)
 @pytest.fixture(scope="module")
 def chosen(tiny_llama, tmp_path_factory):
     out = tmp_path_factory.mktemp("auto") / "best"
-    return out, quantize(tiny_llama, out, replace(CONFIG, recover=1))
+    return out, quantize(tiny_llama, out, replace(CONFIG, tune=1))
 
 
 def test_the_best_of_all_is_written_with_the_table_of_all(chosen, tiny_llama):
     out, row = chosen
     record = Checkpoint(out).record
     found = {candidate["candidate"]: candidate["heldout_kl"] for candidate in record["candidates"]}
-    assert set(found) >= set(METHODS) and any(name.endswith("+recover") for name in found)
+    assert set(found) >= set(METHODS) and any(name.endswith("+tune") for name in found)
     assert row["heldout_kl"] == min(found.values()) <= found["rtn"]
-    assert record["settings"]["method"] == row["candidate"].removesuffix("+recover")
+    assert record["settings"]["method"] == row["candidate"].removesuffix("+tune")
     assert not [r for r in check_checkpoint(out, source=tiny_llama) if r["level"] == "error"]
     card = (out / "README.md").read_text()
     assert all(f"| {name} | {kl:.4g} |" in card for name, kl in found.items())
@@ -75,9 +75,9 @@ def test_another_checkpoint_in_its_place_is_not_touched(tiny_llama, tmp_path, mo
         quantize(tiny_llama, tmp_path / "best", CONFIG)
 
 
-@pytest.mark.parametrize("changes", [{"method": "auto"}, {"method": "gptq", "recover": 1}])
+@pytest.mark.parametrize("changes", [{"method": "auto"}, {"method": "gptq", "tune": 1}])
 def test_one_window_cannot_calibrate_and_judge(changes):
-    with pytest.raises(ValueError, match="n_samples=1: --recover and --method auto need 2"):
+    with pytest.raises(ValueError, match="n_samples=1: --tune and --method auto need 2"):
         replace(CONFIG, n_samples=1, **changes)
 
 

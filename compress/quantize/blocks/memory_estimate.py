@@ -1,7 +1,7 @@
 """How much memory a job will take at its peak, and which way through the windows fits.
 
 Counted are the process itself, its tokenizer, one block in float32 with its codes, and the largest of the steps that
-follow one another: the start token's measure, a forward of the windows, the solution of a stage, and recovery. Whatever
+follow one another: the start token's measure, a forward of the windows, the solution of a stage, and tuning. Whatever
 is read from and written to files lies in the page cache, which is not the process's.
 """
 
@@ -17,7 +17,7 @@ from compress.model.malloc import block_numbers
 from compress.quantize.blocks.lockstep import lockstep, replay
 from compress.quantize.layout.plan import Plan
 from compress.quantize.methods.error_correction import mismatch_rows
-from compress.quantize.tune.model import RecoverSettings
+from compress.quantize.tune.model import TuneSettings
 
 ACTIVATION_MEMORY = 1_000_000_000  # bytes; what lockstep may park unless told otherwise
 TOKENIZER = 2_000  # bytes per entry of the vocabulary, the calibration text in tokens included: measured
@@ -44,7 +44,7 @@ def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limi
     """Bytes of the process at its peak, within a third of what is measured."""
     block = [shape for name, shape in plan.linears.items() if name.startswith(f"{blocks.name(0)}.")]
     weights, largest = sum(out * inn for out, inn in block), max(out * inn for out, inn in block)
-    steps = [recover_bytes(blocks, plan, config, weights)] if config.recover else []
+    steps = [tune_bytes(blocks, plan, config, weights)] if config.tune else []
     if config.method == "rtn":
         held = 5 * weights + 2 * largest  # float32 and codes; the source's 16 bits of the linear that is being read
         steps += [table_bytes(blocks), held + 16 * largest]
@@ -92,10 +92,10 @@ def statistics_bytes(shape: tuple[int, int], mismatch: bool) -> int:
     return 4 * inn * (inn + (mismatch_rows(out, inn) if mismatch else 0))
 
 
-def recover_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, weights: int) -> int:
+def tune_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, weights: int) -> int:
     """Both models' ends, the multipliers with gradient, moments and two copies, then the larger of the two phases:
     three sets of states of all windows, or one, the loss, and a state per block; a block with its gradients in each."""
-    width, settings = blocks.model.config.hidden_size, RecoverSettings()
+    width, settings = blocks.model.config.hidden_size, TuneSettings()
     multipliers = sum(out * inn // plan.schemes[name].group_size for name, (out, inn) in plan.linears.items())
     batch = settings.batch * config.seq_len
     windows = 4 * (config.n_samples + config.held_out) * config.seq_len * width

@@ -1,8 +1,8 @@
-"""Recovery's first phase: each block by itself learns to give what the 16-bit block gives.
+"""Tuning's first phase: each block by itself learns to give what the 16-bit block gives.
 
     minimise  mean over tokens of ‖B̂(x̂) − B(x)‖² / ‖B(x)‖²
 
-x are the 16-bit model's states, x̂ those that the recovered blocks before have made: a block also makes up for them.
+x are the 16-bit model's states, x̂ those that the tuned blocks before have made: a block also makes up for them.
 Each token counts by its own size: the next norm divides by it, and a few tokens of any model are far larger.
 EfficientQAT's first phase (Chen et al. 2024, https://arxiv.org/abs/2407.11062) also trains the codes; here they stay.
 """
@@ -19,15 +19,15 @@ from torch import Tensor
 from compress.core.schedule import learning_rate
 from compress.model.blocks import BlockModel
 from compress.model.malloc import release_memory
-from compress.quantize.tune.model import Adam, RecoverSettings, Student, backward, batches
+from compress.quantize.tune.model import Adam, Student, TuneSettings, backward, batches
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 
 
 @torch.no_grad()
-def recover_blocks(
-    teacher: BlockModel, model: BlockModel, student: Student, ids: Tensor, settings: RecoverSettings, report: Report
+def tune_blocks(
+    teacher: BlockModel, model: BlockModel, student: Student, ids: Tensor, settings: TuneSettings, report: Report
 ) -> Tensor:
     """Give `student`, whose weights `model` takes, the multipliers that bring each block nearest to `teacher`'s.
 
@@ -46,13 +46,13 @@ def recover_blocks(
         before, after = train_block(model, student, index, states, wanted, settings)
         states = advance(model, index, states, settings)
         release_memory()
-        line = {"recover_block": f"{index + 1}/{len(model)}", "error_before": before, "error": after}
+        line = {"tune_block": f"{index + 1}/{len(model)}", "error_before": before, "error": after}
         report(line | {"seconds": round(time.perf_counter() - started, 1)})
     return wanted
 
 
 def train_block(
-    model: BlockModel, student: Student, index: int, states: Tensor, wanted: Tensor, settings: RecoverSettings
+    model: BlockModel, student: Student, index: int, states: Tensor, wanted: Tensor, settings: TuneSettings
 ) -> tuple[float, float]:
     """The block's error on the held-out windows before and after; the student has the multipliers of the lower one."""
     trained = len(states) - settings.held_out
@@ -71,24 +71,24 @@ def train_block(
     return before, min(before, after)
 
 
-def first_states(model: BlockModel, ids: Tensor, settings: RecoverSettings) -> Tensor:
+def first_states(model: BlockModel, ids: Tensor, settings: TuneSettings) -> Tensor:
     """(n, seq, hidden): the first block's input, in batches of every shape that training has. Needs `ends`."""
     return torch.cat([model.embed(part) for part in parts_of(ids, settings)])
 
 
-def advance(model: BlockModel, index: int, states: Tensor, settings: RecoverSettings) -> Tensor:
+def advance(model: BlockModel, index: int, states: Tensor, settings: TuneSettings) -> Tensor:
     """What block `index` makes of all states (n, seq, hidden)."""
     with model.block(index) as block:
         return torch.cat([model.runner(block, index)(part) for part in parts_of(states, settings)])
 
 
-def parts_of(windows: Tensor, settings: RecoverSettings) -> list[Tensor]:
+def parts_of(windows: Tensor, settings: TuneSettings) -> list[Tensor]:
     """The windows that are trained on, then those that judge, each in batches."""
     trained = len(windows) - settings.held_out
     return [*windows[:trained].split(settings.batch), *windows[trained:].split(settings.batch)]
 
 
-def block_error(model: BlockModel, index: int, states: Tensor, wanted: Tensor, settings: RecoverSettings) -> float:
+def block_error(model: BlockModel, index: int, states: Tensor, wanted: Tensor, settings: TuneSettings) -> float:
     """Mean `relative_error` of what the block makes of these states."""
     with model.block(index) as block:
         parts = zip(states.split(settings.batch), wanted.split(settings.batch), strict=True)

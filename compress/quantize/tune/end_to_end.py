@@ -1,8 +1,8 @@
-"""Recovery: codes and zeros stay as they are; scales, norms and biases learn to give the 16-bit model's answers back.
+"""Tuning: codes and zeros stay as they are; scales, norms and biases learn to give the 16-bit model's answers back.
 
     minimise  mean KL(p_teacher ‖ p_student) over calibration tokens,   parameter = stored value · (1 + m)
 
-by Adam over the multipliers m, from where `recover_blocks` has brought them, if asked: EfficientQAT's second phase
+by Adam over the multipliers m, from where `tune_blocks` has brought them, if asked: EfficientQAT's second phase
 (Chen et al. 2024, https://arxiv.org/abs/2407.11062) and mlx-lm's DWQ do the like. Both models are read block by block:
 memory holds one block, the inputs of every block for one batch of windows, the multipliers with Adam's two means, and
 before that the states of all windows. A parameter is rounded as the disk will hold it before it is used, so what is
@@ -24,15 +24,15 @@ from compress.losses import LogitSource, distill_loss, find_head
 from compress.model.blocks import BlockModel
 from compress.model.malloc import release_memory
 from compress.model.precision import products_in
-from compress.quantize.tune.blockwise import recover_blocks
-from compress.quantize.tune.model import Adam, RecoverSettings, Student, backward, batches
+from compress.quantize.tune.blockwise import tune_blocks
+from compress.quantize.tune.model import Adam, Student, TuneSettings, backward, batches
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 
 
 @dataclass(frozen=True)
-class Recovered:
+class TuneResult:
     """multipliers: by module path for scales, by parameter name for the rest; held-out KL in nats.
 
     `kl_before`, `kl_blocks` after every block alone, `kl` in the end, to which `step` steps of the whole model led.
@@ -46,14 +46,14 @@ class Recovered:
 
 
 @torch.no_grad()
-def recover(
+def tune_model(
     teacher: BlockModel,
     student_model: BlockModel,
     student: Student,
     ids: Tensor,
-    settings: RecoverSettings,
+    settings: TuneSettings,
     report: Report = lambda row: None,
-) -> Recovered:
+) -> TuneResult:
     """The multipliers with the lowest KL on the held-out ones of `ids` (n, seq); zeros when nothing was lower.
 
     `student_model` takes its weights from `student`. ValueError where no window is left to train on or to judge by, or
@@ -61,9 +61,9 @@ def recover(
     """
     held, untrained = settings.held_out, student.snapshot()
     if not 0 < held < len(ids):
-        raise ValueError(f"recovery trains on windows and judges on {held} others: {len(ids)} is too few")
+        raise ValueError(f"tuning trains on windows and judges on {held} others: {len(ids)} is too few")
     with teacher.embedding_and_norm(head=True), student_model.embedding_and_norm(head=True):
-        answers = recover_blocks(teacher, student_model, student, ids, settings, report)
+        answers = tune_blocks(teacher, student_model, student, ids, settings, report)
         judge = partial(mean_kl, teacher, student_model, ids[-held:], answers[-held:], settings.batch)
         kl_blocks, kept, kept_step = judge(), student.snapshot(), 0
         student.restore(untrained)
@@ -78,13 +78,13 @@ def recover(
         for step, rows in enumerate(batches(len(ids) - held, settings, settings.epochs), 1):
             started = time.perf_counter()
             loss = trainer.step(ids[rows], answers[rows], learning_rate(step, steps, settings.learning_rate))
-            line = {"recover_step": f"{step}/{steps}", "kl": loss, "seconds": round(time.perf_counter() - started, 1)}
+            line = {"tune_step": f"{step}/{steps}", "kl": loss, "seconds": round(time.perf_counter() - started, 1)}
             if step == steps or step % max(1, steps // (2 * settings.epochs)) == 0:
                 line["heldout_kl"] = now = judge()
                 if now < best:
                     best, kept, kept_step = now, student.snapshot(), step
             report(line)
-    return Recovered(kept, before, kl_blocks, best, kept_step)
+    return TuneResult(kept, before, kl_blocks, best, kept_step)
 
 
 def final_states(model: BlockModel, ids: Tensor, batch: int) -> Tensor:
@@ -150,7 +150,7 @@ class Trainer:
             states = block_states(self.model, ids)
         loss, gradient = kl_gradient(self.teacher, self.model, states.pop(), answers, ids)
         if not math.isfinite(loss):
-            raise ValueError(f"recovery: KL is {loss}; a lower learning rate than {rate:g} is needed")
+            raise ValueError(f"tuning: KL is {loss}; a lower learning rate than {rate:g} is needed")
         for index in reversed(range(len(self.model))):
             with self.model.block(index) as block:
                 run, loss_of = self.model.runner(block, index), partial(product, gradient)

@@ -1,4 +1,4 @@
-"""Recovery inside a job: the unfinished checkpoint is read back, trained, and its better scales are written over it.
+"""Tuning inside a job: the unfinished checkpoint is read back, trained, and its better scales are written over it.
 
 What was found lies in a file of its own in the work folder before anything is overwritten, so that a run killed in
 between writes the same again instead of training on what it has changed.
@@ -15,33 +15,33 @@ from compress.model.blocks import BlockModel
 from compress.quantize.blocks.loop import Job
 from compress.quantize.calibrate import block_products
 from compress.quantize.layout.plan import Plan
-from compress.quantize.tune.end_to_end import RecoverSettings, Student, recover
+from compress.quantize.tune.end_to_end import Student, TuneSettings, tune_model
 
-FOUND = "recovered.safetensors"
+FOUND = "tuned.safetensors"
 
 
-def recover_checkpoint(job: Job, writer: CheckpointWriter, ids: Tensor) -> None:
+def tune_checkpoint(job: Job, writer: CheckpointWriter, ids: Tensor) -> None:
     """Train what `writer` holds on (n, seq) ids and write the better values; the journal notes what it brought."""
     file, notes = job.journal.folder / FOUND, job.journal.notes
     if not file.is_file():
         student = make_student(writer, job.plan, job.blocks.layers_path)
         model = BlockModel(job.checkpoint.config, student.weights, job.blocks.dtype, job.blocks.device)
-        settings = recover_settings(job)
-        found = recover(job.blocks, model, student, ids, settings, job.report)
+        settings = tune_settings(job)
+        found = tune_model(job.blocks, model, student, ids, settings, job.report)
         student.multipliers = found.multipliers
-        notes["recover"] = {name: getattr(found, name) for name in ("kl_before", "kl_blocks", "kl", "step")}
+        notes["tune"] = {name: getattr(found, name) for name in ("kl_before", "kl_blocks", "kl", "step")}
         job.journal.save()
         write_whole(file, save(changed_tensors(student, writer, job.plan)))
-    job.report({"recovered": str(writer.out), **notes["recover"]})
+    job.report({"tuned": str(writer.out), **notes["tune"]})
     for name, tensor in load_file(file).items():
         writer.write(name, tensor)
 
 
-def recover_settings(job: Job) -> RecoverSettings:
+def tune_settings(job: Job) -> TuneSettings:
     """Blocks learn alone only where the mismatch was left: its correction has fitted them to the same windows."""
     products = block_products(job.config, job.blocks.device)
-    alone = 0 if job.config.mismatch else RecoverSettings.block_epochs
-    return RecoverSettings(job.config.recover, alone, held_out=job.config.held_out, products=products)
+    alone = 0 if job.config.mismatch else TuneSettings.block_epochs
+    return TuneSettings(job.config.tune, alone, held_out=job.config.held_out, products=products)
 
 
 def make_student(writer: CheckpointWriter, plan: Plan, layers_path: str) -> Student:

@@ -1,4 +1,4 @@
-"""What recovery trains: a quantized model whose scales, norms and biases are stored values times (1 + m)."""
+"""What tuning trains: a quantized model whose scales, norms and biases are stored values times (1 + m)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ BETAS = (0.9, 0.95)
 
 
 @dataclass(frozen=True)
-class RecoverSettings:
+class TuneSettings:
     """`epochs` over the windows, `batch` windows a step, the peak `learning_rate` of the multipliers.
 
     Before them `block_epochs` of every block by itself, at a peak of `block_learning_rate`. The last `held_out` windows
@@ -80,7 +80,7 @@ class Student:
         return (value * factor).to(self._dtype).float()
 
 
-def batches(count: int, settings: RecoverSettings, epochs: int) -> list[Tensor]:
+def batches(count: int, settings: TuneSettings, epochs: int) -> list[Tensor]:
     """Indices of the windows of every step: each epoch sees every window once, in an order of its own."""
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(count, generator=generator) for _ in range(epochs)]

@@ -1,4 +1,4 @@
-"""Recovery: the streamed gradient is the plain one, nothing changes before the first step, and the best is kept."""
+"""Tuning: the streamed gradient is the plain one, nothing changes before the first step, and the best is kept."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +16,9 @@ from compress.losses import LogitSource, distill_loss
 from compress.model.blocks import BlockModel, linear_shapes, load_whole
 from compress.quantize.job import quantize_checkpoint
 from compress.quantize.methods.rtn import rtn
-from compress.quantize.tune.blockwise import recover_blocks, relative_error
-from compress.quantize.tune.end_to_end import Trainer, final_states, recover
-from compress.quantize.tune.model import RecoverSettings, Student, batches
+from compress.quantize.tune.blockwise import relative_error, tune_blocks
+from compress.quantize.tune.end_to_end import Trainer, final_states, tune_model
+from compress.quantize.tune.model import Student, TuneSettings, batches
 
 GROUP = 32
 
@@ -94,15 +94,15 @@ def whole_loss(student, teacher, ids: Tensor) -> Tensor:
     return distill_loss(*sides, ids, torch.ones_like(ids).bool(), alpha=1.0).loss
 
 
-def test_recovery_in_a_job_changes_scales_and_norms_and_no_code(path, tmp_path):
+def test_tuning_in_a_job_changes_scales_and_norms_and_no_code(path, tmp_path):
     config = QuantizeConfig("gptq", "gptq", n_samples=16, seq_len=24, group_size=32, held_out=2, mismatch=0)
     quantize_checkpoint(path, tmp_path / "plain", config)
-    quantize_checkpoint(path, tmp_path / "recovered", replace(config, recover=8))
-    plain, recovered = Checkpoint(tmp_path / "plain"), Checkpoint(tmp_path / "recovered")
+    quantize_checkpoint(path, tmp_path / "tuned", replace(config, tune=8))
+    plain, tuned = Checkpoint(tmp_path / "plain"), Checkpoint(tmp_path / "tuned")
     kinds = ("scales", "layernorm.weight", "bias")
-    changed = {n for n in plain.tensors if not torch.equal(plain.tensor(n), recovered.tensor(n))}
+    changed = {n for n in plain.tensors if not torch.equal(plain.tensor(n), tuned.tensor(n))}
     assert changed and all(name.endswith(kinds) for name in changed)
-    told = Checkpoint(tmp_path / "recovered").record["recover"]
+    told = Checkpoint(tmp_path / "tuned").record["tune"]
     assert told["kl"] < told["kl_before"] and told["step"] > 0
     assert told["kl"] < told["kl_blocks"]
 
@@ -115,21 +115,21 @@ def test_batches_of_any_size_give_the_same_final_states(tiny_qwen2):
 
 
 @pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
-def test_recovery_lowers_the_kl_of_windows_it_never_trained_on(path, products):
+def test_tuning_lowers_the_kl_of_windows_it_never_trained_on(path, products):
     checkpoint, student, _ = make_student(path)
     teacher, model = make_models(checkpoint, student)
-    settings = RecoverSettings(epochs=3, learning_rate=3e-3, products=products)
-    found = recover(teacher, model, student, ids_of(24, 24), settings)
+    settings = TuneSettings(epochs=3, learning_rate=3e-3, products=products)
+    found = tune_model(teacher, model, student, ids_of(24, 24), settings)
     assert found.kl < 0.97 * found.kl_before
     assert found.step > 0
 
 
-def test_what_judges_recovery_does_not_depend_on_what_training_multiplies_in(tiny_llama):
+def test_what_judges_tuning_does_not_depend_on_what_training_multiplies_in(tiny_llama):
     before = []
     for products in (torch.float32, torch.bfloat16):
         checkpoint, student, _ = make_student(tiny_llama)
-        settings = RecoverSettings(epochs=1, learning_rate=3.0, block_learning_rate=3.0, products=products)
-        before.append(recover(*make_models(checkpoint, student), student, ids_of(8, 12), settings).kl_before)
+        settings = TuneSettings(epochs=1, learning_rate=3.0, block_learning_rate=3.0, products=products)
+        before.append(tune_model(*make_models(checkpoint, student), student, ids_of(8, 12), settings).kl_before)
     assert before[0] == before[1]
 
 
@@ -149,32 +149,32 @@ def test_products_in_bfloat16_give_nearly_the_same_gradients(path):
 def test_a_learning_rate_that_ruins_the_model_changes_nothing(tiny_llama):
     checkpoint, student, _ = make_student(tiny_llama)
     teacher, model = make_models(checkpoint, student)
-    found = recover(
-        teacher, model, student, ids_of(8, 12), RecoverSettings(epochs=1, learning_rate=3.0, block_learning_rate=3.0)
+    found = tune_model(
+        teacher, model, student, ids_of(8, 12), TuneSettings(epochs=1, learning_rate=3.0, block_learning_rate=3.0)
     )
     assert found.step == 0 and found.kl == found.kl_before
     assert all(not value.any() for value in found.multipliers.values())
 
 
-def advance_by_blocks(path: Path, settings: RecoverSettings) -> tuple[Student, list[dict], Tensor, Tensor]:
+def advance_by_blocks(path: Path, settings: TuneSettings) -> tuple[Student, list[dict], Tensor, Tensor]:
     """A student whose blocks learned alone, what was told of each, the teacher's states that came back and should."""
     checkpoint, student, _ = make_student(path)
     teacher, model = make_models(checkpoint, student)
     ids, rows = ids_of(24, 24), []
     with teacher.embedding_and_norm(), model.embedding_and_norm():
-        found = recover_blocks(teacher, model, student, ids, settings, rows.append)
+        found = tune_blocks(teacher, model, student, ids, settings, rows.append)
     return student, rows, found, final_states(teacher, ids, settings.batch)
 
 
 def test_every_block_that_learns_alone_ends_nearer_to_the_16_bit_block(path):
-    student, rows, found, expected = advance_by_blocks(path, RecoverSettings(block_epochs=2))
+    student, rows, found, expected = advance_by_blocks(path, TuneSettings(block_epochs=2))
     assert all(row["error"] < row["error_before"] for row in rows)
     assert all(value.any() for name, value in student.multipliers.items() if "layers" in name)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_block_that_is_no_nearer_keeps_its_multipliers(tiny_llama):
-    student, rows, _, _ = advance_by_blocks(tiny_llama, RecoverSettings(block_learning_rate=3.0))
+    student, rows, _, _ = advance_by_blocks(tiny_llama, TuneSettings(block_learning_rate=3.0))
     assert all(row["error"] == row["error_before"] for row in rows)
     assert not any(value.any() for value in student.multipliers.values())
 
@@ -186,7 +186,7 @@ def test_the_error_of_a_token_is_relative_to_its_size():
 
 
 def test_every_epoch_reads_every_window_once():
-    settings = RecoverSettings(epochs=3, batch=4)
+    settings = TuneSettings(epochs=3, batch=4)
     order = torch.cat(batches(10, settings, 3)).view(3, 10)
     assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in order)
     assert not torch.equal(order[0], order[1])
@@ -196,7 +196,7 @@ def test_one_window_is_refused(tiny_llama):
     checkpoint, student, _ = make_student(tiny_llama)
     teacher, model = make_models(checkpoint, student)
     with pytest.raises(ValueError, match="1 is too few"):
-        recover(teacher, model, student, ids_of(1, 12), RecoverSettings())
+        tune_model(teacher, model, student, ids_of(1, 12), TuneSettings())
 
 
 def test_scales_are_rounded_as_they_will_be_stored(tiny_llama):
@@ -211,27 +211,27 @@ def test_scales_are_rounded_as_they_will_be_stored(tiny_llama):
 CODES = "model.layers.1.mlp.down_proj.qweight"
 
 
-def test_windows_that_judge_recovery_follow_those_that_are_quantized_with(tiny_llama, tmp_path):
+def test_windows_that_judge_tuning_follow_those_that_are_quantized_with(tiny_llama, tmp_path):
     config = QuantizeConfig("gptq", "gptq", n_samples=16, seq_len=24, group_size=32)
     quantize_checkpoint(tiny_llama, tmp_path / "plain", config)
-    quantize_checkpoint(tiny_llama, tmp_path / "recovered", replace(config, recover=1))
-    plain, recovered = (Checkpoint(tmp_path / name).tensor(CODES) for name in ("plain", "recovered"))
-    assert torch.equal(plain, recovered)
-    told = Checkpoint(tmp_path / "recovered").record["calibration"]
+    quantize_checkpoint(tiny_llama, tmp_path / "tuned", replace(config, tune=1))
+    plain, tuned = (Checkpoint(tmp_path / name).tensor(CODES) for name in ("plain", "tuned"))
+    assert torch.equal(plain, tuned)
+    told = Checkpoint(tmp_path / "tuned").record["calibration"]
     assert (told["n_samples"], told["held_out"]) == (16, 2)
 
 
-def test_windows_that_judge_recovery_are_taken_from_the_others_where_the_text_has_no_more(tiny_llama, tmp_path):
+def test_windows_that_judge_tuning_are_taken_from_the_others_where_the_text_has_no_more(tiny_llama, tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("the quick brown fox jumps over the lazy dog . " * 45)
     count = fitting(tiny_llama, text)
     config = QuantizeConfig("gptq", "gptq", n_samples=count, seq_len=24, group_size=32)
     found = []
-    for name, changes in (("recovered", {"recover": 1}), ("held", {"held_out": count // 8}), ("all", {})):
+    for name, changes in (("tuned", {"tune": 1}), ("held", {"held_out": count // 8}), ("all", {})):
         quantize_checkpoint(tiny_llama, tmp_path / name, replace(config, **changes), calibration=[str(text)])
         found.append(Checkpoint(tmp_path / name).tensor(CODES))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
-    told = Checkpoint(tmp_path / "recovered").record["calibration"]
+    told = Checkpoint(tmp_path / "tuned").record["calibration"]
     assert (told["n_samples"], told["held_out"]) == (count - count // 8, count // 8)
 
 
