@@ -39,7 +39,7 @@ STAGES = "stages.json"
 
 
 @dataclass(frozen=True)
-class Stage:
+class RecipeStage:
     """One checkpoint to make: its name and place, what it depends on, and how it is made."""
 
     name: str
@@ -86,13 +86,13 @@ def run_recipe(recipe: Recipe, *, force: bool = False, report: Report = lambda r
     return {**rows, "verdicts": verdicts, "report": str(page)}
 
 
-def make_stages(recipe: Recipe, report: Report, *, force: bool = False) -> list[Stage]:
+def make_stages(recipe: Recipe, report: Report, *, force: bool = False) -> list[RecipeStage]:
     """The distillation if there is one, then every variant of its student; `force` begins interrupted ones anew."""
     stages = []
     settings = recipe.distill_config()
     if settings is not None:
         stages.append(
-            Stage(
+            RecipeStage(
                 "student",
                 recipe.student_path,
                 "distill",
@@ -107,7 +107,7 @@ def make_stages(recipe: Recipe, report: Report, *, force: bool = False) -> list[
     return stages + [quantize_stage(recipe, part, report, force) for part in recipe.quantize]
 
 
-def quantize_stage(recipe: Recipe, part: QuantizePart, report: Report, force: bool) -> Stage:
+def quantize_stage(recipe: Recipe, part: QuantizePart, report: Report, force: bool) -> RecipeStage:
     source, out = recipe.student_path, recipe.variant_path(part)
     dtype = getattr(torch, part.dtype) if part.dtype else None
 
@@ -116,10 +116,10 @@ def quantize_stage(recipe: Recipe, part: QuantizePart, report: Report, force: bo
         return quantize(source, out, part.config(), calibration=texts, dtype=dtype, restart=force, report=report)
 
     settings = asdict(part.config()) | {"dtype": part.dtype}
-    return Stage(part.name, out, "quantize", settings, (source,), tuple(part.calibration), make)
+    return RecipeStage(part.name, out, "quantize", settings, (source,), tuple(part.calibration), make)
 
 
-def run_stage(stage: Stage, folder: Path, *, force: bool, report: Report) -> None:
+def run_stage(stage: RecipeStage, folder: Path, *, force: bool, report: Report) -> None:
     """Make the stage's output, unless it is there and what it followed from is unchanged."""
     state = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
     inputs = stage.inputs()

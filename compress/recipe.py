@@ -22,7 +22,7 @@ from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, StageConfig
 
 
-class Part(BaseModel):
+class RecipeSection(BaseModel):
     """A section of a recipe: unknown keys are mistakes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -35,12 +35,14 @@ def options(settings: Any) -> dict[str, Any]:
     return {name: (hints[name], default) for name, default in defaults.items()}
 
 
-StagePart = create_model("StagePart", __base__=Part, **options(StageConfig))
+StagePart = create_model("StagePart", __base__=RecipeSection, **options(StageConfig))
 OPTIONS = options(DistillConfig) | {"stages": (list[StagePart], [])}  # type: ignore[valid-type]
-DistillPart = create_model("DistillPart", __base__=Part, **OPTIONS)  # exactly the fields of the command's own settings
+DistillPart = create_model(
+    "DistillPart", __base__=RecipeSection, **OPTIONS
+)  # exactly the fields of the command's own settings
 
 
-class QuantizePart(Part):
+class QuantizePart(RecipeSection):
     """One 4-bit variant of the student."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")
@@ -83,7 +85,7 @@ class QuantizePart(Part):
         )
 
 
-class VerifyPart(Part):
+class VerifyPart(RecipeSection):
     """The text that judges, and the limits that every variant must keep against the student."""
 
     text: str = "heldout"
@@ -93,7 +95,7 @@ class VerifyPart(Part):
     max_perplexity_ratio: float | None = Field(default=None, ge=0)
 
 
-class Recipe(Part):
+class Recipe(RecipeSection):
     """A teacher, and what becomes of it below `out`."""
 
     teacher: Path
@@ -162,7 +164,7 @@ def parse_stage(text: str) -> dict[str, Any]:
         raise QCompressError(f"--stage {text!r}: {first_error(error, StagePart)}") from None
 
 
-def first_error(error: ValidationError, within: type[Part] | None = None) -> str:
+def first_error(error: ValidationError, within: type[RecipeSection] | None = None) -> str:
     """The first mistake in one line, with the nearest known key for one that is unknown; `within` a part, or all."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
@@ -174,6 +176,6 @@ def first_error(error: ValidationError, within: type[Part] | None = None) -> str
 
 
 def known_keys(place: tuple[Any, ...]) -> list[str]:
-    parts: dict[str, type[Part]] = {"distill": DistillPart, "quantize": QuantizePart, "verify": VerifyPart}
+    parts: dict[str, type[RecipeSection]] = {"distill": DistillPart, "quantize": QuantizePart, "verify": VerifyPart}
     section = parts.get(str(place[0]), Recipe) if place else Recipe
     return list(StagePart.model_fields if place[:2] == ("distill", "stages") else section.model_fields)

@@ -28,12 +28,19 @@ from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.model.blocks import BlockModel, parameter_shapes
 from compress.model.precision import fastest_products
-from compress.quantize.blocks.loop import Job, quantize_blocks, work_bytes
+from compress.quantize.blocks.loop import QuantizeJob, quantize_blocks, work_bytes
 from compress.quantize.blocks.memory_estimate import ACTIVATION_MEMORY, choose_driver, estimate_memory, resident
 from compress.quantize.calibrate import job_start, job_windows
 from compress.quantize.journal import shared_journal
 from compress.quantize.layout.budget import plan_within
-from compress.quantize.layout.plan import Plan, Source, checkpoint_source, group_size_reason, plan_row, storage_dtype
+from compress.quantize.layout.plan import (
+    LayoutPlan,
+    SourceModel,
+    checkpoint_source,
+    group_size_reason,
+    plan_row,
+    storage_dtype,
+)
 from compress.quantize.processes import ALONE, Processes
 from compress.quantize.publish import finish
 
@@ -41,7 +48,9 @@ Row = dict[str, Any]
 Report = Callable[[Row], None]
 
 
-def plan_quantize(model: Path, config: QuantizeConfig, *, dtype: torch.dtype | None = None) -> tuple[Checkpoint, Plan]:
+def plan_quantize(
+    model: Path, config: QuantizeConfig, *, dtype: torch.dtype | None = None
+) -> tuple[Checkpoint, LayoutPlan]:
     """The source and exact plan of a job, no weight read. QCompressError for what cannot be quantized."""
     checkpoint = open_causal_lm(model)
     return checkpoint, plan_within(checkpoint_source(checkpoint, dtype), config)
@@ -49,9 +58,9 @@ def plan_quantize(model: Path, config: QuantizeConfig, *, dtype: torch.dtype | N
 
 def plan_without_weights(
     where: str, model: dict[str, Any], config: QuantizeConfig, *, dtype: torch.dtype | None = None
-) -> Plan:
+) -> LayoutPlan:
     """The same plan from a config.json alone; `where` names it in errors."""
-    return plan_within(Source(where, parameter_shapes(model), model, dtype or storage_dtype(model)), config)
+    return plan_within(SourceModel(where, parameter_shapes(model), model, dtype or storage_dtype(model)), config)
 
 
 def silent(row: Row) -> None:
@@ -93,7 +102,9 @@ def quantize_checkpoint(
     settings = job_settings(model, plan, config, calibration) | {"processes": processes.count, "device": device}
     room = plan.bytes + work_bytes(blocks, plan, config)
     with shared_journal(out, settings, room, processes, restart=restart) as journal:
-        job = Job(checkpoint, plan, config, blocks, journal, processes, report if processes.rank == 0 else silent)
+        job = QuantizeJob(
+            checkpoint, plan, config, blocks, journal, processes, report if processes.rank == 0 else silent
+        )
         job.report(plan_row(str(model), plan, config) | {"memory_bytes": needed, "compute_dtype": config.compute_dtype})
         if not config.group_size and (reason := group_size_reason(plan)):
             job.report({"group_size": reason})
@@ -108,7 +119,7 @@ def quantize_checkpoint(
     return summary(plan_row(str(model), plan, config), config, rows, out, time.perf_counter() - started)
 
 
-def compute_dtype(config: QuantizeConfig, plan: Plan, device: str) -> str:
+def compute_dtype(config: QuantizeConfig, plan: LayoutPlan, device: str) -> str:
     """What blocks multiply in: unless the config says it, the fastest of this CPU, the checkpoint's own on a GPU.
     QCompressError for what a CPU cannot."""
     if config.compute_dtype == "float16" and device == "cpu":
@@ -128,7 +139,7 @@ def reads_text(config: QuantizeConfig) -> bool:
     return config.method != "rtn" or config.tune > 0
 
 
-def job_settings(model: Path, plan: Plan, config: QuantizeConfig, calibration: Sequence[str]) -> Row:
+def job_settings(model: Path, plan: LayoutPlan, config: QuantizeConfig, calibration: Sequence[str]) -> Row:
     """Everything that the bytes of the result follow from."""
     texts = calibration if reads_text(config) else []
     wanted = {key: value for key, value in asdict(config).items() if key != "max_size"}
@@ -145,7 +156,7 @@ def job_settings(model: Path, plan: Plan, config: QuantizeConfig, calibration: S
 
 
 @contextmanager
-def full_disk(out: Path, plan: Plan) -> Iterator[None]:
+def full_disk(out: Path, plan: LayoutPlan) -> Iterator[None]:
     """A disk that fills up is said in one line; what is done stays."""
     try:
         yield
@@ -159,7 +170,7 @@ def full_disk(out: Path, plan: Plan) -> Iterator[None]:
         ) from error
 
 
-def read_windows(job: Job, sources: Sequence[str]) -> Windows:
+def read_windows(job: QuantizeJob, sources: Sequence[str]) -> Windows:
     """The windows of this job; how they begin is measured once, and noted."""
     config, journal, tokenizer = job.config, job.journal, Checkpoint(job.checkpoint.path).tokenizer
 

@@ -33,7 +33,7 @@ def log_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.quantize.jsonl")
 
 
-class Journal:
+class QuantizeJournal:
     """The journal of the job that writes `out`: `settings`, `blocks` done so far, `notes`. Made by `open_journal`."""
 
     def __init__(self, out: Path, settings: Row):
@@ -80,13 +80,13 @@ class Journal:
 
 
 @contextmanager
-def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False) -> Iterator[Journal]:
+def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False) -> Iterator[QuantizeJournal]:
     """The journal of a job, new or taken over, locked while open. When nothing was done at the end, nothing is left.
 
     QCompressError for a full directory, a disk without `needed` bytes, a folder that is not ours, a job that runs
     already, or one that was started with other settings; `restart` removes the work of the latter.
     """
-    journal = Journal(out, settings)
+    journal = QuantizeJournal(out, settings)
     ours = (journal.folder / JOURNAL).is_file()
     if not ours:
         refuse_foreign(partial_path(out))
@@ -110,10 +110,10 @@ def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False
 @contextmanager
 def shared_journal(
     out: Path, settings: Row, needed: int, processes: Processes, *, restart: bool = False
-) -> Iterator[Journal]:
+) -> Iterator[QuantizeJournal]:
     """`open_journal` in the first process; the others get a copy to read."""
     if processes.rank:
-        yield processes.first(lambda: Journal(out, settings))
+        yield processes.first(lambda: QuantizeJournal(out, settings))
         return
     with ExitStack() as stack:
         opened = open_journal(out, settings, needed, restart=restart)

@@ -15,14 +15,14 @@ from compress.checkpoint.record import record_text
 from compress.checkpoint.write import CheckpointWriter, both_spellings
 from compress.core.config import QuantizeConfig
 from compress.core.errors import GateFailure
-from compress.quantize.blocks.loop import Job
+from compress.quantize.blocks.loop import QuantizeJob
 from compress.quantize.layout.vocabulary import pack_table
 from compress.quantize.tune.job import tune_checkpoint
 
 Row = dict[str, Any]
 
 
-def finish(job: Job, writer: CheckpointWriter, windows: Windows | None) -> None:
+def finish(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None) -> None:
     """Write what is outside the blocks, train if asked, publish. GateFailure for a broken rule, and nothing is kept."""
     tables = write_rest(job, writer)
     if job.config.tune and windows:
@@ -41,7 +41,7 @@ def finish(job: Job, writer: CheckpointWriter, windows: Windows | None) -> None:
         raise
 
 
-def write_rest(job: Job, writer: CheckpointWriter) -> list[Row]:
+def write_rest(job: QuantizeJob, writer: CheckpointWriter) -> list[Row]:
     """Embedding, final norm, head; the rows of those that are packed."""
     rows, tensor = [], job.checkpoint.tensor
     for module, source in job.plan.tables.items():
@@ -56,7 +56,7 @@ def write_rest(job: Job, writer: CheckpointWriter) -> list[Row]:
     return rows
 
 
-def job_record(job: Job, windows: Windows | None, tables: list[Row]) -> str:
+def job_record(job: QuantizeJob, windows: Windows | None, tables: list[Row]) -> str:
     """qcompress.json: what the bytes follow from, and the error of every linear. No times: runs must agree."""
     return record_text(
         "quantize",

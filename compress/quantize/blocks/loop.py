@@ -26,8 +26,8 @@ from compress.quantize.blocks.block import QuantizedBlock, Reference, quantize_b
 from compress.quantize.blocks.memory_estimate import BATCH_TOKENS, parked_bytes
 from compress.quantize.blocks.problem import BlockSettings
 from compress.quantize.calibrate import block_products
-from compress.quantize.journal import Journal, log_path
-from compress.quantize.layout.plan import Plan
+from compress.quantize.journal import QuantizeJournal, log_path
+from compress.quantize.layout.plan import LayoutPlan
 from compress.quantize.processes import Processes
 
 Row = dict[str, Any]
@@ -35,20 +35,22 @@ Report = Callable[[Row], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class QuantizeJob:
     """One quantization: from `checkpoint`, by `config`, as `plan` says; what is done is in the `journal`."""
 
     checkpoint: Checkpoint
-    plan: Plan
+    plan: LayoutPlan
     config: QuantizeConfig
     blocks: BlockModel
-    journal: Journal
+    journal: QuantizeJournal
     processes: Processes
     report: Report
 
 
 @torch.no_grad()
-def quantize_blocks(job: Job, writer: CheckpointWriter, windows: Windows | None, drive: Callable[..., None]) -> None:
+def quantize_blocks(
+    job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None, drive: Callable[..., None]
+) -> None:
     """Every block that is not done yet, quantized and written. Blocks see inputs made by quantized predecessors.
 
     `drive` is `lockstep` or `replay`; without `windows` blocks are rounded as they are.
@@ -76,7 +78,7 @@ def quantize_blocks(job: Job, writer: CheckpointWriter, windows: Windows | None,
 
 
 def solve_block(
-    job: Job,
+    job: QuantizeJob,
     block: Block,
     index: int,
     inputs: Activations,
@@ -93,12 +95,12 @@ def solve_block(
     return quantize_block(block, run, own, settings, own_outputs, drive, job.processes, reference)
 
 
-def stage_store(job: Job, number: int) -> Activations:
+def stage_store(job: QuantizeJob, number: int) -> Activations:
     """An empty store for the inputs of a stage, over what the block before has left there."""
     return Activations(job.journal.folder / f"stage-{number}-{job.processes.rank}.bin", [])
 
 
-def first_inputs(job: Job, ids: Tensor) -> Activations:
+def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
     """This process's inputs of the first block to do: embedded, or what the interrupted run has left. The same twice,
     where the mismatch is corrected."""
     read = ids[: len(ids) - job.config.held_out]
@@ -119,7 +121,7 @@ def first_inputs(job: Job, ids: Tensor) -> Activations:
     return inputs
 
 
-def work_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int:
+def work_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> int:
     """Bytes on disk of the activations before and after a block; with the mismatch to correct, twice, and of what the
     stages of the 16-bit block see."""
     tokens, width = config.n_samples * config.seq_len, blocks.model.config.hidden_size
@@ -128,7 +130,7 @@ def work_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int:
     return tokens * 16 * width + parked_bytes(blocks, plan, tokens) if config.mismatch else tokens * 8 * width
 
 
-def block_settings(job: Job) -> BlockSettings:
+def block_settings(job: QuantizeJob) -> BlockSettings:
     model, scheme = job.blocks.model.config, job.plan.scheme
     heads = model.num_attention_heads
     kv_heads = getattr(model, "num_key_value_heads", None) or heads
@@ -148,7 +150,7 @@ def block_settings(job: Job) -> BlockSettings:
 
 
 def save_block(
-    job: Job, block: Block, result: QuantizedBlock, writer: CheckpointWriter, digests: list[str] | None
+    job: QuantizeJob, block: Block, result: QuantizedBlock, writer: CheckpointWriter, digests: list[str] | None
 ) -> None:
     """The block on the disk, then its line in the journal."""
     write_block(block, result, writer, job.plan)
@@ -156,7 +158,7 @@ def save_block(
     job.journal.done(result.rows, digests)
 
 
-def write_block(block: Block, result: QuantizedBlock, writer: CheckpointWriter, plan: Plan) -> None:
+def write_block(block: Block, result: QuantizedBlock, writer: CheckpointWriter, plan: LayoutPlan) -> None:
     """Packed linears and the block's other parameters, those that folding changed in their new form."""
     for name, weight in result.weights.items():
         for suffix, tensor in plan.format.save(weight, plan.scheme.dtype).items():

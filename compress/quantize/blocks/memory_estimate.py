@@ -15,7 +15,7 @@ from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
 from compress.model.blocks import HEAD_ROWS, BlockModel
 from compress.model.malloc import block_numbers
 from compress.quantize.blocks.lockstep import lockstep, replay
-from compress.quantize.layout.plan import Plan
+from compress.quantize.layout.plan import LayoutPlan
 from compress.quantize.methods.error_correction import mismatch_rows
 from compress.quantize.tune.model import TuneSettings
 
@@ -30,17 +30,17 @@ def resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-def parked_bytes(blocks: BlockModel, plan: Plan, tokens: int) -> int:
+def parked_bytes(blocks: BlockModel, plan: LayoutPlan, tokens: int) -> int:
     """What `lockstep` keeps for `tokens`: inputs, residuals and attention outputs, and the widest linear's inputs."""
     return 4 * tokens * (3 * blocks.model.config.hidden_size + max(inn for _, inn in plan.linears.values()))
 
 
-def choose_driver(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> Callable[..., None]:
+def choose_driver(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, limit: int) -> Callable[..., None]:
     """`lockstep` where all windows may be parked within `limit` bytes, else `replay`, which gives the same bits."""
     return lockstep if parked_bytes(blocks, plan, config.n_samples * config.seq_len) <= limit else replay
 
 
-def estimate_memory(blocks: BlockModel, plan: Plan, config: QuantizeConfig, limit: int) -> int:
+def estimate_memory(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, limit: int) -> int:
     """Bytes of the process at its peak, within a third of what is measured."""
     block = [shape for name, shape in plan.linears.items() if name.startswith(f"{blocks.name(0)}.")]
     weights, largest = sum(out * inn for out, inn in block), max(out * inn for out, inn in block)
@@ -79,7 +79,7 @@ def stage_bytes(shape: tuple[int, int]) -> int:
     return 4 * inn**2 + max(4 * inn**2 + 10 * out * inn, 18 * out * inn)
 
 
-def forward_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig) -> int:
+def forward_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> int:
     """What the linears of one micro-batch make, and the widest statistics."""
     batch = min(config.n_samples * config.seq_len, max(BATCH_TOKENS, config.seq_len))
     statistics = max(statistics_bytes(shape, config.mismatch > 0) for shape in plan.linears.values())
@@ -92,7 +92,7 @@ def statistics_bytes(shape: tuple[int, int], mismatch: bool) -> int:
     return 4 * inn * (inn + (mismatch_rows(out, inn) if mismatch else 0))
 
 
-def tune_bytes(blocks: BlockModel, plan: Plan, config: QuantizeConfig, weights: int) -> int:
+def tune_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, weights: int) -> int:
     """Both models' ends, the multipliers with gradient, moments and two copies, then the larger of the two phases:
     three sets of states of all windows, or one, the loss, and a state per block; a block with its gradients in each."""
     width, settings = blocks.model.config.hidden_size, TuneSettings()

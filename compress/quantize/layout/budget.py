@@ -16,12 +16,12 @@ from compress.core.config import FORMAT_NAMES, GROUP_SIZES, QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.model.families import find_family
 from compress.quantize.layout.layouts import Choice, refusal
-from compress.quantize.layout.plan import Plan, Source, make_plan
+from compress.quantize.layout.plan import LayoutPlan, SourceModel, make_plan
 
 ENDS = ((16, 16), (8, 16), (4, 16), (8, 8), (4, 8), (16, 8))  # bits of head and embedding
 METHOD_OF = {"awq": "awq", "gptq": "gptq", "compressed-tensors": "gptq"}  # for command lines, where nobody chose one
-Harm = Callable[[Plan], float]
-Planned = tuple[QuantizeConfig, Plan]
+Harm = Callable[[LayoutPlan], float]
+Planned = tuple[QuantizeConfig, LayoutPlan]
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Candidate:
     """A layout: the settings that ask for it, its exact plan, and how much it may harm (smaller is better)."""
 
     config: QuantizeConfig
-    plan: Plan
+    plan: LayoutPlan
     harm: float
 
 
-def plan_layouts(source: Source, wanted: QuantizeConfig, formats: Sequence[str]) -> list[Planned]:
+def plan_layouts(source: SourceModel, wanted: QuantizeConfig, formats: Sequence[str]) -> list[Planned]:
     """Every layout that vLLM loads, with its plan; `wanted` gives the settings that are no layout."""
     return [(config, make_plan(source, config)) for config in layouts(source, wanted, formats)]
 
@@ -44,7 +44,7 @@ def rank(plans: Sequence[Planned], harm: Harm) -> list[Candidate]:
     return sorted(found, key=lambda candidate: (candidate.harm, candidate.plan.bytes))
 
 
-def layouts(source: Source, wanted: QuantizeConfig, formats: Sequence[str]) -> Iterator[QuantizeConfig]:
+def layouts(source: SourceModel, wanted: QuantizeConfig, formats: Sequence[str]) -> Iterator[QuantizeConfig]:
     """The settings of all legal layouts: formats × group sizes × bits of the ends × stages in 8 bits."""
     sizes = [size for size in GROUP_SIZES if all(inn % size == 0 for _, inn in source.linears.values())]
     for name in formats:
@@ -80,12 +80,12 @@ def rounding_error(scheme: Scheme) -> float:
     return (2 * extreme / (2**scheme.bits - 1)) ** 2 / 12
 
 
-def estimated_harm(source: Source) -> Harm:
+def estimated_harm(source: SourceModel) -> Harm:
     """The mean relative error of all matrices: a rank, no prediction."""
     table = source.vocabulary.rows * source.vocabulary.width
     whole = sum(map(prod, source.linears.values())) + 2 * table
 
-    def harm(plan: Plan) -> float:
+    def harm(plan: LayoutPlan) -> float:
         counts = {name: prod(plan.linears[name]) if name in plan.linears else table for name in plan.schemes}
         return sum(counts[name] * rounding_error(scheme) for name, scheme in plan.schemes.items()) / whole
 
@@ -106,7 +106,7 @@ def worthwhile(found: Sequence[Candidate]) -> list[Candidate]:
     return kept
 
 
-def plan_within(source: Source, config: QuantizeConfig) -> Plan:
+def plan_within(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
     """The plan of these settings. QCompressError when it passes their `max_size` says which flags would keep it."""
     plan = make_plan(source, config)
     if config.max_size is None or plan.bytes <= config.max_size:
@@ -117,7 +117,7 @@ def plan_within(source: Source, config: QuantizeConfig) -> Plan:
     )
 
 
-def cure(source: Source, config: QuantizeConfig) -> str:
+def cure(source: SourceModel, config: QuantizeConfig) -> str:
     """The flags that keep `max_size`, in the wanted format if it can, else in another; or by how much all fail."""
     assert config.max_size is not None
     others = [name for name in FORMAT_NAMES if name != config.format]
@@ -169,7 +169,7 @@ def flags(config: QuantizeConfig, given: QuantizeConfig | None = None) -> str:
     return " ".join(words)
 
 
-def loaders(plan: Plan) -> dict[str, bool]:
+def loaders(plan: LayoutPlan) -> dict[str, bool]:
     """Who can run it. vLLM's GPU kernels take all that is planned; its CPU kernel 4 bits and no packed embedding;
     transformers no packed embedding either, and heads and mixed bits of compressed-tensors only."""
     schemes, only_blocks = plan.schemes, set(plan.schemes) == set(plan.linears)

@@ -20,7 +20,7 @@ from compress.quantize.layout.layouts import Choice, choose_schemes
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceModel:
     """A plain model to be planned for: its name in errors, its parameters' shapes, its config.json, and the dtype of
     all that will not be packed. Needs no weights."""
 
@@ -38,7 +38,7 @@ class Source:
         return find_vocabulary(self.model)
 
 
-def read_source(path: Path, dtype: torch.dtype | None = None) -> Source:
+def read_source(path: Path, dtype: torch.dtype | None = None) -> SourceModel:
     """A checkpoint, a folder that holds a config.json alone, or a config.json, as what is to be planned for.
 
     QCompressError for what cannot be quantized.
@@ -50,14 +50,14 @@ def read_source(path: Path, dtype: torch.dtype | None = None) -> Source:
     model = read_json(file)
     check_causal_lm(file.parent, model)
     refuse_quantized(path, model)
-    return Source(str(path), parameter_shapes(model), model, dtype or storage_dtype(model))
+    return SourceModel(str(path), parameter_shapes(model), model, dtype or storage_dtype(model))
 
 
-def checkpoint_source(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Source:
+def checkpoint_source(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> SourceModel:
     """The same of an open checkpoint. QCompressError when it is quantized already."""
     refuse_quantized(checkpoint.path, checkpoint.config)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    return Source(str(checkpoint.path), shapes, checkpoint.config, dtype or storage_dtype(checkpoint.config))
+    return SourceModel(str(checkpoint.path), shapes, checkpoint.config, dtype or storage_dtype(checkpoint.config))
 
 
 def refuse_quantized(where: Path, model: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ def storage_dtype(config: dict[str, Any]) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LayoutPlan:
     """What will be written: every tensor, and how every packed module is stored.
 
     `scheme` is that of most linears, `schemes` each packed module's own; `linears` maps paths to (out, in), `tables` a
@@ -122,7 +122,7 @@ def choose_group_size(linears: dict[str, tuple[int, int]], wanted: int) -> int:
     raise QCompressError(f"{name}: --group-size {size} does not divide its {linears[name][1]} inputs; {cure}")
 
 
-def group_size_reason(plan: Plan) -> str | None:
+def group_size_reason(plan: LayoutPlan) -> str | None:
     """Why auto took less than the largest group size: the first linear that a larger one does not divide."""
     larger = [size for size in GROUP_SIZES if size > plan.scheme.group_size]
     for name, (_, inn) in plan.linears.items():
@@ -140,7 +140,7 @@ def check_rows(linears: dict[str, tuple[int, int]]) -> None:
             )
 
 
-def make_plan(source: Source, config: QuantizeConfig) -> Plan:
+def make_plan(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
     """Every tensor of the result, whatever its size. QCompressError when vLLM could not load it.
 
     The linears of the decoder blocks are packed, head and embedding where `config` says so; everything else is stored
@@ -161,7 +161,7 @@ def make_plan(source: Source, config: QuantizeConfig) -> Plan:
         for name, shape in source.shapes.items()
         if name.removesuffix(".weight") not in schemes and not (name == f"{HEAD}.weight" and vocabulary.tied)
     ]
-    return Plan(row, scheme, schemes, linears, table_sources(vocabulary, schemes), specs)
+    return LayoutPlan(row, scheme, schemes, linears, table_sources(vocabulary, schemes), specs)
 
 
 def table_sources(vocabulary: Vocabulary, schemes: Schemes) -> dict[str, str]:
@@ -175,7 +175,7 @@ def packed_specs(module: str, shape: tuple[int, int], row: Format, scheme: Schem
     return [TensorSpec(f"{module}.{spec.name}", spec.dtype, spec.shape) for spec in row.specs(*shape, scheme)]
 
 
-def plan_row(where: str, plan: Plan, config: QuantizeConfig) -> dict[str, Any]:
+def plan_row(where: str, plan: LayoutPlan, config: QuantizeConfig) -> dict[str, Any]:
     """The plan as a report row."""
     return {
         "model": where,

@@ -22,7 +22,7 @@ from compress.model.blocks import BlockModel, Weights
 from compress.model.families import find_family
 from compress.quantize.calibrate import calibration_windows
 from compress.quantize.layout.budget import Harm, Planned, rounding_error
-from compress.quantize.layout.plan import Source
+from compress.quantize.layout.plan import SourceModel
 from compress.quantize.layout.vocabulary import round_plain
 
 Row = dict[str, Any]
@@ -32,7 +32,7 @@ SAMPLE = 1024  # rows of a weight that tell its rounding error
 
 
 @dataclass
-class Part:
+class ModelPart:
     """Some modules of a model: what rounding them costs in nats, and their rounding errors by scheme."""
 
     name: str
@@ -49,26 +49,26 @@ class Part:
         return self.kl * mean / self.errors[measured]
 
 
-def find_parts(source: Source) -> list[Part]:
+def find_parts(source: SourceModel) -> list[ModelPart]:
     """Stages of the family's table, over all blocks (all linears together where it has none), head and embedding."""
     family = find_family(str(source.model.get("model_type")))
     stages = [stage.linears for stage in family.stages] if family else [("",)]
-    parts = [Part(names[0] or "linears", tuple(in_stage(source, names))) for names in stages]
+    parts = [ModelPart(names[0] or "linears", tuple(in_stage(source, names))) for names in stages]
     vocabulary = source.vocabulary
-    return [*parts, Part("head", (vocabulary.head,)), Part("embedding", (vocabulary.embedding,))]
+    return [*parts, ModelPart("head", (vocabulary.head,)), ModelPart("embedding", (vocabulary.embedding,))]
 
 
-def in_stage(source: Source, names: Sequence[str]) -> Iterator[str]:
+def in_stage(source: SourceModel, names: Sequence[str]) -> Iterator[str]:
     return (module for module in source.linears if any(module.endswith(name) for name in names))
 
 
 def measure_parts(
-    source: Source,
+    source: SourceModel,
     weights: Weights,
     ids: Tensor,
     schemes: Iterable[Scheme],
     report: Report = lambda row: None,
-) -> list[Part]:
+) -> list[ModelPart]:
     """Every part with its KL on (n, seq) ids, and its errors under every one of `schemes`.
 
     One block is in memory at a time; the model runs once as it is, and once per part under the coarsest scheme.
@@ -89,7 +89,7 @@ def measure_parts(
     return parts
 
 
-def source_module(source: Source, module: str) -> str:
+def source_module(source: SourceModel, module: str) -> str:
     """Where a module's weight is stored: a tied head is the embedding."""
     vocabulary = source.vocabulary
     return vocabulary.embedding if vocabulary.tied and module == vocabulary.head else module
@@ -114,7 +114,7 @@ def mean_errors(weights: Weights, names: Sequence[str], schemes: Sequence[Scheme
 
 
 @torch.no_grad()
-def log_probabilities(source: Source, ids: Tensor, reads: tuple[Weights, ...]) -> Iterator[Tensor]:
+def log_probabilities(source: SourceModel, ids: Tensor, reads: tuple[Weights, ...]) -> Iterator[Tensor]:
     """(seq, vocab) log-probabilities of each window; `reads` give the embedding, the blocks and the head."""
     embedding, body, head = reads
     model = BlockModel(source.model, embedding)
@@ -135,13 +135,13 @@ def mean_kl(whole: Tensor, found: Iterable[Tensor]) -> float:
     return torch.stack(means).mean().item()
 
 
-def measured_harm(parts: Sequence[Part], schemes: Iterable[Scheme]) -> Harm:
+def measured_harm(parts: Sequence[ModelPart], schemes: Iterable[Scheme]) -> Harm:
     """The parts' KL under a plan's schemes, added up, in nats per token."""
     coarsest = max(schemes, key=rounding_error)
     return lambda plan: sum(part.harm(plan.schemes, coarsest) for part in parts)
 
 
-def measure_harm(path: Path, source: Source, plans: Sequence[Planned], report: Report = lambda row: None) -> Harm:
+def measure_harm(path: Path, source: SourceModel, plans: Sequence[Planned], report: Report = lambda row: None) -> Harm:
     """The harm of these plans, measured on the weights at `path` and a few windows of the embedded text.
 
     QCompressError when there are no weights.

@@ -19,7 +19,7 @@ from torch import Tensor
 from compress.core.schedule import learning_rate
 from compress.model.blocks import BlockModel
 from compress.model.malloc import release_memory
-from compress.quantize.tune.model import Adam, Student, TuneSettings, backward, batches
+from compress.quantize.tune.model import Adam, TunedWeights, TuneSettings, backward, batches
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
@@ -27,7 +27,7 @@ Report = Callable[[Row], None]
 
 @torch.no_grad()
 def tune_blocks(
-    teacher: BlockModel, model: BlockModel, student: Student, ids: Tensor, settings: TuneSettings, report: Report
+    teacher: BlockModel, model: BlockModel, student: TunedWeights, ids: Tensor, settings: TuneSettings, report: Report
 ) -> Tensor:
     """Give `student`, whose weights `model` takes, the multipliers that bring each block nearest to `teacher`'s.
 
@@ -52,7 +52,7 @@ def tune_blocks(
 
 
 def train_block(
-    model: BlockModel, student: Student, index: int, states: Tensor, wanted: Tensor, settings: TuneSettings
+    model: BlockModel, student: TunedWeights, index: int, states: Tensor, wanted: Tensor, settings: TuneSettings
 ) -> tuple[float, float]:
     """The block's error on the held-out windows before and after; the student has the multipliers of the lower one."""
     trained = len(states) - settings.held_out

@@ -25,7 +25,7 @@ from compress.model.blocks import BlockModel
 from compress.model.malloc import release_memory
 from compress.model.precision import products_in
 from compress.quantize.tune.blockwise import tune_blocks
-from compress.quantize.tune.model import Adam, Student, TuneSettings, backward, batches
+from compress.quantize.tune.model import Adam, TunedWeights, TuneSettings, backward, batches
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
@@ -49,7 +49,7 @@ class TuneResult:
 def tune_model(
     teacher: BlockModel,
     student_model: BlockModel,
-    student: Student,
+    student: TunedWeights,
     ids: Tensor,
     settings: TuneSettings,
     report: Report = lambda row: None,
@@ -140,7 +140,9 @@ def mean_kl(teacher: BlockModel, model: BlockModel, ids: Tensor, answers: Tensor
 class Trainer:
     """One step at a time: forward through all blocks, backward through them, each loaded when its turn comes."""
 
-    def __init__(self, teacher: BlockModel, model: BlockModel, student: Student, products: torch.dtype = torch.float32):
+    def __init__(
+        self, teacher: BlockModel, model: BlockModel, student: TunedWeights, products: torch.dtype = torch.float32
+    ):
         self.teacher, self.model, self.student, self.products = teacher, model, student, products
         self.adam = Adam(student.multipliers.values())
 

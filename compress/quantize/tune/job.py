@@ -12,15 +12,15 @@ from compress.checkpoint.write import CheckpointWriter
 from compress.core.atomic import write_whole
 from compress.core.grid import QuantizedWeight
 from compress.model.blocks import BlockModel
-from compress.quantize.blocks.loop import Job
+from compress.quantize.blocks.loop import QuantizeJob
 from compress.quantize.calibrate import block_products
-from compress.quantize.layout.plan import Plan
-from compress.quantize.tune.end_to_end import Student, TuneSettings, tune_model
+from compress.quantize.layout.plan import LayoutPlan
+from compress.quantize.tune.end_to_end import TunedWeights, TuneSettings, tune_model
 
 FOUND = "tuned.safetensors"
 
 
-def tune_checkpoint(job: Job, writer: CheckpointWriter, ids: Tensor) -> None:
+def tune_checkpoint(job: QuantizeJob, writer: CheckpointWriter, ids: Tensor) -> None:
     """Train what `writer` holds on (n, seq) ids and write the better values; the journal notes what it brought."""
     file, notes = job.journal.folder / FOUND, job.journal.notes
     if not file.is_file():
@@ -37,14 +37,14 @@ def tune_checkpoint(job: Job, writer: CheckpointWriter, ids: Tensor) -> None:
         writer.write(name, tensor)
 
 
-def tune_settings(job: Job) -> TuneSettings:
+def tune_settings(job: QuantizeJob) -> TuneSettings:
     """Blocks learn alone only where the mismatch was left: its correction has fitted them to the same windows."""
     products = block_products(job.config, job.blocks.device)
     alone = 0 if job.config.mismatch else TuneSettings.block_epochs
     return TuneSettings(job.config.tune, alone, held_out=job.config.held_out, products=products)
 
 
-def make_student(writer: CheckpointWriter, plan: Plan, layers_path: str) -> Student:
+def make_student(writer: CheckpointWriter, plan: LayoutPlan, layers_path: str) -> TunedWeights:
     """The written checkpoint as a student. Scales of all block linears, and the blocks' norms and biases, are trained;
     embedding, final norm and head stay as they are."""
 
@@ -60,10 +60,10 @@ def make_student(writer: CheckpointWriter, plan: Plan, layers_path: str) -> Stud
     }
     whole = (spec for spec in plan.specs if spec.name.endswith((".weight", ".bias")))
     shapes |= {spec.name: spec.shape for spec in whole if spec.name.startswith(f"{layers_path}.")}
-    return Student(packed, plain, shapes, plan.scheme.dtype)
+    return TunedWeights(packed, plain, shapes, plan.scheme.dtype)
 
 
-def changed_tensors(student: Student, writer: CheckpointWriter, plan: Plan) -> dict[str, Tensor]:
+def changed_tensors(student: TunedWeights, writer: CheckpointWriter, plan: LayoutPlan) -> dict[str, Tensor]:
     """By name on disk, every tensor that is not what `writer` holds: scales, norms, biases."""
     tensors: dict[str, Tensor] = {}
     for name in student.multipliers:
@@ -72,7 +72,7 @@ def changed_tensors(student: Student, writer: CheckpointWriter, plan: Plan) -> d
     return tensors
 
 
-def written_as(student: Student, name: str, plan: Plan) -> dict[str, Tensor]:
+def written_as(student: TunedWeights, name: str, plan: LayoutPlan) -> dict[str, Tensor]:
     """What a trained linear or parameter is on disk, by name."""
     if name not in plan.linears:
         return {name: student.plain(name).to(plan.scheme.dtype)}

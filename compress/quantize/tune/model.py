@@ -31,7 +31,7 @@ class TuneSettings:
     products: torch.dtype = torch.float32
 
 
-class Student:
+class TunedWeights:
     """A quantized model with multipliers: `weights` gives any parameter by its plain name, as it will be stored.
 
     `packed` reads the codes of a linear by its module path, `plain` any other parameter; `shapes` are those of the
@@ -100,7 +100,7 @@ class Adam:
 
 
 def backward(
-    student: Student,
+    student: TunedWeights,
     block: Block,
     run: Callable[[Tensor], Tensor],
     state: Tensor,
@@ -125,7 +125,7 @@ def backward(
     return state.grad
 
 
-def multiplier_names(student: Student, block: Block) -> dict[str, str]:
+def multiplier_names(student: TunedWeights, block: Block) -> dict[str, str]:
     """By a trained parameter's path in the block, its multiplier's name: a linear's for scales, else its own."""
     full = {path: f"{block.name}.{path}" for path, _ in block.module.named_parameters()}
     names = {path: student.module(name) or name for path, name in full.items()}

@@ -18,23 +18,23 @@ from compress.quantize.job import quantize_checkpoint
 from compress.quantize.methods.rtn import rtn
 from compress.quantize.tune.blockwise import relative_error, tune_blocks
 from compress.quantize.tune.end_to_end import Trainer, final_states, tune_model
-from compress.quantize.tune.model import Student, TuneSettings, batches
+from compress.quantize.tune.model import TunedWeights, TuneSettings, batches
 
 GROUP = 32
 
 
-def make_student(path: Path) -> tuple[Checkpoint, Student, dict[str, QuantizedWeight]]:
+def make_student(path: Path) -> tuple[Checkpoint, TunedWeights, dict[str, QuantizedWeight]]:
     """A checkpoint rounded to nearest in groups of GROUP; scales, norms and biases are trained."""
     checkpoint = Checkpoint(path)
     shapes = linear_shapes(checkpoint.config)
     codes = {n: rtn(checkpoint.tensor(f"{n}.weight").float(), group_size=GROUP, sym=False) for n in shapes}
     trained = {n: (out, inn // GROUP) for n, (out, inn) in shapes.items()}
     trained |= {n: t.shape for n, t in checkpoint.tensors.items() if "layernorm" in n or n.endswith(".bias")}
-    student = Student(codes.__getitem__, checkpoint.tensor, trained, torch.float16)
+    student = TunedWeights(codes.__getitem__, checkpoint.tensor, trained, torch.float16)
     return checkpoint, student, codes
 
 
-def make_models(checkpoint: Checkpoint, student: Student) -> tuple[BlockModel, BlockModel]:
+def make_models(checkpoint: Checkpoint, student: TunedWeights) -> tuple[BlockModel, BlockModel]:
     return BlockModel(checkpoint.config, checkpoint.tensor), BlockModel(checkpoint.config, student.weights)
 
 
@@ -156,7 +156,7 @@ def test_a_learning_rate_that_ruins_the_model_changes_nothing(tiny_llama):
     assert all(not value.any() for value in found.multipliers.values())
 
 
-def advance_by_blocks(path: Path, settings: TuneSettings) -> tuple[Student, list[dict], Tensor, Tensor]:
+def advance_by_blocks(path: Path, settings: TuneSettings) -> tuple[TunedWeights, list[dict], Tensor, Tensor]:
     """A student whose blocks learned alone, what was told of each, the teacher's states that came back and should."""
     checkpoint, student, _ = make_student(path)
     teacher, model = make_models(checkpoint, student)
