@@ -112,11 +112,11 @@ def quantize_stage(recipe: Recipe, part: QuantizePart, report: Report, force: bo
     dtype = getattr(torch, part.dtype) if part.dtype else None
 
     def make() -> object:
-        texts = part.calibration
-        return quantize(source, out, part.config(), calibration=texts, dtype=dtype, restart=force, report=report)
+        texts = part.text
+        return quantize(source, out, part.config(), text=texts, dtype=dtype, restart=force, report=report)
 
     settings = asdict(part.config()) | {"dtype": part.dtype}
-    return RecipeStage(part.name, out, "quantize", settings, (source,), tuple(part.calibration), make)
+    return RecipeStage(part.name, out, "quantize", settings, (source,), tuple(part.text), make)
 
 
 def run_stage(stage: RecipeStage, folder: Path, *, force: bool, report: Report) -> None:

@@ -50,8 +50,8 @@ class QuantizePart(RecipeSection):
     format: str | None = None
     group_size: int | str = "auto"
     sym: bool | None = None
-    calibration: list[str] = ["default"]
-    n_samples: int = 128
+    text: list[str] = ["default"]
+    samples: int = 128
     seq_len: int = 512
     damp_percent: float = QuantizeConfig.damp_percent
     mismatch: float = QuantizeConfig.mismatch
@@ -74,7 +74,7 @@ class QuantizePart(RecipeSection):
             damp_percent=self.damp_percent,
             mismatch=self.mismatch,
             compute_dtype=self.compute_dtype,
-            n_samples=self.n_samples,
+            samples=self.samples,
             seq_len=self.seq_len,
             seed=self.seed,
             max_size=parse_size(self.max_size) if self.max_size else None,

@@ -1,4 +1,4 @@
-"""Does memory grow with depth? python scripts/bench_memory.py SHALLOW DEEP [--method gptq --n-samples 128 ...]
+"""Does memory grow with depth? python scripts/bench_memory.py SHALLOW DEEP [--method gptq --samples 128 ...]
 
 Two checkpoints of one shape, e.g. of 2 and 6 blocks from scripts/make_shape.py, are quantized one after the other, each
 in its own process. Printed are the peak of resident memory as seen from outside (sampled, children included) and as
@@ -70,17 +70,17 @@ def estimate(model: Path, config: QuantizeConfig, limit: int) -> int:
     return estimate_memory(BlockModel(checkpoint.config, checkpoint.tensor), plan, config, limit)
 
 
-def measure(model: Path, calibration: str, out: Path, config: QuantizeConfig, limit: str) -> dict[str, Any]:
+def measure(model: Path, text: str, out: Path, config: QuantizeConfig, limit: str) -> dict[str, Any]:
     """One quantization: its row. The result is removed: only its memory was asked for."""
     place = out / model.name
     shutil.rmtree(place, ignore_errors=True)
-    sizes = {"--group-size": config.group_size, "--n-samples": config.n_samples, "--seq-len": config.seq_len}
+    sizes = {"--group-size": config.group_size, "--samples": config.samples, "--seq-len": config.seq_len}
     given = [part for name, value in sizes.items() for part in (name, str(value))]
     start = [sys.executable, "-c", "from compress.cli import cli; cli()", "quantize", str(model), "--json"]
     given += ["--mismatch", str(config.mismatch), "--activation-memory", limit]
     row = {"name": model.name, "estimate_bytes": estimate(model, config, parse_size(limit))}
     report(row)
-    command = [*start, "--method", config.method, "--calibration", calibration, "--out", str(place), *given]
+    command = [*start, "--method", config.method, "--text", text, "--out", str(place), *given]
     row |= watch(command, out / f"{model.name}.log")
     report(row)  # the next one may take an hour
     shutil.rmtree(place)
@@ -90,21 +90,19 @@ def measure(model: Path, calibration: str, out: Path, config: QuantizeConfig, li
 @click.command(help=__doc__)
 @click.argument("shallow", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("deep", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--calibration", default="default", show_default=True)
+@click.option("--text", default="default", show_default=True)
 @click.option("--method", type=click.Choice(METHODS), default="gptq", show_default=True)
 @click.option("--mismatch", type=float, default=QuantizeConfig.mismatch, show_default=True)
 @click.option("--activation-memory", "limit", default="1GB", show_default=True)
 @click.option("--group-size", type=int, default=128, show_default=True)
-@click.option("--n-samples", type=int, default=128, show_default=True)
+@click.option("--samples", type=int, default=128, show_default=True)
 @click.option("--seq-len", type=int, default=512, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench-memory"), show_default=True)
 @json_option
-def main(
-    shallow: Path, deep: Path, calibration: str, method: str, limit: str, out: Path, as_json: bool, **sizes: Any
-) -> None:
+def main(shallow: Path, deep: Path, text: str, method: str, limit: str, out: Path, as_json: bool, **sizes: Any) -> None:
     out.mkdir(parents=True, exist_ok=True)
     config = QuantizeConfig(method=method, format=DEFAULT_FORMAT[method], **sizes)
-    rows = [measure(model, calibration, out, config, limit) for model in (shallow, deep)]
+    rows = [measure(model, text, out, config, limit) for model in (shallow, deep)]
     ratio, peak = rows[1]["vmhwm_bytes"] / rows[0]["vmhwm_bytes"], max(row["sampled_bytes"] for row in rows)
     targets = [
         {"name": "deep / shallow", "expected_at_most": RATIO_LIMIT, "found": ratio, "met": ratio <= RATIO_LIMIT},

@@ -27,7 +27,7 @@ def timed(model: Path, out: Path, calibration: str, config: QuantizeConfig) -> f
     """Seconds of one quantization, from the command to the published checkpoint."""
     shutil.rmtree(out, ignore_errors=True)
     started = time.perf_counter()
-    quantize_checkpoint(model, out, config, calibration=[calibration], report=report)
+    quantize_checkpoint(model, out, config, text=[calibration], report=report)
     return time.perf_counter() - started
 
 
@@ -37,7 +37,7 @@ def timed(model: Path, out: Path, calibration: str, config: QuantizeConfig) -> f
 @click.argument("text")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
 @click.option("--group-size", type=int, default=64, show_default=True)
-@click.option("--n-samples", type=int, default=64, show_default=True)
+@click.option("--samples", type=int, default=64, show_default=True)
 @click.option("--seq-len", type=int, default=512, show_default=True)
 @click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), default=METHODS, help="Which to run.")
 @click.option("--windows", type=int, default=12, show_default=True, help="Windows of TEXT, --seq-len tokens each.")

@@ -1,7 +1,7 @@
 """Ours against the others, one run on one machine: python scripts/bench_quantize.py MODEL CALIBRATION TEXT
 
 Every quantizer runs alone, in its own process and interpreter (scripts/install_peers.sh makes those of the others), on
-the same text: the first --n-samples · --seq-len tokens of the file CALIBRATION. Then every checkpoint is scored
+the same text: the first --samples · --seq-len tokens of the file CALIBRATION. Then every checkpoint is scored
 against MODEL on the same windows of TEXT.
 
 `seconds` is the quantizer's own clock. The others' is without loading and saving, ours with both and with measuring
@@ -50,7 +50,7 @@ class Job:
     calibration: str
     windows: Path
     group_size: int
-    n_samples: int
+    samples: int
     seq_len: int
     peers: Path
 
@@ -68,11 +68,11 @@ class Variant:
 VARIANTS = (
     Variant("gptq", ("--method", "gptq", "--format", "gptq")),
     Variant("gptq uncorrected", ("--method", "gptq", "--format", "gptq", "--mismatch", "0")),
-    Variant("gptq, 16 windows", ("--method", "gptq", "--format", "gptq", "--n-samples", "16")),
-    Variant("gptq, 8 windows", ("--method", "gptq", "--format", "gptq", "--n-samples", "8")),
+    Variant("gptq, 16 windows", ("--method", "gptq", "--format", "gptq", "--samples", "16")),
+    Variant("gptq, 8 windows", ("--method", "gptq", "--format", "gptq", "--samples", "8")),
     Variant("awq", ("--method", "awq", "--format", "awq")),
     Variant("awq+gptq", ("--method", "awq+gptq", "--format", "awq")),
-    Variant("awq+gptq, 16 windows", ("--method", "awq+gptq", "--format", "awq", "--n-samples", "16")),
+    Variant("awq+gptq, 16 windows", ("--method", "awq+gptq", "--format", "awq", "--samples", "16")),
     Variant("awq+gptq tune", ("--method", "awq+gptq", "--format", "awq", "--tune")),
     Variant("llm-compressor", peer="llmcompressor"),
     Variant("gptqmodel", peer="gptqmodel", environment=(("GPTQMODEL_CPU_WORKERS", "2"),)),
@@ -104,10 +104,10 @@ def command(variant: Variant, job: Job) -> list[str]:
     if variant.peer is not None:
         python, script = job.peers / variant.peer / "bin/python", HERE / "peers" / f"run_{variant.peer}.py"
         return [str(python), "-W", "ignore", *map(str, (script, job.model, job.out, job.windows, job.group_size))]
-    sizes = {"--group-size": job.group_size, "--n-samples": job.n_samples, "--seq-len": job.seq_len}
+    sizes = {"--group-size": job.group_size, "--samples": job.samples, "--seq-len": job.seq_len}
     given = [part for name, value in sizes.items() for part in (name, str(value))]
     start = [sys.executable, "-c", "from compress.cli import cli; cli()", "quantize", str(job.model)]
-    return [*start, *given, *variant.options, "--calibration", job.calibration, "--out", str(job.out), "--json"]
+    return [*start, *given, *variant.options, "--text", job.calibration, "--out", str(job.out), "--json"]
 
 
 def run(variant: Variant, job: Job) -> Row:
@@ -210,7 +210,7 @@ def score(model: Path, rows: list[Row], place: Callable[[str], Path], text: str,
 @click.option("--peers", type=click.Path(path_type=Path), default=Path("build/peers"), show_default=True)
 @click.option("--variant", "wanted", multiple=True, type=click.Choice([variant.name for variant in VARIANTS]))
 @click.option("--group-size", type=int, default=64, show_default=True)
-@click.option("--n-samples", type=int, default=64, show_default=True)
+@click.option("--samples", type=int, default=64, show_default=True)
 @click.option("--seq-len", type=int, default=512, show_default=True)
 @click.option("--windows", type=int, default=12, show_default=True, help="Windows of TEXT, --seq-len tokens each.")
 @json_option
@@ -226,10 +226,10 @@ def main(
     **sizes: int,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    n_samples, seq_len = sizes["n_samples"], sizes["seq_len"]
-    plain = build_windows([calibration], Checkpoint(model).tokenizer, n_samples=n_samples, seq_len=seq_len)
+    samples, seq_len = sizes["samples"], sizes["seq_len"]
+    plain = build_windows([calibration], open_causal_lm(model).tokenizer, n_samples=samples, seq_len=seq_len)
     (out / "windows.json").write_text(json.dumps(plain.ids.tolist()))
-    report({"the others see": f"{n_samples} × {seq_len} tokens of {calibration}", "digest": plain.manifest["digest"]})
+    report({"the others see": f"{samples} × {seq_len} tokens of {calibration}", "digest": plain.manifest["digest"]})
     report({"ours sees": "the same text from its beginning, each window after the start token, if the model wants it"})
     rows = []
     for variant in VARIANTS:
@@ -240,7 +240,7 @@ def main(
         rows.append(readable(run(variant, job), place))
         report(rows[-1])
     score(model, rows, lambda name: out / name, text, windows, seq_len)
-    targets = [*judge(rows), *roofline_rows(model, rows, n_samples * seq_len, seq_len)]
+    targets = [*judge(rows), *roofline_rows(model, rows, samples * seq_len, seq_len)]
     if as_json:
         emit({"rows": rows, "targets": targets, "load_average": os.getloadavg()[0]}, as_json=True)
         return

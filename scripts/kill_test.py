@@ -1,7 +1,7 @@
 """Kill `qcompress quantize` at random moments, resume it each time, and compare every byte with an uninterrupted run.
 
     python scripts/kill_test.py --tiny --kills 20
-    python scripts/kill_test.py build/smollm2 --kills 10 --method gptq --n-samples 16 --seq-len 256
+    python scripts/kill_test.py build/smollm2 --kills 10 --method gptq --samples 16 --seq-len 256
 
 Prints one line per kill. Exit code 1 when a byte differs or work is left behind; see `killing.py`.
 """
@@ -23,9 +23,9 @@ from compress.quantize.journal import JOURNAL, work_path
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.option("--tiny", is_flag=True, help="A random model of 8 blocks instead of MODEL.")
 @click.option("--kills", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--calibration", default="default", show_default=True)
+@click.option("--text", default="default", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(model: Path | None, options: tuple[str, ...], tiny: bool, kills: int, calibration: str, seed: int) -> None:
+def main(model: Path | None, options: tuple[str, ...], tiny: bool, kills: int, text: str, seed: int) -> None:
     """MODEL is a 16-bit checkpoint; further OPTIONS go to `qcompress quantize`."""
     if tiny == (model is not None):
         raise click.UsageError("give MODEL or --tiny")
@@ -33,8 +33,8 @@ def main(model: Path | None, options: tuple[str, ...], tiny: bool, kills: int, c
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = tiny_model(folder / "tiny", 8) if model is None else model
-        small = ("--method", "awq+gptq", "--n-samples", "64", "--seq-len", "64") if tiny else ("--method", "awq+gptq")
-        command = ["quantize", str(source), *small, *options, "--calibration", calibration, "--out"]
+        small = ("--method", "awq+gptq", "--samples", "64", "--seq-len", "64") if tiny else ("--method", "awq+gptq")
+        command = ["quantize", str(source), *small, *options, "--text", text, "--out"]
         differing = kill_and_compare("quantize", command, folder / "kills", kills, state)
     print(f"{kills} kills: {'; '.join(differing) or 'every byte is that of the uninterrupted run'}")
     sys.exit(bool(differing))

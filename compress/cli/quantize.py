@@ -11,7 +11,9 @@ from compress.core.errors import QCompressError
 
 @click.command("quantize")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory for the quantized checkpoint.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory for the quantized checkpoint."
+)
 @click.option(
     "--method",
     type=click.Choice([*METHODS, AUTO]),
@@ -23,10 +25,8 @@ from compress.core.errors import QCompressError
 )
 @click.option("--group-size", type=click.Choice(["auto", "128", "64", "32"]), default="auto", show_default=True)
 @click.option("--sym/--asym", "sym", default=None, help="For compressed-tensors only; gptq is symmetric, awq is not.")
-@click.option(
-    "--calibration", multiple=True, default=("default",), show_default=True, help="NAME or FILE, with =WEIGHT."
-)
-@click.option("--n-samples", type=click.IntRange(1), default=128, show_default=True, help="Calibration windows.")
+@click.option("--text", multiple=True, default=("default",), show_default=True, help="NAME or FILE, with =WEIGHT.")
+@click.option("--samples", type=click.IntRange(1), default=128, show_default=True, help="Calibration windows.")
 @click.option("--seq-len", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window.")
 @click.option(
     "--damp-percent", type=click.FloatRange(0, 1, True, True), default=QuantizeConfig.damp_percent, show_default=True
@@ -91,8 +91,8 @@ def command(
     format_name: str | None,
     group_size: str,
     sym: bool | None,
-    calibration: tuple[str, ...],
-    n_samples: int,
+    text: tuple[str, ...],
+    samples: int,
     seq_len: int,
     damp_percent: float,
     mismatch: float,
@@ -117,10 +117,10 @@ def command(
     again.
 
     \b
-    qcompress quantize smollm2 --method awq --out smollm2-awq
-    qcompress quantize smollm2 --method gptq --group-size 64 --calibration notes.txt --out smollm2-gptq
-    qcompress quantize student --method gptq --format compressed-tensors --head-bits 4 --embedding-bits 8 --out small
-    qcompress quantize student --method awq+gptq --max-size 2GB --dry-run --out student-awq
+    qcompress quantize smollm2 --method awq -o smollm2-awq
+    qcompress quantize smollm2 --method gptq --group-size 64 --text notes.txt -o smollm2-gptq
+    qcompress quantize student --method gptq --format compressed-tensors --head-bits 4 --embedding-bits 8 -o small
+    qcompress quantize student --method awq+gptq --max-size 2GB --dry-run -o student-awq
     """
     config = QuantizeConfig(
         method=method,
@@ -130,7 +130,7 @@ def command(
         damp_percent=damp_percent,
         mismatch=mismatch,
         compute_dtype=compute_dtype,
-        n_samples=n_samples,
+        samples=samples,
         seq_len=seq_len,
         tune=tune,
         seed=seed,
@@ -157,7 +157,7 @@ def command(
         model,
         out,
         config,
-        calibration=calibration,
+        text=text,
         dtype=storage,
         restart=restart,
         activation_memory=parse_size(activation_memory),

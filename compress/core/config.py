@@ -22,7 +22,7 @@ class QuantizeConfig:
     `mismatch` is how far weights move towards what makes up for their quantized predecessors, 0 to 1.
     `compute_dtype` is the type that blocks multiply in, auto the fastest of the machine; statistics are float32 sums.
     `tune` epochs of training follow the rounding. `held_out` windows are read by no method: they judge. They follow
-    the `n_samples` in the text, or are the last of these where it has no more.
+    the `samples` in the text, or are the last of these where it has no more.
     """
 
     method: str
@@ -33,7 +33,7 @@ class QuantizeConfig:
     damp_percent: float = 1e-4
     mismatch: float = 0.7
     compute_dtype: str = "auto"
-    n_samples: int = 128
+    samples: int = 128
     seq_len: int = 512
     seed: int = 0
     max_size: int | None = None
@@ -62,14 +62,14 @@ class QuantizeConfig:
             raise ValueError(f"mismatch={self.mismatch}: from 0, as if inputs were the 16-bit model's, to 1")
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(f"compute_dtype={self.compute_dtype}: known are {COMPUTE_DTYPES}")
-        if self.tune < 0 or not 0 <= self.held_out < self.n_samples:
-            raise ValueError(f"tune={self.tune}, held_out={self.held_out} of n_samples={self.n_samples}")
-        if (self.tune or self.method == AUTO) and self.n_samples < 2:
+        if self.tune < 0 or not 0 <= self.held_out < self.samples:
+            raise ValueError(f"tune={self.tune}, held_out={self.held_out} of samples={self.samples}")
+        if (self.tune or self.method == AUTO) and self.samples < 2:
             raise ValueError(
-                f"n_samples={self.n_samples}: --tune and --method auto need 2 at least, for windows that judge"
+                f"samples={self.samples}: --tune and --method auto need 2 at least, for windows that judge"
             )
-        if min(self.n_samples, self.seq_len) < 1 or not 0 < self.damp_percent < 1:
-            raise ValueError(f"n_samples={self.n_samples}, seq_len={self.seq_len}, damp_percent={self.damp_percent}")
+        if min(self.samples, self.seq_len) < 1 or not 0 < self.damp_percent < 1:
+            raise ValueError(f"samples={self.samples}, seq_len={self.seq_len}, damp_percent={self.damp_percent}")
 
     @property
     def symmetric(self) -> bool:
@@ -79,7 +79,7 @@ class QuantizeConfig:
 
     def judged(self) -> "QuantizeConfig":
         """The same with windows held out: an eighth as many as calibrate, where nobody has said it."""
-        return self if self.held_out else replace(self, held_out=max(1, self.n_samples // 8))
+        return self if self.held_out else replace(self, held_out=max(1, self.samples // 8))
 
 
 def parse_size(text: str) -> int:

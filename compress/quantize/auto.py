@@ -44,7 +44,7 @@ def quantize(
     out: Path,
     config: QuantizeConfig,
     *,
-    calibration: Sequence[str] = ("default",),
+    text: Sequence[str] = ("default",),
     dtype: torch.dtype | None = None,
     restart: bool = False,
     device: str = "cpu",
@@ -56,15 +56,15 @@ def quantize(
 
     Errors, resuming and several `processes` are those of `quantize_checkpoint`, whose options the others are.
     """
-    options: dict[str, Any] = {"calibration": calibration, "dtype": dtype, "restart": restart, "device": device}
+    options: dict[str, Any] = {"text": text, "dtype": dtype, "restart": restart, "device": device}
     options |= {"processes": processes, "report": report, **resources}
     if config.method != AUTO:
         return quantize_checkpoint(model, out, config, **options)
     config = config.judged()
-    folder = processes.first(lambda: open_folder(model, out, config, calibration, dtype, restart))
+    folder = processes.first(lambda: open_folder(model, out, config, text, dtype, restart))
     if processes.first(lambda: is_published(out)):
         return processes.first(lambda: finish(folder, out))
-    judges = [make_judge(model, config, calibration, dtype, device)] if processes.rank == 0 else []
+    judges = [make_judge(model, config, text, dtype, device)] if processes.rank == 0 else []
     found: list[Row] = []
 
     def attempt(candidate: QuantizeConfig) -> None:
@@ -96,7 +96,7 @@ def open_folder(
     model: Path,
     out: Path,
     config: QuantizeConfig,
-    calibration: Sequence[str],
+    text: Sequence[str],
     dtype: torch.dtype | None,
     restart: bool,
 ) -> Path:
@@ -104,7 +104,7 @@ def open_folder(
     goes on. QCompressError for other settings, a full directory or disk."""
     folder = out.with_name(f".{out.name}.auto")
     _, plan = plan_quantize(model, replace(config, method="rtn"), dtype=dtype)
-    settings = {key: str(value) for key, value in job_settings(model, plan, config, calibration).items()}
+    settings = {key: str(value) for key, value in job_settings(model, plan, config, text).items()}
     if restart:
         shutil.rmtree(folder, ignore_errors=True)
     if (folder / SETTINGS).is_file():
@@ -137,14 +137,14 @@ class Judge:
 
 @torch.no_grad()
 def make_judge(
-    model: Path, config: QuantizeConfig, calibration: Sequence[str], dtype: torch.dtype | None, device: str
+    model: Path, config: QuantizeConfig, text: Sequence[str], dtype: torch.dtype | None, device: str
 ) -> Judge:
     """The judge of a config's held-out windows, which begin as those of the candidates do."""
     checkpoint, plan = plan_quantize(model, replace(config, method="rtn"), dtype=dtype)
     config = replace(config, compute_dtype=compute_dtype(config, plan, device))
-    teacher, tokenizer = make_blocks(checkpoint, config, device), Checkpoint(model).tokenizer
-    token = job_start(teacher, tokenizer, calibration, config).token
-    ids = job_windows(tokenizer, calibration, config, token).ids[-config.held_out :]
+    teacher, tokenizer = make_blocks(checkpoint, config, device), checkpoint.tokenizer
+    token = job_start(teacher, tokenizer, text, config).token
+    ids = job_windows(tokenizer, text, config, token).ids[-config.held_out :]
     return Judge(teacher, ids, final_states(teacher, ids, BATCH))
 
 

@@ -44,7 +44,7 @@ def job_windows(tokenizer: Any, sources: Sequence[str], config: QuantizeConfig, 
         return build_windows(sources, tokenizer, start_token=start_token, held_out=held, **size)
     except TooShortError:
         windows = build_windows(sources, tokenizer, start_token=start_token, **size)
-        return replace(windows, manifest=windows.manifest | {"n_samples": config.n_samples - held, "held_out": held})
+        return replace(windows, manifest=windows.manifest | {"n_samples": config.samples - held, "held_out": held})
 
 
 def block_products(config: QuantizeConfig, device: torch.device) -> torch.dtype:
@@ -53,4 +53,4 @@ def block_products(config: QuantizeConfig, device: torch.device) -> torch.dtype:
 
 
 def window_size(config: QuantizeConfig) -> dict[str, int]:
-    return {"n_samples": config.n_samples, "seq_len": config.seq_len, "seed": config.seed}
+    return {"n_samples": config.samples, "seq_len": config.seq_len, "seed": config.seed}

@@ -72,7 +72,7 @@ def quantize_checkpoint(
     out: Path,
     config: QuantizeConfig,
     *,
-    calibration: Sequence[str] = ("default",),
+    text: Sequence[str] = ("default",),
     dtype: torch.dtype | None = None,
     restart: bool = False,
     activation_memory: int = ACTIVATION_MEMORY,
@@ -99,7 +99,7 @@ def quantize_checkpoint(
     needed = estimate_memory(blocks, plan, config, activation_memory)
     check_memory(model, needed - resident())
     drive = choose_driver(blocks, plan, config, activation_memory)
-    settings = job_settings(model, plan, config, calibration) | {"processes": processes.count, "device": device}
+    settings = job_settings(model, plan, config, text) | {"processes": processes.count, "device": device}
     room = plan.bytes + work_bytes(blocks, plan, config)
     with shared_journal(out, settings, room, processes, restart=restart) as journal:
         job = QuantizeJob(
@@ -109,7 +109,7 @@ def quantize_checkpoint(
         if not config.group_size and (reason := group_size_reason(plan)):
             job.report({"group_size": reason})
         if not journal.published:
-            windows = read_windows(job, calibration) if reads_text(config) else None
+            windows = read_windows(job, text) if reads_text(config) else None
             with full_disk(out, plan):
                 writer = processes.first(lambda: CheckpointWriter(out, plan.specs, keep=True))
                 quantize_blocks(job, writer, windows if config.method != "rtn" else None, drive)
@@ -139,9 +139,9 @@ def reads_text(config: QuantizeConfig) -> bool:
     return config.method != "rtn" or config.tune > 0
 
 
-def job_settings(model: Path, plan: LayoutPlan, config: QuantizeConfig, calibration: Sequence[str]) -> Row:
+def job_settings(model: Path, plan: LayoutPlan, config: QuantizeConfig, text: Sequence[str]) -> Row:
     """Everything that the bytes of the result follow from."""
-    texts = calibration if reads_text(config) else []
+    texts = text if reads_text(config) else []
     wanted = {key: value for key, value in asdict(config).items() if key != "max_size"}
     return {
         "model": str(model),
@@ -150,7 +150,7 @@ def job_settings(model: Path, plan: LayoutPlan, config: QuantizeConfig, calibrat
         "group_size": plan.scheme.group_size,
         "sym": plan.scheme.sym,
         "dtype": str(plan.scheme.dtype).removeprefix("torch."),
-        "calibration": {text: source_digest(text) for text in texts},
+        "text": {name: source_digest(name) for name in texts},
         **{name: version(name) for name in ("qcompress", "torch", "transformers")},
     }
 
@@ -183,7 +183,7 @@ def read_windows(job: QuantizeJob, sources: Sequence[str]) -> Windows:
     token = job.processes.first(measure)["token"]
     windows = job_windows(tokenizer, sources, config, token)
     counts = {"windows": windows.manifest["n_samples"], "held_out": windows.manifest.get("held_out")}
-    job.report({"calibration": ", ".join(sources), **counts, "start_token": told_token(token)})
+    job.report({"text": ", ".join(sources), **counts, "start_token": told_token(token)})
     return windows
 
 

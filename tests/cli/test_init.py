@@ -179,7 +179,7 @@ def point_outside(path):
 def test_bad_calibration_text_is_one_line_that_names_the_file(tiny_llama, tmp_path, name, content, words):
     file = tmp_path / name
     file.write_bytes(content)
-    result = invoke("quantize", tiny_llama, "--method", "gptq", "--calibration", file, "--out", tmp_path / "out")
+    result = invoke("quantize", tiny_llama, "--method", "gptq", "--text", file, "--out", tmp_path / "out")
     line = one_line(result)
     assert name in line and words in line
     assert not (tmp_path / "out").exists()

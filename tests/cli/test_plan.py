@@ -31,7 +31,7 @@ def test_the_printed_command_writes_the_promised_bytes(tiny_qwen2, tmp_path, sha
     assert result.exit_code == 0 and len(taken) == 1 and taken[0]["fits"]
     arguments = shlex.split(line.removeprefix("qcompress "))
     arguments[-1] = str(tmp_path / "out")
-    written = invoke(*arguments, "--n-samples", 4, "--seq-len", 32)
+    written = invoke(*arguments, "--samples", 4, "--seq-len", 32)
     assert written.exit_code == 0, written.output
     assert Checkpoint(tmp_path / "out").bytes == taken[0]["bytes"] <= limit
 

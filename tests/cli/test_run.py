@@ -21,7 +21,7 @@ def small(teacher, out, **changes):
         "teacher": str(teacher),
         "out": str(out),
         "distill": {"blocks": 1, "steps": 1, "batch_size": 2, "seq_len": 32},
-        "quantize": [{"name": "q", "method": "gptq", "n_samples": 8, "seq_len": 32}],
+        "quantize": [{"name": "q", "method": "gptq", "samples": 8, "seq_len": 32}],
         "verify": {"windows": 24, "seq_len": 32},
     }
     return value | changes

@@ -13,7 +13,7 @@ from compress.core.errors import QCompressError
 from compress.quantize import auto
 from compress.quantize.auto import make_judge, quantize
 
-CONFIG = QuantizeConfig("auto", "awq", n_samples=16, seq_len=24, group_size=32)
+CONFIG = QuantizeConfig("auto", "awq", samples=16, seq_len=24, group_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_another_checkpoint_in_its_place_is_not_touched(tiny_llama, tmp_path, mo
 
 @pytest.mark.parametrize("changes", [{"method": "auto"}, {"method": "gptq", "tune": 1}])
 def test_one_window_cannot_calibrate_and_judge(changes):
-    with pytest.raises(ValueError, match="n_samples=1: --tune and --method auto need 2"):
-        replace(CONFIG, n_samples=1, **changes)
+    with pytest.raises(ValueError, match="samples=1: --tune and --method auto need 2"):
+        replace(CONFIG, samples=1, **changes)
 
 
 def test_a_finished_candidate_is_not_made_again_after_an_interruption(tiny_llama, tmp_path, monkeypatch):
@@ -95,8 +95,8 @@ def test_a_finished_candidate_is_not_made_again_after_an_interruption(tiny_llama
     monkeypatch.setattr(auto, "quantize_checkpoint", quantize_or_stop)
     with pytest.raises(KeyboardInterrupt):
         quantize(tiny_llama, tmp_path / "best", CONFIG)
-    with pytest.raises(QCompressError, match=r"n_samples 16 \(now 8\)"):
-        quantize(tiny_llama, tmp_path / "best", replace(CONFIG, n_samples=8, held_out=2))
+    with pytest.raises(QCompressError, match=r"samples 16 \(now 8\)"):
+        quantize(tiny_llama, tmp_path / "best", replace(CONFIG, samples=8, held_out=2))
     quantize(tiny_llama, tmp_path / "best", CONFIG)
     assert made == ["rtn", "gptq", "awq", "awq", "awq+gptq"]
     assert Checkpoint(tmp_path / "best").quantization

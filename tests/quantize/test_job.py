@@ -17,7 +17,7 @@ from compress.quantize.job import plan_quantize, quantize_checkpoint
 
 
 def settings(method="gptq", format="gptq", **changes):
-    return QuantizeConfig(**({"method": method, "format": format, "n_samples": 8, "seq_len": 32} | changes))
+    return QuantizeConfig(**({"method": method, "format": format, "samples": 8, "seq_len": 32} | changes))
 
 
 def contents(folder):
@@ -216,7 +216,7 @@ def test_sizes_are_read_as_people_write_them(text, size):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"group_size": 48}, {"bits": 3}, {"sym": False}, {"damp_percent": 0.0}, {"n_samples": 0}]
+    "changes", [{"group_size": 48}, {"bits": 3}, {"sym": False}, {"damp_percent": 0.0}, {"samples": 0}]
 )
 def test_settings_that_cannot_be_are_refused_where_they_are_made(changes):
     with pytest.raises(ValueError):
@@ -227,7 +227,7 @@ def test_settings_that_cannot_be_are_refused_where_they_are_made(changes):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("method", ["gptq", "awq+gptq"])
 def test_a_gpu_loses_no_more_than_the_cpu(method, tiny_qwen2, tmp_path):
-    config = QuantizeConfig(method, "awq", n_samples=32, seq_len=32)
+    config = QuantizeConfig(method, "awq", samples=32, seq_len=32)
     rows = {}
     for device in ("cpu", "cuda"):
         quantize_checkpoint(tiny_qwen2, tmp_path / device, config, device=device)

@@ -12,7 +12,7 @@ from compress.quantize.journal import log_path, work_path
 
 
 def settings(method="gptq", **changes):
-    return QuantizeConfig(**({"method": method, "format": "awq", "n_samples": 80, "seq_len": 32} | changes))
+    return QuantizeConfig(**({"method": method, "format": "awq", "samples": 80, "seq_len": 32} | changes))
 
 
 def contents(folder):

@@ -11,7 +11,7 @@ from compress.checkpoint.read import Checkpoint
 from compress.core.config import METHODS, QuantizeConfig
 from compress.quantize.job import quantize_checkpoint
 
-OPTIONS = ("--method", "gptq", "--n-samples", "128", "--seq-len", "32")
+OPTIONS = ("--method", "gptq", "--samples", "128", "--seq-len", "32")
 
 
 def test_two_processes_choose_the_codes_of_one(tiny_llama, tmp_path):
@@ -28,7 +28,7 @@ def test_two_processes_correct_the_mismatch_that_both_have_seen(tiny_llama, tmp_
 
 def test_two_processes_try_every_method_and_publish_once(tiny_llama, tmp_path):
     out = tmp_path / "best"
-    told = by_two(tiny_llama, "--method", "auto", "--n-samples", "128", "--seq-len", "32", "--json", "--out", str(out))
+    told = by_two(tiny_llama, "--method", "auto", "--samples", "128", "--seq-len", "32", "--json", "--out", str(out))
     found = {row["candidate"]: row["heldout_kl"] for row in Checkpoint(out).record["candidates"]}
     assert set(found) == set(METHODS) and json.loads(told)["heldout_kl"] == min(found.values())
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -37,7 +37,7 @@ def test_two_processes_try_every_method_and_publish_once(tiny_llama, tmp_path):
 def by_one_and_by_two(model: Path, folder: Path, mismatch: float) -> tuple[Path, Path]:
     """The checkpoints that one process and two make with the same settings."""
     one, two = folder / "one", folder / "two"
-    quantize_checkpoint(model, one, QuantizeConfig("gptq", "gptq", mismatch=mismatch, n_samples=128, seq_len=32))
+    quantize_checkpoint(model, one, QuantizeConfig("gptq", "gptq", mismatch=mismatch, samples=128, seq_len=32))
     by_two(model, *OPTIONS, "--mismatch", str(mismatch), "--out", str(two))
     return one, two
 

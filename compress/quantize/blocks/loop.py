@@ -124,7 +124,7 @@ def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
 def work_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> int:
     """Bytes on disk of the activations before and after a block; with the mismatch to correct, twice, and of what the
     stages of the 16-bit block see."""
-    tokens, width = config.n_samples * config.seq_len, blocks.model.config.hidden_size
+    tokens, width = config.samples * config.seq_len, blocks.model.config.hidden_size
     if config.method == "rtn":
         return 0
     return tokens * 16 * width + parked_bytes(blocks, plan, tokens) if config.mismatch else tokens * 8 * width

@@ -37,7 +37,7 @@ def parked_bytes(blocks: BlockModel, plan: LayoutPlan, tokens: int) -> int:
 
 def choose_driver(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, limit: int) -> Callable[..., None]:
     """`lockstep` where all windows may be parked within `limit` bytes, else `replay`, which gives the same bits."""
-    return lockstep if parked_bytes(blocks, plan, config.n_samples * config.seq_len) <= limit else replay
+    return lockstep if parked_bytes(blocks, plan, config.samples * config.seq_len) <= limit else replay
 
 
 def estimate_memory(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, limit: int) -> int:
@@ -49,7 +49,7 @@ def estimate_memory(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig
         held = 5 * weights + 2 * largest  # float32 and codes; the source's 16 bits of the linear that is being read
         steps += [table_bytes(blocks), held + 16 * largest]
     else:
-        parked = parked_bytes(blocks, plan, config.n_samples * config.seq_len)
+        parked = parked_bytes(blocks, plan, config.samples * config.seq_len)
         work = max(forward_bytes(blocks, plan, config), *(stage_bytes(shape) for shape in stages(block)))
         kept = parked if parked <= limit else 0
         steps += [2 * table_bytes(blocks) + head_bytes(blocks), 5 * weights + kept + work]
@@ -81,7 +81,7 @@ def stage_bytes(shape: tuple[int, int]) -> int:
 
 def forward_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> int:
     """What the linears of one micro-batch make, and the widest statistics."""
-    batch = min(config.n_samples * config.seq_len, max(BATCH_TOKENS, config.seq_len))
+    batch = min(config.samples * config.seq_len, max(BATCH_TOKENS, config.seq_len))
     statistics = max(statistics_bytes(shape, config.mismatch > 0) for shape in plan.linears.values())
     return 3 * parked_bytes(blocks, plan, batch) + statistics
 
@@ -98,7 +98,7 @@ def tune_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, wei
     width, settings = blocks.model.config.hidden_size, TuneSettings()
     multipliers = sum(out * inn // plan.schemes[name].group_size for name, (out, inn) in plan.linears.items())
     batch = settings.batch * config.seq_len
-    windows = 4 * (config.n_samples + config.held_out) * config.seq_len * width
+    windows = 4 * (config.samples + config.held_out) * config.seq_len * width
     backward = 12 * weights + 4 * batch * block_numbers(blocks.model.config.to_dict())
     loss = 4 * LOSS_BUFFERS * CHUNK_LOGITS
     both = 3 * table_bytes(blocks)  # as stored, and the head in float32
