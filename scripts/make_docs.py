@@ -89,10 +89,15 @@ def capital(text: str) -> str:
 
 def cli_page() -> str:
     """Every command with its arguments and options."""
-    from compress.cli import cli
+    from compress.cli import GROUPS, cli
 
     context = click.Context(cli, info_name="qcompress")
+    groups = [
+        [group, f"[`{name}`](#{name})", text] for group, commands in GROUPS.items() for name, text in commands.items()
+    ]
     parts = ["# Command line\n", "`qcompress COMMAND -h` prints the same in a terminal.\n"]
+    parts.append(table(("group", "command", "what it does"), groups))
+    parts.append("These options stand before the command, as in `qcompress -q quantize`:\n")
     parts.append(common_options(context))
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
