@@ -70,7 +70,7 @@ def quantize(
     settings = {"method": method, "format": DEFAULT_FORMAT.get(method, "awq"), **settings}
     config = QuantizeConfig(**settings)
     where = resolve_model(model)
-    return run(where, Path(out), config, calibration=text, device=pick_device(device), restart=restart, report=report)
+    return run(where, Path(out), config, text=text, device=pick_device(device), restart=restart, report=report)
 
 
 def distill(teacher: Model, out: Model, *, restart: bool = False, report: Report = silent, **settings: Any) -> Row:

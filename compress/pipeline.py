@@ -1,7 +1,7 @@
-"""run_recipe(): distill, quantize, check, verify, compare, report, from one file.
+"""run_recipe(): distill, quantize, check, verify, compare and report, from one file.
 
-A stage is skipped when its output is whole and was made by the same command with the same settings from the same
-inputs. What made an output is kept beside it, in `stages.json`.
+A stage is skipped if its output is complete and the same command made it with the same settings from the same inputs.
+`stages.json` in the recipe's folder stores the settings and digests behind every output.
 """
 
 import json
@@ -16,11 +16,12 @@ import torch
 
 from calibration.corpus import source_digest
 from compress.checkpoint.check.run import check_checkpoint
+from compress.checkpoint.hub import resolve_model
 from compress.checkpoint.read import RECORD, Checkpoint, read_json
 from compress.checkpoint.write import write_json
 from compress.core.atomic import write_whole
 from compress.core.errors import QCompressError
-from compress.distill.config import LoopConfig
+from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.job import distill_checkpoint
 from compress.distill.student.plan import make_plan as make_distill_plan
 from compress.distill.student.plan import plan_row as distill_plan_row
@@ -40,7 +41,7 @@ STAGES = "stages.json"
 
 @dataclass(frozen=True)
 class RecipeStage:
-    """One checkpoint to make: its name and place, what it depends on, and how it is made."""
+    """One checkpoint to write: its name and folder, everything it depends on, and the call that writes it."""
 
     name: str
     out: Path
@@ -51,34 +52,38 @@ class RecipeStage:
     make: Callable[[], object]
 
     def inputs(self) -> Row:
-        """Everything the output follows from, by digest."""
-        texts = {text: source_digest(text) for text in self.texts}
+        """Everything that the output's bytes follow from; checkpoints and texts by their digests."""
         return {
             "command": self.command,
             "settings": json.loads(json.dumps(self.settings, default=str)),
             "sources": [Checkpoint(source).digest for source in self.sources],
-            "texts": texts,
+            "texts": {text: source_digest(text) for text in self.texts},
             "version": version("qcompress"),
         }
 
 
-def run_recipe(recipe: Recipe, *, force: bool = False, report: Report = lambda row: None) -> Row:
-    """All stages of `recipe`; returns {"compare", "distill", "verdicts", "report"}. Finished stages are not run again.
+def run_recipe(recipe: Recipe, *, restart: bool = False, report: Report = lambda row: None) -> Row:
+    """Run all stages; returns {"compare", "distill", "verdicts", "report"}. Finished stages are skipped.
 
-    `force` removes outputs that other settings or inputs made; without it they are refused by name. A variant that
-    breaks a rule of the validator or passes a limit has a verdict that says so. Sizes and texts are asked for before
-    the first stage.
+    `restart` removes outputs of other settings or inputs; without it they are an error. Sizes and texts are checked
+    before the first stage. A variant that breaks a rule or exceeds a limit has a verdict with the reason.
     """
+    recipe = recipe.model_copy(update={"teacher": resolve_model(recipe.teacher)})
     plan_recipe(recipe)
-    stages = make_stages(recipe, report, force=force)
-    for text in {recipe.verify.text, *(text for stage in stages for text in stage.texts)}:
-        source_digest(text)
+    stages = make_stages(recipe, report, restart=restart)
+    for text in {recipe.verify.eval_text, *(text for stage in stages for text in stage.texts)}:
+        source_digest(text)  # QCompressError for a text that cannot be read
     for stage in stages:
-        run_stage(stage, recipe.out, force=force, report=report)
+        run_stage(stage, recipe.out, restart=restart, report=report)
+    return write_results(recipe, report)
+
+
+def write_results(recipe: Recipe, report: Report) -> Row:
+    """Compare all variants with the student and write report.html and report.json; returns run_recipe's result."""
     variants = [recipe.variant_path(part) for part in recipe.quantize]
-    rows = judge(recipe, variants, report)
+    rows = compare_variants(recipe, variants, report)
     pairs = zip(variants, rows["compare"][1:], strict=True)
-    verdicts = [verdict(recipe, path, row) for path, row in pairs]
+    verdicts = [make_verdict(recipe, path, row) for path, row in pairs]
     limits = {name: limit for name, limit in drift_limits(recipe).items() if limit is not None}
     page = recipe.out / "report.html"
     write_report(page, Facts(rows["compare"], verdicts=verdicts, limits=limits))
@@ -86,80 +91,80 @@ def run_recipe(recipe: Recipe, *, force: bool = False, report: Report = lambda r
     return {**rows, "verdicts": verdicts, "report": str(page)}
 
 
-def make_stages(recipe: Recipe, report: Report, *, force: bool = False) -> list[RecipeStage]:
-    """The distillation if there is one, then every variant of its student; `force` begins interrupted ones anew."""
-    stages = []
-    settings = recipe.distill_config()
-    if settings is not None:
-        stages.append(
-            RecipeStage(
-                "student",
-                recipe.student_path,
-                "distill",
-                settings.settings(),
-                (recipe.teacher, *([Path(settings.student)] if settings.student else [])),
-                settings.texts,
-                lambda: distill_checkpoint(
-                    recipe.teacher, recipe.student_path, settings, report, loop=LoopConfig(restart=force)
-                ),
-            )
-        )
-    return stages + [quantize_stage(recipe, part, report, force) for part in recipe.quantize]
+def make_stages(recipe: Recipe, report: Report, *, restart: bool = False) -> list[RecipeStage]:
+    """The distillation if the recipe has one, then every variant of its student."""
+    config = recipe.distill_config()
+    distillation = [] if config is None else [distill_stage(recipe, config, report, restart)]
+    return distillation + [quantize_stage(recipe, part, report, restart) for part in recipe.quantize]
 
 
-def quantize_stage(recipe: Recipe, part: QuantizePart, report: Report, force: bool) -> RecipeStage:
+def distill_stage(recipe: Recipe, config: DistillConfig, report: Report, restart: bool) -> RecipeStage:
+    """The stage that writes the student."""
+
+    def make() -> object:
+        return distill_checkpoint(recipe.teacher, recipe.student_path, config, report, loop=LoopConfig(restart=restart))
+
+    sources = (recipe.teacher, *([Path(config.student)] if config.student else []))
+    return RecipeStage("student", recipe.student_path, "distill", config.settings(), sources, config.texts, make)
+
+
+def quantize_stage(recipe: Recipe, part: QuantizePart, report: Report, restart: bool) -> RecipeStage:
+    """The stage that writes one 4-bit variant."""
     source, out = recipe.student_path, recipe.variant_path(part)
     dtype = getattr(torch, part.dtype) if part.dtype else None
 
     def make() -> object:
-        texts = part.text
-        return quantize(source, out, part.config(), text=texts, dtype=dtype, restart=force, report=report)
+        return quantize(source, out, part.config(), text=part.text, dtype=dtype, restart=restart, report=report)
 
     settings = asdict(part.config()) | {"dtype": part.dtype}
     return RecipeStage(part.name, out, "quantize", settings, (source,), tuple(part.text), make)
 
 
-def run_stage(stage: RecipeStage, folder: Path, *, force: bool, report: Report) -> None:
-    """Make the stage's output, unless it is there and what it followed from is unchanged."""
+def run_stage(stage: RecipeStage, folder: Path, *, restart: bool, report: Report) -> None:
+    """Write the stage's output, unless it exists and its inputs are unchanged."""
     state = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
     inputs = stage.inputs()
-    known = state.get(stage.name)
     if stage.out.exists():
-        changed = differences(known, inputs, stage.out)
-        if not changed:
+        changes = describe_changes(state.get(stage.name), inputs, stage.out)
+        if not changes:
             report({"stage": stage.name, "skipped": "unchanged", "out": str(stage.out)})
             return
-        if not force:
-            raise QCompressError(f"{stage.out}: {changed}; use --force to make it again, or another `out`")
-        if not (stage.out / RECORD).is_file():
-            raise QCompressError(f"{stage.out}: was not made by qcompress, so it is not removed; give another `out`")
-        shutil.rmtree(stage.out)
+        remove_output(stage.out, changes, restart=restart)
     report({"stage": stage.name, "command": stage.command, "out": str(stage.out)})
     folder.mkdir(parents=True, exist_ok=True)
     stage.make()
     write_state(folder, state | {stage.name: inputs | {"output": Checkpoint(stage.out).digest}})
 
 
+def remove_output(out: Path, changes: str, *, restart: bool) -> None:
+    """Remove the output of other settings or inputs. QCompressError without `restart`, or for another program's."""
+    if not restart:
+        raise QCompressError(f"{out}: {changes}; use --restart to make it again, or set another `out`")
+    if not (out / RECORD).is_file():
+        raise QCompressError(f"{out}: was not made by qcompress, so it is not removed; set another `out`")
+    shutil.rmtree(out)
+
+
 def write_state(folder: Path, state: Row) -> None:
     write_whole(folder / STAGES, (json.dumps(state, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def differences(known: Row | None, inputs: Row, out: Path) -> str:
-    """What differs between how an output was made and how it would be made now, in words; "" when nothing does."""
-    if known is None:
+def describe_changes(stored: Row | None, inputs: Row, out: Path) -> str:
+    """The differences between an output's stored inputs and today's, in words; "" if there are none."""
+    if stored is None:
         return "was not made by this recipe, or its run was interrupted"
-    if known.get("output") != Checkpoint(out).digest:
-        return "holds other weights than were written"
-    old, new = known.get("settings", {}), inputs["settings"]
-    names = [f"{k} ({old.get(k)} → {new.get(k)})" for k in {**old, **new} if old.get(k) != new.get(k)]
-    names += [key for key in ("command", "sources", "texts", "version") if known.get(key) != inputs[key]]
+    if stored.get("output") != Checkpoint(out).digest:
+        return "the weights have changed since they were written"
+    old, new = stored.get("settings", {}), inputs["settings"]
+    names = [f"{key} ({old.get(key)} → {new.get(key)})" for key in {**old, **new} if old.get(key) != new.get(key)]
+    names += [key for key in ("command", "sources", "texts", "version") if stored.get(key) != inputs[key]]
     return f"was made with other {', '.join(names)}" if names else ""
 
 
-def judge(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
-    """The comparison of all variants with the student, and of the student with its teacher where it was distilled."""
-    student, limits = recipe.student_path, recipe.verify
-    windows = evaluation_windows(student, variants, limits.text, n_samples=limits.windows, seq_len=limits.seq_len)
+def compare_variants(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
+    """The comparison of all variants with the student; with a distillation also the row of its record."""
+    student, verify = recipe.student_path, recipe.verify
+    windows = evaluation_windows(student, variants, verify.eval_text, n_samples=verify.samples, seq_len=verify.seq_len)
     rows: Row = {"compare": compare_rows(student, variants, windows, report=report)}
     if recipe.distill is not None:
         rows["distill"] = (Checkpoint(student).record.get("rows") or [{}])[0]
@@ -170,8 +175,8 @@ def drift_limits(recipe: Recipe) -> dict[str, float | None]:
     return {"max_kl": recipe.verify.max_kl, "max_perplexity_ratio": recipe.verify.max_perplexity_ratio}
 
 
-def verdict(recipe: Recipe, path: Path, row: Row) -> Row:
-    """Whether a variant passes the validator and keeps the limits, and the first reason why not."""
+def make_verdict(recipe: Recipe, path: Path, row: Row) -> Row:
+    """Whether a variant keeps the rules and the limits; `reason` has the first broken rule and every broken limit."""
     errors = [row for row in check_checkpoint(path, source=recipe.student_path) if row["level"] == "error"]
     reasons = [f"breaks rule {error['rule']}" for error in errors[:1]]
     reasons += broken_limits(row, drift_limits(recipe))
@@ -179,18 +184,20 @@ def verdict(recipe: Recipe, path: Path, row: Row) -> Row:
 
 
 def plan_recipe(recipe: Recipe) -> list[Row]:
-    """What every stage will make: parameters, exact bytes, memory, tokens. Needs config.json files only."""
+    """The plan of every stage: parameters, exact bytes, memory, tokens. Reads config.json files only."""
+    model = read_json(recipe.teacher_config or resolve_model(recipe.teacher) / "config.json")
     rows: list[Row] = []
-    model = read_json(recipe.teacher_config or recipe.teacher / "config.json")
-    settings = recipe.distill_config()
-    if settings is not None:
-        file = recipe.student_config or (Path(settings.student) / "config.json" if settings.student else None)
-        plan = make_distill_plan(model, settings, read_json(file) if file else None)
-        rows.append({"stage": "student", **distill_plan_row(plan, settings)})
+    config = recipe.distill_config()
+    if config is not None:
+        file = recipe.student_config or (Path(config.student) / "config.json" if config.student else None)
+        plan = make_distill_plan(model, config, read_json(file) if file else None)
+        rows.append({"stage": "student", **distill_plan_row(plan, config)})
         model = plan.student
-    for part in recipe.quantize:
-        config = part.config()
-        dtype = getattr(torch, part.dtype) if part.dtype else None
-        planned = plan_without_weights(str(recipe.student_path), model, config, dtype=dtype)
-        rows.append({"stage": part.name, **plan_row(str(recipe.student_path), planned, config)})
-    return rows
+    return rows + [plan_variant(recipe, part, model) for part in recipe.quantize]
+
+
+def plan_variant(recipe: Recipe, part: QuantizePart, model: Row) -> Row:
+    """The plan of one variant of the student with config.json `model`."""
+    config, where = part.config(), str(recipe.student_path)
+    dtype = getattr(torch, part.dtype) if part.dtype else None
+    return {"stage": part.name, **plan_row(where, plan_without_weights(where, model, config, dtype=dtype), config)}

@@ -1,12 +1,12 @@
 """Recipes: a whole job in one YAML file, checked before anything runs.
 
-teacher: models/teacher          a checkpoint directory
-out: runs/first                  everything is written below it
-distill: {blocks: 20, ...}       the options of `qcompress distill`, with underscores; for more than one stage
+teacher: models/teacher          a folder or a hub id
+out: runs/first                  the folder for all outputs
+distill: {blocks: 20, ...}       the options of `qcompress distill`, with underscores; several training stages are
                                  stages: [{name: general, ...}, {name: task, replay: 0.25, ...}]
 quantize:
   - {name: awq, method: awq}     the options of `qcompress quantize`, one entry per variant
-verify: {max_kl: 0.3}            limits on every variant against the student
+verify: {max_kl: 0.3}            evaluation text, and limits on every variant's drift from the student
 """
 
 import difflib
@@ -21,15 +21,17 @@ from compress.core.config import DEFAULT_FORMAT, QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, StageConfig
 
+OUTPUTS = ("student", "stages.json", "report.json", "report.html")  # in the recipe's folder, beside the variants
+
 
 class RecipeSection(BaseModel):
-    """A section of a recipe: unknown keys are mistakes."""
+    """A section of a recipe. An unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 def options(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass of settings as pydantic's: (type, default)."""
+    """The fields of a settings class as pydantic's: name -> (type, default)."""
     hints = get_type_hints(settings)
     defaults = {field.name: ... if field.default is MISSING else field.default for field in fields(settings)}
     return {name: (hints[name], default) for name, default in defaults.items()}
@@ -65,7 +67,7 @@ class QuantizePart(RecipeSection):
     dtype: Literal["float16", "bfloat16"] | None = None
 
     def config(self) -> QuantizeConfig:
-        """The job's settings. ValueError for values that cannot be."""
+        """The settings of the job. ValueError for impossible values."""
         return QuantizeConfig(
             method=self.method,
             format=self.format or DEFAULT_FORMAT.get(self.method, ""),
@@ -86,28 +88,34 @@ class QuantizePart(RecipeSection):
 
 
 class VerifyPart(RecipeSection):
-    """The text that judges, and the limits that every variant must keep against the student."""
+    """The evaluation text, and the limits that every variant must keep."""
 
-    text: str = "heldout"
-    windows: int = Field(default=24, ge=1)
-    seq_len: int = Field(default=512, ge=8)
-    max_kl: float | None = Field(default=None, ge=0)
-    max_perplexity_ratio: float | None = Field(default=None, ge=0)
+    eval_text: str = Field(default="heldout", description="Evaluation text: a name or a file.")
+    samples: int = Field(default=24, ge=1, description="Number of windows.")
+    seq_len: int = Field(default=512, ge=8, description="Tokens per window.")
+    max_kl: float | None = Field(
+        default=None, ge=0, description="Limit on the mean KL(student ‖ variant), nats per token."
+    )
+    max_perplexity_ratio: float | None = Field(default=None, ge=0, description="Limit on the ratio of perplexities.")
 
 
 class Recipe(RecipeSection):
-    """A teacher, and what becomes of it below `out`."""
+    """A teacher, and the checkpoints made from it below `out`."""
 
-    teacher: Path
-    teacher_config: Path | None = Field(None, description="config.json of the teacher, for planning without weights")
-    student_config: Path | None = Field(None, description="config.json of distill.student, likewise")
-    out: Path
+    teacher: Path = Field(description="The 16-bit checkpoint to begin with: a folder or a hub id.")
+    teacher_config: Path | None = Field(
+        default=None, description="The teacher's config.json, for planning without weights."
+    )
+    student_config: Path | None = Field(
+        default=None, description="The student's config.json, for planning without weights."
+    )
+    out: Path = Field(description="Folder for all outputs.")
     distill: DistillPart | None = None  # type: ignore[valid-type]
     quantize: list[QuantizePart] = []
     verify: VerifyPart = VerifyPart()
 
     def distill_config(self) -> DistillConfig | None:
-        """The distillation's settings, None where nothing is distilled. ValueError for values that cannot be."""
+        """The settings of the distillation, None without one. ValueError for impossible values."""
         return None if self.distill is None else DistillConfig(**self.distill.model_dump())  # type: ignore[attr-defined]
 
     def variant_path(self, part: QuantizePart) -> Path:
@@ -115,22 +123,13 @@ class Recipe(RecipeSection):
 
     @property
     def student_path(self) -> Path:
-        """The FP16 model that is quantized: the distilled student, or the teacher where nothing is distilled."""
+        """The 16-bit model that is quantized: the distilled student, or the teacher in a recipe without distill."""
         return self.out / "student" if self.distill else self.teacher
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe in a YAML file. QCompressError names the file, the key and the nearest known one."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise QCompressError(f"{path}: cannot be read ({error.__class__.__name__}); give a YAML recipe") from None
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise QCompressError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(value, dict):
-        raise QCompressError(f"{path}: holds no keys; see recipes/quickstart.yaml")
+    """The recipe in a YAML file. QCompressError names the file, the wrong key and the nearest valid one."""
+    value = read_yaml(path)
     try:
         recipe = Recipe.model_validate(value)
         recipe.distill_config()
@@ -140,19 +139,35 @@ def load_recipe(path: Path) -> Recipe:
         raise QCompressError(f"{path}: {first_error(error)}") from None
     except ValueError as error:
         raise QCompressError(f"{path}: {error}") from None
-    names = [part.name for part in recipe.quantize]
-    taken = ("student", "stages.json", "report.json", "report.html")
-    if len({*names, *taken}) < len(names) + len(taken):
-        raise QCompressError(
-            f"{path}: quantize names must differ from one another and from {', '.join(taken)}: {names}"
-        )
+    check_names(path, [part.name for part in recipe.quantize])
     return recipe
 
 
-def parse_stage(text: str) -> dict[str, Any]:
-    """One stage as in a recipe, on one line: "{name: task, data: [chats.jsonl], steps: 100}", braces or not.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file. QCompressError for a file that cannot be read or has none."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise QCompressError(f"{path}: cannot be read ({type(error).__name__}); give a YAML recipe") from None
+    except yaml.YAMLError as error:
+        raise QCompressError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(value, dict):
+        raise QCompressError(f"{path}: has no keys; see recipes/quickstart.yaml")
+    return value
 
-    QCompressError names the key that is wrong and the nearest known one.
+
+def check_names(path: Path, names: list[str]) -> None:
+    """QCompressError for two variants of one name, or for the name of another output."""
+    if len({*names, *OUTPUTS}) < len(names) + len(OUTPUTS):
+        raise QCompressError(
+            f"{path}: quantize names must differ from each other and from {', '.join(OUTPUTS)}: {names}"
+        )
+
+
+def parse_stage(text: str) -> dict[str, Any]:
+    """One training stage from one line of YAML: "{name: task, data: [chats.jsonl], steps: 100}", braces optional.
+
+    QCompressError names the wrong key and the nearest valid one.
     """
     try:
         value = yaml.safe_load(text if text.lstrip().startswith("{") else f"{{{text}}}")
@@ -164,18 +179,20 @@ def parse_stage(text: str) -> dict[str, Any]:
         raise QCompressError(f"--stage {text!r}: {first_error(error, StagePart)}") from None
 
 
-def first_error(error: ValidationError, within: type[RecipeSection] | None = None) -> str:
-    """The first mistake in one line, with the nearest known key for one that is unknown; `within` a part, or all."""
+def first_error(error: ValidationError, section: type[RecipeSection] | None = None) -> str:
+    """The first error in one line, an unknown key with the nearest valid one. `section`: None for a whole recipe."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{place}: {first['msg']}"
-    known = known_keys(first["loc"][:-1]) if within is None else list(within.model_fields)
-    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-    return f"unknown key {place}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
+    keys = list((section or section_at(first["loc"][:-1])).model_fields)
+    near = difflib.get_close_matches(str(first["loc"][-1]), keys, n=1)
+    return f"unknown key {place}; " + (f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(keys)}")
 
 
-def known_keys(place: tuple[Any, ...]) -> list[str]:
+def section_at(place: tuple[Any, ...]) -> type[RecipeSection]:
+    """The section of a recipe at a place such as ("quantize", 0)."""
+    if place[:2] == ("distill", "stages"):
+        return StagePart
     parts: dict[str, type[RecipeSection]] = {"distill": DistillPart, "quantize": QuantizePart, "verify": VerifyPart}
-    section = parts.get(str(place[0]), Recipe) if place else Recipe
-    return list(StagePart.model_fields if place[:2] == ("distill", "stages") else section.model_fields)
+    return parts.get(str(place[0]), Recipe) if place else Recipe

@@ -51,7 +51,7 @@ def test_a_model_is_quantized_checked_verified_and_compared(tiny_llama, tmp_path
     out = tmp_path / "out"
     rows = []
     row = quantize(
-        tiny_llama, out, method="gptq", group_size=32, device="cpu", report=rows.append, n_samples=8, seq_len=32
+        tiny_llama, out, method="gptq", group_size=32, device="cpu", report=rows.append, samples=8, seq_len=32
     )
     assert row["bytes"] == (out / "model.safetensors").stat().st_size and rows
     assert {row["level"] for row in check(out, source=str(tiny_llama))} <= {"warning"}

@@ -23,7 +23,7 @@ from compress.core.errors import QCompressError
 
 SPINS = "10000"  # a quarter of a millisecond: most waits are shorter
 
-GROUPS = {
+COMMAND_GROUPS = {
     "Prepare": {
         "import": "Convert a GGUF file to a Hugging Face checkpoint.",
         "init-student": "Cut a smaller student out of a teacher.",
@@ -49,7 +49,7 @@ GROUPS = {
         "watch": "Compare a checkpoint with its stored baseline.",
     },
 }
-SHORT_HELP = {name: text for commands in GROUPS.values() for name, text in commands.items()}
+SHORT_HELP = {name: text for commands in COMMAND_GROUPS.values() for name, text in commands.items()}
 COMMANDS = tuple(SHORT_HELP)
 MODULES = {"import": "import_gguf", "init-student": "init_student"}  # names that Python does not allow
 
@@ -69,7 +69,7 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
 
 
 class LazyGroup(click.Group):
-    """Imports a command when it is called, lists commands by GROUPS, and prints every error as one line."""
+    """Imports a command when it is called, lists commands by COMMAND_GROUPS, and prints every error as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -77,7 +77,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return importlib.import_module(f"compress.cli.{MODULES.get(name, name)}").command
+        command: click.Command = importlib.import_module(f"compress.cli.{MODULES.get(name, name)}").command
+        command.short_help = SHORT_HELP[name]
+        return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """The command of `args`. UsageError for an unknown name, with the nearest command."""
@@ -91,7 +93,7 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands under their group's heading, all in one column. Imports no command."""
         width = max(map(len, COMMANDS))
-        for title, commands in GROUPS.items():
+        for title, commands in COMMAND_GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 

@@ -5,53 +5,65 @@ from typing import Any
 
 import click
 
-from compress.cli.console import emit, report
-from compress.cli.options import json_option
+from compress.cli.console import emit, print_written, report
+from compress.cli.options import Command, dry_run_option, json_option, shared_option
 from compress.core.errors import GateFailure
 
 
-@click.command("run")
+@click.command("run", cls=Command)
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Make outputs again that other settings or inputs made.")
-@click.option(
-    "--dry-run", is_flag=True, help="Print every stage's sizes, memory and tokens, and stop. Needs no weights."
+@shared_option(
+    "--restart",
+    group="Run control",
+    is_flag=True,
+    help="Make outputs again that were made with other settings or inputs.",
 )
+@dry_run_option
 @json_option
-def command(recipe: Path, force: bool, dry_run: bool, as_json: bool) -> None:
-    """Run RECIPE.yaml: distill, quantize, check, verify, compare, report.
+def command(recipe: Path, restart: bool, dry_run: bool, as_json: bool) -> None:
+    """Run the recipe RECIPE.yaml: distill, quantize, check, verify, compare, report.
 
-    A stage is skipped when its output is whole and its settings and inputs are unchanged. Ends with exit code 3 when
-    a variant breaks a rule or passes a limit; the report is written all the same.
+    A stage is skipped if its output is complete and its settings and inputs are unchanged. The exit code is 3 if a
+    variant breaks a rule or exceeds a limit; the report is written in any case. --dry-run prints the sizes, memory and
+    tokens of every stage, and needs no weights.
 
     \b
     qcompress run recipes/quickstart.yaml
     qcompress run recipes/qwen2.5-7b-to-1.5b.yaml --dry-run
     """
-    from compress.cli.compare import shown
     from compress.recipe import load_recipe
 
     loaded = load_recipe(recipe)
     from compress.pipeline import plan_recipe, run_recipe
 
     if dry_run:
-        show_plan(plan_recipe(loaded), as_json)
+        print_plan(plan_recipe(loaded), as_json)
         return
-    result = run_recipe(loaded, force=force, report=report)
-    if as_json:
-        emit(result, as_json=True)
-    else:
-        if "distill" in result:
-            emit(result["distill"], as_json=False)
-        emit([shown(row) for row in result["compare"]], as_json=False, title="against the FP16 student")
-        emit(result["verdicts"], as_json=False)
-        click.echo(f"report: {result['report']}")
+    result = run_recipe(loaded, restart=restart, report=report)
+    print_result(result, as_json)
     for row in result["verdicts"]:
         if not row["passed"]:
             raise GateFailure(f"{row['name']}: {row['reason']}; see {result['report']}")
 
 
-def show_plan(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """The distillation's row by itself, then one line per variant."""
+def print_result(result: dict[str, Any], as_json: bool) -> None:
+    """The distillation, the comparison and the verdicts, then the closing line."""
+    from compress.cli.compare import shown
+
+    if as_json:
+        emit(result, as_json=True)
+        return
+    if "distill" in result:
+        emit(result["distill"], as_json=False)
+    emit([shown(row) for row in result["compare"]], as_json=False, title="compared with the 16-bit student")
+    emit(result["verdicts"], as_json=False)
+    passed = sum(row["passed"] for row in result["verdicts"])
+    count = f"{passed} of {len(result['verdicts'])} variants passed"
+    print_written(result["report"], count, next_step="open the report in a browser")
+
+
+def print_plan(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """The plan of every stage, separated by empty lines."""
     if as_json:
         emit(rows, as_json=True)
         return

@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from compress.cli import COMMANDS, GROUPS, SHORT_HELP, SPINS, LazyGroup, cli, machine_is_idle
+from compress.cli import COMMAND_GROUPS, COMMANDS, SHORT_HELP, SPINS, LazyGroup, cli, machine_is_idle
 from compress.cli.quantize import pick_device
 from compress.core.errors import GateFailure, QCompressError
 
@@ -21,7 +21,9 @@ def test_help_lists_every_command_in_groups_and_imports_no_torch(option):
     code = f"import sys; from compress.cli import cli; cli(['{option}'], standalone_mode=False); "
     code += "print(not {'torch', 'transformers', 'rich'} & sys.modules.keys())"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert [shown.index(f"\n{title}:") for title in GROUPS] == sorted(shown.index(f"\n{title}:") for title in GROUPS)
+    assert [shown.index(f"\n{title}:") for title in COMMAND_GROUPS] == sorted(
+        shown.index(f"\n{title}:") for title in COMMAND_GROUPS
+    )
     assert all(f"  {command}  " in shown.replace("init-student", "init-student ") for command in COMMANDS)
     assert all(text in shown for text in SHORT_HELP.values())  # no line is cut off
     assert max(map(len, shown.splitlines())) <= 80 and shown.strip().endswith("True")

@@ -22,7 +22,7 @@ def small(teacher, out, **changes):
         "out": str(out),
         "distill": {"blocks": 1, "steps": 1, "batch_size": 2, "seq_len": 32},
         "quantize": [{"name": "q", "method": "gptq", "samples": 8, "seq_len": 32}],
-        "verify": {"windows": 24, "seq_len": 32},
+        "verify": {"samples": 24, "seq_len": 32},
     }
     return value | changes
 
@@ -33,11 +33,11 @@ def write(path, value):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_the_recipes_that_ship_parse(path):
+def test_the_bundled_recipes_are_valid(path):
     assert load_recipe(path).quantize
 
 
-def test_the_mission_is_planned_without_weights():
+def test_a_7b_recipe_is_planned_without_weights():
     path = next(path for path in RECIPES if "7b" in path.stem)
     rows = json.loads(invoke("run", path, "--dry-run", "--json").stdout)
     assert rows[0]["teacher_parameters"] == 7_615_616_512
@@ -63,14 +63,14 @@ def test_the_mission_is_planned_without_weights():
         ({"quantize": [{"name": "a", "method": "gptq", "max_size": "big"}]}, "2GB"),
     ],
 )
-def test_a_wrong_recipe_names_the_key_and_the_nearest_known_one(tmp_path, change, words):
+def test_an_unknown_key_is_named_with_the_nearest_valid_one(tmp_path, change, words):
     path = write(tmp_path / "recipe.yaml", small("teacher", tmp_path / "out", **change))
     result = invoke("run", path)
     assert result.exit_code == 1 and words in result.output and str(path) in result.output
     assert not (tmp_path / "out").exists()
 
 
-def test_a_recipe_runs_skips_what_is_done_and_refuses_what_changed(tiny_llama, tmp_path):
+def test_finished_stages_are_skipped_and_changed_ones_refused(tiny_llama, tmp_path):
     path = write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out"))
     first = invoke("run", path)
     assert first.exit_code == 0, first.output
@@ -86,12 +86,12 @@ def test_a_recipe_runs_skips_what_is_done_and_refuses_what_changed(tiny_llama, t
     changed["quantize"][0]["group_size"] = 32
     refused = invoke("run", write(path, changed))
     assert refused.exit_code == 1 and "group_size (0 → 32)" in refused.output and weights.stat().st_mtime_ns == made
-    assert invoke("run", path, "--force").exit_code == 0
+    assert invoke("run", path, "--restart").exit_code == 0
     assert weights.stat().st_mtime_ns != made
 
 
-def test_a_limit_that_is_passed_ends_with_3_after_the_report(tiny_llama, tmp_path):
-    value = small(tiny_llama, tmp_path / "out", verify={"windows": 24, "seq_len": 32, "max_kl": 1e-9})
+def test_an_exceeded_limit_exits_with_3_after_the_report(tiny_llama, tmp_path):
+    value = small(tiny_llama, tmp_path / "out", verify={"samples": 24, "seq_len": 32, "max_kl": 1e-9})
     result = invoke("run", write(tmp_path / "recipe.yaml", value), "--json")
     assert result.exit_code == 3, result.output
     assert not json.loads(result.stdout)["verdicts"][0]["passed"]
@@ -99,12 +99,12 @@ def test_a_limit_that_is_passed_ends_with_3_after_the_report(tiny_llama, tmp_pat
     assert (tmp_path / "out/report.html").is_file()
 
 
-def test_a_budget_or_a_text_that_cannot_be_is_said_before_the_first_stage(tiny_llama, tmp_path):
+def test_a_wrong_budget_or_text_fails_before_the_first_stage(tiny_llama, tmp_path):
     value = small(tiny_llama, tmp_path / "out")
     value["quantize"][0]["max_size"] = "1KB"
     over = invoke("run", write(tmp_path / "recipe.yaml", value))
     missing = invoke(
-        "run", write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out", verify={"text": "gone.txt"}))
+        "run", write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out", verify={"eval_text": "gone.txt"}))
     )
     assert (
         over.exit_code == missing.exit_code == 1 and "over --max-size" in over.output and "gone.txt" in missing.output
@@ -112,15 +112,15 @@ def test_a_budget_or_a_text_that_cannot_be_is_said_before_the_first_stage(tiny_l
     assert not (tmp_path / "out").exists()
 
 
-def test_force_never_removes_what_qcompress_did_not_make(tiny_llama, tmp_path):
+def test_restart_never_removes_files_of_another_program(tiny_llama, tmp_path):
     (tmp_path / "out/student").mkdir(parents=True)
     (tmp_path / "out/student/thesis.txt").write_text("mine")
-    result = invoke("run", write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out")), "--force")
+    result = invoke("run", write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out")), "--restart")
     assert result.exit_code == 1 and "not made by qcompress" in result.output
     assert (tmp_path / "out/student/thesis.txt").read_text() == "mine"
 
 
-def test_a_wounded_output_is_not_taken_for_whole(tiny_llama, tmp_path):
+def test_a_damaged_output_is_not_skipped(tiny_llama, tmp_path):
     path = write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out"))
     assert invoke("run", path).exit_code == 0
     weights = tmp_path / "out/q/model.safetensors"
@@ -128,4 +128,4 @@ def test_a_wounded_output_is_not_taken_for_whole(tiny_llama, tmp_path):
     data[-9] ^= 1
     weights.write_bytes(data)
     result = invoke("run", path)
-    assert result.exit_code == 1 and "other weights than were written" in result.output
+    assert result.exit_code == 1 and "the weights have changed since they were written" in result.output
