@@ -12,6 +12,6 @@ stamp=.venv/.installed
 if [ ! -f "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ constraints.txt -nt "$stamp" ]; then
     # torch first and alone: another package asking for it could fetch another build of it
     .venv/bin/python -m pip install -q -c constraints.txt torch
-    .venv/bin/python -m pip install -q -c constraints.txt -e ".[dev,docs]"
+    .venv/bin/python -m pip install -q -c constraints.txt -e ".[dev]"
     touch "$stamp"
 fi
