@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from compress.checkpoint.read import Checkpoint
 from compress.cli.console import emit, json_option, progress, results
 from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.core.errors import GateFailure, QCompressError
@@ -59,6 +58,8 @@ def command(
 
 def verdict(directory: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The history's row: whether it passed, and which rules were broken how often."""
+
+    from compress.checkpoint.read import Checkpoint
 
     try:
         known = Checkpoint(directory).digest

@@ -164,13 +164,13 @@ def print_table(rows: list[Row], title: str | None) -> None:
     (results if results.is_terminal else unfolded).print(table)
 
 
-def print_written(path: Path | str, *facts: str, next_step: str | None = None, as_json: bool = False) -> None:
+def print_written(path: Path | str, *facts: str, next_command: str | None = None, as_json: bool = False) -> None:
     """The closing line of a job: its output, facts in brackets, the command to run next. Nothing with --json."""
     report.close()
     if as_json:
         return
     about = f" ({', '.join(facts)})" if facts else ""
-    results.print(f"Wrote {path}{about}." + (f" Next: {next_step}" if next_step else ""), markup=False)
+    results.print(f"Wrote {path}{about}." + (f" Next: {next_command}" if next_command else ""), markup=False)
 
 
 def size_fact(count: int, reference: int | None = None) -> str:

@@ -59,7 +59,7 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
     emit(result["verdicts"], as_json=False)
     passed = sum(row["passed"] for row in result["verdicts"])
     count = f"{passed} of {len(result['verdicts'])} variants passed"
-    print_written(result["report"], count, next_step="open the report in a browser")
+    print_written(result["report"], count, next_command="open the report in a browser")
 
 
 def print_plan(rows: list[dict[str, Any]], as_json: bool) -> None:
