@@ -6,6 +6,7 @@ import pytest
 
 from compress.core.config import QuantizeConfig
 from compress.quantize.job import quantize_checkpoint
+from tests.checkpoint.conftest import good as good
 
 
 @pytest.fixture(scope="session")

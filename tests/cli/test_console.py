@@ -102,8 +102,6 @@ def test_tables_show_words_and_units_and_json_keeps_keys_and_numbers(capsys):
 
 
 def test_the_closing_line_has_the_output_its_size_and_the_next_command(capsys):
-    print_written("qwen-awq", size_fact(1_170_000_000, 3_087_000_000), "checks passed", next_command="qcompress check x")
+    print_written("qwen-awq", size_fact(1_170_000_000, 3_087_000_000), "checks passed", next_command="qcompress check")
     print_written("qwen-awq", as_json=True)
-    assert capsys.readouterr().out == (
-        "Wrote qwen-awq (1.17 GB, 38 % of FP16, checks passed). Next: qcompress check x\n"
-    )
+    assert capsys.readouterr().out == ("Wrote qwen-awq (1.17 GB, 38 % of FP16, checks passed). Next: qcompress check\n")
