@@ -16,7 +16,6 @@ from torch import Tensor
 
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.schemes import (
-    Scheme,
     Schemes,
     awq_config,
     awq_scheme,
@@ -29,7 +28,7 @@ from compress.checkpoint.schemes import (
 from compress.checkpoint.write import TensorSpec
 from compress.core import pack
 from compress.core.errors import QCompressError
-from compress.core.grid import QuantizedWeight
+from compress.core.grid import QuantizedWeight, Scheme
 
 Tensors = dict[str, Tensor]
 

@@ -10,26 +10,16 @@ matches both names. Each pair NAME_config and NAME_scheme is each other's revers
 
 import re
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from compress.core.errors import QCompressError
+from compress.core.grid import Scheme
 from compress.model.families import FUSED
 
 HEAD = "lm_head"
 EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings"})
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How one module is stored: bits, columns per group, symmetric or not, dtype of its scales."""
-
-    bits: int
-    group_size: int
-    sym: bool
-    dtype: torch.dtype
 
 
 Schemes = dict[str, Scheme]  # by module path, packed modules only

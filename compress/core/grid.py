@@ -22,6 +22,20 @@ SHRINKS = tuple(1 - step / 40 for step in range(24))  # 1.0 down to 0.425 of the
 
 
 @dataclass(frozen=True)
+class Scheme:
+    """How one weight is quantized: bits per code, columns per group, symmetric or not, dtype of the stored scales."""
+
+    bits: int = 4
+    group_size: int = 128
+    sym: bool = False
+    dtype: torch.dtype = torch.float16
+
+    @property
+    def max_code(self) -> int:
+        return 2**self.bits - 1
+
+
+@dataclass(frozen=True)
 class QuantizedWeight:
     """codes (out, in) uint8; scales (of any sign where sym) and zeros (out, groups) float32, as they are on disk."""
 
@@ -69,66 +83,61 @@ def dequantize(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
     return torch.sub(codes, zeros).mul_(scales)
 
 
-def min_max(grouped: Tensor, *, bits: int, sym: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Scales and zeros, each (out, groups) float32, of (out, groups, group_size) weights: the groups' own ranges."""
-    return full_range(*torch.aminmax(grouped, dim=-1), bits=bits, sym=sym, dtype=dtype)
+def min_max(grouped: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Scales and zeros, each (out, groups) float32, that cover each group of weights (out, groups, group_size)."""
+    return full_range(*torch.aminmax(grouped, dim=-1), scheme)
 
 
-def full_range(
-    low: Tensor, high: Tensor, *, bits: int, sym: bool = False, shrink: float | Tensor = 1.0, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The grid of groups whose weights lie from `low` to `high` (out, groups), that range times `shrink`.
+def full_range(low: Tensor, high: Tensor, scheme: Scheme, shrink: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
+    """Scales and zeros that cover `low` to `high` (out, groups), both multiplied by `shrink`.
 
-    Scales are rounded to `dtype`, as the disk will hold them.
+    Zero is always in the range. Scales are rounded to the dtype in which they are stored.
     """
     low, high = low.clamp(max=0) * shrink, high.clamp(min=0) * shrink
-    max_code = 2**bits - 1
-    if sym:
+    max_code = scheme.max_code
+    if scheme.sym:
         high = torch.maximum(high, -low)
         low = -high
-    scales = ((high - low) / max_code).clamp(min=SMALLEST_SCALE).to(dtype).float()
-    zeros = torch.full_like(scales, (max_code + 1) // 2) if sym else (-low / scales).round().clamp(0, max_code)
+    scales = ((high - low) / max_code).clamp(min=SMALLEST_SCALE).to(scheme.dtype).float()
+    zeros = torch.full_like(scales, (max_code + 1) // 2) if scheme.sym else (-low / scales).round().clamp(0, max_code)
     return scales, zeros
 
 
-def search_grid(
-    weight: Tensor, importance: Tensor, *, bits: int = 4, group_size: int, sym: bool, dtype: torch.dtype = torch.float16
-) -> tuple[Tensor, Tensor]:
-    """Scales and zeros, each (out, groups) float32, that lose least: Σ importance · (weight - rounded)² per group.
+def find_grid(weight: Tensor, scheme: Scheme, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and zeros, each (out, groups) float32, with the least Σ importance · (weight - rounded)² in each group.
 
-    `importance` (in,) is the mean square of each input, the diagonal of the Hessian; ones make it a search for the
-    least squared error. Candidates are the groups' own range, then ranges shrunk by SHRINKS; earlier ones win ties.
+    `importance` (in,) is the mean square of each input: the diagonal of the Hessian. Ones minimise the squared error.
+    The first candidate is the group's full range, the others are ranges shrunk by SHRINKS. The first wins a tie.
     """
-    grouped = split_groups(weight.float(), group_size)
-    weights_of_columns = split_groups(importance[None], group_size)[0]
+    grouped = split_groups(weight.float(), scheme.group_size)
+    importance = split_groups(importance[None], scheme.group_size)[0]
     rows = max(1, SEARCHED_NUMBERS // weight.shape[1])
-    grids = [search_rows(part, weights_of_columns, bits, sym, dtype) for part in grouped.split(rows)]
+    grids = [find_rows_grid(part, scheme, importance) for part in grouped.split(rows)]
     return torch.cat([scales for scales, _ in grids]), torch.cat([zeros for _, zeros in grids])
 
 
-def search_rows(grouped: Tensor, importance: Tensor, bits: int, sym: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`search_grid` of (out, groups, group_size) weights, importance (groups, group_size)."""
+def find_rows_grid(grouped: Tensor, scheme: Scheme, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """`find_grid` of weights (out, groups, group_size) with importance (groups, group_size)."""
     low, high = torch.aminmax(grouped, dim=-1)
-    shrunk, shrinks = signed_range if sym else full_range, torch.tensor(SHRINKS, device=low.device)[:, None, None]
-    whole = full_range(low, high, bits=bits, sym=sym, dtype=dtype)
-    less = shrunk(low, high, bits=bits, shrink=shrinks, dtype=dtype)
-    scales, zeros = (torch.cat([first[None], others]) for first, others in zip(whole, less, strict=True))
-    find = kernels.best_grid if grouped.device.type == "cpu" else best_grid
-    best = find(grouped, importance, scales, zeros, 2**bits - 1)[None]
+    shrinks = torch.tensor(SHRINKS, device=low.device)[:, None, None]
+    full = full_range(low, high, scheme)
+    shrunk = (signed_range if scheme.sym else full_range)(low, high, scheme, shrinks)
+    scales, zeros = (torch.cat([first[None], others]) for first, others in zip(full, shrunk, strict=True))
+    choose = kernels.best_grid if grouped.device.type == "cpu" else best_grid
+    best = choose(grouped, importance, scales, zeros, scheme.max_code)[None]
     return scales.gather(0, best)[0], zeros.gather(0, best)[0]
 
 
-def signed_range(
-    low: Tensor, high: Tensor, *, bits: int, shrink: float | Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """A symmetric grid whose lowest code lies on each group's largest weight, times `shrink`; see `full_range`.
+def signed_range(low: Tensor, high: Tensor, scheme: Scheme, shrink: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and zeros of a symmetric grid whose lowest code is each group's largest weight, times `shrink`.
 
-    The codes reach one step further below the zero than above it. So the scale is negative where the largest weight is
-    positive, and steps are 15/16 of those of a range that treats both sides alike.
+    There is one more code below the zero than above it. So a group whose largest weight is positive gets a negative
+    scale, and its steps are 15/16 of those of `full_range`.
     """
-    scales = torch.where(high > -low, high, low) * (-shrink / 2 ** (bits - 1))
-    scales = away_from_zero(scales).to(dtype).float()
-    return scales, torch.full_like(scales, 2 ** (bits - 1))
+    middle = 2 ** (scheme.bits - 1)
+    scales = torch.where(high > -low, high, low) * (-shrink / middle)
+    scales = away_from_zero(scales).to(scheme.dtype).float()
+    return scales, torch.full_like(scales, middle)
 
 
 def away_from_zero(scales: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import pytest
 
 from compress.checkpoint.formats import FORMATS, model_dtype, packed_config
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.schemes import Scheme, Schemes
+from compress.checkpoint.schemes import Schemes
 from compress.checkpoint.write import TensorSpec, save_checkpoint
+from compress.core.grid import Scheme
 from compress.model.blocks import linear_shapes
 from compress.quantize.methods.rtn import rtn
 
@@ -27,7 +28,7 @@ def round_checkpoint(source: Path, out: Path, format_name: str, schemes: Schemes
         parts = {name: tensor}
         if module in schemes:
             scheme = schemes[module]
-            weight = rtn(tensor, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym, dtype=scheme.dtype)
+            weight = rtn(tensor, scheme)
             parts = {f"{module}.{suffix}": part for suffix, part in row.save(weight, scheme.dtype).items()}
         pairs += [(TensorSpec(key, part.dtype, tuple(part.shape)), part) for key, part in parts.items()]
     ignore = [] if "lm_head" in schemes else ["lm_head"]

@@ -16,9 +16,9 @@ from compress.checkpoint.formats import (
 )
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.schemes import Scheme, skip_rule
+from compress.checkpoint.schemes import skip_rule
 from compress.core.errors import QCompressError
-from compress.core.grid import QuantizedWeight
+from compress.core.grid import QuantizedWeight, Scheme
 from compress.model.families import FUSED
 from compress.quantize.methods.rtn import rtn
 
@@ -74,7 +74,7 @@ def test_the_known_matrix_as_compressed_tensors():
 @every_kind
 def test_a_weight_comes_back_bit_for_bit(name, sym):
     row, scheme = FORMATS[name], Scheme(4, 32, sym, torch.float16)
-    weight = rtn(torch.randn(24, 96), group_size=32, sym=sym)
+    weight = rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym))
     back = row.load(row.save(weight, torch.float16).__getitem__, scheme)
     for part in ("codes", "scales", "zeros"):
         assert torch.equal(getattr(back, part), getattr(weight, part)), part
@@ -85,7 +85,7 @@ def test_a_weight_comes_back_bit_for_bit(name, sym):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_plan_is_what_is_saved(name, sym, dtype):
     row, scheme = FORMATS[name], Scheme(4, 32, sym, dtype)
-    saved = row.save(rtn(torch.randn(24, 96), group_size=32, sym=sym, dtype=dtype), dtype)
+    saved = row.save(rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym, dtype=dtype)), dtype)
     assert {spec.name: (spec.dtype, spec.shape) for spec in row.specs(24, 96, scheme)} == {
         key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in saved.items()
     }
@@ -106,7 +106,7 @@ def ct_scheme(sym: bool, group_size: int) -> QuantizationScheme:
 
 @pytest.mark.parametrize("sym", [True, False], ids=["sym", "asym"])
 def test_the_library_reads_ours_as_the_same_weights(sym):
-    weight = rtn(torch.randn(24, 96), group_size=32, sym=sym, dtype=torch.float32)
+    weight = rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym, dtype=torch.float32))
     saved = FORMATS["compressed-tensors"].save(weight, torch.float32)
     read = PackedQuantizationCompressor.decompress(saved, ct_scheme(sym, 32))
     assert torch.equal(read["weight"], weight.dequantize())
@@ -114,7 +114,7 @@ def test_the_library_reads_ours_as_the_same_weights(sym):
 
 @pytest.mark.parametrize("sym", [True, False], ids=["sym", "asym"])
 def test_the_library_writes_the_same_bytes(sym):
-    weight = rtn(torch.randn(24, 96), group_size=32, sym=sym, dtype=torch.float32)
+    weight = rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym, dtype=torch.float32))
     ours = FORMATS["compressed-tensors"].save(weight, torch.float32)
     state = {
         "weight": weight.dequantize(),
@@ -157,7 +157,7 @@ def slow_gptq(tensors: dict[str, torch.Tensor], n: int, k: int, group_size: int)
 
 @pytest.mark.parametrize(("name", "slow", "sym"), [("awq", slow_awq, False), ("gptq", slow_gptq, True)])
 def test_our_dequantized_weight_is_that_of_a_slow_loop(name, slow, sym):
-    weight = rtn(torch.randn(16, 64), group_size=32, sym=sym)
+    weight = rtn(torch.randn(16, 64), Scheme(group_size=32, sym=sym))
     tensors = FORMATS[name].save(weight, torch.float16)
     expected = [[slow(tensors, n, k, 32) for k in range(64)] for n in range(16)]
     assert torch.equal(weight.dequantize(), torch.tensor(expected))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compress.core import grid, kernels
-from compress.core.grid import SHRINKS, full_range
+from compress.core.grid import SHRINKS, Scheme, full_range
 from compress.quantize.methods import gptq, refine
 
 SIZES = [1, 63, 64, 65, 200]  # outputs: around a tile
@@ -85,7 +85,7 @@ def test_the_same_grids_are_chosen_as_in_torch(outputs):
     g = torch.Generator().manual_seed(0)
     grouped, importance = torch.randn(outputs, 3, 32, generator=g), torch.rand(3, 32, generator=g)
     low, high = torch.aminmax(grouped, dim=-1)
-    grids = [full_range(low, high, bits=4, shrink=shrink, dtype=torch.float16) for shrink in SHRINKS]
+    grids = [full_range(low, high, Scheme(), shrink) for shrink in SHRINKS]
     scales, zeros = (torch.stack(parts) for parts in zip(*grids, strict=True))
     found = kernels.best_grid(grouped, importance, scales, zeros, 15)
     assert (found == grid.best_grid(grouped, importance, scales, zeros, 15)).float().mean() > 0.98

@@ -13,8 +13,9 @@ import torch
 
 from compress.checkpoint.formats import FORMATS, Format, model_dtype
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.schemes import Scheme, awq_key, ct_weights, flatten, gptq_override
+from compress.checkpoint.schemes import awq_key, ct_weights, flatten, gptq_override
 from compress.core.errors import QCompressError
+from compress.core.grid import Scheme
 from compress.model.blocks import find_blocks, make_skeleton
 from compress.model.families import FUSED, find_family, find_linears
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 from compress.checkpoint.check.subject import PACKED, Findings, Matrix, Subject, error, misfit, warning
-from compress.checkpoint.formats import Scheme
 from compress.checkpoint.write import TensorSpec
+from compress.core.grid import Scheme
 
 UNSET = "vLLM leaves it unset and computes with whatever lies in memory (silent)"
 HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.[qkv]_scale|\.(output|input)_scale)$")

@@ -158,8 +158,8 @@ def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, se
         weight = block.module.get_parameter(f"{feeder.module}.weight")
         result.changed[f"{feeder.module}.weight"] = fold_norm(weight, scale, feeder.offset)
         return
-    divisor = per_row(scale, feeder, settings.share, settings.width)
-    result.weights[feeder.module] = fold_rows(result.weights[feeder.module], divisor, settings.dtype)
+    divisor = per_row(scale, feeder, settings.query_heads_per_kv_head, settings.head_dim)
+    result.weights[feeder.module] = fold_rows(result.weights[feeder.module], divisor, settings.scheme.dtype)
     bias = fold_bias(block.linears[feeder.module], divisor)
     if bias is not None:
         result.changed[f"{feeder.module}.bias"] = bias
@@ -175,7 +175,7 @@ def error_rows(
         outputs = block.linears[name].out_features
         some = slice(start, start + outputs, max(1, outputs // ERROR_ROWS))
         weight = problem.weight[some]
-        plain = rtn(weight, **problem.grid).dequantize()
+        plain = rtn(weight, problem.scheme).dequantize()
         wanted, found, rounded = (
             output_error(part, problem.hessian, problem.products)
             for part in (weight, effective[some] - weight, plain - weight)
@@ -200,7 +200,7 @@ def round_block(block: Block, settings: BlockSettings) -> QuantizedBlock:
     result = QuantizedBlock()
     for name, linear in block.linears.items():
         weight = linear.weight.detach().float()
-        result.weights[name] = rtn(weight, **settings.grid(f"{block.name}.{name}"))
+        result.weights[name] = rtn(weight, settings.scheme_of(f"{block.name}.{name}"))
         error = (result.weights[name].dequantize() - weight).square().sum() / weight.square().sum().clamp(min=1e-30)
         result.rows.append({"block": block.name, "linear": name, "error": error.item(), "rtn_error": error.item()})
     return result

@@ -131,19 +131,16 @@ def work_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> 
 
 
 def block_settings(job: QuantizeJob) -> BlockSettings:
-    model, scheme = job.blocks.model.config, job.plan.scheme
+    model = job.blocks.model.config
     heads = model.num_attention_heads
     kv_heads = getattr(model, "num_key_value_heads", None) or heads
     return BlockSettings(
         job.config.method,
-        scheme.bits,
-        scheme.group_size,
-        scheme.sym,
-        scheme.dtype,
+        job.plan.scheme,
         job.config.damp_percent,
         job.config.mismatch,
-        share=heads // kv_heads,
-        width=getattr(model, "head_dim", None) or model.hidden_size // heads,
+        query_heads_per_kv_head=heads // kv_heads,
+        head_dim=getattr(model, "head_dim", None) or model.hidden_size // heads,
         eight_bit=job.plan.eight_bit,
         products=block_products(job.config, job.blocks.device),
     )

@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from calibration.statistics import Hessian, all_finite, shrunk
+from compress.core.grid import Scheme
 from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
 from compress.quantize.blocks.lockstep import StageInput
@@ -20,30 +20,25 @@ from compress.quantize.processes import Processes
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """What all blocks of a checkpoint share: method, grid as its format will store it, damping, mismatch, heads.
+    """The options that all blocks of a checkpoint share.
 
-    Blocks and statistics multiply in `products` on a CPU, where all sums and codes are float32.
-    `share` query heads of `width` channels hang on one value head. `eight_bit` are the full paths of linears that get
-    8 bits, always whole stages, and always symmetric.
+    `scheme` is that of most linears. `eight_bit` holds the full paths of the linears with 8 bits and a symmetric grid;
+    linears of one stage are all in it or all not. A value head of `head_dim` channels feeds `query_heads_per_kv_head`
+    query heads. On a CPU, matrix products are computed in `products`; sums and codes are float32.
     """
 
     method: str
-    bits: int
-    group_size: int
-    sym: bool
-    dtype: torch.dtype
+    scheme: Scheme
     damp_percent: float
     mismatch: float
-    share: int
-    width: int
+    query_heads_per_kv_head: int
+    head_dim: int
     eight_bit: frozenset[str] = frozenset()
     products: torch.dtype = torch.float32
 
-    def grid(self, linear: str) -> dict[str, Any]:
-        """The grid of a linear, by its full path."""
-        wide = linear in self.eight_bit
-        bits, sym = (8, True) if wide else (self.bits, self.sym)
-        return {"bits": bits, "group_size": self.group_size, "sym": sym, "dtype": self.dtype}
+    def scheme_of(self, linear: str) -> Scheme:
+        """The scheme of a linear, by its full path."""
+        return replace(self.scheme, bits=8, sym=True) if linear in self.eight_bit else self.scheme
 
 
 @dataclass(frozen=True)
@@ -88,18 +83,23 @@ def stage_problem(
 ) -> Problem:
     """What the stage's weight shall be, and the mean of x xᵀ over all tokens of all processes' inputs, with its factor
     where that was needed and will serve again. ValueError when the mean is not finite."""
-    share, grid = sharing(stage.feeder, settings), settings.grid(f"{block.name}.{stage.linears[0]}")
-    known = {"damp_percent": settings.damp_percent, "share": share, "width": settings.width, **grid}
-    known["products"] = settings.products
-    weight = stacked(block, stage)
-    value = finished(sums.hessian, processes)
+    problem = Problem(
+        stacked(block, stage),
+        finished(sums.hessian, processes),
+        settings.scheme_of(f"{block.name}.{stage.linears[0]}"),
+        settings.damp_percent,
+        scalable=stage.feeder is not None and settings.method in SCALING,
+        query_heads_per_kv_head=heads_per_feeder_head(stage.feeder, settings),
+        head_dim=settings.head_dim,
+        products=settings.products,
+    )
     if sums.mismatch is None:
-        return Problem(weight, value, **known)
+        return problem
     moved = summed(sums.mismatch, processes)
-    factor = inverse_factor(value, settings.damp_percent)
+    factor = inverse_factor(problem.hessian, settings.damp_percent)
     wide, products = sums.mismatch.wide, settings.products
-    target = retarget(weight, factor, moved, settings.mismatch, wide=wide, products=products)
-    return Problem(target, value, factor=None if share else factor, **known)
+    target = retarget(problem.weight, factor, moved, settings.mismatch, wide=wide, products=products)
+    return replace(problem, weight=target, factor=None if problem.scalable else factor)
 
 
 def finished(hessian: Hessian, processes: Processes) -> Tensor:
@@ -122,8 +122,6 @@ def summed(mismatch: Mismatch, processes: Processes) -> Tensor:
     return value
 
 
-def sharing(feeder: Feeder | None, settings: BlockSettings) -> int:
-    """How many neighbouring heads must share their scales: 0 where nothing is scaled, or nothing can take them."""
-    if feeder is None or settings.method not in SCALING:
-        return 0
-    return settings.share if feeder.kind == "heads" else 1
+def heads_per_feeder_head(feeder: Feeder | None, settings: BlockSettings) -> int:
+    """How many neighbouring heads must have the same scales, because one value head feeds them all."""
+    return settings.query_heads_per_kv_head if feeder is not None and feeder.kind == "heads" else 1

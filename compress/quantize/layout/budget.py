@@ -11,9 +11,10 @@ from math import prod
 from statistics import NormalDist
 from typing import Any
 
-from compress.checkpoint.schemes import Scheme, kind
+from compress.checkpoint.schemes import kind
 from compress.core.config import FORMAT_NAMES, GROUP_SIZES, QuantizeConfig
 from compress.core.errors import QCompressError
+from compress.core.grid import Scheme
 from compress.model.families import find_family
 from compress.quantize.layout.layouts import Choice, refusal
 from compress.quantize.layout.plan import LayoutPlan, SourceModel, make_plan

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from compress.checkpoint.schemes import Scheme, Schemes
+from compress.checkpoint.schemes import Schemes
 from compress.checkpoint.vllm_models import EMBEDDING_BY_CLASS, NO_PACKED_HEAD
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
+from compress.core.grid import Scheme
 from compress.model.blocks import Vocabulary
 from compress.model.families import find_family
 

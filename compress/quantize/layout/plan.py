@@ -11,10 +11,11 @@ import torch
 from compress.checkpoint.formats import FORMATS, Format, model_dtype
 from compress.checkpoint.load import check_causal_lm, open_causal_lm
 from compress.checkpoint.read import INDEX, Checkpoint, read_json
-from compress.checkpoint.schemes import HEAD, Scheme, Schemes
+from compress.checkpoint.schemes import HEAD, Schemes
 from compress.checkpoint.write import TensorSpec, planned_bytes
 from compress.core.config import GROUP_SIZES, QuantizeConfig
 from compress.core.errors import QCompressError
+from compress.core.grid import Scheme
 from compress.model.blocks import Vocabulary, find_vocabulary, linear_shapes, parameter_shapes
 from compress.quantize.layout.layouts import Choice, choose_schemes
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.schemes import Scheme
+from compress.core.grid import Scheme
 from compress.model.blocks import BlockModel, Weights
 from compress.model.families import find_family
 from compress.quantize.calibrate import calibration_windows
 from compress.quantize.layout.budget import Harm, Planned, rounding_error
 from compress.quantize.layout.plan import SourceModel
-from compress.quantize.layout.vocabulary import round_plain
+from compress.quantize.methods.rtn import rtn
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
@@ -98,7 +98,7 @@ def source_module(source: SourceModel, module: str) -> str:
 def rounded(weights: Weights, names: Sequence[str], scheme: Scheme) -> Weights:
     """The same weights, those of `names` as plain rounding leaves them."""
     chosen = set(names)
-    return lambda name: round_plain(weights(name), scheme).dequantize() if name in chosen else weights(name)
+    return lambda name: rtn(weights(name), scheme).dequantize() if name in chosen else weights(name)
 
 
 def mean_errors(weights: Weights, names: Sequence[str], schemes: Sequence[Scheme]) -> dict[Scheme, float]:
@@ -109,7 +109,7 @@ def mean_errors(weights: Weights, names: Sequence[str], schemes: Sequence[Scheme
         sample = weight[:: -(-len(weight) // SAMPLE)].float()
         total += sample.square().sum().item()
         for scheme in schemes:
-            errors[scheme] += (round_plain(sample, scheme).dequantize() - sample).square().sum().item()
+            errors[scheme] += (rtn(sample, scheme).dequantize() - sample).square().sum().item()
     return {scheme: error / (total or 1.0) for scheme, error in errors.items()}
 
 

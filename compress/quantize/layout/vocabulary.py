@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint.formats import Format
-from compress.checkpoint.schemes import Scheme
-from compress.core.grid import QuantizedWeight, search_grid
+from compress.core.grid import QuantizedWeight, Scheme, find_grid
 from compress.quantize.methods.parallel_rows import each_share
-from compress.quantize.methods.rtn import on_grid, rtn
+from compress.quantize.methods.rtn import round_to_grid, rtn
 
 ROWS = 4096  # per slice; zeros of 8 rows share a word
 ALONG_ROWS = {"qweight": 1, "qzeros": 1, "scales": 1, "weight_packed": 0, "weight_scale": 0, "weight_zero_point": 0}
@@ -27,7 +26,7 @@ def pack_table(weight: Tensor, row: Format, scheme: Scheme) -> tuple[dict[str, T
     slices, total, errors = [], 0.0, {"error": 0.0, "rtn_error": 0.0}
     for part in weight.split(ROWS):
         source = part.float()
-        found, plain = round_table(source, scheme), round_plain(source, scheme)
+        found, plain = round_table(source, scheme), rtn(source, scheme)
         slices.append(row.save(found, scheme.dtype))
         total += source.square().sum().item()
         errors["error"] += (found.dequantize() - source).square().sum().item()
@@ -48,16 +47,11 @@ def join(slices: list[dict[str, Tensor]], suffix: str) -> Tensor:
 def round_table(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
     """A float32 (rows, width) slice on its grid."""
     if scheme.bits == 8:
-        return round_plain(weight, scheme)
-    even = torch.ones(weight.shape[1])
-    grid: dict[str, Any] = {"bits": scheme.bits, "sym": scheme.sym}
+        return rtn(weight, scheme)
+    equal_importance = torch.ones(weight.shape[1])
 
-    def solve(own: slice) -> QuantizedWeight:
-        scales, zeros = search_grid(weight[own], even, group_size=scheme.group_size, dtype=scheme.dtype, **grid)
-        return on_grid(weight[own], scales, zeros, **grid)
+    def solve(rows: slice) -> QuantizedWeight:
+        scales, zeros = find_grid(weight[rows], scheme, equal_importance)
+        return round_to_grid(weight[rows], scales, zeros, scheme)
 
     return each_share(solve, weight)
-
-
-def round_plain(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
-    return rtn(weight, bits=scheme.bits, group_size=scheme.group_size, sym=scheme.sym, dtype=scheme.dtype)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from calibration.statistics import strips
-from compress.core.grid import QuantizedWeight, search_grid
-from compress.quantize.methods.rtn import on_grid, rtn
+from compress.core.grid import QuantizedWeight, Scheme, find_grid
+from compress.quantize.methods.rtn import round_to_grid, rtn
 
 RATIOS = tuple(step / 20 for step in range(20))
 STEPS = (4, 2, 1)  # between the ratios that are tried
@@ -36,28 +36,25 @@ def output_error(difference: Tensor, hessian: Tensor, products: torch.dtype = to
 def search_scale(
     weight: Tensor,
     hessian: Tensor,
+    scheme: Scheme,
     *,
-    bits: int,
-    group_size: int,
-    sym: bool,
-    dtype: torch.dtype,
-    share: int = 1,
-    width: int = 0,
+    query_heads_per_kv_head: int = 1,
+    head_dim: int = 0,
     products: torch.dtype = torch.float32,
 ) -> Tensor:
     """One scale per input channel, (in,) float32: the power of the activations' size that loses least after rounding.
 
     Ratio 0 (all ones) is among the candidates and wins ties. Of the 20 ratios 7 to 9 are tried, on about SEARCH_ROWS
-    of the outputs. With `share` > 1, channels come as heads of `width`, and `share` neighbouring heads must have the
-    same scales (their feeder is one value head).
+    of the outputs. Each `query_heads_per_kv_head` neighbouring heads of `head_dim` channels get the same scales: one
+    value head feeds them all.
     """
     weight = weight[:: max(1, len(weight) // SEARCH_ROWS)]
-    energy = shared_mean(hessian.diagonal(), share, width).clamp(min=1e-12)
+    energy = mean_over_shared(hessian.diagonal(), query_heads_per_kv_head, head_dim).clamp(min=1e-12)
     size = energy.sqrt()
 
     def error(index: int) -> float:
         scale = normalised(size ** RATIOS[index])
-        rounded = rtn(weight * scale, bits=bits, group_size=group_size, sym=sym, dtype=dtype).dequantize()
+        rounded = rtn(weight * scale, scheme).dequantize()
         return output_error(rounded / scale - weight, hessian, products)
 
     return normalised(size ** RATIOS[coarse_to_fine(error, len(RATIOS))])
@@ -82,17 +79,15 @@ def normalised(scale: Tensor) -> Tensor:
     return (scale / (scale.max() * scale.min()).sqrt()).clamp(1e-2, 1e2)
 
 
-def shared_mean(energy: Tensor, share: int, width: int) -> Tensor:
-    """(in,) -> (in,): the mean over the heads that must share; the input itself when nothing is shared."""
-    if share == 1:
+def mean_over_shared(energy: Tensor, query_heads_per_kv_head: int, head_dim: int) -> Tensor:
+    """(in,) -> (in,): the mean over the query heads that one value head feeds."""
+    if query_heads_per_kv_head == 1:
         return energy
-    heads = energy.view(-1, share, width)
+    heads = energy.view(-1, query_heads_per_kv_head, head_dim)
     return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1)
 
 
-def clipped(
-    weight: Tensor, hessian: Tensor, *, bits: int, group_size: int, sym: bool, dtype: torch.dtype
-) -> QuantizedWeight:
-    """`weight` (out, in) rounded on grids whose range was shrunk where that loses less output."""
-    scales, zeros = search_grid(weight, hessian.diagonal(), bits=bits, group_size=group_size, sym=sym, dtype=dtype)
-    return on_grid(weight, scales, zeros, bits=bits, sym=sym)
+def clip(weight: Tensor, hessian: Tensor, scheme: Scheme) -> QuantizedWeight:
+    """Round `weight` (out, in) to grids whose range is shrunk where that lowers the output error."""
+    scales, zeros = find_grid(weight, scheme, hessian.diagonal())
+    return round_to_grid(weight, scales, zeros, scheme)

@@ -18,9 +18,11 @@ def fold_norm(weight: Tensor, scale: Tensor, offset: float) -> Tensor:
     return (weight.float() + offset) / scale - offset
 
 
-def per_row(scale: Tensor, feeder: Feeder, share: int, width: int) -> Tensor:
-    """One scale per row of the feeder: query heads that share a value head give theirs once. (in,) -> (rows,)."""
-    return scale.view(-1, share, width)[:, 0].reshape(-1) if feeder.kind == "heads" and share > 1 else scale
+def per_row(scale: Tensor, feeder: Feeder, query_heads_per_kv_head: int, head_dim: int) -> Tensor:
+    """One scale per row of the feeder: query heads with the same value head give one. (in,) -> (rows,)."""
+    if feeder.kind != "heads" or query_heads_per_kv_head == 1:
+        return scale
+    return scale.view(-1, query_heads_per_kv_head, head_dim)[:, 0].reshape(-1)
 
 
 def fold_rows(weight: QuantizedWeight, divisor: Tensor, dtype: torch.dtype) -> QuantizedWeight:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calibration.statistics import all_finite, strips
 from compress.core import kernels
-from compress.core.grid import QuantizedWeight, search_grid
+from compress.core.grid import QuantizedWeight, Scheme, find_grid
 
 BLOCK_SIZE = 64  # columns between two updates of the far ones; the fastest of 8..128 on two CPU cores
 COPIED_ROWS = 256  # at a time, so that no second matrix is needed
@@ -34,14 +34,11 @@ class Factor:
 def gptq(
     weight: Tensor,
     hessian: Tensor,
+    scheme: Scheme,
     *,
-    bits: int = 4,
-    group_size: int = 128,
-    sym: bool = False,
     damp_percent: float = 0.01,
     factor: Factor | None = None,
     block_size: int = BLOCK_SIZE,
-    dtype: torch.dtype = torch.float16,
 ) -> tuple[QuantizedWeight, float]:
     """The quantized `weight` (out, in) and the damping that was needed.
 
@@ -50,22 +47,21 @@ def gptq(
     result. ValueError for a Hessian that no damping makes positive.
     """
     weight = weight.float()
-    importance = hessian.diagonal()
-    scales, zeros = search_grid(weight, importance, bits=bits, group_size=group_size, sym=sym, dtype=dtype)
+    scales, zeros = find_grid(weight, scheme, hessian.diagonal())
     factor = factor or inverse_factor(hessian, damp_percent)
     codes = round_columns(
         weight.T[factor.order],
         scales.T,
         zeros.T,
-        factor.order // group_size,
+        factor.order // scheme.group_size,
         factor.upper,
-        max_code=2**bits - 1,
+        max_code=scheme.max_code,
         block_size=block_size,
     )
     back = torch.empty_like(factor.order)
     back[factor.order] = torch.arange(len(back), device=back.device)
     codes = codes[back].T.contiguous()
-    return QuantizedWeight(codes, scales, zeros, bits=bits, sym=sym), factor.damp_percent
+    return QuantizedWeight(codes, scales, zeros, bits=scheme.bits, sym=scheme.sym), factor.damp_percent
 
 
 def round_columns(

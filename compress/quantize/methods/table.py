@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.core.grid import QuantizedWeight
-from compress.quantize.methods.awq import clipped, search_scale
+from compress.core.grid import QuantizedWeight, Scheme
+from compress.quantize.methods.awq import clip, search_scale
 from compress.quantize.methods.gptq import Factor, gptq, inverse_factor
 from compress.quantize.methods.parallel_rows import each_share
 from compress.quantize.methods.refine import refine
@@ -16,27 +16,22 @@ from compress.quantize.methods.rtn import rtn
 
 @dataclass(frozen=True)
 class Problem:
-    """Linears that share an input, rows stacked: weight (out, in), hessian (in, in), the grid, and who may be scaled.
+    """The weight (out, in) of linears with the same input, rows stacked, and the hessian (in, in) of that input.
 
-    `share` neighbouring heads of `width` channels must share their scales; share 0: no channel may be scaled. `factor`
-    is the Hessian's, where it was needed before. A CPU takes products that need no more in `products`.
+    Where `scalable`, a method may scale input channels. Each `query_heads_per_kv_head` neighbouring heads of `head_dim`
+    channels then get the same scales. `factor` is the Hessian's factor, if already computed. On a CPU, matrix products
+    that need no float32 are computed in `products`.
     """
 
     weight: Tensor
     hessian: Tensor
-    bits: int
-    group_size: int
-    sym: bool
-    dtype: torch.dtype
+    scheme: Scheme
     damp_percent: float
-    share: int = 0
-    width: int = 0
+    scalable: bool = False
+    query_heads_per_kv_head: int = 1
+    head_dim: int = 0
     factor: Factor | None = None
     products: torch.dtype = torch.float32
-
-    @property
-    def grid(self) -> dict:
-        return {"bits": self.bits, "group_size": self.group_size, "sym": self.sym, "dtype": self.dtype}
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class Solution:
 
 
 def solve_rtn(problem: Problem) -> Solution:
-    return Solution(rtn(problem.weight, **problem.grid))
+    return Solution(rtn(problem.weight, problem.scheme))
 
 
 def solve_gptq(problem: Problem) -> Solution:
@@ -66,7 +61,7 @@ def solve_awq(problem: Problem) -> Solution:
     weight, hessian = problem.weight, problem.hessian
     if scale is not None:
         weight, hessian = weight * scale, scaled(hessian, scale)
-    found = each_share(lambda own: clipped(weight[own], hessian, **problem.grid), weight)
+    found = each_share(lambda own: clip(weight[own], hessian, problem.scheme), weight)
     return Solution(found, scale)
 
 
@@ -81,17 +76,23 @@ def gptq_scaled(problem: Problem, scale: Tensor | None) -> Solution:
     factor = factor or inverse_factor(hessian, problem.damp_percent)
 
     def solve(own: slice) -> QuantizedWeight:
-        first, _ = gptq(weight[own], hessian, factor=factor, **problem.grid)
-        return refine(weight[own], hessian, first, dtype=problem.dtype, products=problem.products)
+        first, _ = gptq(weight[own], hessian, problem.scheme, factor=factor)
+        return refine(weight[own], hessian, first, dtype=problem.scheme.dtype, products=problem.products)
 
     return Solution(each_share(solve, weight), scale, factor.damp_percent)
 
 
 def find_scale(problem: Problem) -> Tensor | None:
-    if not problem.share:
+    if not problem.scalable:
         return None
-    given = {"share": problem.share, "width": problem.width, "products": problem.products, **problem.grid}
-    return search_scale(problem.weight, problem.hessian, **given)
+    return search_scale(
+        problem.weight,
+        problem.hessian,
+        problem.scheme,
+        query_heads_per_kv_head=problem.query_heads_per_kv_head,
+        head_dim=problem.head_dim,
+        products=problem.products,
+    )
 
 
 def scaled(hessian: Tensor, scale: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from compress.checkpoint.read import RECORD, Checkpoint
 from compress.checkpoint.record import DIGESTS, record_text
 from compress.core import pack
 from compress.core.errors import QCompressError
-from compress.core.grid import QuantizedWeight
+from compress.core.grid import QuantizedWeight, Scheme
 from compress.model.families import FAMILIES
 from compress.quantize.methods.rtn import rtn
 
@@ -235,7 +235,7 @@ def test_folding_is_no_difference_from_the_source():
     torch.manual_seed(0)
     source = torch.randn(48, 128)
     folded = source * torch.rand(128).add(0.2) * torch.rand(48, 1).add(0.2)
-    likeness = compare(rtn(folded, group_size=32, sym=False), source, torch.arange(48))
+    likeness = compare(rtn(folded, Scheme(group_size=32, sym=False)), source, torch.arange(48))
     assert likeness.cosine > 0.99 and likeness.row_cosine > 0.98 and abs(likeness.shift) < 0.05
     assert 0.9 < likeness.gains[0] < likeness.gains[1] < 1.1
 
@@ -256,7 +256,7 @@ def test_strong_folding_is_taken_apart_in_two_rounds():
 def test_weights_half_a_step_off_their_source_are_an_error():
     torch.manual_seed(0)
     source = torch.randn(64, 64)
-    weight = rtn(source, group_size=32, sym=True)
+    weight = rtn(source, Scheme(group_size=32, sym=True))
     moved = replace(weight, zeros=weight.zeros + torch.tensor([1.0, 0.0]))  # every other group by one step
     assert not list(plausible(moved))
     assert not list(like_source(weight, source, torch.arange(64)))
@@ -272,14 +272,14 @@ def test_codes_far_from_their_zeros_on_both_sides_are_not_plausible():
 def test_dead_outputs_and_dead_inputs_are_no_difference():
     source = torch.randn(16, 64)
     source[3], source[:, 7], source[5, 32:] = 0, 0, 0
-    likeness = compare(rtn(source, group_size=32, sym=False), source, torch.arange(16))
+    likeness = compare(rtn(source, Scheme(group_size=32, sym=False)), source, torch.arange(16))
     assert likeness.cosine > 0.98 and likeness.row_cosine > 0.95 and likeness.gains[0] > 0.8
 
 
 @pytest.mark.parametrize("sym", [True, False], ids=["sym", "asym"])
 def test_random_weights_are_plausible_and_shifted_codes_are_not(sym):
     torch.manual_seed(0)
-    weight = rtn(torch.randn(64, 128), group_size=32, sym=sym)
+    weight = rtn(torch.randn(64, 128), Scheme(group_size=32, sym=sym))
     assert not list(plausible(weight))
     assert list(plausible(replace(weight, codes=(weight.codes + 1).clamp(max=15))))
 

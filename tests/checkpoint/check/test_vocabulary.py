@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.formats import FORMATS
 from compress.checkpoint.record import DIGESTS
+from compress.core.grid import Scheme
 from compress.quantize.methods.rtn import rtn
 
 Q, NORM = "model.layers.1.self_attn.q_proj", "model.layers.0.input_layernorm.weight"
@@ -35,7 +36,7 @@ class Model:
     def pack(self, module: str, *, bits: int = 4, group_size: int = 32, sym: bool) -> None:
         """The module's plain weight rounded and packed in the checkpoint's own format."""
         row = FORMATS[self.quant["quant_method"]]
-        weight = rtn(self.tensors.pop(f"{module}.weight"), bits=bits, group_size=group_size, sym=sym)
+        weight = rtn(self.tensors.pop(f"{module}.weight"), Scheme(bits=bits, group_size=group_size, sym=sym))
         self.tensors |= {f"{module}.{suffix}": part for suffix, part in row.save(weight, torch.float16).items()}
 
     def target(self, name: str, **changes: Any) -> None:

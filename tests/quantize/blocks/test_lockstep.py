@@ -5,6 +5,7 @@ from calibration.capture import watch_inputs
 from calibration.statistics import Hessian
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint
+from compress.core.grid import Scheme
 from compress.model.blocks import BlockModel
 from compress.model.families import FAMILIES, LLAMA
 from compress.quantize.blocks.block import quantize_block
@@ -12,14 +13,11 @@ from compress.quantize.blocks.lockstep import lockstep, replay, trace_stages
 from compress.quantize.blocks.problem import BlockSettings
 
 SETTINGS = {
-    "bits": 4,
-    "group_size": 32,
-    "sym": False,
-    "dtype": torch.float16,
+    "scheme": Scheme(group_size=32),
     "damp_percent": 0.01,
     "mismatch": 0.0,
-    "share": 2,
-    "width": 16,
+    "query_heads_per_kv_head": 2,
+    "head_dim": 16,
 }
 
 

@@ -7,8 +7,8 @@ import torch
 
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
-from compress.checkpoint.schemes import Scheme
 from compress.core.config import QuantizeConfig
+from compress.core.grid import Scheme
 from compress.quantize.layout.budget import plan_layouts
 from compress.quantize.layout.plan import make_plan, read_source
 from compress.quantize.layout.sensitivity import find_parts, log_probabilities, mean_kl, measure_harm, measure_parts
@@ -45,7 +45,7 @@ def test_the_kl_of_a_part_is_that_of_the_model_with_it_rounded(request, model):
     whole, changed = load_model(path), load_model(path)
     for name, linear in changed.named_modules():
         if name.endswith("down_proj"):
-            linear.weight.data = rtn(linear.weight, group_size=64, sym=True).dequantize()
+            linear.weight.data = rtn(linear.weight, Scheme(group_size=64, sym=True)).dequantize()
     with torch.no_grad():
         p, q = (each(IDS).logits.log_softmax(-1) for each in (whole, changed))
     assert parts["mlp.down_proj"].kl == pytest.approx((p.exp() * (p - q)).sum(-1).mean().item(), rel=1e-2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from compress.checkpoint.formats import FORMATS
-from compress.checkpoint.schemes import Scheme
+from compress.core.grid import Scheme
 from compress.quantize.layout import vocabulary as tables
 
 KINDS = [("awq", 4, False), ("gptq", 4, True), ("gptq", 8, True)]

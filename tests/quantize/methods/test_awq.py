@@ -2,19 +2,20 @@ import pytest
 import torch
 from torch import nn
 
+from compress.core.grid import Scheme
 from compress.model.families import Feeder
-from compress.quantize.methods.awq import coarse_to_fine, normalised, output_error, search_scale
+from compress.quantize.methods.awq import coarse_to_fine, normalised, output_error
 from compress.quantize.methods.fold import fold_norm, fold_rows, per_row
 from compress.quantize.methods.rtn import rtn
 from compress.quantize.methods.table import METHODS, Problem
 
 
-def make_problem(share=1, width=0, sym=False):
+def make_problem(scalable=True, heads=1, head_dim=0, sym=False):
     """Inputs with a few loud channels, as language models have them."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(1024, 128, generator=g) * (torch.rand(128, generator=g) ** 6 * 30 + 0.1)
     weight = torch.randn(64, 128, generator=g) * 0.1
-    return Problem(weight, x.T @ x / len(x), 4, 64, sym, torch.float16, 0.01, share=share, width=width)
+    return Problem(weight, x.T @ x / len(x), Scheme(4, 64, sym), 0.01, scalable, heads, head_dim)
 
 
 def loss(problem, method):
@@ -33,12 +34,12 @@ def test_awq_with_gptq_beats_both():
 
 
 def test_without_a_feeder_nothing_is_scaled():
-    assert METHODS["awq"](make_problem(share=0)).scale is None
+    assert METHODS["awq"](make_problem(scalable=False)).scale is None
 
 
 def test_heads_that_share_a_value_head_share_their_scales():
-    problem = make_problem(share=2, width=16)
-    scale = search_scale(problem.weight, problem.hessian, share=2, width=16, **problem.grid).view(-1, 2, 16)
+    problem = make_problem(heads=2, head_dim=16)
+    scale = METHODS["awq"](problem).scale.view(-1, 2, 16)
     assert torch.equal(scale[:, 0], scale[:, 1]) and not torch.equal(scale[0, 0], scale[1, 0])
 
 
@@ -79,7 +80,7 @@ def test_folding_into_a_norm_keeps_the_function():
 
 
 def test_folding_into_quantized_rows_keeps_codes_and_divides_the_rows():
-    weight, divisor = rtn(torch.randn(16, 64), group_size=32, sym=False), torch.rand(8) + 0.5
+    weight, divisor = rtn(torch.randn(16, 64), Scheme(group_size=32, sym=False)), torch.rand(8) + 0.5
     folded = fold_rows(weight, divisor, torch.float32)
     assert torch.equal(folded.codes, weight.codes) and torch.equal(folded.zeros, weight.zeros)
     torch.testing.assert_close(folded.dequantize()[8:], weight.dequantize()[8:] / divisor[:, None])

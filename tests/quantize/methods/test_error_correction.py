@@ -4,6 +4,7 @@ import torch
 from calibration.statistics import Hessian
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint
+from compress.core.grid import Scheme
 from compress.model.blocks import BlockModel
 from compress.quantize.blocks.block import Reference, quantize_block
 from compress.quantize.blocks.lockstep import StageInput, lockstep, replay
@@ -11,8 +12,8 @@ from compress.quantize.blocks.problem import BlockSettings
 from compress.quantize.methods.error_correction import Mismatch, retarget, times_inverse
 from compress.quantize.methods.gptq import inverse_factor
 
-SETTINGS = {"bits": 4, "group_size": 32, "sym": False, "dtype": torch.float16, "damp_percent": 0.01}
-HEADS = {"share": 2, "width": 16}
+SETTINGS = {"scheme": Scheme(group_size=32), "damp_percent": 0.01}
+HEADS = {"query_heads_per_kv_head": 2, "head_dim": 16}
 
 
 @pytest.fixture(params=[6, 2])

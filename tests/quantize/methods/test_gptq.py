@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from compress.core.grid import dequantize, quantize, search_grid
+from compress.core.grid import Scheme, dequantize, find_grid, quantize
 from compress.quantize.methods.awq import output_error
 from compress.quantize.methods.gptq import damping, factor_in_place, gptq, inverse_factor
-from compress.quantize.methods.rtn import on_grid, rtn
+from compress.quantize.methods.rtn import round_to_grid, rtn
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def problem():
 
 def paper_loop(weight, hessian, *, group_size, sym, damp_percent=0.01):
     """Algorithm 1 as it is written, one column at a time, no blocks, in the order of falling energy."""
-    scales, zeros = search_grid(weight, hessian.diagonal(), group_size=group_size, sym=sym)
+    scales, zeros = find_grid(weight, Scheme(group_size=group_size, sym=sym), hessian.diagonal())
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     damped = hessian[order][:, order] + damp_percent * hessian.diagonal().mean() * torch.eye(len(hessian))
     upper = torch.linalg.cholesky(torch.linalg.inv(damped.double()), upper=True).float()
@@ -37,38 +37,38 @@ def paper_loop(weight, hessian, *, group_size, sym, damp_percent=0.01):
 def test_blocked_gptq_is_the_plain_loop_of_the_paper(problem, group_size, sym):
     weight, hessian = problem
     expected = paper_loop(weight, hessian, group_size=group_size, sym=sym)
-    quantized, _ = gptq(weight, hessian, group_size=group_size, sym=sym)
+    quantized, _ = gptq(weight, hessian, Scheme(group_size=group_size, sym=sym))
     assert (quantized.codes != expected).float().mean() < 2e-3  # float rounding may flip a tie
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 100, 256])
 def test_block_size_never_changes_the_result(problem, block_size):
     weight, hessian = problem
-    expected, _ = gptq(weight, hessian, group_size=64, block_size=32)
-    quantized, _ = gptq(weight, hessian, group_size=64, block_size=block_size)
+    expected, _ = gptq(weight, hessian, Scheme(group_size=64), block_size=32)
+    quantized, _ = gptq(weight, hessian, Scheme(group_size=64), block_size=block_size)
     assert (quantized.codes != expected.codes).float().mean() < 2e-3
     assert torch.equal(quantized.scales, expected.scales)
 
 
 def test_a_factor_that_the_caller_has_changes_nothing(problem):
     weight, hessian = problem
-    given, damp = gptq(weight, hessian, group_size=64, damp_percent=0.02, factor=inverse_factor(hessian, 0.02))
-    own, _ = gptq(weight, hessian, group_size=64, damp_percent=0.02)
+    given, damp = gptq(weight, hessian, Scheme(group_size=64), damp_percent=0.02, factor=inverse_factor(hessian, 0.02))
+    own, _ = gptq(weight, hessian, Scheme(group_size=64), damp_percent=0.02)
     assert damp == 0.02 and torch.equal(given.codes, own.codes) and torch.equal(given.scales, own.scales)
 
 
 def test_white_inputs_make_gptq_plain_rounding(problem):
     weight, _ = problem
-    quantized, _ = gptq(weight, torch.eye(256), group_size=64)
-    scales, zeros = search_grid(weight, torch.ones(256), group_size=64, sym=False)
-    assert torch.equal(quantized.codes, on_grid(weight, scales, zeros, bits=4, sym=False).codes)
+    quantized, _ = gptq(weight, torch.eye(256), Scheme(group_size=64))
+    scales, zeros = find_grid(weight, Scheme(group_size=64, sym=False), torch.ones(256))
+    assert torch.equal(quantized.codes, round_to_grid(weight, scales, zeros, Scheme(group_size=64, sym=False)).codes)
 
 
 @pytest.mark.parametrize("sym", [False, True], ids=["asym", "sym"])
 def test_gptq_beats_rounding_on_correlated_inputs(problem, sym):
     weight, hessian = problem
-    ours = gptq(weight, hessian, group_size=64, sym=sym)[0].dequantize()
-    plain = rtn(weight, group_size=64, sym=sym).dequantize()
+    ours = gptq(weight, hessian, Scheme(group_size=64, sym=sym))[0].dequantize()
+    plain = rtn(weight, Scheme(group_size=64, sym=sym)).dequantize()
     assert output_error(ours - weight, hessian) < 0.7 * output_error(plain - weight, hessian)
 
 
@@ -92,7 +92,7 @@ def test_a_dead_input_leaves_its_weights_merely_rounded(problem):
     weight, hessian = problem
     hessian = hessian.clone()
     hessian[5], hessian[:, 5] = 0, 0
-    quantized, _ = gptq(weight, hessian, group_size=64)
+    quantized, _ = gptq(weight, hessian, Scheme(group_size=64))
     scale, zero = quantized.scales[:, 0], quantized.zeros[:, 0]
     assert torch.equal(quantized.codes[:, 5].float(), quantize(weight[:, 5], scale, zero, 4))
 
@@ -100,13 +100,13 @@ def test_a_dead_input_leaves_its_weights_merely_rounded(problem):
 def test_a_rank_one_hessian_takes_more_damping_and_says_so():
     x = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)).double()
     hessian = (x.T @ x).float() - 0.05 * torch.eye(64)  # not positive: the first damping cannot save it
-    _, damp = gptq(torch.randn(8, 64), hessian, group_size=32, damp_percent=0.001)
+    _, damp = gptq(torch.randn(8, 64), hessian, Scheme(group_size=32), damp_percent=0.001)
     assert damp > 0.001
 
 
 def test_a_hessian_with_nan_is_refused_not_rounded():
     with pytest.raises(ValueError, match="NaN"):
-        gptq(torch.randn(8, 64), torch.full((64, 64), float("nan")), group_size=32)
+        gptq(torch.randn(8, 64), torch.full((64, 64), float("nan")), Scheme(group_size=32))
 
 
 @pytest.mark.parametrize(("least", "tried"), [(0.03, [0.03, 0.3, 1.0]), (0.5, [0.5, 1.0]), (0.1, [0.1, 1.0])])

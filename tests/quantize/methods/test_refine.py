@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from compress.core.grid import QuantizedWeight
+from compress.core.grid import QuantizedWeight, Scheme
 from compress.quantize.methods.awq import output_error
 from compress.quantize.methods.gptq import gptq
 from compress.quantize.methods.refine import refine
@@ -18,7 +18,7 @@ def problem(request):
     g = torch.Generator().manual_seed(0)
     x = torch.randn(400, 96, generator=g) @ (torch.eye(96) + 0.1 * torch.randn(96, 96, generator=g))
     weight, hessian = torch.randn(24, 96, generator=g), x.T @ x / len(x)
-    return weight, hessian, gptq(weight, hessian, group_size=32, sym=request.param)[0]
+    return weight, hessian, gptq(weight, hessian, Scheme(group_size=32, sym=request.param))[0]
 
 
 def lost(quantized, weight, hessian):
@@ -73,7 +73,7 @@ def test_what_the_grid_holds_exactly_stays(problem):
 
 
 def test_a_weight_of_zeros_stays_zero():
-    plain = rtn(torch.zeros(4, 64), group_size=32, sym=False)
+    plain = rtn(torch.zeros(4, 64), Scheme(group_size=32, sym=False))
     found = refine(torch.zeros(4, 64), torch.eye(64), plain, dtype=DTYPE)
     assert isinstance(found, QuantizedWeight) and not found.dequantize().any()
 

@@ -11,7 +11,7 @@ from calibration.errors import TooShortError
 from calibration.windows import build_windows
 from compress.checkpoint.read import Checkpoint
 from compress.core.config import QuantizeConfig
-from compress.core.grid import QuantizedWeight, split_groups
+from compress.core.grid import QuantizedWeight, Scheme, split_groups
 from compress.losses import LogitSource, distill_loss
 from compress.model.blocks import BlockModel, linear_shapes, load_whole
 from compress.quantize.job import quantize_checkpoint
@@ -27,7 +27,7 @@ def make_student(path: Path) -> tuple[Checkpoint, TunedWeights, dict[str, Quanti
     """A checkpoint rounded to nearest in groups of GROUP; scales, norms and biases are trained."""
     checkpoint = Checkpoint(path)
     shapes = linear_shapes(checkpoint.config)
-    codes = {n: rtn(checkpoint.tensor(f"{n}.weight").float(), group_size=GROUP, sym=False) for n in shapes}
+    codes = {n: rtn(checkpoint.tensor(f"{n}.weight").float(), Scheme(group_size=GROUP, sym=False)) for n in shapes}
     trained = {n: (out, inn // GROUP) for n, (out, inn) in shapes.items()}
     trained |= {n: t.shape for n, t in checkpoint.tensors.items() if "layernorm" in n or n.endswith(".bias")}
     student = TunedWeights(codes.__getitem__, checkpoint.tensor, trained, torch.float16)
