@@ -78,6 +78,9 @@ class Checkpoint:
                 self.tensors[name] = info
         self._check_index()
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     @property
     def quantization(self) -> dict[str, Any] | None:
         """The quantization_config of config.json; None for an unquantized checkpoint."""

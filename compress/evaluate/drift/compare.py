@@ -25,7 +25,7 @@ from typing import Any
 from calibration.windows import Windows
 from compress.checkpoint.formats import format_of, model_dtype
 from compress.checkpoint.load import open_causal_lm
-from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.evaluate.drift.breakdown import break_down
 from compress.evaluate.drift.hidden_states import Report, Row, read_windows, scored_places
 from compress.evaluate.drift.locate import locate_drift
@@ -37,8 +37,8 @@ from compress.model.blocks import linear_shapes, make_skeleton
 
 
 def drift_row(
-    reference: Path,
-    candidate: Path,
+    reference: PathOrCheckpoint,
+    candidate: PathOrCheckpoint,
     windows: Windows,
     *,
     micro_batch: int | None = None,
@@ -62,8 +62,8 @@ def drift_row(
 
 
 def compare_rows(
-    reference: Path,
-    candidates: Sequence[Path],
+    reference: PathOrCheckpoint,
+    candidates: Sequence[PathOrCheckpoint],
     windows: Windows,
     *,
     micro_batch: int | None = None,
@@ -79,28 +79,28 @@ def compare_rows(
     memory, never the result. Raises QCompressError for text that a checkpoint was calibrated on, for another
     tokenizer, and for numbers that are not finite; ValueError for ids beyond the vocabulary that all share.
     """
-    paths = [reference, *candidates]
-    refuse_seen_text(windows.manifest, paths)
-    vocabulary = shared_vocabulary(paths)
+    first, *others = checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]
+    refuse_seen_text(windows.manifest, checkpoints)
+    vocabulary = shared_vocabulary(checkpoints)
     if (highest := int(windows.ids.max())) >= vocabulary:
         raise ValueError(f"evaluate.compare: the windows hold token {highest}, the models share {vocabulary:,} tokens")
-    refuse_other_tokenizers(reference, candidates, windows.ids, vocabulary)
+    refuse_other_tokenizers(first, others, windows.ids, vocabulary)
     told = told_of_windows(windows) | {"vocabulary": vocabulary}
-    names, tokenizer = short_names(paths), Checkpoint(reference).tokenizer
+    names = short_names([checkpoint.path for checkpoint in checkpoints])
 
-    ours = read_reference(reference, windows, cache, micro_batch=micro_batch, report=report)
+    ours = read_reference(first, windows, cache, micro_batch=micro_batch, report=report)
     rows: list[Row] = []
-    for name, path in zip(names[1:], candidates, strict=True):
-        theirs = read_windows(path, windows.ids, micro_batch=micro_batch, report=report)
+    for name, candidate in zip(names[1:], others, strict=True):
+        theirs = read_windows(candidate, windows.ids, micro_batch=micro_batch, report=report)
         drift = token_drift(ours, theirs, windows, vocabulary=vocabulary, chunk=chunk)
         if not rows:
-            about = describe(reference, names[0], "reference")
-            rows.append(about | drift_figures(of_itself(drift), windows, tokenizer) | told | history(reference))
-        about = describe(path, name, "candidate")
-        rows.append(about | drift_figures(drift, windows, tokenizer) | told | history(path))
+            about = describe(first, names[0], "reference")
+            rows.append(about | drift_figures(of_itself(drift), windows, first.tokenizer) | told | history(first))
+        about = describe(candidate, name, "candidate")
+        rows.append(about | drift_figures(drift, windows, first.tokenizer) | told | history(candidate))
     if locate:
-        for path, row in zip(paths, rows, strict=True):
-            row["blocks"] = [] if path is reference else locate_drift(reference, path, windows, report)
+        for checkpoint, row in zip(checkpoints, rows, strict=True):
+            row["blocks"] = [] if checkpoint is first else locate_drift(first, checkpoint, windows, report)
     return rows
 
 
@@ -108,9 +108,9 @@ def drift_figures(drift: TokenDrift, windows: Windows, tokenizer: Any) -> Row:
     return summarize_drift(drift) | break_down(drift, windows, tokenizer)
 
 
-def describe(path: Path, name: str, role: str) -> Row:
+def describe(checkpoint: Checkpoint, name: str, role: str) -> Row:
     """What a checkpoint is and weighs, no tensor read."""
-    checkpoint, record = open_causal_lm(path), Checkpoint(path).record
+    record = checkpoint.record
     row = format_of(checkpoint)
     dtype = str(model_dtype(checkpoint.config)).removeprefix("torch.")
     parameters = count_parameters(checkpoint)
@@ -126,8 +126,8 @@ def describe(path: Path, name: str, role: str) -> Row:
     }
 
 
-def history(path: Path) -> Row:
-    return {"digest": Checkpoint(path).digest, "record": Checkpoint(path).record}
+def history(checkpoint: Checkpoint) -> Row:
+    return {"digest": checkpoint.digest, "record": checkpoint.record}
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:

@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress.checkpoint.formats import weight_reader
-from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.model.blocks import BlockModel
 
@@ -36,7 +35,7 @@ SECONDS_BETWEEN_REPORTS = 10.0
 class HiddenStates:
     """A checkpoint that has read the windows: `hidden` (n_samples, seq_len, hidden_size) after its last block."""
 
-    path: Path
+    checkpoint: Checkpoint
     model: BlockModel
     hidden: Tensor
 
@@ -57,14 +56,13 @@ class HiddenStates:
 
 @torch.no_grad()
 def read_windows(
-    path: Path, ids: Tensor, *, micro_batch: int | None = None, report: Report = lambda row: None
+    checkpoint: Checkpoint, ids: Tensor, *, micro_batch: int | None = None, report: Report = lambda row: None
 ) -> HiddenStates:
-    """Run the checkpoint at `path` over (n_samples, seq_len) ids.
+    """Run the checkpoint over (n_samples, seq_len) ids.
 
     Every block sees all windows, `micro_batch` at a time (it changes the speed, never the result), before the next
     is loaded, so memory holds one block, and the hidden states as long as they are less than MEMORY_STATES.
     """
-    checkpoint = open_causal_lm(path)
     model = BlockModel(checkpoint.config, weight_reader(checkpoint))
     size = micro_batch or max(1, MICRO_BATCH_TOKENS // ids.shape[1])
     hidden = make_states((*ids.shape, int(model.model.config.hidden_size)))
@@ -72,15 +70,21 @@ def read_windows(
         for part, place in zip(ids.split(size), hidden.split(size), strict=True):
             place.copy_(model.embed(part))
     started = told = time.perf_counter()
-    for index, block in model.in_order():
-        run = model.runner(block, index)
+    for index, module in model.in_order():
+        run = model.runner(module, index)
         for part in hidden.split(size):
             part.copy_(run(part))  # a view: the states are overwritten in place
         now = time.perf_counter()
         if index + 1 == len(model) or now - told > SECONDS_BETWEEN_REPORTS:
-            report({"reads": path.name, "block": f"{index + 1}/{len(model)}", "seconds": round(now - started, 1)})
+            report(
+                {
+                    "reads": checkpoint.path.name,
+                    "block": f"{index + 1}/{len(model)}",
+                    "seconds": round(now - started, 1),
+                }
+            )
             told = now
-    return HiddenStates(path, model, hidden)
+    return HiddenStates(checkpoint, model, hidden)
 
 
 def make_states(shape: tuple[int, ...]) -> Tensor:
@@ -97,12 +101,12 @@ def scored_places(mask: Tensor) -> Tensor:
     return mask[:, 1:].nonzero()
 
 
-def refuse_not_finite(path: Path, values: Tensor, places: Tensor, what: str) -> None:
+def refuse_not_finite(checkpoint: Checkpoint, values: Tensor, places: Tensor, what: str) -> None:
     """QCompressError with the checkpoint and the first window, unless all of `values` (count,) are finite."""
     wrong = (~values.isfinite()).nonzero()
     if len(wrong):
         value, (window, position) = values[wrong[0]].item(), places[wrong[0, 0]].tolist()
         raise QCompressError(
-            f"{path}: {what} is {value} in window {window + 1}, position {position + 1}; "
+            f"{checkpoint}: {what} is {value} in window {window + 1}, position {position + 1}; "
             "its weights are broken or overflow: quantize or distill it again"
         )

@@ -19,7 +19,6 @@ its namesakes in the other blocks: what q_proj gets wrong hardly shows in what t
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,7 +27,6 @@ from torch import Tensor, nn
 
 from calibration.windows import Windows
 from compress.checkpoint.formats import weight_reader
-from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.drift.hidden_states import MICRO_BATCH_TOKENS, Report
@@ -46,7 +44,9 @@ Outputs = dict[str, Tensor]
 
 
 @torch.no_grad()
-def locate_drift(reference: Path, candidate: Path, windows: Windows, report: Report = lambda row: None) -> list[Row]:
+def locate_drift(
+    reference: Checkpoint, candidate: Checkpoint, windows: Windows, report: Report = lambda row: None
+) -> list[Row]:
     """A row per block, in order: block, name, error, gain, excess, linears, linear, score, outlier.
 
     `linears` are {"name", "error", "gain", "recorded", "score"}, `recorded` from the candidate's record (None without
@@ -54,7 +54,7 @@ def locate_drift(reference: Path, candidate: Path, windows: Windows, report: Rep
     None where the whole block or nothing does. Two blocks are in memory, and the states of TOKENS tokens.
     QCompressError for a candidate whose blocks are not those of the reference.
     """
-    ours, theirs = (open_blocks(path) for path in (reference, candidate))
+    ours, theirs = (open_blocks(checkpoint) for checkpoint in (reference, candidate))
     refuse_other_blocks(reference, ours, candidate, theirs)
     ids = windows.ids[: max(1, TOKENS // windows.ids.shape[1])]
     batches = list(ids.split(max(1, MICRO_BATCH_TOKENS // ids.shape[1])))
@@ -70,16 +70,15 @@ def locate_drift(reference: Path, candidate: Path, windows: Windows, report: Rep
             pair = (block, ours.runner(block, index)), (twin, theirs.runner(twin, index))
             rows.append({"block": index} | compare_blocks(*pair, states, recorded))
     mark_outliers(rows)
-    report({"locates": candidate.name, "blocks": len(rows), "outliers": sum(row["outlier"] for row in rows)})
+    report({"locates": candidate.path.name, "blocks": len(rows), "outliers": sum(row["outlier"] for row in rows)})
     return rows
 
 
-def open_blocks(path: Path) -> BlockModel:
-    checkpoint = open_causal_lm(path)
+def open_blocks(checkpoint: Checkpoint) -> BlockModel:
     return BlockModel(checkpoint.config, weight_reader(checkpoint))
 
 
-def refuse_other_blocks(reference: Path, ours: BlockModel, candidate: Path, theirs: BlockModel) -> None:
+def refuse_other_blocks(reference: Checkpoint, ours: BlockModel, candidate: Checkpoint, theirs: BlockModel) -> None:
     (count, width), (blocks, other) = ((len(model), int(model.model.config.hidden_size)) for model in (ours, theirs))
     if (count, width) != (blocks, other):
         raise QCompressError(
@@ -156,9 +155,9 @@ def linear_row(name: str, sums: Tensor, recorded: float | None) -> Row:
     return {"name": name, "error": error / max(energy, 1e-30), "gain": gain, "recorded": recorded}
 
 
-def recorded_errors(path: Path) -> dict[tuple[str, str], float]:
+def recorded_errors(checkpoint: Checkpoint) -> dict[tuple[str, str], float]:
     """The error of every linear when it was quantized, by block and local name; {} without a record of them."""
-    rows = [row for row in Checkpoint(path).record.get("rows") or () if {"block", "linear", "error"} <= row.keys()]
+    rows = [row for row in checkpoint.record.get("rows") or () if {"block", "linear", "error"} <= row.keys()]
     return {(row["block"], row["linear"]): row["error"] for row in rows}
 
 

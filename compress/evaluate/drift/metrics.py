@@ -77,9 +77,9 @@ def token_drift(
             ours, theirs = (reading.logits(part)[:, :vocabulary] for reading in (reference, candidate))
             parts += compare_strips(ours, theirs, tokens)
         reference_nll, nll, kl, agrees, agrees5 = (torch.cat(column) for column in zip(*parts, strict=True))
-        refuse_not_finite(reference.path, reference_nll, places, "nll")
-        refuse_not_finite(candidate.path, nll, places, "nll")
-        refuse_not_finite(candidate.path, kl, places, "KL")
+        refuse_not_finite(reference.checkpoint, reference_nll, places, "nll")
+        refuse_not_finite(candidate.checkpoint, nll, places, "nll")
+        refuse_not_finite(candidate.checkpoint, kl, places, "KL")
         index = kl.topk(min(WORST, len(kl))).indices
         preferred = [
             preferred_tokens(reading.logits(places[index])[:, :vocabulary]) for reading in (reference, candidate)

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from calibration.windows import Windows
 from compress.checkpoint.formats import weight_reader
-from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint, read_header, read_json
 from compress.checkpoint.record import tensor_digest
 from compress.checkpoint.write import TensorSpec, plan_shard
@@ -34,7 +33,7 @@ Row = dict[str, Any]
 
 
 def read_reference(
-    path: Path,
+    checkpoint: Checkpoint,
     windows: Windows,
     folder: Path | None,
     *,
@@ -46,28 +45,29 @@ def read_reference(
     QCompressError for a folder that holds another reading, by the name of what differs, or one that is damaged.
     """
     if folder is None:
-        return read_windows(path, windows.ids, micro_batch=micro_batch, report=report)
-    facts = facts_of(path, windows)
+        return read_windows(checkpoint, windows.ids, micro_batch=micro_batch, report=report)
+    facts = facts_of(checkpoint, windows)
     found = read_manifest(folder)
     if found is not None:
         refuse_difference(folder, found, facts)
-        report({"reads": path.name, "from": str(folder)})
-        checkpoint = open_causal_lm(path)
-        return HiddenStates(path, BlockModel(checkpoint.config, weight_reader(checkpoint)), load_states(folder, found))
-    needed = 4 * windows.ids.numel() * int(open_causal_lm(path).config["hidden_size"])
+        report({"reads": checkpoint.path.name, "from": str(folder)})
+        return HiddenStates(
+            checkpoint, BlockModel(checkpoint.config, weight_reader(checkpoint)), load_states(folder, found)
+        )
+    needed = 4 * windows.ids.numel() * int(checkpoint.config["hidden_size"])
     refuse_folder(folder, needed)
-    reading = read_windows(path, windows.ids, micro_batch=micro_batch, report=report)
+    reading = read_windows(checkpoint, windows.ids, micro_batch=micro_batch, report=report)
     save_states(folder, reading.hidden, facts | {"start": windows.manifest.get("start")})
     return reading
 
 
-def facts_of(path: Path, windows: Windows) -> Row:
+def facts_of(checkpoint: Checkpoint, windows: Windows) -> Row:
     """What must agree, by name."""
     n_samples, seq_len = windows.ids.shape
     return {
         "format": FORMAT,
         "dtype": "float32",
-        "reference": Checkpoint(path).digest,
+        "reference": checkpoint.digest,
         "n_samples": n_samples,
         "seq_len": seq_len,
         "start_token": windows.manifest.get("start_token"),
@@ -77,10 +77,10 @@ def facts_of(path: Path, windows: Windows) -> Row:
     }
 
 
-def known_start(folder: Path | None, path: Path, plain_windows: str) -> Row | None:
+def known_start(folder: Path | None, checkpoint: Checkpoint, plain_windows: str) -> Row | None:
     """How windows begin for this reference, if `folder` holds its reading of the same text: else None."""
     found = None if folder is None else read_manifest(folder)
-    if found is None or found.get("plain_windows") != plain_windows or found["reference"] != Checkpoint(path).digest:
+    if found is None or found.get("plain_windows") != plain_windows or found["reference"] != checkpoint.digest:
         return None
     start = found.get("start")
     return start if isinstance(start, dict) and "token" in start else None

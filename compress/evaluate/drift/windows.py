@@ -14,15 +14,15 @@ from torch import Tensor
 from calibration.windows import Windows, build_windows
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import measure_blocks_start, open_causal_lm
-from compress.checkpoint.read import RECORD, Checkpoint
+from compress.checkpoint.read import RECORD, Checkpoint, PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.drift.reference_cache import known_start
 from compress.model.blocks import BlockModel, make_config
 
 
 def evaluation_windows(
-    reference: Path,
-    candidates: Sequence[Path],
+    reference: PathOrCheckpoint,
+    candidates: Sequence[PathOrCheckpoint],
     text: str = "heldout",
     *,
     n_samples: int,
@@ -36,17 +36,16 @@ def evaluation_windows(
     Raises QCompressError when a checkpoint was calibrated on `text` or no token counts, CalibrationError when it cannot
     be read.
     """
-    for path in (reference, *candidates):
-        open_causal_lm(path)  # what is broken is told before any text is read
-    tokenizer = Checkpoint(reference).tokenizer
-    plain = build_windows([text], tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed)
-    refuse_seen_text(plain.manifest, [reference, *candidates])
+    checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]  # a broken one fails first
+    first = checkpoints[0]
+    size = {"n_samples": n_samples, "seq_len": seq_len, "seed": seed}
+    plain = build_windows([text], first.tokenizer, **size)
+    refuse_seen_text(plain.manifest, checkpoints)
     digest = plain.manifest["digest"]
-    start = known_start(cache, reference, digest) or find_start(reference, tokenizer, plain.ids)
+    start = known_start(cache, first, digest) or find_start(first, plain.ids)
     windows = plain
     if start["token"] is not None:
-        token = start["token"]
-        windows = build_windows([text], tokenizer, n_samples=n_samples, seq_len=seq_len, seed=seed, start_token=token)
+        windows = build_windows([text], first.tokenizer, **size, start_token=start["token"])
     if not windows.mask.any():
         raise QCompressError(
             f"{text}: none of the {windows.ids.numel():,} tokens that are read counts, of a conversation only the "
@@ -55,25 +54,25 @@ def evaluation_windows(
     return replace(windows, manifest=windows.manifest | {"start": start, "plain_windows": digest})
 
 
-def find_start(reference: Path, tokenizer: Any, ids: Tensor) -> dict[str, Any]:
+def find_start(reference: Checkpoint, ids: Tensor) -> dict[str, Any]:
     """How windows begin for the reference: as its record says it was calibrated, else measured on (n, seq) `ids`."""
-    recorded = (Checkpoint(reference).record.get("calibration") or {}).get("start")
+    recorded = (reference.record.get("calibration") or {}).get("start")
     if isinstance(recorded, dict) and "token" in recorded:
         return recorded
-    checkpoint = open_causal_lm(reference)
-    return asdict(measure_blocks_start(BlockModel(checkpoint.config, weight_reader(checkpoint)), tokenizer, ids))
+    blocks = BlockModel(reference.config, weight_reader(reference))
+    return asdict(measure_blocks_start(blocks, reference.tokenizer, ids))
 
 
-def refuse_seen_text(manifest: dict[str, Any], checkpoints: Sequence[Path]) -> None:
+def refuse_seen_text(manifest: dict[str, Any], checkpoints: Sequence[Checkpoint]) -> None:
     """QCompressError when the record of a checkpoint names a text that is in these windows, by its digest."""
     texts = {source["digest"]: source["name"] for source in manifest.get("sources", ())}
-    for path in checkpoints:
-        calibration = Checkpoint(path).record.get("calibration") or {}
+    for checkpoint in checkpoints:
+        calibration = checkpoint.record.get("calibration") or {}
         for source in calibration.get("sources", ()):
             if source.get("digest") in texts:
                 name, digest = texts[source["digest"]], source["digest"][:19]
                 raise QCompressError(
-                    f"{path / RECORD}: was calibrated on {name} ({digest}…), so it cannot be judged on it; "
+                    f"{checkpoint.path / RECORD}: was calibrated on {name} ({digest}…), so it cannot be judged on it; "
                     "give --text another file"
                 )
 
@@ -83,29 +82,31 @@ def tokenizer_size(tokenizer: Any) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def shared_vocabulary(checkpoints: Sequence[Path]) -> int:
+def shared_vocabulary(checkpoints: Sequence[Checkpoint]) -> int:
     """How many tokens all checkpoints and their tokenizers know: the rest of a padded vocabulary stands for nothing."""
-    sizes = [int(make_config(open_causal_lm(path).config).vocab_size) for path in checkpoints]
-    return min(*sizes, *(tokenizer_size(Checkpoint(path).tokenizer) for path in checkpoints))
+    sizes = [int(make_config(checkpoint.config).vocab_size) for checkpoint in checkpoints]
+    return min(*sizes, *(tokenizer_size(checkpoint.tokenizer) for checkpoint in checkpoints))
 
 
-def refuse_other_tokenizers(reference: Path, candidates: Sequence[Path], ids: Tensor, vocabulary: int) -> None:
+def refuse_other_tokenizers(
+    reference: Checkpoint, candidates: Sequence[Checkpoint], ids: Tensor, vocabulary: int
+) -> None:
     """QCompressError when a candidate's tokenizer has other tokens, or splits the text of `ids` (n, seq) otherwise."""
-    ours: Any = Checkpoint(reference).tokenizer
+    ours: Any = reference.tokenizer
     known, text = tokens_below(ours, vocabulary), ours.decode(ids.flatten().tolist())
-    for path in candidates:
-        theirs = Checkpoint(path).tokenizer
+    for candidate in candidates:
+        theirs = candidate.tokenizer
         other = tokens_below(theirs, vocabulary)
         if other != known:
             count = sum(known.get(token) != other.get(token) for token in known.keys() | other.keys())
             raise QCompressError(
-                f"{path}: its tokenizer differs from that of {reference} in {count:,} tokens; "
+                f"{candidate}: its tokenizer differs from that of {reference} in {count:,} tokens; "
                 "compare models of one family, with the same tokenizer files"
             )
         if encode(ours, text) != encode(theirs, text):
             raise QCompressError(
-                f"{path}: its tokenizer has the tokens of {reference} but splits the same {len(text):,} characters "
-                "otherwise; copy the tokenizer files of one of them"
+                f"{candidate}: its tokenizer has the tokens of {reference} but splits the same {len(text):,} "
+                "characters otherwise; copy the tokenizer files of one of them"
             )
 
 

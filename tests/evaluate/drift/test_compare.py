@@ -11,7 +11,7 @@ PARAMETERS = WEIGHTS + 128 * 64 + 5 * 64
 
 
 def test_a_plain_checkpoint_has_sixteen_bits_and_counts_a_tied_head_once(tiny_llama):
-    row = describe(tiny_llama, "tiny", "reference")
+    row = describe(Checkpoint(tiny_llama), "tiny", "reference")
     assert row["bits_per_weight"] == 16 and row["parameters"] == PARAMETERS
     assert row["bytes"] == (tiny_llama / "model.safetensors").stat().st_size
     assert row["bits_per_parameter"] == 8 * row["bytes"] / PARAMETERS
@@ -19,7 +19,7 @@ def test_a_plain_checkpoint_has_sixteen_bits_and_counts_a_tied_head_once(tiny_ll
 
 
 def test_biases_are_not_weights_of_a_linear(tiny_qwen2):
-    row = describe(tiny_qwen2, "tiny", "reference")
+    row = describe(Checkpoint(tiny_qwen2), "tiny", "reference")
     assert row["bits_per_weight"] == 16
     assert row["parameters"] == PARAMETERS + 128 * 64 + 2 * (64 + 32 + 32)
 
@@ -33,7 +33,7 @@ def test_biases_are_not_weights_of_a_linear(tiny_qwen2):
     ],
 )
 def test_bits_per_weight_are_the_bits_on_disk(quantized, name, extra):
-    row = describe(quantized[name], name, "candidate")
+    row = describe(Checkpoint(quantized[name]), name, "candidate")
     group = 32 * 4 + 16 + 4  # codes, a float16 scale, a zero
     assert row["bits_per_weight"] == pytest.approx(group / 32 + extra / WEIGHTS)
     assert (row["format"], row["method"]) == (name, "rtn")

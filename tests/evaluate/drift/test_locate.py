@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from compress.checkpoint.read import Checkpoint
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.evaluate.drift.compare import compare_rows
@@ -12,6 +13,11 @@ from compress.evaluate.drift.locate import deviations, linear_row, locate_drift
 from compress.quantize.job import quantize_checkpoint
 
 BLOCKS = 8
+
+
+def locate(reference, candidate, windows):
+    """`locate_drift` of two directories."""
+    return locate_drift(Checkpoint(reference), Checkpoint(candidate), windows)
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +51,23 @@ def damaged(rounded_deep, change_copy, tmp_path):
 
 @pytest.mark.parametrize(("block", "factor"), [(0, 1.25), (3, 0.8), (BLOCKS - 1, 1.25)])
 def test_a_damaged_block_stands_out_alone(deep, damaged, windows, block, factor):
-    rows = locate_drift(deep, damaged(block, factor), windows)
+    rows = locate(deep, damaged(block, factor), windows)
     assert [row["block"] for row in rows if row["outlier"]] == [block]
     assert (rows[block]["gain"] - 1) * (factor - 1) > 0
 
 
 def test_what_one_block_gets_wrong_is_not_charged_to_the_next(deep, rounded_deep, damaged, windows):
-    sound, hurt = locate_drift(deep, rounded_deep, windows), locate_drift(deep, damaged(2, 1.5), windows)
+    sound, hurt = (
+        locate(deep, rounded_deep, windows),
+        locate(deep, damaged(2, 1.5), windows),
+    )
     for before, after in zip(sound, hurt, strict=True):
         same = {key: before[key] == pytest.approx(after[key]) for key in ("error", "gain")}
         assert all(same.values()) == (before["block"] != 2)
 
 
 def test_a_linears_gain_is_the_factor_its_scales_were_multiplied_with(deep, rounded_deep, damaged, windows):
-    sound, hurt = (locate_drift(deep, path, windows)[4] for path in (rounded_deep, damaged(4, 1.5, "q_proj")))
+    sound, hurt = (locate(deep, path, windows)[4] for path in (rounded_deep, damaged(4, 1.5, "q_proj")))
     gains = {row["name"]: row["gain"] for row in sound["linears"]}
     for row in hurt["linears"]:
         factor = 1.5 if row["name"] == "self_attn.q_proj" else 1.0
@@ -67,10 +76,10 @@ def test_a_linears_gain_is_the_factor_its_scales_were_multiplied_with(deep, roun
 
 
 def test_a_linear_that_alone_is_damaged_is_named(deep, damaged, windows):
-    rows = locate_drift(deep, damaged(5, 1.5, "q_proj"), windows)
+    rows = locate(deep, damaged(5, 1.5, "q_proj"), windows)
     assert [(row["block"], row["linear"]) for row in rows if row["outlier"]] == [(5, "self_attn.q_proj")]
     assert told_blocks({"blocks": rows}).startswith("block 5 self_attn.q_proj (gain 1.")
-    hurt = locate_drift(deep, damaged(3, 1.25), windows)[3]
+    hurt = locate(deep, damaged(3, 1.25), windows)[3]
     assert hurt["outlier"] and hurt["linear"] is None  # the whole block is
 
 
@@ -82,13 +91,13 @@ def test_one_massive_token_does_not_speak_for_a_linear():
 
 def test_rounding_alone_and_the_reference_itself_stand_nowhere_out(deep, rounded_deep, windows):
     for path in (deep, rounded_deep):
-        assert not any(row["outlier"] for row in locate_drift(deep, path, windows))
-    itself = locate_drift(deep, deep, windows)
+        assert not any(row["outlier"] for row in locate(deep, path, windows))
+    itself = locate(deep, deep, windows)
     assert all((row["error"], row["gain"], row["score"]) == (0, pytest.approx(1), 0) for row in itself)
 
 
 def test_errors_are_told_beside_those_of_the_record(deep, rounded_deep, windows):
-    row = locate_drift(deep, rounded_deep, windows)[0]
+    row = locate(deep, rounded_deep, windows)[0]
     known = {linear["name"]: linear["recorded"] for linear in row["linears"]}
     assert known.keys() == {f"self_attn.{n}_proj" for n in "qko"} | {"mlp.gate_proj", "mlp.down_proj"}
     assert all(error > 0 for error in known.values()) and row["excess"] > 0
@@ -103,9 +112,9 @@ def test_rows_of_a_comparison_have_blocks_where_asked(deep, rounded_deep, window
 
 def test_a_student_has_other_blocks_and_is_refused(tiny_llama, narrow, deep, windows):
     with pytest.raises(QCompressError, match=r"has 2 blocks of width 32, .* 2 of 64"):
-        locate_drift(tiny_llama, narrow, windows)
+        locate(tiny_llama, narrow, windows)
     with pytest.raises(QCompressError, match=r"has 2 blocks of width 64, .* 8 of 64"):
-        locate_drift(deep, tiny_llama, windows)
+        locate(deep, tiny_llama, windows)
 
 
 def test_one_far_value_does_not_hide_itself():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.drift import hidden_states as reading
 from compress.evaluate.drift import reference_cache
@@ -132,10 +133,10 @@ def test_a_failed_write_leaves_no_manifest(tiny_llama, windows, tmp_path, monkey
 
 
 def test_states_on_disk_are_the_states_in_memory(tiny_llama, windows, monkeypatch, tmp_path):
-    expected = read_windows(tiny_llama, windows.ids).hidden
+    expected = read_windows(Checkpoint(tiny_llama), windows.ids).hidden
     monkeypatch.setattr(reading, "MEMORY_STATES", 100)
     monkeypatch.setattr(reading.tempfile, "tempdir", str(tmp_path))
-    assert read_windows(tiny_llama, windows.ids).hidden.equal(expected)
+    assert read_windows(Checkpoint(tiny_llama), windows.ids).hidden.equal(expected)
     assert not list(tmp_path.iterdir())
 
 

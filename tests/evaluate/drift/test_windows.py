@@ -49,7 +49,7 @@ def test_rows_are_refused_too_when_their_windows_hold_seen_text(tiny_llama, copy
 @pytest.mark.parametrize("record", [{}, {"calibration": None}, {"calibration": {"sources": [{"digest": "sha256:0"}]}}])
 def test_other_text_and_no_text_are_not_refused(tiny_llama, copy_with, text, record):
     path = copy_with(tiny_llama, "qcompress.json", lambda old: old.update(record))
-    refuse_seen_text({"sources": [{"name": "t", "digest": source_digest(str(text))}]}, [path])
+    refuse_seen_text({"sources": [{"name": "t", "digest": source_digest(str(text))}]}, [Checkpoint(path)])
 
 
 def test_the_start_is_measured_on_the_reference_as_on_the_whole_model(tiny_llama, text):
@@ -57,7 +57,7 @@ def test_the_start_is_measured_on_the_reference_as_on_the_whole_model(tiny_llama
     tokenizer = Checkpoint(tiny_llama).tokenizer
     plain = evaluation_windows(tiny_llama, [], str(text), **SIZE).ids[:, -31:]
     whole = measure_start(load_model(tiny_llama), tokenizer, plain)
-    block_by_block = find_start(tiny_llama, tokenizer, plain)
+    block_by_block = find_start(Checkpoint(tiny_llama), plain)
     assert block_by_block["token"] == whole.token
     assert block_by_block["nll_with"] == pytest.approx(whole.nll_with, rel=1e-5)
     assert block_by_block["nll_without"] == pytest.approx(whole.nll_without, rel=1e-5)
@@ -80,13 +80,13 @@ def test_a_reference_that_was_calibrated_begins_as_its_record_says(tiny_llama, c
 
 
 def test_the_shared_vocabulary_is_the_smallest_of_all(tiny_llama, padded, copy_with):
-    assert shared_vocabulary([padded, tiny_llama]) == 128
-    assert shared_vocabulary([padded]) == 128  # its tokenizer knows no more
+    assert shared_vocabulary([Checkpoint(padded), Checkpoint(tiny_llama)]) == 128
+    assert shared_vocabulary([Checkpoint(padded)]) == 128  # its tokenizer knows no more
 
     def shrink(config):
         config["vocab_size"] = 100
 
-    assert shared_vocabulary([tiny_llama, copy_with(tiny_llama, "config.json", shrink)]) == 100
+    assert shared_vocabulary([Checkpoint(tiny_llama), Checkpoint(copy_with(tiny_llama, "config.json", shrink))]) == 100
 
 
 def swap_two_tokens(tokenizer):
@@ -108,7 +108,7 @@ def test_a_candidate_with_another_tokenizer_is_refused_and_both_are_named(tiny_l
         None
     ]
     with pytest.raises(QCompressError, match=words) as error:
-        refuse_other_tokenizers(tiny_llama, [other], ids, 128)
+        refuse_other_tokenizers(Checkpoint(tiny_llama), [Checkpoint(other)], ids, 128)
     assert str(tiny_llama) in error.value.message and str(other) in error.value.message
 
 
@@ -118,7 +118,7 @@ def test_tokens_beyond_the_shared_vocabulary_may_differ(tiny_llama, copy_with):
 
     wider = copy_with(tiny_llama, "tokenizer.json", add_pad)
     assert 128 in Checkpoint(wider).tokenizer.get_vocab().values()
-    refuse_other_tokenizers(tiny_llama, [wider], torch.arange(20)[None], 128)
+    refuse_other_tokenizers(Checkpoint(tiny_llama), [Checkpoint(wider)], torch.arange(20)[None], 128)
 
 
 def test_a_manifest_survives_json(tiny_llama, text):
