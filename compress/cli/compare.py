@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.core.config import parse_size
 from compress.core.errors import GateFailure, QCompressError
 from compress.evaluate.drift.limits import judge_rows, told_blocks
+
+if TYPE_CHECKING:
+    from compress.checkpoint.read import Checkpoint
 
 Row = dict[str, Any]
 PROMPTS = 5
@@ -90,6 +93,7 @@ def command(
     qcompress compare smollm2 smollm2-awq --html report.html --eval build/eval --bench bench.json --max-size 100MB
     """
     from calibration.start import told_token
+    from compress.checkpoint.load import open_causal_lm
     from compress.evaluate.drift.compare import compare_rows
     from compress.evaluate.drift.windows import evaluation_windows
     from compress.evaluate.report.collect import load_results
@@ -100,7 +104,8 @@ def command(
     )
     if min_retention is not None and not evaluated:
         raise click.UsageError("--min-retention goes with --eval")
-    known = load_results([reference, *candidates], evaluated, bench)
+    checkpoints = [open_causal_lm(path) for path in (reference, *candidates)]
+    known = load_results(checkpoints, evaluated, bench)
     wanted = samples if samples is not None else PROMPTS if evaluated and evaluated.is_dir() else 0
     kept = kept_samples(evaluated, known["retention"], wanted) if html else []
     limits = {
@@ -109,15 +114,15 @@ def command(
         "max_perplexity_ratio": max_perplexity_ratio,
         "min_retention": min_retention,
     }
-    read = evaluation_windows(reference, candidates, text, n_samples=windows, seq_len=seq_len, cache=cache)
+    read = evaluation_windows(checkpoints[0], checkpoints[1:], text, n_samples=windows, seq_len=seq_len, cache=cache)
     report({"text": text, "windows": windows, "start_token": told_token(read.manifest["start_token"])})
-    rows = compare_rows(reference, candidates, read, cache=cache, locate=locate, report=report)
+    rows = compare_rows(checkpoints[0], checkpoints[1:], read, cache=cache, locate=locate, report=report)
     verdicts = judge_rows(rows[1:], known["retention"], limits)
     rows = with_verdicts(rows, verdicts)
     keep_verdicts(history, tag, "compare", [row | {"reference_digest": rows[0]["digest"]} for row in rows])
     show_rows(rows, as_json=as_json)
     if html:
-        asked = kept if evaluated else new_samples([reference, *candidates], wanted)
+        asked = kept if evaluated else new_samples(checkpoints, wanted)
         write_page(html, rows, limits, history, samples=asked, **known)
     refuse_broken(rows)
 
@@ -154,11 +159,11 @@ def kept_samples(evaluated: Path | None, retention: list[Row], count: int) -> li
     return stored_samples(evaluated if evaluated.is_dir() else evaluated.parent, retention, count)
 
 
-def new_samples(paths: list[Path], count: int) -> list[Row]:
+def new_samples(checkpoints: list["Checkpoint"], count: int) -> list[Row]:
     """Prompts with everyone's answers, made now."""
     from compress.evaluate.tasks.samples import fresh_samples
 
-    return fresh_samples(paths, count, report=report) if count else []
+    return fresh_samples(checkpoints, count, report=report) if count else []
 
 
 def write_page(html: Path, rows: list[Row], limits: Row, history: Path | None, **parts: Any) -> None:

@@ -3,13 +3,16 @@
 from contextlib import ExitStack, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from compress.cli.console import emit, json_option, report
 from compress.cli.eval import vllm_errors
 from compress.core.sampling import Engine, Sampling
+
+if TYPE_CHECKING:
+    from compress.checkpoint.read import Checkpoint
 
 
 @click.command("generate")
@@ -60,16 +63,17 @@ def command(
     qcompress distill qwen2.5-7b --student qwen2.5-1.5b --data answers.jsonl --out student
     """
     sampling = Sampling(**options)
+    from compress.checkpoint.load import open_causal_lm
     from compress.distill.generate.job import generate_answers
 
-    gpu = rank if ranks > 1 else None
+    checkpoint, gpu = open_causal_lm(teacher), rank if ranks > 1 else None
     with vllm_errors(), ExitStack() as opened:
         row = generate_answers(
-            teacher,
+            checkpoint,
             prompts,
             out,
             sampling,
-            choose=lambda length: choose_engine(engine, batch, (teacher, length), out, gpu, opened),
+            choose=lambda length: choose_engine(engine, batch, (checkpoint, length), out, gpu, opened),
             limit=limit,
             keep_truncated=keep_truncated,
             rank=rank,
@@ -80,7 +84,7 @@ def command(
 
 
 def choose_engine(
-    wanted: str, batch: int | None, asked: tuple[Path, int], out: Path, gpu: int | None, opened: ExitStack
+    wanted: str, batch: int | None, asked: tuple["Checkpoint", int], out: Path, gpu: int | None, opened: ExitStack
 ) -> Engine:
     """An engine for `asked`, teacher and length.
 
@@ -100,7 +104,7 @@ def choose_engine(
     return vllm if wanted == "vllm" else transformers
 
 
-def start_vllm(vllm: Engine, asked: tuple[Path, int], opened: ExitStack) -> Engine | None:
+def start_vllm(vllm: Engine, asked: tuple["Checkpoint", int], opened: ExitStack) -> Engine | None:
     """vLLM, started and asked for one token; None, and the reason on stderr, where that fails."""
     from compress.runtimes.vllm_offline import VllmFailedError
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from compress.checkpoint.read import Checkpoint
 from compress.cli.compare import (
     cache_option,
     locate_option,
@@ -59,17 +58,19 @@ def command(
     qcompress verify qwen qwen-awq --reference-cache qwen-read --locate
     """
     from calibration.start import told_token
+    from compress.checkpoint.load import open_causal_lm
     from compress.evaluate.drift.compare import drift_row
     from compress.evaluate.drift.windows import evaluation_windows
 
     need_history(history, tag)
-    read = evaluation_windows(reference, [candidate], text, n_samples=windows, seq_len=seq_len, cache=cache)
+    first, second = (open_causal_lm(path) for path in (reference, candidate))
+    read = evaluation_windows(first, [second], text, n_samples=windows, seq_len=seq_len, cache=cache)
     report({"text": text, "windows": windows, "start_token": told_token(read.manifest["start_token"])})
-    row = drift_row(reference, candidate, read, cache=cache, locate=locate, report=report)
+    row = drift_row(first, second, read, cache=cache, locate=locate, report=report)
     limits = {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
     rows = with_verdicts([row], judge_rows([row], [], limits))
     if history:
-        keep_verdicts(history, tag, "verify", [rows[0] | {"reference_digest": Checkpoint(reference).digest}])
+        keep_verdicts(history, tag, "verify", [rows[0] | {"reference_digest": first.digest}])
     if as_json:
         emit(rows[0] | {"limits": limits}, as_json=True)
     else:

@@ -2,15 +2,17 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.checkpoint.read import Checkpoint
 from compress.cli.console import emit, json_option, report
 from compress.cli.eval import engines, report_items, tell_containment, vllm_errors
 from compress.cli.history import keep_verdicts
 from compress.core.errors import GateFailure, QCompressError
+
+if TYPE_CHECKING:
+    from compress.checkpoint.read import Checkpoint
 
 Row = dict[str, Any]
 SIGNS = {"points": "{:+.1f} points", "nats": "{:+.4f} nats", "%": "{:+.2f} %"}
@@ -60,20 +62,22 @@ def command(
     qcompress verify smollm2 smollm2-awq --history verdicts.sqlite --tag v1
     qcompress watch smollm2-awq --baseline v1 --history verdicts.sqlite --reference smollm2
     """
+    from compress.checkpoint.load import open_causal_lm
     from compress.evaluate.history.store import read_verdicts
     from compress.evaluate.history.watch import find_baseline
 
     where = str(history)
     found = find_baseline(read_verdicts(history), baseline, name or checkpoint.resolve().name, where=where)
+    opened = open_causal_lm(checkpoint)
     rows: list[Row] = []
     kept: list[Row] = []
     if found.tasks:
-        changes, verdicts = watch_tasks(checkpoint, found, suite, batch, out, max_drop)
+        changes, verdicts = watch_tasks(opened, found, suite, batch, out, max_drop)
         rows, kept = rows + changes, kept + verdicts
     else:
         report({"tasks": f"not compared; {baseline} holds no eval of {found.name}"})
     if found.drift and reference:
-        changes, verdicts = watch_drift(checkpoint, reference, found, text)
+        changes, verdicts = watch_drift(opened, open_causal_lm(reference), found, text)
         rows, kept = rows + changes, kept + verdicts
     elif found.drift:
         report({"KL and perplexity": "not compared; give --reference"})
@@ -85,7 +89,7 @@ def command(
 
 
 def watch_tasks(
-    checkpoint: Path, baseline: Any, suite: Path | None, batch: int, out: Path, max_drop: float | None
+    checkpoint: "Checkpoint", baseline: Any, suite: Path | None, batch: int, out: Path, max_drop: float | None
 ) -> tuple[list[Row], list[Row]]:
     """The changes by kind, and the history's rows. Answers of a finished run go: the next one asks anew."""
     from compress.evaluate.history.watch import baseline_items, task_changes
@@ -97,7 +101,7 @@ def watch_tasks(
     loaded = load_suite(file)
     items = baseline_items(baseline, loaded)
     tell_containment(any(item.kind == "python" for item in items))
-    folder = out / Checkpoint(checkpoint).digest.removeprefix("sha256:")[:16]
+    folder = out / checkpoint.digest.removeprefix("sha256:")[:16]
     open_engine = engines()[about["engine"]][1]
     asking = Asking(loaded, items, folder, about["settings"], batch, open_engine)
     with vllm_errors():
@@ -116,7 +120,9 @@ def watch_tasks(
     return changes, verdicts
 
 
-def watch_drift(checkpoint: Path, reference: Path, baseline: Any, text: str | None) -> tuple[list[Row], list[Row]]:
+def watch_drift(
+    checkpoint: "Checkpoint", reference: "Checkpoint", baseline: Any, text: str | None
+) -> tuple[list[Row], list[Row]]:
     """The changes of KL and perplexity, and the history's row."""
     from compress.evaluate.drift.compare import drift_row
     from compress.evaluate.drift.windows import evaluation_windows
@@ -125,7 +131,7 @@ def watch_drift(checkpoint: Path, reference: Path, baseline: Any, text: str | No
     before = baseline.drift
     size = {key: before[key] for key in ("n_samples", "seq_len")}
     read = evaluation_windows(reference, [checkpoint], text or before["text"], **size)
-    refuse_other(baseline, reference=Checkpoint(reference).digest, windows_digest=read.manifest.get("digest"))
+    refuse_other(baseline, reference=reference.digest, windows_digest=read.manifest.get("digest"))
     now = drift_row(reference, checkpoint, read, report=report)
     return drift_changes(baseline.name, before, now), [now | {"name": baseline.name, "baseline": baseline.tag}]
 

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Ids = list[int]
 
@@ -43,7 +42,7 @@ class Sampling:
 
 Sampler = Callable[[Sequence[Ids], Sequence[int], Sampling], list[Answer]]
 """(prompts, a seed for each, how) -> an answer for each."""
-OpenSampler = Callable[[Path, int], AbstractContextManager[Sampler]]
+OpenSampler = Callable[[Any, int], AbstractContextManager[Sampler]]
 """(checkpoint, the most tokens of a prompt and its answer together)"""
 
 

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.runtimes.vllm_offline import ENVIRONMENT, USUAL, VllmFailedError
 from compress.runtimes.vllm_process import longest
@@ -18,7 +18,7 @@ DEAD = ("EngineDeadError", "EngineGenerateError")  # vLLM's own, by name: where 
 
 
 @contextmanager
-def vllm_model(path: Path, batch: int) -> Iterator[Any]:
+def vllm_model(checkpoint: Checkpoint, batch: int) -> Iterator[Any]:
     """The checkpoint in its own dtype, `batch` requests at a time; its memory returns at the end.
 
     QCompressError without vLLM, VllmFailedError when it ends.
@@ -32,7 +32,7 @@ def vllm_model(path: Path, batch: int) -> Iterator[Any]:
     with prints_to_stderr():
         try:
             options = USUAL | {"enable_prefix_caching": True}  # the examples before every question are the same
-            model = VLLM(str(path), max_model_len=longest(path), max_num_seqs=batch, **options)
+            model = VLLM(str(checkpoint), max_model_len=longest(checkpoint), max_num_seqs=batch, **options)
         except (RuntimeError, ValueError) as error:
             raise VllmFailedError(str(error)) from error
         try:

@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import IO, Any
 
+from compress.checkpoint.read import Checkpoint
 from compress.core.sampling import Answer, Ids, Sampler, Sampling
 from compress.runtimes.vllm_offline import ENVIRONMENT, VllmFailedError, cause, open_vllm
 
@@ -25,7 +25,7 @@ OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "
 
 
 @contextmanager
-def vllm_sampler(path: Path, length: int | None = None, gpu: int | None = None) -> Iterator[Sampler]:
+def vllm_sampler(checkpoint: Checkpoint, length: int | None = None, gpu: int | None = None) -> Iterator[Sampler]:
     """Answers by vLLM in the checkpoint's dtype, on one GPU of several where `gpu` names it.
 
     `length` is the most tokens of prompt and answer together; None is the model's, at most LONGEST.
@@ -36,7 +36,13 @@ def vllm_sampler(path: Path, length: int | None = None, gpu: int | None = None) 
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(gpu)
     with tempfile.TemporaryFile("w+") as log:
-        command = [sys.executable, "-m", "compress.runtimes.vllm_process", str(path), str(length or longest(path))]
+        command = [
+            sys.executable,
+            "-m",
+            "compress.runtimes.vllm_process",
+            str(checkpoint),
+            str(length or longest(checkpoint)),
+        ]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
         worker = subprocess.Popen(command, **pipes, env=environment, start_new_session=True)
         try:
@@ -58,9 +64,9 @@ def end(worker: "subprocess.Popen[str]") -> None:
 
 
 @contextmanager
-def vllm_engine(path: Path) -> Iterator[Callable[[Sequence[Ids], int], list[Ids]]]:
+def vllm_engine(checkpoint: Checkpoint) -> Iterator[Callable[[Sequence[Ids], int], list[Ids]]]:
     """Greedy continuations by vLLM. Raises VllmFailedError, with the cause, when it ends."""
-    with vllm_sampler(path) as sampler:
+    with vllm_sampler(checkpoint) as sampler:
         yield lambda prompts, max_tokens: [answer.ids for answer in sampler(prompts, (), Sampling(max_tokens))]
 
 
@@ -112,10 +118,9 @@ def continue_prompts(llm: Any, prompts: list[Ids], seeds: list[int], sampling: d
     return [Answer(list(one.token_ids)[: -1 if end else None], end) for one, end in zip(made, ended, strict=True)]
 
 
-def longest(checkpoint: Path) -> int:
+def longest(checkpoint: Checkpoint) -> int:
     """The most tokens that fit the model, at most `LONGEST`."""
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    return min(LONGEST, config.get("max_position_embeddings") or LONGEST)
+    return min(LONGEST, checkpoint.config.get("max_position_embeddings") or LONGEST)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def suite(rounded, tmp_path):
     """Three questions whose right answers are what `rounded` says."""
     rows = [{"id": str(n), "kind": "qa", "language": "en", "turns": [f"who is {n}?"]} for n in range(3)]
     items = [parse_item(row | {"expected": {"answers": ["x"]}}) for row in rows]
-    with transformers_engine(rounded) as engine:
+    with transformers_engine(Checkpoint(rounded)) as engine:
         said = {item.id: texts[0] for item, texts in answer_items(engine, Checkpoint(rounded).tokenizer, items, 3)}
     file = tmp_path / "own.jsonl"
     lines = [json.dumps(row | {"expected": {"answers": [said[row["id"]]]}}) for row in rows]

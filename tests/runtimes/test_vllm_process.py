@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from compress.checkpoint.read import Checkpoint
 from compress.core.sampling import Answer, Sampling
 from compress.runtimes.vllm_offline import VllmFailedError
 from compress.runtimes.vllm_process import longest, visible_gpu, vllm_engine, vllm_sampler
@@ -39,13 +40,13 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def test_every_prompt_is_answered_in_order_without_the_token_that_ended_it(stand_in, tiny_llama):
-    with vllm_engine(tiny_llama) as engine:
+    with vllm_engine(Checkpoint(tiny_llama)) as engine:
         assert engine([[1, 2, 3], [4]], 8) == [[1, 2], []]
         assert engine([[5, 6, 7]], 2) == [[5, 6]]
 
 
 def test_a_drawn_answer_has_the_seed_of_its_prompt_and_tells_whether_it_ended(stand_in, tiny_llama):
-    with vllm_sampler(tiny_llama) as sampler:  # the stand-in takes a seed for the number of tokens
+    with vllm_sampler(Checkpoint(tiny_llama)) as sampler:  # the stand-in takes a seed for the number of tokens
         found = sampler([[1, 2, 3, 4], [1, 2, 3, 4]], [9, 2], Sampling(8, temperature=1.0))
     assert found == [Answer([1, 2, 3], True), Answer([1, 2], False)]
 
@@ -60,13 +61,13 @@ def test_a_process_takes_its_gpu_out_of_those_it_may_see(monkeypatch):
 def test_an_engine_that_fails_tells_its_cause(stand_in, tiny_llama, tmp_path):
     broken = tmp_path / "broken"
     broken.symlink_to(tiny_llama)
-    with pytest.raises(VllmFailedError, match="ValueError: no such layer"), vllm_engine(broken) as engine:
+    with pytest.raises(VllmFailedError, match="ValueError: no such layer"), vllm_engine(Checkpoint(broken)) as engine:
         engine([[1]], 8)
 
 
 def test_no_process_of_an_engine_is_left(stand_in, tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setenv("CHILD", str(tmp_path / "child"))
-    with vllm_engine(tiny_llama) as engine:
+    with vllm_engine(Checkpoint(tiny_llama)) as engine:
         engine([[1]], 8)
         child = int((tmp_path / "child").read_text())
         assert alive(child)
@@ -85,4 +86,4 @@ def alive(process):
 
 
 def test_the_longest_text_fits_the_model(tiny_llama):
-    assert longest(tiny_llama) == 1024
+    assert longest(Checkpoint(tiny_llama)) == 1024

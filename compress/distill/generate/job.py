@@ -23,7 +23,7 @@ from compress.checkpoint.load import (
     template_digest,
     tokenizer_digest,
 )
-from compress.checkpoint.read import Checkpoint, read_json
+from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, read_json
 from compress.core.atomic import disk_errors, write_whole
 from compress.core.errors import QCompressError
 from compress.core.sampling import Answer, Engine, Ids, Sampler, Sampling
@@ -58,12 +58,12 @@ class Prompt:
 
 
 @contextmanager
-def transformers_sampler(path: Path, length: int, rank: int = 0) -> Iterator[Sampler]:
+def transformers_sampler(checkpoint: Checkpoint, length: int, rank: int = 0) -> Iterator[Sampler]:
     """The teacher in float32 on the CPU, in bfloat16 on a GPU, a GPU for each rank as far as there are any."""
     device = pick_device(rank)
-    model: Any = load_model(path, working_dtype(device))
+    model: Any = load_model(checkpoint, working_dtype(device))
     model.to(device)
-    stops = stop_tokens(Checkpoint(path))
+    stops = stop_tokens(checkpoint)
 
     def sampler(prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling) -> list[Answer]:
         return continue_prompts(model, prompts, sampling, stops, seeds)
@@ -78,9 +78,8 @@ class Asking:
     `length` is the most tokens of a prompt and its answer together.
     """
 
-    teacher: Path
+    teacher: Checkpoint
     out: Path
-    tokenizer: Any
     sampling: Sampling
     engine: Engine
     facts: Facts
@@ -90,7 +89,7 @@ class Asking:
 
 
 def generate_answers(
-    teacher: Path,
+    teacher: PathOrCheckpoint,
     prompts: Path,
     out: Path,
     sampling: Sampling,
@@ -112,14 +111,13 @@ def generate_answers(
     started = time.perf_counter()
     if not 0 <= rank < ranks:
         raise QCompressError(f"rank {rank} of {ranks}: ranks count from 0 to {ranks - 1}")
-    open_causal_lm(teacher)
-    tokenizer = Checkpoint(teacher).tokenizer
-    fitting, too_long = read_prompts(teacher, prompts, tokenizer, sampling, limit)
-    facts = describe(teacher, tokenizer, [*fitting, *too_long], sampling)
+    checkpoint = open_causal_lm(teacher)
+    fitting, too_long = read_prompts(checkpoint, prompts, sampling, limit)
+    facts = describe(checkpoint, [*fitting, *too_long], sampling)
     length = max(len(prompt.ids) for prompt in fitting) + sampling.max_tokens
     engine = choose(length)
     facts |= {"engine": engine.name, "batch": engine.batch, "keep_truncated": keep_truncated}
-    asking = Asking(teacher, out, tokenizer, sampling, engine, facts, batches(fitting, engine.batch), too_long, length)
+    asking = Asking(checkpoint, out, sampling, engine, facts, batches(fitting, engine.batch), too_long, length)
     if not is_whole(out, asking.facts):
         ask(asking, rank, ranks, report)
         publish(asking)
@@ -127,15 +125,16 @@ def generate_answers(
 
 
 def read_prompts(
-    teacher: Path, path: Path, tokenizer: Any, sampling: Sampling, limit: int | None
+    teacher: Checkpoint, path: Path, sampling: Sampling, limit: int | None
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts that leave room for `max_tokens` in the teacher's context, and those that do not.
 
     QCompressError or CalibrationError, naming the line, for what cannot be asked, and when nothing is left to ask.
     """
+    tokenizer = teacher.tokenizer
     if not has_template(tokenizer):
         raise QCompressError(f"{teacher}: has no chat template; add chat_template.jinja, or take an instruct model")
-    room = int(open_causal_lm(teacher).config.get("max_position_embeddings") or 2**31) - sampling.max_tokens
+    room = int(teacher.config.get("max_position_embeddings") or 2**31) - sampling.max_tokens
     fitting: list[Prompt] = []
     too_long: list[Prompt] = []
     for number, (row, where) in enumerate(read_lines(path)):
@@ -152,14 +151,14 @@ def read_prompts(
     return fitting, too_long
 
 
-def describe(teacher: Path, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling) -> Facts:
+def describe(teacher: Checkpoint, prompts: Sequence[Prompt], sampling: Sampling) -> Facts:
     """Everything that the answers follow from, by the name under which a user knows it."""
     ordered = [prompt.messages for prompt in sorted(prompts, key=lambda prompt: prompt.number)]
     text = json.dumps(ordered, sort_keys=True, ensure_ascii=False)
     return {
-        "teacher": Checkpoint(teacher).digest,
-        "tokenizer": tokenizer_digest(tokenizer),
-        "chat_template": template_digest(tokenizer),
+        "teacher": teacher.digest,
+        "tokenizer": tokenizer_digest(teacher.tokenizer),
+        "chat_template": template_digest(teacher.tokenizer),
         "prompts": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}",
         **asdict(sampling),
     }
@@ -210,7 +209,9 @@ def answer(asking: Asking, group: Sequence[Prompt], sampler: Sampler) -> list[li
     """[text, tokens, ended] for each prompt of a batch."""
     seeds = [asking.sampling.seed_of(prompt.ids, prompt.number) for prompt in group]
     made = sampler([prompt.ids for prompt in group], seeds, asking.sampling)
-    return [[str(asking.tokenizer.decode(ids, skip_special_tokens=True)), len(ids), ended] for ids, ended in made]
+    return [
+        [str(asking.teacher.tokenizer.decode(ids, skip_special_tokens=True)), len(ids), ended] for ids, ended in made
+    ]
 
 
 class Meter:

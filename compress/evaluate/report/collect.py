@@ -13,13 +13,14 @@ Row = dict[str, Any]
 EVAL = "eval.json"
 
 
-def load_results(paths: Sequence[Path], evaluated: Path | None, bench: Path | None) -> dict[str, list[Row]]:
-    """{"retention", "speed"}: what the files say of the checkpoints at `paths`, the reference's first.
+def load_results(checkpoints: Sequence[Checkpoint], evaluated: Path | None, bench: Path | None) -> dict[str, list[Row]]:
+    """{"retention", "speed"}: what the files say of the `checkpoints`, the reference's first.
 
     Files are read and matched before hours are spent on anything else.
     """
-    named = zip(short_names(paths), paths, strict=True) if evaluated or bench else ()
-    compared = [{"name": name, "digest": Checkpoint(path).digest} for name, path in named]
+    names = short_names([checkpoint.path for checkpoint in checkpoints])
+    named = zip(names, checkpoints, strict=True) if evaluated or bench else ()
+    compared = [{"name": name, "digest": checkpoint.digest} for name, checkpoint in named]
     return {
         "retention": retention_of(evaluated, compared) if evaluated else [],
         "speed": speed_of(bench, compared) if bench else [],

@@ -216,7 +216,7 @@ def make_row(index: int, checkpoint: Checkpoint, lines: Told, timing: Timing) ->
         "name": checkpoint.path.resolve().name,
         "path": str(checkpoint.path),
         "role": "candidate" if index else "reference",
-        "digest": Checkpoint(checkpoint.path).digest,
+        "digest": checkpoint.digest,
         **{key: settings[key] for key in ("engine", "prompt_tokens", "new_tokens", "batch", "rounds")},
         "repeats": sum("ttft_s" in sample for sample in lines["sample"]),
         "weights_bytes": checkpoint.bytes,

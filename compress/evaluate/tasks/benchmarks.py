@@ -15,7 +15,7 @@ import yaml
 
 from calibration.chat import has_template
 from compress.checkpoint.load import open_causal_lm
-from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.names import short_names
 from compress.evaluate.tasks.item import Score
@@ -25,7 +25,7 @@ from compress.runtimes.transformers_generate import placed_model
 from compress.sandbox.run import run_python
 
 Told = Callable[[Row], None]
-OpenModel = Callable[[Path, int], AbstractContextManager[Any]]
+OpenModel = Callable[[Checkpoint, int], AbstractContextManager[Any]]
 """(checkpoint, items at a time) -> lm-eval's model of it."""
 BODY_ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
 
@@ -71,17 +71,17 @@ NAMES = {"humaneval": "humaneval_contained"}  # lm-eval would read its own setti
 
 
 @contextmanager
-def transformers_model(path: Path, batch: int) -> Iterator[Any]:
+def transformers_model(checkpoint: Checkpoint, batch: int) -> Iterator[Any]:
     """lm-eval's model of `placed_model`."""
     from lm_eval.models.huggingface import HFLM
 
-    tokenizer: Any = Checkpoint(path).tokenizer
-    yield HFLM(pretrained=placed_model(path), tokenizer=tokenizer, batch_size=batch)
+    tokenizer: Any = checkpoint.tokenizer
+    yield HFLM(pretrained=placed_model(checkpoint), tokenizer=tokenizer, batch_size=batch)
 
 
 def benchmark_rows(
-    reference: Path,
-    candidates: Sequence[Path],
+    reference: PathOrCheckpoint,
+    candidates: Sequence[PathOrCheckpoint],
     tasks: Sequence[str],
     *,
     data: Path | None = None,
@@ -97,16 +97,15 @@ def benchmark_rows(
     lm-eval, or where `data` lacks a file.
     """
     wanted = [task_settings(name, data) for name in tasks]
-    paths = [reference, *candidates]
-    for path in paths:
-        open_causal_lm(path)
+    checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]
+    names = short_names([checkpoint.path for checkpoint in checkpoints])
     scored: list[Scores] = []
     rows: list[Row] = []
-    for name, path in zip(short_names(paths), paths, strict=True):
+    for name, checkpoint in zip(names, checkpoints, strict=True):
         report({"asks": name, "tasks": ", ".join(tasks)})
-        scored.append(run_tasks(path, wanted, tasks, limit, batch, open_model))
+        scored.append(run_tasks(checkpoint, wanted, tasks, limit, batch, open_model))
         about = {"name": name, "role": "candidate" if scored[1:] else "reference"}
-        origin: Row = {"suite": "lm-eval", "suite_file": None, "suite_digest": None, "digest": Checkpoint(path).digest}
+        origin: Row = {"suite": "lm-eval", "suite_file": None, "suite_digest": None, "digest": checkpoint.digest}
         origin |= {"engine": engine, "settings": {"tasks": ",".join(tasks), "limit": limit}}
         rows += [about | row | origin for row in score_rows(scored[-1], scored[0] if scored[1:] else None)]
     return rows
@@ -144,7 +143,7 @@ def find_data(file: Path) -> Path:
 
 
 def run_tasks(
-    path: Path,
+    checkpoint: Checkpoint,
     wanted: Sequence[str | dict[str, Any]],
     names: Sequence[str],
     limit: int | None,
@@ -157,8 +156,8 @@ def run_tasks(
         import lm_eval.models.huggingface  # what it needs is found missing before anything is loaded
     except ImportError as error:
         raise QCompressError(f"lm-eval is not here ({error}); pip install 'qcompress[eval]'") from error
-    home, template = Path(lm_eval.__file__).parent, has_template(Checkpoint(path).tokenizer)
-    with TemporaryDirectory() as folder, open_model(path, batch) as model:
+    home, template = Path(lm_eval.__file__).parent, has_template(checkpoint.tokenizer)
+    with TemporaryDirectory() as folder, open_model(checkpoint, batch) as model:
         tasks = [write_task(settings, home, Path(folder)) for settings in wanted]
         found = lm_eval.simple_evaluate(
             model, tasks=tasks, limit=limit, apply_chat_template=template, bootstrap_iters=0

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from compress.checkpoint.load import open_causal_lm
-from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.atomic import write_whole
 from compress.evaluate.names import short_names
 from compress.evaluate.tasks.answer_log import AnswerFile
@@ -52,47 +52,53 @@ class Asking:
 
 
 def retention_rows(
-    reference: Path, candidates: Sequence[Path], asking: Asking, told: Told = lambda *progress: None
+    reference: PathOrCheckpoint,
+    candidates: Sequence[PathOrCheckpoint],
+    asking: Asking,
+    told: Told = lambda *progress: None,
 ) -> list[Row]:
     """All rows, the reference's first. Answers, scores and `eval.json` lie in `asking.out`."""
-    names = short_names([reference, *candidates])
-    for path in (reference, *candidates):  # before hours are spent on the first
-        _ = open_causal_lm(path).tokenizer
+    checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]
+    for checkpoint in checkpoints:
+        _ = checkpoint.tokenizer  # a missing one fails before hours are spent on the first
+    names = short_names([checkpoint.path for checkpoint in checkpoints])
     scored: list[Scores] = []
     rows: list[Row] = []
-    for name, path in zip(names, [reference, *candidates], strict=True):
-        scored.append(by_kind(solve(path, name, asking, told), asking.items))
+    for name, checkpoint in zip(names, checkpoints, strict=True):
+        scored.append(by_kind(solve(checkpoint, name, asking, told), asking.items))
         about = {"name": name, "role": "candidate" if scored[1:] else "reference"}
         rows += [
-            about | row | origin(path, asking) for row in score_rows(scored[-1], scored[0] if scored[1:] else None)
+            about | row | origin(checkpoint, asking)
+            for row in score_rows(scored[-1], scored[0] if scored[1:] else None)
         ]
     write_whole(asking.out / "eval.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
     return rows
 
 
-def origin(path: Path, asking: Asking) -> Row:
+def origin(checkpoint: Checkpoint, asking: Asking) -> Row:
     """What every row says of how its scores came about."""
     suite = asking.suite
     return {
         "suite": suite.name,
         "suite_file": str(suite.file) if suite.file else None,
         "suite_digest": suite.digest,
-        "digest": Checkpoint(path).digest,
+        "digest": checkpoint.digest,
         "engine": asking.settings["engine"],
         "settings": dict(asking.settings),
     }
 
 
-def solve(path: Path, name: str, asking: Asking, told: Told) -> dict[str, Score]:
+def solve(checkpoint: Checkpoint, name: str, asking: Asking, told: Told) -> dict[str, Score]:
     """The score of every item by id. Only items without an answer on disk are asked; scoring is always done anew."""
-    header = {"checkpoint": Checkpoint(path).digest, "suite": asking.suite.digest, "settings": dict(asking.settings)}
+    header = {"checkpoint": checkpoint.digest, "suite": asking.suite.digest, "settings": dict(asking.settings)}
     file = AnswerFile(asking.out / f"{stem(name)}.answers.jsonl", header)
     open_items = [item for item in asking.items if item.id not in file.answers]
     told(name, len(asking.items) - len(open_items), len(asking.items))
     if open_items:
-        tokenizer = Checkpoint(path).tokenizer
-        with asking.open_engine(path) as engine:
-            for done, (item, answers) in enumerate(answer_items(engine, tokenizer, open_items, asking.batch), 1):
+        with asking.open_engine(checkpoint) as engine:
+            for done, (item, answers) in enumerate(
+                answer_items(engine, checkpoint.tokenizer, open_items, asking.batch), 1
+            ):
                 file.add(item.id, answers)
                 told(name, len(asking.items) - len(open_items) + done, len(asking.items))
     scores = {item.id: score_item(KINDS[item.kind], item, file.answers[item.id]) for item in asking.items}

@@ -73,7 +73,7 @@ def in_turns(samples: Sequence[Row], count: int) -> list[Row]:
 
 
 def fresh_samples(
-    paths: Sequence[Path],
+    checkpoints: Sequence[Checkpoint],
     count: int,
     *,
     open_engine: OpenEngine = transformers_engine,
@@ -87,12 +87,11 @@ def fresh_samples(
     samples: list[Row] = [
         {"id": item.id, "kind": item.kind, "turns": list(item.turns), "answers": []} for item in wanted
     ]
-    for name, path in zip(short_names(paths), paths, strict=True):
-        with open_engine(path) as engine:
-            said = {
-                item.id: texts for item, texts in answer_items(engine, Checkpoint(path).tokenizer, wanted, len(wanted))
-            }
-        about = {"name": name, "digest": Checkpoint(path).digest, "score": None, "reason": None}
+    names = short_names([checkpoint.path for checkpoint in checkpoints])
+    for name, checkpoint in zip(names, checkpoints, strict=True):
+        with open_engine(checkpoint) as engine:
+            said = {item.id: texts for item, texts in answer_items(engine, checkpoint.tokenizer, wanted, len(wanted))}
+        about = {"name": name, "digest": checkpoint.digest, "score": None, "reason": None}
         for sample in samples:
             sample["answers"].append(about | {"answers": said[sample["id"]]})
         report({"answers": name, "prompts": len(wanted)})

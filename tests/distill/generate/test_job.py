@@ -40,7 +40,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(tiny_llama: Path) -> Engine:
     """One that is open, three prompts at a time."""
-    with transformers_sampler(tiny_llama, 0) as sampler:
+    with transformers_sampler(Checkpoint(tiny_llama), 0) as sampler:
 
         @contextmanager
         def already(path: Path, length: int):

@@ -42,7 +42,7 @@ def asking(tmp_path):
 
 
 def answers_of(path, items, batch):
-    with transformers_engine(path) as engine:
+    with transformers_engine(Checkpoint(path)) as engine:
         return {item.id: answers for item, answers in answer_items(engine, Checkpoint(path).tokenizer, items, batch)}
 
 
@@ -62,7 +62,7 @@ def test_greedy_answers_are_those_of_a_plain_loop(tiny_llama, asking):
     with torch.no_grad():
         for _ in range(12):
             ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    with transformers_engine(tiny_llama) as engine:
+    with transformers_engine(Checkpoint(tiny_llama)) as engine:
         assert engine([prompt], 12) == [before_stop(ids[len(prompt) :], stop_tokens(Checkpoint(tiny_llama))).ids]
 
 
@@ -104,11 +104,11 @@ def test_answers_end_before_the_first_stop():
 
 
 def test_an_interrupted_run_goes_on_with_the_next_item_and_ends_the_same(tiny_llama, asking, tmp_path):
-    whole = solve(tiny_llama, "m", replace(asking, out=tmp_path / "whole"), lambda *told: None)
+    whole = solve(Checkpoint(tiny_llama), "m", replace(asking, out=tmp_path / "whole"), lambda *told: None)
 
     @contextmanager
-    def interrupted(path):
-        with transformers_engine(path) as engine:
+    def interrupted(checkpoint):
+        with transformers_engine(checkpoint) as engine:
             calls = []
 
             def once(prompts, max_tokens):
@@ -120,26 +120,26 @@ def test_an_interrupted_run_goes_on_with_the_next_item_and_ends_the_same(tiny_ll
             yield once
 
     with pytest.raises(KeyboardInterrupt):
-        solve(tiny_llama, "m", replace(asking, open_engine=interrupted), lambda *told: None)
+        solve(Checkpoint(tiny_llama), "m", replace(asking, open_engine=interrupted), lambda *told: None)
     file = asking.out / "m.answers.jsonl"
     with file.open("a") as torn:
         torn.write('{"id": "c", "ans')
     told = []
-    assert solve(tiny_llama, "m", asking, lambda *progress: told.append(progress)) == whole
+    assert solve(Checkpoint(tiny_llama), "m", asking, lambda *progress: told.append(progress)) == whole
     assert told[0] == ("m", 2, 4) and told[-1] == ("m", 4, 4)
     assert file.read_text() == (tmp_path / "whole" / "m.answers.jsonl").read_text()
 
 
 def test_what_is_answered_is_never_asked_again(tiny_llama, asking):
-    def refuse(path):
+    def refuse(checkpoint):
         raise AssertionError("asked again")
 
-    first = solve(tiny_llama, "m", asking, lambda *told: None)
-    assert solve(tiny_llama, "m", replace(asking, open_engine=refuse), lambda *told: None) == first
+    first = solve(Checkpoint(tiny_llama), "m", asking, lambda *told: None)
+    assert solve(Checkpoint(tiny_llama), "m", replace(asking, open_engine=refuse), lambda *told: None) == first
 
 
 def test_other_checkpoints_suites_and_settings_are_refused_by_name(tiny_llama, tiny_qwen2, asking):
-    solve(tiny_llama, "m", asking, lambda *told: None)
+    solve(Checkpoint(tiny_llama), "m", asking, lambda *told: None)
     others = {
         "checkpoint": (tiny_qwen2, asking),
         "suite": (tiny_llama, replace(asking, suite=replace(asking.suite, digest="sha256:0"))),
@@ -147,15 +147,15 @@ def test_other_checkpoints_suites_and_settings_are_refused_by_name(tiny_llama, t
     }
     for name, (path, other) in others.items():
         with pytest.raises(QCompressError, match=rf"m\.answers\.jsonl: holds answers with {name} .*--out"):
-            solve(path, "m", other, lambda *told: None)
+            solve(Checkpoint(path), "m", other, lambda *told: None)
 
 
 def test_a_damaged_answer_file_is_refused_with_its_line(tiny_llama, asking):
-    solve(tiny_llama, "m", asking, lambda *told: None)
+    solve(Checkpoint(tiny_llama), "m", asking, lambda *told: None)
     file = asking.out / "m.answers.jsonl"
     file.write_text(file.read_text().replace('{"id": "b"', '"id": "b"'))
     with pytest.raises(QCompressError, match=r"line \d: is no answer"):
-        solve(tiny_llama, "m", asking, lambda *told: None)
+        solve(Checkpoint(tiny_llama), "m", asking, lambda *told: None)
 
 
 def test_a_candidate_that_is_not_there_is_refused_before_the_reference_is_asked(tiny_llama, asking, tmp_path):
@@ -164,12 +164,12 @@ def test_a_candidate_that_is_not_there_is_refused_before_the_reference_is_asked(
     assert not asking.out.exists()
 
 
-def oracle(path):
+def oracle(checkpoint):
     """An engine that answers every question with "x"."""
 
     @contextmanager
     def opened():
-        ids = Checkpoint(path).tokenizer("x", add_special_tokens=False)["input_ids"]
+        ids = checkpoint.tokenizer("x", add_special_tokens=False)["input_ids"]
         yield lambda prompts, max_tokens: [ids for _ in prompts]
 
     return opened()
@@ -177,7 +177,7 @@ def oracle(path):
 
 def test_rows_say_the_score_of_every_kind_and_what_is_kept(tiny_llama, tiny_qwen2, asking):
     engines = {tiny_llama: oracle, tiny_qwen2: transformers_engine}
-    rows = retention_rows(tiny_llama, [tiny_qwen2], replace(asking, open_engine=lambda path: engines[path](path)))
+    rows = retention_rows(tiny_llama, [tiny_qwen2], replace(asking, open_engine=lambda opened: engines[opened.path](opened)))
     found = {(row["role"], row["kind"]): row for row in rows}
     assert found["reference", "qa"]["score"] == 1 and found["reference", "multi-turn"]["score"] == 0.5
     assert found["reference", "all"]["score"] == 0.75 and found["reference", "all"]["retention"] is None
