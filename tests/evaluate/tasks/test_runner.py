@@ -177,7 +177,8 @@ def oracle(checkpoint):
 
 def test_rows_say_the_score_of_every_kind_and_what_is_kept(tiny_llama, tiny_qwen2, asking):
     engines = {tiny_llama: oracle, tiny_qwen2: transformers_engine}
-    rows = retention_rows(tiny_llama, [tiny_qwen2], replace(asking, open_engine=lambda opened: engines[opened.path](opened)))
+    by_path = replace(asking, open_engine=lambda opened: engines[opened.path](opened))
+    rows = retention_rows(tiny_llama, [tiny_qwen2], by_path)
     found = {(row["role"], row["kind"]): row for row in rows}
     assert found["reference", "qa"]["score"] == 1 and found["reference", "multi-turn"]["score"] == 0.5
     assert found["reference", "all"]["score"] == 0.75 and found["reference", "all"]["retention"] is None
