@@ -56,7 +56,7 @@ class QuantizePart(RecipeSection):
     samples: int = 128
     seq_len: int = 512
     damp_percent: float = QuantizeConfig.damp_percent
-    mismatch: float = QuantizeConfig.mismatch
+    error_correction: float = QuantizeConfig.error_correction
     compute_dtype: str = QuantizeConfig.compute_dtype
     head_bits: int = 16
     embedding_bits: int = 16
@@ -74,7 +74,7 @@ class QuantizePart(RecipeSection):
             group_size=0 if self.group_size == "auto" else int(self.group_size),
             sym=self.sym,
             damp_percent=self.damp_percent,
-            mismatch=self.mismatch,
+            error_correction=self.error_correction,
             compute_dtype=self.compute_dtype,
             samples=self.samples,
             seq_len=self.seq_len,

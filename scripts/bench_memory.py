@@ -77,7 +77,7 @@ def measure(model: Path, text: str, out: Path, config: QuantizeConfig, limit: st
     sizes = {"--group-size": config.group_size, "--samples": config.samples, "--seq-len": config.seq_len}
     given = [part for name, value in sizes.items() for part in (name, str(value))]
     start = [sys.executable, "-c", "from compress.cli import cli; cli()", "quantize", str(model), "--json"]
-    given += ["--mismatch", str(config.mismatch), "--activation-memory", limit]
+    given += ["--error-correction", str(config.error_correction), "--activation-memory", limit]
     row = {"name": model.name, "estimate_bytes": estimate(model, config, parse_size(limit))}
     report(row)
     command = [*start, "--method", config.method, "--text", text, "--out", str(place), *given]
@@ -92,7 +92,7 @@ def measure(model: Path, text: str, out: Path, config: QuantizeConfig, limit: st
 @click.argument("deep", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--text", default="default", show_default=True)
 @click.option("--method", type=click.Choice(METHODS), default="gptq", show_default=True)
-@click.option("--mismatch", type=float, default=QuantizeConfig.mismatch, show_default=True)
+@click.option("--error-correction", type=float, default=QuantizeConfig.error_correction, show_default=True)
 @click.option("--activation-memory", "limit", default="1GB", show_default=True)
 @click.option("--group-size", type=int, default=128, show_default=True)
 @click.option("--samples", type=int, default=128, show_default=True)

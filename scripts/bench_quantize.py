@@ -67,7 +67,7 @@ class Variant:
 
 VARIANTS = (
     Variant("gptq", ("--method", "gptq", "--format", "gptq")),
-    Variant("gptq uncorrected", ("--method", "gptq", "--format", "gptq", "--mismatch", "0")),
+    Variant("gptq uncorrected", ("--method", "gptq", "--format", "gptq", "--error-correction", "0")),
     Variant("gptq, 16 windows", ("--method", "gptq", "--format", "gptq", "--samples", "16")),
     Variant("gptq, 8 windows", ("--method", "gptq", "--format", "gptq", "--samples", "8")),
     Variant("awq", ("--method", "awq", "--format", "awq")),

@@ -32,11 +32,12 @@ from compress.core.errors import QCompressError
     "--damp-percent", type=click.FloatRange(0, 1, True, True), default=QuantizeConfig.damp_percent, show_default=True
 )
 @click.option(
-    "--mismatch",
+    "--error-correction",
     type=click.FloatRange(0, 1),
-    default=QuantizeConfig.mismatch,
+    default=QuantizeConfig.error_correction,
     show_default=True,
-    help="How far weights move towards what makes up for the rounding before them.",
+    help="Error-correction strength, 0 to 1: how far each layer compensates for the rounding errors of earlier layers. "
+    "0 turns it off.",
 )
 @click.option(
     "--compute-dtype",
@@ -64,7 +65,8 @@ from compress.core.errors import QCompressError
     flag_value=2,
     type=click.IntRange(0),
     default=0,
-    help="Then train scales and norms for EPOCHS (2 when not said) by KL to MODEL; with --mismatch 0 by block before.",
+    help="After quantizing, train scales and norms for EPOCHS (default 2) to match MODEL's outputs; "
+    "with --error-correction 0, train each block first.",
     metavar="[EPOCHS]",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -95,7 +97,7 @@ def command(
     samples: int,
     seq_len: int,
     damp_percent: float,
-    mismatch: float,
+    error_correction: float,
     compute_dtype: str,
     head_bits: str,
     embedding_bits: str,
@@ -128,7 +130,7 @@ def command(
         group_size=0 if group_size == "auto" else int(group_size),
         sym=sym,
         damp_percent=damp_percent,
-        mismatch=mismatch,
+        error_correction=error_correction,
         compute_dtype=compute_dtype,
         samples=samples,
         seq_len=seq_len,

@@ -19,7 +19,7 @@ class QuantizeConfig:
     """How a checkpoint is quantized. `group_size` 0 means auto; `sym` None means what the format takes.
 
     `head_bits` and `embedding_bits` 16 mean not at all; `eight_bit` names linears by parts of their paths.
-    `mismatch` is how far weights move towards what makes up for their quantized predecessors, 0 to 1.
+    `error_correction` is the strength, 0 to 1, with which a linear compensates for the rounding of earlier ones.
     `compute_dtype` is the type that blocks multiply in, auto the fastest of the machine; statistics are float32 sums.
     `tune` epochs of training follow the rounding. `held_out` windows are read by no method: they judge. They follow
     the `samples` in the text, or are the last of these where it has no more.
@@ -31,7 +31,7 @@ class QuantizeConfig:
     group_size: int = 0
     sym: bool | None = None
     damp_percent: float = 1e-4
-    mismatch: float = 0.7
+    error_correction: float = 0.7
     compute_dtype: str = "auto"
     samples: int = 128
     seq_len: int = 512
@@ -58,8 +58,8 @@ class QuantizeConfig:
         if self.sym is not None and self.sym != self.symmetric:
             needed = "symmetric" if self.symmetric else "asymmetric"
             raise ValueError(f"format {self.format} holds {needed} grids only; leave --sym/--asym out")
-        if not 0 <= self.mismatch <= 1:
-            raise ValueError(f"mismatch={self.mismatch}: from 0, as if inputs were the 16-bit model's, to 1")
+        if not 0 <= self.error_correction <= 1:
+            raise ValueError(f"error_correction={self.error_correction}: must lie between 0 (off) and 1")
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(f"compute_dtype={self.compute_dtype}: known are {COMPUTE_DTYPES}")
         if self.tune < 0 or not 0 <= self.held_out < self.samples:

@@ -42,10 +42,10 @@ def left(out):
     return [path for path in (partial_path(out), work_path(out)) if path.exists()]
 
 
-@pytest.mark.parametrize(("method", "mismatch"), [("rtn", 0), ("awq+gptq", 0), ("awq+gptq", 0.5)])
+@pytest.mark.parametrize(("method", "error_correction"), [("rtn", 0), ("awq+gptq", 0), ("awq+gptq", 0.5)])
 @pytest.mark.parametrize("block", ["1/2", "2/2"])
-def test_a_resumed_job_writes_the_bytes_of_an_uninterrupted_one(tiny_qwen2, tmp_path, method, mismatch, block):
-    changes = {"method": method, "mismatch": mismatch}
+def test_a_resumed_job_writes_the_bytes_of_an_uninterrupted_one(tiny_qwen2, tmp_path, method, error_correction, block):
+    changes = {"method": method, "error_correction": error_correction}
     quantize_checkpoint(tiny_qwen2, tmp_path / "whole", settings(**changes))
     out, lines = interrupted(tiny_qwen2, tmp_path / "out", block, **changes), []
     for shard in partial_path(out).glob("*.safetensors"):
@@ -147,10 +147,10 @@ def test_the_log_has_seconds_and_every_linear_and_the_checkpoint_has_none(tiny_l
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mismatch", [0, 0.5])
-def test_the_limit_of_parked_activations_never_changes_a_byte(tiny_qwen2, tmp_path, mismatch, compute_dtype):
+@pytest.mark.parametrize("error_correction", [0, 0.5])
+def test_the_limit_of_parked_activations_never_changes_a_byte(tiny_qwen2, tmp_path, error_correction, compute_dtype):
     for name, limit in (("parked", 10**9), ("replayed", 0)):
-        wanted = settings("awq+gptq", mismatch=mismatch, compute_dtype=compute_dtype)
+        wanted = settings("awq+gptq", error_correction=error_correction, compute_dtype=compute_dtype)
         quantize_checkpoint(tiny_qwen2, tmp_path / name, wanted, activation_memory=limit)
     assert contents(tmp_path / "parked") == contents(tmp_path / "replayed")
 

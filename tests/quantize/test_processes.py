@@ -21,7 +21,7 @@ def test_two_processes_choose_the_codes_of_one(tiny_llama, tmp_path):
         assert theirs["error"] == pytest.approx(ours["error"], rel=0.05), ours["linear"]  # later ones see flipped ties
 
 
-def test_two_processes_correct_the_mismatch_that_both_have_seen(tiny_llama, tmp_path):
+def test_two_processes_correct_the_errors_of_all_windows(tiny_llama, tmp_path):
     one, two = by_one_and_by_two(tiny_llama, tmp_path, 0.5)
     assert share_of_other_codes(one, two, "model.layers.0.self_attn.o_proj") < 0.1  # by the first's windows alone: 0.23
 
@@ -34,11 +34,12 @@ def test_two_processes_try_every_method_and_publish_once(tiny_llama, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def by_one_and_by_two(model: Path, folder: Path, mismatch: float) -> tuple[Path, Path]:
+def by_one_and_by_two(model: Path, folder: Path, error_correction: float) -> tuple[Path, Path]:
     """The checkpoints that one process and two make with the same settings."""
     one, two = folder / "one", folder / "two"
-    quantize_checkpoint(model, one, QuantizeConfig("gptq", "gptq", mismatch=mismatch, samples=128, seq_len=32))
-    by_two(model, *OPTIONS, "--mismatch", str(mismatch), "--out", str(two))
+    config = QuantizeConfig("gptq", "gptq", error_correction=error_correction, samples=128, seq_len=32)
+    quantize_checkpoint(model, one, config)
+    by_two(model, *OPTIONS, "--error-correction", str(error_correction), "--out", str(two))
     return one, two
 
 

@@ -35,7 +35,7 @@ LEAST_COSINE, LEAST_ROW_COSINE, MOST_SHIFT = 0.5, 0.3, 0.25
 GAINS = (0.4, 1.9)  # of a group, against the median of its output
 LEAST_FOLLOWING, MOST_OFFSET, MOST_SPREAD = 0.5, 0.75, 5.0
 ENOUGH_GROUPS, VARYING = 64, 0.3
-DOUBT = "vLLM computes with it; rounding alone seldom goes so far, the correction of a mismatch may"
+DOUBT = "vLLM computes with it; rounding alone seldom goes so far, error correction may"
 SILENT = "vLLM loads it without a word and answers with noise (silent)"
 
 

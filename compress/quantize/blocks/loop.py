@@ -88,7 +88,7 @@ def solve_block(
 ) -> QuantizedBlock:
     """The block's codes. Where the mismatch is corrected, the second half of each file is the 16-bit model's."""
     run = job.blocks.runner(block, index)
-    if not settings.mismatch:
+    if not settings.error_correction:
         return quantize_block(block, run, inputs, settings, outputs, drive, job.processes)
     (own, true), (own_outputs, true_outputs) = inputs.halves(), outputs.halves()
     reference = Reference(true, true_outputs, partial(stage_store, job))
@@ -107,7 +107,7 @@ def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
     parts = job.processes.mine(read.split(max(1, BATCH_TOKENS // job.config.seq_len)))
     if not parts:
         raise QCompressError(f"{len(read)} windows are too few for {job.processes.count} processes; start fewer")
-    parts *= 2 if job.config.mismatch else 1
+    parts *= 2 if job.config.error_correction else 1
     shapes = [(*part.shape, job.blocks.model.config.hidden_size) for part in parts]
     inputs = boundary(job.journal.folder, len(job.journal.blocks), shapes, job.processes.rank)
     with job.blocks.embedding_and_norm():
@@ -127,7 +127,7 @@ def work_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> 
     tokens, width = config.samples * config.seq_len, blocks.model.config.hidden_size
     if config.method == "rtn":
         return 0
-    return tokens * 16 * width + parked_bytes(blocks, plan, tokens) if config.mismatch else tokens * 8 * width
+    return tokens * 16 * width + parked_bytes(blocks, plan, tokens) if config.error_correction else tokens * 8 * width
 
 
 def block_settings(job: QuantizeJob) -> BlockSettings:
@@ -138,7 +138,7 @@ def block_settings(job: QuantizeJob) -> BlockSettings:
         job.config.method,
         job.plan.scheme,
         job.config.damp_percent,
-        job.config.mismatch,
+        job.config.error_correction,
         query_heads_per_kv_head=heads // kv_heads,
         head_dim=getattr(model, "head_dim", None) or model.hidden_size // heads,
         eight_bit=job.plan.eight_bit,

@@ -82,7 +82,7 @@ def stage_bytes(shape: tuple[int, int]) -> int:
 def forward_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> int:
     """What the linears of one micro-batch make, and the widest statistics."""
     batch = min(config.samples * config.seq_len, max(BATCH_TOKENS, config.seq_len))
-    statistics = max(statistics_bytes(shape, config.mismatch > 0) for shape in plan.linears.values())
+    statistics = max(statistics_bytes(shape, config.error_correction > 0) for shape in plan.linears.values())
     return 3 * parked_bytes(blocks, plan, batch) + statistics
 
 

@@ -30,7 +30,7 @@ class BlockSettings:
     method: str
     scheme: Scheme
     damp_percent: float
-    mismatch: float
+    error_correction: float
     query_heads_per_kv_head: int
     head_dim: int
     eight_bit: frozenset[str] = frozenset()
@@ -98,7 +98,7 @@ def stage_problem(
     moved = summed(sums.mismatch, processes)
     factor = inverse_factor(problem.hessian, settings.damp_percent)
     wide, products = sums.mismatch.wide, settings.products
-    target = retarget(problem.weight, factor, moved, settings.mismatch, wide=wide, products=products)
+    target = retarget(problem.weight, factor, moved, settings.error_correction, wide=wide, products=products)
     return replace(problem, weight=target, factor=None if problem.scalable else factor)
 
 

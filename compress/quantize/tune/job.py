@@ -38,9 +38,9 @@ def tune_checkpoint(job: QuantizeJob, writer: CheckpointWriter, ids: Tensor) -> 
 
 
 def tune_settings(job: QuantizeJob) -> TuneSettings:
-    """Blocks learn alone only where the mismatch was left: its correction has fitted them to the same windows."""
+    """Blocks are trained one by one only without error correction, which has already fitted them to these windows."""
     products = block_products(job.config, job.blocks.device)
-    alone = 0 if job.config.mismatch else TuneSettings.block_epochs
+    alone = 0 if job.config.error_correction else TuneSettings.block_epochs
     return TuneSettings(job.config.tune, alone, held_out=job.config.held_out, products=products)
 
 

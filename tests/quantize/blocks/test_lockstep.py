@@ -15,7 +15,7 @@ from compress.quantize.blocks.problem import BlockSettings
 SETTINGS = {
     "scheme": Scheme(group_size=32),
     "damp_percent": 0.01,
-    "mismatch": 0.0,
+    "error_correction": 0.0,
     "query_heads_per_kv_head": 2,
     "head_dim": 16,
 }

@@ -90,7 +90,7 @@ def two_blocks(tiny_qwen2):
 
 def through(blocks, batches, drive, strength, products=torch.float32):
     """States after the last block: of the quantized model, and of the reference."""
-    settings = BlockSettings("gptq", **SETTINGS, mismatch=strength, **HEADS, products=products)
+    settings = BlockSettings("gptq", **SETTINGS, error_correction=strength, **HEADS, products=products)
     own, true = list(batches), list(batches)
     for index, block in blocks.in_order():
         reference = Reference(list(true), true, lambda number: [])
