@@ -1,26 +1,27 @@
-"""qcompress cache: look into what a capture wrote."""
+"""qcompress cache: inspect what `qcompress capture` stored."""
 
 from pathlib import Path
 
 import click
 
-from compress.cli.console import emit, json_option
+from compress.cli.console import emit
+from compress.cli.options import Command, json_option
 
 
 @click.group("cache")
 def command() -> None:
-    """Caches of what a teacher said, as `qcompress capture` writes them.
+    """Inspect a cache of teacher outputs, as `qcompress capture` stores it.
 
     \b
     qcompress cache inspect cache
     """
 
 
-@command.command("inspect")
+@command.command("inspect", cls=Command)
 @click.argument("cache", type=click.Path(path_type=Path))
 @json_option
 def inspect(cache: Path, as_json: bool) -> None:
-    """Say what CACHE holds, check every shard's checksum, and name the shards that are missing.
+    """Print the contents of CACHE, check the checksum of every shard, and list missing shards.
 
     \b
     qcompress cache inspect cache

@@ -98,7 +98,8 @@ class Reporter:
                 BarColumn(bar_width=20),
                 TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
                 TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-                TextColumn("{task.fields[details]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+                TextColumn("{task.fields[details]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+                expand=True,
                 console=self.console,
                 speed_estimate_period=SAMPLE_SECONDS,
             )

@@ -1,25 +1,36 @@
-"""qcompress import: a .gguf file as a plain checkpoint."""
+"""qcompress import: convert a .gguf file to a Hugging Face checkpoint."""
 
 from pathlib import Path
 
 import click
 
-from compress.cli.console import emit, json_option
+from compress.cli.console import emit, print_written, size_fact
+from compress.cli.options import Command, json_option, out_option, shared_option
 
 
-@click.command("import")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory for the checkpoint.")
-@click.option("--dtype", type=click.Choice(["float16", "bfloat16"]), default="float16", show_default=True)
+@click.command("import", cls=Command)
+@click.argument("model", metavar="MODEL.gguf", type=click.Path(path_type=Path))
+@out_option("Folder for the checkpoint.")
+@shared_option(
+    "--dtype",
+    group="Essentials",
+    type=click.Choice(["float16", "bfloat16"]),
+    default="float16",
+    show_default=True,
+    help="Dtype of the written weights.",
+)
 @json_option
 def command(model: Path, out: Path, dtype: str, as_json: bool) -> None:
-    """Write MODEL.gguf as a plain Hugging Face checkpoint with tokenizer and chat template.
+    """Convert MODEL.gguf to a 16-bit Hugging Face checkpoint with tokenizer and chat template.
 
     \b
-    qcompress import SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2
+    qcompress import SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2
     """
     import torch
 
     from compress.checkpoint.gguf import import_gguf
 
-    emit(import_gguf(model, out, dtype=getattr(torch, dtype)), as_json=as_json)
+    row = import_gguf(model, out, dtype=getattr(torch, dtype))
+    emit(row, as_json=as_json)
+    size = size_fact(sum(file.stat().st_size for file in out.glob("*.safetensors")))
+    print_written(out, size, next_command=f"qcompress quantize {out} -o {out}-awq", as_json=as_json)
