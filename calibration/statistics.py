@@ -23,14 +23,14 @@ class Hessian:
     one's. `value` mirrors it.
     """
 
-    def __init__(self, in_features: int, products: torch.dtype = torch.float32):
-        self.in_features, self.products = in_features, products
+    def __init__(self, in_features: int, matmul_dtype: torch.dtype = torch.float32):
+        self.in_features, self.matmul_dtype = in_features, matmul_dtype
         self.tokens = 0
         self._upper = torch.zeros(in_features, in_features)
 
     def update(self, x: Tensor) -> None:
         """Add the tokens of x (..., in_features), any floating dtype. Raises ValueError on another width."""
-        x = _tokens(x, self.in_features, self.products)
+        x = _tokens(x, self.in_features, self.matmul_dtype)
         if not len(x):
             return
         self._upper = self._upper.to(x.device)
@@ -53,14 +53,14 @@ class Hessian:
 class Cross:
     """Running mean of y xᵀ over tokens: how what is `rows` wide goes along with the inputs of a linear."""
 
-    def __init__(self, rows: int, in_features: int, products: torch.dtype = torch.float32):
-        self.shape, self.products = (rows, in_features), products
+    def __init__(self, rows: int, in_features: int, matmul_dtype: torch.dtype = torch.float32):
+        self.shape, self.matmul_dtype = (rows, in_features), matmul_dtype
         self.tokens = 0
         self._value = torch.zeros(rows, in_features)
 
     def update(self, y: Tensor, x: Tensor) -> None:
         """Add the tokens of y (..., rows) and x (..., in_features). Raises ValueError on other widths."""
-        y, x = (_tokens(part, width, self.products) for part, width in zip((y, x), self.shape, strict=True))
+        y, x = (_tokens(part, width, self.matmul_dtype) for part, width in zip((y, x), self.shape, strict=True))
         if not len(x):
             return
         self._value = self._value.to(x.device)

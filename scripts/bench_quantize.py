@@ -33,7 +33,7 @@ from compress.cli.console import emit, json_option, report
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.windows import evaluation_windows
 from compress.model.blocks import linear_shapes, make_config
-from compress.model.precision import fastest_products
+from compress.model.precision import fastest_matmul_dtype
 
 Row = dict[str, Any]
 HERE = Path(__file__).resolve().parent
@@ -183,7 +183,7 @@ def roofline_rows(model: Path, rows: list[Row], tokens: int, seq_len: int) -> li
     flops = pass_flops(
         shapes.values(), inputs, tokens=tokens, seq_len=seq_len, attention=settings.num_hidden_layers * width
     )
-    dtype = fastest_products()
+    dtype = fastest_matmul_dtype()
     rate = matmul_rate(shapes.values(), dtype)
     bound = f"{flops / 1e12:.2f} Tflop at {rate / 1e9:.1f} Gflop/s in {str(dtype).removeprefix('torch.')}"
     ratios = {row["name"]: row["seconds"] * rate / flops for row in rows if "seconds" in row}

@@ -12,7 +12,7 @@ from calibration.windows import Windows, build_windows
 from compress.checkpoint.load import measure_blocks_start
 from compress.core.config import QuantizeConfig
 from compress.model.blocks import BlockModel
-from compress.model.precision import products_in
+from compress.model.precision import matmul_in
 
 
 def windows_start(blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **size: int) -> StartToken:
@@ -29,8 +29,8 @@ def calibration_windows(
 
 
 def job_start(blocks: BlockModel, tokenizer: Any, sources: Sequence[str], config: QuantizeConfig) -> StartToken:
-    """How the windows of a job begin: measured on the `n_samples` of its config, in the products of its blocks."""
-    with products_in(block_products(config, blocks.device)):
+    """How the windows of a job begin: measured on the `n_samples` of the config, in its matmul dtype."""
+    with matmul_in(block_matmul_dtype(config, blocks.device)):
         return windows_start(blocks, tokenizer, sources, **window_size(config))
 
 
@@ -47,7 +47,7 @@ def job_windows(tokenizer: Any, sources: Sequence[str], config: QuantizeConfig, 
         return replace(windows, manifest=windows.manifest | {"n_samples": config.samples - held, "held_out": held})
 
 
-def block_products(config: QuantizeConfig, device: torch.device) -> torch.dtype:
+def block_matmul_dtype(config: QuantizeConfig, device: torch.device) -> torch.dtype:
     """What a CPU's blocks multiply in; on a GPU their weights are of the config's type already."""
     return getattr(torch, config.compute_dtype) if device.type == "cpu" else torch.float32
 

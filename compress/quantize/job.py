@@ -27,9 +27,9 @@ from compress.checkpoint.write import CheckpointWriter, partial_path
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.model.blocks import BlockModel, parameter_shapes
-from compress.model.precision import fastest_products
+from compress.model.precision import fastest_matmul_dtype
 from compress.quantize.blocks.loop import QuantizeJob, quantize_blocks, work_bytes
-from compress.quantize.blocks.memory_estimate import ACTIVATION_MEMORY, choose_driver, estimate_memory, resident
+from compress.quantize.blocks.memory_estimate import ACTIVATION_MEMORY, choose_schedule, estimate_memory, resident
 from compress.quantize.calibrate import job_start, job_windows
 from compress.quantize.journal import shared_journal
 from compress.quantize.layout.budget import plan_within
@@ -98,7 +98,7 @@ def quantize_checkpoint(
     blocks = make_blocks(checkpoint, config, device)
     needed = estimate_memory(blocks, plan, config, activation_memory)
     check_memory(model, needed - resident())
-    drive = choose_driver(blocks, plan, config, activation_memory)
+    schedule = choose_schedule(blocks, plan, config, activation_memory)
     settings = job_settings(model, plan, config, text) | {"processes": processes.count, "device": device}
     room = plan.bytes + work_bytes(blocks, plan, config)
     with shared_journal(out, settings, room, processes, restart=restart) as journal:
@@ -112,7 +112,7 @@ def quantize_checkpoint(
             windows = read_windows(job, text) if reads_text(config) else None
             with full_disk(out, plan):
                 writer = processes.first(lambda: CheckpointWriter(out, plan.specs, keep=True))
-                quantize_blocks(job, writer, windows if config.method != "rtn" else None, drive)
+                quantize_blocks(job, writer, windows if config.method != "rtn" else None, schedule)
                 processes.first(lambda: finish(job, writer, windows))
         rows = processes.first(lambda: journal.rows)
         processes.first(journal.discard)
@@ -126,11 +126,11 @@ def compute_dtype(config: QuantizeConfig, plan: LayoutPlan, device: str) -> str:
         raise QCompressError("--compute-dtype float16: a CPU's statistics overflow in it; take bfloat16 or float32")
     if config.compute_dtype != "auto":
         return config.compute_dtype
-    return str(fastest_products() if device == "cpu" else plan.scheme.dtype).removeprefix("torch.")
+    return str(fastest_matmul_dtype() if device == "cpu" else plan.scheme.dtype).removeprefix("torch.")
 
 
 def make_blocks(checkpoint: Checkpoint, config: QuantizeConfig, device: str) -> BlockModel:
-    """The 16-bit model: whole in the config's compute_dtype on a GPU, in float32 but for its products on a CPU."""
+    """The 16-bit model: whole in the config's compute_dtype on a GPU, in float32 except for matrix products on a CPU."""
     dtype = torch.float32 if device == "cpu" else getattr(torch, config.compute_dtype)
     return BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)), dtype, device)
 

@@ -59,7 +59,7 @@ def test_how_tokens_are_batched_never_changes_a_mean(parts):
 def test_products_in_bfloat16_cost_a_statistic_next_to_nothing(parts):
     x, y = inputs(64, 12), inputs(64, 4)
     for make, given in ((partial(Hessian, 12), (x,)), (partial(Cross, 4, 12), (y, x))):
-        exact, rounded = make(), make(products=torch.bfloat16)
+        exact, rounded = make(), make(matmul_dtype=torch.bfloat16)
         exact.update(*given)
         for part in zip(*(whole.split(parts) for whole in given), strict=True):
             rounded.update(*part)

@@ -2,7 +2,7 @@ import greenlet
 import pytest
 import torch
 
-from compress.model.precision import fastest_products, products_in
+from compress.model.precision import fastest_matmul_dtype, matmul_in
 
 
 @pytest.fixture
@@ -17,9 +17,9 @@ def product(x, weight):
 
 def test_products_are_rounded_only_while_the_context_is_open(factors):
     exact = product(*factors)
-    with products_in(torch.bfloat16):
+    with matmul_in(torch.bfloat16):
         rounded = product(*factors)
-        with products_in(torch.float32):
+        with matmul_in(torch.float32):
             assert torch.equal(product(*factors), exact)
         assert torch.equal(product(*factors), rounded)
     assert rounded.dtype == torch.bfloat16 and torch.equal(product(*factors), exact)
@@ -28,14 +28,14 @@ def test_products_are_rounded_only_while_the_context_is_open(factors):
 
 def test_float32_changes_nothing(factors):
     plain = product(*factors)
-    with products_in(torch.float32):
+    with matmul_in(torch.float32):
         assert torch.equal(product(*factors), plain) and product(*factors).dtype == torch.float32
 
 
 def test_what_is_no_product_stays_as_it_is(factors):
     x, _ = factors
     plain = (x * 3 + 1).softmax(-1)
-    with products_in(torch.bfloat16):
+    with matmul_in(torch.bfloat16):
         assert torch.equal((x * 3 + 1).softmax(-1), plain) and (x + x.bfloat16()).dtype == torch.float32
 
 
@@ -49,12 +49,12 @@ def test_a_context_reaches_into_greenlets_and_one_inside_does_not_outlast_its_en
 
     driver = greenlet.getcurrent()
     worker = greenlet.greenlet(run)
-    with products_in(torch.bfloat16):
+    with matmul_in(torch.bfloat16):
         worker.switch()
-        with products_in(torch.float32):
+        with matmul_in(torch.float32):
             assert product(*factors).dtype == torch.float32
         assert [part.dtype for part in worker.switch()] == [torch.bfloat16] * 2
 
 
 def test_the_fastest_type_is_one_that_a_cpu_can_multiply():
-    assert fastest_products() in (torch.float32, torch.bfloat16)
+    assert fastest_matmul_dtype() in (torch.float32, torch.bfloat16)

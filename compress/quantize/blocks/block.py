@@ -14,7 +14,7 @@ from compress.core.grid import QuantizedWeight
 from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
 from compress.model.malloc import release_memory
-from compress.model.precision import products_in
+from compress.model.precision import matmul_in
 from compress.quantize.blocks.lockstep import Batches, Outputs, StageInput, lockstep, trace_stages
 from compress.quantize.blocks.problem import BlockSettings, StageStatistics, stage_problem, sum_up
 from compress.quantize.methods.awq import output_error
@@ -76,13 +76,13 @@ def quantize_block(
     batches: Batches,
     settings: BlockSettings,
     outputs: Outputs,
-    drive: Callable[..., None] = lockstep,
+    schedule: Callable[..., None] = lockstep,
     processes: Processes = ALONE,
     reference: Reference | None = None,
 ) -> QuantizedBlock:
     """The block's codes; `outputs` takes what `batches` (each (batch, seq, hidden)) become through them.
 
-    The block's own weights are replaced on the way. `drive` is `lockstep` or `replay`: it never changes the result.
+    The block's own weights are replaced on the way. `schedule` is `lockstep` or `replay`: it never changes the result.
     `batches` are this process's share; the `reference` is there to correct a mismatch with it.
     """
     result = QuantizedBlock()
@@ -90,12 +90,12 @@ def quantize_block(
 
     def solve(names: tuple[str, ...], inputs: Iterable[StageInput]) -> None:
         sums = sum_up(block, stages[names], inputs, wanted.get(names), settings)
-        with products_in(torch.float32):
+        with matmul_in(torch.float32):
             solve_stage(block, stages[names], sums, result, settings, processes)
 
-    with products_in(settings.products):
+    with matmul_in(settings.matmul_dtype):
         wanted = record_stages(block, list(stages.values()), run, reference) if reference else {}
-        drive(block, list(stages), run, batches, solve, outputs)
+        schedule(block, list(stages), run, batches, solve, outputs)
     return result
 
 
@@ -177,7 +177,7 @@ def error_rows(
         weight = problem.weight[some]
         plain = rtn(weight, problem.scheme).dequantize()
         wanted, found, rounded = (
-            output_error(part, problem.hessian, problem.products)
+            output_error(part, problem.hessian, problem.matmul_dtype)
             for part in (weight, effective[some] - weight, plain - weight)
         )
         rows.append(

@@ -25,7 +25,7 @@ from compress.quantize.blocks.activations import Activations, boundary
 from compress.quantize.blocks.block import QuantizedBlock, Reference, quantize_block, round_block
 from compress.quantize.blocks.memory_estimate import BATCH_TOKENS, parked_bytes
 from compress.quantize.blocks.problem import BlockSettings
-from compress.quantize.calibrate import block_products
+from compress.quantize.calibrate import block_matmul_dtype
 from compress.quantize.journal import QuantizeJournal, log_path
 from compress.quantize.layout.plan import LayoutPlan
 from compress.quantize.processes import Processes
@@ -49,11 +49,11 @@ class QuantizeJob:
 
 @torch.no_grad()
 def quantize_blocks(
-    job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None, drive: Callable[..., None]
+    job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None, schedule: Callable[..., None]
 ) -> None:
     """Every block that is not done yet, quantized and written. Blocks see inputs made by quantized predecessors.
 
-    `drive` is `lockstep` or `replay`; without `windows` blocks are rounded as they are.
+    `schedule` is `lockstep` or `replay`; without `windows` blocks are rounded as they are.
     """
     settings, first, started = block_settings(job), len(job.journal.blocks), time.perf_counter()
     if first:
@@ -66,7 +66,7 @@ def quantize_blocks(
         if inputs is None or outputs is None:
             result = round_block(block, settings)
         else:
-            result = solve_block(job, block, index, inputs, outputs, settings, drive)
+            result = solve_block(job, block, index, inputs, outputs, settings, schedule)
             outputs.sync()
         digests = job.processes.gather(outputs.digest()) if outputs else None
         job.processes.first(partial(save_block, job, block, result, writer, digests))
@@ -84,15 +84,15 @@ def solve_block(
     inputs: Activations,
     outputs: Activations,
     settings: BlockSettings,
-    drive: Callable[..., None],
+    schedule: Callable[..., None],
 ) -> QuantizedBlock:
     """The block's codes. Where the mismatch is corrected, the second half of each file is the 16-bit model's."""
     run = job.blocks.runner(block, index)
     if not settings.error_correction:
-        return quantize_block(block, run, inputs, settings, outputs, drive, job.processes)
+        return quantize_block(block, run, inputs, settings, outputs, schedule, job.processes)
     (own, true), (own_outputs, true_outputs) = inputs.halves(), outputs.halves()
     reference = Reference(true, true_outputs, partial(stage_store, job))
-    return quantize_block(block, run, own, settings, own_outputs, drive, job.processes, reference)
+    return quantize_block(block, run, own, settings, own_outputs, schedule, job.processes, reference)
 
 
 def stage_store(job: QuantizeJob, number: int) -> Activations:
@@ -142,7 +142,7 @@ def block_settings(job: QuantizeJob) -> BlockSettings:
         query_heads_per_kv_head=heads // kv_heads,
         head_dim=getattr(model, "head_dim", None) or model.hidden_size // heads,
         eight_bit=job.plan.eight_bit,
-        products=block_products(job.config, job.blocks.device),
+        matmul_dtype=block_matmul_dtype(job.config, job.blocks.device),
     )
 
 

@@ -35,7 +35,7 @@ def parked_bytes(blocks: BlockModel, plan: LayoutPlan, tokens: int) -> int:
     return 4 * tokens * (3 * blocks.model.config.hidden_size + max(inn for _, inn in plan.linears.values()))
 
 
-def choose_driver(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, limit: int) -> Callable[..., None]:
+def choose_schedule(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, limit: int) -> Callable[..., None]:
     """`lockstep` where all windows may be parked within `limit` bytes, else `replay`, which gives the same bits."""
     return lockstep if parked_bytes(blocks, plan, config.samples * config.seq_len) <= limit else replay
 

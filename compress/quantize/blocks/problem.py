@@ -24,7 +24,7 @@ class BlockSettings:
 
     `scheme` is that of most linears. `eight_bit` holds the full paths of the linears with 8 bits and a symmetric grid;
     linears of one stage are all in it or all not. A value head of `head_dim` channels feeds `query_heads_per_kv_head`
-    query heads. On a CPU, matrix products are computed in `products`; sums and codes are float32.
+    query heads. On a CPU, matrix products are computed in `matmul_dtype`; sums and codes are float32.
     """
 
     method: str
@@ -34,7 +34,7 @@ class BlockSettings:
     query_heads_per_kv_head: int
     head_dim: int
     eight_bit: frozenset[str] = frozenset()
-    products: torch.dtype = torch.float32
+    matmul_dtype: torch.dtype = torch.float32
 
     def scheme_of(self, linear: str) -> Scheme:
         """The scheme of a linear, by its full path."""
@@ -58,14 +58,16 @@ def sum_up(
     Inputs may be made as they are asked for, by the block and in the products of its own.
     """
     first = block.linears[stage.linears[0]]
-    hessian = Hessian(first.in_features, settings.products)
+    hessian = Hessian(first.in_features, settings.matmul_dtype)
     if wanted is None:
         sums = StageStatistics(hessian)
         for seen in inputs:
             hessian.update(seen.x)
         return sums
     bias = first.bias  # a stage that adds to the residual stream is one linear
-    mismatch = Mismatch(stacked(block, stage), bias, adds=stage.residual is not None, products=settings.products)
+    mismatch = Mismatch(
+        stacked(block, stage), bias, adds=stage.residual is not None, matmul_dtype=settings.matmul_dtype
+    )
     sums = StageStatistics(hessian, mismatch)
     for seen, aim in zip(inputs, wanted, strict=True):
         hessian.update(seen.x)
@@ -91,14 +93,14 @@ def stage_problem(
         scalable=stage.feeder is not None and settings.method in SCALING,
         query_heads_per_kv_head=heads_per_feeder_head(stage.feeder, settings),
         head_dim=settings.head_dim,
-        products=settings.products,
+        matmul_dtype=settings.matmul_dtype,
     )
     if sums.mismatch is None:
         return problem
     moved = summed(sums.mismatch, processes)
     factor = inverse_factor(problem.hessian, settings.damp_percent)
-    wide, products = sums.mismatch.wide, settings.products
-    target = retarget(problem.weight, factor, moved, settings.error_correction, wide=wide, products=products)
+    wide, matmul_dtype = sums.mismatch.wide, settings.matmul_dtype
+    target = retarget(problem.weight, factor, moved, settings.error_correction, wide=wide, matmul_dtype=matmul_dtype)
     return replace(problem, weight=target, factor=None if problem.scalable else factor)
 
 

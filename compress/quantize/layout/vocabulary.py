@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compress.checkpoint.formats import Format
 from compress.core.grid import QuantizedWeight, Scheme, find_grid
-from compress.quantize.methods.parallel_rows import each_share
+from compress.quantize.methods.parallel_rows import solve_in_parallel
 from compress.quantize.methods.rtn import round_to_grid, rtn
 
 ROWS = 4096  # per slice; zeros of 8 rows share a word
@@ -54,4 +54,4 @@ def round_table(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
         scales, zeros = find_grid(weight[rows], scheme, equal_importance)
         return round_to_grid(weight[rows], scales, zeros, scheme)
 
-    return each_share(solve, weight)
+    return solve_in_parallel(solve, weight)

@@ -18,16 +18,16 @@ STEPS = (4, 2, 1)  # between the ratios that are tried
 SEARCH_ROWS = 512  # of the outputs, evenly spread: they tell one ratio from another as well as all do
 
 
-def output_error(difference: Tensor, hessian: Tensor, products: torch.dtype = torch.float32) -> float:
+def output_error(difference: Tensor, hessian: Tensor, matmul_dtype: torch.dtype = torch.float32) -> float:
     """tr(ΔW H ΔWᵀ): mean squared output error per token, summed over outputs. (out, in), (in, in) -> float.
 
     The Hessian is symmetric: what is right of the diagonal counts twice, and most of what is left of it is not read.
-    ΔW H is taken in `products`; in bfloat16 the sum is off by 1e-4 of itself at most.
+    ΔW H is taken in `matmul_dtype`; in bfloat16 the sum is off by 1e-4 of itself at most.
     """
-    rounded = difference.to(products)
+    rounded = difference.to(matmul_dtype)
     total = torch.zeros((), device=difference.device)
     for own in strips(len(hessian)):
-        product = (rounded[:, own] @ hessian[own, own.start :].to(products)).float()
+        product = (rounded[:, own] @ hessian[own, own.start :].to(matmul_dtype)).float()
         product.mul_(difference[:, own.start :])
         total += 2 * product.sum() - product[:, : own.stop - own.start].sum()
     return total.item()
@@ -40,7 +40,7 @@ def search_scale(
     *,
     query_heads_per_kv_head: int = 1,
     head_dim: int = 0,
-    products: torch.dtype = torch.float32,
+    matmul_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """One scale per input channel, (in,) float32: the power of the activations' size that loses least after rounding.
 
@@ -55,7 +55,7 @@ def search_scale(
     def error(index: int) -> float:
         scale = normalised(size ** RATIOS[index])
         rounded = rtn(weight * scale, scheme).dequantize()
-        return output_error(rounded / scale - weight, hessian, products)
+        return output_error(rounded / scale - weight, hessian, matmul_dtype)
 
     return normalised(size ** RATIOS[coarse_to_fine(error, len(RATIOS))])
 

@@ -33,14 +33,14 @@ class Mismatch:
         bias: Tensor | None = None,
         *,
         adds: bool = False,
-        products: torch.dtype = torch.float32,
+        matmul_dtype: torch.dtype = torch.float32,
     ):
         out_features, in_features = weight.shape
         rows = out_features if adds else mismatch_rows(out_features, in_features)
         self.adds, self.wide = adds, not adds and rows == in_features
-        self._weight = weight.new_zeros(0, 0) if self.wide else weight.to(products)
-        self._bias = None if bias is None else bias.to(products)
-        self._mean = Cross(rows, in_features, products)
+        self._weight = weight.new_zeros(0, 0) if self.wide else weight.to(matmul_dtype)
+        self._bias = None if bias is None else bias.to(matmul_dtype)
+        self._mean = Cross(rows, in_features, matmul_dtype)
 
     @property
     def tokens(self) -> int:
@@ -76,18 +76,18 @@ def retarget(
     strength: float,
     *,
     wide: bool = False,
-    products: torch.dtype = torch.float32,
+    matmul_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """W + strength · M H⁻¹ in the place of the weight W (out, in), from the factor of H (in, in) and `moved`: what a
-    Mismatch has summed, `wide` or not, and what is used up. A wide one meets W in `products`."""
+    Mismatch has summed, `wide` or not, and what is used up. A wide one meets W in `matmul_dtype`."""
     back, rows = torch.argsort(factor.order), max(1, NUMBERS // weight.shape[1])
     for change in moved.split(rows):
         change.copy_(times_inverse(change[:, factor.order], factor.upper)[:, back])
     if not wide:
         return weight.add_(moved, alpha=strength)
-    moved = moved.to(products)
+    moved = moved.to(matmul_dtype)
     for own in weight.split(rows):
-        own.add_(own.to(products) @ moved, alpha=strength)
+        own.add_(own.to(matmul_dtype) @ moved, alpha=strength)
     return weight
 
 

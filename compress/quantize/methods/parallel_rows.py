@@ -1,13 +1,12 @@
-"""Outputs of a linear do not know of one another: each core solves a share of them, from the grid to the last sweep.
+"""Quantize slices of a linear's rows on several cores at once: its outputs are independent.
 
-Threads that come together for every product and every loop wait for one another longer than they work on a group of
-columns. So here a core has its own products too, and cores come together once per linear.
+Each core solves its slice from the grid to the last sweep with one thread. Threads that share every matrix product
+would spend more time waiting for each other than computing one group of columns.
 """
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,31 +14,33 @@ from torch import Tensor
 from compress.core.grid import QuantizedWeight, join_rows
 from compress.model.malloc import one_heap
 
-LARGEST = 2**24  # numbers of a share, 12 bytes each while it is solved
-T = TypeVar("T")
+MAX_NUMBERS = 2**24  # weights in a slice; solving one takes 12 bytes per weight
 
 
-def each_share(solve: Callable[[slice], QuantizedWeight], weight: Tensor) -> QuantizedWeight:
-    """`solve` of slices that make up the outputs of a weight (out, in), rows joined. A GPU solves all at once.
+def solve_in_parallel(solve: Callable[[slice], QuantizedWeight], weight: Tensor) -> QuantizedWeight:
+    """Apply `solve` to slices of the rows of a weight (out, in) and join the results. A GPU solves all rows at once.
 
-    Another number of cores makes other slices, whose products may turn ties. Gradients are off, which every thread must
-    say for itself.
+    The number of cores changes the slices, and so may change how a tie is rounded.
     """
-    outputs, inputs = weight.shape
     if weight.device.type != "cpu":
-        return solve(slice(0, outputs))
+        return solve(slice(0, len(weight)))
     threads = torch.get_num_threads()
-    turns = -(-outputs // (threads * max(1, LARGEST // inputs)))  # as many for every core
-    size = -(-outputs // (threads * turns))
-    torch.set_num_threads(1)  # MKL's number is everybody's, OpenMP's each thread's own
+    slices = row_slices(*weight.shape, threads)
+    torch.set_num_threads(1)  # MKL's setting is global; OpenMP's is per thread and set in `workers`
     try:
-        shares = [slice(start, min(start + size, outputs)) for start in range(0, outputs, size)]
-        return join_rows(list(workers(threads).map(torch.no_grad()(solve), shares)))
+        return join_rows(list(workers(threads).map(torch.no_grad()(solve), slices)))  # no_grad is per thread
     finally:
         torch.set_num_threads(threads)
+
+
+def row_slices(out_features: int, in_features: int, cores: int) -> list[slice]:
+    """Equal slices of at most MAX_NUMBERS weights, the same number of them for each core."""
+    per_core = -(-out_features // (cores * max(1, MAX_NUMBERS // in_features)))
+    rows = -(-out_features // (cores * per_core))
+    return [slice(start, min(start + rows, out_features)) for start in range(0, out_features, rows)]
 
 
 @cache
 def workers(count: int) -> ThreadPoolExecutor:
     one_heap()
-    return ThreadPoolExecutor(count, "qcompress-share", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(count, "qcompress-rows", initializer=torch.set_num_threads, initargs=(1,))

@@ -21,12 +21,12 @@ def refine(
     quantized: QuantizedWeight,
     *,
     dtype: torch.dtype,
-    products: torch.dtype = torch.float32,
+    matmul_dtype: torch.dtype = torch.float32,
     sweeps: int = SWEEPS,
 ) -> QuantizedWeight:
     """`quantized` with less output error tr(E H Eᵀ), E (out, in) what it lacks of `weight`, H (in, in).
 
-    Scales are rounded to `dtype`, as the disk will hold them, before they are judged. H E is taken in `products`: what
+    Scales are rounded to `dtype` before they are compared. H E is computed in `matmul_dtype`: what
     bfloat16 rounds off is far less than the step between two codes.
     """
     move = kernels.move_group if hessian.device.type == "cpu" else move_group
@@ -38,9 +38,9 @@ def refine(
     for group, own in groups:
         torch.mul(codes[own] - zeros[group], scales[group], out=error[own]).sub_(weight[:, own].T)
     energy = hessian.diagonal().clamp(min=TINY)
-    rough = error.to(products)
+    rough = error.to(matmul_dtype)
     for group, own in groups * sweeps:
-        gradient = (hessian[own].to(products) @ rough).float()
+        gradient = (hessian[own].to(matmul_dtype) @ rough).float()
         given = (gradient, hessian[own, own], energy[own], zeros[group], max_code, dtype)
         move(codes[own], error[own], scales[group], *given)
         rough[own] = error[own]

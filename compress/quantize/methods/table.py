@@ -9,7 +9,7 @@ from torch import Tensor
 from compress.core.grid import QuantizedWeight, Scheme
 from compress.quantize.methods.awq import clip, search_scale
 from compress.quantize.methods.gptq import Factor, gptq, inverse_factor
-from compress.quantize.methods.parallel_rows import each_share
+from compress.quantize.methods.parallel_rows import solve_in_parallel
 from compress.quantize.methods.refine import refine
 from compress.quantize.methods.rtn import rtn
 
@@ -20,7 +20,7 @@ class Problem:
 
     Where `scalable`, a method may scale input channels. Each `query_heads_per_kv_head` neighbouring heads of `head_dim`
     channels then get the same scales. `factor` is the Hessian's factor, if already computed. On a CPU, matrix products
-    that need no float32 are computed in `products`.
+    that need no float32 are computed in `matmul_dtype`.
     """
 
     weight: Tensor
@@ -31,7 +31,7 @@ class Problem:
     query_heads_per_kv_head: int = 1
     head_dim: int = 0
     factor: Factor | None = None
-    products: torch.dtype = torch.float32
+    matmul_dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def solve_awq(problem: Problem) -> Solution:
     weight, hessian = problem.weight, problem.hessian
     if scale is not None:
         weight, hessian = weight * scale, scaled(hessian, scale)
-    found = each_share(lambda own: clip(weight[own], hessian, problem.scheme), weight)
+    found = solve_in_parallel(lambda own: clip(weight[own], hessian, problem.scheme), weight)
     return Solution(found, scale)
 
 
@@ -77,9 +77,9 @@ def gptq_scaled(problem: Problem, scale: Tensor | None) -> Solution:
 
     def solve(own: slice) -> QuantizedWeight:
         first, _ = gptq(weight[own], hessian, problem.scheme, factor=factor)
-        return refine(weight[own], hessian, first, dtype=problem.scheme.dtype, products=problem.products)
+        return refine(weight[own], hessian, first, dtype=problem.scheme.dtype, matmul_dtype=problem.matmul_dtype)
 
-    return Solution(each_share(solve, weight), scale, factor.damp_percent)
+    return Solution(solve_in_parallel(solve, weight), scale, factor.damp_percent)
 
 
 def find_scale(problem: Problem) -> Tensor | None:
@@ -91,7 +91,7 @@ def find_scale(problem: Problem) -> Tensor | None:
         problem.scheme,
         query_heads_per_kv_head=problem.query_heads_per_kv_head,
         head_dim=problem.head_dim,
-        products=problem.products,
+        matmul_dtype=problem.matmul_dtype,
     )
 
 

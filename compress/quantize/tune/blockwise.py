@@ -63,7 +63,7 @@ def train_block(
     for step, rows in enumerate(batches(trained, settings, settings.block_epochs), 1):
         with model.block(index) as block:
             run, loss = model.runner(block, index), partial(relative_error, wanted[rows])
-            backward(student, block, run, states[rows], loss, settings.products)
+            backward(student, block, run, states[rows], loss, settings.matmul_dtype)
         adam.step(learning_rate(step, steps, settings.block_learning_rate))
     after = judge()
     if not after < before:

@@ -23,7 +23,7 @@ from compress.core.schedule import learning_rate
 from compress.losses import LogitSource, distill_loss, find_head
 from compress.model.blocks import BlockModel
 from compress.model.malloc import release_memory
-from compress.model.precision import products_in
+from compress.model.precision import matmul_in
 from compress.quantize.tune.blockwise import tune_blocks
 from compress.quantize.tune.model import Adam, TunedWeights, TuneSettings, backward, batches
 
@@ -73,7 +73,7 @@ def tune_model(
         student.restore(kept)
         best = min(before, kl_blocks)
         report({"kl_before": before, "kl_blocks": kl_blocks})
-        trainer = Trainer(teacher, student_model, student, settings.products)
+        trainer = Trainer(teacher, student_model, student, settings.matmul_dtype)
         steps = settings.epochs * math.ceil((len(ids) - held) / settings.batch)
         for step, rows in enumerate(batches(len(ids) - held, settings, settings.epochs), 1):
             started = time.perf_counter()
@@ -141,14 +141,14 @@ class Trainer:
     """One step at a time: forward through all blocks, backward through them, each loaded when its turn comes."""
 
     def __init__(
-        self, teacher: BlockModel, model: BlockModel, student: TunedWeights, products: torch.dtype = torch.float32
+        self, teacher: BlockModel, model: BlockModel, student: TunedWeights, matmul_dtype: torch.dtype = torch.float32
     ):
-        self.teacher, self.model, self.student, self.products = teacher, model, student, products
+        self.teacher, self.model, self.student, self.matmul_dtype = teacher, model, student, matmul_dtype
         self.adam = Adam(student.multipliers.values())
 
     def step(self, ids: Tensor, answers: Tensor, rate: float) -> float:
         """One update of all multipliers; the KL before it."""
-        with products_in(self.products):
+        with matmul_in(self.matmul_dtype):
             states = block_states(self.model, ids)
         loss, gradient = kl_gradient(self.teacher, self.model, states.pop(), answers, ids)
         if not math.isfinite(loss):
@@ -156,7 +156,7 @@ class Trainer:
         for index in reversed(range(len(self.model))):
             with self.model.block(index) as block:
                 run, loss_of = self.model.runner(block, index), partial(product, gradient)
-                gradient = backward(self.student, block, run, states.pop(), loss_of, self.products)
+                gradient = backward(self.student, block, run, states.pop(), loss_of, self.matmul_dtype)
                 release_memory()
         self.adam.step(rate)
         return loss

@@ -13,7 +13,7 @@ from compress.core.atomic import write_whole
 from compress.core.grid import QuantizedWeight
 from compress.model.blocks import BlockModel
 from compress.quantize.blocks.loop import QuantizeJob
-from compress.quantize.calibrate import block_products
+from compress.quantize.calibrate import block_matmul_dtype
 from compress.quantize.layout.plan import LayoutPlan
 from compress.quantize.tune.end_to_end import TunedWeights, TuneSettings, tune_model
 
@@ -39,9 +39,9 @@ def tune_checkpoint(job: QuantizeJob, writer: CheckpointWriter, ids: Tensor) -> 
 
 def tune_settings(job: QuantizeJob) -> TuneSettings:
     """Blocks are trained one by one only without error correction, which has already fitted them to these windows."""
-    products = block_products(job.config, job.blocks.device)
+    matmul_dtype = block_matmul_dtype(job.config, job.blocks.device)
     alone = 0 if job.config.error_correction else TuneSettings.block_epochs
-    return TuneSettings(job.config.tune, alone, held_out=job.config.held_out, products=products)
+    return TuneSettings(job.config.tune, alone, held_out=job.config.held_out, matmul_dtype=matmul_dtype)
 
 
 def make_student(writer: CheckpointWriter, plan: LayoutPlan, layers_path: str) -> TunedWeights:

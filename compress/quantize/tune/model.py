@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from compress.core.grid import QuantizedWeight, split_groups
 from compress.model.blocks import Block
-from compress.model.precision import products_in
+from compress.model.precision import matmul_in
 
 BETAS = (0.9, 0.95)
 
@@ -18,7 +18,7 @@ class TuneSettings:
     """`epochs` over the windows, `batch` windows a step, the peak `learning_rate` of the multipliers.
 
     Before them `block_epochs` of every block by itself, at a peak of `block_learning_rate`. The last `held_out` windows
-    judge and are not trained on. A CPU multiplies in `products` as it trains; what judges,
+    judge and are not trained on. A CPU multiplies in `matmul_dtype` as it trains; what judges,
     and the 16-bit model's answers, are float32.
     """
 
@@ -28,7 +28,7 @@ class TuneSettings:
     learning_rate: float = 3e-4
     block_learning_rate: float = 2e-3
     held_out: int = 2
-    products: torch.dtype = torch.float32
+    matmul_dtype: torch.dtype = torch.float32
 
 
 class TunedWeights:
@@ -105,7 +105,7 @@ def backward(
     run: Callable[[Tensor], Tensor],
     state: Tensor,
     loss: Callable[[Tensor], Tensor],
-    products: torch.dtype,
+    matmul_dtype: torch.dtype,
 ) -> Tensor:
     """The gradient of `loss` of what `run` makes of the block's input `state`, both (batch, seq, hidden); those of the
     block's multipliers are left where Adam finds them."""
@@ -115,7 +115,7 @@ def backward(
         state = state.detach().requires_grad_()
         for parameter in trained.values():
             parameter.requires_grad_()
-        with products_in(products):
+        with matmul_in(matmul_dtype):
             output = run(state)
         loss(output).backward()
     for name, parameter in trained.items():

@@ -31,23 +31,23 @@ def embedded(request):
         return blocks, [blocks.embed(part) for part in ids.split(2)]
 
 
-DRIVERS = pytest.mark.parametrize("drive", [lockstep, replay])
+SCHEDULES = pytest.mark.parametrize("schedule", [lockstep, replay])
 
 
 @torch.no_grad()
-@DRIVERS
-def test_a_pass_that_changes_nothing_is_the_plain_forward(embedded, drive):
+@SCHEDULES
+def test_a_pass_that_changes_nothing_is_the_plain_forward(embedded, schedule):
     blocks, batches = embedded
     with blocks.block(0) as block:
         run = blocks.runner(block, 0)
         outputs = [None] * len(batches)
-        drive(block, [stage.linears for stage in LLAMA], run, batches, lambda stage, inputs: list(inputs), outputs)
+        schedule(block, [stage.linears for stage in LLAMA], run, batches, lambda stage, inputs: list(inputs), outputs)
         assert all(torch.equal(output, run(batch)) for output, batch in zip(outputs, batches, strict=True))
 
 
 @torch.no_grad()
-@DRIVERS
-def test_every_stage_sees_what_its_quantized_predecessors_make(embedded, drive):
+@SCHEDULES
+def test_every_stage_sees_what_its_quantized_predecessors_make(embedded, schedule):
     """Against the slow way, on a twin: after each stage is replaced, the whole block runs again from the start."""
     blocks, batches = embedded
     twin = BlockModel(blocks.model.config.to_dict(), blocks.weights)
@@ -65,7 +65,7 @@ def test_every_stage_sees_what_its_quantized_predecessors_make(embedded, drive):
                 block.linears[name].weight.mul_(0.9)
                 slow.linears[name].weight.mul_(0.9)
 
-        drive(block, [stage.linears for stage in LLAMA], blocks.runner(block, 0), batches, check, [None] * 3)
+        schedule(block, [stage.linears for stage in LLAMA], blocks.runner(block, 0), batches, check, [None] * 3)
 
 
 @torch.no_grad()
@@ -77,12 +77,12 @@ def test_traced_stages_are_those_of_the_table(embedded):
 
 
 @torch.no_grad()
-@DRIVERS
-def test_a_wrong_order_of_stages_is_refused(embedded, drive):
+@SCHEDULES
+def test_a_wrong_order_of_stages_is_refused(embedded, schedule):
     blocks, batches = embedded
     with blocks.block(0) as block, pytest.raises(ValueError, match="reached"):
         stages = [stage.linears for stage in reversed(LLAMA)]
-        drive(block, stages, blocks.runner(block, 0), batches, lambda stage, inputs: list(inputs), [None] * 3)
+        schedule(block, stages, blocks.runner(block, 0), batches, lambda stage, inputs: list(inputs), [None] * 3)
 
 
 @torch.no_grad()

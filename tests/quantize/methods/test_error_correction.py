@@ -88,22 +88,22 @@ def two_blocks(tiny_qwen2):
         return blocks, [blocks.embed(part) for part in ids.split(2)]
 
 
-def through(blocks, batches, drive, strength, products=torch.float32):
+def through(blocks, batches, schedule, strength, matmul_dtype=torch.float32):
     """States after the last block: of the quantized model, and of the reference."""
-    settings = BlockSettings("gptq", **SETTINGS, error_correction=strength, **HEADS, products=products)
+    settings = BlockSettings("gptq", **SETTINGS, error_correction=strength, **HEADS, matmul_dtype=matmul_dtype)
     own, true = list(batches), list(batches)
     for index, block in blocks.in_order():
         reference = Reference(list(true), true, lambda number: [])
         run = blocks.runner(block, index)
-        quantize_block(block, run, list(own), settings, own, drive, reference=reference)
+        quantize_block(block, run, list(own), settings, own, schedule, reference=reference)
     return torch.cat(own), torch.cat(true)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("drive", [lockstep, replay])
-def test_the_reference_is_the_16_bit_model(two_blocks, drive):
+@pytest.mark.parametrize("schedule", [lockstep, replay])
+def test_the_reference_is_the_16_bit_model(two_blocks, schedule):
     blocks, batches = two_blocks
-    _, true = through(blocks, batches, drive, 0.5)
+    _, true = through(blocks, batches, schedule, 0.5)
     plain = list(batches)
     for index, block in blocks.in_order():
         plain = [blocks.runner(block, index)(batch) for batch in plain]
@@ -111,11 +111,11 @@ def test_the_reference_is_the_16_bit_model(two_blocks, drive):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("drive", [lockstep, replay])
-def test_products_in_bfloat16_move_the_states_less_than_quantizing_does(two_blocks, drive):
+@pytest.mark.parametrize("schedule", [lockstep, replay])
+def test_products_in_bfloat16_move_the_states_less_than_quantizing_does(two_blocks, schedule):
     blocks, batches = two_blocks
-    own, true = through(blocks, batches, drive, 0.5)
-    rounded_own, rounded_true = through(blocks, batches, drive, 0.5, torch.bfloat16)
+    own, true = through(blocks, batches, schedule, 0.5)
+    rounded_own, rounded_true = through(blocks, batches, schedule, 0.5, torch.bfloat16)
     lost = (own - true).norm()
     assert 0 < (rounded_true - true).norm() < 0.1 * lost
     assert 0.9 * lost < (rounded_own - rounded_true).norm() < 1.1 * lost

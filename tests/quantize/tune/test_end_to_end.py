@@ -114,11 +114,11 @@ def test_batches_of_any_size_give_the_same_final_states(tiny_qwen2):
     torch.testing.assert_close(final_states(teacher, ids, 1), final_states(teacher, ids, 3), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
-def test_tuning_lowers_the_kl_of_windows_it_never_trained_on(path, products):
+@pytest.mark.parametrize("matmul_dtype", [torch.float32, torch.bfloat16])
+def test_tuning_lowers_the_kl_of_windows_it_never_trained_on(path, matmul_dtype):
     checkpoint, student, _ = make_student(path)
     teacher, model = make_models(checkpoint, student)
-    settings = TuneSettings(epochs=3, learning_rate=3e-3, products=products)
+    settings = TuneSettings(epochs=3, learning_rate=3e-3, matmul_dtype=matmul_dtype)
     found = tune_model(teacher, model, student, ids_of(24, 24), settings)
     assert found.kl < 0.97 * found.kl_before
     assert found.step > 0
@@ -126,21 +126,21 @@ def test_tuning_lowers_the_kl_of_windows_it_never_trained_on(path, products):
 
 def test_what_judges_tuning_does_not_depend_on_what_training_multiplies_in(tiny_llama):
     before = []
-    for products in (torch.float32, torch.bfloat16):
+    for matmul_dtype in (torch.float32, torch.bfloat16):
         checkpoint, student, _ = make_student(tiny_llama)
-        settings = TuneSettings(epochs=1, learning_rate=3.0, block_learning_rate=3.0, products=products)
+        settings = TuneSettings(epochs=1, learning_rate=3.0, block_learning_rate=3.0, matmul_dtype=matmul_dtype)
         before.append(tune_model(*make_models(checkpoint, student), student, ids_of(8, 12), settings).kl_before)
     assert before[0] == before[1]
 
 
 def test_products_in_bfloat16_give_nearly_the_same_gradients(path):
     found = []
-    for products in (torch.float32, torch.bfloat16):
+    for matmul_dtype in (torch.float32, torch.bfloat16):
         checkpoint, student, _ = make_student(path)
         teacher, model = make_models(checkpoint, student)
         ids = ids_of(2, 12)
         with torch.no_grad(), teacher.embedding_and_norm(head=True), model.embedding_and_norm(head=True):
-            Trainer(teacher, model, student, products).step(ids, final_states_of(teacher, ids), rate=0.0)
+            Trainer(teacher, model, student, matmul_dtype).step(ids, final_states_of(teacher, ids), rate=0.0)
         found.append(torch.cat([value.grad.flatten() for value in student.multipliers.values()]))
     difference = (found[1] - found[0]).norm() / found[0].norm()
     assert 0 < difference < 0.05
