@@ -130,7 +130,7 @@ def compute_dtype(config: QuantizeConfig, plan: LayoutPlan, device: str) -> str:
 
 
 def make_blocks(checkpoint: Checkpoint, config: QuantizeConfig, device: str) -> BlockModel:
-    """The 16-bit model: whole in the config's compute_dtype on a GPU, in float32 except for matrix products on a CPU."""
+    """The 16-bit model: in the config's compute_dtype on a GPU, in float32 on a CPU, matrix products aside."""
     dtype = torch.float32 if device == "cpu" else getattr(torch, config.compute_dtype)
     return BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)), dtype, device)
 
