@@ -25,7 +25,7 @@ def solve_in_parallel(solve: Callable[[slice], QuantizedWeight], weight: Tensor)
     if weight.device.type != "cpu":
         return solve(slice(0, len(weight)))
     threads = torch.get_num_threads()
-    slices = row_slices(*weight.shape, threads)
+    slices = row_slices(weight, threads)
     torch.set_num_threads(1)  # MKL's setting is global; OpenMP's is per thread and set in `workers`
     try:
         return join_rows(list(workers(threads).map(torch.no_grad()(solve), slices)))  # no_grad is per thread
@@ -33,8 +33,9 @@ def solve_in_parallel(solve: Callable[[slice], QuantizedWeight], weight: Tensor)
         torch.set_num_threads(threads)
 
 
-def row_slices(out_features: int, in_features: int, cores: int) -> list[slice]:
-    """Equal slices of at most MAX_NUMBERS weights, the same number of them for each core."""
+def row_slices(weight: Tensor, cores: int) -> list[slice]:
+    """Equal slices of rows, at most MAX_NUMBERS weights each, the same number of slices for each core."""
+    out_features, in_features = weight.shape
     per_core = -(-out_features // (cores * max(1, MAX_NUMBERS // in_features)))
     rows = -(-out_features // (cores * per_core))
     return [slice(start, min(start + rows, out_features)) for start in range(0, out_features, rows)]
