@@ -8,7 +8,6 @@ import pytest
 from click.testing import CliRunner
 
 from compress.cli import COMMAND_GROUPS, COMMANDS, SHORT_HELP, SPINS, LazyGroup, cli, machine_is_idle
-from compress.cli.quantize import pick_device
 from compress.core.errors import GateFailure, QCompressError
 
 
@@ -87,14 +86,14 @@ def test_quiet_and_verbose_exclude_each_other():
     assert result.exit_code == 2 and "--quiet and --verbose exclude each other" in result.output
 
 
-@pytest.mark.parametrize("given", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {}])
-def test_the_environment_decides_how_threads_wait(given):
+@pytest.mark.parametrize("variables", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {}])
+def test_the_environment_decides_how_threads_wait(variables):
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    environment = {name: value for name, value in os.environ.items() if name not in names} | variables
     code = f"import json, os, compress.cli; print(json.dumps({{n: os.environ[n] for n in {names} if n in os.environ}}))"
     shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    found = json.loads(shown.stdout)
-    assert found == given if given else found in ({"OMP_WAIT_POLICY": "PASSIVE"}, {"GOMP_SPINCOUNT": SPINS})
+    policy = json.loads(shown.stdout)
+    assert policy == variables if variables else policy in ({"OMP_WAIT_POLICY": "PASSIVE"}, {"GOMP_SPINCOUNT": SPINS})
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,7 @@ def test_the_help_of_every_command_has_an_example(command):
 
 
 def one_line(result, code=1):
-    """The error of a failed command: one line, no traceback."""
+    """The only error line of a failed command."""
     assert result.exit_code == code, result.output
     lines = [line for line in result.output.splitlines() if line.startswith("Error:")]
     assert len(lines) == 1 and "Traceback" not in result.output
@@ -144,7 +143,7 @@ def one_line(result, code=1):
         "no tokenizer",
     ],
 )
-def test_a_broken_model_is_one_line_and_leaves_nothing(tiny_llama, tmp_path, break_it, words):
+def test_a_broken_model_is_one_error_line_and_leaves_no_files(tiny_llama, tmp_path, break_it, words):
     import shutil
 
     source = tmp_path / "source"
@@ -178,7 +177,7 @@ def point_outside(path):
         ("keys.jsonl", b'{"body": "fine"}\n', "1"),
     ],
 )
-def test_bad_calibration_text_is_one_line_that_names_the_file(tiny_llama, tmp_path, name, content, words):
+def test_bad_calibration_text_is_one_error_line_with_the_file(tiny_llama, tmp_path, name, content, words):
     file = tmp_path / name
     file.write_bytes(content)
     result = invoke("quantize", tiny_llama, "--method", "gptq", "--text", file, "--out", tmp_path / "out")
@@ -187,20 +186,13 @@ def test_bad_calibration_text_is_one_line_that_names_the_file(tiny_llama, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_gpu_that_is_not_there_is_said_in_one_line():
-    assert (pick_device("auto", gpu=False), pick_device("auto", gpu=True)) == ("cpu", "cuda")
-    assert (pick_device("cpu", gpu=True), pick_device("cuda", gpu=True)) == ("cpu", "cuda")
-    with pytest.raises(QCompressError, match="--device cuda: torch sees no GPU here"):
-        pick_device("cuda", gpu=False)
-
-
 def test_a_missing_model_is_named(tmp_path):
     assert "no such directory" in one_line(
         invoke("quantize", tmp_path / "nowhere", "--method", "rtn", "--out", tmp_path / "o")
     )
 
 
-def test_the_dry_run_prints_the_bytes_that_are_written(tiny_llama, tmp_path):
+def test_a_dry_run_predicts_the_written_bytes(tiny_llama, tmp_path):
     arguments = ["quantize", tiny_llama, "--method", "rtn", "--format", "awq", "--out", tmp_path / "out", "--json"]
     planned = json.loads(invoke(*arguments, "--dry-run").stdout)
     assert not (tmp_path / "out").exists()
@@ -208,6 +200,6 @@ def test_the_dry_run_prints_the_bytes_that_are_written(tiny_llama, tmp_path):
     assert planned["bytes"] == written["bytes"] == (tmp_path / "out/model.safetensors").stat().st_size
 
 
-def test_a_file_that_is_no_gguf_is_refused(tmp_path):
+def test_a_file_of_another_format_is_not_imported(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"nonsense")
     assert "no GGUF" in one_line(invoke("import", tmp_path / "model.gguf", "--out", tmp_path / "out"))
