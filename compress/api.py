@@ -126,7 +126,7 @@ def check(model: Model, *, source: Model | None = None, tensor_parallel_size: in
     from compress.checkpoint.check.run import check_checkpoint
 
     where = None if source is None else resolve_model(source)
-    return check_checkpoint(resolve_model(model), tp=tensor_parallel_size, source=where)
+    return check_checkpoint(resolve_model(model), tensor_parallel_size=tensor_parallel_size, source=where)
 
 
 def verify(

@@ -35,13 +35,13 @@ SCORES = {
 SIZES = {"parameters": "parameters", "steps": "optimizer steps", "best_step": "best step", "tokens": "tokens read"}
 
 
-def origin(path: Path, known: str | None = None) -> Record:
-    """Where weights come from, for a record: path, digest (`known` or computed), name, and licence if it is told."""
+def origin(checkpoint: Checkpoint) -> Record:
+    """A record's entry for a source checkpoint: path, digest, name on the hub, and licence or None."""
     return {
-        "path": str(path),
-        "digest": known or Checkpoint(path).digest,
-        "name": find_name(path),
-        "license": find_license(path),
+        "path": str(checkpoint),
+        "digest": checkpoint.digest,
+        "name": find_name(checkpoint.path),
+        "license": find_license(checkpoint.path),
     }
 
 

@@ -19,7 +19,7 @@ from calibration.windows import Windows
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.model_card import origin
-from compress.checkpoint.read import Checkpoint, files_digest
+from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, files_digest, open_checkpoint
 from compress.checkpoint.record import record_text
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, LoopConfig
@@ -56,7 +56,7 @@ def silent(row: Row) -> None:
 
 
 def distill_checkpoint(
-    teacher: Path, out: Path, settings: DistillConfig, report: Report = silent, *, loop: LoopConfig = LOOP
+    teacher: PathOrCheckpoint, out: Path, settings: DistillConfig, report: Report = silent, *, loop: LoopConfig = LOOP
 ) -> Row:
     """Distill `teacher` into a student at `out`; returns the summary row. Nothing is left at `out` when it fails.
 
@@ -65,7 +65,8 @@ def distill_checkpoint(
     the others return {}. QCompressError for bad input, for a cache of another run, for a student that has another
     tokenizer, and for training that never got better than the student was before it.
     """
-    plan = plan_distill(teacher, settings)
+    teacher = open_causal_lm(teacher)
+    plan = plan_distill(teacher.path, settings)
     device = pick_device(teacher, plan, settings)
     check_student(teacher, settings)
     room = plan.student_size["float16_bytes"] + KEPT * plan.student_size["parameters"]
@@ -85,7 +86,7 @@ def distill_checkpoint(
 class Job:
     """What a distillation is about; `report` is silent in all processes but the first."""
 
-    teacher: Path
+    teacher: Checkpoint
     out: Path
     settings: DistillConfig
     plan: Plan
@@ -94,10 +95,10 @@ class Job:
     report: Report
 
 
-def job_settings(teacher: Path, settings: DistillConfig) -> Row:
+def job_settings(teacher: Checkpoint, settings: DistillConfig) -> Row:
     """Everything that the student's bytes follow from."""
     sources = {"teacher": teacher, "student": settings.student}
-    given: Row = {name: Checkpoint(path).digest for name, path in sources.items() if path}
+    given: Row = {name: open_checkpoint(source).digest for name, source in sources.items() if source}
     given |= {"texts": {text: source_digest(text) for text in settings.texts}, "processes": place()[1]}
     if settings.cache:
         given["cache"] = files_digest([Path(settings.cache) / MANIFEST])
@@ -107,9 +108,9 @@ def job_settings(teacher: Path, settings: DistillConfig) -> Row:
 def distill(job: Job, save_every: int) -> None:
     """Train and write the student, and note the summary row in the journal."""
     started, settings, report = time.perf_counter(), job.settings, job.report
-    source, tokenizer = open_causal_lm(job.teacher), Checkpoint(job.teacher).tokenizer
+    tokenizer = job.teacher.tokenizer
     vocab = common_vocabulary(job.plan, tokenizer)
-    cache = open_cache(settings, job.teacher, tokenizer, vocab) if settings.cache else None
+    cache = open_cache(settings, job.teacher, vocab) if settings.cache else None
     report(plan_row(job.plan, settings))
     big = open_model(job.teacher, working_dtype(job.device), job.device)
     stages = make_stages(settings)
@@ -117,7 +118,7 @@ def distill(job: Job, save_every: int) -> None:
     texts = [cache_text(cache, settings, tokenizer)] if cache else stage_texts(stages, tokenizer, big.model)
     for stage, text in zip(stages, texts, strict=True):
         report(stage.named() | text_row(text, stage.data, stage.needed) | {"heldout": stage.settings.heldout})
-    student = make_student(source, job.plan, settings, texts[0].windows, vocab, job.device, report)
+    student = make_student(job.teacher, job.plan, settings, texts[0].windows, vocab, job.device, report)
     for stage in stages:
         if stage.on_policy:
             check_own_answers(student.model.model, settings.packing, stage.settings.seq_len)
@@ -140,15 +141,15 @@ def distill(job: Job, save_every: int) -> None:
     job.journal.note("row", lambda: row | {"seconds": round(time.perf_counter() - started, 1)})
     keep_alignment(run, job.out)
     weights = finished[-1].trained.weights
-    save_student(job.out, student, weights, Path(settings.student or job.teacher), text_of_record)
+    save_student(job.out, student, weights, Path(settings.student or job.teacher.path), text_of_record)
 
 
-def pick_device(teacher: Path, plan: Plan, settings: DistillConfig) -> torch.device:
+def pick_device(teacher: Checkpoint, plan: Plan, settings: DistillConfig) -> torch.device:
     """Where training runs. QCompressError when that is the CPU and it has not the memory for all its processes."""
     device = make_accelerator().device
     if device.type == "cpu":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        check_memory(teacher, here * plan.memory, f"{cures(settings)} ({told(plan.memory_parts)} in each process)")
+        check_memory(str(teacher), here * plan.memory, f"{cures(settings)} ({told(plan.memory_parts)} in each process)")
     return device
 
 
@@ -205,7 +206,7 @@ def training_row(finished: Sequence[Finished]) -> Row:
 
 
 def record(
-    teacher: Path,
+    teacher: Checkpoint,
     settings: DistillConfig,
     texts: Sequence[Text],
     heldout: Windows,
@@ -218,7 +219,7 @@ def record(
         "distill",
         settings.settings(),
         source=origin(teacher),
-        student=origin(Path(settings.student)) if settings.student else None,
+        student=origin(open_checkpoint(settings.student)) if settings.student else None,
         calibration=joined_manifest(texts) | {"start": asdict(texts[0].start)},
         heldout=heldout.manifest,
         stages=[stage_part(one, text) for one, text in zip(finished, texts, strict=False) if one.stage.name],

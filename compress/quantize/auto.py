@@ -16,7 +16,7 @@ from torch import Tensor
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.model_card import CARD, write_card
-from compress.checkpoint.read import RECORD, Checkpoint, read_json
+from compress.checkpoint.read import RECORD, Checkpoint, PathOrCheckpoint, read_json
 from compress.checkpoint.workdir import refuse_changes
 from compress.checkpoint.write import check_room, write_json
 from compress.core.config import AUTO, METHODS, QuantizeConfig
@@ -40,7 +40,7 @@ SETTINGS = "auto.json"
 
 
 def quantize(
-    model: Path,
+    model: PathOrCheckpoint,
     out: Path,
     config: QuantizeConfig,
     *,
@@ -60,7 +60,7 @@ def quantize(
     options |= {"processes": processes, "report": report, **resources}
     if config.method != AUTO:
         return quantize_checkpoint(model, out, config, **options)
-    config = config.judged()
+    model, config = open_causal_lm(model), config.judged()
     folder = processes.first(lambda: open_folder(model, out, config, text, dtype, restart))
     if processes.first(lambda: is_published(out)):
         return processes.first(lambda: finish(folder, out))
@@ -93,7 +93,7 @@ def best_of(found: list[Row]) -> Row:
 
 
 def open_folder(
-    model: Path,
+    model: Checkpoint,
     out: Path,
     config: QuantizeConfig,
     text: Sequence[str],
@@ -137,7 +137,7 @@ class Judge:
 
 @torch.no_grad()
 def make_judge(
-    model: Path, config: QuantizeConfig, text: Sequence[str], dtype: torch.dtype | None, device: str
+    model: Checkpoint, config: QuantizeConfig, text: Sequence[str], dtype: torch.dtype | None, device: str
 ) -> Judge:
     """The judge of a config's held-out windows, which begin as those of the candidates do."""
     checkpoint, plan = plan_quantize(model, replace(config, method="rtn"), dtype=dtype)

@@ -22,7 +22,7 @@ from calibration.windows import Windows
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory_check import check_memory
-from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.write import CheckpointWriter, partial_path
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
@@ -49,7 +49,7 @@ Report = Callable[[Row], None]
 
 
 def plan_quantize(
-    model: Path, config: QuantizeConfig, *, dtype: torch.dtype | None = None
+    model: PathOrCheckpoint, config: QuantizeConfig, *, dtype: torch.dtype | None = None
 ) -> tuple[Checkpoint, LayoutPlan]:
     """The source and exact plan of a job, no weight read. QCompressError for what cannot be quantized."""
     checkpoint = open_causal_lm(model)
@@ -68,7 +68,7 @@ def silent(row: Row) -> None:
 
 
 def quantize_checkpoint(
-    model: Path,
+    model: PathOrCheckpoint,
     out: Path,
     config: QuantizeConfig,
     *,
@@ -97,9 +97,9 @@ def quantize_checkpoint(
     config = replace(config, compute_dtype=compute_dtype(config, plan, device))
     blocks = make_blocks(checkpoint, config, device)
     needed = estimate_memory(blocks, plan, config, activation_memory)
-    check_memory(model, needed - resident())
+    check_memory(str(model), needed - resident())
     schedule = choose_schedule(blocks, plan, config, activation_memory)
-    settings = job_settings(model, plan, config, text) | {"processes": processes.count, "device": device}
+    settings = job_settings(checkpoint, plan, config, text) | {"processes": processes.count, "device": device}
     room = plan.bytes + work_bytes(blocks, plan, config)
     with shared_journal(out, settings, room, processes, restart=restart) as journal:
         job = QuantizeJob(
@@ -139,13 +139,13 @@ def reads_text(config: QuantizeConfig) -> bool:
     return config.method != "rtn" or config.tune > 0
 
 
-def job_settings(model: Path, plan: LayoutPlan, config: QuantizeConfig, text: Sequence[str]) -> Row:
+def job_settings(checkpoint: Checkpoint, plan: LayoutPlan, config: QuantizeConfig, text: Sequence[str]) -> Row:
     """Everything that the bytes of the result follow from."""
     texts = text if reads_text(config) else []
     wanted = {key: value for key, value in asdict(config).items() if key != "max_size"}
     return {
-        "model": str(model),
-        "source": Checkpoint(model).digest,
+        "model": str(checkpoint),
+        "source": checkpoint.digest,
         **wanted,
         "group_size": plan.scheme.group_size,
         "sym": plan.scheme.sym,
@@ -172,7 +172,7 @@ def full_disk(out: Path, plan: LayoutPlan) -> Iterator[None]:
 
 def read_windows(job: QuantizeJob, sources: Sequence[str]) -> Windows:
     """The windows of this job; how they begin is measured once, and noted."""
-    config, journal, tokenizer = job.config, job.journal, Checkpoint(job.checkpoint.path).tokenizer
+    config, journal, tokenizer = job.config, job.journal, job.checkpoint.tokenizer
 
     def measure() -> Row:
         if "start" not in journal.notes:

@@ -10,7 +10,7 @@ from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.finite import cast_finite, check_finite
 from compress.checkpoint.formats import packed_config
 from compress.checkpoint.model_card import CARD, origin, write_card
-from compress.checkpoint.read import RECORD
+from compress.checkpoint.read import RECORD, Checkpoint
 from compress.checkpoint.record import record_text
 from compress.checkpoint.write import CheckpointWriter, both_spellings
 from compress.core.config import QuantizeConfig
@@ -34,7 +34,7 @@ def finish(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None) 
             both_spellings(packed_config(checkpoint.config, plan.format, plan.schemes, plan.unquantized)),
             source=checkpoint.path,
             extra={RECORD: record, CARD: write_card(json.loads(record))},
-            inspect=lambda folder: refuse_wrong(folder, checkpoint.path),
+            inspect=lambda folder: refuse_wrong(folder, checkpoint),
         )
     except GateFailure:
         job.journal.discard()
@@ -61,7 +61,7 @@ def job_record(job: QuantizeJob, windows: Windows | None, tables: list[Row]) -> 
     return record_text(
         "quantize",
         {field.name: job.journal.settings.get(field.name) for field in fields(QuantizeConfig)},
-        source=origin(job.checkpoint.path, job.journal.settings["source"]),
+        source=origin(job.checkpoint),
         size={
             "bytes": job.plan.bytes,
             "source_bytes": job.checkpoint.bytes,
@@ -74,7 +74,7 @@ def job_record(job: QuantizeJob, windows: Windows | None, tables: list[Row]) -> 
     )
 
 
-def refuse_wrong(folder: Path, source: Path) -> None:
+def refuse_wrong(folder: Path, source: Checkpoint) -> None:
     """GateFailure when the validator finds an error in what was written."""
     errors = [row for row in check_checkpoint(folder, source=source) if row["level"] == "error"]
     if errors:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from compress.checkpoint.record import DIGESTS
 from compress.cli import cli
-from compress.cli.check import SHOWN
+from compress.cli.check import ROWS_PER_RULE
 
 
 def run(*arguments):
@@ -16,7 +16,7 @@ def run(*arguments):
 
 
 @pytest.fixture
-def wounded(good, tmp_path):
+def damaged(good, tmp_path):
     path = shutil.copytree(good("llama", "gptq"), tmp_path / "model")
     config = json.loads((path / "config.json").read_text())
     config["quantization_config"]["desc_act"] = True
@@ -25,48 +25,51 @@ def wounded(good, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["plain", "awq", "gptq", "ct"])
-def test_a_good_checkpoint_ends_with_0(good, kind):
+def test_a_correct_checkpoint_exits_with_0(good, kind):
     result = run(good("qwen2", kind))
     assert result.exit_code == 0 and "no errors" in result.stdout
 
 
-def test_an_error_ends_with_3_and_names_key_value_and_consequence(wounded):
-    result = run(wounded)
+def test_an_error_exits_with_3_and_names_key_value_and_consequence(damaged):
+    result = run(damaged)
     assert result.exit_code == 3
     line = next(line for line in result.stdout.splitlines() if " C5 " in line)
     assert line.startswith("error") and "quantization_config.desc_act: True (expected: False): vLLM stops" in line
-    assert result.stderr.strip() == f"Error: {wounded}: 2 errors, 2 warnings; loaders would stop, or compute wrong text"
+    assert (
+        result.stderr.strip()
+        == f"Error: {damaged}: 2 errors, 2 warnings; loaders would stop or compute wrong text; write it again"
+    )
 
 
-def test_no_checkpoint_ends_with_1_in_one_line(tmp_path):
+def test_a_missing_checkpoint_exits_with_1_in_one_line(tmp_path):
     result = run(tmp_path / "nowhere")
     assert result.exit_code == 1 and result.stderr.count("\n") == 1 and not result.stdout
 
 
-def test_json_holds_every_row_and_nothing_else(wounded):
-    result = run(wounded, "--json")
+def test_json_holds_every_row_and_nothing_else(damaged):
+    result = run(damaged, "--json")
     rows = json.loads(result.stdout)
     assert result.exit_code == 3 and {row["rule"] for row in rows if row["level"] == "error"} == {"C5", "D2"}
-    assert json.loads(run(wounded.parent / "model", "--json").stdout) == rows
+    assert json.loads(run(damaged.parent / "model", "--json").stdout) == rows
 
 
-def test_ranks_and_source_are_passed_on(good):
-    assert run(good("llama", "awq"), "--tp", 4).exit_code == 3
+def test_tensor_parallel_size_and_source_reach_the_rules(good):
+    assert run(good("llama", "awq"), "--tensor-parallel-size", 4).exit_code == 3
     assert run(good("llama", "awq"), "--source", good("llama", "plain")).exit_code == 0
     assert run(good("llama", "awq"), "--source", good("qwen2", "plain")).exit_code == 3
 
 
-def test_a_checkpoint_without_digests_is_fine_but_says_so(good, tmp_path):
+def test_a_checkpoint_without_digests_passes_with_a_notice(good, tmp_path):
     path = shutil.copytree(good("llama", "awq"), tmp_path / "model")
     (path / DIGESTS).unlink()
     result = run(path)
     assert result.exit_code == 0 and DIGESTS in result.stderr
 
 
-def test_a_mistake_in_every_linear_does_not_flood_the_terminal(good, tmp_path):
+def test_a_mistake_in_every_linear_prints_few_lines(good, tmp_path):
     path = shutil.copytree(good("llama", "gptq"), tmp_path / "model")
     config = json.loads((path / "config.json").read_text())
     config["quantization_config"]["group_size"] = 64
     (path / "config.json").write_text(json.dumps(config))
     lines = [line for line in run(path).stdout.splitlines() if line.startswith("error    T3")]
-    assert len(lines) == SHOWN + 1 and "more like these" in lines[-1]
+    assert len(lines) == ROWS_PER_RULE + 1 and "more; --json lists all" in lines[-1]

@@ -1,16 +1,16 @@
 """Rules C1–C3, C9, S10 and O1–O3: what config.json and the side files say, as vLLM and older loaders read them.
 
-Every public function is one rule: a Subject in, what is wrong with it out. Consequences were read in the sources of
+Every public function is one rule: a Candidate in, what is wrong with it out. Consequences were read in the sources of
 the version that `vllm_models` names; "(silent)" ones end in wrong text and no message.
 """
 
 import transformers
 
-from compress.checkpoint.check.subject import (
+from compress.checkpoint.check.candidate import (
     ABSENT,
     QUANT,
+    Candidate,
     Findings,
-    Subject,
     claimed,
     error,
     short,
@@ -31,24 +31,24 @@ from compress.checkpoint.vllm_models import (
 ONLY_NEW_TOKENIZERS = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend", "MistralCommonBackend")
 
 
-def known_method(subject: Subject) -> Findings:
+def supported_method(candidate: Candidate) -> Findings:
     """C1: a quantization_config names one of our formats, or nothing is packed."""
-    found = subject.checkpoint.quantization
+    found = candidate.checkpoint.quantization
     if found is None:
-        packed = next(iter(subject.packed), None)
+        packed = next(iter(candidate.packed), None)
         if packed is not None:
-            suffix = min(subject.packed[packed])
+            suffix = min(candidate.packed[packed])
             stop = f"vLLM takes the model as unquantized and stops: no module or parameter named {packed}.{suffix}"
             yield error(ABSENT, " or ".join(FORMATS), stop, key=f"{QUANT}.quant_method")
-    elif subject.format is None:
-        method = subject.quant.get("quant_method", ABSENT)
+    elif candidate.format is None:
+        method = candidate.quant.get("quant_method", ABSENT)
         stop = "vLLM stops: unknown quantization method; without a method it takes the model as unquantized"
         yield error(method, " or ".join(FORMATS), stop, key=f"{QUANT}.quant_method")
 
 
-def known_model(subject: Subject) -> Findings:
+def supported_model(candidate: Candidate) -> Findings:
     """C2: an architecture that vLLM has, in a dtype that it can run."""
-    config, quantized = subject.config, subject.checkpoint.quantization is not None
+    config, quantized = candidate.config, candidate.checkpoint.quantization is not None
     listed = flatten(config.get("architectures"))
     if not any(name in ARCHITECTURES for name in listed):
         stop = f"vLLM {VLLM_VERSION} has no code for it and stops, or tries the slower transformers backend"
@@ -64,119 +64,119 @@ def known_model(subject: Subject) -> Findings:
     if dtype == "float16" and config.get("model_type") in NO_FLOAT16:
         stop = f"vLLM refuses float16 for {config['model_type']}: its activations overflow"
         yield error(dtype, "bfloat16", stop, key="dtype")
-    if any(".experts." in name for name in subject.checkpoint.tensors):
+    if any(".experts." in name for name in candidate.checkpoint.tensors):
         yield warning("experts", "dense linears", "expert tensors are not checked here", key="architectures")
 
 
-def no_second_opinion(subject: Subject) -> Findings:
+def single_quantization_config(candidate: Candidate) -> Findings:
     """C3: no other place says how the model is quantized."""
-    if (subject.checkpoint.path / "hf_quant_config.json").exists():
+    if (candidate.checkpoint.path / "hf_quant_config.json").exists():
         taken = "vLLM and TensorRT-LLM take it for a ModelOpt checkpoint where config.json names no method"
         yield error("present", "no such file", taken, file="hf_quant_config.json")
-    text = subject.config.get("text_config")
-    others = {"compression_config": subject.config.get("compression_config")}
+    text = candidate.config.get("text_config")
+    others = {"compression_config": candidate.config.get("compression_config")}
     if isinstance(text, dict):
         others[f"text_config.{QUANT}"] = text.get(QUANT)
     for key, other in others.items():
-        if other is not None and other != subject.checkpoint.quantization:
+        if other is not None and other != candidate.checkpoint.quantization:
             yield error(short(other), f"as {QUANT}, or absent", "which of the two counts differs by loader", key=key)
 
 
-def one_tie(subject: Subject) -> Findings:
+def consistent_tie_flags(candidate: Candidate) -> Findings:
     """C9: text_config does not tie head and embedding otherwise than the model does."""
-    text, flag = subject.config.get("text_config"), subject.config.get("tie_word_embeddings")
+    text, flag = candidate.config.get("text_config"), candidate.config.get("tie_word_embeddings")
     other = text.get("tie_word_embeddings") if isinstance(text, dict) else None
     if other is not None and flag is not None and other != flag:
         yield error(other, flag, "vLLM reads either of the two", key="text_config.tie_word_embeddings")
 
 
-def ends_agree(subject: Subject) -> Findings:
+def tie_flag_matches_tensors(candidate: Candidate) -> Findings:
     """C9: tie_word_embeddings, the head and the embedding on disk, and the flags for them tell one story."""
-    table, names, packed = subject.table, subject.checkpoint.tensors, subject.packed
+    table, names, packed = candidate.table, candidate.checkpoint.tensors, candidate.packed
     head, embedding = f"{table.head}.weight", f"{table.embedding}.weight"
-    if subject.tied and head in names:
-        yield from redundant_head(subject, head, embedding)
-    if subject.tied and table.head in packed:
+    if candidate.tied and head in names:
+        yield from redundant_head(candidate, head, embedding)
+    if candidate.tied and table.head in packed:
         silent = "vLLM uses the packed head, transformers and older vLLM the embedding (silent)"
         yield warning("tied, with a packed head", "tie_word_embeddings false", silent, key="tie_word_embeddings")
-    if subject.tied and table.embedding in packed:
+    if candidate.tied and table.embedding in packed:
         stop = "vLLM stops: a packed embedding has no weight that the head could share"
         yield error(True, False, stop, key="tie_word_embeddings")
-    if subject.format is None:
+    if candidate.format is None:
         return
-    on_disk, said = table.head in packed, claimed(subject, table.head)
-    if not on_disk and (said or subject.quant.get("lm_head") is True):
+    on_disk, said = table.head in packed, claimed(candidate, table.head)
+    if not on_disk and (said or candidate.quant.get("lm_head") is True):
         silent = "a loader that trusts the flag builds a packed head and leaves its codes unset (silent)"
-        yield error("quantized head", f"{table.head}.{subject.format.packed} on disk", silent, key=f"{QUANT}.lm_head")
+        yield error("quantized head", f"{table.head}.{candidate.format.packed} on disk", silent, key=f"{QUANT}.lm_head")
     elif on_disk and not said:
-        stop = f"vLLM builds a plain head and stops at {table.head}.{subject.format.packed}"
+        stop = f"vLLM builds a plain head and stops at {table.head}.{candidate.format.packed}"
         yield error("plain head", "a config that quantizes it", stop, key=f"{QUANT}.lm_head")
     elif on_disk:
-        yield from packed_head(subject)
+        yield from packed_head(candidate)
     if table.embedding in packed:
-        yield from packed_embedding(subject)
+        yield from packed_embedding(candidate)
 
 
-def redundant_head(subject: Subject, head: str, embedding: str) -> Findings:
-    tensors = subject.checkpoint.tensors
+def redundant_head(candidate: Candidate, head: str, embedding: str) -> Findings:
+    tensors = candidate.checkpoint.tensors
     if embedding not in tensors:
         return
     same = tensors[head].shape == tensors[embedding].shape and tensors[head].dtype == tensors[embedding].dtype
-    if same and subject.checkpoint.tensor(head).equal(subject.checkpoint.tensor(embedding)):
+    if same and candidate.checkpoint.tensor(head).equal(candidate.checkpoint.tensor(embedding)):
         yield warning("stored twice", "the embedding alone", "nothing, but its bytes are wasted", tensor=head)
     else:
         silent = "transformers and older vLLM use the embedding as head and drop this tensor (silent)"
         yield error("tie_word_embeddings true", f"no {head}, or false", silent, key="tie_word_embeddings")
 
 
-def packed_head(subject: Subject) -> Findings:
-    rows, model_type = subject.table.vocabulary.out, subject.config.get("model_type")
-    assert subject.format is not None
-    if subject.format.name != "compressed-tensors" and rows % 64:
+def packed_head(candidate: Candidate) -> Findings:
+    rows, model_type = candidate.table.vocabulary.out, candidate.config.get("model_type")
+    assert candidate.format is not None
+    if candidate.format.name != "compressed-tensors" and rows % 64:
         stop = "vLLM pads the vocabulary to 64 and cannot place these columns: size mismatch"
         yield error(rows, "a multiple of 64", stop, key="vocab_size")
-    if subject.format.name != "compressed-tensors":
+    if candidate.format.name != "compressed-tensors":
         unset = "transformers converts the linears of the blocks only and draws the head's weights at random"
-        yield warning("packed head", "compressed-tensors, for transformers", unset, tensor=subject.table.head)
+        yield warning("packed head", "compressed-tensors, for transformers", unset, tensor=candidate.table.head)
     if model_type in NO_PACKED_HEAD:
         stop = f"vLLM's {model_type} does not hand quantization to its head and stops at the packed tensors"
-        yield error("packed head", "a plain head", stop, tensor=subject.table.head)
+        yield error("packed head", "a plain head", stop, tensor=candidate.table.head)
 
 
-def packed_embedding(subject: Subject) -> Findings:
-    model_type, name = subject.config.get("model_type"), subject.table.embedding
+def packed_embedding(candidate: Candidate) -> Findings:
+    model_type, name = candidate.config.get("model_type"), candidate.table.embedding
     stop = "vLLM builds a plain embedding and stops at the packed tensors"
-    assert subject.format is not None
-    if subject.format.name != "compressed-tensors":
-        yield error(subject.format.name, "compressed-tensors", stop, tensor=name)
+    assert candidate.format is not None
+    if candidate.format.name != "compressed-tensors":
+        yield error(candidate.format.name, "compressed-tensors", stop, tensor=name)
     elif model_type not in EMBEDDING_BY_CLASS:
         yield error(model_type, f"one of {', '.join(sorted(EMBEDDING_BY_CLASS))}", stop, key="model_type")
     elif model_type not in EMBEDDING_BY_NAME:
-        targets = [flatten(group.get("targets")) for group in ct_groups(subject.quant).values()]
+        targets = [flatten(group.get("targets")) for group in ct_groups(candidate.quant).values()]
         if not any("Embedding" in listed for listed in targets):
             yield error(targets, 'the class "Embedding"', stop, key=f"{QUANT}.config_groups")
-    found = subject.schemes[name]
+    found = candidate.schemes[name]
     if found and not found.sym:
         asymmetric = "vLLM's look-up has no zero points: it stops at the tensor, or reads memory nobody wrote"
         yield error("asymmetric", "symmetric true", asymmetric, tensor=name)
     gpu = "vLLM looks it up with Triton, which its CPU build lacks; transformers 5.19 stops at it"
     yield warning("packed embedding", "a plain one, for all but vLLM on a GPU", gpu, tensor=name)
-    if not claimed(subject, name):
+    if not claimed(candidate, name):
         yield error("plain embedding", "a group that targets it", stop, key=f"{QUANT}.config_groups")
 
 
-def ignored_keys(subject: Subject) -> Findings:
+def no_unread_keys(candidate: Candidate) -> Findings:
     """S10: no key that changes what the weights mean and that vLLM never reads."""
     for key in ("rotation", "activation", "transform_config"):
-        if subject.quant.get(key):
+        if candidate.quant.get(key):
             silent = "vLLM does not undo what this key says was done to the weights (silent)"
             row = warning if key == "transform_config" else error
-            yield row(short(subject.quant[key]), "absent", silent, key=f"{QUANT}.{key}")
+            yield row(short(candidate.quant[key]), "absent", silent, key=f"{QUANT}.{key}")
 
 
-def rope_in_both(subject: Subject) -> Findings:
+def rope_in_both_spellings(candidate: Candidate) -> Findings:
     """O1: rope_theta and rope_scaling stand beside rope_parameters, for loaders that know only those."""
-    config = subject.config
+    config = candidate.config
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict):
         return
@@ -190,18 +190,18 @@ def rope_in_both(subject: Subject) -> Findings:
         yield error(ABSENT, short(rope), unscaled, key="rope_scaling")
 
 
-def dtype_in_both(subject: Subject) -> Findings:
+def dtype_in_both_spellings(candidate: Candidate) -> Findings:
     """O2: torch_dtype says what dtype says."""
-    dtype, old = subject.config.get("dtype"), subject.config.get("torch_dtype")
+    dtype, old = candidate.config.get("dtype"), candidate.config.get("torch_dtype")
     if dtype is not None and old is None:
         yield warning(ABSENT, dtype, "loaders with transformers 4 take float32", key="torch_dtype")
     elif dtype is not None and old != dtype:
         yield error(old, dtype, "which of the two counts differs by loader", key="torch_dtype")
 
 
-def tokenizer_in_both(subject: Subject) -> Findings:
+def tokenizer_for_both_versions(candidate: Candidate) -> Findings:
     """O3: there is a tokenizer, of a class that transformers 4 and 5 both know."""
-    path = subject.checkpoint.path
+    path = candidate.checkpoint.path
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")):
         yield warning(ABSENT, "tokenizer.json", "vLLM stops unless --tokenizer names another", file="tokenizer.json")
     settings = path / "tokenizer_config.json"

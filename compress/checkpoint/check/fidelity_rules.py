@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compress.checkpoint.check.subject import Finding, Findings, Subject, error, warning
+from compress.checkpoint.check.candidate import Candidate, Finding, Findings, error, warning
 from compress.checkpoint.formats import format_of, quantized_as, weight_reader
 from compress.core.grid import QuantizedWeight, away_from_zero, split_groups
 
@@ -39,21 +39,21 @@ DOUBT = "vLLM computes with it; rounding alone seldom goes so far, error correct
 SILENT = "vLLM loads it without a word and answers with noise (silent)"
 
 
-def codes_mean_weights(subject: Subject) -> Findings:
+def codes_match_source(candidate: Candidate) -> Findings:
     """T12: packed weights are those of the source, or at least could be some model's weights."""
-    read = weight_reader(subject.source) if subject.source else None
-    row = format_of(subject.checkpoint) if subject.format else None
-    for name, _, scheme in subject.sound():
+    read = weight_reader(candidate.source) if candidate.source else None
+    row = format_of(candidate.checkpoint) if candidate.format else None
+    for name, _, scheme in candidate.sound():
         assert row is not None
-        weight, tensor = quantized_as(subject.checkpoint, name, scheme), f"{name}.{row.packed}"
+        weight, tensor = quantized_as(candidate.checkpoint, name, scheme), f"{name}.{row.packed}"
         rows = sample(len(weight.codes))
         weight = replace(weight, codes=weight.codes[rows], scales=weight.scales[rows], zeros=weight.zeros[rows])
         if not torch.isfinite(weight.scales).all():
             continue  # T7
-        yield from (finding | {"tensor": tensor} for finding in plausible(weight))
+        yield from (finding | {"tensor": tensor} for finding in implausible_codes(weight))
         if read is not None:
-            source = read(f"{subject.source_name(name)}.weight")
-            yield from (finding | {"tensor": tensor} for finding in like_source(weight, source, rows))
+            source = read(f"{candidate.source_name(name)}.weight")
+            yield from (finding | {"tensor": tensor} for finding in source_differences(weight, source, rows))
 
 
 def sample(count: int) -> Tensor:
@@ -61,7 +61,7 @@ def sample(count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:ROWS].sort().values
 
 
-def plausible(weight: QuantizedWeight) -> Iterator[Finding]:
+def implausible_codes(weight: QuantizedWeight) -> Iterator[Finding]:
     """What is odd about codes and zeros by themselves."""
     unit = 2 ** (weight.bits - 4)
     offset = split_groups(weight.codes, weight.group_size).float() - weight.zeros[..., None]
@@ -78,12 +78,12 @@ def plausible(weight: QuantizedWeight) -> Iterator[Finding]:
             yield error(f"zeros follow their codes by {following:.2f}", expected, SILENT)
 
 
-def like_source(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Iterator[Finding]:
+def source_differences(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Iterator[Finding]:
     """How these rows of a weight differ from their source by more than rounding and folding."""
     if source.shape[1] != weight.codes.shape[1] or len(source) <= int(rows.max()):
         yield error(f"{weight.codes.shape[1]} inputs", f"{list(source.shape)}, as in the source", SILENT)
         return
-    found = compare(weight, source[rows].float(), rows)
+    found = measure_similarity(weight, source[rows].float(), rows)
     if found.cosine < LEAST_COSINE:
         yield error(f"cosine {found.cosine:.3f} to the source in {found.place}", f"at least {LEAST_COSINE}", SILENT)
     elif found.row_cosine < LEAST_ROW_COSINE:
@@ -97,7 +97,7 @@ def like_source(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Iterat
 
 
 @dataclass(frozen=True)
-class Likeness:
+class Similarity:
     """Cosine of the worst place and of the worst row, mean error in steps, least and largest gain of a group."""
 
     cosine: float
@@ -108,7 +108,7 @@ class Likeness:
     gains: tuple[float, float]
 
 
-def compare(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Likeness:
+def measure_similarity(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Similarity:
     """The likeness of (out, in) weights after fitting one factor per input and one per output.
 
     `rows` (out,) are the outputs' numbers in the whole weight.
@@ -129,7 +129,7 @@ def compare(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Likeness:
     columns = torch.arange(found.shape[1])
     cosine, place = min(worst_place(outputs, rows, "outputs"), worst_place(inputs, columns, "inputs"))
     gains_seen = relative.min().item(), relative.max().item()
-    return Likeness(cosine, place, single.min().item(), int(single.argmin()), shift.item(), gains_seen)
+    return Similarity(cosine, place, single.min().item(), int(single.argmin()), shift.item(), gains_seen)
 
 
 def worst_place(products: Tensor, numbers: Tensor, what: str) -> tuple[float, str]:

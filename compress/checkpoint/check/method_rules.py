@@ -1,17 +1,17 @@
 """Rules C4–C8: what each method's quantization_config may say, and that it names exactly the packed modules.
 
-Every public function is one rule: a Subject in, what is wrong with it out.
+Every public function is one rule: a Candidate in, what is wrong with it out.
 """
 
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from compress.checkpoint.check.subject import (
+from compress.checkpoint.check.candidate import (
     ABSENT,
     QUANT,
+    Candidate,
     Findings,
-    Subject,
     claimed,
     error,
     short,
@@ -36,11 +36,11 @@ GPTQ_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def awq_keys(subject: Subject) -> Findings:
+def awq_keys(candidate: Candidate) -> Findings:
     """C4: AWQ is 4 bits with zero points in the GEMM layout, groups of a size that Marlin has."""
-    if not subject.format or subject.format.name != "awq":
+    if not candidate.format or candidate.format.name != "awq":
         return
-    quant = subject.quant
+    quant = candidate.quant
     yield from wrong(awq_key(quant, "bits"), (4,), "vLLM stops: unsupported num_bits", "bits")
     yield from wrong(awq_key(quant, "group_size"), GROUP_SIZES, SLOW_GROUPS, "group_size")
     silent = "vLLM on CUDA reads zero points all the same, from memory nobody wrote; without the key it stops"
@@ -52,11 +52,11 @@ def awq_keys(subject: Subject) -> Findings:
         yield warning(ABSENT, "gemm", other, key=f"{QUANT}.version")
 
 
-def gptq_keys(subject: Subject) -> Findings:
+def gptq_keys(candidate: Candidate) -> Findings:
     """C5: GPTQ is symmetric, in column order, 4 or 8 bits, its v1 layout; so is every `dynamic` rule."""
-    if not subject.format or subject.format.name != "gptq":
+    if not candidate.format or candidate.format.name != "gptq":
         return
-    quant = subject.quant
+    quant = candidate.quant
     for key in ("bits", "group_size", "desc_act", "sym"):
         if key not in quant:
             yield error(ABSENT, "a value", f"vLLM stops: cannot find any of ['{key}']", key=f"{QUANT}.{key}")
@@ -79,51 +79,51 @@ def gptq_keys(subject: Subject) -> Findings:
         yield from wrong(layout, ("gptq",), other, "checkpoint_format")
 
 
-def ct_keys(subject: Subject) -> Findings:
+def ct_keys(candidate: Candidate) -> Findings:
     """C6: compressed-tensors is weight-only, pack-quantized, and its targets are exactly the packed modules."""
-    if not subject.format or subject.format.name != "compressed-tensors":
+    if not candidate.format or candidate.format.name != "compressed-tensors":
         return
-    quant = subject.quant
+    quant = candidate.quant
     groups = ct_groups(quant)
     if not groups:
         stop = "vLLM builds every linear unquantized and stops at the first packed tensor"
         yield error(short(quant.get("config_groups", ABSENT)), "at least one group", stop, key=f"{QUANT}.config_groups")
     for name, group in groups.items():
-        yield from ct_group(subject, f"config_groups.{name}", group)
+        yield from ct_group(candidate, f"config_groups.{name}", group)
     sparsity = quant.get("sparsity_config")
     if isinstance(sparsity, dict) and flatten(sparsity.get("targets")):
         yield error("targets", ABSENT, "vLLM stops: sparsity was removed", key=f"{QUANT}.sparsity_config")
     for entry in flatten(quant.get("ignore")):
         yield from compiles(entry.removeprefix("re:") if entry.startswith("re:") else "", f"{QUANT}.ignore")
-    for name, is_packed, is_claimed in disagreements(subject):
+    for name, is_packed, is_claimed in disagreements(candidate):
         if is_packed:
             stop = "vLLM builds this module unquantized and stops at its packed tensors"
             yield error("packed on disk", "a target that matches it, and no ignore entry", stop, tensor=name)
         elif is_claimed:
             silent = "vLLM builds this module quantized and leaves its codes unset (silent), or stops at .weight"
             yield error("plain on disk", f"{name} in {QUANT}.ignore", silent, tensor=name)
-    head = subject.table.head
-    if head not in subject.packed and not any(ct_match(head, entry) for entry in flatten(quant.get("ignore"))):
+    head = candidate.table.head
+    if head not in candidate.packed and not any(ct_match(head, entry) for entry in flatten(quant.get("ignore"))):
         others = "vLLM never packs it by class, but transformers takes it for a packed Linear"
         yield error(ABSENT, head, others, key=f"{QUANT}.ignore")
 
 
-def groups_by_name(subject: Subject) -> Findings:
+def groups_by_name(candidate: Candidate) -> Findings:
     """C8: the groups of compressed-tensors say the same of every linear as of vLLM's fused layer."""
-    if not subject.format or subject.format.name != "compressed-tensors":
+    if not candidate.format or candidate.format.name != "compressed-tensors":
         return
-    for name, shards in subject.table.fused.items():
-        whole = ct_fused(subject.quant, name, shards)
+    for name, shards in candidate.table.fused.items():
+        whole = ct_fused(candidate.quant, name, shards)
         for shard in shards:
-            own = ct_weights(subject.quant, shard, "linear")
+            own = ct_weights(candidate.quant, shard, "linear")
             if own != whole:
                 other = f"vLLM looks for {name} first and takes the group it finds: a shape error, or noise (silent)"
                 told = f"{short(whole)}, as for {name}"
                 yield error(short(own), told, other, key=f"{QUANT}.config_groups: {shard}")
 
 
-def ct_group(subject: Subject, path: str, group: dict[str, Any]) -> Findings:
-    quant, weights = subject.quant, group.get("weights")
+def ct_group(candidate: Candidate, path: str, group: dict[str, Any]) -> Findings:
+    quant, weights = candidate.quant, group.get("weights")
     key, no_scheme = f"{QUANT}.{path}", "vLLM stops: no compressed-tensors compatible scheme was found"
     targets = flatten(group.get("targets"))
     if not targets:
@@ -173,12 +173,12 @@ def ct_strategy(weights: dict[str, Any], path: str, consequence: str) -> Finding
         yield warning(group_size, "32, 64 or 128", slow, key=f"{QUANT}.{path}.weights.group_size")
 
 
-def skip_list(subject: Subject) -> Findings:
+def skip_list(candidate: Candidate) -> Findings:
     """C7: AWQ's list of unquantized modules, matched as substrings, hits exactly the unpacked linears."""
-    if not subject.format or subject.format.name != "awq":
+    if not candidate.format or candidate.format.name != "awq":
         return
-    entries = skipped(subject)
-    for name, is_packed, is_claimed in disagreements(subject):
+    entries = skipped(candidate)
+    for name, is_packed, is_claimed in disagreements(candidate):
         if is_packed:
             hit = next((entry for entry in entries if entry in name), "lm_head")
             stop = "vLLM matches substrings, builds this module unquantized and stops at its packed tensors"
@@ -188,30 +188,30 @@ def skip_list(subject: Subject) -> Findings:
             yield error("not listed", name, silent, key=f"{QUANT}.modules_to_not_convert")
 
 
-def rules_by_name(subject: Subject) -> Findings:
+def rules_by_name(candidate: Candidate) -> Findings:
     """C8: GPTQ's rules say the same of every shard as of vLLM's fused layer, and hit exactly the packed modules."""
-    if not subject.format or subject.format.name != "gptq":
+    if not candidate.format or candidate.format.name != "gptq":
         return
-    quant = subject.quant
+    quant = candidate.quant
     dynamic = quant.get("dynamic")
     for pattern in dynamic if isinstance(dynamic, dict) else ():
         yield from compiles(pattern.removeprefix("-:").removeprefix("+:"), f"{QUANT}.dynamic")
-    for name, shards in subject.table.fused.items():
+    for name, shards in candidate.table.fused.items():
         whole = gptq_override(quant, name)
         for shard in shards:
             own = gptq_override(quant, shard)
             if own != whole:
                 unseen = f"vLLM asks the rules only about {name}, so this one is ignored (silent, or a shape error)"
                 yield error(verdict(own), f"{verdict(whole)}, as for {name}", unseen, key=f"{QUANT}.dynamic: {shard}")
-    for name, is_packed, is_claimed in disagreements(subject):
+    for name, is_packed, is_claimed in disagreements(candidate):
         if is_packed:
             stop = "vLLM builds this module unquantized and stops at its packed tensors"
             yield error("skipped", f"no rule or list that leaves out {name}", stop, key=f"{QUANT}: {name}")
         elif is_claimed:
             silent = "vLLM builds this module quantized and leaves its codes unset (silent), or stops at .weight"
             yield error("claimed", f"{name} skipped", silent, key=f"{QUANT}: {name}")
-    for name in subject.table.linears:
-        if f"{name}.weight" in subject.checkpoint.tensors and gptq_override(quant, name) is not False:
+    for name in candidate.table.linears:
+        if f"{name}.weight" in candidate.checkpoint.tensors and gptq_override(quant, name) is not False:
             yield warning(
                 "no -: rule", f"a rule that skips {name}", "GPTQModel packs it", key=f"{QUANT}.dynamic: {name}"
             )
@@ -221,11 +221,11 @@ def verdict(override: Any) -> str:
     return "skipped" if override is False else "no rule" if override is None else short(override)
 
 
-def disagreements(subject: Subject) -> Iterator[tuple[str, bool, bool]]:
+def disagreements(candidate: Candidate) -> Iterator[tuple[str, bool, bool]]:
     """Linears of the blocks where the disk and config.json differ: name, packed on disk, claimed by the config."""
-    for name in subject.table.linears:
-        is_packed, is_claimed = name in subject.packed, claimed(subject, name)
-        if is_packed != is_claimed and (is_packed or f"{name}.weight" in subject.checkpoint.tensors):
+    for name in candidate.table.linears:
+        is_packed, is_claimed = name in candidate.packed, claimed(candidate, name)
+        if is_packed != is_claimed and (is_packed or f"{name}.weight" in candidate.checkpoint.tensors):
             yield name, is_packed, is_claimed
 
 

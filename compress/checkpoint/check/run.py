@@ -1,6 +1,6 @@
 """The validator: a checkpoint against everything that a loader would trip over, and what it would load in silence.
 
-Rules are functions in a table, from a Subject to findings; this file opens the checkpoint and runs them. C rules read
+Rules are functions in a table, from a Candidate to findings; this file opens the checkpoint and runs them. C rules read
 config.json, T rules the tensors, TP the ranks, O what older loaders need, D the digests taken at writing.
 """
 
@@ -9,13 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint.check import config_rules as check_config
-from compress.checkpoint.check import fidelity_rules as check_meaning
-from compress.checkpoint.check import method_rules as check_methods
-from compress.checkpoint.check import tensor_rules as check_tensors
-from compress.checkpoint.check import value_rules as check_bodies
-from compress.checkpoint.check.subject import EMPTY, Finding, Findings, Subject, error, make_table, warning
-from compress.checkpoint.read import INDEX, Checkpoint, read_header, read_json, weight_files
+from compress.checkpoint.check import config_rules as config_rules
+from compress.checkpoint.check import fidelity_rules as fidelity_rules
+from compress.checkpoint.check import method_rules as method_rules
+from compress.checkpoint.check import tensor_rules as tensor_rules
+from compress.checkpoint.check import value_rules as value_rules
+from compress.checkpoint.check.candidate import EMPTY_TABLE, Candidate, Finding, Findings, error, make_table, warning
+from compress.checkpoint.read import (
+    INDEX,
+    Checkpoint,
+    PathOrCheckpoint,
+    open_checkpoint,
+    read_header,
+    read_json,
+    weight_files,
+)
 from compress.core.errors import QCompressError
 
 Row = dict[str, Any]
@@ -27,71 +35,78 @@ class Rule:
     which modules the model has."""
 
     id: str
-    find: Callable[[Subject], Findings]
+    find: Callable[[Candidate], Findings]
     modules: bool = True
 
 
 RULES = (
-    Rule("C1", check_config.known_method),
-    Rule("C2", check_config.known_model),
-    Rule("C3", check_config.no_second_opinion, modules=False),
-    Rule("C4", check_methods.awq_keys, modules=False),
-    Rule("C5", check_methods.gptq_keys, modules=False),
-    Rule("C6", check_methods.ct_keys),
-    Rule("C7", check_methods.skip_list),
-    Rule("C8", check_methods.rules_by_name),
-    Rule("C8", check_methods.groups_by_name),
-    Rule("C9", check_config.one_tie, modules=False),
-    Rule("C9", check_config.ends_agree),
-    Rule("S10", check_config.ignored_keys, modules=False),
-    Rule("O1", check_config.rope_in_both, modules=False),
-    Rule("O2", check_config.dtype_in_both, modules=False),
-    Rule("O3", check_config.tokenizer_in_both, modules=False),
-    Rule("T1", check_tensors.all_parts),
-    Rule("T2", check_tensors.dtypes),
-    Rule("T3", check_tensors.shapes),
-    Rule("T4", check_tensors.whole_groups),
-    Rule("T5", check_bodies.gptq_order),
-    Rule("T6", check_tensors.awq_zeros),
-    Rule("T7", check_bodies.scales_sane),
-    Rule("T8", check_tensors.fused_alike),
-    Rule("T10", check_tensors.plain_parameters),
-    Rule("T10", check_bodies.finite_parameters),
-    Rule("T11", check_tensors.known_names),
-    Rule("T12", check_meaning.codes_mean_weights),
-    Rule("TP", check_tensors.ranks),
-    Rule("D1", check_bodies.same_as_written, modules=False),
-    Rule("D2", check_bodies.config_as_written, modules=False),
+    Rule("C1", config_rules.supported_method),
+    Rule("C2", config_rules.supported_model),
+    Rule("C3", config_rules.single_quantization_config, modules=False),
+    Rule("C4", method_rules.awq_keys, modules=False),
+    Rule("C5", method_rules.gptq_keys, modules=False),
+    Rule("C6", method_rules.ct_keys),
+    Rule("C7", method_rules.skip_list),
+    Rule("C8", method_rules.rules_by_name),
+    Rule("C8", method_rules.groups_by_name),
+    Rule("C9", config_rules.consistent_tie_flags, modules=False),
+    Rule("C9", config_rules.tie_flag_matches_tensors),
+    Rule("S10", config_rules.no_unread_keys, modules=False),
+    Rule("O1", config_rules.rope_in_both_spellings, modules=False),
+    Rule("O2", config_rules.dtype_in_both_spellings, modules=False),
+    Rule("O3", config_rules.tokenizer_for_both_versions, modules=False),
+    Rule("T1", tensor_rules.complete_modules),
+    Rule("T2", tensor_rules.dtypes),
+    Rule("T3", tensor_rules.shapes),
+    Rule("T4", tensor_rules.divisible_shapes),
+    Rule("T5", value_rules.gptq_order),
+    Rule("T6", tensor_rules.awq_zeros),
+    Rule("T7", value_rules.valid_scales),
+    Rule("T8", tensor_rules.fused_layers_match),
+    Rule("T10", tensor_rules.unpacked_parameters),
+    Rule("T10", value_rules.finite_parameters),
+    Rule("T11", tensor_rules.no_unknown_tensors),
+    Rule("T12", fidelity_rules.codes_match_source),
+    Rule("TP", tensor_rules.tensor_parallel),
+    Rule("D1", value_rules.tensors_match_digests, modules=False),
+    Rule("D2", value_rules.config_matches_digests, modules=False),
 )
 
 
-def check_checkpoint(path: str | Path, *, tp: int = 1, source: str | Path | None = None) -> list[Row]:
-    """Every broken rule of a checkpoint as a row: rule, tensor or key or file, value, expected, consequence, level.
+def check_checkpoint(
+    path: str | Path, *, tensor_parallel_size: int = 1, source: PathOrCheckpoint | None = None
+) -> list[Row]:
+    """One row per broken rule: rule; tensor, key or file; value, expected, consequence, level.
 
-    `tp` asks for a number of ranks, `source` names the plain checkpoint it was made from; without one, that of the
-    checkpoint's own record is used where it still lies there unchanged. Levels are "error" and "warning".
-    QCompressError for a directory that is no checkpoint.
+    `tensor_parallel_size` is the number of ranks that will serve the model. `source` is the 16-bit checkpoint it was
+    quantized from; without one, the source in the checkpoint's record is used if its digest is unchanged. Levels are
+    "error" and "warning". QCompressError for a directory that is no checkpoint.
     """
     path = Path(path)
     if not path.is_dir():
         raise QCompressError(f"{path}: no such directory; give a folder with config.json and *.safetensors")
     config = read_json(path / "config.json")
     if not any(path.glob("*.safetensors")) and not (path / INDEX).is_file():
-        weight_files(path)  # tells what is wrong
-    rows = [stamp("T9", finding) for finding in files_whole(path)]
+        weight_files(path)  # raises the error that explains what is missing
+    try:
+        checkpoint = Checkpoint(path)
+    except QCompressError as problem:
+        stop = "loaders stop, or read data that does not belong to the tensor"
+        unreadable = error(problem.message, "complete files that match the index", stop, file=path.name)
+        return [stamp("T9", unreadable), *(stamp("T1", finding) for finding in single_names(path))]
+    rows = [stamp("T9", finding) for finding in complete_files(checkpoint)]
     if any(row["level"] == "error" for row in rows):
-        return rows + [stamp("T1", finding) for finding in names_once(path)]
+        return rows + [stamp("T1", finding) for finding in single_names(path)]
     rules: tuple[Rule, ...] = RULES
-    table = EMPTY
+    table = EMPTY_TABLE
     try:
         table = make_table(config)
     except QCompressError as problem:
-        stop = "transformers can make no causal language model of it, and vLLM stops"
-        rows.append(stamp("C2", error(problem.message, "a known architecture", stop, file="config.json")))
+        stop = "transformers cannot build a causal language model from it, and vLLM stops"
+        rows.append(stamp("C2", error(problem.message, "a supported architecture", stop, file="config.json")))
         rules = tuple(rule for rule in RULES if not rule.modules)
-    checkpoint = Checkpoint(path)
-    subject = Subject(checkpoint, table, tp, find_source(checkpoint, source))
-    return rows + [stamp(rule.id, finding) for rule in rules for finding in findings(rule, subject)]
+    candidate = Candidate(checkpoint, table, tensor_parallel_size, find_source(checkpoint, source))
+    return rows + [stamp(rule.id, finding) for rule in rules for finding in findings(rule, candidate)]
 
 
 def stamp(rule: str, finding: Finding) -> Row:
@@ -99,23 +114,18 @@ def stamp(rule: str, finding: Finding) -> Row:
     return {"rule": rule, **{key: finding[key] for key in where}, **finding}
 
 
-def findings(rule: Rule, subject: Subject) -> Findings:
+def findings(rule: Rule, candidate: Candidate) -> Findings:
     """What a rule finds; a file that it cannot read is a finding too."""
     try:
-        yield from rule.find(subject)
+        yield from rule.find(candidate)
     except QCompressError as problem:
-        yield error(problem.message, "a readable file", "loaders stop at it", file=subject.checkpoint.path.name)
+        yield error(problem.message, "a readable file", "loaders stop at it", file=candidate.checkpoint.path.name)
 
 
-def files_whole(path: Path) -> Findings:
-    """T9: every weight file is whole and inside the directory, and the index and the files tell the same names."""
+def complete_files(checkpoint: Checkpoint) -> Findings:
+    """T9: the index and the weight files list the same tensors, and no other weights lie beside them."""
+    path = checkpoint.path
     index, files = path / INDEX, sorted(path.glob("*.safetensors"))
-    try:
-        Checkpoint(path)
-    except QCompressError as problem:
-        stop = "loaders stop, or read what does not belong to it"
-        yield error(problem.message, "whole files inside that the index agrees with", stop, file=path.name)
-        return
     listed: dict[str, str] = read_json(index)["weight_map"] if index.is_file() else {}
     if not listed and [file.name for file in files] != ["model.safetensors"]:
         names = ", ".join(file.name for file in files[:3])
@@ -133,7 +143,7 @@ def files_whole(path: Path) -> Findings:
         yield warning(file.name, "safetensors alone", "loaders that prefer pickles load the other one", file=file.name)
 
 
-def names_once(path: Path) -> Iterator[Finding]:
+def single_names(path: Path) -> Iterator[Finding]:
     """T1: no tensor is in two files."""
     seen: dict[str, str] = {}
     for file in sorted(path.glob("*.safetensors")):
@@ -147,14 +157,15 @@ def names_once(path: Path) -> Iterator[Finding]:
             seen[name] = file.name
 
 
-def find_source(checkpoint: Checkpoint, given: str | Path | None) -> Checkpoint | None:
-    """The checkpoint to compare with: the given one, else the record's when it is still what it was, else None."""
-    if given is not None:
-        return Checkpoint(given)
-    noted = Checkpoint(checkpoint.path).record.get("source")
-    if not isinstance(noted, dict) or not isinstance(noted.get("path"), str) or not Path(noted["path"]).is_dir():
+def find_source(checkpoint: Checkpoint, source: PathOrCheckpoint | None) -> Checkpoint | None:
+    """The checkpoint to compare weights with: `source`, else the record's if its digest is unchanged, else None."""
+    if source is not None:
+        return open_checkpoint(source)
+    origin = checkpoint.record.get("source")
+    if not isinstance(origin, dict) or not isinstance(origin.get("path"), str) or not Path(origin["path"]).is_dir():
         return None
     try:
-        return Checkpoint(noted["path"]) if Checkpoint(Path(noted["path"])).digest == noted.get("digest") else None
+        recorded = Checkpoint(origin["path"])
+        return recorded if recorded.digest == origin.get("digest") else None
     except QCompressError:
         return None

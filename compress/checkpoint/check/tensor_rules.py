@@ -1,6 +1,6 @@
 """Rules T1–T4, T6, T8, T10, T11 and TP: names, dtypes and shapes, from the headers alone.
 
-Every public function is one rule: a Subject in, what is wrong with it out. vLLM allocates parameters without filling
+Every public function is one rule: a Candidate in, what is wrong with it out. vLLM allocates parameters without filling
 them and does not notice which ones the checkpoint left out, so what is missing here ends in noise without a message.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from compress.checkpoint.check.subject import PACKED, Findings, Matrix, Subject, error, misfit, warning
+from compress.checkpoint.check.candidate import PACKED, Candidate, Findings, Matrix, error, misfit, warning
 from compress.checkpoint.write import TensorSpec
 from compress.core.grid import Scheme
 
@@ -18,37 +18,39 @@ HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.[qkv]_scale|\.(output|input)_sca
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def planned(subject: Subject) -> Iterator[tuple[str, TensorSpec]]:
+def planned(candidate: Candidate) -> Iterator[tuple[str, TensorSpec]]:
     """The tensors that every packed module must have, by module. Nothing for modules that no scheme fits."""
-    for name, scheme in subject.schemes.items():
-        matrix = subject.matrices[name]
-        if subject.format and scheme and not misfit(matrix, scheme):
-            for spec in subject.format.specs(matrix.out, matrix.inn, scheme):
+    for name, scheme in candidate.schemes.items():
+        matrix = candidate.matrices[name]
+        if candidate.format and scheme and not misfit(matrix, scheme):
+            for spec in candidate.format.specs(matrix.out, matrix.inn, scheme):
                 yield name, spec
 
 
-def all_parts(subject: Subject) -> Findings:
+def complete_modules(candidate: Candidate) -> Findings:
     """T1: a packed module has every tensor of its format and no .weight beside them."""
-    if subject.format is None:
+    if candidate.format is None:
         return
-    names = subject.checkpoint.tensors
-    for name, spec in planned(subject):
-        if f"{name}.{spec.name}" not in names and not (subject.format.name == "awq" and spec.name == "qzeros"):
+    names = candidate.checkpoint.tensors
+    for name, spec in planned(candidate):
+        if f"{name}.{spec.name}" not in names and not (candidate.format.name == "awq" and spec.name == "qzeros"):
             unset = "GPTQModel, transformers and llama.cpp stop without it" if spec.name == "g_idx" else UNSET
             yield error("missing", f"{spec.dtype} {spec.shape}", unset, tensor=f"{name}.{spec.name}")
-    for name in subject.packed:
+    for name in candidate.packed:
         if f"{name}.weight" in names:
             twice = f"vLLM stops at it: {name} has no parameter named weight"
             yield error("present", "packed tensors alone", twice, tensor=f"{name}.weight")
-    for name in subject.table.linears:
-        if name not in subject.packed and f"{name}.weight" not in names and not expert(name):
-            yield error("missing", f"{name}.{subject.format.packed}", UNSET, tensor=f"{name}.{subject.format.packed}")
+    for name in candidate.table.linears:
+        if name not in candidate.packed and f"{name}.weight" not in names and not is_expert(name):
+            yield error(
+                "missing", f"{name}.{candidate.format.packed}", UNSET, tensor=f"{name}.{candidate.format.packed}"
+            )
 
 
-def dtypes(subject: Subject) -> Findings:
+def dtypes(candidate: Candidate) -> Findings:
     """T2: codes and zeros are int32, weight_shape int64, scales 16-bit floats of the model's dtype."""
-    for name, spec in planned(subject):
-        info = subject.checkpoint.tensors.get(f"{name}.{spec.name}")
+    for name, spec in planned(candidate):
+        info = candidate.checkpoint.tensors.get(f"{name}.{spec.name}")
         if info is None or info.dtype == spec.dtype:
             continue
         if spec.dtype.is_floating_point and info.dtype in (torch.float16, torch.bfloat16):
@@ -59,30 +61,30 @@ def dtypes(subject: Subject) -> Findings:
             yield error(str(info.dtype), str(spec.dtype), copied, tensor=f"{name}.{spec.name}")
 
 
-def shapes(subject: Subject) -> Findings:
+def shapes(candidate: Candidate) -> Findings:
     """T3: shapes follow from out, in and group size; weight_shape holds (out, in)."""
-    for name, spec in planned(subject):
+    for name, spec in planned(candidate):
         path = f"{name}.{spec.name}"
-        info = subject.checkpoint.tensors.get(path)
+        info = candidate.checkpoint.tensors.get(path)
         if info is None:
             continue
         if info.shape != spec.shape:
             stop = "vLLM stops on the shape, or takes the first part where only rows are cut (silent)"
             yield error(list(info.shape), list(spec.shape), stop, tensor=path)
         elif spec.name == "weight_shape" and info.dtype == torch.int64:
-            held, matrix = subject.checkpoint.tensor(path).tolist(), subject.matrices[name]
+            held, matrix = candidate.checkpoint.tensor(path).tolist(), candidate.matrices[name]
             if held != [matrix.out, matrix.inn]:
                 other = "vLLM never looks, transformers unpacks to this shape and stops"
                 yield error(held, [matrix.out, matrix.inn], other, tensor=path)
 
 
-def whole_groups(subject: Subject) -> Findings:
+def divisible_shapes(candidate: Candidate) -> Findings:
     """T4: groups and words divide every packed matrix; which kernels it then fits."""
-    for name, scheme in subject.schemes.items():
-        reason = scheme and misfit(subject.matrices[name], scheme)
+    for name, scheme in candidate.schemes.items():
+        reason = scheme and misfit(candidate.matrices[name], scheme)
         if reason:
             yield error(reason, "whole groups, whole words", "vLLM stops: not divisible, or shapes differ", tensor=name)
-    layers = list(packed_layers(subject))
+    layers = list(packed_layers(candidate))
     for (fits, expected), consequence in KERNELS.items():
         misfits = [(name, matrix, scheme) for name, matrix, scheme in layers if not fits(matrix, scheme)]
         if misfits:
@@ -112,43 +114,45 @@ KERNELS: dict[tuple[Callable[[Matrix, Scheme], bool], str], str] = {
 }
 
 
-def packed_layers(subject: Subject) -> Iterator[tuple[str, Matrix, Scheme]]:
+def packed_layers(candidate: Candidate) -> Iterator[tuple[str, Matrix, Scheme]]:
     """What vLLM multiplies with: fused layers as one matrix, the others by themselves; packed ones only.
 
     The embedding is none of them: it is looked up.
     """
-    for name, scheme in subject.schemes.items():
-        fused = subject.fused_name.get(name)
-        if scheme is None or name == subject.table.embedding or (fused and subject.table.fused[fused][0] != name):
+    for name, scheme in candidate.schemes.items():
+        fused = candidate.fused_name.get(name)
+        if scheme is None or name == candidate.table.embedding or (fused and candidate.table.fused[fused][0] != name):
             continue
         shards = (
-            [subject.matrices[shard] for shard in subject.table.fused[fused]] if fused else [subject.matrices[name]]
+            [candidate.matrices[shard] for shard in candidate.table.fused[fused]]
+            if fused
+            else [candidate.matrices[name]]
         )
         yield fused or name, Matrix(sum(shard.out for shard in shards), shards[0].inn), scheme
 
 
-def awq_zeros(subject: Subject) -> Findings:
+def awq_zeros(candidate: Candidate) -> Findings:
     """T6: AWQ stores zeros for every linear, even where all of them are 8."""
-    if subject.format and subject.format.name == "awq":
-        for name, spec in planned(subject):
-            if spec.name == "qzeros" and f"{name}.qzeros" not in subject.checkpoint.tensors:
+    if candidate.format and candidate.format.name == "awq":
+        for name, spec in planned(candidate):
+            if spec.name == "qzeros" and f"{name}.qzeros" not in candidate.checkpoint.tensors:
                 yield error("missing", f"{spec.dtype} {spec.shape}", UNSET, tensor=f"{name}.qzeros")
 
 
-def fused_alike(subject: Subject) -> Findings:
+def fused_layers_match(candidate: Candidate) -> Findings:
     """T8: what vLLM fuses is stored alike, and biases are where the architecture has them and nowhere else."""
-    for fused, shards in subject.table.fused.items():
-        kinds = {shard: subject.schemes.get(shard, "plain") for shard in shards}
+    for fused, shards in candidate.table.fused.items():
+        kinds = {shard: candidate.schemes.get(shard, "plain") for shard in shards}
         if len(set(kinds.values())) > 1:
             told = ", ".join(f"{shard.rpartition('.')[2]} {kind_text(kind)}" for shard, kind in kinds.items())
             stop = "vLLM stops: some but not all shards are quantized, or takes the first one's settings (silent)"
             yield error(told, f"one kind for {fused}", stop, tensor=fused)
-    names = subject.checkpoint.tensors
-    for name, matrix in subject.table.linears.items():
+    names = candidate.checkpoint.tensors
+    for name, matrix in candidate.table.linears.items():
         if matrix.bias:
-            yield from float_parameter(subject, f"{name}.bias", (matrix.out,))
+            yield from float_parameter(candidate, f"{name}.bias", (matrix.out,))
     for name in names:
-        if name.endswith(".bias") and name not in subject.table.known:
+        if name.endswith(".bias") and name not in candidate.table.known:
             dropped = "the architecture has no bias here; vLLM drops it (silent)"
             yield error("present", "no such tensor", dropped, tensor=name)
 
@@ -157,9 +161,9 @@ def kind_text(kind: Scheme | str | None) -> str:
     return f"{kind.bits} bits, groups of {kind.group_size}" if isinstance(kind, Scheme) else str(kind)
 
 
-def float_parameter(subject: Subject, name: str, shape: tuple[int, ...]) -> Findings:
+def float_parameter(candidate: Candidate, name: str, shape: tuple[int, ...]) -> Findings:
     """A parameter that is not packed: present, a float, of its shape."""
-    info = subject.checkpoint.tensors.get(name)
+    info = candidate.checkpoint.tensors.get(name)
     if info is None:
         yield error("missing", list(shape), UNSET, tensor=name)
     elif info.dtype not in FLOATS:
@@ -168,69 +172,71 @@ def float_parameter(subject: Subject, name: str, shape: tuple[int, ...]) -> Find
         yield error(list(info.shape), list(shape), "vLLM stops: shapes differ", tensor=name)
 
 
-def plain_parameters(subject: Subject) -> Findings:
+def unpacked_parameters(candidate: Candidate) -> Findings:
     """T10: everything that is not packed is there, floating, in the shape that config.json calls for."""
-    for name, shape in subject.table.parameters.items():
+    for name, shape in candidate.table.parameters.items():
         module, _, suffix = name.rpartition(".")
-        if expert(name) or (suffix == "weight" and module in subject.packed):
+        if is_expert(name) or (suffix == "weight" and module in candidate.packed):
             continue
-        linear = subject.table.linears.get(module)
-        if linear and (suffix == "bias" or (subject.format and name not in subject.checkpoint.tensors)):
+        linear = candidate.table.linears.get(module)
+        if linear and (suffix == "bias" or (candidate.format and name not in candidate.checkpoint.tensors)):
             continue  # T8 and T1
-        yield from float_parameter(subject, name, shape)
+        yield from float_parameter(candidate, name, shape)
 
 
-def known_names(subject: Subject) -> Findings:
+def no_unknown_tensors(candidate: Candidate) -> Findings:
     """T11: no tensor that the model has no place for."""
-    wanted = {f"{name}.{spec.name}" for name, spec in planned(subject)}
-    for name in subject.checkpoint.tensors:
+    expected = candidate.table.known | {f"{name}.{spec.name}" for name, spec in planned(candidate)}
+    for name in candidate.checkpoint.tensors:
         module, _, suffix = name.rpartition(".")
-        packed = suffix in PACKED and module in subject.matrices
-        if name in subject.table.known or name in wanted or suffix == "bias" or expert(name) or HARMLESS.search(name):
+        packed = suffix in PACKED and module in candidate.matrices
+        if name in expected or suffix == "bias" or is_expert(name) or HARMLESS.search(name):
             continue
-        if packed and (subject.format is None or subject.schemes.get(module) is None):
+        if packed and (candidate.format is None or candidate.schemes.get(module) is None):
             continue  # C1–C6 tell why nothing can be said of it
-        if packed and misfit(subject.matrices[module], subject.schemes[module]):  # type: ignore[arg-type]
+        if packed and misfit(candidate.matrices[module], candidate.schemes[module]):  # type: ignore[arg-type]
             continue  # T4
         yield error("present", "no such tensor", f"vLLM stops: no module or parameter named {name}", tensor=name)
 
 
-def expert(name: str) -> bool:
+def is_expert(name: str) -> bool:
     return ".experts." in name
 
 
-def ranks(subject: Subject) -> Findings:
-    """TP: heads, groups, words and vocabulary can be dealt out to `tp` ranks."""
-    tp, config = subject.tp, subject.config
-    if tp == 1:
+def tensor_parallel(candidate: Candidate) -> Findings:
+    """TP: heads, groups, words and vocabulary can be divided over `tensor_parallel_size` ranks."""
+    ranks, config = candidate.tensor_parallel_size, candidate.config
+    if ranks == 1:
         return
     heads = config.get("num_attention_heads")
     kv_heads = config.get("num_key_value_heads", heads)
-    if isinstance(heads, int) and heads % tp:
-        yield error(heads, f"a multiple of {tp}", "vLLM stops: heads cannot be shared out", key="num_attention_heads")
-    if isinstance(kv_heads, int) and kv_heads % tp and tp % kv_heads:
-        yield error(kv_heads, f"a multiple or divisor of {tp}", "vLLM stops", key="num_key_value_heads")
-    padded = -(-subject.table.vocabulary.out // 64) * 64
-    if padded % tp:
-        yield error(padded, f"a multiple of {tp}", "vLLM stops: the vocabulary cannot be shared out", key="vocab_size")
-    if not subject.table.row_parallel:
+    if isinstance(heads, int) and heads % ranks:
+        yield error(heads, f"a multiple of {ranks}", "vLLM stops: heads do not divide", key="num_attention_heads")
+    if isinstance(kv_heads, int) and kv_heads % ranks and ranks % kv_heads:
+        yield error(kv_heads, f"a multiple or divisor of {ranks}", "vLLM stops", key="num_key_value_heads")
+    padded = -(-candidate.table.vocabulary.out // 64) * 64
+    if padded % ranks:
+        yield error(padded, f"a multiple of {ranks}", "vLLM stops: the vocabulary does not divide", key="vocab_size")
+    if not candidate.table.row_parallel:
         yield warning(
             "unknown family", "a row of model.families", "which inputs are cut is not known", key="model_type"
         )
-    for name, found in subject.schemes.items():
+    for name, found in candidate.schemes.items():
         if found:
-            yield from rank_shares(subject, name, found, replicated=isinstance(kv_heads, int) and kv_heads < tp)
+            yield from rank_slices(candidate, name, found, replicated=isinstance(kv_heads, int) and kv_heads < ranks)
 
 
-def rank_shares(subject: Subject, name: str, scheme: Scheme, *, replicated: bool) -> Findings:
-    tp, matrix, per_word = subject.tp, subject.matrices[name], 32 // scheme.bits
-    if name in subject.table.row_parallel:
-        share, whole = matrix.inn // tp, scheme.group_size == matrix.inn
-        if whole and subject.format and subject.format.name == "awq":
+def rank_slices(candidate: Candidate, name: str, scheme: Scheme, *, replicated: bool) -> Findings:
+    ranks, matrix, per_word = candidate.tensor_parallel_size, candidate.matrices[name], 32 // scheme.bits
+    if name in candidate.table.row_parallel:
+        share, whole = matrix.inn // ranks, scheme.group_size == matrix.inn
+        if whole and candidate.format and candidate.format.name == "awq":
             yield error("one group per output", "groups", "vLLM allocates no scales: it stops", tensor=name)
-        elif matrix.inn % tp or share % per_word or (not whole and share % scheme.group_size):
+        elif matrix.inn % ranks or share % per_word or (not whole and share % scheme.group_size):
             expected = f"a multiple of group_size {scheme.group_size}"
-            yield error(f"{matrix.inn}/{tp} = {matrix.inn / tp:g} inputs", expected, "vLLM stops", tensor=name)
-    elif matrix.out % (tp * per_word) and not (replicated and name.endswith((".k_proj", ".v_proj"))):
+            yield error(f"{matrix.inn}/{ranks} = {matrix.inn / ranks:g} inputs", expected, "vLLM stops", tensor=name)
+    elif matrix.out % (ranks * per_word) and not (replicated and name.endswith((".k_proj", ".v_proj"))):
         stop = "vLLM stops: outputs cannot be shared out in whole words"
-        yield error(f"{matrix.out}/{tp} = {matrix.out / tp:g} outputs", f"a multiple of {per_word}", stop, tensor=name)
+        yield error(
+            f"{matrix.out}/{ranks} = {matrix.out / ranks:g} outputs", f"a multiple of {per_word}", stop, tensor=name
+        )

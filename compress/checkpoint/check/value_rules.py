@@ -1,6 +1,6 @@
 """Rules T5, T7, T10, T12 and D1–D2: what is inside the tensors, one at a time.
 
-Every public function is one rule: a Subject in, what is wrong with it out.
+Every public function is one rule: a Candidate in, what is wrong with it out.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from calibration.statistics import all_finite
-from compress.checkpoint.check.subject import Findings, Subject, error, warning
+from compress.checkpoint.check.candidate import Candidate, Findings, error, warning
 from compress.checkpoint.formats import quantized_as
 from compress.checkpoint.record import DIGESTS, config_digests, read_digests, tensor_digest
 from compress.core.grid import SMALLEST_SCALE, QuantizedWeight, split_groups
@@ -19,18 +19,18 @@ POSITIVE, NOT_ZERO = "more than 0", "not 0"
 GPTQ_ZEROS = {4: 0x77777777, 8: 0x7F7F7F7F}  # every zero 8 (128), stored one too small
 
 
-def gptq_order(subject: Subject) -> Findings:
+def gptq_order(candidate: Candidate) -> Findings:
     """T5: every zero of a GPTQ checkpoint is 8 and its columns are in order, because vLLM assumes both."""
-    if not subject.format or subject.format.name != "gptq":
+    if not candidate.format or candidate.format.name != "gptq":
         return
-    for name, matrix, scheme in subject.sound():
-        zeros, middle = subject.checkpoint.tensor(f"{name}.qzeros"), GPTQ_ZEROS[scheme.bits]
+    for name, matrix, scheme in candidate.sound():
+        zeros, middle = candidate.checkpoint.tensor(f"{name}.qzeros"), GPTQ_ZEROS[scheme.bits]
         if (zeros != middle).any():
             place = (zeros != middle).nonzero()[0].tolist()
             found = f"{int(zeros[tuple(place)]) & 0xFFFFFFFF:#010x} at {place}"
             silent = "vLLM takes every zero as the middle code, other loaders read this one (silent)"
             yield error(found, f"{middle:#010x}", silent, tensor=f"{name}.qzeros")
-        groups = subject.checkpoint.tensor(f"{name}.g_idx")
+        groups = candidate.checkpoint.tensor(f"{name}.g_idx")
         ordered = torch.arange(matrix.inn, dtype=torch.int32) // scheme.group_size
         if not torch.equal(groups, ordered):
             column = int((groups != ordered).nonzero()[0])
@@ -39,18 +39,18 @@ def gptq_order(subject: Subject) -> Findings:
             yield error(value, expected, silent, tensor=f"{name}.g_idx")
 
 
-def scales_sane(subject: Subject) -> Findings:
+def valid_scales(candidate: Candidate) -> Findings:
     """T7: scales are finite, not 0, and normal numbers in float16 and bfloat16 alike.
 
     Those of a symmetric grid may be negative: then its longer side is above the zero. A scale of 0 is allowed where
     every code of its group is the zero: such a group is all zeros.
     """
-    for name, _, scheme in subject.sound():
-        path = next(f"{name}.{suffix}" for suffix in ("scales", "weight_scale") if suffix in subject.packed[name])
-        scales = subject.checkpoint.tensor(path).float()
+    for name, _, scheme in candidate.sound():
+        path = next(f"{name}.{suffix}" for suffix in ("scales", "weight_scale") if suffix in candidate.packed[name])
+        scales = candidate.checkpoint.tensor(path).float()
         for expected, found in bad_scales(scales, scheme.sym).items():
             if expected in (POSITIVE, NOT_ZERO) and (scales == 0).any():
-                dead = dead_groups(quantized_as(subject.checkpoint, name, scheme))
+                dead = dead_groups(quantized_as(candidate.checkpoint, name, scheme))
                 found &= ~(dead.T if path.endswith(".scales") else dead)
             if found.any():
                 place = found.nonzero()[0].tolist()
@@ -76,41 +76,41 @@ def dead_groups(weight: QuantizedWeight) -> Tensor:
     return (split_groups(weight.codes, weight.group_size) == weight.zeros[..., None]).all(-1)
 
 
-def finite_parameters(subject: Subject) -> Findings:
+def finite_parameters(candidate: Candidate) -> Findings:
     """T10: parameters that are not packed are finite, and no matrix or norm is all zeros."""
-    for name, info in subject.checkpoint.tensors.items():
+    for name, info in candidate.checkpoint.tensors.items():
         module, _, suffix = name.rpartition(".")
-        if not info.dtype.is_floating_point or module in subject.packed or not info.bytes:
+        if not info.dtype.is_floating_point or module in candidate.packed or not info.bytes:
             continue
-        tensor = subject.checkpoint.tensor(name)
+        tensor = candidate.checkpoint.tensor(name)
         if not all_finite(tensor):
             yield error("NaN or infinite", "finite numbers", "vLLM answers with one token over and over", tensor=name)
         elif suffix == "weight" and not tensor.any():
             yield warning("all zeros", "trained numbers", "vLLM runs, but this looks never written", tensor=name)
 
 
-def same_as_written(subject: Subject) -> Findings:
+def tensors_match_digests(candidate: Candidate) -> Findings:
     """D1: every tensor has the digest that was taken while it was written."""
-    digests = read_digests(subject.checkpoint.path)
+    digests = read_digests(candidate.checkpoint.path)
     if digests is None:
         return
-    noted, names = digests["tensors"], subject.checkpoint.tensors
+    noted, names = digests["tensors"], candidate.checkpoint.tensors
     silent = "vLLM would load it and answer with other numbers than were measured (silent)"
     for name in sorted(noted.keys() - names.keys()):
         yield error("missing", "as written", silent, tensor=name)
     for name in sorted(names.keys() - noted.keys()):
         yield error("present", "not among the tensors written", silent, tensor=name)
     for name in names.keys() & noted.keys():
-        if tensor_digest(subject.checkpoint.tensor(name)) != noted[name]:
+        if tensor_digest(candidate.checkpoint.tensor(name)) != noted[name]:
             yield error("differs from what was written", f"the digest in {DIGESTS}", silent, tensor=name)
 
 
-def config_as_written(subject: Subject) -> Findings:
+def config_matches_digests(candidate: Candidate) -> Findings:
     """D2: every key of config.json has the digest that was taken when it was written."""
-    digests = read_digests(subject.checkpoint.path)
+    digests = read_digests(candidate.checkpoint.path)
     if digests is None:
         return
-    noted, found = digests["config"], config_digests(subject.config)
+    noted, found = digests["config"], config_digests(candidate.config)
     for key in sorted(noted.keys() | found.keys()):
         if noted.get(key) != found.get(key):
             value: Any = (

@@ -14,7 +14,7 @@ from compress.checkpoint.finite import check_finite
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import load_model, open_causal_lm, spell_vocabulary
 from compress.checkpoint.model_card import CARD, write_card
-from compress.checkpoint.read import RECORD, Checkpoint
+from compress.checkpoint.read import RECORD, Checkpoint, PathOrCheckpoint
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.core.errors import QCompressError
 from compress.distill.config import StudentConfig
@@ -45,13 +45,12 @@ class Student:
     width: Row | None = None
 
 
-def check_student(teacher: Path, settings: StudentConfig) -> Any:
+def check_student(teacher: Checkpoint, settings: StudentConfig) -> Any:
     """The teacher's tokenizer. QCompressError, naming both, when the student's is another one."""
-    tokenizer = Checkpoint(teacher).tokenizer
+    tokenizer = teacher.tokenizer
     if settings.student is None:
         return tokenizer
-    open_causal_lm(settings.student)
-    other = Checkpoint(settings.student).tokenizer
+    other = open_causal_lm(settings.student).tokenizer
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     if ours != theirs or spell_vocabulary(tokenizer) != spell_vocabulary(other):
         raise QCompressError(
@@ -73,10 +72,10 @@ def working_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def open_model(path: Path, dtype: torch.dtype, device: torch.device) -> Model:
+def open_model(source: PathOrCheckpoint, dtype: torch.dtype, device: torch.device) -> Model:
     """A checkpoint's model with a head that the loss understands."""
-    model = Model(load_model(path, dtype), device)
-    check_head(model, str(path))
+    model = Model(load_model(source, dtype), device)
+    check_head(model, str(source))
     return model
 
 

@@ -12,7 +12,7 @@ import torch
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.model_card import origin
-from compress.checkpoint.read import Checkpoint, read_json
+from compress.checkpoint.read import PathOrCheckpoint, read_json
 from compress.checkpoint.record import record_text
 from compress.checkpoint.write import check_room
 from compress.core.errors import QCompressError
@@ -50,16 +50,18 @@ def uneven(shape: Shape, teacher: Shape) -> str | None:
     return f"{', '.join(odd)}: no multiple of {EVEN}, so groups of {EVEN} do not fit and matrix products are slower"
 
 
-def init_student(teacher: Path, out: Path, settings: DistillConfig, report: Report = lambda row: None) -> Row:
+def init_student(
+    teacher: PathOrCheckpoint, out: Path, settings: DistillConfig, report: Report = lambda row: None
+) -> Row:
     """Write the untrained student to `out`; returns sizes, kept blocks, and KL and perplexity on the held-out text.
 
     Only the student's shape, texts, seq_len, seed and dtype of the settings matter. Nothing is left when it fails.
     """
     started = time.perf_counter()
-    plan = plan_distill(teacher, settings)
-    source, tokenizer = open_causal_lm(teacher), Checkpoint(teacher).tokenizer
+    teacher = open_causal_lm(teacher)
+    plan, tokenizer = plan_distill(teacher.path, settings), teacher.tokenizer
     check_room(out, plan.student_size["float16_bytes"])
-    check_memory(teacher, 4 * (plan.teacher_size["parameters"] + plan.student_size["parameters"]))
+    check_memory(str(teacher), 4 * (plan.teacher_size["parameters"] + plan.student_size["parameters"]))
     sizes = {key: value for key, value in plan_row(plan, settings).items() if key in PLANNED}
     note = uneven(plan.shape, shape_of(plan.teacher))
     report(sizes | {"note": note})
@@ -67,7 +69,7 @@ def init_student(teacher: Path, out: Path, settings: DistillConfig, report: Repo
     model = open_model(teacher, working_dtype(device), device)
     check_packing(model, str(teacher), settings.packing, settings.seq_len)
     text, vocab = train_text(settings, tokenizer, model.model), common_vocabulary(plan, tokenizer)
-    student = make_student(source, plan, settings, text.windows, vocab, device, report)
+    student = make_student(teacher, plan, settings, text.windows, vocab, device, report)
     heldout = Heldout(model, text.heldout, vocab)
     found = heldout.measure(student.model)
     row = {
@@ -89,5 +91,5 @@ def init_student(teacher: Path, out: Path, settings: DistillConfig, report: Repo
         width=student.width,
         rows=[row],
     )
-    save_student(out, student, snapshot(student.model.model, getattr(torch, settings.dtype)), teacher, record)
+    save_student(out, student, snapshot(student.model.model, getattr(torch, settings.dtype)), teacher.path, record)
     return row

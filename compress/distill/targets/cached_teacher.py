@@ -1,6 +1,5 @@
 """Training from a cache: that it is of this run, its windows, and a teacher that answers out of it."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,13 +33,16 @@ def settings_cache(settings: DistillConfig) -> Cache:
     return cache
 
 
-def open_cache(settings: DistillConfig, teacher: Path, tokenizer: Any, vocab: int) -> Cache:
+def open_cache(settings: DistillConfig, teacher: Checkpoint, vocab: int) -> Cache:
     """`settings_cache` of this teacher. QCompressError, by its name, for whatever it has that this run has not."""
     cache = settings_cache(settings)
-    facts: dict[str, Any] = {"tokenizer": tokenizer_digest(tokenizer), "chat_template": template_digest(tokenizer)}
+    facts: dict[str, Any] = {
+        "tokenizer": tokenizer_digest(teacher.tokenizer),
+        "chat_template": template_digest(teacher.tokenizer),
+    }
     if cache.codec.sparse:
         facts["vocab"] = vocab
-    cache.check(teacher=Checkpoint(teacher).digest, **facts)
+    cache.check(teacher=teacher.digest, **facts)
     return cache
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from calibration.windows import Windows
 from compress.checkpoint.load import open_causal_lm, template_digest, tokenizer_digest
-from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.record import tensor_digest
 from compress.core.errors import QCompressError
 from compress.distill.config import CaptureConfig
@@ -41,7 +41,7 @@ Report = Callable[[Row], None]
 
 
 def capture_teacher(
-    teacher: Path,
+    teacher: PathOrCheckpoint,
     out: Path,
     settings: CaptureConfig,
     *,
@@ -57,12 +57,12 @@ def capture_teacher(
     started = time.perf_counter()
     if not 0 <= rank < ranks:
         raise QCompressError(f"rank {rank} of {ranks}: ranks count from 0 to {ranks - 1}")
-    open_causal_lm(teacher)
-    tokenizer, device = Checkpoint(teacher).tokenizer, pick_device(rank)
+    teacher = open_causal_lm(teacher)
+    tokenizer, device = teacher.tokenizer, pick_device(rank)
     model = open_model(teacher, working_dtype(device), device)
     check_packing(model, str(teacher), settings.packing, settings.seq_len)
     windows, data = read_windows(settings, tokenizer, model)
-    manifest = describe(teacher, model, tokenizer, windows, data, settings)
+    manifest = describe(teacher, model, windows, data, settings)
     codec = make_codec(manifest.codec)
     check_disk(out, windows, codec, manifest.width)
     manifest = open_folder(out, manifest)
@@ -90,17 +90,15 @@ def read_windows(settings: CaptureConfig, tokenizer: Any, model: Model) -> tuple
     return windows, windows.manifest | {"start": asdict(start)}
 
 
-def describe(
-    teacher: Path, model: Model, tokenizer: Any, windows: Windows, data: Row, settings: CaptureConfig
-) -> Manifest:
+def describe(teacher: Checkpoint, model: Model, windows: Windows, data: Row, settings: CaptureConfig) -> Manifest:
     """The manifest: everything that the targets follow from. ValueError for a codec's impossible numbers."""
-    config = model.model.config
-    dtype = str(open_causal_lm(teacher).config.get("dtype") or "float16").removeprefix("torch.")
+    config, tokenizer = model.model.config, teacher.tokenizer
+    dtype = str(teacher.config.get("dtype") or "float16").removeprefix("torch.")
     vocab = min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1)
     head = model.model.get_output_embeddings().weight
     codec = make_codec(settings.codec_settings(vocab, dtype))
     return Manifest(
-        teacher=Checkpoint(teacher).digest,
+        teacher=teacher.digest,
         head=f"sha256:{tensor_digest(head.to(getattr(torch, dtype)))}",
         tokenizer=tokenizer_digest(tokenizer),
         chat_template=template_digest(tokenizer),

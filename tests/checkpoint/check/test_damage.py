@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from compress.checkpoint.check.candidate import EMPTY_TABLE, Candidate
 from compress.checkpoint.check.run import check_checkpoint
-from compress.checkpoint.check.subject import EMPTY, Subject
-from compress.checkpoint.check.value_rules import config_as_written
+from compress.checkpoint.check.value_rules import config_matches_digests
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import DIGESTS
 
@@ -527,7 +527,7 @@ def test_losing_or_changing_any_quantization_key_is_seen(kind, value, good):
     for key, old in whole["quantization_config"].items():
         others = {k: v for k, v in whole["quantization_config"].items() if k != key}
         checkpoint.config = whole | {"quantization_config": others if value is None else others | {key: value}}
-        found = list(config_as_written(Subject(checkpoint, EMPTY)))
+        found = list(config_matches_digests(Candidate(checkpoint, EMPTY_TABLE)))
         assert [row["key"] for row in found] == ["quantization_config"], f"{key}: {old} -> {value}"
 
 
@@ -538,6 +538,6 @@ def test_losing_adding_or_changing_any_config_key_is_seen(kind, good):
     for key in whole:
         for config in ({k: v for k, v in whole.items() if k != key}, whole | {key: "other"}):
             checkpoint.config = config
-            assert [row["key"] for row in config_as_written(Subject(checkpoint, EMPTY))] == [key]
+            assert [row["key"] for row in config_matches_digests(Candidate(checkpoint, EMPTY_TABLE))] == [key]
     checkpoint.config = whole | {"new_key": 1}
-    assert [row["key"] for row in config_as_written(Subject(checkpoint, EMPTY))] == ["new_key"]
+    assert [row["key"] for row in config_matches_digests(Candidate(checkpoint, EMPTY_TABLE))] == ["new_key"]

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compress.checkpoint import vllm_models
-from compress.checkpoint.check.fidelity_rules import compare, like_source, plausible
+from compress.checkpoint.check.candidate import make_table
+from compress.checkpoint.check.fidelity_rules import implausible_codes, measure_similarity, source_differences
 from compress.checkpoint.check.run import RULES, check_checkpoint
-from compress.checkpoint.check.subject import make_table
 from compress.checkpoint.read import RECORD, Checkpoint
 from compress.checkpoint.record import DIGESTS, record_text
 from compress.core import pack
@@ -65,7 +65,7 @@ def edit_tensors(path: Path, **functions) -> None:
 def test_a_good_checkpoint_breaks_no_rule(good, model, kind):
     path = good(model, kind)
     assert not broken(path)
-    assert not broken(path, tp=2, source=good(model, "plain") if kind != "plain" else None)
+    assert not broken(path, tensor_parallel_size=2, source=good(model, "plain") if kind != "plain" else None)
     assert {row["rule"] for row in check_checkpoint(path)} <= {"T4"}
 
 
@@ -146,14 +146,14 @@ def test_digests_that_tell_nothing_do_not_pass(copied, text):
 
 
 @pytest.mark.parametrize(
-    ("tp", "expected"), [(1, set()), (2, set()), (4, {"TP"}), (3, {"TP"})], ids=["one", "two", "four", "three"]
+    ("ranks", "expected"), [(1, set()), (2, set()), (4, {"TP"}), (3, {"TP"})], ids=["one", "two", "four", "three"]
 )
-def test_ranks_must_divide_heads_and_leave_whole_groups(good, tp, expected):
-    assert rules(good("llama", "awq"), tp=tp) == expected
+def test_ranks_must_divide_heads_and_leave_divisible_shapes(good, ranks, expected):
+    assert rules(good("llama", "awq"), tensor_parallel_size=ranks) == expected
 
 
 def test_ranks_of_a_quantized_model_name_the_linear_that_cannot_be_cut(good):
-    tensors = {row.get("tensor") for row in broken(good("llama", "gptq"), tp=4)}
+    tensors = {row.get("tensor") for row in broken(good("llama", "gptq"), tensor_parallel_size=4)}
     assert tensors == {f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)}  # 64 / 4 = 16 inputs, half a group
 
 
@@ -235,14 +235,14 @@ def test_folding_is_no_difference_from_the_source():
     torch.manual_seed(0)
     source = torch.randn(48, 128)
     folded = source * torch.rand(128).add(0.2) * torch.rand(48, 1).add(0.2)
-    likeness = compare(rtn(folded, Scheme(group_size=32, sym=False)), source, torch.arange(48))
+    likeness = measure_similarity(rtn(folded, Scheme(group_size=32, sym=False)), source, torch.arange(48))
     assert likeness.cosine > 0.99 and likeness.row_cosine > 0.98 and abs(likeness.shift) < 0.05
     assert 0.9 < likeness.gains[0] < likeness.gains[1] < 1.1
 
 
 def test_exact_weights_are_exactly_alike():
     weight = QuantizedWeight(torch.randint(0, 16, (16, 64)).byte(), torch.rand(16, 2) + 0.1, torch.full((16, 2), 8.0))
-    likeness = compare(weight, weight.dequantize(), torch.arange(16))
+    likeness = measure_similarity(weight, weight.dequantize(), torch.arange(16))
     assert likeness.cosine == pytest.approx(1) and abs(likeness.shift) < 1e-5
 
 
@@ -250,7 +250,7 @@ def test_strong_folding_is_taken_apart_in_two_rounds():
     torch.manual_seed(0)
     weight = QuantizedWeight(torch.randint(0, 16, (64, 64)).byte(), torch.rand(64, 2) + 0.1, torch.full((64, 2), 7.5))
     source = weight.dequantize() / torch.logspace(-1, 1, 64) / torch.logspace(-1, 1, 64)[:, None]
-    assert compare(weight, source, torch.arange(64)).cosine > 0.999
+    assert measure_similarity(weight, source, torch.arange(64)).cosine > 0.999
 
 
 def test_weights_half_a_step_off_their_source_are_an_error():
@@ -258,21 +258,21 @@ def test_weights_half_a_step_off_their_source_are_an_error():
     source = torch.randn(64, 64)
     weight = rtn(source, Scheme(group_size=32, sym=True))
     moved = replace(weight, zeros=weight.zeros + torch.tensor([1.0, 0.0]))  # every other group by one step
-    assert not list(plausible(moved))
-    assert not list(like_source(weight, source, torch.arange(64)))
-    assert [row["level"] for row in like_source(moved, source, torch.arange(64))] == ["error"]
+    assert not list(implausible_codes(moved))
+    assert not list(source_differences(weight, source, torch.arange(64)))
+    assert [row["level"] for row in source_differences(moved, source, torch.arange(64))] == ["error"]
 
 
 def test_codes_far_from_their_zeros_on_both_sides_are_not_plausible():
     codes = torch.tensor([0, 15, 1, 15]).repeat(16, 16).byte()  # signed codes that nobody moved by 8: mean 7.75
-    rows = list(plausible(QuantizedWeight(codes, torch.ones(16, 2), torch.full((16, 2), 8.0), sym=True)))
+    rows = list(implausible_codes(QuantizedWeight(codes, torch.ones(16, 2), torch.full((16, 2), 8.0), sym=True)))
     assert len(rows) == 1 and "7.25 from their zeros" in rows[0]["value"]
 
 
 def test_dead_outputs_and_dead_inputs_are_no_difference():
     source = torch.randn(16, 64)
     source[3], source[:, 7], source[5, 32:] = 0, 0, 0
-    likeness = compare(rtn(source, Scheme(group_size=32, sym=False)), source, torch.arange(16))
+    likeness = measure_similarity(rtn(source, Scheme(group_size=32, sym=False)), source, torch.arange(16))
     assert likeness.cosine > 0.98 and likeness.row_cosine > 0.95 and likeness.gains[0] > 0.8
 
 
@@ -280,8 +280,8 @@ def test_dead_outputs_and_dead_inputs_are_no_difference():
 def test_random_weights_are_plausible_and_shifted_codes_are_not(sym):
     torch.manual_seed(0)
     weight = rtn(torch.randn(64, 128), Scheme(group_size=32, sym=sym))
-    assert not list(plausible(weight))
-    assert list(plausible(replace(weight, codes=(weight.codes + 1).clamp(max=15))))
+    assert not list(implausible_codes(weight))
+    assert list(implausible_codes(replace(weight, codes=(weight.codes + 1).clamp(max=15))))
 
 
 def test_a_zero_scale_is_allowed_only_where_the_whole_group_is_zero(copied):

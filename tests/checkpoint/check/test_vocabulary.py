@@ -260,14 +260,14 @@ def test_one_group_per_output_is_allowed_but_awq_cannot_share_it_among_ranks(mod
             patient.tensors[f"{module}.weight"] = torch.randn(out, inn) * 0.1
             patient.pack(module, group_size=inn, sym=kind == "gptq")
         patient.quant["group_size"] = -1
-        assert not patient.found() and patient.found(tp=2) == broken
+        assert not patient.found() and patient.found(tensor_parallel_size=2) == broken
         shutil.rmtree(patient.path)
 
 
 def test_ranks_of_an_unknown_family_are_doubtful(model):
     patient = model("llama", "plain")
     patient.config |= {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]}
-    assert "TP" in patient.found("warning", tp=2)
+    assert "TP" in patient.found("warning", tensor_parallel_size=2)
 
 
 def test_an_empty_file_beside_the_index_is_only_doubtful(good, tmp_path):

@@ -68,7 +68,7 @@ class Table:
     row_parallel: frozenset[str]
 
 
-EMPTY = Table({}, "lm_head", "embedding", Matrix(0, 0), {}, frozenset(), {}, frozenset())
+EMPTY_TABLE = Table({}, "lm_head", "embedding", Matrix(0, 0), {}, frozenset(), {}, frozenset())
 
 
 def make_table(config: dict[str, Any]) -> Table:
@@ -107,12 +107,12 @@ def make_table(config: dict[str, Any]) -> Table:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Candidate:
     """A checkpoint, its table, the ranks it shall be served on, and the checkpoint it was made from, if known."""
 
     checkpoint: Checkpoint
     table: Table
-    tp: int = 1
+    tensor_parallel_size: int = 1
     source: Checkpoint | None = None
 
     @property
@@ -204,47 +204,47 @@ def misfit(matrix: Matrix, found: Scheme) -> str | None:
     return None
 
 
-def scheme(subject: Subject, name: str) -> Scheme | None:
+def scheme(candidate: Candidate, name: str) -> Scheme | None:
     """Bits, group size and symmetry of one module as vLLM takes them from config.json."""
-    method, quant = subject.format and subject.format.name, subject.quant
+    method, quant = candidate.format and candidate.format.name, candidate.quant
     if method == "awq":
         bits, group_size, sym = awq_key(quant, "bits"), awq_key(quant, "group_size"), False
     elif method == "gptq":
-        rule = gptq_override(quant, subject.fused_name.get(name, name)) or {}
+        rule = gptq_override(quant, candidate.fused_name.get(name, name)) or {}
         bits, group_size = rule.get("bits", quant.get("bits")), rule.get("group_size", quant.get("group_size"))
         sym = True
     else:
-        weights = ct_weights(quant, name, subject.kind(name)) or {}
+        weights = ct_weights(quant, name, candidate.kind(name)) or {}
         bits, group_size, sym = weights.get("num_bits"), weights.get("group_size") or -1, weights.get("symmetric", True)
     if group_size == -1:
-        group_size = subject.matrices[name].inn
+        group_size = candidate.matrices[name].inn
     if bits not in (4, 8) or not isinstance(group_size, int) or group_size < 1:
         return None
-    return Scheme(bits, group_size, bool(sym), subject.dtype)
+    return Scheme(bits, group_size, bool(sym), candidate.dtype)
 
 
-def claimed(subject: Subject, name: str) -> bool:
+def claimed(candidate: Candidate, name: str) -> bool:
     """Whether vLLM builds this module as a quantized one."""
-    method, quant, table = subject.format and subject.format.name, subject.quant, subject.table
+    method, quant, table = candidate.format and candidate.format.name, candidate.quant, candidate.table
     if method == "compressed-tensors":
-        return ct_weights(quant, name, subject.kind(name)) is not None
+        return ct_weights(quant, name, candidate.kind(name)) is not None
     if name == table.embedding or (name == table.head and quant.get("lm_head") is not True):
         return False
     if method == "awq":
-        fused = subject.fused_name.get(name, name)
-        return not any(entry in name or entry in fused for entry in skipped(subject))
-    listed = flatten(quant.get("modules_in_block_to_quantize")) or list(subject.packed)
-    rule = gptq_override(quant, subject.fused_name.get(name, name))
+        fused = candidate.fused_name.get(name, name)
+        return not any(entry in name or entry in fused for entry in skipped(candidate))
+    listed = flatten(quant.get("modules_in_block_to_quantize")) or list(candidate.packed)
+    rule = gptq_override(quant, candidate.fused_name.get(name, name))
     return any(entry in name for entry in listed) and rule is not False
 
 
-def skipped(subject: Subject) -> list[str]:
+def skipped(candidate: Candidate) -> list[str]:
     """AWQ's modules_to_not_convert; where it is empty, what vLLM takes instead: modules with float tensors only."""
-    listed = flatten(subject.quant.get("modules_to_not_convert"))
+    listed = flatten(candidate.quant.get("modules_to_not_convert"))
     if listed:
         return listed
     floats: dict[str, bool] = {}
-    for name, info in subject.checkpoint.tensors.items():
+    for name, info in candidate.checkpoint.tensors.items():
         module = name.rpartition(".")[0] or name
         floats[module] = floats.get(module, True) and info.dtype.is_floating_point
     return [module for module, only in floats.items() if only]
