@@ -15,6 +15,7 @@ LAYERS: list[tuple[int, tuple[str, ...]]] = [  # rank, rooms; the longest matchi
             "compress.quantize.job",
             "compress.quantize.auto",
             "compress.distill.job",
+            "compress.distill.generate",
             "compress.evaluate",
             "compress.recipe",
         ),

@@ -1,18 +1,14 @@
 """qcompress generate: a teacher's own answers, for a student to learn from."""
 
-from contextlib import ExitStack, nullcontext
-from importlib.util import find_spec
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.cli.eval import vllm_errors
-from compress.core.sampling import Engine, Sampling
-
-if TYPE_CHECKING:
-    from compress.checkpoint.read import Checkpoint
+from compress.cli.options import device_option
+from compress.core.sampling import Sampling
 
 
 @click.command("generate")
@@ -26,13 +22,14 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(1), help="The first prompts of the file only.")
 @click.option("--keep-truncated", is_flag=True, help="Keep answers that --max-tokens cut off; else they are left out.")
 @click.option(
-    "--engine",
+    "--runtime",
     type=click.Choice(["auto", "vllm", "transformers"]),
     default="auto",
     show_default=True,
-    help="auto: what has begun the file; else vLLM where it is installed and starts.",
+    help="Runtime that generates. auto: the one that began --out, else vLLM if it works, else transformers.",
 )
-@click.option("--batch", type=click.IntRange(1), help="Prompts asked at a time.  [default: transformers 8, vllm 128]")
+@click.option("--batch-size", type=click.IntRange(1), help="Prompts per batch.  [default: transformers 8, vllm 128]")
+@device_option
 @click.option("--rank", type=click.IntRange(0), default=0, envvar="RANK", help="This process, of --ranks.")
 @click.option("--ranks", type=click.IntRange(1), default=1, envvar="WORLD_SIZE", help="Processes that share the work.")
 @json_option
@@ -40,8 +37,9 @@ def command(
     teacher: Path,
     prompts: Path,
     out: Path,
-    engine: str,
-    batch: int | None,
+    runtime: str,
+    batch_size: int | None,
+    device: str,
     limit: int | None,
     keep_truncated: bool,
     rank: int,
@@ -64,16 +62,19 @@ def command(
     """
     sampling = Sampling(**options)
     from compress.checkpoint.load import open_causal_lm
+    from compress.distill.generate.choose import choose_runtime
     from compress.distill.generate.job import generate_answers
 
     checkpoint, gpu = open_causal_lm(teacher), rank if ranks > 1 else None
-    with vllm_errors(), ExitStack() as opened:
+    with ExitStack() as stack:
+        settings: dict[str, Any] = {"out": out, "batch_size": batch_size, "device": device, "gpu": gpu}
+        settings |= {"stack": stack, "report": report}
         row = generate_answers(
             checkpoint,
             prompts,
             out,
             sampling,
-            choose=lambda length: choose_engine(engine, batch, (checkpoint, length), out, gpu, opened),
+            choose=lambda length: choose_runtime(runtime, checkpoint, length, **settings),
             limit=limit,
             keep_truncated=keep_truncated,
             rank=rank,
@@ -81,37 +82,3 @@ def command(
             report=report,
         )
     emit(row, as_json=as_json)
-
-
-def choose_engine(
-    wanted: str, batch: int | None, asked: tuple["Checkpoint", int], out: Path, gpu: int | None, opened: ExitStack
-) -> Engine:
-    """An engine for `asked`, teacher and length.
-
-    auto is the one that has begun `out`, else vLLM where it starts (in `opened`), else transformers.
-    """
-    from compress.distill.generate.answers import find_facts
-    from compress.distill.generate.job import transformers_sampler
-    from compress.runtimes.vllm_process import vllm_sampler
-
-    transformers = Engine("transformers", lambda path, length: transformers_sampler(path, length, gpu or 0), batch or 8)
-    vllm = Engine("vllm", lambda path, length: vllm_sampler(path, length, gpu), batch or 128)
-    if wanted == "auto":
-        begun = find_facts(out) or {}
-        wanted = begun.get("engine", wanted)
-    if wanted == "auto":
-        return (find_spec("vllm") and start_vllm(vllm, asked, opened)) or transformers
-    return vllm if wanted == "vllm" else transformers
-
-
-def start_vllm(vllm: Engine, asked: tuple["Checkpoint", int], opened: ExitStack) -> Engine | None:
-    """vLLM, started and asked for one token; None, and the reason on stderr, where that fails."""
-    from compress.runtimes.vllm_offline import VllmFailedError
-
-    sampler = opened.enter_context(vllm.open(*asked))
-    try:
-        sampler([[0]], [0], Sampling(1))
-    except VllmFailedError as error:
-        report({"engine": "transformers", "because": f"vLLM ended: {error}"})
-        return None
-    return Engine(vllm.name, lambda path, length: nullcontext(sampler), vllm.batch)

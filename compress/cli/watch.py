@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compress.cli.console import emit, json_option, report
-from compress.cli.eval import engines, report_items, tell_containment, vllm_errors
 from compress.cli.history import keep_verdicts
 from compress.core.errors import GateFailure, QCompressError
 
@@ -27,7 +26,7 @@ SIGNS = {"points": "{:+.1f} points", "nats": "{:+.4f} nats", "%": "{:+.2f} %"}
 @click.option("--max-drop", type=click.FloatRange(min=0), help="Points that no kind may drop, significant or not.")
 @click.option("--suite", type=click.Path(path_type=Path), help="Where the baseline's own task file is now.")
 @click.option("--text", help="Where the baseline's text is now: NAME or FILE.")
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Items asked at a time.")
+@click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Items per batch.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -46,7 +45,7 @@ def command(
     max_drop: float | None,
     suite: Path | None,
     text: str | None,
-    batch: int,
+    batch_size: int,
     out: Path,
     tag: str | None,
     as_json: bool,
@@ -54,7 +53,7 @@ def command(
     """Let CKPT solve again what the baseline solved, and compare item by item; ends with exit code 3 when it fell.
 
     The baseline is what eval, and verify or compare, appended to the history under TAG: the same items, the same
-    engine, the same text, or the run is refused by the name of what differs. A kind fell when the whole 95 % interval
+    runtime, the same text, or the run is refused by the name of what differs. A kind fell when the whole 95 % interval
     of its paired change is below 0, or when it dropped by more than --max-drop points.
 
     \b
@@ -72,7 +71,7 @@ def command(
     rows: list[Row] = []
     kept: list[Row] = []
     if found.tasks:
-        changes, verdicts = watch_tasks(opened, found, suite, batch, out, max_drop)
+        changes, verdicts = watch_tasks(opened, found, suite, batch_size, out, max_drop)
         rows, kept = rows + changes, kept + verdicts
     else:
         report({"tasks": f"not compared; {baseline} holds no eval of {found.name}"})
@@ -89,23 +88,24 @@ def command(
 
 
 def watch_tasks(
-    checkpoint: "Checkpoint", baseline: Any, suite: Path | None, batch: int, out: Path, max_drop: float | None
+    checkpoint: "Checkpoint", baseline: Any, suite: Path | None, batch_size: int, out: Path, max_drop: float | None
 ) -> tuple[list[Row], list[Row]]:
     """The changes by kind, and the history's rows. Answers of a finished run go: the next one asks anew."""
     from compress.evaluate.history.watch import baseline_items, task_changes
-    from compress.evaluate.tasks.runner import Asking, by_kind, origin, score_rows, solve
+    from compress.evaluate.tasks.job import check_sandbox, runtime_opener
+    from compress.evaluate.tasks.runner import TaskRun, by_kind, origin, score_checkpoint, score_rows
     from compress.evaluate.tasks.suite import load_suite
 
     about = baseline.about
     file = suite or (Path(about["suite_file"]) if about.get("suite_file") else None)
     loaded = load_suite(file)
     items = baseline_items(baseline, loaded)
-    tell_containment(any(item.kind == "python" for item in items))
+    if any(item.kind == "python" for item in items):
+        check_sandbox(report)
     folder = out / checkpoint.digest.removeprefix("sha256:")[:16]
-    open_engine = engines()[about["engine"]][1]
-    asking = Asking(loaded, items, folder, about["settings"], batch, open_engine)
-    with vllm_errors():
-        scores = by_kind(solve(checkpoint, baseline.name, asking, report_items), items)
+    opener = runtime_opener(about["runtime"], about["settings"]["dtype"])
+    run = TaskRun(loaded, items, folder, about["settings"], batch_size, opener)
+    scores = by_kind(score_checkpoint(checkpoint, baseline.name, run, report), items)
     shutil.rmtree(folder)
     changes = task_changes(baseline, scores, max_drop=max_drop)
     change = {
@@ -113,7 +113,7 @@ def watch_tasks(
     }
     known = {"name": baseline.name, "role": "candidate", "baseline": baseline.tag}
     verdicts = [
-        known | row | origin(checkpoint, asking) | change[row["kind"]]
+        known | row | origin(checkpoint, run) | change[row["kind"]]
         for row in score_rows(scores, None)
         if row["kind"] in change
     ]

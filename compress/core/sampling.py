@@ -1,17 +1,15 @@
-"""How a model is asked to go on with prompts, and what comes back: the words that all engines share."""
+"""How tokens are sampled, and what an answer is: the types that all runtimes share."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 Ids = list[int]
 
 
 class Answer(NamedTuple):
-    """Token ids without the token that ended them; `ended` is False where `max_tokens` cut them off."""
+    """Token ids without the token that ended them; `ended` is False if `max_tokens` cut the answer off."""
 
     ids: Ids
     ended: bool
@@ -19,7 +17,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """`temperature` 0 takes the likeliest token; else one of the fewest tokens that hold `top_p` of the mass."""
+    """Temperature 0 is greedy decoding. Otherwise a token is drawn from the smallest set with probability `top_p`."""
 
     max_tokens: int
     temperature: float = 0.0
@@ -35,21 +33,6 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
 
     def seed_of(self, prompt: Ids, number: int) -> int:
-        """The seed of one prompt, 48 bits, from nothing but `seed`, its ids and its number in the file."""
+        """The 48-bit seed of one prompt. It depends on `seed`, the prompt's ids and its number in the file only."""
         name = f"{self.seed} {number} {prompt}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "little")
-
-
-Sampler = Callable[[Sequence[Ids], Sequence[int], Sampling], list[Answer]]
-"""(prompts, a seed for each, how) -> an answer for each."""
-OpenSampler = Callable[[Any, int], AbstractContextManager[Sampler]]
-"""(checkpoint, the most tokens of a prompt and its answer together)"""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What answers: its name, what opens it, and how many prompts it is asked at a time."""
-
-    name: str
-    open: OpenSampler
-    batch: int

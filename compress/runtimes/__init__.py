@@ -1,1 +1,1 @@
-"""Serving with vLLM: the CPU kernel plugin and what the command line needs to start it."""
+"""What runs a model: transformers or vLLM behind one protocol, and the CPU kernel that vLLM lacks."""

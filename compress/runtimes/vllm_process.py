@@ -1,7 +1,7 @@
-"""vLLM as a generator of token ids: one process per checkpoint, so that its memory returns, asked over a pipe.
+"""vLLM as a runtime in a process of its own, so that its memory returns at the end. Requests go over a pipe.
 
-python -m compress.runtimes.vllm_process CHECKPOINT LENGTH
-    reads {"prompts", "seeds", "sampling"}, writes [ids, ended]
+python -m compress.runtimes.vllm_process CHECKPOINT LENGTH DTYPE
+    reads lines {"prompts", "seeds", "sampling"}, writes lines of [ids, ended]
 """
 
 import json
@@ -10,120 +10,100 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import IO, Any
 
 from compress.checkpoint.read import Checkpoint
-from compress.core.sampling import Answer, Ids, Sampler, Sampling
-from compress.runtimes.vllm_offline import ENVIRONMENT, VllmFailedError, cause, open_vllm
+from compress.core.sampling import Answer, Ids, Sampling
+from compress.runtimes.vllm_offline import ENVIRONMENT, VllmFailedError, cause
+from compress.runtimes.vllm_runtime import VllmRuntime
 
-LONGEST = 4096
+MAX_LENGTH = 4096  # tokens
 PATIENCE = 20.0  # seconds
-OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # not meant for vLLM
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-@contextmanager
-def vllm_sampler(checkpoint: Checkpoint, length: int | None = None, gpu: int | None = None) -> Iterator[Sampler]:
-    """Answers by vLLM in the checkpoint's dtype, on one GPU of several where `gpu` names it.
+class VllmProcess:
+    """A checkpoint in a vLLM process.
 
-    `length` is the most tokens of prompt and answer together; None is the model's, at most LONGEST.
-
-    Raises VllmFailedError, with the cause, when vLLM ends.
+    `length` is the most tokens of a prompt and its answer together; None is the model's limit, at most MAX_LENGTH.
+    `gpu` picks one of several GPUs. `generate` raises VllmFailedError, with the cause, when vLLM ends.
     """
-    environment = ENVIRONMENT | {name: value for name, value in os.environ.items() if name not in OURS}
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(gpu)
-    with tempfile.TemporaryFile("w+") as log:
-        command = [
-            sys.executable,
-            "-m",
-            "compress.runtimes.vllm_process",
-            str(checkpoint),
-            str(length or longest(checkpoint)),
-        ]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
-        worker = subprocess.Popen(command, **pipes, env=environment, start_new_session=True)
+
+    def __init__(
+        self, checkpoint: Checkpoint, length: int | None = None, *, dtype: str = "auto", gpu: int | None = None
+    ) -> None:
+        # vLLM would read torchrun's variables as its own
+        environment = ENVIRONMENT | {name: value for name, value in os.environ.items() if name not in TORCHRUN}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(gpu)
+        arguments = [str(checkpoint.path), str(length or longest_request(checkpoint)), dtype]
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by close()
+        self.worker = subprocess.Popen(
+            [sys.executable, "-m", "compress.runtimes.vllm_process", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def generate(self, prompts: Sequence[Ids], sampling: Sampling, seeds: Sequence[int] = ()) -> list[Answer]:
+        assert self.worker.stdin and self.worker.stdout  # both are pipes
+        request = {"prompts": list(prompts), "seeds": list(seeds), "sampling": asdict(sampling)}
         try:
-            yield lambda prompts, seeds, sampling: _ask(worker, log, prompts, seeds, sampling)
-        finally:
-            end(worker)
+            self.worker.stdin.write(json.dumps(request) + "\n")
+            self.worker.stdin.flush()
+            line = self.worker.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self.worker.wait()
+            self.log.seek(0)
+            raise VllmFailedError(cause(self.log.read()) or f"exit code {code}")
+        return [Answer(*answer) for answer in json.loads(line)]
 
-
-def end(worker: "subprocess.Popen[str]") -> None:
-    """No more questions: the worker ends, and vLLM's own processes with it. They are killed when that takes long."""
-    for pipe in (worker.stdin, worker.stdout):
-        with suppress(BrokenPipeError):
-            pipe.close()  # type: ignore[union-attr]
-    with suppress(subprocess.TimeoutExpired):
-        worker.wait(PATIENCE)
-    with suppress(ProcessLookupError):
-        os.killpg(worker.pid, signal.SIGKILL)  # its group: a killed worker alone leaves them, and the memory they hold
-    worker.wait()
-
-
-@contextmanager
-def vllm_engine(checkpoint: Checkpoint) -> Iterator[Callable[[Sequence[Ids], int], list[Ids]]]:
-    """Greedy continuations by vLLM. Raises VllmFailedError, with the cause, when it ends."""
-    with vllm_sampler(checkpoint) as sampler:
-        yield lambda prompts, max_tokens: [answer.ids for answer in sampler(prompts, (), Sampling(max_tokens))]
+    def close(self) -> None:
+        """Close the pipes, wait for the process to end, and kill what is left of it and of vLLM's processes."""
+        for pipe in (self.worker.stdin, self.worker.stdout):
+            with suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]
+        with suppress(subprocess.TimeoutExpired):
+            self.worker.wait(PATIENCE)
+        with suppress(ProcessLookupError):
+            os.killpg(self.worker.pid, signal.SIGKILL)  # the whole group: vLLM's processes outlive their parent
+        self.worker.wait()
+        self.log.close()
 
 
 def visible_gpu(number: int) -> str:
-    """GPU `number` of those that this process may see, by the name CUDA_VISIBLE_DEVICES gives it."""
+    """The name in CUDA_VISIBLE_DEVICES of GPU `number`, counted modulo the visible GPUs."""
     names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return names[number % len(names)] if names else str(number)
 
 
-def _ask(
-    worker: "subprocess.Popen[str]", log: IO[str], prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling
-) -> list[Answer]:
-    assert worker.stdin and worker.stdout  # both are pipes
-    question = {"prompts": list(prompts), "seeds": list(seeds), "sampling": asdict(sampling)}
-    try:
-        worker.stdin.write(json.dumps(question) + "\n")
-        worker.stdin.flush()
-        line = worker.stdout.readline()
-    except BrokenPipeError:
-        line = ""
-    if not line:
-        code = worker.wait()
-        log.seek(0)
-        raise VllmFailedError(cause(log.read()) or f"exit code {code}")
-    return [Answer(*answer) for answer in json.loads(line)]
+def longest_request(checkpoint: Checkpoint) -> int:
+    """The model's context in tokens, at most MAX_LENGTH."""
+    return min(MAX_LENGTH, checkpoint.config.get("max_position_embeddings") or MAX_LENGTH)
 
 
-def answer_lines(checkpoint: str, length: int, questions: IO[str], answers: IO[str]) -> None:
-    """In the vLLM process: one line of answers for every line of prompts."""
-    llm = open_vllm(checkpoint, dtype="auto", max_model_len=length)
-    for line in questions:
-        answers.write(json.dumps(continue_prompts(llm, **json.loads(line))) + "\n")
+def serve(runtime: Any, requests: IO[str], answers: IO[str]) -> None:
+    """Main loop of the vLLM process: one line of answers per line of prompts."""
+    for line in requests:
+        request = json.loads(line)
+        sampling = Sampling(**request["sampling"])
+        answers.write(json.dumps(runtime.generate(request["prompts"], sampling, request["seeds"])) + "\n")
         answers.flush()
 
 
-def continue_prompts(llm: Any, prompts: list[Ids], seeds: list[int], sampling: dict[str, Any]) -> list[Answer]:
-    """What follows each prompt, without the token that ended it."""
-    from vllm import SamplingParams
-
-    how = Sampling(**sampling)
-    options: dict[str, Any] = {"temperature": how.temperature, "max_tokens": how.max_tokens}
-    if how.temperature:
-        params = [SamplingParams(**options, top_p=how.top_p, seed=seed) for seed in seeds]
-    else:
-        params = [SamplingParams(**options)] * len(prompts)
-    outputs = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
-    made = [output.outputs[0] for output in outputs]
-    ended = [one.finish_reason == "stop" for one in made]
-    return [Answer(list(one.token_ids)[: -1 if end else None], end) for one, end in zip(made, ended, strict=True)]
-
-
-def longest(checkpoint: Checkpoint) -> int:
-    """The most tokens that fit the model, at most `LONGEST`."""
-    return min(LONGEST, checkpoint.config.get("max_position_embeddings") or LONGEST)
+def main(checkpoint: str, length: str, dtype: Any) -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what vLLM prints on stdout must not mix with the answers
+    serve(VllmRuntime(checkpoint, int(length), dtype=dtype), sys.stdin, answers)
 
 
 if __name__ == "__main__":
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever vLLM prints is no answer
-    answer_lines(sys.argv[1], int(sys.argv[2]), sys.stdin, channel)
+    main(*sys.argv[1:])

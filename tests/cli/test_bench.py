@@ -16,65 +16,65 @@ def bench(*arguments):
     return CliRunner().invoke(cli, ["bench", *map(str, arguments)])
 
 
-def test_a_config_alone_is_predicted_for_every_board():
-    result = bench(CONFIG, "--board", "all", "--packed", "awq", "--predict-only", "--json")
+def test_a_config_alone_is_predicted_for_all_hardware():
+    result = bench(CONFIG, "--hardware", "all", "--packed", "awq", "--predict-only", "--json")
     rows = json.loads(result.stdout)
     assert len(rows) == 12 and {row["kind"] for row in rows} == {"predicted"}
-    fits = {(row["name"], row["board"]): row["fits"] for row in rows}
+    fits = {(row["name"], row["hardware"]): row["fits"] for row in rows}
     assert not fits["qwen2.5-7b-instruct", "rtx-4060"] and fits["qwen2.5-7b-instruct as awq", "rtx-4060"]
     shown = bench(CONFIG, "--gpu-memory", "8GB", "--predict-only")
     assert shown.exit_code == 0 and "bytes too many" in shown.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "message"),
     [
-        (["--board", "pi5", "--predict-only"], 1, "--board pi5: not known; take orin-nano"),
-        (["--predict-only"], 2, "--predict-only needs --board or --gpu-memory"),
-        (["--packed", "awq"], 2, "--packed goes with --board or --gpu-memory"),
-        (["--gpu-memory", "much", "--predict-only"], 1, "write it as 2GB"),
-        (["--board", "t4", "--prompt-tokens", "40000", "--predict-only"], 1, "longer than its context of 32,768"),
+        (["--hardware", "pi5", "--predict-only"], 1, "--hardware pi5: unknown name; use orin-nano"),
+        (["--predict-only"], 2, "--predict-only needs --hardware or --gpu-memory"),
+        (["--packed", "awq"], 2, "--packed needs --hardware or --gpu-memory"),
+        (["--gpu-memory", "much", "--predict-only"], 2, "write it as 2GB"),
+        (["--hardware", "t4", "--prompt-tokens", "40000", "--predict-only"], 1, "model's context of 32,768"),
         (["--new-tokens", "1"], 2, "1 is not in the range"),
     ],
 )
-def test_bad_input_is_one_line(arguments, code, told):
+def test_bad_input_is_one_line(arguments, code, message):
     result = bench(CONFIG, *arguments)
-    assert result.exit_code == code and told in result.stderr and "Traceback" not in result.output
+    assert result.exit_code == code and message in result.stderr and "Traceback" not in result.output
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path):
-    result = bench(tmp_path / "none", "--quick", "--engine", "transformers")
+def test_a_missing_checkpoint_is_named_in_the_error(tmp_path):
+    result = bench(tmp_path / "none", "--quick", "--runtime", "transformers")
     assert result.exit_code == 1 and f"{tmp_path / 'none'}: no such directory" in result.stderr
 
 
-def test_measured_rows_are_shown_and_kept(tiny_llama, rounded, tmp_path, monkeypatch):
+def test_measured_rows_are_printed_and_stored_in_the_history(tiny_llama, rounded, tmp_path, monkeypatch):
     script = tmp_path / "stand_in.py"
     line = {"sample": {"ttft_s": 0.5, "generate_s": 1.0, "latency_s": 1.5, "decode_tokens_per_s": 31.0}}
     script.write_text(f"import sys\nopen(sys.argv[2], 'a').write({json.dumps(line)!r})\n")
     monkeypatch.setitem(speed.WORKERS, "transformers", "stand_in")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     file = tmp_path / "verdicts.sqlite"
-    result = bench(tiny_llama, rounded, "--quick", "--engine", "transformers", "--history", file)
+    result = bench(tiny_llama, rounded, "--quick", "--runtime", "transformers", "--history", file)
     assert result.exit_code == 0, result.output
-    assert "500 (500–500)" in result.stdout and "128 tokens in, 32 out" in result.stdout
+    assert "500 (500–500)" in result.stdout and "128 prompt tokens, 32 new tokens" in result.stdout
     kept = json.loads(CliRunner().invoke(cli, ["history", str(file), "--json"]).stdout)
     assert [row["command"] for row in kept] == ["bench"] * 2 and kept[1]["decode_tokens_per_s_gain"] == 0
 
 
-def test_when_nothing_could_be_measured_the_rows_are_shown_and_the_exit_code_is_1(tiny_llama, tmp_path, monkeypatch):
+def test_without_any_measurement_rows_are_printed_and_the_exit_code_is_1(tiny_llama, tmp_path, monkeypatch):
     (tmp_path / "fails.py").write_text("raise ValueError('no such kernel')\n")
     monkeypatch.setitem(speed.WORKERS, "transformers", "fails")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    result = bench(tiny_llama, "--quick", "--engine", "transformers", "--json")
+    result = bench(tiny_llama, "--quick", "--runtime", "transformers", "--json")
     assert result.exit_code == 1 and "ValueError: no such kernel" in result.stderr
     assert json.loads(result.stdout)[0]["error"] == "ValueError: no such kernel"
 
 
-def test_figures_that_were_measured_before_the_end_are_something(tiny_llama, tmp_path, monkeypatch):
+def test_measurements_before_a_failure_count_as_success(tiny_llama, tmp_path, monkeypatch):
     line = {"sample": {"ttft_s": 0.5, "latency_s": 1.5}}
     script = f"import sys\nopen(sys.argv[2], 'a').write({json.dumps(line)!r})\nraise ValueError('no room')\n"
     (tmp_path / "halts.py").write_text(script)
     monkeypatch.setitem(speed.WORKERS, "transformers", "halts")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    result = bench(tiny_llama, "--quick", "--engine", "transformers", "--json")
+    result = bench(tiny_llama, "--quick", "--runtime", "transformers", "--json")
     assert result.exit_code == 0 and json.loads(result.stdout)[0]["error"] == "ValueError: no room"

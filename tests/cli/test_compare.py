@@ -53,7 +53,7 @@ def evaluated(tiny_llama, rounded, tmp_path):
             "errors": 0,
             "empty": 0,
         }
-        | {"suite": "own", "engine": "x", "score": 0.5}
+        | {"suite": "own", "runtime": "x", "score": 0.5}
         | {**dict.fromkeys(("retention", "retention_low", "retention_high"), kept)}
         for path, role, kept in ((tiny_llama, "reference", None), (rounded, "candidate", 80.0))
     ]

@@ -6,8 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from compress.cli import cli
-from compress.cli.eval import KIND_NAMES, refuse_losses
 from compress.core.errors import GateFailure
+from compress.evaluate.tasks.job import check_retention
+from compress.evaluate.tasks.settings import KIND_NAMES
 from compress.evaluate.tasks.suite import KINDS
 from compress.sandbox.run import SandboxError
 
@@ -25,34 +26,34 @@ def evaluate(*arguments):
     return CliRunner().invoke(cli, ["eval", *map(str, arguments)])
 
 
-def test_a_reference_that_solves_nothing_is_n_a_and_never_a_division_error(tiny_llama, tiny_qwen2, suite, tmp_path):
+def test_a_reference_that_scores_0_gives_no_retention(tiny_llama, tiny_qwen2, suite, tmp_path):
     options = ("--reference", tiny_llama, "--suite", suite, "--out", tmp_path / "out")
     shown = evaluate(tiny_qwen2, *options)
     assert shown.exit_code == 0 and "n/a" in shown.stdout, shown.output
     rows = json.loads(evaluate(tiny_qwen2, *options, "--json").stdout)
     assert [row["kind"] for row in rows] == ["qa", "all"] * 2 and rows[2]["retention"] is None
     gated = evaluate(tiny_qwen2, *options, "--min-retention", 85)
-    assert gated.exit_code == 3 and "no kind could be judged" in gated.stderr
+    assert gated.exit_code == 3 and "no kind has a retention" in gated.stderr
 
 
-def test_a_malformed_suite_ends_with_1_and_names_the_line(tiny_llama, suite, tmp_path):
+def test_a_malformed_suite_exits_1_and_names_the_line(tiny_llama, suite, tmp_path):
     suite.write_text(suite.read_text() + "{}\n")
     result = evaluate(tiny_llama, "--reference", tiny_llama, "--suite", suite, "--out", tmp_path / "out")
     assert result.exit_code == 1 and f"Error: {suite}: line 2: has no id" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_knows_every_kind():
+def test_the_option_lists_every_kind():
     assert tuple(KINDS) == KIND_NAMES
 
 
-def test_where_code_cannot_be_contained_python_is_refused_before_any_work(tiny_llama, tmp_path, monkeypatch):
+def test_without_a_sandbox_python_is_rejected_before_any_work(tiny_llama, tmp_path, monkeypatch):
     def none():
         raise SandboxError("Linux only")
 
-    monkeypatch.setattr("compress.sandbox.run.containment", none)
+    monkeypatch.setattr("compress.evaluate.tasks.job.containment", none)
     result = evaluate(tiny_llama, "--reference", tiny_llama, "--out", tmp_path / "out")
-    assert result.exit_code == 1 and "Linux only; leave python out with --kind" in result.stderr
+    assert result.exit_code == 1 and "Linux only; leave out python tasks with --kind" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -61,31 +62,33 @@ def row(kind: str, retention: float | None, **others: int) -> dict:
     return about | {"retention": retention} | others
 
 
-def test_the_gate_names_every_kind_that_fell_and_only_those():
+def test_the_gate_names_every_kind_below_the_limit_and_no_other():
     with pytest.raises(GateFailure) as caught:
-        refuse_losses(
+        check_retention(
             [row("qa", 84.9), row("math", 85.0), row("json", None), row("python", 20.0), row("all", 50.0)], 85
         )
-    assert caught.value.message.startswith("awq: qa keeps 84.9 %; awq: python keeps 20.0 %, less than 85 %; quantize")
-    refuse_losses([row("qa", 85.0), row("json", None), row("all", 85.0)], 85)
+    assert caught.value.message.startswith(
+        "awq: qa retains 84.9 %; awq: python retains 20.0 %, less than 85 %; quantize"
+    )
+    check_retention([row("qa", 85.0), row("json", None), row("all", 85.0)], 85)
 
 
-def test_a_kind_that_cannot_be_judged_never_passes_a_gate_alone():
-    with pytest.raises(GateFailure, match="awq: no kind could be judged, the reference solves none of the tasks"):
-        refuse_losses([row("qa", None), row("all", None)], 85)
+def test_a_candidate_without_retention_never_passes_the_gate():
+    with pytest.raises(GateFailure, match="awq: no kind has a retention: the reference scores 0 on every kind"):
+        check_retention([row("qa", None), row("all", None)], 85)
 
 
-def test_scorers_that_failed_are_not_called_a_reference_that_solves_nothing():
+def test_the_gate_reports_failed_scorers_as_such():
     failed = {"items": 0, "errors": 4}
-    with pytest.raises(GateFailure, match=r"awq: no kind could be judged, scorers failed on all 4 answers"):
-        refuse_losses([row("qa", None, **failed), row("all", None, **failed)], 85)
+    with pytest.raises(GateFailure, match=r"awq: no kind has a retention: scorers failed on all 4 answers"):
+        check_retention([row("qa", None, **failed), row("all", None, **failed)], 85)
 
 
-def test_an_interrupted_run_says_how_to_go_on(tiny_llama, tmp_path, monkeypatch):
+def test_an_interrupted_run_prints_how_to_resume(tiny_llama, tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("compress.evaluate.tasks.runner.retention_rows", stop)
-    asked = ["eval", tiny_llama, "--reference", tiny_llama, "--kind", "qa", "--limit", 1, "--out", tmp_path]
-    result = CliRunner().invoke(cli, [*map(str, asked)])
-    assert result.exit_code == 1 and "the same command goes on" in result.stderr
+    monkeypatch.setattr("compress.evaluate.tasks.job.retention_rows", stop)
+    arguments = ["eval", tiny_llama, "--reference", tiny_llama, "--kind", "qa", "--limit", 1, "--out", tmp_path]
+    result = CliRunner().invoke(cli, [*map(str, arguments)])
+    assert result.exit_code == 1 and "run the same command again to resume" in result.stderr

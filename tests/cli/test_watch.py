@@ -7,8 +7,8 @@ from click.testing import CliRunner
 from compress.checkpoint.read import Checkpoint
 from compress.cli import cli
 from compress.evaluate.tasks.prompting import answer_items
+from compress.evaluate.tasks.runner import open_transformers
 from compress.evaluate.tasks.suite import parse_item
-from compress.runtimes.transformers_generate import transformers_engine
 
 WINDOWS = ("--windows", 4, "--seq-len", 32)
 
@@ -22,8 +22,8 @@ def suite(rounded, tmp_path):
     """Three questions whose right answers are what `rounded` says."""
     rows = [{"id": str(n), "kind": "qa", "language": "en", "turns": [f"who is {n}?"]} for n in range(3)]
     items = [parse_item(row | {"expected": {"answers": ["x"]}}) for row in rows]
-    with transformers_engine(Checkpoint(rounded)) as engine:
-        said = {item.id: texts[0] for item, texts in answer_items(engine, Checkpoint(rounded).tokenizer, items, 3)}
+    runtime, tokenizer = open_transformers(Checkpoint(rounded)), Checkpoint(rounded).tokenizer
+    said = {item.id: texts[0] for item, texts in answer_items(runtime, tokenizer, items, 3)}
     file = tmp_path / "own.jsonl"
     lines = [json.dumps(row | {"expected": {"answers": [said[row["id"]]]}}) for row in rows]
     file.write_text("\n".join(lines) + "\n")

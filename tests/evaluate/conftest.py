@@ -209,8 +209,8 @@ def speed_row(row: dict) -> dict:
         for key in ("ttft_s", "latency_s")
         for end, by in (("low", 0.9), ("high", 1.2))
     }
-    asked = {"prompt_tokens": 1024, "new_tokens": 512, "batch": 4, "repeats": 5, "error": None, "note": None}
-    where = {"kind": "measured", "engine": "vllm", "engine_version": "0.32", "device": "a CPU <of sorts>"}
+    asked = {"prompt_tokens": 1024, "new_tokens": 512, "batch_size": 4, "repeats": 5, "error": None, "note": None}
+    where = {"kind": "measured", "runtime": "vllm", "runtime_version": "0.32", "device": "a CPU <of sorts>"}
     return {key: row[key] for key in ("name", "role", "digest")} | where | asked | figures | spread | gains
 
 
@@ -218,8 +218,8 @@ def board_row(row: dict, *, fits: bool) -> dict:
     """A row of `qcompress bench`, predicted."""
     board = {
         "kind": "predicted",
-        "board": "orin-nano",
-        "board_title": "Jetson Orin Nano",
+        "hardware": "orin-nano",
+        "hardware_title": "Jetson Orin Nano",
         "memory_bytes": 8_000_000_000,
     }
     found = {"fits": fits, "reason": None if fits else "too large", "largest_batch": 19, "longest_context": 32768}
@@ -245,7 +245,7 @@ def full_facts(make_row: Callable[..., dict], make_rows: Callable[..., list[dict
             about = {key: row[key] for key in ("name", "role", "digest")}
             found = {"kind": kind, "items": 60, "errors": 0, "empty": 1 if kind == "json" else 0, "score": score}
             interval = {"retention_low": own and own - 11.3, "retention_high": own and own + 12.9}
-            asked = {"suite": "bundled", "suite_digest": "sha256:s", "engine": "transformers"}
+            asked = {"suite": "bundled", "suite_digest": "sha256:s", "runtime": "transformers"}
             retention.append(about | found | {"score_se": 0.05, "retention": own} | interval | asked)
     for number, kind in enumerate(("qa", "multi-turn")):
         turns = ["Which <b>bay</b> is for returns?", "And then?"][: number + 1]

@@ -1,6 +1,7 @@
-"""The pipe to vLLM, with a stand-in for vLLM that echoes its prompts: what crosses it, and how its end is told."""
+"""The pipe to vLLM, with a stand-in for vLLM that echoes its prompts: answers, errors, and the end of the process."""
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from compress.checkpoint.read import Checkpoint
 from compress.core.sampling import Answer, Sampling
 from compress.runtimes.vllm_offline import VllmFailedError
-from compress.runtimes.vllm_process import longest, visible_gpu, vllm_engine, vllm_sampler
+from compress.runtimes.vllm_process import VllmProcess, longest_request, visible_gpu
 
 STAND_IN = """
 import os, subprocess
@@ -39,36 +40,38 @@ def stand_in(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
 
 
-def test_every_prompt_is_answered_in_order_without_the_token_that_ended_it(stand_in, tiny_llama):
-    with vllm_engine(Checkpoint(tiny_llama)) as engine:
-        assert engine([[1, 2, 3], [4]], 8) == [[1, 2], []]
-        assert engine([[5, 6, 7]], 2) == [[5, 6]]
+def test_answers_keep_the_order_of_prompts_and_lack_the_end_token(stand_in, tiny_llama):
+    with closing(VllmProcess(Checkpoint(tiny_llama))) as runtime:
+        assert runtime.generate([[1, 2, 3], [4]], Sampling(8)) == [Answer([1, 2], True), Answer([], True)]
+        assert runtime.generate([[5, 6, 7]], Sampling(2)) == [Answer([5, 6], False)]
 
 
-def test_a_drawn_answer_has_the_seed_of_its_prompt_and_tells_whether_it_ended(stand_in, tiny_llama):
-    with vllm_sampler(Checkpoint(tiny_llama)) as sampler:  # the stand-in takes a seed for the number of tokens
-        found = sampler([[1, 2, 3, 4], [1, 2, 3, 4]], [9, 2], Sampling(8, temperature=1.0))
-    assert found == [Answer([1, 2, 3], True), Answer([1, 2], False)]
+def test_each_prompt_is_sampled_with_its_seed(stand_in, tiny_llama):
+    with closing(VllmProcess(Checkpoint(tiny_llama))) as runtime:  # the stand-in uses the seed as the token limit
+        answers = runtime.generate([[1, 2, 3, 4], [1, 2, 3, 4]], Sampling(8, temperature=1.0), [9, 2])
+    assert answers == [Answer([1, 2, 3], True), Answer([1, 2], False)]
 
 
-def test_a_process_takes_its_gpu_out_of_those_it_may_see(monkeypatch):
+def test_gpu_numbers_count_the_visible_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert [visible_gpu(number) for number in (0, 1, 2)] == ["4", "6", "4"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert visible_gpu(1) == "1"
 
 
-def test_an_engine_that_fails_tells_its_cause(stand_in, tiny_llama, tmp_path):
+def test_the_error_names_why_vllm_failed(stand_in, tiny_llama, tmp_path):
     broken = tmp_path / "broken"
     broken.symlink_to(tiny_llama)
-    with pytest.raises(VllmFailedError, match="ValueError: no such layer"), vllm_engine(Checkpoint(broken)) as engine:
-        engine([[1]], 8)
+    with closing(VllmProcess(Checkpoint(broken))) as runtime, pytest.raises(VllmFailedError) as caught:
+        runtime.generate([[1]], Sampling(8))
+    assert caught.value.message == "ValueError: no such layer"
+    assert caught.value.format_message().startswith("vLLM failed: ValueError: no such layer; use --runtime")
 
 
-def test_no_process_of_an_engine_is_left(stand_in, tiny_llama, tmp_path, monkeypatch):
+def test_close_ends_every_process_of_vllm(stand_in, tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setenv("CHILD", str(tmp_path / "child"))
-    with vllm_engine(Checkpoint(tiny_llama)) as engine:
-        engine([[1]], 8)
+    with closing(VllmProcess(Checkpoint(tiny_llama))) as runtime:
+        runtime.generate([[1]], Sampling(8))
         child = int((tmp_path / "child").read_text())
         assert alive(child)
     for _ in range(100):
@@ -85,5 +88,5 @@ def alive(process):
         return False
 
 
-def test_the_longest_text_fits_the_model(tiny_llama):
-    assert longest(Checkpoint(tiny_llama)) == 1024
+def test_the_longest_request_is_the_models_context(tiny_llama):
+    assert longest_request(Checkpoint(tiny_llama)) == 1024

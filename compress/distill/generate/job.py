@@ -7,8 +7,8 @@ has its own seed, so an answer depends neither on interruptions nor on how many 
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,14 @@ from calibration.chat import encode_text, has_template, render_prompt
 from calibration.document import row_prompt
 from calibration.readers import read_lines
 from compress.checkpoint.load import (
-    load_model,
     open_causal_lm,
-    stop_tokens,
     template_digest,
     tokenizer_digest,
 )
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, read_json
 from compress.core.atomic import disk_errors, write_whole
 from compress.core.errors import QCompressError
-from compress.core.sampling import Answer, Engine, Ids, Sampler, Sampling
+from compress.core.sampling import Ids, Sampling
 from compress.distill.generate.answers import (
     Batches,
     Facts,
@@ -37,9 +35,8 @@ from compress.distill.generate.answers import (
     read_parts,
     refuse_other,
 )
-from compress.distill.student.build import working_dtype
-from compress.distill.targets.capture import pick_device
-from compress.model.sample import continue_prompts
+from compress.distill.generate.choose import transformers_choice
+from compress.runtimes.protocol import Runtime, RuntimeChoice
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
@@ -57,20 +54,6 @@ class Prompt:
     ids: Ids
 
 
-@contextmanager
-def transformers_sampler(checkpoint: Checkpoint, length: int, rank: int = 0) -> Iterator[Sampler]:
-    """The teacher in float32 on the CPU, in bfloat16 on a GPU, a GPU for each rank as far as there are any."""
-    device = pick_device(rank)
-    model: Any = load_model(checkpoint, working_dtype(device))
-    model.to(device)
-    stops = stop_tokens(checkpoint)
-
-    def sampler(prompts: Sequence[Ids], seeds: Sequence[int], sampling: Sampling) -> list[Answer]:
-        return continue_prompts(model, prompts, sampling, stops, seeds)
-
-    yield sampler
-
-
 @dataclass(frozen=True)
 class Asking:
     """What is asked of whom, and where the answers go; `facts` is all that they follow from.
@@ -81,7 +64,7 @@ class Asking:
     teacher: Checkpoint
     out: Path
     sampling: Sampling
-    engine: Engine
+    runtime: RuntimeChoice
     facts: Facts
     groups: list[list[Prompt]]
     too_long: list[Prompt]
@@ -94,7 +77,7 @@ def generate_answers(
     out: Path,
     sampling: Sampling,
     *,
-    choose: Callable[[int], Engine] = lambda length: Engine("transformers", transformers_sampler, 8),
+    choose: Callable[[int], RuntimeChoice] = lambda length: transformers_choice(),
     limit: int | None = None,
     keep_truncated: bool = False,
     rank: int = 0,
@@ -104,7 +87,7 @@ def generate_answers(
     """Ask this rank's batches; the last rank to finish writes `out`. Returns the summary row.
 
     QCompressError for bad input, for an `out` of other settings, and for a full disk: what was answered is kept, and
-    the same command goes on. `choose` is asked for an engine when the prompts are known to be good, and told the most
+    the same command goes on. `choose` picks the runtime after the prompts are checked; its argument is the most
     tokens of a prompt and its answer. `limit` takes the first prompts only. Answers cut off by max_tokens are left out
     unless `keep_truncated`, empty ones always; prompts that leave no room for an answer are not asked. All are counted.
     """
@@ -115,9 +98,9 @@ def generate_answers(
     fitting, too_long = read_prompts(checkpoint, prompts, sampling, limit)
     facts = describe(checkpoint, [*fitting, *too_long], sampling)
     length = max(len(prompt.ids) for prompt in fitting) + sampling.max_tokens
-    engine = choose(length)
-    facts |= {"engine": engine.name, "batch": engine.batch, "keep_truncated": keep_truncated}
-    asking = Asking(checkpoint, out, sampling, engine, facts, batches(fitting, engine.batch), too_long, length)
+    runtime = choose(length)
+    facts |= {"runtime": runtime.name, "batch_size": runtime.batch_size, "keep_truncated": keep_truncated}
+    asking = Asking(checkpoint, out, sampling, runtime, facts, batches(fitting, runtime.batch_size), too_long, length)
     if not is_whole(out, asking.facts):
         ask(asking, rank, ranks, report)
         publish(asking)
@@ -188,10 +171,10 @@ def ask(asking: Asking, rank: int, ranks: int, report: Report) -> None:
     if not missing:
         return
     part = Part(asking.out, asking.facts, rank, ranks)
-    with asking.engine.open(asking.teacher, asking.length) as sampler:
+    with closing(asking.runtime.open(asking.teacher, asking.length)) as runtime:
         meter = Meter(sum(len(asking.groups[index]) for index in missing), report)
         for index in missing:
-            rows = answer(asking, asking.groups[index], sampler)
+            rows = answer(asking, asking.groups[index], runtime)
             part.add(index, rows)
             meter.add(len(rows), sum(tokens for _, tokens, _ in rows))
 
@@ -205,12 +188,12 @@ def answered(asking: Asking) -> Batches | None:
     return None if manifest_path(asking.out).is_file() else there
 
 
-def answer(asking: Asking, group: Sequence[Prompt], sampler: Sampler) -> list[list[Any]]:
+def answer(asking: Asking, group: Sequence[Prompt], runtime: Runtime) -> list[list[Any]]:
     """[text, tokens, ended] for each prompt of a batch."""
     seeds = [asking.sampling.seed_of(prompt.ids, prompt.number) for prompt in group]
-    made = sampler([prompt.ids for prompt in group], seeds, asking.sampling)
+    answers = runtime.generate([prompt.ids for prompt in group], asking.sampling, seeds)
     return [
-        [str(asking.teacher.tokenizer.decode(ids, skip_special_tokens=True)), len(ids), ended] for ids, ended in made
+        [str(asking.teacher.tokenizer.decode(ids, skip_special_tokens=True)), len(ids), ended] for ids, ended in answers
     ]
 
 
@@ -267,7 +250,7 @@ def conversations(asking: Asking, there: Batches) -> tuple[list[Row], dict[str, 
 
 def summary(asking: Asking) -> Row:
     """The counts of what is whole, or how much is still missing for other processes to answer."""
-    row = {"out": str(asking.out), "engine": asking.facts["engine"]}
+    row = {"out": str(asking.out), "runtime": asking.facts["runtime"]}
     there = answered(asking)
     if there is None:
         counts = read_json(manifest_path(asking.out))["counts"]

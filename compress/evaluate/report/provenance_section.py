@@ -26,7 +26,7 @@ def this_report(facts: Facts) -> Row:
         "command": facts.command,
     }
     for row in facts.retention[:1]:
-        found |= {"suite": row["suite"], "digest of the suite": row.get("suite_digest"), "asked by": row["engine"]}
+        found |= {"suite": row["suite"], "digest of the suite": row.get("suite_digest"), "asked by": row["runtime"]}
     return found
 
 

@@ -49,8 +49,8 @@ def speed_section(facts: Facts) -> str:
 
 def measured_part(facts: Facts, rows: Sequence[Row]) -> str:
     first = rows[0]
-    asked = f"{first['prompt_tokens']:,} tokens in, {first['new_tokens']:,} out, batches of {first['batch']}"
-    where = " ".join(str(first[key]) for key in ("engine", "engine_version") if first.get(key))
+    asked = f"{first['prompt_tokens']:,} tokens in, {first['new_tokens']:,} out, batches of {first['batch_size']}"
+    where = " ".join(str(first[key]) for key in ("runtime", "runtime_version") if first.get(key))
     about = (
         f"{asked}; {where} on {first['device']}. Medians of {first['repeats']} with the least and greatest; in green "
         "or red what it gains over the reference."
@@ -86,9 +86,9 @@ def boards_part(facts: Facts, rows: Sequence[Row]) -> str:
         "many fit at a time, and the longest context of a single one."
     )
     lines = []
-    for board in dict.fromkeys(row["board"] for row in rows):
-        own = {row["name"]: row for row in rows if row["board"] == board}
-        title = next(iter(own.values())).get("board_title") or board
+    for board in dict.fromkeys(row["hardware"] for row in rows):
+        own = {row["name"]: row for row in rows if row["hardware"] == board}
+        title = next(iter(own.values())).get("hardware_title") or board
         memory = megabytes(next(iter(own.values()))["memory_bytes"])
         cells = "".join(fit_cell(own.get(name)) for name in names)
         lines.append(f"<tr><th>{esc(title)} <small>{memory}</small></th>{cells}</tr>")

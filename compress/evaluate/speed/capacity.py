@@ -1,22 +1,22 @@
-"""Will it fit? Weights, KV cache and an allowance, from config.json and the headers of the weights; no model is loaded.
+"""Predicted fit: weights, KV cache and overhead, from config.json and the weight headers. No model is loaded.
 
-A row of `predict_rows`, bytes and seconds throughout:
-    kind name path role digest          "predicted"; role is "reference" for the first checkpoint; digest None
-    board board_title                   a name of boards.BOARDS, or "gpu-memory"
-    memory_bytes usable_bytes           of the board; the part of it that vLLM may take
-    bandwidth_bytes_per_s capability    None where not known; "8.7"
-    kernel note                         vLLM's 4-bit kernel there; what else to know of the board
+A row of `predict_rows`; sizes are in bytes:
+    kind name path role digest          "predicted"; role is "reference" for the first checkpoint; digest is None
+    hardware hardware_title             a name in hardware.HARDWARE, or "gpu-memory"
+    memory_bytes usable_bytes           total memory; the part that vLLM may use
+    bandwidth_bytes_per_s capability    None if unknown; "8.7"
+    kernel note                         vLLM's 4-bit kernel; a remark on the hardware
     weights_bytes                       on the device
-    overhead_bytes                      the allowance for everything that is neither weights nor KV cache
-    kv_bytes_per_token                  while no sliding window is full
-    kv_bytes_per_request                of one request of request_tokens
+    overhead_bytes                      an allowance for everything except weights and KV cache
+    kv_bytes_per_token                  until a sliding window is full
+    kv_bytes_per_request                one request of request_tokens
     prompt_tokens new_tokens request_tokens
-    fits reason                         whether one such request fits; the reason when it does not
-    context_limit longest_context       the model's; at batch 1
-    largest_batch                       requests of request_tokens at a time, at most SEQUENCES
-    decode_tokens_per_s_estimate        batch 1; an upper bound from bandwidth alone, None where that is not known
+    fits reason                         whether one such request fits; why it does not
+    context_limit longest_context       of the model; the most tokens that fit, at batch size 1
+    largest_batch                       concurrent requests of request_tokens, at most SEQUENCES
+    decode_tokens_per_s_estimate        batch size 1; an upper bound from bandwidth, None if bandwidth is unknown
 
-A KV cache holds a key and a value per block, KV head and token. vLLM gives it out in blocks of 16 tokens on a GPU.
+A KV cache holds a key and a value per block, KV head and token. On a GPU, vLLM allocates it in pages of 16 tokens.
 """
 
 import math
@@ -34,34 +34,34 @@ from compress.checkpoint.read import Checkpoint, read_json
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.evaluate.names import tell_apart
-from compress.evaluate.speed.hardware import Board, kernel_of, refusal
+from compress.evaluate.speed.hardware import Hardware, kernel_of, unsupported_reason
 from compress.model.blocks import find_vocabulary
 from compress.quantize.layout.plan import make_plan, read_source
 
 Row = dict[str, Any]
-PAGE = 16  # tokens in what vLLM calls a block of its KV cache, on a GPU
-CHUNK = 2048  # tokens that vLLM reads at a time, the least of its defaults
-SEQUENCES = 256  # requests whose logits vLLM makes room for, its default
-LIBRARIES = 600_000_000  # CUDA context, kernels, workspaces: an allowance, not measured
+PAGE = 16  # tokens per page of the KV cache on a GPU; vLLM calls a page a block
+CHUNK = 2048  # prompt tokens per step: the smallest of vLLM's defaults
+SEQUENCES = 256  # vLLM's default max_num_seqs: it reserves memory for the logits of so many requests
+LIBRARIES = 600_000_000  # bytes for CUDA context, kernels and workspaces: an allowance, not measured
 
 
 @dataclass(frozen=True)
 class KvBlock:
-    """What a block keeps of each token, in bytes, and of how many tokens at most (None: of all)."""
+    """KV-cache bytes of one decoder block per token, and the window in tokens; None keeps every token."""
 
     bytes: int
     window: int | None = None
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A checkpoint, or what one would be: all that a prediction needs."""
+class ModelFootprint:
+    """What a prediction needs from a checkpoint or a planned one; sizes are in bytes."""
 
     path: Path
     name: str
     config: dict[str, Any]
-    weights: int  # bytes on the device
-    read: int  # bytes of them that every decoded token reads
+    weights: int  # on the device
+    read: int  # the part of `weights` that each decoded token reads
     blocks: tuple[KvBlock, ...] = field(repr=False)
 
     @property
@@ -74,30 +74,30 @@ class Subject:
 
 
 def kv_blocks_of(config: dict[str, Any]) -> tuple[KvBlock, ...]:
-    """The KV cache of every block. QCompressError for architectures whose cache is of another kind."""
+    """The KV cache of every decoder block. QCompressError for an architecture without a plain key-value cache."""
     for key in ("kv_lora_rank", "state_size", "linear_num_key_heads"):
         if config.get(key):
-            raise QCompressError(f"config.json: {key} {config[key]}: only caches of whole keys and values are counted")
+            raise QCompressError(f"config.json: {key} {config[key]}: bench predicts plain key-value caches only")
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
-    width = config.get("head_dim") or config["hidden_size"] // heads
-    size = 2 * kv_heads * width * served_dtype(config).itemsize
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    size = 2 * kv_heads * head_dim * served_dtype(config).itemsize
     return tuple(KvBlock(size, window) for window in windows_of(config))
 
 
 def windows_of(config: dict[str, Any]) -> list[int | None]:
-    """Per block, how many tokens its attention sees; None for all of them."""
+    """Attention window of each block in tokens; None for full attention."""
     count, window = config["num_hidden_layers"], config.get("sliding_window")
     kinds = config.get("layer_types")
     if kinds:
-        if strange := set(kinds) - {"full_attention", "sliding_attention"}:
-            raise QCompressError(f"config.json: layer type {min(strange)}: only caches of keys and values are counted")
+        if others := set(kinds) - {"full_attention", "sliding_attention"}:
+            raise QCompressError(f"config.json: layer type {min(others)}: bench predicts plain key-value caches only")
         return [window if kind == "sliding_attention" else None for kind in kinds]
-    return [window if window and slides(config, block) else None for block in range(count)]
+    return [window if window and uses_sliding_window(config, block) else None for block in range(count)]
 
 
-def slides(config: dict[str, Any], block: int) -> bool:
-    """Whether a block has a sliding window, in the words of configs that list no layer_types."""
+def uses_sliding_window(config: dict[str, Any], block: int) -> bool:
+    """Whether a block has a sliding window, for configs without layer_types."""
     kind = config.get("model_type")
     if kind in ("qwen2", "qwen3"):
         return bool(config.get("use_sliding_window")) and block >= config.get("max_window_layers", 0)
@@ -109,19 +109,19 @@ def slides(config: dict[str, Any], block: int) -> bool:
 
 
 def served_dtype(config: dict[str, Any]) -> torch.dtype:
-    """What vLLM computes in: the config's dtype, float16 for float32."""
+    """The dtype that vLLM computes in: the config's, but float16 for float32."""
     dtype = model_dtype(config)
     return torch.float16 if dtype == torch.float32 else dtype
 
 
 def kv_bytes(blocks: Sequence[KvBlock], tokens: int, page: int = PAGE) -> int:
-    """Bytes of one request's cache after `tokens`, in whole pages."""
-    held = [tokens if block.window is None else min(tokens, block.window) for block in blocks]
-    return sum(block.bytes * math.ceil(count / page) * page for block, count in zip(blocks, held, strict=True))
+    """KV-cache bytes of one request with this many tokens, in whole pages."""
+    cached = [tokens if block.window is None else min(tokens, block.window) for block in blocks]
+    return sum(block.bytes * math.ceil(count / page) * page for block, count in zip(blocks, cached, strict=True))
 
 
 def longest_within(blocks: Sequence[KvBlock], room: int, limit: int) -> int:
-    """The most tokens of one request whose cache fits `room` bytes, at most `limit`."""
+    """The longest request in tokens whose KV cache fits in `room` bytes, at most `limit`."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
@@ -130,119 +130,151 @@ def longest_within(blocks: Sequence[KvBlock], room: int, limit: int) -> int:
 
 
 def overhead(config: dict[str, Any]) -> int:
-    """Bytes beside weights and KV cache: libraries, a chunk's activations, and float32 logits with the sampler's copy.
+    """Bytes beside weights and KV cache: libraries, activations of one chunk, float32 logits and the sampler's copy.
 
-    Of a chunk live the residual twice, the attention's and the MLP's widest activations: 4 x hidden + 3 x intermediate.
+    Per token, activations are two residuals and the widest of attention and MLP: 4 x hidden + 3 x intermediate.
     """
-    width, middle = config["hidden_size"], config.get("intermediate_size") or 4 * config["hidden_size"]
-    chunk = CHUNK * (4 * width + 3 * middle) * served_dtype(config).itemsize
+    hidden, intermediate = config["hidden_size"], config.get("intermediate_size") or 4 * config["hidden_size"]
+    chunk = CHUNK * (4 * hidden + 3 * intermediate) * served_dtype(config).itemsize
     logits = 2 * SEQUENCES * config["vocab_size"] * 4
     return LIBRARIES + chunk + logits
 
 
-def read_subject(path: Path) -> Subject:
-    """A checkpoint by its headers, or a config.json (a file, or alone in its folder) by its shapes."""
+def read_footprint(path: Path) -> ModelFootprint:
+    """The footprint of a checkpoint, or of a config.json: the file, or a folder that holds nothing else."""
     if path.is_dir() and any(path.glob("*.safetensors*")):
-        return checkpoint_subject(open_causal_lm(path))
+        return checkpoint_footprint(open_causal_lm(path))
     file = path / "config.json" if path.is_dir() else path
     config = read_json(file)
     check_causal_lm(file.parent, config)
     source = read_source(path)
     sizes = {name: prod(shape) * source.dtype.itemsize for name, shape in source.shapes.items()}
     name = path.stem if path.is_file() else path.name
-    return make_subject(path, name, config, sizes)
+    return make_footprint(path, name, config, sizes)
 
 
-def read_subjects(paths: Sequence[Path]) -> list[Subject]:
-    """`read_subject` of each path, under names that tell them apart."""
-    subjects = [read_subject(path) for path in paths]
-    names = tell_apart([subject.name for subject in subjects], paths)
-    return [replace(subject, name=name) for subject, name in zip(subjects, names, strict=True)]
+def read_footprints(paths: Sequence[Path]) -> list[ModelFootprint]:
+    """`read_footprint` of each path; equal names become paths."""
+    footprints = [read_footprint(path) for path in paths]
+    names = tell_apart([one.name for one in footprints], paths)
+    return [replace(one, name=name) for one, name in zip(footprints, names, strict=True)]
 
 
-def checkpoint_subject(checkpoint: Checkpoint) -> Subject:
-    """float32 tensors become 16 bits where vLLM computes in them."""
+def checkpoint_footprint(checkpoint: Checkpoint) -> ModelFootprint:
+    """The footprint of a checkpoint. vLLM loads float32 tensors in 16 bits."""
     size = served_dtype(checkpoint.config).itemsize
     sizes = {
         name: prod(info.shape) * size if info.dtype == torch.float32 else info.bytes
         for name, info in checkpoint.tensors.items()
     }
-    return make_subject(checkpoint.path, checkpoint.path.resolve().name, checkpoint.config, sizes)
+    return make_footprint(checkpoint.path, checkpoint.path.resolve().name, checkpoint.config, sizes)
 
 
-def packed_subject(plain: Subject, layout: str) -> Subject:
-    """What a 16-bit checkpoint or config.json would be in 4 bits, in the format `layout`."""
+def packed_footprint(plain: ModelFootprint, layout: str) -> ModelFootprint:
+    """The footprint of a 16-bit checkpoint or config.json after quantization to 4 bits in the format `layout`."""
     source = read_source(plain.path)
     plan = make_plan(source, QuantizeConfig(method="rtn", format=layout))
     sizes = {spec.name: spec.bytes for spec in plan.specs}
     config = source.model | {"quantization_config": {"quant_method": layout}}
-    return make_subject(plain.path, f"{plain.name} as {layout}", config, sizes)
+    return make_footprint(plain.path, f"{plain.name} as {layout}", config, sizes)
 
 
-def make_subject(path: Path, name: str, config: dict[str, Any], sizes: dict[str, int]) -> Subject:
-    """A looked-up embedding reads one row a token, a tied one is also the head and is read as a whole."""
+def make_footprint(path: Path, name: str, config: dict[str, Any], sizes: dict[str, int]) -> ModelFootprint:
+    """A token reads one row of the embedding; a tied embedding is also the output head, so a token reads all of it."""
     vocabulary = find_vocabulary(config)
     table = sum(size for tensor, size in sizes.items() if tensor.startswith(f"{vocabulary.embedding}."))
     total = sum(sizes.values())
-    return Subject(path, name, config, total, total if vocabulary.tied else total - table, kv_blocks_of(config))
+    return ModelFootprint(path, name, config, total, total if vocabulary.tied else total - table, kv_blocks_of(config))
 
 
-def predict_rows(subjects: Sequence[Subject], boards: Sequence[Board], prompt: int, new: int) -> list[Row]:
-    """One row per checkpoint and board. QCompressError when the request is longer than a model's context."""
-    for subject in subjects:
-        check_context(subject.path, subject.config, prompt + new)
-    return [predict(subject, board, prompt, new, index) for index, subject in enumerate(subjects) for board in boards]
+def predict_rows(
+    footprints: Sequence[ModelFootprint], hardware: Sequence[Hardware], prompt_tokens: int, new_tokens: int
+) -> list[Row]:
+    """One row per checkpoint and hardware. QCompressError for a request longer than a model's context."""
+    for one in footprints:
+        check_context(one.path, one.config, prompt_tokens + new_tokens)
+    return [
+        predict(one, place, prompt_tokens, new_tokens, index)
+        for index, one in enumerate(footprints)
+        for place in hardware
+    ]
+
+
+def predict_paths(
+    paths: Sequence[Path], hardware: Sequence[Hardware], packed: str | None, prompt_tokens: int, new_tokens: int
+) -> list[Row]:
+    """`predict_rows` of paths; with a format in `packed`, also of each unquantized checkpoint packed in that format."""
+    footprints = []
+    for one in read_footprints(paths):
+        footprints.append(one)
+        if packed and "quantization_config" not in one.config:
+            footprints.append(packed_footprint(one, packed))
+    return predict_rows(footprints, hardware, prompt_tokens, new_tokens)
 
 
 def check_context(path: Path, config: dict[str, Any], tokens: int) -> None:
-    """QCompressError when a request of `tokens` is longer than the model's context."""
+    """QCompressError for a request of more tokens than the model's context."""
     limit = config.get("max_position_embeddings")
     if limit and tokens > limit:
         raise QCompressError(
-            f"{path}: a request of {tokens:,} tokens is longer than its context of {limit:,}; "
+            f"{path}: a request of {tokens:,} tokens is longer than the model's context of {limit:,}; "
             "lower --prompt-tokens or --new-tokens"
         )
 
 
-def predict(subject: Subject, board: Board, prompt: int, new: int, index: int) -> Row:
-    """The row of one checkpoint on one board."""
-    config, tokens = subject.config, prompt + new
-    extra, request = overhead(config), kv_bytes(subject.blocks, tokens)
-    room = board.usable - subject.weights - extra
-    refused = refusal(board, config)
-    fits = refused is None and request <= room
+def predict(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new_tokens: int, index: int) -> Row:
+    """The row of one checkpoint on one hardware; `index` 0 is the reference."""
     return {
         "kind": "predicted",
-        "name": subject.name,
-        "path": str(subject.path),
+        "name": model.name,
+        "path": str(model.path),
         "role": "candidate" if index else "reference",
         "digest": None,
-        "board": board.name,
-        "board_title": board.title,
-        "memory_bytes": board.memory,
-        "usable_bytes": board.usable,
-        "bandwidth_bytes_per_s": board.bandwidth,
-        "capability": None if board.capability is None else f"{board.capability / 10:.1f}",
-        "kernel": kernel_of(board, config),
-        "note": board.note,
-        "weights_bytes": subject.weights,
-        "overhead_bytes": extra,
-        "kv_bytes_per_token": subject.kv_bytes_per_token,
-        "kv_bytes_per_request": request,
-        "prompt_tokens": prompt,
-        "new_tokens": new,
-        "request_tokens": tokens,
-        "fits": fits,
-        "reason": refused or (None if fits else f"{request - room:,} bytes too many"),
-        "context_limit": subject.context_limit,
-        "longest_context": 0 if refused else longest_within(subject.blocks, room, subject.context_limit),
-        "largest_batch": 0 if refused else min(max(room // request, 0), SEQUENCES),
-        "decode_tokens_per_s_estimate": estimate(subject, board, prompt + new // 2) if fits else None,
+        **hardware_facts(hardware, model.config),
+        "weights_bytes": model.weights,
+        "overhead_bytes": overhead(model.config),
+        "kv_bytes_per_token": model.kv_bytes_per_token,
+        **fit_facts(model, hardware, prompt_tokens, new_tokens),
     }
 
 
-def estimate(subject: Subject, board: Board, tokens: int) -> float | None:
-    """Decoded tokens per second at batch 1 if reading weights and cache were all: an upper bound."""
-    if board.bandwidth is None:
+def hardware_facts(hardware: Hardware, config: dict[str, Any]) -> Row:
+    """The part of a row that describes the hardware."""
+    return {
+        "hardware": hardware.name,
+        "hardware_title": hardware.title,
+        "memory_bytes": hardware.memory,
+        "usable_bytes": hardware.usable,
+        "bandwidth_bytes_per_s": hardware.bandwidth,
+        "capability": None if hardware.capability is None else f"{hardware.capability / 10:.1f}",
+        "kernel": kernel_of(hardware, config),
+        "note": hardware.note,
+    }
+
+
+def fit_facts(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new_tokens: int) -> Row:
+    """The part of a row that states what fits."""
+    tokens = prompt_tokens + new_tokens
+    request = kv_bytes(model.blocks, tokens)
+    room = hardware.usable - model.weights - overhead(model.config)
+    unsupported = unsupported_reason(hardware, model.config)
+    fits = unsupported is None and request <= room
+    return {
+        "kv_bytes_per_request": request,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "request_tokens": tokens,
+        "fits": fits,
+        "reason": unsupported or (None if fits else f"{request - room:,} bytes too many"),
+        "context_limit": model.context_limit,
+        "longest_context": 0 if unsupported else longest_within(model.blocks, room, model.context_limit),
+        "largest_batch": 0 if unsupported else min(max(room // request, 0), SEQUENCES),
+        "decode_tokens_per_s_estimate": estimate(model, hardware, prompt_tokens + new_tokens // 2) if fits else None,
+    }
+
+
+def estimate(model: ModelFootprint, hardware: Hardware, tokens: int) -> float | None:
+    """Upper bound of decoded tokens per second at batch size 1: bandwidth over bytes of weights and cache."""
+    if hardware.bandwidth is None:
         return None
-    return board.bandwidth / (subject.read + kv_bytes(subject.blocks, tokens))
+    return hardware.bandwidth / (model.read + kv_bytes(model.blocks, tokens))

@@ -1,9 +1,8 @@
-"""Edge boards and cards as a table: memory, bandwidth, what CUDA calls their generation, and what vLLM runs on them.
+"""Edge boards and GPUs as a table: memory, bandwidth, compute capability, and what vLLM runs on them.
 
-Bandwidth is bus width times data rate, both from public specification pages and not from data sheets; capabilities are
-those of NVIDIA's list, https://developer.nvidia.com/cuda-gpus (the RTX 3060's from such a page). vLLM's side is read
-from the sources of 0.32.0 (marlin.py, marlin_utils.py and auto_awq.py ask for compute capability 7.5; bfloat16 needs
-8.0); nothing here was run on these boards.
+Bandwidth is bus width times data rate, from public specification pages. Compute capability is from NVIDIA's list,
+https://developer.nvidia.com/cuda-gpus; the RTX 3060's is from its specification page. vLLM's limits are from the source
+of 0.32.0: marlin.py, marlin_utils.py and auto_awq.py need 7.5, bfloat16 needs 8.0. Nothing here was run on it.
 """
 
 from dataclasses import dataclass
@@ -14,16 +13,17 @@ from compress.core.errors import QCompressError
 
 GIB, MIB = 2**30, 2**20
 UTILIZATION = 0.92  # vLLM's default for --gpu-memory-utilization
-MARLIN = 75  # the least compute capability of vLLM's 4-bit kernel, times ten
-BFLOAT16 = 80
-JETSON = "memory is shared with the system; vLLM must be a build for JetPack"
+MARLIN = 75  # lowest compute capability of vLLM's 4-bit kernel, times ten
+BFLOAT16 = 80  # lowest compute capability with bfloat16, times ten
+JETSON = "memory is shared with the system; vLLM needs a build for JetPack"
 
 
 @dataclass(frozen=True)
-class Board:
-    """`share` is the part of `memory` (bytes) that vLLM may take; `bandwidth` is in bytes per second.
+class Hardware:
+    """A GPU or an edge board.
 
-    `capability` is CUDA's compute capability times ten. None: not known.
+    `memory` is in bytes, and vLLM may use `share` of it. `bandwidth` is in bytes per second. `capability` is CUDA's
+    compute capability times ten. None means unknown.
     """
 
     name: str
@@ -36,59 +36,61 @@ class Board:
 
     @property
     def usable(self) -> int:
+        """Bytes that vLLM may use."""
         return int(self.memory * self.share)
 
 
-BOARDS = (
-    # 128-bit LPDDR5, 6400 MT/s from JetPack 6.1 on
-    Board("orin-nano", "Jetson Orin Nano 8GB", 8 * GIB, 0.70, 102.4e9, 87, f"{JETSON}; 68 GB/s before JetPack 6.1"),
+HARDWARE = (
+    # 128-bit LPDDR5, 6400 MT/s since JetPack 6.1
+    Hardware("orin-nano", "Jetson Orin Nano 8GB", 8 * GIB, 0.70, 102.4e9, 87, f"{JETSON}; 68 GB/s before JetPack 6.1"),
     # 128-bit LPDDR5, 6400 MT/s
-    Board("orin-nx", "Jetson Orin NX 16GB", 16 * GIB, 0.80, 102.4e9, 87, JETSON),
-    # 256-bit GDDR6 at 10 Gbit/s; memory as CUDA's deviceQuery counts it
-    Board("t4", "T4 16GB", 15102 * MIB, UTILIZATION, 320e9, 75, "of 16 GiB the rest goes to error correction"),
+    Hardware("orin-nx", "Jetson Orin NX 16GB", 16 * GIB, 0.80, 102.4e9, 87, JETSON),
+    # 256-bit GDDR6 at 10 Gbit/s; memory as CUDA's deviceQuery reports it
+    Hardware("t4", "T4 16GB", 15102 * MIB, UTILIZATION, 320e9, 75, "the rest of 16 GiB is used for memory ECC"),
     # 192-bit GDDR6 at 15 Gbit/s, 128-bit at 17, 384-bit GDDR6X at 21
-    Board("rtx-3060", "RTX 3060 12GB", 12 * GIB, UTILIZATION, 360e9, 86),
-    Board("rtx-4060", "RTX 4060 8GB", 8 * GIB, UTILIZATION, 272e9, 89),
-    Board("rtx-4090", "RTX 4090 24GB", 24 * GIB, UTILIZATION, 1008e9, 89),
+    Hardware("rtx-3060", "RTX 3060 12GB", 12 * GIB, UTILIZATION, 360e9, 86),
+    Hardware("rtx-4060", "RTX 4060 8GB", 8 * GIB, UTILIZATION, 272e9, 89),
+    Hardware("rtx-4090", "RTX 4090 24GB", 24 * GIB, UTILIZATION, 1008e9, 89),
 )
 
 
-def find_boards(names: tuple[str, ...]) -> list[Board]:
-    """The boards of these names, each once, or every one for "all". QCompressError names those that are known."""
-    known = {board.name: board for board in BOARDS}
+def find_hardware(names: tuple[str, ...]) -> list[Hardware]:
+    """The table's rows with these names, without repeats; all rows for "all". QCompressError for an unknown name."""
+    table = {hardware.name: hardware for hardware in HARDWARE}
     if "all" in names:
-        return list(BOARDS)
-    if unknown := [name for name in names if name not in known]:
-        raise QCompressError(f"--board {unknown[0]}: not known; take {', '.join(known)} or all, or --gpu-memory 8GB")
-    return [known[name] for name in dict.fromkeys(names)]
+        return list(HARDWARE)
+    if unknown := [name for name in names if name not in table]:
+        raise QCompressError(
+            f"--hardware {unknown[0]}: unknown name; use {', '.join(table)} or all, or use --gpu-memory 8GB"
+        )
+    return [table[name] for name in dict.fromkeys(names)]
 
 
-def plain_memory(size: int) -> Board:
-    """A card of which only the memory is known, in bytes."""
-    return Board("gpu-memory", f"{size / 1e9:g} GB", size, UTILIZATION)
+def memory_only(size: int) -> Hardware:
+    """A GPU with `size` bytes of memory, and nothing else known."""
+    return Hardware("gpu-memory", f"{size / 1e9:g} GB", size, UTILIZATION)
 
 
-def kernel_of(board: Board, config: dict[str, Any]) -> str | None:
-    """Which of vLLM's kernels multiplies packed weights there, or why none does; None where that is not known."""
-    if board.capability is None:
+def kernel_of(hardware: Hardware, config: dict[str, Any]) -> str | None:
+    """The vLLM kernel that multiplies packed weights, or "none: " and the reason. None if the hardware is unknown."""
+    if hardware.capability is None:
         return None
     dtype = config.get("dtype") or config.get("torch_dtype")
-    halves = dtype == "bfloat16" and board.capability < BFLOAT16
-    computed = ", computed in float16" if halves else ""
-    if refused := refusal(board, config):
-        return f"none: {refused}"
-    return f"{'Marlin' if 'quantization_config' in config else 'none needed'}{computed}"
+    suffix = ", computed in float16" if dtype == "bfloat16" and hardware.capability < BFLOAT16 else ""
+    if reason := unsupported_reason(hardware, config):
+        return f"none: {reason}"
+    return f"{'Marlin' if 'quantization_config' in config else 'none needed'}{suffix}"
 
 
-def refusal(board: Board, config: dict[str, Any]) -> str | None:
-    """Why vLLM cannot serve the checkpoint there in 16 bits, whatever its size; None where nothing speaks against it.
+def unsupported_reason(hardware: Hardware, config: dict[str, Any]) -> str | None:
+    """Why vLLM cannot serve the checkpoint on this hardware in 16 bits, whatever its size; None if it can.
 
-    Plain weights of a family that float16 does not suit would be served in float32, in twice the bytes.
+    vLLM would serve unquantized weights of a family without float16 support in float32, at twice the size.
     """
-    if board.capability is None:
+    if hardware.capability is None:
         return None
-    if board.capability < BFLOAT16 and config.get("model_type") in NO_FLOAT16:
-        return f"{config['model_type']} needs bfloat16, which begins at compute capability 8.0"
-    if board.capability < MARLIN and "quantization_config" in config:
-        return "vLLM's 4-bit kernels begin at compute capability 7.5"
+    if hardware.capability < BFLOAT16 and config.get("model_type") in NO_FLOAT16:
+        return f"{config['model_type']} needs bfloat16, which needs compute capability 8.0"
+    if hardware.capability < MARLIN and "quantization_config" in config:
+        return "vLLM's 4-bit kernels need compute capability 7.5"
     return None

@@ -1,7 +1,7 @@
-"""Answers on disk, one line an item, written as they come: an interrupted run goes on with the next item.
+"""Answers on disk, one line per item, written at once: an interrupted run resumes with the next item.
 
-The first line says whose answers they are: checkpoint digest, suite digest, generation settings. Answers of anything
-else are refused by name, never mixed.
+The first line is a header: checkpoint digest, suite digest, generation settings. A log with another header is rejected,
+and the error names the difference.
 """
 
 import json
@@ -13,13 +13,15 @@ from compress.core.errors import QCompressError
 Header = dict[str, Any]
 
 
-class AnswerFile:
-    """The answers that are there, by item id; `add` writes one more."""
+class AnswerLog:
+    """The stored answers by item id; `add` stores one more."""
 
-    def __init__(self, path: Path, header: Header) -> None:
-        """Open or begin the file. QCompressError when it holds the answers of another checkpoint, suite or setting."""
+    def __init__(self, path: Path, header: Header, *, restart: bool = False) -> None:
+        """Open or create the file; `restart` discards its answers. QCompressError if its header differs."""
         self.path = path
         self.answers: dict[str, list[str]] = {}
+        if restart:
+            path.unlink(missing_ok=True)
         if path.exists():
             self._read(header)
         else:
@@ -35,25 +37,25 @@ class AnswerFile:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def _read(self, header: Header) -> None:
-        """Take what is there; a last line without its end was cut off by an interruption and goes."""
+        """Read all complete lines. An interruption can leave half a last line; it is removed."""
         text = self.path.read_text(encoding="utf-8", errors="ignore")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            self.path.write_text(whole, encoding="utf-8")
-        found, *rows = [self._parse(line, number) for number, line in enumerate(whole.splitlines(), 1)] or [{}]
-        self._refuse_other(header, found)
-        self.answers = {row["id"]: row["answers"] for row in rows if {"id", "answers"} <= row.keys()}
+        complete = text[: text.rfind("\n") + 1]
+        if complete != text:
+            self.path.write_text(complete, encoding="utf-8")
+        lines = [self._parse(line, number) for number, line in enumerate(complete.splitlines(), 1)] or [{}]
+        self._check_header(header, lines[0])
+        self.answers = {row["id"]: row["answers"] for row in lines[1:] if {"id", "answers"} <= row.keys()}
 
     def _parse(self, line: str, number: int) -> dict[str, Any]:
         try:
             return dict(json.loads(line))
         except (ValueError, TypeError):
-            raise QCompressError(f"{self.path}: line {number}: is no answer; remove the file") from None
+            raise QCompressError(f"{self.path}: line {number}: not a JSON object; use --restart") from None
 
-    def _refuse_other(self, header: Header, found: Header) -> None:
+    def _check_header(self, header: Header, stored: Header) -> None:
         for key, value in header.items():
-            if found.get(key) != value:
+            if stored.get(key) != value:
                 raise QCompressError(
-                    f"{self.path}: holds answers with {key} {found.get(key)}, not {value}; "
-                    "remove it, or name another directory with --out"
+                    f"{self.path}: holds answers with {key} {stored.get(key)}, not {value}; "
+                    "use --restart to discard them, or another --out"
                 )

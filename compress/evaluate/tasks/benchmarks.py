@@ -1,7 +1,7 @@
-"""Standard benchmarks through lm-eval, from the hub or from a local folder; their rows are those of `solve.py`.
+"""Standard benchmarks through lm-eval, downloaded or from a local folder. The rows are those of `runner.py`.
 
-https://github.com/EleutherAI/lm-evaluation-harness. A task's first metric counts, after its last filter. HumanEval is
-defined here, because lm-eval's own runs generated code uncontained: ours runs it in the sandbox.
+https://github.com/EleutherAI/lm-evaluation-harness. The score is a task's first metric after its last filter. HumanEval
+is defined here: lm-eval's version runs generated code without a sandbox.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,23 +21,23 @@ from compress.evaluate.names import short_names
 from compress.evaluate.tasks.item import Score
 from compress.evaluate.tasks.python import find_code, whole_lines
 from compress.evaluate.tasks.runner import Row, Scores, score_rows
-from compress.runtimes.transformers_generate import placed_model
+from compress.runtimes.transformers_runtime import load_on_device
 from compress.sandbox.run import run_python
 
-Told = Callable[[Row], None]
+Report = Callable[[Row], None]
 OpenModel = Callable[[Checkpoint, int], AbstractContextManager[Any]]
-"""(checkpoint, items at a time) -> lm-eval's model of it."""
+"""(checkpoint, batch size) -> lm-eval's model of the checkpoint."""
 BODY_ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
 
 
 def run_completion(doc: Mapping[str, Any], completions: Sequence[str]) -> dict[str, float]:
-    """HumanEval's pass@1 of one completion: the code, then the task's own tests, in the sandbox."""
+    """HumanEval's pass@1 of one completion: runs the code and the task's tests in the sandbox."""
     tests = [doc["test"], f"check({doc['entry_point']})"]
     return {"pass@1": float(run_python(whole_program(doc, completions[0]), tests).status == "passed")}
 
 
 def whole_program(doc: Mapping[str, Any], completion: str) -> str:
-    """The prompt and what continues it; where a chat model wrote the function anew, the prompt and that function."""
+    """The prompt and its completion. A chat model may repeat the whole function; then the prompt and that function."""
     if f"def {doc['entry_point']}" in completion:
         return f"{doc['prompt']}\n{whole_lines(find_code(completion, doc['entry_point']))}"
     ends = [completion.find(end) for end in BODY_ENDS if end in completion]
@@ -46,7 +46,7 @@ def whole_program(doc: Mapping[str, Any], completion: str) -> str:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task whose data a local folder can hold: its files by split, and settings that replace lm-eval's own."""
+    """A task with local data: file by split, and settings that replace lm-eval's."""
 
     files: Mapping[str, str]
     settings: Mapping[str, Any] | None = None
@@ -71,12 +71,14 @@ NAMES = {"humaneval": "humaneval_contained"}  # lm-eval would read its own setti
 
 
 @contextmanager
-def transformers_model(checkpoint: Checkpoint, batch: int) -> Iterator[Any]:
-    """lm-eval's model of `placed_model`."""
+def transformers_model(
+    checkpoint: Checkpoint, batch_size: int, *, device: str = "auto", dtype: str = "float32"
+) -> Iterator[Any]:
+    """lm-eval's model of a checkpoint in transformers."""
     from lm_eval.models.huggingface import HFLM
 
     tokenizer: Any = checkpoint.tokenizer
-    yield HFLM(pretrained=placed_model(checkpoint), tokenizer=tokenizer, batch_size=batch)
+    yield HFLM(pretrained=load_on_device(checkpoint, device, dtype), tokenizer=tokenizer, batch_size=batch_size)
 
 
 def benchmark_rows(
@@ -84,49 +86,51 @@ def benchmark_rows(
     candidates: Sequence[PathOrCheckpoint],
     tasks: Sequence[str],
     *,
-    data: Path | None = None,
+    task_data: Path | None = None,
     limit: int | None = None,
-    batch: int = 8,
-    engine: str = "transformers",
+    batch_size: int = 8,
+    runtime: str = "transformers",
     open_model: OpenModel = transformers_model,
-    report: Told = lambda row: None,
+    report: Report = lambda row: None,
 ) -> list[Row]:
-    """Rows of all checkpoints, the reference's first, one per task and one for their mean.
+    """Rows of all checkpoints, the reference's first: one per task and one for their mean.
 
-    `limit` takes the first items of each task; `engine` is the name of what `open_model` opens. QCompressError without
-    lm-eval, or where `data` lacks a file.
+    `limit` takes the first items of each task. `runtime` names what `open_model` opens. QCompressError without lm-eval,
+    or if `task_data` lacks a file.
     """
-    wanted = [task_settings(name, data) for name in tasks]
+    settings = [task_settings(name, task_data) for name in tasks]
     checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]
     names = short_names([checkpoint.path for checkpoint in checkpoints])
     scored: list[Scores] = []
     rows: list[Row] = []
     for name, checkpoint in zip(names, checkpoints, strict=True):
-        report({"asks": name, "tasks": ", ".join(tasks)})
-        scored.append(run_tasks(checkpoint, wanted, tasks, limit, batch, open_model))
-        about = {"name": name, "role": "candidate" if scored[1:] else "reference"}
+        report({"checkpoint": name, "tasks": ", ".join(tasks)})
+        scored.append(run_tasks(checkpoint, settings, tasks, limit, batch_size, open_model))
+        identity = {"name": name, "role": "candidate" if scored[1:] else "reference"}
         origin: Row = {"suite": "lm-eval", "suite_file": None, "suite_digest": None, "digest": checkpoint.digest}
-        origin |= {"engine": engine, "settings": {"tasks": ",".join(tasks), "limit": limit}}
-        rows += [about | row | origin for row in score_rows(scored[-1], scored[0] if scored[1:] else None)]
+        origin |= {"runtime": runtime, "settings": {"tasks": ",".join(tasks), "limit": limit}}
+        rows += [identity | row | origin for row in score_rows(scored[-1], scored[0] if scored[1:] else None)]
     return rows
 
 
 def task_settings(name: str, data: Path | None) -> str | dict[str, Any]:
-    """What lm-eval is given for a task: its name, or its name with what we change."""
-    known = BENCHMARKS.get(name)
-    if known is None and data:
-        raise QCompressError(f"{name}: --data holds {', '.join(BENCHMARKS)} only; leave --data out to take it online")
-    if known is None or (known.settings is None and data is None):
+    """lm-eval's argument for a task: the name, or settings that change lm-eval's own."""
+    benchmark = BENCHMARKS.get(name)
+    if benchmark is None and data:
+        raise QCompressError(
+            f"{name}: --task-data supports {', '.join(BENCHMARKS)} only; leave out --task-data to download the data"
+        )
+    if benchmark is None or (benchmark.settings is None and data is None):
         return name
-    settings = {"task": NAMES.get(name, name)} | dict(known.settings or {"include": f"{name}/{name}.yaml"})
+    settings = {"task": NAMES.get(name, name)} | dict(benchmark.settings or {"include": f"{name}/{name}.yaml"})
     if data:
-        files = {split: str(find_data(data / file)) for split, file in known.files.items()}
+        files = {split: str(find_data(data / file)) for split, file in benchmark.files.items()}
         settings |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
     return settings
 
 
 def write_task(settings: str | dict[str, Any], lm_eval: Path, folder: Path) -> str | dict[str, Any]:
-    """Settings that include lm-eval's own become a file, the only place where it follows an include; others stay."""
+    """Write settings with an `include` to a file, because lm-eval reads includes in files only; return others as is."""
     if isinstance(settings, str) or "include" not in settings:
         return settings
     file = folder / f"{settings['task']}.yaml"
@@ -135,40 +139,40 @@ def write_task(settings: str | dict[str, Any], lm_eval: Path, folder: Path) -> s
 
 
 def find_data(file: Path) -> Path:
-    """The file, or the same gzipped. QCompressError when there is neither."""
-    for found in (file, file.with_name(f"{file.name}.gz")):
-        if found.is_file():
-            return found
-    raise QCompressError(f"{file}: missing, and {file.name}.gz too; name the folder that holds it with --data")
+    """The file or its gzipped version. QCompressError if both are missing."""
+    for path in (file, file.with_name(f"{file.name}.gz")):
+        if path.is_file():
+            return path
+    raise QCompressError(f"{file}: missing, and {file.name}.gz too; pass the folder that holds it with --task-data")
 
 
 def run_tasks(
     checkpoint: Checkpoint,
-    wanted: Sequence[str | dict[str, Any]],
+    settings: Sequence[str | dict[str, Any]],
     names: Sequence[str],
     limit: int | None,
-    batch: int,
+    batch_size: int,
     open_model: OpenModel,
 ) -> Scores:
-    """The score of every sample, by task as the user named it."""
+    """The score of every sample, by task. QCompressError if lm-eval is not installed."""
     try:
         import lm_eval
-        import lm_eval.models.huggingface  # what it needs is found missing before anything is loaded
+        import lm_eval.models.huggingface  # fails here if a dependency is missing, before a model is loaded
     except ImportError as error:
-        raise QCompressError(f"lm-eval is not here ({error}); pip install 'qcompress[eval]'") from error
+        raise QCompressError(f"lm-eval is not installed ({error}); run `pip install 'qcompress[eval]'`") from error
     home, template = Path(lm_eval.__file__).parent, has_template(checkpoint.tokenizer)
-    with TemporaryDirectory() as folder, open_model(checkpoint, batch) as model:
-        tasks = [write_task(settings, home, Path(folder)) for settings in wanted]
-        found = lm_eval.simple_evaluate(
+    with TemporaryDirectory() as folder, open_model(checkpoint, batch_size) as model:
+        tasks = [write_task(one, home, Path(folder)) for one in settings]
+        results = lm_eval.simple_evaluate(
             model, tasks=tasks, limit=limit, apply_chat_template=template, bootstrap_iters=0
         )
-    samples: Mapping[str, list[Row]] = found["samples"]
-    ours = {NAMES[name]: name for name in names if name in NAMES}
-    return {ours.get(task, task): sample_scores(rows) for task, rows in samples.items()}
+    samples: Mapping[str, list[Row]] = results["samples"]
+    user_names = {NAMES[name]: name for name in names if name in NAMES}
+    return {user_names.get(task, task): sample_scores(rows) for task, rows in samples.items()}
 
 
 def sample_scores(samples: Sequence[Row]) -> dict[str, Score]:
-    """The first metric of every sample after the task's last filter, by and in the order of the documents' numbers."""
+    """The first metric of every sample after the task's last filter, by document number, in order."""
     last = samples[-1].get("filter")
-    kept = sorted((row for row in samples if row.get("filter") == last), key=lambda row: row["doc_id"])
-    return {str(row["doc_id"]): Score(float(row[row["metrics"][0]]), "") for row in kept}
+    rows = sorted((row for row in samples if row.get("filter") == last), key=lambda row: row["doc_id"])
+    return {str(row["doc_id"]): Score(float(row[row["metrics"][0]]), "") for row in rows}

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,12 @@ from calibration.errors import CalibrationError
 from calibration.windows import build_windows
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
-from compress.core.sampling import Answer, Engine, Sampling
+from compress.core.sampling import Answer, Sampling
 from compress.distill.generate.answers import part_paths
-from compress.distill.generate.job import generate_answers, transformers_sampler
+from compress.distill.generate.choose import transformers_choice
+from compress.distill.generate.job import generate_answers
 from compress.model.sample import disturb, nucleus
+from compress.runtimes.protocol import RuntimeChoice
 
 GREEDY = Sampling(6)
 DRAWN = Sampling(6, temperature=1.0, top_p=0.9, seed=3)
@@ -38,22 +39,27 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_llama: Path) -> Engine:
-    """One that is open, three prompts at a time."""
-    with transformers_sampler(Checkpoint(tiny_llama), 0) as sampler:
+def runtime(tiny_llama: Path) -> RuntimeChoice:
+    """A loaded model that answers three prompts per batch."""
+    generate = transformers_choice().open(Checkpoint(tiny_llama), 0).generate
+    return RuntimeChoice("transformers", 3, lambda checkpoint, length: StandIn(generate))
 
-        @contextmanager
-        def already(path: Path, length: int):
-            yield sampler
 
-        yield Engine("transformers", already, 3)
+class StandIn:
+    """A runtime with this function as its `generate`."""
+
+    def __init__(self, generate: Any) -> None:
+        self.generate = generate
+
+    def close(self) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
-def ask(tiny_llama: Path, prompts: Path, engine: Engine):
-    def ask(out: Path, sampling: Sampling = DRAWN, engine: Engine = engine, **options: Any) -> dict[str, Any]:
+def ask(tiny_llama: Path, prompts: Path, runtime: RuntimeChoice):
+    def ask(out: Path, sampling: Sampling = DRAWN, runtime: RuntimeChoice = runtime, **options: Any) -> dict[str, Any]:
         options = {"keep_truncated": True, "prompts": prompts, **options}
-        return generate_answers(tiny_llama, out=out, sampling=sampling, choose=lambda length: engine, **options)
+        return generate_answers(tiny_llama, out=out, sampling=sampling, choose=lambda length: runtime, **options)
 
     return ask
 
@@ -78,22 +84,20 @@ def same(out: Path, whole: Path) -> bool:
     )
 
 
-def failing(engine: Engine, batches: int) -> Engine:
-    """The engine, dead after so many batches."""
+def failing(runtime: RuntimeChoice, batches: int) -> RuntimeChoice:
+    """The runtime, interrupted after this many batches."""
 
-    @contextmanager
-    def opened(path: Path, length: int):
-        with engine.open(path, length) as sampler:
-            left = iter(range(batches))
+    def opened(checkpoint: Checkpoint, length: int) -> StandIn:
+        model, left = runtime.open(checkpoint, length), iter(range(batches))
 
-            def mortal(*question: Any) -> list[Answer]:
-                if next(left, None) is None:
-                    raise KeyboardInterrupt
-                return sampler(*question)
+        def generate(*arguments: Any) -> list[Answer]:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return model.generate(*arguments)
 
-            yield mortal
+        return StandIn(generate)
 
-    return replace(engine, open=opened)
+    return replace(runtime, open=opened)
 
 
 def test_answers_are_conversations_in_the_prompts_order_and_only_they_count(whole, tiny_llama):
@@ -108,9 +112,9 @@ def test_answers_are_conversations_in_the_prompts_order_and_only_they_count(whol
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
-def test_an_answer_is_that_of_its_prompt_asked_alone(ask, engine, tmp_path, sampling):
+def test_an_answer_is_that_of_its_prompt_asked_alone(ask, runtime, tmp_path, sampling):
     ask(tmp_path / "three.jsonl", sampling)
-    ask(tmp_path / "one.jsonl", sampling, replace(engine, batch=1))
+    ask(tmp_path / "one.jsonl", sampling, replace(runtime, batch_size=1))
     assert lines(tmp_path / "three.jsonl") == lines(tmp_path / "one.jsonl")
 
 
@@ -122,18 +126,18 @@ def test_two_processes_answer_what_one_does(ask, whole, tmp_path, order):
 
 
 @pytest.mark.parametrize("done", [0, 1, 2])
-def test_a_run_that_was_interrupted_asks_only_what_is_missing(ask, engine, whole, tmp_path, done):
+def test_a_run_that_was_interrupted_asks_only_what_is_missing(ask, runtime, whole, tmp_path, done):
     out = tmp_path / "answers.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        ask(out, engine=failing(engine, done))
+        ask(out, runtime=failing(runtime, done))
     assert not out.exists()
-    ask(out, engine=failing(engine, 3 - done), ranks=1)
+    ask(out, runtime=failing(runtime, 3 - done), ranks=1)
     assert same(out, whole)
 
 
-def test_a_part_cut_off_at_any_byte_ends_in_the_same_bytes(ask, engine, whole, tmp_path):
+def test_a_part_cut_off_at_any_byte_ends_in_the_same_bytes(ask, runtime, whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        ask(tmp_path / "cut" / "answers.jsonl", engine=failing(engine, 2))
+        ask(tmp_path / "cut" / "answers.jsonl", runtime=failing(runtime, 2))
     part = part_paths(tmp_path / "cut" / "answers.jsonl")[0]
     size = part.stat().st_size
     for place in {0, 1, 100, size - 1, *random.sample(range(size), 4)}:
@@ -144,10 +148,10 @@ def test_a_part_cut_off_at_any_byte_ends_in_the_same_bytes(ask, engine, whole, t
         assert same(folder / "answers.jsonl", whole), place
 
 
-def test_another_number_of_processes_goes_on_with_what_is_there(ask, engine, whole, tmp_path):
+def test_another_number_of_processes_goes_on_with_what_is_there(ask, runtime, whole, tmp_path):
     out = tmp_path / "answers.jsonl"
     ask(out, rank=1, ranks=2)
-    ask(out, engine=failing(engine, 2))
+    ask(out, runtime=failing(runtime, 2))
     assert same(out, whole)
 
 
@@ -156,7 +160,7 @@ def test_a_killed_command_ends_in_the_same_bytes(tiny_llama, tmp_path):
     (tmp_path / "many.jsonl").write_text(rows)
     out = tmp_path / "killed" / "answers.jsonl"
     arguments = ["generate", str(tiny_llama), "--prompts", str(tmp_path / "many.jsonl"), "--out", str(out)]
-    arguments += ["--max-tokens", "48", "--batch", "2", "--engine", "transformers", "--keep-truncated"]
+    arguments += ["--max-tokens", "48", "--batch-size", "2", "--runtime", "transformers", "--keep-truncated"]
     program = [sys.executable, "-c", "from compress.cli import cli; cli()", *arguments]
     process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wanted = random.randrange(1, 6)
@@ -165,7 +169,7 @@ def test_a_killed_command_ends_in_the_same_bytes(tiny_llama, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert part_paths(out) and not out.exists()
-    two = Engine("transformers", transformers_sampler, 2)
+    two = transformers_choice(batch_size=2)
     for path in (out, tmp_path / "whole" / "answers.jsonl"):
         generate_answers(
             tiny_llama,
@@ -178,9 +182,9 @@ def test_a_killed_command_ends_in_the_same_bytes(tiny_llama, tmp_path):
     assert same(out, tmp_path / "whole" / "answers.jsonl")
 
 
-def test_what_is_whole_is_not_asked_again(ask, engine, whole, tmp_path):
+def test_what_is_whole_is_not_asked_again(ask, runtime, whole, tmp_path):
     shutil.copytree(whole.parent, tmp_path / "copy")
-    row = ask(tmp_path / "copy" / "answers.jsonl", engine=failing(engine, 0))
+    row = ask(tmp_path / "copy" / "answers.jsonl", runtime=failing(runtime, 0))
     assert row["answers"] == 9 and same(tmp_path / "copy" / "answers.jsonl", whole)
 
 
@@ -195,14 +199,14 @@ def test_what_is_whole_is_not_asked_again(ask, engine, whole, tmp_path):
     ],
 )
 @pytest.mark.parametrize("state", ["whole", "part"])
-def test_other_settings_are_refused_by_name_and_harm_nothing(ask, engine, whole, tmp_path, change, message, state):
+def test_other_settings_are_refused_by_name_and_harm_nothing(ask, runtime, whole, tmp_path, change, message, state):
     out = tmp_path / "answers.jsonl"
     if state == "whole":
         for path in whole.parent.iterdir():
             shutil.copy(path, tmp_path)
     else:
         with pytest.raises(KeyboardInterrupt):
-            ask(out, engine=failing(engine, 1))
+            ask(out, runtime=failing(runtime, 1))
     with pytest.raises(QCompressError, match=message):
         ask(out, **change)
     ask(out)
@@ -222,19 +226,15 @@ def test_truncated_empty_and_too_long_ones_are_left_out_and_counted(tiny_llama, 
     answers = {"fox": Answer([40, 41], True), "dog": Answer([], True), "brown": Answer([42, 43, 44], False)}
     tokenizer = Checkpoint(tiny_llama).tokenizer
 
-    @contextmanager
-    def opened(path: Path, length: int):
-        def sampler(asked: Any, seeds: Any, how: Any) -> list[Answer]:
-            return [next(answers[word] for word in answers if word in tokenizer.decode(ids)) for ids in asked]
-
-        yield sampler
+    def generate(prompts: Any, sampling: Any, seeds: Any) -> list[Answer]:
+        return [next(answers[word] for word in answers if word in tokenizer.decode(ids)) for ids in prompts]
 
     row = generate_answers(
         tiny_llama,
         tmp_path / "prompts.jsonl",
         tmp_path / "out.jsonl",
         Sampling(3),
-        choose=lambda length: Engine("-", opened, 8),
+        choose=lambda length: RuntimeChoice("-", 8, lambda checkpoint, length: StandIn(generate)),
     )
     found = {name: row[name] for name in ("prompts", "answers", "tokens", "truncated", "empty", "too_long")}
     assert found == {"prompts": 4, "answers": 1, "tokens": 2, "truncated": 1, "empty": 1, "too_long": 1}
@@ -283,7 +283,7 @@ def test_a_bad_line_is_named_by_its_number_and_nothing_is_written(ask, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
 
 
-def test_a_full_disk_is_one_line_and_the_answers_so_far_stay(ask, engine, whole, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line_and_the_answers_so_far_stay(ask, runtime, whole, tmp_path, monkeypatch):
     def full(path: Any, *pieces: Any) -> None:
         raise OSError(28, os.strerror(28))
 
@@ -291,7 +291,7 @@ def test_a_full_disk_is_one_line_and_the_answers_so_far_stay(ask, engine, whole,
     with pytest.raises(QCompressError, match=r"answers.jsonl: the disk is full, [\d,]+ bytes free; make room"):
         ask(tmp_path / "answers.jsonl")
     monkeypatch.undo()
-    ask(tmp_path / "answers.jsonl", engine=failing(engine, 0))
+    ask(tmp_path / "answers.jsonl", runtime=failing(runtime, 0))
     assert same(tmp_path / "answers.jsonl", whole)
 
 

@@ -108,7 +108,7 @@ def test_names_texts_and_records_cannot_inject_markup(make_row, make_rows, linea
     rows[0] |= {"name": EVIL + "0", "text": EVIL, "record": record}
     retention = [{"digest": EVIL, "role": "candidate", "kind": EVIL, "retention": 50.0}]
     assert EVIL in Facts(rows, retention=retention, limits={"min_retention": 85}).judged[EVIL]["reason"]
-    retention[0] |= {"name": EVIL, "items": 1, "errors": 0, "empty": 0, "score": 0.5, "score_se": None, "engine": EVIL}
+    retention[0] |= {"name": EVIL, "items": 1, "errors": 0, "empty": 0, "score": 0.5, "score_se": None, "runtime": EVIL}
     retention[0] |= {"retention_low": None, "retention_high": None, "suite": EVIL, "suite_digest": EVIL}
     text = make_report(rows, retention=retention, limits={"min_retention": 85}, title=EVIL, command=EVIL)
     page = Page(text)

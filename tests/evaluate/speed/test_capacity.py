@@ -1,4 +1,4 @@
-"""What a KV cache weighs, and what fits where: real configs pinned, sliding windows, boards, bad input."""
+"""Predicted sizes of KV caches and what fits where: pinned configs, sliding windows, hardware, bad input."""
 
 import json
 from dataclasses import replace
@@ -13,17 +13,17 @@ from compress.evaluate.speed.capacity import (
     kv_blocks_of,
     kv_bytes,
     longest_within,
-    packed_subject,
+    packed_footprint,
     predict,
     predict_rows,
-    read_subject,
-    read_subjects,
+    read_footprint,
+    read_footprints,
     windows_of,
 )
-from compress.evaluate.speed.hardware import BOARDS, GIB, find_boards, kernel_of, plain_memory
+from compress.evaluate.speed.hardware import GIB, HARDWARE, find_hardware, kernel_of, memory_only
 
 CONFIGS = Path(__file__).parents[3] / "recipes" / "configs"
-T4, ORIN = find_boards(("t4", "orin-nano"))
+T4, ORIN = find_hardware(("t4", "orin-nano"))
 PACKED = {"quantization_config": {"quant_method": "awq"}}
 
 
@@ -32,10 +32,10 @@ PACKED = {"quantization_config": {"quant_method": "awq"}}
     [("qwen2.5-7b-instruct", 57_344), ("qwen2.5-1.5b-instruct", 28_672), ("seed-student", 51_200)],
 )
 def test_the_kv_cache_of_real_configs_is_pinned(name, size):
-    assert read_subject(CONFIGS / f"{name}.json").kv_bytes_per_token == size
+    assert read_footprint(CONFIGS / f"{name}.json").kv_bytes_per_token == size
 
 
-def test_a_head_width_of_its_own_counts_and_missing_kv_heads_are_all_heads():
+def test_head_dim_counts_and_missing_kv_heads_mean_all_heads():
     config = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
     assert sum(block.bytes for block in kv_blocks_of(config)) == 3 * 2 * 4 * 16 * 2
     assert sum(block.bytes for block in kv_blocks_of(config | {"head_dim": 128})) == 3 * 2 * 4 * 128 * 2
@@ -54,11 +54,11 @@ def test_a_head_width_of_its_own_counts_and_missing_kv_heads_are_all_heads():
     ],
     ids=["qwen2 off", "qwen2 on", "gemma2", "gemma3", "mistral", "layer_types"],
 )
-def test_windows_slide_where_the_config_says(extra, windows):
+def test_the_config_decides_which_blocks_have_a_window(extra, windows):
     assert windows_of({"num_hidden_layers": 6, "sliding_window": 8} | extra) == windows
 
 
-def test_a_full_window_stops_growing_and_blocks_are_whole():
+def test_a_full_window_stops_growing_and_pages_are_whole():
     blocks = (KvBlock(10), KvBlock(10, window=32))
     assert kv_bytes(blocks, 17) == 2 * 320
     assert kv_bytes(blocks, 64) == 640 + 320
@@ -68,101 +68,101 @@ def test_a_full_window_stops_growing_and_blocks_are_whole():
 @pytest.mark.parametrize("room", [0, 159, 160, 161, 5000])
 def test_the_longest_context_fits_and_one_more_does_not(room):
     blocks, limit = (KvBlock(10), KvBlock(10, window=32)), 200
-    found = longest_within(blocks, room, limit)
-    assert kv_bytes(blocks, found) <= room
-    assert found == limit or kv_bytes(blocks, found + 1) > room
+    longest = longest_within(blocks, room, limit)
+    assert kv_bytes(blocks, longest) <= room
+    assert longest == limit or kv_bytes(blocks, longest + 1) > room
 
 
 @pytest.mark.parametrize("config", [{"kv_lora_rank": 512}, {"layer_types": ["linear_attention"], "hidden_size": 8}])
-def test_a_cache_of_another_kind_is_refused(config):
-    with pytest.raises(QCompressError, match="only caches"):
+def test_a_cache_that_is_not_key_value_is_rejected(config):
+    with pytest.raises(QCompressError, match="plain key-value caches only"):
         kv_blocks_of({"num_attention_heads": 1, "hidden_size": 8, "num_hidden_layers": 1} | config)
 
 
-def test_weights_on_the_device_are_the_tensors_of_the_files(tiny_llama):
-    checkpoint, subject = Checkpoint(tiny_llama), read_subject(tiny_llama)
-    assert subject.weights == sum(info.bytes for info in checkpoint.tensors.values())
-    assert subject.read == subject.weights, "a tied embedding is the head, and read as a whole"
+def test_device_weights_are_the_tensors_of_the_files(tiny_llama):
+    checkpoint, model = Checkpoint(tiny_llama), read_footprint(tiny_llama)
+    assert model.weights == sum(info.bytes for info in checkpoint.tensors.values())
+    assert model.read == model.weights, "a tied embedding is also the head, so each token reads all of it"
 
 
-def test_an_untied_embedding_is_only_looked_up(tiny_qwen2):
-    subject = read_subject(tiny_qwen2)
-    assert subject.weights - subject.read == 128 * 64 * 2
+def test_a_token_reads_one_row_of_an_untied_embedding(tiny_qwen2):
+    model = read_footprint(tiny_qwen2)
+    assert model.weights - model.read == 128 * 64 * 2
 
 
-def test_a_config_alone_predicts_what_the_checkpoint_does(tiny_qwen2, tmp_path):
+def test_a_config_alone_predicts_the_same_as_its_checkpoint(tiny_qwen2, tmp_path):
     (tmp_path / "config.json").write_text((tiny_qwen2 / "config.json").read_text())
-    bare, whole = read_subject(tmp_path), read_subject(tiny_qwen2)
+    bare, whole = read_footprint(tmp_path), read_footprint(tiny_qwen2)
     assert (bare.weights, bare.read, bare.blocks) == (whole.weights, whole.read, whole.blocks)
 
 
-def test_what_packing_would_make_weighs_what_it_makes(tiny_llama, quantized):
-    planned = packed_subject(read_subject(tiny_llama), "awq")
+def test_the_predicted_packed_size_matches_a_packed_checkpoint(tiny_llama, quantized):
+    planned = packed_footprint(read_footprint(tiny_llama), "awq")
     assert planned.name.endswith(" as awq")
-    made = read_subject(quantized["awq"])
-    assert abs(planned.weights - made.weights) < 0.05 * made.weights
+    packed = read_footprint(quantized["awq"])
+    assert abs(planned.weights - packed.weights) < 0.05 * packed.weights
 
 
-def test_memory_is_shared_out_exactly():
-    subject = read_subject(CONFIGS / "seed-student.json")
-    row = predict(subject, ORIN, 1024, 512, 0)
+def test_weights_overhead_and_requests_fill_the_memory_exactly():
+    model = read_footprint(CONFIGS / "seed-student.json")
+    row = predict(model, ORIN, 1024, 512, 0)
     room = row["usable_bytes"] - row["weights_bytes"] - row["overhead_bytes"]
     assert row["largest_batch"] == room // row["kv_bytes_per_request"] > 0
     assert row["kv_bytes_per_request"] == 1536 * row["kv_bytes_per_token"]
     short = replace(ORIN, share=(ORIN.usable - room + row["kv_bytes_per_request"] - 8) / ORIN.memory)
-    refused = predict(subject, short, 1024, 512, 0)
-    assert not refused["fits"] and "bytes too many" in refused["reason"] and refused["largest_batch"] == 0
+    too_large = predict(model, short, 1024, 512, 0)
+    assert not too_large["fits"] and "bytes too many" in too_large["reason"] and too_large["largest_batch"] == 0
 
 
-def test_the_estimate_is_bandwidth_over_bytes_and_only_where_both_are_known():
-    subject = read_subject(CONFIGS / "qwen2.5-1.5b-instruct.json")
-    row = predict(subject, ORIN, 1024, 512, 0)
-    assert row["decode_tokens_per_s_estimate"] == pytest.approx(102.4e9 / (subject.read + 1280 * 28_672))
-    assert predict(subject, plain_memory(8 * GIB), 1024, 512, 0)["decode_tokens_per_s_estimate"] is None
+def test_the_estimate_is_bandwidth_over_bytes():
+    model = read_footprint(CONFIGS / "qwen2.5-1.5b-instruct.json")
+    row = predict(model, ORIN, 1024, 512, 0)
+    assert row["decode_tokens_per_s_estimate"] == pytest.approx(102.4e9 / (model.read + 1280 * 28_672))
+    assert predict(model, memory_only(8 * GIB), 1024, 512, 0)["decode_tokens_per_s_estimate"] is None
 
 
-def test_boards_are_plausible_and_named_once():
-    assert len({board.name for board in BOARDS}) == len(BOARDS) == 6
-    for board in BOARDS:
-        assert 8 * GIB <= board.memory <= 24 * GIB and 0.5 < board.share < 1
-        assert 50e9 < board.bandwidth < 1.1e12 and board.capability >= 75
-    assert find_boards(("all",)) == list(BOARDS) and find_boards(("t4", "t4")) == [T4]
+def test_hardware_is_plausible_and_named_once():
+    assert len({hardware.name for hardware in HARDWARE}) == len(HARDWARE) == 6
+    for hardware in HARDWARE:
+        assert 8 * GIB <= hardware.memory <= 24 * GIB and 0.5 < hardware.share < 1
+        assert 50e9 < hardware.bandwidth < 1.1e12 and hardware.capability >= 75
+    assert find_hardware(("all",)) == list(HARDWARE) and find_hardware(("t4", "t4")) == [T4]
 
 
-def test_an_unknown_board_names_the_known():
-    with pytest.raises(QCompressError, match=r"--board pi5: not known; take orin-nano, .*rtx-4090"):
-        find_boards(("pi5",))
+def test_an_unknown_name_lists_the_known_names():
+    with pytest.raises(QCompressError, match=r"--hardware pi5: unknown name; use orin-nano, .*rtx-4090"):
+        find_hardware(("pi5",))
 
 
-def test_turing_runs_marlin_in_float16_and_refuses_what_needs_bfloat16():
+def test_turing_runs_marlin_in_float16_and_rejects_bfloat16_models():
     assert kernel_of(T4, PACKED | {"dtype": "bfloat16"}) == "Marlin, computed in float16"
     assert kernel_of(ORIN, PACKED | {"dtype": "bfloat16"}) == "Marlin"
     assert kernel_of(ORIN, {}) == "none needed"
     assert kernel_of(replace(T4, capability=70), PACKED).startswith("none: ")
-    subject = read_subject(CONFIGS / "qwen2.5-1.5b-instruct.json")
-    gemma = replace(subject, config=subject.config | PACKED | {"model_type": "gemma2"})
+    model = read_footprint(CONFIGS / "qwen2.5-1.5b-instruct.json")
+    gemma = replace(model, config=model.config | PACKED | {"model_type": "gemma2"})
     assert "bfloat16" in predict(gemma, T4, 8, 8, 0)["reason"]
     assert predict(gemma, ORIN, 8, 8, 0)["fits"]
-    plain = replace(gemma, config=subject.config | {"model_type": "gemma2"})
+    plain = replace(gemma, config=model.config | {"model_type": "gemma2"})
     row = predict(plain, T4, 8, 8, 0)
     assert not row["fits"] and "bfloat16" in row["reason"] and row["kernel"] == f"none: {row['reason']}"
 
 
-def test_a_request_beyond_the_context_is_one_line(tiny_llama):
-    with pytest.raises(QCompressError, match="1,536 tokens is longer than its context of 1,024"):
-        predict_rows([read_subject(tiny_llama)], BOARDS, 1024, 512)
+def test_a_request_beyond_the_context_is_rejected(tiny_llama):
+    with pytest.raises(QCompressError, match="1,536 tokens is longer than the model's context of 1,024"):
+        predict_rows([read_footprint(tiny_llama)], HARDWARE, 1024, 512)
 
 
-def test_rows_are_json(tiny_llama):
-    rows = predict_rows([read_subject(tiny_llama)], BOARDS, 64, 8)
-    assert json.loads(json.dumps(rows)) == rows and [row["board"] for row in rows] == [b.name for b in BOARDS]
+def test_predicted_rows_survive_json(tiny_llama):
+    rows = predict_rows([read_footprint(tiny_llama)], HARDWARE, 64, 8)
+    assert json.loads(json.dumps(rows)) == rows and [row["hardware"] for row in rows] == [b.name for b in HARDWARE]
 
 
-def test_two_checkpoints_of_one_name_are_told_apart(tmp_path):
+def test_two_checkpoints_of_one_name_are_shown_by_path(tmp_path):
     paths = [tmp_path / name / "model" for name in ("a", "b")]
     for path in paths:
         path.mkdir(parents=True)
         (path / "config.json").write_text((CONFIGS / "seed-student.json").read_text())
-    subjects = read_subjects([*paths, CONFIGS / "seed-student.json"])
-    assert [subject.name for subject in subjects] == [str(paths[0]), str(paths[1]), "seed-student"]
-    assert packed_subject(subjects[0], "awq").name == f"{paths[0]} as awq"
+    models = read_footprints([*paths, CONFIGS / "seed-student.json"])
+    assert [model.name for model in models] == [str(paths[0]), str(paths[1]), "seed-student"]
+    assert packed_footprint(models[0], "awq").name == f"{paths[0]} as awq"

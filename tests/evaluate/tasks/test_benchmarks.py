@@ -1,4 +1,4 @@
-"""The adapter to lm-eval: what it is given, what HumanEval's code becomes, and what its samples are worth."""
+"""The adapter to lm-eval: task settings, HumanEval in the sandbox, scores of samples."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_a_task_is_lm_evals_own_but_for_the_data(data, tmp_path):
+def test_local_data_changes_nothing_else_of_a_task(data, tmp_path):
     settings = task_settings("gsm8k", data)
     file = Path(write_task(settings, Path("/lm_eval"), tmp_path))
     written = yaml.safe_load(file.read_text())
@@ -54,15 +54,15 @@ def test_a_task_is_lm_evals_own_but_for_the_data(data, tmp_path):
     assert task_settings("humaneval", None)["process_results"] is run_completion
 
 
-def test_missing_data_is_refused_by_name(data):
+def test_missing_data_is_named_in_the_error(data):
     (data / "HumanEval.jsonl").unlink()
     with pytest.raises(QCompressError, match=r"HumanEval\.jsonl: missing, and HumanEval\.jsonl\.gz too"):
         task_settings("humaneval", data)
-    with pytest.raises(QCompressError, match="mmlu: --data holds gsm8k, humaneval only"):
+    with pytest.raises(QCompressError, match="mmlu: --task-data supports gsm8k, humaneval only"):
         task_settings("mmlu", data)
 
 
-def test_the_first_metric_counts_after_the_last_filter_in_the_documents_order():
+def test_the_score_is_the_first_metric_after_the_last_filter():
     samples = [
         {"doc_id": doc, "filter": filtered, "metrics": ["exact_match"], "exact_match": value}
         for filtered, values in (("strict", (0, 0)), ("flexible", (1, 0)))
@@ -74,8 +74,8 @@ def test_the_first_metric_counts_after_the_last_filter_in_the_documents_order():
     }
 
 
-def test_tasks_go_without_the_options_of_a_suite(tiny_llama):
-    for options in (["--tasks", "gsm8k", "--kind", "qa"], ["--data", "x"]):
+def test_tasks_exclude_the_options_of_a_suite(tiny_llama):
+    for options in (["--tasks", "gsm8k", "--kind", "qa"], ["--task-data", "x"]):
         result = CliRunner().invoke(cli, ["eval", str(tiny_llama), "--reference", str(tiny_llama), *options])
         assert result.exit_code == 2 and "--tasks" in result.stderr
 
@@ -84,6 +84,6 @@ def test_lm_eval_scores_both_checkpoints_from_local_data(tiny_llama, data):
     pytest.importorskip("lm_eval")
     from compress.evaluate.tasks.benchmarks import benchmark_rows
 
-    rows = benchmark_rows(tiny_llama, [tiny_llama], ["gsm8k", "humaneval"], data=data, limit=1, batch=1)
+    rows = benchmark_rows(tiny_llama, [tiny_llama], ["gsm8k", "humaneval"], task_data=data, limit=1, batch_size=1)
     assert [row["kind"] for row in rows] == ["gsm8k", "humaneval", "all"] * 2
     assert all(row["items"] == 1 for row in rows if row["kind"] != "all")

@@ -1,7 +1,6 @@
-"""Models asked: batches, resuming, and whose answers they are. Tiny random models: what they say means nothing."""
+"""Running a suite: batches, resuming, and which stored answers are reused. Tiny random models give random text."""
 
 import json
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -9,13 +8,13 @@ import pytest
 from compress.checkpoint.load import stop_tokens
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
+from compress.core.sampling import Answer, Sampling
 from compress.evaluate.tasks.prompting import answer_items, batches, decode, encode
-from compress.evaluate.tasks.runner import Asking, retention_rows, solve
+from compress.evaluate.tasks.runner import TaskRun, open_transformers, retention_rows, score_checkpoint
 from compress.evaluate.tasks.suite import KINDS, load_suite
 from compress.model.sample import before_stop
-from compress.runtimes.transformers_generate import transformers_engine
 
-SETTINGS = {"engine": "transformers", "dtype": "float32", "decoding": "greedy"}
+SETTINGS = {"runtime": "transformers", "dtype": "float32", "decoding": "greedy"}
 ROWS = [
     {"id": "a", "kind": "qa", "language": "en", "turns": ["who?"], "expected": {"answers": ["x"]}},
     {"id": "b", "kind": "qa", "language": "en", "turns": ["who was it that asked the question?"]}
@@ -27,6 +26,24 @@ ROWS = [
 ]
 
 
+class StandIn:
+    """A runtime with this function as its `generate`."""
+
+    def __init__(self, generate):
+        self.generate = generate
+
+    def close(self):
+        pass
+
+
+def answer_ids(tokenizer, text):
+    return Answer(tokenizer(text, add_special_tokens=False)["input_ids"], True)
+
+
+def silent(row):
+    pass
+
+
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch):
     for name in ("qa", "multi-turn"):
@@ -34,24 +51,24 @@ def short_answers(monkeypatch):
 
 
 @pytest.fixture
-def asking(tmp_path):
+def run(tmp_path):
     file = tmp_path / "own.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     suite = load_suite(file)
-    return Asking(suite, suite.items, tmp_path / "out", SETTINGS, batch=2)
+    return TaskRun(suite, suite.items, tmp_path / "out", SETTINGS, batch_size=2)
 
 
 def answers_of(path, items, batch):
-    with transformers_engine(Checkpoint(path)) as engine:
-        return {item.id: answers for item, answers in answer_items(engine, Checkpoint(path).tokenizer, items, batch)}
+    runtime, tokenizer = open_transformers(Checkpoint(path)), Checkpoint(path).tokenizer
+    return {item.id: answers for item, answers in answer_items(runtime, tokenizer, items, batch)}
 
 
-def test_the_batch_never_changes_an_answer(tiny_llama, asking):
-    one, two = (answers_of(tiny_llama, asking.items, size) for size in (1, 4))
+def test_the_batch_size_never_changes_an_answer(tiny_llama, run):
+    one, two = (answers_of(tiny_llama, run.items, size) for size in (1, 4))
     assert one == two and set(one) == set("abcd") and len(one["c"]) == 2
 
 
-def test_greedy_answers_are_those_of_a_plain_loop(tiny_llama, asking):
+def test_greedy_answers_equal_those_of_a_plain_loop(tiny_llama, run):
     import torch
 
     from compress.checkpoint.load import load_model
@@ -62,128 +79,133 @@ def test_greedy_answers_are_those_of_a_plain_loop(tiny_llama, asking):
     with torch.no_grad():
         for _ in range(12):
             ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    with transformers_engine(Checkpoint(tiny_llama)) as engine:
-        assert engine([prompt], 12) == [before_stop(ids[len(prompt) :], stop_tokens(Checkpoint(tiny_llama))).ids]
+    runtime = open_transformers(Checkpoint(tiny_llama))
+    expected = before_stop(ids[len(prompt) :], stop_tokens(Checkpoint(tiny_llama)))
+    assert runtime.generate([prompt], Sampling(12)) == [expected]
 
 
-def test_batches_hold_like_items_and_each_item_once(asking):
-    groups = [[item.id for item in group] for group in batches(asking.items, 3)]
+def test_a_batch_holds_one_kind_and_each_item_is_in_one_batch(run):
+    groups = [[item.id for item in group] for group in batches(run.items, 3)]
     assert sorted(name for group in groups for name in group) == list("abcd") and [set(group) for group in groups] == [
         {*"ab"},
         {*"cd"},
     ]
-    assert [len(group) for group in batches(asking.items, 1)] == [1] * 4
+    assert [len(group) for group in batches(run.items, 1)] == [1] * 4
 
 
-def test_each_answer_stays_in_its_own_conversation(tiny_llama, asking):
+def test_each_answer_stays_in_its_own_conversation(tiny_llama, run):
     seen = []
 
-    def engine(prompts, max_tokens):
+    def generate(prompts, sampling):
         seen.extend(tokenizer.decode(prompt) for prompt in prompts)
-        return [tokenizer(f"so {len(seen)}", add_special_tokens=False)["input_ids"] for _ in prompts]
+        return [answer_ids(tokenizer, f"so {len(seen)}") for _ in prompts]
 
     tokenizer = Checkpoint(tiny_llama).tokenizer
-    found = list(answer_items(engine, tokenizer, asking.items[2:], 1))
-    assert [answers for _, answers in found] == [["so 1", "so 2"], ["so 3", "so 4"]]
+    pairs = list(answer_items(StandIn(generate), tokenizer, run.items[2:], 1))
+    assert [answers for _, answers in pairs] == [["so 1", "so 2"], ["so 3", "so 4"]]
     assert "i am z" in seen[1] and "so 1" in seen[1] and "i am z" not in seen[3] and "so 3" in seen[3]
 
 
-def test_a_model_without_a_template_gets_questions_and_answers(tiny_llama):
+def test_without_a_chat_template_prompts_are_questions_and_answers(tiny_llama):
     tokenizer = Checkpoint(tiny_llama).tokenizer
     tokenizer.chat_template = None
-    asked = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "x"}]
-    text = tokenizer.decode(encode(tokenizer, [*asked, {"role": "user", "content": "why?"}]), skip_special_tokens=True)
+    messages = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "x"}]
+    text = tokenizer.decode(
+        encode(tokenizer, [*messages, {"role": "user", "content": "why?"}]), skip_special_tokens=True
+    )
     assert text == "Question: who?\nAnswer: x\nQuestion: why?\nAnswer:"
     ids = tokenizer(" me.\nQuestion: and you?", add_special_tokens=False)["input_ids"]
     assert decode(tokenizer, ids) == "me."
 
 
 def test_answers_end_before_the_first_stop():
-    found = [before_stop(ids, {2, 9}) for ids in ([5, 6, 2, 7, 2], [5], [2])]
-    assert found == [([5, 6], True), ([5], False), ([], True)]
+    answers = [before_stop(ids, {2, 9}) for ids in ([5, 6, 2, 7, 2], [5], [2])]
+    assert answers == [([5, 6], True), ([5], False), ([], True)]
 
 
-def test_an_interrupted_run_goes_on_with_the_next_item_and_ends_the_same(tiny_llama, asking, tmp_path):
-    whole = solve(Checkpoint(tiny_llama), "m", replace(asking, out=tmp_path / "whole"), lambda *told: None)
+def test_a_resumed_run_ends_with_the_same_bytes(tiny_llama, run, tmp_path):
+    whole = score_checkpoint(Checkpoint(tiny_llama), "m", replace(run, out=tmp_path / "whole"), silent)
 
-    @contextmanager
     def interrupted(checkpoint):
-        with transformers_engine(checkpoint) as engine:
-            calls = []
+        runtime, calls = open_transformers(checkpoint), []
 
-            def once(prompts, max_tokens):
-                calls.append(len(prompts))
-                if len(calls) > 1:
-                    raise KeyboardInterrupt
-                return engine(prompts, max_tokens)
+        def once(prompts, sampling):
+            calls.append(len(prompts))
+            if len(calls) > 1:
+                raise KeyboardInterrupt
+            return runtime.generate(prompts, sampling)
 
-            yield once
+        return StandIn(once)
 
     with pytest.raises(KeyboardInterrupt):
-        solve(Checkpoint(tiny_llama), "m", replace(asking, open_engine=interrupted), lambda *told: None)
-    file = asking.out / "m.answers.jsonl"
+        score_checkpoint(Checkpoint(tiny_llama), "m", replace(run, open_runtime=interrupted), silent)
+    file = run.out / "m.answers.jsonl"
     with file.open("a") as torn:
         torn.write('{"id": "c", "ans')
-    told = []
-    assert solve(Checkpoint(tiny_llama), "m", asking, lambda *progress: told.append(progress)) == whole
-    assert told[0] == ("m", 2, 4) and told[-1] == ("m", 4, 4)
+    reported = []
+    assert score_checkpoint(Checkpoint(tiny_llama), "m", run, reported.append) == whole
+    assert [row["items"] for row in reported] == ["2/4", "3/4", "4/4"]
     assert file.read_text() == (tmp_path / "whole" / "m.answers.jsonl").read_text()
 
 
-def test_what_is_answered_is_never_asked_again(tiny_llama, asking):
+def test_a_stored_answer_is_never_generated_again(tiny_llama, run):
     def refuse(checkpoint):
-        raise AssertionError("asked again")
+        raise AssertionError("generated again")
 
-    first = solve(Checkpoint(tiny_llama), "m", asking, lambda *told: None)
-    assert solve(Checkpoint(tiny_llama), "m", replace(asking, open_engine=refuse), lambda *told: None) == first
+    first = score_checkpoint(Checkpoint(tiny_llama), "m", run, silent)
+    assert score_checkpoint(Checkpoint(tiny_llama), "m", replace(run, open_runtime=refuse), silent) == first
 
 
-def test_other_checkpoints_suites_and_settings_are_refused_by_name(tiny_llama, tiny_qwen2, asking):
-    solve(Checkpoint(tiny_llama), "m", asking, lambda *told: None)
+def test_restart_discards_stored_answers_even_of_other_settings(tiny_llama, run):
+    first = score_checkpoint(Checkpoint(tiny_llama), "m", run, silent)
+    reported = []
+    again = replace(run, settings=SETTINGS | {"dtype": "auto"}, restart=True)
+    assert score_checkpoint(Checkpoint(tiny_llama), "m", again, reported.append) == first
+    assert [row["items"] for row in reported] == ["0/4", "1/4", "2/4", "3/4", "4/4"]
+    header, *rows = [json.loads(line) for line in (run.out / "m.answers.jsonl").read_text().splitlines()]
+    assert header["settings"]["dtype"] == "auto" and len(rows) == 4
+
+
+def test_answers_of_another_run_are_rejected_by_the_name_of_the_difference(tiny_llama, tiny_qwen2, run):
+    score_checkpoint(Checkpoint(tiny_llama), "m", run, silent)
     others = {
-        "checkpoint": (tiny_qwen2, asking),
-        "suite": (tiny_llama, replace(asking, suite=replace(asking.suite, digest="sha256:0"))),
-        "settings": (tiny_llama, replace(asking, settings=SETTINGS | {"engine": "vllm"})),
+        "checkpoint": (tiny_qwen2, run),
+        "suite": (tiny_llama, replace(run, suite=replace(run.suite, digest="sha256:0"))),
+        "settings": (tiny_llama, replace(run, settings=SETTINGS | {"runtime": "vllm"})),
     }
     for name, (path, other) in others.items():
         with pytest.raises(QCompressError, match=rf"m\.answers\.jsonl: holds answers with {name} .*--out"):
-            solve(Checkpoint(path), "m", other, lambda *told: None)
+            score_checkpoint(Checkpoint(path), "m", other, silent)
 
 
-def test_a_damaged_answer_file_is_refused_with_its_line(tiny_llama, asking):
-    solve(Checkpoint(tiny_llama), "m", asking, lambda *told: None)
-    file = asking.out / "m.answers.jsonl"
+def test_a_damaged_answer_log_is_rejected_with_its_line(tiny_llama, run):
+    score_checkpoint(Checkpoint(tiny_llama), "m", run, silent)
+    file = run.out / "m.answers.jsonl"
     file.write_text(file.read_text().replace('{"id": "b"', '"id": "b"'))
-    with pytest.raises(QCompressError, match=r"line \d: is no answer"):
-        solve(Checkpoint(tiny_llama), "m", asking, lambda *told: None)
+    with pytest.raises(QCompressError, match=r"line \d: not a JSON object"):
+        score_checkpoint(Checkpoint(tiny_llama), "m", run, silent)
 
 
-def test_a_candidate_that_is_not_there_is_refused_before_the_reference_is_asked(tiny_llama, asking, tmp_path):
+def test_a_missing_candidate_is_rejected_before_the_reference_runs(tiny_llama, run, tmp_path):
     with pytest.raises(QCompressError, match="no such directory"):
-        retention_rows(tiny_llama, [tmp_path / "none"], asking)
-    assert not asking.out.exists()
+        retention_rows(tiny_llama, [tmp_path / "none"], run)
+    assert not run.out.exists()
 
 
 def oracle(checkpoint):
-    """An engine that answers every question with "x"."""
-
-    @contextmanager
-    def opened():
-        ids = checkpoint.tokenizer("x", add_special_tokens=False)["input_ids"]
-        yield lambda prompts, max_tokens: [ids for _ in prompts]
-
-    return opened()
+    """A runtime whose answer is always "x"."""
+    return StandIn(lambda prompts, sampling: [answer_ids(checkpoint.tokenizer, "x") for _ in prompts])
 
 
-def test_rows_say_the_score_of_every_kind_and_what_is_kept(tiny_llama, tiny_qwen2, asking):
-    engines = {tiny_llama: oracle, tiny_qwen2: transformers_engine}
-    by_path = replace(asking, open_engine=lambda opened: engines[opened.path](opened))
+def test_rows_hold_the_score_of_every_kind_and_the_retention(tiny_llama, tiny_qwen2, run):
+    runtimes = {tiny_llama: oracle, tiny_qwen2: open_transformers}
+    by_path = replace(run, open_runtime=lambda checkpoint: runtimes[checkpoint.path](checkpoint))
     rows = retention_rows(tiny_llama, [tiny_qwen2], by_path)
-    found = {(row["role"], row["kind"]): row for row in rows}
-    assert found["reference", "qa"]["score"] == 1 and found["reference", "multi-turn"]["score"] == 0.5
-    assert found["reference", "all"]["score"] == 0.75 and found["reference", "all"]["retention"] is None
-    assert found["candidate", "qa"]["retention"] == 0 and found["candidate", "all"]["items"] == 4
-    assert json.loads((asking.out / "eval.json").read_text()) == rows
-    lines = [json.loads(line) for line in (asking.out / "llama.scores.jsonl").read_text().splitlines()]
+    by_role = {(row["role"], row["kind"]): row for row in rows}
+    assert by_role["reference", "qa"]["score"] == 1 and by_role["reference", "multi-turn"]["score"] == 0.5
+    assert by_role["reference", "all"]["score"] == 0.75 and by_role["reference", "all"]["retention"] is None
+    assert by_role["candidate", "qa"]["retention"] == 0 and by_role["candidate", "all"]["items"] == 4
+    assert json.loads((run.out / "eval.json").read_text()) == rows
+    lines = [json.loads(line) for line in (run.out / "llama.scores.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == list("abcd") and lines[0]["reason"] == "says x"
-    assert not [path for path in asking.out.iterdir() if path.name.startswith(".")]
+    assert not [path for path in run.out.iterdir() if path.name.startswith(".")]

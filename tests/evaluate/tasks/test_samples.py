@@ -6,7 +6,7 @@ from compress.core.errors import QCompressError
 from compress.evaluate.tasks.samples import fresh_samples, stored_samples
 from compress.evaluate.tasks.suite import KINDS
 
-JUDGED = [{"name": name, "digest": f"d-{name}"} for name in ("base", "awq") for _ in range(2)]
+ROWS = [{"name": name, "digest": f"d-{name}"} for name in ("base", "awq") for _ in range(2)]
 
 
 def keep(folder, name, *lines):
@@ -36,21 +36,21 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_kinds_take_turns_and_what_differs_most_comes_first(folder):
-    assert [row["id"] for row in stored_samples(folder, JUDGED, 9)] == ["c", "m", "b", "a"]
-    (first,) = stored_samples(folder, JUDGED, 1)
+def test_kinds_alternate_and_the_largest_difference_comes_first(folder):
+    assert [row["id"] for row in stored_samples(folder, ROWS, 9)] == ["c", "m", "b", "a"]
+    (first,) = stored_samples(folder, ROWS, 1)
     assert first["turns"] == ["ask c"] and first["kind"] == "qa"
-    told = [(answer["name"], answer["digest"], answer["answers"], answer["score"]) for answer in first["answers"]]
-    assert told == [("base", "d-base", ["x"], 1), ("awq", "d-awq", ["z"], 0)]
+    answers = [(answer["name"], answer["digest"], answer["answers"], answer["score"]) for answer in first["answers"]]
+    assert answers == [("base", "d-base", ["x"], 1), ("awq", "d-awq", ["z"], 0)]
 
 
-def test_answers_that_are_not_there_are_named(folder):
+def test_a_missing_answer_file_is_named(folder):
     (folder / "awq.scores.jsonl").unlink()
-    with pytest.raises(QCompressError, match=r"awq\.scores\.jsonl: missing, so there are no answers"):
-        stored_samples(folder, JUDGED, 1)
+    with pytest.raises(QCompressError, match=r"awq\.scores\.jsonl: missing; pass the folder"):
+        stored_samples(folder, ROWS, 1)
 
 
-def test_answers_made_now_are_everyones_to_the_same_prompts(tiny_llama, tiny_qwen2, monkeypatch):
+def test_fresh_answers_are_to_the_same_prompts_for_all_checkpoints(tiny_llama, tiny_qwen2, monkeypatch):
     for kind in KINDS.values():
         monkeypatch.setitem(KINDS, kind.name, type(kind)(kind.name, 4, kind.instruction, kind.check, kind.score))
     samples = fresh_samples([tiny_llama, tiny_qwen2], 3)

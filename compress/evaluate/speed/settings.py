@@ -1,0 +1,111 @@
+"""The settings of `qcompress bench`: what is measured, with which resources, and what is predicted."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compress.core.config import COMPUTE_DTYPES, FORMAT_NAMES, parse_size
+from compress.core.options import option
+
+FULL = {"prompt_tokens": 1024, "new_tokens": 512, "batch_size": 8, "repeats": 3}
+QUICK = {"prompt_tokens": 128, "new_tokens": 32, "batch_size": 2, "repeats": 2}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What is measured. None takes the value of FULL, or of QUICK with `quick`; see `complete`."""
+
+    runtime: str = option(
+        "auto",
+        "Runtime that is measured. auto: vLLM if it is installed, else transformers.",
+        group="Measurement",
+        choices=("auto", "transformers", "vllm"),
+    )
+    quick: bool = option(
+        False,
+        "Use smaller defaults: 128 prompt tokens, 32 new tokens, batch size 2, 2 repeats.",
+        group="Measurement",
+    )
+    prompt_tokens: int | None = option(
+        None, "Prompt length of a request, in tokens.", group="Measurement", minimum=1, default_text="1024"
+    )
+    new_tokens: int | None = option(
+        None, "Answer length of a request, in tokens.", group="Measurement", minimum=2, default_text="512"
+    )
+    batch_size: int | None = option(
+        None, "Concurrent requests when throughput is measured.", group="Measurement", minimum=1, default_text="8"
+    )
+    repeats: int | None = option(
+        None, "Repeats of each measurement in one process.", group="Measurement", minimum=1, default_text="3"
+    )
+    rounds: int = option(
+        1, "Passes over all checkpoints. Each pass starts a new process per checkpoint.", group="Measurement", minimum=1
+    )
+    max_batch_size: int = option(
+        256, "Largest number of requests that vLLM runs at once.", group="Measurement", minimum=1
+    )
+    confirm_batch: bool = option(
+        False, "Run the largest batch, instead of only computing its size.", group="Measurement"
+    )
+
+    def complete(self) -> "Timing":
+        """The same settings with a number in place of every None. ValueError for numbers that contradict each other."""
+        defaults: dict[str, Any] = QUICK if self.quick else FULL
+        settings = replace(self, **{key: n for key, n in defaults.items() if getattr(self, key) is None})
+        if settings.numbers["new_tokens"] < 2:
+            raise ValueError(f"--new-tokens {settings.new_tokens}: measuring the decoding speed needs at least 2")
+        if settings.runtime == "vllm" and settings.numbers["batch_size"] > settings.max_batch_size:
+            raise ValueError(
+                f"--batch-size {settings.batch_size} is above --max-batch-size {settings.max_batch_size}; "
+                "raise --max-batch-size"
+            )
+        return settings
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Prompt tokens, new tokens, batch size and repeats of complete settings."""
+        return {key: int(getattr(self, key)) for key in FULL}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a measuring process may use."""
+
+    device: str = option(
+        "auto",
+        "Device that runs the model. auto: a GPU if torch finds one, else the CPU.",
+        group="Resources",
+        choices=("auto", "cpu", "cuda"),
+    )
+    dtype: str = option(
+        "auto", "Dtype that the model computes in. auto: the checkpoint's.", group="Resources", choices=COMPUTE_DTYPES
+    )
+    kv_cache: int = option(2, "Size of vLLM's KV cache on a CPU, in GiB.", group="Resources", minimum=1)
+    timeout: float = option(3600.0, "Time limit of each measuring process, in seconds.", group="Resources", minimum=0)
+    gpu_memory: int | None = option(
+        None,
+        "Also predict for a GPU with this much memory, such as 8GB or 7.5GiB, and measure within it. "
+        "vLLM uses 92 % of it.",
+        group="Prediction",
+        parse=parse_size,
+        metavar="SIZE",
+    )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What is predicted from headers, without loading a model."""
+
+    hardware: tuple[str, ...] = option(
+        (),
+        "Also predict for this GPU or board, or for all of them: orin-nano, orin-nx, t4, rtx-3060, rtx-4060, "
+        "rtx-4090, all. Repeatable.",
+        group="Prediction",
+        metavar="NAME",
+    )
+    packed: str | None = option(
+        None,
+        "Also predict each 16-bit CKPT as if quantized to 4 bits in this format.",
+        group="Prediction",
+        choices=FORMAT_NAMES,
+    )
+    predict_only: bool = option(False, "Predict without measuring. CKPT may then be a config.json.", group="Prediction")

@@ -1,0 +1,71 @@
+"""The settings of `qcompress eval`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.core.config import COMPUTE_DTYPES
+from compress.core.options import option
+
+KIND_NAMES = ("qa", "python", "math", "json", "multi-turn")
+OUT = Path("build/eval")
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """Which tasks are run: a suite, or benchmarks of lm-eval."""
+
+    kind: tuple[str, ...] = option((), "Run only this kind of task. Repeatable.", group="Tasks", choices=KIND_NAMES)
+    suite: Path | None = option(
+        None, "Task file to run (.jsonl).", group="Tasks", metavar="FILE", default_text="the bundled suite"
+    )
+    limit: int | None = option(
+        None,
+        "Most items per kind or benchmark. Items of a kind are spread evenly over its file.",
+        group="Tasks",
+        minimum=1,
+        default_text="all items",
+    )
+    tasks: str | None = option(
+        None,
+        "Run these lm-eval benchmarks instead of a suite, such as gsm8k,humaneval.",
+        group="Tasks",
+        metavar="NAME,...",
+    )
+    task_data: Path | None = option(
+        None,
+        "Folder with the data of --tasks.",
+        group="Tasks",
+        metavar="FOLDER",
+        default_text="downloaded by lm-eval",
+    )
+    min_retention: float | None = option(
+        None, "Least retention of every kind, in %. A lower one ends with exit code 3.", group="Limits", minimum=0
+    )
+
+
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """What generates the answers."""
+
+    runtime: str = option(
+        "transformers",
+        "Runtime that generates the answers. auto: vLLM if it is installed, else transformers.",
+        group="Resources",
+        choices=("auto", "transformers", "vllm"),
+    )
+    device: str = option(
+        "auto",
+        "Device that runs the model. auto: a GPU if torch finds one, else the CPU.",
+        group="Resources",
+        choices=("auto", "cpu", "cuda"),
+    )
+    dtype: str | None = option(
+        None,
+        "Dtype that the model computes in. auto: the checkpoint's.",
+        group="Resources",
+        choices=COMPUTE_DTYPES,
+        default_text="float32 in transformers, auto in vLLM",
+    )
+    batch_size: int = option(
+        8, "Items per batch. It changes speed and memory, never an answer.", group="Resources", minimum=1
+    )

@@ -1,0 +1,95 @@
+"""`Runtime`: a loaded checkpoint that generates tokens. The adapters are in transformers_runtime.py and vllm_*.py.
+
+    TransformersRuntime    in this process
+    VllmProcess            vLLM in a process of its own; that process holds a VllmRuntime
+    VllmRuntime            vLLM in this process
+
+`open_runtime` is the only place that picks an adapter.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from compress.checkpoint.read import Checkpoint
+from compress.core.device import pick_device
+from compress.core.errors import QCompressError
+from compress.core.sampling import Answer, Ids, Sampling
+
+Row = dict[str, Any]
+BATCH_SIZES = {"transformers": 8, "vllm": 128}  # vLLM batches requests itself, so a larger batch costs no padding
+
+
+class Runtime(Protocol):
+    """A loaded checkpoint that generates tokens."""
+
+    def generate(self, prompts: Sequence[Ids], sampling: Sampling, seeds: Sequence[int] = ()) -> list[Answer]:
+        """One answer per prompt. `seeds` holds one seed per prompt; greedy decoding needs none."""
+
+    def close(self) -> None:
+        """Release the model's memory. A second call does nothing."""
+
+
+class TimedRuntime(Runtime, Protocol):
+    """A runtime that also measures itself, for `qcompress bench`."""
+
+    def facts(self) -> Row:
+        """Runtime, version, device, dtype and memory: keys of a row of `compress.evaluate.speed.measure`."""
+
+    def generate_exactly(self, prompts: Sequence[Ids], new_tokens: int) -> None:
+        """Generate exactly `new_tokens` per prompt, greedily, and discard them."""
+
+    def peak_bytes(self) -> int:
+        """Peak memory so far, in bytes."""
+
+    def largest_batch(self, peaks: dict[int, int]) -> tuple[int, str]:
+        """The number of concurrent requests that fit, and its source. `peaks` maps batch sizes to peak bytes."""
+
+    def preemptions(self) -> int:
+        """How many times a request waited for memory so far; 0 if the runtime never makes requests wait."""
+
+
+@dataclass(frozen=True)
+class RuntimeChoice:
+    """The name of a runtime, prompts per batch, and a function from (checkpoint, longest request) to the runtime."""
+
+    name: str
+    batch_size: int
+    open: Callable[[Checkpoint, int], Runtime]
+
+
+def pick_runtime(name: str = "auto", device: str = "auto") -> str:
+    """ "transformers" or "vllm"; "auto" is vLLM if it is installed. QCompressError if vLLM cannot be used."""
+    reason = None
+    if name != "transformers":
+        if find_spec("vllm") is None:
+            reason = "vLLM is not installed; install it with `pip install vllm`"
+        elif pick_device(device) != pick_device("auto"):
+            reason = f"vLLM cannot run on --device {device} beside a GPU; use --device auto"
+    if name == "vllm" and reason:
+        raise QCompressError(f"--runtime vllm: {reason}, or use --runtime transformers")
+    return "vllm" if name != "transformers" and reason is None else "transformers"
+
+
+def open_runtime(
+    name: str,
+    checkpoint: Checkpoint,
+    *,
+    length: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    gpu: int | None = None,
+) -> Runtime:
+    """Load the checkpoint in the runtime called `name`.
+
+    `length` is the most tokens of a prompt and its answer together; None is the model's limit. `dtype` "auto" is the
+    checkpoint's. `gpu` picks one of several GPUs.
+    """
+    if name == "vllm":
+        from compress.runtimes.vllm_process import VllmProcess
+
+        return VllmProcess(checkpoint, length, dtype=dtype, gpu=gpu)
+    from compress.runtimes.transformers_runtime import TransformersRuntime
+
+    return TransformersRuntime(checkpoint, device=device, dtype=dtype, gpu=gpu)

@@ -1,0 +1,119 @@
+"""transformers as a runtime, in this process. Packed linears are dequantized when the checkpoint is loaded.
+
+python -m compress.runtimes.transformers_runtime REQUEST.json LINES.jsonl
+    measures a checkpoint for `qcompress bench`; compress/runtimes/timing.py describes both files
+"""
+
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+import torch
+
+from compress.checkpoint.formats import model_dtype
+from compress.checkpoint.load import load_model, open_causal_lm, stop_tokens
+from compress.checkpoint.read import Checkpoint
+from compress.core.device import pick_device
+from compress.core.sampling import Answer, Ids, Sampling
+from compress.model.sample import continue_prompts
+from compress.runtimes.timing import Row, resident_peak, run_worker
+
+DEQUANTIZED = "transformers dequantizes packed weights: speed and memory are those of the unquantized model"
+
+
+def load_on_device(checkpoint: Checkpoint, device: str = "auto", dtype: str = "float32", gpu: int | None = None) -> Any:
+    """The transformers model on its device. `dtype` "auto" is the checkpoint's; `gpu` counts modulo the GPUs."""
+    name = pick_device(device)
+    if name == "cuda" and gpu is not None:
+        name = f"cuda:{gpu % torch.cuda.device_count()}"
+    model: Any = load_model(checkpoint, model_dtype(checkpoint.config) if dtype == "auto" else getattr(torch, dtype))
+    return model.to(name)
+
+
+class TransformersRuntime:
+    """A checkpoint in transformers. `request` holds the bench settings that `largest_batch` needs."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        gpu: int | None = None,
+        request: Row | None = None,
+    ) -> None:
+        self.request = request or {}
+        self.cuda = pick_device(device) == "cuda"
+        self.packed = "quantization_config" in checkpoint.config
+        self.stops = stop_tokens(checkpoint)
+        self.baseline = self.peak_bytes()
+        self.model = load_on_device(checkpoint, device, dtype, gpu)
+
+    def generate(self, prompts: Sequence[Ids], sampling: Sampling, seeds: Sequence[int] = ()) -> list[Answer]:
+        return continue_prompts(self.model, prompts, sampling, self.stops, seeds)
+
+    def close(self) -> None:
+        self.model = None
+        if self.cuda:
+            torch.cuda.empty_cache()
+
+    def facts(self) -> Row:
+        return {
+            "runtime": "transformers",
+            "runtime_version": version("transformers"),
+            "device": torch.cuda.get_device_name() if self.cuda else f"cpu ({platform.machine()})",
+            "threads": torch.get_num_threads(),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "baseline_bytes": self.baseline,
+            "kv_cache_bytes": None,
+            "kv_cache_tokens": None,
+            "note": DEQUANTIZED if self.packed else None,
+        }
+
+    @torch.inference_mode()
+    def generate_exactly(self, prompts: Sequence[Ids], new_tokens: int) -> None:
+        ids = torch.tensor([*prompts], device=self.model.device)
+        self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def peak_bytes(self) -> int:
+        return torch.cuda.max_memory_reserved() if self.cuda else resident_peak()
+
+    def largest_batch(self, peaks: dict[int, int]) -> tuple[int, str]:
+        """Free memory over the bytes of one more request: the slope of the peaks, but at least its KV cache."""
+        smallest, largest = min(peaks), max(peaks)
+        slope = (peaks[largest] - peaks[smallest]) / (largest - smallest) if largest > smallest else 0
+        request_bytes = max(slope, self.request["kv_bytes_per_request"])
+        room = (self.request["memory"] or self.memory()) - peaks[smallest]
+        source = f"peaks at batch {smallest} and {largest}" if largest > smallest else "the size of the KV cache"
+        return max(0, smallest + int(room // request_bytes)), f"memory, from {source}"
+
+    def memory(self) -> int:
+        """Bytes that this process can use at most."""
+        if self.cuda:
+            return int(torch.cuda.get_device_properties(0).total_memory)
+        return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
+
+    def preemptions(self) -> int:
+        return 0
+
+
+def open_timed(request: Row) -> TransformersRuntime:
+    """The runtime that a bench request describes."""
+    checkpoint = open_causal_lm(request["checkpoint"])
+    return TransformersRuntime(checkpoint, device=request["device"], dtype=request["dtype"], request=request)
+
+
+if __name__ == "__main__":
+    run_worker(open_timed, sys.argv[1:])
