@@ -89,11 +89,13 @@ def capital(text: str) -> str:
 
 def cli_page() -> str:
     """Every command with its arguments and options."""
-    from compress.cli import GROUPS, cli
+    from compress.cli import COMMAND_GROUPS, cli
 
     context = click.Context(cli, info_name="qcompress")
     groups = [
-        [group, f"[`{name}`](#{name})", text] for group, commands in GROUPS.items() for name, text in commands.items()
+        [group, f"[`{name}`](#{name})", text]
+        for group, commands in COMMAND_GROUPS.items()
+        for name, text in commands.items()
     ]
     parts = ["# Command line\n", "`qcompress COMMAND -h` prints the same in a terminal.\n"]
     parts.append(table(("group", "command", "what it does"), groups))
@@ -308,9 +310,10 @@ def check_rules_page() -> str:
     """The rules of `qcompress check`, from the table in compress/checkpoint/check/run.py."""
     from compress.checkpoint.check import run
 
-    functions = [run.files_whole] + [rule_function(rule) for rule in run.RULES]
+    documented = [(rule.id, rule_function(rule)) for rule in run.RULES]
+    documented += [("T9", one) for one in vars(run).values() if (inspect.getdoc(one) or "").startswith("T9:")]
     rows: dict[str, list[str]] = {}
-    for function, name in zip(functions, ["T9", *(rule.id for rule in run.RULES)], strict=True):
+    for name, function in documented:
         first = (inspect.getdoc(function) or "").split("\n\n")[0]
         rows.setdefault(name, []).append(capital(sentence(first.removeprefix(f"{name}:").strip())))
     order = sorted(rows, key=lambda name: (name.rstrip("0123456789"), int("".join(filter(str.isdigit, name)) or 0)))
@@ -360,7 +363,6 @@ def in_vllm(model_type: str) -> bool:
 def hardware_table() -> str:
     from compress.evaluate.speed import hardware
 
-    boards = getattr(hardware, "HARDWARE", None) or hardware.BOARDS
     rows = [
         [
             f"`{one.name}`",
@@ -370,7 +372,7 @@ def hardware_table() -> str:
             f"{(one.bandwidth or 0) / 1e9:g}",
             f"{(one.capability or 0) / 10:g}",
         ]
-        for one in boards
+        for one in hardware.HARDWARE
     ]
     return table(("--hardware", "name", "memory GiB", "usable", "GB/s", "compute capability"), rows)
 
