@@ -13,7 +13,7 @@ from calibration.windows import build_windows
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
-from compress.model.blocks import Weights, load_whole
+from compress.model.blocks import Weights, load_all
 from compress.model.importance import measure_importance
 from compress.model.student import cut, student_shape
 
@@ -28,7 +28,7 @@ SEQ_LEN, WINDOWS, HELDOUT = 128, 8, 3
 @torch.no_grad()
 def answers(config: dict[str, Any], weights: Weights, ids: Tensor) -> Tensor:
     """(windows * (seq_len - 1), vocab) log-probabilities of the next token."""
-    model = load_whole(config, weights, torch.float32)
+    model = load_all(config, weights, torch.float32)
     return torch.cat([model(row[None], use_cache=False).logits[0, :-1].log_softmax(-1) for row in ids])
 
 

@@ -14,7 +14,7 @@ from calibration.start import StartToken, choose_start
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, open_checkpoint, read_json
 from compress.core.errors import QCompressError
-from compress.model.blocks import BlockModel, load_whole, make_config
+from compress.model.blocks import BlockModel, load_all, make_config
 
 START_WINDOWS, START_LENGTH = 4, 128  # enough to tell, and little beside the work that follows
 
@@ -42,7 +42,7 @@ def check_causal_lm(path: Path, config: dict[str, Any]) -> None:
 def load_model(source: PathOrCheckpoint, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The whole model in eval mode, packed linears dequantized. ValueError if shapes and config disagree."""
     checkpoint = open_causal_lm(source)
-    return load_whole(checkpoint.config, weight_reader(checkpoint), dtype)
+    return load_all(checkpoint.config, weight_reader(checkpoint), dtype)
 
 
 def stop_tokens(checkpoint: Checkpoint) -> set[int]:

@@ -1,12 +1,12 @@
 """One decoder block at a time: a model without weights, and blocks that are loaded, run and released.
 
-The model's own code computes embeddings, masks, rotary tables and the head, so nothing here knows an architecture:
-while it runs, every block is replaced by a `Recorder` that notes how it was called. Weights come through a function
-from parameter name to tensor; where they lie is not this room's business.
+The model's own code computes embeddings, masks, rotary tables and the head, so this file contains no architecture.
+Every block is replaced by a `Recorder`, which stores the arguments it was called with. A `Weights` function returns a
+tensor by its parameter name; this file does not depend on where tensors are stored.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from transformers.initialization import no_init_weights
 from compress.model.families import Stage, find_family, find_linears
 
 Weights = Callable[[str], Tensor]
-HEAD_ROWS = 16384  # of the vocabulary at a time: the head of a 7B model is 2.2 GB in float32
+HEAD_ROWS = 16384  # vocabulary rows at a time: the whole head of a 7B model is 2.2 GB in float32
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Block:
 
 
 def make_config(config: dict[str, Any]) -> PretrainedConfig:
-    """The transformers config of a config.json, as of a plain checkpoint. ValueError for what is no known model, or
-    whose sizes do not fit together."""
-    plain = {
-        key: value for key, value in config.items() if key not in ("quantization_config", "model_type", "auto_map")
-    }
+    """The transformers config of a config.json, quantization left out. `config` is not changed.
+
+    ValueError for an unknown model type or for sizes that contradict each other.
+    """
+    plain = {key: value for key, value in plain_config(config).items() if key not in ("model_type", "auto_map")}
     try:
         return AutoConfig.for_model(config.get("model_type", ""), **plain)
     except StrictDataclassError as error:
@@ -51,7 +51,7 @@ def make_skeleton(config: dict[str, Any]) -> PreTrainedModel:
     """The causal LM with parameters on the meta device and real (computed) buffers, in eval mode."""
     with init_empty_weights(include_buffers=False), no_init_weights():
         model = AutoModelForCausalLM.from_config(make_config(config), dtype=torch.float32)
-    model.tie_weights()  # a tied head is the embedding's own parameter, and is listed once
+    model.tie_weights()  # a tied head shares the embedding's parameter, so it is listed once
     return model.eval().requires_grad_(False)
 
 
@@ -61,35 +61,35 @@ def set_parameter(module: nn.Module, path: str, tensor: Tensor) -> None:
 
 
 def fill(module: nn.Module, prefix: str, weights: Weights, dtype: torch.dtype) -> None:
-    """Give every parameter of `module` its tensor, by the name prefix + path, in `dtype`."""
+    """Set every parameter of `module` to the tensor named prefix + path, in `dtype`. ValueError for a wrong shape."""
     for path, parameter in list(module.named_parameters()):
         tensor = weights(f"{prefix}{path}")
         if tensor.shape != parameter.shape:
-            raise ValueError(f"{prefix}{path}: stored {tuple(tensor.shape)}, the config says {tuple(parameter.shape)}")
+            raise ValueError(f"{prefix}{path}: stored {tuple(tensor.shape)}, the config needs {tuple(parameter.shape)}")
         set_parameter(module, path, tensor.to(dtype))
 
 
 def empty(module: nn.Module) -> None:
-    """Send every parameter of `module` back to the meta device."""
+    """Move every parameter of `module` to the meta device, which frees its memory."""
     for path, parameter in list(module.named_parameters()):
         set_parameter(module, path, torch.empty_like(parameter, device="meta"))
 
 
 def move_buffers(module: nn.Module, device: torch.device) -> None:
-    """Computed tables, such as rotary frequencies, to where the weights will be."""
+    """Move computed tables, such as rotary frequencies, to the device of the weights."""
     for part in module.modules():
         for name, buffer in part.named_buffers(recurse=False):
             part._buffers[name] = buffer.to(device)
 
 
 class Recorder(nn.Module):
-    """Stands where a block stood: hands its input on, or an `inject`ed one, and notes the keyword arguments."""
+    """Replaces a block: stores its input and keyword arguments, and returns the input, or `inject` if it is set."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
-        self.__dict__["block"] = block  # not registered: a recorder owns no weights
+        self.__dict__["block"] = block  # not registered, so that the block's weights are not the recorder's
         self.kwargs: dict[str, Any] = {}
-        self.seen: Tensor | None = None
+        self.input: Tensor | None = None
         self.inject: Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -101,17 +101,17 @@ class Recorder(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if args:
             raise ValueError(
-                f"{type(self.__dict__['block']).__name__}: {len(args)} positional arguments are not passed on"
+                f"{type(self.__dict__['block']).__name__}: {len(args)} positional arguments are not supported"
             )
-        self.seen, self.kwargs = hidden_states, kwargs
+        self.input, self.kwargs = hidden_states, kwargs
         return hidden_states if self.inject is None else self.inject
 
 
 class BlockModel:
     """A causal LM whose blocks are in memory one at a time; embedding, final norm and head on demand.
 
-    `prefetch`: while one block of `in_order` is worked on, a thread reads the next, and memory holds both, as
-    stored. On a GPU unless told otherwise; on a CPU the cores are busy and memory is what counts.
+    With `prefetch`, a thread reads the next block of `in_order` while one is in use, so memory holds two blocks. The
+    default is True on a GPU and False on a CPU, where memory is scarcer than time.
     """
 
     def __init__(
@@ -140,11 +140,11 @@ class BlockModel:
         return len(self._blocks)
 
     def weights(self, name: str) -> Tensor:
-        """A parameter by its name, as it is stored, on this model's device."""
+        """The parameter called `name`, in its stored dtype, on this model's device."""
         return self.source(name).to(self.device)
 
     def name(self, index: int) -> str:
-        """Where block `index` is in the model: "model.layers.3"."""
+        """The path of block `index`, such as "model.layers.3"."""
         return f"{self.layers_path}.{index}"
 
     @property
@@ -157,7 +157,7 @@ class BlockModel:
 
     @contextmanager
     def embedding_and_norm(self, *, head: bool = False) -> Iterator[None]:
-        """While open, embedding (as stored, only looked up) and final norm are in memory, and the `head` if asked."""
+        """Context in which the embedding (stored dtype) and final norm are in memory, and with `head` the head too."""
         embedding = self.model.get_input_embeddings()
         table = self.weights(self.embedding_name)
         set_parameter(embedding, "weight", table)
@@ -174,18 +174,26 @@ class BlockModel:
             empty(self.model)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(batch, seq) ids -> (batch, seq, hidden): the first block's input. Needs `ends`."""
+        """(batch, seq) ids -> (batch, seq, hidden): the first block's input. Needs `embedding_and_norm`."""
         hidden = self.model.get_input_embeddings()(ids.to(self.device)).to(self.dtype)
         self.model.base_model(inputs_embeds=hidden, use_cache=False)
         batch, seq_len = ids.shape
         self._kwargs.setdefault((batch, seq_len), [recorder.kwargs for recorder in self._recorders])
-        seen = self._recorders[0].seen
-        assert seen is not None
+        hidden = self._recorders[0].input
+        assert hidden is not None
         self._forget()
-        return seen
+        return hidden
+
+    def prepare(self, shapes: Iterable[tuple[int, int]]) -> None:
+        """Record the arguments of every block for each (batch, seq_len), as `runner` needs them.
+
+        `embed` does this for the shape of its ids. Needs `embedding_and_norm`.
+        """
+        for batch, seq_len in shapes:
+            self.embed(torch.zeros(batch, seq_len, dtype=torch.long))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(batch, seq, hidden) after the last block -> (batch, seq, vocab). Needs `ends(head=True)`."""
+        """(batch, seq, hidden) after the last block -> (batch, seq, vocab). Needs `embedding_and_norm(head=True)`."""
         self._recorders[-1].inject = hidden
         try:
             return self.model(inputs_embeds=hidden, use_cache=False).logits
@@ -193,7 +201,7 @@ class BlockModel:
             self._forget()
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """(batch, seq, hidden) after the last block -> the same after the final norm: what the head sees."""
+        """(batch, seq, hidden) after the last block -> the same after the final norm, the input of the head."""
         self._recorders[-1].inject = hidden
         try:
             return self.model.base_model(inputs_embeds=hidden.detach(), use_cache=False).last_hidden_state
@@ -201,7 +209,7 @@ class BlockModel:
             self._forget()
 
     def runner(self, block: Block, index: int) -> Callable[[Tensor], Tensor]:
-        """The block as a function of (batch, seq, hidden); a batch of that shape must have been embedded before."""
+        """The block as a function of (batch, seq, hidden). `embed` or `prepare` must have had that shape before."""
 
         def run(hidden: Tensor) -> Tensor:
             batch, seq_len = hidden.shape[:2]
@@ -212,7 +220,7 @@ class BlockModel:
 
     @torch.no_grad()
     def nll(self, ids: Tensor, skip: int) -> float:
-        """Mean nll in nats of the tokens of (batch, seq) ids after the first `skip`, each given those before it."""
+        """Mean nll in nats of (batch, seq) ids[:, skip:], each token predicted from those before it."""
         with self.embedding_and_norm():
             hidden = self.embed(ids)
         for index, block in self.in_order():
@@ -221,21 +229,21 @@ class BlockModel:
             return self._head_nll(hidden, ids, skip, self.weights(self.head_name))
 
     def _head_nll(self, hidden: Tensor, ids: Tensor, skip: int, head: Tensor) -> float:
-        """Mean nll of (batch, seq) ids[:, skip:], with HEAD_ROWS of the `head` (vocab, hidden) at a time."""
-        out, total, wanted = self.model.get_output_embeddings(), [], []
+        """Mean nll of (batch, seq) ids[:, skip:], using HEAD_ROWS rows of the `head` (vocab, hidden) at a time."""
+        out, totals, target_logits = self.model.get_output_embeddings(), [], []
         targets = ids[:, skip:, None].to(self.device)
         for start in range(0, len(head), HEAD_ROWS):
             part = head[start : start + HEAD_ROWS]
             set_parameter(out, "weight", part.to(self.dtype))
             logits = self.logits(hidden)[:, skip - 1 : -1].float()
-            total.append(logits.logsumexp(-1))
+            totals.append(logits.logsumexp(-1))
             inside = (targets >= start) & (targets < start + len(part))
-            wanted.append((logits.gather(-1, (targets - start).clamp(0, len(part) - 1)) * inside)[..., 0])
-        return (torch.stack(total).logsumexp(0) - torch.stack(wanted).sum(0)).mean().item()
+            target_logits.append((logits.gather(-1, (targets - start).clamp(0, len(part) - 1)) * inside)[..., 0])
+        return (torch.stack(totals).logsumexp(0) - torch.stack(target_logits).sum(0)).mean().item()
 
     @contextmanager
     def block(self, index: int, stored: dict[str, Tensor] | None = None) -> Iterator[Block]:
-        """Block `index` with its weights, which `stored` may hold and loses; gone from memory afterwards."""
+        """Context with block `index` in memory. Its weights are taken out of `stored` if that is given, else read."""
         module, name = self._blocks[index], self.name(index)
         source = self.weights if stored is None else lambda path: stored.pop(path).to(self.device)
         fill(module, f"{name}.", source, self.dtype)
@@ -245,24 +253,25 @@ class BlockModel:
             empty(module)
 
     def in_order(self, first: int = 0) -> Iterator[tuple[int, Block]]:
-        """Every block from number `first` on, with its number; each is gone when the next is asked for."""
+        """(index, block) for every block from `first` on. A block is released before the next one is returned."""
         with ThreadPoolExecutor(1) as reader:
-            coming = None
+            next_block = None
             for index in range(first, len(self)):
-                stored = coming.result() if coming else None
-                coming = reader.submit(self._read, index + 1) if self.prefetch and index + 1 < len(self) else None
+                stored = next_block.result() if next_block else None
+                more = self.prefetch and index + 1 < len(self)
+                next_block = reader.submit(self._read, index + 1) if more else None
                 with self.block(index, stored) as block:
                     yield index, block
 
     def _read(self, index: int) -> dict[str, Tensor]:
-        """All parameters of a block by name, as stored, in memory that a GPU reads from by itself."""
+        """All parameters of a block by name, in their stored dtype, in pinned memory for a GPU."""
         names = [f"{self.name(index)}.{path}" for path, _ in self._blocks[index].named_parameters()]
         pinned = self.device.type == "cuda"
         return {name: self.source(name).pin_memory() if pinned else self.source(name) for name in names}
 
     def _forget(self) -> None:
         for recorder in self._recorders:
-            recorder.seen = recorder.inject = None
+            recorder.input = recorder.inject = None
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -275,16 +284,16 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """(out_features, in_features) of every linear inside the decoder blocks, by full path, without any weights."""
+    """(out_features, in_features) of every linear of the decoder blocks by its path. No weights are read."""
     model = make_skeleton(config)
     path, layers = find_blocks(model)
-    found = {f"{path}.{i}.{n}": m for i, block in enumerate(layers) for n, m in find_linears(block).items()}
-    return {name: (linear.out_features, linear.in_features) for name, linear in found.items()}
+    linears = {f"{path}.{i}.{n}": m for i, block in enumerate(layers) for n, m in find_linears(block).items()}
+    return {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The paths of embedding and head, the rows and columns of both, and whether they are one matrix."""
+    """Paths of the embedding and the head, the shape (rows, width) of both, and `tied` if they are one matrix."""
 
     embedding: str
     head: str
@@ -294,7 +303,7 @@ class Vocabulary:
 
 
 def find_vocabulary(config: dict[str, Any]) -> Vocabulary:
-    """Where a config.json keeps its vocabulary matrices, without any weights."""
+    """The vocabulary matrices that a config.json describes. No weights are read."""
     model = make_skeleton(config)
     names = {module: name for name, module in model.named_modules()}
     table = model.get_input_embeddings()
@@ -304,12 +313,12 @@ def find_vocabulary(config: dict[str, Any]) -> Vocabulary:
 
 
 def parameter_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shape of every stored parameter by name, a tied head left out, without any weights."""
+    """Shape of every stored parameter by name; a tied head is not stored. No weights are read."""
     return {name: tuple(parameter.shape) for name, parameter in make_skeleton(config).named_parameters()}
 
 
-def load_whole(config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> PreTrainedModel:
-    """The whole causal LM in memory, in eval mode."""
+def load_all(config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> PreTrainedModel:
+    """The causal LM with all weights in memory in `dtype`, in eval mode."""
     model = make_skeleton(config)
     fill(model, "", weights, dtype)
     model.tie_weights()

@@ -1,8 +1,7 @@
-"""Shorter: which contiguous run of blocks a model misses least, by the KL of what remains to the whole.
+"""Depth pruning: find the contiguous run of blocks whose removal changes the model least, measured by KL.
 
-A sweep over every start of the run. All candidates go through the model together, one block in memory at a time: the
-teacher's hidden states after block s are the candidate's input to the first block behind its gap, so no candidate
-computes what comes before its gap.
+Every start of the run is one candidate. All candidates run together, with one block in memory at a time. Before its
+gap a candidate equals the teacher, so only the blocks after the gap are computed per candidate.
 """
 
 from typing import Any
@@ -14,38 +13,38 @@ from torch.nn.functional import kl_div, log_softmax
 from compress.model.blocks import BlockModel, Weights
 
 
-def without(count: int, start: int, removed: int) -> tuple[int, ...]:
-    """The blocks that stay when `removed` of `count` go, from `start` on."""
+def remaining_blocks(count: int, start: int, removed: int) -> tuple[int, ...]:
+    """The blocks that remain of `count` when `removed` blocks are cut out at `start`."""
     return (*range(start), *range(start + removed, count))
 
 
 def choose_blocks(kl: dict[int, float], count: int, removed: int) -> tuple[int, ...]:
-    """The blocks to keep by a sweep's verdict: the start with the least KL, the first of equals."""
-    return without(count, min(kl, key=lambda start: (kl[start], start)), removed)
+    """The blocks to keep according to `sweep_depth`: the start with the smallest KL, the first one if equal."""
+    return remaining_blocks(count, min(kl, key=lambda start: (kl[start], start)), removed)
 
 
 @torch.no_grad()
 def sweep_depth(
     config: dict[str, Any], weights: Weights, removed: int, ids: Tensor, mask: Tensor, vocab: int | None = None
 ) -> dict[int, float]:
-    """Start of the gap -> mean KL(teacher ‖ teacher without the gap), nats, over the tokens that count.
+    """{start of the gap: mean KL(teacher ‖ teacher without the gap)} in nats, over the tokens in `mask`.
 
-    `ids`, `mask` (windows, seq_len) as from calibration. The first and the last block stay, one of them if only one
-    block does. Logits beyond `vocab` tokens, padding, are left out. Deterministic.
+    `ids` and `mask` are (n_samples, seq_len). The first and the last block are kept; if only one block remains, it is
+    one of them. `vocab` leaves out padding logits. ValueError if no block can be removed or no token counts.
     """
     model = BlockModel(config, weights)
     if not 1 <= removed < len(model):
         raise ValueError(f"model.depth: cannot remove {removed} of {len(model)} blocks")
     if not mask[:, 1:].any():
-        raise ValueError(f"model.depth: none of {mask.numel()} tokens counts, so candidates cannot be compared")
+        raise ValueError(f"model.depth: none of the {mask.numel()} tokens counts; give text with tokens to predict")
     with model.embedding_and_norm():
         teacher, candidates = run_all(model, removed, ids)
     with model.embedding_and_norm(head=True):
-        return compare(model, teacher, candidates, mask, vocab)
+        return mean_kl(model, teacher, candidates, mask, vocab)
 
 
 def run_all(model: BlockModel, removed: int, ids: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-    """(windows, seq_len, hidden) after the last block, of the teacher and of every candidate by its start."""
+    """(n_samples, seq_len, hidden) after the last block: the teacher's, and each candidate's by its start."""
     teacher = model.embed(ids)
     candidates: dict[int, Tensor] = {}
     starts = range(1, len(model) - removed) or (0, 1)
@@ -60,10 +59,10 @@ def run_all(model: BlockModel, removed: int, ids: Tensor) -> tuple[Tensor, dict[
     return teacher, candidates
 
 
-def compare(
+def mean_kl(
     model: BlockModel, teacher: Tensor, candidates: dict[int, Tensor], mask: Tensor, vocab: int | None
 ) -> dict[int, float]:
-    """Mean KL(teacher ‖ candidate) of the next token, over tokens that count; one window's logits at a time."""
+    """{start: mean KL(teacher ‖ candidate)} of the next token in nats. One window's logits are in memory at a time."""
     totals = dict.fromkeys(candidates, 0.0)
     for window, keep in enumerate(mask[:, 1:]):
         targets = log_probabilities(model, teacher[window], keep, vocab)
@@ -74,5 +73,5 @@ def compare(
 
 
 def log_probabilities(model: BlockModel, hidden: Tensor, keep: Tensor, vocab: int | None) -> Tensor:
-    """(seq_len, hidden) after the last block -> (kept, vocab): what each kept next token is predicted from."""
+    """(seq_len, hidden) after the last block -> (tokens, vocab) log-probabilities at the positions in `keep`."""
     return log_softmax(model.logits(hidden[None])[0, :-1, :vocab][keep].float(), -1)

@@ -1,6 +1,6 @@
 """Architecture as a table: which linears share an input, what feeds them, and what vLLM fuses.
 
-A new family is one row. Nothing else in the project asks for a model's type.
+A new family is one row of FAMILIES. No other file branches on the model type.
 """
 
 from dataclasses import dataclass, replace
@@ -10,9 +10,9 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Feeder:
-    """The module that can absorb one scale per input channel of the linears it feeds, without changing the function.
+    """The module before some linears, into which one scale per input channel can be folded without changing the model.
 
-    kind "norm":  its weight is divided; `offset` is what the norm adds to its weight (1 in Gemma)
+    kind "norm":  its weight is divided; `offset` is the constant that the norm adds to its weight (1 in Gemma)
     kind "rows":  the last in_features rows of a linear are divided (up_proj, for down_proj)
     kind "heads": the last value rows of a linear are divided, one scale shared by the query heads of a group (o_proj)
     """
@@ -24,10 +24,10 @@ class Feeder:
 
 @dataclass(frozen=True)
 class Stage:
-    """Linears of a block that see the same input, in the order they run, and their feeder if they have one.
+    """Linears of a block that share one input, in the order they run, and their feeder or None.
 
-    `residual` is the module whose input is the residual stream that their output is added to, as it is; the sum is what
-    the next such module sees, or the block's output. None where a norm or a factor stands between.
+    `residual` names the norm whose input is the residual stream to which the output of these linears is added. It is
+    None in families that apply a norm or a factor before the addition.
     """
 
     linears: tuple[str, ...]
@@ -37,17 +37,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Family:
-    """A row: Hugging Face model types, the stages of a block, and what vLLM loads as one matrix."""
+    """Hugging Face model types, the stages of their blocks, and the linears that vLLM loads as one matrix."""
 
     model_types: tuple[str, ...]
     stages: tuple[Stage, ...]
     fused: dict[str, tuple[str, ...]]
-    float16: bool = True  # False where activations overflow it and vLLM refuses float16
+    float16: bool = True  # False: activations overflow float16, and vLLM refuses it
 
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
-ATTENTION, MLP = "input_layernorm", "post_attention_layernorm"  # the norms before them, which see the residual stream
+ATTENTION, MLP = "input_layernorm", "post_attention_layernorm"  # the norms at the input of attention and MLP
 OUT = Stage(("self_attn.o_proj",), Feeder("self_attn.v_proj", "heads"))
 DOWN = Stage(("mlp.down_proj",), Feeder("mlp.up_proj", "rows"))
 FUSED = {"self_attn.qkv_proj": QKV, "mlp.gate_up_proj": GATE_UP}
@@ -57,7 +57,7 @@ LLAMA = (
     Stage(GATE_UP, Feeder(MLP, "norm")),
     replace(DOWN, residual=MLP),
 )
-GRANITE = tuple(replace(stage, residual=None) for stage in LLAMA)  # what is added has a factor
+GRANITE = tuple(replace(stage, residual=None) for stage in LLAMA)  # a factor scales the output before the addition
 GEMMA = (
     Stage(QKV, Feeder(ATTENTION, "norm", offset=1.0)),
     OUT,
@@ -80,10 +80,10 @@ FAMILIES = (
 
 
 def find_family(model_type: str) -> Family | None:
-    """The row of a model type, None when the table has none: then stages are traced and nothing is folded."""
+    """The row of a model type. None for an unknown one: its stages are then traced, and no scale is folded."""
     return next((family for family in FAMILIES if model_type in family.model_types), None)
 
 
 def find_linears(block: nn.Module) -> dict[str, nn.Linear]:
-    """Every nn.Linear of a block by its path inside the block."""
+    """Every nn.Linear of a block, by its path inside the block."""
     return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}

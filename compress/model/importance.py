@@ -1,12 +1,12 @@
-"""What each channel and head of a model is worth, by what flows through it on calibration text.
+"""Importance of channels and heads, measured from activations on calibration text.
 
-    hidden channel   Σ over the norms that feed attention and MLP of its importance in what they put out
-    MLP channel      its importance in what enters down_proj, the product of the SwiGLU
-    query head       the L2 norm, token by token, of its part of what enters o_proj
-    KV head          the root of the sum of squares of the query heads that use it
+    hidden channel   Σ of its importance in the outputs of the norms before attention and MLP
+    MLP channel      its importance in the input of down_proj
+    query head       the importance of its L2 norm per token in the input of o_proj
+    KV head          root of the sum of squares over the query heads that use it
 
-The importance of a value over a text is its mean |·| over the tokens of a window, then the L2 norm over the windows:
-the best of the pairs in Minitron (https://arxiv.org/abs/2407.14679).
+The importance of a value is its mean |·| over the tokens of a window, then the L2 norm over the windows, which was
+the best combination in Minitron (https://arxiv.org/abs/2407.14679).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from calibration.capture import watch_inputs
 from compress.model.blocks import Block, BlockModel, Weights
 from compress.model.width import BlockImportance
 
-SEEN = {  # by the name of a linear: the unit that lies along its input; one linear per norm
+INPUT_UNITS = {  # linear -> the unit along its input; one linear per norm
     "q_proj": "hidden",
     "qkv_proj": "hidden",
     "gate_proj": "hidden",
@@ -32,7 +32,7 @@ SEEN = {  # by the name of a linear: the unit that lies along its input; one lin
 
 @dataclass(frozen=True)
 class ActivationImportance:
-    """What was measured: hidden channels (hidden,), and every block's own channels and heads, float32."""
+    """Importance of the hidden channels (hidden,) and of each block's MLP channels and heads, float32."""
 
     channels: Tensor
     blocks: Sequence[BlockImportance]
@@ -48,10 +48,10 @@ class ActivationImportance:
 def measure_importance(
     config: dict[str, Any], weights: Weights, ids: Tensor, device: torch.device | str = "cpu"
 ) -> ActivationImportance:
-    """The importance of every channel and head on (windows, seq_len) ids; deterministic.
+    """The importance of every channel and head on (n_samples, seq_len) ids.
 
-    One block is in memory at a time, and one window at a time goes through it. ValueError for a block of which a
-    linear's input is unknown to SEEN.
+    One block is in memory at a time, and windows run one by one. ValueError for a block without the linears of
+    INPUT_UNITS.
     """
     model = BlockModel(config, weights, device=device)
     settings = model.model.config
@@ -59,21 +59,23 @@ def measure_importance(
         windows = [model.embed(window[None]) for window in ids]
     channels, blocks = torch.zeros(int(settings.hidden_size)), []
     for index, block in model.in_order():
-        seen = watch(block, model.runner(block, index), windows, int(settings.num_attention_heads))
-        channels += seen["hidden"]
-        query = seen["query"]
+        units = measure_block(block, model.runner(block, index), windows, int(settings.num_attention_heads))
+        channels += units["hidden"]
+        query = units["query"]
         kv = query.view(int(settings.num_key_value_heads), -1).square().sum(1).sqrt()
-        blocks.append(BlockImportance(mlp=seen["mlp"], query=query, kv=kv))
+        blocks.append(BlockImportance(mlp=units["mlp"], query=query, kv=kv))
     return ActivationImportance(channels, blocks)
 
 
-def watch(block: Block, run: Callable[[Tensor], Tensor], windows: list[Tensor], heads: int) -> dict[str, Tensor]:
-    """Importance of the block's units by their name, on the CPU; every window is replaced by the block's output."""
-    linears = {path: linear for path, linear in block.linears.items() if path.rpartition(".")[2] in SEEN}
+def measure_block(
+    block: Block, run: Callable[[Tensor], Tensor], windows: list[Tensor], heads: int
+) -> dict[str, Tensor]:
+    """Importance of a block's units by name, on the CPU. Replaces every window by the block's output."""
+    linears = {path: linear for path, linear in block.linears.items() if path.rpartition(".")[2] in INPUT_UNITS}
     squares: dict[str, Tensor] = {}
 
     def update(path: str, x: Tensor) -> None:
-        unit = SEEN[path.rpartition(".")[2]]
+        unit = INPUT_UNITS[path.rpartition(".")[2]]
         values = x.float().unflatten(-1, (heads, -1)).norm(dim=-1) if unit == "query" else x.float().abs()
         square = values.flatten(0, -2).mean(0).square().cpu()
         squares[path] = squares[path] + square if path in squares else square
@@ -81,12 +83,12 @@ def watch(block: Block, run: Callable[[Tensor], Tensor], windows: list[Tensor], 
     with watch_inputs(linears, update):
         for number, window in enumerate(windows):
             windows[number] = run(window)
-    found: dict[str, Tensor] = {}
+    importance: dict[str, Tensor] = {}
     for path, square in squares.items():
-        unit = SEEN[path.rpartition(".")[2]]
-        found[unit] = found[unit] + square.sqrt() if unit in found else square.sqrt()
-    missing = set(SEEN.values()) - found.keys()
+        unit = INPUT_UNITS[path.rpartition(".")[2]]
+        importance[unit] = importance[unit] + square.sqrt() if unit in importance else square.sqrt()
+    missing = set(INPUT_UNITS.values()) - importance.keys()
     if missing:
-        what = ", ".join(sorted(missing))
-        raise ValueError(f"{block.name}: none of its {len(block.linears)} linears shows the importance of {what}")
-    return found
+        units = ", ".join(sorted(missing))
+        raise ValueError(f"{block.name}: none of its {len(block.linears)} linears has {units} units as input")
+    return importance

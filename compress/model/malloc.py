@@ -1,18 +1,18 @@
-"""What a decoder block keeps to go back through it, from its config alone; and giving back what is freed."""
+"""Memory of a block's backward pass, estimated from its config; and returning freed memory to the system."""
 
 import ctypes
 import sys
 from functools import cache
 from typing import Any
 
-M_ARENA_MAX = -8  # of malloc.h
+M_ARENA_MAX = -8  # from malloc.h
 
 
-def block_numbers(config: dict[str, Any]) -> int:
-    """Numbers per token that autograd keeps of a llama's block: counted by saved_tensors_hooks, to 5 %.
+def saved_numbers(config: dict[str, Any]) -> int:
+    """How many numbers per token autograd saves in one llama block, within 5 % of a count by saved_tensors_hooks.
 
-    The residual, its norms and what the linears read are 8 widths; queries, keys and values, repeated for all heads,
-    and what they make are 2 more of all heads; gate, its silu, up and their product.
+    The terms are: residual stream, norms and inputs of linears (8 hidden sizes); attention (2 per head channel); gate,
+    its silu, up and their product (4 intermediate sizes).
     """
     width, heads = int(config["hidden_size"]), int(config.get("num_attention_heads") or 1)
     head = int(config.get("head_dim") or width // heads)
@@ -20,23 +20,21 @@ def block_numbers(config: dict[str, Any]) -> int:
 
 
 def release_memory() -> None:
-    """Return the memory of tensors that are gone to the system.
+    """Return the memory of freed tensors to the system.
 
-    glibc keeps what was smaller than 32 MB, and a loop over blocks scatters new tensors over it. Other C libraries are
-    left alone.
+    glibc keeps freed chunks below 32 MB, and a loop over blocks fragments them. Without glibc this does nothing.
     """
     if trim := from_libc("malloc_trim"):
         trim(0)
 
 
 def one_heap() -> None:
-    """Threads that begin to allocate after this share the heap of those before, instead of keeping what they free in
-    heaps of their own."""
+    """Make all later threads allocate from one heap, so that one thread can reuse what another has freed."""
     if limit := from_libc("mallopt"):
         limit(M_ARENA_MAX, 1)
 
 
 @cache
 def from_libc(name: str) -> Any:
-    """A function of Linux's C library by name, None where there is none."""
+    """A function of Linux's C library; None if it does not exist."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

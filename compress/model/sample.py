@@ -1,7 +1,7 @@
-"""Continuations by a transformers model: greedy, or drawn with a seed of its own for every prompt.
+"""Continue prompts with a transformers model: greedily, or sampled with one seed per prompt.
 
-A draw is the argmax of log p minus the log of exponential noise (https://arxiv.org/abs/1611.01144), so sampling is
-greedy decoding of disturbed scores, and each row's noise comes from its own generator.
+A sample is the argmax of log p - log(exponential noise) (https://arxiv.org/abs/1611.01144). So sampling is greedy
+decoding of noisy scores, and each row has a random generator.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,32 +17,33 @@ from compress.core.sampling import Answer, Ids, Sampling
 def continue_prompts(
     model: Any, prompts: Sequence[Ids], sampling: Sampling, stops: set[int], seeds: Sequence[int] = ()
 ) -> list[Answer]:
-    """What follows each prompt, up to the first of `stops`. Prompts are padded on the left, and masked.
+    """The continuation of each prompt up to its first stop token. Prompts are padded on the left and masked.
 
-    `seeds` has one number a prompt; greedy needs none.
+    `seeds` holds one number per prompt; greedy decoding needs none.
     """
     length, pad = max(map(len, prompts)), min(stops, default=0)
     ids = torch.tensor([[pad] * (length - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    made = model.generate(
+    outputs = model.generate(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=sampling.max_tokens,
         do_sample=False,
-        logits_processor=[disturb(seeds, sampling, ids.device)] if sampling.temperature else None,
+        logits_processor=[add_noise(seeds, sampling, ids.device)] if sampling.temperature else None,
         eos_token_id=sorted(stops) or None,
         pad_token_id=pad,
     )
-    return [before_stop(row, stops) for row in made[:, length:].tolist()]
+    return [before_stop(row, stops) for row in outputs[:, length:].tolist()]
 
 
 def before_stop(ids: Ids, stops: set[int]) -> Answer:
+    """The ids before the first stop token, and whether there was one."""
     end = next((place for place, token in enumerate(ids) if token in stops), None)
     return Answer(ids[:end], end is not None)
 
 
-def disturb(seeds: Sequence[int], sampling: Sampling, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """(ids, scores (rows, vocab)) -> scores whose argmax is a draw; row i's noise follows from seeds[i] alone."""
+def add_noise(seeds: Sequence[int], sampling: Sampling, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """A logits processor: the argmax of its output is a random sample. The noise of row i depends on seeds[i] only."""
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def processor(input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def disturb(seeds: Sequence[int], sampling: Sampling, device: torch.device) -> C
 
 
 def nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """-inf for all but the fewest tokens of every row whose probabilities add up to `top_p` or more."""
+    """Logits (rows, vocab), -inf outside each row's smallest set of tokens with total probability >= `top_p`."""
     if top_p == 1:
         return logits
     ordered, order = logits.sort(-1, descending=True)

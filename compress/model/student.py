@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compress.model.blocks import Weights, find_blocks, make_config, make_skeleton, plain_config
+from compress.model.blocks import Weights, find_blocks, make_config, make_skeleton, parameter_shapes, plain_config
 from compress.model.families import find_linears
 from compress.model.width import Importance, Shape, narrow
 
@@ -99,13 +99,6 @@ def student_config(config: dict[str, Any], shape: Shape, blocks: Sequence[int]) 
         del student["head_dim"]
     student.pop("_name_or_path", None)
     return student
-
-
-def parameter_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every stored parameter (a tied head is not stored), without any weights."""
-    model = make_skeleton(config)
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
-    return {name: tuple(p.shape) for name, p in model.named_parameters() if name not in tied}
 
 
 def plan_size(config: dict[str, Any]) -> dict[str, int]:

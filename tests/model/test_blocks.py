@@ -1,5 +1,6 @@
-"""Blocks in their order: a thread may read the next one early, and nothing else about them changes."""
+"""Blocks in order: prefetching the next one in a thread never changes a block."""
 
+import copy
 import threading
 from pathlib import Path
 
@@ -7,18 +8,18 @@ import pytest
 import torch
 
 from compress.checkpoint.read import Checkpoint
-from compress.model.blocks import BlockModel
+from compress.model.blocks import BlockModel, make_config
 
 
-def make_model(path: Path, *, ahead: bool) -> tuple[BlockModel, list[tuple[str, bool]]]:
-    """The model, and what it has read so far: names, and whether the main thread read them."""
+def make_model(path: Path, *, prefetch: bool) -> tuple[BlockModel, list[tuple[str, bool]]]:
+    """The model, and a list of its reads so far: the tensor, and whether the main thread read it."""
     checkpoint, read = Checkpoint(path), []
 
     def weights(name: str) -> torch.Tensor:
         read.append((name, threading.current_thread() is threading.main_thread()))
         return checkpoint.tensor(name)
 
-    return BlockModel(checkpoint.config, weights, prefetch=ahead), read
+    return BlockModel(checkpoint.config, weights, prefetch=prefetch), read
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -44,15 +45,15 @@ def test_without_reading_ahead_only_the_block_at_hand_is_read(tiny_llama):
     assert all(name.startswith(f"{block.name}.") for name, _ in read)
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_a_block_is_gone_when_the_next_is_asked_for(tiny_llama, ahead):
-    model, _ = make_model(tiny_llama, prefetch=ahead)
-    seen: list[torch.nn.Module] = []
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_a_block_is_gone_when_the_next_is_asked_for(tiny_llama, prefetch):
+    model, _ = make_model(tiny_llama, prefetch=prefetch)
+    released: list[torch.nn.Module] = []
     for _, block in model.in_order():
         assert all(block.module.get_parameter(path).device.type == "cpu" for path, _ in block.module.named_parameters())
-        assert all(parameter.is_meta for past in seen for parameter in past.parameters())
-        seen.append(block.module)
-    assert all(parameter.is_meta for past in seen for parameter in past.parameters())
+        assert all(parameter.is_meta for past in released for parameter in past.parameters())
+        released.append(block.module)
+    assert all(parameter.is_meta for past in released for parameter in past.parameters())
 
 
 def test_a_thread_that_cannot_read_ends_the_work(tiny_llama):
@@ -67,3 +68,21 @@ def test_a_thread_that_cannot_read_ends_the_work(tiny_llama):
     model.source = broken
     with pytest.raises(ValueError, match="unreadable"):
         list(model.in_order())
+
+
+def test_prepare_lets_a_block_run_on_a_shape_that_was_never_embedded(tiny_llama):
+    (prepared, _), (embedded, _) = make_model(tiny_llama, prefetch=False), make_model(tiny_llama, prefetch=False)
+    ids = torch.arange(12).view(2, 6)
+    with embedded.embedding_and_norm():
+        hidden = embedded.embed(ids)
+    with prepared.embedding_and_norm():
+        prepared.prepare([(2, 6)])
+    with prepared.block(0) as block, embedded.block(0) as twin:
+        assert torch.equal(prepared.runner(block, 0)(hidden), embedded.runner(twin, 0)(hidden))
+
+
+def test_make_config_does_not_change_its_argument(tiny_llama):
+    config = Checkpoint(tiny_llama).config
+    before = copy.deepcopy(config)
+    make_config(config)
+    assert config == before

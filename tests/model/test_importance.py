@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.model.blocks import Weights, load_whole
+from compress.model.blocks import Weights, load_all
 from compress.model.importance import measure_importance
 from compress.model.student import cut, student_shape
 from tests.model.test_student import CONFIGS, IDS, logits, teacher
@@ -35,7 +35,7 @@ def narrowed(config: dict, weights: Weights, ids: Tensor = IDS, **sizes: int) ->
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_is_the_mean_over_tokens_then_the_norm_over_windows_of_what_the_whole_model_computes(name):
     config, weights = teacher(name)
-    model, seen = load_whole(config, weights, torch.float32), {}
+    model, seen = load_all(config, weights, torch.float32), {}
     for index, block in enumerate(model.model.layers):
         for norm in ("input_layernorm", MLP_NORM.get(name, "post_attention_layernorm")):
             block.get_submodule(norm).register_forward_hook(

@@ -20,9 +20,9 @@ from transformers import (
 
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint
-from compress.model.blocks import Weights, load_whole, make_config
-from compress.model.depth import choose_blocks, sweep_depth, without
-from compress.model.student import cut, parameter_shapes, plan_size, shape_of, student_config, student_shape
+from compress.model.blocks import Weights, load_all, make_config, parameter_shapes
+from compress.model.depth import choose_blocks, remaining_blocks, sweep_depth
+from compress.model.student import cut, plan_size, shape_of, student_config, student_shape
 from compress.model.width import head_channels
 
 SIZES: dict[str, Any] = {
@@ -61,7 +61,7 @@ def teacher(name: str) -> tuple[dict[str, Any], Weights]:
 
 def logits(config: dict[str, Any], weights: Weights) -> Tensor:
     with torch.no_grad():
-        return load_whole(config, weights, torch.float32)(IDS, use_cache=False).logits
+        return load_all(config, weights, torch.float32)(IDS, use_cache=False).logits
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -75,7 +75,7 @@ def test_a_student_from_which_nothing_was_removed_is_the_teacher(name):
 def test_a_shorter_student_is_the_teacher_without_those_blocks(name):
     config, weights = teacher(name)
     student = cut(config, weights, student_shape(config, num_layers=3), BLOCKS)
-    whole = load_whole(config, weights, torch.float32)
+    whole = load_all(config, weights, torch.float32)
     whole.model.layers = torch.nn.ModuleList([whole.model.layers[i] for i in BLOCKS])
     whole.config.num_hidden_layers = 3
     for key in ("layer_types", "no_rope_layers"):
@@ -275,7 +275,7 @@ def test_the_missions_own_shape_of_qwen_is_an_ordinary_qwen():
         tie_word_embeddings=False,
     ).to_dict()
     shape = student_shape(config, hidden_size=2560, intermediate_size=6912, num_layers=20, num_heads=16, num_kv_heads=4)
-    student = student_config(config, shape, without(28, 18, 8))
+    student = student_config(config, shape, remaining_blocks(28, 18, 8))
     assert student["model_type"] == "qwen2" and "head_dim" not in student and shape.head_dim == 160
     assert len(student["layer_types"]) == 20 and 1.5e9 < plan_size(student)["parameters"] < 2.7e9
 
@@ -292,7 +292,7 @@ def test_a_sweep_measures_the_kl_of_the_model_without_those_blocks():
     target = logits(config, weights).log_softmax(-1)
     assert list(found) == [1, 2]
     for start, kl in found.items():
-        student = cut(config, weights, student_shape(config, num_layers=3), without(5, start, 2))
+        student = cut(config, weights, student_shape(config, num_layers=3), remaining_blocks(5, start, 2))
         each = (target.exp() * (target - logits(*student).log_softmax(-1))).sum(-1)[:, :-1][mask[:, 1:]]
         assert kl == pytest.approx(each.mean().item(), rel=1e-4)
 
@@ -327,7 +327,7 @@ def test_a_sweep_removes_something_and_leaves_something(removed):
 
 def test_a_sweep_needs_a_token_that_counts():
     config, weights = deep_llama()
-    with pytest.raises(ValueError, match="none of 24 tokens"):
+    with pytest.raises(ValueError, match="none of the 24 tokens"):
         sweep_depth(config, weights, 1, IDS, torch.zeros_like(IDS, dtype=torch.bool))
 
 

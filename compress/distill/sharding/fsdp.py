@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from compress.core.errors import QCompressError
 from compress.distill.sharding.deepspeed import STAGES, Zero, divided, give_zero, zero_moments
-from compress.model.blocks import find_blocks, load_whole
+from compress.model.blocks import find_blocks, load_all
 
 T = TypeVar("T")
 DEEPSPEED, FSDP = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"
@@ -210,7 +210,7 @@ def spread(tensor: Tensor, like: Tensor) -> Tensor:
 
 def joined(model: Any, weights: dict[str, Tensor]) -> Any:
     """A plain model of the same config with these weights, in float32, where a spread one was."""
-    return load_whole(model.config.to_dict(), weights.__getitem__, torch.float32)
+    return load_all(model.config.to_dict(), weights.__getitem__, torch.float32)
 
 
 def join(module: nn.Module) -> None:

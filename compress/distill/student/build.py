@@ -20,7 +20,7 @@ from compress.core.errors import QCompressError
 from compress.distill.config import StudentConfig
 from compress.distill.student.plan import Plan
 from compress.distill.training.loop import Model, check_head
-from compress.model.blocks import Weights, load_whole
+from compress.model.blocks import Weights, load_all
 from compress.model.depth import choose_blocks, sweep_depth
 from compress.model.importance import ActivationImportance, measure_importance
 from compress.model.student import cut, shape_of
@@ -106,7 +106,7 @@ def make_student(
     if width:
         report({"narrowed_by": width["importance"], "importance_tokens": width["tokens"]})
     config, cut_weights = cut(source.config, weights, plan.shape, blocks, importance)
-    model = load_whole(config, lambda name: check_finite(name, cut_weights(name)), torch.float32)
+    model = load_all(config, lambda name: check_finite(name, cut_weights(name)), torch.float32)
     return Student(Model(model, device), config, blocks, sweep, width)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from compress.distill.config import DistillConfig
 from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
-from compress.model.malloc import block_numbers
+from compress.model.malloc import saved_numbers
 
 Json = dict[str, Any]
 FLOAT = 4
@@ -42,7 +42,7 @@ def activations(config: Json, settings: DistillConfig, micro_tokens: int) -> int
     """
     width, blocks, length = int(config["hidden_size"]), int(config["num_hidden_layers"]), settings.seq_len
     tokens = length * min(settings.batch_size, max(1, micro_tokens // length))
-    kept = block_numbers(config) + (length if settings.packing == "documents" else 0)  # a row of the mask
+    kept = saved_numbers(config) + (length if settings.packing == "documents" else 0)  # a row of the mask
     return tokens * (kept + (blocks * width + kept if settings.gradient_checkpointing else blocks * kept))
 
 

@@ -61,8 +61,7 @@ def locate_drift(
     with ours.embedding_and_norm():
         states = [ours.embed(part) for part in batches]
     with theirs.embedding_and_norm():
-        for part in batches:
-            theirs.embed(part)  # so that its blocks know how they are called
+        theirs.prepare((*part.shape,) for part in batches)
     recorded = recorded_errors(candidate)
     rows = []
     for index in range(len(ours)):

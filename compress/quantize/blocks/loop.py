@@ -112,8 +112,7 @@ def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
     inputs = boundary(job.journal.folder, len(job.journal.blocks), shapes, job.processes.rank)
     with job.blocks.embedding_and_norm():
         if job.journal.blocks:
-            for part in (parts[0], parts[-1]):  # the blocks' masks and rotary tables, for every shape there is
-                job.blocks.embed(part)
+            job.blocks.prepare((*part.shape,) for part in (parts[0], parts[-1]))  # only the last part may be shorter
             inputs.check(job.journal.blocks[-1]["activations"][job.processes.rank])
         else:
             for i, part in enumerate(parts):

@@ -13,7 +13,7 @@ from compress.checkpoint.load import START_LENGTH, START_WINDOWS
 from compress.core.config import QuantizeConfig
 from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
 from compress.model.blocks import HEAD_ROWS, BlockModel
-from compress.model.malloc import block_numbers
+from compress.model.malloc import saved_numbers
 from compress.quantize.blocks.lockstep import lockstep, replay
 from compress.quantize.layout.plan import LayoutPlan
 from compress.quantize.methods.error_correction import mismatch_rows
@@ -99,7 +99,7 @@ def tune_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, wei
     multipliers = sum(out * inn // plan.schemes[name].group_size for name, (out, inn) in plan.linears.items())
     batch = settings.batch * config.seq_len
     windows = 4 * (config.samples + config.held_out) * config.seq_len * width
-    backward = 12 * weights + 4 * batch * block_numbers(blocks.model.config.to_dict())
+    backward = 12 * weights + 4 * batch * saved_numbers(blocks.model.config.to_dict())
     loss = 4 * LOSS_BUFFERS * CHUNK_LOGITS
     both = 3 * table_bytes(blocks)  # as stored, and the head in float32
     phases = (3 * windows + backward, windows + 4 * batch * width * (len(blocks) + 1) + max(loss, backward))

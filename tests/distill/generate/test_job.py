@@ -23,7 +23,7 @@ from compress.core.sampling import Answer, Sampling
 from compress.distill.generate.answers import part_paths
 from compress.distill.generate.choose import transformers_choice
 from compress.distill.generate.job import generate_answers
-from compress.model.sample import disturb, nucleus
+from compress.model.sample import add_noise, nucleus
 from compress.runtimes.protocol import RuntimeChoice
 
 GREEDY = Sampling(6)
@@ -297,7 +297,7 @@ def test_a_full_disk_is_one_line_and_the_answers_so_far_stay(ask, runtime, whole
 
 def test_draws_follow_the_probabilities():
     p = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    processor = disturb(range(20_000), Sampling(1, temperature=0.5), torch.device("cpu"))
+    processor = add_noise(range(20_000), Sampling(1, temperature=0.5), torch.device("cpu"))
     drawn = processor(torch.empty(0), (p.log() / 2).expand(20_000, 4)).argmax(-1)  # temperature takes the half away
     assert torch.allclose(drawn.bincount(minlength=4) / 20_000, p, atol=0.012)
 

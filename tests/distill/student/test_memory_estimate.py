@@ -9,7 +9,7 @@ from compress.distill.config import DistillConfig
 from compress.distill.job import distill_checkpoint
 from compress.distill.student.memory_estimate import memory_parts
 from compress.distill.text.packing import attention
-from compress.model.malloc import block_numbers
+from compress.model.malloc import saved_numbers
 
 SIZES = {"vocab_size": 64, "hidden_size": 192, "intermediate_size": 512}
 CONFIG = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8, "vocab_size": 1000}
@@ -28,14 +28,14 @@ def test_weights_gradients_and_moments_are_exact():
 @pytest.mark.parametrize("documents", [1, 2])
 def test_the_numbers_that_autograd_keeps_of_a_block_are_counted_to_five_percent(documents):
     config = LlamaConfig(**SIZES, num_attention_heads=6, num_key_value_heads=2, head_dim=32, num_hidden_layers=1)
-    kept = [saved_numbers(LlamaForCausalLM(config), documents)]
+    kept = [count_saved(LlamaForCausalLM(config), documents)]
     config.num_hidden_layers = 3
-    kept.append(saved_numbers(LlamaForCausalLM(config), documents))
-    expected = block_numbers(config.to_dict()) + (64 if documents > 1 else 0)
+    kept.append(count_saved(LlamaForCausalLM(config), documents))
+    expected = saved_numbers(config.to_dict()) + (64 if documents > 1 else 0)
     assert (kept[1] - kept[0]) / 2 / 64 == pytest.approx(expected, rel=0.05 if documents > 1 else 0.15)
 
 
-def saved_numbers(model, documents):
+def count_saved(model, documents):
     """float32 numbers that autograd keeps of a forward over 64 tokens, parameters left out."""
     own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 

@@ -52,7 +52,7 @@ def test_every_stage_sees_what_its_quantized_predecessors_make(embedded, schedul
     blocks, batches = embedded
     twin = BlockModel(blocks.model.config.to_dict(), blocks.weights)
     with twin.embedding_and_norm():
-        twin.embed(torch.zeros(2, 64, dtype=torch.long))
+        twin.prepare([(2, 64)])
     with blocks.block(0) as block, twin.block(0) as slow:
 
         def check(stage, inputs):
@@ -93,7 +93,7 @@ def test_micro_batches_never_change_the_codes(embedded, method):
     for parts in (batches, [torch.cat(batches)]):
         if parts is not batches:
             with blocks.embedding_and_norm():
-                blocks.embed(torch.zeros(6, 64, dtype=torch.long))
+                blocks.prepare([(6, 64)])
         with blocks.block(0) as block:
             settings = BlockSettings(method, **SETTINGS)
             result = quantize_block(block, blocks.runner(block, 0), parts, settings, [None] * len(parts))

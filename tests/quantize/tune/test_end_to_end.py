@@ -13,7 +13,7 @@ from compress.checkpoint.read import Checkpoint
 from compress.core.config import QuantizeConfig
 from compress.core.grid import QuantizedWeight, Scheme, split_groups
 from compress.losses import LogitSource, distill_loss
-from compress.model.blocks import BlockModel, linear_shapes, load_whole
+from compress.model.blocks import BlockModel, linear_shapes, load_all
 from compress.quantize.job import quantize_checkpoint
 from compress.quantize.methods.rtn import rtn
 from compress.quantize.tune.blockwise import relative_error, tune_blocks
@@ -63,10 +63,10 @@ def test_the_streamed_gradient_is_that_of_the_whole_model(path):
     with torch.no_grad(), teacher.embedding_and_norm(head=True), model.embedding_and_norm(head=True):
         loss = trainer.step(ids, final_states_of(teacher, ids), rate=0.0)
 
-    whole = load_whole(checkpoint.config, student.weights, torch.float32)
+    whole = load_all(checkpoint.config, student.weights, torch.float32)
     for parameter in whole.parameters():
         parameter.requires_grad_()
-    expected = whole_loss(whole, load_whole(checkpoint.config, checkpoint.tensor, torch.float32), ids)
+    expected = whole_loss(whole, load_all(checkpoint.config, checkpoint.tensor, torch.float32), ids)
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     for name, parameter in whole.named_parameters():
