@@ -10,20 +10,15 @@ written checkpoint breaks a rule.
 
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from compress.checkpoint.hub import resolve_model
+from compress.core.report import Report, Row, silent
 
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 Model = str | os.PathLike[str]
-
-
-def silent(row: Row) -> None:
-    """No progress."""
 
 
 def quantize(
@@ -62,15 +57,13 @@ def quantize(
         >>> quantize("qwen", "qwen-awq", method="awq", group_size=64)["bytes"]  # doctest: +SKIP
         1171234567
     """
-    from compress.core.config import DEFAULT_FORMAT, QuantizeConfig
+    from compress.core.config import QuantizeConfig
     from compress.core.device import pick_device
     from compress.quantize.auto import quantize as run
 
     check_names("quantize", settings, QuantizeConfig)
-    settings = {"method": method, "format": DEFAULT_FORMAT.get(method, "awq"), **settings}
-    config = QuantizeConfig(**settings)
-    where = resolve_model(model)
-    return run(where, Path(out), config, text=text, device=pick_device(device), restart=restart, report=report)
+    config = QuantizeConfig(method=method, text=tuple(text), **settings)
+    return run(resolve_model(model), Path(out), config, device=pick_device(device), restart=restart, report=report)
 
 
 def distill(teacher: Model, out: Model, *, restart: bool = False, report: Report = silent, **settings: Any) -> Row:

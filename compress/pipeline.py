@@ -12,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from calibration.corpus import source_digest
 from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.hub import resolve_model
@@ -32,7 +30,7 @@ from compress.evaluate.report import Facts, write_report
 from compress.quantize.auto import quantize
 from compress.quantize.job import plan_without_weights
 from compress.quantize.layout.plan import plan_row
-from compress.recipe import QuantizePart, Recipe
+from compress.recipe import Recipe, VariantSection
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
@@ -108,16 +106,14 @@ def distill_stage(recipe: Recipe, config: DistillConfig, report: Report, restart
     return RecipeStage("student", recipe.student_path, "distill", config.settings(), sources, config.texts, make)
 
 
-def quantize_stage(recipe: Recipe, part: QuantizePart, report: Report, restart: bool) -> RecipeStage:
+def quantize_stage(recipe: Recipe, part: VariantSection, report: Report, restart: bool) -> RecipeStage:
     """The stage that writes one 4-bit variant."""
-    source, out = recipe.student_path, recipe.variant_path(part)
-    dtype = getattr(torch, part.dtype) if part.dtype else None
+    source, out, config = recipe.student_path, recipe.variant_path(part), part.config()
 
     def make() -> object:
-        return quantize(source, out, part.config(), text=part.text, dtype=dtype, restart=restart, report=report)
+        return quantize(source, out, config, restart=restart, report=report)
 
-    settings = asdict(part.config()) | {"dtype": part.dtype}
-    return RecipeStage(part.name, out, "quantize", settings, (source,), tuple(part.text), make)
+    return RecipeStage(part.name, out, "quantize", asdict(config), (source,), config.text, make)
 
 
 def run_stage(stage: RecipeStage, folder: Path, *, restart: bool, report: Report) -> None:
@@ -196,8 +192,7 @@ def plan_recipe(recipe: Recipe) -> list[Row]:
     return rows + [plan_variant(recipe, part, model) for part in recipe.quantize]
 
 
-def plan_variant(recipe: Recipe, part: QuantizePart, model: Row) -> Row:
+def plan_variant(recipe: Recipe, part: VariantSection, model: Row) -> Row:
     """The plan of one variant of the student with config.json `model`."""
-    config, where = part.config(), str(recipe.student_path)
-    dtype = getattr(torch, part.dtype) if part.dtype else None
-    return {"stage": part.name, **plan_row(where, plan_without_weights(where, model, config, dtype=dtype), config)}
+    config, name = part.config(), str(recipe.student_path)
+    return {"stage": part.name, **plan_row(name, plan_without_weights(name, model, config), config)}

@@ -9,16 +9,19 @@ quantize:
 verify: {max_kl: 0.3}            evaluation text, and limits on every variant's drift from the student
 """
 
+import dataclasses
 import difflib
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from compress.core.config import DEFAULT_FORMAT, QuantizeConfig, parse_size
+from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
+from compress.core.options import METADATA
 from compress.distill.config import DistillConfig, StageConfig
 
 OUTPUTS = ("student", "stages.json", "report.json", "report.html")  # in the recipe's folder, beside the variants
@@ -30,61 +33,40 @@ class RecipeSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-def options(settings: Any) -> dict[str, Any]:
-    """The fields of a settings class as pydantic's: name -> (type, default)."""
+def options(settings: Any, skip: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a settings class as pydantic's: name -> (type, default); text is parsed as on the command line."""
     hints = get_type_hints(settings)
-    defaults = {field.name: ... if field.default is MISSING else field.default for field in fields(settings)}
-    return {name: (hints[name], default) for name, default in defaults.items()}
+    kept = [field for field in fields(settings) if field.name not in skip]
+    defaults = {field.name: ... if field.default is MISSING else field.default for field in kept}
+    return {field.name: (recipe_type(field, hints[field.name]), defaults[field.name]) for field in kept}
+
+
+def recipe_type(field: dataclasses.Field[Any], hint: Any) -> Any:
+    """The type of a recipe key. The option's `parse`, if any, is applied to text such as 2GB."""
+    parse = field.metadata[METADATA].parse if METADATA in field.metadata else None
+    return hint if parse is None else Annotated[hint, BeforeValidator(lambda v: parse(v) if isinstance(v, str) else v)]
 
 
 StagePart = create_model("StagePart", __base__=RecipeSection, **options(StageConfig))
 OPTIONS = options(DistillConfig) | {"stages": (list[StagePart], [])}  # type: ignore[valid-type]
-DistillPart = create_model(
-    "DistillPart", __base__=RecipeSection, **OPTIONS
-)  # exactly the fields of the command's own settings
+DistillPart = create_model("DistillPart", __base__=RecipeSection, **OPTIONS)
 
 
-class QuantizePart(RecipeSection):
-    """One 4-bit variant of the student."""
+class VariantSection(RecipeSection):
+    """One 4-bit variant of the student: a name, and any option of `qcompress quantize`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")
-    method: str
-    format: str | None = None
-    group_size: int | str = "auto"
-    sym: bool | None = None
-    text: list[str] = ["default"]
-    samples: int = 128
-    seq_len: int = 512
-    damp_percent: float = QuantizeConfig.damp_percent
-    error_correction: float = QuantizeConfig.error_correction
-    compute_dtype: str = QuantizeConfig.compute_dtype
-    head_bits: int = 16
-    embedding_bits: int = 16
-    eight_bit: list[str] = []
-    tune: int = 0
-    max_size: str | None = None
-    seed: int = 0
-    dtype: Literal["float16", "bfloat16"] | None = None
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", description="Folder of the variant, below `out`.")
 
     def config(self) -> QuantizeConfig:
         """The settings of the job. ValueError for impossible values."""
-        return QuantizeConfig(
-            method=self.method,
-            format=self.format or DEFAULT_FORMAT.get(self.method, ""),
-            group_size=0 if self.group_size == "auto" else int(self.group_size),
-            sym=self.sym,
-            damp_percent=self.damp_percent,
-            error_correction=self.error_correction,
-            compute_dtype=self.compute_dtype,
-            samples=self.samples,
-            seq_len=self.seq_len,
-            seed=self.seed,
-            max_size=parse_size(self.max_size) if self.max_size else None,
-            head_bits=self.head_bits,
-            embedding_bits=self.embedding_bits,
-            eight_bit=tuple(self.eight_bit),
-            tune=self.tune,
-        )
+        return QuantizeConfig(**self.model_dump(exclude={"name"}))
+
+
+VARIANT = options(QuantizeConfig, skip=("bits", "held_out"))
+if TYPE_CHECKING:
+    QuantizePart = VariantSection
+else:
+    QuantizePart = create_model("QuantizePart", __base__=VariantSection, **VARIANT)
 
 
 class VerifyPart(RecipeSection):
@@ -118,7 +100,7 @@ class Recipe(RecipeSection):
         """The settings of the distillation, None without one. ValueError for impossible values."""
         return None if self.distill is None else DistillConfig(**self.distill.model_dump())  # type: ignore[attr-defined]
 
-    def variant_path(self, part: QuantizePart) -> Path:
+    def variant_path(self, part: VariantSection) -> Path:
         return self.out / part.name
 
     @property

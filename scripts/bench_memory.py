@@ -16,7 +16,7 @@ import click
 import psutil
 
 from compress.cli.console import emit, json_option, report
-from compress.core.config import DEFAULT_FORMAT, METHODS, QuantizeConfig, parse_size
+from compress.core.config import METHODS, QuantizeConfig, parse_size
 from compress.model.blocks import BlockModel
 from compress.quantize.blocks.memory_estimate import estimate_memory
 from compress.quantize.job import plan_quantize
@@ -101,7 +101,7 @@ def measure(model: Path, text: str, out: Path, config: QuantizeConfig, limit: st
 @json_option
 def main(shallow: Path, deep: Path, text: str, method: str, limit: str, out: Path, as_json: bool, **sizes: Any) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    config = QuantizeConfig(method=method, format=DEFAULT_FORMAT[method], **sizes)
+    config = QuantizeConfig(method=method, **sizes)
     rows = [measure(model, text, out, config, limit) for model in (shallow, deep)]
     ratio, peak = rows[1]["vmhwm_bytes"] / rows[0]["vmhwm_bytes"], max(row["sampled_bytes"] for row in rows)
     targets = [

@@ -23,11 +23,11 @@ from compress.quantize.job import quantize_checkpoint
 VARIANTS = (("rtn", "gptq"), ("gptq", "gptq"), ("rtn", "awq"), ("awq", "awq"), ("awq+gptq", "awq"))
 
 
-def timed(model: Path, out: Path, calibration: str, config: QuantizeConfig) -> float:
+def timed(model: Path, out: Path, config: QuantizeConfig) -> float:
     """Seconds of one quantization, from the command to the published checkpoint."""
     shutil.rmtree(out, ignore_errors=True)
     started = time.perf_counter()
-    quantize_checkpoint(model, out, config, text=[calibration], report=report)
+    quantize_checkpoint(model, out, config, report=report)
     return time.perf_counter() - started
 
 
@@ -55,9 +55,9 @@ def main(
     """Quantize MODEL with every method on CALIBRATION, score on TEXT."""
     seconds = {}
     for method, format_name in [variant for variant in VARIANTS if variant[0] in methods]:
-        config = QuantizeConfig(method=method, format=format_name, **sizes)
+        config = QuantizeConfig(method=method, format=format_name, text=(calibration,), **sizes)
         path = out / f"{method}-in-{format_name}"
-        seconds[path] = timed(model, path, calibration, config)
+        seconds[path] = timed(model, path, config)
     read = evaluation_windows(model, list(seconds), text, n_samples=windows, seq_len=sizes["seq_len"])
     rows = compare_rows(model, list(seconds), read, report=report)
     rtn = {"gptq": float("nan"), "awq": float("nan")} | {

@@ -21,7 +21,7 @@ LICENSES = {  # how a licence's text begins -> its name on the hub
     "bsd 3-clause": "bsd-3-clause",
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-HIDDEN = ("student", "data", "heldout", "cache")  # told elsewhere in the card, or places on one machine
+HIDDEN = ("student", "data", "text", "heldout", "cache")  # told elsewhere in the card, or places on one machine
 SCORES = {
     "perplexity_teacher": "perplexity of the teacher",
     "perplexity_before": "perplexity before",

@@ -106,7 +106,7 @@ def click_option(setting: Setting) -> Callable[[F], F]:
     if setting.default is dataclasses.MISSING:
         del settings["default"]
         settings["required"] = True
-    elif setting.default not in (None, False, "", ()):
+    elif setting.default not in (None, "", ()) and setting.default is not False:
         settings["show_default"] = True
     if about.default_text:
         settings["show_default"] = about.default_text
@@ -121,7 +121,8 @@ def value_type(setting: Setting) -> dict[str, Any]:
     """The `type` of a click option, or `is_flag`."""
     about = setting.option
     if about.parse is not None:
-        return {"type": Parsed(about.parse)} | ({"metavar": f"[{'|'.join(about.choices)}]"} if about.choices else {})
+        choices = "|".join(map(str, about.choices))
+        return {"type": Parsed(about.parse)} | ({"metavar": f"[{choices}]"} if choices else {})
     if about.choices:
         return {"type": click.Choice(list(about.choices))}
     if setting.type is bool:

@@ -47,13 +47,11 @@ def command(
     qcompress plan student --max-size 2GB
     qcompress plan smollm2 --measure --runs-in vllm-cpu
     """
-    import torch
-
     from compress.quantize.layout import budget
     from compress.quantize.layout.plan import read_source
     from compress.quantize.layout.sensitivity import measure_harm
 
-    source = read_source(model, getattr(torch, dtype) if dtype else None)
+    source = read_source(model, dtype)
     plans = []
     for name in formats or FORMAT_NAMES:
         config = QuantizeConfig(method=method or budget.METHOD_OF[name], format=name)

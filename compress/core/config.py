@@ -1,90 +1,223 @@
-"""Settings of a job: frozen, checked where they are made, written into the checkpoint."""
+"""The settings of a quantization. Command-line options, recipe keys and Python arguments come from these fields.
+
+A check belongs to the class that has the field. Its ValueError names the option as the command line writes it.
+"""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+from compress.core.options import option
 
 METHODS = ("rtn", "gptq", "awq", "awq+gptq")
-AUTO = "auto"  # every one of METHODS, judged on held-out windows
+AUTO = "auto"  # all METHODS, then the one with the lowest KL on held-out windows
 FORMAT_NAMES = ("awq", "gptq", "compressed-tensors")
 DEFAULT_FORMAT = {"rtn": "compressed-tensors", "gptq": "gptq", "awq": "awq", "awq+gptq": "awq", AUTO: "awq"}
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
-GROUP_SIZES = (128, 64, 32)  # what vLLM's kernels take, largest first
+STORAGE_DTYPES = ("float16", "bfloat16")
+GROUP_SIZES = (128, 64, 32)  # of vLLM's kernels, largest first
 HEAD_BITS = (16, 8, 4)
 EMBEDDING_BITS = (16, 8)
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-@dataclass(frozen=True)
-class QuantizeConfig:
-    """How a checkpoint is quantized. `group_size` 0 means auto; `sym` None means what the format takes.
-
-    `head_bits` and `embedding_bits` 16 mean not at all; `eight_bit` names linears by parts of their paths.
-    `error_correction` is the strength, 0 to 1, with which a linear compensates for the rounding of earlier ones.
-    `compute_dtype` is the type that blocks multiply in, auto the fastest of the machine; statistics are float32 sums.
-    `tune` epochs of training follow the rounding. `held_out` windows are read by no method: they judge. They follow
-    the `samples` in the text, or are the last of these where it has no more.
-    """
-
-    method: str
-    format: str
-    bits: int = 4
-    group_size: int = 0
-    sym: bool | None = None
-    damp_percent: float = 1e-4
-    error_correction: float = 0.7
-    compute_dtype: str = "auto"
-    samples: int = 128
-    seq_len: int = 512
-    seed: int = 0
-    max_size: int | None = None
-    head_bits: int = 16
-    embedding_bits: int = 16
-    eight_bit: tuple[str, ...] = ()
-    tune: int = 0
-    held_out: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in (*METHODS, AUTO) or self.format not in FORMAT_NAMES:
-            raise ValueError(
-                f"method {self.method}, format {self.format}: known are {(*METHODS, AUTO)} and {FORMAT_NAMES}"
-            )
-        if self.bits != 4:
-            raise ValueError(f"bits={self.bits}: 4 is what all three formats and vLLM's kernels take")
-        if self.head_bits not in HEAD_BITS or self.embedding_bits not in EMBEDDING_BITS:
-            found = f"head_bits={self.head_bits}, embedding_bits={self.embedding_bits}"
-            raise ValueError(f"{found}: known are {HEAD_BITS} and {EMBEDDING_BITS}")
-        if self.group_size and self.group_size not in GROUP_SIZES:
-            raise ValueError(f"group_size={self.group_size}: vLLM's kernels take {GROUP_SIZES}")
-        if self.sym is not None and self.sym != self.symmetric:
-            needed = "symmetric" if self.symmetric else "asymmetric"
-            raise ValueError(f"format {self.format} holds {needed} grids only; leave --sym/--asym out")
-        if not 0 <= self.error_correction <= 1:
-            raise ValueError(f"error_correction={self.error_correction}: must lie between 0 (off) and 1")
-        if self.compute_dtype not in COMPUTE_DTYPES:
-            raise ValueError(f"compute_dtype={self.compute_dtype}: known are {COMPUTE_DTYPES}")
-        if self.tune < 0 or not 0 <= self.held_out < self.samples:
-            raise ValueError(f"tune={self.tune}, held_out={self.held_out} of samples={self.samples}")
-        if (self.tune or self.method == AUTO) and self.samples < 2:
-            raise ValueError(
-                f"samples={self.samples}: --tune and --method auto need 2 at least, for windows that judge"
-            )
-        if min(self.samples, self.seq_len) < 1 or not 0 < self.damp_percent < 1:
-            raise ValueError(f"samples={self.samples}, seq_len={self.seq_len}, damp_percent={self.damp_percent}")
-
-    @property
-    def symmetric(self) -> bool:
-        """gptq stores symmetric grids, awq asymmetric ones, compressed-tensors both (asymmetric unless told)."""
-        fixed = {"gptq": True, "awq": False}
-        return fixed.get(self.format, bool(self.sym))
-
-    def judged(self) -> "QuantizeConfig":
-        """The same with windows held out: an eighth as many as calibrate, where nobody has said it."""
-        return self if self.held_out else replace(self, held_out=max(1, self.samples // 8))
-
-
 def parse_size(text: str) -> int:
-    """Bytes of "2GB", "1.5 GiB", "800MB" or a plain number. ValueError says what is understood."""
+    """Bytes of "2GB", "1.5 GiB", "800MB" or a plain number. ValueError for other text, with examples."""
     match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?i?B)?\s*", text, re.IGNORECASE)
     if not match:
         raise ValueError(f"size {text!r}: write it as 2GB, 1.5GiB or 800MB")
     return int(float(match[1]) * UNITS[(match[2] or "").upper()])
+
+
+def parse_group_size(text: str) -> int:
+    """The group size in "128", "64" or "32"; 0 for "auto". ValueError for other text."""
+    if text not in ("auto", *map(str, GROUP_SIZES)):
+        raise ValueError(f"group size {text!r}: choose auto, 128, 64 or 32")
+    return 0 if text == "auto" else int(text)
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """ValueError for a value that is not among the choices of an option."""
+    if value not in choices:
+        raise ValueError(f"{name} {value}: choose {', '.join(map(str, choices))}")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """How codes are chosen, and how long scales and norms are trained after rounding."""
+
+    method: str = option(
+        "awq+gptq",
+        "Rounding method. auto runs every method and keeps the one with the lowest KL on held-out windows.",
+        choices=(*METHODS, AUTO),
+    )
+    error_correction: float = option(
+        0.7,
+        "Error-correction strength, 0 to 1: how far each layer compensates for the rounding errors of earlier layers. "
+        "0 turns it off.",
+        group="Tuning",
+        minimum=0,
+        maximum=1,
+    )
+    tune: int = option(
+        0,
+        "After quantizing, train scales and norms for EPOCHS (2 if no number follows) to match MODEL's outputs. "
+        "0 trains nothing.",
+        group="Tuning",
+        minimum=0,
+        flag_value=2,
+        metavar="[EPOCHS]",
+    )
+    damp_percent: float = option(
+        1e-4,
+        "Damping of GPTQ: this share of the Hessian's mean diagonal is added to its diagonal.",
+        group="Tuning",
+        above=0,
+        below=1,
+    )
+    compute_dtype: str = option(
+        "auto",
+        "Dtype of matrix products during quantization. auto: the fastest on this CPU, or MODEL's dtype on a GPU.",
+        group="Resources",
+        choices=COMPUTE_DTYPES,
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("--method", self.method, (*METHODS, AUTO))
+        check_choice("--compute-dtype", self.compute_dtype, COMPUTE_DTYPES)
+        if not 0 <= self.error_correction <= 1:
+            raise ValueError(f"--error-correction {self.error_correction}: must be from 0 (off) to 1")
+        if self.tune < 0:
+            raise ValueError(f"--tune {self.tune}: must be 0 (off) or more epochs")
+        if not 0 < self.damp_percent < 1:
+            raise ValueError(f"--damp-percent {self.damp_percent}: must be above 0 and below 1")
+
+
+@dataclass(frozen=True)
+class LayoutConfig:
+    """How many bits each part of the model gets, and the format on disk.
+
+    `group_size` 0 means the largest one that fits. `sym` None means symmetric only in a format that requires it.
+    """
+
+    format: str = option(
+        None,
+        "Format of the checkpoint on disk.",
+        group="Layout",
+        choices=FORMAT_NAMES,
+        default_text="gptq for gptq, compressed-tensors for rtn, awq for the others",
+    )
+    bits: int = 4
+    group_size: int = option(
+        0,
+        "Weights per scale. auto: the largest size that divides the inputs of every linear.",
+        group="Layout",
+        choices=("auto", *map(str, GROUP_SIZES)),
+        parse=parse_group_size,
+        default_text="auto",
+    )
+    sym: bool | None = option(
+        None,
+        "Symmetric or asymmetric grid, for --format compressed-tensors only. gptq is always symmetric, awq never.",
+        group="Layout",
+        flag="--sym/--asym",
+        default_text="asym",
+    )
+    head_bits: int = option(16, "Bits of the output head. 16 leaves it unquantized.", group="Layout", choices=HEAD_BITS)
+    embedding_bits: int = option(
+        16,
+        "Bits of the embedding. 16 leaves it unquantized. 8 needs --format compressed-tensors and runs in vLLM on "
+        "a GPU only.",
+        group="Layout",
+        choices=EMBEDDING_BITS,
+    )
+    eight_bit: tuple[str, ...] = option(
+        (),
+        "Linears to store in 8 bits, by a part of their path: mlp.down_proj, layers.0. Repeatable.",
+        group="Layout",
+        metavar="PART",
+    )
+    max_size: int | None = option(
+        None,
+        "Largest size of the weight files: 2GB, 1.5GiB, 800MB. A larger result is refused before any work.",
+        group="Layout",
+        parse=parse_size,
+        metavar="SIZE",
+        default_text="no limit",
+    )
+    dtype: str | None = option(
+        None,
+        "Dtype of all tensors that are not quantized.",
+        group="Layout",
+        choices=STORAGE_DTYPES,
+        default_text="MODEL's dtype, float16 for float32",
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("--format", self.format, FORMAT_NAMES)
+        check_choice("bits", self.bits, (4,))
+        check_choice("--group-size", self.group_size, (0, *GROUP_SIZES))
+        check_choice("--head-bits", self.head_bits, HEAD_BITS)
+        check_choice("--embedding-bits", self.embedding_bits, EMBEDDING_BITS)
+        check_choice("--dtype", self.dtype, (None, *STORAGE_DTYPES))
+        object.__setattr__(self, "eight_bit", tuple(self.eight_bit))
+        if self.sym is not None and self.sym != self.symmetric:
+            grids = "symmetric" if self.symmetric else "asymmetric"
+            raise ValueError(f"--format {self.format} stores {grids} grids only; leave out --sym and --asym")
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether grids are symmetric: always in gptq, never in awq, by `sym` in compressed-tensors."""
+        return {"gptq": True, "awq": False}.get(self.format, bool(self.sym))
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """The windows of text that statistics are measured on.
+
+    `held_out` windows are hidden from every method and only measure KL. They follow the `samples` in the text. A text
+    without so many windows gives up the last `held_out` of its `samples`.
+    """
+
+    text: tuple[str, ...] = option(
+        ("default",),
+        "Calibration text: a file or the name of a bundled text, with =WEIGHT for its share. Repeatable.",
+        group="Calibration",
+        metavar="TEXT",
+    )
+    samples: int = option(128, "Number of calibration windows.", group="Calibration", minimum=1)
+    seq_len: int = option(512, "Tokens per calibration window.", group="Calibration", minimum=8)
+    seed: int = option(0, "Seed for the choice of windows.", group="Calibration")
+    held_out: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", (self.text,) if isinstance(self.text, str) else tuple(self.text))
+        if not self.text:
+            raise ValueError("--text: no text; give a file or the name of a bundled text")
+        for name, value in {"--samples": self.samples, "--seq-len": self.seq_len}.items():
+            if value < 1:
+                raise ValueError(f"{name} {value}: must be 1 or more")
+        if not 0 <= self.held_out < self.samples:
+            raise ValueError(f"held_out={self.held_out}: must be from 0 to below --samples {self.samples}")
+
+
+@dataclass(frozen=True)
+class QuantizeConfig(CalibrationConfig, LayoutConfig, MethodConfig):
+    """All settings that the bytes of a quantized checkpoint follow from."""
+
+    def __post_init__(self) -> None:
+        MethodConfig.__post_init__(self)
+        if self.format is None:
+            object.__setattr__(self, "format", DEFAULT_FORMAT[self.method])
+        LayoutConfig.__post_init__(self)
+        CalibrationConfig.__post_init__(self)
+        if (self.tune or self.method == AUTO) and self.samples < 2:
+            raise ValueError(f"--samples {self.samples}: --tune and --method auto need 2 or more, to hold windows out")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the job needs calibration windows: every method but plain rounding, and every training."""
+        return self.method != "rtn" or self.tune > 0
+
+    def with_held_out(self) -> "QuantizeConfig":
+        """The same settings with `held_out` set: an eighth of `samples` where it was 0."""
+        return self if self.held_out else replace(self, held_out=max(1, self.samples // 8))

@@ -23,7 +23,7 @@ class Option:
 
     help: str
     group: str = "Essentials"
-    choices: Sequence[str] = ()
+    choices: Sequence[str | int] = ()
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None

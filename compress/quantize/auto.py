@@ -1,14 +1,14 @@
-"""`--method auto`: every method in turn, judged by KL on windows that none of them read; the best is written.
+"""quantize(): one method, or with `--method auto` every method and then the best of them.
 
-Plain rounding is among them, so the result is never worse than it on those windows. With `tune`, the best is trained
-too, and stands only where that lowered the KL. The table of all lies in the checkpoint's record.
+Auto measures each candidate by its KL on windows that no method reads. Plain rounding is a candidate, so the result is
+never worse than plain rounding on those windows. With `tune`, the best candidate is also trained; the trained one is
+kept only if its KL is lower. The record of the checkpoint lists all candidates.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,18 +20,11 @@ from compress.checkpoint.read import RECORD, Checkpoint, PathOrCheckpoint, read_
 from compress.checkpoint.workdir import refuse_changes
 from compress.checkpoint.write import check_room, write_json
 from compress.core.config import AUTO, METHODS, QuantizeConfig
+from compress.core.report import Report, Row, silent
 from compress.model.blocks import BlockModel
+from compress.quantize.blocks.memory_estimate import ACTIVATION_MEMORY
 from compress.quantize.calibrate import job_start, job_windows
-from compress.quantize.job import (
-    Report,
-    Row,
-    compute_dtype,
-    job_settings,
-    make_blocks,
-    plan_quantize,
-    quantize_checkpoint,
-    silent,
-)
+from compress.quantize.job import choose_compute_dtype, job_settings, make_blocks, plan_quantize, quantize_checkpoint
 from compress.quantize.processes import ALONE, Processes
 from compress.quantize.tune.end_to_end import final_states, mean_kl
 
@@ -44,67 +37,90 @@ def quantize(
     out: Path,
     config: QuantizeConfig,
     *,
-    text: Sequence[str] = ("default",),
-    dtype: torch.dtype | None = None,
     restart: bool = False,
+    activation_memory: int = ACTIVATION_MEMORY,
     device: str = "cpu",
     processes: Processes = ALONE,
     report: Report = silent,
-    **resources: Any,
 ) -> Row:
-    """Quantize `model` into `out` with the config's method, or with the best of all; returns the summary row.
+    """Quantize `model` into `out` with the config's method, or with the best one; returns the summary row.
 
-    Errors, resuming and several `processes` are those of `quantize_checkpoint`, whose options the others are.
+    Arguments, errors and resuming are those of `quantize_checkpoint`.
     """
-    options: dict[str, Any] = {"text": text, "dtype": dtype, "restart": restart, "device": device}
-    options |= {"processes": processes, "report": report, **resources}
+
+    def run(path: Path, settings: QuantizeConfig) -> Row:
+        return quantize_checkpoint(
+            model,
+            path,
+            settings,
+            restart=restart,
+            activation_memory=activation_memory,
+            device=device,
+            processes=processes,
+            report=report,
+        )
+
     if config.method != AUTO:
-        return quantize_checkpoint(model, out, config, **options)
-    model, config = open_causal_lm(model), config.judged()
-    folder = processes.first(lambda: open_folder(model, out, config, text, dtype, restart))
-    if processes.first(lambda: is_published(out)):
-        return processes.first(lambda: finish(folder, out))
-    judges = [make_judge(model, config, text, dtype, device)] if processes.rank == 0 else []
-    found: list[Row] = []
+        return run(out, config)
+    model, config = open_causal_lm(model), config.with_held_out()
+    folder = processes.first(lambda: open_folder(model, out, config, restart=restart))
+    if not processes.first(lambda: is_published(out)):
+        evaluator = make_evaluator(model, config, device) if processes.rank == 0 else None
 
-    def attempt(candidate: QuantizeConfig) -> None:
-        path = folder / name_of(candidate)
-        if not processes.first(path.is_dir):
-            quantize_checkpoint(model, path, candidate, **options)
-        found.append({"candidate": path.name, "heldout_kl": processes.first(lambda: judges[0].kl(path))})
-        if processes.rank == 0:
-            report(found[-1])
+        def attempt(candidate: QuantizeConfig) -> Row:
+            return try_candidate(folder / candidate_name(candidate), candidate, run, evaluator, processes)
 
-    for method in METHODS:
-        attempt(replace(config, method=method, tune=0))
-    if config.tune:
-        attempt(replace(config, method=best_of(found)["candidate"]))
-    processes.first(lambda: publish(folder, out, found))
+        rows = try_methods(config, attempt, silent if processes.rank else report)
+        processes.first(lambda: publish(folder, out, rows))
     return processes.first(lambda: finish(folder, out))
 
 
-def name_of(config: QuantizeConfig) -> str:
+def try_methods(config: QuantizeConfig, attempt: Callable[[QuantizeConfig], Row], report: Report) -> list[Row]:
+    """The row of every method, and of the best one with training if the config has `tune`."""
+    rows: list[Row] = []
+    for method in METHODS:
+        rows.append(attempt(replace(config, method=method, tune=0)))
+        report(rows[-1])
+    if config.tune:
+        rows.append(attempt(replace(config, method=best_of(rows)["candidate"])))
+        report(rows[-1])
+    return rows
+
+
+def try_candidate(
+    path: Path,
+    config: QuantizeConfig,
+    run: Callable[[Path, QuantizeConfig], Row],
+    evaluator: "Evaluator | None",
+    processes: Processes,
+) -> Row:
+    """The KL of the candidate at `path` on held-out windows; `run` writes it first if it is missing.
+
+    The first process has the evaluator.
+    """
+    if not processes.first(path.is_dir):
+        run(path, config)
+    return {"candidate": path.name, "heldout_kl": processes.first(lambda: evaluator.kl(path) if evaluator else 0.0)}
+
+
+def candidate_name(config: QuantizeConfig) -> str:
+    """The folder of a candidate: its method, with "+tune" for a trained one."""
     return f"{config.method}+tune" if config.tune else config.method
 
 
-def best_of(found: list[Row]) -> Row:
-    """The first of the lowest: earlier methods are the simpler ones."""
-    return min(found, key=lambda row: row["heldout_kl"])
+def best_of(rows: list[Row]) -> Row:
+    """The first row of the lowest KL: METHODS begins with the simplest."""
+    return min(rows, key=lambda row: row["heldout_kl"])
 
 
-def open_folder(
-    model: Checkpoint,
-    out: Path,
-    config: QuantizeConfig,
-    text: Sequence[str],
-    dtype: torch.dtype | None,
-    restart: bool,
-) -> Path:
-    """Where finished candidates wait for the others, hidden beside `out`; one that was begun with the same settings
-    goes on. QCompressError for other settings, a full directory or disk."""
+def open_folder(model: PathOrCheckpoint, out: Path, config: QuantizeConfig, *, restart: bool) -> Path:
+    """The hidden folder of finished candidates beside `out`, new or from an interrupted run with the same settings.
+
+    QCompressError for other settings, an `out` that is not empty, or a full disk.
+    """
     folder = out.with_name(f".{out.name}.auto")
-    _, plan = plan_quantize(model, replace(config, method="rtn"), dtype=dtype)
-    settings = {key: str(value) for key, value in job_settings(model, plan, config, text).items()}
+    checkpoint, plan = plan_quantize(model, replace(config, method="rtn"))
+    settings = {key: str(value) for key, value in job_settings(checkpoint, plan, config).items()}
     if restart:
         shutil.rmtree(folder, ignore_errors=True)
     if (folder / SETTINGS).is_file():
@@ -119,54 +135,53 @@ def open_folder(
 
 
 @dataclass(frozen=True)
-class Judge:
-    """The 16-bit model, (n, seq) windows that no candidate reads, and what it makes of them after its last block."""
+class Evaluator:
+    """The 16-bit model, its held-out windows (n, seq_len), and its states after the last block for them."""
 
     teacher: BlockModel
     ids: Tensor
-    answers: Tensor
+    states: Tensor
 
     @torch.no_grad()
     def kl(self, path: Path) -> float:
-        """Mean KL in nats of the checkpoint at `path` on all positions."""
+        """Mean KL(16-bit ‖ checkpoint at `path`) in nats over all positions."""
         checkpoint = open_causal_lm(path)
         model = BlockModel(checkpoint.config, weight_reader(checkpoint), self.teacher.dtype, self.teacher.device)
         with self.teacher.embedding_and_norm(head=True), model.embedding_and_norm(head=True):
-            return mean_kl(self.teacher, model, self.ids, self.answers, BATCH)
+            return mean_kl(self.teacher, model, self.ids, self.states, BATCH)
 
 
 @torch.no_grad()
-def make_judge(
-    model: Checkpoint, config: QuantizeConfig, text: Sequence[str], dtype: torch.dtype | None, device: str
-) -> Judge:
-    """The judge of a config's held-out windows, which begin as those of the candidates do."""
-    checkpoint, plan = plan_quantize(model, replace(config, method="rtn"), dtype=dtype)
-    config = replace(config, compute_dtype=compute_dtype(config, plan, device))
-    teacher, tokenizer = make_blocks(checkpoint, config, device), checkpoint.tokenizer
-    token = job_start(teacher, tokenizer, text, config).token
-    ids = job_windows(tokenizer, text, config, token).ids[-config.held_out :]
-    return Judge(teacher, ids, final_states(teacher, ids, BATCH))
+def make_evaluator(model: PathOrCheckpoint, config: QuantizeConfig, device: str) -> Evaluator:
+    """The evaluator on a config's held-out windows, with the start token that the candidates' windows have."""
+    checkpoint, plan = plan_quantize(model, replace(config, method="rtn"))
+    config = replace(config, compute_dtype=choose_compute_dtype(config, plan, device))
+    teacher = make_blocks(checkpoint, config, device)
+    start = job_start(teacher, checkpoint.tokenizer, config)
+    ids = job_windows(checkpoint.tokenizer, config, start.token).ids[-config.held_out :]
+    return Evaluator(teacher, ids, final_states(teacher, ids, BATCH))
 
 
-def publish(folder: Path, out: Path, found: list[Row]) -> None:
-    """Give the best candidate its name, with the table of all in its record."""
-    path = folder / best_of(found)["candidate"]
-    record = Checkpoint(path).record | {"candidates": found}
+def publish(folder: Path, out: Path, rows: list[Row]) -> None:
+    """Move the best candidate to `out`, with the rows of all candidates in its record."""
+    path = folder / best_of(rows)["candidate"]
+    record = Checkpoint(path).record | {"candidates": rows}
     write_json(path / RECORD, record)
     (path / CARD).write_text(write_card(record), encoding="utf-8")
     if out.exists():
-        out.rmdir()  # checked empty at the start
+        out.rmdir()  # open_folder has checked that it is empty
     path.rename(out)
 
 
 def is_published(out: Path) -> bool:
-    """Whether a job lies at `out` that tried every method; it may have been killed before it had cleared up."""
-    return (out / RECORD).is_file() and "candidates" in Checkpoint(out).record
+    """Whether `out` holds the result of `--method auto`, possibly of a run that was killed before its clean-up."""
+    return (out / RECORD).is_file() and "candidates" in read_json(out / RECORD)
 
 
 def finish(folder: Path, out: Path) -> Row:
-    """Remove what lost; the row of what was published."""
+    """Remove the other candidates; returns the summary row of the published one."""
     shutil.rmtree(folder)
-    found = Checkpoint(out).record["candidates"]
-    rtn = next(row["heldout_kl"] for row in found if row["candidate"] == "rtn")
-    return {"out": str(out), **best_of(found), "rtn_kl": rtn, "bytes": open_causal_lm(out).bytes}
+    checkpoint = open_causal_lm(out)
+    rows = checkpoint.record["candidates"]
+    rtn = next(row["heldout_kl"] for row in rows if row["candidate"] == "rtn")
+    return {"out": str(out), **best_of(rows), "rtn_kl": rtn, "bytes": checkpoint.bytes}

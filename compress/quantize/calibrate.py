@@ -1,4 +1,4 @@
-"""Calibration windows for one model: they begin as this model wants them to begin."""
+"""Calibration windows of one model, with or without its start token at their beginning."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,47 +10,53 @@ from calibration.errors import TooShortError
 from calibration.start import StartToken
 from calibration.windows import Windows, build_windows
 from compress.checkpoint.load import measure_blocks_start
-from compress.core.config import QuantizeConfig
+from compress.core.config import CalibrationConfig, MethodConfig, QuantizeConfig
 from compress.model.blocks import BlockModel
 from compress.model.precision import matmul_in
 
 
 def windows_start(blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **size: int) -> StartToken:
-    """Whether this model's windows of `build_windows(n_samples, seq_len, seed)` begin with its start token."""
+    """The start token that lowers this model's loss on windows of the sources, or none.
+
+    `size` are the arguments of `build_windows`: n_samples, seq_len, seed.
+    """
     return measure_blocks_start(blocks, tokenizer, build_windows(sources, tokenizer, **size).ids)
 
 
 def calibration_windows(
     blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **size: int
 ) -> tuple[Windows, StartToken]:
-    """The windows themselves, and how they begin."""
+    """Windows of the sources with this model's start token, and the measurement behind it."""
     start = windows_start(blocks, tokenizer, sources, **size)
     return build_windows(sources, tokenizer, start_token=start.token, **size), start
 
 
-def job_start(blocks: BlockModel, tokenizer: Any, sources: Sequence[str], config: QuantizeConfig) -> StartToken:
-    """How the windows of a job begin: measured on the `n_samples` of the config, in its matmul dtype."""
+def job_start(blocks: BlockModel, tokenizer: Any, config: QuantizeConfig) -> StartToken:
+    """The start token of a job's windows, measured with the matmul dtype of its blocks."""
     with matmul_in(block_matmul_dtype(config, blocks.device)):
-        return windows_start(blocks, tokenizer, sources, **window_size(config))
+        return windows_start(blocks, tokenizer, config.text, **window_size(config))
 
 
-def job_windows(tokenizer: Any, sources: Sequence[str], config: QuantizeConfig, start_token: int | None) -> Windows:
-    """`n_samples` windows and `held_out` more; where the text has fewer, the last `held_out` of n_samples are held out.
+def job_windows(tokenizer: Any, config: CalibrationConfig, start_token: int | None) -> Windows:
+    """The `samples` calibration windows, then `held_out` windows.
 
-    The manifest says which. Raises TooShortError for a text without n_samples windows.
+    A shorter text has `samples` windows only; their last `held_out` are then held out. The manifest has both counts.
+    TooShortError for a text of fewer than `samples` windows.
     """
-    size, held = window_size(config), config.held_out
+    size, held_out = window_size(config), config.held_out
     try:
-        return build_windows(sources, tokenizer, start_token=start_token, held_out=held, **size)
+        return build_windows(config.text, tokenizer, start_token=start_token, held_out=held_out, **size)
     except TooShortError:
-        windows = build_windows(sources, tokenizer, start_token=start_token, **size)
-        return replace(windows, manifest=windows.manifest | {"n_samples": config.samples - held, "held_out": held})
+        windows = build_windows(config.text, tokenizer, start_token=start_token, **size)
+        counts = {"n_samples": config.samples - held_out, "held_out": held_out}
+        return replace(windows, manifest=windows.manifest | counts)
 
 
-def block_matmul_dtype(config: QuantizeConfig, device: torch.device) -> torch.dtype:
-    """What a CPU's blocks multiply in; on a GPU their weights are of the config's type already."""
+def block_matmul_dtype(config: MethodConfig, device: torch.device) -> torch.dtype:
+    """The dtype that a CPU's float32 blocks multiply in; float32 on a GPU, whose blocks have the dtype already."""
     return getattr(torch, config.compute_dtype) if device.type == "cpu" else torch.float32
 
 
-def window_size(config: QuantizeConfig) -> dict[str, int]:
+def window_size(config: CalibrationConfig) -> dict[str, int]:
+    """The size of a job's windows as arguments of `build_windows`."""
     return {"n_samples": config.samples, "seq_len": config.seq_len, "seed": config.seed}

@@ -1,13 +1,13 @@
-"""quantize_checkpoint(): a plain checkpoint in, a 4-bit one out, block by block.
+"""quantize_checkpoint(): a 16-bit checkpoint in, a 4-bit one out, block by block.
 
-One block's weights are in memory at a time; the result lies under a temporary name until the validator has passed it.
-A run that was killed goes on after the last block in its journal.
+Memory holds the weights of one block at a time. The output has a temporary name until the validator accepts it.
+A job that was killed continues after the last block in its journal.
 """
 
 import errno
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.write import CheckpointWriter, partial_path
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
+from compress.core.report import Report, Row, silent
 from compress.model.blocks import BlockModel, parameter_shapes
 from compress.model.precision import fastest_matmul_dtype
 from compress.quantize.blocks.loop import QuantizeJob, quantize_blocks, work_bytes
@@ -44,27 +45,17 @@ from compress.quantize.layout.plan import (
 from compress.quantize.processes import ALONE, Processes
 from compress.quantize.publish import finish
 
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 
-
-def plan_quantize(
-    model: PathOrCheckpoint, config: QuantizeConfig, *, dtype: torch.dtype | None = None
-) -> tuple[Checkpoint, LayoutPlan]:
-    """The source and exact plan of a job, no weight read. QCompressError for what cannot be quantized."""
+def plan_quantize(model: PathOrCheckpoint, config: QuantizeConfig) -> tuple[Checkpoint, LayoutPlan]:
+    """The open checkpoint and its exact plan; reads no weights. QCompressError for a model that cannot be quantized."""
     checkpoint = open_causal_lm(model)
-    return checkpoint, plan_within(checkpoint_source(checkpoint, dtype), config)
+    return checkpoint, plan_within(checkpoint_source(checkpoint, config.dtype), config)
 
 
-def plan_without_weights(
-    where: str, model: dict[str, Any], config: QuantizeConfig, *, dtype: torch.dtype | None = None
-) -> LayoutPlan:
-    """The same plan from a config.json alone; `where` names it in errors."""
-    return plan_within(SourceModel(where, parameter_shapes(model), model, dtype or storage_dtype(model)), config)
-
-
-def silent(row: Row) -> None:
-    """No report."""
+def plan_without_weights(name: str, model: dict[str, Any], config: QuantizeConfig) -> LayoutPlan:
+    """The same plan from the content of a config.json; errors call the model `name`."""
+    source = SourceModel(name, parameter_shapes(model), model, storage_dtype(model, config.dtype))
+    return plan_within(source, config)
 
 
 def quantize_checkpoint(
@@ -72,92 +63,99 @@ def quantize_checkpoint(
     out: Path,
     config: QuantizeConfig,
     *,
-    text: Sequence[str] = ("default",),
-    dtype: torch.dtype | None = None,
     restart: bool = False,
     activation_memory: int = ACTIVATION_MEMORY,
     device: str = "cpu",
     processes: Processes = ALONE,
     report: Report = silent,
 ) -> Row:
-    """Quantize `model` into `out`; returns the summary row. Nothing is left at `out` when it fails.
+    """Quantize `model` into `out` and return the summary row. A failed job leaves nothing at `out`.
 
-    When blocks were done before it failed or was killed, their work stays, and the same call goes on from there to the
-    very bytes of an uninterrupted run; `restart` removes that work first. `activation_memory` bytes may be parked
-    between the stages of a block: it changes the speed, never the result. With several `processes` each runs its share
-    of the windows, and the first writes and reports. Blocks run on `device` "cpu" or "cuda"; statistics are
-    summed in float32, and rounding is float32, everywhere.
-    Tuning is judged on an eighth as many windows where the config holds out none.
-    QCompressError for bad input, GateFailure when the validator refuses the result.
+    Finished blocks of a failed or killed job are kept. The same call continues after them and writes the bytes of an
+    uninterrupted run. `restart` removes them first.
+    `activation_memory` is the RAM in bytes for activations between the stages of a block. It changes the speed, never
+    the result. Each of several `processes` runs its share of the windows; the first one writes and reports.
+    Statistics are float32 sums and rounding is float32, on every device.
+    QCompressError for bad input; GateFailure if the validator rejects the result.
     """
     started = time.perf_counter()
-    if config.tune:
-        config = config.judged()
-    checkpoint, plan = plan_quantize(model, config, dtype=dtype)
-    config = replace(config, compute_dtype=compute_dtype(config, plan, device))
+    config = config.with_held_out() if config.tune else config
+    checkpoint, plan = plan_quantize(model, config)
+    config = replace(config, compute_dtype=choose_compute_dtype(config, plan, device))
     blocks = make_blocks(checkpoint, config, device)
-    needed = estimate_memory(blocks, plan, config, activation_memory)
-    check_memory(str(model), needed - resident())
-    schedule = choose_schedule(blocks, plan, config, activation_memory)
-    settings = job_settings(checkpoint, plan, config, text) | {"processes": processes.count, "device": device}
-    room = plan.bytes + work_bytes(blocks, plan, config)
-    with shared_journal(out, settings, room, processes, restart=restart) as journal:
-        job = QuantizeJob(
-            checkpoint, plan, config, blocks, journal, processes, report if processes.rank == 0 else silent
-        )
-        job.report(plan_row(str(model), plan, config) | {"memory_bytes": needed, "compute_dtype": config.compute_dtype})
-        if not config.group_size and (reason := group_size_reason(plan)):
-            job.report({"group_size": reason})
+    memory_bytes = estimate_memory(blocks, plan, config, activation_memory)
+    check_memory(checkpoint.path, memory_bytes - resident())
+    settings = job_settings(checkpoint, plan, config) | {"processes": processes.count, "device": device}
+    disk_bytes = plan.bytes + work_bytes(blocks, plan, config)
+    with shared_journal(out, settings, disk_bytes, processes, restart=restart) as journal:
+        first_report = silent if processes.rank else report
+        job = QuantizeJob(checkpoint, plan, config, blocks, journal, processes, first_report)
+        report_plan(job, memory_bytes)
         if not journal.published:
-            windows = read_windows(job, text) if reads_text(config) else None
-            with full_disk(out, plan):
-                writer = processes.first(lambda: CheckpointWriter(out, plan.specs, keep=True))
-                quantize_blocks(job, writer, windows if config.method != "rtn" else None, schedule)
-                processes.first(lambda: finish(job, writer, windows))
+            write_checkpoint(job, choose_schedule(blocks, plan, config, activation_memory))
         rows = processes.first(lambda: journal.rows)
         processes.first(journal.discard)
-    return summary(plan_row(str(model), plan, config), config, rows, out, time.perf_counter() - started)
+    return summary(job, rows, time.perf_counter() - started)
 
 
-def compute_dtype(config: QuantizeConfig, plan: LayoutPlan, device: str) -> str:
-    """What blocks multiply in: unless the config says it, the fastest of this CPU, the checkpoint's own on a GPU.
-    QCompressError for what a CPU cannot."""
+def choose_compute_dtype(config: QuantizeConfig, plan: LayoutPlan, device: str) -> str:
+    """The dtype of matrix products; "auto" is the fastest of this CPU, or the checkpoint's own on a GPU.
+
+    QCompressError for float16 on a CPU.
+    """
     if config.compute_dtype == "float16" and device == "cpu":
-        raise QCompressError("--compute-dtype float16: a CPU's statistics overflow in it; take bfloat16 or float32")
+        raise QCompressError("--compute-dtype float16: statistics overflow on a CPU; use bfloat16 or float32")
     if config.compute_dtype != "auto":
         return config.compute_dtype
     return str(fastest_matmul_dtype() if device == "cpu" else plan.scheme.dtype).removeprefix("torch.")
 
 
 def make_blocks(checkpoint: Checkpoint, config: QuantizeConfig, device: str) -> BlockModel:
-    """The 16-bit model: in the config's compute_dtype on a GPU, in float32 on a CPU, matrix products aside."""
+    """The 16-bit model, block by block: in `compute_dtype` on a GPU, in float32 on a CPU.
+
+    NaN and Inf in a weight are a QCompressError.
+    """
     dtype = torch.float32 if device == "cpu" else getattr(torch, config.compute_dtype)
     return BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)), dtype, device)
 
 
-def reads_text(config: QuantizeConfig) -> bool:
-    return config.method != "rtn" or config.tune > 0
-
-
-def job_settings(checkpoint: Checkpoint, plan: LayoutPlan, config: QuantizeConfig, text: Sequence[str]) -> Row:
-    """Everything that the bytes of the result follow from."""
-    texts = text if reads_text(config) else []
-    wanted = {key: value for key, value in asdict(config).items() if key != "max_size"}
+def job_settings(checkpoint: Checkpoint, plan: LayoutPlan, config: QuantizeConfig) -> Row:
+    """Everything that the bytes of the result follow from; texts and the checkpoint by their digests."""
+    settings = {key: value for key, value in asdict(config).items() if key != "max_size"}
     return {
-        "model": str(checkpoint),
+        "model": str(checkpoint.path),
         "source": checkpoint.digest,
-        **wanted,
+        **settings,
         "group_size": plan.scheme.group_size,
         "sym": plan.scheme.sym,
         "dtype": str(plan.scheme.dtype).removeprefix("torch."),
-        "text": {name: source_digest(name) for name in texts},
+        "text": {name: source_digest(name) for name in config.text} if config.reads_text else {},
         **{name: version(name) for name in ("qcompress", "torch", "transformers")},
     }
 
 
+def report_plan(job: QuantizeJob, memory_bytes: int) -> None:
+    """Report the layout, the memory it needs, and why an automatic group size is not the largest."""
+    row = plan_row(str(job.checkpoint.path), job.plan, job.config)
+    job.report(row | {"memory_bytes": memory_bytes, "compute_dtype": job.config.compute_dtype})
+    reason = None if job.config.group_size else group_size_reason(job.plan)
+    if reason is not None:
+        job.report({"group_size": reason})
+
+
+def write_checkpoint(job: QuantizeJob, schedule: Callable[..., None]) -> None:
+    """Quantize the remaining blocks, tune them if asked, and publish the checkpoint."""
+    out, plan = job.journal.out, job.plan
+    windows = read_windows(job) if job.config.reads_text else None
+    with explain_full_disk(out, plan):
+        writer = job.processes.first(lambda: CheckpointWriter(out, plan.specs, keep=True))
+        quantize_blocks(job, writer, windows if job.config.method != "rtn" else None, schedule)
+        job.processes.first(lambda: finish(job, writer, windows))
+
+
 @contextmanager
-def full_disk(out: Path, plan: LayoutPlan) -> Iterator[None]:
-    """A disk that fills up is said in one line; what is done stays."""
+def explain_full_disk(out: Path, plan: LayoutPlan) -> Iterator[None]:
+    """Turn the OSError of a full disk into a QCompressError with both sizes. Finished blocks stay on disk."""
     try:
         yield
     except OSError as error:
@@ -165,38 +163,37 @@ def full_disk(out: Path, plan: LayoutPlan) -> Iterator[None]:
             raise
         free = shutil.disk_usage(out.absolute().parent).free
         raise QCompressError(
-            f"{partial_path(out)}: the disk is full: {plan.bytes:,} bytes are needed in all, {free:,} are free; "
-            "make room and run the same command again, it goes on from here"
+            f"{partial_path(out)}: the disk is full: the checkpoint needs {plan.bytes:,} bytes in all, {free:,} are "
+            "free; free some space and run the same command again, it continues from here"
         ) from error
 
 
-def read_windows(job: QuantizeJob, sources: Sequence[str]) -> Windows:
-    """The windows of this job; how they begin is measured once, and noted."""
-    config, journal, tokenizer = job.config, job.journal, job.checkpoint.tokenizer
+def read_windows(job: QuantizeJob) -> Windows:
+    """The job's windows. Whether they begin with a start token is measured once and kept in the journal."""
+    journal, tokenizer = job.journal, job.checkpoint.tokenizer
 
     def measure() -> Row:
         if "start" not in journal.notes:
-            journal.notes["start"] = asdict(job_start(job.blocks, tokenizer, sources, config))
+            journal.notes["start"] = asdict(job_start(job.blocks, tokenizer, job.config))
             journal.save()
         return journal.notes["start"]
 
     token = job.processes.first(measure)["token"]
-    windows = job_windows(tokenizer, sources, config, token)
+    windows = job_windows(tokenizer, job.config, token)
     counts = {"windows": windows.manifest["n_samples"], "held_out": windows.manifest.get("held_out")}
-    job.report({"text": ", ".join(sources), **counts, "start_token": told_token(token)})
+    job.report({"text": ", ".join(job.config.text), **counts, "start_token": told_token(token)})
     return windows
 
 
-def summary(planned: Row, config: QuantizeConfig, rows: list[Row], out: Path, seconds: float) -> Row:
-    """What the command prints: sizes, mean errors, how often damping had to grow, seconds."""
-    means = {key: sum(row[key] for row in rows) / len(rows) for key in ("error", "rtn_error")}
-    more_damping = sum(1 for row in rows if (row.get("damp_percent") or 0) > config.damp_percent)
+def summary(job: QuantizeJob, rows: list[Row], seconds: float) -> Row:
+    """The row that the command prints: the plan, mean errors, linears that needed more damping, seconds."""
+    damping = job.config.damp_percent
     return {
-        **planned,
-        "out": str(out),
-        "mean_error": means["error"],
-        "mean_rtn_error": means["rtn_error"],
-        "more_damping": more_damping,
+        **plan_row(str(job.checkpoint.path), job.plan, job.config),
+        "out": str(job.journal.out),
+        "mean_error": sum(row["error"] for row in rows) / len(rows),
+        "mean_rtn_error": sum(row["rtn_error"] for row in rows) / len(rows),
+        "more_damping": sum((row.get("damp_percent") or 0) > damping for row in rows),
         "scaled": sum(bool(row.get("scaled")) for row in rows),
         "seconds": round(seconds, 1),
     }

@@ -11,9 +11,9 @@ from compress.checkpoint.read import Checkpoint
 from compress.core.config import METHODS, QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.quantize import auto
-from compress.quantize.auto import make_judge, quantize
+from compress.quantize.auto import make_evaluator, quantize
 
-CONFIG = QuantizeConfig("auto", "awq", samples=16, seq_len=24, group_size=32)
+CONFIG = QuantizeConfig(method="auto", format="awq", samples=16, seq_len=24, group_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,11 @@ def test_the_judging_windows_are_read_by_no_candidate(tiny_llama, chosen):
     out, _ = chosen
     record = Checkpoint(out).record
     assert record["settings"]["held_out"] == record["calibration"]["held_out"] == 2
-    judge = make_judge(tiny_llama, CONFIG.judged(), ["default"], None, "cpu")
+    evaluator = make_evaluator(tiny_llama, CONFIG.with_held_out(), "cpu")
     start, size = record["calibration"]["start_token"], {"n_samples": 16, "seq_len": 24}
     windows = build_windows(["default"], Checkpoint(tiny_llama).tokenizer, **size, start_token=start, held_out=2)
-    assert torch.equal(judge.ids, windows.ids[16:]) and record["calibration"]["digest"] == windows.manifest["digest"]
+    assert torch.equal(evaluator.ids, windows.ids[16:])
+    assert record["calibration"]["digest"] == windows.manifest["digest"]
 
 
 def test_a_job_that_was_killed_as_it_cleared_up_only_clears_up(tiny_llama, tmp_path, monkeypatch):
@@ -77,7 +78,7 @@ def test_another_checkpoint_in_its_place_is_not_touched(tiny_llama, tmp_path, mo
 
 @pytest.mark.parametrize("changes", [{"method": "auto"}, {"method": "gptq", "tune": 1}])
 def test_one_window_cannot_calibrate_and_judge(changes):
-    with pytest.raises(ValueError, match="samples=1: --tune and --method auto need 2"):
+    with pytest.raises(ValueError, match="--samples 1: --tune and --method auto need 2"):
         replace(CONFIG, samples=1, **changes)
 
 

@@ -139,7 +139,7 @@ def test_a_weight_that_overflows_float16_is_named_with_the_cure(tiny_llama, tmp_
     source = wounded(tiny_llama, tmp_path / "source", **{name: poisoned(1e6)})
     with pytest.raises(QCompressError, match=rf"{name}: 1e\+06 overflows.*--dtype bfloat16"):
         quantize_checkpoint(source, tmp_path / "out", settings("rtn"))
-    quantize_checkpoint(source, tmp_path / "bf16", settings("rtn"), dtype=torch.bfloat16)
+    quantize_checkpoint(source, tmp_path / "bf16", settings("rtn", dtype="bfloat16"))
     assert not (tmp_path / "out").exists()
 
 
@@ -191,7 +191,7 @@ def test_a_full_directory_is_refused_before_any_work(tiny_llama, tmp_path):
 
 
 def test_float16_products_are_refused_on_a_cpu_with_the_cure(tiny_llama, tmp_path):
-    config = QuantizeConfig("gptq", "gptq", compute_dtype="float16")
+    config = QuantizeConfig(method="gptq", format="gptq", compute_dtype="float16")
     with pytest.raises(QCompressError, match=r"--compute-dtype float16.*take bfloat16 or float32"):
         quantize_checkpoint(tiny_llama, tmp_path / "out", config)
     assert list(tmp_path.iterdir()) == []
@@ -227,7 +227,7 @@ def test_settings_that_cannot_be_are_refused_where_they_are_made(changes):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("method", ["gptq", "awq+gptq"])
 def test_a_gpu_loses_no_more_than_the_cpu(method, tiny_qwen2, tmp_path):
-    config = QuantizeConfig(method, "awq", samples=32, seq_len=32)
+    config = QuantizeConfig(method=method, format="awq", samples=32, seq_len=32)
     rows = {}
     for device in ("cpu", "cuda"):
         quantize_checkpoint(tiny_qwen2, tmp_path / device, config, device=device)

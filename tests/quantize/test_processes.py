@@ -37,7 +37,7 @@ def test_two_processes_try_every_method_and_publish_once(tiny_llama, tmp_path):
 def by_one_and_by_two(model: Path, folder: Path, error_correction: float) -> tuple[Path, Path]:
     """The checkpoints that one process and two make with the same settings."""
     one, two = folder / "one", folder / "two"
-    config = QuantizeConfig("gptq", "gptq", error_correction=error_correction, samples=128, seq_len=32)
+    config = QuantizeConfig(method="gptq", format="gptq", error_correction=error_correction, samples=128, seq_len=32)
     quantize_checkpoint(model, one, config)
     by_two(model, *OPTIONS, "--error-correction", str(error_correction), "--out", str(two))
     return one, two

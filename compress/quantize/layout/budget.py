@@ -114,7 +114,7 @@ def plan_within(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
         return plan
     over = plan.bytes - config.max_size
     raise QCompressError(
-        f"{source.where}: would be {plan.bytes:,} bytes, {over:,} over --max-size; {cure(source, config)}"
+        f"{source.name}: would be {plan.bytes:,} bytes, {over:,} over --max-size; {cure(source, config)}"
     )
 
 

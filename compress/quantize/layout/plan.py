@@ -1,4 +1,4 @@
-"""Bytes before work: which tensors a quantized checkpoint will hold, and how each of them is stored."""
+"""The exact plan of a quantized checkpoint: every tensor's name, shape, dtype and scheme, from shapes alone."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,16 +16,19 @@ from compress.checkpoint.write import TensorSpec, planned_bytes
 from compress.core.config import GROUP_SIZES, QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.core.grid import Scheme
+from compress.core.report import Row
 from compress.model.blocks import Vocabulary, find_vocabulary, linear_shapes, parameter_shapes
 from compress.quantize.layout.layouts import Choice, choose_schemes
 
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A plain model to be planned for: its name in errors, its parameters' shapes, its config.json, and the dtype of
-    all that will not be packed. Needs no weights."""
+    """A 16-bit model without its weights: its name in errors, parameter shapes, config.json content.
 
-    where: str
+    `dtype` is the dtype of every tensor that stays unquantized.
+    """
+
+    name: str
     shapes: dict[str, tuple[int, ...]]
     model: dict[str, Any]
     dtype: torch.dtype
@@ -39,10 +42,10 @@ class SourceModel:
         return find_vocabulary(self.model)
 
 
-def read_source(path: Path, dtype: torch.dtype | None = None) -> SourceModel:
-    """A checkpoint, a folder that holds a config.json alone, or a config.json, as what is to be planned for.
+def read_source(path: Path, dtype: str | None = None) -> SourceModel:
+    """The model at `path`: a checkpoint, a folder with a config.json, or a config.json. `dtype`: see storage_dtype.
 
-    QCompressError for what cannot be quantized.
+    QCompressError for a model that is no causal language model or is quantized already.
     """
     whole = path.is_dir() and (any(path.glob("*.safetensors")) or (path / INDEX).is_file())
     if whole:
@@ -50,37 +53,39 @@ def read_source(path: Path, dtype: torch.dtype | None = None) -> SourceModel:
     file = path / "config.json" if path.is_dir() else path
     model = read_json(file)
     check_causal_lm(file.parent, model)
-    refuse_quantized(path, model)
-    return SourceModel(str(path), parameter_shapes(model), model, dtype or storage_dtype(model))
+    check_unquantized(path, model)
+    return SourceModel(str(path), parameter_shapes(model), model, storage_dtype(model, dtype))
 
 
-def checkpoint_source(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> SourceModel:
-    """The same of an open checkpoint. QCompressError when it is quantized already."""
-    refuse_quantized(checkpoint.path, checkpoint.config)
+def checkpoint_source(checkpoint: Checkpoint, dtype: str | None = None) -> SourceModel:
+    """The model of an open checkpoint. QCompressError if it is quantized already."""
+    check_unquantized(checkpoint.path, checkpoint.config)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    return SourceModel(str(checkpoint.path), shapes, checkpoint.config, dtype or storage_dtype(checkpoint.config))
+    return SourceModel(str(checkpoint.path), shapes, checkpoint.config, storage_dtype(checkpoint.config, dtype))
 
 
-def refuse_quantized(where: Path, model: dict[str, Any]) -> None:
-    """QCompressError for a config.json of a checkpoint that is quantized already."""
-    found = model.get("quantization_config")
-    if found is not None:
-        method = found.get("quant_method")
-        raise QCompressError(f"{where}: is already quantized ({method}); give the 16-bit checkpoint it was made from")
+def check_unquantized(path: Path, model: dict[str, Any]) -> None:
+    """QCompressError if config.json describes a quantized checkpoint."""
+    quantization = model.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method")
+        raise QCompressError(f"{path}: is already quantized ({method}); give the 16-bit checkpoint it was made from")
 
 
-def storage_dtype(config: dict[str, Any]) -> torch.dtype:
-    """float16 or bfloat16, as the source; float32 sources become float16."""
-    dtype = model_dtype(config)
+def storage_dtype(model: dict[str, Any], name: str | None = None) -> torch.dtype:
+    """The dtype called `name`; for None the dtype in config.json, with float16 in place of float32."""
+    if name is not None:
+        return getattr(torch, name)
+    dtype = model_dtype(model)
     return torch.float16 if dtype == torch.float32 else dtype
 
 
 @dataclass(frozen=True)
 class LayoutPlan:
-    """What will be written: every tensor, and how every packed module is stored.
+    """Every tensor that will be written, and the scheme of every packed module.
 
-    `scheme` is that of most linears, `schemes` each packed module's own; `linears` maps paths to (out, in), `tables` a
-    packed head or embedding to the parameter it is made from.
+    `scheme` is the scheme of the 4-bit linears; `schemes` maps each packed module to its scheme. `linears` maps paths
+    to (out, in). `tables` maps a packed head or embedding to the parameter that it is made from.
     """
 
     format: Format
@@ -92,39 +97,44 @@ class LayoutPlan:
 
     @property
     def unquantized(self) -> list[str]:
-        """Linears that stay as they are, for the loaders that must be told."""
+        """Linears that stay unquantized, for loaders that need their names."""
         return [] if HEAD in self.schemes else [HEAD]
 
     @property
     def eight_bit(self) -> frozenset[str]:
+        """Paths of the linears in 8 bits."""
         return frozenset(name for name in self.linears if self.schemes[name].bits == 8)
 
     @cached_property
     def bytes(self) -> int:
-        """Of all weight files, exact."""
+        """Exact bytes of all weight files."""
         return planned_bytes(self.specs)
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits on disk per weight of the quantized linears: codes, scales, zeros, g_idx."""
+        """Bits on disk per weight of the quantized linears, with scales, zeros and g_idx."""
         packed = sum(spec.bytes for spec in self.specs if spec.name.rpartition(".")[0] in self.linears)
         return 8 * packed / sum(prod(shape) for shape in self.linears.values())
 
 
-def choose_group_size(linears: dict[str, tuple[int, int]], wanted: int) -> int:
-    """`wanted`, or for 0 the largest of GROUP_SIZES that divides all inputs. QCompressError names the culprit."""
-    for size in [wanted] if wanted else GROUP_SIZES:
-        misfits = [name for name, (_, inn) in linears.items() if inn % size]
-        if not misfits:
-            return size
-    name = misfits[0]
-    legal = [size for size in GROUP_SIZES if all(inn % size == 0 for _, inn in linears.values())]
-    cure = f"legal here: {', '.join(map(str, legal))}" if legal else "no group size that vLLM knows divides it"
-    raise QCompressError(f"{name}: --group-size {size} does not divide its {linears[name][1]} inputs; {cure}")
+def legal_group_sizes(linears: dict[str, tuple[int, int]]) -> list[int]:
+    """The group sizes that divide the inputs of every linear, largest first."""
+    return [size for size in GROUP_SIZES if all(inn % size == 0 for _, inn in linears.values())]
+
+
+def choose_group_size(linears: dict[str, tuple[int, int]], group_size: int) -> int:
+    """`group_size`, or for 0 the largest legal one. QCompressError names the first linear that it does not divide."""
+    legal = legal_group_sizes(linears)
+    size = group_size or (legal[0] if legal else GROUP_SIZES[-1])
+    if size in legal:
+        return size
+    name, inn = next((name, inn) for name, (_, inn) in linears.items() if inn % size)
+    cure = f"legal here: {', '.join(map(str, legal))}" if legal else "no group size of vLLM's kernels divides them"
+    raise QCompressError(f"{name}: --group-size {size} does not divide its {inn} inputs; {cure}")
 
 
 def group_size_reason(plan: LayoutPlan) -> str | None:
-    """Why auto took less than the largest group size: the first linear that a larger one does not divide."""
+    """Why `auto` chose less than the largest group size, with the first linear that prevents it; None if it did not."""
     larger = [size for size in GROUP_SIZES if size > plan.scheme.group_size]
     for name, (_, inn) in plan.linears.items():
         if larger and inn % larger[-1]:
@@ -132,8 +142,8 @@ def group_size_reason(plan: LayoutPlan) -> str | None:
     return None
 
 
-def check_rows(linears: dict[str, tuple[int, int]]) -> None:
-    """Packed words hold 8 outputs: refuse a linear whose outputs do not fill them."""
+def check_full_words(linears: dict[str, tuple[int, int]]) -> None:
+    """QCompressError for a linear whose codes do not fill packed words of 8 codes."""
     for name, (out, inn) in linears.items():
         if out % 8 or inn % 8:
             raise QCompressError(
@@ -142,19 +152,19 @@ def check_rows(linears: dict[str, tuple[int, int]]) -> None:
 
 
 def make_plan(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
-    """Every tensor of the result, whatever its size. QCompressError when vLLM could not load it.
+    """The plan of these settings; `max_size` is not checked. QCompressError for a layout that vLLM cannot load.
 
-    The linears of the decoder blocks are packed, head and embedding where `config` says so; everything else is stored
-    in the source's dtype, a tied head not at all.
+    The linears of the decoder blocks are packed; head and embedding are packed if `config` has fewer than 16 bits for
+    them. A tied head is not stored. All other tensors have the source's dtype.
     """
     linears, vocabulary = source.linears, source.vocabulary
     missing = [name for name in linears if f"{name}.weight" not in source.shapes]
     if missing:
-        raise QCompressError(f"{source.where}: has no {missing[0]}.weight, which its config.json calls for")
+        raise QCompressError(f"{source.name}: has no {missing[0]}.weight, which its config.json requires")
     group_size = choose_group_size(linears, config.group_size)
-    check_rows(linears)
+    check_full_words(linears)
     row, scheme = FORMATS[config.format], Scheme(config.bits, group_size, config.symmetric, source.dtype)
-    schemes = choose_schemes(source.where, Choice(config, source.model, vocabulary), linears, scheme)
+    schemes = choose_schemes(source.name, Choice(config, source.model, vocabulary), linears, scheme)
     packed = {name: linears.get(name, (vocabulary.rows, vocabulary.width)) for name in schemes}
     specs = [spec for name, shape in packed.items() for spec in packed_specs(name, shape, row, schemes[name])]
     specs += [
@@ -166,20 +176,21 @@ def make_plan(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
 
 
 def table_sources(vocabulary: Vocabulary, schemes: Schemes) -> dict[str, str]:
-    """The parameter that each packed head or embedding is made from: a tied head is the embedding."""
+    """The parameter behind each packed head or embedding; a tied head is made from the embedding."""
     head = vocabulary.embedding if vocabulary.tied else vocabulary.head
     sources = {vocabulary.embedding: vocabulary.embedding, vocabulary.head: head}
     return {name: f"{source}.weight" for name, source in sources.items() if name in schemes}
 
 
 def packed_specs(module: str, shape: tuple[int, int], row: Format, scheme: Scheme) -> list[TensorSpec]:
+    """The tensors on disk of one packed module of this (out, in) shape."""
     return [TensorSpec(f"{module}.{spec.name}", spec.dtype, spec.shape) for spec in row.specs(*shape, scheme)]
 
 
-def plan_row(where: str, plan: LayoutPlan, config: QuantizeConfig) -> dict[str, Any]:
+def plan_row(model: str, plan: LayoutPlan, config: QuantizeConfig) -> Row:
     """The plan as a report row."""
     return {
-        "model": where,
+        "model": model,
         "method": config.method,
         "format": config.format,
         "bits": plan.scheme.bits,

@@ -95,7 +95,9 @@ def whole_loss(student, teacher, ids: Tensor) -> Tensor:
 
 
 def test_tuning_in_a_job_changes_scales_and_norms_and_no_code(path, tmp_path):
-    config = QuantizeConfig("gptq", "gptq", samples=16, seq_len=24, group_size=32, held_out=2, error_correction=0)
+    config = QuantizeConfig(
+        method="gptq", format="gptq", samples=16, seq_len=24, group_size=32, held_out=2, error_correction=0
+    )
     quantize_checkpoint(path, tmp_path / "plain", config)
     quantize_checkpoint(path, tmp_path / "tuned", replace(config, tune=8))
     plain, tuned = Checkpoint(tmp_path / "plain"), Checkpoint(tmp_path / "tuned")
@@ -212,7 +214,7 @@ CODES = "model.layers.1.mlp.down_proj.qweight"
 
 
 def test_windows_that_judge_tuning_follow_those_that_are_quantized_with(tiny_llama, tmp_path):
-    config = QuantizeConfig("gptq", "gptq", samples=16, seq_len=24, group_size=32)
+    config = QuantizeConfig(method="gptq", format="gptq", samples=16, seq_len=24, group_size=32)
     quantize_checkpoint(tiny_llama, tmp_path / "plain", config)
     quantize_checkpoint(tiny_llama, tmp_path / "tuned", replace(config, tune=1))
     plain, tuned = (Checkpoint(tmp_path / name).tensor(CODES) for name in ("plain", "tuned"))
@@ -225,10 +227,10 @@ def test_windows_that_judge_tuning_are_taken_from_the_others_where_the_text_has_
     text = tmp_path / "short.txt"
     text.write_text("the quick brown fox jumps over the lazy dog . " * 45)
     count = fitting(tiny_llama, text)
-    config = QuantizeConfig("gptq", "gptq", samples=count, seq_len=24, group_size=32)
+    config = QuantizeConfig(method="gptq", format="gptq", samples=count, seq_len=24, group_size=32)
     found = []
     for name, changes in (("tuned", {"tune": 1}), ("held", {"held_out": count // 8}), ("all", {})):
-        quantize_checkpoint(tiny_llama, tmp_path / name, replace(config, **changes), text=[str(text)])
+        quantize_checkpoint(tiny_llama, tmp_path / name, replace(config, text=(str(text),), **changes))
         found.append(Checkpoint(tmp_path / name).tensor(CODES))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
     told = Checkpoint(tmp_path / "tuned").record["calibration"]
