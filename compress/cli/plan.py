@@ -1,75 +1,134 @@
-"""qcompress plan: every layout that vLLM loads, its exact size, and the least harmful one that fits."""
+"""qcompress plan: the layouts that vLLM loads, their exact sizes, and the one to choose."""
 
 from pathlib import Path
 
 import click
 
-from compress.cli.console import emit, json_option, progress, report, results
-from compress.core.config import FORMAT_NAMES, METHODS, QuantizeConfig, parse_size
+from compress.cli.console import emit, imports, progress, report, results
+from compress.cli.labels import size
+from compress.cli.model_path import MODEL
+from compress.cli.options import Command, Parsed, json_option, shared_option
+from compress.core.config import FORMAT_NAMES, METHODS, STORAGE_DTYPES, QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
 
-LOADERS = {"vllm-gpu": "vllm_gpu", "vllm-cpu": "vllm_cpu", "transformers": "transformers"}
+ALSO_RUNS_IN = {"vllm_cpu": "CPU", "transformers": "transformers"}
 
 
-@click.command("plan")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--max-size", help="Of the weight files: 2GB, 1.5GiB, 800MB.")
-@click.option(
-    "--format", "formats", type=click.Choice(FORMAT_NAMES), multiple=True, help="Only these.  [default: all three]"
+@click.command("plan", cls=Command)
+@click.argument("model", type=MODEL)
+@shared_option(
+    "--max-size",
+    group="Essentials",
+    type=Parsed(parse_size),
+    metavar="SIZE",
+    help="Largest size of the weight files: 2GB, 1.5GiB, 800MB.  [default: no limit]",
 )
-@click.option("--method", type=click.Choice(METHODS), help="For the command line.  [default: the format's usual one]")
-@click.option("--runs-in", type=click.Choice(list(LOADERS)), help="Only what this program can run.")
-@click.option(
-    "--dtype", type=click.Choice(["float16", "bfloat16"]), help="Of everything unquantized.  [default: the model's]"
+@shared_option(
+    "--measure",
+    group="Essentials",
+    is_flag=True,
+    help="Measure each layout's harm on MODEL's weights, as KL in nats. Without it, harm is an estimate.",
 )
-@click.option("--measure", is_flag=True, help="Measure the harm on MODEL's weights; else layouts are ranked by bits.")
-@click.option("--all", "show_all", is_flag=True, help="Also layouts that another beats in both size and harm.")
+@shared_option("--all", "show_all", group="Essentials", is_flag=True, help="List all layouts, not at most 8.")
+@shared_option(
+    "--format",
+    "formats",
+    group="Layout",
+    type=click.Choice(FORMAT_NAMES),
+    multiple=True,
+    help="List this format only. Repeatable.  [default: all formats]",
+)
+@shared_option(
+    "--runs-in",
+    group="Layout",
+    type=click.Choice(["vllm-gpu", "vllm-cpu", "transformers"]),
+    help="List layouts that this program loads only.  [default: vllm-gpu]",
+)
+@shared_option(
+    "--dtype",
+    group="Layout",
+    type=click.Choice(STORAGE_DTYPES),
+    help="Dtype of all tensors that are not quantized.  [default: MODEL's dtype, float16 for float32]",
+)
+@shared_option(
+    "--method",
+    group="Layout",
+    type=click.Choice(METHODS),
+    default=QuantizeConfig.method,
+    show_default=True,
+    help="Rounding method in the printed command line.",
+)
 @json_option
 def command(
     model: Path,
-    max_size: str | None,
-    formats: tuple[str, ...],
-    method: str | None,
-    runs_in: str | None,
-    dtype: str | None,
+    max_size: int | None,
     measure: bool,
     show_all: bool,
+    formats: tuple[str, ...],
+    runs_in: str | None,
+    dtype: str | None,
+    method: str,
     as_json: bool,
 ) -> None:
-    """List how MODEL can be packed: bits of linears, head and embedding, group sizes, formats.
+    """List the 4-bit layouts of MODEL with exact sizes, and print the command for the recommended one.
 
-    MODEL is a checkpoint, a folder with a config.json, or that file: without --measure no weights are read. Sizes are
-    exact. Harm is the KL in nats that plain rounding costs with --measure, otherwise the mean rounding error, which
-    only ranks. With --max-size the least harmful layout that fits is marked, and its command line printed; when none
-    fits the exit code is 1.
+    MODEL is a checkpoint, a folder with a config.json, or a config.json. Weights are read with --measure only. The
+    first row is recommended: plain 4 bits, or with --max-size the least harmful layout that fits. If no layout fits,
+    the exit code is 1.
 
     \b
     qcompress plan student --max-size 2GB
     qcompress plan smollm2 --measure --runs-in vllm-cpu
     """
-    from compress.quantize.layout import budget
-    from compress.quantize.layout.plan import read_source
-    from compress.quantize.layout.sensitivity import measure_harm
+    with imports():
+        from compress.quantize.layout.budget import format_misfit
+        from compress.quantize.layout.overview import make_overview, quantize_command
+        from compress.quantize.layout.plan import read_source
 
-    source = read_source(model, dtype)
-    plans = []
-    for name in formats or FORMAT_NAMES:
-        config = QuantizeConfig(method=method or budget.METHOD_OF[name], format=name)
-        plans += budget.plan_layouts(source, config, [name])
-    if runs_in:
-        plans = [(config, plan) for config, plan in plans if budget.loaders(plan)[LOADERS[runs_in]]]
-    harm = measure_harm(model, source, plans, report) if measure else budget.estimated_harm(source)
-    found = budget.rank(plans, harm)
-    limit = parse_size(max_size) if max_size else None
-    best = budget.choose(found, limit) if limit is not None else None
-    shown = found if show_all else budget.worthwhile(found)
-    rows = [budget.layout_row(each, limit) | ({"take": True} if each is best else {}) for each in shown]
-    emit(rows, as_json=as_json)
-    if best is not None:
-        out = f"{model.stem if model.is_file() else model.name}-4bit"
-        where = "MODEL" if model.is_file() else str(model)
-        line = f"qcompress quantize {where} {budget.flags(best.config)} --out {out}"
-        line += "  # MODEL: the folder with the weights" if model.is_file() else ""
-        (progress if as_json else results).print(line, markup=False)
-    elif limit is not None:
-        raise QCompressError(f"{model}: {budget.nothing_fits(found, limit)}")
+    overview = make_overview(
+        model,
+        read_source(model, dtype),
+        formats=formats,
+        config=QuantizeConfig(method=method, dtype=dtype),
+        runs_in=runs_in,
+        max_size=max_size,
+        measure=measure,
+        report=report,
+    )
+    shown = overview.shown(show_all=show_all)
+    rows = [overview.row(each) for each in shown]
+    texts = [overview.harm_text(each) for each in shown]
+    emit(rows if as_json else [table_row(*pair) for pair in zip(rows, texts, strict=True)], as_json=as_json)
+    if overview.recommended is None:
+        raise QCompressError(f"{model}: {format_misfit(overview.candidates, max_size or 0)}")
+    line = quantize_command(model, overview.recommended.config)
+    if as_json:
+        progress.print(line, markup=False)
+        return
+    print_notes(len(shown), len(overview.candidates), measured=measure)
+    if " MODEL " in line:
+        results.print("Replace MODEL by the folder with the weights:")
+    results.print(line, markup=False)
+
+
+def table_row(row: dict[str, object], harm: str) -> dict[str, object]:
+    """A layout as a row of the terminal's table, at most 100 columns wide."""
+    return {
+        "size": size(float(str(row["bytes"]))),
+        "head": row["head_bits"],
+        "embed": row["embedding_bits"],
+        "8 bits": "all linears" if " " in str(row["eight_bit"] or "") else row["eight_bit"] or "-",
+        "group": row["group_size"],
+        "format": row["format"],
+        "harm": harm,
+        "also runs in": ", ".join(name for key, name in ALSO_RUNS_IN.items() if row[key]) or "-",
+    }
+
+
+def print_notes(shown: int, total: int, *, measured: bool) -> None:
+    """What the table's words mean, and how to see more."""
+    harm = "the measured KL in nats" if measured else "an estimate against plain 4 bits; --measure measures it"
+    results.print('\nThe first row is recommended. Linears named under "8 bits" have 8 bits, all others 4.')
+    results.print(f"Harm is {harm}. Every layout runs in vLLM on a GPU.")
+    if shown < total:
+        results.print(f"--all lists all {total} layouts.")

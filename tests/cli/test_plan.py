@@ -1,4 +1,4 @@
-"""qcompress plan: what it promises is what qcompress quantize writes."""
+"""qcompress plan: the printed command writes the planned bytes, and the table fits one screen."""
 
 import json
 import shlex
@@ -22,7 +22,7 @@ def rows_of(*arguments):
 
 
 @pytest.mark.parametrize(("share", "measured"), [(0.0, ()), (1.0, ()), (0.5, ("--measure",))])
-def test_the_printed_command_writes_the_promised_bytes(tiny_qwen2, tmp_path, share, measured):
+def test_the_printed_command_writes_the_planned_bytes(tiny_qwen2, tmp_path, share, measured):
     sizes = sorted(row["bytes"] for row in rows_of(tiny_qwen2, "--all"))
     limit = sizes[int(share * (len(sizes) - 1))]
     result = invoke("plan", tiny_qwen2, "--max-size", limit, *measured)
@@ -36,18 +36,41 @@ def test_the_printed_command_writes_the_promised_bytes(tiny_qwen2, tmp_path, sha
     assert Checkpoint(tmp_path / "out").bytes == taken[0]["bytes"] <= limit
 
 
-def test_a_budget_that_nothing_keeps_ends_with_one_and_says_what_would(tiny_qwen2):
+def test_a_budget_that_no_layout_fits_exits_with_1_and_names_the_smallest(tiny_qwen2):
     least = min(row["bytes"] for row in rows_of(tiny_qwen2, "--all"))
     result = invoke("plan", tiny_qwen2, "--max-size", least - 1)
     assert result.exit_code == 1 and f"is {least:,} bytes, 1 over" in result.stderr
     assert invoke("plan", tiny_qwen2, "--max-size", least).exit_code == 0
 
 
-def test_only_what_the_program_can_run_is_listed(tiny_qwen2):
+def test_runs_in_and_format_filter_the_layouts(tiny_qwen2):
     for name, key in (("vllm-cpu", "vllm_cpu"), ("transformers", "transformers")):
         rows = rows_of(tiny_qwen2, "--runs-in", name, "--all")
         assert rows and all(row[key] for row in rows)
     assert {row["format"] for row in rows_of(tiny_qwen2, "--format", "awq", "--all")} == {"awq"}
+
+
+@pytest.mark.parametrize("limit", [(), ("--max-size", "2GB"), ("--measure",)])
+def test_at_most_8_layouts_are_listed_the_recommended_one_first(tiny_qwen2, limit):
+    rows, every = rows_of(tiny_qwen2, *limit), rows_of(tiny_qwen2, *limit, "--all")
+    assert len(rows) == 8 < len(every)
+    assert [row.get("take") for row in rows] == [True] + 7 * [None]
+    assert rows[0] == every[0] and all(row in every for row in rows)
+    sizes = [row["bytes"] for row in rows[1:]]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_without_a_budget_plain_4_bits_are_recommended(tiny_qwen2):
+    first = rows_of(tiny_qwen2)[0]
+    assert (first["format"], first["head_bits"], first["embedding_bits"], first["eight_bit"]) == ("awq", 16, 16, None)
+    lines = invoke("plan", tiny_qwen2).stdout.splitlines()
+    assert "about plain 4 bits" in lines[1] and max(map(len, lines[:9])) <= 100
+
+
+def test_a_config_without_weights_gets_a_command_with_a_placeholder(tiny_qwen2, tmp_path):
+    (tmp_path / "shape.json").write_text((tiny_qwen2 / "config.json").read_text())
+    lines = invoke("plan", tmp_path / "shape.json").stdout.splitlines()
+    assert lines[-2].startswith("Replace MODEL") and lines[-1].endswith("MODEL --group-size 64 -o shape-4bit")
 
 
 def test_a_config_alone_can_be_planned_but_not_measured(tiny_qwen2, tmp_path):
@@ -57,14 +80,14 @@ def test_a_config_alone_can_be_planned_but_not_measured(tiny_qwen2, tmp_path):
     assert result.exit_code == 1 and "no *.safetensors" in result.stderr
 
 
-def test_what_is_quantized_already_is_not_planned(tiny_qwen2, tmp_path):
+def test_a_quantized_checkpoint_is_not_planned(tiny_qwen2, tmp_path):
     config = json.loads((tiny_qwen2 / "config.json").read_text()) | {"quantization_config": {"quant_method": "awq"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     result = invoke("plan", tmp_path)
     assert result.exit_code == 1 and "already quantized (awq)" in result.stderr
 
 
-def test_a_recipe_asks_for_a_layout(tmp_path):
+def test_a_recipe_variant_has_the_layout_options(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     part = (
         "{name: small, method: gptq, format: compressed-tensors, head_bits: 4, embedding_bits: 8, eight_bit: [o_proj]}"

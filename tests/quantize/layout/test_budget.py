@@ -151,13 +151,13 @@ def test_a_budget_that_nothing_keeps_says_what_would(tiny_qwen2):
 
 
 def test_the_flags_ask_for_the_layout(tiny_qwen2):
-    line = budget.flags(config(head_bits=4, embedding_bits=8, group_size=64, eight_bit=("q_proj", "o_proj")))
+    line = budget.format_flags(config(head_bits=4, embedding_bits=8, group_size=64, eight_bit=("q_proj", "o_proj")))
     assert line == (
         "--method gptq --format compressed-tensors --group-size 64 --head-bits 4 --embedding-bits 8 "
         "--eight-bit q_proj --eight-bit o_proj"
     )
-    assert budget.flags(config(head_bits=4), config()) == "--head-bits 4"
-    assert budget.flags(config(), config(eight_bit=("q_proj",))) == "no --eight-bit"
+    assert budget.format_flags(config(head_bits=4), config()) == "--head-bits 4"
+    assert budget.format_flags(config(), config(eight_bit=("q_proj",))) == "no --eight-bit"
 
 
 LOADERS = [
