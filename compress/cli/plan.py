@@ -117,7 +117,7 @@ def table_row(row: dict[str, object], harm: str) -> dict[str, object]:
         "size": size(float(str(row["bytes"]))),
         "head": row["head_bits"],
         "embed": row["embedding_bits"],
-        "8 bits": "all linears" if " " in str(row["eight_bit"] or "") else row["eight_bit"] or "-",
+        "8 bits": "all" if " " in str(row["eight_bit"] or "") else row["eight_bit"] or "-",
         "group": row["group_size"],
         "format": row["format"],
         "harm": harm,
