@@ -95,9 +95,8 @@ def whole_loss(student, teacher, ids: Tensor) -> Tensor:
 
 
 def test_tuning_in_a_job_changes_scales_and_norms_and_no_code(path, tmp_path):
-    config = QuantizeConfig(
-        method="gptq", format="gptq", samples=16, seq_len=24, group_size=32, held_out=2, error_correction=0
-    )
+    sizes = {"samples": 16, "seq_len": 24, "group_size": 32, "held_out": 2}
+    config = QuantizeConfig(method="gptq", format="gptq", error_correction=0, **sizes)
     quantize_checkpoint(path, tmp_path / "plain", config)
     quantize_checkpoint(path, tmp_path / "tuned", replace(config, tune=8))
     plain, tuned = Checkpoint(tmp_path / "plain"), Checkpoint(tmp_path / "tuned")
