@@ -192,7 +192,7 @@ def test_a_full_directory_is_refused_before_any_work(tiny_llama, tmp_path):
 
 def test_float16_products_are_refused_on_a_cpu_with_the_cure(tiny_llama, tmp_path):
     config = QuantizeConfig(method="gptq", format="gptq", compute_dtype="float16")
-    with pytest.raises(QCompressError, match=r"--compute-dtype float16.*take bfloat16 or float32"):
+    with pytest.raises(QCompressError, match=r"--compute-dtype float16.*use bfloat16 or float32"):
         quantize_checkpoint(tiny_llama, tmp_path / "out", config)
     assert list(tmp_path.iterdir()) == []
 
