@@ -1,4 +1,4 @@
-"""Quantize one decoder block: stage by stage, each from inputs that the quantized stages before it have made."""
+"""Quantize one decoder block, stage by stage. Stages read inputs computed by the quantized stages before them."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ from compress.model.families import Feeder, Stage
 from compress.model.malloc import release_memory
 from compress.model.precision import matmul_in
 from compress.quantize.blocks.lockstep import Batches, Outputs, StageInput, lockstep, trace_stages
-from compress.quantize.blocks.problem import BlockSettings, StageStatistics, stage_problem, sum_up
+from compress.quantize.blocks.problem import BlockSettings, StageStatistics, collect_statistics, stage_problem
 from compress.quantize.methods.awq import output_error
 from compress.quantize.methods.fold import fold_bias, fold_norm, fold_rows, per_row
 from compress.quantize.methods.rtn import rtn
@@ -24,24 +24,26 @@ from compress.quantize.methods.table import METHODS, Problem, Solution
 from compress.quantize.processes import ALONE, Processes
 
 Row = dict[str, Any]
-ERROR_ROWS = 512  # tell a linear's error to a few per cent
+ERROR_ROWS = 512  # outputs that a linear's error is computed from: a few per cent of accuracy
 
 
 class Store(Protocol):
-    """Tensors in the order they came: a list, or a file of them."""
+    """Tensors in the order of `append`: a list, or a file."""
 
     def __iter__(self) -> Iterator[Tensor]: ...
     def append(self, tensor: Tensor, /) -> None: ...
 
 
 class States(Outputs, Iterable[Tensor], Protocol):
-    """Tensors that are put where their number says, and read in that order."""
+    """Tensors written by number and read in that order."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The windows in the 16-bit model: what goes into the block and comes out, each (batch, seq, hidden), and an
-    empty store for the aims of a stage, by its number."""
+    """The windows in the 16-bit model: inputs and outputs of the block, each (batch, seq, hidden).
+
+    `store(number)` is an empty store for the reference tensors of stage `number`.
+    """
 
     batches: Batches
     outputs: States
@@ -50,7 +52,7 @@ class Reference:
 
 @dataclass
 class QuantizedBlock:
-    """What becomes of a block: weights by linear path, changed parameters (norms, biases) by path, a row per linear."""
+    """Quantized weights by linear path, changed parameters (norms, biases) by path, and one report row per linear."""
 
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     changed: dict[str, Tensor] = field(default_factory=dict)
@@ -58,14 +60,14 @@ class QuantizedBlock:
 
 
 def stages_of(block: Block, run: Callable[[Tensor], Tensor], sample: Tensor) -> list[Stage]:
-    """The block's stages from the table, or traced on one micro-batch where the table has none or misses a linear."""
+    """The block's stages from the family table, or traced on `sample` where the table does not cover all linears."""
     if block.stages is not None and {n for stage in block.stages for n in stage.linears} == set(block.linears):
         return list(block.stages)
     traced = [Stage(names) for names in trace_stages(block.linears, lambda: run(sample))]
-    unseen = set(block.linears) - {name for stage in traced for name in stage.linears}
-    if unseen:
+    missing = set(block.linears) - {name for stage in traced for name in stage.linears}
+    if missing:
         raise ValueError(
-            f"{block.name}.{min(unseen)}: was never called on the calibration text, so it has no statistics"
+            f"{block.name}.{min(missing)}: was never called on the calibration text, so it has no statistics"
         )
     return traced
 
@@ -80,80 +82,96 @@ def quantize_block(
     processes: Processes = ALONE,
     reference: Reference | None = None,
 ) -> QuantizedBlock:
-    """The block's codes; `outputs` takes what `batches` (each (batch, seq, hidden)) become through them.
+    """The quantized block; `outputs` receives its outputs for `batches`, each (batch, seq, hidden).
 
-    The block's own weights are replaced on the way. `schedule` is `lockstep` or `replay`: it never changes the result.
-    `batches` are this process's share; the `reference` is there to correct a mismatch with it.
+    The weights in `block` are replaced by the dequantized ones. `schedule` is `lockstep` or `replay`; the result is the
+    same. `batches` are those of this process. Error correction needs a `reference`.
     """
     result = QuantizedBlock()
     stages = {stage.linears: stage for stage in stages_of(block, run, batches[0])}
 
     def solve(names: tuple[str, ...], inputs: Iterable[StageInput]) -> None:
-        sums = sum_up(block, stages[names], inputs, wanted.get(names), settings)
+        statistics = collect_statistics(block, stages[names], inputs, references.get(names), settings)
         with matmul_in(torch.float32):
-            solve_stage(block, stages[names], sums, result, settings, processes)
+            quantize_stage(block, stages[names], statistics, result, settings, processes)
 
     with matmul_in(settings.matmul_dtype):
-        wanted = record_stages(block, list(stages.values()), run, reference) if reference else {}
+        references = record_references(block, list(stages.values()), run, reference) if reference else {}
         schedule(block, list(stages), run, batches, solve, outputs)
     return result
 
 
-def record_stages(
+def record_references(
     block: Block, stages: Sequence[Stage], run: Callable[[Tensor], Tensor], reference: Reference
 ) -> dict[tuple[str, ...], Iterable[Tensor]]:
-    """What every stage aims at in the 16-bit model, whose states the block runs over before a weight is replaced: the
-    stage's inputs, or the residual stream after its outputs."""
-    adding = [stage for stage in stages if stage.residual]
-    after = {stage: later.residual for stage, later in pairwise(adding)} | dict.fromkeys(adding[-1:])
-    stores: dict[str, Store] = {}  # by the module whose inputs they take
-    aims: dict[tuple[str, ...], Iterable[Tensor]] = {}
+    """Run the 16-bit block and record each stage's reference tensors, before any weight is replaced.
+
+    They are the stage's inputs, or the residual stream after its output is added.
+    """
+    sources = reference_sources(stages)
+    stores: dict[str, Store] = {}
+    references: dict[tuple[str, ...], Iterable[Tensor]] = {}
     for number, stage in enumerate(stages):
-        module = after.get(stage, stage.linears[0])
+        module = sources[stage]
         if module is None:
-            aims[stage.linears] = reference.outputs
+            references[stage.linears] = reference.outputs
         else:
-            aims[stage.linears] = stores[module] = reference.store(number)
+            references[stage.linears] = stores[module] = reference.store(number)
     modules = {path: block.module.get_submodule(path) for path in stores}
     with watch_inputs(modules, lambda path, x: stores[path].append(x)):
         for i in range(len(reference.batches)):
             reference.outputs[i] = run(reference.batches[i])
-    return aims
+    return references
 
 
-def solve_stage(
+def reference_sources(stages: Sequence[Stage]) -> dict[Stage, str | None]:
+    """The module whose input is the stage's reference: None stands for the output of the block."""
+    residual = [stage for stage in stages if stage.residual]
+    sources: dict[Stage, str | None] = {stage: stage.linears[0] for stage in stages}
+    sources |= {stage: following.residual for stage, following in pairwise(residual)}
+    return sources | dict.fromkeys(residual[-1:])
+
+
+def quantize_stage(
     block: Block,
     stage: Stage,
-    sums: StageStatistics,
+    statistics: StageStatistics,
     result: QuantizedBlock,
     settings: BlockSettings,
     processes: Processes,
 ) -> None:
-    """The stage's codes from its sums, its rows, and the block's weights replaced by what the codes mean."""
-    name = f"{block.name}.{stage.linears[0]}"
-    release_memory()  # what the forward has freed, before the factor is made, and again what that took
-    try:
-        problem = stage_problem(block, stage, sums, settings, processes)
-        release_memory()
-        solution = processes.first(lambda: METHODS[settings.method](problem))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    problem = replace(problem, factor=None)  # it is as large as the Hessian
+    """Quantize a stage: add its weights and rows to `result`, and replace the weights in `block`."""
+    problem, solution = solve_stage(block, stage, statistics, settings, processes)
     effective = solution.effective()
-    result.rows += error_rows(block, stage, problem, solution, effective, time.perf_counter() - sums.started)
+    seconds = time.perf_counter() - statistics.started
+    result.rows += error_rows(block, stage, problem, solution, effective, seconds)
     start = 0
     for name in stage.linears:
         linear = block.linears[name]
-        end = start + linear.out_features
-        result.weights[name] = solution.weight.rows(start, end)
-        linear.weight.data = effective[start:end].to(linear.weight.dtype)
-        start = end
+        rows = slice(start, start + linear.out_features)
+        result.weights[name] = solution.weight.rows(rows.start, rows.stop)
+        linear.weight.data = effective[rows].to(linear.weight.dtype)
+        start = rows.stop
     if solution.scale is not None and stage.feeder is not None:
         fold(block, stage.feeder, solution.scale, result, settings)
 
 
+def solve_stage(
+    block: Block, stage: Stage, statistics: StageStatistics, settings: BlockSettings, processes: Processes
+) -> tuple[Problem, Solution]:
+    """The stage's problem, without the factor, and the method's solution. ValueError with the name of the linear."""
+    release_memory()  # the forward pass has freed memory that the factor will need; so has the factor, afterwards
+    try:
+        problem = stage_problem(block, stage, statistics, settings, processes)
+        release_memory()
+        solution = processes.first(lambda: METHODS[settings.method](problem))
+    except ValueError as error:
+        raise ValueError(f"{block.name}.{stage.linears[0]}: {error}") from error
+    return replace(problem, factor=None), solution  # the factor is as large as the Hessian
+
+
 def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, settings: BlockSettings) -> None:
-    """Divide the feeder by `scale`, in what will be written."""
+    """Divide the feeder's outputs by `scale`, in `result`."""
     if feeder.kind == "norm":
         weight = block.module.get_parameter(f"{feeder.module}.weight")
         result.changed[f"{feeder.module}.weight"] = fold_norm(weight, scale, feeder.offset)
@@ -168,24 +186,16 @@ def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, se
 def error_rows(
     block: Block, stage: Stage, problem: Problem, solution: Solution, effective: Tensor, seconds: float
 ) -> list[Row]:
-    """A row per linear: its relative output error, and plain rounding's, both tr(ΔW H ΔWᵀ) / tr(W H Wᵀ), read off
-    about ERROR_ROWS of its outputs, evenly spread."""
+    """A report row per linear, with its share of the stage's `seconds`."""
     rows, start = [], 0
     for name in stage.linears:
         outputs = block.linears[name].out_features
-        some = slice(start, start + outputs, max(1, outputs // ERROR_ROWS))
-        weight = problem.weight[some]
-        plain = rtn(weight, problem.scheme).dequantize()
-        wanted, found, rounded = (
-            output_error(part, problem.hessian, problem.matmul_dtype)
-            for part in (weight, effective[some] - weight, plain - weight)
-        )
+        sample = slice(start, start + outputs, max(1, outputs // ERROR_ROWS))
         rows.append(
             {
                 "block": block.name,
                 "linear": name,
-                "error": found / (wanted or 1.0),
-                "rtn_error": rounded / (wanted or 1.0),
+                **relative_errors(problem, effective, sample),
                 "scaled": solution.scale is not None,
                 "damp_percent": solution.damp_percent,
                 "seconds": round(seconds * outputs / len(problem.weight), 3),
@@ -195,8 +205,19 @@ def error_rows(
     return rows
 
 
+def relative_errors(problem: Problem, effective: Tensor, sample: slice) -> dict[str, float]:
+    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) over the outputs in `sample`: of the effective weight, and of plain rounding."""
+    weight = problem.weight[sample]
+    rounded = rtn(weight, problem.scheme).dequantize()
+    energy, error, rtn_error = (
+        output_error(part, problem.hessian, problem.matmul_dtype)
+        for part in (weight, effective[sample] - weight, rounded - weight)
+    )
+    return {"error": error / (energy or 1.0), "rtn_error": rtn_error / (energy or 1.0)}
+
+
 def round_block(block: Block, settings: BlockSettings) -> QuantizedBlock:
-    """Plain rounding of every linear: needs no inputs. Errors are those of the weights, ‖ΔW‖² / ‖W‖²."""
+    """Round every linear to nearest, without inputs. Errors in the rows are ‖ΔW‖² / ‖W‖²."""
     result = QuantizedBlock()
     for name, linear in block.linears.items():
         weight = linear.weight.detach().float()

@@ -16,7 +16,7 @@ from compress.model.blocks import HEAD_ROWS, BlockModel
 from compress.model.malloc import saved_numbers
 from compress.quantize.blocks.lockstep import lockstep, replay
 from compress.quantize.layout.plan import LayoutPlan
-from compress.quantize.methods.error_correction import mismatch_rows
+from compress.quantize.methods.error_correction import covariance_rows
 from compress.quantize.tune.model import TuneSettings
 
 ACTIVATION_MEMORY = 1_000_000_000  # bytes; what lockstep may park unless told otherwise
@@ -89,7 +89,7 @@ def forward_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) 
 def statistics_bytes(shape: tuple[int, int], mismatch: bool) -> int:
     """The Hessian of a linear, and the mismatch with its few outputs or with all of its inputs."""
     out, inn = shape
-    return 4 * inn * (inn + (mismatch_rows(out, inn) if mismatch else 0))
+    return 4 * inn * (inn + (covariance_rows(out, inn) if mismatch else 0))
 
 
 def tune_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, weights: int) -> int:

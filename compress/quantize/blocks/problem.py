@@ -1,4 +1,4 @@
-"""What one stage asks of a method: sums over the windows, and the problem that they make."""
+"""From the inputs of one stage to the problem that a method solves: statistics over the windows, then a `Problem`."""
 
 import time
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from compress.core.grid import Scheme
 from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
 from compress.quantize.blocks.lockstep import StageInput
-from compress.quantize.methods.error_correction import Mismatch, retarget
+from compress.quantize.methods.error_correction import ErrorCovariance, correct_weight
 from compress.quantize.methods.gptq import inverse_factor
 from compress.quantize.methods.table import SCALING, Problem
 from compress.quantize.processes import Processes
@@ -23,8 +23,8 @@ class BlockSettings:
     """The options that all blocks of a checkpoint share.
 
     `scheme` is that of most linears. `eight_bit` holds the full paths of the linears with 8 bits and a symmetric grid;
-    linears of one stage are all in it or all not. A value head of `head_dim` channels feeds `query_heads_per_kv_head`
-    query heads. On a CPU, matrix products are computed in `matmul_dtype`; sums and codes are float32.
+    it holds all linears of a stage or none. A value head of `head_dim` channels feeds `query_heads_per_kv_head` query
+    heads. On a CPU, matrix products are computed in `matmul_dtype`; sums and codes are float32.
     """
 
     method: str
@@ -43,51 +43,57 @@ class BlockSettings:
 
 @dataclass(frozen=True)
 class StageStatistics:
-    """What this process's windows have brought to one stage."""
+    """The statistics of one stage over this process's windows; `started` is when the first window arrived."""
 
     hessian: Hessian
-    mismatch: Mismatch | None = None
+    error_covariance: ErrorCovariance | None = None
     started: float = field(default_factory=time.perf_counter)
 
 
-def sum_up(
-    block: Block, stage: Stage, inputs: Iterable[StageInput], wanted: Iterable[Tensor] | None, settings: BlockSettings
+def collect_statistics(
+    block: Block,
+    stage: Stage,
+    inputs: Iterable[StageInput],
+    references: Iterable[Tensor] | None,
+    settings: BlockSettings,
 ) -> StageStatistics:
-    """The sums over `inputs`; `wanted` is what the 16-bit model has there, where the mismatch with it is corrected.
-
-    Inputs may be made as they are asked for, by the block and in the products of its own.
-    """
+    """The statistics of `inputs`. For error correction, `references` holds the 16-bit model's tensor of each input."""
     first = block.linears[stage.linears[0]]
     hessian = Hessian(first.in_features, settings.matmul_dtype)
-    if wanted is None:
-        sums = StageStatistics(hessian)
-        for seen in inputs:
-            hessian.update(seen.x)
-        return sums
-    bias = first.bias  # a stage that adds to the residual stream is one linear
-    mismatch = Mismatch(
-        stacked(block, stage), bias, adds=stage.residual is not None, matmul_dtype=settings.matmul_dtype
+    if references is None:
+        statistics = StageStatistics(hessian)
+        for batch in inputs:
+            hessian.update(batch.x)
+        return statistics
+    covariance = ErrorCovariance(
+        stacked_weight(block, stage),
+        first.bias,  # a stage whose output is added to the residual stream is one linear
+        residual_outputs=stage.residual is not None,
+        matmul_dtype=settings.matmul_dtype,
     )
-    sums = StageStatistics(hessian, mismatch)
-    for seen, aim in zip(inputs, wanted, strict=True):
-        hessian.update(seen.x)
-        mismatch.update(seen, aim)
-    return sums
+    statistics = StageStatistics(hessian, covariance)
+    for batch, reference in zip(inputs, references, strict=True):
+        hessian.update(batch.x)
+        covariance.update(batch, reference)
+    return statistics
 
 
-def stacked(block: Block, stage: Stage) -> Tensor:
+def stacked_weight(block: Block, stage: Stage) -> Tensor:
     """The weights of a stage's linears, rows stacked: (out, in) float32."""
     return torch.cat([block.linears[name].weight.detach().float() for name in stage.linears])
 
 
 def stage_problem(
-    block: Block, stage: Stage, sums: StageStatistics, settings: BlockSettings, processes: Processes
+    block: Block, stage: Stage, statistics: StageStatistics, settings: BlockSettings, processes: Processes
 ) -> Problem:
-    """What the stage's weight shall be, and the mean of x xᵀ over all tokens of all processes' inputs, with its factor
-    where that was needed and will serve again. ValueError when the mean is not finite."""
+    """The stage's weight, after error correction, and the Hessian over the tokens of all processes.
+
+    It includes the Hessian's factor if error correction computed one that the method can use again. ValueError for
+    statistics that are not finite.
+    """
     problem = Problem(
-        stacked(block, stage),
-        finished(sums.hessian, processes),
+        stacked_weight(block, stage),
+        reduced_hessian(statistics.hessian, processes),
         settings.scheme_of(f"{block.name}.{stage.linears[0]}"),
         settings.damp_percent,
         scalable=stage.feeder is not None and settings.method in SCALING,
@@ -95,18 +101,28 @@ def stage_problem(
         head_dim=settings.head_dim,
         matmul_dtype=settings.matmul_dtype,
     )
-    if sums.mismatch is None:
+    if statistics.error_covariance is None:
         return problem
-    moved = summed(sums.mismatch, processes)
-    factor = inverse_factor(problem.hessian, settings.damp_percent)
-    wide, matmul_dtype = sums.mismatch.wide, settings.matmul_dtype
-    target = retarget(problem.weight, factor, moved, settings.error_correction, wide=wide, matmul_dtype=matmul_dtype)
-    return replace(problem, weight=target, factor=None if problem.scalable else factor)
+    return corrected(problem, statistics.error_covariance, settings.error_correction, processes)
 
 
-def finished(hessian: Hessian, processes: Processes) -> Tensor:
-    """The Hessian of all processes' tokens, shrunk as their number asks for. ValueError when it is not finite, or when
-    there is no token."""
+def corrected(problem: Problem, covariance: ErrorCovariance, strength: float, processes: Processes) -> Problem:
+    """The problem with its weight moved towards the least-squares fit to the 16-bit outputs, in place."""
+    value = reduced_covariance(covariance, processes)
+    factor = inverse_factor(problem.hessian, problem.damp_percent)
+    weight = correct_weight(
+        problem.weight,
+        factor,
+        value,
+        strength,
+        from_inputs=covariance.from_inputs,
+        matmul_dtype=problem.matmul_dtype,
+    )
+    return replace(problem, weight=weight, factor=None if problem.scalable else factor)
+
+
+def reduced_hessian(hessian: Hessian, processes: Processes) -> Tensor:
+    """The Hessian over the tokens of all processes, shrunk by their number. ValueError if it is not finite or empty."""
     tokens = processes.total(hessian.tokens)
     if not tokens:
         raise ValueError("no token of the calibration text reaches it, so it has no statistics")
@@ -116,11 +132,11 @@ def finished(hessian: Hessian, processes: Processes) -> Tensor:
     return shrunk(value, tokens)
 
 
-def summed(mismatch: Mismatch, processes: Processes) -> Tensor:
-    """The mismatch of all processes' tokens. ValueError when it is not finite."""
-    value = processes.mean(mismatch.take(), mismatch.tokens)
+def reduced_covariance(covariance: ErrorCovariance, processes: Processes) -> Tensor:
+    """The error covariance over the tokens of all processes. ValueError if it is not finite."""
+    value = processes.mean(covariance.take(), covariance.tokens)
     if not all_finite(value):
-        raise ValueError("what the 16-bit model makes there is not finite on the calibration text")
+        raise ValueError("its outputs in the 16-bit model are not finite on the calibration text")
     return value
 
 

@@ -1,7 +1,9 @@
-"""AWQ: scale input channels up before rounding where activations are large, and the feeder down by the same.
+"""AWQ: before rounding, scale up the input channels with large activations; scale down what feeds them.
 
-Lin et al. 2023, https://arxiv.org/abs/2306.00978. The paper runs the block for every candidate scale; here the output
-error of a candidate is read off the Hessian, tr(ΔW H ΔWᵀ), so the search does not grow with the tokens.
+    scale = activation_size ** ratio,   the ratio with the least tr(ΔW H ΔWᵀ),   ΔW = round(W · scale) / scale − W
+
+Lin et al. 2023, https://arxiv.org/abs/2306.00978. The paper runs the block for every candidate scale. Here the output
+error is computed from the Hessian, so the cost of the search does not depend on the number of tokens.
 """
 
 from collections.abc import Callable
@@ -14,22 +16,22 @@ from compress.core.grid import QuantizedWeight, Scheme, find_grid
 from compress.quantize.methods.rtn import round_to_grid, rtn
 
 RATIOS = tuple(step / 20 for step in range(20))
-STEPS = (4, 2, 1)  # between the ratios that are tried
-SEARCH_ROWS = 512  # of the outputs, evenly spread: they tell one ratio from another as well as all do
+STEPS = (4, 2, 1)  # from one tried ratio to the next, coarse to fine
+SEARCH_ROWS = 512  # outputs of the search, evenly spaced: they rank the ratios as well as all outputs do
 
 
 def output_error(difference: Tensor, hessian: Tensor, matmul_dtype: torch.dtype = torch.float32) -> float:
-    """tr(ΔW H ΔWᵀ): mean squared output error per token, summed over outputs. (out, in), (in, in) -> float.
+    """tr(ΔW H ΔWᵀ) of `difference` (out, in) and hessian (in, in): squared output error, a mean over tokens.
 
-    The Hessian is symmetric: what is right of the diagonal counts twice, and most of what is left of it is not read.
-    ΔW H is taken in `matmul_dtype`; in bfloat16 the sum is off by 1e-4 of itself at most.
+    The Hessian is symmetric, so numbers right of its diagonal count twice, and most of those left of it are not read.
+    ΔW H is computed in `matmul_dtype`; in bfloat16 the relative error of the sum is at most 1e-4.
     """
     rounded = difference.to(matmul_dtype)
     total = torch.zeros((), device=difference.device)
-    for own in strips(len(hessian)):
-        product = (rounded[:, own] @ hessian[own, own.start :].to(matmul_dtype)).float()
-        product.mul_(difference[:, own.start :])
-        total += 2 * product.sum() - product[:, : own.stop - own.start].sum()
+    for strip in strips(len(hessian)):
+        product = (rounded[:, strip] @ hessian[strip, strip.start :].to(matmul_dtype)).float()
+        product.mul_(difference[:, strip.start :])
+        total += 2 * product.sum() - product[:, : strip.stop - strip.start].sum()
     return total.item()
 
 
@@ -42,11 +44,10 @@ def search_scale(
     head_dim: int = 0,
     matmul_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """One scale per input channel, (in,) float32: the power of the activations' size that loses least after rounding.
+    """The scale of each input channel, (in,) float32: the power of the activation size with the least output error.
 
-    Ratio 0 (all ones) is among the candidates and wins ties. Of the 20 ratios 7 to 9 are tried, on about SEARCH_ROWS
-    of the outputs. Each `query_heads_per_kv_head` neighbouring heads of `head_dim` channels get the same scales: one
-    value head feeds them all.
+    The search tries 7 to 9 of the 20 RATIOS on about SEARCH_ROWS outputs. Ratio 0, no scaling, wins a tie. Each
+    `query_heads_per_kv_head` neighbouring heads of `head_dim` channels get the same scales: one value head feeds them.
     """
     weight = weight[:: max(1, len(weight) // SEARCH_ROWS)]
     energy = mean_over_shared(hessian.diagonal(), query_heads_per_kv_head, head_dim).clamp(min=1e-12)
@@ -61,26 +62,26 @@ def search_scale(
 
 
 def coarse_to_fine(error: Callable[[int], float], count: int) -> int:
-    """The index below `count` of the least `error`: every fourth is tried, then the neighbours of the best so far.
+    """The index below `count` with the least `error`: try every fourth, then neighbours of the best at steps 2 and 1.
 
-    The first of equals wins. A curve with several valleys may hide the deepest; the experiment log has the cost.
+    The lowest index wins a tie. With several local minima, the search may miss the global one.
     """
     errors: dict[int, float] = {}
-    best, near = 0, list(range(0, count, STEPS[0]))
-    for step in (*STEPS[1:], 0):
-        errors |= {index: error(index) for index in near if 0 <= index < count and index not in errors}
+    best, candidates = 0, list(range(0, count, STEPS[0]))
+    for next_step in (*STEPS[1:], 0):
+        errors |= {index: error(index) for index in candidates if 0 <= index < count and index not in errors}
         best = min(errors, key=lambda index: (errors[index], index))
-        near = [best - step, best + step]
+        candidates = [best - next_step, best + next_step]
     return best
 
 
 def normalised(scale: Tensor) -> Tensor:
-    """Centred on 1 in the logarithm, and within what a float16 norm weight can carry."""
+    """The scale with √(max · min) = 1, limited to what a norm weight in float16 can hold."""
     return (scale / (scale.max() * scale.min()).sqrt()).clamp(1e-2, 1e2)
 
 
 def mean_over_shared(energy: Tensor, query_heads_per_kv_head: int, head_dim: int) -> Tensor:
-    """(in,) -> (in,): the mean over the query heads that one value head feeds."""
+    """(in,) -> (in,): each channel's mean over the query heads that the same value head feeds."""
     if query_heads_per_kv_head == 1:
         return energy
     heads = energy.view(-1, query_heads_per_kv_head, head_dim)

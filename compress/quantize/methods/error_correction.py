@@ -1,11 +1,11 @@
-"""Mismatch correction: a linear aims at what the 16-bit model makes there, not at its own weight.
+"""Error correction: before rounding, move the weights towards the least-squares fit to the 16-bit outputs.
 
-    minimise over W*  mean over tokens of ‖y₁₆ − W* x‖²,   so  W* = W + M H⁻¹,  M = mean of (y₁₆ − W x) xᵀ
+    minimise over W*  mean over tokens of ‖y₁₆ − W* x‖²,   so  W* = W + C H⁻¹,  C = mean of (y₁₆ − W x) xᵀ
 
-x are the inputs that quantized predecessors make, y₁₆ = W x₁₆ what the 16-bit model's inputs become. Where the output
-is added to the residual stream r, the sum counts: y₁₆ = r₁₆ + W x₁₆ − r, so that r's own errors are made up for too.
-W* is then quantized in place of W. Qronos (Zhang et al. 2025, https://arxiv.org/abs/2505.11695) begins with the first
-target; here only a `strength` of the way is gone: M is measured on few tokens and fits them too well. H is shrunk.
+x is the input that the quantized predecessors compute. y₁₆ = W x₁₆ is the output in the 16-bit model. Where the output
+is added to the residual stream r, the fit is to the sum: y₁₆ = r₁₆ + W x₁₆ − r, which also corrects the errors in r.
+Qronos (Zhang et al. 2025, https://arxiv.org/abs/2505.11695) starts from the first target. C comes from few tokens and
+fits them too well, so only W + strength · C H⁻¹ is quantized, with a shrunk H.
 """
 
 import torch
@@ -16,15 +16,15 @@ from calibration.statistics import Cross, strips
 from compress.quantize.blocks.lockstep import StageInput
 from compress.quantize.methods.gptq import Factor
 
-NUMBERS = 2**23  # at a time: 18944 inputs leave little room beside their Hessian and its factor
+MAX_NUMBERS = 2**23  # per step: 18944 inputs leave little memory beside the Hessian and its factor
 
 
-class Mismatch:
-    """M of one stage's weight (out, in), summed as batches come.
+class ErrorCovariance:
+    """C of one stage's weight (out, in), the mean of (output error) xᵀ, accumulated batch by batch.
 
-    `adds`: aims are states of the residual stream after the output, (..., out), which may have a `bias` (out,). Else
-    they are the 16-bit model's inputs, (..., in): a weight with few outputs meets every token, one with many only the
-    mean of (x₁₆ − x) xᵀ (in, in), which is then summed instead: the mismatch is `wide`.
+    With `residual_outputs`, references are states of the residual stream after the stage, (..., out), bias included.
+    Otherwise they are inputs of the stage in the 16-bit model, (..., in). A weight with few outputs then multiplies
+    every token. A weight with many outputs multiplies only the mean of (x₁₆ − x) xᵀ, (in, in): `from_inputs` is True.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class Mismatch:
         weight: Tensor,
         bias: Tensor | None = None,
         *,
-        adds: bool = False,
+        residual_outputs: bool = False,
         matmul_dtype: torch.dtype = torch.float32,
     ):
         out_features, in_features = weight.shape
-        rows = out_features if adds else mismatch_rows(out_features, in_features)
-        self.adds, self.wide = adds, not adds and rows == in_features
-        self._weight = weight.new_zeros(0, 0) if self.wide else weight.to(matmul_dtype)
+        rows = out_features if residual_outputs else covariance_rows(out_features, in_features)
+        self.residual_outputs, self.from_inputs = residual_outputs, not residual_outputs and rows == in_features
+        self._weight = weight.new_zeros(0, 0) if self.from_inputs else weight.to(matmul_dtype)
         self._bias = None if bias is None else bias.to(matmul_dtype)
         self._mean = Cross(rows, in_features, matmul_dtype)
 
@@ -46,56 +46,60 @@ class Mismatch:
     def tokens(self) -> int:
         return self._mean.tokens
 
-    def update(self, seen: StageInput, aim: Tensor) -> None:
-        """Add what a batch lacks. Raises ValueError on other widths."""
-        aim = aim.to(seen.x.device)
-        if self.adds:
-            assert seen.residual is not None
-            missing = aim - seen.residual - linear(seen.x.to(self._weight.dtype), self._weight, self._bias)
-        elif self.wide:
-            missing = aim - seen.x
+    def update(self, batch: StageInput, reference: Tensor) -> None:
+        """Add one batch and the 16-bit model's reference for it. ValueError for other widths."""
+        reference = reference.to(batch.x.device)
+        if self.residual_outputs:
+            assert batch.residual is not None
+            output = linear(batch.x.to(self._weight.dtype), self._weight, self._bias)
+            error = reference - batch.residual - output
+        elif self.from_inputs:
+            error = reference - batch.x
         else:
-            missing = linear((aim - seen.x).to(self._weight.dtype), self._weight)
-        self._mean.update(missing, seen.x)
+            error = linear((reference - batch.x).to(self._weight.dtype), self._weight)
+        self._mean.update(error, batch.x)
 
     def take(self) -> Tensor:
-        """What was summed, float32: M (out, in), or (in, in) where `wide`. Nothing can be added afterwards."""
+        """The mean, float32: C (out, in), or (in, in) if `from_inputs`. Nothing can be added afterwards."""
         self._weight = self._weight.new_zeros(0, 0)
         return self._mean.take()
 
 
-def mismatch_rows(out_features: int, in_features: int) -> int:
-    """How many rows of in_features are summed: one per output where that halves them, else one per input."""
+def covariance_rows(out_features: int, in_features: int) -> int:
+    """Rows of the accumulated mean: `out_features` if that is less than half of `in_features`, else `in_features`."""
     return out_features if 2 * out_features < in_features else in_features
 
 
-def retarget(
+def correct_weight(
     weight: Tensor,
     factor: Factor,
-    moved: Tensor,
+    covariance: Tensor,
     strength: float,
     *,
-    wide: bool = False,
+    from_inputs: bool = False,
     matmul_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """W + strength · M H⁻¹ in the place of the weight W (out, in), from the factor of H (in, in) and `moved`: what a
-    Mismatch has summed, `wide` or not, and what is used up. A wide one meets W in `matmul_dtype`."""
-    back, rows = torch.argsort(factor.order), max(1, NUMBERS // weight.shape[1])
-    for change in moved.split(rows):
-        change.copy_(times_inverse(change[:, factor.order], factor.upper)[:, back])
-    if not wide:
-        return weight.add_(moved, alpha=strength)
-    moved = moved.to(matmul_dtype)
-    for own in weight.split(rows):
-        own.add_(own.to(matmul_dtype) @ moved, alpha=strength)
+    """W + strength · C H⁻¹, written into the weight W (out, in).
+
+    `factor` is that of H (in, in). `covariance` is what ErrorCovariance.take returned, and is overwritten. With
+    `from_inputs`, C is W times it, a product in `matmul_dtype`.
+    """
+    original_order, rows = torch.argsort(factor.order), max(1, MAX_NUMBERS // weight.shape[1])
+    for part in covariance.split(rows):
+        part.copy_(times_inverse(part[:, factor.order], factor.upper)[:, original_order])
+    if not from_inputs:
+        return weight.add_(covariance, alpha=strength)
+    covariance = covariance.to(matmul_dtype)
+    for part in weight.split(rows):
+        part.add_(part.to(matmul_dtype) @ covariance, alpha=strength)
     return weight
 
 
 def times_inverse(rows: Tensor, upper: Tensor) -> Tensor:
-    """rows (n, in) times Uᵀ U, of an upper triangular U (in, in), in strips that leave out most of its zeros."""
+    """rows (n, in) times H⁻¹ = Uᵀ U for an upper triangular U (in, in), in strips that skip most of its zeros."""
     half, whole = torch.empty_like(rows), torch.empty_like(rows)
-    for own in strips(len(upper)):
-        half[:, own] = rows[:, own.start :] @ upper[own, own.start :].T
-    for own in strips(len(upper)):
-        whole[:, own] = half[:, : own.stop] @ upper[: own.stop, own]
+    for strip in strips(len(upper)):
+        half[:, strip] = rows[:, strip.start :] @ upper[strip, strip.start :].T
+    for strip in strips(len(upper)):
+        whole[:, strip] = half[:, : strip.stop] @ upper[: strip.stop, strip]
     return whole

@@ -1,7 +1,9 @@
-"""Fold AWQ's scales into what feeds the linears, so that the checkpoint computes the same function without them.
+"""Fold AWQ's scales into the feeder: the module whose output the scaled linears read.
 
-A linear fed by a norm, or by the rows of another linear, sees its input divided by `scale` when the feeder's weight is.
-A feeder that is already quantized keeps its codes: dividing a row divides the row's scales.
+    (feeder(x) / scale) (W · scale)ᵀ = feeder(x) Wᵀ
+
+So the checkpoint computes the same function and stores no scales. The feeder is a norm or the rows of another linear.
+A feeder that is already quantized keeps its codes; only the scales of its rows are divided.
 """
 
 from dataclasses import replace
@@ -14,21 +16,21 @@ from compress.model.families import Feeder
 
 
 def fold_norm(weight: Tensor, scale: Tensor, offset: float) -> Tensor:
-    """A norm's weight (hidden,) divided by `scale`; `offset` is what the norm itself adds to its weight."""
+    """The weight (hidden,) of a norm whose output is divided by `scale`. The norm multiplies by weight + `offset`."""
     return (weight.float() + offset) / scale - offset
 
 
 def per_row(scale: Tensor, feeder: Feeder, query_heads_per_kv_head: int, head_dim: int) -> Tensor:
-    """One scale per row of the feeder: query heads with the same value head give one. (in,) -> (rows,)."""
+    """(in,) -> (rows,): one scale per row of the feeder. A value head feeds several query heads, which scale alike."""
     if feeder.kind != "heads" or query_heads_per_kv_head == 1:
         return scale
     return scale.view(-1, query_heads_per_kv_head, head_dim)[:, 0].reshape(-1)
 
 
 def fold_rows(weight: QuantizedWeight, divisor: Tensor, dtype: torch.dtype) -> QuantizedWeight:
-    """The last len(divisor) rows of a quantized weight divided: scales change, codes and zeros stay.
+    """The quantized weight with its last len(divisor) rows divided.
 
-    Scales are rounded to `dtype` again, as the disk will hold them.
+    Codes and zeros stay. Scales are rounded to `dtype` again.
     """
     scales = weight.scales.clone()
     scales[-len(divisor) :] /= divisor[:, None]
@@ -36,7 +38,7 @@ def fold_rows(weight: QuantizedWeight, divisor: Tensor, dtype: torch.dtype) -> Q
 
 
 def fold_bias(linear: nn.Linear, divisor: Tensor) -> Tensor | None:
-    """The linear's bias (out,) with its last rows divided, None when it has none."""
+    """The bias (out,) of `linear` with its last len(divisor) numbers divided; None if it has no bias."""
     if linear.bias is None:
         return None
     bias = linear.bias.detach().clone()

@@ -1,8 +1,10 @@
-"""Coordinate descent after GPTQ: every code, then every scale, moves to where it loses least output beside the others.
+"""Coordinate descent after GPTQ: move every code, then every scale, to the value with the least output error.
 
-GPTQ settles a column before it knows what becomes of the later ones; going over all of them again lowers the error
-further. Codes as in QuantEase (Behdin et al. 2023, https://arxiv.org/abs/2309.01885); the scale of a group
-follows as soon as its codes have moved, by least squares. Zeros stay, and so does the layout of the checkpoint.
+    codeᵢ -= round(gradientᵢ / (scale Hᵢᵢ)),  gradient = E H,  E = rounded - weight
+
+GPTQ rounds a column before the later ones are rounded, so a second pass over all columns lowers the error again. Codes
+move as in QuantEase (Behdin et al. 2023, https://arxiv.org/abs/2309.01885). A group's scale follows its codes by least
+squares. Zeros and the layout of the checkpoint do not change.
 """
 
 import torch
@@ -24,26 +26,27 @@ def refine(
     matmul_dtype: torch.dtype = torch.float32,
     sweeps: int = SWEEPS,
 ) -> QuantizedWeight:
-    """`quantized` with less output error tr(E H Eᵀ), E (out, in) what it lacks of `weight`, H (in, in).
+    """A copy of `quantized` with a lower output error tr(E H Eᵀ) against `weight` (out, in), with hessian (in, in).
 
-    Scales are rounded to `dtype` before they are compared. H E is computed in `matmul_dtype`: what
-    bfloat16 rounds off is far less than the step between two codes.
+    Candidate scales are rounded to `dtype`, the dtype on disk, before they are compared. The gradient is computed in
+    `matmul_dtype`; the rounding of bfloat16 is far smaller than the step between two codes. Tensors are transposed
+    inside, to (in, out), so that the gradient is H E.
     """
     move = kernels.move_group if hessian.device.type == "cpu" else move_group
     parts = (quantized.codes, quantized.scales, quantized.zeros)
     codes, scales, zeros = (part.T.clone(memory_format=torch.contiguous_format) for part in parts)
     size, max_code = quantized.group_size, 2**quantized.bits - 1
-    groups = [(group, slice(group * size, (group + 1) * size)) for group in range(len(scales))]
+    groups = [(index, slice(index * size, (index + 1) * size)) for index in range(len(scales))]
     error = torch.empty_like(codes, dtype=torch.float32)
-    for group, own in groups:
-        torch.mul(codes[own] - zeros[group], scales[group], out=error[own]).sub_(weight[:, own].T)
+    for index, group in groups:
+        torch.mul(codes[group] - zeros[index], scales[index], out=error[group]).sub_(weight[:, group].T)
     energy = hessian.diagonal().clamp(min=TINY)
-    rough = error.to(matmul_dtype)
-    for group, own in groups * sweeps:
-        gradient = (hessian[own].to(matmul_dtype) @ rough).float()
-        given = (gradient, hessian[own, own], energy[own], zeros[group], max_code, dtype)
-        move(codes[own], error[own], scales[group], *given)
-        rough[own] = error[own]
+    rough_error = error.to(matmul_dtype)
+    for index, group in groups * sweeps:
+        gradient = (hessian[group].to(matmul_dtype) @ rough_error).float()
+        fixed = (gradient, hessian[group, group], energy[group], zeros[index], max_code, dtype)
+        move(codes[group], error[group], scales[index], *fixed)
+        rough_error[group] = error[group]
     return QuantizedWeight(codes.T.contiguous(), scales.T.contiguous(), quantized.zeros, quantized.bits, quantized.sym)
 
 
@@ -58,26 +61,25 @@ def move_group(
     max_code: int,
     dtype: torch.dtype,
 ) -> None:
-    """Move a group's codes and then its scales, in place with the error they make; a CPU has `kernels.move_group`.
+    """Move a group's codes and then its scales, and update `error`, all in place. On a CPU, see `kernels.move_group`.
 
-    codes uint8, error and its `gradient` H E (columns, out); scales and zeros (out,); hessian (columns, columns), its
-    diagonal as `energy` above zero.
+    codes uint8, error and gradient H E are (columns, out); scales and zeros (out,); hessian (columns, columns), with
+    its diagonal as `energy` above zero.
     """
     moved, slope, curvature = move_codes(codes, gradient, hessian, energy, scales, zeros, max_code)
-    new = moved_scales(scales, slope, curvature, dtype)
-    error += moved * new - (codes - zeros) * scales
+    new_scales = move_scales(scales, slope, curvature, dtype)
+    error += moved * new_scales - (codes - zeros) * scales
     codes.copy_(moved + zeros)
-    scales.copy_(new)
+    scales.copy_(new_scales)
 
 
 def move_codes(
     codes: Tensor, gradient: Tensor, hessian: Tensor, energy: Tensor, scales: Tensor, zeros: Tensor, max_code: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A group's codes less their zeros (columns, out), moved one column after the other to the best of their grid; then
-    the slope and half the curvature (out,) of the loss in the scales, where they have moved to.
+    """The new codes minus zeros (columns, out), and the loss in the scales there: slope and half the curvature (out,).
 
-    `gradient` (columns, out) is H E of the codes (columns, out); hessian (columns, columns), its diagonal as `energy`
-    above zero; scales and zeros (out,). In steps of the scales, a column costs five operations.
+    Columns move one after the other, each to its best code. Shapes as in `move_group`. The gradient is divided by the
+    scales once, so a column costs five operations.
     """
     offsets, lowest, highest = codes - zeros, -zeros, max_code - zeros
     steps, moved, change = gradient / scales, torch.empty_like(gradient), torch.empty_like(gradient)
@@ -90,10 +92,12 @@ def move_codes(
     return moved, slope, product.mul_(moved).sum(0)
 
 
-def moved_scales(scales: Tensor, slope: Tensor, curvature: Tensor, dtype: torch.dtype) -> Tensor:
-    """The scale per output (out,) that loses least by slope and half curvature; the old one where that is better, or
-    where the new one is too small to be stored or has another sign."""
-    found = (scales - slope / curvature.clamp(min=TINY)).to(dtype).float()
-    change = found - scales
+def move_scales(scales: Tensor, slope: Tensor, curvature: Tensor, dtype: torch.dtype) -> Tensor:
+    """The scale of each output (out,) with the least loss, from the loss's slope and half its curvature.
+
+    A scale stays if its successor has a higher loss, the other sign, or is too small to be stored in `dtype`.
+    """
+    best = (scales - slope / curvature.clamp(min=TINY)).to(dtype).float()
+    change = best - scales
     better = change * (2 * slope + change * curvature) < 0
-    return torch.where(better & (found * scales.sign() >= SMALLEST_SCALE), found, scales)
+    return torch.where(better & (best * scales.sign() >= SMALLEST_SCALE), best, scales)

@@ -1,4 +1,7 @@
-"""Round to nearest: the floor that every method must beat. Needs no data."""
+"""RTN, round to nearest: the floor that every method must beat. It needs no data.
+
+code = clamp(round(weight / scale + zero), 0, 2**bits - 1)
+"""
 
 import torch
 from torch import Tensor

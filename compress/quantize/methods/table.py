@@ -1,4 +1,7 @@
-"""The methods as a table: from one stage's weights and Hessian to codes. A new method is one file and one row."""
+"""The methods as a table: each turns one stage's weight and Hessian into codes. A new method is one file and one row.
+
+The gptq and awq+gptq rows always end with the sweeps of refine.py.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +21,9 @@ from compress.quantize.methods.rtn import rtn
 class Problem:
     """The weight (out, in) of linears with the same input, rows stacked, and the hessian (in, in) of that input.
 
-    Where `scalable`, a method may scale input channels. Each `query_heads_per_kv_head` neighbouring heads of `head_dim`
+    If `scalable`, a method may scale input channels. Each `query_heads_per_kv_head` neighbouring heads of `head_dim`
     channels then get the same scales. `factor` is the Hessian's factor, if already computed. On a CPU, matrix products
-    that need no float32 are computed in `matmul_dtype`.
+    that do not need float32 are computed in `matmul_dtype`.
     """
 
     weight: Tensor
@@ -36,14 +39,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Solution:
-    """The quantized weight · scale, the scale per input channel (in,) or None, and the damping that it took."""
+    """The quantized weight · scale, the scale per input channel (in,) or None, and the damping that GPTQ took."""
 
     weight: QuantizedWeight
     scale: Tensor | None = None
     damp_percent: float | None = None
 
     def effective(self) -> Tensor:
-        """(out, in) float32: what multiplies the unscaled input."""
+        """(out, in) float32: the weight that multiplies the unscaled input."""
         weight = self.weight.dequantize()
         return weight if self.scale is None else weight / self.scale
 
@@ -58,11 +61,8 @@ def solve_gptq(problem: Problem) -> Solution:
 
 def solve_awq(problem: Problem) -> Solution:
     scale = find_scale(problem)
-    weight, hessian = problem.weight, problem.hessian
-    if scale is not None:
-        weight, hessian = weight * scale, scaled(hessian, scale)
-    found = solve_in_parallel(lambda own: clip(weight[own], hessian, problem.scheme), weight)
-    return Solution(found, scale)
+    weight, hessian = scaled(problem, scale)
+    return Solution(solve_in_parallel(lambda rows: clip(weight[rows], hessian, problem.scheme), weight), scale)
 
 
 def solve_awq_gptq(problem: Problem) -> Solution:
@@ -70,19 +70,20 @@ def solve_awq_gptq(problem: Problem) -> Solution:
 
 
 def gptq_scaled(problem: Problem, scale: Tensor | None) -> Solution:
-    weight, hessian, factor = problem.weight, problem.hessian, problem.factor
-    if scale is not None:
-        weight, hessian, factor = weight * scale, scaled(hessian, scale), None
+    """GPTQ and `refine` of weight · scale."""
+    weight, hessian = scaled(problem, scale)
+    factor = problem.factor if scale is None else None
     factor = factor or inverse_factor(hessian, problem.damp_percent)
 
-    def solve(own: slice) -> QuantizedWeight:
-        first, _ = gptq(weight[own], hessian, problem.scheme, factor=factor)
-        return refine(weight[own], hessian, first, dtype=problem.scheme.dtype, matmul_dtype=problem.matmul_dtype)
+    def solve(rows: slice) -> QuantizedWeight:
+        quantized, _ = gptq(weight[rows], hessian, problem.scheme, factor=factor)
+        return refine(weight[rows], hessian, quantized, dtype=problem.scheme.dtype, matmul_dtype=problem.matmul_dtype)
 
     return Solution(solve_in_parallel(solve, weight), scale, factor.damp_percent)
 
 
 def find_scale(problem: Problem) -> Tensor | None:
+    """AWQ's scale per input channel (in,), or None if the problem is not scalable."""
     if not problem.scalable:
         return None
     return search_scale(
@@ -95,9 +96,11 @@ def find_scale(problem: Problem) -> Tensor | None:
     )
 
 
-def scaled(hessian: Tensor, scale: Tensor) -> Tensor:
-    """The Hessian of inputs divided by `scale`."""
-    return hessian / scale / scale[:, None]
+def scaled(problem: Problem, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The weight times `scale`, and the Hessian of inputs divided by `scale`."""
+    if scale is None:
+        return problem.weight, problem.hessian
+    return problem.weight * scale, problem.hessian / scale / scale[:, None]
 
 
 SCALING = ("awq", "awq+gptq")

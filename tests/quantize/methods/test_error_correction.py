@@ -9,7 +9,7 @@ from compress.model.blocks import BlockModel
 from compress.quantize.blocks.block import Reference, quantize_block
 from compress.quantize.blocks.lockstep import StageInput, lockstep, replay
 from compress.quantize.blocks.problem import BlockSettings
-from compress.quantize.methods.error_correction import Mismatch, retarget, times_inverse
+from compress.quantize.methods.error_correction import ErrorCovariance, correct_weight, times_inverse
 from compress.quantize.methods.gptq import inverse_factor
 
 SETTINGS = {"scheme": Scheme(group_size=32), "damp_percent": 0.01}
@@ -25,12 +25,12 @@ def problem(request):
 
 
 def corrected(weight, wanted, x, strength, damp_percent=1e-7):
-    hessian, mismatch = Hessian(8), Mismatch(weight)
+    hessian, covariance = Hessian(8), ErrorCovariance(weight)
     for part, part16 in zip(x.split(99), wanted.split(99), strict=True):
         hessian.update(part)
-        mismatch.update(StageInput(part), part16)
+        covariance.update(StageInput(part), part16)
     factor = inverse_factor(hessian.value, damp_percent)
-    return retarget(weight.clone(), factor, mismatch.take(), strength, wide=mismatch.wide)
+    return correct_weight(weight.clone(), factor, covariance.take(), strength, from_inputs=covariance.from_inputs)
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -39,12 +39,12 @@ def test_a_stage_that_adds_to_the_residual_stream_makes_up_for_what_that_lacks(p
     bias = torch.arange(float(len(weight))) if biased else None
     residual = torch.randn(500, len(weight)) + x[:, : len(weight)]
     state = residual + 0.2 * x[:, -len(weight) :] + wanted @ weight.T  # what is in the 16-bit model, but for the bias
-    hessian, mismatch = Hessian(8), Mismatch(weight, bias, adds=True)
+    hessian, covariance = Hessian(8), ErrorCovariance(weight, bias, residual_outputs=True)
     for rows in torch.arange(500).split(99):
         hessian.update(x[rows])
         aim = state[rows] if bias is None else state[rows] + bias
-        mismatch.update(StageInput(x[rows], residual[rows]), aim)
-    found = retarget(weight.clone(), inverse_factor(hessian.value, 1e-7), mismatch.take(), 1.0)
+        covariance.update(StageInput(x[rows], residual[rows]), aim)
+    found = correct_weight(weight.clone(), inverse_factor(hessian.value, 1e-7), covariance.take(), 1.0)
     solution = torch.linalg.lstsq(x.double(), (state - residual).double()).solution.T
     torch.testing.assert_close(found.double(), solution, rtol=1e-4, atol=1e-4)
 
