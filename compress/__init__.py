@@ -31,6 +31,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 class CallablePackage(ModuleType):
     """compress.quantize and compress.distill are packages too: calling one calls the function of its name."""
 
