@@ -147,7 +147,7 @@ def check_names(path: Path, names: list[str]) -> None:
 
 
 def parse_stage(text: str) -> dict[str, Any]:
-    """One training stage from one line of YAML: "{name: task, data: [chats.jsonl], steps: 100}", braces optional.
+    """One training stage from one line of YAML: "{name: task, text: [chats.jsonl], steps: 100}", braces optional.
 
     QCompressError names the wrong key and the nearest valid one.
     """
@@ -155,7 +155,7 @@ def parse_stage(text: str) -> dict[str, Any]:
         value = yaml.safe_load(text if text.lstrip().startswith("{") else f"{{{text}}}")
         return StagePart.model_validate(value).model_dump()
     except yaml.YAMLError:
-        cure = "write it as in a recipe: {name: task, data: [chats.jsonl], steps: 100}"
+        cure = "write it as in a recipe: {name: task, text: [chats.jsonl], steps: 100}"
         raise QCompressError(f"--stage {text!r}: is not valid YAML; {cure}") from None
     except ValidationError as error:
         raise QCompressError(f"--stage {text!r}: {first_error(error, StagePart)}") from None

@@ -53,40 +53,40 @@ def qcompress(*arguments: object) -> list[str]:
     return [sys.executable, "-c", "from compress.cli import cli; cli()", *map(str, arguments)]
 
 
-def prepare(teacher: Path, out: Path, sizes: Row, data: str, blocks: int, hidden_dtype: str) -> list[Row]:
+def prepare(teacher: Path, out: Path, sizes: Row, text: str, blocks: int, hidden_dtype: str) -> list[Row]:
     """Student, caches and the windows that all read, made anew; what the captures took."""
-    text = ("--data", data, "--seq-len", sizes["seq_len"])
+    sources = ("--text", text, "--seq-len", sizes["seq_len"])
     report({"student": out / "student"})
-    run(qcompress("init-student", teacher, "--blocks", blocks, "--out", out / "student", *text), out / "student.log")
-    windows = ("--n-samples", sizes["steps"] * sizes["batch_size"])
+    run(qcompress("init-student", teacher, "--blocks", blocks, "--out", out / "student", *sources), out / "student.log")
+    windows = ("--samples", sizes["steps"] * sizes["batch_size"])
     options = {"hidden": ("--dtype", hidden_dtype), "hybrid": ("--temperature", 1)}
     rows = []
     for codec, given in options.items():
-        command = qcompress("capture", teacher, "--codec", codec, "--out", out / codec, *text, *windows, *given)
+        command = qcompress("capture", teacher, "--codec", codec, "--out", out / codec, *sources, *windows, *given)
         row, _ = run(command, out / f"capture-{codec}.log")
         rows.append({"name": f"capture {codec}", **row})
         report(rows[-1])
-    settings = DistillConfig(student=str(out / "student"), data=(data,), cache=str(out / "hidden"), **sizes)
+    settings = DistillConfig(student=str(out / "student"), text=(text,), cache=str(out / "hidden"), **sizes)
     ids = cache_text(Cache(out / "hidden"), settings, Checkpoint(teacher).tokenizer).windows.ids
     (out / "windows.json").write_text(json.dumps(ids.tolist()))
     return rows
 
 
-def settings_of(name: str, out: Path, sizes: Row, data: str, rate: float) -> Row:
+def settings_of(name: str, out: Path, sizes: Row, text: str, rate: float) -> Row:
     """The settings of one of our runs: KL alone, at temperature 1, judged once at the end."""
     cache = None if name == "online" else str(out / name)
     rest = {"alpha": 1.0, "temperature": 1.0, "eval_every": sizes["steps"], "learning_rate": rate}
-    return {"student": str(out / "student"), "data": [data], "cache": cache, **sizes, **rest}
+    return {"student": str(out / "student"), "text": [text], "cache": cache, **sizes, **rest}
 
 
-def command_of(name: str, teacher: Path, out: Path, sizes: Row, data: str, rate: float, python: Path) -> list[str]:
+def command_of(name: str, teacher: Path, out: Path, sizes: Row, text: str, rate: float, python: Path) -> list[str]:
     place = out / f"run-{name}"
     shutil.rmtree(place, ignore_errors=True)
     if name == "trl":
         given = (teacher, out / "student", out / "windows.json", place, sizes["steps"], sizes["batch_size"], rate)
         return [str(python), "-W", "ignore", str(HERE / "peers/run_trl_gkd.py"), *map(str, given)]
     file = out / f"{name}.json"
-    file.write_text(json.dumps(settings_of(name, out, sizes, data, rate)))
+    file.write_text(json.dumps(settings_of(name, out, sizes, text, rate)))
     return [sys.executable, str(HERE / "peers/run_qcompress_distill.py"), str(teacher), str(place), str(file)]
 
 
@@ -125,7 +125,7 @@ def trl_python(peers: Path) -> Path:
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench-distill"), show_default=True)
 @click.option("--peers", type=click.Path(path_type=Path), default=Path("build/peers"), show_default=True)
 @click.option("--only", multiple=True, type=click.Choice(NAMES), help="Some of the four.")
-@click.option("--data", default="default", show_default=True)
+@click.option("--text", default="default", show_default=True)
 @click.option("--blocks", type=int, default=15, show_default=True)
 @click.option("--steps", type=click.IntRange(4), default=24, show_default=True)
 @click.option("--warmup", type=click.IntRange(1), default=4, show_default=True, help="Steps that do not count.")
@@ -139,7 +139,7 @@ def main(
     out: Path,
     peers: Path,
     only: tuple[str, ...],
-    data: str,
+    text: str,
     blocks: int,
     warmup: int,
     learning_rate: float,
@@ -151,10 +151,10 @@ def main(
         raise click.UsageError(f"--warmup {warmup} leaves none of --steps {sizes['steps']} to count")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    captures = prepare(teacher, out, sizes, data, blocks, hidden_dtype)
+    captures = prepare(teacher, out, sizes, text, blocks, hidden_dtype)
     rows = []
     for name in only or NAMES:
-        command = command_of(name, teacher, out, sizes, data, learning_rate, trl_python(peers))
+        command = command_of(name, teacher, out, sizes, text, learning_rate, trl_python(peers))
         row, answer = run(command, out / f"{name}.log")
         rows.append({"name": name, **timed(json.loads(answer), sizes, warmup), **row})
         report({key: value for key, value in rows[-1].items() if key != "losses"})

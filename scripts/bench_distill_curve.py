@@ -1,7 +1,7 @@
-"""What each part of the loss is worth: python scripts/bench_distill_curve.py TEACHER OUT --data FILE --task FILE
+"""What each part of the loss is worth: python scripts/bench_distill_curve.py TEACHER OUT --text FILE --task FILE
 
 One student, cut out of TEACHER, is trained four times from the same weights: by cross-entropy alone, by distillation,
-by distillation with hidden states, and by distillation in two stages (first --data, then --task with a quarter
+by distillation with hidden states, and by distillation in two stages (first --text, then --task with a quarter
 replayed). All four see the same share of both texts, the same number of steps and the same seed. Held-out KL to the
 teacher and perplexity against tokens go to OUT/curve.json, OUT/curve.md and OUT/curve.svg with .png.
 
@@ -28,7 +28,7 @@ from compress.distill.student.build import common_vocabulary, make_student, open
 from compress.distill.student.plan import plan_distill
 from compress.distill.text.stages import make_stages, mix, stage_texts
 from compress.distill.text.windows import counting_windows, find_start
-from compress.distill.training.loop import Heldout, Model, make_accelerator, restore, snapshot
+from compress.distill.training.loop import Evaluator, Model, make_accelerator, restore, snapshot
 from compress.distill.training.stage_runner import Run, make_alignment, run_stages
 
 Row = dict[str, Any]
@@ -45,7 +45,7 @@ class Bench:
     teacher: Model
     student: Model
     start: dict[str, torch.Tensor]
-    heldout: Heldout
+    evaluator: Evaluator
     tokenizer: Any
     vocab: int
     align_weight: float
@@ -60,12 +60,12 @@ def settings_of(kind: str, bench: Bench, common: DistillConfig, steps: int, poin
     whole = replace(common, steps=steps, eval_every=max(1, steps // points))
     if kind == "staged":
         stages = (
-            StageConfig("general", data=bench.general, steps=half),
-            StageConfig("task", data=bench.task, steps=rest, replay=REPLAY),
+            StageConfig("general", text=bench.general, steps=half),
+            StageConfig("task", text=bench.task, steps=rest, replay=REPLAY),
         )
-        return replace(whole, data=bench.general, stages=stages)
+        return replace(whole, text=bench.general, stages=stages)
     changed: Row = {"ce": {"alpha": 0.0}, "hidden": {"align_weight": bench.align_weight}}.get(kind, {})
-    return replace(whole, data=mix(bench.task, [bench.general], 1 - shared), **changed)
+    return replace(whole, text=mix(bench.task, [bench.general], 1 - shared), **changed)
 
 
 def run_variant(name: str, bench: Bench, settings: DistillConfig) -> Row:
@@ -75,16 +75,16 @@ def run_variant(name: str, bench: Bench, settings: DistillConfig) -> Row:
     texts = stage_texts(stages, bench.tokenizer, bench.teacher.model)
     alignment = make_alignment(bench.student, bench.teacher, stages, settings.seed)
     run = Run(bench.student, bench.teacher, bench.vocab, bench.tokenizer.eos_token_id, alignment, report)
-    began, before = time.perf_counter(), bench.heldout.measure(bench.student)
-    finished = run_stages(run, stages, texts, [bench.heldout] * len(stages))
+    began, before = time.perf_counter(), bench.evaluator.measure(bench.student)
+    finished = run_stages(run, stages, texts, [bench.evaluator] * len(stages))
     seconds = time.perf_counter() - began
     per_step = settings.batch_size * settings.seq_len
     curve = [row for one in finished for row in one.trained.curve]
     points = [{"tokens": 0, "kl": before.kl, "perplexity": exp(before.nll)}]
     points += [
-        {"tokens": row["step"] * per_step, "kl": row["heldout_kl"], "perplexity": exp(row["heldout_nll"])}
+        {"tokens": row["step"] * per_step, "kl": row["eval_kl"], "perplexity": exp(row["eval_nll"])}
         for row in curve
-        if "heldout_kl" in row
+        if "eval_kl" in row
     ]
     best = min(points, key=lambda point: point["kl"])
     row = {"name": name, "kl_before": before.kl, "kl_after": best["kl"], "factor": before.kl / best["kl"]}
@@ -103,11 +103,11 @@ def choose_steps(bench: Bench, common: DistillConfig, seconds: float, points: in
     alignment = make_alignment(bench.student, bench.teacher, stages, settings.seed)
     run = Run(bench.student, bench.teacher, bench.vocab, None, alignment, lambda row: marks.append(time.perf_counter()))
     began = time.perf_counter()
-    run_stages(run, stages, texts, [bench.heldout])
+    run_stages(run, stages, texts, [bench.evaluator])
     total = time.perf_counter() - began
     step = (marks[-2] - marks[0]) / (WARM_UP - 2) if WARM_UP > 2 else total
     measured = time.perf_counter()
-    bench.heldout.measure(bench.student)
+    bench.evaluator.measure(bench.student)
     evaluation = time.perf_counter() - measured
     left = seconds - total
     steps = int((left / len(VARIANTS) - (points + 3) * evaluation) / step)
@@ -152,14 +152,14 @@ def draw(rows: list[Row], perplexity: float) -> Figure:
 @click.command()
 @click.argument("teacher", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--data", "general", multiple=True, required=True, help="General text: NAME or FILE, with =WEIGHT.")
+@click.option("--text", "general", multiple=True, required=True, help="General text: NAME or FILE, with =WEIGHT.")
 @click.option("--task", multiple=True, required=True, help="Text of the task, likewise.")
-@click.option("--heldout", multiple=True, required=True, help="Text that judges, likewise; never trained on.")
+@click.option("--eval-text", multiple=True, required=True, help="Text that judges, likewise; never trained on.")
 @click.option("--blocks", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--steps", type=click.IntRange(2), help="Of each variant; or --minutes.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="For everything, about.")
 @click.option("--points", type=click.IntRange(1), default=8, show_default=True, help="Evaluations of each variant.")
-@click.option("--heldout-windows", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--eval-windows", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True)
 @click.option("--seq-len", type=click.IntRange(2), default=256, show_default=True)
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True)
@@ -172,12 +172,12 @@ def main(
     out: Path,
     general: tuple[str, ...],
     task: tuple[str, ...],
-    heldout: tuple[str, ...],
+    eval_text: tuple[str, ...],
     blocks: int,
     steps: int | None,
     minutes: float | None,
     points: int,
-    heldout_windows: int,
+    eval_windows: int,
     align_weight: float,
     as_json: bool,
     **sizes: Any,
@@ -186,16 +186,16 @@ def main(
     if (steps is None) == (minutes is None):
         raise click.UsageError("give --steps or --minutes")
     began = time.perf_counter()
-    common = DistillConfig(blocks=blocks, data=general, heldout=heldout[0], **sizes)
+    common = DistillConfig(blocks=blocks, text=general, eval_text=eval_text[0], **sizes)
     out.mkdir(parents=True, exist_ok=True)
-    bench = prepare(teacher, common, general, task, heldout, heldout_windows, align_weight)
+    bench = prepare(teacher, common, general, task, eval_text, eval_windows, align_weight)
     if steps is None:
         steps = choose_steps(bench, common, 60 * (minutes or 0) - (time.perf_counter() - began), points)
     rows = []
     for name, kind in VARIANTS.items():
         report({"variant": name, "steps": steps})
         rows.append(run_variant(name, bench, settings_of(kind, bench, common, steps, points)))
-        write_results(out, teacher, rows, exp(bench.heldout.teacher_nll))
+        write_results(out, teacher, rows, exp(bench.evaluator.teacher_nll))
     emit([{k: v for k, v in row.items() if k not in ("points", "loss", "settings")} for row in rows], as_json=as_json)
 
 
@@ -204,7 +204,7 @@ def prepare(
     common: DistillConfig,
     general: tuple[str, ...],
     task: tuple[str, ...],
-    heldout: tuple[str, ...],
+    eval_text: tuple[str, ...],
     windows: int,
     align_weight: float,
 ) -> Bench:
@@ -216,8 +216,8 @@ def prepare(
     start = find_start(general, tokenizer, big.model, 4, size)
     few = counting_windows(general, tokenizer, 4, size, start, common.packing)
     student = make_student(open_causal_lm(teacher), plan, common, few, vocab, device, report)
-    judge = Heldout(big, counting_windows(heldout, tokenizer, windows, size, start, common.packing), vocab)
-    report({"heldout_tokens": judge.tokens, "teacher_perplexity": exp(judge.teacher_nll), "device": str(device)})
+    judge = Evaluator(big, counting_windows(eval_text, tokenizer, windows, size, start, common.packing), vocab)
+    report({"eval_tokens": judge.tokens, "teacher_perplexity": exp(judge.teacher_nll), "device": str(device)})
     weights = snapshot(student.model.model, torch.float32)
     return Bench(big, student.model, weights, judge, tokenizer, vocab, align_weight, general, task)
 

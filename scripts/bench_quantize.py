@@ -42,7 +42,7 @@ FIGURES = ("bytes", "kl", "kl_se", "kl_p99", "perplexity", "perplexity_ratio", "
 
 
 @dataclass(frozen=True)
-class Job:
+class DistillJob:
     """What one quantizer is given."""
 
     model: Path
@@ -99,7 +99,7 @@ TARGETS = (
 )
 
 
-def command(variant: Variant, job: Job) -> list[str]:
+def command(variant: Variant, job: DistillJob) -> list[str]:
     """The command line of one quantizer."""
     if variant.peer is not None:
         python, script = job.peers / variant.peer / "bin/python", HERE / "peers" / f"run_{variant.peer}.py"
@@ -110,7 +110,7 @@ def command(variant: Variant, job: Job) -> list[str]:
     return [*start, *given, *variant.options, "--text", job.calibration, "--out", str(job.out), "--json"]
 
 
-def run(variant: Variant, job: Job) -> Row:
+def run(variant: Variant, job: DistillJob) -> Row:
     """One quantizer in its own process: seconds and peak bytes, or the reason why there are none."""
     row: Row = {"name": variant.name}
     if variant.peer and not (job.peers / variant.peer / "bin/python").exists():
@@ -236,7 +236,7 @@ def main(
         if wanted and variant.name not in wanted:
             continue
         place = out / variant.name
-        job = Job(model, place, calibration, out / "windows.json", **sizes, peers=peers.absolute())
+        job = DistillJob(model, place, calibration, out / "windows.json", **sizes, peers=peers.absolute())
         rows.append(readable(run(variant, job), place))
         report(rows[-1])
     score(model, rows, lambda name: out / name, text, windows, seq_len)

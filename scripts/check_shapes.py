@@ -85,7 +85,7 @@ def run(out: Path, seq_len: int) -> list[Row]:
     shape = [part for name, value in SIZES.items() for part in (f"--{name.replace('_', '-')}", value)]
     rows = [qcompress("init-student", out / "init.log", "init-student", teacher, *shape, "--out", out / "cut", *text)]
     for codec in CODECS:
-        given = ("--codec", codec, "--n-samples", 2, "--out", out / codec)
+        given = ("--codec", codec, "--samples", 2, "--out", out / codec)
         rows.append(qcompress(f"capture {codec}", out / f"{codec}.log", "capture", teacher, *given, *text))
     for codec in CODECS:
         given = ("--student", out / "student", "--cache", out / codec, "--steps", 1, "--batch-size", 2)

@@ -26,7 +26,7 @@ CAPTURE = ("--codec", "hidden", "--shard-windows", "4")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.option("--tiny", is_flag=True, help="A random model of 4 blocks instead of TEACHER, and a student of 2.")
 @click.option("--kills", type=click.IntRange(1), default=10, show_default=True, help="Of capture, and of training.")
-@click.option("--n-samples", default=32, show_default=True, help="Windows that are captured.")
+@click.option("--samples", default=32, show_default=True, help="Windows that are captured.")
 @click.option("--seq-len", default=32, show_default=True)
 @click.option("--save-every", default=3, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -35,7 +35,7 @@ def main(
     options: tuple[str, ...],
     tiny: bool,
     kills: int,
-    n_samples: int,
+    samples: int,
     seq_len: int,
     save_every: int,
     seed: int,
@@ -48,7 +48,7 @@ def main(
         folder = Path(name)
         source = str(tiny_model(folder / "tiny", 4) if teacher is None else teacher)
         size = ("--seq-len", str(seq_len))
-        capture = ["capture", source, *CAPTURE, "--n-samples", str(n_samples), *size, "--out"]
+        capture = ["capture", source, *CAPTURE, "--samples", str(samples), *size, "--out"]
         differing = kill_and_compare("capture", capture, folder / "cache", kills, state)
         small = ("--blocks", "2", "--steps", "30", "--learning-rate", "1e-3", "--eval-every", "5") if tiny else ()
         cache = ("--cache", str(folder / "cache" / "whole"), "--save-every", str(save_every))

@@ -21,7 +21,7 @@ LICENSES = {  # how a licence's text begins -> its name on the hub
     "bsd 3-clause": "bsd-3-clause",
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-HIDDEN = ("student", "data", "text", "heldout", "cache")  # told elsewhere in the card, or places on one machine
+HIDDEN = ("student", "text", "eval_text", "cache")  # told elsewhere in the card, or places on one machine
 SCORES = {
     "perplexity_teacher": "perplexity of the teacher",
     "perplexity_before": "perplexity before",
@@ -172,7 +172,7 @@ def quantized(record: Record) -> str:
 def candidates(record: Record) -> list[str]:
     """The table that `--method auto` judged by; [] where nothing was tried."""
     found = record.get("candidates") or []
-    lines = [f"| {row['candidate']} | {row['heldout_kl']:.4g} |" for row in found]
+    lines = [f"| {row['candidate']} | {row['eval_kl']:.4g} |" for row in found]
     head = [
         "",
         "Tried, and judged on held-out windows:",
@@ -185,7 +185,7 @@ def candidates(record: Record) -> list[str]:
 
 def data(record: Record) -> str:
     """Every text with its digest: what it learned from, and what judged."""
-    words = {"calibration": "calibration" if record["command"] == "quantize" else "training", "heldout": "held out"}
+    words = {"calibration": "calibration" if record["command"] == "quantize" else "training", "eval_text": "evaluation"}
     named = [(words[key], record.get(key)) for key in words]
     for stage in record.get("stages") or []:
         named += [(f"stage {stage['name']}, {words[key]}", stage.get(key)) for key in words]

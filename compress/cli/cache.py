@@ -1,4 +1,4 @@
-"""qcompress cache: inspect what `qcompress capture` stored."""
+"""qcompress cache: inspect a directory that `qcompress capture` wrote."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from compress.cli.options import Command, json_option
 
 @click.group("cache")
 def command() -> None:
-    """Inspect a cache of teacher outputs, as `qcompress capture` stores it.
+    """Inspect caches of teacher outputs, written by `qcompress capture`.
 
     \b
     qcompress cache inspect cache
@@ -21,7 +21,9 @@ def command() -> None:
 @click.argument("cache", type=click.Path(path_type=Path))
 @json_option
 def inspect(cache: Path, as_json: bool) -> None:
-    """Print the contents of CACHE, check the checksum of every shard, and list missing shards.
+    """Print the contents of CACHE, a directory, and verify the checksum of every shard.
+
+    Missing shards are listed.
 
     \b
     qcompress cache inspect cache

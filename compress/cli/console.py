@@ -20,7 +20,7 @@ from compress.cli.options import json_option as json_option
 Row = dict[str, Any]
 LINE_SECONDS = 5  # between two lines of one counter where stderr is no terminal: a log of a long run stays readable
 SAMPLE_SECONDS = 3600  # of progress that the time left is estimated from: a block may take minutes
-MILESTONES = ("eval_kl", "heldout_kl")  # a step with one of these stays on the terminal, above the bar
+MILESTONES = ("eval_kl",)  # a step with one of these stays on the terminal, above the bar
 
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 results = Console(highlight=False, soft_wrap=True)

@@ -1,41 +1,56 @@
-"""qcompress init-student: a smaller model cut out of a bigger one, before any training."""
+"""qcompress init-student: cut a smaller, untrained model out of a larger one."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from compress.cli.console import emit, json_option, report
-from compress.cli.shape import shape_options
-from compress.distill.config import DTYPES, DistillConfig
+from compress.cli.console import emit, print_written, report, size_fact
+from compress.cli.options import Command, json_option, make_settings, out_option, settings_options, shared_option
+from compress.distill.config import DistillConfig, MemoryConfig, ScheduleConfig, StudentConfig, TextConfig
+
+TRAINING_ONLY = (
+    "student",
+    "cache",
+    "packing",
+    "steps",
+    "tokens",
+    "batch_size",
+    "learning_rate",
+    "eval_every",
+    "lora_rank",
+    "lora_alpha",
+    "gradient_checkpointing",
+)
 
 
-@click.command("init-student")
+@click.command("init-student", cls=Command)
 @click.argument("teacher", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory for the student.")
-@shape_options
-@click.option("--config", type=click.Path(path_type=Path), help="Instead: a config.json whose sizes are taken.")
-@click.option("--data", multiple=True, default=("default",), show_default=True, help="Judges blocks and channels.")
-@click.option("--heldout", default="heldout", show_default=True, help="Text for the KL that is reported.")
-@click.option("--seq-len", type=click.IntRange(2), default=256, show_default=True, help="Tokens per window.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--dtype", type=click.Choice(DTYPES), default="float16", show_default=True, help="Of the result.")
+@out_option("Directory for the student.")
+@settings_options(StudentConfig, TextConfig, ScheduleConfig, MemoryConfig, skip=TRAINING_ONLY)
+@shared_option(
+    "--config",
+    group="Student",
+    type=click.Path(path_type=Path),
+    help="config.json that sets all sizes of the student, in place of the options above.",
+)
 @json_option
 def command(teacher: Path, out: Path, config: Path | None, as_json: bool, **options: Any) -> None:
-    """Cut a student out of TEACHER (a directory): an ordinary checkpoint of its family, not trained yet.
+    """Cut a student out of TEACHER, a checkpoint directory, without training it.
 
-    --blocks keeps the first and the last; of the runs between them the one goes whose absence changes the model's
-    predictions on --data least. A narrower shape keeps the channels and heads with the largest activations on
-    --data (--importance weights: with the largest weights); query heads stay with the KV head they use. Reports
-    parameters, bytes in FP16 and in 4 bits, and the KL to the teacher on --heldout.
+    --blocks keeps the first and the last block and removes the run of blocks between them that changes predictions on
+    --text least. A narrower shape keeps the channels and heads with the largest activations on --text. The report
+    shows parameters, bytes in FP16 and in 4 bits, and the KL to the teacher on --eval-text.
 
     \b
-    qcompress init-student smollm2 --blocks 20 --out cut
-    qcompress init-student smollm2 --intermediate-size 1024 --out cut
-    qcompress init-student qwen2.5-7b --config qwen2.5-1.5b/config.json --out cut
-    qcompress distill smollm2 --student cut --out student
+    qcompress init-student smollm2 --blocks 20 -o cut
+    qcompress init-student smollm2 --intermediate-size 1024 -o cut
+    qcompress init-student qwen2.5-7b --config qwen2.5-1.5b/config.json -o cut
     """
     from compress.distill.student.init_student import init_student, take_sizes
 
-    settings = DistillConfig(**(take_sizes(config, options) if config else options))
-    emit(init_student(teacher, out, settings, report), as_json=as_json)
+    settings = make_settings(DistillConfig, take_sizes(config, options) if config else options)
+    row = init_student(teacher, out, settings, report)
+    emit(row, as_json=as_json)
+    command_line = f"qcompress distill {teacher} --student {out} -o {out}-trained"
+    print_written(out, size_fact(row["float16_bytes"]), next_command=command_line, as_json=as_json)

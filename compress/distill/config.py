@@ -1,114 +1,158 @@
-"""What a distillation is told: flags, fields, recipe keys and the record in the checkpoint have the same names."""
+"""Settings of distillation, capture and generation. Command-line options and recipe keys are generated from the fields.
+
+Every class checks its values when it is made and raises ValueError that names the field, its value and the limit.
+"""
 
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite
 from typing import Any
 
+from compress.core.options import option
+
 DTYPES = ("float16", "bfloat16")
 DIVERGENCES = ("kl", "reverse_kl", "jsd")
 PACKINGS = ("documents", "full")
 CODECS = ("hidden", "hybrid", "topk")
-STEPS = 100
-TEMPERATURE = 2.0  # of a distillation, and so of a cache that holds for one temperature only
+RUNTIMES = ("auto", "vllm", "transformers")
 IMPORTANCES = ("activations", "weights")
+STEPS = 100
+TEMPERATURE = 2.0  # the default of distill, and of a cache that holds for one temperature
 SHAPE = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
+TEXT_HELP = "Training text: NAME of a built-in text, or FILE; =WEIGHT sets its share. Repeatable."
+SEQ_LEN_HELP = "Tokens per window."
+SEED_HELP = "Seed of all random numbers."
+TEACHERS = "the teacher's"
+
+
+def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
+    """ValueError for a value that is none of the choices."""
+    if value is not None and value not in choices:
+        raise ValueError(f"{name}={value}: must be one of {', '.join(choices)}")
+
+
+def check_at_least(smallest: int, **values: int | None) -> None:
+    """ValueError for the first number below `smallest`; None passes."""
+    for name, value in values.items():
+        if value is not None and value < smallest:
+            raise ValueError(f"{name}={value}: must be {smallest} or more")
+
+
+def check_positive(**values: float | None) -> None:
+    """ValueError for the first number that is not above 0 and finite; None passes."""
+    for name, value in values.items():
+        if value is not None and not (value > 0 and isfinite(value)):
+            raise ValueError(f"{name}={value}: must be above 0 and finite")
+
+
+def as_tuple(text: Any) -> tuple[str, ...]:
+    """One text source or several as a tuple."""
+    return (text,) if isinstance(text, str) else tuple(text)
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Which student: an existing checkpoint, or so many of the teacher's blocks, or a shape cut out of the teacher.
+    """The student: an existing checkpoint, a number of the teacher's blocks, or a shape cut out of the teacher.
 
-    None of a shape is the teacher's own. `blocks` alone is `num_layers` alone. `importance` says by what the channels
-    and heads of a narrower one are chosen, None: by their activations.
+    A size of None is the teacher's. `blocks` means the same as `num_layers` alone.
     """
 
-    student: str | None = None
-    blocks: int | None = None
-    hidden_size: int | None = None
-    intermediate_size: int | None = None
-    num_layers: int | None = None
-    num_heads: int | None = None
-    num_kv_heads: int | None = None
-    importance: str | None = None
+    student: str | None = option(
+        None, "Existing checkpoint to train. It must use the teacher's tokenizer.", is_path=True
+    )
+    blocks: int | None = option(None, "Number of the teacher's blocks to keep.", minimum=1)
+    hidden_size: int | None = option(None, "Width of the student.", group="Student", minimum=1, default_text=TEACHERS)
+    intermediate_size: int | None = option(
+        None, "MLP channels in each block of the student.", group="Student", minimum=1, default_text=TEACHERS
+    )
+    num_layers: int | None = option(
+        None, "Number of blocks in the student.", group="Student", minimum=1, default_text=TEACHERS
+    )
+    num_heads: int | None = option(
+        None, "Query heads in each block of the student.", group="Student", minimum=1, default_text=TEACHERS
+    )
+    num_kv_heads: int | None = option(
+        None, "Key and value heads in each block of the student.", group="Student", minimum=1, default_text=TEACHERS
+    )
+    importance: str | None = option(
+        None,
+        "Criterion that ranks channels and heads when the student is narrower than the teacher.",
+        group="Student",
+        choices=IMPORTANCES,
+        default_text="activations, measured on --text",
+    )
 
-    def check(self) -> None:
+    def check_student(self) -> None:
+        """ValueError unless exactly one kind of student is chosen, in possible sizes."""
         shape = {name: getattr(self, name) for name in SHAPE if getattr(self, name) is not None}
-        given = [name for name in ("student", "blocks") if getattr(self, name) is not None]
-        if len(given) + bool(shape) != 1:
-            found = ", ".join([*given, *shape]) or "nothing"
+        kinds = [name for name in ("student", "blocks") if getattr(self, name) is not None]
+        if len(kinds) + bool(shape) != 1:
+            names = ", ".join([*kinds, *shape]) or "nothing"
             raise ValueError(
-                f"{found} given: the student is one of --student, --blocks, or a shape such as --num-layers"
+                f"student: {names} given; give exactly one of --student, --blocks, or a shape such as --num-layers"
             )
-        for name, value in {"blocks": self.blocks, **shape}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be 1 or more")
-        if self.importance is not None and self.importance not in IMPORTANCES:
-            raise ValueError(f"importance={self.importance}: known are {', '.join(IMPORTANCES)}")
+        check_at_least(1, blocks=self.blocks, **shape)
+        check_choice("importance", self.importance, IMPORTANCES)
 
     def sizes(self) -> dict[str, int | None]:
-        """The shape by the names of model.width.Shape."""
+        """The student's shape, by the field names of model.width.Shape."""
         return {name: getattr(self, name) for name in SHAPE} | ({"num_layers": self.blocks} if self.blocks else {})
 
 
-def check_packing_name(packing: str) -> None:
-    """ValueError for one that is not known."""
-    if packing not in PACKINGS:
-        raise ValueError(f"packing={packing}: known are {', '.join(PACKINGS)}")
+@dataclass(frozen=True)
+class LossConfig:
+    """The training loss: alpha · T² · divergence + (1 − alpha) · cross-entropy + align_weight · alignment."""
+
+    alpha: float = option(
+        0.7, "Weight of the divergence; the cross-entropy has weight 1 - alpha.", group="Loss", minimum=0, maximum=1
+    )
+    temperature: float = option(
+        TEMPERATURE, "Temperature that softens both distributions in the divergence.", group="Loss", above=0
+    )
+    divergence: str = option(
+        "kl", "Divergence between the teacher's and the student's distributions.", group="Loss", choices=DIVERGENCES
+    )
+    beta: float = option(0.5, "Weight of the teacher in the mixture of jsd.", group="Loss", above=0, below=1)
+    align_weight: float = option(
+        0.0,
+        "Weight of the distance between hidden states of teacher and student.",
+        group="Loss",
+        minimum=0,
+        default_text="0, off",
+    )
+
+    def check_loss(self) -> None:
+        """ValueError for a weight, temperature or divergence that cannot be used."""
+        check_choice("divergence", self.divergence, DIVERGENCES)
+        if not 0 < self.beta < 1:
+            raise ValueError(f"beta={self.beta}: must lie between 0 and 1, both excluded")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha={self.alpha}: must be from 0 (cross-entropy only) to 1 (divergence only)")
+        check_positive(temperature=self.temperature)
+        if not (self.align_weight >= 0 and isfinite(self.align_weight)):
+            raise ValueError(f"align_weight={self.align_weight}: must be 0 (off) or more, and finite")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How it learns. One step is `batch_size` windows of `seq_len` tokens; `tokens` says steps in another unit.
+class ScheduleConfig:
+    """How long training takes: one step is `batch_size` windows of `seq_len` tokens."""
 
-    `align_weight` is that of the hidden states beside the loss, 0: none. With a `lora_rank` above 0 only adapters of
-    that rank learn, their product times `lora_alpha` / rank (None: twice the rank).
-    `gradient_checkpointing` takes time for memory. With `packing` "documents" a document sees nothing of the
-    others in its window, with "full" all that comes before it.
-    """
+    steps: int | None = option(
+        None, "Optimizer steps.", group="Schedule", minimum=1, default_text=f"{STEPS}, unless --tokens is given"
+    )
+    tokens: int | None = option(None, "Training length in tokens, in place of --steps.", group="Schedule", minimum=1)
+    batch_size: int = option(4, "Windows per optimizer step, over all processes.", group="Schedule", minimum=1)
+    seq_len: int = option(256, SEQ_LEN_HELP, group="Schedule", minimum=2)
+    learning_rate: float = option(3e-4, "Peak learning rate, after warm-up.", group="Schedule", above=0)
+    eval_every: int = option(50, "Steps between two evaluations on --eval-text.", group="Schedule", minimum=1)
+    seed: int = option(0, SEED_HELP, group="Run control", default_text="0")
 
-    alpha: float = 0.7
-    temperature: float = TEMPERATURE
-    divergence: str = "kl"
-    beta: float = 0.5
-    steps: int | None = None
-    tokens: int | None = None
-    batch_size: int = 4
-    seq_len: int = 256
-    learning_rate: float = 3e-4
-    eval_every: int = 50
-    seed: int = 0
-    align_weight: float = 0.0
-    lora_rank: int = 0
-    lora_alpha: float | None = None
-    gradient_checkpointing: bool = False
-    packing: str = "documents"
-
-    def check(self) -> None:
+    def check_schedule(self) -> None:
+        """ValueError for a length, size or rate that cannot be used."""
         if self.steps is not None and self.tokens is not None:
-            raise ValueError(f"steps={self.steps} and tokens={self.tokens}: give one of them")
-        for name in ("steps", "tokens", "batch_size", "eval_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be 1 or more")
-        if self.seq_len < 2:
-            raise ValueError(f"seq_len={self.seq_len}: a window needs 2 tokens, one to read and one to predict")
-        if self.divergence not in DIVERGENCES:
-            raise ValueError(f"divergence={self.divergence}: known are {', '.join(DIVERGENCES)}")
-        check_packing_name(self.packing)
-        if not 0 < self.beta < 1:
-            raise ValueError(f"beta={self.beta}: the teacher's share of a jsd's mixture lies between 0 and 1")
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha={self.alpha}: must be from 0 (cross-entropy only) to 1 (KL only)")
-        for name in ("temperature", "learning_rate"):
-            value = getattr(self, name)
-            if not (value > 0 and isfinite(value)):
-                raise ValueError(f"{name}={value}: must be above 0 and finite")
-        if not (self.align_weight >= 0 and isfinite(self.align_weight)):
-            raise ValueError(f"align_weight={self.align_weight}: must be 0 (off) or more, and finite")
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank={self.lora_rank}: must be 0 (off) or more")
-        if self.lora_alpha is not None and not (self.lora_rank and self.lora_alpha > 0 and isfinite(self.lora_alpha)):
-            raise ValueError(f"lora_alpha={self.lora_alpha}: must be above 0, and needs a lora_rank of 1 or more")
+            raise ValueError(f"steps={self.steps} and tokens={self.tokens}: give only one of them")
+        check_at_least(1, steps=self.steps, tokens=self.tokens, batch_size=self.batch_size, eval_every=self.eval_every)
+        check_at_least(2, seq_len=self.seq_len)
+        check_positive(learning_rate=self.learning_rate)
 
     @property
     def total_steps(self) -> int:
@@ -124,188 +168,319 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class StageConfig:
-    """One stage of a distillation: what it does otherwise than the whole; None is the whole's own.
+class MemoryConfig:
+    """What is trained and kept in memory: adapters, checkpointed activations, packed documents, the output's dtype."""
 
-    `replay` is the share of its text that comes from the stages before. With `on_policy` the student answers the
-    beginnings of the windows, and learns from what the teacher says of its answers.
-    """
+    lora_rank: int = option(
+        0,
+        "Rank of LoRA adapters. Only the adapters are trained, then merged into the weights.",
+        group="Resources",
+        minimum=0,
+        default_text="0, train all weights",
+    )
+    lora_alpha: float | None = option(
+        None,
+        "LoRA scale: adapters are multiplied by alpha / rank.",
+        group="Resources",
+        above=0,
+        default_text="2 * rank",
+    )
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory, a third more time.", group="Resources"
+    )
+    packing: str = option(
+        "documents",
+        "Attention between documents in one window. documents: each sees only itself; full: all earlier tokens.",
+        group="Text",
+        choices=PACKINGS,
+    )
+    dtype: str = option("float16", "Dtype of the written checkpoint.", group="Resources", choices=DTYPES)
 
-    name: str
-    data: tuple[str, ...] | None = None
-    heldout: str | None = None
-    replay: float = 0.0
-    on_policy: bool = False
+    def check_memory(self) -> None:
+        """ValueError for adapters, a packing or a dtype that cannot be used."""
+        check_choice("packing", self.packing, PACKINGS)
+        check_choice("dtype", self.dtype, DTYPES)
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank={self.lora_rank}: must be 0 (off) or more")
+        if self.lora_alpha is not None and not (self.lora_rank and self.lora_alpha > 0 and isfinite(self.lora_alpha)):
+            raise ValueError(f"lora_alpha={self.lora_alpha}: must be above 0, and needs a lora_rank of 1 or more")
+
+
+@dataclass(frozen=True)
+class TrainConfig(LossConfig, ScheduleConfig, MemoryConfig):
+    """Everything that the training loop reads."""
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """What the student reads. `eval_text` is never trained on; `cache` replaces the teacher during training."""
+
+    text: tuple[str, ...] = option(("default",), TEXT_HELP)
+    eval_text: str = option(
+        "heldout", "Text that measures the KL to the teacher: NAME or FILE. It is never trained on."
+    )
+    cache: str | None = option(
+        None, "Directory written by `qcompress capture`, used in place of the teacher.", group="Text", is_path=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSchedule:
+    """The schedule of one stage; None means the value of the whole run."""
+
     steps: int | None = None
     tokens: int | None = None
     batch_size: int | None = None
     seq_len: int | None = None
     learning_rate: float | None = None
     eval_every: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageLoss:
+    """The loss of one stage; None means the value of the whole run."""
+
     alpha: float | None = None
     temperature: float | None = None
     divergence: str | None = None
     beta: float | None = None
     align_weight: float | None = None
 
+
+@dataclass(frozen=True)
+class StageConfig(StageSchedule, StageLoss):
+    """One stage of a distillation, and the settings in which it differs from the whole run.
+
+    `replay` is the share of text repeated from earlier stages, 0 to below 1. With `on_policy` the student continues
+    the beginnings of windows and is trained on its own text.
+    """
+
+    name: str
+    text: tuple[str, ...] | None = None
+    eval_text: str | None = None
+    replay: float = 0.0
+    on_policy: bool = False
+
     def __post_init__(self) -> None:
-        if self.data is not None:
-            object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
+        if self.text is not None:
+            object.__setattr__(self, "text", as_tuple(self.text))
         if not self.name.isidentifier():
-            raise ValueError(f"stage {self.name!r}: a name is letters, digits and underscores, no digit first")
+            raise ValueError(f"stage {self.name!r}: use letters, digits and underscores, and begin with a letter")
         if not 0 <= self.replay < 1:
             raise ValueError(f"stage {self.name}: replay={self.replay} must be from 0 to below 1")
 
-    def given(self) -> dict[str, Any]:
-        """What it says at all; a 0 is said, but for no replay."""
-        found = {name: value for name, value in asdict(self).items() if value is not None and value is not False}
-        return {name: value for name, value in found.items() if value or name != "replay"}
+    def changes(self) -> dict[str, Any]:
+        """The fields that are set, by name: neither None nor False, and no replay of 0."""
+        values = {"name": self.name, **asdict(self)}
+        values = {name: value for name, value in values.items() if value is not None and value is not False}
+        return {name: value for name, value in values.items() if value or name != "replay"}
 
     def overrides(self) -> dict[str, Any]:
-        """Fields of the whole's settings that differ here. On-policy tokens are the student's own: no CE on them."""
-        own = {"divergence": "reverse_kl", "alpha": 1.0, "temperature": 1.0} if self.on_policy else {}
-        found = own | {k: v for k, v in self.given().items() if k not in ("name", "replay", "on_policy")}
-        length = {"steps": None, "tokens": None} if {"steps", "tokens"} & found.keys() else {}
-        return length | found
+        """The settings of the whole run that this stage changes.
+
+        An on-policy stage has no cross-entropy by default: its tokens are the student's, not true labels.
+        """
+        values = {"divergence": "reverse_kl", "alpha": 1.0, "temperature": 1.0} if self.on_policy else {}
+        values |= {k: v for k, v in self.changes().items() if k not in ("name", "replay", "on_policy")}
+        length = {"steps": None, "tokens": None} if {"steps", "tokens"} & values.keys() else {}
+        return length | values
 
 
 @dataclass(frozen=True)
-class DistillConfig(StudentConfig, TrainConfig):
-    """All of it. `data` are calibration sources ("NAME" or "FILE", with "=WEIGHT"); `heldout` is never trained on.
+class DistillConfig(StudentConfig, TrainConfig, TextConfig):
+    """All settings that decide the student's bytes.
 
-    `cache` is the directory of a capture, which then answers for the teacher in training. `stages` follow one another,
-    each from the best weights of the one before; without any, the whole is one stage.
+    Each of the `stages` starts from the best weights of the one before; without stages the run is a single stage.
     """
 
-    data: tuple[str, ...] = ("default",)
-    heldout: str = "heldout"
-    cache: str | None = None
-    dtype: str = "float16"
     stages: tuple[StageConfig, ...] = ()
 
     def __post_init__(self) -> None:
-        StudentConfig.check(self)
-        TrainConfig.check(self)
-        object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
-        if not self.data:
-            raise ValueError("data: 0 sources; give a name or a file")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype}: checkpoints are written in {' or '.join(DTYPES)}")
+        self.check_student()
+        self.check_loss()
+        self.check_schedule()
+        self.check_memory()
+        object.__setattr__(self, "text", as_tuple(self.text))
+        if not self.text:
+            raise ValueError("text: 0 sources; give at least one built-in name or file")
         if self.cache and self.align_weight:
             raise ValueError(
-                f"align_weight={self.align_weight:g} and cache={self.cache}: a cache has no hidden states of the "
-                "blocks; leave out one of them"
+                f"align_weight={self.align_weight:g} and cache={self.cache}: a cache holds no hidden states of the "
+                "blocks; leave one of them out"
             )
-        self._check_stages()
+        self.check_stages()
 
-    def _check_stages(self) -> None:
-        made = (StageConfig(**stage) if isinstance(stage, dict) else stage for stage in self.stages)
-        object.__setattr__(self, "stages", tuple(made))
-        names = [stage.name for stage in self.stages]
+    def check_stages(self) -> None:
+        """ValueError for equal names, a replay in the first stage, a cache, or settings of a stage that clash."""
+        stages = tuple(StageConfig(**stage) if isinstance(stage, dict) else stage for stage in self.stages)
+        object.__setattr__(self, "stages", stages)
+        names = [stage.name for stage in stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages: names must differ: {', '.join(names)}")
-        if self.stages and self.stages[0].replay:
-            raise ValueError(f"stage {names[0]}: replay={self.stages[0].replay:g}, but no stage comes before it")
-        if self.stages and self.cache:
-            raise ValueError(f"{len(self.stages)} stages and cache={self.cache}: a cache is of one text; drop one")
+        if stages and stages[0].replay:
+            raise ValueError(f"stage {names[0]}: replay={stages[0].replay:g}, but no stage comes before it")
+        if stages and self.cache:
+            raise ValueError(f"{len(stages)} stages and cache={self.cache}: a cache holds one text; leave one out")
         self.resolved()
 
     def resolved(self) -> tuple["DistillConfig", ...]:
-        """The settings of every stage, itself where there are none. ValueError names the stage that cannot be."""
-        found = []
+        """The complete settings of every stage; a run without stages returns itself. ValueError names the stage."""
+        settings = []
         for stage in self.stages:
             try:
-                found.append(replace(self, stages=(), **stage.overrides()))
+                settings.append(replace(self, stages=(), **stage.overrides()))
             except ValueError as error:
                 raise ValueError(f"stage {stage.name}: {error}") from None
-        return tuple(found) or (self,)
+        return tuple(settings) or (self,)
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run, over all stages."""
-        return sum(one.total_steps for one in self.resolved()) if self.stages else super().total_steps
+        """Optimizer steps of the whole run, summed over stages."""
+        return sum(stage.total_steps for stage in self.resolved()) if self.stages else super().total_steps
 
     @property
     def total_tokens(self) -> int:
-        """Tokens that the student reads in the whole run, over all stages."""
-        return sum(one.total_tokens for one in self.resolved()) if self.stages else super().total_tokens
+        """Tokens that the student reads in the whole run, summed over stages."""
+        return sum(stage.total_tokens for stage in self.resolved()) if self.stages else super().total_tokens
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Every text that is read, once."""
-        named = [text for one in self.resolved() for text in (*one.data, one.heldout)]
-        return tuple(dict.fromkeys([*named, self.heldout]))
+        """Every text source of the run, once each."""
+        names = [name for stage in self.resolved() for name in (*stage.text, stage.eval_text)]
+        return tuple(dict.fromkeys([*names, self.eval_text]))
 
     def settings(self) -> dict[str, Any]:
-        """What the record keeps: every field, and the steps that came of them."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return plain | {"stages": [stage.given() for stage in self.stages], "total_steps": self.total_steps}
+        """The values that the checkpoint's record stores: every field, and the number of steps."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"stages": [stage.changes() for stage in self.stages], "total_steps": self.total_steps}
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How a training is run, none of which changes what comes of it.
+    """How a training run is saved and logged; none of it changes the result. `restart` discards saved work."""
 
-    The state to go on from is kept every `save_every` steps (0: only at the end of stages); `restart` begins anew;
-    `log_dir` gets TensorBoard's event files.
-    """
-
-    save_every: int = 100
+    save_every: int = option(
+        100,
+        "Steps between two saved states. 0 saves only at the end of each stage.",
+        group="Run control",
+        minimum=0,
+    )
+    log_dir: str | None = option(
+        None, "Directory for TensorBoard event files.", group="Run control", is_path=True, default_text="none written"
+    )
     restart: bool = False
-    log_dir: str | None = None
 
     def __post_init__(self) -> None:
         if self.save_every < 0:
-            raise ValueError(f"save_every={self.save_every}: must be 1 or more, or 0 to keep no state but stages' ends")
+            raise ValueError(f"save_every={self.save_every}: must be 0 (only at the end of stages) or more")
 
 
 @dataclass(frozen=True)
-class CaptureConfig:
-    """What a teacher's cache holds, and of which text. None of `top_k` is the codec's own number.
+class CodecConfig:
+    """How a teacher's targets are stored. None means the codec's default.
 
-    `temperature`, `top_k`, `samples` and `renormalise` are for codecs that store probabilities, at the temperature of
-    a distillation where None is given; `dtype` is that of hidden states, None the teacher's. A shard holds
-    `shard_windows` windows. `packing` is that of the distillation.
+    hybrid and topk store probabilities at one temperature; `dtype` applies to the hidden states of hidden.
     """
 
-    codec: str = "hidden"
-    temperature: float | None = None
-    top_k: int | None = None
-    samples: int = 10
-    renormalise: bool = True
-    dtype: str | None = None
-    data: tuple[str, ...] = ("default",)
-    n_samples: int = 1024
-    seq_len: int = 256
-    seed: int = 0
-    shard_windows: int = 64
-    packing: str = "documents"
+    codec: str = option(
+        "hidden",
+        "Storage of the targets. hidden: exact hidden states; hybrid: unbiased sample; topk: likeliest tokens, biased.",
+        choices=CODECS,
+    )
+    temperature: float | None = option(
+        None,
+        "Temperature of stored probabilities, for hybrid and topk. distill must use the same.",
+        group="Targets",
+        above=0,
+        default_text=f"{TEMPERATURE:g}, as in distill",
+    )
+    top_k: int | None = option(
+        None, "Likeliest tokens stored per position.", group="Targets", minimum=1, default_text="hybrid 12, topk 50"
+    )
+    draws: int = option(
+        10, "Random draws per position from the remaining tokens, for hybrid.", group="Targets", minimum=1
+    )
+    renormalise: bool = option(
+        True, "Scale the probabilities stored by topk to sum to 1.", group="Targets", flag="--renormalise/--raw"
+    )
+    dtype: str | None = option(
+        None, "Dtype of stored hidden states.", group="Targets", choices=(*DTYPES, "float32"), default_text=TEACHERS
+    )
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "data", (self.data,) if isinstance(self.data, str) else tuple(self.data))
-        if self.codec not in CODECS:
-            raise ValueError(f"codec={self.codec}: known are {', '.join(CODECS)}")
-        check_packing_name(self.packing)
-        if self.temperature is not None and not (self.temperature > 0 and isfinite(self.temperature)):
-            raise ValueError(f"temperature={self.temperature}: must be above 0 and finite")
+    def check_codec(self) -> None:
+        """ValueError for a codec setting that cannot be used."""
+        check_choice("codec", self.codec, CODECS)
+        check_positive(temperature=self.temperature)
         if self.codec == "hidden" and self.temperature is not None:
-            raise ValueError(f"temperature={self.temperature}: hidden states hold for any; leave it out")
-        least = {"n_samples": 1, "seq_len": 2, "shard_windows": 1, "samples": 1, "top_k": 1}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise ValueError(f"{name}={value}: must be {smallest} or more")
-        if self.dtype is not None and self.dtype not in (*DTYPES, "float32"):
-            raise ValueError(f"dtype={self.dtype}: hidden states are kept in float16, bfloat16 or float32")
+            raise ValueError(f"temperature={self.temperature}: codec hidden holds for every temperature; leave it out")
+        check_at_least(1, draws=self.draws, top_k=self.top_k)
+        check_choice("dtype", self.dtype, (*DTYPES, "float32"))
 
     def codec_settings(self, vocab: int, dtype: str) -> dict[str, Any]:
-        """Name and settings of the codec over `vocab` tokens, as a manifest keeps them; `dtype` is the teacher's."""
+        """Name and settings of the codec over `vocab` tokens, as the manifest stores them; `dtype` is the teacher's."""
         temperature = TEMPERATURE if self.temperature is None else self.temperature
         sparse: dict[str, Any] = {"name": self.codec, "vocab": vocab, "temperature": temperature}
-        kept = {} if self.top_k is None else {"top_k": self.top_k}
+        size = {} if self.top_k is None else {"top_k": self.top_k}
         table: dict[str, dict[str, Any]] = {
             "hidden": {"name": self.codec, "dtype": self.dtype or dtype},
-            "hybrid": {**sparse, "samples": self.samples, **kept},
-            "topk": {**sparse, "renormalise": self.renormalise, **kept},
+            "hybrid": {**sparse, "draws": self.draws, **size},
+            "topk": {**sparse, "renormalise": self.renormalise, **size},
         }
         return table[self.codec]
+
+
+@dataclass(frozen=True)
+class CaptureConfig(CodecConfig):
+    """The targets of a cache and the text that they belong to. `packing` must equal the distillation's."""
+
+    text: tuple[str, ...] = option(("default",), TEXT_HELP)
+    samples: int = option(1024, "Number of windows; fewer when the text is shorter.", minimum=1)
+    seq_len: int = option(256, SEQ_LEN_HELP, group="Text", minimum=2)
+    packing: str = option(
+        "documents",
+        "Attention between documents in one window. distill must use the same.",
+        group="Text",
+        choices=PACKINGS,
+    )
+    shard_windows: int = option(64, "Windows per file of the cache.", group="Run control", minimum=1)
+    seed: int = option(0, SEED_HELP, group="Run control", default_text="0")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", as_tuple(self.text))
+        self.check_codec()
+        check_choice("packing", self.packing, PACKINGS)
+        check_at_least(1, samples=self.samples, shard_windows=self.shard_windows)
+        check_at_least(2, seq_len=self.seq_len)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How answers are generated and which of them are written."""
+
+    max_tokens: int = option(512, "Most tokens of one answer.", minimum=1)
+    temperature: float = option(
+        0.0,
+        "Sampling temperature. 0 always takes the likeliest token.",
+        minimum=0,
+        group="Essentials",
+        default_text="0",
+    )
+    top_p: float = option(
+        1.0, "Probability mass to sample from: the likeliest tokens that reach it.", above=0, maximum=1
+    )
+    limit: int | None = option(
+        None, "Number of prompts, from the start of the file.", group="Limits", minimum=1, default_text="all"
+    )
+    keep_truncated: bool = option(
+        False, "Keep answers that --max-tokens cut off. Without it they are left out.", group="Limits"
+    )
+    runtime: str = option(
+        "auto",
+        "Runtime that generates. auto: the one that began the file, else vLLM if it starts, else transformers.",
+        group="Resources",
+        choices=RUNTIMES,
+    )
+    batch_size: int | None = option(
+        None, "Prompts per batch.", group="Resources", minimum=1, default_text="transformers 8, vllm 128"
+    )
+    seed: int = option(0, SEED_HELP, group="Run control", default_text="0")

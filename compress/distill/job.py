@@ -25,7 +25,7 @@ from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.sharding.parallel import place
 from compress.distill.student.build import (
-    Student,
+    StudentModel,
     check_student,
     common_vocabulary,
     make_student,
@@ -34,15 +34,15 @@ from compress.distill.student.build import (
     working_dtype,
 )
 from compress.distill.student.memory_estimate import cures, told
-from compress.distill.student.plan import Plan, plan_distill, plan_row
+from compress.distill.student.plan import StudentPlan, plan_distill, plan_row
 from compress.distill.targets.cache import MANIFEST, windows_digest
 from compress.distill.targets.cached_teacher import CachedTeacher, cache_text, open_cache
 from compress.distill.text.packing import check_own_answers, check_packing
-from compress.distill.text.stages import heldout_windows, make_stages, stage_texts
+from compress.distill.text.stages import make_eval_windows, make_stages, stage_texts
 from compress.distill.text.windows import Text, text_row
-from compress.distill.training.journal import Journal, shared_journal
+from compress.distill.training.journal import TrainingJournal, shared_journal
 from compress.distill.training.logs import logged
-from compress.distill.training.loop import Heldout, Model, Scores, Teacher, make_accelerator
+from compress.distill.training.loop import Evaluator, Model, Scores, Teacher, make_accelerator
 from compress.distill.training.stage_runner import Finished, Run, keep_alignment, make_alignment, run_stages
 
 Row = dict[str, Any]
@@ -73,9 +73,9 @@ def distill_checkpoint(
     with shared_journal(out, job_settings(teacher, settings), room, restart=loop.restart) as journal:
         if not journal.published and journal.writes:
             with logged(report, out, loop.log_dir) as tell:
-                distill(Job(teacher, out, settings, plan, device, journal, tell), loop.save_every)
+                distill(DistillJob(teacher, out, settings, plan, device, journal, tell), loop.save_every)
         elif not journal.published:
-            distill(Job(teacher, out, settings, plan, device, journal, silent), loop.save_every)
+            distill(DistillJob(teacher, out, settings, plan, device, journal, silent), loop.save_every)
         row = journal.notes["row"] if journal.writes else {}
         if journal.writes:
             journal.discard()
@@ -83,15 +83,15 @@ def distill_checkpoint(
 
 
 @dataclass(frozen=True)
-class Job:
+class DistillJob:
     """What a distillation is about; `report` is silent in all processes but the first."""
 
     teacher: Checkpoint
     out: Path
     settings: DistillConfig
-    plan: Plan
+    plan: StudentPlan
     device: torch.device
-    journal: Journal
+    journal: TrainingJournal
     report: Report
 
 
@@ -105,7 +105,7 @@ def job_settings(teacher: Checkpoint, settings: DistillConfig) -> Row:
     return {**settings.settings(), **given, **{name: version(name) for name in ("qcompress", "torch", "transformers")}}
 
 
-def distill(job: Job, save_every: int) -> None:
+def distill(job: DistillJob, save_every: int) -> None:
     """Train and write the student, and note the summary row in the journal."""
     started, settings, report = time.perf_counter(), job.settings, job.report
     tokenizer = job.teacher.tokenizer
@@ -117,34 +117,34 @@ def distill(job: Job, save_every: int) -> None:
     check_packing(big, str(job.teacher), settings.packing, max(stage.settings.seq_len for stage in stages))
     texts = [cache_text(cache, settings, tokenizer)] if cache else stage_texts(stages, tokenizer, big.model)
     for stage, text in zip(stages, texts, strict=True):
-        report(stage.named() | text_row(text, stage.data, stage.needed) | {"heldout": stage.settings.heldout})
+        report(stage.named() | text_row(text, stage.text, stage.needed) | {"eval_text": stage.settings.eval_text})
     student = make_student(job.teacher, job.plan, settings, texts[0].windows, vocab, job.device, report)
     for stage in stages:
         if stage.on_policy:
             check_own_answers(student.model.model, settings.packing, stage.settings.seq_len)
-    held_out = heldout_windows(settings, texts, tokenizer)
-    *judges, heldout = open_judges(big, held_out, vocab)
-    before = heldout.measure(student.model)
-    report({"heldout_tokens": heldout.tokens, "kl_before": before.kl, "perplexity_before": exp(before.nll)})
+    eval_windows = make_eval_windows(settings, texts, tokenizer)
+    *evaluators, evaluator = open_evaluators(big, eval_windows, vocab)
+    before = evaluator.measure(student.model)
+    report({"eval_tokens": evaluator.tokens, "kl_before": before.kl, "perplexity_before": exp(before.nll)})
     alignment = make_alignment(student.model, big, stages, settings.seed)
     answers: Teacher = CachedTeacher(cache, texts[0].windows, big) if cache else big
     del big  # with a cache, nothing but the head is needed any more
     run = Run(student.model, answers, vocab, tokenizer.eos_token_id, alignment, report, job.journal, save_every)
-    finished = run_stages(run, stages, texts, judges)
+    finished = run_stages(run, stages, texts, evaluators)
     refuse_no_gain(finished, job.journal)
     if not job.journal.writes:
         return
-    after = heldout.measure(student.model)
-    row = {"out": str(job.out), **scores_row(heldout.teacher_nll, before, after), **job.plan.student_size}
+    after = evaluator.measure(student.model)
+    row = {"out": str(job.out), **scores_row(evaluator.teacher_nll, before, after), **job.plan.student_size}
     row |= training_row(finished)
-    text_of_record = record(job.teacher, settings, texts, held_out[-1], student, finished, row)
+    text_of_record = record(job.teacher, settings, texts, eval_windows[-1], student, finished, row)
     job.journal.note("row", lambda: row | {"seconds": round(time.perf_counter() - started, 1)})
     keep_alignment(run, job.out)
     weights = finished[-1].trained.weights
     save_student(job.out, student, weights, Path(settings.student or job.teacher.path), text_of_record)
 
 
-def pick_device(teacher: Checkpoint, plan: Plan, settings: DistillConfig) -> torch.device:
+def pick_device(teacher: Checkpoint, plan: StudentPlan, settings: DistillConfig) -> torch.device:
     """Where training runs. QCompressError when that is the CPU and it has not the memory for all its processes."""
     device = make_accelerator().device
     if device.type == "cpu":
@@ -153,14 +153,14 @@ def pick_device(teacher: Checkpoint, plan: Plan, settings: DistillConfig) -> tor
     return device
 
 
-def open_judges(teacher: Model, heldout: Sequence[Windows], vocab: int) -> list[Heldout]:
+def open_evaluators(teacher: Model, eval_windows: Sequence[Windows], vocab: int) -> list[Evaluator]:
     """What measures on each of these windows; the teacher is asked about the same ones once."""
-    known = {windows_digest(windows): windows for windows in heldout}
-    made = {digest: Heldout(teacher, windows, vocab) for digest, windows in known.items()}
-    return [made[windows_digest(windows)] for windows in heldout]
+    known = {windows_digest(windows): windows for windows in eval_windows}
+    made = {digest: Evaluator(teacher, windows, vocab) for digest, windows in known.items()}
+    return [made[windows_digest(windows)] for windows in eval_windows]
 
 
-def refuse_no_gain(finished: Sequence[Finished], journal: Journal) -> None:
+def refuse_no_gain(finished: Sequence[Finished], journal: TrainingJournal) -> None:
     """QCompressError when the best weights are those before training. The work stays only where a run broke off."""
     if any(one.trained.best_step for one in finished):
         return
@@ -168,7 +168,7 @@ def refuse_no_gain(finished: Sequence[Finished], journal: Journal) -> None:
     if trained.stopped:
         what = f"{trained.stopped}, before the student was better than untrained"
     else:
-        seen = [row["heldout_kl"] for row in trained.curve if "heldout_kl" in row]
+        seen = [row["eval_kl"] for row in trained.curve if "eval_kl" in row]
         kl = f"held-out KL {finished[-1].kl_before:.4g} before, at best {min(seen):.4g} in {len(trained.curve)} steps"
         what = f"the untrained weights are the best, {kl}"
         journal.forget()
@@ -209,20 +209,20 @@ def record(
     teacher: Checkpoint,
     settings: DistillConfig,
     texts: Sequence[Text],
-    heldout: Windows,
-    student: Student,
+    eval_windows: Windows,
+    student: StudentModel,
     finished: Sequence[Finished],
     row: Row,
 ) -> str:
-    """qcompress.json: everything that made this student, the loss curve, and the `heldout` that judged the whole."""
+    """qcompress.json: everything that made this student, the loss curve, and the evaluation text of the whole run."""
     return record_text(
         "distill",
         settings.settings(),
         source=origin(teacher),
         student=origin(open_checkpoint(settings.student)) if settings.student else None,
         calibration=joined_manifest(texts) | {"start": asdict(texts[0].start)},
-        heldout=heldout.manifest,
-        stages=[stage_part(one, text) for one, text in zip(finished, texts, strict=False) if one.stage.name],
+        eval_text=eval_windows.manifest,
+        stages=[stage_record(one, text) for one, text in zip(finished, texts, strict=False) if one.stage.name],
         blocks=student.blocks,
         sweep=student.sweep,
         width=student.width,
@@ -240,7 +240,12 @@ def joined_manifest(texts: Sequence[Text]) -> Row:
     return manifests[0] | {"sources": list(sources.values()), "tokens": sum(one["tokens"] for one in manifests)}
 
 
-def stage_part(one: Finished, text: Text) -> Row:
+def stage_record(one: Finished, text: Text) -> Row:
     """A stage in the record: its row, and its texts."""
     row = {key: value for key, value in one.row().items() if key != "stage"}
-    return {"name": one.stage.name, **row, "calibration": text.windows.manifest, "heldout": text.heldout.manifest}
+    return {
+        "name": one.stage.name,
+        **row,
+        "calibration": text.windows.manifest,
+        "eval_text": text.eval_windows.manifest,
+    }

@@ -100,7 +100,7 @@ def try_candidate(
     """
     if not processes.first(path.is_dir):
         run(path, config)
-    return {"candidate": path.name, "heldout_kl": processes.first(lambda: evaluator.kl(path) if evaluator else 0.0)}
+    return {"candidate": path.name, "eval_kl": processes.first(lambda: evaluator.kl(path) if evaluator else 0.0)}
 
 
 def candidate_name(config: QuantizeConfig) -> str:
@@ -110,7 +110,7 @@ def candidate_name(config: QuantizeConfig) -> str:
 
 def best_of(rows: list[Row]) -> Row:
     """The first row of the lowest KL: METHODS begins with the simplest."""
-    return min(rows, key=lambda row: row["heldout_kl"])
+    return min(rows, key=lambda row: row["eval_kl"])
 
 
 def open_folder(model: PathOrCheckpoint, out: Path, config: QuantizeConfig, *, restart: bool) -> Path:
@@ -183,5 +183,5 @@ def finish(folder: Path, out: Path) -> Row:
     shutil.rmtree(folder)
     checkpoint = open_causal_lm(out)
     rows = checkpoint.record["candidates"]
-    rtn = next(row["heldout_kl"] for row in rows if row["candidate"] == "rtn")
+    rtn = next(row["eval_kl"] for row in rows if row["candidate"] == "rtn")
     return {"out": str(out), **best_of(rows), "rtn_kl": rtn, "bytes": checkpoint.bytes}

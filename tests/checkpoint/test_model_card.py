@@ -11,10 +11,10 @@ from compress.checkpoint.model_card import find_license, find_name, front_matter
 MANIFEST = {"sources": [{"name": "/home/me/chats.jsonl", "digest": "sha256:dd", "weight": 0.5, "tokens": 1200}]}
 RECORD: dict[str, Any] = {
     "command": "distill",
-    "settings": {"alpha": 0.7, "data": ["/home/me/chats.jsonl"], "heldout": "heldout", "cache": None},
+    "settings": {"alpha": 0.7, "text": ["/home/me/chats.jsonl"], "eval_text": "heldout", "cache": None},
     "source": {"path": "/home/me/big", "digest": "sha256:aa", "name": "org/big", "license": "apache-2.0"},
     "calibration": MANIFEST,
-    "heldout": {"sources": [{"name": "heldout", "digest": "sha256:ee", "weight": 1.0, "tokens": 300}]},
+    "eval_text": {"sources": [{"name": "heldout", "digest": "sha256:ee", "weight": 1.0, "tokens": 300}]},
     "loss": [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.25}],
     "rows": [
         {"out": "/home/me/small", "seconds": 17.3, "kl_before": 2.5, "kl_after": 1.25, "tokens": 4096, "steps": 2}
@@ -55,7 +55,7 @@ QUANTIZED: dict[str, Any] = {
     "calibration": MANIFEST,
     "rows": [{"error": 0.01, "rtn_error": 0.03}, {"error": 0.02, "rtn_error": 0.05}],
     "tune": {"kl_before": 0.31, "kl_blocks": 0.27, "kl": 0.22, "step": 9},
-    "candidates": [{"candidate": "rtn", "heldout_kl": 0.51}, {"candidate": "awq+tune", "heldout_kl": 0.22}],
+    "candidates": [{"candidate": "rtn", "eval_kl": 0.51}, {"candidate": "awq+tune", "eval_kl": 0.22}],
     "versions": {"qcompress": "0.1.0"},
 }
 
@@ -114,7 +114,7 @@ def test_a_quantized_model_is_tagged_with_method_and_format():
 
 
 def test_every_stage_has_its_data_in_the_card():
-    given = {"alpha": 0.7, "stages": [{"name": "task", "replay": 0.25, "data": ["/home/me/t.jsonl"]}]}
+    given = {"alpha": 0.7, "stages": [{"name": "task", "replay": 0.25, "text": ["/home/me/t.jsonl"]}]}
     stages = [{"name": "task", "calibration": {"sources": [{"name": "t.jsonl", "digest": "sha256:ff", "tokens": 5}]}}]
     text = write_card(RECORD | {"stages": stages, "settings": given})
     assert (

@@ -29,7 +29,7 @@ from compress.distill.config import DIVERGENCES, STEPS, CaptureConfig, DistillCo
         ({"blocks": 3, "beta": 1.0}, "beta=1.0"),
         ({"blocks": 3, "temperature": 0.0}, "temperature=0.0"),
         ({"blocks": 3, "learning_rate": float("nan")}, "learning_rate=nan"),
-        ({"blocks": 3, "data": ()}, "0 sources"),
+        ({"blocks": 3, "text": ()}, "0 sources"),
         ({"blocks": 3, "dtype": "float32"}, "dtype=float32"),
     ],
 )
@@ -57,7 +57,7 @@ def test_the_table_of_divergences_is_the_one_that_is_offered():
             DistillConfig,
             {"teacher", "out", "dry_run", "as_json"} | {one.name for one in fields(LoopConfig)},
         ),
-        (capture.command, CaptureConfig, {"teacher", "out", "rank", "ranks", "as_json"}),
+        (capture.command, CaptureConfig, {"teacher", "out", "rank", "ranks", "restart", "as_json"}),
     ],
 )
 def test_flags_and_fields_have_the_same_names_and_defaults(command, config, others):

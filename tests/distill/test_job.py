@@ -21,7 +21,7 @@ from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig
 from compress.distill.job import distill_checkpoint
 from compress.distill.student.plan import plan_distill, plan_row
-from compress.distill.training.loop import Heldout, Model
+from compress.distill.training.loop import Evaluator, Model
 
 SHORT: dict[str, Any] = {
     "alpha": 1.0,
@@ -50,10 +50,10 @@ def test_distillation_lowers_the_heldout_kl_and_says_by_what_factor(distilled):
 
 def test_what_was_measured_is_what_was_written(distilled, tiny_llama):
     out, row, _ = distilled
-    cpu, tokenizer, made = torch.device("cpu"), Checkpoint(tiny_llama).tokenizer, Checkpoint(out).record["heldout"]
+    cpu, tokenizer, made = torch.device("cpu"), Checkpoint(tiny_llama).tokenizer, Checkpoint(out).record["eval_text"]
     arguments = {key: made[key] for key in ("n_samples", "seq_len", "seed", "start_token")}
-    heldout = Heldout(Model(load_model(tiny_llama), cpu), build_windows(["heldout"], tokenizer, **arguments), 128)
-    found = heldout.measure(Model(load_model(out), cpu))
+    evaluator = Evaluator(Model(load_model(tiny_llama), cpu), build_windows(["heldout"], tokenizer, **arguments), 128)
+    found = evaluator.measure(Model(load_model(out), cpu))
     assert row["kl_after"] == pytest.approx(found.kl, rel=1e-6)
     assert row["perplexity_after"] == pytest.approx(exp(found.nll), rel=1e-6)
 
@@ -89,7 +89,7 @@ def test_the_record_tells_everything_that_made_the_student(distilled, tiny_llama
     assert record["command"] == "distill" and record["source"]["digest"] == Checkpoint(tiny_llama).digest
     assert record["settings"]["learning_rate"] == 3e-3 and record["settings"]["total_steps"] == 6
     assert record["calibration"]["sources"][0]["name"] == "default" and "token" in record["calibration"]["start"]
-    assert record["heldout"]["sources"][0]["name"] == "heldout"
+    assert record["eval_text"]["sources"][0]["name"] == "heldout"
     assert [point["step"] for point in record["loss"]] == [1, 2, 3, 4, 5, 6]
     assert {"step", "loss", "kl", "ce"} <= record["loss"][0].keys()
     assert len(record["blocks"]) == 1 and len(record["sweep"]) == 2
@@ -150,7 +150,7 @@ def test_a_student_of_another_tokenizer_is_refused_by_both_names(tiny_llama, tmp
 
 
 def test_text_that_is_trained_on_cannot_be_held_out(tiny_llama, tmp_path):
-    settings = DistillConfig(blocks=1, data=("heldout",), **SHORT)
+    settings = DistillConfig(blocks=1, text=("heldout",), **SHORT)
     with pytest.raises(QCompressError, match="heldout: is trained on"):
         distill_checkpoint(tiny_llama, tmp_path / "out", settings)
 
@@ -158,7 +158,7 @@ def test_text_that_is_trained_on_cannot_be_held_out(tiny_llama, tmp_path):
 def test_text_in_which_nothing_counts_is_refused(tiny_llama, tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"a question without an answer, number {i}"}]} for i in range(99)]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = DistillConfig(blocks=1, data=(str(tmp_path / "chat.jsonl"),), **SHORT)
+    settings = DistillConfig(blocks=1, text=(str(tmp_path / "chat.jsonl"),), **SHORT)
     with pytest.raises(
         QCompressError,
         match=r"chat.jsonl: 0 of 768 tokens count in a loss, in all \d+ samples",
@@ -169,7 +169,7 @@ def test_text_in_which_nothing_counts_is_refused(tiny_llama, tmp_path):
 def test_a_file_that_adds_nothing_to_a_mixture_is_refused_by_its_own_name(tiny_llama, tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"a question without an answer, number {i}"}]} for i in range(99)]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = DistillConfig(blocks=1, data=("default", str(tmp_path / "chat.jsonl=0.5")), **SHORT)
+    settings = DistillConfig(blocks=1, text=("default", str(tmp_path / "chat.jsonl=0.5")), **SHORT)
     with pytest.raises(QCompressError, match=r"^chat.jsonl: 0 of 248 tokens count"):
         distill_checkpoint(tiny_llama, tmp_path / "out", settings)
 
@@ -179,7 +179,7 @@ def test_a_text_that_is_too_short_for_the_run_is_read_again(tiny_llama, tmp_path
         sentences = (f"sentence {i} is about the fox and the dog." for i in range(first, first + 20))
         (tmp_path / name).write_text(" ".join(sentences))
     reported: list[dict[str, Any]] = []
-    texts = {"data": (str(tmp_path / "short.txt"),), "heldout": str(tmp_path / "others.txt")}
+    texts = {"text": (str(tmp_path / "short.txt"),), "eval_text": str(tmp_path / "others.txt")}
     settings = DistillConfig(blocks=1, **SHORT | texts)
     distill_checkpoint(tiny_llama, tmp_path / "out", settings, reported.append)
     (text,) = [row for row in reported if "epochs" in row]
@@ -222,7 +222,7 @@ def test_more_memory_than_there_is_is_refused_before_the_work(tiny_llama, tmp_pa
         (["--num-heads", "3"], "num_heads=3 is not a multiple of num_kv_heads=2"),
         (["--student", "nowhere"], "nowhere: no such directory"),
         ([], "nothing given"),
-        (["--blocks", "1", "--data", "nowhere.txt"], "nowhere.txt"),
+        (["--blocks", "1", "--text", "nowhere.txt"], "nowhere.txt"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(tiny_llama, tmp_path, arguments, words):

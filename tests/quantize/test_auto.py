@@ -25,9 +25,9 @@ def chosen(tiny_llama, tmp_path_factory):
 def test_the_best_of_all_is_written_with_the_table_of_all(chosen, tiny_llama):
     out, row = chosen
     record = Checkpoint(out).record
-    found = {candidate["candidate"]: candidate["heldout_kl"] for candidate in record["candidates"]}
+    found = {candidate["candidate"]: candidate["eval_kl"] for candidate in record["candidates"]}
     assert set(found) >= set(METHODS) and any(name.endswith("+tune") for name in found)
-    assert row["heldout_kl"] == min(found.values()) <= found["rtn"]
+    assert row["eval_kl"] == min(found.values()) <= found["rtn"]
     assert record["settings"]["method"] == row["candidate"].removesuffix("+tune")
     assert not [r for r in check_checkpoint(out, source=tiny_llama) if r["level"] == "error"]
     card = (out / "README.md").read_text()

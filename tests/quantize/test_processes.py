@@ -29,8 +29,8 @@ def test_two_processes_correct_the_errors_of_all_windows(tiny_llama, tmp_path):
 def test_two_processes_try_every_method_and_publish_once(tiny_llama, tmp_path):
     out = tmp_path / "best"
     told = by_two(tiny_llama, "--method", "auto", "--samples", "128", "--seq-len", "32", "--json", "--out", str(out))
-    found = {row["candidate"]: row["heldout_kl"] for row in Checkpoint(out).record["candidates"]}
-    assert set(found) == set(METHODS) and json.loads(told)["heldout_kl"] == min(found.values())
+    found = {row["candidate"]: row["eval_kl"] for row in Checkpoint(out).record["candidates"]}
+    assert set(found) == set(METHODS) and json.loads(told)["eval_kl"] == min(found.values())
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

@@ -89,8 +89,8 @@ def test_the_peak_of_a_process_is_seen_from_outside(tmp_path):
 
 def test_the_curves_of_four_variants_have_the_same_steps_and_begin_alike(tiny_llama, tmp_path):
     (tmp_path / "task.txt").write_text("\n\n".join(f"question {i}: what is {i} and {i}? {i + i}." for i in range(400)))
-    sizes = ["--blocks", "1", "--batch-size", "2", "--seq-len", "32", "--heldout-windows", "24", "--points", "2"]
-    texts = ["--data", "default", "--task", str(tmp_path / "task.txt"), "--heldout", "heldout"]
+    sizes = ["--blocks", "1", "--batch-size", "2", "--seq-len", "32", "--eval-windows", "24", "--points", "2"]
+    texts = ["--text", "default", "--task", str(tmp_path / "task.txt"), "--eval-text", "heldout"]
     arguments = [str(tiny_llama), str(tmp_path / "out"), *texts, *sizes, "--minutes", "0.01"]
     shown = CliRunner().invoke(script("bench_distill_curve").main, arguments, catch_exceptions=False)
     assert shown.exit_code == 0

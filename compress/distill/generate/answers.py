@@ -43,6 +43,22 @@ def find_facts(out: Path) -> Facts | None:
     return None
 
 
+def discard_answers(out: Path, processes: int) -> None:
+    """Remove the answers of an interrupted run; a finished `out` stays.
+
+    QCompressError when several processes run: one of them would remove what another has just written.
+    """
+    if processes > 1:
+        raise QCompressError(f"{out}: --restart works in one process only; remove .{out.name}.*.part, then start again")
+    if manifest_path(out).is_file():
+        return
+    parts = part_paths(out)
+    if parts:
+        out.unlink(missing_ok=True)
+    for path in parts:
+        path.unlink()
+
+
 def refuse_other(out: Path, theirs: Facts, ours: Facts) -> None:
     """QCompressError that names the first of our facts that is another there."""
     difference = differing(theirs, ours)
@@ -75,7 +91,7 @@ def parse(line: str, path: Path, number: int) -> Any:
         ) from None
 
 
-class Part:
+class AnswerFile:
     """The file of one process, to add to."""
 
     def __init__(self, out: Path, facts: Facts, rank: int, ranks: int):

@@ -26,9 +26,10 @@ from compress.core.atomic import disk_errors, write_whole
 from compress.core.errors import QCompressError
 from compress.core.sampling import Ids, Sampling
 from compress.distill.generate.answers import (
+    AnswerFile,
     Batches,
     Facts,
-    Part,
+    discard_answers,
     find_facts,
     manifest_path,
     part_paths,
@@ -55,7 +56,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Asking:
+class GenerateJob:
     """What is asked of whom, and where the answers go; `facts` is all that they follow from.
 
     `length` is the most tokens of a prompt and its answer together.
@@ -82,6 +83,7 @@ def generate_answers(
     keep_truncated: bool = False,
     rank: int = 0,
     ranks: int = 1,
+    restart: bool = False,
     report: Report = lambda row: None,
 ) -> Row:
     """Ask this rank's batches; the last rank to finish writes `out`. Returns the summary row.
@@ -94,17 +96,19 @@ def generate_answers(
     started = time.perf_counter()
     if not 0 <= rank < ranks:
         raise QCompressError(f"rank {rank} of {ranks}: ranks count from 0 to {ranks - 1}")
+    if restart:
+        discard_answers(out, ranks)
     checkpoint = open_causal_lm(teacher)
     fitting, too_long = read_prompts(checkpoint, prompts, sampling, limit)
     facts = describe(checkpoint, [*fitting, *too_long], sampling)
     length = max(len(prompt.ids) for prompt in fitting) + sampling.max_tokens
     runtime = choose(length)
     facts |= {"runtime": runtime.name, "batch_size": runtime.batch_size, "keep_truncated": keep_truncated}
-    asking = Asking(checkpoint, out, sampling, runtime, facts, batches(fitting, runtime.batch_size), too_long, length)
-    if not is_whole(out, asking.facts):
-        ask(asking, rank, ranks, report)
-        publish(asking)
-    return summary(asking) | {"seconds": round(time.perf_counter() - started, 1)}
+    job = GenerateJob(checkpoint, out, sampling, runtime, facts, batches(fitting, runtime.batch_size), too_long, length)
+    if not is_whole(out, job.facts):
+        ask(job, rank, ranks, report)
+        publish(job)
+    return summary(job) | {"seconds": round(time.perf_counter() - started, 1)}
 
 
 def read_prompts(
@@ -161,39 +165,39 @@ def is_whole(out: Path, facts: Facts) -> bool:
     return manifest_path(out).is_file() and out.is_file()
 
 
-def ask(asking: Asking, rank: int, ranks: int, report: Report) -> None:
+def ask(job: GenerateJob, rank: int, ranks: int, report: Report) -> None:
     """Answer those of this rank's batches that nobody has answered; the teacher is opened only for them."""
-    there = answered(asking)
+    there = answered(job)
     if there is None:
         return
-    mine = range(rank, len(asking.groups), ranks)
+    mine = range(rank, len(job.groups), ranks)
     missing = [index for index in mine if index not in there]
     if not missing:
         return
-    part = Part(asking.out, asking.facts, rank, ranks)
-    with closing(asking.runtime.open(asking.teacher, asking.length)) as runtime:
-        meter = Meter(sum(len(asking.groups[index]) for index in missing), report)
+    part = AnswerFile(job.out, job.facts, rank, ranks)
+    with closing(job.runtime.open(job.teacher, job.length)) as runtime:
+        meter = Meter(sum(len(job.groups[index]) for index in missing), report)
         for index in missing:
-            rows = answer(asking, asking.groups[index], runtime)
+            rows = answer(job, job.groups[index], runtime)
             part.add(index, rows)
             meter.add(len(rows), sum(tokens for _, tokens, _ in rows))
 
 
-def answered(asking: Asking) -> Batches | None:
+def answered(job: GenerateJob) -> Batches | None:
     """The batches that any process has finished; None when all are, and another process has just put them together."""
     try:
-        there = read_parts(asking.out, asking.facts)
+        there = read_parts(job.out, job.facts)
     except FileNotFoundError:  # removed while we were reading
         return None
-    return None if manifest_path(asking.out).is_file() else there
+    return None if manifest_path(job.out).is_file() else there
 
 
-def answer(asking: Asking, group: Sequence[Prompt], runtime: Runtime) -> list[list[Any]]:
+def answer(job: GenerateJob, group: Sequence[Prompt], runtime: Runtime) -> list[list[Any]]:
     """[text, tokens, ended] for each prompt of a batch."""
-    seeds = [asking.sampling.seed_of(prompt.ids, prompt.number) for prompt in group]
-    answers = runtime.generate([prompt.ids for prompt in group], asking.sampling, seeds)
+    seeds = [job.sampling.seed_of(prompt.ids, prompt.number) for prompt in group]
+    answers = runtime.generate([prompt.ids for prompt in group], job.sampling, seeds)
     return [
-        [str(asking.teacher.tokenizer.decode(ids, skip_special_tokens=True)), len(ids), ended] for ids, ended in answers
+        [str(job.teacher.tokenizer.decode(ids, skip_special_tokens=True)), len(ids), ended] for ids, ended in answers
     ]
 
 
@@ -215,44 +219,44 @@ class Meter:
         self.report({"prompts": f"{self.prompts}/{self.total}", **rates, "eta": left})
 
 
-def publish(asking: Asking) -> None:
+def publish(job: GenerateJob) -> None:
     """Write `out` and its manifest, in the prompts' order, once every batch is there; then the parts go.
 
     Does nothing while batches are missing, or when another process was faster.
     """
-    there = answered(asking)
-    if there is None or len(there) < len(asking.groups):
+    there = answered(job)
+    if there is None or len(there) < len(job.groups):
         return
-    rows, counts = conversations(asking, there)
-    manifest = {"facts": asking.facts, "counts": counts}
-    with disk_errors(asking.out):
-        write_whole(asking.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-        write_whole(manifest_path(asking.out), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
-    for path in part_paths(asking.out):
+    rows, counts = conversations(job, there)
+    manifest = {"facts": job.facts, "counts": counts}
+    with disk_errors(job.out):
+        write_whole(job.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        write_whole(manifest_path(job.out), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    for path in part_paths(job.out):
         path.unlink(missing_ok=True)
 
 
-def conversations(asking: Asking, there: Batches) -> tuple[list[Row], dict[str, int]]:
+def conversations(job: GenerateJob, there: Batches) -> tuple[list[Row], dict[str, int]]:
     """The rows of `out`, and how many prompts, answers and tokens there are, and how many were left out for what."""
-    counts = {"prompts": 0, "answers": 0, "tokens": 0, "truncated": 0, "empty": 0, "too_long": len(asking.too_long)}
+    counts = {"prompts": 0, "answers": 0, "tokens": 0, "truncated": 0, "empty": 0, "too_long": len(job.too_long)}
     rows = []
-    for index, group in enumerate(asking.groups):
+    for index, group in enumerate(job.groups):
         for prompt, (text, tokens, ended) in zip(group, there[index], strict=True):
             counts["truncated"] += not ended
             counts["empty"] += not text.strip()
-            if text.strip() and (ended or asking.facts["keep_truncated"]):
+            if text.strip() and (ended or job.facts["keep_truncated"]):
                 messages = [*prompt.messages, {"role": "assistant", "content": text}]
                 rows.append({"messages": messages, "prompt": prompt.number, "tokens": tokens, "truncated": not ended})
     counts |= {"answers": len(rows), "tokens": sum(row["tokens"] for row in rows)}
-    counts["prompts"] = sum(map(len, asking.groups)) + len(asking.too_long)
+    counts["prompts"] = sum(map(len, job.groups)) + len(job.too_long)
     return sorted(rows, key=lambda row: row["prompt"]), counts
 
 
-def summary(asking: Asking) -> Row:
+def summary(job: GenerateJob) -> Row:
     """The counts of what is whole, or how much is still missing for other processes to answer."""
-    row = {"out": str(asking.out), "runtime": asking.facts["runtime"]}
-    there = answered(asking)
+    row = {"out": str(job.out), "runtime": job.facts["runtime"]}
+    there = answered(job)
     if there is None:
-        counts = read_json(manifest_path(asking.out))["counts"]
-        return row | counts | {"kept_truncated": asking.facts["keep_truncated"] or None}
-    return row | {"batches": f"{len(there)} of {len(asking.groups)}", "next": "other processes have the rest to answer"}
+        counts = read_json(manifest_path(job.out))["counts"]
+        return row | counts | {"kept_truncated": job.facts["keep_truncated"] or None}
+    return row | {"batches": f"{len(there)} of {len(job.groups)}", "next": "other processes have the rest to answer"}

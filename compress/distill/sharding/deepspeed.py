@@ -105,7 +105,7 @@ def zero_moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[st
 
 
 @torch.no_grad()
-def give_zero(optimizer: torch.optim.Optimizer, parameter: Tensor, moments: dict[str, Tensor]) -> None:
+def load_zero(optimizer: torch.optim.Optimizer, parameter: Tensor, moments: dict[str, Tensor]) -> None:
     """Make a divided parameter's value, and these whole moments, what this process's part goes on from."""
     mine = part(optimizer, parameter)
     if mine is None:

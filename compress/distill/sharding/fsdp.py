@@ -2,10 +2,10 @@
 
     https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 
-FSDP2 spreads parameters, gradients and Adam's moments, ZeRO (`zero`) moments, and with 2 gradients. accelerate does
-either on GPUs only and would train replicas elsewhere in silence, so only its settings are read here. A spread
-parameter is a part of itself, but for the time of its module's forward: what needs the student whole runs `inside`.
-`joined` ends it: a student that is spread is never seen outside the training loop.
+FSDP2 shards parameters, gradients and Adam's moments; ZeRO (`deepspeed`) shards moments, and with stage 2 gradients.
+accelerate shards on GPUs only and trains replicas elsewhere without a warning, so only its settings are read here.
+A sharded parameter is whole only during its module's forward pass: `run_unsharded` runs code that needs the whole
+student. `unsharded_model` ends the sharding, so a sharded student never leaves the training loop.
 """
 
 import math
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from compress.core.errors import QCompressError
-from compress.distill.sharding.deepspeed import STAGES, Zero, divided, give_zero, zero_moments
+from compress.distill.sharding.deepspeed import STAGES, Zero, divided, load_zero, zero_moments
 from compress.model.blocks import find_blocks, load_all
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ def make_accelerator() -> Accelerator:
         return Accelerator(mixed_precision="bf16" if half else "no", cpu=not torch.cuda.is_available())
 
 
-class Spread(nn.Module):
+class ShardedObjective(nn.Module):
     """An objective whose parameters lie in parts over all processes: those of each block, and all others together."""
 
     def __init__(self, objective: nn.Module, model: Any):
@@ -120,9 +120,9 @@ class Spread(nn.Module):
 
 
 @torch.no_grad()
-def inside(module: nn.Module, work: Callable[[], T]) -> T:
+def run_unsharded(module: nn.Module, work: Callable[[], T]) -> T:
     """What `work` returns, with the parameters of `module` as it needs them. All processes call this together."""
-    if not isinstance(module, Spread):
+    if not isinstance(module, ShardedObjective):
         return work()
     try:
         return module(work=work)  # type: ignore[no-any-return]
@@ -132,7 +132,7 @@ def inside(module: nn.Module, work: Callable[[], T]) -> T:
                 part.reshard()
 
 
-def unsynced(accelerator: Accelerator, module: nn.Module, on: bool) -> AbstractContextManager[None]:
+def no_sync(accelerator: Accelerator, module: nn.Module, on: bool) -> AbstractContextManager[None]:
     """Inside, where `on`, replicas do not add up their gradients yet: another micro-batch of the same step follows.
 
     FSDP's gradients are added at once: what waits would be whole in every process. DeepSpeed knows what may wait.
@@ -140,7 +140,7 @@ def unsynced(accelerator: Accelerator, module: nn.Module, on: bool) -> AbstractC
     if isinstance(module, Zero):
         module.engine.set_gradient_accumulation_boundary(not on)
         return nullcontext()
-    return accelerator.no_sync(module) if on and not isinstance(module, Spread) else nullcontext()
+    return accelerator.no_sync(module) if on and not isinstance(module, ShardedObjective) else nullcontext()
 
 
 def backward(accelerator: Accelerator, module: nn.Module, loss: Tensor) -> None:
@@ -160,7 +160,7 @@ def update(module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float)
     if isinstance(module, Zero):
         return module.step()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = float(gathered(nn.utils.clip_grad_norm_(parameters, max_norm)))
+    norm = float(full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm)))
     if math.isfinite(norm):
         optimizer.step()
     optimizer.zero_grad()
@@ -173,16 +173,16 @@ def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[s
     return {key: whole(torch.as_tensor(value)) for key, value in held.items()}
 
 
-def give_moments(optimizer: torch.optim.Optimizer, states: dict[nn.Parameter, dict[str, Tensor]]) -> None:
+def load_moments(optimizer: torch.optim.Optimizer, states: dict[nn.Parameter, dict[str, Tensor]]) -> None:
     """Give the optimizer the whole moments of parameters that have their values already."""
     if any(divided(parameter) for parameter in states):
         for parameter, held in states.items():
-            give_zero(optimizer, parameter, held)
+            load_zero(optimizer, parameter, held)
         return
     places = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     place_of = {parameter: place for place, parameter in enumerate(places)}
     state = {
-        place_of[parameter]: {key: spread(value, parameter) for key, value in held.items()}
+        place_of[parameter]: {key: shard_like(value, parameter) for key, value in held.items()}
         for parameter, held in states.items()
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -190,15 +190,15 @@ def give_moments(optimizer: torch.optim.Optimizer, states: dict[nn.Parameter, di
 
 def whole(tensor: Tensor) -> Tensor:
     """A copy in main memory of a tensor that may be spread over processes."""
-    return gathered(tensor).to("cpu", copy=True)
+    return full_tensor(tensor).to("cpu", copy=True)
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that may be spread over processes, which call this together."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor as `like` is spread over processes; scalars stay whole."""
     if not hasattr(like, "full_tensor") or tensor.ndim == 0:
         return tensor
@@ -208,14 +208,14 @@ def spread(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
-def joined(model: Any, weights: dict[str, Tensor]) -> Any:
+def unsharded_model(model: Any, weights: dict[str, Tensor]) -> Any:
     """A plain model of the same config with these weights, in float32, where a spread one was."""
     return load_all(model.config.to_dict(), weights.__getitem__, torch.float32)
 
 
-def join(module: nn.Module) -> None:
+def unshard(module: nn.Module) -> None:
     """Make the parameters of a module that has no block in it whole again. All processes call this together."""
     for name, parameter in list(module.named_parameters()):
         owner, _, last = name.rpartition(".")
-        learned = nn.Parameter(gathered(parameter.detach()).clone(), requires_grad=parameter.requires_grad)
+        learned = nn.Parameter(full_tensor(parameter.detach()).clone(), requires_grad=parameter.requires_grad)
         setattr(module.get_submodule(owner), last, learned)

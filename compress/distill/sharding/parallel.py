@@ -1,7 +1,7 @@
 """Several processes on one training: each takes its share of every step's windows, the first writes and tells.
 
 Started by `torchrun` or `accelerate launch`; alone, everything here does nothing. All processes read the same windows,
-so the tokens of a step are counted without asking the others.
+so the tokens of a step are counted without job the others.
 """
 
 from collections.abc import Callable

@@ -18,7 +18,7 @@ from compress.checkpoint.read import RECORD, Checkpoint, PathOrCheckpoint
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.core.errors import QCompressError
 from compress.distill.config import StudentConfig
-from compress.distill.student.plan import Plan
+from compress.distill.student.plan import StudentPlan
 from compress.distill.training.loop import Model, check_head
 from compress.model.blocks import Weights, load_all
 from compress.model.depth import choose_blocks, sweep_depth
@@ -32,7 +32,7 @@ IMPORTANCE_WINDOWS, IMPORTANCE_LENGTH = 16, 256
 
 
 @dataclass(frozen=True)
-class Student:
+class StudentModel:
     """The student before training: model, config.json, which blocks of the teacher it kept, by which sweep.
 
     `width` says by what its channels were chosen, None where it is as wide as its teacher.
@@ -61,7 +61,7 @@ def check_student(teacher: Checkpoint, settings: StudentConfig) -> Any:
     return tokenizer
 
 
-def common_vocabulary(plan: Plan, tokenizer: Any) -> int:
+def common_vocabulary(plan: StudentPlan, tokenizer: Any) -> int:
     """How many tokens both models and the tokenizer know: what else a vocabulary holds is padding."""
     known = max(tokenizer.get_vocab().values()) + 1
     return min(int(plan.teacher["vocab_size"]), int(plan.student["vocab_size"]), known)
@@ -81,16 +81,16 @@ def open_model(source: PathOrCheckpoint, dtype: torch.dtype, device: torch.devic
 
 def make_student(
     source: Checkpoint,
-    plan: Plan,
+    plan: StudentPlan,
     settings: StudentConfig,
     windows: Windows,
     vocab: int,
     device: torch.device,
     report: Report,
-) -> Student:
+) -> StudentModel:
     """The student that the settings describe, in float32 on `device`."""
     if settings.student is not None:
-        return Student(open_model(Path(settings.student), torch.float32, device), plan.student)
+        return StudentModel(open_model(Path(settings.student), torch.float32, device), plan.student)
     weights, sweep = weight_reader(source), None
     blocks = tuple(range(plan.shape.num_layers))
     if plan.removed:
@@ -107,13 +107,13 @@ def make_student(
         report({"narrowed_by": width["importance"], "importance_tokens": width["tokens"]})
     config, cut_weights = cut(source.config, weights, plan.shape, blocks, importance)
     model = load_all(config, lambda name: check_finite(name, cut_weights(name)), torch.float32)
-    return Student(Model(model, device), config, blocks, sweep, width)
+    return StudentModel(Model(model, device), config, blocks, sweep, width)
 
 
 def judge_width(
     config: Row,
     weights: Weights,
-    plan: Plan,
+    plan: StudentPlan,
     blocks: tuple[int, ...],
     settings: StudentConfig,
     ids: Tensor,
@@ -136,7 +136,7 @@ def judge_width(
     return found, {"importance": "activations", **size}
 
 
-def save_student(out: Path, student: Student, weights: dict[str, Tensor], tokenizer: Path, record: str) -> None:
+def save_student(out: Path, student: StudentModel, weights: dict[str, Tensor], tokenizer: Path, record: str) -> None:
     """The checkpoint: these weights, the student's config in their dtype, the files of `tokenizer`, record and card."""
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     config = {**student.config, "dtype": dtype, "architectures": [type(student.model.model).__name__]}

@@ -21,13 +21,13 @@ from compress.distill.student.build import common_vocabulary, make_student, open
 from compress.distill.student.plan import plan_distill, plan_row
 from compress.distill.text.packing import check_packing
 from compress.distill.text.windows import train_text
-from compress.distill.training.loop import Heldout, snapshot
+from compress.distill.training.loop import Evaluator, snapshot
 from compress.model.student import shape_of
 from compress.model.width import Shape
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
-KEPT = ("blocks", *SHAPE, "importance", "data", "heldout", "seq_len", "seed", "dtype")
+KEPT = ("blocks", *SHAPE, "importance", "text", "eval_text", "seq_len", "seed", "dtype")
 EVEN = 128
 PLANNED = ("student", "teacher_parameters", "parameters", "float16_bytes", "int4_bytes")
 
@@ -70,14 +70,14 @@ def init_student(
     check_packing(model, str(teacher), settings.packing, settings.seq_len)
     text, vocab = train_text(settings, tokenizer, model.model), common_vocabulary(plan, tokenizer)
     student = make_student(teacher, plan, settings, text.windows, vocab, device, report)
-    heldout = Heldout(model, text.heldout, vocab)
-    found = heldout.measure(student.model)
+    evaluator = Evaluator(model, text.eval_windows, vocab)
+    found = evaluator.measure(student.model)
     row = {
         "out": str(out),
         **sizes,
         "note": note,
         "kl_before": found.kl,
-        "perplexity_teacher": exp(heldout.teacher_nll),
+        "perplexity_teacher": exp(evaluator.teacher_nll),
     }
     row |= {"perplexity_before": exp(found.nll), "seconds": round(time.perf_counter() - started, 1)}
     record = record_text(
@@ -85,7 +85,7 @@ def init_student(
         {name: getattr(settings, name) for name in KEPT},
         source=origin(teacher),
         calibration=text.windows.manifest | {"start": asdict(text.start)},
-        heldout=text.heldout.manifest,
+        eval_text=text.eval_windows.manifest,
         blocks=student.blocks,
         sweep=student.sweep,
         width=student.width,

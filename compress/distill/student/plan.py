@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudentPlan:
     """Both configs, the student's shape and sizes, and the bytes of memory that training takes, about."""
 
     teacher: Json
@@ -55,13 +55,13 @@ def read_config(path: Path) -> Json:
     return config
 
 
-def plan_distill(teacher: Path, settings: DistillConfig) -> Plan:
+def plan_distill(teacher: Path, settings: DistillConfig) -> StudentPlan:
     """The plan for a teacher's directory, of which only config.json is read. ValueError for an impossible shape."""
     student = read_config(Path(settings.student)) if settings.student else None
     return make_plan(read_config(teacher), settings, student)
 
 
-def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = None) -> Plan:
+def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = None) -> StudentPlan:
     """The plan for a teacher's config, and a student's where it is not cut out of the teacher."""
     check_dtype(teacher if student is None else student, settings.dtype)
     if student is None:
@@ -80,7 +80,7 @@ def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = Non
     sizes = plan_size(teacher), plan_size(config)
     big, small = (size["parameters"] for size in sizes)
     parts = memory_parts(big, small, config, settings, MICRO_TOKENS["cpu"])
-    return Plan(teacher, config, shape, *sizes, parts)
+    return StudentPlan(teacher, config, shape, *sizes, parts)
 
 
 def check_dtype(config: Json, dtype: str) -> None:
@@ -92,7 +92,7 @@ def check_dtype(config: Json, dtype: str) -> None:
         )
 
 
-def plan_row(plan: Plan, settings: DistillConfig) -> Row:
+def plan_row(plan: StudentPlan, settings: DistillConfig) -> Row:
     """The plan as the command prints it."""
     shape, sizes = plan.shape, plan.student_size
     return {

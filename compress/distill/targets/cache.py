@@ -67,13 +67,14 @@ class Manifest:
 
     def facts(self) -> dict[str, Any]:
         """Everything that must agree, by the name under which a user knows it."""
-        data = {key: self.data[key] for key in ("seq_len", "seed", "start_token", "n_samples")}
+        data = {key: self.data[key] for key in ("seq_len", "seed", "start_token")}
+        data["samples"] = self.data["n_samples"]
         data["packing"] = self.data.get("packing", "full")  # all there was before there was a choice
         sources = [source["digest"] for source in self.data["sources"]]
         named = {"codec": self.codec["name"], **{k: v for k, v in self.codec.items() if k != "name"}}
         rest = {"windows": self.windows, "shard_windows": self.shard_windows, "format": self.format}
         digests = {key: getattr(self, key) for key in ("teacher", "head", "tokenizer", "chat_template")}
-        return {**digests, **named, **data, "data": sources, **rest}
+        return {**digests, **named, **data, "text": sources, **rest}
 
 
 def differing(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
@@ -113,6 +114,19 @@ def checksum(tensors: Parts) -> Tensor:
         f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {tensor_digest(tensors[name])}" for name in names
     ]
     return digest_bytes("\n".join(lines).encode())
+
+
+def discard_shards(out: Path, processes: int) -> None:
+    """Remove an interrupted capture from `out`; a whole cache, and a directory without a manifest, stay.
+
+    QCompressError when several processes run: one of them would remove what another has just written.
+    """
+    if processes > 1:
+        raise QCompressError(f"{out}: --restart works in one process only; remove the directory, then start again")
+    if not (out / MANIFEST).is_file() or all((out / name).is_file() for name in read_manifest(out).files):
+        return
+    for path in [*out.glob("targets-*.safetensors"), *out.glob(".targets-*.partial"), out / MANIFEST]:
+        path.unlink()
 
 
 def open_folder(out: Path, manifest: Manifest) -> Manifest:

@@ -51,9 +51,9 @@ def cache_text(cache: Cache, settings: DistillConfig, tokenizer: Any) -> Text:
     made = cache.manifest.data
     size = {"seq_len": settings.seq_len, "seed": settings.seed}
     start = StartToken(**made["start"])
-    text = read_text(settings.data, settings.heldout, tokenizer, made["n_samples"], size, start, settings.packing)
+    text = read_text(settings.text, settings.eval_text, tokenizer, made["n_samples"], size, start, settings.packing)
     sources = [source["digest"] for source in text.windows.manifest["sources"]]
-    cache.check(data=sources, n_samples=len(text.windows.ids), windows=windows_digest(text.windows))
+    cache.check(text=sources, samples=len(text.windows.ids), windows=windows_digest(text.windows))
     return text
 
 

@@ -24,13 +24,14 @@ from compress.distill.config import CaptureConfig
 from compress.distill.student.build import open_model, working_dtype
 from compress.distill.targets.cache import (
     Manifest,
+    discard_shards,
     open_folder,
     read_shard,
     window_digests,
     windows_digest,
     write_shard,
 )
-from compress.distill.targets.codecs import Codec, Parts, join, make_codec
+from compress.distill.targets.codecs import Codec, Parts, concatenate, make_codec
 from compress.distill.text.packing import Batch, as_batch, check_packing
 from compress.distill.text.windows import counting_windows, find_start
 from compress.distill.training.loop import Model, micro_batch
@@ -47,6 +48,7 @@ def capture_teacher(
     *,
     rank: int = 0,
     ranks: int = 1,
+    restart: bool = False,
     report: Report = lambda row: None,
 ) -> Row:
     """Write this rank's shards of the teacher's cache at `out`; returns the summary row.
@@ -58,6 +60,8 @@ def capture_teacher(
     if not 0 <= rank < ranks:
         raise QCompressError(f"rank {rank} of {ranks}: ranks count from 0 to {ranks - 1}")
     teacher = open_causal_lm(teacher)
+    if restart:
+        discard_shards(out, ranks)
     tokenizer, device = teacher.tokenizer, pick_device(rank)
     model = open_model(teacher, working_dtype(device), device)
     check_packing(model, str(teacher), settings.packing, settings.seq_len)
@@ -70,7 +74,7 @@ def capture_teacher(
     for done, index in enumerate(mine, 1):
         fill_shard(out, manifest, index, model, windows, codec)
         report({"shard": f"{done}/{len(mine)}", "seconds": round(time.perf_counter() - started, 1)})
-    tokens = sum(int(windows.mask[part, 1:].sum()) for part in (spread(manifest, index) for index in mine))
+    tokens = sum(int(windows.mask[part, 1:].sum()) for part in (shard_slice(manifest, index) for index in mine))
     size = sum((out / manifest.files[index]).stat().st_size for index in mine)
     row = {"out": str(out), "codec": settings.codec, "biased": codec.biased, "tokens": tokens, "bytes": size}
     return row | {"bytes_per_token": size / max(tokens, 1), "seconds": round(time.perf_counter() - started, 1)}
@@ -85,8 +89,8 @@ def pick_device(rank: int) -> torch.device:
 def read_windows(settings: CaptureConfig, tokenizer: Any, model: Model) -> tuple[Windows, Row]:
     """The windows, and their manifest with how they begin."""
     size = {"seq_len": settings.seq_len, "seed": settings.seed}
-    start = find_start(settings.data, tokenizer, model.model, settings.n_samples, size)
-    windows = counting_windows(settings.data, tokenizer, settings.n_samples, size, start, settings.packing)
+    start = find_start(settings.text, tokenizer, model.model, settings.samples, size)
+    windows = counting_windows(settings.text, tokenizer, settings.samples, size, start, settings.packing)
     return windows, windows.manifest | {"start": asdict(start)}
 
 
@@ -122,7 +126,7 @@ def check_disk(out: Path, windows: Windows, codec: Codec, width: int) -> None:
         )
 
 
-def spread(manifest: Manifest, index: int) -> slice:
+def shard_slice(manifest: Manifest, index: int) -> slice:
     """The windows of a shard."""
     return slice(index * manifest.shard_windows, (index + 1) * manifest.shard_windows)
 
@@ -133,7 +137,7 @@ def fill_shard(out: Path, manifest: Manifest, index: int, model: Model, windows:
     if path.is_file():
         read_shard(path, manifest)
         return
-    part = spread(manifest, index)
+    part = shard_slice(manifest, index)
     first, batch = part.start, as_batch(windows).rows(part)
     ids = batch.ids
     rows = encode_windows(model, batch, codec, uniform_numbers(ids, first, int(manifest.data["seed"])))
@@ -153,7 +157,7 @@ def encode_windows(model: Model, batch: Batch, codec: Codec, uniform: Tensor) ->
         side = model.side(there.ids, there.documents)
         _, kept = next_tokens(some.ids, some.mask)
         parts.append(codec.encode(side._replace(hidden=side.hidden[kept.to(device)]), numbers[kept]))
-    return join(parts)
+    return concatenate(parts)
 
 
 def uniform_numbers(ids: Tensor, first: int, seed: int) -> Tensor:

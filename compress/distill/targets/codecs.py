@@ -4,7 +4,7 @@
     hybrid   the top_k likeliest tokens with their probability, and draws from all others: unbiased, at one temperature
     topk     the top_k likeliest tokens alone: biased, the gradient's fixed point is not the teacher; for comparison
 
-hybrid: with r the probability of all but the top_k, each of the `samples` draws stands for r / samples, so the expected
+hybrid: with r the probability of all but the top_k, each of the `draws` draws stands for r / draws, so the expected
 weight of every token is its probability. The draws are systematic: one uniform number per token, equal steps through
 the cumulated tail (Madow 1949, https://doi.org/10.1214/aoms/1177729988). Against a mere top-k see "Sparse Logit
 Sampling", ACL 2025.
@@ -67,34 +67,34 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Hybrid:
-    """ids of top_k and of `samples` draws in 3 bytes each; log p of the former and of the rest; the entropy."""
+    """ids of top_k and of `draws` draws in 3 bytes each; log p of the former and of the rest; the entropy."""
 
     vocab: int
     temperature: float = 1.0
     top_k: int = 12
-    samples: int = 10
+    draws: int = 10
     biased, sparse = False, True
 
     def bytes_per_token(self, width: int) -> int:
-        return 3 * (self.top_k + self.samples) + 2 * (self.top_k + 1) + 4
+        return 3 * (self.top_k + self.draws) + 2 * (self.top_k + 1) + 4
 
     def encode(self, side: LogitSource, uniform: Tensor) -> Parts:
         chunks = split(side, self.vocab, self.temperature)
-        return join([self._encode(p, uniform[rows].to(p.device)) for rows, p in chunks])
+        return concatenate([self._encode(p, uniform[rows].to(p.device)) for rows, p in chunks])
 
     def _encode(self, p: Tensor, uniform: Tensor) -> Parts:
         entropy = torch.special.entr(p).sum(-1)
         best, ids = p.topk(self.top_k, -1)
         tail = p.scatter_(-1, ids, 0.0).cumsum(-1, dtype=torch.float64)
         mass = tail[:, -1:].clone()
-        steps = torch.arange(self.samples, dtype=torch.float64, device=p.device) + uniform[:, None]
-        drawn = torch.searchsorted(tail, steps / self.samples * mass, right=True).clamp_(max=self.vocab - 1)
+        steps = torch.arange(self.draws, dtype=torch.float64, device=p.device) + uniform[:, None]
+        drawn = torch.searchsorted(tail, steps / self.draws * mass, right=True).clamp_(max=self.vocab - 1)
         logs = torch.cat([best, mass.to(best.dtype)], -1).log().half()
         return {"ids": pack_ids(torch.cat([ids, drawn], -1)), "log_p": logs.cpu(), "entropy": entropy.float().cpu()}
 
     def decode(self, parts: Parts, side: LogitSource) -> Targets:
         p = parts["log_p"].float().exp()
-        draws = (p[..., -1:] / self.samples).expand(*p.shape[:-1], self.samples)
+        draws = (p[..., -1:] / self.draws).expand(*p.shape[:-1], self.draws)
         weights = torch.cat([p[..., :-1], draws], -1)
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)  # float16 rounded them
         return to_device(Sparse(unpack_ids(parts["ids"]), weights, parts["entropy"], self.vocab), side)
@@ -115,7 +115,7 @@ class TopK:
 
     def encode(self, side: LogitSource, uniform: Tensor) -> Parts:
         found = (p.topk(self.top_k, -1) for _, p in split(side, self.vocab, self.temperature))
-        return join([{"ids": pack_ids(ids), "log_p": p.log().half().cpu()} for p, ids in found])
+        return concatenate([{"ids": pack_ids(ids), "log_p": p.log().half().cpu()} for p, ids in found])
 
     def decode(self, parts: Parts, side: LogitSource) -> Targets:
         p = parts["log_p"].float().exp()
@@ -132,8 +132,8 @@ def make_codec(settings: dict[str, Any]) -> Codec:
     options = {key: value for key, value in settings.items() if key != "name"}
     codec = CODECS[settings["name"]](**options)
     kept, vocab = options.get("top_k", 1), options.get("vocab", 2)
-    if not 1 <= kept < vocab or options.get("samples", 1) < 1:
-        raise ValueError(f"codec {settings}: top_k must be 1 to {vocab - 1}, samples 1 or more")
+    if not 1 <= kept < vocab or options.get("draws", 1) < 1:
+        raise ValueError(f"codec {settings}: top_k must be 1 to {vocab - 1}, draws 1 or more")
     return codec
 
 
@@ -149,7 +149,7 @@ def split(side: LogitSource, vocab: int, temperature: float) -> Iterator[tuple[s
         yield rows, p[:size]
 
 
-def join(parts: list[Parts]) -> Parts:
+def concatenate(parts: list[Parts]) -> Parts:
     """Rows after rows, by name; {} of nothing."""
     return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else {})}
 

@@ -13,7 +13,7 @@ from compress.distill.config import DistillConfig
 from compress.distill.text.packing import pack
 
 Row = dict[str, Any]
-HELDOUT_TOKENS = 1024
+EVAL_TOKENS = 1024
 START_WINDOWS, START_LENGTH = 4, 256
 
 
@@ -22,13 +22,13 @@ class Text:
     """What is trained on, what is held out, and how their windows begin."""
 
     windows: Windows
-    heldout: Windows
+    eval_windows: Windows
     start: StartToken
 
 
 def read_text(
-    data: Sequence[str],
-    heldout: str,
+    text: Sequence[str],
+    eval_text: str,
     tokenizer: Any,
     wanted: int,
     size: dict[str, int],
@@ -40,20 +40,20 @@ def read_text(
     A text that is too short for the run is read again; how often is for the caller to report. QCompressError when the
     same text is in both, or when no token of one of them counts.
     """
-    windows = counting_windows(data, tokenizer, wanted, size, start, packing)
-    judges = counting_windows([heldout], tokenizer, max(1, HELDOUT_TOKENS // size["seq_len"]), size, start, packing)
+    windows = counting_windows(text, tokenizer, wanted, size, start, packing)
+    evaluation = counting_windows([eval_text], tokenizer, max(1, EVAL_TOKENS // size["seq_len"]), size, start, packing)
     seen = {source["digest"] for source in windows.manifest["sources"]}
-    if seen & {source["digest"] for source in judges.manifest["sources"]}:
-        raise QCompressError(f"{heldout}: is trained on, so it cannot be held out; give --heldout another text")
-    return Text(windows, judges, start)
+    if seen & {source["digest"] for source in evaluation.manifest["sources"]}:
+        raise QCompressError(f"{eval_text}: is trained on, so it cannot be the --eval-text; give another text")
+    return Text(windows, evaluation, start)
 
 
 def train_text(settings: DistillConfig, tokenizer: Any, teacher: Any) -> Text:
     """Windows to train on, beginning as the teacher wants them to, and windows held out."""
     size = {"seq_len": settings.seq_len, "seed": settings.seed}
     wanted = settings.total_steps * settings.batch_size
-    start = find_start(settings.data, tokenizer, teacher, wanted, size)
-    return read_text(settings.data, settings.heldout, tokenizer, wanted, size, start, settings.packing)
+    start = find_start(settings.text, tokenizer, teacher, wanted, size)
+    return read_text(settings.text, settings.eval_text, tokenizer, wanted, size, start, settings.packing)
 
 
 def find_start(sources: Sequence[str], tokenizer: Any, teacher: Any, wanted: int, size: dict[str, int]) -> StartToken:
@@ -90,8 +90,8 @@ def fitting_windows(sources: Sequence[str], tokenizer: Any, wanted: int, size: d
             wanted = min(error.fitting, wanted - 1)
 
 
-def text_row(text: Text, data: Sequence[str], needed: int) -> Row:
+def text_row(text: Text, sources: Sequence[str], needed: int) -> Row:
     """Which text, how many windows of it, how often they are read for `needed` of them, and what they begin with."""
     windows = len(text.windows.ids)
-    row = {"data": ", ".join(data), "windows": windows, "epochs": round(needed / windows, 2)}
+    row = {"text": ", ".join(sources), "windows": windows, "epochs": round(needed / windows, 2)}
     return row | {"start_token": text.start.token}

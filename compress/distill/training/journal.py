@@ -47,7 +47,7 @@ class Progress:
     stopped: str | None = None
 
 
-class Journal:
+class TrainingJournal:
     """The journal of the training that writes `out`. Made by `open_journal`; only the first process `writes`."""
 
     def __init__(self, out: Path, settings: Row):
@@ -121,13 +121,13 @@ class Journal:
 
 
 @contextmanager
-def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False) -> Iterator[Journal]:
+def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False) -> Iterator[TrainingJournal]:
     """The journal of a training, new or taken over, locked while open. When no state was kept, nothing is left.
 
     QCompressError for a full directory, a disk without `needed` bytes, a training that runs already, or one that was
     started with other settings; `restart` removes the work of the latter.
     """
-    journal = Journal(out, settings)
+    journal = TrainingJournal(out, settings)
     begun = (journal.folder / JOURNAL).is_file() and not restart
     if not begun:
         check_room(out, needed)
@@ -149,10 +149,10 @@ def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False
 
 
 @contextmanager
-def shared_journal(out: Path, settings: Row, needed: int, *, restart: bool = False) -> Iterator[Journal]:
+def shared_journal(out: Path, settings: Row, needed: int, *, restart: bool = False) -> Iterator[TrainingJournal]:
     """`open_journal` in the first of several processes; the others get a copy to read."""
     if place()[0]:
-        journal = first(lambda: Journal(out, settings))
+        journal = first(lambda: TrainingJournal(out, settings))
         journal.writes = False
         yield journal
         return
@@ -168,7 +168,7 @@ class StateSaver:
     `beside` is what learns beside the student, in some of the stages, and is kept in all.
     """
 
-    journal: Journal | None = None
+    journal: TrainingJournal | None = None
     stage: int = 0
     every: int = 0
     beside: nn.Module | None = None

@@ -24,16 +24,16 @@ from compress.distill.config import TrainConfig
 from compress.distill.sharding.fsdp import (
     DEEPSPEED,
     FSDP,
-    Spread,
+    ShardedObjective,
     Zero,
     backward,
     check_launch,
-    gathered,
-    inside,
-    join,
-    joined,
+    full_tensor,
     make_accelerator,
-    unsynced,
+    no_sync,
+    run_unsharded,
+    unshard,
+    unsharded_model,
     update,
 )
 from compress.distill.sharding.parallel import add_up, from_first, share
@@ -42,7 +42,7 @@ from compress.distill.training.align import Aligned, Alignment, align_weight
 from compress.distill.training.gradient_checkpointing import recomputing
 from compress.distill.training.journal import NOWHERE, Progress, StateSaver
 from compress.distill.training.lora import adapted, plain_parameters
-from compress.distill.training.state import best_weights, give_state, over_state, take_state
+from compress.distill.training.state import best_weights, load_state, over_state, take_state
 from compress.losses import (
     Head,
     LogitSource,
@@ -150,7 +150,7 @@ class Objective(nn.Module):
         return AlignedLoss(found.loss + self.align_weight * align, found.kl, found.ce, align.detach())
 
 
-class Heldout:
+class Evaluator:
     """Windows that are never trained on, with the teacher's states of them, computed once."""
 
     @torch.no_grad()
@@ -180,7 +180,7 @@ def train(
     student: Model,
     teacher: Teacher,
     windows: Windows,
-    heldout: Heldout,
+    evaluator: Evaluator,
     settings: TrainConfig,
     *,
     kl_before: float,
@@ -208,16 +208,16 @@ def train(
     accelerator = make_accelerator()
     if not adapted(student.model):
         student.model.requires_grad_(True)
-    objective = Objective(student, settings, heldout.vocab, alignment)
+    objective = Objective(student, settings, evaluator.vocab, alignment)
     prepared, optimizer = prepare(accelerator, objective)
     if kept is not None:
-        give_state(objective, optimizer, kept[1])
+        load_state(objective, optimizer, kept[1])
     first, steps, spent = (kept[0].step if kept else 0) + 1, settings.total_steps, 0.0
     for step, batch in read_batches(windows, settings, first):
         started = time.perf_counter()
         objective.align_weight = align_weight(step, steps, settings.align_weight)
         if rewrite is not None:
-            batch = inside(prepared, partial(rewrite, step, batch))
+            batch = run_unsharded(prepared, partial(rewrite, step, batch))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, settings.learning_rate)
         with recomputing(student.model, settings.gradient_checkpointing):
@@ -229,15 +229,15 @@ def train(
         spent += time.perf_counter() - started
         result.curve.append({"step": step, **row})
         if step % settings.eval_every == 0 or step == steps:
-            scores = inside(prepared, partial(heldout.measure, student))
+            scores = run_unsharded(prepared, partial(evaluator.measure, student))
             judge(result, step, scores, student.model, dtype)
         report(progress_row(result.curve[-1], step, spent / (step - first + 1), settings))
         if saver.due(step) and step < steps:
             saver.keep(progress(result, step), take_state(objective, optimizer, result.weights))
     if isinstance(prepared, Zero):
         prepared.end()
-    if isinstance(prepared, Spread | Zero):
-        end_spread(student, alignment, result)
+    if isinstance(prepared, ShardedObjective | Zero):
+        end_sharding(student, alignment, result)
     for parameter in student.model.parameters():
         parameter.grad = None
     if not result.stopped and first <= steps:
@@ -257,7 +257,7 @@ def prepare(accelerator: Accelerator, objective: Objective) -> tuple[nn.Module, 
     if way == DEEPSPEED:
         optimizer = make_optimizer(objective)
         return Zero(objective, optimizer, max_norm=MAX_NORM, autocast=accelerator.autocast), optimizer
-    prepared = Spread(objective, objective.student) if way == FSDP else accelerator.prepare(objective)
+    prepared = ShardedObjective(objective, objective.student) if way == FSDP else accelerator.prepare(objective)
     return prepared, make_optimizer(objective)
 
 
@@ -266,11 +266,11 @@ def make_optimizer(objective: Objective) -> torch.optim.Optimizer:
     return torch.optim.AdamW(objective.groups(), betas=BETAS, weight_decay=0.0, fused=True)
 
 
-def end_spread(student: Model, alignment: Alignment | None, result: Trained) -> None:
+def end_sharding(student: Model, alignment: Alignment | None, result: Trained) -> None:
     """Give `student` its best weights in a model that is not spread, and `alignment` all of its projection."""
-    student.model = joined(student.model, result.weights).to(student.model.device)
+    student.model = unsharded_model(student.model, result.weights).to(student.model.device)
     if alignment is not None:
-        join(alignment)
+        unshard(alignment)
 
 
 def progress(result: Trained, step: int, *, over: bool = False) -> Progress:
@@ -287,7 +287,7 @@ def accumulate(accelerator: Accelerator, objective: nn.Module, teacher: Teacher,
     for number, part in enumerate(parts, 1):
         with torch.no_grad(), accelerator.autocast():
             target = teacher.side(part.ids, part.documents)
-        with unsynced(accelerator, objective, number < len(parts)):
+        with no_sync(accelerator, objective, number < len(parts)):
             with accelerator.autocast():
                 found: Loss | AlignedLoss = objective(part, target, total)
             backward(accelerator, objective, found.loss)
@@ -302,7 +302,7 @@ def accumulate(accelerator: Accelerator, objective: nn.Module, teacher: Teacher,
 def judge(result: Trained, step: int, scores: Scores, model: nn.Module, dtype: torch.dtype) -> None:
     """Note held-out KL and nll in the curve; keep the weights if the first process's KL is the least so far."""
     kl, nll = from_first(scores)
-    result.curve[-1] |= {"heldout_kl": kl, "heldout_nll": nll}
+    result.curve[-1] |= {"eval_kl": kl, "eval_nll": nll}
     if kl < result.best_kl:
         result.weights, result.best_step, result.best_kl = snapshot(model, dtype), step, kl
 
@@ -312,7 +312,7 @@ def snapshot(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 
     QCompressError if `dtype` overflows.
     """
-    pairs = ((name, gathered(p.detach())) for name, p in plain_parameters(model))
+    pairs = ((name, full_tensor(p.detach())) for name, p in plain_parameters(model))
     return {name: cast_finite(name, p, dtype).to("cpu", copy=p.dtype == dtype) for name, p in pairs}
 
 

@@ -12,11 +12,11 @@ from compress.distill.config import DistillConfig
 from compress.distill.sharding.parallel import from_first
 from compress.distill.text.on_policy import continue_windows
 from compress.distill.text.packing import Batch
-from compress.distill.text.stages import Stage
+from compress.distill.text.stages import TextStage
 from compress.distill.text.windows import Text
 from compress.distill.training.align import AlignedTeacher, Alignment, map_blocks, save_alignment
-from compress.distill.training.journal import NOWHERE, Journal, StateSaver
-from compress.distill.training.loop import Heldout, Model, Rewrite, Teacher, Trained, restore, train
+from compress.distill.training.journal import NOWHERE, StateSaver, TrainingJournal
+from compress.distill.training.loop import Evaluator, Model, Rewrite, Teacher, Trained, restore, train
 from compress.distill.training.lora import adapters
 
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ class Run:
     end: int | None
     alignment: Alignment | None = None
     report: Report = lambda row: None
-    journal: Journal | None = None
+    journal: TrainingJournal | None = None
     save_every: int = 0
 
 
@@ -41,7 +41,7 @@ class Run:
 class Finished:
     """A stage that is over: what came of it, with steps counted from the beginning of the run."""
 
-    stage: Stage
+    stage: TextStage
     trained: Trained
     kl_before: float
 
@@ -60,7 +60,7 @@ class Finished:
         }
 
 
-def make_alignment(student: Model, teacher: Model, stages: Sequence[Stage], seed: int) -> Alignment | None:
+def make_alignment(student: Model, teacher: Model, stages: Sequence[TextStage], seed: int) -> Alignment | None:
     """The projection from every block of the student to one of the teacher; None when no stage wants it."""
     if not any(stage.settings.align_weight for stage in stages):
         return None
@@ -69,17 +69,19 @@ def make_alignment(student: Model, teacher: Model, stages: Sequence[Stage], seed
     return Alignment(ours.hidden_size, theirs.hidden_size, pairs, seed).to(student.model.device)
 
 
-def run_stages(run: Run, stages: Sequence[Stage], texts: Sequence[Text], judges: Sequence[Heldout]) -> list[Finished]:
+def run_stages(
+    run: Run, stages: Sequence[TextStage], texts: Sequence[Text], evaluators: Sequence[Evaluator]
+) -> list[Finished]:
     """Train `run.student` through `stages`; it ends with the last stage's best weights, as they will be stored.
 
     A stage that gains nothing on its held-out text leaves the weights as they were. After one that met a number that
     is not finite no other begins.
     """
     finished: list[Finished] = []
-    for stage, text, heldout in zip(stages, texts, judges, strict=True):
+    for stage, text, evaluator in zip(stages, texts, evaluators, strict=True):
         saver = StateSaver(run.journal, len(finished), run.save_every, run.alignment)
         done = sum(len(one.trained.curve) for one in finished)
-        finished.append(run_stage(run, stage, text.windows, heldout, done, saver))
+        finished.append(run_stage(run, stage, text.windows, evaluator, done, saver))
         if stage.name:
             run.report(finished[-1].row())
         if finished[-1].trained.stopped:
@@ -88,18 +90,18 @@ def run_stages(run: Run, stages: Sequence[Stage], texts: Sequence[Text], judges:
 
 
 def run_stage(
-    run: Run, stage: Stage, windows: Windows, heldout: Heldout, done: int, saver: StateSaver = NOWHERE
+    run: Run, stage: TextStage, windows: Windows, evaluator: Evaluator, done: int, saver: StateSaver = NOWHERE
 ) -> Finished:
     """One stage, after `done` steps of others. Of one that another is begun after, only the curve comes back."""
     settings, student = stage.settings, run.student
     alignment = run.alignment if settings.align_weight else None
-    kl_before = saver.note("kl_before", lambda: from_first(heldout.measure(student).kl))
+    kl_before = saver.note("kl_before", lambda: from_first(evaluator.measure(student).kl))
     with adapters(student.model, settings.lora_rank, settings.lora_alpha, settings.seed):
         trained = train(
             student,
             answering(run.teacher, alignment),
             windows,
-            heldout,
+            evaluator,
             settings,
             kl_before=kl_before,
             dtype=getattr(torch, settings.dtype),

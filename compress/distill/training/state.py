@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from compress.distill.sharding.fsdp import give_moments, moments, spread, whole
+from compress.distill.sharding.fsdp import load_moments, moments, shard_like, whole
 
 Tensors = dict[str, Tensor]
 PARAMETER, OPTIMIZER, BEST, RANDOM = "parameter", "optimizer", "best", "random"
@@ -25,19 +25,19 @@ def take_state(module: nn.Module, optimizer: torch.optim.Optimizer, best: Tensor
     return tensors
 
 
-def give_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+def load_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Put back what `take_state` took: parameters, moments and this process's random numbers."""
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(spread(tensors[f"{PARAMETER}.{name}"], parameter))
+            parameter.copy_(shard_like(tensors[f"{PARAMETER}.{name}"], parameter))
     states: dict[nn.Parameter, Tensors] = {}
     for full, tensor in tensors.items():
         if full.startswith(f"{OPTIMIZER}."):
             _, key, name = full.split(".", 2)
             states.setdefault(parameters[name], {})[key] = tensor
-    give_moments(optimizer, states)
-    give_random(tensors)
+    load_moments(optimizer, states)
+    load_random(tensors)
 
 
 def over_state(best: Tensors) -> Tensors:
@@ -63,7 +63,7 @@ def take_random() -> Tensors:
     return dict(pairs)
 
 
-def give_random(tensors: Tensors) -> None:
+def load_random(tensors: Tensors) -> None:
     """Set this process's random numbers to where they were."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     for device, put in (("cpu", torch.set_rng_state), ("cuda", torch.cuda.set_rng_state)):

@@ -92,7 +92,7 @@ def draw_loss(figure: Figure, narrow: bool, curve: Sequence[Row], colour: str) -
         "loss": {"color": colour, "lw": 2.2},
         "kl": {"color": series(1), "lw": 1.4},
         "ce": {"color": MUTE, "lw": 1.4},
-        "heldout_kl": {"color": INK, "lw": 0, "marker": "o", "ms": 6},
+        "eval_kl": {"color": INK, "lw": 0, "marker": "o", "ms": 6},
     }
     for key, style in styles.items():
         points = [(row["step"], row[key]) for row in curve if isinstance(row.get(key), int | float)]

@@ -80,7 +80,7 @@ def tune_model(
             loss = trainer.step(ids[rows], answers[rows], learning_rate(step, steps, settings.learning_rate))
             line = {"tune_step": f"{step}/{steps}", "kl": loss, "seconds": round(time.perf_counter() - started, 1)}
             if step == steps or step % max(1, steps // (2 * settings.epochs)) == 0:
-                line["heldout_kl"] = now = judge()
+                line["eval_kl"] = now = judge()
                 if now < best:
                     best, kept, kept_step = now, student.snapshot(), step
             report(line)

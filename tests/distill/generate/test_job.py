@@ -320,3 +320,20 @@ def test_a_nucleus_is_the_fewest_tokens_that_hold_top_p(top_p, kept):
 def test_a_bad_setting_is_named_with_its_value(settings, message):
     with pytest.raises(ValueError, match=message):
         Sampling(**settings)
+
+
+def test_restart_replaces_an_interrupted_run_of_other_settings(ask, engine, whole, tmp_path):
+    out = tmp_path / "other" / "answers.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        ask(out, Sampling(3), engine=failing(engine, 1))
+    with pytest.raises(QCompressError, match="another max_tokens"):
+        ask(out)
+    ask(out, restart=True)
+    assert same(out, whole)
+
+
+def test_restart_keeps_finished_answers(ask, engine, whole, tmp_path):
+    out = tmp_path / "copy" / "answers.jsonl"
+    shutil.copytree(whole.parent, out.parent)
+    ask(out, engine=failing(engine, 0), restart=True)
+    assert same(out, whole)

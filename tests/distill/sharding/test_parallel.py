@@ -15,7 +15,7 @@ from compress.checkpoint.read import Checkpoint, read_json
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.job import distill_checkpoint
-from compress.distill.sharding.fsdp import Spread, Zero, check_launch
+from compress.distill.sharding.fsdp import ShardedObjective, Zero, check_launch
 from compress.distill.sharding.parallel import share
 from compress.distill.text.packing import Batch
 from compress.distill.training import loop as train
@@ -94,9 +94,9 @@ def one_of_two(rank: int, teacher: Path, folder: Path, ways: tuple[str, str]) ->
 def count_parts(patch: pytest.MonkeyPatch) -> list[float]:
     """A list that fills with the shares that this process has of what is spread."""
     parts: list[float] = []
-    spread, zero = Spread.__init__, Zero.__init__
+    spread, zero = ShardedObjective.__init__, Zero.__init__
 
-    def of_parameters(self: Spread, *arguments: Any) -> None:
+    def of_parameters(self: ShardedObjective, *arguments: Any) -> None:
         spread(self, *arguments)
         parts.extend(parameter.to_local().numel() / parameter.numel() for parameter in self.parameters())  # type: ignore[attr-defined]
 
@@ -105,7 +105,7 @@ def count_parts(patch: pytest.MonkeyPatch) -> list[float]:
         learning = sum(parameter.numel() for parameter in objective.parameters())
         parts.append(sum(group["params"][0].numel() for group in optimizer.param_groups) / learning)
 
-    patch.setattr(Spread, "__init__", of_parameters)
+    patch.setattr(ShardedObjective, "__init__", of_parameters)
     patch.setattr(Zero, "__init__", of_moments)
     return parts
 

@@ -24,10 +24,10 @@ def test_a_dry_run_refuses_texts_and_caches_that_cannot_be_read(tmp_path):
     for name, text in (("good.txt", "a text"), ("bad.jsonl", "{"), ("blank.txt", " \n")):
         (tmp_path / name).write_text(text)
     good, size = str(tmp_path / "good.txt"), {"blocks": 1}
-    assert check_inputs(DistillConfig(**size, data=(f"{good}=2",)))["texts"] == f"{good}=2, heldout"
+    assert check_inputs(DistillConfig(**size, text=(f"{good}=2",)))["texts"] == f"{good}=2, heldout"
     for name, what in (("gone.txt", "no such file"), ("bad.jsonl", "line 1: malformed"), ("blank.txt", "0 documents")):
-        for option in ({"heldout": str(tmp_path / name)}, {"stages": ({"name": "a", "data": str(tmp_path / name)},)}):
+        for option in ({"eval_text": str(tmp_path / name)}, {"stages": ({"name": "a", "text": str(tmp_path / name)},)}):
             with pytest.raises(CalibrationError, match=rf"{name}.*{what}"):
                 check_inputs(DistillConfig(**size, **option))
     with pytest.raises(QCompressError, match="nowhere"):
-        check_inputs(DistillConfig(**size, data=(good,), cache=str(tmp_path / "nowhere")))
+        check_inputs(DistillConfig(**size, text=(good,), cache=str(tmp_path / "nowhere")))

@@ -25,7 +25,7 @@ from compress.distill.targets.cache import Cache, read_manifest
 from compress.distill.targets.capture import capture_teacher
 from compress.distill.targets.inspect import inspect_cache
 
-SMALL: dict[str, Any] = {"n_samples": 24, "seq_len": 32, "shard_windows": 5}
+SMALL: dict[str, Any] = {"samples": 24, "seq_len": 32, "shard_windows": 5}
 HYBRID: dict[str, Any] = {"codec": "hybrid", "temperature": 1.0, **SMALL}
 SHORT: dict[str, Any] = {
     "alpha": 1.0,
@@ -77,7 +77,7 @@ def test_a_hybrid_cache_teaches_too(tiny_llama, tmp_path, hybrid):
 
 
 def test_a_hybrid_cache_and_a_distillation_agree_when_neither_is_told_a_temperature(tiny_llama, tmp_path):
-    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(codec="hybrid", top_k=60, samples=40, **SMALL))
+    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(codec="hybrid", top_k=60, draws=40, **SMALL))
     row = distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(cache=str(tmp_path / "cache"), **SHORT))
     assert row["kl_after"] < row["kl_before"] and read_manifest(tmp_path / "cache").codec["temperature"] == 2.0
 
@@ -98,7 +98,7 @@ def test_a_whole_cache_is_not_made_again(tiny_llama, tmp_path, hybrid):
 
 def test_a_capture_that_was_killed_ends_in_the_same_bytes(tiny_llama, tmp_path, hybrid):
     out = tmp_path / "cache"
-    arguments = ["capture", str(tiny_llama), "--out", str(out), "--codec", "hybrid", "--n-samples", "24"]
+    arguments = ["capture", str(tiny_llama), "--out", str(out), "--codec", "hybrid", "--samples", "24"]
     arguments += ["--seq-len", "32", "--shard-windows", "5", "--temperature", "1"]
     program = [sys.executable, "-c", "from compress.cli import cli; cli()", *arguments]
     process = subprocess.Popen(program, stderr=subprocess.DEVNULL)
@@ -177,8 +177,8 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tiny_lla
         ({"seq_len": 16}, "seq_len: 32 there, 16 here"),
         ({"seed": 1}, "seed: 0 there, 1 here"),
         ({"packing": "full"}, "packing: documents there, full here"),
-        ({"data": ("python",)}, "data: sha256:"),
-        ({"data": ("default=1", "python=1")}, "data: sha256:"),
+        ({"text": ("python",)}, "text: sha256:"),
+        ({"text": ("default=1", "python=1")}, "text: sha256:"),
     ],
 )
 def test_a_run_that_is_not_the_caches_is_refused_by_what_differs(tiny_llama, tmp_path, hybrid, change, name):
@@ -225,7 +225,7 @@ def test_a_capture_into_another_cache_is_refused_by_what_differs(tiny_llama, hyb
     before = content(hybrid)
     for change, name in (
         ({"codec": "topk"}, "codec: hybrid there, topk here"),
-        ({"samples": 3}, "samples: 10 there, 3"),
+        ({"draws": 3}, "draws: 10 there, 3"),
     ):
         with pytest.raises(QCompressError, match=f"is a cache of another {name}"):
             capture_teacher(tiny_llama, hybrid, CaptureConfig(**HYBRID | change))
@@ -259,7 +259,7 @@ def test_rows_of_other_tokens_are_refused(hybrid):
 def test_a_conversation_without_answers_makes_no_cache(tiny_llama, tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"a question without an answer, number {i}"}]} for i in range(99)]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = CaptureConfig(data=(str(tmp_path / "chat.jsonl"),), **SMALL)
+    settings = CaptureConfig(text=(str(tmp_path / "chat.jsonl"),), **SMALL)
     with pytest.raises(QCompressError, match=r"chat.jsonl: 0 of 768 tokens count"):
         capture_teacher(tiny_llama, tmp_path / "cache", settings)
     assert not (tmp_path / "cache").exists()
@@ -285,12 +285,34 @@ def test_nothing_in_a_cache_is_pickled(hybrid):
     ("settings", "message"),
     [
         ({"codec": "zip"}, "codec=zip"),
-        ({"codec": "hidden", "temperature": 2.0}, "temperature=2.0: hidden states hold for any"),
+        ({"codec": "hidden", "temperature": 2.0}, "temperature=2.0: codec hidden holds for every"),
         ({"temperature": 0.0, "codec": "hybrid"}, "temperature=0.0"),
-        ({"n_samples": 0}, "n_samples=0"),
+        ({"samples": 0}, "samples=0"),
         ({"dtype": "int8"}, "dtype=int8"),
     ],
 )
 def test_a_bad_setting_of_a_capture_is_named_with_its_value(settings, message):
     with pytest.raises(ValueError, match=message):
         CaptureConfig(**settings)
+
+
+def test_restart_replaces_an_interrupted_capture_of_other_settings(tiny_llama, tmp_path, hybrid):
+    out = tmp_path / "cache"
+    capture_teacher(tiny_llama, out, CaptureConfig(**SMALL))
+    (out / read_manifest(out).files[0]).unlink()
+    with pytest.raises(QCompressError, match="is a cache of another"):
+        capture_teacher(tiny_llama, out, CaptureConfig(**HYBRID))
+    capture_teacher(tiny_llama, out, CaptureConfig(**HYBRID), restart=True)
+    assert content(out) == content(hybrid)
+
+
+def test_restart_keeps_a_whole_cache(tiny_llama, tmp_path, hybrid):
+    shutil.copytree(hybrid, tmp_path / "cache")
+    with pytest.raises(QCompressError, match="is a cache of another"):
+        capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(**SMALL), restart=True)
+    assert content(tmp_path / "cache") == content(hybrid)
+
+
+def test_restart_is_refused_with_several_processes(tiny_llama, tmp_path):
+    with pytest.raises(QCompressError, match="--restart works in one process only"):
+        capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(**SMALL), restart=True, ranks=2)

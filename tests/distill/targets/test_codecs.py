@@ -67,7 +67,7 @@ def test_a_hidden_state_that_overflows_is_refused():
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("head", [Head(), Head(scale=0.5)], ids=["plain", "scaled"])
 def test_the_mean_hybrid_target_is_the_dense_one(temperature, head):
-    side, codec = teacher(head=head), Hybrid(VOCAB, temperature, top_k=4, samples=3)
+    side, codec = teacher(head=head), Hybrid(VOCAB, temperature, top_k=4, draws=3)
     numbers = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
     many = side._replace(hidden=side.hidden.repeat(400, 1))
     drawn = codec.decode(codec.encode(many, numbers.repeat_interleave(TOKENS)), side)
@@ -76,7 +76,7 @@ def test_the_mean_hybrid_target_is_the_dense_one(temperature, head):
 
 
 def test_the_likeliest_tokens_of_a_hybrid_target_are_exact_in_every_draw():
-    side, codec = teacher(), Hybrid(VOCAB, 1.0, top_k=4, samples=3)
+    side, codec = teacher(), Hybrid(VOCAB, 1.0, top_k=4, draws=3)
     p = dense(side, 1.0)
     best, ids = p.topk(4)
     for seed in range(3):
@@ -87,14 +87,14 @@ def test_the_likeliest_tokens_of_a_hybrid_target_are_exact_in_every_draw():
 
 
 def test_a_draw_never_names_a_likeliest_token():
-    side, codec = teacher(), Hybrid(VOCAB, 1.0, top_k=4, samples=20)
+    side, codec = teacher(), Hybrid(VOCAB, 1.0, top_k=4, draws=20)
     for number in (0.0, 0.5, 1 - 1e-16):
         ids = unpack_ids(codec.encode(side, torch.full((TOKENS,), number, dtype=torch.float64))["ids"])
         assert not (ids[:, 4:, None] == ids[:, None, :4]).any()
 
 
 def test_a_tail_without_mass_weighs_nothing():
-    side, codec = teacher()._replace(hidden=torch.zeros(2, WIDTH)), Hybrid(VOCAB, 1.0, top_k=1, samples=3)
+    side, codec = teacher()._replace(hidden=torch.zeros(2, WIDTH)), Hybrid(VOCAB, 1.0, top_k=1, draws=3)
     certain = side._replace(
         hidden=torch.eye(WIDTH)[:2] * 1e4, weight=torch.eye(WIDTH).repeat(10, 1) * torch.arange(60)[:, None]
     )
@@ -136,8 +136,8 @@ def test_no_tokens_are_no_rows_of_the_same_shape(codec):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"name": "topk", "vocab": 9, "top_k": 9}, {"name": "hybrid", "vocab": 99, "samples": 0}]
+    "settings", [{"name": "topk", "vocab": 9, "top_k": 9}, {"name": "hybrid", "vocab": 99, "draws": 0}]
 )
 def test_numbers_that_cannot_be_are_named(settings):
-    with pytest.raises(ValueError, match=r"top_k must be 1 to (8|98), samples 1 or more"):
+    with pytest.raises(ValueError, match=r"top_k must be 1 to (8|98), draws 1 or more"):
         make_codec(settings)

@@ -40,7 +40,7 @@ from compress.distill.text.packing import (
     visible,
 )
 from compress.distill.training.gradient_checkpointing import recomputing
-from compress.distill.training.loop import Heldout, Model, Objective, accumulate, make_accelerator
+from compress.distill.training.loop import Evaluator, Model, Objective, accumulate, make_accelerator
 from compress.losses import cross_entropy, next_tokens
 
 CPU = torch.device("cpu")
@@ -167,12 +167,12 @@ def test_full_packing_leaves_windows_as_they_were(tiny_llama):
 
 def test_held_out_scores_are_those_of_documents_alone():
     student, teacher, both = model(seed=1), model(seed=2), window(FIRST, SECOND)
-    heldout = Heldout(teacher, Windows(both.ids, both.mask, {}, both.documents), 40)
+    evaluator = Evaluator(teacher, Windows(both.ids, both.mask, {}, both.documents), 40)
     nll = 0.0
     for part in (window(FIRST), window(SECOND)):
         with torch.no_grad():
             nll += cross_entropy(student.side(part.ids), *next_tokens(part.ids, part.mask), vocab=40).sum().item()
-    assert heldout.tokens == 12 and heldout.measure(student).nll == pytest.approx(nll / 12, rel=1e-6)
+    assert evaluator.tokens == 12 and evaluator.measure(student).nll == pytest.approx(nll / 12, rel=1e-6)
 
 
 def test_a_model_that_cannot_keep_documents_apart_is_refused_by_name():
@@ -197,7 +197,7 @@ def test_a_student_that_forgets_while_it_writes_is_refused_where_documents_count
 
 def test_a_packing_that_is_not_known_is_named():
     for make in (lambda: DistillConfig(blocks=1, packing="some"), lambda: CaptureConfig(packing="some")):
-        with pytest.raises(ValueError, match="packing=some: known are documents, full"):
+        with pytest.raises(ValueError, match="packing=some: must be one of documents, full"):
             make()
 
 
@@ -217,9 +217,9 @@ def test_a_cache_teaches_packed_documents_as_the_teacher_does(tiny_llama, tmp_pa
     for name, count in (("data", 60), ("heldout", 12)):
         lines = [json.dumps({"text": f"{name} {i * i}: {'fox ' * (i % 5)}"}) for i in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    text = {"data": (str(tmp_path / "data.jsonl"),), "seq_len": 32}
-    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(n_samples=8, dtype="float32", **text))
-    short = {"blocks": 1, "steps": 2, "heldout": str(tmp_path / "heldout.jsonl"), "learning_rate": 3e-3, **text}
+    text = {"text": (str(tmp_path / "data.jsonl"),), "seq_len": 32}
+    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(samples=8, dtype="float32", **text))
+    short = {"blocks": 1, "steps": 2, "eval_text": str(tmp_path / "heldout.jsonl"), "learning_rate": 3e-3, **text}
     curves: dict[str, list[float]] = {}
     for name, options in (("live", {}), ("cached", {"cache": str(tmp_path / "cache")}), ("full", {"packing": "full"})):
         distill_checkpoint(tiny_llama, tmp_path / name, DistillConfig(**short, **options))

@@ -41,18 +41,18 @@ def staged(tiny_llama: Path, task: Path, tmp_path_factory: pytest.TempPathFactor
     out, reported = tmp_path_factory.mktemp("staged") / "student", []
     stages = (
         StageConfig("general", steps=4),
-        StageConfig("task", data=(str(task),), replay=0.25, steps=3, learning_rate=1e-3),
+        StageConfig("task", text=(str(task),), replay=0.25, steps=3, learning_rate=1e-3),
     )
     row = distill_checkpoint(tiny_llama, out, DistillConfig(stages=stages, **SHORT), reported.append)
     return out, row, reported
 
 
 def test_a_stage_inherits_what_it_does_not_name():
-    stages = (StageConfig("a", tokens=4096), StageConfig("b", learning_rate=1e-5, data="x.txt"))
+    stages = (StageConfig("a", tokens=4096), StageConfig("b", learning_rate=1e-5, text="x.txt"))
     whole = DistillConfig(blocks=2, steps=7, alpha=0.5, stages=stages)
     first, second = whole.resolved()
     assert (first.tokens, first.steps, first.total_steps, first.alpha) == (4096, None, 4, 0.5)
-    assert (second.steps, second.learning_rate, second.data, second.heldout) == (7, 1e-5, ("x.txt",), "heldout")
+    assert (second.steps, second.learning_rate, second.text, second.eval_text) == (7, 1e-5, ("x.txt",), "heldout")
     assert whole.total_steps == 4 + 7 and whole.total_tokens == 11 * 4 * 256
     assert whole.texts == ("default", "heldout", "x.txt")
 
@@ -60,7 +60,7 @@ def test_a_stage_inherits_what_it_does_not_name():
 def test_without_stages_the_whole_is_one_stage_of_the_same_settings():
     whole = DistillConfig(blocks=2, steps=7)
     (stage,) = make_stages(whole)
-    assert stage.settings is whole and stage.data == whole.data and stage.named() == {}
+    assert stage.settings is whole and stage.text == whole.text and stage.named() == {}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_without_stages_the_whole_is_one_stage_of_the_same_settings():
         ([{"name": "a"}, {"name": "b", "replay": 1.0}], "stage b: replay=1.0"),
         ([{"name": "a", "alpha": 2.0}], "stage a: alpha=2.0"),
         ([{"name": "a", "steps": 2, "tokens": 2}], "stage a: steps=2 and tokens=2"),
-        ([{"name": "a b"}], "stage 'a b': a name is letters"),
+        ([{"name": "a b"}], "stage 'a b': use letters"),
     ],
 )
 def test_a_stage_that_cannot_be_is_named(stages, message):
@@ -80,7 +80,7 @@ def test_a_stage_that_cannot_be_is_named(stages, message):
 
 
 def test_stages_and_a_cache_are_not_mixed():
-    with pytest.raises(ValueError, match="1 stages and cache=c: a cache is of one text"):
+    with pytest.raises(ValueError, match="1 stages and cache=c: a cache holds one text"):
         DistillConfig(blocks=1, stages=({"name": "a"},), cache="c")
 
 
@@ -138,7 +138,7 @@ def test_a_stage_that_diverges_ends_the_run_and_keeps_the_stage_before(tiny_llam
 
 
 def test_a_text_that_another_stage_trains_on_cannot_be_held_out(tiny_llama, task, tmp_path):
-    stages = ({"name": "a", "steps": 1, "heldout": str(task)}, {"name": "b", "steps": 1, "data": [str(task)]})
+    stages = ({"name": "a", "steps": 1, "eval_text": str(task)}, {"name": "b", "steps": 1, "text": [str(task)]})
     with pytest.raises(QCompressError, match=r"task.txt: is trained on in another stage"):
         distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(stages=stages, **SHORT))
 
@@ -158,8 +158,8 @@ def test_a_wrong_stage_on_the_command_line_is_one_line(text, words, tmp_path):
 
 
 def test_stages_of_the_command_line_are_those_of_a_recipe(tiny_llama, tmp_path):
-    stage = parse_stage("name: task, data: [x.txt=0.5], replay: 0.25, steps: 3")
-    assert StageConfig(**stage) == StageConfig("task", data=("x.txt=0.5",), replay=0.25, steps=3)
+    stage = parse_stage("name: task, text: [x.txt=0.5], replay: 0.25, steps: 3")
+    assert StageConfig(**stage) == StageConfig("task", text=("x.txt=0.5",), replay=0.25, steps=3)
     arguments = ["distill", str(tiny_llama), "--out", str(tmp_path / "out"), "--blocks", "1", "--dry-run", "--json"]
     shown = CliRunner().invoke(cli, [*arguments, "--stage", "name: a, steps: 5", "--stage", "{name: b, steps: 6}"])
     assert json.loads(shown.stdout)["steps"] == 11
@@ -167,4 +167,4 @@ def test_stages_of_the_command_line_are_those_of_a_recipe(tiny_llama, tmp_path):
 
 def test_a_zero_of_a_stage_is_not_the_value_of_the_whole():
     stage = StageConfig("task", alpha=0.0, align_weight=0.0)
-    assert stage.overrides() == {"alpha": 0.0, "align_weight": 0.0} and "replay" not in stage.given()
+    assert stage.overrides() == {"alpha": 0.0, "align_weight": 0.0} and "replay" not in stage.changes()

@@ -113,7 +113,7 @@ def test_the_projection_lies_beside_the_student_and_never_in_it(tiny_llama: Path
 
 
 def test_hidden_states_and_a_cache_are_refused_together():
-    with pytest.raises(ValueError, match="align_weight=1 and cache=c: a cache has no hidden states of the blocks"):
+    with pytest.raises(ValueError, match="align_weight=1 and cache=c: a cache holds no hidden states of the blocks"):
         DistillConfig(blocks=1, align_weight=1.0, cache="c")
 
 

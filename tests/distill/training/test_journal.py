@@ -13,7 +13,7 @@ from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.job import distill_checkpoint
 from compress.distill.training import journal as journals
-from compress.distill.training.journal import JOURNAL, Journal, Progress, StateSaver, work_path
+from compress.distill.training.journal import JOURNAL, Progress, StateSaver, TrainingJournal, work_path
 
 SETTINGS: dict[str, Any] = {"blocks": 1, "alpha": 1.0, "batch_size": 4, "seq_len": 32, "learning_rate": 3e-3}
 PLAIN = SETTINGS | {"steps": 5, "eval_every": 3}
@@ -27,12 +27,12 @@ ADAPTED = SETTINGS | {"lora_rank": 4, "learning_rate": 1e-2, "eval_every": 2, "s
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Two short texts, for every run to train on and be judged by."""
     folder, patch = tmp_path_factory.mktemp("texts"), pytest.MonkeyPatch()
-    for name, words in (("data", "fox jumps over the lazy dog"), ("heldout", "user asks the model a question")):
-        text = "\n\n".join(f"line {i}: the quick {words}, {i * i} times." for i in range(60 if name == "data" else 8))
+    for name, words in (("text", "fox jumps over the lazy dog"), ("eval_text", "user asks the model a question")):
+        text = "\n\n".join(f"line {i}: the quick {words}, {i * i} times." for i in range(60 if name == "text" else 8))
         (folder / f"{name}.txt").write_text(text)
         patch.setitem(SETTINGS, name, str(folder / f"{name}.txt"))
     for settings in (PLAIN, STAGED, ADAPTED):
-        for name in ("data", "heldout"):
+        for name in ("text", "eval_text"):
             patch.setitem(settings, name, SETTINGS[name])
     yield
     patch.undo()
@@ -107,7 +107,7 @@ def test_other_settings_are_refused_by_name_and_restart_begins_anew(tiny_llama, 
 def test_a_student_that_was_written_before_the_kill_is_not_made_again(tiny_llama, tmp_path, monkeypatch):
     out = tmp_path / "student"
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "discard", lambda self: (_ for _ in ()).throw(Killed))
+        patch.setattr(TrainingJournal, "discard", lambda self: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             run(tiny_llama, out, PLAIN)
     before, rows = files(out), []
@@ -162,7 +162,7 @@ def test_a_journal_speaks_only_of_what_is_on_the_disk(tmp_path):
         assert saver.load() is None and [saver.due(step) for step in (1, 2, 3, 4)] == [False, True, False, True]
         saver.keep(Progress(2, [{"loss": 0.1}], 2, 0.5), {"x": torch.arange(3)})
         saver.keep(Progress(4, [{"loss": 0.2}], 2, 0.5), {"x": torch.arange(4.0)})
-    again = Journal(tmp_path / "student", {"a": 1})
+    again = TrainingJournal(tmp_path / "student", {"a": 1})
     again.load()
     assert again.progress(0) == Progress(4, [{"loss": 0.2}], 2, 0.5) and again.progress(1) is None
     assert torch.equal(again.tensors(0)["x"], torch.arange(4.0))

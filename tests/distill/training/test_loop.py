@@ -25,7 +25,7 @@ from compress.distill.text.packing import as_batch
 from compress.distill.training import loop as training
 from compress.distill.training.gradient_checkpointing import recomputing
 from compress.distill.training.loop import (
-    Heldout,
+    Evaluator,
     Model,
     Objective,
     Trained,
@@ -72,21 +72,21 @@ def pair() -> tuple[Model, Model]:
     return random_llama(1), random_llama(2)
 
 
-def run(pair: tuple[Model, Model], **settings: Any) -> tuple[Trained, Heldout, float]:
+def run(pair: tuple[Model, Model], **settings: Any) -> tuple[Trained, Evaluator, float]:
     student, teacher = pair
     options = {"steps": 30, "batch_size": 4, "seq_len": 12, "learning_rate": 1e-2, "eval_every": 10} | settings
-    heldout = Heldout(teacher, random_windows(6, seed=9), 40)
-    before = heldout.measure(student).kl
+    evaluator = Evaluator(teacher, random_windows(6, seed=9), 40)
+    before = evaluator.measure(student).kl
     windows = random_windows(16, seed=8)
     made = TrainConfig(**options)
-    result = train(student, teacher, windows, heldout, made, kl_before=before, dtype=torch.float32)
-    return result, heldout, before
+    result = train(student, teacher, windows, evaluator, made, kl_before=before, dtype=torch.float32)
+    return result, evaluator, before
 
 
 def test_training_brings_the_student_nearer_to_its_teacher(pair):
-    result, heldout, before = run(pair)
+    result, evaluator, before = run(pair)
     restore(pair[0].model, result.weights)
-    assert heldout.measure(pair[0]).kl == pytest.approx(result.best_kl, rel=1e-5)
+    assert evaluator.measure(pair[0]).kl == pytest.approx(result.best_kl, rel=1e-5)
     assert result.best_kl < 0.7 * before and result.stopped is None
 
 
@@ -94,7 +94,7 @@ def test_the_curve_has_a_row_for_every_step_and_the_heldout_kl_at_intervals(pair
     result, _, _ = run(pair, steps=7, eval_every=3)
     assert [row["step"] for row in result.curve] == list(range(1, 8))
     assert all(isfinite(row[key]) for row in result.curve for key in ("loss", "kl", "ce"))
-    assert [row["step"] for row in result.curve if "heldout_kl" in row] == [3, 6, 7]
+    assert [row["step"] for row in result.curve if "eval_kl" in row] == [3, 6, 7]
     expected = [0.7 * row["kl"] + 0.3 * row["ce"] for row in result.curve]
     assert [row["loss"] for row in result.curve] == pytest.approx(expected, rel=1e-5)
 
@@ -192,14 +192,14 @@ def test_training_that_blows_up_stops_and_keeps_the_last_good_weights(pair):
 
 
 def test_the_best_weights_are_kept_though_later_ones_are_worse(pair):
-    result, heldout, _ = run(pair, steps=40, learning_rate=0.5, eval_every=1)
-    seen = {row["step"]: row["heldout_kl"] for row in result.curve if "heldout_kl" in row}
+    result, evaluator, _ = run(pair, steps=40, learning_rate=0.5, eval_every=1)
+    seen = {row["step"]: row["eval_kl"] for row in result.curve if "eval_kl" in row}
     if result.best_step:
         assert result.best_kl == min(seen.values()) == seen[result.best_step]
     else:
         assert result.best_kl < min(seen.values())
     restore(pair[0].model, result.weights)
-    assert heldout.measure(pair[0]).kl == pytest.approx(result.best_kl, rel=1e-5)
+    assert evaluator.measure(pair[0]).kl == pytest.approx(result.best_kl, rel=1e-5)
 
 
 def test_a_weight_that_overflows_the_result_is_named(pair):
@@ -249,7 +249,7 @@ def test_a_head_that_is_not_understood_is_refused():
 def test_heldout_scores_are_those_of_the_whole_logits(tiny_llama: Path, tiny_qwen2: Path):
     student, teacher = (Model(load_model(path), CPU) for path in (tiny_llama, tiny_qwen2))
     windows = random_windows(3, seed=5)
-    heldout = Heldout(teacher, windows, 100)
+    evaluator = Evaluator(teacher, windows, 100)
     keep, labels = windows.mask[:, 1:], windows.ids[:, 1:][windows.mask[:, 1:]]
     with torch.no_grad():
         ours, theirs = (
@@ -257,7 +257,7 @@ def test_heldout_scores_are_those_of_the_whole_logits(tiny_llama: Path, tiny_qwe
             for m in (student, teacher)
         )
     kl = (theirs.exp() * (theirs - ours)).sum(-1).mean()
-    found = heldout.measure(student)
+    found = evaluator.measure(student)
     torch.testing.assert_close(torch.tensor(found.kl), kl, rtol=1e-4, atol=1e-5)
-    for score, logits in ((found.nll, ours), (heldout.teacher_nll, theirs)):
+    for score, logits in ((found.nll, ours), (evaluator.teacher_nll, theirs)):
         assert score == pytest.approx(-logits.gather(1, labels[:, None]).mean().item(), rel=1e-5)

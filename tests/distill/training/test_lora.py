@@ -12,7 +12,7 @@ from calibration.windows import Windows
 from compress.checkpoint.read import Checkpoint
 from compress.distill.config import DistillConfig, TrainConfig
 from compress.distill.job import distill_checkpoint
-from compress.distill.training.loop import Heldout, Model, restore, snapshot, train
+from compress.distill.training.loop import Evaluator, Model, restore, snapshot, train
 from compress.distill.training.lora import adapted, adapters, plain_parameters
 
 pytest.importorskip("peft")
@@ -39,12 +39,12 @@ def logits(model: Any) -> torch.Tensor:
 def test_after_training_only_adapters_have_changed_and_the_sum_says_the_same():
     student, teacher = random_llama(1), random_llama(2)
     before = snapshot(student.model, torch.float32)
-    heldout = Heldout(teacher, random_windows(4, 9), 40)
-    kl = heldout.measure(student).kl
+    evaluator = Evaluator(teacher, random_windows(4, 9), 40)
+    kl = evaluator.measure(student).kl
     settings = TrainConfig(steps=8, batch_size=4, seq_len=12, learning_rate=3e-2, eval_every=8)
     with adapters(student.model, 4, 8.0):
         windows = random_windows(16, 8)
-        result = train(student, teacher, windows, heldout, settings, kl_before=kl, dtype=torch.float32)
+        result = train(student, teacher, windows, evaluator, settings, kl_before=kl, dtype=torch.float32)
         base = {n.replace(".base_layer", ""): p for n, p in student.model.named_parameters() if "lora_" not in n}
         assert all(torch.equal(before[name], p) for name, p in base.items()) and base.keys() == before.keys()
         adapted_logits = logits(student.model)
