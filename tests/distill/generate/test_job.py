@@ -322,18 +322,18 @@ def test_a_bad_setting_is_named_with_its_value(settings, message):
         Sampling(**settings)
 
 
-def test_restart_replaces_an_interrupted_run_of_other_settings(ask, engine, whole, tmp_path):
+def test_restart_replaces_an_interrupted_run_of_other_settings(ask, runtime, whole, tmp_path):
     out = tmp_path / "other" / "answers.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        ask(out, Sampling(3), engine=failing(engine, 1))
+        ask(out, Sampling(3), runtime=failing(runtime, 1))
     with pytest.raises(QCompressError, match="another max_tokens"):
         ask(out)
     ask(out, restart=True)
     assert same(out, whole)
 
 
-def test_restart_keeps_finished_answers(ask, engine, whole, tmp_path):
+def test_restart_keeps_finished_answers(ask, runtime, whole, tmp_path):
     out = tmp_path / "copy" / "answers.jsonl"
     shutil.copytree(whole.parent, out.parent)
-    ask(out, engine=failing(engine, 0), restart=True)
+    ask(out, runtime=failing(runtime, 0), restart=True)
     assert same(out, whole)
