@@ -75,7 +75,6 @@ LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "eval_tokens": ("evaluation tokens", show),
     "factor": ("KL reduced by a factor of", show),
     "float16_bytes": ("size in FP16", size),
-    "eval_kl": ("KL on held-out text", nats),
     "head_bits": ("output head", bits),
     "int4_bytes": ("size in 4 bits", size),
     "kl": ("KL", nats),
