@@ -39,7 +39,7 @@ def test_a_reference_that_scores_0_gives_no_retention(tiny_llama, tiny_qwen2, su
 def test_a_malformed_suite_exits_1_and_names_the_line(tiny_llama, suite, tmp_path):
     suite.write_text(suite.read_text() + "{}\n")
     result = evaluate(tiny_llama, "--reference", tiny_llama, "--suite", suite, "--out", tmp_path / "out")
-    assert result.exit_code == 1 and f"Error: {suite}: line 2: has no id" in result.stderr
+    assert result.exit_code == 1 and f"Error: {suite}: line 2: id is missing" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,5 @@
 """Scored tasks: five kinds, one file each, and the bundled suite in `data/`.
 
-A kind is a row of `suite.KINDS`: what its items must hold, how a model is asked, and a pure function from its answers
-to a score. Nothing here knows a model.
+A kind is a row of `suite.KINDS`: a check of its items, an instruction for the model, and a pure function from answers
+to a score.
 """

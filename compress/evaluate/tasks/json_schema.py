@@ -1,8 +1,8 @@
-"""JSON to a schema: valid by the schema (jsonschema, draft 2020-12), and the required values right.
+"""JSON that must be valid by a schema (jsonschema, draft 2020-12) and hold the required values.
 
     expected: {"schema": {"type": "object", ...}, "values": {"user.name": "Mia", "tags.0": "new"}}
 
-A path of `values` is keys and indices set apart by dots. Texts are compared without case, numbers by value.
+A path in `values` joins keys and indices with dots. Texts are compared without case, numbers by value.
 """
 
 import json
@@ -12,14 +12,14 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
 
-from compress.evaluate.tasks.item import Expected, Item, Kind, Score, need_one_turn
+from compress.evaluate.tasks.item import Expected, Item, Kind, Score, check_one_turn
 from compress.evaluate.tasks.spelling import excerpt, normalize
 
 DECODER = json.JSONDecoder()
 
 
 def check(item: Item) -> None:
-    need_one_turn(item)
+    check_one_turn(item)
     if not isinstance(item.expected.get("schema"), dict):
         raise ValueError("expected.schema must be a JSON schema, an object")
     if not isinstance(item.expected.get("values", {}), dict):
@@ -27,12 +27,12 @@ def check(item: Item) -> None:
     try:
         Draft202012Validator.check_schema(item.expected["schema"])
     except SchemaError as error:
-        raise ValueError(f"expected.schema is no JSON schema: {error.message}") from None
+        raise ValueError(f"expected.schema is not a JSON schema: {error.message}") from None
 
 
 def find_json(answer: str) -> Any:
-    """The longest object or list in the answer that parses, fenced or not. ValueError when there is none."""
-    found: list[tuple[int, Any]] = []
+    """The longest JSON object or list in the answer, with or without a code fence. ValueError if there is none."""
+    candidates: list[tuple[int, Any]] = []
     end = 0
     for start, sign in enumerate(answer):
         if sign in "{[" and start >= end:
@@ -40,42 +40,42 @@ def find_json(answer: str) -> Any:
                 value, end = DECODER.raw_decode(answer, start)
             except (json.JSONDecodeError, RecursionError):
                 continue
-            found.append((end - start, value))
-    if not found:
+            candidates.append((end - start, value))
+    if not candidates:
         raise ValueError("no JSON")
-    return max(found, key=lambda pair: pair[0])[1]
+    return max(candidates, key=lambda pair: pair[0])[1]
 
 
 def value_at(value: Any, path: str) -> Any:
-    """The value under a dotted path. KeyError, IndexError or TypeError where there is none."""
+    """The value under a dotted path. KeyError, IndexError or TypeError if there is none."""
     for key in path.split("."):
         value = value[int(key)] if isinstance(value, list) and key.isdecimal() else value[key]
     return value
 
 
-def same(found: Any, wanted: Any) -> bool:
-    """Texts without case, width and punctuation; numbers by value, but true is not 1; anything else exactly."""
-    if isinstance(found, str) and isinstance(wanted, str):
-        return normalize(found) == normalize(wanted)
-    return isinstance(found, bool) == isinstance(wanted, bool) and bool(found == wanted)
+def equal(value: Any, target: Any) -> bool:
+    """Whether values agree: texts without case, width and punctuation, numbers by value (true is not 1)."""
+    if isinstance(value, str) and isinstance(target, str):
+        return normalize(value) == normalize(target)
+    return isinstance(value, bool) == isinstance(target, bool) and bool(value == target)
 
 
 def score(expected: Expected, answers: Sequence[str]) -> Score:
-    """1 when the answer's JSON is valid and holds every required value."""
+    """1 if the answer's JSON is valid and holds every required value."""
     try:
         value = find_json(answers[0])
     except ValueError:
         return Score(0.0, f"no JSON: {excerpt(answers[0])}")
     if error := best_match(Draft202012Validator(expected["schema"]).iter_errors(value)):
         return Score(0.0, f"not valid: {excerpt(error.message)}")
-    for path, wanted in expected.get("values", {}).items():
+    for path, target in expected.get("values", {}).items():
         try:
-            found = value_at(value, path)
+            part = value_at(value, path)
         except (KeyError, IndexError, TypeError):
             return Score(0.0, f"no {path}")
-        if not same(found, wanted):
-            return Score(0.0, f"{path} is {excerpt(repr(found))}, not {wanted!r}")
-    return Score(1.0, "valid, and all values right")
+        if not equal(part, target):
+            return Score(0.0, f"{path} is {excerpt(repr(part))}, not {target!r}")
+    return Score(1.0, "valid, all values right")
 
 
 KIND = Kind(

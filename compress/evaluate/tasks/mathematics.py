@@ -2,14 +2,14 @@
 
     expected: {"number": "3/4"}
 
-A decimal is right when it is the expected number rounded to the places it shows, two at least: 0.33 is 1/3, 0.3 is not.
+A decimal is right if it is the expected number rounded to its own places, at least two: 0.33 is 1/3, but 0.3 is not.
 """
 
 import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from compress.evaluate.tasks.item import Expected, Item, Kind, Score, need_one_turn
+from compress.evaluate.tasks.item import Expected, Item, Kind, Score, check_one_turn
 from compress.evaluate.tasks.numbers import find_numbers
 from compress.evaluate.tasks.spelling import excerpt
 
@@ -18,40 +18,40 @@ ROUNDED_PLACES = 2
 
 
 def check(item: Item) -> None:
-    need_one_turn(item)
+    check_one_turn(item)
     number = item.expected.get("number")
     if not isinstance(number, str) or len(find_numbers(number)) != 1:
         raise ValueError('expected.number must be a text with one number, like "12" or "3/4"')
 
 
 def final_number(answer: str) -> tuple[Fraction, int] | None:
-    """The number the answer ends on, with its digits behind the point.
+    """The final number of the answer, and how many decimal places it has.
 
-    The first one after the last announcement of an answer ("Answer:", \\boxed, 答案, ####) that has one; else the last.
-    After an equals sign on that line, the number behind it: "the answer is 3 + 4 = 7".
+    It is the first number after the last announcement ("Answer:", \\boxed, 答案, ####) that has one, else the last
+    number. If that line has an equals sign, the number after it counts: "the answer is 3 + 4 = 7".
     """
     for match in reversed(list(ANNOUNCED.finditer(answer))):
         line = answer[match.end() :].strip().partition("\n")[0]
         if "=" in line and find_numbers(line.rpartition("=")[2]):
             line = line.rpartition("=")[2]
-        if found := find_numbers(line):
-            return found[0]
+        if numbers := find_numbers(line):
+            return numbers[0]
     numbers = find_numbers(answer)
     return numbers[-1] if numbers else None
 
 
-def agrees(found: Fraction, places: int, expected: Fraction) -> bool:
-    """Equal, or equal when rounded to the places that are shown."""
-    return found == expected or (places >= ROUNDED_PLACES and abs(found - expected) <= Fraction(1, 2 * 10**places))
+def agrees(value: Fraction, places: int, expected: Fraction) -> bool:
+    """Equal, or equal after rounding to `places`."""
+    return value == expected or (places >= ROUNDED_PLACES and abs(value - expected) <= Fraction(1, 2 * 10**places))
 
 
 def score(expected: Expected, answers: Sequence[str]) -> Score:
-    """1 when the final number is the expected one."""
-    found, (wanted, _) = final_number(answers[0]), find_numbers(expected["number"])[0]
-    if found is None:
+    """1 if the final number is the expected one."""
+    final, (target, _) = final_number(answers[0]), find_numbers(expected["number"])[0]
+    if final is None:
         return Score(0.0, f"no number: {excerpt(answers[0])}")
-    value, places = found
-    if agrees(value, places, wanted):
+    value, places = final
+    if agrees(value, places, target):
         return Score(1.0, f"{expected['number']} is right")
     return Score(0.0, f"{float(value):g} is not {expected['number']}")
 

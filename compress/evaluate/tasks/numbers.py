@@ -10,22 +10,22 @@ ARABIC = re.compile(
     rf"|(?:(?P<whole>\d+)\s)?(?P<top>\d+)\s?/\s?(?P<bottom>\d+)|(?P<decimal>{DECIMAL}))"
 )
 DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "兩": 2}
-UNITS = {"亿": 100_000_000, "万": 10_000, "千": 1000, "百": 100, "十": 10}  # the largest first
+UNITS = {"亿": 100_000_000, "万": 10_000, "千": 1000, "百": 100, "十": 10}  # in descending order
 NUMERAL = "[零〇一二两兩三四五六七八九十百千万亿]+"
 CHINESE = re.compile(rf"(?P<sign>负)?(?:(?P<bottom>{NUMERAL})分之(?P<top>{NUMERAL})|(?P<whole>{NUMERAL}))")
 
 
 def find_numbers(text: str) -> list[tuple[Fraction, int]]:
-    """Every number in the text, in order, each with its digits behind the point.
+    """Every number in the text, in order, each with its count of decimal places.
 
-    Chinese numerals count only where there are no digits: 一 is also a word ("一共有 12 个").
+    Chinese numerals count only in a text without digits: 一 is also a word ("一共有 12 个").
     """
     text = unicodedata.normalize("NFKC", text).replace("⁄", "/")
-    return [_arabic(match) for match in ARABIC.finditer(text) if _value(match)] or _chinese_numbers(text)
+    return [_arabic(match) for match in ARABIC.finditer(text) if _is_number(match)] or _chinese_numbers(text)
 
 
-def _value(match: re.Match[str]) -> bool:
-    """Whether a match is a number: a fraction over nothing is none."""
+def _is_number(match: re.Match[str]) -> bool:
+    """False for a fraction with a zero denominator."""
     return not any(match[name] is not None and int(match[name]) == 0 for name in ("below", "bottom"))
 
 
@@ -42,21 +42,24 @@ def _arabic(match: re.Match[str]) -> tuple[Fraction, int]:
 
 
 def _chinese_numbers(text: str) -> list[tuple[Fraction, int]]:
-    found = []
+    numbers = []
     for match in CHINESE.finditer(text):
         bottom = read_numeral(match["bottom"]) if match["bottom"] else 1
         if bottom:
             value = Fraction(read_numeral(match["top"] or match["whole"]), bottom)
-            found.append((-value if match["sign"] else value, 0))
-    return found
+            numbers.append((-value if match["sign"] else value, 0))
+    return numbers
 
 
 def read_numeral(numeral: str) -> int:
-    """三千零五十 -> 3050, 二〇二四 -> 2024, 一亿三千万 -> 130000000; a bare last digit counts tenths: 一百二 -> 120."""
+    """三千零五十 -> 3050, 二〇二四 -> 2024, 一亿三千万 -> 130000000.
+
+    A final digit without a unit counts tenths of the last unit: 一百二 -> 120.
+    """
     for unit, size in UNITS.items():
         if unit in numeral:
             above, _, below = numeral.rpartition(unit)
             rest = read_numeral(below) if below else 0
-            bare = len(below) == 1 and size > 10
-            return (read_numeral(above) if above else 1) * size + (rest * size // 10 if bare else rest)
+            counts_tenths = len(below) == 1 and size > 10
+            return (read_numeral(above) if above else 1) * size + (rest * size // 10 if counts_tenths else rest)
     return int("".join(str(DIGITS[sign]) for sign in numeral))

@@ -7,7 +7,7 @@ import ast
 import re
 from collections.abc import Sequence
 
-from compress.evaluate.tasks.item import Expected, Item, Kind, Score, need_one_turn, need_texts
+from compress.evaluate.tasks.item import Expected, Item, Kind, Score, check_one_turn, check_texts
 from compress.sandbox.run import run_python
 
 FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n\s*```|\Z)", re.DOTALL)
@@ -15,10 +15,10 @@ OPENING = re.compile(r"^(?:def|class|import|from|@|async def)\b", re.MULTILINE)
 
 
 def check(item: Item) -> None:
-    need_one_turn(item)
+    check_one_turn(item)
     if not str(item.expected.get("function", "")).isidentifier():
         raise ValueError("expected.function must be the name of a function")
-    need_texts(item.expected.get("tests"), "expected.tests")
+    check_texts(item.expected.get("tests"), "expected.tests")
     for test in item.expected["tests"]:
         try:
             ast.parse(test)
@@ -27,7 +27,7 @@ def check(item: Item) -> None:
 
 
 def find_code(answer: str, function: str) -> str:
-    """The fenced block that defines the function, else the first block, else the text from its first definition on."""
+    """The fenced block that defines the function, else the first block, else the text from its first definition."""
     blocks = FENCED.findall(answer)
     if blocks:
         return str(next((block for block in blocks if f"def {function}" in block), blocks[0]))
@@ -36,7 +36,7 @@ def find_code(answer: str, function: str) -> str:
 
 
 def whole_lines(code: str) -> str:
-    """The code without the lines at its end that keep it from parsing: prose, or what the token limit cut."""
+    """The code without its last lines that do not parse: prose, or a line cut off by the token limit."""
     lines = code.splitlines()
     for end in range(len(lines), 0, -1):
         try:
@@ -48,7 +48,7 @@ def whole_lines(code: str) -> str:
 
 
 def score(expected: Expected, answers: Sequence[str]) -> Score:
-    """1 when every test passes. The reason begins with how the run ended: failed, error, refused, timeout, memory …"""
+    """1 if every test passes. The reason begins with the sandbox's status, such as failed, error or timeout."""
     code = whole_lines(find_code(answers[0], expected["function"]))
     if f"def {expected['function']}" not in code:
         return Score(0.0, f"no function {expected['function']}")

@@ -1,27 +1,29 @@
-"""Open question answering: a short fact, right when the answer names an accepted spelling and none that is refused.
+"""Open questions about a short fact. An answer is right if it has an accepted spelling and no refused one.
 
-expected: {"answers": ["8", "eight"], "refused": ["6"]}        `refused` may be left out
+    expected: {"answers": ["8", "eight"], "refused": ["6"]}
+
+`refused` is optional.
 """
 
 from collections.abc import Sequence
 
-from compress.evaluate.tasks.item import Expected, Item, Kind, Score, need_one_turn, need_texts
+from compress.evaluate.tasks.item import Expected, Item, Kind, Score, check_one_turn, check_texts
 from compress.evaluate.tasks.spelling import excerpt, first_named
 
 
 def check(item: Item) -> None:
-    need_one_turn(item)
-    need_texts(item.expected.get("answers"), "expected.answers")
+    check_one_turn(item)
+    check_texts(item.expected.get("answers"), "expected.answers")
     if "refused" in item.expected:
-        need_texts(item.expected["refused"], "expected.refused")
+        check_texts(item.expected["refused"], "expected.refused")
 
 
 def score_fact(expected: Expected, answer: str) -> Score:
-    """1 when the answer names an accepted spelling, 0 when none, or one that is refused."""
+    """1 if the answer has an accepted spelling and no refused one, else 0."""
     if wrong := first_named(answer, expected.get("refused", ())):
         return Score(0.0, f"says {wrong}")
-    if found := first_named(answer, expected["answers"]):
-        return Score(1.0, f"says {found}")
+    if right := first_named(answer, expected["answers"]):
+        return Score(1.0, f"says {right}")
     return Score(0.0, f"expected {expected['answers'][0]}: {excerpt(answer)}")
 
 

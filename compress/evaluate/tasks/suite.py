@@ -1,8 +1,8 @@
-"""A suite: items in a .jsonl file, one a line, checked when they are read; and the five kinds as a table.
+"""A suite: items in a .jsonl file, one per line, checked on reading; and the five kinds as a table.
 
     {"id": "qa-en-01", "kind": "qa", "language": "en", "turns": ["…"], "expected": {…}}
 
-The bundled suite is one such file per kind in `data/`; a file of your own replaces it.
+The bundled suite is one such file per kind in `data/`. --suite replaces it.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ FIELDS = {"id": str, "kind": str, "language": str, "turns": list, "expected": di
 
 @dataclass(frozen=True)
 class Suite:
-    """Items, and the digest of all that could change a score: items, instructions and token limits.
+    """Items, and the digest of everything that can change a score: items, instructions, token limits.
 
     `file` is None for the bundled suite.
     """
@@ -37,7 +37,7 @@ class Suite:
 
 
 def load_suite(file: Path | None = None) -> Suite:
-    """The bundled suite, or that of a file. QCompressError, with file and line, for a malformed one."""
+    """The suite of a file, or the bundled one. QCompressError, with file and line, for a malformed item."""
     files = [file] if file else [DATA / f"{name}.jsonl" for name in KINDS]
     items: list[Item] = []
     for path in files:
@@ -46,23 +46,23 @@ def load_suite(file: Path | None = None) -> Suite:
 
 
 def select(suite: Suite, kinds: Sequence[str] = (), limit: int | None = None) -> list[Item]:
-    """The items of `kinds` (all when empty), `limit` of each spread over the kind. QCompressError when none is left."""
+    """Items of `kinds` (all if empty), at most `limit` per kind, evenly spread. QCompressError for a kind without items."""
     chosen: list[Item] = []
     for kind in kinds or KINDS:
         items = [item for item in suite.items if item.kind == kind]
         if kinds and not items:
-            raise QCompressError(f"suite {suite.name}: has no item of kind {kind}; leave --kind {kind} out")
+            raise QCompressError(f"suite {suite.name}: no item of kind {kind}; leave out --kind {kind}")
         count = min(limit or len(items), len(items))
         chosen += [items[index * len(items) // count] for index in range(count)]
     return chosen
 
 
 def read_items(path: Path, taken: set[str]) -> list[Item]:
-    """The items of one file; ids must differ from one another and from `taken`."""
+    """The items of one file. Ids must be unique and not in `taken`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise QCompressError(f"{path}: cannot be read ({error}); name a .jsonl file in UTF-8") from None
+        raise QCompressError(f"{path}: cannot be read ({error}); pass a .jsonl file in UTF-8") from None
     items: list[Item] = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -70,7 +70,7 @@ def read_items(path: Path, taken: set[str]) -> list[Item]:
             taken = taken | {item.id}
             items.append(item)
     if not items:
-        raise QCompressError(f"{path}: holds no item; write one JSON object a line")
+        raise QCompressError(f"{path}: no items; write one JSON object per line")
     return items
 
 
@@ -78,34 +78,36 @@ def _checked(line: str, where: str, taken: set[str]) -> Item:
     try:
         item = parse_item(json.loads(line))
         if item.id in taken:
-            raise ValueError(f"id {item.id} is there already")
+            raise ValueError(f"id {item.id} is not unique")
     except json.JSONDecodeError as error:
-        told = f"malformed JSON at column {error.colno}, {error.msg}"
-        raise QCompressError(f"{where}: {told}; mend or remove the line") from None
+        reason = f"malformed JSON at column {error.colno}, {error.msg}"
+        raise QCompressError(f"{where}: {reason}; correct or remove the line") from None
     except (ValueError, RecursionError) as error:
-        raise QCompressError(f"{where}: {error}; mend or remove the line") from None
+        raise QCompressError(f"{where}: {error}; correct or remove the line") from None
     return item
 
 
 def parse_item(row: Any) -> Item:
-    """A row as an item, checked by its kind. ValueError that says what is wrong with it."""
+    """The item of a row, checked by its kind. ValueError states what is wrong."""
     if not isinstance(row, dict):
-        raise ValueError(f"is of type {type(row).__name__}, not an object")
-    for field, form in FIELDS.items():
-        if not isinstance(row.get(field), form):
-            raise ValueError(f"{field} must be a {form.__name__}" if field in row else f"has no {field}")
+        raise ValueError(f"expected a JSON object, not {type(row).__name__}")
+    for field, expected in FIELDS.items():
+        if not isinstance(row.get(field), expected):
+            raise ValueError(f"{field} must be a {expected.__name__}" if field in row else f"{field} is missing")
     if unknown := row.keys() - FIELDS.keys():
-        raise ValueError(f"unknown field {min(unknown)}; known: {', '.join(FIELDS)}")
+        raise ValueError(f"unknown field {min(unknown)}; use {', '.join(FIELDS)}")
     if row["kind"] not in KINDS:
-        raise ValueError(f"unknown kind {row['kind']}; known: {', '.join(KINDS)}")
+        raise ValueError(f"unknown kind {row['kind']}; use {', '.join(KINDS)}")
     if not row["turns"] or not all(isinstance(turn, str) and turn.strip() for turn in row["turns"]):
-        raise ValueError("turns must be texts, at least one, none of them blank")
+        raise ValueError("turns must be one or more texts that are not blank")
     item = Item(row["id"], row["kind"], row["language"], tuple(row["turns"]), row["expected"])
     KINDS[item.kind].check(item)
     return item
 
 
 def _digest(items: Sequence[Item]) -> str:
-    asked = {name: [KINDS[name].max_tokens, dict(KINDS[name].instruction)] for name in {item.kind for item in items}}
-    text = json.dumps([asked, [asdict(item) for item in items]], sort_keys=True, ensure_ascii=False)
+    instructions = {
+        name: [KINDS[name].max_tokens, dict(KINDS[name].instruction)] for name in {item.kind for item in items}
+    }
+    text = json.dumps([instructions, [asdict(item) for item in items]], sort_keys=True, ensure_ascii=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""The bundled suite is whole: enough items in both languages, every one solvable, and its own answers score 1."""
+"""The bundled suite: enough items in both languages, all solvable, and expected answers score 1."""
 
 import json
 from collections import Counter
@@ -97,7 +97,7 @@ def test_every_kind_has_fifty_items_and_half_of_them_are_chinese():
 
 
 @pytest.mark.parametrize("item", BY_KIND["python"], ids=lambda item: item.id)
-def test_the_tests_of_every_python_item_pass_its_solution(item):
+def test_every_python_item_accepts_its_solution(item):
     names: dict[str, Any] = {}
     exec(SOLUTIONS[item.expected["function"]], names)
     for test in item.expected["tests"]:
@@ -106,7 +106,7 @@ def test_the_tests_of_every_python_item_pass_its_solution(item):
 
 
 def example(schema: dict[str, Any], path: str, values: dict[str, Any]) -> Any:
-    """A value that the schema allows, with what is required under its path."""
+    """A value that is valid by the schema and holds the required values."""
     if path in values:
         return values[path]
     below = f"{path}." if path else ""
@@ -119,29 +119,29 @@ def example(schema: dict[str, Any], path: str, values: dict[str, Any]) -> Any:
     return schema.get("const") or schema.get("enum", [simple[schema["type"]]])[0]
 
 
-def own_answers(item: Any) -> list[str]:
-    """What a model that knows everything would say."""
+def right_answers(item: Any) -> list[str]:
+    """Correct answers to every turn."""
     expected = item.expected
     if item.kind == "json":
         return [f"Here:\n```json\n{json.dumps(example(expected['schema'], '', expected['values']))}\n```"]
     if item.kind == "math":
         return [f"So it is 3 + 4.\nAnswer: {expected['number']}"]
     if item.kind == "multi-turn":
-        return [f"It is {wanted[0]}." if wanted else "Good." for wanted in expected["answers"]]
+        return [f"It is {right[0]}." if right else "Good." for right in expected["answers"]]
     return [f"It is {expected['answers'][0]}."]
 
 
 @pytest.mark.parametrize("kind", ["qa", "math", "json", "multi-turn"])
-def test_what_is_expected_scores_1_and_another_items_answer_scores_less(kind):
+def test_right_answers_score_1_and_a_wrong_answer_scores_0(kind):
     items = BY_KIND[kind]
     for item in items:
-        found = score_item(KINDS[kind], item, own_answers(item))
-        assert found.value == 1, (item.id, found)
+        score = score_item(KINDS[kind], item, right_answers(item))
+        assert score.value == 1, (item.id, score)
     wrong = ["I do not know 987654."]
     assert not any(score_item(KINDS[kind], item, wrong * len(item.turns)).value for item in items)
 
 
-def test_a_limit_takes_as_many_of_each_language():
+def test_a_limit_takes_equally_many_items_of_each_language():
     for limit in (2, 4, 10):
         chosen = select(SUITE, limit=limit)
         assert len(chosen) == 5 * limit

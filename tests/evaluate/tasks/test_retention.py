@@ -4,14 +4,14 @@ import pytest
 from compress.evaluate.tasks.retention import Retention, retention_by_kind
 
 
-def test_the_reference_keeps_all_of_itself_without_any_doubt():
+def test_the_reference_retains_exactly_100_percent_of_itself():
     scores = {"qa": [1.0, 0.0, 1.0, 1.0], "math": [0.5, 1.0]}
     kinds, mean = retention_by_kind(scores, scores)
-    for found in (*kinds.values(), mean):
-        assert (found.value, found.low, found.high) == (100, 100, 100)
+    for retention in (*kinds.values(), mean):
+        assert (retention.value, retention.low, retention.high) == (100, 100, 100)
 
 
-def test_a_reference_that_scores_nothing_gives_none_and_leaves_the_mean_alone():
+def test_a_kind_where_the_reference_scores_0_has_no_retention():
     reference, candidate = {"qa": [0.0, 0.0], "math": [1.0, 1.0]}, {"qa": [1.0, 0.0], "math": [1.0, 0.0]}
     kinds, mean = retention_by_kind(reference, candidate)
     assert (kinds["qa"].value, kinds["qa"].low, kinds["qa"].high) == (None, None, None)
@@ -20,21 +20,21 @@ def test_a_reference_that_scores_nothing_gives_none_and_leaves_the_mean_alone():
     assert nothing["qa"].value is None and mean.value is None and mean.low is None
 
 
-def test_an_item_that_one_scorer_failed_at_counts_for_neither():
-    found, _ = retention_by_kind({"qa": [1.0, 1.0, None]}, {"qa": [1.0, None, 1.0]})
-    assert found["qa"].value == 100 and found["qa"].items == 1
+def test_an_item_with_a_scorer_error_counts_for_neither_checkpoint():
+    kinds, _ = retention_by_kind({"qa": [1.0, 1.0, None]}, {"qa": [1.0, None, 1.0]})
+    assert kinds["qa"].value == 100 and kinds["qa"].items == 1
     none, _ = retention_by_kind({"qa": [None]}, {"qa": [1.0]})
     assert none["qa"].value is None and none["qa"].items == 0
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+def test_the_seed_decides_the_interval():
     generator = np.random.default_rng(0)
     reference, candidate = ({"qa": generator.integers(2, size=60).astype(float).tolist()} for _ in range(2))
     first, again, other = (retention_by_kind(reference, candidate, seed=seed)[1] for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_pairs_that_fail_together_give_a_narrower_interval_than_pairs_that_do_not():
+def test_failing_on_the_same_items_narrows_the_interval():
     reference = [1.0, 0.0] * 30
     together = [1.0, 0.0] * 27 + [0.0, 0.0] * 3
     apart = [0.0, 0.0] * 3 + [0.0, 1.0] * 15 + [1.0, 0.0] * 12
@@ -43,14 +43,14 @@ def test_pairs_that_fail_together_give_a_narrower_interval_than_pairs_that_do_no
     assert narrow.value == pytest.approx(wide.value) and narrow.high - narrow.low < 0.5 * (wide.high - wide.low)
 
 
-def test_the_interval_covers_the_truth_about_95_times_in_100():
+def test_the_interval_covers_the_true_value_in_95_percent_of_runs():
     """Reference right 80 %, candidate right on 85 % of those and 10 % of the others: truth (0.68 + 0.02) / 0.8."""
     generator, inside, runs = np.random.default_rng(7), 0, 300
     for _ in range(runs):
-        ours = generator.random(60) < 0.8
-        theirs = np.where(ours, generator.random(60) < 0.85, generator.random(60) < 0.1)
-        found = retention_by_kind({"a": ours * 1.0}, {"a": theirs * 1.0}, draws=400)[1]
-        inside += found.low <= 87.5 <= found.high
+        reference = generator.random(60) < 0.8
+        candidate = np.where(reference, generator.random(60) < 0.85, generator.random(60) < 0.1)
+        mean = retention_by_kind({"a": reference * 1.0}, {"a": candidate * 1.0}, draws=400)[1]
+        inside += mean.low <= 87.5 <= mean.high
     assert 0.91 < inside / runs < 0.98
 
 

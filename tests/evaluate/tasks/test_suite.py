@@ -80,7 +80,7 @@ def test_numbers_are_read_exactly(text, numbers):
         ("一亿三千万", 130_000_000),
     ],
 )
-def test_chinese_numerals(numeral, value):
+def test_chinese_numerals_are_read_exactly(numeral, value):
     assert read_numeral(numeral) == value
 
 
@@ -103,7 +103,7 @@ def test_chinese_numerals(numeral, value):
         ("#### 1,000", "1000", 1),
     ],
 )
-def test_the_final_number_decides(answer, number, value):
+def test_the_final_number_decides_the_score(answer, number, value):
     assert mathematics.score({"number": number}, [answer]).value == value
 
 
@@ -124,13 +124,13 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}, "ok": {"typ
         ("[" * 500, "no JSON"),
     ],
 )
-def test_json_is_validated_and_its_values_compared(answer, reason):
-    found = json_schema.score({"schema": SCHEMA, "values": {"n": 1, "ok": True}}, [answer])
-    assert found.reason.startswith(reason) and found.value == (reason == "valid")
+def test_json_is_validated_and_its_values_are_compared(answer, reason):
+    score = json_schema.score({"schema": SCHEMA, "values": {"n": 1, "ok": True}}, [answer])
+    assert score.reason.startswith(reason) and score.value == (reason == "valid")
 
 
-def test_true_is_not_1_and_texts_are_compared_without_case():
-    assert not json_schema.same(True, 1) and json_schema.same(1, 1.0) and json_schema.same("Red ", "red")
+def test_true_is_not_1_and_case_never_matters():
+    assert not json_schema.equal(True, 1) and json_schema.equal(1, 1.0) and json_schema.equal("Red ", "red")
 
 
 @pytest.mark.parametrize(
@@ -147,9 +147,9 @@ def test_true_is_not_1_and_texts_are_compared_without_case():
         ("I cannot.", "no function f"),
     ],
 )
-def test_python_is_found_run_and_its_end_told(answer, reason):
-    found = python.score({"function": "f", "tests": ["assert f(1) == 2"]}, [answer])
-    assert found.reason.startswith(reason) and found.value == (reason == "1 tests passed")
+def test_python_runs_and_the_reason_states_how_it_ended(answer, reason):
+    score = python.score({"function": "f", "tests": ["assert f(1) == 2"]}, [answer])
+    assert score.reason.startswith(reason) and score.value == (reason == "1 tests passed")
 
 
 def test_a_conversation_scores_the_share_of_turns_that_are_right():
@@ -159,7 +159,7 @@ def test_a_conversation_scores_the_share_of_turns_that_are_right():
     assert conversation.score(expected, ["", "Mia", "Rex, not Max"]) == Score(0.5, "turn 3: says Max")
 
 
-def test_a_scorer_that_raises_is_an_error_and_not_a_wrong_answer():
+def test_an_exception_in_a_scorer_is_not_a_wrong_answer():
     def broken(expected, answers):
         raise KeyError("x")
 
@@ -167,7 +167,7 @@ def test_a_scorer_that_raises_is_an_error_and_not_a_wrong_answer():
     assert score_item(kind, parse_item(ROW), ["Mia"]) == Score(None, "error: KeyError: 'x'")
 
 
-def test_a_model_that_says_nothing_scores_0_and_the_reason_is_empty():
+def test_an_empty_answer_scores_0_with_the_reason_empty():
     assert score_item(questions.KIND, parse_item(ROW), [" \n"]) == Score(0.0, "empty")
 
 
@@ -182,38 +182,38 @@ PYTHON_ROW = ROW | {"kind": "python", "expected": {"function": "f", "tests": ["a
 
 
 @pytest.mark.parametrize(
-    ("row", "words"),
+    ("row", "reason"),
     [
         ("{", "malformed JSON at column 2, Expecting"),
-        ("[]", "is of type list"),
+        ("[]", "expected a JSON object, not list"),
         ({**ROW, "id": 3}, "id must be a str"),
-        ({**ROW, "kind": "song"}, "unknown kind song; known: qa"),
-        ({**ROW, "turns": []}, "turns must be texts"),
-        ({**ROW, "turns": ["a", "b"]}, "qa has one turn, this has 2"),
+        ({**ROW, "kind": "song"}, "unknown kind song; use qa"),
+        ({**ROW, "turns": []}, "turns must be one or more texts"),
+        ({**ROW, "turns": ["a", "b"]}, "turns: qa needs exactly one, not 2"),
         ({**ROW, "extra": 1}, "unknown field extra"),
         ({**ROW, "expected": {}}, "expected.answers must be a list of texts"),
         ({**ROW, "kind": "math", "expected": {"number": "many"}}, "expected.number must be"),
-        (JSON_ROW, "is no JSON schema: 'objekt'"),
+        (JSON_ROW, "is not a JSON schema: 'objekt'"),
         (PYTHON_ROW, "is not Python"),
-        ({**TURNS_ROW, "expected": {"answers": [["a"]]}}, "one entry a turn, 2"),
-        ({**TURNS_ROW, "expected": {"answers": [None, None]}}, "asks for no turn"),
-        (ROW, "id a is there already"),
+        ({**TURNS_ROW, "expected": {"answers": [["a"]]}}, "must have 2 entries, one per turn"),
+        ({**TURNS_ROW, "expected": {"answers": [None, None]}}, "at least one turn needs an entry"),
+        (ROW, "id a is not unique"),
     ],
 )
-def test_a_malformed_line_is_refused_with_file_and_line(tmp_path, row, words):
+def test_a_malformed_item_is_rejected_with_file_and_line(tmp_path, row, reason):
     file = write(tmp_path / "own.jsonl", ROW, "", row)
     with pytest.raises(QCompressError) as caught:
         load_suite(file)
-    assert caught.value.message.startswith(f"{file}: line 3: ") and words in caught.value.message
-    assert caught.value.message.endswith("mend or remove the line")
+    assert caught.value.message.startswith(f"{file}: line 3: ") and reason in caught.value.message
+    assert caught.value.message.endswith("correct or remove the line")
 
 
-def test_files_without_items_and_kinds_without_items_are_refused(tmp_path):
-    with pytest.raises(QCompressError, match="holds no item"):
+def test_a_file_or_kind_without_items_is_rejected(tmp_path):
+    with pytest.raises(QCompressError, match="no items"):
         load_suite(write(tmp_path / "empty.jsonl"))
     with pytest.raises(QCompressError, match="cannot be read"):
         load_suite(tmp_path / "missing.jsonl")
-    with pytest.raises(QCompressError, match="has no item of kind math"):
+    with pytest.raises(QCompressError, match="no item of kind math"):
         select(load_suite(write(tmp_path / "own.jsonl", ROW)), ["math"])
 
 
@@ -224,6 +224,6 @@ def test_the_digest_changes_with_every_part_of_an_item(tmp_path):
     assert load_suite(write(tmp_path / "same.jsonl", ROW)).digest in digests
 
 
-def test_another_language_is_asked_in_english():
+def test_a_language_without_instruction_gets_the_english_one():
     item = Item("a", "qa", "fr", ("Qui ?",), {"answers": ["Mia"]})
     assert questions.KIND.first_turn(item) == "Answer the question with a few words.\n\nQui ?"
