@@ -1,8 +1,8 @@
-"""The 4-bit matrix product that vLLM calls on a CPU and ships only for AVX-512: `torch.ops._C.cpu_gemm_wna16`.
+"""vLLM's 4-bit matrix product on a CPU, `torch.ops._C.cpu_gemm_wna16`, which vLLM ships for AVX-512 only.
 
-`register` is a `vllm.general_plugins` entry point, so vLLM calls it in every process it starts. It adds the operator
-where it is missing and does nothing anywhere else. The work is done by `wna16.c`, compiled once per user; where that
-cannot be (no compiler, no AVX2), by plain torch, with one warning.
+`register` is a `vllm.general_plugins` entry point, so vLLM calls it in every process. It adds the operator if vLLM has
+none. `wna16.c` computes the product; it is compiled once per user. Without a compiler or AVX2, torch computes it, much
+more slowly, with one warning.
 """
 
 import ctypes
@@ -28,14 +28,14 @@ SCHEMA = (
 )
 SOURCE = Path(__file__).with_name("wna16.c")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-mavx2", "-mfma", "-mf16c")
-BLOCK = 16  # outputs that lie together in q_weight
+BLOCK = 16  # outputs stored together in q_weight
 
 logger = logging.getLogger(__name__)
-_libraries: list[Any] = []  # torch forgets an operator when its Library is collected
+_libraries: list[Any] = []  # torch removes an operator when its Library is garbage-collected
 
 
 def register() -> None:
-    """Add the operator to vLLM on a CPU that lacks it. Safe to call again, and without vLLM."""
+    """Add the operator to vLLM if it is missing. Does nothing a second time, on a GPU, or without vLLM."""
     if find_spec("vllm") is None:
         return
     from vllm.platforms import current_platform
@@ -43,7 +43,7 @@ def register() -> None:
     if not current_platform.is_cpu():
         return
     import torch
-    import vllm._custom_ops  # noqa: F401  loads the operators compiled for this CPU
+    import vllm._custom_ops  # noqa: F401  loads vLLM's operators for this CPU
 
     if hasattr(torch.ops._C, OPERATOR):
         return
@@ -65,10 +65,10 @@ def gemm(
 ) -> None:
     """output (tokens, N) = input (tokens, K) Wᵀ + bias (N), in the dtype of the input.
 
-    q_weight is (N / 16, 2 K) int32, scales (groups, N), zeros (groups, N / 8) int32 or None where every zero is 8.
-    `pack_factor` is always 8 and `isa_hint` names an instruction set: neither changes the result.
+    q_weight is (N / 16, 2 K) int32, scales (groups, N), zeros (groups, N / 8) int32, or None if every zero is 8.
+    `pack_factor` is always 8, and `isa_hint` names an instruction set; neither changes the result.
     """
-    reason = why_not_compiled(input.dtype)
+    reason = uncompiled_reason(input.dtype)
     if reason:
         warn_once(reason)
         output.copy_(gemm_in_torch(input, q_weight, scales, zeros, bias))
@@ -90,13 +90,13 @@ def dequantize(q_weight: "Tensor", scales: "Tensor", zeros: "Tensor | None") -> 
 def gemm_in_torch(
     input: "Tensor", q_weight: "Tensor", scales: "Tensor", zeros: "Tensor | None", bias: "Tensor | None"
 ) -> "Tensor":
-    """The same product by unpacking the whole weight: the definition that the compiled kernel is held against."""
+    """The same product in torch, with the whole weight unpacked. Tests compare the compiled kernel with it."""
     result = input.float() @ dequantize(q_weight, scales, zeros)
     return (result if bias is None else result + bias.float()).to(input.dtype)
 
 
-class Problem(ctypes.Structure):
-    """`problem` in wna16.c, field for field."""
+class GemmArguments(ctypes.Structure):
+    """`gemm_arguments` in wna16.c, field for field."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "codes", "scales", "zeros", "bias", "y")),
@@ -113,9 +113,9 @@ def gemm_in_c(
     zeros: "Tensor | None",
     bias: "Tensor | None",
 ) -> None:
-    """`gemm` by the compiled kernel, for float16 and bfloat16.
+    """`gemm` with the compiled kernel, for float16 and bfloat16.
 
-    Raises ValueError where shapes or dtypes disagree, so that the kernel never reads past a tensor.
+    ValueError if shapes or dtypes disagree: the kernel would read past the end of a tensor.
     """
     import torch
 
@@ -124,22 +124,22 @@ def gemm_in_c(
     if inputs % 8 or outputs % BLOCK or inputs % (2 * groups) or q_weight.numel() * 8 != inputs * outputs:
         raise ValueError(f"{OPERATOR}: {inputs} inputs, q_weight {(*q_weight.shape,)}, scales {(*scales.shape,)}")
     if (zeros is not None and zeros.numel() * 8 != groups * outputs) or (bias is not None and len(bias) != outputs):
-        raise ValueError(f"{OPERATOR}: zeros or bias do not belong to scales {(*scales.shape,)}")
+        raise ValueError(f"{OPERATOR}: shapes of zeros or bias do not match scales {(*scales.shape,)}")
     if output.shape != (tokens, outputs) or not output.is_contiguous():
         raise ValueError(f"{OPERATOR}: output {(*output.shape,)} for {tokens} tokens and {outputs} outputs")
     if any(t is not None and t.dtype != input.dtype for t in (output, scales, bias)):
         raise ValueError(f"{OPERATOR}: scales {scales.dtype}, output {output.dtype}, input {input.dtype} must agree")
-    # a copy made here must live until the kernel is done
+    # keep references: copies must live until the kernel returns
     operands = [t if t is None else t.contiguous() for t in (input, q_weight, scales, zeros, bias, output)]
     pointers = [None if t is None else t.data_ptr() for t in operands]
-    problem = Problem(*pointers, tokens, inputs, outputs, inputs // groups, input.dtype == torch.bfloat16)
-    if compiled().wna16_gemm(ctypes.byref(problem)):
-        raise MemoryError(f"{OPERATOR}: no room for {tokens} x {inputs} activations in float32")
+    arguments = GemmArguments(*pointers, tokens, inputs, outputs, inputs // groups, input.dtype == torch.bfloat16)
+    if compiled().wna16_gemm(ctypes.byref(arguments)):
+        raise MemoryError(f"{OPERATOR}: out of memory for {tokens} x {inputs} activations in float32")
 
 
 @cache
-def why_not_compiled(dtype: Any) -> str:
-    """Empty where the compiled kernel can take activations of this dtype; else the reason in words."""
+def uncompiled_reason(dtype: Any) -> str:
+    """Why the compiled kernel cannot be used for activations of this dtype; empty if it can."""
     import torch
 
     if dtype not in (torch.float16, torch.bfloat16):
@@ -150,7 +150,7 @@ def why_not_compiled(dtype: Any) -> str:
         compiled()
     except (OSError, subprocess.SubprocessError) as error:
         lines = (getattr(error, "stderr", None) or str(error)).splitlines()
-        return f"{SOURCE.name} was not compiled: {next((line for line in lines if 'error' in line), lines[-1])}"
+        return f"{SOURCE.name} could not be compiled: {next((line for line in lines if 'error' in line), lines[-1])}"
     return ""
 
 
@@ -161,16 +161,16 @@ def warn_once(reason: str) -> None:
 
 @cache
 def compiled() -> ctypes.CDLL:
-    """The loaded kernel. Its OpenMP calls bind to the runtime that torch has already loaded, so they share threads."""
+    """The loaded kernel. It shares threads with torch: its OpenMP calls bind to the library that torch loaded."""
     folder = cache_folder()
     if folder:
         return ctypes.CDLL(str(compile_kernel(folder)))
-    with tempfile.TemporaryDirectory() as scratch:  # the library stays mapped when its file is gone
+    with tempfile.TemporaryDirectory() as scratch:  # a loaded library needs its file no longer
         return ctypes.CDLL(str(compile_kernel(Path(scratch))))
 
 
 def cache_folder() -> Path | None:
-    """A folder of this user's for compiled libraries, or None where the home cannot be written."""
+    """The user's folder for compiled libraries, or None if it is not writable."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qcompress"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -180,9 +180,9 @@ def cache_folder() -> Path | None:
 
 
 def compile_kernel(folder: Path) -> Path:
-    """Compile wna16.c into `folder` and return the library, or return the one that is there.
+    """The compiled library in `folder`; compiles it if it is missing.
 
-    The name carries a digest of source, flags and CPU kind. Raises OSError or CalledProcessError.
+    The file name has a digest of source, flags and CPU type. Raises OSError or CalledProcessError.
     """
     compiler = shlex.split(os.environ.get("CC") or "cc")
     recipe = [*compiler, *FLAGS, platform.machine()]

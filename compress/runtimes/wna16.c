@@ -1,10 +1,10 @@
-/* y = x Wᵀ + bias with 4-bit weights, for x86 CPUs with AVX2, FMA and F16C.
+/* y = x Wᵀ + bias with 4-bit weights W, for x86 CPUs with AVX2, FMA and F16C.
  *
  *     W[n, k] = (code[n, k] - zero[g, n]) * scale[g, n],   g = k / group_size
  *
- * Weights stay packed until they sit in registers, and every sum is float32; only the result is rounded.
- * The layout is vLLM's (vllm/model_executor/kernels/linear/mixed_precision/cpu.py): outputs come in blocks of 16, a block
- * holds 8 bytes for each input k, and byte i carries output 2i in its low nibble and 2i + 1 in its high nibble.
+ * Weights are unpacked in registers. Sums are float32; only the result is rounded.
+ * The layout is vLLM's (vllm/model_executor/kernels/linear/mixed_precision/cpu.py). A block is 16 outputs, with 8 bytes
+ * per input k. Byte i holds output 2i in its low nibble and output 2i + 1 in its high nibble.
  */
 #include <immintrin.h>
 #include <stdint.h>
@@ -16,21 +16,21 @@ typedef struct {
     const uint16_t *x;      /* (tokens, inputs) */
     const uint8_t *codes;   /* (outputs / 16, inputs, 8) */
     const uint16_t *scales; /* (groups, outputs) */
-    const uint8_t *zeros;   /* (groups, outputs / 2), two nibbles a byte; NULL: every zero is 8 */
+    const uint8_t *zeros;   /* (groups, outputs / 2), two nibbles per byte; NULL: every zero is 8 */
     const uint16_t *bias;   /* (outputs), or NULL */
     uint16_t *y;            /* (tokens, outputs) */
     long tokens, inputs, outputs, group_size;
-    int bfloat16;           /* x, scales, bias and y are bfloat16; else float16 */
-} problem;
+    int bfloat16;           /* 1: x, scales, bias and y are bfloat16; 0: float16 */
+} gemm_arguments;
 
-typedef struct { __m256 even, odd; } pair; /* outputs 0, 2 .. 14 and 1, 3 .. 15 of one block, float32 */
+typedef struct { __m256 even, odd; } pair; /* float32 values of outputs 0, 2 .. 14 and 1, 3 .. 15 of a block */
 
 static inline __m256 load8(const uint16_t *from, int bfloat16) {
     __m128i half = _mm_loadu_si128((const __m128i *)from);
     return bfloat16 ? _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16)) : _mm256_cvtph_ps(half);
 }
 
-/* Rounds to nearest, ties to even. A NaN stays one: the low 16 bits of those made here are 0, so none carries over. */
+/* Rounds to nearest, ties to even. A NaN stays a NaN: its low 16 bits are 0 here, so rounding does not carry. */
 static inline void store8(uint16_t *to, __m256 value, int bfloat16) {
     __m128i half;
     if (bfloat16) {
@@ -67,10 +67,11 @@ static inline void store_pair(uint16_t *to, pair value, int bfloat16) {
     store8(to + 8, _mm256_permute2f128_ps(low, high, 0x31), bfloat16);
 }
 
-/* Outputs n .. n + 15 of tokens t .. t + rows - 1. `rows` and `unroll` are constants where this is inlined: enough
- * independent sums to hide the latency of an FMA, few enough to stay in registers. `unroll` divides group_size. */
-static inline __attribute__((always_inline)) void compute_block(const problem *p, const float *wide, const float *sums,
-                                                                long n, long t, const int rows, const int unroll) {
+/* Computes outputs n .. n + 15 of tokens t .. t + rows - 1. `rows` and `unroll` are constants after inlining: enough
+ * independent sums to hide the latency of an FMA, but few enough for the registers. `unroll` divides group_size. */
+static inline __attribute__((always_inline)) void compute_block(const gemm_arguments *p, const float *wide,
+                                                                const float *sums, long n, long t, const int rows,
+                                                                const int unroll) {
     const long inputs = p->inputs, group_size = p->group_size, groups = inputs / group_size;
     const float *x = wide + t * inputs;
     const uint8_t *codes = p->codes + n / BLOCK * inputs * BYTES;
@@ -109,7 +110,7 @@ static inline __attribute__((always_inline)) void compute_block(const problem *p
     for (int r = 0; r < rows; r++) store_pair(p->y + (t + r) * p->outputs + n, total[r], p->bfloat16);
 }
 
-static void compute_outputs(const problem *p, const float *wide, const float *sums, long n) {
+static void compute_outputs(const gemm_arguments *p, const float *wide, const float *sums, long n) {
     long t = 0;
     for (; t + 4 <= p->tokens; t += 4) compute_block(p, wide, sums, n, t, 4, 1);
     for (; t + 2 <= p->tokens; t += 2) compute_block(p, wide, sums, n, t, 2, 2);
@@ -118,8 +119,8 @@ static void compute_outputs(const problem *p, const float *wide, const float *su
     else compute_block(p, wide, sums, n, t, 1, 2);
 }
 
-/* One token in float32: wide (inputs), and its sum over each group, sums (groups). */
-static void widen(const uint16_t *x, float *wide, float *sums, const problem *p) {
+/* Converts one token to float32: `wide` has its inputs, `sums` the sum over each group. */
+static void widen(const uint16_t *x, float *wide, float *sums, const gemm_arguments *p) {
     for (long k = 0; k < p->inputs; k += 8) _mm256_storeu_ps(wide + k, load8(x + k, p->bfloat16));
     for (long g = 0; g < p->inputs / p->group_size; g++) {
         const float *group = wide + g * p->group_size;
@@ -130,9 +131,9 @@ static void widen(const uint16_t *x, float *wide, float *sums, const problem *p)
     }
 }
 
-/* group_size is even and divides inputs; inputs are a multiple of 8, outputs of 16; every array is contiguous.
- * Returns 0, or 1 when there is no memory for the tokens in float32. */
-int wna16_gemm(const problem *p) {
+/* Requires: group_size is even and divides inputs; inputs is a multiple of 8, outputs of 16; arrays are contiguous.
+ * Returns 0, or 1 if memory for the tokens in float32 cannot be allocated. */
+int wna16_gemm(const gemm_arguments *p) {
     long groups = p->inputs / p->group_size;
     float *wide = malloc(sizeof(float) * p->tokens * (p->inputs + groups));
     if (!wide) return 1;

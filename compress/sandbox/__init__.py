@@ -1,1 +1,1 @@
-"""Code that a model wrote, run where it can do no harm. Everything here is standard library: the child has no other."""
+"""Runs generated code in isolation. Uses the standard library only: the child process has nothing else."""

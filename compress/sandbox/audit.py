@@ -1,6 +1,6 @@
-"""Python's own audit events (PEP 578): the layer that every system has, and that names what was refused.
+"""Python's audit events (PEP 578): the layer that works on every system and names the refused action.
 
-It can be escaped from inside the interpreter, so it is never the only layer where the kernel offers one.
+Code can escape it from inside the interpreter, so the kernel's layers are used as well where they exist.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-REFUSED = (  # an event's name begins with one of these
+REFUSED = (  # prefixes of event names
     "socket.",
     "subprocess.",
     "ctypes.",
@@ -29,28 +29,28 @@ REFUSED = (  # an event's name begins with one of these
     "os.setxattr",
     "os.utime",
 )
-CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate")  # first argument: a path
+CHANGES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate")  # their first argument is a path
 REFUSED_MODULES = ("ctypes", "_ctypes")
 
 
-def watch_events(readable: Sequence[str], writable: Sequence[str]) -> str:
-    """Refuse, with PermissionError, all of the above, and files outside the given folders. Cannot be taken off."""
+def add_hook(readable: Sequence[str], writable: Sequence[str]) -> str:
+    """Raise PermissionError for REFUSED events and for files outside these folders. The hook cannot be removed."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event.startswith(REFUSED) or (event == "import" and arguments[0] in REFUSED_MODULES):
             raise PermissionError(f"{event} {arguments[0] if event == 'import' else ''}".strip())
         if event == "open" and isinstance(arguments[0], str | bytes):
             writes = bool((arguments[2] or 0) & WRITING)
-            refuse_outside(event, arguments[0], writable if writes else [*readable, *writable])
+            check_inside(event, arguments[0], writable if writes else [*readable, *writable])
         elif event in CHANGES:
-            refuse_outside(event, arguments[0], writable)
+            check_inside(event, arguments[0], writable)
 
     sys.addaudithook(hook)
     return "on"
 
 
-def refuse_outside(event: str, path: str | bytes, folders: Sequence[str]) -> None:
-    """PermissionError unless `path`, links followed, is one of `folders` or lies below one."""
+def check_inside(event: str, path: str | bytes, folders: Sequence[str]) -> None:
+    """PermissionError unless `path`, with links resolved, is one of `folders` or below one."""
     real = os.path.realpath(os.fsdecode(path))
     if not any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in folders):
         raise PermissionError(f"{event} {real}")

@@ -1,4 +1,4 @@
-"""The C library, through ctypes: the three calls by which a process gives up rights."""
+"""Three calls of the C library, through ctypes, with which a process drops rights."""
 
 import ctypes
 import os
@@ -7,17 +7,17 @@ _library = ctypes.CDLL(None, use_errno=True)
 
 
 def prctl(option: int, first: int = 0, second: object = 0) -> None:
-    """prctl(2). OSError with the kernel's errno when it refuses."""
+    """prctl(2). OSError with errno if the kernel refuses."""
     _checked(_library.prctl(option, ctypes.c_ulong(first), second, 0, 0))
 
 
 def syscall(number: int, *arguments: object) -> int:
-    """A system call by its number: what it returns. OSError with the kernel's errno when it refuses."""
+    """The result of a system call, by its number. OSError with errno if the kernel refuses."""
     return _checked(_library.syscall(ctypes.c_long(number), *arguments))
 
 
 def unshare(flags: int) -> None:
-    """unshare(2). OSError with the kernel's errno when it refuses."""
+    """unshare(2). OSError with errno if the kernel refuses."""
     _checked(_library.unshare(ctypes.c_int(flags)))
 
 

@@ -1,6 +1,6 @@
-"""Landlock: from now on this process opens files below some folders only, for good.
+"""Landlock: this process can open files below some folders only. It cannot be undone.
 
-https://docs.kernel.org/userspace-api/landlock.html. What an older kernel does not know is left to the other layers.
+https://docs.kernel.org/userspace-api/landlock.html. Rights that an older kernel lacks are left to the other layers.
 """
 
 import ctypes
@@ -16,8 +16,8 @@ WRITE_FILE, READ_FILE, READ_DIR = 0x2, 0x4, 0x8
 REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_FILE, MOVE, TRUNCATE = 0x10, 0x20, 0x80, 0x100, 0x2000, 0x4000
 READ = READ_FILE | READ_DIR
 WRITE = READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_FILE | MOVE | TRUNCATE
-OF_A_FILE = WRITE_FILE | READ_FILE | TRUNCATE
-FILE_RIGHTS = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}  # all that a version of Landlock knows
+ON_FILES = WRITE_FILE | READ_FILE | TRUNCATE
+FILE_RIGHTS = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}  # all file rights of each Landlock version
 TCP, SCOPES = 0x3, 0x3  # bind and connect (version 4); abstract sockets and signals (version 6)
 
 
@@ -31,20 +31,20 @@ class PathRule(ctypes.Structure):
 
 
 def version() -> int:
-    """Landlock's version in this kernel. OSError when it has none."""
+    """Landlock's version in this kernel. OSError if it has none."""
     return syscall(CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION_FLAG))
 
 
 def confine_files(readable: Sequence[str], writable: Sequence[str]) -> str:
-    """Allow reading below `readable` and writing below `writable`, and nothing else. OSError without Landlock."""
+    """Allow reading below `readable` and writing below `writable` only. OSError without Landlock."""
     number = version()
-    known = FILE_RIGHTS[min(number, max(FILE_RIGHTS))]
-    rules = Ruleset(known, TCP if number >= 4 else 0, SCOPES if number >= 6 else 0)
+    supported = FILE_RIGHTS[min(number, max(FILE_RIGHTS))]
+    rules = Ruleset(supported, TCP if number >= 4 else 0, SCOPES if number >= 6 else 0)
     size = 8 if number < 4 else 16 if number < 6 else 24
     ruleset = syscall(CREATE, ctypes.byref(rules), ctypes.c_size_t(size), ctypes.c_uint32(0))
     for rights, paths in ((READ, readable), (WRITE, writable)):
         for path in filter(os.path.exists, paths):
-            _allow(ruleset, path, rights & known)
+            _allow(ruleset, path, rights & supported)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     syscall(RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0))
     os.close(ruleset)
@@ -52,7 +52,7 @@ def confine_files(readable: Sequence[str], writable: Sequence[str]) -> str:
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:
-    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    rule = PathRule(rights if Path(path).is_dir() else rights & OF_A_FILE, place)
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    rule = PathRule(rights if Path(path).is_dir() else rights & ON_FILES, descriptor)
     syscall(ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(PATH_BENEATH), ctypes.byref(rule), ctypes.c_uint32(0))
-    os.close(place)
+    os.close(descriptor)

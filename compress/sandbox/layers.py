@@ -1,6 +1,6 @@
-"""What contains a child, one row a layer, applied in this order.
+"""The layers that contain a child process, in the order in which they are applied.
 
-A layer that this machine lacks is told, never hidden.
+A layer that this machine lacks is reported.
 """
 
 import os
@@ -10,7 +10,7 @@ import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compress.sandbox.audit import watch_events
+from compress.sandbox.audit import add_hook
 from compress.sandbox.kernel import unshare
 from compress.sandbox.landlock import confine_files
 from compress.sandbox.seccomp import deny_calls
@@ -21,7 +21,7 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one run: seconds by the clock and of CPU, bytes of address space and of any file or output."""
+    """Limits of one run: wall-clock and CPU seconds, bytes of address space, bytes of each file or output."""
 
     seconds: float = 15.0
     cpu_seconds: int = 5
@@ -30,7 +30,7 @@ class Limits:
 
 
 def limit_resources(limits: Limits) -> str:
-    """The limits that every Unix knows."""
+    """Set the resource limits that every Unix has."""
     for name, value in (
         ("RLIMIT_CPU", limits.cpu_seconds),
         ("RLIMIT_AS", limits.memory),
@@ -38,13 +38,13 @@ def limit_resources(limits: Limits) -> str:
         ("RLIMIT_CORE", 0),
         ("RLIMIT_NOFILE", 64),
     ):
-        extra = 1 if name == "RLIMIT_CPU" else 0  # the hard limit kills what ignores the soft one's signal
+        extra = 1 if name == "RLIMIT_CPU" else 0  # the hard limit kills code that ignores the signal of the soft one
         resource.setrlimit(getattr(resource, name), (value, value + extra))
     return f"{limits.cpu_seconds} s of CPU, {limits.memory / 2**20:.0f} MiB"
 
 
 def deny_calls_or_processes() -> str:
-    """The filter; without it, no new process at least. That limit stops threads too, and does not bind root."""
+    """Install the seccomp filter. If that fails, forbid new processes; that also forbids threads, but not for root."""
     try:
         return deny_calls()
     except (OSError, KeyError):
@@ -53,19 +53,20 @@ def deny_calls_or_processes() -> str:
 
 
 def new_namespace(flag: int) -> str:
+    """Move this process into a new user or network namespace."""
     unshare(flag)
     return "own"
 
 
 def readable_folders() -> list[str]:
-    """Where the standard library and the shared libraries that it loads lie; links followed."""
+    """Folders of the standard library and of the shared libraries that it loads, with links resolved."""
     library = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
     system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"]
     return [os.path.realpath(path) for path in [*library, *system, *DEVICES]]
 
 
 def contain(folder: str, limits: Limits) -> dict[str, str]:
-    """Give up every right but computing, and writing below `folder`: what each layer says, or "none: why"."""
+    """Drop all rights except computing and writing below `folder`. The state of each layer, or "none: reason"."""
     readable, writable = readable_folders(), [os.path.realpath(folder), *DEVICES]
     layers: dict[str, Callable[[], str]] = {
         "user namespace": lambda: new_namespace(NEW_USER),
@@ -73,19 +74,20 @@ def contain(folder: str, limits: Limits) -> dict[str, str]:
         "resource limits": lambda: limit_resources(limits),
         "landlock": lambda: confine_files(readable, writable),
         "seccomp": deny_calls_or_processes,
-        "audit hook": lambda: watch_events(readable, writable),
+        "audit hook": lambda: add_hook(readable, writable),
     }
     return {name: attempt(layer) for name, layer in layers.items()}
 
 
 def attempt(layer: Callable[[], str]) -> str:
+    """The state of a layer, or "none: reason" if it cannot be applied."""
     try:
         return layer()
     except (OSError, KeyError, AttributeError, ValueError) as error:
         return f"none: {error}"
 
 
-def forget_tools() -> None:
-    """Take from the interpreter what contained it, so that importing it again meets the audit hook."""
+def unload_tools() -> None:
+    """Remove the sandbox's modules from the interpreter, so that the audit hook sees an attempt to import them."""
     for name in [name for name in sys.modules if name.split(".")[0] in ("ctypes", "_ctypes", "compress", "resource")]:
         del sys.modules[name]

@@ -1,7 +1,7 @@
-"""System calls that a pure function never needs, by what they would reach, with their numbers on x86-64 and AArch64.
+"""System calls that a pure function never needs, grouped by purpose, with their numbers on x86-64 and AArch64.
 
-From the kernel's arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h; None where none.
-Opening files is not here, because a filter sees no path: that is Landlock's part.
+Source: the kernel's arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h. None: no such call.
+Calls that open files are missing, because a filter cannot see paths; Landlock restricts them.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ Numbers = tuple[int | None, int | None]
 MACHINES = {"x86_64": 0, "aarch64": 1}
 AUDIT_ARCH = (0xC000003E, 0xC00000B7)
 CLONE: Numbers = (56, 220)  # allowed for threads only
-CLONE3: Numbers = (435, 435)  # "not there", so that the C library takes clone, whose flags a filter can see
+CLONE3: Numbers = (435, 435)  # reported as missing: the C library then uses clone, whose flags a filter can read
 
 DENIED: dict[str, dict[str, Numbers]] = {
     "network": {
@@ -43,7 +43,7 @@ DENIED: dict[str, dict[str, Numbers]] = {
         "process_vm_readv": (310, 270),
         "process_vm_writev": (311, 271),
     },
-    "marks of files": {  # Landlock does not guard these
+    "file attributes": {  # Landlock does not restrict these
         "chmod": (90, None),
         "fchmod": (91, 52),
         "fchmodat": (268, 53),
@@ -61,7 +61,7 @@ DENIED: dict[str, dict[str, Numbers]] = {
         "futimesat": (261, None),
         "open_by_handle_at": (304, 265),
     },
-    "memory beside the limit": {
+    "memory outside the limit": {
         "memfd_create": (319, 279),
         "shmget": (29, 194),
         "msgget": (68, 186),
@@ -99,7 +99,7 @@ DENIED: dict[str, dict[str, Numbers]] = {
 
 
 def denied_numbers(machine: int) -> Iterator[int]:
-    """The numbers of all denied calls on a machine, an index of `MACHINES`."""
+    """The numbers of all denied calls on a machine, which is an index of `MACHINES`."""
     for calls in DENIED.values():
         for numbers in calls.values():
             number = numbers[machine]

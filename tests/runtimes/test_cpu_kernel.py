@@ -10,19 +10,19 @@ from compress.runtimes import cpu_kernel
 from compress.runtimes.cpu_kernel import gemm, gemm_in_c, gemm_in_torch
 
 needs_kernel = pytest.mark.skipif(
-    bool(cpu_kernel.why_not_compiled(torch.float16)), reason="needs a C compiler and a CPU with AVX2"
+    bool(cpu_kernel.uncompiled_reason(torch.float16)), reason="needs a C compiler and a CPU with AVX2"
 )
 DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 
 
 def vllm_blocks(codes):
-    """codes (N, K) -> the words that vLLM hands to the operator, (N / 16, 2 K) int32."""
+    """codes (N, K) as the words that vLLM passes to the operator, (N / 16, 2 K) int32."""
     inputs = codes.shape[1]
     return pack_words(codes.T, 4, 1).view(inputs, -1, 2).permute(1, 0, 2).reshape(-1, inputs * 2).contiguous()
 
 
 def make_linear(inputs, outputs, group_size, dtype, *, zeros=True, bias=True):
-    """One random 4-bit linear: what the operator takes, and its weight as (N, K) float64."""
+    """A random 4-bit linear: the operator's arguments, and its weight as (N, K) float64."""
     g = torch.Generator().manual_seed(inputs + outputs)
     groups = inputs // group_size
     codes = torch.randint(0, 16, (outputs, inputs), generator=g, dtype=torch.uint8)
@@ -47,7 +47,7 @@ def run(x, linear, kernel=gemm_in_c):
 
 
 def assert_rounded(result, x, linear):
-    """Every value is the exact one, up to one rounding to its dtype and float32 sums."""
+    """Check that every value is exact up to one rounding to its dtype and the error of float32 sums."""
     bias = 0 if linear.bias is None else linear.bias.double()
     exact = x.double() @ linear.weight.T + bias
     terms = x.double().abs() @ linear.weight.abs().T + abs(bias)
@@ -58,8 +58,8 @@ def assert_rounded(result, x, linear):
 
 def in_new_python(code):
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert not done.returncode, done.stderr
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert not process.returncode, process.stderr
 
 
 SHAPES = [(1, 64, 32, 32), (1, 96, 32, 6), (2, 192, 48, 64), (3, 128, 96, 128), (4, 64, 16, 64), (7, 96, 32, 2)]
@@ -81,7 +81,7 @@ def test_the_compiled_kernel_is_exact_up_to_one_rounding(shape, zeros, bias, dty
 
 @needs_kernel
 @DTYPES
-def test_a_single_one_reads_out_a_column_of_the_weight_bit_for_bit(dtype):
+def test_a_one_hot_input_returns_a_weight_column_bit_for_bit(dtype):
     linear = make_linear(64, 32, 32, dtype, bias=False)
     assert torch.equal(run(torch.eye(64, dtype=dtype), linear), linear.weight.T.to(dtype))
 
@@ -119,7 +119,7 @@ def test_a_nan_stays_a_nan(dtype):
 
 
 @needs_kernel
-def test_what_float16_cannot_hold_becomes_infinite():
+def test_a_float16_overflow_becomes_infinite():
     linear = make_linear(64, 32, 32, torch.float16, bias=False)
     linear.scales.fill_(2)
     x = torch.zeros(1, 64, dtype=torch.float16)
@@ -130,7 +130,7 @@ def test_what_float16_cannot_hold_becomes_infinite():
 
 
 @needs_kernel
-def test_the_kernel_brings_no_second_openmp_runtime():
+def test_the_kernel_loads_no_second_openmp_library():
     in_new_python(
         """
 import re, torch
@@ -159,7 +159,7 @@ assert before and runtimes() == before, runtimes()
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_tensors_that_disagree_are_refused(change):
+def test_tensors_with_mismatched_shapes_are_rejected(change):
     linear = make_linear(64, 32, 32, torch.float16)
     vars(linear).update(change)
     output = torch.empty(1, 32, dtype=torch.float16)
@@ -171,7 +171,7 @@ def test_tensors_that_disagree_are_refused(change):
 def cold_caches(monkeypatch):
     """Forget what was compiled, before and after, and compile quickly in between."""
     monkeypatch.setattr(cpu_kernel, "FLAGS", (*cpu_kernel.FLAGS, "-O0"))
-    caches = (cpu_kernel.compiled, cpu_kernel.why_not_compiled, cpu_kernel.warn_once)
+    caches = (cpu_kernel.compiled, cpu_kernel.uncompiled_reason, cpu_kernel.warn_once)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -183,7 +183,7 @@ def run_operator(x, linear):
     return run(x, linear, lambda *operands: gemm(*operands, 8, "vec"))
 
 
-def test_without_a_compiler_torch_does_the_work_and_one_warning_says_so(monkeypatch, tmp_path, caplog, cold_caches):
+def test_without_a_compiler_torch_computes_and_warns_once(monkeypatch, tmp_path, caplog, cold_caches):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
     linear = make_linear(64, 32, 32, torch.float16)
@@ -195,7 +195,7 @@ def test_without_a_compiler_torch_does_the_work_and_one_warning_says_so(monkeypa
     assert "plain torch" in caplog.text
 
 
-def test_the_warning_names_what_the_compiler_said(monkeypatch, tmp_path, caplog, cold_caches):
+def test_the_warning_holds_the_compilers_error(monkeypatch, tmp_path, caplog, cold_caches):
     compiler = tmp_path / "cc"
     compiler.write_text("#!/bin/sh\necho 'wna16.c:10: error: no immintrin.h' >&2\necho stopped. >&2\nexit 1\n")
     compiler.chmod(0o755)
@@ -206,7 +206,7 @@ def test_the_warning_names_what_the_compiler_said(monkeypatch, tmp_path, caplog,
     assert list((tmp_path / "qcompress").iterdir()) == []
 
 
-def test_float32_activations_are_served_by_torch_with_a_warning(caplog, cold_caches):
+def test_float32_activations_use_torch_with_a_warning(caplog, cold_caches):
     linear = make_linear(64, 32, 32, torch.float32)
     x = torch.randn(3, 64)
     assert_rounded(run_operator(x, linear), x, linear)
@@ -214,7 +214,7 @@ def test_float32_activations_are_served_by_torch_with_a_warning(caplog, cold_cac
 
 
 @needs_kernel
-def test_the_library_is_compiled_once_and_renamed_into_place(monkeypatch, tmp_path, cold_caches):
+def test_the_library_is_compiled_once(monkeypatch, tmp_path, cold_caches):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cpu_kernel.compiled()
     monkeypatch.setattr(subprocess, "run", None)
@@ -223,14 +223,14 @@ def test_the_library_is_compiled_once_and_renamed_into_place(monkeypatch, tmp_pa
 
 
 @needs_kernel
-def test_other_flags_give_the_library_another_name(monkeypatch, tmp_path, cold_caches):
+def test_the_librarys_name_depends_on_the_compiler_flags(monkeypatch, tmp_path, cold_caches):
     first = cpu_kernel.compile_kernel(tmp_path)
     monkeypatch.setattr(cpu_kernel, "FLAGS", (*cpu_kernel.FLAGS, "-DOTHER"))
     assert cpu_kernel.compile_kernel(tmp_path) != first
 
 
 @needs_kernel
-def test_a_home_that_cannot_be_written_still_gets_the_compiled_kernel(monkeypatch, tmp_path, cold_caches):
+def test_a_read_only_home_still_gets_the_compiled_kernel(monkeypatch, tmp_path, cold_caches):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     linear = make_linear(64, 32, 32, torch.float16)
@@ -249,7 +249,7 @@ def test_without_vllm_the_plugin_does_nothing(monkeypatch):
     assert not cpu_kernel._libraries
 
 
-def test_on_another_device_than_a_cpu_the_plugin_does_nothing(monkeypatch):
+def test_on_a_gpu_the_plugin_does_nothing(monkeypatch):
     monkeypatch.setattr(cpu_kernel, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace())
     platforms = SimpleNamespace(current_platform=SimpleNamespace(is_cpu=lambda: False))
@@ -259,7 +259,7 @@ def test_on_another_device_than_a_cpu_the_plugin_does_nothing(monkeypatch):
 
 
 @pytest.mark.vllm
-def test_vllm_hands_the_operator_the_layout_that_it_reads():
+def test_vllm_passes_the_layout_that_the_operator_reads():
     """vLLM's own kernel class lays out a linear stored as GPTQ, calls the operator, and gets x Wᵀ."""
     pytest.importorskip("vllm")
     in_new_python(
