@@ -85,5 +85,19 @@ def command(
     processes.leave()
     if processes.rank == 0:
         emit(row, as_json=as_json)
-        then = f"qcompress verify {model} {out}"
-        print_written(out, size_fact(row["bytes"]), "checks passed", next_command=then, as_json=as_json)
+        print_closing(model, out, as_json)
+
+
+def print_closing(model: Path, out: Path, as_json: bool) -> None:
+    """The closing line: the size and its share of MODEL's."""
+    from compress.checkpoint.hub import hub_name
+    from compress.checkpoint.read import Checkpoint
+
+    sizes = Checkpoint(out).record["size"]
+    print_written(
+        out,
+        size_fact(sizes["bytes"], sizes["source_bytes"]),
+        "checks passed",
+        next_command=f"qcompress verify {hub_name(model) or model} {out}",
+        as_json=as_json,
+    )

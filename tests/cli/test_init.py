@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -198,6 +199,14 @@ def test_a_dry_run_predicts_the_written_bytes(tiny_llama, tmp_path):
     assert not (tmp_path / "out").exists()
     written = json.loads(invoke(*arguments).stdout)
     assert planned["bytes"] == written["bytes"] == (tmp_path / "out/model.safetensors").stat().st_size
+
+
+def test_a_job_ends_with_its_output_and_the_next_command(tiny_llama, tmp_path):
+    lines = invoke("quantize", tiny_llama, "--method", "rtn", "-o", tmp_path / "out").stdout.splitlines()
+    size, share = re.fullmatch(r"Wrote .*/out \(([\d.]+) kB, (\d+) % of FP16, checks passed\)\. .*", lines[-1]).groups()
+    written, source = ((path / "model.safetensors").stat().st_size for path in (tmp_path / "out", tiny_llama))
+    assert (float(size), int(share)) == (round(written / 1e3, 1), round(100 * written / source))
+    assert lines[-1].endswith(f"Next: qcompress verify {tiny_llama} {tmp_path / 'out'}")
 
 
 def test_a_file_of_another_format_is_not_imported(tmp_path):
