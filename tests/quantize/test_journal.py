@@ -6,7 +6,7 @@ import pytest
 from compress.checkpoint.write import partial_path
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
-from compress.quantize.blocks.activations import boundary
+from compress.quantize.blocks.activations import block_inputs
 from compress.quantize.job import quantize_checkpoint
 from compress.quantize.journal import log_path, work_path
 
@@ -107,9 +107,9 @@ def test_a_changed_source_is_refused(tiny_llama, tmp_path):
 
 def test_changed_activations_are_refused(tiny_llama, tmp_path):
     out = interrupted(tiny_llama, tmp_path / "out")
-    file = boundary(work_path(out), 1, []).path
+    file = block_inputs(work_path(out), 1, []).path
     file.write_bytes(b"\0" + file.read_bytes()[1:])
-    with pytest.raises(QCompressError, match=r"activations-1-0.bin: is not what.*--restart"):
+    with pytest.raises(QCompressError, match=r"activations-1-0.bin: changed since.*--restart"):
         quantize_checkpoint(tiny_llama, out, settings())
 
 

@@ -1,7 +1,7 @@
-"""The hidden states between two blocks, in a file: one micro-batch in memory at a time, and all of them after a kill.
+"""The hidden states between two blocks, in a file that survives a kill; one micro-batch at a time is in memory.
 
-HiddenStates and writing go through the page cache, which the kernel gives back when memory is short: so what is kept in
-memory follows the machine, and the process itself never holds more than what it works on.
+Reads and writes go through the page cache, which the kernel shrinks when memory is short. The process itself holds only
+the micro-batch that it works on.
 """
 
 import hashlib
@@ -19,8 +19,10 @@ Shape = tuple[int, ...]
 
 
 class Activations:
-    """Micro-batches (batch, seq, hidden) in one file, the first at byte `begin`: `store[i]` reads one, `store[i] = x`
-    writes it."""
+    """Micro-batches (batch, seq, hidden) in one file, from byte `begin` on.
+
+    `activations[i]` reads a micro-batch; `activations[i] = x` writes it.
+    """
 
     def __init__(self, path: Path, shapes: Sequence[Shape], dtype: torch.dtype = torch.float32, *, begin: int = 0):
         self.path, self.shapes, self.dtype = path, list(shapes), dtype
@@ -39,18 +41,22 @@ class Activations:
         with self.path.open("rb") as file:
             file.seek(self.offsets[index])
             if file.readinto(raw_bytes(tensor)) != tensor.nbytes:  # type: ignore[attr-defined]
-                raise QCompressError(f"{self.path}: ends before micro-batch {index}; begin anew with --restart")
+                raise QCompressError(
+                    f"{self.path}: the file ends before micro-batch {index}; start over with --restart"
+                )
         return tensor
 
     def __setitem__(self, index: int, tensor: Tensor) -> None:
         if tuple(tensor.shape) != tuple(self.shapes[index]):
-            raise ValueError(f"micro-batch {index} is {tuple(tensor.shape)}, planned {tuple(self.shapes[index])}")
+            raise ValueError(
+                f"micro-batch {index} has shape {tuple(tensor.shape)}, expected {tuple(self.shapes[index])}"
+            )
         with self.path.open("r+b") as file:
             file.seek(self.offsets[index])
             file.write(raw_bytes(tensor.to("cpu", self.dtype).contiguous()))
 
     def append(self, tensor: Tensor) -> None:
-        """One more micro-batch, of any shape."""
+        """Add a micro-batch of any shape."""
         self.shapes.append(tuple(tensor.shape))
         self.offsets.append(self.offsets[-1] + tensor.numel() * self.dtype.itemsize)
         self[len(self) - 1] = tensor
@@ -62,25 +68,25 @@ class Activations:
         return first, Activations(self.path, self.shapes[middle:], self.dtype, begin=self.offsets[middle])
 
     def sync(self) -> None:
-        """Return when everything is on the disk."""
+        """Wait until all data is on disk."""
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
 
     def digest(self) -> str:
-        """sha256 over all micro-batches, hexadecimal."""
+        """The sha256 of the file, hexadecimal."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def check(self, digest: str) -> None:
-        """QCompressError when the file is not what was written."""
+        """QCompressError if the file does not have this digest."""
         if self.digest() != digest:
-            raise QCompressError(f"{self.path}: is not what the interrupted run wrote; begin anew with --restart")
+            raise QCompressError(f"{self.path}: changed since the interrupted run wrote it; start over with --restart")
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def boundary(folder: Path, index: int, shapes: Sequence[Shape], rank: int = 0) -> Activations:
-    """A process's inputs of block `index`: two files in turn, so that inputs outlive the writing of outputs."""
+def block_inputs(folder: Path, index: int, shapes: Sequence[Shape], rank: int = 0) -> Activations:
+    """The inputs of block `index` in one process. Two files take turns, so that writing outputs keeps the inputs."""
     return Activations(folder / f"activations-{index % 2}-{rank}.bin", shapes)

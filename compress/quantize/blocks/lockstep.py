@@ -1,9 +1,8 @@
-"""One pass over the windows, stage by stage: every statistic comes from inputs that quantized weights have made.
+"""Two schedules for the stages of a block. In both, a stage's inputs are computed by the quantized stages before it.
 
-Each micro-batch runs through the block in a greenlet of its own. At the first linear of a stage it parks; when all are
-parked there, the stage's inputs are summed up, its linears are replaced, and every micro-batch goes on through the new
-weights. So a block runs once per window, not once per stage, and the order of the stages is the model's own.
-Where that many parked tensors do not fit into memory, `replay` runs every stage from the start instead.
+`lockstep` runs each micro-batch through the block in its own greenlet, which pauses at the first linear of a stage.
+When all have paused, the stage is quantized, and every micro-batch continues with the new weights: one pass in all.
+`replay` runs the block from its start for every stage. It is slower, needs little memory, and gives the same bits.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,37 +19,40 @@ Stage = tuple[str, ...]
 
 
 class StageInput(NamedTuple):
-    """One micro-batch at a stage: what its linears see, (batch, seq, in), and the state of the residual stream before
-    it, (batch, seq, hidden), where the block's table says which modules see that."""
+    """One micro-batch at a stage: the linears' input x (batch, seq, in).
+
+    `residual` is the residual stream (batch, seq, hidden) to which the stage's output is added, where the family table
+    names the module that reads it.
+    """
 
     x: Tensor
     residual: Tensor | None = None
 
 
 class Batches(Protocol):
-    """Micro-batches by number: a list of tensors, or a file of them."""
+    """Micro-batches by number: a list of tensors, or a file."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Tensor: ...
 
 
 class Outputs(Protocol):
-    """Where outputs go, by number."""
+    """A store for outputs by number."""
 
     def __setitem__(self, index: int, tensor: Tensor, /) -> None: ...
 
 
 def trace_stages(linears: dict[str, nn.Linear], run: Callable[[], object]) -> list[Stage]:
-    """Linears that see the very same input, in the order they are first called. For families that no table knows."""
+    """Groups of linears with the same input, in order of their first call: for families that are in no table."""
     groups: list[tuple[Tensor, list[str]]] = []
 
-    def note(name: str, x: Tensor) -> None:
+    def record(name: str, x: Tensor) -> None:
         if groups and groups[-1][0].data_ptr() == x.data_ptr() and groups[-1][0].shape == x.shape:
             groups[-1][1].append(name)
         else:
-            groups.append((x, [name]))  # kept, so that its memory cannot be the next input's
+            groups.append((x, [name]))  # holding x keeps the next input from reusing its memory
 
-    with watch_inputs(dict(linears), note):
+    with watch_inputs(dict(linears), record):
         run()
     return [tuple(names) for _, names in groups]
 
@@ -63,53 +65,51 @@ def lockstep(
     at_stage: Callable[[Stage, Iterable[StageInput]], None],
     outputs: Outputs,
 ) -> None:
-    """Fill `outputs` with `run` of every micro-batch (batch, seq, hidden); `at_stage` is called once per stage.
+    """Fill `outputs` with `run` of every micro-batch (batch, seq, hidden), and call `at_stage` once per stage.
 
-    `at_stage(stage, inputs)` gets what all micro-batches bring to the stage's linears, and may change weights.
-    ValueError when micro-batches take different ways, or stages come in another order than given.
+    `at_stage(stage, inputs)` receives the stage's inputs of all micro-batches, and may change weights. ValueError if a
+    micro-batch reaches the stages in another order.
     """
     stage_of = {name: index for index, stage in enumerate(stages) for name in stage}
-    driver, states = greenlet.getcurrent(), {}
-    reached = 0
+    scheduler, residuals = greenlet.getcurrent(), {}
+    finished = 0
 
-    def park(name: str, x: Tensor) -> None:
+    def pause(name: str, x: Tensor) -> None:
         worker = greenlet.getcurrent()
         if name not in stage_of:
-            states[worker] = x
-        elif stage_of[name] >= reached:
-            driver.switch((stage_of[name], StageInput(x, states.get(worker))))
+            residuals[worker] = x
+        elif stage_of[name] >= finished:
+            scheduler.switch((stage_of[name], StageInput(x, residuals.get(worker))))
 
     workers = [greenlet.greenlet(run) for _ in range(len(batches))]
-    with watch_inputs(watched(block, stage_of), park):
+    with watch_inputs(watched(block, stage_of), pause):
         for index, stage in enumerate(stages):
-            if index == 0:
-                answers = [worker.switch(batches[i]) for i, worker in enumerate(workers)]
-            else:
-                answers = [worker.switch() for worker in workers]
-            inputs = [stage_input(block, stages, answer, index) for answer in answers]
-            del answers
+            arrivals = [worker.switch() if index else worker.switch(batches[i]) for i, worker in enumerate(workers)]
+            inputs = [stage_input(block, stages, arrival, index) for arrival in arrivals]
+            del arrivals
             at_stage(stage, inputs)
-            reached = index + 1
             del inputs
+            finished = index + 1
         for i, worker in enumerate(workers):
             outputs[i] = worker.switch()
 
 
 def watched(block: Block, linears: Iterable[str]) -> dict[str, nn.Module]:
-    """The linears by path, and the modules that see the residual stream."""
+    """The linears and the modules whose input is the residual stream, by path."""
     paths = {stage.residual for stage in block.stages or () if stage.residual}
     return {path: block.module.get_submodule(path) for path in (*paths, *linears)}
 
 
-def stage_input(block: Block, stages: Sequence[Stage], answer: object, index: int) -> StageInput:
-    if isinstance(answer, tuple) and answer[0] == index:
-        return answer[1]
-    found = stages[answer[0]] if isinstance(answer, tuple) else "the end of the block"
-    raise ValueError(f"{block.name}: a micro-batch reached {found}, expected {stages[index]}")
+def stage_input(block: Block, stages: Sequence[Stage], arrival: object, index: int) -> StageInput:
+    """The input in `arrival`, which is (stage number, input) or the block's output. ValueError for another stage."""
+    if isinstance(arrival, tuple) and arrival[0] == index:
+        return arrival[1]
+    place = stages[arrival[0]] if isinstance(arrival, tuple) else "the end of the block"
+    raise ValueError(f"{block.name}: a micro-batch reached {place}, expected {stages[index]}")
 
 
 class Reached(Exception):
-    """Ends a partial forward at the first linear of a stage that is not quantized yet."""
+    """Raised at the first linear of an unfinished stage, to end the forward pass there."""
 
 
 def replay(
@@ -120,7 +120,10 @@ def replay(
     at_stage: Callable[[Stage, Iterable[StageInput]], None],
     outputs: Outputs,
 ) -> None:
-    """What `lockstep` does, to the bit, with one micro-batch in memory: every stage runs from the block's start."""
+    """The same result as `lockstep`, bit for bit, but every stage runs the block from its start.
+
+    Only one micro-batch is in memory.
+    """
     for index, stage in enumerate(stages):
         at_stage(stage, (reach(block, stages, index, run, batches[i]) for i in range(len(batches))))
     for i in range(len(batches)):
@@ -130,19 +133,19 @@ def replay(
 def reach(
     block: Block, stages: Sequence[Stage], index: int, run: Callable[[Tensor], Tensor], batch: Tensor
 ) -> StageInput:
-    """The input of stage `index` for one micro-batch; the forward ends there."""
-    waiting = {name: number for number, stage in enumerate(stages) for name in stage if number >= index}
-    answer: object = None
-    state: Tensor | None = None
+    """The input of stage `index` for one micro-batch; the forward pass ends there."""
+    unfinished = {name: number for number, stage in enumerate(stages) for name in stage if number >= index}
+    arrival: object = None
+    residual: Tensor | None = None
 
     def stop(name: str, x: Tensor) -> None:
-        nonlocal answer, state
-        if name not in waiting:
-            state = x
+        nonlocal arrival, residual
+        if name not in unfinished:
+            residual = x
             return
-        answer = (waiting[name], StageInput(x, state))
+        arrival = (unfinished[name], StageInput(x, residual))
         raise Reached
 
-    with watch_inputs(watched(block, waiting), stop), suppress(Reached):
+    with watch_inputs(watched(block, unfinished), stop), suppress(Reached):
         run(batch)
-    return stage_input(block, stages, answer, index)
+    return stage_input(block, stages, arrival, index)

@@ -1,6 +1,6 @@
-"""The loop over the blocks: each is loaded, quantized, written, noted in the journal, and gone from memory.
+"""The loop over the blocks: load a block, quantize it, write it, record it in the journal, and release its memory.
 
-Activations between blocks lie in files; with several processes each has those of its own windows.
+The activations between two blocks are in files, one for each process, with the activations of its windows.
 """
 
 import json
@@ -21,9 +21,9 @@ from compress.checkpoint.write import CheckpointWriter
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.model.blocks import Block, BlockModel
-from compress.quantize.blocks.activations import Activations, boundary
+from compress.quantize.blocks.activations import Activations, block_inputs
 from compress.quantize.blocks.block import QuantizedBlock, Reference, quantize_block, round_block
-from compress.quantize.blocks.memory_estimate import BATCH_TOKENS, parked_bytes
+from compress.quantize.blocks.memory_estimate import BATCH_TOKENS, paused_bytes
 from compress.quantize.blocks.problem import BlockSettings
 from compress.quantize.calibrate import block_matmul_dtype
 from compress.quantize.journal import QuantizeJournal, log_path
@@ -36,7 +36,7 @@ Report = Callable[[Row], None]
 
 @dataclass(frozen=True)
 class QuantizeJob:
-    """One quantization: from `checkpoint`, by `config`, as `plan` says; what is done is in the `journal`."""
+    """One quantization of `checkpoint` by `config` with the layout `plan`. The `journal` lists the finished blocks."""
 
     checkpoint: Checkpoint
     plan: LayoutPlan
@@ -51,9 +51,9 @@ class QuantizeJob:
 def quantize_blocks(
     job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None, schedule: Callable[..., None]
 ) -> None:
-    """Every block that is not done yet, quantized and written. Blocks see inputs made by quantized predecessors.
+    """Quantize and write every unfinished block. A block's inputs are computed by the quantized blocks before it.
 
-    `schedule` is `lockstep` or `replay`; without `windows` blocks are rounded as they are.
+    `schedule` is `lockstep` or `replay`. Without `windows`, weights are rounded to nearest.
     """
     settings, first, started = block_settings(job), len(job.journal.blocks), time.perf_counter()
     if first:
@@ -62,7 +62,7 @@ def quantize_blocks(
         writer.written |= {name for name in writer.specs if name.startswith(f"{job.blocks.name(index)}.")}
     inputs = first_inputs(job, windows.ids) if windows else None
     for index, block in job.blocks.in_order(first):
-        outputs = boundary(job.journal.folder, index + 1, inputs.shapes, job.processes.rank) if inputs else None
+        outputs = block_inputs(job.journal.folder, index + 1, inputs.shapes, job.processes.rank) if inputs else None
         if inputs is None or outputs is None:
             result = round_block(block, settings)
         else:
@@ -74,7 +74,7 @@ def quantize_blocks(
         line = block_line(result.rows, index, len(job.blocks), time.perf_counter() - started, first)
         job.report(line)
         job.processes.first(partial(write_log, job.journal.out, [line, *result.rows]))
-        del result  # its codes are not kept beside the next block's
+        del result  # so that its codes do not share memory with those of the next block
 
 
 def solve_block(
@@ -86,30 +86,32 @@ def solve_block(
     settings: BlockSettings,
     schedule: Callable[..., None],
 ) -> QuantizedBlock:
-    """The block's codes. Where the mismatch is corrected, the second half of each file is the 16-bit model's."""
+    """The quantized block. With error correction, the second half of each file holds the 16-bit model's states."""
     run = job.blocks.runner(block, index)
     if not settings.error_correction:
         return quantize_block(block, run, inputs, settings, outputs, schedule, job.processes)
-    (own, true), (own_outputs, true_outputs) = inputs.halves(), outputs.halves()
-    reference = Reference(true, true_outputs, partial(stage_store, job))
-    return quantize_block(block, run, own, settings, own_outputs, schedule, job.processes, reference)
+    (batches, reference_inputs), (batch_outputs, reference_outputs) = inputs.halves(), outputs.halves()
+    reference = Reference(reference_inputs, reference_outputs, partial(stage_store, job))
+    return quantize_block(block, run, batches, settings, batch_outputs, schedule, job.processes, reference)
 
 
 def stage_store(job: QuantizeJob, number: int) -> Activations:
-    """An empty store for the inputs of a stage, over what the block before has left there."""
+    """An empty store for the reference tensors of a stage; it overwrites the file of the previous block."""
     return Activations(job.journal.folder / f"stage-{number}-{job.processes.rank}.bin", [])
 
 
 def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
-    """This process's inputs of the first block to do: embedded, or what the interrupted run has left. The same twice,
-    where the mismatch is corrected."""
+    """This process's inputs of the first unfinished block: embedded windows, or the file of the interrupted run.
+
+    With error correction they are there twice, for the quantized and for the 16-bit model.
+    """
     read = ids[: len(ids) - job.config.held_out]
     parts = job.processes.mine(read.split(max(1, BATCH_TOKENS // job.config.seq_len)))
     if not parts:
-        raise QCompressError(f"{len(read)} windows are too few for {job.processes.count} processes; start fewer")
+        raise QCompressError(f"{len(read)} windows are too few for {job.processes.count} processes; raise --samples")
     parts *= 2 if job.config.error_correction else 1
     shapes = [(*part.shape, job.blocks.model.config.hidden_size) for part in parts]
-    inputs = boundary(job.journal.folder, len(job.journal.blocks), shapes, job.processes.rank)
+    inputs = block_inputs(job.journal.folder, len(job.journal.blocks), shapes, job.processes.rank)
     with job.blocks.embedding_and_norm():
         if job.journal.blocks:
             job.blocks.prepare((*part.shape,) for part in (parts[0], parts[-1]))  # only the last part may be shorter
@@ -121,12 +123,14 @@ def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
 
 
 def work_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> int:
-    """Bytes on disk of the activations before and after a block; with the mismatch to correct, twice, and of what the
-    stages of the 16-bit block see."""
+    """Bytes on disk of the activations before and after a block.
+
+    With error correction they are stored for two models, with the reference tensors of the block's stages.
+    """
     tokens, width = config.samples * config.seq_len, blocks.model.config.hidden_size
     if config.method == "rtn":
         return 0
-    return tokens * 16 * width + parked_bytes(blocks, plan, tokens) if config.error_correction else tokens * 8 * width
+    return tokens * 16 * width + paused_bytes(blocks, plan, tokens) if config.error_correction else tokens * 8 * width
 
 
 def block_settings(job: QuantizeJob) -> BlockSettings:
@@ -148,14 +152,14 @@ def block_settings(job: QuantizeJob) -> BlockSettings:
 def save_block(
     job: QuantizeJob, block: Block, result: QuantizedBlock, writer: CheckpointWriter, digests: list[str] | None
 ) -> None:
-    """The block on the disk, then its line in the journal."""
+    """Write the block to disk, then record it in the journal."""
     write_block(block, result, writer, job.plan)
     writer.sync()
     job.journal.done(result.rows, digests)
 
 
 def write_block(block: Block, result: QuantizedBlock, writer: CheckpointWriter, plan: LayoutPlan) -> None:
-    """Packed linears and the block's other parameters, those that folding changed in their new form."""
+    """Write the packed linears and the other parameters of the block, with the changes from folding."""
     for name, weight in result.weights.items():
         for suffix, tensor in plan.format.save(weight, plan.scheme.dtype).items():
             writer.write(f"{block.name}.{name}.{suffix}", tensor)
@@ -167,7 +171,7 @@ def write_block(block: Block, result: QuantizedBlock, writer: CheckpointWriter, 
 
 
 def block_line(rows: list[Row], index: int, total: int, seconds: float, first: int) -> Row:
-    """One line per block: mean error, plain rounding's, seconds since block `first` and to go."""
+    """The progress line of a block: mean error, mean error of rounding, seconds since block `first`, seconds left."""
     mean = {key: sum(row[key] for row in rows) / len(rows) for key in ("error", "rtn_error")}
     eta = seconds / (index + 1 - first) * (total - index - 1)
     return {"block": f"{index + 1}/{total}", **mean, "seconds": round(seconds, 1), "eta": round(eta, 1)}
