@@ -47,6 +47,6 @@ def _number(nll: float, how: str) -> float:
     return float(nll)
 
 
-def told_token(token: int | None) -> int | str:
+def format_start_token(token: int | None) -> int | str:
     """A start token as reports tell it: its id, or "none"."""
     return "none" if token is None else token

@@ -17,7 +17,7 @@ from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.hub import resolve_model
 from compress.checkpoint.read import RECORD, Checkpoint, read_json
 from compress.checkpoint.write import write_json
-from compress.core.atomic import write_whole
+from compress.core.atomic import write_atomic
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.job import distill_checkpoint
@@ -142,7 +142,7 @@ def remove_output(out: Path, changes: str, *, restart: bool) -> None:
 
 
 def write_state(folder: Path, state: Row) -> None:
-    write_whole(folder / STAGES, (json.dumps(state, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(folder / STAGES, (json.dumps(state, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def describe_changes(stored: Row | None, inputs: Row, out: Path) -> str:

@@ -1,1 +1,1 @@
-"""Disk: safetensors in and out, bit layouts, formats, the validator."""
+"""Checkpoints on disk: read, write, formats, records and the validator."""

@@ -1,10 +1,10 @@
-"""The on-disk formats: tensor names, dtypes and shapes, and how a checkpoint's weights are read back.
+"""The on-disk formats: tensor names, dtypes and shapes, and reading packed weights back.
 
     awq                 asymmetric, GEMM layout          AutoAWQ; vLLM auto_awq.py
     gptq                symmetric, v1 zeros, g_idx       GPTQModel; vLLM auto_gptq.py
     compressed-tensors  both, "pack-quantized"           vllm-project/compressed-tensors
 
-Bits are laid by `pack.py`; `schemes.py` says which module is stored how. A new format is one row of FORMATS.
+`pack.py` packs the bits, `schemes.py` reads and writes quantization_config. A new format is one row of FORMATS.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """A row: `symmetric` says which grids it may hold; `save` and `load` are each other's reverse."""
+    """`symmetric` lists the grids that the format can hold; `load` is the inverse of `save`."""
 
     name: str
     symmetric: tuple[bool, ...]
@@ -133,29 +133,29 @@ FORMATS = {
 
 
 def format_of(checkpoint: Checkpoint) -> Format | None:
-    """The row for a checkpoint's quantization_config, None for a plain one. QCompressError for one we do not know."""
+    """The format of a checkpoint; None if it is unquantized. QCompressError for an unsupported format."""
     if checkpoint.quantization is None:
         return None
     method = str(checkpoint.quantization.get("quant_method"))
     if method not in FORMATS:
-        known = ", ".join(FORMATS)
-        raise QCompressError(f"{checkpoint.path}: quantized by {method}, which is not read here; known: {known}")
+        supported = ", ".join(FORMATS)
+        raise QCompressError(f"{checkpoint.path}: quantized by {method}, which cannot be read; supported: {supported}")
     return FORMATS[method]
 
 
 def model_dtype(config: dict[str, Any]) -> torch.dtype:
-    """The dtype that config.json names; float16 when it names none."""
+    """The dtype in config.json; float16 if there is none. QCompressError for an unsupported one."""
     name = str(config.get("dtype") or config.get("torch_dtype") or "float16").removeprefix("torch.")
     dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
     if name not in dtypes:
-        raise QCompressError(f"config.json: dtype {name} is not known here; known: {', '.join(dtypes)}")
+        raise QCompressError(f"config.json: dtype {name} is not supported; supported: {', '.join(dtypes)}")
     return dtypes[name]
 
 
 def packed_config(config: dict[str, Any], row: Format, schemes: Schemes, unquantized: list[str]) -> dict[str, Any]:
-    """config.json of the packed checkpoint: the source's, the dtype of the scales, and what the loaders need.
+    """config.json of the packed checkpoint: the source's, with the dtype of the scales and a quantization_config.
 
-    A packed embedding has no weight that a head could share, so the two are no longer tied.
+    A packed embedding has no weight to share with the head, so tie_word_embeddings becomes false.
     """
     dtype = str(next(iter(schemes.values())).dtype).removeprefix("torch.")
     packed = {**config, "dtype": dtype, "torch_dtype": dtype, "quantization_config": row.config(schemes, unquantized)}
@@ -165,29 +165,29 @@ def packed_config(config: dict[str, Any], row: Format, schemes: Schemes, unquant
 
 
 def quantized_weight(checkpoint: Checkpoint, module: str) -> QuantizedWeight:
-    """Codes, scales and zeros of one packed linear, by its module path. ValueError when the shapes do not fit."""
+    """Codes, scales and zeros of the packed linear at a module path. ValueError if their shapes do not match."""
     row = format_of(checkpoint)
     if row is None:
-        raise QCompressError(f"{checkpoint.path}: is not quantized, so {module} has no codes")
+        raise QCompressError(f"{checkpoint}: is not quantized, so {module} has no codes; give a quantized one")
     assert checkpoint.quantization is not None
     return quantized_as(checkpoint, module, row.scheme(checkpoint.quantization, module, model_dtype(checkpoint.config)))
 
 
 def quantized_as(checkpoint: Checkpoint, module: str, scheme: Scheme) -> QuantizedWeight:
-    """The same under a given scheme, for a module that has its own."""
+    """Codes, scales and zeros of one packed linear that is stored in `scheme`. ValueError if shapes do not match."""
     row = format_of(checkpoint)
     assert row is not None
     weight = row.load(lambda suffix: checkpoint.tensor(f"{module}.{suffix}"), scheme)
     if weight.scales.shape != weight.zeros.shape or scheme.group_size not in (-1, weight.group_size):
-        found = f"scales {tuple(weight.scales.shape)}, zeros {tuple(weight.zeros.shape)}"
+        shapes = f"scales {tuple(weight.scales.shape)}, zeros {tuple(weight.zeros.shape)}"
         raise ValueError(
-            f"{module}: {found} do not fit codes {tuple(weight.codes.shape)} in groups of {scheme.group_size}"
+            f"{module}: {shapes} do not fit codes {tuple(weight.codes.shape)} in groups of {scheme.group_size}"
         )
     return weight
 
 
 def weight_reader(checkpoint: Checkpoint) -> Callable[[str], Tensor]:
-    """Any parameter by its plain Hugging Face name, packed ones dequantized to float32 on the way."""
+    """A function that returns a parameter by its Hugging Face name. Packed ones are dequantized to float32."""
     row = format_of(checkpoint)
 
     def read(name: str) -> Tensor:

@@ -1,6 +1,6 @@
-"""Import of .gguf: one quantized file -> a plain Hugging Face checkpoint with tokenizer and chat template.
+"""Import a .gguf file as a 16-bit Hugging Face checkpoint with tokenizer and chat template.
 
-transformers dequantizes the tensors and rebuilds config and tokenizer (needs the `gguf` package).
+transformers dequantizes the tensors and rebuilds config and tokenizer; this needs the `gguf` package.
 """
 
 import json
@@ -18,15 +18,15 @@ from compress.checkpoint.write import TensorSpec, check_room, save_checkpoint
 from compress.core.errors import QCompressError
 
 MAGIC = b"GGUF"
-TWINS = 0.99  # cosine of two roundings of one matrix (4 and 6 bits: 0.997); trained apart, nowhere near
+MIN_TIED_COSINE = 0.99  # two roundings of one matrix (4 and 6 bits) reach 0.997, different matrices stay far below
 ROWS = 4096
-WRONG_TOKENIZERS = ("gemma3", "gemma3_text")  # seen: its tokenizer splits text into characters
+WRONG_TOKENIZERS = ("gemma3", "gemma3_text")  # transformers reads a tokenizer that splits text into characters
 
 
 def import_gguf(file: Path, out: Path, *, dtype: torch.dtype = torch.float16) -> dict[str, Any]:
-    """Write `file` as a checkpoint in `dtype`; returns a row: parameters, bytes, architecture.
+    """Write `file` as a checkpoint in `dtype`; returns a row with file, out, architecture and parameters.
 
-    QCompressError for a file that is no GGUF, an architecture that cannot be read, or a weight that overflows.
+    QCompressError for a file that is no GGUF, an unsupported architecture, or a weight that overflows `dtype`.
     """
     check_magic(file)
     check_room(out, 4 * file.stat().st_size)
@@ -41,38 +41,39 @@ def import_gguf(file: Path, out: Path, *, dtype: torch.dtype = torch.float16) ->
         raise QCompressError(f"{file}: cannot be read as a language model ({one_line(error)})") from None
     if model.config.model_type in WRONG_TOKENIZERS:
         raise QCompressError(
-            f"{file}: the tokenizer inside a {model.config.model_type} GGUF is not read right; use its HF form"
+            f"{file}: transformers misreads tokenizers of {model.config.model_type} GGUF files; import another"
         )
-    twins = tie_twins(model)
+    cosine = tie_head(model)
     pairs = list(plain_tensors(model, dtype))
     config = import_config(model, tokenizer, dtype)
     record = record_text("import", {"dtype": str(dtype).removeprefix("torch.")}, source=files_digest([file]))
     save_checkpoint(out, config, pairs, extra={"qcompress.json": record, **tokenizer_files(tokenizer, out)})
     parameters = sum(tensor.numel() for _, tensor in pairs)
     row = {"file": str(file), "out": str(out), "architecture": config["architectures"][0], "parameters": parameters}
-    return row if twins is None else row | {"tied": f"head and embedding were one matrix, cosine {twins:.4f}"}
+    return row if cosine is None else row | {"tied": f"head and embedding were one matrix, cosine {cosine:.4f}"}
 
 
 def check_magic(file: Path) -> None:
+    """QCompressError unless the file exists and begins with the GGUF magic bytes."""
     if not file.is_file():
         raise QCompressError(f"{file}: no such file; give a .gguf file")
     with file.open("rb") as stream:
         if stream.read(4) != MAGIC:
-            raise QCompressError(f"{file}: is no GGUF file, it begins with other letters; give another")
+            raise QCompressError(f"{file}: is no GGUF file: its first four bytes are not GGUF; give a .gguf file")
 
 
-def tie_twins(model: PreTrainedModel) -> float | None:
-    """Make the embedding the head's own parameter where both were rounded from one matrix; their least cosine, or None.
+def tie_head(model: PreTrainedModel) -> float | None:
+    """Tie head and embedding if both were rounded from one matrix. The lowest cosine of their rows; None if not tied.
 
-    llama.cpp stores a tied matrix twice, the head in more bits than the embedding: the head's copy is kept.
+    llama.cpp stores a tied matrix twice, the head in more bits than the embedding, so the head's copy is kept.
     """
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    embedding, head = (module.get_parameter("weight") for module in ends)
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    embedding, head = (module.get_parameter("weight") for module in modules)
     if head is embedding or head.shape != embedding.shape:
         return None
     pairs = zip(embedding.split(ROWS), head.split(ROWS), strict=True)
-    cosine = min(torch.cosine_similarity(ours, theirs).mean().item() for ours, theirs in pairs)
-    if cosine < TWINS:
+    cosine = min(torch.cosine_similarity(*rows).mean().item() for rows in pairs)
+    if cosine < MIN_TIED_COSINE:
         return None
     model.set_input_embeddings(nn.Embedding.from_pretrained(head.detach()))
     model.config.tie_word_embeddings = True
@@ -81,7 +82,7 @@ def tie_twins(model: PreTrainedModel) -> float | None:
 
 
 def plain_tensors(model: PreTrainedModel, dtype: torch.dtype) -> list[tuple[TensorSpec, Tensor]]:
-    """Every parameter once (a tied head is left out), in `dtype`, finite. QCompressError names the one that is not."""
+    """Every parameter once (a tied head is left out) in `dtype`. QCompressError for one that is not finite."""
     pairs = []
     for name, parameter in model.named_parameters():
         pairs.append((TensorSpec(name, dtype, tuple(parameter.shape)), cast_finite(name, parameter.detach(), dtype)))
@@ -89,7 +90,7 @@ def plain_tensors(model: PreTrainedModel, dtype: torch.dtype) -> list[tuple[Tens
 
 
 def import_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> dict[str, Any]:
-    """config.json of a plain checkpoint: no trace of GGUF, start and end tokens as the tokenizer has them."""
+    """config.json of an unquantized checkpoint, without GGUF keys and with the tokenizer's special token ids."""
     config = model.config.to_dict()
     for key in ("quantization_config", "_name_or_path"):
         config.pop(key, None)
@@ -102,7 +103,7 @@ def import_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dt
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerBase, out: Path) -> dict[str, str]:
-    """The tokenizer's files as texts, with a class name that transformers 4 and 5 both know."""
+    """The tokenizer's files as {name: text}, with a class name that transformers 4 and 5 can both load."""
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A checkpoint of any of our formats as a transformers model and tokenizer, and how its windows must begin."""
+"""Load a checkpoint of any supported format as a transformers model, and measure how its windows should begin."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, open_checkpoi
 from compress.core.errors import QCompressError
 from compress.model.blocks import BlockModel, load_all, make_config
 
-START_WINDOWS, START_LENGTH = 4, 128  # enough to tell, and little beside the work that follows
+START_WINDOWS, START_LENGTH = 4, 128  # enough for a stable comparison, and short next to a job
 
 
 def open_causal_lm(source: PathOrCheckpoint) -> Checkpoint:
@@ -27,12 +27,12 @@ def open_causal_lm(source: PathOrCheckpoint) -> Checkpoint:
 
 
 def check_causal_lm(path: Path, config: dict[str, Any]) -> None:
-    """QCompressError when a config.json is not that of a causal language model of transformers."""
+    """QCompressError unless a config.json describes a causal language model of transformers."""
     architectures = config.get("architectures") or ["nothing"]
-    known = config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if not known or not architectures[0].endswith("ForCausalLM"):
-        found = f"{architectures[0]} (model_type {config.get('model_type')})"
-        raise QCompressError(f"{path / 'config.json'}: {found} is not a causal language model")
+    supported = config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not supported or not architectures[0].endswith("ForCausalLM"):
+        model = f"{architectures[0]} (model_type {config.get('model_type')})"
+        raise QCompressError(f"{path / 'config.json'}: {model} is not a causal language model; give one")
     try:
         make_config(config)
     except ValueError as error:
@@ -56,48 +56,48 @@ def stop_tokens(checkpoint: Checkpoint) -> set[int]:
 
 
 def spell_vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """How a tokenizer spells a text of its own: equal vocabularies may still cut a text differently."""
+    """Token ids of a text made of 256 sampled tokens. Equal vocabularies can still split it differently."""
     size = len(tokenizer.get_vocab())
     return list(tokenizer(tokenizer.decode(list(range(0, size, max(1, size // 256)))))["input_ids"])
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over the vocabulary and how it is used, the same however its files are laid out."""
+    """sha256 over the vocabulary and a sample encoding; it does not depend on the layout of the files."""
     text = json.dumps([sorted(tokenizer.get_vocab().items()), spell_vocabulary(tokenizer)], ensure_ascii=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over the chat template, "none" where there is none."""
+    """sha256 of the chat template; "none" without one."""
     template = getattr(tokenizer, "chat_template", None)
     text = json.dumps(template, sort_keys=True, ensure_ascii=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}" if template else "none"
 
 
 def start_candidate(tokenizer: PreTrainedTokenizerBase, config: dict[str, object]) -> int | None:
-    """The id that windows might have to begin with: the tokenizer's, else the config's."""
-    found = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else config.get("bos_token_id")
-    return found if isinstance(found, int) else None
+    """The beginning-of-sequence id of the tokenizer, else of the config; None if both lack it."""
+    token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else config.get("bos_token_id")
+    return token if isinstance(token, int) else None
 
 
 @torch.no_grad()
 def window_nll(model: PreTrainedModel, ids: Tensor, skip: int, vocabulary: int) -> float:
-    """Mean nll in nats of the tokens of (n, seq) ids after the first `skip`, each given those before it.
+    """Mean nll in nats of (n_samples, seq_len) ids[:, skip:], each token predicted from those before it.
 
-    Only the first `vocabulary` logits count: rows that pad a vocabulary are no tokens.
+    Only the first `vocabulary` logits are used; the others are padding.
     """
     logits = model(ids, use_cache=False).logits[:, skip - 1 : -1, :vocabulary].float()
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, skip:].flatten()).item()
 
 
 def measure_blocks_start(blocks: BlockModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> StartToken:
-    """Whether windows of a model read block by block begin with its start token; a few of `ids` (n, seq) tell."""
+    """Whether windows should begin with the start token: the lower nll on a few of `ids` decides."""
     candidate = start_candidate(tokenizer, blocks.model.config.to_dict())
     return choose_start(ids[:START_WINDOWS, :START_LENGTH], candidate, blocks.nll)
 
 
 def measure_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> StartToken:
-    """Whether this model's windows begin with its start token: the nll of `ids` (n, seq) with and without decides."""
+    """Like `measure_blocks_start`, for a model that is in memory as a whole."""
     candidate = start_candidate(tokenizer, model.config.to_dict())
     size = max(tokenizer.get_vocab().values()) + 1
     return choose_start(ids, candidate, lambda windows, skip: window_nll(model, windows, skip, size))

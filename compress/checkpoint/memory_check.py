@@ -1,4 +1,4 @@
-"""Asked before the work: is there enough memory?"""
+"""Check the available memory before a job starts."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from compress.core.errors import QCompressError
 
 
 def check_memory(what: str | Path, needed: int, cure: str = "fewer or shorter windows, or a larger machine") -> None:
-    """QCompressError when a job on `what` will need more bytes than the machine has available; `cure` needs less."""
+    """QCompressError if a job on `what` needs more bytes than are available. `cure` names what would need less."""
     available = psutil.virtual_memory().available
     if needed > available:
         raise QCompressError(

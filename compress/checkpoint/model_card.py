@@ -1,7 +1,7 @@
-"""The model card: README.md with the hub's front matter, made of a checkpoint's record and nothing else.
+"""The model card: README.md with the hub's front matter, generated from a checkpoint's record alone.
 
-https://huggingface.co/docs/hub/model-cards. No dates, seconds or places: the same record always gives the same bytes.
-What the record does not know is left out, a retention nobody measured too.
+https://huggingface.co/docs/hub/model-cards. It holds no dates, times or paths, so equal records give equal bytes.
+Missing values are left out.
 """
 
 import json
@@ -15,13 +15,13 @@ from compress.checkpoint.read import Checkpoint, read_json
 
 Record = dict[str, Any]
 CARD = "README.md"
-LICENSES = {  # how a licence's text begins -> its name on the hub
+LICENSES = {  # beginning of the licence text -> its name on the hub
     "apache license": "apache-2.0",
     "mit license": "mit",
     "bsd 3-clause": "bsd-3-clause",
 }
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-HIDDEN = ("student", "text", "eval_text", "cache")  # told elsewhere in the card, or places on one machine
+HIDDEN = ("student", "text", "eval_text", "cache")  # shown elsewhere in the card, or local paths
 SCORES = {
     "perplexity_teacher": "perplexity of the teacher",
     "perplexity_before": "perplexity before",
@@ -46,7 +46,7 @@ def origin(checkpoint: Checkpoint) -> Record:
 
 
 def find_name(path: Path) -> str:
-    """The name on the hub where config.json has it, else that of the directory."""
+    """The hub name in config.json, else the name of the directory."""
     name = read_json(path / "config.json").get("_name_or_path") if (path / "config.json").is_file() else None
     if isinstance(name, str) and HUB_NAME.fullmatch(name) and not Path(name).exists():
         return name
@@ -54,10 +54,10 @@ def find_name(path: Path) -> str:
 
 
 def find_license(path: Path) -> str | None:
-    """The licence that a checkpoint's own card or LICENSE file tells; None where neither does."""
-    told = front_matter(path / CARD).get("license")
-    if isinstance(told, str):
-        return told
+    """The licence in the checkpoint's model card, else that of its LICENSE file, else None."""
+    license_ = front_matter(path / CARD).get("license")
+    if isinstance(license_, str):
+        return license_
     if not (path / "LICENSE").is_file():
         return None
     text = (path / "LICENSE").read_text(encoding="utf-8", errors="replace")[:400].strip().lower()
@@ -65,7 +65,7 @@ def find_license(path: Path) -> str | None:
 
 
 def front_matter(card: Path) -> Record:
-    """The YAML between the first two lines of dashes; {} where there is none that can be read."""
+    """The YAML front matter of a model card; {} if it is missing or malformed."""
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     parts = text.split("---\n", 2)
     if len(parts) < 3 or parts[0].strip():
@@ -78,7 +78,7 @@ def front_matter(card: Path) -> Record:
 
 
 def write_card(record: Record) -> str:
-    """README.md of a checkpoint with this record (the content of qcompress.json)."""
+    """The text of README.md for a record (the content of qcompress.json)."""
     matter = yaml.safe_dump(card_matter(record), sort_keys=False, allow_unicode=True)
     figures = quantized(record) if record["command"] == "quantize" else results(record)
     parts = [introduction(record), figures, data(record), settings(record), loading()]
@@ -86,12 +86,12 @@ def write_card(record: Record) -> str:
 
 
 def origins(record: Record) -> list[Record]:
-    """Those whose weights or answers went in, the one whose weights they are first."""
+    """The source checkpoints in the record: first the student, then the teacher or the quantized model."""
     return [record[key] for key in ("student", "source") if isinstance(record.get(key), dict)]
 
 
 def card_matter(record: Record) -> Record:
-    """The front matter. The licence is left out unless all origins tell the same one."""
+    """The front matter. It has a licence only if all source checkpoints have the same one."""
     licenses = {one.get("license") for one in origins(record)}
     license_ = licenses.pop() if len(licenses) == 1 else None
     quantized = record["command"] == "quantize"
@@ -103,7 +103,7 @@ def card_matter(record: Record) -> Record:
 
 
 def kinds(record: Record) -> list[str]:
-    """What was done to it, as the hub's tags."""
+    """The hub's tags: distillation, or quantization with its method and format."""
     if record["command"] == "quantize":
         given = record["settings"]
         return ["quantization", "4-bit", *(str(given[key]) for key in ("method", "format") if given.get(key))]
@@ -128,7 +128,7 @@ def introduction(record: Record) -> str:
     for key, role in roles.items():
         if isinstance(record.get(key), dict):
             one = record[key]
-            lines.append(f"| {role} | {name_of(one)} | `{one.get('digest')}` | {one.get('license') or 'not told'} |")
+            lines.append(f"| {role} | {name_of(one)} | `{one.get('digest')}` | {one.get('license') or 'unknown'} |")
     kept = record.get("blocks")
     return "\n".join(
         [*lines, "", f"Blocks of the teacher that it has: {', '.join(map(str, kept))}."] if kept else lines
@@ -136,7 +136,7 @@ def introduction(record: Record) -> str:
 
 
 def results(record: Record) -> str:
-    """Figures of the summary row, and the loss at the end. "" where there is none."""
+    """The section of results: figures of the summary row and the loss. "" without figures."""
     rows = record.get("rows") or []
     row = dict(rows[0]) if rows else {}
     row |= {key: record[key] for key in ("kl", "perplexity_ratio", "retention") if record.get(key) is not None}
@@ -170,7 +170,7 @@ def quantized(record: Record) -> str:
 
 
 def candidates(record: Record) -> list[str]:
-    """The table that `--method auto` judged by; [] where nothing was tried."""
+    """The table of candidates that `--method auto` compared; [] for other methods."""
     found = record.get("candidates") or []
     lines = [f"| {row['candidate']} | {row['eval_kl']:.4g} |" for row in found]
     head = [
@@ -184,7 +184,7 @@ def candidates(record: Record) -> list[str]:
 
 
 def data(record: Record) -> str:
-    """Every text with its digest: what it learned from, and what judged."""
+    """The section of texts: calibration or training text, and evaluation text, each with its digest."""
     words = {"calibration": "calibration" if record["command"] == "quantize" else "training", "eval_text": "evaluation"}
     named = [(words[key], record.get(key)) for key in words]
     for stage in record.get("stages") or []:
@@ -203,7 +203,7 @@ def data(record: Record) -> str:
 
 
 def settings(record: Record) -> str:
-    """The settings of the command, without those that are None and those that name places."""
+    """The section of settings, without None and local paths."""
     given = shown(record["settings"])
     if given.get("stages"):
         given["stages"] = [shown(stage) for stage in given["stages"]]

@@ -1,7 +1,7 @@
-"""What made a checkpoint: `qcompress.json` beside the weights, and digests that tell whether anything changed since.
+"""`qcompress.json`, the record of how a checkpoint was made, and `qcompress.sha256.json`, the digests of its content.
 
-`qcompress.sha256.json` holds one digest per tensor and one per key of config.json, taken while they were written. It
-covers what changes the answers and nothing else: a model card may be edited, a config.json may be laid out anew.
+There is one digest per tensor and one per key of config.json, computed while they are written. Only content that
+changes the model is covered: the model card may be edited, and config.json may be reformatted.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ DIGESTS = "qcompress.sha256.json"
 
 
 def record_text(command: str, settings: dict[str, Any], **parts: Any) -> str:
-    """The record as JSON text: the command, its settings, the versions that ran, and whatever `parts` tell."""
+    """The record as JSON text: command, settings, further `parts`, and the versions of the packages."""
     versions = {name: version(name) for name in ("qcompress", "torch", "transformers", "safetensors")}
     versions["python"] = platform.python_version()
     value = {"command": command, "settings": settings, **parts, "versions": versions}
@@ -29,24 +29,24 @@ def record_text(command: str, settings: dict[str, Any], **parts: Any) -> str:
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """sha256 of a tensor's bytes as they lie on disk, hexadecimal."""
+    """sha256 of a tensor's bytes as stored on disk, hexadecimal."""
     return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def config_digests(config: dict[str, Any]) -> dict[str, str]:
-    """sha256 of every value of config.json by its key, the same however the file is laid out."""
+    """sha256 of every value of config.json by its key; it does not depend on the formatting of the file."""
     texts = {key: json.dumps(value, sort_keys=True, ensure_ascii=False) for key, value in config.items()}
     return {key: hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}
 
 
 def digests_text(config: dict[str, Any], tensors: dict[str, str]) -> str:
-    """The digests as JSON text, from config.json's content and the tensors' digests by name."""
+    """The content of qcompress.sha256.json for this config.json and these tensor digests by name."""
     value = {"config": config_digests(config), "tensors": dict(sorted(tensors.items()))}
     return json.dumps(value, indent=1) + "\n"
 
 
 def read_digests(path: Path) -> dict[str, dict[str, str]] | None:
-    """The digests under "config" and "tensors"; None for a checkpoint that has none."""
+    """{"config": ..., "tensors": ...} digests by key and by name; None for a checkpoint without digests."""
     file = Path(path) / DIGESTS
     if not file.is_file():
         return None

@@ -1,11 +1,11 @@
-"""Which module is stored how: the quantization_config that loaders read, written from schemes and read back.
+"""Write a quantization_config from the schemes of modules, and read the scheme of a module back from it.
 
     awq                 one scheme for all; a packed head behind the flag `lm_head`
     gptq                the same, and `dynamic` rules for modules that differ
     compressed-tensors  one config group per scheme, targets by class or by name; embeddings too
 
-vLLM asks these rules about its own fused layers, the other loaders about the linears in them, so every pattern here
-matches both names. Each pair NAME_config and NAME_scheme is each other's reverse.
+vLLM matches patterns against its fused layers, other loaders against single linears, so every pattern matches both.
+NAME_scheme is the inverse of NAME_config.
 """
 
 import re
@@ -26,19 +26,19 @@ Schemes = dict[str, Scheme]  # by module path, packed modules only
 
 
 def kind(module: str) -> str:
-    """What a module is, by its name: "head", "embedding", or "linear"."""
+    """One of "head", "embedding" and "linear", by the module's name."""
     leaf = module.rpartition(".")[2]
     return "head" if leaf == HEAD else "embedding" if leaf in EMBEDDINGS else "linear"
 
 
 def base_scheme(schemes: Schemes) -> Scheme:
-    """The scheme of most linears, of most modules where none is a linear: what a config says without naming anyone."""
+    """The most common scheme of the linears, or of all modules if none is a linear. It is the config's default."""
     linears = [scheme for module, scheme in schemes.items() if kind(module) == "linear"]
     return Counter(linears or schemes.values()).most_common(1)[0][0]
 
 
 def layer_pattern(module: str) -> str:
-    """A pattern for everything that vLLM loads as one with a linear: the linears, and vLLM's name for them together."""
+    """A regular expression for a linear, the linears that vLLM fuses with it, and the fused layer."""
     for fused, shards in FUSED.items():
         path = next((module.removesuffix(shard) for shard in shards if module.endswith(f".{shard}")), None)
         if path is not None:
@@ -49,7 +49,7 @@ def layer_pattern(module: str) -> str:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """re.match, and no match for what is no regular expression."""
+    """Whether `pattern` matches `name` from the start. False for an invalid pattern."""
     try:
         return re.match(pattern, name) is not None
     except re.error:
@@ -57,18 +57,18 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def flatten(value: Any) -> list[str]:
-    """The strings in a list or a list of lists."""
+    """The strings in nested lists; a string becomes a list of one."""
     if isinstance(value, str):
         return [value]
     return [text for item in value for text in flatten(item)] if isinstance(value, list) else []
 
 
 def awq_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
-    """ValueError when the schemes differ, because nothing in an awq config could say so."""
+    """The awq config. ValueError if the schemes differ, since awq has one scheme for all modules."""
     base = base_scheme(schemes)
     if set(schemes.values()) != {base}:
         other = next(module for module, scheme in schemes.items() if scheme != base)
-        raise ValueError(f"{other}: awq stores one scheme for all, {schemes[other]} is not {base}")
+        raise ValueError(f"{other}: awq has one scheme for all modules, but {schemes[other]} is not {base}")
     return {
         "quant_method": "awq",
         "bits": base.bits,
@@ -81,7 +81,7 @@ def awq_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
 
 
 def awq_key(quant: dict[str, Any], key: str) -> Any:
-    """AWQ's bits or group_size, under either of the names that loaders read."""
+    """AWQ's bits or group_size, under the new or the old key name."""
     return quant.get({"bits": "w_bit", "group_size": "q_group_size"}[key], quant.get(key))
 
 
@@ -112,7 +112,7 @@ def gptq_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
 
 
 def skip_rule(module: str) -> str:
-    """GPTQModel's rule that leaves one module as it is: by its own name, and by that of vLLM's fused layer."""
+    """GPTQModel's rule to skip a module, which also matches vLLM's fused layer."""
     path, _, leaf = module.rpartition(".")
     fused = [name for name, shards in FUSED.items() if any(module.endswith(f".{shard}") for shard in shards)]
     names = "|".join([leaf, *(name.rpartition(".")[2] for name in fused)])
@@ -120,7 +120,7 @@ def skip_rule(module: str) -> str:
 
 
 def gptq_override(quant: dict[str, Any], name: str) -> Any:
-    """What the first matching `dynamic` rule says of a module: False to skip it, its settings, None for no rule."""
+    """The first matching `dynamic` rule of a module: False to skip it, its settings, or None for no rule."""
     dynamic = quant.get("dynamic")
     for pattern, settings in dynamic.items() if isinstance(dynamic, dict) else ():
         if matches(pattern.removeprefix("-:").removeprefix("+:"), name):
@@ -129,14 +129,14 @@ def gptq_override(quant: dict[str, Any], name: str) -> Any:
 
 
 def gptq_scheme(quant: dict[str, Any], module: str, dtype: torch.dtype) -> Scheme:
-    """QCompressError for the kinds of gptq that would be misread."""
+    """The scheme of a module. QCompressError for act-order groups and other checkpoint formats."""
     if quant.get("desc_act") and quant.get("group_size") != -1:
-        raise QCompressError("quantization_config: desc_act true (groups out of order) is not read; quantize anew")
+        raise QCompressError("quantization_config: desc_act true is not supported; use desc_act false")
     if quant.get("checkpoint_format", "gptq") != "gptq":
-        found = quant["checkpoint_format"]
-        raise QCompressError(f"quantization_config: checkpoint_format {found} is not read; use gptq")
-    own = {**quant, **(gptq_override(quant, module) or {})}
-    return Scheme(int(own.get("bits", 0)), int(own.get("group_size", 0)), True, dtype)
+        layout = quant["checkpoint_format"]
+        raise QCompressError(f"quantization_config: checkpoint_format {layout} is not supported; use gptq")
+    settings = {**quant, **(gptq_override(quant, module) or {})}
+    return Scheme(int(settings.get("bits", 0)), int(settings.get("group_size", 0)), True, dtype)
 
 
 def ct_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
@@ -156,8 +156,7 @@ def ct_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
 
 
 def ct_target(module: str, usual: bool) -> str:
-    """The target that finds a module in every loader: vLLM knows some embeddings by their class alone, and its head
-    by name alone."""
+    """A target that every loader matches: vLLM matches some embeddings only by class, and its head only by name."""
     by_kind = {"head": f"re:.*{HEAD}$", "embedding": "Embedding"}
     return by_kind.get(kind(module)) or ("Linear" if usual else f"re:{layer_pattern(module)}")
 
@@ -183,28 +182,28 @@ def ct_match(name: str, target: str) -> bool:
     return matches(target[3:], name) if target.startswith("re:") else target == name
 
 
-CT_CLASSES = {"linear": "Linear", "embedding": "VocabParallelEmbedding", "head": ""}  # vLLM's head matches no class
+CT_CLASSES = {"linear": "Linear", "embedding": "VocabParallelEmbedding", "head": ""}  # no class matches vLLM's head
 
 
 def ct_weights(quant: dict[str, Any], name: str, what: str) -> dict[str, Any] | None:
-    """The `weights` of the config group that takes a module of a `kind`: by name before class, in the groups' order.
+    """The `weights` of the first config group that matches a module, by name or else by class.
 
-    None when `ignore` has it, or no group.
+    None if `ignore` lists the module or no group matches.
     """
     if any(ct_match(name, entry) for entry in flatten(quant.get("ignore"))):
         return None
     groups = [(flatten(group.get("targets")), group.get("weights")) for group in ct_groups(quant).values()]
     by_name = [weights for targets, weights in groups if any(ct_match(name, target) for target in targets)]
     by_class = [weights for targets, weights in groups if any(ct_class(target, what) for target in targets)]
-    found = next(iter(by_name + by_class), None)
-    return found if isinstance(found, dict) else None
+    weights = next(iter(by_name + by_class), None)
+    return weights if isinstance(weights, dict) else None
 
 
 def ct_fused(quant: dict[str, Any], fused: str, shards: tuple[str, ...]) -> dict[str, Any] | None:
-    """The same of a layer that vLLM fuses: by vLLM's name, then by class, and only then by the names of its linears."""
-    own = [ct_weights(quant, shard, "linear") for shard in shards]
-    found = ct_weights(quant, fused, "linear")
-    return own[0] if found is None or None in own else found
+    """`ct_weights` of a fused layer of vLLM: by its name, then by class, then by the names of its linears."""
+    single = [ct_weights(quant, shard, "linear") for shard in shards]
+    weights = ct_weights(quant, fused, "linear")
+    return single[0] if weights is None or None in single else weights
 
 
 def ct_class(target: str, what: str) -> bool:
@@ -212,9 +211,9 @@ def ct_class(target: str, what: str) -> bool:
 
 
 def ct_scheme(quant: dict[str, Any], module: str, dtype: torch.dtype) -> Scheme:
-    """QCompressError when no config group takes the module. Group size -1: one group per row."""
+    """The scheme of a module; group size -1 is one group per row. QCompressError if no config group matches."""
     weights = ct_weights(quant, module, kind(module))
     if weights is None:
-        raise QCompressError(f"quantization_config: no config group takes {module}, though it is packed")
+        raise QCompressError(f"quantization_config: no config group matches {module}, though it is packed; add one")
     group_size = weights.get("group_size") or -1
     return Scheme(int(weights["num_bits"]), int(group_size), bool(weights["symmetric"]), dtype)

@@ -1,8 +1,8 @@
-"""What vLLM knows, as tables: read from the sources of vLLM 0.32.0; a newer one mostly knows more.
+"""Tables of the models that vLLM supports, from the sources of vLLM 0.32.0. A newer version mostly supports more.
 
 Architectures are the keys of _TEXT_GENERATION_MODELS and the text part of _TRANSFORMERS_SUPPORTED_MODELS in
-vllm/model_executor/models/registry.py. The other tables say which models hand their quantization to the head
-(ParallelLMHead) and to the embedding; they matter only where those are packed.
+vllm/model_executor/models/registry.py. The other tables list models that can load a packed head
+(ParallelLMHead) or a packed embedding.
 """
 
 VLLM_VERSION = "0.32.0"
@@ -48,4 +48,4 @@ EMBEDDING_BY_NAME = frozenset(
 )
 EMBEDDING_BY_CLASS = EMBEDDING_BY_NAME | {"llama", "mistral", "granite", "exaone", "apertus"}
 
-GROUP_SIZES = (-1, 32, 64, 128)  # Marlin's; -1 is one group per output
+GROUP_SIZES = (-1, 32, 64, 128)  # supported by Marlin; -1 is one group per output

@@ -1,4 +1,4 @@
-"""The work folder of an unfinished job: one process at a time, a journal true at every moment, no other settings."""
+"""The work folder of an unfinished job: a lock, an atomic journal, and a check that settings have not changed."""
 
 import fcntl
 import json
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compress.core.atomic import write_whole
+from compress.core.atomic import write_atomic
 from compress.core.errors import QCompressError
 
 Row = dict[str, Any]
@@ -17,33 +17,33 @@ LOCK = "lock"
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Held by one process at a time, and given back by the kernel when that is killed."""
+    """Context that only one process can hold. The kernel releases it if the process is killed."""
     with (folder / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise QCompressError(f"{folder}: another process is at work on it; wait for it or stop it") from error
+            raise QCompressError(f"{folder}: another process is using it; wait for it or stop it") from error
         yield
 
 
 def write_journal(path: Path, value: Row) -> None:
-    """The old journal or this new one, never half of it."""
-    write_whole(path, json.dumps(value, ensure_ascii=False).encode())
+    """Replace the journal atomically."""
+    write_atomic(path, json.dumps(value, ensure_ascii=False).encode())
     sync_folder(path.parent)
 
 
-def refuse_changes(folder: Path, old: Row, new: Row) -> None:
-    """QCompressError when a job would be finished with other settings than it was begun with."""
+def check_same_settings(folder: Path, old: Row, new: Row) -> None:
+    """QCompressError with every changed setting if a job would continue with other settings than it started with."""
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     if changed:
-        told = ", ".join(f"{key} {old.get(key)} (now {new.get(key)})" for key in changed)
+        changes = ", ".join(f"{key} {old.get(key)} (now {new.get(key)})" for key in changed)
         raise QCompressError(
-            f"{folder}: was started with {told}; finish it with the old settings, or begin anew with --restart"
+            f"{folder}: was started with {changes}; use the old settings, or start again with --restart"
         )
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
+    """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -52,7 +52,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def clear_work(folder: Path, journal: str) -> None:
-    """Remove what a job has left in its work folder, the `journal` last: so that it is known whose it is."""
+    """Delete a job's work files, and the `journal` last, so that an interrupted deletion can be recognized."""
     for path in folder.glob("*"):
         if path.name not in (journal, LOCK):
             path.unlink()

@@ -1,7 +1,7 @@
-"""Write a checkpoint: planned first, streamed, and visible only when whole.
+"""Write a checkpoint: plan its files, stream its tensors in any order, and rename the directory when it is complete.
 
-All names, dtypes and shapes are known before the first byte, so the headers are written first and every tensor
-goes to its final place in whatever order it comes. The directory has a temporary name until `publish`.
+All names, dtypes and shapes are planned before the first byte. So the headers are written first, and each tensor goes
+to its final offset. The directory has a temporary name until `publish`.
 """
 
 import json
@@ -21,7 +21,7 @@ from compress.checkpoint.record import DIGESTS, digests_text, tensor_digest
 from compress.core.errors import QCompressError
 
 SHARD_BYTES = 4_000_000_000
-COPIED = (  # what goes along from the source checkpoint, when it is there
+COPIED = (  # files copied from the source checkpoint if they exist
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -37,7 +37,7 @@ COPIED = (  # what goes along from the source checkpoint, when it is there
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """What a tensor will be, before it exists."""
+    """Name, dtype and shape of a tensor to be written."""
 
     name: str
     dtype: torch.dtype
@@ -50,7 +50,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file: its header, and where each tensor's data starts."""
+    """One planned safetensors file: header, offset of each tensor's data, and size in bytes."""
 
     file: str
     header: bytes
@@ -59,7 +59,7 @@ class Shard:
 
 
 def plan_shards(specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
-    """Files of at most `shard_bytes` of data each (a larger single tensor gets its own), exact to the byte."""
+    """Files with at most `shard_bytes` of data each; a larger tensor gets a file of its own. Sizes are exact."""
     parts: list[list[TensorSpec]] = [[]]
     filled = 0
     for spec in specs:
@@ -75,7 +75,8 @@ def plan_shards(specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES) -> 
 
 
 def plan_shard(file: str, specs: Sequence[TensorSpec]) -> Shard:
-    ordered = sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name))  # keeps every tensor aligned
+    """The header and offsets of one safetensors file with these tensors."""
+    ordered = sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name))  # aligns every tensor to its item size
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     starts, position = {}, 0
     for spec in ordered:
@@ -90,19 +91,19 @@ def plan_shard(file: str, specs: Sequence[TensorSpec]) -> Shard:
 
 
 def planned_bytes(specs: Sequence[TensorSpec], shard_bytes: int = SHARD_BYTES) -> int:
-    """Bytes of all safetensors files that these tensors will fill, headers included."""
+    """Total size in bytes of the safetensors files for these tensors, headers included."""
     return sum(shard.bytes for shard in plan_shards(specs, shard_bytes))
 
 
 def partial_path(out: Path) -> Path:
-    """Where a checkpoint lies until it is whole."""
+    """The temporary directory of a checkpoint that is not complete yet."""
     return out.with_name(f".{out.name}.partial")
 
 
 def check_room(out: Path, needed: int) -> None:
-    """Refuse an output directory that is not empty, or a disk that cannot hold `needed` bytes.
+    """QCompressError if `out` is not an empty or missing directory, or if the disk lacks room for `needed` bytes.
 
-    What an interrupted run has filled already is not needed again.
+    Bytes that an interrupted run has already written are subtracted from `needed`.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise QCompressError(f"{out}: is not empty; give a new directory, or remove it first")
@@ -110,21 +111,21 @@ def check_room(out: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     needed -= sum(file.stat().st_blocks * 512 for file in partial_path(out).glob("*.safetensors"))
     if free < needed:
-        raise QCompressError(f"{out}: needs {needed:,} bytes, {folder} has {free:,} free; make room or go elsewhere")
+        raise QCompressError(f"{out}: needs {needed:,} bytes, {folder} has {free:,} free; free some space")
 
 
 class CheckpointWriter:
-    """Fills a planned checkpoint, tensor by tensor, in any order. Nothing is visible at `out` before `publish`."""
+    """Writes a planned checkpoint, tensor by tensor, in any order. `out` stays empty until `publish`."""
 
     def __init__(self, out: Path, specs: Sequence[TensorSpec], *, keep: bool = False, shard_bytes: int = SHARD_BYTES):
-        """`keep` goes on with the files of an interrupted run of the same plan: add to `written` what it had written.
+        """`keep` reuses the files of an interrupted run of the same plan; add the names it wrote to `written`.
 
-        ValueError for a name that is planned twice, QCompressError for a full directory or disk.
+        ValueError for a duplicate name, QCompressError for an `out` that is not empty or a full disk.
         """
         self.out, self.folder = out, partial_path(out)
         self.specs = {spec.name: spec for spec in specs}
         if len(self.specs) != len(specs):
-            raise ValueError(f"{len(specs)} tensors are planned under {len(self.specs)} names")
+            raise ValueError(f"{len(specs)} planned tensors have only {len(self.specs)} different names")
         self.shards = plan_shards(specs, shard_bytes)
         self.written: set[str] = set()
         self._digests: dict[str, str] = {}
@@ -150,10 +151,10 @@ class CheckpointWriter:
             file.truncate(shard.bytes)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Put one tensor in its place. ValueError when it is not what was planned."""
+        """Write one tensor at its offset. ValueError if its name, dtype or shape differs from the plan."""
         spec = self.specs.get(name)
         if spec is None or tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
-            raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} was not planned; planned: {spec}")
+            raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} was not planned; the plan has {spec}")
         shard = self._shard_of[name]
         with (self.folder / shard.file).open("r+b") as file:
             file.seek(shard.offsets[name])
@@ -162,12 +163,12 @@ class CheckpointWriter:
         self.written.add(name)
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor as it lies on the disk, written by this run or by an interrupted one."""
+        """Read a tensor back that this run or an interrupted one has written."""
         spec, shard = self.specs[name], self._shard_of[name]
         return read_tensor(name, TensorInfo(self.folder / shard.file, shard.offsets[name], spec.dtype, spec.shape))
 
     def _digest(self, name: str) -> str:
-        """Of a tensor as it was written; read back when an interrupted run wrote it."""
+        """The digest computed when the tensor was written; recomputed from disk for tensors of an interrupted run."""
         return self._digests.get(name) or tensor_digest(self.tensor(name))
 
     def publish(
@@ -178,14 +179,14 @@ class CheckpointWriter:
         extra: dict[str, str] | None = None,
         inspect: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write config, digests, index and the `source`'s tokenizer, then give the directory its name.
+        """Write config, digests, index and the tokenizer of `source`, then rename the directory to `out`.
 
-        `extra` maps file names to texts. `inspect` sees the whole directory before it is renamed, and may refuse it by
-        raising. ValueError when a planned tensor was never written.
+        `extra` maps file names to texts. `inspect` is called with the complete directory before the rename; if it
+        raises, nothing is published. ValueError if a planned tensor was never written.
         """
         missing = sorted(self.specs.keys() - self.written)
         if missing:
-            raise ValueError(f"{len(missing)} planned tensors were not written, {missing[0]} first")
+            raise ValueError(f"{len(missing)} planned tensors were not written; the first is {missing[0]}")
         write_json(self.folder / "config.json", config)
         digests = {name: self._digest(name) for name in self.specs}
         (self.folder / DIGESTS).write_text(digests_text(config, digests), encoding="utf-8")
@@ -205,26 +206,28 @@ class CheckpointWriter:
         self.folder.rename(self.out)
 
     def sync(self) -> None:
-        """Return when everything written so far is on the disk."""
+        """Flush all weight files to the disk."""
         for shard in self.shards:
             sync(self.folder / shard.file)
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Delete the temporary directory."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
+    """Flush a file to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON with a final newline."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer files, and name a tokenizer class that transformers 4 and 5 both know."""
+    """Copy the tokenizer files, with a tokenizer class that transformers 4 and 5 can both load."""
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
@@ -236,7 +239,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def both_spellings(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with the keys of transformers 5 and of 4.x: rope_theta, rope_scaling and torch_dtype too."""
+    """The config with the keys of both transformers 5 and 4: adds rope_theta, rope_scaling and torch_dtype."""
     config = dict(config)
     if "dtype" in config or "torch_dtype" in config:
         config["dtype"] = config["torch_dtype"] = config.get("dtype") or config.get("torch_dtype")
@@ -256,7 +259,7 @@ def save_checkpoint(
     source: Path | None = None,
     extra: dict[str, str] | None = None,
 ) -> None:
-    """A whole checkpoint at once, for models that are in memory. Nothing is left when it fails."""
+    """Write a checkpoint whose tensors are all in memory. Nothing remains at `out` if it fails."""
     pairs = list(tensors)
     writer = CheckpointWriter(out, [spec for spec, _ in pairs])
     try:

@@ -92,7 +92,7 @@ def command(
     qcompress compare qwen qwen-awq --text notes.txt --windows 64 --html report.html
     qcompress compare smollm2 smollm2-awq --html report.html --eval build/eval --bench bench.json --max-size 100MB
     """
-    from calibration.start import told_token
+    from calibration.start import format_start_token
     from compress.checkpoint.load import open_causal_lm
     from compress.evaluate.drift.compare import compare_rows
     from compress.evaluate.drift.windows import evaluation_windows
@@ -115,7 +115,7 @@ def command(
         "min_retention": min_retention,
     }
     read = evaluation_windows(checkpoints[0], checkpoints[1:], text, n_samples=windows, seq_len=seq_len, cache=cache)
-    report({"text": text, "windows": windows, "start_token": told_token(read.manifest["start_token"])})
+    report({"text": text, "windows": windows, "start_token": format_start_token(read.manifest["start_token"])})
     rows = compare_rows(checkpoints[0], checkpoints[1:], read, cache=cache, locate=locate, report=report)
     verdicts = judge_rows(rows[1:], known["retention"], limits)
     rows = with_verdicts(rows, verdicts)

@@ -57,7 +57,7 @@ def command(
     qcompress verify qwen qwen-gptq --text notes.txt --max-kl 0.05 --max-perplexity-ratio 1.05 --json
     qcompress verify qwen qwen-awq --reference-cache qwen-read --locate
     """
-    from calibration.start import told_token
+    from calibration.start import format_start_token
     from compress.checkpoint.load import open_causal_lm
     from compress.evaluate.drift.compare import drift_row
     from compress.evaluate.drift.windows import evaluation_windows
@@ -65,7 +65,7 @@ def command(
     need_history(history, tag)
     first, second = (open_causal_lm(path) for path in (reference, candidate))
     read = evaluation_windows(first, [second], text, n_samples=windows, seq_len=seq_len, cache=cache)
-    report({"text": text, "windows": windows, "start_token": told_token(read.manifest["start_token"])})
+    report({"text": text, "windows": windows, "start_token": format_start_token(read.manifest["start_token"])})
     row = drift_row(first, second, read, cache=cache, locate=locate, report=report)
     limits = {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
     rows = with_verdicts([row], judge_rows([row], [], limits))

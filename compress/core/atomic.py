@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and a full disk told in one line."""
+"""Atomic file writes, and one-line errors for a full disk."""
 
 import errno
 import os
@@ -11,8 +11,8 @@ from typing import Any
 from compress.core.errors import QCompressError
 
 
-def write_whole(path: Path, *pieces: Any) -> None:
-    """A file of these bytes under its name only when it is on the disk. OSError leaves what was there before."""
+def write_atomic(path: Path, *pieces: Any) -> None:
+    """Write the pieces to `path`, replacing it only when all bytes are on disk. On OSError the old file stays."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -27,8 +27,8 @@ def write_whole(path: Path, *pieces: Any) -> None:
 
 
 @contextmanager
-def disk_errors(path: Path, kept: str = "what is whole is kept") -> Iterator[None]:
-    """A full disk as one line: QCompressError with the bytes that are free, the cure, and what is `kept`."""
+def disk_errors(path: Path, kept: str = "finished parts are kept") -> Iterator[None]:
+    """Turn a full disk into a QCompressError with the free bytes, the cure, and what is `kept`."""
     try:
         yield
     except OSError as error:
@@ -36,5 +36,5 @@ def disk_errors(path: Path, kept: str = "what is whole is kept") -> Iterator[Non
             raise
         free = shutil.disk_usage(path.parent).free
         raise QCompressError(
-            f"{path}: the disk is full, {free:,} bytes free; make room and give the same command again, {kept}"
+            f"{path}: the disk is full, {free:,} bytes free; make room and run the same command again, {kept}"
         ) from error

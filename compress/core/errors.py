@@ -1,15 +1,15 @@
-"""The two ways a command ends badly: a mistake the user can mend, and a gate that was not passed."""
+"""The errors of a command: bad input (exit code 1) and a failed gate (exit code 3)."""
 
 import click
 
 
 class QCompressError(click.ClickException):
-    """One line that names the file, the number and the cure. Exit code 1, no traceback."""
+    """Bad input. The message is one line: what is wrong, where, and what to do. Exit code 1, no traceback."""
 
     exit_code = 1
 
 
 class GateFailure(QCompressError):
-    """A limit that the user set was passed, or a checkpoint breaks a rule. Exit code 3."""
+    """A result exceeds a limit of the user, or a checkpoint breaks a rule. Exit code 3."""
 
     exit_code = 3

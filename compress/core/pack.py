@@ -1,25 +1,26 @@
-"""The bit layouts: how 4- and 8-bit codes lie in int32 words on disk. The only file that shifts bits.
+"""The bit layouts of 4- and 8-bit codes in int32 words. No other file shifts bits.
 
-Every pack has its unpack, and unpack(pack(x)) = x. In memory: codes (out, in) and zeros (out, groups), uint8 values.
+Every pack function has an unpack function, with unpack(pack(x)) = x.
+In memory, codes are (out, in) and zeros (out, groups), both uint8.
 
     awq                 words run along out, nibble i of a word holds column AWQ_ORDER[i]
     gptq                codes: words run along in, in order; zeros: along out, each stored as zero - 1 ("v1")
     compressed-tensors  codes: words run along in, in order; zeros: along out, in order
 
-Written out in the loaders: AutoAWQ (packing_utils.py), GPTQModel (qlinear), compressed-tensors (pack_quantized).
+Sources: AutoAWQ (packing_utils.py), GPTQModel (qlinear), compressed-tensors (pack_quantized).
 """
 
 import torch
 from torch import Tensor
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-AWQ_PLACE = tuple(AWQ_ORDER.index(column) for column in range(8))
+AWQ_POSITION = tuple(AWQ_ORDER.index(column) for column in range(8))
 
 
 def pack_words(values: Tensor, bits: int, dim: int) -> Tensor:
-    """Values 0..2**bits-1 -> int32, `dim` shorter by 32/bits; the first value lies in the lowest bits.
+    """Values 0..2**bits-1 -> int32, `dim` shorter by 32/bits; the first value takes the lowest bits.
 
-    ValueError for values that do not fit, or do not fill whole words.
+    ValueError for values that need more bits, or a length that does not fill whole words.
     """
     per_word = 32 // bits
     if values.shape[dim] % per_word:
@@ -52,7 +53,7 @@ def pack_awq(values: Tensor) -> Tensor:
 def unpack_awq(words: Tensor) -> Tensor:
     """(n, out / 8) int32 -> (out, n) uint8."""
     values = unpack_words(words, 4, 1)
-    return values.unflatten(1, (-1, 8))[..., AWQ_PLACE].flatten(1).T.contiguous()
+    return values.unflatten(1, (-1, 8))[..., AWQ_POSITION].flatten(1).T.contiguous()
 
 
 def pack_gptq_codes(codes: Tensor, bits: int = 4) -> Tensor:
@@ -66,7 +67,7 @@ def unpack_gptq_codes(words: Tensor, bits: int = 4) -> Tensor:
 
 
 def pack_gptq_zeros(zeros: Tensor, bits: int = 4) -> Tensor:
-    """(out, groups) -> (groups, out · bits / 32) int32, each zero stored one too small. Zero 0 has no place in v1."""
+    """(out, groups) -> (groups, out · bits / 32) int32, each zero stored as zero - 1. ValueError for a zero of 0."""
     if (zeros < 1).any():
         raise ValueError("the gptq v1 layout stores zero - 1: a zero of 0 cannot be written")
     return pack_words(zeros.T.to(torch.int32) - 1, bits, 1)
@@ -98,7 +99,7 @@ def unpack_ct_zeros(words: Tensor, bits: int = 4) -> Tensor:
 
 
 def pack_ids(ids: Tensor) -> Tensor:
-    """Token ids (…, n) -> uint8 (…, 3n), the low 3 bytes of each, little end first. ValueError for 2²⁴ and above."""
+    """Token ids (…, n) -> uint8 (…, 3n), the low 3 bytes of each, little-endian. ValueError for ids >= 2²⁴."""
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < 2**24:
         raise ValueError(f"ids {int(ids.min())} to {int(ids.max())} do not fit in 3 bytes")
     words = ids.to("cpu", torch.int32).contiguous().view(torch.uint8)

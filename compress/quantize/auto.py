@@ -17,7 +17,7 @@ from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.model_card import CARD, write_card
 from compress.checkpoint.read import RECORD, Checkpoint, PathOrCheckpoint, read_json
-from compress.checkpoint.workdir import refuse_changes
+from compress.checkpoint.workdir import check_same_settings
 from compress.checkpoint.write import check_room, write_json
 from compress.core.config import AUTO, METHODS, QuantizeConfig
 from compress.core.report import Report, Row, silent
@@ -124,7 +124,7 @@ def open_folder(model: PathOrCheckpoint, out: Path, config: QuantizeConfig, *, r
     if restart:
         shutil.rmtree(folder, ignore_errors=True)
     if (folder / SETTINGS).is_file():
-        refuse_changes(folder, read_json(folder / SETTINGS), settings)
+        check_same_settings(folder, read_json(folder / SETTINGS), settings)
         if not is_published(out):
             check_room(out, 0)
     else:

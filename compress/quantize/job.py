@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from calibration.corpus import source_digest
-from calibration.start import told_token
+from calibration.start import format_start_token
 from calibration.windows import Windows
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.load import open_causal_lm
@@ -181,7 +181,7 @@ def read_windows(job: QuantizeJob) -> Windows:
     token = job.processes.first(measure)["token"]
     windows = job_windows(tokenizer, job.config, token)
     counts = {"windows": windows.manifest["n_samples"], "held_out": windows.manifest.get("held_out")}
-    job.report({"text": ", ".join(job.config.text), **counts, "start_token": told_token(token)})
+    job.report({"text": ", ".join(job.config.text), **counts, "start_token": format_start_token(token)})
     return windows
 
 

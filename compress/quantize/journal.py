@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint.read import read_json
-from compress.checkpoint.workdir import clear_work, lock, refuse_changes, write_journal
+from compress.checkpoint.workdir import check_same_settings, clear_work, lock, write_journal
 from compress.checkpoint.write import check_room, partial_path
 from compress.core.errors import QCompressError
 from compress.quantize.processes import Processes
@@ -65,7 +65,7 @@ class QuantizeJournal:
     def load(self) -> None:
         """Take over what an interrupted run has done. QCompressError names the settings that have changed."""
         value = read_json(self.folder / JOURNAL)
-        refuse_changes(partial_path(self.out), value["settings"], self.settings)
+        check_same_settings(partial_path(self.out), value["settings"], self.settings)
         self.notes, self.blocks = value["notes"], value["blocks"]
 
     def clear(self) -> None:

@@ -116,7 +116,7 @@ def test_a_refusal_while_it_is_inspected_leaves_no_output(tmp_path):
 
 def test_a_tensor_that_was_never_written_is_named(tmp_path):
     writer = fill(CheckpointWriter(tmp_path / "out", SPECS), ["a.weight"])
-    with pytest.raises(ValueError, match=r"6 planned tensors were not written, b\.qweight"):
+    with pytest.raises(ValueError, match=r"6 planned tensors were not written; the first is b\.qweight"):
         writer.publish(CONFIG)
     assert not (tmp_path / "out").exists()
 
@@ -132,7 +132,7 @@ def test_what_was_not_planned_is_refused(tmp_path, name, tensor):
 
 
 def test_a_name_planned_twice_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="8 tensors are planned under 7 names"):
+    with pytest.raises(ValueError, match="8 planned tensors have only 7 different names"):
         CheckpointWriter(tmp_path / "out", [*SPECS, SPECS[0]])
 
 

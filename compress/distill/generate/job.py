@@ -22,7 +22,7 @@ from compress.checkpoint.load import (
     tokenizer_digest,
 )
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, read_json
-from compress.core.atomic import disk_errors, write_whole
+from compress.core.atomic import disk_errors, write_atomic
 from compress.core.errors import QCompressError
 from compress.core.sampling import Ids, Sampling
 from compress.distill.generate.answers import (
@@ -230,8 +230,8 @@ def publish(job: GenerateJob) -> None:
     rows, counts = conversations(job, there)
     manifest = {"facts": job.facts, "counts": counts}
     with disk_errors(job.out):
-        write_whole(job.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-        write_whole(manifest_path(job.out), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomic(job.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        write_atomic(manifest_path(job.out), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
     for path in part_paths(job.out):
         path.unlink(missing_ok=True)
 

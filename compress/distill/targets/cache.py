@@ -24,7 +24,7 @@ from calibration.windows import Windows
 from compress.checkpoint.read import read_header, read_json
 from compress.checkpoint.record import tensor_digest
 from compress.checkpoint.write import TensorSpec, plan_shard
-from compress.core.atomic import disk_errors, write_whole
+from compress.core.atomic import disk_errors, write_atomic
 from compress.core.errors import QCompressError
 from compress.distill.targets.codecs import CODECS, Codec, Parts, make_codec
 
@@ -145,7 +145,7 @@ def open_folder(out: Path, manifest: Manifest) -> Manifest:
     if strangers:
         raise QCompressError(f"{out}: holds {strangers[0]} and no {MANIFEST}; give a new directory")
     with disk_errors(out / MANIFEST):
-        write_whole(out / MANIFEST, manifest.text().encode())
+        write_atomic(out / MANIFEST, manifest.text().encode())
     return read_manifest(out)
 
 
@@ -172,7 +172,7 @@ def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> No
     for stale in out.glob(f".{shard.file}.*.partial"):
         stale.unlink()
     with disk_errors(out / shard.file):
-        write_whole(out / shard.file, shard.header, *rows)
+        write_atomic(out / shard.file, shard.header, *rows)
 
 
 def read_shard(path: Path, manifest: Manifest) -> Parts:

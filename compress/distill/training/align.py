@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.checkpoint.write import TensorSpec, plan_shard
-from compress.core.atomic import write_whole
+from compress.core.atomic import write_atomic
 from compress.losses import LogitSource, Targets, token_mean
 
 HOLD = 0.5  # of the run at full weight; from there it falls to 0, so that at the end only the loss is learned
@@ -90,4 +90,4 @@ def save_alignment(path: Path, alignment: Alignment) -> None:
     """The projection as a safetensors file of its own, there whole or not at all."""
     tensor = alignment.projection.detach().float().cpu().contiguous()
     shard = plan_shard(path.name, [TensorSpec("projection", tensor.dtype, tuple(tensor.shape))])
-    write_whole(path, shard.header, tensor.reshape(-1).view(torch.uint8).numpy().data)
+    write_atomic(path, shard.header, tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.checkpoint.read import read_header, read_json, read_tensor
-from compress.checkpoint.workdir import clear_work, lock, refuse_changes, write_journal
+from compress.checkpoint.workdir import check_same_settings, clear_work, lock, write_journal
 from compress.checkpoint.write import TensorSpec, check_room, partial_path, plan_shard
-from compress.core.atomic import disk_errors, write_whole
+from compress.core.atomic import disk_errors, write_atomic
 from compress.distill.sharding.fsdp import whole
 from compress.distill.sharding.parallel import first, place
 
@@ -103,7 +103,7 @@ class TrainingJournal:
     def load(self) -> None:
         """Take over what an interrupted run has done. QCompressError names the settings that have changed."""
         value = read_json(self.folder / JOURNAL)
-        refuse_changes(self.folder, value["settings"], self.settings)
+        check_same_settings(self.folder, value["settings"], self.settings)
         self.notes, self.stages, self.file = value["notes"], value["stages"], value["file"]
 
     def forget(self) -> None:
@@ -212,7 +212,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     ordered = sorted(tensors, key=lambda name: shard.offsets[name])
     for stale in path.parent.glob(".*.partial"):
         stale.unlink()
-    write_whole(path, shard.header, *(tensor_bytes(tensors[name]) for name in ordered))
+    write_atomic(path, shard.header, *(tensor_bytes(tensors[name]) for name in ordered))
 
 
 def tensor_bytes(tensor: Tensor) -> Any:

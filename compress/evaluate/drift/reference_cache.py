@@ -21,7 +21,7 @@ from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint, read_header, read_json
 from compress.checkpoint.record import tensor_digest
 from compress.checkpoint.write import TensorSpec, plan_shard
-from compress.core.atomic import write_whole
+from compress.core.atomic import write_atomic
 from compress.core.errors import QCompressError
 from compress.distill.targets.cache import differing
 from compress.evaluate.drift.hidden_states import HiddenStates, Report, read_windows
@@ -122,9 +122,9 @@ def save_states(folder: Path, hidden: Tensor, facts: Row) -> None:
     for stale in folder.glob(".*.partial"):  # of a write that was killed
         stale.unlink()
     shard = plan_shard(STATES, [TensorSpec("hidden", hidden.dtype, tuple(hidden.shape))])
-    write_whole(folder / STATES, shard.header, hidden.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    write_atomic(folder / STATES, shard.header, hidden.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     manifest = facts | {"width": hidden.shape[-1], "checksum": f"sha256:{tensor_digest(hidden)}"}
-    write_whole(folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def load_states(folder: Path, manifest: Row) -> Tensor:

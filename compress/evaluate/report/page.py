@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from compress.core.atomic import write_whole
+from compress.core.atomic import write_atomic
 from compress.evaluate.report.blocks_section import blocks_section
 from compress.evaluate.report.drift_section import drift_section
 from compress.evaluate.report.facts import Facts
@@ -38,7 +38,7 @@ SECTIONS: tuple[Callable[[Facts], str], ...] = (
 
 def write_report(path: Path, facts: Facts) -> None:
     """Write the report as an HTML file, whole or not at all. The same facts give the same bytes."""
-    write_whole(path, make_report(facts).encode())
+    write_atomic(path, make_report(facts).encode())
 
 
 def make_report(facts: Facts) -> str:

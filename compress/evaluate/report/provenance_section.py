@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from calibration.start import told_token
+from calibration.start import format_start_token
 from compress.evaluate.report.facts import Facts
 from compress.evaluate.report.html import Row, esc, folded
 
@@ -21,7 +21,7 @@ def this_report(facts: Facts) -> Row:
         "windows": f"{first['n_samples']} of {first['seq_len']} tokens, {first['tokens']:,} scored",
         "digest of the ids": first["windows_digest"],
         "seed": first["seed"],
-        "start token": told_token(first["start_token"]),
+        "start token": format_start_token(first["start_token"]),
         "vocabulary": f"{first['vocabulary']:,} tokens",
         "command": facts.command,
     }

@@ -23,7 +23,7 @@ import numpy as np
 
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
-from compress.core.atomic import write_whole
+from compress.core.atomic import write_atomic
 from compress.evaluate.names import short_names
 from compress.evaluate.tasks.answer_log import AnswerLog
 from compress.evaluate.tasks.item import EMPTY, Item, Score, score_item
@@ -79,7 +79,7 @@ def retention_rows(
         reference_scores = scored[0] if scored[1:] else None
         identity = {"name": name, "role": "candidate" if scored[1:] else "reference"}
         rows += [identity | row | origin(checkpoint, run) for row in score_rows(scored[-1], reference_scores)]
-    write_whole(run.out / "eval.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomic(run.out / "eval.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
     return rows
 
 
@@ -178,4 +178,4 @@ def write_scores(
         | {"answers": answers[item.id]}
         for item in items
     ]
-    write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())

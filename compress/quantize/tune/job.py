@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from compress.checkpoint.write import CheckpointWriter
-from compress.core.atomic import write_whole
+from compress.core.atomic import write_atomic
 from compress.core.grid import QuantizedWeight
 from compress.model.blocks import BlockModel
 from compress.quantize.blocks.loop import QuantizeJob
@@ -31,7 +31,7 @@ def tune_checkpoint(job: QuantizeJob, writer: CheckpointWriter, ids: Tensor) -> 
         student.multipliers = found.multipliers
         notes["tune"] = {name: getattr(found, name) for name in ("kl_before", "kl_blocks", "kl", "step")}
         job.journal.save()
-        write_whole(file, save(changed_tensors(student, writer, job.plan)))
+        write_atomic(file, save(changed_tensors(student, writer, job.plan)))
     job.report({"tuned": str(writer.out), **notes["tune"]})
     for name, tensor in load_file(file).items():
         writer.write(name, tensor)

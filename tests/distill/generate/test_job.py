@@ -287,7 +287,7 @@ def test_a_full_disk_is_one_line_and_the_answers_so_far_stay(ask, runtime, whole
     def full(path: Any, *pieces: Any) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("compress.distill.generate.job.write_whole", full)
+    monkeypatch.setattr("compress.distill.generate.job.write_atomic", full)
     with pytest.raises(QCompressError, match=r"answers.jsonl: the disk is full, [\d,]+ bytes free; make room"):
         ask(tmp_path / "answers.jsonl")
     monkeypatch.undo()

@@ -118,7 +118,7 @@ def test_a_student_that_was_written_before_the_kill_is_not_made_again(tiny_llama
 
 def test_a_full_disk_is_one_line_and_the_last_state_stays(tiny_llama, tmp_path, monkeypatch):
     out = tmp_path / "student"
-    write = journals.write_whole
+    write = journals.write_atomic
 
     def full(path: Path, *pieces: Any) -> None:
         if path.name.startswith("state-0-00000003"):
@@ -126,7 +126,7 @@ def test_a_full_disk_is_one_line_and_the_last_state_stays(tiny_llama, tmp_path, 
         write(path, *pieces)
 
     with monkeypatch.context() as patch:
-        patch.setattr(journals, "write_whole", full)
+        patch.setattr(journals, "write_atomic", full)
         with pytest.raises(QCompressError, match=r"the disk is full, .* goes on"):
             run(tiny_llama, out, PLAIN, save_every=1)
     assert read_json(work_path(out) / JOURNAL)["stages"][0]["step"] == 2

@@ -126,7 +126,7 @@ def test_a_failed_write_leaves_no_manifest(tiny_llama, windows, tmp_path, monkey
     def fail(*arguments):
         raise OSError("no space")
 
-    monkeypatch.setattr(reference_cache, "write_whole", fail)
+    monkeypatch.setattr(reference_cache, "write_atomic", fail)
     with pytest.raises(OSError, match="no space"):
         compare_rows(tiny_llama, [tiny_llama], windows, cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
