@@ -257,29 +257,37 @@ def type_text(annotation: Any) -> str:
 
 
 def rows_page() -> str:
-    """Every TypedDict of compress/core/rows.py, its fields with the comments that stand beside them."""
+    """Every TypedDict of compress/core/rows.py, with the meaning of each field."""
     parts = [
         "# JSON rows\n",
-        "`--json` prints one row or a list of rows on stdout. The types are in `compress/core/rows.py`.",
-        "Sizes are bytes, times are seconds, KL and nll are nats.\n",
+        "`--json` prints one row or a list of rows on stdout. The types are in `compress/core/rows.py`.\n",
     ]
-    path = ROOT / "compress" / "core" / "rows.py"
-    source = path.read_text(encoding="utf-8") if path.is_file() else ""
-    lines = source.splitlines()
+    source = (ROOT / "compress" / "core" / "rows.py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef):
-            rows = [row_line(field, lines) for field in node.body if isinstance(field, ast.AnnAssign)]
-            parts += [f"## {node.name}\n", (ast.get_docstring(node) or "") + "\n"]
+            rows = [row_line(field) for field in node.body if isinstance(field, ast.AnnAssign)]
+            parts += [f"## {node.name}\n", (ast.get_docstring(node) or "") + inherited(node) + "\n"]
             parts += [table(("field", "type", "meaning"), rows)] if rows else []
     return "\n".join(parts)
 
 
-def row_line(field: ast.AnnAssign, lines: list[str]) -> list[str]:
-    comment = ""
-    for line in lines[field.lineno - 1 : field.end_lineno]:
-        if "#" in line:
-            comment = line.split("#", 1)[1].strip()
-    return [f"`{ast.unparse(field.target)}`", f"`{ast.unparse(field.annotation)}`", comment]
+def inherited(node: ast.ClassDef) -> str:
+    bases = [ast.unparse(base) for base in node.bases if ast.unparse(base) != "TypedDict"]
+    links = " and ".join(f"[{base}](#{base.lower()})" for base in bases)
+    return f" It also has the fields of {links}." if bases else ""
+
+
+def row_line(field: ast.AnnAssign) -> list[str]:
+    """Name, type and meaning of a field: NotRequired[Annotated[type, "meaning"]]."""
+    kind, meaning, note = field.annotation, "", ""
+    while isinstance(kind, ast.Subscript) and ast.unparse(kind.value) in ("NotRequired", "Annotated"):
+        if ast.unparse(kind.value) == "NotRequired":
+            kind, note = kind.slice, " May be missing."
+        else:
+            assert isinstance(kind.slice, ast.Tuple)
+            meaning = ast.literal_eval(kind.slice.elts[1])
+            kind = kind.slice.elts[0]
+    return [f"`{ast.unparse(field.target)}`", f"`{ast.unparse(kind)}`", capital(sentence(meaning)) + note]
 
 
 # Exit codes, rules, families
