@@ -93,6 +93,8 @@ def distill(teacher: Model, out: Model, *, restart: bool = False, report: Report
     from compress.distill.job import distill_checkpoint
 
     check_names("distill", settings, DistillConfig)
+    if settings.get("student") is not None:
+        settings["student"] = str(resolve_model(settings["student"]))
     config = DistillConfig(**settings)
     return distill_checkpoint(resolve_model(teacher), Path(out), config, report, loop=LoopConfig(restart=restart))
 

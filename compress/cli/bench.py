@@ -7,6 +7,7 @@ import click
 
 from compress.cli.console import emit, json_option, report
 from compress.cli.history import history_options, keep_verdicts, need_history
+from compress.cli.model_path import MODEL
 from compress.cli.options import Command, make_settings, settings_options
 from compress.core.errors import QCompressError
 from compress.evaluate.speed.settings import Prediction, Resources, Timing
@@ -15,7 +16,7 @@ Row = dict[str, Any]
 
 
 @click.command("bench", cls=Command)
-@click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True, type=MODEL)
 @settings_options(Timing, Resources, Prediction)
 @history_options
 @json_option

@@ -6,12 +6,13 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, print_written, report, size_fact
+from compress.cli.model_path import MODEL
 from compress.cli.options import Command, json_option, make_settings, out_option, restart_option, settings_options
 from compress.distill.config import CaptureConfig
 
 
 @click.command("capture", cls=Command)
-@click.argument("teacher", type=click.Path(path_type=Path))
+@click.argument("teacher", type=MODEL)
 @out_option("Directory for the cache.")
 @settings_options(CaptureConfig)
 @click.option("--rank", type=click.IntRange(0), default=0, envvar="RANK", hidden=True)
@@ -19,7 +20,7 @@ from compress.distill.config import CaptureConfig
 @restart_option
 @json_option
 def command(teacher: Path, out: Path, rank: int, ranks: int, restart: bool, as_json: bool, **options: Any) -> None:
-    """Store the outputs of TEACHER, a checkpoint directory, for `qcompress distill --cache`.
+    """Store the outputs of TEACHER, a folder or a hub id, for `qcompress distill --cache`.
 
     Codec hidden stores final hidden states: exact, at every temperature. hybrid stores the likeliest tokens and a
     sample of the others: unbiased, below 100 bytes per token, at one --temperature. topk stores the likeliest tokens

@@ -9,13 +9,14 @@ import click
 
 from compress.cli.console import emit, json_option, progress, results
 from compress.cli.history import history_options, keep_verdicts, need_history
+from compress.cli.model_path import MODEL
 from compress.core.errors import GateFailure, QCompressError
 
 ROWS_PER_RULE = 8  # a systematic mistake breaks a rule once per linear
 
 
 @click.command("check")
-@click.argument("checkpoint", metavar="CKPT", type=click.Path(path_type=Path))
+@click.argument("checkpoint", metavar="CKPT", type=MODEL)
 @click.option(
     "--tensor-parallel-size",
     type=click.IntRange(min=1),
@@ -25,7 +26,7 @@ ROWS_PER_RULE = 8  # a systematic mistake breaks a rule once per linear
 )
 @click.option(
     "--source",
-    type=click.Path(path_type=Path),
+    type=MODEL,
     help="16-bit checkpoint to compare the packed weights with. "
     "[default: the source in qcompress.json, if it is still there unchanged]",
 )

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, print_written, report, size_fact
+from compress.cli.model_path import MODEL
 from compress.cli.options import (
     Command,
     dry_run_option,
@@ -28,7 +29,7 @@ from compress.distill.config import (
 
 
 @click.command("distill", cls=Command)
-@click.argument("teacher", type=click.Path(path_type=Path))
+@click.argument("teacher", type=MODEL)
 @out_option("Directory for the student.")
 @settings_options(StudentConfig, TextConfig, LossConfig, ScheduleConfig)
 @shared_option(
@@ -45,7 +46,7 @@ from compress.distill.config import (
 @dry_run_option
 @json_option
 def command(teacher: Path, out: Path, restart: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Distill TEACHER, a checkpoint directory, into a smaller student.
+    """Distill TEACHER, a folder or a hub id, into a smaller student.
 
     The student is an existing checkpoint (--student), a number of the teacher's blocks (--blocks) or a narrower shape.
     Training minimizes alpha T² KL(teacher ‖ student) + (1 - alpha) CE. The weights with the lowest KL on --eval-text

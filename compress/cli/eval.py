@@ -8,6 +8,7 @@ import click
 from compress.cli.compare import with_error
 from compress.cli.console import emit, json_option, report
 from compress.cli.history import history_options, keep_verdicts, need_history
+from compress.cli.model_path import MODEL
 from compress.cli.options import Command, make_settings, restart_option, settings_options, shared_option
 from compress.evaluate.tasks.settings import OUT, RuntimeSettings, TaskSettings
 
@@ -15,11 +16,11 @@ Row = dict[str, Any]
 
 
 @click.command("eval", cls=Command)
-@click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True, type=MODEL)
 @shared_option(
     "--reference",
     group="Essentials",
-    type=click.Path(path_type=Path),
+    type=MODEL,
     required=True,
     help="Checkpoint that retention is measured against.",
 )

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, print_written, report
+from compress.cli.model_path import MODEL, as_typed
 from compress.cli.options import (
     Command,
     device_option,
@@ -22,7 +23,7 @@ from compress.distill.config import GenerateConfig
 
 
 @click.command("generate", cls=Command)
-@click.argument("teacher", type=click.Path(path_type=Path))
+@click.argument("teacher", type=MODEL)
 @shared_option(
     "--prompts",
     group="Essentials",
@@ -48,7 +49,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Generate answers of TEACHER, a checkpoint directory, as text for `distill` and `capture`.
+    """Generate answers of TEACHER, a folder or a hub id, as text for `distill` and `capture`.
 
     A row of --prompts has `messages`, `prompt`, or `instruction` with an optional `input`. The output has one
     {"messages": ...} per line; only the answers count in the loss. Every prompt has a seed, so neither an interruption
@@ -88,4 +89,5 @@ def command(
     emit(row, as_json=as_json)
     if "answers" in row:
         facts = f"{row['answers']:,} answers"
-        print_written(out, facts, next_command=f"qcompress distill {teacher} --text {out}", as_json=as_json)
+        command_line = f"qcompress distill {as_typed(teacher)} --student STUDENT --text {out} -o trained"
+        print_written(out, facts, next_command=command_line, as_json=as_json)

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, print_written, report, size_fact
+from compress.cli.model_path import MODEL, as_typed
 from compress.cli.options import Command, json_option, make_settings, out_option, settings_options, shared_option
 from compress.distill.config import DistillConfig, MemoryConfig, ScheduleConfig, StudentConfig, TextConfig
 
@@ -25,7 +26,7 @@ TRAINING_ONLY = (
 
 
 @click.command("init-student", cls=Command)
-@click.argument("teacher", type=click.Path(path_type=Path))
+@click.argument("teacher", type=MODEL)
 @out_option("Directory for the student.")
 @settings_options(StudentConfig, TextConfig, ScheduleConfig, MemoryConfig, skip=TRAINING_ONLY)
 @shared_option(
@@ -36,7 +37,7 @@ TRAINING_ONLY = (
 )
 @json_option
 def command(teacher: Path, out: Path, config: Path | None, as_json: bool, **options: Any) -> None:
-    """Cut a student out of TEACHER, a checkpoint directory, without training it.
+    """Cut a student out of TEACHER, a folder or a hub id, without training it.
 
     --blocks keeps the first and the last block and removes the run of blocks between them that changes predictions on
     --text least. A narrower shape keeps the channels and heads with the largest activations on --text. The report
@@ -52,5 +53,5 @@ def command(teacher: Path, out: Path, config: Path | None, as_json: bool, **opti
     settings = make_settings(DistillConfig, take_sizes(config, options) if config else options)
     row = init_student(teacher, out, settings, report)
     emit(row, as_json=as_json)
-    command_line = f"qcompress distill {teacher} --student {out} -o {out}-trained"
+    command_line = f"qcompress distill {as_typed(teacher)} --student {out} -o {out}-trained"
     print_written(out, size_fact(row["float16_bytes"]), next_command=command_line, as_json=as_json)

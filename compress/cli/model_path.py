@@ -19,3 +19,10 @@ class ModelPath(click.Path):
 
 
 MODEL = ModelPath()
+
+
+def as_typed(path: Path) -> str:
+    """A model as a user types it: the hub id of a downloaded one, else the path."""
+    from compress.checkpoint.hub import hub_name
+
+    return hub_name(path) or str(path)

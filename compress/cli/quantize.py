@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, imports, print_written, report, size_fact
-from compress.cli.model_path import MODEL
+from compress.cli.model_path import MODEL, as_typed
 from compress.cli.options import (
     Command,
     Parsed,
@@ -90,7 +90,6 @@ def command(
 
 def print_closing(model: Path, out: Path, as_json: bool) -> None:
     """The closing line: the size and its share of MODEL's."""
-    from compress.checkpoint.hub import hub_name
     from compress.checkpoint.read import Checkpoint
 
     sizes = Checkpoint(out).record["size"]
@@ -98,6 +97,6 @@ def print_closing(model: Path, out: Path, as_json: bool) -> None:
         out,
         size_fact(sizes["bytes"], sizes["source_bytes"]),
         "checks passed",
-        next_command=f"qcompress verify {hub_name(model) or model} {out}",
+        next_command=f"qcompress verify {as_typed(model)} {out}",
         as_json=as_json,
     )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite
 from typing import Any
 
+from compress.checkpoint.hub import resolve_model
 from compress.core.options import option
 
 DTYPES = ("float16", "bfloat16")
@@ -57,7 +58,10 @@ class StudentConfig:
     """
 
     student: str | None = option(
-        None, "Existing checkpoint to train. It must use the teacher's tokenizer.", is_path=True
+        None,
+        "Existing checkpoint to train: a folder or a hub id. It must use the teacher's tokenizer.",
+        parse=lambda text: str(resolve_model(text)),
+        metavar="MODEL",
     )
     blocks: int | None = option(None, "Number of the teacher's blocks to keep.", minimum=1)
     hidden_size: int | None = option(None, "Width of the student.", group="Student", minimum=1, default_text=TEACHERS)
