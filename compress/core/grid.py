@@ -1,12 +1,12 @@
-"""The integer grid: how float weights become codes, and back.
+"""The integer grid: float weights to codes, and codes to float weights.
 
-A weight (out_features, in_features) is cut along its input axis into groups of `group_size` columns.
-Every row of every group has one scale and one zero:
+A weight (out_features, in_features) is split along its inputs into groups of `group_size` columns. Each row of a group
+has one scale and one zero:
 
     code   = clamp(round(weight / scale + zero), 0, 2**bits - 1)
     weight ≈ (code - zero) * scale
 
-Codes are one uint8 each. Only `checkpoint/pack.py` knows how they lie in an int32.
+Each code is one uint8. Only `core/pack.py` packs them into an int32.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from torch import Tensor
 from compress.core import kernels
 from compress.core.kernels import SMALLEST_SCALE
 
-SEARCHED_NUMBERS = 2**22  # weights at a time: all their candidate grids are in memory, 3 bytes a weight
+SEARCHED_NUMBERS = 2**22  # weights per step of the search; their candidate grids take 3 bytes per weight
 SHRINKS = tuple(1 - step / 40 for step in range(24))  # 1.0 down to 0.425 of the full range
 
 
@@ -37,7 +37,10 @@ class Scheme:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """codes (out, in) uint8; scales (of any sign where sym) and zeros (out, groups) float32, as they are on disk."""
+    """codes (out, in) uint8; scales and zeros (out, groups) float32. Symmetric scales may be negative.
+
+    Scales have the precision of the dtype in which they are stored.
+    """
 
     codes: Tensor
     scales: Tensor
@@ -50,18 +53,18 @@ class QuantizedWeight:
         return self.codes.shape[1] // self.scales.shape[1]
 
     def dequantize(self) -> Tensor:
-        """(out, in) float32: what every loader will compute from the stored numbers."""
+        """(out, in) float32: the weight that every loader computes."""
         groups = split_groups(self.codes, self.group_size)
         return dequantize(groups, self.scales[..., None], self.zeros[..., None]).flatten(1)
 
     def rows(self, start: int, end: int) -> "QuantizedWeight":
-        """The same weight, output rows start to end only."""
+        """Output rows `start` to `end` of the weight."""
         parts = {name: getattr(self, name)[start:end] for name in ("codes", "scales", "zeros")}
         return replace(self, **parts)
 
 
 def join_rows(weights: list[QuantizedWeight]) -> QuantizedWeight:
-    """The weight whose rows these are, in their order."""
+    """The weight with the rows of all `weights`, in order."""
     codes, scales, zeros = (torch.cat([getattr(w, name) for w in weights]) for name in ("codes", "scales", "zeros"))
     return replace(weights[0], codes=codes, scales=scales, zeros=zeros)
 
@@ -75,7 +78,7 @@ def split_groups(weight: Tensor, group_size: int) -> Tensor:
 
 
 def quantize(weight: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
-    """Codes as floats, the shape of `weight`. Scales and zeros must broadcast against it."""
+    """Codes as floats, with the shape of `weight`. Scales and zeros must broadcast against it."""
     return (weight / scales + zeros).round_().clamp_(0, 2**bits - 1)
 
 
@@ -141,14 +144,14 @@ def signed_range(low: Tensor, high: Tensor, scheme: Scheme, shrink: float | Tens
 
 
 def away_from_zero(scales: Tensor) -> Tensor:
-    """The same scales, none smaller in size than SMALLEST_SCALE."""
+    """The scales, with absolute values of at least SMALLEST_SCALE."""
     return torch.where(scales < 0, scales.clamp(max=-SMALLEST_SCALE), scales.clamp(min=SMALLEST_SCALE))
 
 
 def best_grid(grouped: Tensor, importance: Tensor, scales: Tensor, zeros: Tensor, max_code: int) -> Tensor:
-    """(out, groups): which of scales and zeros (grids, out, groups) loses least, the first where several do.
+    """(out, groups) int64: the index of the grid with the least Σ importance · (weight - rounded)² in each group.
 
-    The loss is Σ importance · (weight - rounded)² over each group's columns; a CPU has `kernels.best_grid` instead.
+    scales and zeros are (grids, out, groups). The first grid wins a tie. On a CPU, `kernels.best_grid` replaces it.
     """
     best, least, work = torch.zeros_like(scales[0], dtype=torch.int64), None, torch.empty_like(grouped)
     for index, (scale, zero) in enumerate(zip(scales[..., None], zeros[..., None], strict=True)):

@@ -24,7 +24,7 @@ def test_symmetric_zeros_are_the_middle_code(weight):
     assert (rtn(weight, Scheme(group_size=32, sym=True)).zeros == 8).all()
 
 
-def test_scales_are_what_float16_holds(weight):
+def test_scales_fit_into_float16(weight):
     scales = rtn(weight, Scheme(group_size=32, sym=False)).scales
     assert torch.equal(scales, scales.half().float())
 
@@ -36,7 +36,7 @@ def test_a_group_of_zeros_stays_zero(sym):
 
 
 @pytest.mark.parametrize("sym", [False, True], ids=["asym", "sym"])
-def test_searched_grid_never_loses_to_the_full_range(weight, sym):
+def test_a_searched_grid_is_never_worse_than_the_full_range(weight, sym):
     importance = torch.rand(128, generator=torch.Generator().manual_seed(1)) ** 4
     scales, zeros = find_grid(weight, Scheme(group_size=32, sym=sym), importance)
     searched = round_to_grid(weight, scales, zeros, Scheme(group_size=32, sym=sym)).dequantize()
@@ -46,7 +46,7 @@ def test_searched_grid_never_loses_to_the_full_range(weight, sym):
 
 
 @pytest.mark.parametrize("sym", [False, True], ids=["asym", "sym"])
-def test_rows_at_a_time_never_change_the_grid(weight, sym, monkeypatch):
+def test_searching_in_slices_never_changes_the_grid(weight, sym, monkeypatch):
     importance = torch.rand(128, generator=torch.Generator().manual_seed(1))
     whole = find_grid(weight, Scheme(group_size=32, sym=sym), importance)
     monkeypatch.setattr(grid, "SEARCHED_NUMBERS", 3 * 128)
@@ -62,12 +62,12 @@ def test_a_signed_grid_reaches_the_largest_weight_of_either_sign(weight):
     assert ((scales < 0) == (largest > 0)).all() and (scales < 0).any() and (scales > 0).any()
 
 
-def test_turning_a_weight_round_turns_its_signed_scales_round(weight):
+def test_negating_a_weight_negates_its_signed_scales(weight):
     importance = torch.rand(128, generator=torch.Generator().manual_seed(1))
     scales, _ = find_grid(weight, Scheme(group_size=32, sym=True), importance)
-    turned, _ = find_grid(-weight, Scheme(group_size=32, sym=True), importance)
+    negated, _ = find_grid(-weight, Scheme(group_size=32, sym=True), importance)
     signed = scales.abs() != rtn(weight, Scheme(group_size=32, sym=True)).scales
-    assert signed.float().mean() > 0.7 and torch.equal(turned[signed], -scales[signed])
+    assert signed.float().mean() > 0.7 and torch.equal(negated[signed], -scales[signed])
 
 
 def test_group_size_that_does_not_divide_names_both_numbers(weight):
@@ -75,7 +75,7 @@ def test_group_size_that_does_not_divide_names_both_numbers(weight):
         rtn(weight, Scheme(group_size=48, sym=True))
 
 
-def test_rows_cut_codes_scales_and_zeros_alike(weight):
+def test_rows_select_codes_scales_and_zeros(weight):
     whole = rtn(weight, Scheme(group_size=32, sym=False))
     assert torch.equal(whole.rows(4, 8).dequantize(), whole.dequantize()[4:8])
 

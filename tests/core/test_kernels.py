@@ -1,4 +1,4 @@
-"""The compiled loops against the torch loops beside which they stand: the same numbers, but for ties."""
+"""The compiled loops against their torch twins: the same numbers, except at ties."""
 
 import subprocess
 import sys
@@ -26,23 +26,23 @@ def group(outputs, zero, seed=0):
 
 
 @pytest.mark.parametrize("outputs", SIZES)
-def test_a_block_is_rounded_as_in_torch(outputs):
+def test_a_block_is_rounded_like_in_torch(outputs):
     g = torch.Generator().manual_seed(0)
     columns, scales = torch.randn(32, outputs, generator=g), torch.rand(32, outputs, generator=g) * 0.1 + 0.05
     rows, zeros = 0.1 * torch.randn(32, 32, generator=g), torch.randint(0, 16, (32, outputs), generator=g).float()
     offsets, errors = kernels.round_block(columns, scales, zeros, rows, 15)
     expected, expected_errors = gptq.round_block(columns.clone(), scales, zeros, rows, 15)
-    same = (offsets == expected).all(0)  # of an output all columns, since a tie changes those after it
+    same = (offsets == expected).all(0)  # whole outputs: a tie changes all later columns
     assert same.float().mean() > 0.98
     torch.testing.assert_close(errors[:, same], expected_errors[:, same], atol=1e-5, rtol=0)
 
 
-def test_a_block_that_does_not_lie_together_is_rounded_alike():
+def test_a_block_that_is_not_contiguous_is_rounded_alike():
     columns, scales = torch.randn(32, 70), torch.full((32, 70), 0.1)
     rows, zeros = 0.1 * torch.randn(32, 32), torch.full((32, 70), 8.0)
     together = kernels.round_block(columns, scales, zeros, rows, 15)
     apart = kernels.round_block(columns.T.contiguous().T, scales, zeros, rows, 15)
-    assert all(torch.equal(found, expected) for found, expected in zip(apart, together, strict=True))
+    assert all(torch.equal(actual, expected) for actual, expected in zip(apart, together, strict=True))
 
 
 def moved_by(move, outputs, zero, dtype=torch.float16):
@@ -56,66 +56,68 @@ def moved_by(move, outputs, zero, dtype=torch.float16):
 @pytest.mark.parametrize("outputs", SIZES)
 @pytest.mark.parametrize("zero", [8, 0, 15])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_group_moves_as_in_torch(outputs, zero, dtype):
+def test_a_group_moves_like_in_torch(outputs, zero, dtype):
     ours, theirs = (moved_by(move, outputs, zero, dtype) for move in (kernels.move_group, refine.move_group))
     before = group(outputs, zero)
     assert (ours[0] != before[0]).any() and (ours[2] != before[3]).any()
     assert torch.equal(ours[2], ours[2].to(dtype).float()) and torch.equal(ours[2].sign(), before[3].sign())
     same = (ours[0] == theirs[0]).all(0)
     assert same.float().mean() > 0.98
-    for found, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(found[..., same], expected[..., same], atol=1e-3, rtol=1e-4)
+    for actual, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(actual[..., same], expected[..., same], atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("move", [kernels.move_group, refine.move_group])
-@pytest.mark.parametrize("wanted", [1e-9, 1e9], ids=["too small", "too large"])
-def test_a_scale_that_float16_cannot_store_stays_as_it_was(move, wanted):
+@pytest.mark.parametrize("best_scale", [1e-9, 1e9], ids=["too small", "too large"])
+def test_a_scale_never_moves_to_one_that_float16_cannot_store(move, best_scale):
     codes, scales, zeros = (
         torch.zeros(1, 4, dtype=torch.uint8),
         torch.full((4,), 2.0),
         -torch.ones(4),
     )  # of one step each
-    gradient, energy = torch.full((1, 4), 2 - wanted), torch.ones(1)
+    gradient, energy = torch.full((1, 4), 2 - best_scale), torch.ones(1)
     move(codes, torch.zeros(1, 4), scales, gradient, energy[None], energy, zeros, 0, torch.float16)
     assert torch.equal(scales, torch.full((4,), 2.0))
 
 
 @pytest.mark.parametrize("outputs", SIZES)
-def test_the_same_grids_are_chosen_as_in_torch(outputs):
+def test_the_chosen_grids_are_those_of_torch(outputs):
     g = torch.Generator().manual_seed(0)
     grouped, importance = torch.randn(outputs, 3, 32, generator=g), torch.rand(3, 32, generator=g)
     low, high = torch.aminmax(grouped, dim=-1)
     grids = [full_range(low, high, Scheme(), shrink) for shrink in SHRINKS]
     scales, zeros = (torch.stack(parts) for parts in zip(*grids, strict=True))
-    found = kernels.best_grid(grouped, importance, scales, zeros, 15)
-    assert (found == grid.best_grid(grouped, importance, scales, zeros, 15)).float().mean() > 0.98
-    assert len(found.unique()) > 3 or outputs == 1
+    actual = kernels.best_grid(grouped, importance, scales, zeros, 15)
+    assert (actual == grid.best_grid(grouped, importance, scales, zeros, 15)).float().mean() > 0.98
+    assert len(actual.unique()) > 3 or outputs == 1
 
 
-def test_of_grids_that_lose_the_same_the_first_is_chosen():
+def test_the_first_of_equally_good_grids_is_chosen():
     grouped, scales = torch.ones(4, 2, 32), torch.full((5, 4, 2), 0.5)
     for find in (kernels.best_grid, grid.best_grid):
         assert not find(grouped, torch.ones(2, 32), scales, torch.full_like(scales, 8), 15).any()
 
 
-def test_other_outputs_in_a_tile_never_change_an_output():
+def test_outputs_in_the_same_tile_are_independent():
     codes, gradient, hessian, scales, zeros = group(200, 8)
     whole = codes.clone(), torch.zeros_like(gradient), scales.clone()
     kernels.move_group(*whole, gradient, hessian, hessian.diagonal(), zeros, 15, torch.float16)
-    own = slice(37, 111)
-    part = codes[:, own].clone(), torch.zeros(32, 74), scales[own].clone()
-    kernels.move_group(*part, gradient[:, own], hessian, hessian.diagonal(), zeros[own], 15, torch.float16)
-    assert all(torch.equal(a[..., own], b) for a, b in zip(whole, part, strict=True))
+    part_slice = slice(37, 111)
+    part = codes[:, part_slice].clone(), torch.zeros(32, 74), scales[part_slice].clone()
+    kernels.move_group(
+        *part, gradient[:, part_slice], hessian, hessian.diagonal(), zeros[part_slice], 15, torch.float16
+    )
+    assert all(torch.equal(a[..., part_slice], b) for a, b in zip(whole, part, strict=True))
 
 
-def test_loops_are_compiled_where_no_place_can_be_written(tmp_path, monkeypatch):
+def test_loops_compile_without_a_writable_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(numba, "njit", refuse_to_cache(numba.njit))
     twice = kernels.compiled()(lambda x: 2 * x)
     assert twice(3) == 6
 
 
 def refuse_to_cache(njit):
-    """numba.njit, as it is where it finds no place for its cache."""
+    """numba.njit, as it behaves without a writable cache folder."""
 
     def refusing(*, cache=False, **options):
         if cache:

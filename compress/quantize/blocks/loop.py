@@ -105,10 +105,12 @@ def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
 
     With error correction they are there twice, for the quantized and for the 16-bit model.
     """
-    read = ids[: len(ids) - job.config.held_out]
-    parts = job.processes.mine(read.split(max(1, BATCH_TOKENS // job.config.seq_len)))
+    calibration = ids[: len(ids) - job.config.held_out]
+    parts = job.processes.mine(calibration.split(max(1, BATCH_TOKENS // job.config.seq_len)))
     if not parts:
-        raise QCompressError(f"{len(read)} windows are too few for {job.processes.count} processes; raise --samples")
+        raise QCompressError(
+            f"{len(calibration)} windows are too few for {job.processes.count} processes; raise --samples"
+        )
     parts *= 2 if job.config.error_correction else 1
     shapes = [(*part.shape, job.blocks.model.config.hidden_size) for part in parts]
     inputs = block_inputs(job.journal.folder, len(job.journal.blocks), shapes, job.processes.rank)

@@ -36,7 +36,7 @@ SCHEDULES = pytest.mark.parametrize("schedule", [lockstep, replay])
 
 @torch.no_grad()
 @SCHEDULES
-def test_a_pass_that_changes_nothing_is_the_plain_forward(embedded, schedule):
+def test_a_pass_without_changes_is_the_plain_forward_pass(embedded, schedule):
     blocks, batches = embedded
     with blocks.block(0) as block:
         run = blocks.runner(block, 0)
@@ -47,8 +47,8 @@ def test_a_pass_that_changes_nothing_is_the_plain_forward(embedded, schedule):
 
 @torch.no_grad()
 @SCHEDULES
-def test_every_stage_sees_what_its_quantized_predecessors_make(embedded, schedule):
-    """Against the slow way, on a twin: after each stage is replaced, the whole block runs again from the start."""
+def test_every_stage_reads_the_outputs_of_quantized_stages(embedded, schedule):
+    """Compared with a second model, where the whole block runs again after each stage."""
     blocks, batches = embedded
     twin = BlockModel(blocks.model.config.to_dict(), blocks.weights)
     with twin.embedding_and_norm():
@@ -56,11 +56,11 @@ def test_every_stage_sees_what_its_quantized_predecessors_make(embedded, schedul
     with blocks.block(0) as block, twin.block(0) as slow:
 
         def check(stage, inputs):
-            seen = []
-            with watch_inputs({stage[0]: slow.linears[stage[0]]}, lambda name, x: seen.append(x)):
+            expected = []
+            with watch_inputs({stage[0]: slow.linears[stage[0]]}, lambda name, x: expected.append(x)):
                 for batch in batches:
                     twin.runner(slow, 0)(batch)
-            assert all(torch.equal(a.x, b) for a, b in zip(inputs, seen, strict=True))
+            assert all(torch.equal(a.x, b) for a, b in zip(inputs, expected, strict=True))
             for name in stage:
                 block.linears[name].weight.mul_(0.9)
                 slow.linears[name].weight.mul_(0.9)
@@ -69,7 +69,7 @@ def test_every_stage_sees_what_its_quantized_predecessors_make(embedded, schedul
 
 
 @torch.no_grad()
-def test_traced_stages_are_those_of_the_table(embedded):
+def test_traced_stages_equal_those_of_the_family_table(embedded):
     blocks, batches = embedded
     with blocks.block(0) as block:
         run = blocks.runner(block, 0)
@@ -89,7 +89,7 @@ def test_a_wrong_order_of_stages_is_refused(embedded, schedule):
 @pytest.mark.parametrize("method", ["gptq", "awq", "awq+gptq"])
 def test_micro_batches_never_change_the_codes(embedded, method):
     blocks, batches = embedded
-    found = []
+    results = []
     for parts in (batches, [torch.cat(batches)]):
         if parts is not batches:
             with blocks.embedding_and_norm():
@@ -97,15 +97,15 @@ def test_micro_batches_never_change_the_codes(embedded, method):
         with blocks.block(0) as block:
             settings = BlockSettings(method, **SETTINGS)
             result = quantize_block(block, blocks.runner(block, 0), parts, settings, [None] * len(parts))
-            found.append(result.weights)
-    for name, weight in found[0].items():
-        assert (weight.codes != found[1][name].codes).float().mean() < 2e-2, name  # sums in another order flip ties
+            results.append(result.weights)
+    for name, weight in results[0].items():
+        assert (weight.codes != results[1][name].codes).float().mean() < 2e-2, name  # sums in another order flip ties
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", ["gptq", "awq", "awq+gptq"])
-def test_folded_weights_compute_what_the_pass_computed(embedded, method):
-    """The written tensors, norms and biases included, give the outputs that the next block was quantized with."""
+def test_folded_weights_give_the_outputs_of_the_pass(embedded, method):
+    """The written tensors, with norms and biases, give the inputs of the next block."""
     blocks, batches = embedded
     with blocks.block(0) as block:
         run = blocks.runner(block, 0)
@@ -129,6 +129,6 @@ def test_a_hessian_is_the_mean_over_all_tokens():
     torch.testing.assert_close(hessian.value, flat.T @ flat / 21)
 
 
-def test_no_model_type_stands_in_two_rows():
+def test_no_model_type_is_in_two_rows():
     types = [name for family in FAMILIES for name in family.model_types]
     assert len(types) == len(set(types))

@@ -11,7 +11,7 @@ from compress.quantize.methods.table import METHODS, Problem
 
 
 def make_problem(scalable=True, heads=1, head_dim=0, sym=False):
-    """Inputs with a few loud channels, as language models have them."""
+    """Inputs with a few large channels, as in language models."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(1024, 128, generator=g) * (torch.rand(128, generator=g) ** 6 * 30 + 0.1)
     weight = torch.randn(64, 128, generator=g) * 0.1
@@ -23,7 +23,7 @@ def loss(problem, method):
 
 
 @pytest.mark.parametrize("sym", [False, True], ids=["asym", "sym"])
-def test_awq_beats_rounding_where_channels_are_loud(sym):
+def test_awq_beats_rounding_with_large_channels(sym):
     problem = make_problem(sym=sym)
     assert loss(problem, "awq") < 0.7 * loss(problem, "rtn")
 
@@ -33,33 +33,33 @@ def test_awq_with_gptq_beats_both():
     assert loss(problem, "awq+gptq") < min(loss(problem, "awq"), loss(problem, "gptq"))
 
 
-def test_without_a_feeder_nothing_is_scaled():
+def test_an_unscalable_problem_gets_no_scale():
     assert METHODS["awq"](make_problem(scalable=False)).scale is None
 
 
-def test_heads_that_share_a_value_head_share_their_scales():
+def test_query_heads_of_one_value_head_get_the_same_scales():
     problem = make_problem(heads=2, head_dim=16)
     scale = METHODS["awq"](problem).scale.view(-1, 2, 16)
     assert torch.equal(scale[:, 0], scale[:, 1]) and not torch.equal(scale[0, 0], scale[1, 0])
 
 
 @pytest.mark.parametrize("lowest", range(20))
-def test_the_bottom_of_one_valley_is_found_in_at_most_nine_tries(lowest):
+def test_a_single_minimum_is_reached_in_at_most_nine_tries(lowest):
     tried = []
-    found = coarse_to_fine(lambda index: tried.append(index) or abs(index - lowest), 20)
-    assert found == lowest and len(tried) == len(set(tried)) <= 9
+    best = coarse_to_fine(lambda index: tried.append(index) or abs(index - lowest), 20)
+    assert best == lowest and len(tried) == len(set(tried)) <= 9
 
 
 def test_the_first_of_equal_candidates_wins():
     assert coarse_to_fine(lambda index: 1.0, 20) == 0
 
 
-def test_infinite_errors_of_scaled_candidates_leave_the_channels_unscaled():
+def test_infinite_errors_leave_the_channels_unscaled():
     assert coarse_to_fine(lambda index: float("inf") if index else 1.0, 20) == 0
 
 
 @pytest.mark.parametrize("width", [1, 3, 8, 130])
-def test_half_of_the_hessian_tells_the_whole_error(width):
+def test_half_of_the_hessian_gives_the_whole_error(width):
     g = torch.Generator().manual_seed(width)
     x, difference = torch.randn(200, width, generator=g), torch.randn(7, width, generator=g)
     expected = (x @ difference.T).square().sum(1).mean().item()
@@ -79,7 +79,7 @@ def test_folding_into_a_norm_keeps_the_function():
         torch.testing.assert_close((x * (folded + offset)) @ (linear.weight * scale).T, linear(x * (norm + offset)))
 
 
-def test_folding_into_quantized_rows_keeps_codes_and_divides_the_rows():
+def test_folding_into_quantized_rows_keeps_the_codes():
     weight, divisor = rtn(torch.randn(16, 64), Scheme(group_size=32, sym=False)), torch.rand(8) + 0.5
     folded = fold_rows(weight, divisor, torch.float32)
     assert torch.equal(folded.codes, weight.codes) and torch.equal(folded.zeros, weight.zeros)
@@ -87,7 +87,7 @@ def test_folding_into_quantized_rows_keeps_codes_and_divides_the_rows():
     assert torch.equal(folded.dequantize()[:8], weight.dequantize()[:8])
 
 
-def test_one_scale_per_row_of_a_value_projection():
+def test_a_value_projection_gets_one_scale_per_row():
     scale = (
         torch.arange(2 * 16).float().view(2, 1, 16).expand(2, 3, 16).reshape(-1)
     )  # 2 value heads, 3 query heads each

@@ -18,62 +18,66 @@ HEADS = {"query_heads_per_kv_head": 2, "head_dim": 16}
 
 @pytest.fixture(params=[6, 2])
 def problem(request):
-    """A weight of many outputs (6, 8) or few, 500 inputs of the 16-bit model, and what quantized predecessors made."""
+    """A weight of many outputs (6, 8) or few, 500 inputs in the 16-bit model, and the inputs after quantized layers."""
     torch.manual_seed(0)
-    wanted = torch.randn(500, 8)
-    return torch.randn(request.param, 8), wanted, wanted + 0.3 * torch.randn(500, 8) @ torch.randn(8, 8)
+    reference_inputs = torch.randn(500, 8)
+    return (
+        torch.randn(request.param, 8),
+        reference_inputs,
+        reference_inputs + 0.3 * torch.randn(500, 8) @ torch.randn(8, 8),
+    )
 
 
-def corrected(weight, wanted, x, strength, damp_percent=1e-7):
+def corrected(weight, reference_inputs, x, strength, damp_percent=1e-7):
     hessian, covariance = Hessian(8), ErrorCovariance(weight)
-    for part, part16 in zip(x.split(99), wanted.split(99), strict=True):
+    for part, reference_part in zip(x.split(99), reference_inputs.split(99), strict=True):
         hessian.update(part)
-        covariance.update(StageInput(part), part16)
+        covariance.update(StageInput(part), reference_part)
     factor = inverse_factor(hessian.value, damp_percent)
     return correct_weight(weight.clone(), factor, covariance.take(), strength, from_inputs=covariance.from_inputs)
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_stage_that_adds_to_the_residual_stream_makes_up_for_what_that_lacks(problem, biased):
-    weight, wanted, x = problem
+def test_residual_outputs_also_correct_the_residual_stream(problem, biased):
+    weight, reference_inputs, x = problem
     bias = torch.arange(float(len(weight))) if biased else None
     residual = torch.randn(500, len(weight)) + x[:, : len(weight)]
-    state = residual + 0.2 * x[:, -len(weight) :] + wanted @ weight.T  # what is in the 16-bit model, but for the bias
+    state = residual + 0.2 * x[:, -len(weight) :] + reference_inputs @ weight.T  # in the 16-bit model, without the bias
     hessian, covariance = Hessian(8), ErrorCovariance(weight, bias, residual_outputs=True)
     for rows in torch.arange(500).split(99):
         hessian.update(x[rows])
-        aim = state[rows] if bias is None else state[rows] + bias
-        covariance.update(StageInput(x[rows], residual[rows]), aim)
-    found = correct_weight(weight.clone(), inverse_factor(hessian.value, 1e-7), covariance.take(), 1.0)
+        reference = state[rows] if bias is None else state[rows] + bias
+        covariance.update(StageInput(x[rows], residual[rows]), reference)
+    corrected_weight = correct_weight(weight.clone(), inverse_factor(hessian.value, 1e-7), covariance.take(), 1.0)
     solution = torch.linalg.lstsq(x.double(), (state - residual).double()).solution.T
-    torch.testing.assert_close(found.double(), solution, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(corrected_weight.double(), solution, rtol=1e-4, atol=1e-4)
 
 
-def test_the_whole_way_is_the_least_squares_solution(problem):
-    weight, wanted, x = problem
-    solution = torch.linalg.lstsq(x.double(), (wanted @ weight.T).double()).solution.T
-    torch.testing.assert_close(corrected(weight, wanted, x, 1.0).double(), solution, rtol=1e-4, atol=1e-4)
+def test_full_strength_is_the_least_squares_solution(problem):
+    weight, reference_inputs, x = problem
+    solution = torch.linalg.lstsq(x.double(), (reference_inputs @ weight.T).double()).solution.T
+    torch.testing.assert_close(corrected(weight, reference_inputs, x, 1.0).double(), solution, rtol=1e-4, atol=1e-4)
 
 
-def test_half_the_way_is_the_middle(problem):
-    weight, wanted, x = problem
-    middle = (weight + corrected(weight, wanted, x, 1.0)) / 2
-    torch.testing.assert_close(corrected(weight, wanted, x, 0.5), middle)
+def test_half_the_strength_moves_weights_half_as_far(problem):
+    weight, reference_inputs, x = problem
+    middle = (weight + corrected(weight, reference_inputs, x, 1.0)) / 2
+    torch.testing.assert_close(corrected(weight, reference_inputs, x, 0.5), middle)
 
 
-def test_inputs_without_a_mismatch_leave_the_weight_as_it_is(problem):
-    weight, wanted, _ = problem
-    assert torch.equal(corrected(weight, wanted, wanted, 0.5), weight)
+def test_equal_inputs_leave_the_weight_unchanged(problem):
+    weight, reference_inputs, _ = problem
+    assert torch.equal(corrected(weight, reference_inputs, reference_inputs, 0.5), weight)
 
 
-def test_an_input_that_never_fires_keeps_its_weights(problem):
-    weight, wanted, x = problem
+def test_a_dead_input_keeps_its_weights(problem):
+    weight, reference_inputs, x = problem
     x[:, 3] = 0
-    found = corrected(weight, wanted, x, 1.0)
-    assert torch.equal(found[:, 3], weight[:, 3]) and not torch.equal(found, weight)
+    corrected_weight = corrected(weight, reference_inputs, x, 1.0)
+    assert torch.equal(corrected_weight[:, 3], weight[:, 3]) and not torch.equal(corrected_weight, weight)
 
 
-def test_strips_leave_out_nothing_but_zeros():
+def test_strips_skip_only_zeros():
     torch.manual_seed(0)
     rows, upper = torch.randn(3, 11), torch.randn(11, 11).triu()
     torch.testing.assert_close(times_inverse(rows, upper), rows @ upper.T @ upper)
@@ -91,41 +95,41 @@ def two_blocks(tiny_qwen2):
 def through(blocks, batches, schedule, strength, matmul_dtype=torch.float32):
     """States after the last block: of the quantized model, and of the reference."""
     settings = BlockSettings("gptq", **SETTINGS, error_correction=strength, **HEADS, matmul_dtype=matmul_dtype)
-    own, true = list(batches), list(batches)
+    states, reference_states = list(batches), list(batches)
     for index, block in blocks.in_order():
-        reference = Reference(list(true), true, lambda number: [])
+        reference = Reference(list(reference_states), reference_states, lambda number: [])
         run = blocks.runner(block, index)
-        quantize_block(block, run, list(own), settings, own, schedule, reference=reference)
-    return torch.cat(own), torch.cat(true)
+        quantize_block(block, run, list(states), settings, states, schedule, reference=reference)
+    return torch.cat(states), torch.cat(reference_states)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("schedule", [lockstep, replay])
-def test_the_reference_is_the_16_bit_model(two_blocks, schedule):
+def test_reference_states_are_those_of_the_16_bit_model(two_blocks, schedule):
     blocks, batches = two_blocks
-    _, true = through(blocks, batches, schedule, 0.5)
+    _, reference_states = through(blocks, batches, schedule, 0.5)
     plain = list(batches)
     for index, block in blocks.in_order():
         plain = [blocks.runner(block, index)(batch) for batch in plain]
-    assert torch.equal(true, torch.cat(plain))
+    assert torch.equal(reference_states, torch.cat(plain))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("schedule", [lockstep, replay])
-def test_products_in_bfloat16_move_the_states_less_than_quantizing_does(two_blocks, schedule):
+def test_a_bfloat16_matmul_changes_states_less_than_quantizing(two_blocks, schedule):
     blocks, batches = two_blocks
-    own, true = through(blocks, batches, schedule, 0.5)
-    rounded_own, rounded_true = through(blocks, batches, schedule, 0.5, torch.bfloat16)
-    lost = (own - true).norm()
-    assert 0 < (rounded_true - true).norm() < 0.1 * lost
-    assert 0.9 * lost < (rounded_own - rounded_true).norm() < 1.1 * lost
+    states, reference_states = through(blocks, batches, schedule, 0.5)
+    rounded_states, rounded_reference = through(blocks, batches, schedule, 0.5, torch.bfloat16)
+    lost = (states - reference_states).norm()
+    assert 0 < (rounded_reference - reference_states).norm() < 0.1 * lost
+    assert 0.9 * lost < (rounded_states - rounded_reference).norm() < 1.1 * lost
 
 
 @torch.no_grad()
-def test_correcting_the_mismatch_brings_the_calibration_text_closer(two_blocks):
+def test_error_correction_lowers_the_error_on_the_calibration_text(two_blocks):
     blocks, batches = two_blocks
     errors = []
     for strength in (0.0, 1.0):
-        own, true = through(blocks, batches, lockstep, strength)
-        errors.append((own - true).square().mean().item())
+        states, reference_states = through(blocks, batches, lockstep, strength)
+        errors.append((states - reference_states).square().mean().item())
     assert errors[1] < 0.9 * errors[0]

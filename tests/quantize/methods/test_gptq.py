@@ -50,11 +50,11 @@ def test_block_size_never_changes_the_result(problem, block_size):
     assert torch.equal(quantized.scales, expected.scales)
 
 
-def test_a_factor_that_the_caller_has_changes_nothing(problem):
+def test_a_precomputed_factor_never_changes_the_result(problem):
     weight, hessian = problem
-    given, damp = gptq(weight, hessian, Scheme(group_size=64), damp_percent=0.02, factor=inverse_factor(hessian, 0.02))
-    own, _ = gptq(weight, hessian, Scheme(group_size=64), damp_percent=0.02)
-    assert damp == 0.02 and torch.equal(given.codes, own.codes) and torch.equal(given.scales, own.scales)
+    reused, damp = gptq(weight, hessian, Scheme(group_size=64), damp_percent=0.02, factor=inverse_factor(hessian, 0.02))
+    computed, _ = gptq(weight, hessian, Scheme(group_size=64), damp_percent=0.02)
+    assert damp == 0.02 and torch.equal(reused.codes, computed.codes) and torch.equal(reused.scales, computed.scales)
 
 
 def test_white_inputs_make_gptq_plain_rounding(problem):
@@ -72,7 +72,7 @@ def test_gptq_beats_rounding_on_correlated_inputs(problem, sym):
     assert output_error(ours - weight, hessian) < 0.7 * output_error(plain - weight, hessian)
 
 
-def test_factor_is_the_root_of_the_inverse(problem):
+def test_the_factor_multiplies_to_the_inverse(problem):
     _, hessian = problem
     factor = inverse_factor(hessian, 1e-6)
     ordered = hessian[factor.order][:, factor.order]
@@ -81,14 +81,14 @@ def test_factor_is_the_root_of_the_inverse(problem):
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 129, 300])
-def test_factor_of_every_size_is_that_of_the_inverse_in_float64(size):
+def test_factors_of_every_size_match_float64(size):
     x = torch.randn(2 * size + 8, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
     hessian = x.T @ x / len(x)
     expected = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
     torch.testing.assert_close(factor_in_place(hessian.float()), expected.float(), atol=1e-4, rtol=1e-3)
 
 
-def test_a_dead_input_leaves_its_weights_merely_rounded(problem):
+def test_weights_of_a_dead_input_are_rounded_to_nearest(problem):
     weight, hessian = problem
     hessian = hessian.clone()
     hessian[5], hessian[:, 5] = 0, 0
@@ -97,18 +97,18 @@ def test_a_dead_input_leaves_its_weights_merely_rounded(problem):
     assert torch.equal(quantized.codes[:, 5].float(), quantize(weight[:, 5], scale, zero, 4))
 
 
-def test_a_rank_one_hessian_takes_more_damping_and_says_so():
+def test_a_rank_one_hessian_takes_and_returns_more_damping():
     x = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)).double()
-    hessian = (x.T @ x).float() - 0.05 * torch.eye(64)  # not positive: the first damping cannot save it
+    hessian = (x.T @ x).float() - 0.05 * torch.eye(64)  # not positive with the first damping
     _, damp = gptq(torch.randn(8, 64), hessian, Scheme(group_size=32), damp_percent=0.001)
     assert damp > 0.001
 
 
-def test_a_hessian_with_nan_is_refused_not_rounded():
+def test_a_hessian_with_nan_is_refused():
     with pytest.raises(ValueError, match="NaN"):
         gptq(torch.randn(8, 64), torch.full((64, 64), float("nan")), Scheme(group_size=32))
 
 
 @pytest.mark.parametrize(("least", "tried"), [(0.03, [0.03, 0.3, 1.0]), (0.5, [0.5, 1.0]), (0.1, [0.1, 1.0])])
-def test_damping_grows_up_to_what_the_error_names(least, tried):
+def test_damping_grows_tenfold_up_to_its_maximum(least, tried):
     assert list(damping(least)) == pytest.approx(tried)
