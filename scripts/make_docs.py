@@ -173,6 +173,16 @@ def default_text(param: click.Option) -> str:
 
 # Recipes
 
+RECIPE_ONLY = {  # keys that are no option of a command
+    "distill": "Settings of the distillation. Without them the teacher itself is quantized.",
+    "quantize": "The 4-bit variants to make, one per entry.",
+    "verify": "Evaluation text and limits for every variant.",
+    "stages": "Stages of training, in order. A stage uses the settings of the whole run, except for its keys.",
+    "name": "Name of the stage.",
+    "replay": "Share of text repeated from earlier stages, 0 to below 1.",
+    "on_policy": "Train on text that the student writes. The defaults are then reverse_kl, alpha 1 and temperature 1.",
+}
+
 
 def recipe_page() -> str:
     """The keys of a recipe, section by section."""
@@ -208,7 +218,7 @@ def model_table(model: type[BaseModel]) -> str:
     rows = []
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else recipe_default(field)
-        meaning = sentence(field.description or help_of(name))
+        meaning = sentence(field.description or help_of(name) or RECIPE_ONLY.get(name, ""))
         rows.append([f"`{name}`", f"`{type_text(field.annotation)}`", default, meaning])
     return table(("key", "type", "default", "meaning"), rows)
 
