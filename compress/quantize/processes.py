@@ -1,6 +1,6 @@
-"""Several processes on one job: each runs its share of the windows, the first solves, writes and tells the others.
+"""Several processes on one job: each runs its share of the windows; the first one rounds weights and writes.
 
-Started by `torchrun` or `accelerate launch`, joined through accelerate; alone, everything here does nothing.
+`torchrun` or `accelerate launch` starts them, accelerate joins them. In a single process all methods are no-ops.
 """
 
 import os
@@ -12,48 +12,48 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from compress.core import distributed as together
+from compress.core import distributed
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)  # the others wait while the first solves, or trains
+TIMEOUT = timedelta(days=7)  # the other processes wait while the first one rounds or trains
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's `rank` among `count`."""
+    """The rank of this process, and the number of processes."""
 
     rank: int = 0
     count: int = 1
 
     def mine(self, parts: Sequence[T]) -> list[T]:
-        """This process's share of the micro-batches."""
+        """The micro-batches of this process."""
         return list(parts[self.rank :: self.count])
 
     def mean(self, value: Tensor, tokens: int) -> Tensor:
-        """The mean over all processes' tokens of what is a mean over this one's, in place."""
+        """The mean over all processes' tokens, in place; `value` is the mean over the `tokens` of this process."""
         if self.count == 1:
             return value
         dist.all_reduce(value.mul_(tokens / self.total(tokens)))
         return value
 
     def total(self, number: int) -> int:
-        """The sum of everyone's number."""
+        """The sum of the number over all processes."""
         return sum(self.gather(number))
 
     def gather(self, value: T) -> list[T]:
-        """Everyone's value, in the order of the ranks."""
+        """The values of all processes, in rank order."""
         if self.count == 1:
             return [value]
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
 
     def first(self, make: Callable[[], T]) -> T:
-        """What `make` returns or raises in the first process, in all of them; the others wait for it."""
-        return together.first(make, self.rank, self.count)
+        """Call `make` in the first process only; every process gets its return value or exception."""
+        return distributed.first(make, self.rank, self.count)
 
     def leave(self) -> None:
-        """Part when all are done: one that goes earlier takes away connections that the others still read."""
+        """Barrier, then destroy the group: a rank that leaves early closes sockets the others still use."""
         if self.count > 1:
             dist.barrier()
             dist.destroy_process_group()
@@ -63,10 +63,10 @@ ALONE = Processes()
 
 
 def join_processes() -> Processes:
-    """The processes that a launcher has started, or this one alone."""
+    """The processes of a launcher, joined; a single process without one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     from accelerate import PartialState
 
-    state = PartialState(cpu=True, timeout=PATIENCE)
+    state = PartialState(cpu=True, timeout=TIMEOUT)
     return Processes(state.process_index, state.num_processes)

@@ -1,9 +1,8 @@
-"""The end of a job: what lies outside the blocks, tuning, the record, the validator, and the checkpoint's name."""
+"""The end of a job: tensors outside the blocks, tuning, the record, the validator, and the final name."""
 
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from calibration.windows import Windows
 from compress.checkpoint.check.run import check_checkpoint
@@ -15,15 +14,17 @@ from compress.checkpoint.record import record_text
 from compress.checkpoint.write import CheckpointWriter, both_spellings
 from compress.core.config import QuantizeConfig
 from compress.core.errors import GateFailure
+from compress.core.report import Row
 from compress.quantize.blocks.loop import QuantizeJob
 from compress.quantize.layout.vocabulary import pack_table
 from compress.quantize.tune.job import tune_checkpoint
 
-Row = dict[str, Any]
-
 
 def finish(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None) -> None:
-    """Write what is outside the blocks, train if asked, publish. GateFailure for a broken rule, and nothing is kept."""
+    """Write the tensors outside the blocks, tune them if the config has `tune`, and publish the checkpoint.
+
+    GateFailure if the validator finds an error; nothing is kept then.
+    """
     tables = write_rest(job, writer)
     if job.config.tune and windows:
         tune_checkpoint(job, writer, windows.ids)
@@ -34,7 +35,7 @@ def finish(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None) 
             both_spellings(packed_config(checkpoint.config, plan.format, plan.schemes, plan.unquantized)),
             source=checkpoint.path,
             extra={RECORD: record, CARD: write_card(json.loads(record))},
-            inspect=lambda folder: refuse_wrong(folder, checkpoint),
+            inspect=lambda folder: check_written(folder, checkpoint),
         )
     except GateFailure:
         job.journal.discard()
@@ -42,7 +43,7 @@ def finish(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None) 
 
 
 def write_rest(job: QuantizeJob, writer: CheckpointWriter) -> list[Row]:
-    """Embedding, final norm, head; the rows of those that are packed."""
+    """Write embedding, final norm and head; returns the report rows of the packed ones."""
     rows, tensor = [], job.checkpoint.tensor
     for module, source in job.plan.tables.items():
         weight = check_finite(source, tensor(source))
@@ -57,7 +58,7 @@ def write_rest(job: QuantizeJob, writer: CheckpointWriter) -> list[Row]:
 
 
 def job_record(job: QuantizeJob, windows: Windows | None, tables: list[Row]) -> str:
-    """qcompress.json: what the bytes follow from, and the error of every linear. No times: runs must agree."""
+    """The text of qcompress.json: the settings and the error of every linear. No seconds, so that runs agree."""
     return record_text(
         "quantize",
         {field.name: job.journal.settings.get(field.name) for field in fields(QuantizeConfig)},
@@ -74,8 +75,8 @@ def job_record(job: QuantizeJob, windows: Windows | None, tables: list[Row]) -> 
     )
 
 
-def refuse_wrong(folder: Path, source: Checkpoint) -> None:
-    """GateFailure when the validator finds an error in what was written."""
+def check_written(folder: Path, source: Checkpoint) -> None:
+    """GateFailure if the validator finds an error in the written checkpoint."""
     errors = [row for row in check_checkpoint(folder, source=source) if row["level"] == "error"]
     if errors:
-        raise GateFailure(f"{folder}: {len(errors)} rules broken, nothing was kept; first: {errors[0]}")
+        raise GateFailure(f"{folder}: breaks {len(errors)} rules, nothing was kept; first: {errors[0]}")

@@ -1,4 +1,4 @@
-"""Layouts: what of a model is packed in how many bits, and which of them vLLM can load.
+"""Layouts: the bits of each part of a model, and the layouts that vLLM can load.
 
 A layout is three settings, each independent of the group size:
 
@@ -6,8 +6,8 @@ A layout is three settings, each independent of the group size:
     embedding_bits   16, 8      the lookup table
     eight_bit        linears that get 8 bits instead of 4, whole stages at a time
 
-REFUSALS holds what vLLM cannot load, or what would only cost bytes, each with its cure; the reasons are in the tables
-of `checkpoint/vllm_models.py`. 8 bits are always symmetric, because vLLM's kernels have no zero points for them.
+REFUSALS lists the layouts that vLLM cannot load or that only add bytes, each with its cure. The tables of
+`checkpoint/vllm_models.py` have the reasons. 8 bits are always symmetric: vLLM's kernels have no zero points for them.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from compress.model.families import find_family
 
 @dataclass(frozen=True)
 class Choice:
-    """A config beside what decides whether it can be: the model's config.json, and its head and embedding."""
+    """A layout and the model it is for: its config.json, head and embedding."""
 
     config: QuantizeConfig
     model: dict[str, Any]
@@ -37,21 +37,24 @@ class Choice:
 
     @property
     def head(self) -> bool:
+        """Whether the head is packed."""
         return self.config.head_bits < 16
 
     @property
     def embedding(self) -> bool:
+        """Whether the embedding is packed."""
         return self.config.embedding_bits < 16
 
     @property
     def ct(self) -> bool:
+        """Whether the format is compressed-tensors."""
         return self.config.format == "compressed-tensors"
 
 
 REFUSALS: tuple[tuple[Callable[[Choice], bool], str], ...] = (
     (
         lambda c: c.embedding and not c.ct,
-        "--embedding-bits 8: vLLM looks up packed embeddings in compressed-tensors only; give --format",
+        "--embedding-bits 8: vLLM loads packed embeddings in compressed-tensors only; use --format",
     ),
     (
         lambda c: c.embedding and c.model_type not in EMBEDDING_BY_CLASS,
@@ -63,34 +66,37 @@ REFUSALS: tuple[tuple[Callable[[Choice], bool], str], ...] = (
     ),
     (
         lambda c: c.head and c.vocabulary.tied and not c.embedding,
-        "--head-bits: the head is the embedding (tied), packing it beside adds bytes; give --embedding-bits 8 too",
+        "--head-bits: the head shares the embedding's weight (tied): packing one adds bytes; add --embedding-bits 8",
     ),
     (
         lambda c: c.embedding and c.vocabulary.tied and not c.head,
-        "--embedding-bits 8: the head is the embedding (tied) and would be stored beside it; give --head-bits 4 too",
+        "--embedding-bits 8: the head shares its weight (tied), which would be stored twice; add --head-bits 4",
     ),
     (
         lambda c: c.head and not c.ct and c.vocabulary.rows % 64 != 0,
-        "--head-bits: vLLM pads vocabularies to 64 and this format cannot; give --format compressed-tensors",
+        "--head-bits: vLLM pads vocabularies to 64 and this format cannot; use --format compressed-tensors",
     ),
     (
         lambda c: c.config.format == "awq" and (c.config.head_bits == 8 or bool(c.config.eight_bit)),
-        "awq holds 4 bits only; give --format compressed-tensors or gptq, or leave 8 bits out",
+        "--format awq: holds 4 bits only; use --format compressed-tensors or gptq, or leave out 8 bits",
     ),
     (
         lambda c: bool(c.config.eight_bit) and find_family(c.model_type) is None,
-        "--eight-bit: which linears this model_type runs together is not known (no row in families.py); leave it out",
+        "--eight-bit: families.py has no row for this model_type, so its fused linears are unknown; leave it out",
     ),
 )
 
 
 def refusal(choice: Choice) -> str | None:
-    """Why this layout is not written, with the cure; None when vLLM loads it."""
+    """The reason why this layout is refused, with the cure; None if vLLM loads it."""
     return next((reason for refused, reason in REFUSALS if refused(choice)), None)
 
 
 def choose_schemes(where: str, choice: Choice, linears: dict[str, tuple[int, int]], base: Scheme) -> Schemes:
-    """The scheme of every packed module. QCompressError for a layout that vLLM cannot load."""
+    """The scheme of every packed module; `base` is the scheme of 4-bit linears.
+
+    QCompressError for a layout that vLLM cannot load; `where` names the model.
+    """
     reason = refusal(choice)
     if reason is not None:
         raise QCompressError(f"{where}: {reason}")
@@ -104,28 +110,31 @@ def choose_schemes(where: str, choice: Choice, linears: dict[str, tuple[int, int
 
 
 def in_bits(base: Scheme, bits: int, rows: int) -> Scheme:
-    """The scheme of a module in `bits`: symmetric where zeros have no kernel, or `rows` do not fill their words."""
+    """The scheme of a module of `rows` outputs in `bits`.
+
+    It is symmetric for 8 bits, and for rows that do not fill words of 8 zeros.
+    """
     return Scheme(bits, base.group_size, base.sym or bits == 8 or rows % 8 != 0, base.dtype)
 
 
 def eight_bit_linears(choice: Choice, linears: dict[str, tuple[int, int]]) -> set[str]:
-    """The linears that `eight_bit` names by a part of their path, with all that share their input, which vLLM fuses.
+    """The linears named by `eight_bit`, and the linears that vLLM fuses with them because they share an input.
 
-    QCompressError for a name that hits nothing.
+    QCompressError for a name that is no part of any linear's path.
     """
     family = find_family(choice.model_type)
     stages = [stage.linears for stage in family.stages] if family else []
-    found: set[str] = set()
+    named: set[str] = set()
     for part in choice.config.eight_bit:
-        hit = {name for name in linears if f".{part}." in f".{name}."}
-        if not hit:
-            raise QCompressError(f"--eight-bit {part}: is no part of any linear's path, such as {min(linears)}")
-        found |= hit
-    return {name for name in linears if any(mate in found for mate in mates(name, stages))}
+        matches = {name for name in linears if f".{part}." in f".{name}."}
+        if not matches:
+            raise QCompressError(f"--eight-bit {part}: is no part of any linear's path; paths look like {min(linears)}")
+        named |= matches
+    return {name for name in linears if any(linear in named for linear in fused_linears(name, stages))}
 
 
-def mates(name: str, stages: list[tuple[str, ...]]) -> list[str]:
-    """The linears that run together with one, by full path; itself when no stage has it."""
+def fused_linears(name: str, stages: list[tuple[str, ...]]) -> list[str]:
+    """The full paths of the linears in the stage of this one, itself among them."""
     for stage in stages:
         for local in stage:
             if name.endswith(f".{local}"):

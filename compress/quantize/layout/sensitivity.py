@@ -1,15 +1,14 @@
-"""What each part of a model is worth: KL(whole ‖ model with that part alone rounded), in nats per token, measured.
+"""Sensitivity of each part of a model: KL(model ‖ model with only that part rounded), in nats per token.
 
-A part is a stage of all blocks (the linears that share an input), the head, or the embedding. Each is rounded once, by
-plain rounding; other grids are scaled by their measured rounding error ‖ΔW‖² / ‖W‖², because the KL of a small
-disturbance grows with its square. Parts are added up. Both make it an estimate: it ranks layouts, the finished
-checkpoint is judged by `qcompress verify`.
+A part is the head, the embedding, or one stage of all blocks (the linears that share an input). Each part is plainly
+rounded once. For other grids the KL is scaled by their rounding error ‖ΔW‖² / ‖W‖², because the KL of a small change
+grows with its square. The KLs of parts are summed. The sum is an estimate that ranks layouts; `qcompress verify`
+measures a finished checkpoint.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from compress.checkpoint.finite import check_finite
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
 from compress.core.grid import Scheme
+from compress.core.report import Report, silent
 from compress.model.blocks import BlockModel, Weights
 from compress.model.families import find_family
 from compress.quantize.calibrate import calibration_windows
@@ -25,15 +25,13 @@ from compress.quantize.layout.budget import Harm, Planned, rounding_error
 from compress.quantize.layout.plan import SourceModel
 from compress.quantize.methods.rtn import rtn
 
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 WINDOWS, LENGTH = 4, 128
-SAMPLE = 1024  # rows of a weight that tell its rounding error
+SAMPLE = 1024  # rows of a weight that its rounding error is measured on
 
 
 @dataclass
 class ModelPart:
-    """Some modules of a model: what rounding them costs in nats, and their rounding errors by scheme."""
+    """Some modules of a model: the KL in nats of rounding them, and their rounding error under each scheme."""
 
     name: str
     modules: tuple[str, ...]
@@ -41,7 +39,7 @@ class ModelPart:
     errors: dict[Scheme, float] = field(default_factory=dict)
 
     def harm(self, schemes: dict[str, Scheme], measured: Scheme) -> float:
-        """KL in nats where each module has one of these schemes, or stays as it is."""
+        """The KL in nats under these schemes; a module without one stays unquantized. `kl` belongs to `measured`."""
         packed = [schemes[module] for module in self.modules if module in schemes]
         if not packed:
             return 0.0
@@ -50,7 +48,7 @@ class ModelPart:
 
 
 def find_parts(source: SourceModel) -> list[ModelPart]:
-    """Stages of the family's table, over all blocks (all linears together where it has none), head and embedding."""
+    """The stages of the model's family, head and embedding. An unknown family has one stage with all linears."""
     family = find_family(str(source.model.get("model_type")))
     stages = [stage.linears for stage in family.stages] if family else [("",)]
     parts = [ModelPart(names[0] or "linears", tuple(in_stage(source, names))) for names in stages]
@@ -59,6 +57,7 @@ def find_parts(source: SourceModel) -> list[ModelPart]:
 
 
 def in_stage(source: SourceModel, names: Sequence[str]) -> Iterator[str]:
+    """The linears of all blocks whose paths end with one of the names."""
     return (module for module in source.linears if any(module.endswith(name) for name in names))
 
 
@@ -67,15 +66,15 @@ def measure_parts(
     weights: Weights,
     ids: Tensor,
     schemes: Iterable[Scheme],
-    report: Report = lambda row: None,
+    report: Report = silent,
 ) -> list[ModelPart]:
-    """Every part with its KL on (n, seq) ids, and its errors under every one of `schemes`.
+    """Every part with its KL on (n, seq) ids, and its rounding error under each scheme.
 
-    One block is in memory at a time; the model runs once as it is, and once per part under the coarsest scheme.
+    One block is in memory at a time. The model runs once unquantized, and once per part under the coarsest scheme.
     """
     schemes = list(dict.fromkeys(schemes))
     coarsest = max(schemes, key=rounding_error)
-    whole = torch.stack(list(log_probabilities(source, ids, (weights, weights, weights))))
+    reference = torch.stack(list(log_probabilities(source, ids, (weights, weights, weights))))
     parts = find_parts(source)
     for part in parts:
         names = sorted({f"{source_module(source, module)}.weight" for module in part.modules})
@@ -84,25 +83,25 @@ def measure_parts(
         reads = tuple(
             changed if place in (part.name, "blocks") else weights for place in ("embedding", "blocks", "head")
         )
-        part.kl = mean_kl(whole, log_probabilities(source, ids, reads))
+        part.kl = mean_kl(reference, log_probabilities(source, ids, reads))
         report({"part": part.name, "kl": part.kl, "error": part.errors[coarsest]})
     return parts
 
 
 def source_module(source: SourceModel, module: str) -> str:
-    """Where a module's weight is stored: a tied head is the embedding."""
+    """The module that stores this one's weight: for a tied head, the embedding."""
     vocabulary = source.vocabulary
     return vocabulary.embedding if vocabulary.tied and module == vocabulary.head else module
 
 
 def rounded(weights: Weights, names: Sequence[str], scheme: Scheme) -> Weights:
-    """The same weights, those of `names` as plain rounding leaves them."""
+    """The same weights, with those of `names` plainly rounded."""
     chosen = set(names)
     return lambda name: rtn(weights(name), scheme).dequantize() if name in chosen else weights(name)
 
 
 def mean_errors(weights: Weights, names: Sequence[str], schemes: Sequence[Scheme]) -> dict[Scheme, float]:
-    """‖ΔW‖² / ‖W‖² over all of `names` by scheme, of at most SAMPLE rows of each."""
+    """‖ΔW‖² / ‖W‖² over the weights of `names`, by scheme, from at most SAMPLE rows of each weight."""
     total, errors = 0.0, dict.fromkeys(schemes, 0.0)
     for name in names:
         weight = weights(name)
@@ -115,7 +114,7 @@ def mean_errors(weights: Weights, names: Sequence[str], schemes: Sequence[Scheme
 
 @torch.no_grad()
 def log_probabilities(source: SourceModel, ids: Tensor, reads: tuple[Weights, ...]) -> Iterator[Tensor]:
-    """(seq, vocab) log-probabilities of each window; `reads` give the embedding, the blocks and the head."""
+    """(seq, vocab) log-probabilities of each window; `reads` are the weights of embedding, blocks and head."""
     embedding, body, head = reads
     model = BlockModel(source.model, embedding)
     with model.embedding_and_norm():
@@ -129,22 +128,22 @@ def log_probabilities(source: SourceModel, ids: Tensor, reads: tuple[Weights, ..
             yield model.logits(window[None])[0].float().log_softmax(-1)
 
 
-def mean_kl(whole: Tensor, found: Iterable[Tensor]) -> float:
-    """Mean KL(whole ‖ found) in nats per token, of (n, seq, vocab) and as many (seq, vocab) log-probabilities."""
-    means = [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(whole, found, strict=True)]
+def mean_kl(reference: Tensor, candidate: Iterable[Tensor]) -> float:
+    """Mean KL(reference ‖ candidate) in nats per token, from (n, seq, vocab) and n (seq, vocab) log-probabilities."""
+    means = [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(reference, candidate, strict=True)]
     return torch.stack(means).mean().item()
 
 
 def measured_harm(parts: Sequence[ModelPart], schemes: Iterable[Scheme]) -> Harm:
-    """The parts' KL under a plan's schemes, added up, in nats per token."""
+    """The harm of a plan: the sum of its parts' KL, in nats per token."""
     coarsest = max(schemes, key=rounding_error)
     return lambda plan: sum(part.harm(plan.schemes, coarsest) for part in parts)
 
 
-def measure_harm(path: Path, source: SourceModel, plans: Sequence[Planned], report: Report = lambda row: None) -> Harm:
-    """The harm of these plans, measured on the weights at `path` and a few windows of the embedded text.
+def measure_harm(path: Path, source: SourceModel, plans: Sequence[Planned], report: Report = silent) -> Harm:
+    """The harm of these plans, measured on the weights at `path` and a few windows of the bundled text.
 
-    QCompressError when there are no weights.
+    QCompressError if there are no weights.
     """
     checkpoint = open_causal_lm(path)
 

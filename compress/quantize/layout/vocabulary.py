@@ -1,7 +1,7 @@
-"""The vocabulary's matrices, head and embedding, rounded and packed: a slice of rows in float32 at a time.
+"""Head and embedding, rounded and packed in slices of rows, one float32 slice at a time.
 
-They are often the largest matrices of a small model. A head of 4 bits takes the grid of least squared error, one of 8
-bits and the embedding plain rounding: a look-up has no sums in which errors could cancel, and 8 bits leave little.
+They are often the largest matrices of a small model. A 4-bit head gets the grid of least squared error. An 8-bit head
+and the embedding are plainly rounded: a look-up has no sums in which errors could cancel, and 8-bit errors are small.
 """
 
 from typing import Any
@@ -19,17 +19,17 @@ ALONG_ROWS = {"qweight": 1, "qzeros": 1, "scales": 1, "weight_packed": 0, "weigh
 
 
 def pack_table(weight: Tensor, row: Format, scheme: Scheme) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The packed tensors of a (rows, width) weight by suffix, and its report row: bits, error and rounding's error.
+    """The packed tensors of a (rows, width) weight by suffix, and its report row: bits, error, error of plain rounding.
 
-    Errors are ‖ΔW‖² / ‖W‖². The slices change the memory, never the result.
+    Errors are ‖ΔW‖² / ‖W‖². The slice size changes the memory, never the result.
     """
     slices, total, errors = [], 0.0, {"error": 0.0, "rtn_error": 0.0}
     for part in weight.split(ROWS):
         source = part.float()
-        found, plain = round_table(source, scheme), rtn(source, scheme)
-        slices.append(row.save(found, scheme.dtype))
+        rounded, plain = round_table(source, scheme), rtn(source, scheme)
+        slices.append(row.save(rounded, scheme.dtype))
         total += source.square().sum().item()
-        errors["error"] += (found.dequantize() - source).square().sum().item()
+        errors["error"] += (rounded.dequantize() - source).square().sum().item()
         errors["rtn_error"] += (plain.dequantize() - source).square().sum().item()
     whole = {spec.name: join(slices, spec.name) for spec in row.specs(weight.shape[0], weight.shape[1], scheme)}
     if "weight_shape" in whole:
@@ -38,14 +38,14 @@ def pack_table(weight: Tensor, row: Format, scheme: Scheme) -> tuple[dict[str, T
 
 
 def join(slices: list[dict[str, Tensor]], suffix: str) -> Tensor:
-    """A tensor of all rows from its slices; what does not run along the rows is the same in every slice."""
+    """The tensor of all rows from its slices. A tensor without a row axis is the same in every slice."""
     if suffix not in ALONG_ROWS:
         return slices[0][suffix]
     return torch.cat([parts.pop(suffix) for parts in slices], ALONG_ROWS[suffix])
 
 
 def round_table(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
-    """A float32 (rows, width) slice on its grid."""
+    """A float32 (rows, width) slice, rounded to its grid."""
     if scheme.bits == 8:
         return rtn(weight, scheme)
     equal_importance = torch.ones(weight.shape[1])

@@ -1,7 +1,7 @@
-"""Tuning inside a job: the unfinished checkpoint is read back, trained, and its better scales are written over it.
+"""Tuning inside a job: the unfinished checkpoint is read back and trained, and the trained values replace the old.
 
-What was found lies in a file of its own in the work folder before anything is overwritten, so that a run killed in
-between writes the same again instead of training on what it has changed.
+The trained values are first stored in a file of the work folder. A run that is killed while it overwrites the
+checkpoint writes them again; it never trains on its own changes.
 """
 
 import torch
@@ -17,19 +17,19 @@ from compress.quantize.calibrate import block_matmul_dtype
 from compress.quantize.layout.plan import LayoutPlan
 from compress.quantize.tune.end_to_end import TunedWeights, TuneSettings, tune_model
 
-FOUND = "tuned.safetensors"
+TRAINED = "tuned.safetensors"
 
 
 def tune_checkpoint(job: QuantizeJob, writer: CheckpointWriter, ids: Tensor) -> None:
-    """Train what `writer` holds on (n, seq) ids and write the better values; the journal notes what it brought."""
-    file, notes = job.journal.folder / FOUND, job.journal.notes
+    """Train the checkpoint in `writer` on (n, seq) ids and write the result; the journal stores the KLs."""
+    file, notes = job.journal.folder / TRAINED, job.journal.notes
     if not file.is_file():
         student = make_student(writer, job.plan, job.blocks.layers_path)
         model = BlockModel(job.checkpoint.config, student.weights, job.blocks.dtype, job.blocks.device)
         settings = tune_settings(job)
-        found = tune_model(job.blocks, model, student, ids, settings, job.report)
-        student.multipliers = found.multipliers
-        notes["tune"] = {name: getattr(found, name) for name in ("kl_before", "kl_blocks", "kl", "step")}
+        result = tune_model(job.blocks, model, student, ids, settings, job.report)
+        student.multipliers = result.multipliers
+        notes["tune"] = {name: getattr(result, name) for name in ("kl_before", "kl_blocks", "kl", "step")}
         job.journal.save()
         write_atomic(file, save(changed_tensors(student, writer, job.plan)))
     job.report({"tuned": str(writer.out), **notes["tune"]})
@@ -45,8 +45,10 @@ def tune_settings(job: QuantizeJob) -> TuneSettings:
 
 
 def make_student(writer: CheckpointWriter, plan: LayoutPlan, layers_path: str) -> TunedWeights:
-    """The written checkpoint as a student. Scales of all block linears, and the blocks' norms and biases, are trained;
-    embedding, final norm and head stay as they are."""
+    """The written checkpoint with multipliers for the scales, norms and biases of all blocks.
+
+    Embedding, final norm and head are not trained.
+    """
 
     def packed(module: str) -> QuantizedWeight:
         return plan.format.load(lambda suffix: writer.tensor(f"{module}.{suffix}"), plan.schemes[module])
@@ -64,16 +66,16 @@ def make_student(writer: CheckpointWriter, plan: LayoutPlan, layers_path: str) -
 
 
 def changed_tensors(student: TunedWeights, writer: CheckpointWriter, plan: LayoutPlan) -> dict[str, Tensor]:
-    """By name on disk, every tensor that is not what `writer` holds: scales, norms, biases."""
+    """Every tensor that training changed, by its name on disk: scales, norms, biases."""
     tensors: dict[str, Tensor] = {}
     for name in student.multipliers:
-        now = written_as(student, name, plan)
-        tensors |= {key: tensor for key, tensor in now.items() if not torch.equal(tensor, writer.tensor(key))}
+        stored = stored_tensors(student, name, plan)
+        tensors |= {key: tensor for key, tensor in stored.items() if not torch.equal(tensor, writer.tensor(key))}
     return tensors
 
 
-def written_as(student: TunedWeights, name: str, plan: LayoutPlan) -> dict[str, Tensor]:
-    """What a trained linear or parameter is on disk, by name."""
+def stored_tensors(student: TunedWeights, name: str, plan: LayoutPlan) -> dict[str, Tensor]:
+    """The tensors on disk of a trained linear or parameter, by name."""
     if name not in plan.linears:
         return {name: student.plain(name).to(plan.scheme.dtype)}
     parts = plan.format.save(student.packed(name), plan.scheme.dtype)

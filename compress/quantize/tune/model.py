@@ -1,4 +1,4 @@
-"""What tuning trains: a quantized model whose scales, norms and biases are stored values times (1 + m)."""
+"""The model that tuning trains: every trained scale, norm and bias is its stored value times (1 + m)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,11 +15,11 @@ BETAS = (0.9, 0.95)
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """`epochs` over the windows, `batch` windows a step, the peak `learning_rate` of the multipliers.
+    """How multipliers are trained.
 
-    Before them `block_epochs` of every block by itself, at a peak of `block_learning_rate`. The last `held_out` windows
-    judge and are not trained on. A CPU multiplies in `matmul_dtype` as it trains; what judges,
-    and the 16-bit model's answers, are float32.
+    First each block is trained alone for `block_epochs`, then the whole model for `epochs`. A step reads `batch`
+    windows. Learning rates are peaks. The last `held_out` windows are never trained on; they measure KL. A CPU trains
+    with matrix products in `matmul_dtype`; measurements and the teacher's states are float32.
     """
 
     epochs: int = 2
@@ -32,10 +32,10 @@ class TuneSettings:
 
 
 class TunedWeights:
-    """A quantized model with multipliers: `weights` gives any parameter by its plain name, as it will be stored.
+    """A quantized model with one multiplier per trained scale, norm or bias.
 
-    `packed` reads the codes of a linear by its module path, `plain` any other parameter; `shapes` are those of the
-    multipliers, (out, groups) for a linear. Nothing read is kept.
+    `packed` reads the codes of a linear by its module path; `plain` reads any other parameter by its name. `shapes` are
+    the shapes of the multipliers: (out, groups) for a linear. No weight stays in memory after it is read.
     """
 
     def __init__(
@@ -49,29 +49,30 @@ class TunedWeights:
         self.multipliers = {name: torch.zeros(shape) for name, shape in shapes.items()}
 
     def snapshot(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """A copy of these multipliers, or of all."""
+        """A copy of the multipliers with these names; None copies all."""
         return {name: self.multipliers[name].clone() for name in names or self.multipliers}
 
-    def restore(self, kept: dict[str, Tensor]) -> None:
-        """Multipliers as a snapshot has them."""
-        for name, value in kept.items():
+    def restore(self, snapshot: dict[str, Tensor]) -> None:
+        """Copy the multipliers of a snapshot back."""
+        for name, value in snapshot.items():
             self.multipliers[name].copy_(value)
 
     def weights(self, name: str) -> Tensor:
+        """Any parameter by its name in the 16-bit model, rounded as it will be stored."""
         return self.plain(name) if (module := self.module(name)) is None else self.packed(module).dequantize()
 
     def module(self, name: str) -> str | None:
-        """The linear whose weight goes by this name; None for parameters that are not quantized."""
+        """The path of the quantized linear with this weight; None for every other parameter."""
         module, _, leaf = name.rpartition(".")
         return module if leaf == "weight" and module in self.multipliers else None
 
     def packed(self, module: str) -> QuantizedWeight:
-        """The codes of a linear with its scales as they are now."""
+        """A linear with its trained scales."""
         weight = self._packed(module)
         return replace(weight, scales=self._multiplied(weight.scales, module))
 
     def plain(self, name: str) -> Tensor:
-        """Any other parameter as it is now; float32 where it is trained."""
+        """Any other parameter; float32 if it is trained."""
         value = self._plain(name)
         return self._multiplied(value.float(), name) if name in self.multipliers else value
 
@@ -81,14 +82,14 @@ class TunedWeights:
 
 
 def batches(count: int, settings: TuneSettings, epochs: int) -> list[Tensor]:
-    """Indices of the windows of every step: each epoch sees every window once, in an order of its own."""
+    """The window indices of every step. Each epoch reads every window once, in its own random order."""
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(count, generator=generator) for _ in range(epochs)]
     return [part for order in orders for part in order.split(settings.batch)]
 
 
 class Adam:
-    """Adam over some of a student's multipliers, whose rate is said at every step."""
+    """Adam over multipliers, with the learning rate as an argument of each step."""
 
     def __init__(self, multipliers: Iterable[Tensor]):
         self._adam = torch.optim.Adam(list(multipliers), betas=BETAS, foreach=True)
@@ -107,8 +108,10 @@ def backward(
     loss: Callable[[Tensor], Tensor],
     matmul_dtype: torch.dtype,
 ) -> Tensor:
-    """The gradient of `loss` of what `run` makes of the block's input `state`, both (batch, seq, hidden); those of the
-    block's multipliers are left where Adam finds them."""
+    """The gradient of loss(run(state)) for `state`, the block's input (batch, seq, hidden).
+
+    The gradients of the block's multipliers are stored in their `grad`.
+    """
     names = multiplier_names(student, block)
     trained = {name: block.module.get_parameter(path) for path, name in names.items()}
     with torch.enable_grad():
@@ -126,14 +129,14 @@ def backward(
 
 
 def multiplier_names(student: TunedWeights, block: Block) -> dict[str, str]:
-    """By a trained parameter's path in the block, its multiplier's name: a linear's for scales, else its own."""
+    """The multiplier of each trained parameter of the block, by the parameter's path in the block."""
     full = {path: f"{block.name}.{path}" for path, _ in block.module.named_parameters()}
     names = {path: student.module(name) or name for path, name in full.items()}
     return {path: name for path, name in names.items() if name in student.multipliers}
 
 
 def multiplier_gradient(parameter: nn.Parameter, multiplier: Tensor) -> Tensor:
-    """dL/dm from dL/dw: w = w₀ · (1 + m), so it is w₀ · dL/dw, summed over each group of a linear's row."""
+    """dL/dm from dL/dw. Since w = w₀ · (1 + m), it is w₀ · dL/dw, summed over each group of a linear's row."""
     assert parameter.grad is not None
     product = parameter.grad * parameter.detach()
     if product.shape != multiplier.shape:

@@ -93,7 +93,7 @@ REFUSED = [
     ("tiny_qwen2", {"format": "gptq", "embedding_bits": 8}, "--embedding-bits 8: .*compressed-tensors only"),
     ("tiny_llama", {"head_bits": 4}, "tied.*--embedding-bits 8"),
     ("tiny_llama", {"embedding_bits": 8}, "tied.*--head-bits 4"),
-    ("tiny_qwen2", {"method": "awq", "format": "awq", "head_bits": 8}, "awq holds 4 bits only"),
+    ("tiny_qwen2", {"method": "awq", "format": "awq", "head_bits": 8}, "--format awq: holds 4 bits only"),
     ("tiny_qwen2", {"eight_bit": ("z_proj",)}, "--eight-bit z_proj: is no part"),
 ]
 
