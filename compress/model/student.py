@@ -1,8 +1,7 @@
-"""A smaller model from a bigger one: fewer of its blocks, or a narrower shape, as an ordinary config and tensors.
+"""Cut a student out of a teacher: fewer blocks or a narrower shape, with an ordinary config and tensors.
 
-No loader has to know that the result was cut: it is of the teacher's family, every list in its config has its new
-length, and its parameters are slices of the teacher's. `depth.py` finds which blocks may go, `importance.py` and
-`width.py` which channels.
+The student belongs to the teacher's family, so every loader supports it. Its parameters are slices of the teacher's.
+`depth.py` chooses the blocks, `importance.py` and `width.py` the channels.
 """
 
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ NO_HEAD_DIM = ("qwen2",)  # vLLM computes hidden_size / num_heads and never read
 
 
 def shape_of(config: dict[str, Any]) -> Shape:
-    """The shape that a config.json describes. ValueError when it lacks one of the sizes, or contradicts itself."""
+    """The shape in a config.json. ValueError if a size is missing or sizes contradict each other."""
     full = make_config(config)
     sizes = {name: getattr(full, key, None) for name, key in CONFIG_KEYS.items()}
     missing = [CONFIG_KEYS[name] for name, value in sizes.items() if not isinstance(value, int)]
@@ -41,18 +40,18 @@ def shape_of(config: dict[str, Any]) -> Shape:
 
 
 def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
-    """The shape of a student of `config`'s model: `sizes` by the names of Shape, None where the teacher's stays.
+    """The shape of a student: `sizes` by the fields of Shape, None to keep the teacher's.
 
-    ValueError, with both numbers, for a shape that cannot be cut out of the teacher.
+    ValueError with both numbers for a shape that cannot be cut out of the teacher.
     """
     teacher = shape_of(config)
     chosen = {name: getattr(teacher, name) if sizes.get(name) is None else sizes[name] for name in CONFIG_KEYS}
     shape = Shape(**chosen, head_dim=teacher.head_dim)  # type: ignore[arg-type]
     for name in CONFIG_KEYS:
-        asked, found = getattr(shape, name), getattr(teacher, name)
-        if not 1 <= asked <= found:
+        size, limit = getattr(shape, name), getattr(teacher, name)
+        if not 1 <= size <= limit:
             raise ValueError(
-                f"{name}={asked}: a student is cut out of its teacher, which has {found}; give 1 to {found}"
+                f"{name}={size}: a student is cut out of its teacher, which has {limit}; give 1 to {limit}"
             )
     if shape.num_heads % shape.num_kv_heads:
         raise ValueError(f"num_heads={shape.num_heads} is not a multiple of num_kv_heads={shape.num_kv_heads}")
@@ -71,7 +70,7 @@ def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
 
 
 def fit_head_dim(shape: Shape, teacher: Shape, model_type: str) -> Shape:
-    """The shape with the head_dim that loaders will give it: the teacher's, where the config can say so."""
+    """The shape with the head_dim that loaders will use: the teacher's, if the config has a key for it."""
     if model_type not in NO_HEAD_DIM or shape.same_width(teacher):
         return shape
     if shape.hidden_size % (2 * shape.num_heads):
@@ -83,7 +82,7 @@ def fit_head_dim(shape: Shape, teacher: Shape, model_type: str) -> Shape:
 
 
 def student_config(config: dict[str, Any], shape: Shape, blocks: Sequence[int]) -> dict[str, Any]:
-    """config.json of a student of `shape` that keeps these blocks of the teacher, in order."""
+    """config.json of a student of `shape` made of these blocks of the teacher."""
     if len(blocks) != shape.num_layers:
         raise ValueError(f"model.student: {len(blocks)} blocks to keep, but num_layers={shape.num_layers}")
     teacher, student = make_config(config), plain_config(config)
@@ -102,10 +101,10 @@ def student_config(config: dict[str, Any], shape: Shape, blocks: Sequence[int]) 
 
 
 def plan_size(config: dict[str, Any]) -> dict[str, int]:
-    """Parameters, and bytes in FP16 and in 4 bits, from the config alone; headers of files are not counted.
+    """Parameters, and bytes in float16 and in 4 bits, from the config alone, without file headers.
 
-    In 4 bits every linear of every block has codes, and per group (128, else the largest of 64 and 32 that fits) a
-    float16 scale and a 4-bit zero; all else stays FP16.
+    4-bit linears have one float16 scale and one 4-bit zero per group of 128 (or 64 or 32, if that divides the inputs).
+    All other parameters are float16.
     """
     model = make_skeleton(config)
     path, layers = find_blocks(model)
@@ -129,16 +128,16 @@ def cut(
     blocks: Sequence[int],
     importance: Importance | None = None,
 ) -> tuple[dict[str, Any], Weights]:
-    """The student's config, and its parameters by name as slices of the teacher's, read one at a time.
+    """The student's config, and a function that returns its parameters by name as slices of the teacher's.
 
-    `config` and `weights` are the teacher's; `importance` is that of its kept `blocks`, by their new numbers, and where
-    none is given the weights' own. ValueError when its width is to change and a parameter is not in AXES.
+    `importance` is indexed by the student's block numbers; without it, that of the weights is used. ValueError if the
+    width changes and a parameter is not in AXES.
     """
     teacher, path = shape_of(config), find_blocks(make_skeleton(config))[0]
     result = student_config(config, shape, blocks)
 
     def deep(name: str) -> Tensor:
-        """The parameter that a student of the teacher's width has under this name."""
+        """The parameter of that name in a student of the teacher's width."""
         rest = name.removeprefix(f"{path}.")
         if rest == name:
             return weights(name)

@@ -1,8 +1,8 @@
-"""Narrower: which channels and heads of a model stay, and its parameters cut to them.
+"""Width pruning: choose the channels and heads to keep, and slice the parameters.
 
-Importance is measured on text (`importance.py`), or read off the weights, without data:
+Importance is measured on text (`importance.py`), or computed from the weights:
 
-    hidden channel   Σ of squares of all that writes to it: embedding columns, rows of o_proj and down_proj
+    hidden channel   Σ of squares of embedding columns and of rows of o_proj and down_proj
     MLP channel      ‖gate row‖ · ‖up row‖ · ‖down column‖
     query head       ‖q rows‖ · ‖o columns‖
     KV head          ‖k rows‖ · ‖v rows‖ · √Σ (its query heads)²; query heads stay with the KV head they use
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from compress.model.blocks import Weights
 
-Parts = tuple[str | None, ...]  # one axis, as the units that lie along it one after the other; None is never cut
+Parts = tuple[str | None, ...]  # the units along one axis in order; None is never sliced
 NORM: tuple[Parts, ...] = (("hidden",),)
 AXES: dict[str, tuple[Parts, ...]] = {
     "embed_tokens": ((None,), ("hidden",)),
@@ -47,7 +47,7 @@ AXES: dict[str, tuple[Parts, ...]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes that a student may choose, and the head_dim that follows."""
+    """The sizes of a student, and the head_dim that results."""
 
     hidden_size: int
     intermediate_size: int
@@ -67,7 +67,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class BlockImportance:
-    """Of one block: `mlp` (intermediate_size,), `query` (num_heads,), `kv` (num_kv_heads,); the larger stay."""
+    """Importance in one block: `mlp` (intermediate_size,), `query` (num_heads,), `kv` (num_kv_heads,)."""
 
     mlp: Tensor
     query: Tensor
@@ -75,7 +75,7 @@ class BlockImportance:
 
 
 class Importance(Protocol):
-    """What says which channels stay: `hidden()` (hidden_size,) for the whole model, `block(i)` for one block."""
+    """Importance of channels: `hidden()` (hidden_size,) for the whole model, `block(i)` for one block."""
 
     def hidden(self) -> Tensor: ...
 
@@ -90,9 +90,9 @@ def narrow(
     shape: Shape,
     importance: Importance | None = None,
 ) -> Weights:
-    """`weights` of a model of width `teacher` as those of one of width `shape`; `names` are all its parameters.
+    """The `weights` of a model of width `teacher`, sliced to `shape`. `names` are all its parameters.
 
-    Without an `importance` it is that of the weights.
+    Without `importance`, that of the weights is used.
     """
     for name in names:
         axes_of(name)
@@ -122,12 +122,10 @@ def narrow(
 
 
 def axes_of(name: str) -> tuple[Parts, ...]:
-    """The AXES row of a parameter; a bias and a norm have the first axis only."""
+    """The AXES row of a parameter; a bias or norm uses the first axis only. ValueError for an unknown module."""
     module = name.split(".")[-2]
     if module not in AXES:
-        raise ValueError(
-            f"{name}: not known how to make it narrower; keep the teacher's width and give num_layers only"
-        )
+        raise ValueError(f"{name}: width pruning does not support this module; set num_layers only")
     return AXES[module]
 
 
@@ -142,7 +140,7 @@ def unit_sizes(shape: Shape) -> dict[str, int]:
 
 
 def block_index(name: str, path: str) -> int:
-    """3 of any parameter of "model.layers.3"."""
+    """The block number of a parameter: 3 for "model.layers.3.mlp.up_proj.weight"."""
     return int(name.removeprefix(f"{path}.").partition(".")[0])
 
 
@@ -152,13 +150,13 @@ def starts(parts: Parts, sizes: dict[str, int]) -> list[int]:
 
 
 def largest(importance: Tensor, count: int) -> Tensor:
-    """Indices of the `count` largest, ascending; the first of equals."""
+    """Indices of the `count` largest values, ascending. Among equals the first ones win."""
     return importance.argsort(descending=True, stable=True)[:count].sort().values
 
 
 @dataclass(frozen=True)
 class WeightImportance:
-    """The importance that the weights alone tell; each block's are read when it is asked for."""
+    """Importance computed from the weights. Each block is read when its importance is requested."""
 
     names: Sequence[str]
     path: str
@@ -188,7 +186,7 @@ class WeightImportance:
 
 
 def block_units(importance: BlockImportance, teacher: Shape, shape: Shape) -> dict[str, Tensor]:
-    """Channels of one block that stay, along the axes "mlp", "query" and "kv"; query heads stay with their KV head."""
+    """Indices of the channels of one block to keep, by unit. Query heads are kept together with their KV head."""
     query = importance.query.view(teacher.num_kv_heads, teacher.group)
     groups = largest(importance.kv, shape.num_kv_heads)
     heads = torch.cat([g * teacher.group + largest(query[g], shape.group) for g in groups])
@@ -202,7 +200,7 @@ def block_units(importance: BlockImportance, teacher: Shape, shape: Shape) -> di
 
 
 def unit_norms(names: Sequence[str], weights: Weights, sizes: dict[str, int], unit: str, width: int) -> Tensor:
-    """For every `width` channels along a unit's axis: the product of the norms of all matrices that touch them."""
+    """Product of the norms of all matrices along a unit's axis, for every `width` channels."""
     norms = torch.ones(sizes[unit] // width)
     for name in names:
         for axis, parts in enumerate(axes_of(name)):
@@ -224,7 +222,7 @@ def head_channels(teacher: int, student: int) -> Tensor:
 
 
 def rescale(name: str, tensor: Tensor, teacher: int, student: int) -> Tensor:
-    """Keep q·k/√d and the heads' output what they were when channels of a head are taken twice or left out."""
+    """Rescale a head's weights so that q·k/√d and the output keep their size when channels are repeated or dropped."""
     module = name.split(".")[-2]
     if teacher == student or module not in ("q_proj", "k_proj", "v_proj", "o_proj"):
         return tensor

@@ -1,1 +1,1 @@
-"""The validator: every rule of vLLM's loader and of this project's formats, one file per kind of rule."""
+"""The validator: rules of vLLM's loader and of the supported formats, one file per kind of rule."""

@@ -1,7 +1,7 @@
-"""What the validator looks at: a checkpoint beside the modules that its config.json calls for.
+"""The input of every rule: a checkpoint, and the modules that its config.json declares.
 
-The table of modules comes from the model's own code on the meta device, what vLLM fuses from `model.families`. This
-file also tells which modules vLLM will build as quantized, and how, from config.json alone: `claimed`, `scheme`.
+The table of modules comes from the model's code on the meta device, the fused layers of vLLM from `model.families`.
+`claimed` and `scheme` compute from config.json alone which modules vLLM builds as quantized, and how.
 """
 
 from collections.abc import Iterator
@@ -28,11 +28,12 @@ ROW_PARALLEL = ("heads", "rows")  # a linear fed by another linear is cut along 
 
 
 def error(value: Any, expected: Any, consequence: str, **where: str) -> Finding:
-    """A broken rule: what was found and expected at a `tensor`, `key` or `file`, and what a loader does with it."""
+    """A broken rule: value and expected value at a `tensor`, `key` or `file`, and what a loader does with it."""
     return {**where, "value": value, "expected": expected, "consequence": consequence, "level": "error"}
 
 
 def warning(value: Any, expected: Any, consequence: str, **where: str) -> Finding:
+    """Like `error`, for a checkpoint that still computes the right text."""
     return {**error(value, expected, consequence, **where), "level": "warning"}
 
 
@@ -44,7 +45,7 @@ def short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A module that could be packed: (out, in), and whether its architecture gives it a bias."""
+    """A module that could be packed: its shape (out, inn), and whether the architecture has a bias."""
 
     out: int
     inn: int
@@ -53,9 +54,10 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Table:
-    """What config.json calls for: `linears` of the blocks, `head` and `embedding` names, every parameter's shape.
+    """The modules that config.json declares: `linears` of the blocks, `head`, `embedding`, shapes of all parameters.
 
-    `fused` maps vLLM's layers to the linears it loads into them, `row_parallel` are cut along their inputs.
+    `known` holds all names of the state dict. `fused` maps vLLM's layers to the linears it loads into them.
+    `row_parallel` linears are split along their inputs.
     """
 
     linears: dict[str, Matrix]
@@ -72,7 +74,7 @@ EMPTY_TABLE = Table({}, "lm_head", "embedding", Matrix(0, 0), {}, frozenset(), {
 
 
 def make_table(config: dict[str, Any]) -> Table:
-    """The table of a config.json. QCompressError when transformers can make no causal LM of it."""
+    """The table of a config.json. QCompressError if transformers cannot build a causal LM from it."""
     try:
         model = make_skeleton(config)
         path, layers = find_blocks(model)
@@ -108,7 +110,7 @@ def make_table(config: dict[str, Any]) -> Table:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint, its table, the ranks it shall be served on, and the checkpoint it was made from, if known."""
+    """A checkpoint, its module table, the number of ranks that serve it, and its source checkpoint or None."""
 
     checkpoint: Checkpoint
     table: Table
@@ -122,8 +124,8 @@ class Candidate:
     @property
     def quant(self) -> dict[str, Any]:
         """The quantization_config, {} for a plain checkpoint."""
-        found = self.checkpoint.quantization
-        return found if isinstance(found, dict) else {}
+        quantization = self.checkpoint.quantization
+        return quantization if isinstance(quantization, dict) else {}
 
     @property
     def format(self) -> Format | None:
@@ -131,7 +133,7 @@ class Candidate:
 
     @property
     def tied(self) -> bool:
-        """As transformers reads it: the model's own default where config.json is silent."""
+        """Whether head and embedding are tied, by config.json or by the default of the model type."""
         return f"{self.table.head}.weight" not in self.table.parameters
 
     @cached_property
@@ -143,41 +145,41 @@ class Candidate:
 
     @cached_property
     def matrices(self) -> dict[str, Matrix]:
-        """Everything that could be packed: the linears of the blocks, head and embedding."""
+        """All modules that could be packed: the linears of the blocks, head and embedding."""
         table = self.table
         return {**table.linears, table.embedding: table.vocabulary, table.head: table.vocabulary}
 
     @cached_property
     def packed(self) -> dict[str, set[str]]:
-        """The suffixes of packed tensors on disk by module; modules without any are not in it."""
-        found: dict[str, set[str]] = {}
+        """{module: suffixes of its packed tensors on disk}, packed modules only."""
+        suffixes: dict[str, set[str]] = {}
         for name in self.checkpoint.tensors:
             module, _, suffix = name.rpartition(".")
             if suffix in PACKED and module in self.matrices:
-                found.setdefault(module, set()).add(suffix)
-        return found
+                suffixes.setdefault(module, set()).add(suffix)
+        return suffixes
 
     @cached_property
     def fused_name(self) -> dict[str, str]:
-        """vLLM's layer by linear, for those that are fused."""
+        """{linear: the layer of vLLM that it is fused into}."""
         return {shard: name for name, shards in self.table.fused.items() for shard in shards}
 
     @cached_property
     def schemes(self) -> dict[str, Scheme | None]:
-        """How config.json says a packed module is stored; None where it says nothing that makes sense."""
+        """{packed module: its scheme in config.json, or None if that is missing or invalid}."""
         return {name: scheme(self, name) for name in self.packed}
 
     def kind(self, name: str) -> str:
-        """Whether a module is the "head", the "embedding" or a "linear" of a block."""
+        """One of "head", "embedding" and "linear" for a module path."""
         return {self.table.head: "head", self.table.embedding: "embedding"}.get(name, "linear")
 
     def source_name(self, name: str) -> str:
-        """The module of the source that a packed one was made from: a head that was tied is the embedding."""
+        """The module of the source with the same weights: for a head that was tied, the embedding."""
         tied = name == self.table.head and self.source and f"{name}.weight" not in self.source.tensors
         return self.table.embedding if tied else name
 
     def sound(self) -> Iterator[tuple[str, Matrix, Scheme]]:
-        """Packed modules whose tensors are all there in the dtypes and shapes of their scheme: safe to unpack."""
+        """(module, matrix, scheme) of packed modules whose tensors all have the right dtypes and shapes."""
         for name, found in self.schemes.items():
             matrix = self.matrices[name]
             if self.format and found and not misfit(matrix, found) and self._stored(name, matrix, found):
@@ -195,7 +197,7 @@ class Candidate:
 
 
 def misfit(matrix: Matrix, found: Scheme) -> str | None:
-    """Why a matrix cannot be cut into whole groups and words, None when it can."""
+    """Why a matrix does not divide into whole groups and words; None if it does."""
     per_word = 32 // found.bits
     if found.group_size > matrix.inn or matrix.inn % found.group_size:
         return f"{matrix.inn} inputs in groups of {found.group_size}"
@@ -205,7 +207,7 @@ def misfit(matrix: Matrix, found: Scheme) -> str | None:
 
 
 def scheme(candidate: Candidate, name: str) -> Scheme | None:
-    """Bits, group size and symmetry of one module as vLLM takes them from config.json."""
+    """The scheme of one module as vLLM reads it from config.json; None if it is missing or invalid."""
     method, quant = candidate.format and candidate.format.name, candidate.quant
     if method == "awq":
         bits, group_size, sym = awq_key(quant, "bits"), awq_key(quant, "group_size"), False
@@ -239,7 +241,7 @@ def claimed(candidate: Candidate, name: str) -> bool:
 
 
 def skipped(candidate: Candidate) -> list[str]:
-    """AWQ's modules_to_not_convert; where it is empty, what vLLM takes instead: modules with float tensors only."""
+    """AWQ's modules_to_not_convert. If it is empty, the modules with float tensors only, as in vLLM."""
     listed = flatten(candidate.quant.get("modules_to_not_convert"))
     if listed:
         return listed

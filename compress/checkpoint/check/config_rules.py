@@ -1,7 +1,7 @@
-"""Rules C1–C3, C9, S10 and O1–O3: what config.json and the side files say, as vLLM and older loaders read them.
+"""Rules C1–C3, C9, S10 and O1–O3: config.json, tokenizer and other files beside the weights.
 
-Every public function is one rule: a Candidate in, what is wrong with it out. Consequences were read in the sources of
-the version that `vllm_models` names; "(silent)" ones end in wrong text and no message.
+Every rule is a generator: it takes a Candidate and yields its findings. Consequences are from the sources of
+the vLLM version in `vllm_models`. "(silent)" marks wrong text without a message.
 """
 
 import transformers
@@ -32,9 +32,8 @@ ONLY_NEW_TOKENIZERS = ("TokenizersBackend", "SentencePieceBackend", "PythonBacke
 
 
 def supported_method(candidate: Candidate) -> Findings:
-    """C1: a quantization_config names one of our formats, or nothing is packed."""
-    found = candidate.checkpoint.quantization
-    if found is None:
+    """C1: quantization_config names a supported format, or no module is packed."""
+    if candidate.checkpoint.quantization is None:
         packed = next(iter(candidate.packed), None)
         if packed is not None:
             suffix = min(candidate.packed[packed])
@@ -47,7 +46,7 @@ def supported_method(candidate: Candidate) -> Findings:
 
 
 def supported_model(candidate: Candidate) -> Findings:
-    """C2: an architecture that vLLM has, in a dtype that it can run."""
+    """C2: vLLM supports the architecture and its dtype."""
     config, quantized = candidate.config, candidate.checkpoint.quantization is not None
     listed = flatten(config.get("architectures"))
     if not any(name in ARCHITECTURES for name in listed):
@@ -69,7 +68,7 @@ def supported_model(candidate: Candidate) -> Findings:
 
 
 def single_quantization_config(candidate: Candidate) -> Findings:
-    """C3: no other place says how the model is quantized."""
+    """C3: no second place describes the quantization differently."""
     if (candidate.checkpoint.path / "hf_quant_config.json").exists():
         taken = "vLLM and TensorRT-LLM take it for a ModelOpt checkpoint where config.json names no method"
         yield error("present", "no such file", taken, file="hf_quant_config.json")
@@ -83,7 +82,7 @@ def single_quantization_config(candidate: Candidate) -> Findings:
 
 
 def consistent_tie_flags(candidate: Candidate) -> Findings:
-    """C9: text_config does not tie head and embedding otherwise than the model does."""
+    """C9: text_config has the same tie_word_embeddings as config.json."""
     text, flag = candidate.config.get("text_config"), candidate.config.get("tie_word_embeddings")
     other = text.get("tie_word_embeddings") if isinstance(text, dict) else None
     if other is not None and flag is not None and other != flag:
@@ -91,7 +90,7 @@ def consistent_tie_flags(candidate: Candidate) -> Findings:
 
 
 def tie_flag_matches_tensors(candidate: Candidate) -> Findings:
-    """C9: tie_word_embeddings, the head and the embedding on disk, and the flags for them tell one story."""
+    """C9: tie_word_embeddings and the quantization flags match the head and embedding on disk."""
     table, names, packed = candidate.table, candidate.checkpoint.tensors, candidate.packed
     head, embedding = f"{table.head}.weight", f"{table.embedding}.weight"
     if candidate.tied and head in names:
@@ -104,11 +103,11 @@ def tie_flag_matches_tensors(candidate: Candidate) -> Findings:
         yield error(True, False, stop, key="tie_word_embeddings")
     if candidate.format is None:
         return
-    on_disk, said = table.head in packed, claimed(candidate, table.head)
-    if not on_disk and (said or candidate.quant.get("lm_head") is True):
+    on_disk, in_config = table.head in packed, claimed(candidate, table.head)
+    if not on_disk and (in_config or candidate.quant.get("lm_head") is True):
         silent = "a loader that trusts the flag builds a packed head and leaves its codes unset (silent)"
         yield error("quantized head", f"{table.head}.{candidate.format.packed} on disk", silent, key=f"{QUANT}.lm_head")
-    elif on_disk and not said:
+    elif on_disk and not in_config:
         stop = f"vLLM builds a plain head and stops at {table.head}.{candidate.format.packed}"
         yield error("plain head", "a config that quantizes it", stop, key=f"{QUANT}.lm_head")
     elif on_disk:
@@ -155,8 +154,8 @@ def packed_embedding(candidate: Candidate) -> Findings:
         targets = [flatten(group.get("targets")) for group in ct_groups(candidate.quant).values()]
         if not any("Embedding" in listed for listed in targets):
             yield error(targets, 'the class "Embedding"', stop, key=f"{QUANT}.config_groups")
-    found = candidate.schemes[name]
-    if found and not found.sym:
+    scheme = candidate.schemes[name]
+    if scheme and not scheme.sym:
         asymmetric = "vLLM's look-up has no zero points: it stops at the tensor, or reads memory nobody wrote"
         yield error("asymmetric", "symmetric true", asymmetric, tensor=name)
     gpu = "vLLM looks it up with Triton, which its CPU build lacks; transformers 5.19 stops at it"
@@ -166,7 +165,7 @@ def packed_embedding(candidate: Candidate) -> Findings:
 
 
 def no_unread_keys(candidate: Candidate) -> Findings:
-    """S10: no key that changes what the weights mean and that vLLM never reads."""
+    """S10: no key that changes the meaning of the weights but that vLLM ignores."""
     for key in ("rotation", "activation", "transform_config"):
         if candidate.quant.get(key):
             silent = "vLLM does not undo what this key says was done to the weights (silent)"
@@ -175,7 +174,7 @@ def no_unread_keys(candidate: Candidate) -> Findings:
 
 
 def rope_in_both_spellings(candidate: Candidate) -> Findings:
-    """O1: rope_theta and rope_scaling stand beside rope_parameters, for loaders that know only those."""
+    """O1: rope_theta and rope_scaling repeat rope_parameters, for loaders with transformers 4."""
     config = candidate.config
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict):
@@ -191,7 +190,7 @@ def rope_in_both_spellings(candidate: Candidate) -> Findings:
 
 
 def dtype_in_both_spellings(candidate: Candidate) -> Findings:
-    """O2: torch_dtype says what dtype says."""
+    """O2: torch_dtype equals dtype."""
     dtype, old = candidate.config.get("dtype"), candidate.config.get("torch_dtype")
     if dtype is not None and old is None:
         yield warning(ABSENT, dtype, "loaders with transformers 4 take float32", key="torch_dtype")
@@ -200,7 +199,7 @@ def dtype_in_both_spellings(candidate: Candidate) -> Findings:
 
 
 def tokenizer_for_both_versions(candidate: Candidate) -> Findings:
-    """O3: there is a tokenizer, of a class that transformers 4 and 5 both know."""
+    """O3: there is a tokenizer, of a class that both transformers 4 and 5 can load."""
     path = candidate.checkpoint.path
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")):
         yield warning(ABSENT, "tokenizer.json", "vLLM stops unless --tokenizer names another", file="tokenizer.json")

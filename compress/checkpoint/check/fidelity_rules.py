@@ -1,9 +1,8 @@
-"""Rule T12: do the codes mean the weights they were made from? No loader asks: a swapped nibble loads like any other.
+"""Rule T12: the codes represent the source weights. No loader checks this: swapped nibbles load without an error.
 
-With the source at hand, every packed weight W' is compared with its source W. Folding (AWQ) may have multiplied input
-channels and divided outputs, so both are first brought together by W' ≈ t · W · s with one s per input and one t per
-output, fitted to the data: exact for folding, and far too few numbers to hide a mistake in a layout. What is left is
-the rounding. Measured on SmolLM2-135M, groups of 64:
+With a source checkpoint, every packed weight W' is compared with its source W. AWQ scales input channels and outputs,
+so W' ≈ t · W · s is fitted first, with one s per input and one t per output. The fit is exact for AWQ and has too few
+parameters to hide a wrong layout. The rest is rounding error. Measured on SmolLM2-135M, groups of 64:
 
                                    rtn, awq    gptq, 16 windows    wrong nibble order    zeros off by one
     cosine of the whole weight     ≥ 0.991     ≥ 0.953             ≤ 0.61                0.91 – 0.95
@@ -12,12 +11,12 @@ the rounding. Measured on SmolLM2-135M, groups of 64:
     mean error in steps            ≤ 0.01      ≤ 0.035             ≤ 0.02                0.97 – 1.00
     gain of a group                0.88–1.14   0.41–1.75           any                   0.64 – 1.31
 
-so the places in a word decide, that is all inputs or outputs with one remainder by 8: what a layout mixes up. A single
-output or group is only doubted: gptq moves weak ones far on purpose.
-At most ROWS outputs of a weight are looked at, drawn at random: a layout is wrong everywhere or nowhere.
+An error needs a low cosine over all inputs or outputs with one remainder modulo 8, which a wrong layout mixes up. A
+single output or group gives only a warning, because gptq can move weak ones far.
+At most ROWS random outputs of a weight are compared, since a wrong layout affects all outputs.
 
-Without the source only what holds for any trained weight is asked: weights lie around 0, most of them near it, and
-the zeros of asymmetric groups follow their codes (correlation ≥ 0.91 there, 0 when codes and zeros are mixed up).
+Without a source, only properties of all trained weights are checked: weights lie near 0, and the zeros of asymmetric
+groups correlate with their codes (≥ 0.91, and 0 if codes or zeros are permuted).
 """
 
 from collections.abc import Iterator
@@ -40,7 +39,7 @@ SILENT = "vLLM loads it without a word and answers with noise (silent)"
 
 
 def codes_match_source(candidate: Candidate) -> Findings:
-    """T12: packed weights are those of the source, or at least could be some model's weights."""
+    """T12: packed weights match the source; without a source, they look like trained weights."""
     read = weight_reader(candidate.source) if candidate.source else None
     row = format_of(candidate.checkpoint) if candidate.format else None
     for name, _, scheme in candidate.sound():
@@ -62,7 +61,7 @@ def sample(count: int) -> Tensor:
 
 
 def implausible_codes(weight: QuantizedWeight) -> Iterator[Finding]:
-    """What is odd about codes and zeros by themselves."""
+    """Findings from codes and zeros alone, without a source."""
     unit = 2 ** (weight.bits - 4)
     offset = split_groups(weight.codes, weight.group_size).float() - weight.zeros[..., None]
     mean, spread = offset.mean().item() / unit, offset.abs().mean().item() / unit
@@ -79,7 +78,7 @@ def implausible_codes(weight: QuantizedWeight) -> Iterator[Finding]:
 
 
 def source_differences(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Iterator[Finding]:
-    """How these rows of a weight differ from their source by more than rounding and folding."""
+    """Differences of these rows from the source that rounding and AWQ scales cannot explain."""
     if source.shape[1] != weight.codes.shape[1] or len(source) <= int(rows.max()):
         yield error(f"{weight.codes.shape[1]} inputs", f"{list(source.shape)}, as in the source", SILENT)
         return
@@ -98,7 +97,7 @@ def source_differences(weight: QuantizedWeight, source: Tensor, rows: Tensor) ->
 
 @dataclass(frozen=True)
 class Similarity:
-    """Cosine of the worst place and of the worst row, mean error in steps, least and largest gain of a group."""
+    """Lowest cosine of a position in a word and of a row, mean error in steps, lowest and highest gain of a group."""
 
     cosine: float
     place: str
@@ -109,9 +108,9 @@ class Similarity:
 
 
 def measure_similarity(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Similarity:
-    """The likeness of (out, in) weights after fitting one factor per input and one per output.
+    """The similarity of (out, in) weights after fitting one factor per input and one per output.
 
-    `rows` (out,) are the outputs' numbers in the whole weight.
+    `rows` (out,) are the indices of the outputs in the full weight.
     """
     found = weight.dequantize()
     per_output = torch.ones(len(found), 1)
@@ -133,14 +132,14 @@ def measure_similarity(weight: QuantizedWeight, source: Tensor, rows: Tensor) ->
 
 
 def worst_place(products: Tensor, numbers: Tensor, what: str) -> tuple[float, str]:
-    """The least cosine of inputs or outputs taken together by their number's remainder by 8, and which they are."""
+    """The lowest cosine over inputs or outputs with equal index modulo 8, and which ones."""
     places = torch.zeros(3, WORD).index_add_(1, numbers % WORD, products)
     found = cosines(places)
     return found.min().item(), f"{what} {int(found.argmin())} of every {WORD}"
 
 
 def cosines(products: Tensor) -> Tensor:
-    """From (3, n) sums of a·b, a² and b²; 1 where a or b is nothing but zeros."""
+    """Cosines from (3, n) sums of a·b, a² and b²; 1 where a or b is all zeros."""
     return ratio(products[0], products[1].sqrt() * products[2].sqrt())
 
 
@@ -152,5 +151,5 @@ def group_gains(found: Tensor, fitted: Tensor, group_size: int) -> tuple[Tensor,
 
 
 def ratio(above: Tensor, below: Tensor) -> Tensor:
-    """above / below, 1 where nothing is below."""
+    """above / below; 1 where `below` is 0."""
     return torch.where(below == 0, torch.ones_like(above), above / below)

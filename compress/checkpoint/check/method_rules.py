@@ -1,6 +1,6 @@
-"""Rules C4–C8: what each method's quantization_config may say, and that it names exactly the packed modules.
+"""Rules C4–C8: the values of each method's quantization_config, and whether it names exactly the packed modules.
 
-Every public function is one rule: a Candidate in, what is wrong with it out.
+Every rule is a generator: it takes a Candidate and yields its findings.
 """
 
 import re
@@ -37,7 +37,7 @@ GPTQ_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 def awq_keys(candidate: Candidate) -> Findings:
-    """C4: AWQ is 4 bits with zero points in the GEMM layout, groups of a size that Marlin has."""
+    """C4: AWQ has 4 bits, zero points, the GEMM layout, and a group size that Marlin supports."""
     if not candidate.format or candidate.format.name != "awq":
         return
     quant = candidate.quant
@@ -53,7 +53,7 @@ def awq_keys(candidate: Candidate) -> Findings:
 
 
 def gptq_keys(candidate: Candidate) -> Findings:
-    """C5: GPTQ is symmetric, in column order, 4 or 8 bits, its v1 layout; so is every `dynamic` rule."""
+    """C5: GPTQ and every `dynamic` rule are symmetric, without act-order, with 4 or 8 bits in the v1 layout."""
     if not candidate.format or candidate.format.name != "gptq":
         return
     quant = candidate.quant
@@ -80,7 +80,7 @@ def gptq_keys(candidate: Candidate) -> Findings:
 
 
 def ct_keys(candidate: Candidate) -> Findings:
-    """C6: compressed-tensors is weight-only, pack-quantized, and its targets are exactly the packed modules."""
+    """C6: compressed-tensors is weight-only and pack-quantized, and its targets are exactly the packed modules."""
     if not candidate.format or candidate.format.name != "compressed-tensors":
         return
     quant = candidate.quant
@@ -109,17 +109,17 @@ def ct_keys(candidate: Candidate) -> Findings:
 
 
 def groups_by_name(candidate: Candidate) -> Findings:
-    """C8: the groups of compressed-tensors say the same of every linear as of vLLM's fused layer."""
+    """C8: compressed-tensors has the same weights settings for each linear and for vLLM's fused layer."""
     if not candidate.format or candidate.format.name != "compressed-tensors":
         return
     for name, shards in candidate.table.fused.items():
         whole = ct_fused(candidate.quant, name, shards)
         for shard in shards:
-            own = ct_weights(candidate.quant, shard, "linear")
-            if own != whole:
+            weights = ct_weights(candidate.quant, shard, "linear")
+            if weights != whole:
                 other = f"vLLM looks for {name} first and takes the group it finds: a shape error, or noise (silent)"
-                told = f"{short(whole)}, as for {name}"
-                yield error(short(own), told, other, key=f"{QUANT}.config_groups: {shard}")
+                expected = f"{short(whole)}, as for {name}"
+                yield error(short(weights), expected, other, key=f"{QUANT}.config_groups: {shard}")
 
 
 def ct_group(candidate: Candidate, path: str, group: dict[str, Any]) -> Findings:
@@ -174,7 +174,7 @@ def ct_strategy(weights: dict[str, Any], path: str, consequence: str) -> Finding
 
 
 def skip_list(candidate: Candidate) -> Findings:
-    """C7: AWQ's list of unquantized modules, matched as substrings, hits exactly the unpacked linears."""
+    """C7: modules_to_not_convert, matched as substrings, matches exactly the unpacked linears."""
     if not candidate.format or candidate.format.name != "awq":
         return
     entries = skipped(candidate)
@@ -189,7 +189,7 @@ def skip_list(candidate: Candidate) -> Findings:
 
 
 def rules_by_name(candidate: Candidate) -> Findings:
-    """C8: GPTQ's rules say the same of every shard as of vLLM's fused layer, and hit exactly the packed modules."""
+    """C8: `dynamic` rules agree for each linear and vLLM's fused layer, and select exactly the packed modules."""
     if not candidate.format or candidate.format.name != "gptq":
         return
     quant = candidate.quant
@@ -199,10 +199,15 @@ def rules_by_name(candidate: Candidate) -> Findings:
     for name, shards in candidate.table.fused.items():
         whole = gptq_override(quant, name)
         for shard in shards:
-            own = gptq_override(quant, shard)
-            if own != whole:
+            override = gptq_override(quant, shard)
+            if override != whole:
                 unseen = f"vLLM asks the rules only about {name}, so this one is ignored (silent, or a shape error)"
-                yield error(verdict(own), f"{verdict(whole)}, as for {name}", unseen, key=f"{QUANT}.dynamic: {shard}")
+                yield error(
+                    override_text(override),
+                    f"{override_text(whole)}, as for {name}",
+                    unseen,
+                    key=f"{QUANT}.dynamic: {shard}",
+                )
     for name, is_packed, is_claimed in disagreements(candidate):
         if is_packed:
             stop = "vLLM builds this module unquantized and stops at its packed tensors"
@@ -217,12 +222,13 @@ def rules_by_name(candidate: Candidate) -> Findings:
             )
 
 
-def verdict(override: Any) -> str:
+def override_text(override: Any) -> str:
+    """A `dynamic` rule in words."""
     return "skipped" if override is False else "no rule" if override is None else short(override)
 
 
 def disagreements(candidate: Candidate) -> Iterator[tuple[str, bool, bool]]:
-    """Linears of the blocks where the disk and config.json differ: name, packed on disk, claimed by the config."""
+    """(name, packed on disk, quantized by config.json) of linears for which the two differ."""
     for name in candidate.table.linears:
         is_packed, is_claimed = name in candidate.packed, claimed(candidate, name)
         if is_packed != is_claimed and (is_packed or f"{name}.weight" in candidate.checkpoint.tensors):
@@ -230,7 +236,7 @@ def disagreements(candidate: Candidate) -> Iterator[tuple[str, bool, bool]]:
 
 
 def wrong(value: Any, allowed: tuple[Any, ...], consequence: str, key: str) -> Findings:
-    """An error when a key of the quantization_config has none of the allowed values; 1 is not True here."""
+    """An error unless a key of quantization_config has an allowed value of the same type (1 is not True)."""
     if not any(value == good and type(value) is type(good) for good in allowed):
         expected = " or ".join(str(good) for good in allowed)
         yield error(ABSENT if value is None else short(value), expected, consequence, key=f"{QUANT}.{key}")

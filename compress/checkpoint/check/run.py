@@ -1,6 +1,6 @@
-"""The validator: a checkpoint against everything that a loader would trip over, and what it would load in silence.
+"""The validator: check a checkpoint against every rule that makes a loader stop or compute wrong text.
 
-Rules are functions in a table, from a Candidate to findings; this file opens the checkpoint and runs them. C rules read
+Each rule is a function from a Candidate to findings. This file opens the checkpoint and runs all rules. C rules read
 config.json, T rules the tensors, TP the ranks, O what older loaders need, D the digests taken at writing.
 """
 
@@ -31,8 +31,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule's id in the loading contract, the function that finds where it is broken, and whether that needs to know
-    which modules the model has."""
+    """A rule's id, its function, and whether that needs the module table of the model (`modules`)."""
 
     id: str
     find: Callable[[Candidate], Findings]
@@ -110,12 +109,13 @@ def check_checkpoint(
 
 
 def stamp(rule: str, finding: Finding) -> Row:
+    """The row of a finding: the rule's id and the place first."""
     where = [key for key in ("tensor", "key", "file") if key in finding]
     return {"rule": rule, **{key: finding[key] for key in where}, **finding}
 
 
 def findings(rule: Rule, candidate: Candidate) -> Findings:
-    """What a rule finds; a file that it cannot read is a finding too."""
+    """The findings of a rule. An unreadable file is a finding too."""
     try:
         yield from rule.find(candidate)
     except QCompressError as problem:

@@ -1,7 +1,7 @@
 """Rules T1–T4, T6, T8, T10, T11 and TP: names, dtypes and shapes, from the headers alone.
 
-Every public function is one rule: a Candidate in, what is wrong with it out. vLLM allocates parameters without filling
-them and does not notice which ones the checkpoint left out, so what is missing here ends in noise without a message.
+Every rule is a generator: it takes a Candidate and yields its findings. vLLM allocates parameters
+uninitialized and does not detect missing ones, so a missing tensor gives noise without a message.
 """
 
 import re
@@ -19,7 +19,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def planned(candidate: Candidate) -> Iterator[tuple[str, TensorSpec]]:
-    """The tensors that every packed module must have, by module. Nothing for modules that no scheme fits."""
+    """(module, tensor spec) of every tensor that the packed modules must have, for modules with a valid scheme."""
     for name, scheme in candidate.schemes.items():
         matrix = candidate.matrices[name]
         if candidate.format and scheme and not misfit(matrix, scheme):
@@ -28,7 +28,7 @@ def planned(candidate: Candidate) -> Iterator[tuple[str, TensorSpec]]:
 
 
 def complete_modules(candidate: Candidate) -> Findings:
-    """T1: a packed module has every tensor of its format and no .weight beside them."""
+    """T1: a packed module has every tensor of its format and no .weight."""
     if candidate.format is None:
         return
     names = candidate.checkpoint.tensors
@@ -62,7 +62,7 @@ def dtypes(candidate: Candidate) -> Findings:
 
 
 def shapes(candidate: Candidate) -> Findings:
-    """T3: shapes follow from out, in and group size; weight_shape holds (out, in)."""
+    """T3: shapes match out, in and group size; weight_shape holds (out, in)."""
     for name, spec in planned(candidate):
         path = f"{name}.{spec.name}"
         info = candidate.checkpoint.tensors.get(path)
@@ -79,7 +79,7 @@ def shapes(candidate: Candidate) -> Findings:
 
 
 def divisible_shapes(candidate: Candidate) -> Findings:
-    """T4: groups and words divide every packed matrix; which kernels it then fits."""
+    """T4: groups and words divide every packed matrix, and vLLM has a fast kernel for its shape."""
     for name, scheme in candidate.schemes.items():
         reason = scheme and misfit(candidate.matrices[name], scheme)
         if reason:
@@ -115,9 +115,9 @@ KERNELS: dict[tuple[Callable[[Matrix, Scheme], bool], str], str] = {
 
 
 def packed_layers(candidate: Candidate) -> Iterator[tuple[str, Matrix, Scheme]]:
-    """What vLLM multiplies with: fused layers as one matrix, the others by themselves; packed ones only.
+    """(name, matrix, scheme) of the packed matrices that vLLM multiplies with: fused layers, and single linears.
 
-    The embedding is none of them: it is looked up.
+    The embedding is left out, because it is a lookup.
     """
     for name, scheme in candidate.schemes.items():
         fused = candidate.fused_name.get(name)
@@ -132,7 +132,7 @@ def packed_layers(candidate: Candidate) -> Iterator[tuple[str, Matrix, Scheme]]:
 
 
 def awq_zeros(candidate: Candidate) -> Findings:
-    """T6: AWQ stores zeros for every linear, even where all of them are 8."""
+    """T6: AWQ stores zeros for every linear, even if all are 8."""
     if candidate.format and candidate.format.name == "awq":
         for name, spec in planned(candidate):
             if spec.name == "qzeros" and f"{name}.qzeros" not in candidate.checkpoint.tensors:
@@ -140,7 +140,7 @@ def awq_zeros(candidate: Candidate) -> Findings:
 
 
 def fused_layers_match(candidate: Candidate) -> Findings:
-    """T8: what vLLM fuses is stored alike, and biases are where the architecture has them and nowhere else."""
+    """T8: the linears of a fused layer have one scheme, and exactly the biases of the architecture exist."""
     for fused, shards in candidate.table.fused.items():
         kinds = {shard: candidate.schemes.get(shard, "plain") for shard in shards}
         if len(set(kinds.values())) > 1:
@@ -162,7 +162,7 @@ def kind_text(kind: Scheme | str | None) -> str:
 
 
 def float_parameter(candidate: Candidate, name: str, shape: tuple[int, ...]) -> Findings:
-    """A parameter that is not packed: present, a float, of its shape."""
+    """Findings unless a parameter exists as a float tensor of this shape."""
     info = candidate.checkpoint.tensors.get(name)
     if info is None:
         yield error("missing", list(shape), UNSET, tensor=name)
@@ -173,7 +173,7 @@ def float_parameter(candidate: Candidate, name: str, shape: tuple[int, ...]) -> 
 
 
 def unpacked_parameters(candidate: Candidate) -> Findings:
-    """T10: everything that is not packed is there, floating, in the shape that config.json calls for."""
+    """T10: every unpacked parameter exists as a float tensor of the shape in config.json."""
     for name, shape in candidate.table.parameters.items():
         module, _, suffix = name.rpartition(".")
         if is_expert(name) or (suffix == "weight" and module in candidate.packed):
@@ -185,7 +185,7 @@ def unpacked_parameters(candidate: Candidate) -> Findings:
 
 
 def no_unknown_tensors(candidate: Candidate) -> Findings:
-    """T11: no tensor that the model has no place for."""
+    """T11: every tensor belongs to a parameter of the model."""
     expected = candidate.table.known | {f"{name}.{spec.name}" for name, spec in planned(candidate)}
     for name in candidate.checkpoint.tensors:
         module, _, suffix = name.rpartition(".")
@@ -193,7 +193,7 @@ def no_unknown_tensors(candidate: Candidate) -> Findings:
         if name in expected or suffix == "bias" or is_expert(name) or HARMLESS.search(name):
             continue
         if packed and (candidate.format is None or candidate.schemes.get(module) is None):
-            continue  # C1–C6 tell why nothing can be said of it
+            continue  # C1–C6 report it
         if packed and misfit(candidate.matrices[module], candidate.schemes[module]):  # type: ignore[arg-type]
             continue  # T4
         yield error("present", "no such tensor", f"vLLM stops: no module or parameter named {name}", tensor=name)

@@ -1,6 +1,6 @@
-"""Rules T5, T7, T10, T12 and D1–D2: what is inside the tensors, one at a time.
+"""Rules T5, T7, T10, T12 and D1–D2: the values inside the tensors.
 
-Every public function is one rule: a Candidate in, what is wrong with it out.
+Every rule is a generator: it takes a Candidate and yields its findings.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ GPTQ_ZEROS = {4: 0x77777777, 8: 0x7F7F7F7F}  # every zero 8 (128), stored one to
 
 
 def gptq_order(candidate: Candidate) -> Findings:
-    """T5: every zero of a GPTQ checkpoint is 8 and its columns are in order, because vLLM assumes both."""
+    """T5: every zero of a GPTQ checkpoint is the middle code and its columns are in order, as vLLM assumes."""
     if not candidate.format or candidate.format.name != "gptq":
         return
     for name, matrix, scheme in candidate.sound():
@@ -42,8 +42,7 @@ def gptq_order(candidate: Candidate) -> Findings:
 def valid_scales(candidate: Candidate) -> Findings:
     """T7: scales are finite, not 0, and normal numbers in float16 and bfloat16 alike.
 
-    Those of a symmetric grid may be negative: then its longer side is above the zero. A scale of 0 is allowed where
-    every code of its group is the zero: such a group is all zeros.
+    Scales of a symmetric grid may be negative. A scale of 0 is allowed if every code of its group equals the zero.
     """
     for name, _, scheme in candidate.sound():
         path = next(f"{name}.{suffix}" for suffix in ("scales", "weight_scale") if suffix in candidate.packed[name])
@@ -63,7 +62,7 @@ def valid_scales(candidate: Candidate) -> Findings:
 
 
 def bad_scales(scales: Tensor, sym: bool) -> dict[str, Tensor]:
-    """Masks of scales that no weight can have, by what each should have been."""
+    """{expected value: (mask) scales that violate it}."""
     return {
         "a finite number": ~torch.isfinite(scales),
         NOT_ZERO if sym else POSITIVE: scales == 0 if sym else scales <= 0,
@@ -72,12 +71,12 @@ def bad_scales(scales: Tensor, sym: bool) -> dict[str, Tensor]:
 
 
 def dead_groups(weight: QuantizedWeight) -> Tensor:
-    """(out, groups) mask: every code is the zero, so any scale will do."""
+    """(out, groups) mask of groups whose codes all equal the zero, so that any scale gives 0."""
     return (split_groups(weight.codes, weight.group_size) == weight.zeros[..., None]).all(-1)
 
 
 def finite_parameters(candidate: Candidate) -> Findings:
-    """T10: parameters that are not packed are finite, and no matrix or norm is all zeros."""
+    """T10: unpacked parameters are finite, and no matrix or norm is all zeros."""
     for name, info in candidate.checkpoint.tensors.items():
         module, _, suffix = name.rpartition(".")
         if not info.dtype.is_floating_point or module in candidate.packed or not info.bytes:
@@ -90,7 +89,7 @@ def finite_parameters(candidate: Candidate) -> Findings:
 
 
 def tensors_match_digests(candidate: Candidate) -> Findings:
-    """D1: every tensor has the digest that was taken while it was written."""
+    """D1: every tensor has the digest computed when it was written."""
     digests = read_digests(candidate.checkpoint.path)
     if digests is None:
         return
@@ -106,7 +105,7 @@ def tensors_match_digests(candidate: Candidate) -> Findings:
 
 
 def config_matches_digests(candidate: Candidate) -> Findings:
-    """D2: every key of config.json has the digest that was taken when it was written."""
+    """D2: every key of config.json has the digest computed when it was written."""
     digests = read_digests(candidate.checkpoint.path)
     if digests is None:
         return
