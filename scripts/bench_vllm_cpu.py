@@ -1,9 +1,9 @@
 """Decoding speed and time to first token in vLLM:  python scripts/bench_vllm_cpu.py FP16_CHECKPOINT QUANTIZED...
 
-One request at a time: a prompt of 128 tokens, then 64 more, greedily. Each checkpoint runs alone in its own process,
-all with the same settings. Figures are medians over the repeats, with the best beside them; ratios compare with the
-first checkpoint, above 1 is faster. Other work on the machine slows short parallel steps out of proportion, so the load
-average before each run is shown on stderr and kept in the JSON.
+Each checkpoint runs in its own process with the same settings: one request at a time, 128 prompt tokens and 64 greedy
+new tokens. Figures are medians over the repeats, with the best in brackets. Ratios compare with the first checkpoint;
+above 1 is faster. Other work on the machine slows short parallel steps a lot, so stderr and the JSON have the load
+average before each run.
 """
 
 import json
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def measure(request: dict[str, Any]) -> Run:
-    """In the vLLM process: seconds to the first token, and tokens per second after it, one value per repeat."""
+    """Runs in the vLLM process. Seconds to the first token and tokens per second after it, one value per repeat."""
     from vllm import SamplingParams, TokensPrompt
 
     llm = open_vllm(request["checkpoint"], dtype=request["dtype"], max_model_len=2 * (PROMPT + DECODED))
@@ -56,7 +56,7 @@ def run(path: str, dtype: str, repeats: int) -> Run:
 
 
 def summarize(path: str, runs: list[Run]) -> Row:
-    """One row: medians and best over all repeats of all rounds."""
+    """One row: median and best over all repeats of all rounds."""
     first, speed, load = (
         [value for run in runs for value in run[key]] for key in ("first_token_s", "tokens_per_s", "load_average")
     )
@@ -73,7 +73,7 @@ def summarize(path: str, runs: list[Run]) -> Row:
 
 
 def with_ratios(rows: list[Row]) -> list[Row]:
-    """Each row with its speed over the first row's, by the medians and by the best."""
+    """Each row with its speed relative to the first row: ratios of the medians and of the best."""
     base = rows[0]
     return [
         row
@@ -84,7 +84,7 @@ def with_ratios(rows: list[Row]) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """Four columns, each a median and, in brackets, the best; then the same as ratios."""
+    """A text table; each cell has the median, and the best in brackets."""
     lines = [f"{'checkpoint':28} {'MB':>5}  {'tokens/s':>13} {'ratio':>13}  {'first token ms':>15} {'ratio':>13}"]
     for row in rows:
         speed = f"{row['tokens_per_s']:.1f} ({row['best_tokens_per_s']:.1f})"
@@ -98,16 +98,16 @@ def table(rows: list[Row]) -> str:
 
 @click.command(help=__doc__)
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
-@click.option("--dtype", default="float16", show_default=True, help="What vLLM computes in, for every checkpoint.")
-@click.option("--repeats", default=5, show_default=True, help="Per checkpoint and round.")
-@click.option("--rounds", default=1, show_default=True, help="Times through all checkpoints.")
+@click.option("--dtype", default="float16", show_default=True, help="Dtype that vLLM computes in.")
+@click.option("--repeats", default=5, show_default=True, help="Repeats per checkpoint and round.")
+@click.option("--rounds", default=1, show_default=True, help="Passes over all checkpoints.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON on stdout.")
 def main(checkpoints: tuple[str, ...], dtype: str, repeats: int, rounds: int, as_json: bool) -> None:
     runs: dict[str, list[Run]] = {path: [] for path in checkpoints}
     for _ in range(rounds):
         for path in checkpoints:
             runs[path].append(run(path, dtype, repeats))
-    rows = with_ratios([summarize(path, done) for path, done in runs.items()])
+    rows = with_ratios([summarize(path, results) for path, results in runs.items()])
     click.echo(json.dumps(rows, indent=2) if as_json else table(rows))
 
 

