@@ -55,7 +55,7 @@ def deny_calls_or_processes() -> str:
 def new_namespace(flag: int) -> str:
     """Move this process into a new user or network namespace."""
     unshare(flag)
-    return "own"
+    return "separate"
 
 
 def readable_folders() -> list[str]:

@@ -57,8 +57,8 @@ def test_measured_rows_are_printed_and_stored_in_the_history(tiny_llama, rounded
     result = bench(tiny_llama, rounded, "--quick", "--runtime", "transformers", "--history", file)
     assert result.exit_code == 0, result.output
     assert "500 (500–500)" in result.stdout and "128 prompt tokens, 32 new tokens" in result.stdout
-    kept = json.loads(CliRunner().invoke(cli, ["history", str(file), "--json"]).stdout)
-    assert [row["command"] for row in kept] == ["bench"] * 2 and kept[1]["decode_tokens_per_s_gain"] == 0
+    stored = json.loads(CliRunner().invoke(cli, ["history", str(file), "--json"]).stdout)
+    assert [row["command"] for row in stored] == ["bench"] * 2 and stored[1]["decode_tokens_per_s_gain"] == 0
 
 
 def test_without_any_measurement_rows_are_printed_and_the_exit_code_is_1(tiny_llama, tmp_path, monkeypatch):

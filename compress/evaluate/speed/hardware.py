@@ -67,7 +67,7 @@ def find_hardware(names: tuple[str, ...]) -> list[Hardware]:
 
 
 def memory_only(size: int) -> Hardware:
-    """A GPU with `size` bytes of memory, and nothing else known."""
+    """A GPU with `size` bytes of memory; bandwidth and compute capability are unknown."""
     return Hardware("gpu-memory", f"{size / 1e9:g} GB", size, UTILIZATION)
 
 

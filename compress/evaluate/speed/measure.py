@@ -185,8 +185,8 @@ def make_request(checkpoint: Checkpoint, timing: Timing, resources: Resources, n
 
 def worker_environment(kv_cache_gib: int) -> dict[str, str]:
     """The environment of a measuring process, with OpenMP's default waiting as on a server."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    return {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)} | kept
+    inherited = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    return {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)} | inherited
 
 
 def wait(worker: "subprocess.Popen[bytes]", timeout: float) -> tuple[int | None, int]:

@@ -53,9 +53,15 @@ class AnswerLog:
             raise QCompressError(f"{self.path}: line {number}: not a JSON object; use --restart") from None
 
     def _check_header(self, header: Header, stored: Header) -> None:
-        for key, value in header.items():
-            if stored.get(key) != value:
+        old = flatten(stored)
+        for key, value in flatten(header).items():
+            if old.get(key) != value:
                 raise QCompressError(
-                    f"{self.path}: holds answers with {key} {stored.get(key)}, not {value}; "
+                    f"{self.path}: holds answers with {key} {old.get(key)}, not {value}; "
                     "use --restart to discard them, or another --out"
                 )
+
+
+def flatten(header: Header) -> Header:
+    """The header with its settings as separate keys, so that an error names the one that differs."""
+    return {key: value for key, value in header.items() if key != "settings"} | dict(header.get("settings") or {})

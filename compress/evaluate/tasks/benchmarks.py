@@ -67,7 +67,7 @@ BENCHMARKS = {
     "gsm8k": Benchmark({"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"}),
     "humaneval": Benchmark({"test": "HumanEval.jsonl"}, HUMANEVAL),
 }
-NAMES = {"humaneval": "humaneval_contained"}  # lm-eval would read its own settings under its own name
+NAMES = {"humaneval": "humaneval_contained"}  # under the name "humaneval", lm-eval uses its settings, not ours
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def benchmark_rows(
 
 
 def task_settings(name: str, data: Path | None) -> str | dict[str, Any]:
-    """lm-eval's argument for a task: the name, or settings that change lm-eval's own."""
+    """lm-eval's argument for a task: the name, or settings that change lm-eval's."""
     benchmark = BENCHMARKS.get(name)
     if benchmark is None and data:
         raise QCompressError(

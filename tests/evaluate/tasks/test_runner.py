@@ -171,7 +171,7 @@ def test_answers_of_another_run_are_rejected_by_the_name_of_the_difference(tiny_
     others = {
         "checkpoint": (tiny_qwen2, run),
         "suite": (tiny_llama, replace(run, suite=replace(run.suite, digest="sha256:0"))),
-        "settings": (tiny_llama, replace(run, settings=SETTINGS | {"runtime": "vllm"})),
+        "runtime": (tiny_llama, replace(run, settings=SETTINGS | {"runtime": "vllm"})),
     }
     for name, (path, other) in others.items():
         with pytest.raises(QCompressError, match=rf"m\.answers\.jsonl: holds answers with {name} .*--out"):

@@ -17,8 +17,8 @@ def keep(folder, name, *lines):
     (folder / f"{name}.scores.jsonl").write_text(text)
 
 
-def line(item, kind, value, said):
-    return item, kind, value, [said], [f"ask {item}"], "why"
+def line(item, kind, value, answer):
+    return item, kind, value, [answer], [f"ask {item}"], "why"
 
 
 @pytest.fixture

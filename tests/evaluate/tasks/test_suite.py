@@ -1,4 +1,4 @@
-"""Scorers and suites: what counts as right, what is told, and what is refused."""
+"""Scorers and suites: right and wrong answers, their reasons, and rejected items."""
 
 import json
 from fractions import Fraction
@@ -16,7 +16,7 @@ ROW = {"id": "a", "kind": "qa", "language": "en", "turns": ["Who?"], "expected":
 
 
 @pytest.mark.parametrize(
-    ("answer", "spelling", "found"),
+    ("answer", "spelling", "expected"),
     [
         ("The capital is **Paris**.", "paris", True),
         ("Parisian", "Paris", False),
@@ -32,8 +32,8 @@ ROW = {"id": "a", "kind": "qa", "language": "en", "turns": ["Who?"], "expected":
         ("anything", "…", False),
     ],
 )
-def test_spellings_are_found_as_whole_words(answer, spelling, found):
-    assert names(answer, spelling) is found
+def test_spellings_match_whole_words_only(answer, spelling, expected):
+    assert names(answer, spelling) is expected
 
 
 def test_a_refused_spelling_makes_an_answer_wrong():
