@@ -25,10 +25,10 @@ def command(
 ) -> None:
     """Measure speed and memory of each CKPT, and predict the hardware it fits on. Gains are over the first CKPT.
 
-    bench measures memory, time to first token, generation time, tokens per second and the largest batch. Each CKPT
-    runs in a process of its own; if that fails, its row states the reason. Figures are medians; brackets hold minimum
-    and maximum. --hardware and --gpu-memory predict fit, longest context, largest batch and an upper bound of decoding
-    speed, without loading a model.
+    The measurements are memory, time to first token, generation time, tokens per second and the largest batch. Each
+    CKPT runs in a process of its own; if that fails, its row states the reason. Numbers are medians; brackets hold
+    minimum and maximum. --hardware and --gpu-memory predict fit, longest context, largest batch and an upper bound of
+    decoding speed, without loading a model.
 
     \b
     qcompress bench smollm2 smollm2-awq smollm2-gptq --quick

@@ -53,8 +53,8 @@ def command(teacher: Path, out: Path, restart: bool, dry_run: bool, as_json: boo
     are written. Run the same command again to continue an interrupted run. torchrun and accelerate launch divide each
     step's windows between processes.
 
-    Keys of --stage: name, text, eval_text, replay (share of earlier stages' text), on_policy (the student writes the
-    text), and the options under Loss and Schedule with underscores.
+    Keys of --stage: name, text, eval_text, replay, on_policy, and the options under Loss and Schedule with underscores.
+    replay is the share of earlier stages' text. With on_policy, the student writes the text itself.
 
     \b
     qcompress distill smollm2 --blocks 20 -o student

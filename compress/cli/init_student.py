@@ -33,7 +33,7 @@ TRAINING_ONLY = (
     "--config",
     group="Student",
     type=click.Path(path_type=Path),
-    help="config.json that sets all sizes of the student, in place of the options above.",
+    help="Take all sizes of the student from this config.json, in place of the options above.",
 )
 @json_option
 def command(teacher: Path, out: Path, config: Path | None, as_json: bool, **options: Any) -> None:
