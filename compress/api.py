@@ -158,11 +158,11 @@ def verify(
         >>> verify("qwen", "qwen-awq", max_kl=0.1)["passed"]  # doctest: +SKIP
         True
     """
-    from compress.evaluate.drift.limits import judge_rows
+    from compress.evaluate.drift.limits import add_verdicts, make_verdicts
 
     row = compare(reference, [candidate], eval_text=eval_text, samples=samples, seq_len=seq_len, report=report)[1]
-    verdicts = judge_rows([row], [], {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio})
-    return row | (verdicts[0] if verdicts else {})
+    verdicts = make_verdicts([row], [], {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio})
+    return add_verdicts([row], verdicts)[0]
 
 
 def compare(
@@ -198,13 +198,13 @@ def compare(
     """
     from compress.evaluate.drift.compare import compare_rows
     from compress.evaluate.drift.windows import evaluation_windows
-    from compress.evaluate.report import Facts, write_report
+    from compress.evaluate.report import ReportData, write_report
 
     first, others = resolve_model(reference), [resolve_model(each) for each in candidates]
     windows = evaluation_windows(first, others, eval_text, n_samples=samples, seq_len=seq_len)
     rows = compare_rows(first, others, windows, report=report)
     if html is not None:
-        write_report(Path(html), Facts(rows))
+        write_report(Path(html), ReportData(rows))
     return rows
 
 

@@ -26,7 +26,7 @@ from compress.distill.student.plan import plan_row as distill_plan_row
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.limits import broken_limits
 from compress.evaluate.drift.windows import evaluation_windows
-from compress.evaluate.report import Facts, write_report
+from compress.evaluate.report import ReportData, write_report
 from compress.quantize.auto import quantize
 from compress.quantize.job import plan_without_weights
 from compress.quantize.layout.plan import plan_row
@@ -84,7 +84,7 @@ def write_results(recipe: Recipe, report: Report) -> Row:
     verdicts = [make_verdict(recipe, path, row) for path, row in pairs]
     limits = {name: limit for name, limit in drift_limits(recipe).items() if limit is not None}
     page = recipe.out / "report.html"
-    write_report(page, Facts(rows["compare"], verdicts=verdicts, limits=limits))
+    write_report(page, ReportData(rows["compare"], verdicts=verdicts, limits=limits))
     write_json(recipe.out / "report.json", rows | {"verdicts": verdicts})
     return {**rows, "verdicts": verdicts, "report": str(page)}
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from compress.cli.compare import with_error
+from compress.evaluate.drift.cells import with_error
 from compress.cli.console import emit, json_option, report
 from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.cli.model_path import MODEL
@@ -90,7 +90,7 @@ def columns(row: Row) -> Row:
         "items": row["items"],
         "errors": row["errors"] or None,
         "empty": row["empty"] or None,
-        "score": with_error(row, "score", 2) if row["score"] is not None else "n/a",
+        "score": with_error(row["score"], row["score_se"], 2) if row["score"] is not None else "n/a",
         "retention": percent(row["retention"]) if candidate else None,
         "95 % interval": interval(row) if candidate else None,
     }

@@ -1,26 +1,26 @@
-"""qcompress history: every verdict that was kept; and the options by which other commands keep theirs."""
+"""qcompress history: the stored verdicts; and the options with which other commands store theirs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from compress.cli.console import emit, json_option
+from compress.cli.options import Command, shared_option
 
-Row = dict[str, Any]
-SHOWN = ("time", "command", "tag", "name", "kind", "score", "retention", "change", "kl", "perplexity", "passed")
+COLUMNS = ("time", "command", "tag", "name", "kind", "score", "retention", "change", "kl", "perplexity", "passed")
 
 
 def history_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--history and --tag, which a command hands to `keep_verdicts`."""
-    where = "Append the verdict to this SQLite file, or to history.sqlite in this folder."
-    command = click.option("--tag", help="A label for it in the history, such as v1.")(command)
-    return click.option("--history", type=click.Path(path_type=Path), help=where)(command)
+    """--history and --tag, the arguments of `keep_verdicts`."""
+    file = "SQLite file that the verdict is appended to, or a folder with history.sqlite."
+    command = shared_option("--tag", group="Report", help="Label of the verdict in the history, such as v1.")(command)
+    return shared_option("--history", group="Report", type=click.Path(path_type=Path), help=file)(command)
 
 
-def keep_verdicts(history: Path | None, tag: str | None, command: str, rows: list[Row]) -> None:
-    """Append the rows where a history was named."""
+def keep_verdicts(history: Path | None, tag: str | None, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append the rows to the history, if there is one."""
     from compress.evaluate.history.store import append_verdicts
 
     if history:
@@ -28,25 +28,25 @@ def keep_verdicts(history: Path | None, tag: str | None, command: str, rows: lis
 
 
 def need_history(history: Path | None, tag: str | None) -> None:
-    """UsageError for a tag that nothing would keep; QCompressError for a file that is no history, before the work."""
+    """UsageError for --tag without --history; QCompressError for another kind of file. Runs before any work."""
     from compress.evaluate.history.store import append_verdicts
 
     if tag is not None and history is None:
-        raise click.UsageError("--tag goes with --history")
+        raise click.UsageError("--tag needs --history")
     if history:
         append_verdicts(history, "", [])
 
 
-@click.command("history")
+@click.command("history", cls=Command)
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--name", help="Of this checkpoint only.")
-@click.option("--kind", help="Of this kind of task only.")
-@click.option("--tag", help="With this label only.")
+@shared_option("--name", group="Essentials", help="Show only verdicts on the checkpoint with this name.")
+@shared_option("--kind", group="Essentials", help="Show only verdicts on this kind of task.")
+@shared_option("--tag", group="Essentials", help="Show only verdicts with this label.")
 @json_option
 def command(file: Path, name: str | None, kind: str | None, tag: str | None, as_json: bool) -> None:
-    """Show the verdicts that eval, verify, compare, check, bench and watch appended to FILE (or FILE/history.sqlite).
+    """Show the verdicts stored in FILE (or FILE/history.sqlite), oldest first.
 
-    The oldest comes first.
+    The commands eval, verify, compare, check, bench and watch store verdicts with --history.
 
     \b
     qcompress eval smollm2-awq --reference smollm2 --history verdicts.sqlite --tag v1
@@ -54,6 +54,6 @@ def command(file: Path, name: str | None, kind: str | None, tag: str | None, as_
     """
     from compress.evaluate.history.store import read_verdicts
 
-    wanted = {key: value for key, value in (("name", name), ("kind", kind), ("tag", tag)) if value is not None}
-    rows = [row for row in read_verdicts(file) if all(row.get(key) == value for key, value in wanted.items())]
-    emit(rows if as_json else [{key: row.get(key) for key in SHOWN} for row in rows], as_json=as_json)
+    filters = {key: value for key, value in (("name", name), ("kind", kind), ("tag", tag)) if value is not None}
+    rows = [row for row in read_verdicts(file) if all(row.get(key) == value for key, value in filters.items())]
+    emit(rows if as_json else [{key: row.get(key) for key in COLUMNS} for row in rows], as_json=as_json)

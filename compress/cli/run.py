@@ -48,14 +48,14 @@ def command(recipe: Path, restart: bool, dry_run: bool, as_json: bool) -> None:
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:
     """The distillation, the comparison and the verdicts, then the closing line."""
-    from compress.cli.compare import shown
+    from compress.evaluate.drift.cells import terminal_row
 
     if as_json:
         emit(result, as_json=True)
         return
     if "distill" in result:
         emit(result["distill"], as_json=False)
-    emit([shown(row) for row in result["compare"]], as_json=False, title="compared with the 16-bit student")
+    emit([terminal_row(row) for row in result["compare"]], as_json=False, title="compared with the 16-bit student")
     emit(result["verdicts"], as_json=False)
     passed = sum(row["passed"] for row in result["verdicts"])
     count = f"{passed} of {len(result['verdicts'])} variants passed"

@@ -1,4 +1,4 @@
-"""What checkpoints are called in rows and reports: short, and each by a name of its own."""
+"""Short, unique names of checkpoints for rows and reports."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, or the path as given where another checkpoint has the same last part."""
-    return tell_apart([path.resolve().name for path in paths], paths)
+    """The last part of each path; the whole path if two paths end alike."""
+    return unique_names([path.resolve().name for path in paths], paths)
 
 
-def tell_apart(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """Each name, or its path where another has the same name."""
+def unique_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Each name; its path in place of a name that occurs twice."""
     count = Counter(names)
     return [name if count[name] == 1 else str(path) for name, path in zip(names, paths, strict=True)]

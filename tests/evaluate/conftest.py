@@ -13,7 +13,7 @@ from calibration.windows import Windows
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.core.config import QuantizeConfig
-from compress.evaluate.report import Facts, make_report
+from compress.evaluate.report import ReportData, make_report
 from compress.quantize.job import quantize_checkpoint
 
 Change = Callable[[dict, dict], None]
@@ -227,8 +227,8 @@ def board_row(row: dict, *, fits: bool) -> dict:
 
 
 @pytest.fixture(scope="session")
-def full_facts(make_row: Callable[..., dict], make_rows: Callable[..., list[dict]], linears, curve) -> Facts:
-    """Facts with something in every section: three candidates, one of them over the budget."""
+def full_data(make_row: Callable[..., dict], make_rows: Callable[..., list[dict]], linears, curve) -> ReportData:
+    """ReportData with something in every section: three candidates, one of them over the budget."""
     rows = make_rows(
         make_row("near", kl=0.0511, record={"rows": linears}),
         make_row("far-with-a-long-name-that-needs-room", kl=0.21, top1=0.71, bytes=104_000_000),
@@ -261,7 +261,7 @@ def full_facts(make_row: Callable[..., dict], make_rows: Callable[..., list[dict
     ]
     history[0]["tag"] = "v1"
     limits = {"max_size": 150_000_000, "max_kl": 0.25}
-    return Facts(
+    return ReportData(
         rows,
         speed=[speed_row(row) for row in rows] + [board_row(row, fits=row["name"] != "base") for row in rows],
         retention=retention,
@@ -273,6 +273,6 @@ def full_facts(make_row: Callable[..., dict], make_rows: Callable[..., list[dict
 
 
 @pytest.fixture(scope="session")
-def full_page(full_facts: Facts) -> str:
-    """The report of `full_facts`, drawn once."""
-    return make_report(full_facts)
+def full_page(full_data: ReportData) -> str:
+    """The report of `full_data`, drawn once."""
+    return make_report(full_data)

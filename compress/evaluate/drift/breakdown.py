@@ -1,32 +1,36 @@
-"""Where the drift is: by position in a window, by document, and at the worst tokens, in context.
+"""Drift by position in a window, by document, and at the worst tokens with their context.
 
-    positions   [{"start", "end", "tokens", "reference_nll", "nll", "kl"}]      positions start ≤ p < end of the token
-    documents   [{"document", "tokens", "reference_nll", "nll", "kl"}]          the furthest from the reference first
-    worst       [{"kl", "window", "position", "document", "before", "token", "reference_nll", "nll",
-                  "reference", "candidate"}]      the last two: [{"token", "probability"}], the likeliest first
-
-The first positions have little to lean on, the last all of the window; a document in another language or a table
-drifts otherwise than prose.
+Tokens early in a window have little context, late ones have all of it. Documents in another language, or tables, drift
+differently from prose.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from calibration.windows import Windows
-from compress.evaluate.drift.hidden_states import Row
+from compress.core.rows import BreakdownPart, DocumentRow, GuessRow, PositionRow, WorstRow
 from compress.evaluate.drift.metrics import TokenDrift
 
-FIRST_EDGE = 16  # the first bucket ends there, each next one at twice that
+FIRST_EDGE = 16  # end of the first range of positions; every next range ends at twice that
 DOCUMENTS = 100
 CONTEXT_TOKENS = 32  # shown before a worst token
 
 
-def break_down(drift: TokenDrift, windows: Windows, tokenizer: Any) -> Row:
-    """The three lists; `documents` is empty where the windows do not know theirs."""
+class Means(TypedDict):
+    """Means over the tokens of one group, nats per token."""
+
+    tokens: int
+    reference_nll: float
+    nll: float
+    kl: float
+
+
+def break_down(drift: TokenDrift, windows: Windows, tokenizer: Any) -> BreakdownPart:
+    """Drift by position, by document and at the worst tokens. `documents` is [] for windows without document names."""
     return {
         "positions": position_rows(drift, windows.ids.shape[1]),
         "documents": document_rows(drift, windows),
@@ -34,58 +38,69 @@ def break_down(drift: TokenDrift, windows: Windows, tokenizer: Any) -> Row:
     }
 
 
-def position_rows(drift: TokenDrift, seq_len: int) -> list[Row]:
-    """A row per bucket of positions that holds a scored token."""
+def position_rows(drift: TokenDrift, seq_len: int) -> list[PositionRow]:
+    """One row per range of positions that has a scored token."""
     edges = position_edges(seq_len)
-    bucket = torch.bucketize(drift.places[:, 1] + 1, torch.tensor(edges[1:]), right=True)
-    about = [{"start": start, "end": end} for start, end in pairwise(edges)]
-    return group_rows(drift, bucket, about)
+    group = torch.bucketize(drift.places[:, 1] + 1, torch.tensor(edges[1:]), right=True)
+    ranges = list(pairwise(edges))
+    return [
+        {"start": ranges[index][0], "end": ranges[index][1], **means}
+        for index, means in group_means(drift, group, len(ranges)).items()
+    ]
 
 
 def position_edges(seq_len: int) -> list[int]:
-    """0, 16, 32, 64, … and the windows' length."""
+    """0, 16, 32, 64, … and `seq_len`."""
     edges = [0, FIRST_EDGE]
     while edges[-1] < seq_len:
         edges.append(2 * edges[-1])
     return [*edges[:-1], seq_len]
 
 
-def document_rows(drift: TokenDrift, windows: Windows) -> list[Row]:
-    """A row per document, the DOCUMENTS with the highest mean KL."""
+def document_rows(drift: TokenDrift, windows: Windows) -> list[DocumentRow]:
+    """One row per document, at most DOCUMENTS, the highest mean KL first."""
     if windows.documents is None:
         return []
-    about = [{"document": name} for name in windows.names]
-    rows = group_rows(drift, documents_at(drift.places, windows.documents), about)
+    group = documents_at(drift.places, windows.documents)
+    rows: list[DocumentRow] = [
+        {"document": windows.names[index], **means}
+        for index, means in group_means(drift, group, len(windows.names)).items()
+    ]
     return sorted(rows, key=lambda row: -row["kl"])[:DOCUMENTS]
 
 
 def documents_at(places: Tensor, documents: Tensor) -> Tensor:
-    """(count,) the document of the token that came at each of (count, 2) places."""
+    """(count,) indices of the documents of the tokens that follow (count, 2) places."""
     return documents[places[:, 0], places[:, 1] + 1]
 
 
-def group_rows(drift: TokenDrift, group: Tensor, about: Sequence[Row]) -> list[Row]:
-    """Means over the tokens of each group, (count,) int64. `about` begins the row of each; empty ones are left out."""
-    tokens = torch.bincount(group, minlength=len(about)).double()
-    columns = {"reference_nll": drift.reference_nll, "nll": drift.nll, "kl": drift.kl}
-    means = {
-        name: torch.zeros_like(tokens).index_add_(0, group, column.double()) / tokens
-        for name, column in columns.items()
-    }
-    return [
-        {**row, "tokens": int(tokens[index]), **{name: mean[index].item() for name, mean in means.items()}}
-        for index, row in enumerate(about)
+def group_means(drift: TokenDrift, group: Tensor, count: int) -> dict[int, Means]:
+    """The means over the tokens of each of `count` groups, (tokens,) int64, by group. Empty groups are left out."""
+    tokens = torch.bincount(group, minlength=count).double()
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.zeros_like(tokens).index_add_(0, group, values.double()) / tokens
+
+    reference_nll, nll, kl = mean(drift.reference_nll), mean(drift.nll), mean(drift.kl)
+    return {
+        index: {
+            "tokens": int(tokens[index]),
+            "reference_nll": reference_nll[index].item(),
+            "nll": nll[index].item(),
+            "kl": kl[index].item(),
+        }
+        for index in range(count)
         if tokens[index]
-    ]
+    }
 
 
-def worst_rows(drift: TokenDrift, windows: Windows, tokenizer: Any) -> list[Row]:
-    """The tokens with the highest KL, the worst first, as a person reads them."""
-    if drift.worst is None:
+def worst_rows(drift: TokenDrift, windows: Windows, tokenizer: Any) -> list[WorstRow]:
+    """The tokens with the largest KL as text, the largest first."""
+    worst = drift.worst
+    if worst is None:
         return []
-    found = drift.worst
-    rows = []
-    for number, index in enumerate(found.index.tolist()):
+    rows: list[WorstRow] = []
+    for number, index in enumerate(worst.index.tolist()):
         window, position = drift.places[index].tolist()
         ids, document = windows.ids[window, : position + 2].tolist(), None
         if windows.documents is not None:
@@ -100,13 +115,14 @@ def worst_rows(drift: TokenDrift, windows: Windows, tokenizer: Any) -> list[Row]
                 "token": tokenizer.decode(ids[-1:]),
                 "reference_nll": drift.reference_nll[index].item(),
                 "nll": drift.nll[index].item(),
-                "reference": spelled(found.reference_ids[number], found.reference_probabilities[number], tokenizer),
-                "candidate": spelled(found.candidate_ids[number], found.candidate_probabilities[number], tokenizer),
+                "reference": guess_rows(worst.reference_ids[number], worst.reference_probabilities[number], tokenizer),
+                "candidate": guess_rows(worst.candidate_ids[number], worst.candidate_probabilities[number], tokenizer),
             }
         )
     return rows
 
 
-def spelled(ids: Tensor, probabilities: Tensor, tokenizer: Any) -> list[Row]:
+def guess_rows(ids: Tensor, probabilities: Tensor, tokenizer: Any) -> list[GuessRow]:
+    """Token ids and probabilities as text and numbers."""
     pairs = zip(ids.tolist(), probabilities.tolist(), strict=True)
     return [{"token": tokenizer.decode([token]), "probability": value} for token, value in pairs]

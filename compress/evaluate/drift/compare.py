@@ -1,20 +1,6 @@
-"""Checkpoints side by side: one row each, what it weighs and how far it is from the reference.
+"""Checkpoints side by side: one `CompareRow` each, with its size and its drift from the reference.
 
-A row is a plain dict and the only source of numbers for the terminal, for JSON and for the HTML report:
-
-    name role format method              who; role is "reference" or "candidate"
-    bytes parameters                     of all safetensors files; of the model
-    bits_per_weight bits_per_parameter   8 · bytes / count, of the quantized linears; of the whole model
-    perplexity perplexity_ratio kl       each with its standard error as …_se (None with a single window)
-    top1 top5                            so too: how often the reference's likeliest token is the candidate's too, or
-                                         among its five likeliest
-    perplexity_ratio_low …_high          95 % bootstrap interval, windows redrawn in pairs; kl_low, kl_high too
-    perplexity_difference …_low …_high   candidate - reference, from the same redraws
-    kl_median kl_p95 kl_p99              nats
-    positions documents worst            lists: see `breakdown`
-    blocks                               where asked for, a list: see `locate`
-    text n_samples seq_len tokens start_token vocabulary seed
-    digest record                        sha256 of the checkpoint; its qcompress.json
+The rows are the only source of numbers for the terminal, JSON and the HTML report.
 """
 
 from collections.abc import Sequence
@@ -27,38 +13,21 @@ from compress.checkpoint.formats import format_of, model_dtype
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.evaluate.drift.breakdown import break_down
-from compress.evaluate.drift.hidden_states import Report, Row, read_windows, scored_places
+from compress.core.rows import BreakdownPart, CheckpointPart, CompareRow, DriftPart, WindowsPart
+from compress.evaluate.drift.hidden_states import Report, read_windows, scored_places
 from compress.evaluate.drift.locate import locate_drift
-from compress.evaluate.drift.metrics import CHUNK, TokenDrift, of_itself, summarize_drift, token_drift
+from compress.evaluate.drift.metrics import CHUNK, TokenDrift, no_drift, summarize_drift, token_drift
 from compress.evaluate.drift.reference_cache import read_reference
-from compress.evaluate.drift.windows import refuse_other_tokenizers, refuse_seen_text, shared_vocabulary
+from compress.evaluate.drift.windows import check_tokenizers, check_text_unseen, shared_vocabulary
 from compress.evaluate.names import short_names
 from compress.model.blocks import linear_shapes, make_skeleton
 
 
 def drift_row(
-    reference: PathOrCheckpoint,
-    candidate: PathOrCheckpoint,
-    windows: Windows,
-    *,
-    micro_batch: int | None = None,
-    chunk: int = CHUNK,
-    cache: Path | None = None,
-    locate: bool = False,
-    report: Report = lambda row: None,
-) -> Row:
-    """The candidate's row. See `compare_rows`."""
-    rows = compare_rows(
-        reference,
-        [candidate],
-        windows,
-        micro_batch=micro_batch,
-        chunk=chunk,
-        cache=cache,
-        locate=locate,
-        report=report,
-    )
-    return rows[1]
+    reference: PathOrCheckpoint, candidate: PathOrCheckpoint, windows: Windows, **settings: Any
+) -> CompareRow:
+    """The row of one candidate. `settings` are those of `compare_rows`."""
+    return compare_rows(reference, [candidate], windows, **settings)[1]
 
 
 def compare_rows(
@@ -71,45 +40,49 @@ def compare_rows(
     cache: Path | None = None,
     locate: bool = False,
     report: Report = lambda row: None,
-) -> list[Row]:
-    """One row per checkpoint, the reference's first. The reference is run once, and one model at a time.
+) -> list[CompareRow]:
+    """One row per checkpoint, the reference's first. The reference runs once, and one model runs at a time.
 
-    `cache` is a folder that keeps what the reference made of the windows, or has kept it: then it is not run at all.
-    `locate` adds `blocks`, how far each block alone departs. `micro_batch` and `chunk` change the speed and the
-    memory, never the result. Raises QCompressError for text that a checkpoint was calibrated on, for another
-    tokenizer, and for numbers that are not finite; ValueError for ids beyond the vocabulary that all share.
+    `cache` is a folder for the reference's hidden states: a second call with it does not run the reference. `locate`
+    adds `blocks`, the drift of each block alone. `micro_batch` and `chunk` change speed and memory, never the result.
+    Raises QCompressError for text that a checkpoint was calibrated on, for different tokenizers and for numbers that
+    are not finite; ValueError for ids beyond the shared vocabulary.
     """
     first, *others = checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]
-    refuse_seen_text(windows.manifest, checkpoints)
-    vocabulary = shared_vocabulary(checkpoints)
-    if (highest := int(windows.ids.max())) >= vocabulary:
-        raise ValueError(f"evaluate.compare: the windows hold token {highest}, the models share {vocabulary:,} tokens")
-    refuse_other_tokenizers(first, others, windows.ids, vocabulary)
-    told = told_of_windows(windows) | {"vocabulary": vocabulary}
+    text = describe_windows(windows, check_vocabulary(checkpoints, windows))
     names = short_names([checkpoint.path for checkpoint in checkpoints])
-
-    ours = read_reference(first, windows, cache, micro_batch=micro_batch, report=report)
-    rows: list[Row] = []
+    states = read_reference(first, windows, cache, micro_batch=micro_batch, report=report)
+    rows: list[CompareRow] = []
     for name, candidate in zip(names[1:], others, strict=True):
-        theirs = read_windows(candidate, windows.ids, micro_batch=micro_batch, report=report)
-        drift = token_drift(ours, theirs, windows, vocabulary=vocabulary, chunk=chunk)
+        candidate_states = read_windows(candidate, windows.ids, micro_batch=micro_batch, report=report)
+        drift = token_drift(states, candidate_states, windows, vocabulary=text["vocabulary"], chunk=chunk)
         if not rows:
-            about = describe(first, names[0], "reference")
-            rows.append(about | drift_figures(of_itself(drift), windows, first.tokenizer) | told | history(first))
-        about = describe(candidate, name, "candidate")
-        rows.append(about | drift_figures(drift, windows, first.tokenizer) | told | history(candidate))
+            means, parts = summarize(no_drift(drift), windows, first)
+            rows.append({**describe(first, names[0], "reference"), **means, **parts, **text})
+        means, parts = summarize(drift, windows, first)
+        rows.append({**describe(candidate, name, "candidate"), **means, **parts, **text})
     if locate:
         for checkpoint, row in zip(checkpoints, rows, strict=True):
             row["blocks"] = [] if checkpoint is first else locate_drift(first, checkpoint, windows, report)
     return rows
 
 
-def drift_figures(drift: TokenDrift, windows: Windows, tokenizer: Any) -> Row:
-    return summarize_drift(drift) | break_down(drift, windows, tokenizer)
+def check_vocabulary(checkpoints: Sequence[Checkpoint], windows: Windows) -> int:
+    """The number of tokens that all checkpoints share. QCompressError or ValueError if the windows do not suit them."""
+    check_text_unseen(windows.manifest, checkpoints)
+    vocabulary = shared_vocabulary(checkpoints)
+    if (highest := int(windows.ids.max())) >= vocabulary:
+        raise ValueError(f"evaluate.compare: the windows hold token {highest}, the models share {vocabulary:,} tokens")
+    check_tokenizers(checkpoints[0], checkpoints[1:], windows.ids, vocabulary)
+    return vocabulary
 
 
-def describe(checkpoint: Checkpoint, name: str, role: str) -> Row:
-    """What a checkpoint is and weighs, no tensor read."""
+def summarize(drift: TokenDrift, windows: Windows, reference: Checkpoint) -> tuple[DriftPart, BreakdownPart]:
+    return summarize_drift(drift), break_down(drift, windows, reference.tokenizer)
+
+
+def describe(checkpoint: Checkpoint, name: str, role: str) -> CheckpointPart:
+    """Name, format and size of a checkpoint. Reads headers, no tensor."""
     record = checkpoint.record
     row = format_of(checkpoint)
     dtype = str(model_dtype(checkpoint.config)).removeprefix("torch.")
@@ -123,15 +96,13 @@ def describe(checkpoint: Checkpoint, name: str, role: str) -> Row:
         "parameters": parameters,
         "bits_per_weight": bits_per_weight(checkpoint),
         "bits_per_parameter": 8 * checkpoint.bytes / parameters,
+        "digest": checkpoint.digest,
+        "record": record,
     }
 
 
-def history(checkpoint: Checkpoint) -> Row:
-    return {"digest": checkpoint.digest, "record": checkpoint.record}
-
-
 def count_parameters(checkpoint: Checkpoint) -> int:
-    """Parameters of the model, a tied head counted once."""
+    """The number of parameters of the model; tied weights count once."""
     return sum(parameter.numel() for parameter in make_skeleton(checkpoint.config).parameters())
 
 
@@ -140,20 +111,25 @@ def bits_per_weight(checkpoint: Checkpoint) -> float:
     row, shapes = format_of(checkpoint), linear_shapes(checkpoint.config)
     packed = {name for name in shapes if row and f"{name}.{row.packed}" in checkpoint.tensors} or set(shapes)
     parts = [name.rpartition(".") for name in checkpoint.tensors]
-    used = sum(checkpoint.tensors[f"{m}.{s}"].bytes for m, _, s in parts if m in packed and s != "bias")
+    used = sum(
+        checkpoint.tensors[f"{module}.{suffix}"].bytes
+        for module, _, suffix in parts
+        if module in packed and suffix != "bias"
+    )
     return 8 * used / sum(prod(shapes[name]) for name in packed)
 
 
-def told_of_windows(windows: Windows) -> Row:
-    """What every row says of the text: so that a figure is never without what it was measured on."""
-    samples, seq_len = windows.ids.shape
+def describe_windows(windows: Windows, vocabulary: int) -> WindowsPart:
+    """The text and sizes of the windows, so that every row has them."""
+    n_samples, seq_len = windows.ids.shape
     manifest = windows.manifest
     return {
         "text": " + ".join(source["name"] for source in manifest.get("sources", ())) or None,
-        "n_samples": samples,
+        "n_samples": n_samples,
         "seq_len": seq_len,
         "tokens": len(scored_places(windows.mask)),
         "start_token": manifest.get("start_token"),
         "seed": manifest.get("seed"),
         "windows_digest": manifest.get("digest"),
+        "vocabulary": vocabulary,
     }

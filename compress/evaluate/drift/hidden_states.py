@@ -1,11 +1,9 @@
-"""A checkpoint reads the windows: one block in memory at a time, the final hidden states kept.
+"""Run a checkpoint over windows, one block in memory at a time, and keep the final hidden states.
 
-Where the states of all windows are more than MEMORY_STATES they lie in a temporary file that is mapped: the system
-writes to disk what does not fit in memory.
+States larger than MEMORY_STATES are in a memory-mapped temporary file, so they need not fit in memory.
 
-Hidden states are kept in float32. They are small beside logits (a 7B model: 3,584 numbers a token against 152,064).
-Kept in float16 they moved SmolLM2-135M's perplexity by 4e-4 (and massive activations overflow), in bfloat16 its KL by
-1e-4.
+States are float32: small next to logits (a 7B model has 3,584 numbers per token against 152,064). Float16 moved
+SmolLM2-135M's perplexity by 4e-4 and overflows on massive activations; bfloat16 moved its KL by 1e-4.
 """
 
 import tempfile
@@ -26,14 +24,14 @@ from compress.model.blocks import BlockModel
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
-MICRO_BATCH_TOKENS = 2048  # large enough for the matrix products, small enough for the cache
-MEMORY_STATES = 2**30  # bytes of hidden states, of one checkpoint
+MICRO_BATCH_TOKENS = 2048  # enough for efficient matrix products, and fits the cache
+MEMORY_STATES = 2**30  # bytes of hidden states that stay in memory, per checkpoint
 SECONDS_BETWEEN_REPORTS = 10.0
 
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """A checkpoint that has read the windows: `hidden` (n_samples, seq_len, hidden_size) after its last block."""
+    """A checkpoint and its `hidden` states (n_samples, seq_len, hidden_size) after the last block, float32."""
 
     checkpoint: Checkpoint
     model: BlockModel
@@ -41,14 +39,14 @@ class HiddenStates:
 
     @contextmanager
     def head(self) -> Iterator[None]:
-        """While open, final norm and head are in memory, and `logits` works."""
+        """While open, final norm and head are in memory, which `logits` needs."""
         with self.model.embedding_and_norm(head=True):
             yield
 
     def logits(self, places: Tensor) -> Tensor:
-        """(count, vocab) float32 at `places` (count, 2), pairs of window and position: what is said of the next token.
+        """(count, vocab) float32 logits of the next token at `places` (count, 2), pairs of window and position.
 
-        Final norm, head, scaling and softcaps are the model's own code.
+        Final norm, head, scaling and softcaps run in the model's code.
         """
         states = self.hidden[places[:, 0], places[:, 1]]
         return self.model.logits(states[None])[0].float()
@@ -60,8 +58,8 @@ def read_windows(
 ) -> HiddenStates:
     """Run the checkpoint over (n_samples, seq_len) ids.
 
-    Every block sees all windows, `micro_batch` at a time (it changes the speed, never the result), before the next
-    is loaded, so memory holds one block, and the hidden states as long as they are less than MEMORY_STATES.
+    Each block runs on all windows before the next one is loaded, so memory holds one block. `micro_batch` windows run
+    at a time: it changes the speed, never the result.
     """
     model = BlockModel(checkpoint.config, weight_reader(checkpoint))
     size = micro_batch or max(1, MICRO_BATCH_TOKENS // ids.shape[1])
@@ -69,13 +67,13 @@ def read_windows(
     with model.embedding_and_norm():
         for part, place in zip(ids.split(size), hidden.split(size), strict=True):
             place.copy_(model.embed(part))
-    started = told = time.perf_counter()
+    started = reported = time.perf_counter()
     for index, module in model.in_order():
         run = model.runner(module, index)
         for part in hidden.split(size):
             part.copy_(run(part))  # a view: the states are overwritten in place
         now = time.perf_counter()
-        if index + 1 == len(model) or now - told > SECONDS_BETWEEN_REPORTS:
+        if index + 1 == len(model) or now - reported > SECONDS_BETWEEN_REPORTS:
             report(
                 {
                     "reads": checkpoint.path.name,
@@ -83,12 +81,12 @@ def read_windows(
                     "seconds": round(now - started, 1),
                 }
             )
-            told = now
+            reported = now
     return HiddenStates(checkpoint, model, hidden)
 
 
 def make_states(shape: tuple[int, ...]) -> Tensor:
-    """Room for float32 states of `shape`, on disk where they are many, in a file without a name."""
+    """Uninitialized float32 states of `shape`; in an unnamed file if larger than MEMORY_STATES."""
     count = prod(shape)
     if 4 * count <= MEMORY_STATES:
         return torch.empty(shape)
@@ -97,16 +95,16 @@ def make_states(shape: tuple[int, ...]) -> Tensor:
 
 
 def scored_places(mask: Tensor) -> Tensor:
-    """(count, 2) window and position of every logit that is scored: those whose next token counts in `mask`."""
+    """(count, 2) window and position of every scored logit: those whose next token is in `mask`."""
     return mask[:, 1:].nonzero()
 
 
-def refuse_not_finite(checkpoint: Checkpoint, values: Tensor, places: Tensor, what: str) -> None:
-    """QCompressError with the checkpoint and the first window, unless all of `values` (count,) are finite."""
+def check_finite(checkpoint: Checkpoint, values: Tensor, places: Tensor, what: str) -> None:
+    """QCompressError with the checkpoint and the first window unless all `values` (count,) are finite."""
     wrong = (~values.isfinite()).nonzero()
     if len(wrong):
         value, (window, position) = values[wrong[0]].item(), places[wrong[0, 0]].tolist()
         raise QCompressError(
             f"{checkpoint}: {what} is {value} in window {window + 1}, position {position + 1}; "
-            "its weights are broken or overflow: quantize or distill it again"
+            "the weights are damaged or overflow; quantize or distill again"
         )

@@ -1,13 +1,13 @@
-"""Bootstrap intervals of means over tokens, with windows redrawn: tokens of one window lean on the same text.
+"""Bootstrap intervals of means over tokens. The resampling unit is the window: its tokens share context.
 
-A redraw gives every window a count; all figures of a redraw are computed with the same counts, so differences and
-ratios are those of pairs. The percentiles are those of Hesterberg's expanded interval (2015, "What Teachers Should
-Know About the Bootstrap", https://doi.org/10.1080/00031305.2015.1089789): a plain bootstrap takes a sample's scatter
-for the truth's, and with few windows its intervals are too narrow.
+A redraw gives every window a count. All figures of a redraw use the same counts, so differences and ratios are paired.
+The percentiles are those of Hesterberg's expanded interval (2015, "What Teachers Should Know About the Bootstrap",
+https://doi.org/10.1080/00031305.2015.1089789): with few windows, the plain percentiles are too narrow.
 """
 
 import math
 from statistics import NormalDist
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -16,44 +16,55 @@ from torch import Tensor
 
 DRAWS = 2000
 CONFIDENCE = 0.95
-BATCH_COUNTS = 4_000_000  # of windows in redraws, held at a time
+TAIL = 0.025  # share of redraws below a plain 95 % interval
+BATCH_COUNTS = 4_000_000  # window counts in memory at a time
 Values = NDArray[np.float64]
 Interval = tuple[float | None, float | None]
+
+
+class PerplexityIntervals(TypedDict):
+    """The keys of a `DriftPart` that `perplexity_intervals` computes."""
+
+    perplexity_ratio_low: float | None
+    perplexity_ratio_high: float | None
+    perplexity_difference: float
+    perplexity_difference_low: float | None
+    perplexity_difference_high: float | None
 
 
 def mean_interval(values: Tensor, windows: Tensor, *, draws: int = DRAWS, seed: int = 0) -> Interval:
     """The interval of the mean over tokens of (count,) `values`; (None, None) for a single window."""
     drawn = redrawn_means(window_sums(windows, values), draws=draws, seed=seed)
-    return (None, None) if drawn is None else ends(drawn[0], len(windows.unique()))
+    return (None, None) if drawn is None else interval_bounds(drawn[0], expanded_tail(len(windows.unique())))
 
 
 def perplexity_intervals(
     reference_nll: Tensor, nll: Tensor, windows: Tensor, *, draws: int = DRAWS, seed: int = 0
-) -> dict[str, float | None]:
-    """Difference candidate - reference of perplexities with its interval, and the interval of their ratio.
+) -> PerplexityIntervals:
+    """The perplexity difference candidate - reference with its interval, and the interval of their ratio.
 
-    Each (count,) nats. None for intervals of a single window.
+    The nlls are (count,) nats. Intervals of a single window are None.
     """
     sums = window_sums(windows, reference_nll, nll)
-    ours, theirs = (sums[:, 1:].sum(0) / sums[:, 0].sum()).tolist()
+    reference, candidate = (sums[:, 1:].sum(0) / sums[:, 0].sum()).tolist()
     drawn = redrawn_means(sums, draws=draws, seed=seed)
     difference: Interval = (None, None)
     ratio: Interval = (None, None)
     if drawn is not None:
-        count = len(sums)
-        difference = ends(np.exp(drawn[1]) - np.exp(drawn[0]), count)
-        ratio = ends(np.exp(drawn[1] - drawn[0]), count)
+        tail = expanded_tail(len(sums))
+        difference = interval_bounds(np.exp(drawn[1]) - np.exp(drawn[0]), tail)
+        ratio = interval_bounds(np.exp(drawn[1] - drawn[0]), tail)
     return {
         "perplexity_ratio_low": ratio[0],
         "perplexity_ratio_high": ratio[1],
-        "perplexity_difference": math.exp(theirs) - math.exp(ours),
+        "perplexity_difference": math.exp(candidate) - math.exp(reference),
         "perplexity_difference_low": difference[0],
         "perplexity_difference_high": difference[1],
     }
 
 
 def window_sums(windows: Tensor, *columns: Tensor) -> Values:
-    """(windows with tokens, 1 + columns): how many tokens each window has, and the sums of their values."""
+    """(windows with tokens, 1 + columns): the token count of each window, and the sums of its values."""
     _, index = windows.unique(return_inverse=True)
     count = int(index.max()) + 1
     filled = [torch.ones(len(windows), dtype=torch.float64), *(column.double() for column in columns)]
@@ -62,7 +73,7 @@ def window_sums(windows: Tensor, *columns: Tensor) -> Values:
 
 
 def redrawn_means(sums: Values, *, draws: int, seed: int) -> Values | None:
-    """(columns, draws) means over the tokens of redrawn windows; None for a single window. The seed decides all."""
+    """(columns, draws) means over the tokens of redrawn windows; None for a single window."""
     count = len(sums)
     if count < 2:
         return None
@@ -77,20 +88,21 @@ def redrawn_means(sums: Values, *, draws: int, seed: int) -> Values | None:
     return (totals[:, 1:] / totals[:, :1]).T
 
 
-def ends(drawn: Values, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The middle `confidence` of redraws of `count` units, a little wider the fewer they are."""
-    tail = expanded_tail(count, confidence)
+def interval_bounds(drawn: Values, tail: float = TAIL) -> Interval:
+    """The quantiles `tail` and 1 - `tail` of redraws; (None, None) without redraws."""
+    if not len(drawn):
+        return None, None
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def expanded_tail(count: int, confidence: float = CONFIDENCE) -> float:
-    """The share of redraws below the interval, Φ(-√(n / (n - 1)) · t), for n = `count` units."""
+    """The share of redraws below the interval, Φ(-√(n / (n - 1)) · t), for n = `count` windows."""
     return NormalDist().cdf(-math.sqrt(count / (count - 1)) * student_quantile(0.5 + confidence / 2, count - 1))
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Student's t, by Fisher and Cornish's expansion (Abramowitz and Stegun 26.7.5): 3 digits from 3 degrees on."""
+    """Student's t by the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5): 3 digits from 3 degrees of freedom."""
     z = NormalDist().inv_cdf(probability)
     terms = (
         (z**3 + z) / 4,

@@ -1,73 +1,95 @@
-"""Limits that a candidate has to keep, and the verdicts that follow: what gates, reports and recipes say in common.
+"""Limits on a candidate, and the verdicts that follow. Gates, reports and recipes share them.
 
-A limit has the name of its option: `max_size` (bytes), `max_kl` (nats), `max_perplexity_ratio`, `min_retention` (% of
-every kind). A limit of None always holds. Where blocks were located, one that stands out is a limit of its own.
+A limit has the name of its option: `max_size` (bytes), `max_kl` (nats per token), `max_perplexity_ratio`, and
+`min_retention` (% on every kind of task). None means no limit. A damaged block, found by --locate, always fails.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-Row = dict[str, Any]
+from compress.core.errors import GateFailure
+from compress.core.rows import BlockRow, CompareRow, RetentionRow, VerdictRow
+
 Limits = Mapping[str, float | None]
-HIGHEST = {"max_kl": "kl", "max_perplexity_ratio": "perplexity_ratio"}
+HELP_DRIFT = "try another method, a smaller group size or more calibration text; `qcompress plan` lists the options"
+HELP_DAMAGE = "the weights are damaged: quantize or download the checkpoint again"
 
 
-def judge_rows(candidates: Sequence[Row], retention: Sequence[Row], limits: Limits) -> list[Row]:
-    """A verdict {"name", "passed", "reason"} for every candidate's row that there is something to judge by.
-
-    That is a limit that is not None, or the row's `blocks`. `retention` are rows of `retention_rows`; they are matched
-    by the checkpoint's digest.
-    """
+def make_verdicts(
+    candidates: Sequence[CompareRow], retention: Sequence[RetentionRow], limits: Limits
+) -> list[VerdictRow]:
+    """A verdict for every candidate that has a limit or located blocks. Retention is matched by digest."""
     limited = any(limit is not None for limit in limits.values())
-    verdicts = []
+    verdicts: list[VerdictRow] = []
     for row in candidates:
         if not limited and not row.get("blocks"):
             continue
-        kept = [found for found in retention if found["digest"] == row["digest"] and found["role"] == "candidate"]
-        reasons = [*broken_limits(row, limits), *lost_kinds(kept, limits.get("min_retention"))]
+        tasks = [task for task in retention if task["digest"] == row["digest"] and task["role"] == "candidate"]
+        reasons = [*broken_limits(row, limits), *low_retention(tasks, limits.get("min_retention"))]
         verdicts.append({"name": row["name"], "passed": not reasons, "reason": "; ".join(reasons) or None})
     return verdicts
 
 
-def broken_limits(row: Row, limits: Limits) -> list[str]:
-    """What a comparison's row does not keep, in words: blocks first, then size and drift. NaN keeps no limit."""
-    reasons = [damage] if (damage := told_blocks(row)) else []
+def add_verdicts(rows: Sequence[CompareRow], verdicts: Sequence[VerdictRow]) -> list[CompareRow]:
+    """The rows with `passed` and `reason` of their verdicts; rows without a verdict stay as they are."""
+    by_name = {verdict["name"]: verdict for verdict in verdicts}
+    return [add_verdict(row, by_name.get(row["name"])) for row in rows]
+
+
+def add_verdict(row: CompareRow, verdict: VerdictRow | None) -> CompareRow:
+    if verdict is None:
+        return row
+    return {**row, "passed": verdict["passed"], "reason": verdict["reason"]}
+
+
+def check_verdicts(rows: Sequence[CompareRow]) -> None:
+    """GateFailure that names every candidate with a failed verdict, the reason and what to do."""
+    failed = [row for row in rows if not row.get("passed", True)]
+    if failed:
+        lines = [f"{row['name']}: {row['reason']}; {HELP_DAMAGE if outliers(row) else HELP_DRIFT}" for row in failed]
+        raise GateFailure("; ".join(lines))
+
+
+def broken_limits(row: CompareRow, limits: Limits) -> list[str]:
+    """Every limit that a row breaks, in words: blocks, size, drift. NaN breaks every limit."""
+    reasons = [blocks] if (blocks := format_outliers(row)) else []
     if (size := limits.get("max_size")) is not None and row["bytes"] > size:
-        reasons.append(f"{row['bytes']:,} bytes are {row['bytes'] - size:,.0f} above the budget of {size:,.0f}")
-    for name, key in HIGHEST.items():
-        limit = limits.get(name)
-        if limit is not None and not row[key] <= limit:
-            reasons.append(f"{key} {row[key]:.4g} is above the limit {limit:g}")
+        reasons.append(f"{row['bytes']:,} bytes exceed --max-size by {row['bytes'] - size:,.0f}")
+    if (limit := limits.get("max_kl")) is not None and not row["kl"] <= limit:
+        reasons.append(f"KL {row['kl']:.4g} nats is above the limit {limit:g}")
+    if (limit := limits.get("max_perplexity_ratio")) is not None and not row["perplexity_ratio"] <= limit:
+        reasons.append(f"perplexity ratio {row['perplexity_ratio']:.4g} is above the limit {limit:g}")
     return reasons
 
 
-def standing_out(row: Row) -> list[Row]:
-    """The blocks of a candidate that depart otherwise than its others do, the furthest first."""
+def outliers(row: CompareRow) -> list[BlockRow]:
+    """The outlier blocks of a candidate, the largest score first."""
     return sorted((block for block in row.get("blocks") or () if block["outlier"]), key=lambda block: -block["score"])
 
 
-def told_blocks(row: Row) -> str:
-    """The blocks that stand out in words, "" where none does."""
-    found = [told_block(block) for block in standing_out(row)]
-    if not found:
+def format_outliers(row: CompareRow) -> str:
+    """The outlier blocks in words; "" if there are none."""
+    blocks = [format_block(block) for block in outliers(row)]
+    if not blocks:
         return ""
-    return f"block {found[0]} stands out" if len(found) == 1 else f"blocks {', '.join(found)} stand out"
+    return f"block {blocks[0]} is an outlier" if len(blocks) == 1 else f"blocks {', '.join(blocks)} are outliers"
 
 
-def told_block(block: Row) -> str:
-    """Number, gain and error of a block, or of the linear in it that alone stands out."""
+def format_block(block: BlockRow) -> str:
+    """Number, gain and error of a block, or of its only outlier linear."""
     name = block.get("linear")
-    part = next((linear for linear in block.get("linears") or () if linear["name"] == name), block)
-    where = f"{block['block']} {name}" if name else str(block["block"])
-    return f"{where} (gain {part['gain']:.3f}, error {part['error']:.4f})"
+    linear = next((linear for linear in block.get("linears") or () if linear["name"] == name), None)
+    gain, error = (block["gain"], block["error"]) if linear is None else (linear["gain"], linear["error"])
+    place = f"{block['block']} {name}" if name else str(block["block"])
+    return f"{place} (gain {gain:.3f}, error {error:.4f})"
 
 
-def lost_kinds(kept: Sequence[Row], least: float | None) -> list[str]:
-    """The kinds of task of which less than `least` % is kept, in words; also where none could be judged."""
-    if least is None:
+def low_retention(tasks: Sequence[RetentionRow], minimum: float | None) -> list[str]:
+    """The kinds of task with less than `minimum` % retention, in words; also if no kind has a retention."""
+    if minimum is None:
         return []
-    known = [row for row in kept if row["kind"] != "all" and row["retention"] is not None]
-    if not known:
-        return ["no kind of task was judged"]
-    lost = [f"{row['kind']} keeps {row['retention']:.1f} %" for row in known if row["retention"] < least]
-    return [f"{', '.join(lost)}, less than {least:g} %"] if lost else []
+    kinds = {row["kind"]: row["retention"] for row in tasks if row["kind"] != "all"}
+    scored = {kind: retention for kind, retention in kinds.items() if retention is not None}
+    if not scored:
+        return ["no kind of task has a retention"]
+    low = [f"{kind} retains {retention:.1f} %" for kind, retention in scored.items() if retention < minimum]
+    return [f"{', '.join(low)}, less than {minimum:g} %"] if low else []

@@ -1,26 +1,25 @@
-"""Where a candidate departs: every block alone, fed with what the reference's block is fed.
+"""Locate drift: run every block alone on the reference's inputs, and find the blocks that differ from the rest.
 
-With x the reference's input of a block, and u(x) = block(x) - x what the block adds to it,
+With x the reference's input of a block, and u(x) = block(x) - x its update,
 
     error = ‖u_candidate - u_reference‖² / ‖u_reference‖²          gain = ⟨u_candidate, u_reference⟩ / ‖u_reference‖²
 
-each the median over tokens, so that a few massive activations do not speak for all. The same of each linear's output,
-its error over all tokens as the record has it; one whose rows may hold the scale of another's columns, as awq's do, is
-left out, whatever the method. Rounding scatters around a gain of 1; a wrong scale, a lost zero or a swapped tensor does
-not. Nothing that a block gets wrong reaches the next, so a damaged one stands out against the checkpoint's other
-blocks.
+each the median over tokens, so that a few massive activations do not dominate. Every linear has the same two figures
+for its output; its error is over all tokens, as in the record. A linear whose rows hold the scale of another's columns,
+as AWQ's do, is left out. Rounding scatters around a gain of 1; a wrong scale, a lost zero or a swapped tensor does not.
+Errors of one block never reach the next, so a damaged block differs from the others of its checkpoint.
 
-A block is an outlier where its gain, or the log of its linears' errors over those in the checkpoint's own record
-(without a record: of its own error) stands further than OUTLIER robust deviations (1.4826 · median absolute deviation)
-from the median of all blocks; an error only above it. So is one with a linear whose gain stands as far from those of
-its namesakes in the other blocks: what q_proj gets wrong hardly shows in what the block adds.
+The score of a value is its distance from the median of all blocks, in robust deviations (1.4826 · median absolute
+deviation). A block is an outlier if a score exceeds OUTLIER: of its gain, of the log of its linears' errors over those
+in the record (above the median only; without a record, of its own error), or of a linear's gain among the linears of
+the same name. The last one finds q_proj, whose errors hardly change the block's update.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,46 +28,51 @@ from calibration.windows import Windows
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
+from compress.core.rows import BlockRow, LinearRow
 from compress.evaluate.drift.hidden_states import MICRO_BATCH_TOKENS, Report
 from compress.model.blocks import Block, BlockModel
 
-Row = dict[str, Any]
-TOKENS = 4096  # that are run through every block: enough to tell
+TOKENS = 4096  # run through every block: enough to separate damage from rounding
 OUTLIER = 12.0  # eight undamaged checkpoints reach 8.7, one with scales 5 % off at least 28
-# what is too little to be damage, whatever the scatter: of a block's gain, of a linear's, of a ratio
+# smallest deviation that counts, whatever the scatter: of a block's gain, a linear's gain, a ratio of errors
 LEAST_GAIN, LEAST_LINEAR_GAIN, LEAST_ERROR = 0.01, 0.03, 1.25
-FURTHEST = 1e9
-DEVIATION = 1.4826  # of a normal distribution, in median absolute deviations
+NOT_FINITE = 1e9  # score of NaN and Inf
+DEVIATION = 1.4826  # standard deviation of a normal distribution in median absolute deviations
 Run = Callable[[Tensor], Tensor]
 Outputs = dict[str, Tensor]
+
+
+class Side(NamedTuple):
+    """A block and the function that runs it."""
+
+    block: Block
+    run: Run
 
 
 @torch.no_grad()
 def locate_drift(
     reference: Checkpoint, candidate: Checkpoint, windows: Windows, report: Report = lambda row: None
-) -> list[Row]:
-    """A row per block, in order: block, name, error, gain, excess, linears, linear, score, outlier.
+) -> list[BlockRow]:
+    """One row per block, in order. Two blocks and the states of TOKENS tokens are in memory.
 
-    `linears` are {"name", "error", "gain", "recorded", "score"}, `recorded` from the candidate's record (None without
-    one); `excess` is the median of error / recorded over them. `linear` is the name of the one that alone stands out,
-    None where the whole block or nothing does. Two blocks are in memory, and the states of TOKENS tokens.
-    QCompressError for a candidate whose blocks are not those of the reference.
+    QCompressError if the candidate has other blocks than the reference.
     """
-    ours, theirs = (open_blocks(checkpoint) for checkpoint in (reference, candidate))
-    refuse_other_blocks(reference, ours, candidate, theirs)
+    model, candidate_model = open_blocks(reference), open_blocks(candidate)
+    check_same_blocks(reference, model, candidate, candidate_model)
     ids = windows.ids[: max(1, TOKENS // windows.ids.shape[1])]
     batches = list(ids.split(max(1, MICRO_BATCH_TOKENS // ids.shape[1])))
-    with ours.embedding_and_norm():
-        states = [ours.embed(part) for part in batches]
-    with theirs.embedding_and_norm():
-        theirs.prepare((*part.shape,) for part in batches)
+    with model.embedding_and_norm():
+        states = [model.embed(part) for part in batches]
+    with candidate_model.embedding_and_norm():
+        candidate_model.prepare((part.shape[0], part.shape[1]) for part in batches)
     recorded = recorded_errors(candidate)
-    rows = []
-    for index in range(len(ours)):
-        with ours.block(index) as block, theirs.block(index) as twin:
-            pair = (block, ours.runner(block, index)), (twin, theirs.runner(twin, index))
-            rows.append({"block": index} | compare_blocks(*pair, states, recorded))
-    mark_outliers(rows)
+    rows: list[BlockRow] = []
+    for index in range(len(model)):
+        with model.block(index) as block, candidate_model.block(index) as other:
+            sides = Side(block, model.runner(block, index)), Side(other, candidate_model.runner(other, index))
+            row, states = compare_blocks(index, *sides, states, recorded)
+            rows.append(row)
+    rows = score_blocks(rows)
     report({"locates": candidate.path.name, "blocks": len(rows), "outliers": sum(row["outlier"] for row in rows)})
     return rows
 
@@ -77,61 +81,67 @@ def open_blocks(checkpoint: Checkpoint) -> BlockModel:
     return BlockModel(checkpoint.config, weight_reader(checkpoint))
 
 
-def refuse_other_blocks(reference: Checkpoint, ours: BlockModel, candidate: Checkpoint, theirs: BlockModel) -> None:
-    (count, width), (blocks, other) = ((len(model), int(model.model.config.hidden_size)) for model in (ours, theirs))
-    if (count, width) != (blocks, other):
+def check_same_blocks(reference: Checkpoint, model: BlockModel, candidate: Checkpoint, other: BlockModel) -> None:
+    """QCompressError unless both models have the same number of blocks and the same width."""
+    (count, width), (blocks, size) = ((len(one), int(one.model.config.hidden_size)) for one in (model, other))
+    if (count, width) != (blocks, size):
         raise QCompressError(
-            f"{candidate}: has {blocks} blocks of width {other}, {reference} {count} of {width}; blocks are compared "
-            "one by one: give the checkpoint it was quantized from as the reference"
+            f"{candidate}: has {blocks} blocks of width {size}, {reference} {count} of {width}; --locate compares "
+            "blocks one by one: use the checkpoint that was quantized as REFERENCE"
         )
 
 
 def compare_blocks(
-    ours: tuple[Block, Run], theirs: tuple[Block, Run], states: list[Tensor], recorded: dict[tuple[str, str], float]
-) -> Row:
-    """Error and gain of a block and its linears. `states` become the reference's outputs."""
-    block, twin = ours[0], theirs[0]
-    names = [name for name in block.linears if name in twin.linears and name not in row_feeders(block)]
-    errors, gains = [], []
+    index: int, reference: Side, candidate: Side, states: Sequence[Tensor], recorded: dict[tuple[str, str], float]
+) -> tuple[BlockRow, list[Tensor]]:
+    """The row of one block on the reference's `states`, and the reference's outputs, which are the next block's input.
+
+    `recorded` holds errors of the record by block and linear.
+    """
+    block, other = reference.block, candidate.block
+    names = [name for name in block.linears if name in other.linears and name not in row_feeders(block)]
+    errors, gains, outputs = [], [], []
     sums: dict[str, list[Tensor]] = {name: [] for name in names}
-    for number, state in enumerate(states):
-        with watch_outputs(block, names) as wanted:
-            output = ours[1](state)
-        with watch_outputs(twin, names) as found:
-            update, other = output - state, theirs[1](state) - state
+    for state in states:
+        with watch_outputs(block, names) as targets:
+            output = reference.run(state)
+        with watch_outputs(other, names) as measured:
+            update, candidate_update = output - state, candidate.run(state) - state
         energy = update.square().sum(-1).clamp(min=1e-30)
-        errors.append(((other - update).square().sum(-1) / energy).flatten())
-        gains.append(((other * update).sum(-1) / energy).flatten())
+        errors.append(((candidate_update - update).square().sum(-1) / energy).flatten())
+        gains.append(((candidate_update * update).sum(-1) / energy).flatten())
         for name in names:
-            sums[name].append(token_sums(wanted[name], found[name]))
-        states[number] = output
+            sums[name].append(token_sums(targets[name], measured[name]))
+        outputs.append(output)
     linears = [linear_row(name, torch.cat(sums[name]), recorded.get((block.name, name))) for name in names]
     excess = [row["error"] / row["recorded"] for row in linears if row["recorded"]]
-    return {
+    row: BlockRow = {
+        "block": index,
         "name": block.name,
         "error": torch.cat(errors).median().item(),
         "gain": torch.cat(gains).median().item(),
         "excess": median(excess) if excess else None,
         "linears": linears,
     }
+    return row, outputs
 
 
 def row_feeders(block: Block) -> set[str]:
-    """Linears whose rows may hold the scale of another's columns."""
+    """Names of linears whose rows may hold the scale of another's columns."""
     feeders = [stage.feeder for stage in block.stages or () if stage.feeder is not None]
     return {feeder.module for feeder in feeders if feeder.kind != "norm"}
 
 
 @contextmanager
 def watch_outputs(block: Block, names: Sequence[str]) -> Iterator[Outputs]:
-    """While open, what these linears of a block give out, by name."""
+    """While open, the outputs of these linears of a block, by name."""
     outputs: Outputs = {}
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        def store(module: nn.Module, inputs: Any, output: Tensor) -> None:
             outputs[name] = output
 
-        return note
+        return store
 
     handles = [block.linears[name].register_forward_hook(watch(name)) for name in names]
     try:
@@ -141,65 +151,68 @@ def watch_outputs(block: Block, names: Sequence[str]) -> Iterator[Outputs]:
             handle.remove()
 
 
-def token_sums(wanted: Tensor, found: Tensor) -> Tensor:
-    """(tokens, 3) float64 of (batch, seq, out) outputs: ‖found - wanted‖², ⟨found, wanted⟩, ‖wanted‖² of each token."""
-    sums = (found - wanted).square().sum(-1), (found * wanted).sum(-1), wanted.square().sum(-1)
+def token_sums(target: Tensor, measured: Tensor) -> Tensor:
+    """(batch, seq, out) outputs -> (tokens, 3) float64: ‖measured - target‖², ⟨measured, target⟩, ‖target‖²."""
+    sums = (measured - target).square().sum(-1), (measured * target).sum(-1), target.square().sum(-1)
     return torch.stack(sums, dim=-1).flatten(end_dim=-2).double()
 
 
-def linear_row(name: str, sums: Tensor, recorded: float | None) -> Row:
-    """Of (tokens, 3) sums: the error over all tokens, the median of their gains."""
+def linear_row(name: str, sums: Tensor, recorded: float | None) -> LinearRow:
+    """The error over all tokens and the median gain, from (tokens, 3) sums of `token_sums`."""
     error, _, energy = sums.sum(0).tolist()
     gain = (sums[:, 1] / sums[:, 2].clamp(min=1e-30)).median().item()
     return {"name": name, "error": error / max(energy, 1e-30), "gain": gain, "recorded": recorded}
 
 
 def recorded_errors(checkpoint: Checkpoint) -> dict[tuple[str, str], float]:
-    """The error of every linear when it was quantized, by block and local name; {} without a record of them."""
+    """The error of every linear in the record, by block and local name; {} without a record."""
     rows = [row for row in checkpoint.record.get("rows") or () if {"block", "linear", "error"} <= row.keys()]
     return {(row["block"], row["linear"]): row["error"] for row in rows}
 
 
-def mark_outliers(rows: list[Row]) -> None:
-    """Give each row its `score`, the largest of its robust deviations, and say whether it is an `outlier`.
-
-    `linear` is named where it alone makes the row one.
-    """
-    score_linears(rows)
-    scores = [[abs(apart) for apart in deviations([row["gain"] for row in rows], least=LEAST_GAIN)]]
-    known = all(row["excess"] for row in rows)
-    errors = [row["excess"] if known else max(row["error"], 1e-12) for row in rows]
-    scores.append(deviations([math.log(error) for error in errors], least=math.log(LEAST_ERROR)))
-    for row, *found in zip(rows, *scores, strict=True):
-        worst = max(row["linears"], key=lambda linear: linear["score"], default=None)
-        alone = worst is not None and worst["score"] > OUTLIER >= max(found)
-        row["linear"] = worst["name"] if worst is not None and alone else None
-        row["score"] = max(*found, *(linear["score"] for linear in row["linears"]))
-        row["outlier"] = row["score"] > OUTLIER
+def score_blocks(rows: Sequence[BlockRow]) -> list[BlockRow]:
+    """The rows with `score`, `outlier` and, if a single linear makes the block an outlier, its name as `linear`."""
+    gains = [abs(score) for score in deviations([row["gain"] for row in rows], least=LEAST_GAIN)]
+    excesses = [row["excess"] for row in rows]
+    errors = [excess for excess in excesses if excess]
+    if len(errors) < len(rows):
+        errors = [max(row["error"], 1e-12) for row in rows]
+    errors = deviations([math.log(error) for error in errors], least=math.log(LEAST_ERROR))
+    scored = zip(rows, score_linears(rows), gains, errors, strict=True)
+    return [score_block(row, linears, max(gain, error)) for row, linears, gain, error in scored]
 
 
-def score_linears(rows: list[Row]) -> None:
-    """Give each linear its `score`: how far its gain is from those of its namesakes, in robust deviations."""
-    namesakes: dict[str, list[Row]] = {}
+def score_block(row: BlockRow, linears: list[LinearRow], score: float) -> BlockRow:
+    """A row with scored linears; `score` is that of the block's update."""
+    worst = max(linears, key=lambda linear: linear["score"], default=None)
+    highest = score if worst is None else max(score, worst["score"])
+    linear = worst["name"] if worst is not None and worst["score"] > OUTLIER >= score else None
+    return {**row, "linears": linears, "linear": linear, "score": highest, "outlier": highest > OUTLIER}
+
+
+def score_linears(rows: Sequence[BlockRow]) -> list[list[LinearRow]]:
+    """The linears of every block with `score`: the deviation of the gain among linears of the same name."""
+    gains: dict[str, list[float]] = {}
     for row in rows:
         for linear in row["linears"]:
-            namesakes.setdefault(linear["name"], []).append(linear)
-    for linears in namesakes.values():
-        apart = deviations([linear["gain"] for linear in linears], least=LEAST_LINEAR_GAIN)
-        for linear, distance in zip(linears, apart, strict=True):
-            linear["score"] = abs(distance)
+            gains.setdefault(linear["name"], []).append(linear["gain"])
+    scores = {name: iter(deviations(values, least=LEAST_LINEAR_GAIN)) for name, values in gains.items()}
+    return [[{**linear, "score": abs(next(scores[linear["name"]]))} for linear in row["linears"]] for row in rows]
 
 
 def deviations(values: Sequence[float], *, least: float) -> list[float]:
-    """How far each is above the median, in robust deviations: 0 where that is less than `least`, FURTHEST where a value
-    is not finite. The scatter of values that hardly differ is taken for `least` / OUTLIER."""
+    """The distance of each value from the median, in robust deviations; positive above it.
+
+    Distances below `least` are 0, and values that are not finite are NOT_FINITE. The scatter is at least
+    `least` / OUTLIER.
+    """
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     centre = median(finite)
     scatter = max(DEVIATION * median([abs(value - centre) for value in finite]), least / OUTLIER)
     return [deviation(value - centre, scatter, least) for value in values]
 
 
-def deviation(apart: float, scatter: float, least: float) -> float:
-    if not math.isfinite(apart):
-        return FURTHEST
-    return apart / scatter if abs(apart) >= least else 0.0
+def deviation(distance: float, scatter: float, least: float) -> float:
+    if not math.isfinite(distance):
+        return NOT_FINITE
+    return distance / scatter if abs(distance) >= least else 0.0

@@ -1,9 +1,9 @@
-"""Drift: how far a candidate's next-token distributions are from the reference's.
+"""Drift: the distance of a candidate's next-token distributions from the reference's.
 
-    KL(reference ‖ candidate) = Σ p_reference (log p_reference - log p_candidate), in nats, one number a token
+    KL(reference ‖ candidate) = Σ p_reference (log p_reference - log p_candidate), in nats, one number per token
 
-with top-1 and top-5 agreement and the ratio of perplexities. All are differences on the same tokens, so their standard
-errors are those of paired observations: far smaller than the error of either perplexity alone.
+The other figures are top-1 and top-5 agreement and the ratio of perplexities. All compare the same tokens, so their
+standard errors are those of paired observations: much smaller than the error of either perplexity.
 """
 
 from dataclasses import dataclass
@@ -12,24 +12,25 @@ import torch
 from torch import Tensor
 
 from calibration.windows import Windows
-from compress.evaluate.drift.hidden_states import HiddenStates, Row, refuse_not_finite, scored_places
+from compress.core.rows import DriftPart
+from compress.evaluate.drift.hidden_states import HiddenStates, check_finite, scored_places
 from compress.evaluate.drift.interval import mean_interval, perplexity_intervals
-from compress.evaluate.drift.perplexity import Estimate, exponential, next_token_nll, window_mean
+from compress.evaluate.drift.perplexity import exponential, next_token_nll, window_mean
 
-CHUNK = 256  # tokens whose logits exist at once: enough for the head's matrix product
-STRIP_LOGITS = 1_572_864  # of a chunk compared at once, 6 MB of each model: what the passes over them find in the cache
-FIRST = 5  # of the candidate's tokens, for top-5 agreement
-PREFERRED = 3  # tokens that are shown of each model
+CHUNK = 256  # tokens per matrix product of the head; larger is no faster
+STRIP_LOGITS = 1_572_864  # logits compared at once: 6 MB per model stay in the processor's cache
+TOP = 5  # tokens of the candidate, for top-5 agreement
+PREFERRED = 3  # tokens shown per model
 WORST = 20
-QUANTILES = {"kl_median": 0.5, "kl_p95": 0.95, "kl_p99": 0.99}
+QUANTILES = (0.5, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
 class TokenDrift:
-    """What was seen at every scored token, each (count,): both nlls and the KL in nats, and two agreements.
+    """The drift at every scored token, each (count,): both nlls and the KL in nats, and two agreements.
 
-    `agrees`: the reference's likeliest token is the candidate's too; `agrees5`: it is among the candidate's FIRST.
-    `places` (count, 2) are window and position of the logits; `worst` what stands at the WORST of them.
+    `agrees`: both models have the same most likely token. `agrees5`: the reference's most likely token is in the
+    candidate's top 5. `places` (count, 2) holds window and position of the logits. `worst` describes the WORST tokens.
     """
 
     places: Tensor
@@ -42,15 +43,15 @@ class TokenDrift:
 
     @property
     def window(self) -> Tensor:
-        """(count,) the window of every scored token: the sampling unit."""
+        """(count,) window of every scored token: the sampling unit."""
         return self.places[:, 0]
 
 
 @dataclass(frozen=True)
 class Preferred:
-    """The tokens that both models find likeliest at a few places, the furthest apart first.
+    """The most likely tokens of both models at the tokens with the largest KL, the largest first.
 
-    `index` (few,) points into the scored tokens; ids and probabilities of both are (few, PREFERRED).
+    `index` (few,) points into the scored tokens; ids and probabilities are (few, PREFERRED).
     """
 
     index: Tensor
@@ -64,10 +65,10 @@ class Preferred:
 def token_drift(
     reference: HiddenStates, candidate: HiddenStates, windows: Windows, *, vocabulary: int, chunk: int = CHUNK
 ) -> TokenDrift:
-    """The drift at every token that counts in the windows' mask, over the first `vocabulary` tokens.
+    """The drift at every token in the windows' mask, over the first `vocabulary` tokens.
 
-    Logits exist for `chunk` tokens at a time: it changes the speed and the memory, never the result. Raises
-    QCompressError, with the checkpoint and the first window, when a number is not finite.
+    `chunk` tokens have logits at a time: it changes speed and memory, never the result. Raises QCompressError, with
+    the checkpoint and the first window, for a number that is not finite.
     """
     places = scored_places(windows.mask)
     parts = []
@@ -77,9 +78,9 @@ def token_drift(
             ours, theirs = (reading.logits(part)[:, :vocabulary] for reading in (reference, candidate))
             parts += compare_strips(ours, theirs, tokens)
         reference_nll, nll, kl, agrees, agrees5 = (torch.cat(column) for column in zip(*parts, strict=True))
-        refuse_not_finite(reference.checkpoint, reference_nll, places, "nll")
-        refuse_not_finite(candidate.checkpoint, nll, places, "nll")
-        refuse_not_finite(candidate.checkpoint, kl, places, "KL")
+        check_finite(reference.checkpoint, reference_nll, places, "nll")
+        check_finite(candidate.checkpoint, nll, places, "nll")
+        check_finite(candidate.checkpoint, kl, places, "KL")
         index = kl.topk(min(WORST, len(kl))).indices
         preferred = [
             preferred_tokens(reading.logits(places[index])[:, :vocabulary]) for reading in (reference, candidate)
@@ -89,22 +90,22 @@ def token_drift(
 
 
 def compare_strips(reference: Tensor, candidate: Tensor, tokens: Tensor) -> list[tuple[Tensor, ...]]:
-    """`compare_chunk` of a few rows at a time. The logits are overwritten."""
+    """`compare_chunk` of a few rows at a time. Overwrites the logits."""
     rows = max(1, STRIP_LOGITS // reference.shape[1])
     strips = zip(reference.split(rows), candidate.split(rows), tokens.split(rows), strict=True)
     return [compare_chunk(*strip) for strip in strips]
 
 
 def compare_chunk(reference: Tensor, candidate: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-    """(count, vocab) logits of both and the (count,) tokens that came -> both nlls, KL, both agreements; each (count,).
+    """(count, vocab) logits of both and the (count,) next tokens -> both nlls, KL, both agreements; each (count,).
 
-    The logits are overwritten. Where the candidate finds several tokens equally likely, each of them is its first.
+    Overwrites the logits. Tokens that tie for the candidate's highest probability all agree.
     """
     reference, candidate = log_probabilities(reference), log_probabilities(candidate)
     nlls = next_token_nll(reference, tokens), next_token_nll(candidate, tokens)
-    wanted = candidate.gather(1, reference.argmax(-1, keepdim=True))
-    first = candidate.topk(min(FIRST, candidate.shape[1])).values
-    agrees, agrees5 = (wanted >= first[:, :1])[:, 0], (wanted >= first[:, -1:])[:, 0]
+    top = candidate.gather(1, reference.argmax(-1, keepdim=True))
+    best = candidate.topk(min(TOP, candidate.shape[1])).values
+    agrees, agrees5 = (top >= best[:, :1])[:, 0], (top >= best[:, -1:])[:, 0]
     kl = torch.linalg.vecdot(reference.exp(), reference.sub_(candidate))
     return *nlls, kl, agrees, agrees5
 
@@ -112,41 +113,46 @@ def compare_chunk(reference: Tensor, candidate: Tensor, tokens: Tensor) -> tuple
 def log_probabilities(logits: Tensor) -> Tensor:
     """(count, vocab) logits -> log-probabilities, float32, in the same memory.
 
-    `log_softmax` sums a row in order, and beside a likely token the far tail is lost: its nll of SmolLM2-135M is
-    1.6e-5 nats too low. `logsumexp` sums in pairs and is 3e-9 off.
+    `log_softmax` sums a row in order and loses the far tail next to a likely token: 1.6e-5 nats of SmolLM2-135M's nll.
+    `logsumexp` sums in pairs and is 3e-9 nats off.
     """
     return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 
 def preferred_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(few, vocab) logits -> the PREFERRED likeliest ids and their probabilities, each (few, PREFERRED)."""
-    found = log_probabilities(logits).topk(min(PREFERRED, logits.shape[1]))
-    return found.indices, found.values.exp()
+    """(few, vocab) logits -> ids and probabilities of the most likely tokens, each (few, PREFERRED)."""
+    best = log_probabilities(logits).topk(min(PREFERRED, logits.shape[1]))
+    return best.indices, best.values.exp()
 
 
-def summarize_drift(drift: TokenDrift) -> Row:
-    """The report row's figures, each mean with its standard error, which is None for a single window."""
+def summarize_drift(drift: TokenDrift) -> DriftPart:
+    """The means over all tokens. Standard errors and intervals are None for a single window."""
+    perplexity = exponential(window_mean(drift.nll, drift.window))
     ratio = exponential(window_mean(drift.nll.double() - drift.reference_nll.double(), drift.window))
-    quantiles = torch.quantile(drift.kl.double(), torch.tensor(list(QUANTILES.values()), dtype=torch.float64))
+    kl, top1, top5 = (window_mean(values, drift.window) for values in (drift.kl, drift.agrees, drift.agrees5))
+    quantiles = torch.quantile(drift.kl.double(), torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
     low, high = mean_interval(drift.kl, drift.window)
     return {
-        **with_error("perplexity", exponential(window_mean(drift.nll, drift.window))),
-        **with_error("perplexity_ratio", ratio),
+        "perplexity": perplexity.value,
+        "perplexity_se": perplexity.se,
+        "perplexity_ratio": ratio.value,
+        "perplexity_ratio_se": ratio.se,
         **perplexity_intervals(drift.reference_nll, drift.nll, drift.window),
-        **with_error("kl", window_mean(drift.kl, drift.window)),
+        "kl": kl.value,
+        "kl_se": kl.se,
         "kl_low": low,
         "kl_high": high,
-        **dict(zip(QUANTILES, quantiles.tolist(), strict=True)),
-        **with_error("top1", window_mean(drift.agrees, drift.window)),
-        **with_error("top5", window_mean(drift.agrees5, drift.window)),
+        "kl_median": quantiles[0],
+        "kl_p95": quantiles[1],
+        "kl_p99": quantiles[2],
+        "top1": top1.value,
+        "top1_se": top1.se,
+        "top5": top5.value,
+        "top5_se": top5.se,
     }
 
 
-def of_itself(drift: TokenDrift) -> TokenDrift:
-    """What the reference is to itself: nothing apart."""
-    none, all_ = torch.zeros_like(drift.kl), torch.ones_like(drift.agrees)
-    return TokenDrift(drift.places, drift.reference_nll, drift.reference_nll, none, all_, all_)
-
-
-def with_error(name: str, estimate: Estimate) -> Row:
-    return {name: estimate.value, f"{name}_se": estimate.se}
+def no_drift(drift: TokenDrift) -> TokenDrift:
+    """The reference's drift from itself: KL 0 and full agreement."""
+    zero, one = torch.zeros_like(drift.kl), torch.ones_like(drift.agrees)
+    return TokenDrift(drift.places, drift.reference_nll, drift.reference_nll, zero, one, one)

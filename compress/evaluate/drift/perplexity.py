@@ -1,9 +1,8 @@
 """Perplexity: exp of the mean nll in nats per token, with a standard error.
 
-The sampling unit is the window: tokens of one window lean on the same text, so counting each as an observation would
-promise more than was seen. A mean over all tokens of windows that differ in length is a ratio of two sums; its
-standard error is that of the ratio estimator (Cochran 1977, Sampling Techniques, section 6.5), and exp carries it by
-the delta method.
+The sampling unit is the window, because tokens of one window share context. A mean over all tokens of windows with
+different lengths is a ratio of two sums. Its standard error is that of the ratio estimator (Cochran 1977, Sampling
+Techniques, section 6.5); the delta method carries it through exp.
 """
 
 import math
@@ -15,16 +14,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its standard error; the error is None where one window was all there was."""
+    """A mean and its standard error, which is None for a single window."""
 
     value: float
     se: float | None
 
 
 def window_mean(values: Tensor, windows: Tensor) -> Estimate:
-    """The mean over tokens of `values` (count,), each from the window that `windows` (count,) int64 names.
+    """The mean of `values` (count,), one per token; `windows` (count,) int64 has the window of each token.
 
-    Raises ValueError when there is no token.
+    Raises ValueError without tokens.
     """
     if not len(values):
         raise ValueError("evaluate.perplexity: 0 tokens are scored; the windows' mask is empty")
@@ -41,17 +40,17 @@ def window_mean(values: Tensor, windows: Tensor) -> Estimate:
 def exponential(estimate: Estimate) -> Estimate:
     """exp of an estimate: nll -> perplexity, a difference of nlls -> a ratio of perplexities.
 
-    Raises ValueError where that is beyond a float: only a broken model is 709 nats wrong about every token.
+    Raises ValueError on overflow: only a damaged model has a mean nll of 709 nats.
     """
     try:
         value = math.exp(estimate.value)
     except OverflowError:
         raise ValueError(
-            f"evaluate.perplexity: exp of {estimate.value:.0f} nats a token; the model is broken"
+            f"evaluate.perplexity: exp of {estimate.value:.0f} nats per token overflows; the model is damaged"
         ) from None
     return Estimate(value, None if estimate.se is None else value * estimate.se)
 
 
 def next_token_nll(log_probs: Tensor, tokens: Tensor) -> Tensor:
-    """(count, vocab) log-probabilities and the (count,) tokens that came -> (count,) nats."""
+    """(count, vocab) log-probabilities and the (count,) next tokens -> (count,) nats."""
     return -log_probs.gather(1, tokens[:, None])[:, 0]

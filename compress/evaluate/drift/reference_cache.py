@@ -1,10 +1,10 @@
-"""What a reference made of the windows, on disk: the next candidate is compared without reading the reference again.
+"""The reference's hidden states on disk, so that the next comparison need not run the reference.
 
-    manifest.json          digests of reference and token ids, sizes, how the windows begin, the states' checksum
+    manifest.json          digests of reference and token ids, sizes, start token, checksum of the states
     hidden.safetensors     `hidden` (n_samples, seq_len, width) float32, after the last block: exact
 
-The log-probabilities follow from these states, final norm and head, in a hundredth of their bytes. The states are
-mapped from the file, so they need no memory. The manifest is written last: without it nothing is there.
+States take a hundredth of the bytes of the log-probabilities that follow from them. They are memory-mapped. The
+manifest is written last: a folder without it is incomplete and is written again.
 """
 
 import json
@@ -40,29 +40,29 @@ def read_reference(
     micro_batch: int | None = None,
     report: Report = lambda row: None,
 ) -> HiddenStates:
-    """The reference's reading of the windows: from `folder` if it is there, else made, and kept there if one is given.
+    """The reference's hidden states: from `folder` if it has them, else computed and stored there; None stores nothing.
 
-    QCompressError for a folder that holds another reading, by the name of what differs, or one that is damaged.
+    QCompressError names what differs if the folder is of another reference or text, or is damaged.
     """
     if folder is None:
         return read_windows(checkpoint, windows.ids, micro_batch=micro_batch, report=report)
-    facts = facts_of(checkpoint, windows)
-    found = read_manifest(folder)
-    if found is not None:
-        refuse_difference(folder, found, facts)
+    key = cache_key(checkpoint, windows)
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        check_cache_key(folder, manifest, key)
         report({"reads": checkpoint.path.name, "from": str(folder)})
         return HiddenStates(
-            checkpoint, BlockModel(checkpoint.config, weight_reader(checkpoint)), load_states(folder, found)
+            checkpoint, BlockModel(checkpoint.config, weight_reader(checkpoint)), load_states(folder, manifest)
         )
     needed = 4 * windows.ids.numel() * int(checkpoint.config["hidden_size"])
-    refuse_folder(folder, needed)
-    reading = read_windows(checkpoint, windows.ids, micro_batch=micro_batch, report=report)
-    save_states(folder, reading.hidden, facts | {"start": windows.manifest.get("start")})
-    return reading
+    check_folder(folder, needed)
+    states = read_windows(checkpoint, windows.ids, micro_batch=micro_batch, report=report)
+    save_states(folder, states.hidden, key | {"start": windows.manifest.get("start")})
+    return states
 
 
-def facts_of(checkpoint: Checkpoint, windows: Windows) -> Row:
-    """What must agree, by name."""
+def cache_key(checkpoint: Checkpoint, windows: Windows) -> Row:
+    """Everything the states depend on, by name."""
     n_samples, seq_len = windows.ids.shape
     return {
         "format": FORMAT,
@@ -77,67 +77,68 @@ def facts_of(checkpoint: Checkpoint, windows: Windows) -> Row:
     }
 
 
-def known_start(folder: Path | None, checkpoint: Checkpoint, plain_windows: str) -> Row | None:
-    """How windows begin for this reference, if `folder` holds its reading of the same text: else None."""
-    found = None if folder is None else read_manifest(folder)
-    if found is None or found.get("plain_windows") != plain_windows or found["reference"] != checkpoint.digest:
+def cached_start(folder: Path | None, checkpoint: Checkpoint, plain_windows: str) -> Row | None:
+    """The measured start token stored in `folder`; None if the folder is of another reference or text."""
+    manifest = None if folder is None else read_manifest(folder)
+    if manifest is None or manifest.get("plain_windows") != plain_windows or manifest["reference"] != checkpoint.digest:
         return None
-    start = found.get("start")
+    start = manifest.get("start")
     return start if isinstance(start, dict) and "token" in start else None
 
 
 def read_manifest(folder: Path) -> Row | None:
-    """None where there is none. QCompressError for one that is not ours."""
+    """The manifest of a folder, None if it has none. QCompressError for another program's file."""
     file = folder / MANIFEST
     if not file.is_file():
         return None
-    found = read_json(file)
-    if found.get("format") != FORMAT or "checksum" not in found or "reference" not in found:
-        raise QCompressError(f"{file}: is not of a reference cache; give another --reference-cache")
-    return found
+    manifest = read_json(file)
+    if manifest.get("format") != FORMAT or "checksum" not in manifest or "reference" not in manifest:
+        raise QCompressError(f"{file}: is no manifest of a reference cache; pass another folder to --reference-cache")
+    return manifest
 
 
-def refuse_difference(folder: Path, found: Row, facts: Row) -> None:
-    difference = differing(found, facts)
+def check_cache_key(folder: Path, manifest: Row, key: Row) -> None:
+    """QCompressError that names the first difference between the stored key and this one."""
+    difference = differing(manifest, key)
     if difference:
         raise QCompressError(
-            f"{folder}: holds a reading of another {difference}; give another --reference-cache, or remove this one"
+            f"{folder}: the cache is of another {difference}; pass another --reference-cache, or remove the folder"
         )
 
 
-def refuse_folder(folder: Path, needed: int) -> None:
-    """QCompressError for a folder of other things, hidden ones aside, or a disk without room for `needed` bytes."""
+def check_folder(folder: Path, needed: int) -> None:
+    """QCompressError for a folder with other files, or a disk with less than `needed` bytes free."""
     strangers = [file.name for file in folder.glob("[!.]*") if file.name not in (MANIFEST, STATES)]
     if strangers or (folder.exists() and not folder.is_dir()):
-        raise QCompressError(f"{folder}: holds {(strangers or ['no folder'])[0]}; give a new --reference-cache")
+        raise QCompressError(f"{folder}: contains {(strangers or ['no folder'])[0]}; pass a new folder to --reference-cache")
     room = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(room).free
     if free < needed:
-        raise QCompressError(f"{folder}: needs {needed:,} bytes, {room} has {free:,} free; make room or go elsewhere")
+        raise QCompressError(f"{folder}: needs {needed:,} bytes, {room} has {free:,} free; free space or pass another folder")
 
 
-def save_states(folder: Path, hidden: Tensor, facts: Row) -> None:
-    """The states first, the manifest with their checksum last, each whole or not at all."""
+def save_states(folder: Path, hidden: Tensor, key: Row) -> None:
+    """Write the states, then the manifest with their checksum, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".*.partial"):  # of a write that was killed
+    for stale in folder.glob(".*.partial"):  # from an interrupted write
         stale.unlink()
     shard = plan_shard(STATES, [TensorSpec("hidden", hidden.dtype, tuple(hidden.shape))])
     write_atomic(folder / STATES, shard.header, hidden.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    manifest = facts | {"width": hidden.shape[-1], "checksum": f"sha256:{tensor_digest(hidden)}"}
+    manifest = key | {"width": hidden.shape[-1], "checksum": f"sha256:{tensor_digest(hidden)}"}
     write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def load_states(folder: Path, manifest: Row) -> Tensor:
-    """The states, mapped from the file. QCompressError unless they are those that were written."""
+    """The memory-mapped states. QCompressError unless shape and checksum match the manifest."""
     file = folder / STATES
     if not file.is_file():
-        raise QCompressError(f"{file}: missing, though {MANIFEST} is there; remove {folder} and give it again")
+        raise QCompressError(f"{file}: missing, but {MANIFEST} exists; remove {folder} and run again")
     info = read_header(file).get("hidden")
     shape = (manifest["n_samples"], manifest["seq_len"], manifest["width"])
     if info is None or info.dtype != torch.float32 or info.shape != shape:
-        raise QCompressError(f"{file}: does not hold states {shape}; remove {folder} and give it again")
-    mapped = np.memmap(file, np.uint8, "c", offset=0)  # private: pages may be written to, the file never is
+        raise QCompressError(f"{file}: does not contain states of shape {shape}; remove {folder} and run again")
+    mapped = np.memmap(file, np.uint8, "c", offset=0)  # copy-on-write: the file never changes
     hidden = torch.from_numpy(mapped[info.offset :]).view(info.dtype).view(info.shape)
     if f"sha256:{tensor_digest(hidden)}" != manifest["checksum"]:
-        raise QCompressError(f"{file}: its checksum does not hold; remove {folder} and give it again")
+        raise QCompressError(f"{file}: the checksum does not match; remove {folder} and run again")
     return hidden

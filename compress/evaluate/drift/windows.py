@@ -1,7 +1,7 @@
-"""What both models read: evaluation windows, and what makes a comparison on them invalid.
+"""Evaluation windows, and the checks that make a comparison on them valid.
 
-Refused are text that one of the checkpoints was calibrated or trained on, and tokenizers that differ: the same ids
-would be other words to the candidate.
+Text that a checkpoint was calibrated or trained on is refused. So are different tokenizers: the same ids would be
+different words.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import measure_blocks_start, open_causal_lm
 from compress.checkpoint.read import RECORD, Checkpoint, PathOrCheckpoint
 from compress.core.errors import QCompressError
-from compress.evaluate.drift.reference_cache import known_start
+from compress.evaluate.drift.reference_cache import cached_start
 from compress.model.blocks import BlockModel, make_config
 
 
@@ -30,32 +30,31 @@ def evaluation_windows(
     seed: int = 0,
     cache: Path | None = None,
 ) -> Windows:
-    """`n_samples` windows of `text` (an embedded name or a file), beginning as the reference wants them to begin.
+    """`n_samples` windows of `text` (an embedded name or a file), with the start token that the reference needs.
 
-    A reference cache at `cache` knows how, where it is of the same text; it is measured otherwise.
-    Raises QCompressError when a checkpoint was calibrated on `text` or no token counts, CalibrationError when it cannot
-    be read.
+    The start token comes from `cache` if that has the same text; else it is measured. Raises QCompressError if a
+    checkpoint was calibrated on `text` or no token is scored, CalibrationError if it cannot be read.
     """
-    checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]  # a broken one fails first
+    checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]  # a broken checkpoint fails before any work
     first = checkpoints[0]
     size = {"n_samples": n_samples, "seq_len": seq_len, "seed": seed}
     plain = build_windows([text], first.tokenizer, **size)
-    refuse_seen_text(plain.manifest, checkpoints)
+    check_text_unseen(plain.manifest, checkpoints)
     digest = plain.manifest["digest"]
-    start = known_start(cache, first, digest) or find_start(first, plain.ids)
+    start = cached_start(cache, first, digest) or find_start(first, plain.ids)
     windows = plain
     if start["token"] is not None:
         windows = build_windows([text], first.tokenizer, **size, start_token=start["token"])
     if not windows.mask.any():
         raise QCompressError(
-            f"{text}: none of the {windows.ids.numel():,} tokens that are read counts, of a conversation only the "
-            "assistant's do; give more or longer windows, or another text"
+            f"{text}: none of the {windows.ids.numel():,} tokens is scored, in a conversation only the assistant's are; "
+            "use more --samples, a larger --seq-len or another --eval-text"
         )
     return replace(windows, manifest=windows.manifest | {"start": start, "plain_windows": digest})
 
 
 def find_start(reference: Checkpoint, ids: Tensor) -> dict[str, Any]:
-    """How windows begin for the reference: as its record says it was calibrated, else measured on (n, seq) `ids`."""
+    """The reference's start token: from its record, else measured on (n, seq) `ids`."""
     recorded = (reference.record.get("calibration") or {}).get("start")
     if isinstance(recorded, dict) and "token" in recorded:
         return recorded
@@ -63,8 +62,8 @@ def find_start(reference: Checkpoint, ids: Tensor) -> dict[str, Any]:
     return asdict(measure_blocks_start(blocks, reference.tokenizer, ids))
 
 
-def refuse_seen_text(manifest: dict[str, Any], checkpoints: Sequence[Checkpoint]) -> None:
-    """QCompressError when the record of a checkpoint names a text that is in these windows, by its digest."""
+def check_text_unseen(manifest: dict[str, Any], checkpoints: Sequence[Checkpoint]) -> None:
+    """QCompressError if a checkpoint's record contains the digest of a text in these windows."""
     texts = {source["digest"]: source["name"] for source in manifest.get("sources", ())}
     for checkpoint in checkpoints:
         calibration = checkpoint.record.get("calibration") or {}
@@ -72,41 +71,40 @@ def refuse_seen_text(manifest: dict[str, Any], checkpoints: Sequence[Checkpoint]
             if source.get("digest") in texts:
                 name, digest = texts[source["digest"]], source["digest"][:19]
                 raise QCompressError(
-                    f"{checkpoint.path / RECORD}: was calibrated on {name} ({digest}…), so it cannot be judged on it; "
-                    "give --text another file"
+                    f"{checkpoint.path / RECORD}: was calibrated on {name} ({digest}…), which cannot be its evaluation text; "
+                    "use another --eval-text"
                 )
 
 
 def tokenizer_size(tokenizer: Any) -> int:
-    """One more than the highest id."""
+    """The highest token id plus one."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def shared_vocabulary(checkpoints: Sequence[Checkpoint]) -> int:
-    """How many tokens all checkpoints and their tokenizers know: the rest of a padded vocabulary stands for nothing."""
+    """The number of tokens that all models and tokenizers share; padding of the vocabulary is excluded."""
     sizes = [int(make_config(checkpoint.config).vocab_size) for checkpoint in checkpoints]
     return min(*sizes, *(tokenizer_size(checkpoint.tokenizer) for checkpoint in checkpoints))
 
 
-def refuse_other_tokenizers(
+def check_tokenizers(
     reference: Checkpoint, candidates: Sequence[Checkpoint], ids: Tensor, vocabulary: int
 ) -> None:
-    """QCompressError when a candidate's tokenizer has other tokens, or splits the text of `ids` (n, seq) otherwise."""
-    ours: Any = reference.tokenizer
-    known, text = tokens_below(ours, vocabulary), ours.decode(ids.flatten().tolist())
+    """QCompressError if a candidate's tokenizer has other tokens or splits the text of `ids` (n, seq) differently."""
+    tokenizer: Any = reference.tokenizer
+    tokens, text = tokens_below(tokenizer, vocabulary), tokenizer.decode(ids.flatten().tolist())
     for candidate in candidates:
-        theirs = candidate.tokenizer
-        other = tokens_below(theirs, vocabulary)
-        if other != known:
-            count = sum(known.get(token) != other.get(token) for token in known.keys() | other.keys())
+        other_tokens = tokens_below(candidate.tokenizer, vocabulary)
+        if other_tokens != tokens:
+            count = sum(tokens.get(one) != other_tokens.get(one) for one in tokens.keys() | other_tokens.keys())
             raise QCompressError(
-                f"{candidate}: its tokenizer differs from that of {reference} in {count:,} tokens; "
+                f"{candidate}: the tokenizer differs from that of {reference} in {count:,} tokens; "
                 "compare models of one family, with the same tokenizer files"
             )
-        if encode(ours, text) != encode(theirs, text):
+        if encode(tokenizer, text) != encode(candidate.tokenizer, text):
             raise QCompressError(
-                f"{candidate}: its tokenizer has the tokens of {reference} but splits the same {len(text):,} "
-                "characters otherwise; copy the tokenizer files of one of them"
+                f"{candidate}: the tokenizer has the tokens of {reference} but splits the same {len(text):,} "
+                "characters differently; copy the tokenizer files of one to the other"
             )
 
 

@@ -7,33 +7,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from compress.evaluate.drift.limits import standing_out
-from compress.evaluate.report.facts import Facts, css_colour
+from compress.evaluate.drift.limits import outliers
 from compress.evaluate.report.html import Row, dot, esc, framed, section
 from compress.evaluate.report.plots import BAD, MUTE, log_ticks, render, series, short
+from compress.evaluate.report.report_data import ReportData, css_colour
 
 LEAST = 1e-9
 
 
-def blocks_section(facts: Facts) -> str:
-    if not any(row.get("blocks") for row in facts.candidates):
+def blocks_section(data: ReportData) -> str:
+    if not any(row.get("blocks") for row in data.candidates):
         return ""
     about = (
         "Every block alone, fed with what the reference's block is fed: what it adds too much or too little (gain), "
         "and how much of it is wrong (error). Rounding scatters around a gain of one; a ring marks what stands out."
     )
-    draw = partial(draw_blocks, candidates=facts.candidates)
+    draw = partial(draw_blocks, candidates=data.candidates)
     picture = render(draw, height=3.4, narrow_height=6.0, name="blocks")
-    told = "".join(verdict(facts, index) for index in range(1, len(facts.rows)))
+    told = "".join(verdict(data, index) for index in range(1, len(data.rows)))
     return section("Which block departs", about, framed(picture, "Gain and error of every block"), f"<ul>{told}</ul>")
 
 
-def verdict(facts: Facts, index: int) -> str:
+def verdict(data: ReportData, index: int) -> str:
     """A line for a candidate: the blocks that stand out with their figures and worst linear, or that none does."""
-    row = facts.rows[index]
+    row = data.rows[index]
     if not row.get("blocks"):
         return ""
-    found = [esc(describe(block)) for block in standing_out(row)]
+    found = [esc(describe(block)) for block in outliers(row)]
     words = f'<b class="bad">{"; ".join(found)}</b>' if found else "no block stands out"
     return f"<li>{dot(css_colour(index))}{esc(row['name'])}: {words}</li>"
 

@@ -5,25 +5,25 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from compress.evaluate.report.facts import Facts, css_colour
 from compress.evaluate.report.html import Row, dot, esc, folded, framed, percent, section, table
 from compress.evaluate.report.plots import log_ticks, render, series, short
+from compress.evaluate.report.report_data import ReportData, css_colour
 
 DOCUMENTS = 5
 WORST = 10
 
 
-def drift_section(facts: Facts) -> str:
+def drift_section(data: ReportData) -> str:
     """ "" where the rows have no breakdown."""
-    drawn = [row for row in facts.candidates if row.get("positions")]
-    parts = [positions(facts)] if drawn else []
-    parts += [details(facts, index) for index in range(1, len(facts.rows))]
+    drawn = [row for row in data.candidates if row.get("positions")]
+    parts = [positions(data)] if drawn else []
+    parts += [details(data, index) for index in range(1, len(data.rows))]
     about = "KL by position in the window, then the documents and the tokens that drifted most."
     return section("Where the drift is", about, *parts) if any(parts) else ""
 
 
-def positions(facts: Facts) -> str:
-    draw = partial(draw_positions, candidates=facts.candidates)
+def positions(data: ReportData) -> str:
+    draw = partial(draw_positions, candidates=data.candidates)
     return framed(render(draw, height=3.2, narrow_height=3.6, name="positions"), "KL by position in the window")
 
 
@@ -44,9 +44,9 @@ def draw_positions(figure: Figure, narrow: bool, candidates: Sequence[Row]) -> N
     axes.legend(frameon=False, ncols=1 if narrow else 4, loc="best", fontsize=9)
 
 
-def details(facts: Facts, index: int) -> str:
+def details(data: ReportData, index: int) -> str:
     """What a candidate's row holds of documents and worst tokens, folded; "" when it holds neither."""
-    row = facts.rows[index]
+    row = data.rows[index]
     body = documents(row.get("documents") or []) + worst(row.get("worst") or [])
     return folded(row["name"], body, open_=False, mark=dot(css_colour(index))) if body else ""
 

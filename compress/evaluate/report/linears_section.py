@@ -6,9 +6,9 @@ from functools import partial
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from compress.evaluate.report.facts import Facts, series_of
 from compress.evaluate.report.html import Row, count, folded, framed, section
 from compress.evaluate.report.plots import INK, LINE, MUTE, log_ticks, render, series, short
+from compress.evaluate.report.report_data import ReportData, series_of
 
 
 def linear_rows(row: Row) -> list[Row]:
@@ -17,10 +17,10 @@ def linear_rows(row: Row) -> list[Row]:
     return [found for found in row["record"].get("rows") or () if all(key in found for key in keys)]
 
 
-def linears_section(facts: Facts) -> str:
+def linears_section(data: ReportData) -> str:
     """A picture of every linear's error for each candidate whose method did other than plain rounding."""
     parts: list[str] = []
-    for index, row in sorted(enumerate(facts.candidates), key=lambda pair: pair[1]["kl"]):
+    for index, row in sorted(enumerate(data.candidates), key=lambda pair: pair[1]["kl"]):
         found = linear_rows(row)
         gains = sorted(r["error"] / r["rtn_error"] for r in found if r["rtn_error"] > 0)
         if gains and any(r["error"] != r["rtn_error"] for r in found):
@@ -38,10 +38,10 @@ def linears_section(facts: Facts) -> str:
     return section("What is lost in each linear", about, *parts) if parts else ""
 
 
-def training_section(facts: Facts) -> str:
+def training_section(data: ReportData) -> str:
     """The loss curve of each checkpoint that was distilled, and what distillation was worth."""
     parts = []
-    for index, row in enumerate(facts.rows):
+    for index, row in enumerate(data.rows):
         curve = [step for step in row["record"].get("loss") or () if "step" in step and "loss" in step]
         if curve:
             colour = series(max(series_of(index), 0))

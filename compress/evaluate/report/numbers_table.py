@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from compress.evaluate.report.facts import Facts, css_colour
 from compress.evaluate.report.html import (
     LEFT,
     Row,
@@ -24,6 +23,7 @@ from compress.evaluate.report.html import (
     table,
 )
 from compress.evaluate.report.plots import INK, MUTE, log_ticks, render, series, short
+from compress.evaluate.report.report_data import ReportData, css_colour
 
 Cell = Callable[[Row], str]
 COLUMNS: dict[str, tuple[str | None, Cell]] = {  # heading: key whose least (or greatest, of SHARES) is bold, cell
@@ -41,9 +41,9 @@ SHARES = ("top1", "top5")
 OF_CANDIDATES = ("ratio", "KL", "KL p99", "top-1", "top-5")  # what the reference is to itself says nothing
 
 
-def size_section(facts: Facts) -> str:
-    number = len(facts.candidates)
-    draw = partial(draw_drift, rows=facts.rows, limits=facts.limits)
+def size_section(data: ReportData) -> str:
+    number = len(data.candidates)
+    draw = partial(draw_drift, rows=data.rows, limits=data.limits)
     picture = render(draw, height=4.4, narrow_height=6.6 + 0.2 * number, name="drift")
     about = (
         "Down is closer to the reference, left is smaller. Bars are two standard errors, with windows as the sampling "
@@ -53,14 +53,14 @@ def size_section(facts: Facts) -> str:
     return section("Size against drift", about, framed(picture, words))
 
 
-def figures_section(facts: Facts) -> str:
+def figures_section(data: ReportData) -> str:
     about = (
         "± is one standard error, below it the 95 % interval from redrawing windows. Bits are per weight of the "
         "quantized linears, then per parameter of the whole model. KL is KL(reference ‖ candidate) in nats per token; "
         "top-1 is how often both would say the same next token, top-5 how often the reference's is among the "
         "candidate's five."
     )
-    lines = [table_line(index, facts.rows) for index in range(len(facts.rows))]
+    lines = [table_line(index, data.rows) for index in range(len(data.rows))]
     return section("All figures", about, table(["checkpoint", *COLUMNS], lines, left=["made by"]))
 
 

@@ -9,11 +9,11 @@ from string import Template
 from compress.core.atomic import write_atomic
 from compress.evaluate.report.blocks_section import blocks_section
 from compress.evaluate.report.drift_section import drift_section
-from compress.evaluate.report.facts import Facts
 from compress.evaluate.report.html import Row, count, esc
 from compress.evaluate.report.linears_section import linears_section, training_section
 from compress.evaluate.report.numbers_table import figures_section, size_section
 from compress.evaluate.report.provenance_section import provenance_section
+from compress.evaluate.report.report_data import ReportData
 from compress.evaluate.report.retention_section import retention_section
 from compress.evaluate.report.samples_section import samples_section
 from compress.evaluate.report.speed_section import speed_section
@@ -21,7 +21,7 @@ from compress.evaluate.report.trend_section import trend_section
 from compress.evaluate.report.verdicts_section import cards, headline, lead
 
 TEMPLATE = "page.html"
-SECTIONS: tuple[Callable[[Facts], str], ...] = (
+SECTIONS: tuple[Callable[[ReportData], str], ...] = (
     size_section,
     figures_section,
     retention_section,
@@ -36,23 +36,23 @@ SECTIONS: tuple[Callable[[Facts], str], ...] = (
 )
 
 
-def write_report(path: Path, facts: Facts) -> None:
-    """Write the report as an HTML file, whole or not at all. The same facts give the same bytes."""
-    write_atomic(path, make_report(facts).encode())
+def write_report(path: Path, data: ReportData) -> None:
+    """Write the report as an HTML file, whole or not at all. The same data give the same bytes."""
+    write_atomic(path, make_report(data).encode())
 
 
-def make_report(facts: Facts) -> str:
+def make_report(data: ReportData) -> str:
     """The report's text. ValueError for numbers that are not finite."""
-    title = facts.title or f"{facts.reference['name']} and {count(len(facts.candidates), 'candidate')}"
+    title = data.title or f"{data.reference['name']} and {count(len(data.candidates), 'candidate')}"
     template = resources.files("compress.evaluate.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
     return Template(template).substitute(
         title=esc(title),
         over=esc(f"qcompress · {title}"),
-        headline=esc(headline(facts)),
-        lead=lead(facts),
-        cards=cards(facts),
-        sections="".join(make(facts) for make in SECTIONS),
-        json=embed(facts.machine_readable()),
+        headline=esc(headline(data)),
+        lead=lead(data),
+        cards=cards(data),
+        sections="".join(make(data) for make in SECTIONS),
+        json=embed(data.machine_readable()),
     )
 
 

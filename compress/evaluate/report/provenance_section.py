@@ -3,19 +3,19 @@
 from typing import Any
 
 from calibration.start import format_start_token
-from compress.evaluate.report.facts import Facts
 from compress.evaluate.report.html import Row, esc, folded
+from compress.evaluate.report.report_data import ReportData
 
 
-def provenance_section(facts: Facts) -> str:
-    blocks = [("this report", this_report(facts)), *((row["name"], history(row)) for row in facts.rows)]
+def provenance_section(data: ReportData) -> str:
+    blocks = [("this report", this_report(data)), *((row["name"], history(row)) for row in data.rows)]
     shown = (folded(name, listed(found), open_=not place) for place, (name, found) in enumerate(blocks))
     return f"<h2>Where this comes from</h2>{''.join(shown)}"
 
 
-def this_report(facts: Facts) -> Row:
+def this_report(data: ReportData) -> Row:
     """What every figure was measured on, and with."""
-    first = facts.reference
+    first = data.reference
     found: Row = {
         "text": first["text"],
         "windows": f"{first['n_samples']} of {first['seq_len']} tokens, {first['tokens']:,} scored",
@@ -23,9 +23,9 @@ def this_report(facts: Facts) -> Row:
         "seed": first["seed"],
         "start token": format_start_token(first["start_token"]),
         "vocabulary": f"{first['vocabulary']:,} tokens",
-        "command": facts.command,
+        "command": data.command,
     }
-    for row in facts.retention[:1]:
+    for row in data.retention[:1]:
         found |= {"suite": row["suite"], "digest of the suite": row.get("suite_digest"), "asked by": row["runtime"]}
     return found
 
@@ -46,9 +46,9 @@ def history(row: Row) -> Row:
     return known
 
 
-def listed(facts: Row) -> str:
+def listed(data: Row) -> str:
     """Names and values side by side; those of None or "" are left out."""
-    pairs = ((key, value) for key, value in facts.items() if value not in (None, ""))
+    pairs = ((key, value) for key, value in data.items() if value not in (None, ""))
     return f"<dl>{''.join(f'<dt>{esc(key)}</dt><dd>{fact(value)}</dd>' for key, value in pairs)}</dl>"
 
 

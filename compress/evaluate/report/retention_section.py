@@ -2,28 +2,28 @@
 
 from collections.abc import Sequence
 
-from compress.evaluate.report.facts import Facts, css_colour
 from compress.evaluate.report.html import Row, count, dot, esc, section
+from compress.evaluate.report.report_data import ReportData, css_colour
 
 WIDEST = 160  # % of the axis at most: an interval beyond it is cut at the edge
 NAMES = {"qa": "Questions", "python": "Python", "math": "Mathematics", "json": "JSON", "multi-turn": "Conversation"}
 
 
-def retention_section(facts: Facts) -> str:
-    if not any(row["role"] == "candidate" for row in facts.retention):
+def retention_section(data: ReportData) -> str:
+    if not any(row["role"] == "candidate" for row in data.retention):
         return ""
-    kinds = list(dict.fromkeys(row["kind"] for row in facts.retention))
-    axis = axis_end(facts.retention)
+    kinds = list(dict.fromkeys(row["kind"] for row in data.retention))
+    axis = axis_end(data.retention)
     about = (
         "The candidate's score over the reference's, on the same tasks. The thin line is the 95 % interval from "
-        "redrawing the tasks; the solid mark is the reference at 100 %" + target_words(facts) + "."
+        "redrawing the tasks; the solid mark is the reference at 100 %" + target_words(data) + "."
     )
-    groups = "".join(kind_group(facts, kind, axis) for kind in sorted(kinds, key=lambda kind: kind == "all"))
+    groups = "".join(kind_group(data, kind, axis) for kind in sorted(kinds, key=lambda kind: kind == "all"))
     return section("What it still can do", about, f'<div class="kinds">{groups}</div>')
 
 
-def target_words(facts: Facts) -> str:
-    least = facts.limits.get("min_retention")
+def target_words(data: ReportData) -> str:
+    least = data.limits.get("min_retention")
     return "" if least is None else f", the dashed one the limit of {least:g} %"
 
 
@@ -33,24 +33,24 @@ def axis_end(rows: Sequence[Row]) -> float:
     return min(WIDEST, max(110.0, 1.02 * max(ends, default=100.0)))
 
 
-def kind_group(facts: Facts, kind: str, axis: float) -> str:
+def kind_group(data: ReportData, kind: str, axis: float) -> str:
     """A kind's heading with the reference's score, and a bar per candidate."""
-    rows = [row for row in facts.retention if row["kind"] == kind]
+    rows = [row for row in data.retention if row["kind"] == kind]
     base = next((row for row in rows if row["role"] == "reference"), None)
     scored = f"reference scores {base['score']:.2f}" if base and base["score"] is not None else ""
     items = count(rows[0]["items"], "task")
     about = f"mean over the kinds, {items}" if kind == "all" else " · ".join(part for part in (items, scored) if part)
-    bars = "".join(bar(facts, row, axis) for row in rows if row["role"] == "candidate")
+    bars = "".join(bar(data, row, axis) for row in rows if row["role"] == "candidate")
     name = "All of it" if kind == "all" else NAMES.get(kind, kind)
     return f'<div class="kept"><h3>{esc(name)} <small>{esc(about)}</small></h3>{bars}</div>'
 
 
-def bar(facts: Facts, row: Row, axis: float) -> str:
+def bar(data: ReportData, row: Row, axis: float) -> str:
     """One candidate on one kind: name, bar with its interval, and the numbers."""
-    index = facts.index_of(row["digest"])
+    index = data.index_of(row["digest"])
     colour = css_colour(index or 0)
-    name = row["name"] if index is None else facts.rows[index]["name"]
-    least = facts.limits.get("min_retention")
+    name = row["name"] if index is None else data.rows[index]["name"]
+    least = data.limits.get("min_retention")
     marks = f'<s style="left:{place(100, axis)}"></s>'
     marks += "" if least is None else f'<s class="limit" style="left:{place(least, axis)}"></s>'
     drawn = ""

@@ -2,27 +2,27 @@
 
 from collections.abc import Sequence
 
-from compress.evaluate.report.facts import Facts, css_colour
 from compress.evaluate.report.html import Row, dot, esc, section
+from compress.evaluate.report.report_data import ReportData, css_colour
 from compress.evaluate.report.retention_section import NAMES
 
 
-def samples_section(facts: Facts) -> str:
-    if not facts.samples:
+def samples_section(data: ReportData) -> str:
+    if not data.samples:
         return ""
-    scored = any(answer["score"] is not None for sample in facts.samples for answer in sample["answers"])
+    scored = any(answer["score"] is not None for sample in data.samples for answer in sample["answers"])
     about = "Greedy answers to the same prompts, word for word."
     if scored:
         about += " Kinds take turns; within a kind those come first on which the checkpoints differ most."
-    return section("In their own words", about, *(sample_block(facts, sample) for sample in facts.samples))
+    return section("In their own words", about, *(sample_block(data, sample) for sample in data.samples))
 
 
-def sample_block(facts: Facts, sample: Row) -> str:
+def sample_block(data: ReportData, sample: Row) -> str:
     """The prompt, then one column per checkpoint."""
     told = (("1", sample["turns"][0]),) if len(sample["turns"]) == 1 else numbered(sample["turns"])
     prompt = "".join(f"<p>{mark(number, len(sample['turns']))}{esc(text)}</p>" for number, text in told)
     kind = esc(NAMES.get(sample["kind"], sample["kind"]))
-    columns = "".join(answer_block(facts, answer) for answer in sample["answers"])
+    columns = "".join(answer_block(data, answer) for answer in sample["answers"])
     asked = f'<div class="prompt"><h3>{kind}</h3>{prompt}</div>'
     return f'<article class="sample">{asked}<div class="said">{columns}</div></article>'
 
@@ -36,10 +36,10 @@ def mark(number: str, count: int) -> str:
     return f"<small>{number}</small> " if count > 1 else ""
 
 
-def answer_block(facts: Facts, answer: Row) -> str:
+def answer_block(data: ReportData, answer: Row) -> str:
     """A checkpoint's answers, each to its turn, and how they were scored."""
-    index = facts.index_of(answer["digest"])
-    name = answer["name"] if index is None else facts.rows[index]["name"]
+    index = data.index_of(answer["digest"])
+    name = answer["name"] if index is None else data.rows[index]["name"]
     texts = "".join(
         f"<pre>{mark(number, len(answer['answers']))}{esc(text) or '<i>nothing</i>'}</pre>"
         for number, text in numbered(answer["answers"])

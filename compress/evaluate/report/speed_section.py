@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from compress.evaluate.report.facts import Facts, css_colour
 from compress.evaluate.report.html import Row, dot, esc, line, megabytes, section, table
+from compress.evaluate.report.report_data import ReportData, css_colour
 
 Cell = Callable[[Row, str], str]
 
@@ -41,13 +41,13 @@ COLUMNS: dict[str, tuple[str, Cell]] = {  # key: heading, cell
 }
 
 
-def speed_section(facts: Facts) -> str:
-    measured = [row for row in facts.speed if row.get("kind", "measured") == "measured"]
-    predicted = [row for row in facts.speed if row.get("kind") == "predicted"]
-    return (measured_part(facts, measured) if measured else "") + (boards_part(facts, predicted) if predicted else "")
+def speed_section(data: ReportData) -> str:
+    measured = [row for row in data.speed if row.get("kind", "measured") == "measured"]
+    predicted = [row for row in data.speed if row.get("kind") == "predicted"]
+    return (measured_part(data, measured) if measured else "") + (boards_part(data, predicted) if predicted else "")
 
 
-def measured_part(facts: Facts, rows: Sequence[Row]) -> str:
+def measured_part(data: ReportData, rows: Sequence[Row]) -> str:
     first = rows[0]
     asked = f"{first['prompt_tokens']:,} tokens in, {first['new_tokens']:,} out, batches of {first['batch_size']}"
     where = " ".join(str(first[key]) for key in ("runtime", "runtime_version") if first.get(key))
@@ -55,18 +55,18 @@ def measured_part(facts: Facts, rows: Sequence[Row]) -> str:
         f"{asked}; {where} on {first['device']}. Medians of {first['repeats']} with the least and greatest; in green "
         "or red what it gains over the reference."
     )
-    lines = [speed_line(facts, row) for row in rows]
+    lines = [speed_line(data, row) for row in rows]
     return section("Speed and memory", about, table(["checkpoint", *(name for name, _ in COLUMNS.values())], lines))
 
 
-def speed_line(facts: Facts, row: Row) -> str:
+def speed_line(data: ReportData, row: Row) -> str:
     """A checkpoint's line; what could not be measured stays empty, and the reason stands under the name."""
-    index = facts.index_of(row["digest"])
+    index = data.index_of(row["digest"])
     cells = [
         f"<td>{'' if row.get(key) is None else cell(row, key)}{gain(row.get(f'{key}_gain'))}</td>"
         for key, (_, cell) in COLUMNS.items()
     ]
-    name = row["name"] if index is None else facts.rows[index]["name"]
+    name = row["name"] if index is None else data.rows[index]["name"]
     return line(name, css_colour(index or 0), cells, note=row.get("error") or row.get("note"))
 
 
@@ -77,7 +77,7 @@ def gain(value: float | None) -> str:
     return f'<br><span class="gain {kind}">{value:+.0f} %</span>'
 
 
-def boards_part(facts: Facts, rows: Sequence[Row]) -> str:
+def boards_part(data: ReportData, rows: Sequence[Row]) -> str:
     """A line per board, a column per checkpoint: fits or not, and how many requests at a time."""
     names = list(dict.fromkeys(row["name"] for row in rows))
     first = rows[0]
@@ -92,7 +92,7 @@ def boards_part(facts: Facts, rows: Sequence[Row]) -> str:
         memory = megabytes(next(iter(own.values()))["memory_bytes"])
         cells = "".join(fit_cell(own.get(name)) for name in names)
         lines.append(f"<tr><th>{esc(title)} <small>{memory}</small></th>{cells}</tr>")
-    known = {row["name"]: index for index, row in enumerate(facts.rows)}
+    known = {row["name"]: index for index, row in enumerate(data.rows)}
     head = "".join(f"<th>{dot(css_colour(known.get(name, 0)))}{esc(name)}</th>" for name in names)
     return section("Where it fits", about, table(["board"], lines, more=head))
 

@@ -9,22 +9,22 @@ from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from compress.evaluate.report.facts import Facts
 from compress.evaluate.report.html import Row, framed, section
 from compress.evaluate.report.plots import MUTE, render, series, short
+from compress.evaluate.report.report_data import ReportData
 
 LINES = {"score": "Score on the tasks, mean over the kinds", "kl": "KL to the reference, nats per token"}
 Points = list[tuple[datetime, float, str | None]]  # time, value, tag
 
 
-def trend_section(facts: Facts) -> str:
+def trend_section(data: ReportData) -> str:
     """ "" where no checkpoint has been judged twice."""
-    found = {key: points_by_name(facts, key) for key in LINES}
+    found = {key: points_by_name(data, key) for key in LINES}
     drawn = {key: lines for key, lines in found.items() if any(len(points) > 1 for points in lines.values())}
     if not drawn:
         return ""
     picture = render(
-        partial(draw_trend, drawn=drawn, names=[row["name"] for row in facts.candidates]),
+        partial(draw_trend, drawn=drawn, names=[row["name"] for row in data.candidates]),
         height=3.4,
         narrow_height=3.2 * len(drawn),
         name="trend",
@@ -46,10 +46,10 @@ def trend_rows(verdicts: Sequence[Row], compared: Sequence[Row]) -> list[Row]:
     ]
 
 
-def points_by_name(facts: Facts, key: str) -> dict[str, Points]:
+def points_by_name(data: ReportData, key: str) -> dict[str, Points]:
     """The values of `key` in rows of `trend_rows`, by candidate."""
-    found: dict[str, Points] = {row["name"]: [] for row in facts.candidates}
-    for row in facts.history:
+    found: dict[str, Points] = {row["name"]: [] for row in data.candidates}
+    for row in data.history:
         if row["name"] in found and key in row:
             found[row["name"]].append((datetime.fromisoformat(row["time"]), row[key], row.get("tag")))
     return found

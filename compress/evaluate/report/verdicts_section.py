@@ -3,29 +3,29 @@
 import math
 from collections.abc import Sequence
 
-from compress.evaluate.report.facts import Facts, css_colour
 from compress.evaluate.report.html import Row, count, dot, esc, megabytes, percent, plus_minus
+from compress.evaluate.report.report_data import ReportData, css_colour
 
 NO_BREAK = "\u00a0"
 SAME_SIZE = 1.01  # a size within one percent is no argument
 
 
-def headline(facts: Facts) -> str:
+def headline(data: ReportData) -> str:
     """One sentence: the closest candidate that keeps its limits, or that none does."""
-    kept = [row for row in facts.candidates if facts.judged.get(row["name"], {"passed": True})["passed"]]
+    kept = [row for row in data.candidates if data.verdict_by_name.get(row["name"], {"passed": True})["passed"]]
     if not kept:
-        return f"No candidate of {facts.reference['name']} keeps its limits"
+        return f"No candidate of {data.reference['name']} keeps its limits"
     best = min(kept, key=lambda row: row["kl"])
-    size, same = percent(best["bytes"] / facts.reference["bytes"]), percent(best["top1"])
+    size, same = percent(best["bytes"] / data.reference["bytes"]), percent(best["top1"])
     sentence = f"{best['name']} says the same next token {same} of the time, at {size} of the size"
     return sentence.replace(" %", f"{NO_BREAK}%")
 
 
-def lead(facts: Facts) -> str:
+def lead(data: ReportData) -> str:
     """What everything was measured on, in a sentence; and the limits, where there are any."""
-    row = facts.reference
+    row = data.reference
     start = "no start token" if row["start_token"] is None else f"start token {row['start_token']}"
-    size = facts.limits.get("max_size")
+    size = data.limits.get("max_size")
     budget = f" The budget is {megabytes(size)}." if size else ""
     windows = f"{count(row['n_samples'], 'window')} of {row['seq_len']}"
     return (
@@ -35,34 +35,34 @@ def lead(facts: Facts) -> str:
     )
 
 
-def cards(facts: Facts) -> str:
-    return "".join(card(facts, index) for index in range(1, len(facts.rows)))
+def cards(data: ReportData) -> str:
+    return "".join(card(data, index) for index in range(1, len(data.rows)))
 
 
-def card(facts: Facts, index: int) -> str:
+def card(data: ReportData, index: int) -> str:
     """A candidate's name, what made it, its figures as bars, and its verdict."""
-    row, colour = facts.rows[index], css_colour(index)
-    size, furthest = row["bytes"] / facts.reference["bytes"], max(r["kl"] for r in facts.candidates)
+    row, colour = data.rows[index], css_colour(index)
+    size, furthest = row["bytes"] / data.reference["bytes"], max(r["kl"] for r in data.candidates)
     kind = " · ".join(
         str(part) for part in (row["method"], row["format"], f"{row['bits_per_weight']:.2f} bits") if part
     )
     meters = [
         meter(percent(row["top1"], 1), "same next token", row["top1"], colour),
         meter(megabytes(row["bytes"]), f"{percent(size)} of the size", min(size, 1), colour),
-        meter(f"{row['kl']:.4f}", "KL, nats per token", share_of(row["kl"], furthest, facts.candidates), colour),
+        meter(f"{row['kl']:.4f}", "KL, nats per token", share_of(row["kl"], furthest, data.candidates), colour),
         meter(f"× {row['perplexity_ratio']:.3f}", "perplexity", None, colour),
-        *kept_meter(facts, row, colour),
+        *kept_meter(data, row, colour),
     ]
     return (
         f'<article class="card"><h3>{dot(colour)}{esc(row["name"])}</h3>'
         f'<p class="kind">{esc(kind)}</p>{"".join(meters)}'
-        f"{verdict_line(row, facts.candidates, facts.judged.get(row['name']))}</article>"
+        f"{verdict_line(row, data.candidates, data.verdict_by_name.get(row['name']))}</article>"
     )
 
 
-def kept_meter(facts: Facts, row: Row, colour: str) -> list[str]:
+def kept_meter(data: ReportData, row: Row, colour: str) -> list[str]:
     """The mean retention over the kinds, [] where it is not known."""
-    found = [r for r in facts.retention if (r["digest"], r["role"], r["kind"]) == (row["digest"], "candidate", "all")]
+    found = [r for r in data.retention if (r["digest"], r["role"], r["kind"]) == (row["digest"], "candidate", "all")]
     return [
         meter(f"{r['retention']:.0f} %", "of the tasks' score kept", min(r["retention"] / 100, 1), colour)
         for r in found

@@ -33,7 +33,7 @@ from compress.checkpoint.load import check_causal_lm, open_causal_lm
 from compress.checkpoint.read import Checkpoint, read_json
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
-from compress.evaluate.names import tell_apart
+from compress.evaluate.names import unique_names
 from compress.evaluate.speed.hardware import Hardware, kernel_of, unsupported_reason
 from compress.model.blocks import find_vocabulary
 from compress.quantize.layout.plan import make_plan, read_source
@@ -156,7 +156,7 @@ def read_footprint(path: Path) -> ModelFootprint:
 def read_footprints(paths: Sequence[Path]) -> list[ModelFootprint]:
     """`read_footprint` of each path; equal names become paths."""
     footprints = [read_footprint(path) for path in paths]
-    names = tell_apart([one.name for one in footprints], paths)
+    names = unique_names([one.name for one in footprints], paths)
     return [replace(one, name=name) for one, name in zip(footprints, names, strict=True)]
 
 

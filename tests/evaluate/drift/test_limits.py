@@ -1,6 +1,6 @@
 import pytest
 
-from compress.evaluate.drift.limits import judge_rows
+from compress.evaluate.drift.limits import make_verdicts
 
 ROW = {"name": "awq", "digest": "d", "bytes": 2_000, "kl": 0.1, "perplexity_ratio": 1.02}
 
@@ -10,7 +10,7 @@ def kept(kind, retention):
 
 
 def test_without_a_limit_there_is_no_verdict():
-    assert judge_rows([ROW], [], {"max_size": None, "max_kl": None}) == []
+    assert make_verdicts([ROW], [], {"max_size": None, "max_kl": None}) == []
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_without_a_limit_there_is_no_verdict():
 )
 def test_a_verdict_names_every_limit_that_is_broken(limits, reason):
     retention = [kept("qa", 84.9), kept("json", 85.0), kept("math", None), kept("all", 10.0)]
-    (verdict,) = judge_rows([ROW], retention, limits)
+    (verdict,) = make_verdicts([ROW], retention, limits)
     assert verdict["passed"] == (reason is None)
     assert (verdict["reason"] or "").startswith(reason or "")
 
@@ -39,15 +39,15 @@ def test_a_block_that_stands_out_breaks_the_verdict_with_and_without_limits():
     blocks = [{"block": n, "gain": 1.12, "error": 0.15, "score": n, "outlier": n in (1, 2)} for n in range(4)]
     told = "blocks 2 (gain 1.120, error 0.1500), 1 (gain 1.120, error 0.1500) stand out"
     for limits, reason in (({}, told), ({"max_kl": 0.01}, f"{told}; kl 0.1 is above the limit 0.01")):
-        assert judge_rows([ROW | {"blocks": blocks}], [], limits) == [
+        assert make_verdicts([ROW | {"blocks": blocks}], [], limits) == [
             {"name": "awq", "passed": False, "reason": reason}
         ]
-    assert judge_rows([ROW | {"blocks": blocks[:1]}, ROW | {"blocks": []}], [], {}) == [
+    assert make_verdicts([ROW | {"blocks": blocks[:1]}, ROW | {"blocks": []}], [], {}) == [
         {"name": "awq", "passed": True, "reason": None}
     ]
 
 
 def test_what_is_no_number_or_was_not_judged_never_passes():
-    assert not judge_rows([ROW | {"kl": float("nan")}], [], {"max_kl": 9})[0]["passed"]
+    assert not make_verdicts([ROW | {"kl": float("nan")}], [], {"max_kl": 9})[0]["passed"]
     for retention in ([], [kept("qa", None)], [kept("qa", 99.0) | {"digest": "another"}]):
-        assert judge_rows([ROW], retention, {"min_retention": 85})[0]["reason"] == "no kind of task was judged"
+        assert make_verdicts([ROW], retention, {"min_retention": 85})[0]["reason"] == "no kind of task was judged"

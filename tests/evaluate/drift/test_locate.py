@@ -8,7 +8,7 @@ from compress.checkpoint.read import Checkpoint
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.evaluate.drift.compare import compare_rows
-from compress.evaluate.drift.limits import told_blocks
+from compress.evaluate.drift.limits import format_outliers
 from compress.evaluate.drift.locate import deviations, linear_row, locate_drift
 from compress.quantize.job import quantize_checkpoint
 
@@ -78,7 +78,7 @@ def test_a_linears_gain_is_the_factor_its_scales_were_multiplied_with(deep, roun
 def test_a_linear_that_alone_is_damaged_is_named(deep, damaged, windows):
     rows = locate(deep, damaged(5, 1.5, "q_proj"), windows)
     assert [(row["block"], row["linear"]) for row in rows if row["outlier"]] == [(5, "self_attn.q_proj")]
-    assert told_blocks({"blocks": rows}).startswith("block 5 self_attn.q_proj (gain 1.")
+    assert format_outliers({"blocks": rows}).startswith("block 5 self_attn.q_proj (gain 1.")
     hurt = locate(deep, damaged(3, 1.25), windows)[3]
     assert hurt["outlier"] and hurt["linear"] is None  # the whole block is
 

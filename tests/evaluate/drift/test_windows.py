@@ -11,8 +11,8 @@ from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.windows import (
     evaluation_windows,
     find_start,
-    refuse_other_tokenizers,
-    refuse_seen_text,
+    check_tokenizers,
+    check_text_unseen,
     shared_vocabulary,
 )
 
@@ -49,7 +49,7 @@ def test_rows_are_refused_too_when_their_windows_hold_seen_text(tiny_llama, copy
 @pytest.mark.parametrize("record", [{}, {"calibration": None}, {"calibration": {"sources": [{"digest": "sha256:0"}]}}])
 def test_other_text_and_no_text_are_not_refused(tiny_llama, copy_with, text, record):
     path = copy_with(tiny_llama, "qcompress.json", lambda old: old.update(record))
-    refuse_seen_text({"sources": [{"name": "t", "digest": source_digest(str(text))}]}, [Checkpoint(path)])
+    check_text_unseen({"sources": [{"name": "t", "digest": source_digest(str(text))}]}, [Checkpoint(path)])
 
 
 def test_the_start_is_measured_on_the_reference_as_on_the_whole_model(tiny_llama, text):
@@ -108,7 +108,7 @@ def test_a_candidate_with_another_tokenizer_is_refused_and_both_are_named(tiny_l
         None
     ]
     with pytest.raises(QCompressError, match=words) as error:
-        refuse_other_tokenizers(Checkpoint(tiny_llama), [Checkpoint(other)], ids, 128)
+        check_tokenizers(Checkpoint(tiny_llama), [Checkpoint(other)], ids, 128)
     assert str(tiny_llama) in error.value.message and str(other) in error.value.message
 
 
@@ -118,7 +118,7 @@ def test_tokens_beyond_the_shared_vocabulary_may_differ(tiny_llama, copy_with):
 
     wider = copy_with(tiny_llama, "tokenizer.json", add_pad)
     assert 128 in Checkpoint(wider).tokenizer.get_vocab().values()
-    refuse_other_tokenizers(Checkpoint(tiny_llama), [Checkpoint(wider)], torch.arange(20)[None], 128)
+    check_tokenizers(Checkpoint(tiny_llama), [Checkpoint(wider)], torch.arange(20)[None], 128)
 
 
 def test_a_manifest_survives_json(tiny_llama, text):

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from compress.evaluate.report import Facts, write_report
+from compress.evaluate.report import ReportData, write_report
 from compress.evaluate.report import make_report as make_page
 from compress.evaluate.report.blocks_section import describe
 from compress.evaluate.report.linears_section import stage_borders
@@ -20,7 +20,7 @@ EVIL = "</script><b onclick='x()'>&$x_1$ \"é"
 
 
 def make_report(rows, **others):
-    return make_page(Facts(rows, **others))
+    return make_page(ReportData(rows, **others))
 
 
 class Page(HTMLParser):
@@ -107,7 +107,7 @@ def test_names_texts_and_records_cannot_inject_markup(make_row, make_rows, linea
     rows = make_rows(make_row(EVIL, format=EVIL, method=EVIL, text=EVIL, digest=EVIL, record=record), make_row("b"))
     rows[0] |= {"name": EVIL + "0", "text": EVIL, "record": record}
     retention = [{"digest": EVIL, "role": "candidate", "kind": EVIL, "retention": 50.0}]
-    assert EVIL in Facts(rows, retention=retention, limits={"min_retention": 85}).judged[EVIL]["reason"]
+    assert EVIL in ReportData(rows, retention=retention, limits={"min_retention": 85}).verdict_by_name[EVIL]["reason"]
     retention[0] |= {"name": EVIL, "items": 1, "errors": 0, "empty": 0, "score": 0.5, "score_se": None, "runtime": EVIL}
     retention[0] |= {"retention_low": None, "retention_high": None, "suite": EVIL, "suite_digest": EVIL}
     text = make_report(rows, retention=retention, limits={"min_retention": 85}, title=EVIL, command=EVIL)
@@ -136,7 +136,7 @@ def test_the_page_asks_the_network_for_nothing(make_row, make_rows, linears, cur
 def test_the_same_rows_give_the_same_bytes(tmp_path, make_row, make_rows, linears, curve):
     rows = make_rows(make_row("a", record={"rows": linears, "loss": curve}))
     for name in ("one.html", "two.html"):
-        write_report(tmp_path / name, Facts(rows))
+        write_report(tmp_path / name, ReportData(rows))
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.html", "two.html"]
 
@@ -146,7 +146,7 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(tmp_path, make_row, mak
     path.write_text("old")
     for rows in (make_rows()[:1], make_rows(make_row("a", kl_p95=float("nan")))):
         with pytest.raises(ValueError):
-            write_report(path, Facts(rows))
+            write_report(path, ReportData(rows))
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -187,12 +187,12 @@ def test_a_single_window_has_no_error_to_show(make_row, make_rows):
 
 def test_the_headline_names_the_closest_that_keeps_its_limits(make_row, make_rows):
     rows = make_rows(make_row("near", kl=0.1, top1=0.9), make_row("far", kl=0.3, top1=0.7))
-    assert headline(Facts(rows)).startswith("near says the same next token 90\u00a0% of the time")
+    assert headline(ReportData(rows)).startswith("near says the same next token 90\u00a0% of the time")
     rows[1]["blocks"] = [{"block": 3, "gain": 1.05, "error": 0.01, "score": 9.0, "outlier": True}]
-    assert headline(Facts(rows)).startswith("far says")
-    assert headline(Facts(rows, limits={"max_kl": 0.2})) == "No candidate of base keeps its limits"
+    assert headline(ReportData(rows)).startswith("far says")
+    assert headline(ReportData(rows, limits={"max_kl": 0.2})) == "No candidate of base keeps its limits"
     invalid = [{"name": "far", "passed": False, "reason": "breaks rule D1"}]
-    assert headline(Facts(rows, verdicts=invalid)) == "No candidate of base keeps its limits"
+    assert headline(ReportData(rows, verdicts=invalid)) == "No candidate of base keeps its limits"
 
 
 def test_a_failed_verdict_stands_before_the_pictures(make_rows):
@@ -248,13 +248,13 @@ def test_a_block_that_stands_out_is_told_with_its_worst_linear():
 
 def test_two_reports_to_one_path_do_not_share_a_partial_file(tmp_path, make_row, make_rows):
     (tmp_path / ".r.html.partial").mkdir()
-    write_report(tmp_path / "r.html", Facts(make_rows(make_row("a"))))
+    write_report(tmp_path / "r.html", ReportData(make_rows(make_row("a"))))
     assert (tmp_path / "r.html").read_text().startswith("<!")
 
 
-def test_speed_says_why_a_figure_is_missing_and_which_board_is_too_small(full_facts):
-    speed = [row | {"error": "killed by the <kernel>", "latency_s": None} for row in full_facts.speed]
-    text = speed_section(replace(full_facts, speed=speed))
+def test_speed_says_why_a_figure_is_missing_and_which_board_is_too_small(full_data):
+    speed = [row | {"error": "killed by the <kernel>", "latency_s": None} for row in full_data.speed]
+    text = speed_section(replace(full_data, speed=speed))
     assert "killed by the &lt;kernel&gt;" in text and 'title="too large"' in text and "22.2 s" not in text
 
 
@@ -264,15 +264,15 @@ def test_sections_without_rows_are_not_there(make_rows):
     assert titles == ["Size against drift", "All figures", "Where this comes from"]
 
 
-def test_a_kind_that_the_reference_cannot_do_has_no_bar(full_facts):
-    groups = re.findall(r'<div class="kept">.*?</div></div>', retention_section(full_facts), re.DOTALL)
+def test_a_kind_that_the_reference_cannot_do_has_no_bar(full_data):
+    groups = re.findall(r'<div class="kept">.*?</div></div>', retention_section(full_data), re.DOTALL)
     (mathematics,) = [group for group in groups if "Mathematics" in group]
     assert mathematics.count("n/a") == 3 and "<u " not in mathematics and "<em " not in mathematics
 
 
-def test_the_trend_is_drawn_only_of_what_was_judged_twice(full_facts):
-    assert "Over time" in trend_section(full_facts)
-    assert trend_section(replace(full_facts, history=full_facts.history[:1])) == ""
+def test_the_trend_is_drawn_only_of_what_was_judged_twice(full_data):
+    assert "Over time" in trend_section(full_data)
+    assert trend_section(replace(full_data, history=full_data.history[:1])) == ""
     rows = [{"name": "near", "kind": kind, "time": "t", "score": 0.5} for kind in ("qa", "all")]
     rows += [{"name": "other", "kind": "all", "time": "t", "score": 0.5}, {"name": "near", "time": "t", "passed": True}]
-    assert trend_rows(rows, full_facts.rows) == [{"time": "t", "name": "near", "kind": "all", "score": 0.5}]
+    assert trend_rows(rows, full_data.rows) == [{"time": "t", "name": "near", "kind": "all", "score": 0.5}]

@@ -1,0 +1,218 @@
+"""The rows that commands print with --json, store in a history and show in reports: one TypedDict each.
+
+Every key has its meaning and unit as an `Annotated` text; the JSON reference page is generated from them.
+"""
+
+from typing import Annotated, Any, NotRequired, TypedDict
+
+
+class PositionRow(TypedDict):
+    """Drift of the tokens in one range of positions, start ≤ position < end."""
+
+    start: Annotated[int, "first position of the range"]
+    end: Annotated[int, "position after the range"]
+    tokens: Annotated[int, "number of scored tokens"]
+    reference_nll: Annotated[float, "mean negative log-likelihood of the reference, nats per token"]
+    nll: Annotated[float, "mean negative log-likelihood of the candidate, nats per token"]
+    kl: Annotated[float, "mean KL(reference ‖ candidate), nats per token"]
+
+
+class DocumentRow(TypedDict):
+    """Drift in one document of the evaluation text."""
+
+    document: Annotated[str, "name of the document"]
+    tokens: Annotated[int, "number of scored tokens"]
+    reference_nll: Annotated[float, "mean negative log-likelihood of the reference, nats per token"]
+    nll: Annotated[float, "mean negative log-likelihood of the candidate, nats per token"]
+    kl: Annotated[float, "mean KL(reference ‖ candidate), nats per token"]
+
+
+class GuessRow(TypedDict):
+    """One likely next token of a model."""
+
+    token: Annotated[str, "text of the token"]
+    probability: Annotated[float, "probability, 0 to 1"]
+
+
+class WorstRow(TypedDict):
+    """One of the tokens with the largest KL."""
+
+    kl: Annotated[float, "KL(reference ‖ candidate) at this token, nats"]
+    window: Annotated[int, "index of the window"]
+    position: Annotated[int, "position of the token in its window"]
+    document: Annotated[str | None, "name of the document; null if unnamed"]
+    before: Annotated[str, "text before the token"]
+    token: Annotated[str, "text of the token"]
+    reference_nll: Annotated[float, "negative log-likelihood of the reference, nats"]
+    nll: Annotated[float, "negative log-likelihood of the candidate, nats"]
+    reference: Annotated[list[GuessRow], "most likely tokens of the reference, best first"]
+    candidate: Annotated[list[GuessRow], "most likely tokens of the candidate, best first"]
+
+
+class LinearRow(TypedDict):
+    """One linear of a located block, run on the reference's inputs."""
+
+    name: Annotated[str, "name inside the block, such as self_attn.q_proj"]
+    error: Annotated[float, "squared output error over squared output, all tokens"]
+    gain: Annotated[float, "projection of the candidate's output on the reference's, median over tokens; 1 is exact"]
+    recorded: Annotated[float | None, "error in the candidate's record; null without a record"]
+    score: NotRequired[Annotated[float, "distance of the gain from other blocks' gains, robust deviations"]]
+
+
+class BlockRow(TypedDict):
+    """One block that `--locate` ran alone on the reference's inputs."""
+
+    block: Annotated[int, "index of the block"]
+    name: Annotated[str, "path of the block in the model"]
+    error: Annotated[float, "squared error over squared update, median over tokens"]
+    gain: Annotated[float, "projection of the candidate's update on the reference's, median over tokens; 1 is exact"]
+    excess: Annotated[float | None, "median of measured over recorded error of the linears; null without a record"]
+    linears: Annotated[list[LinearRow], "linears of the block"]
+    linear: NotRequired[Annotated[str | None, "the only outlier linear; null if the whole block or nothing is one"]]
+    score: NotRequired[Annotated[float, "largest robust deviation of the block and its linears"]]
+    outlier: NotRequired[Annotated[bool, "true if the score exceeds the threshold"]]
+
+
+class CheckpointPart(TypedDict):
+    """The part of a `CompareRow` that describes the checkpoint."""
+
+    name: Annotated[str, "name of the checkpoint"]
+    role: Annotated[str, "reference or candidate"]
+    format: Annotated[str, "awq, gptq, compressed-tensors, or the dtype of a 16-bit checkpoint"]
+    method: Annotated[str | None, "quantization method or command that made the checkpoint; null if unrecorded"]
+    bytes: Annotated[int, "size of all safetensors files, bytes"]
+    parameters: Annotated[int, "parameters of the model, tied weights counted once"]
+    bits_per_weight: Annotated[float, "bits on disk per weight of the quantized linears, scales and zeros included"]
+    bits_per_parameter: Annotated[float, "bits on disk per parameter of the whole model"]
+    digest: Annotated[str, "sha256 of the checkpoint"]
+    record: Annotated[dict[str, Any], "contents of the checkpoint's qcompress.json"]
+
+
+class DriftPart(TypedDict):
+    """The part of a `CompareRow` with the means over all scored tokens."""
+
+    perplexity: Annotated[float, "perplexity on the evaluation text"]
+    perplexity_se: Annotated[float | None, "standard error of perplexity; null for one window"]
+    perplexity_ratio: Annotated[float, "perplexity over the reference's perplexity"]
+    perplexity_ratio_se: Annotated[float | None, "standard error of perplexity_ratio; null for one window"]
+    perplexity_ratio_low: Annotated[float | None, "lower end of the 95 % interval of perplexity_ratio"]
+    perplexity_ratio_high: Annotated[float | None, "upper end of the 95 % interval of perplexity_ratio"]
+    perplexity_difference: Annotated[float, "perplexity minus the reference's perplexity"]
+    perplexity_difference_low: Annotated[float | None, "lower end of the 95 % interval of perplexity_difference"]
+    perplexity_difference_high: Annotated[float | None, "upper end of the 95 % interval of perplexity_difference"]
+    kl: Annotated[float, "mean KL(reference ‖ candidate), nats per token"]
+    kl_se: Annotated[float | None, "standard error of kl; null for one window"]
+    kl_low: Annotated[float | None, "lower end of the 95 % interval of kl"]
+    kl_high: Annotated[float | None, "upper end of the 95 % interval of kl"]
+    kl_median: Annotated[float, "median KL of a token, nats"]
+    kl_p95: Annotated[float, "95th percentile of KL, nats"]
+    kl_p99: Annotated[float, "99th percentile of KL, nats"]
+    top1: Annotated[float, "share of tokens with the same most likely token in both models, 0 to 1"]
+    top1_se: Annotated[float | None, "standard error of top1; null for one window"]
+    top5: Annotated[float, "share of tokens whose most likely token is in the candidate's top 5, 0 to 1"]
+    top5_se: Annotated[float | None, "standard error of top5; null for one window"]
+
+
+class BreakdownPart(TypedDict):
+    """The part of a `CompareRow` that locates drift in the text."""
+
+    positions: Annotated[list[PositionRow], "drift by position in the window"]
+    documents: Annotated[list[DocumentRow], "documents with the largest KL, largest first"]
+    worst: Annotated[list[WorstRow], "tokens with the largest KL, largest first"]
+
+
+class WindowsPart(TypedDict):
+    """The part of a `CompareRow` that describes the evaluation windows."""
+
+    text: Annotated[str | None, "name of the evaluation text"]
+    n_samples: Annotated[int, "number of windows"]
+    seq_len: Annotated[int, "tokens per window"]
+    tokens: Annotated[int, "number of scored tokens"]
+    start_token: Annotated[int | None, "id of the token that begins every window; null for none"]
+    seed: Annotated[int | None, "seed of the choice of windows"]
+    windows_digest: Annotated[str | None, "sha256 of the token ids"]
+    vocabulary: Annotated[int, "number of tokens that all models share"]
+
+
+class CompareRow(CheckpointPart, DriftPart, BreakdownPart, WindowsPart):
+    """One checkpoint of `compare` or `verify`: its size, and its drift from the reference."""
+
+    blocks: NotRequired[Annotated[list[BlockRow], "with --locate: one row per block"]]
+    passed: NotRequired[Annotated[bool, "true if every limit holds; absent without a limit"]]
+    reason: NotRequired[Annotated[str | None, "broken limits in words; null if none"]]
+
+
+class VerdictRow(TypedDict):
+    """Whether a candidate passes its limits."""
+
+    name: Annotated[str, "name of the checkpoint"]
+    passed: Annotated[bool, "true if every limit holds"]
+    reason: Annotated[str | None, "broken limits in words; null if none"]
+    check_errors: NotRequired[Annotated[int, "in a recipe: number of broken check rules"]]
+
+
+class RetentionRow(TypedDict):
+    """One checkpoint's score on one kind of task, from `eval`."""
+
+    name: Annotated[str, "name of the checkpoint"]
+    digest: Annotated[str, "sha256 of the checkpoint"]
+    role: Annotated[str, "reference or candidate"]
+    kind: Annotated[str, "kind of task; all is the mean over the kinds"]
+    items: Annotated[int, "number of scored tasks"]
+    errors: Annotated[int, "number of scorer errors"]
+    empty: Annotated[int, "number of empty answers"]
+    score: Annotated[float | None, "mean score, 0 to 1; null if nothing was scored"]
+    score_se: Annotated[float | None, "standard error of score"]
+    retention: Annotated[float | None, "score over the reference's score, %; null if the reference scores 0"]
+    retention_low: Annotated[float | None, "lower end of the 95 % interval of retention, %"]
+    retention_high: Annotated[float | None, "upper end of the 95 % interval of retention, %"]
+    suite: Annotated[str, "name of the task suite"]
+    suite_digest: Annotated[str | None, "sha256 of the task suite"]
+    runtime: Annotated[str, "transformers or vllm"]
+
+
+class AnswerRow(TypedDict):
+    """One checkpoint's answers to one prompt."""
+
+    name: Annotated[str, "name of the checkpoint"]
+    digest: Annotated[str, "sha256 of the checkpoint"]
+    answers: Annotated[list[str], "one text per turn"]
+    score: Annotated[float | None, "score, 0 to 1; null if not scored"]
+    reason: Annotated[str | None, "reason of the scorer"]
+
+
+class SampleRow(TypedDict):
+    """One prompt with the answers of all checkpoints."""
+
+    id: Annotated[str, "id of the task"]
+    kind: Annotated[str, "kind of task"]
+    turns: Annotated[list[str], "user messages"]
+    answers: Annotated[list[AnswerRow], "answers, the reference first"]
+
+
+class TrendRow(TypedDict, total=False):
+    """A stored verdict, reduced to what the report's trend plots show."""
+
+    time: Annotated[str, "UTC, ISO 8601"]
+    command: Annotated[str, "command that stored the verdict"]
+    tag: Annotated[str, "label such as v1"]
+    name: Annotated[str, "name of the checkpoint"]
+    digest: Annotated[str, "sha256 of the checkpoint"]
+    kind: Annotated[str, "kind of task; only all"]
+    score: Annotated[float, "mean score over the kinds, 0 to 1"]
+    kl: Annotated[float, "mean KL(reference ‖ candidate), nats per token"]
+
+
+class ChangeRow(TypedDict):
+    """One figure of `watch`: its value in the baseline, its value now, and the paired change."""
+
+    name: Annotated[str, "name of the checkpoint in the baseline"]
+    kind: Annotated[str, "kind of task, all, kl or perplexity"]
+    unit: Annotated[str, "unit of the change: points (0 to 100), nats or %"]
+    items: Annotated[int, "number of paired tasks or documents"]
+    before: Annotated[float | None, "value in the baseline"]
+    now: Annotated[float | None, "value in this run"]
+    change: Annotated[float | None, "now minus before, in `unit`; for perplexity in % of before"]
+    change_low: Annotated[float | None, "lower end of the 95 % interval of change"]
+    change_high: Annotated[float | None, "upper end of the 95 % interval of change"]
+    fell: Annotated[bool, "true if the checkpoint got significantly worse, or dropped by more than --max-drop"]

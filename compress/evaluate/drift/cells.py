@@ -1,0 +1,96 @@
+"""The figures of a comparison as text: one table for the terminal and the HTML report.
+
+Only this module decides how many digits and which unit a figure of a `CompareRow` is shown with.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from compress.core.rows import CompareRow
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure: its text, its standard error, a second figure in small print, its 95 % interval. "" means none."""
+
+    text: str
+    error: str = ""
+    small: str = ""
+    interval: str = ""
+
+    def __str__(self) -> str:
+        """The cell in a terminal: text, and the error if there is one."""
+        return f"{self.text} ± {self.error}" if self.error else self.text
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One column: how to format it, the key whose best value is bold, and whether a reference has it."""
+
+    cell: Callable[[CompareRow], Cell]
+    best: str | None = None
+    of_reference: bool = True
+
+
+def format_size(count: int) -> str:
+    """Bytes as "1.17 GB" or "114.0 MB"."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def with_error(value: float, error: float | None, digits: int) -> str:
+    """ "35.62 ± 2.61"; without the error if it is None."""
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def estimate(
+    value: float, error: float | None, digits: int, ends: tuple[float | None, float | None] | None = None
+) -> Cell:
+    """A cell with a standard error and a 95 % interval, as far as they exist."""
+    low, high = ends or (None, None)
+    return Cell(
+        f"{value:.{digits}f}",
+        error="" if error is None else f"{error:.{digits}f}",
+        interval="" if low is None or high is None else f"{low:.3f} to {high:.3f}",
+    )
+
+
+FIGURES: dict[str, Figure] = {
+    "method": Figure(lambda row: Cell(row["method"] or "–", small=row["format"])),
+    "size": Figure(lambda row: Cell(format_size(row["bytes"])), best="bytes"),
+    "bits per weight": Figure(
+        lambda row: Cell(f"{row['bits_per_weight']:.2f}", small=f"{row['bits_per_parameter']:.2f}")
+    ),
+    "perplexity": Figure(lambda row: estimate(row["perplexity"], row["perplexity_se"], 2)),
+    "perplexity ratio": Figure(
+        lambda row: estimate(
+            row["perplexity_ratio"],
+            row["perplexity_ratio_se"],
+            3,
+            (row.get("perplexity_ratio_low"), row.get("perplexity_ratio_high")),
+        ),
+        of_reference=False,
+    ),
+    "KL, nats": Figure(
+        lambda row: estimate(row["kl"], row["kl_se"], 4, (row.get("kl_low"), row.get("kl_high"))),
+        best="kl",
+        of_reference=False,
+    ),
+    "KL, 99th percentile": Figure(lambda row: Cell(f"{row['kl_p99']:.3f}"), of_reference=False),
+    "top-1 agreement": Figure(lambda row: Cell(f"{100 * row['top1']:.1f} %"), best="top1", of_reference=False),
+    "top-5 agreement": Figure(lambda row: Cell(f"{100 * row['top5']:.1f} %"), best="top5", of_reference=False),
+}
+
+
+def cells(row: CompareRow) -> dict[str, Cell | None]:
+    """The figures of a row by column; None for the reference's comparison with itself."""
+    return {
+        name: figure.cell(row) if figure.of_reference or row["role"] == "candidate" else None
+        for name, figure in FIGURES.items()
+    }
+
+
+def terminal_row(row: CompareRow) -> dict[str, object]:
+    """A row for the terminal: name, format and figures in words and units, and the verdict if there is one."""
+    figures = {name: None if cell is None else str(cell) for name, cell in cells(row).items()}
+    verdict = {"passed": row["passed"]} if "passed" in row else {}
+    return {"checkpoint": row["name"], "format": row["format"], **figures, **verdict}

@@ -1,0 +1,32 @@
+"""The job of `verify` and `compare`: build the evaluation windows and compare the checkpoints on them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from calibration.start import format_start_token
+from compress.checkpoint.read import Checkpoint
+from compress.core.rows import CompareRow
+from compress.evaluate.drift.compare import compare_rows
+from compress.evaluate.drift.settings import DriftSettings
+from compress.evaluate.drift.windows import evaluation_windows
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+def measure_drift(
+    checkpoints: Sequence[Checkpoint], settings: DriftSettings, report: Report = lambda row: None
+) -> list[CompareRow]:
+    """One row per checkpoint on the same windows; the first checkpoint is the reference."""
+    reference, *candidates = checkpoints
+    windows = evaluation_windows(
+        reference,
+        candidates,
+        settings.eval_text,
+        n_samples=settings.samples,
+        seq_len=settings.seq_len,
+        cache=settings.reference_cache,
+    )
+    start = format_start_token(windows.manifest["start_token"])
+    report({"eval_text": settings.eval_text, "samples": settings.samples, "start_token": start})
+    cache, locate = settings.reference_cache, settings.locate
+    return compare_rows(reference, candidates, windows, cache=cache, locate=locate, report=report)

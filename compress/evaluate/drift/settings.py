@@ -1,0 +1,86 @@
+"""Settings of `verify` and `compare`: evaluation text, limits, report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.core.config import parse_size
+from compress.core.options import option
+
+ANSWERS = 5  # prompts shown when --eval is a folder
+
+
+@dataclass(frozen=True)
+class DriftSettings:
+    """The windows to measure drift on, and what to store or locate on the way."""
+
+    eval_text: str = option(
+        "heldout", "Evaluation text: a file, or the name of an embedded text. Never text used for calibration."
+    )
+    samples: int = option(24, "Number of windows.", minimum=1)
+    seq_len: int = option(512, "Tokens per window.", minimum=8)
+    reference_cache: Path | None = option(
+        None,
+        "Folder that stores the reference's hidden states; later runs read them instead of running the reference.",
+        group="Resources",
+    )
+    locate: bool = option(
+        False, "Also run each block alone on the reference's inputs, and report outliers.", group="Measurement"
+    )
+
+
+@dataclass(frozen=True)
+class DriftLimits:
+    """Limits of `verify`; None means no limit."""
+
+    max_kl: float | None = option(
+        None, "Highest mean KL(reference ‖ candidate), nats per token.", group="Limits", minimum=0
+    )
+    max_perplexity_ratio: float | None = option(
+        None, "Highest ratio of the candidate's perplexity to the reference's.", group="Limits", minimum=0
+    )
+
+
+@dataclass(frozen=True)
+class CompareLimits:
+    """Limits of `compare`; None means no limit."""
+
+    max_size: int | None = option(
+        None,
+        "Highest size of a candidate's weight files, such as 2GB, 1.5GiB or 800MB.",
+        group="Limits",
+        parse=parse_size,
+        metavar="SIZE",
+    )
+    max_kl: float | None = option(
+        None, "Highest mean KL(reference ‖ candidate), nats per token.", group="Limits", minimum=0
+    )
+    max_perplexity_ratio: float | None = option(
+        None, "Highest ratio of the candidate's perplexity to the reference's.", group="Limits", minimum=0
+    )
+    min_retention: float | None = option(
+        None, "Lowest retention on every kind of task, in %. Needs --eval.", group="Limits", minimum=0
+    )
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """The HTML report and the files it shows."""
+
+    html: Path | None = option(None, "HTML report to write: one file, readable offline.", group="Report")
+    eval: Path | None = option(
+        None, "Results of `qcompress eval` to show: the folder of its --out, or a file of its --json.", group="Report"
+    )
+    bench: Path | None = option(None, "Results of `qcompress bench --json` to show: a file.", group="Report")
+    answers: int | None = option(
+        None,
+        "Number of prompts shown with every checkpoint's answers: from --eval, else generated now.",
+        group="Report",
+        minimum=0,
+        default_text=f"{ANSWERS} if --eval is a folder, else 0",
+    )
+
+    def answer_count(self) -> int:
+        """The number of prompts to show."""
+        if self.answers is not None:
+            return self.answers
+        return ANSWERS if self.eval and self.eval.is_dir() else 0

@@ -1,0 +1,72 @@
+"""The job of `compare`: measure the drift, read the other commands' results, write the report."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.read import Checkpoint
+from compress.core.rows import CompareRow
+from compress.evaluate.drift.job import measure_drift
+from compress.evaluate.drift.limits import add_verdicts, make_verdicts
+from compress.evaluate.drift.settings import CompareLimits, DriftSettings, ReportSettings
+from compress.evaluate.history.store import read_verdicts
+from compress.evaluate.report.collect import load_results
+from compress.evaluate.report.page import write_report
+from compress.evaluate.report.report_data import ReportData
+from compress.evaluate.report.trend_section import trend_rows
+from compress.evaluate.tasks.samples import fresh_samples, stored_samples
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of a comparison with their verdicts, and what its report shows beside them."""
+
+    checkpoints: Sequence[Checkpoint]
+    rows: Sequence[CompareRow]
+    limits: Mapping[str, Any]
+    results: Mapping[str, Sequence[Any]]
+    samples: Sequence[Any]
+    new_answers: int
+
+
+def compare_checkpoints(
+    sources: Sequence[Path],
+    drift: DriftSettings,
+    limits: CompareLimits,
+    settings: ReportSettings,
+    report: Report = lambda row: None,
+) -> Comparison:
+    """Compare `sources`, the reference first. Files are read before any model runs, so a wrong one fails early."""
+    checkpoints = [open_causal_lm(path) for path in sources]
+    results = load_results(checkpoints, settings.eval, settings.bench)
+    count = settings.answer_count() if settings.html else 0
+    stored: Sequence[Any] = []
+    if settings.eval and count:
+        folder = settings.eval if settings.eval.is_dir() else settings.eval.parent
+        stored = stored_samples(folder, results["retention"], count)
+    rows = measure_drift(checkpoints, drift, report)
+    rows = add_verdicts(rows, make_verdicts(rows[1:], results["retention"], asdict(limits)))
+    return Comparison(checkpoints, rows, asdict(limits), results, stored, 0 if settings.eval else count)
+
+
+def store_report(
+    path: Path, comparison: Comparison, history: Path | None, command: str, report: Report = lambda row: None
+) -> None:
+    """Write the HTML report. Without stored answers, generates as many as were requested."""
+    samples = comparison.samples
+    if comparison.new_answers:
+        samples = fresh_samples(comparison.checkpoints, comparison.new_answers, report=report)
+    data = ReportData(
+        comparison.rows,
+        limits={name: limit for name, limit in comparison.limits.items() if limit is not None},
+        history=trend_rows(read_verdicts(history), comparison.rows) if history else [],
+        command=command,
+        samples=samples,
+        **comparison.results,
+    )
+    write_report(path, data)
+    report({"report": path})

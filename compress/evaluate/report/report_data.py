@@ -1,0 +1,72 @@
+"""The data of a report: the rows of every command on the compared checkpoints."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+from compress.core.rows import CompareRow, RetentionRow, SampleRow, TrendRow, VerdictRow
+from compress.evaluate.drift.limits import make_verdicts
+
+Row = dict[str, Any]
+SERIES = 7  # colours of the page
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """`rows` of `compare_rows`, the reference's first; other fields are shown if they are not empty.
+
+    `retention` comes from `eval`, `speed` from `bench`, `samples` from `stored_samples`, `history` from `trend_rows`.
+    `limits` are by option (`max_size` in bytes). Verdicts follow from limits and located blocks; `verdicts` replaces
+    those of a caller with more rules. `command` is the command line of the report. ValueError without a candidate.
+    """
+
+    rows: Sequence[CompareRow]
+    verdicts: Sequence[VerdictRow] = ()
+    retention: Sequence[RetentionRow] = ()
+    speed: Sequence[Row] = ()
+    samples: Sequence[SampleRow] = ()
+    history: Sequence[TrendRow] = ()
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    title: str | None = None
+    command: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.rows) < 2:
+            raise ValueError(f"evaluate.report: {len(self.rows)} rows; a report needs a reference and a candidate")
+
+    @property
+    def reference(self) -> CompareRow:
+        return self.rows[0]
+
+    @property
+    def candidates(self) -> Sequence[CompareRow]:
+        return self.rows[1:]
+
+    @cached_property
+    def verdict_by_name(self) -> dict[str, VerdictRow]:
+        """The verdict of every candidate that has a limit or located blocks, by name."""
+        verdicts = make_verdicts(self.candidates, self.retention, self.limits)
+        return {row["name"]: row for row in (*verdicts, *self.verdicts)}
+
+    def index_of(self, digest: str | None) -> int | None:
+        """The index in `rows` of the checkpoint with this digest; None if it is not compared."""
+        return next((index for index, row in enumerate(self.rows) if row["digest"] == digest), None)
+
+    def machine_readable(self) -> Row:
+        """All shown rows by field; empty fields are left out."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values["verdicts"] = list(self.verdict_by_name.values())
+        shown = {key: value for key, value in values.items() if value and key not in ("title", "command")}
+        return {key: dict(value) if isinstance(value, Mapping) else list(value) for key, value in shown.items()}
+
+
+def series_of(index: int) -> int:
+    """The colour number of the checkpoint at this index of the rows; -1 is the reference's grey."""
+    return -1 if index == 0 else (index - 1) % SERIES
+
+
+def css_colour(index: int) -> str:
+    """The CSS colour of the checkpoint at this index of the rows."""
+    number = series_of(index)
+    return "var(--mute)" if number < 0 else f"var(--s{number})"
