@@ -17,6 +17,7 @@ from typing import Any
 
 from compress.checkpoint.hub import resolve_model
 from compress.core.report import Report, Row, silent
+from compress.core.rows import CompareRow
 
 Model = str | os.PathLike[str]
 
@@ -134,7 +135,7 @@ def verify(
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
     report: Report = silent,
-) -> Row:
+) -> CompareRow:
     """Measure how far a candidate has drifted from its reference on text that neither was trained on.
 
     Args:
@@ -174,7 +175,7 @@ def compare(
     seq_len: int = 512,
     html: Model | None = None,
     report: Report = silent,
-) -> list[Row]:
+) -> list[CompareRow]:
     """Compare checkpoints with one reference: size, perplexity, KL and agreement on the same windows.
 
     Args:

@@ -19,6 +19,7 @@ from compress.checkpoint.read import RECORD, Checkpoint, read_json
 from compress.checkpoint.write import write_json
 from compress.core.atomic import write_atomic
 from compress.core.errors import QCompressError
+from compress.core.rows import CompareRow, VerdictRow
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.job import distill_checkpoint
 from compress.distill.student.plan import make_plan as make_distill_plan
@@ -171,7 +172,7 @@ def drift_limits(recipe: Recipe) -> dict[str, float | None]:
     return {"max_kl": recipe.verify.max_kl, "max_perplexity_ratio": recipe.verify.max_perplexity_ratio}
 
 
-def make_verdict(recipe: Recipe, path: Path, row: Row) -> Row:
+def make_verdict(recipe: Recipe, path: Path, row: CompareRow) -> VerdictRow:
     """Whether a variant keeps the rules and the limits; `reason` has the first broken rule and every broken limit."""
     errors = [row for row in check_checkpoint(path, source=recipe.student_path) if row["level"] == "error"]
     reasons = [f"breaks rule {error['rule']}" for error in errors[:1]]

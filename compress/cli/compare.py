@@ -54,7 +54,7 @@ def command(
     rows = comparison.rows
     keep_verdicts(history, tag, "compare", [{**row, "reference_digest": rows[0]["digest"]} for row in rows])
     if as_json:
-        emit(rows, as_json=True)
+        emit([dict(row) for row in rows], as_json=True)
     else:
         show_rows(rows)
     if page.html:

@@ -5,11 +5,11 @@ from typing import Any
 
 import click
 
-from compress.evaluate.drift.cells import with_error
 from compress.cli.console import emit, json_option, report
 from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, make_settings, restart_option, settings_options, shared_option
+from compress.evaluate.drift.cells import with_error
 from compress.evaluate.tasks.settings import OUT, RuntimeSettings, TaskSettings
 
 Row = dict[str, Any]

@@ -33,7 +33,7 @@ def test_a_command_opens_and_digests_each_checkpoint_once(command, counts, good,
     reference, candidate = good("llama", "plain"), good("llama", "awq")
     opened, digested = counts
     opened.clear()
-    arguments = [reference, candidate, "--text", "heldout", "--windows", 2, "--seq-len", 32, "--locate"]
+    arguments = [reference, candidate, "--eval-text", "heldout", "--samples", 2, "--seq-len", 32, "--locate"]
     arguments += ["--reference-cache", tmp_path / "states", "--history", tmp_path / "history.sqlite", "--json"]
     result = CliRunner().invoke(cli, [command, *map(str, arguments)], catch_exceptions=False)
     assert result.exit_code in (0, 3), result.output

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from compress.checkpoint.read import Checkpoint
 from compress.cli import cli
 
-SIZE = ("--windows", "4", "--seq-len", "32")
+SIZE = ("--samples", "4", "--seq-len", "32")
 
 
 def compare(*arguments):
@@ -16,19 +16,22 @@ def compare(*arguments):
 
 
 def test_one_row_per_checkpoint_with_the_figures_that_decide(tiny_llama, rounded, text):
-    result = compare(tiny_llama, rounded, tiny_llama, "--text", text)
+    result = compare(tiny_llama, rounded, tiny_llama, "--eval-text", text)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert len(lines) == 4
-    assert all(word in lines[0] for word in ("name", "format", "MB", "bits/weight", "perplexity", "KL", "top-1"))
+    assert all(
+        word in lines[0]
+        for word in ("checkpoint", "format", "size", "bits per weight", "perplexity", "KL, nats", "top-1 agreement")
+    )
     assert "float16" in lines[1] and "16.00" in lines[1] and "%" not in lines[1]
     assert "rounded" in lines[2] and "4.62" in lines[2] and "±" in lines[2]
-    assert "0.0000 ± 0.0000" in lines[3] and "100.0%" in lines[3]
+    assert "0.0000 ± 0.0000" in lines[3] and "100.0 %" in lines[3]
 
 
 def test_the_report_holds_the_same_rows_as_the_json(tiny_llama, rounded, text, tmp_path):
     page = tmp_path / "report.html"
-    result = compare(tiny_llama, rounded, "--text", text, "--html", page, "--json")
+    result = compare(tiny_llama, rounded, "--eval-text", text, "--html", page, "--json")
     assert result.exit_code == 0, result.output
     (script,) = re.findall(r'<script type="application/json" id="rows">(.*?)</script>', page.read_text())
     assert json.loads(script)["rows"] == json.loads(result.stdout)
@@ -36,8 +39,8 @@ def test_the_report_holds_the_same_rows_as_the_json(tiny_llama, rounded, text, t
 
 
 def test_a_report_with_no_place_to_go_is_refused_before_the_work(tiny_llama, rounded, text, tmp_path):
-    result = compare(tiny_llama, rounded, "--text", text, "--html", tmp_path / "no/report.html")
-    assert result.exit_code == 1 and "its directory does not exist" in result.stderr and "block" not in result.stderr
+    result = compare(tiny_llama, rounded, "--eval-text", text, "--html", tmp_path / "no/report.html")
+    assert result.exit_code == 1 and "does not exist; create it first" in result.stderr and "block" not in result.stderr
 
 
 @pytest.fixture
@@ -64,30 +67,34 @@ def evaluated(tiny_llama, rounded, tmp_path):
 
 def test_an_eval_without_its_answers_makes_a_report_without_samples(tiny_llama, rounded, text, tmp_path, evaluated):
     page = tmp_path / "report.html"
-    result = compare(tiny_llama, rounded, "--text", text, "--html", page, "--eval", evaluated)
+    result = compare(tiny_llama, rounded, "--eval-text", text, "--html", page, "--eval", evaluated)
     assert result.exit_code == 0 and page.is_file(), result.output
 
 
-def test_answers_that_are_not_there_are_missed_before_the_work(tiny_llama, rounded, text, tmp_path, evaluated):
-    asked = ("--html", tmp_path / "report.html", "--eval", evaluated, "--samples", 3)
-    result = compare(tiny_llama, rounded, "--text", text, *asked)
-    assert result.exit_code == 1 and "there are no answers to show" in result.stderr and "reads" not in result.stderr
+def test_missing_answers_fail_before_any_model_runs(tiny_llama, rounded, text, tmp_path, evaluated):
+    asked = ("--html", tmp_path / "report.html", "--eval", evaluated, "--answers", 3)
+    result = compare(tiny_llama, rounded, "--eval-text", text, *asked)
+    assert (
+        result.exit_code == 1
+        and "missing; pass the folder of `qcompress eval --out` with --eval" in result.stderr
+        and "reads" not in result.stderr
+    )
 
 
 def test_the_table_is_there_when_the_report_fails(tiny_llama, rounded, text, tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError("no space")
 
-    monkeypatch.setattr("compress.evaluate.report.write_report", fail)
-    result = compare(tiny_llama, rounded, "--text", text, "--html", tmp_path / "report.html")
+    monkeypatch.setattr("compress.evaluate.report.job.write_report", fail)
+    result = compare(tiny_llama, rounded, "--eval-text", text, "--html", tmp_path / "report.html")
     assert result.exit_code == 1 and "no space" in result.stderr and "perplexity" in result.stdout
 
 
 def test_retention_is_a_limit_also_without_a_report(tiny_llama, rounded, text, evaluated):
-    limit = ("--text", text, "--eval", evaluated, "--min-retention")
+    limit = ("--eval-text", text, "--eval", evaluated, "--min-retention")
     assert compare(tiny_llama, rounded, *limit, 70).exit_code == 0
     result = compare(tiny_llama, rounded, *limit, 90)
-    assert result.exit_code == 3 and "qa keeps 80.0 %" in result.stderr
+    assert result.exit_code == 3 and "qa retains 80.0 %" in result.stderr
     assert compare(tiny_llama, rounded, *limit[:-1]).exit_code == 2
 
 
@@ -101,6 +108,6 @@ def test_another_tokenizer_is_one_line_that_names_both(tiny_llama, rounded, text
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["model"]["merges"].clear()
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    result = compare(tiny_llama, other, "--text", text)
+    result = compare(tiny_llama, other, "--eval-text", text)
     assert result.exit_code == 1 and str(other) in result.stderr and str(tiny_llama) in result.stderr
     assert sum(line.startswith("Error:") for line in result.stderr.splitlines()) == 1

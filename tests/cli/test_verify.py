@@ -6,10 +6,10 @@ from click.testing import CliRunner
 
 from calibration.corpus import source_digest
 from compress.cli import cli
-from compress.cli.compare import CURE_DAMAGE
+from compress.evaluate.drift.limits import HELP_DAMAGE
 from compress.evaluate.history.store import read_verdicts
 
-SIZE = ("--windows", "4", "--seq-len", "32")
+SIZE = ("--samples", "4", "--seq-len", "32")
 
 
 def verify(*arguments):
@@ -23,7 +23,7 @@ def error_line(result):
 
 
 def test_limits_that_hold_end_with_0_and_the_row(tiny_llama, rounded, text):
-    result = verify(tiny_llama, rounded, "--text", text, "--max-kl", 10, "--max-perplexity-ratio", 10, "--json")
+    result = verify(tiny_llama, rounded, "--eval-text", text, "--max-kl", 10, "--max-perplexity-ratio", 10, "--json")
     assert result.exit_code == 0, result.output
     row = json.loads(result.stdout)
     assert 0 < row["kl"] < 10 and row["limits"] == {"max_kl": 10, "max_perplexity_ratio": 10} and row["passed"]
@@ -31,50 +31,48 @@ def test_limits_that_hold_end_with_0_and_the_row(tiny_llama, rounded, text):
 
 
 @pytest.mark.parametrize(
-    ("option", "limit", "words"), [("--max-kl", 1e-6, "kl"), ("--max-perplexity-ratio", 0.5, "perplexity_ratio")]
+    ("option", "limit", "words"), [("--max-kl", 1e-6, "KL"), ("--max-perplexity-ratio", 0.5, "perplexity ratio")]
 )
-def test_a_limit_that_is_passed_ends_with_3_and_says_limit_value_and_cure(
-    tiny_llama, rounded, text, option, limit, words
-):
-    result = verify(tiny_llama, rounded, "--text", text, option, limit)
+def test_a_broken_limit_ends_with_3_and_names_value_limit_and_remedy(tiny_llama, rounded, text, option, limit, words):
+    result = verify(tiny_llama, rounded, "--eval-text", text, option, limit)
     assert result.exit_code == 3
     line = error_line(result)
-    assert f"{rounded.name}: {words} " in line and f"is above the limit {limit:g}; another method" in line
+    assert f"{rounded.name}: {words} " in line and f"is above the limit {limit:g}; try another method" in line
     assert "perplexity" in result.stdout  # the row is printed all the same
 
 
 def test_a_checkpoint_passes_the_strictest_limits_against_itself(tiny_llama, text):
-    result = verify(tiny_llama, tiny_llama, "--text", text, "--max-kl", 0, "--max-perplexity-ratio", 1)
+    result = verify(tiny_llama, tiny_llama, "--eval-text", text, "--max-kl", 0, "--max-perplexity-ratio", 1)
     assert result.exit_code == 0, result.output
 
 
-def test_without_a_limit_it_says_that_nothing_was_verified(tiny_llama, rounded, text):
-    result = verify(tiny_llama, rounded, "--text", text)
+def test_without_a_limit_nothing_is_verified(tiny_llama, rounded, text):
+    result = verify(tiny_llama, rounded, "--eval-text", text)
     assert result.exit_code == 0 and "nothing was verified" in result.stderr
 
 
-def test_a_text_of_which_no_token_counts_is_refused(tiny_llama, rounded, tmp_path):
+def test_a_text_without_a_scored_token_is_refused(tiny_llama, rounded, tmp_path):
     turns = [{"role": "user", "content": "word " * 900}, {"role": "assistant", "content": "yes"}]
     (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}))
-    result = verify(tiny_llama, rounded, "--text", tmp_path / "chat.jsonl")
-    assert result.exit_code == 1 and "none of the 128 tokens that are read counts" in error_line(result)
+    result = verify(tiny_llama, rounded, "--eval-text", tmp_path / "chat.jsonl")
+    assert result.exit_code == 1 and "none of the 128 tokens is scored" in error_line(result)
 
 
 def test_the_embedded_text_is_the_default(tiny_llama, rounded):
     result = CliRunner().invoke(
-        cli, ["verify", str(tiny_llama), str(rounded), "--windows", "24", "--seq-len", "32", "--json"]
+        cli, ["verify", str(tiny_llama), str(rounded), "--samples", "24", "--seq-len", "32", "--json"]
     )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["text"] == "heldout"
 
 
-def test_text_it_was_calibrated_on_ends_with_1(tiny_llama, rounded, text, tmp_path):
+def test_a_calibration_text_as_evaluation_text_ends_with_1(tiny_llama, rounded, text, tmp_path):
     seen = tmp_path / "seen"
     shutil.copytree(rounded, seen)
     record = json.loads((seen / "qcompress.json").read_text())
     record["calibration"] = {"sources": [{"name": "renamed.txt", "digest": source_digest(str(text))}]}
     (seen / "qcompress.json").write_text(json.dumps(record))
-    result = verify(tiny_llama, seen, "--text", text, "--max-kl", 10)
+    result = verify(tiny_llama, seen, "--eval-text", text, "--max-kl", 10)
     assert result.exit_code == 1 and "was calibrated on text.txt" in error_line(result)
 
 
@@ -85,36 +83,36 @@ def test_text_that_cannot_be_used_ends_with_1(tiny_llama, rounded, tmp_path, con
     path = tmp_path / "bad.txt"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    result = verify(tiny_llama, rounded, "--text", path, "--max-kl", 10)
+    result = verify(tiny_llama, rounded, "--eval-text", path, "--max-kl", 10)
     assert result.exit_code == 1 and "bad.txt" in error_line(result) and words in error_line(result)
 
 
-def test_a_candidate_that_is_not_there_ends_with_1(tiny_llama, text, tmp_path):
-    result = verify(tiny_llama, tmp_path / "nowhere", "--text", text, "--max-kl", 1)
+def test_a_missing_candidate_ends_with_1(tiny_llama, text, tmp_path):
+    result = verify(tiny_llama, tmp_path / "nowhere", "--eval-text", text, "--max-kl", 1)
     assert result.exit_code == 1 and "nowhere: no such directory" in error_line(result)
 
 
-def test_a_second_candidate_does_not_read_the_reference_again(tiny_llama, rounded, text, tmp_path):
-    cache = ("--text", text, "--reference-cache", tmp_path / "cache", "--json")
+def test_the_cache_saves_running_the_reference_again(tiny_llama, rounded, text, tmp_path):
+    cache = ("--eval-text", text, "--reference-cache", tmp_path / "cache", "--json")
     first, second = verify(tiny_llama, rounded, *cache), verify(tiny_llama, tiny_llama, *cache)
     assert first.exit_code == second.exit_code == 0, second.output
     assert second.stderr.count("reads llama") == 2 and "reads llama  from" in second.stderr
-    assert json.loads(first.stdout) == json.loads(verify(tiny_llama, rounded, "--text", text, "--json").stdout)
+    assert json.loads(first.stdout) == json.loads(verify(tiny_llama, rounded, "--eval-text", text, "--json").stdout)
 
 
-def test_a_cache_of_other_windows_ends_with_1_and_says_what_differs(tiny_llama, rounded, text, tmp_path):
-    cache = ("--text", text, "--reference-cache", tmp_path / "cache")
+def test_a_cache_of_other_windows_ends_with_1_and_names_the_difference(tiny_llama, rounded, text, tmp_path):
+    cache = ("--eval-text", text, "--reference-cache", tmp_path / "cache")
     verify(tiny_llama, rounded, *cache)
-    other = ["verify", tiny_llama, rounded, *cache, "--windows", 3, "--seq-len", 32]
+    other = ["verify", tiny_llama, rounded, *cache, "--samples", 3, "--seq-len", 32]
     result = CliRunner().invoke(cli, [*map(str, other)])
     assert result.exit_code == 1 and "another n_samples: 4 there, 3 here" in error_line(result)
 
 
-def test_blocks_are_listed_where_asked(tiny_llama, rounded, text):
-    result = verify(tiny_llama, rounded, "--text", text, "--locate")
+def test_locate_lists_every_block(tiny_llama, rounded, text):
+    result = verify(tiny_llama, rounded, "--eval-text", text, "--locate")
     assert result.exit_code == 0 and "nothing was verified" not in result.stderr
     assert "model.layers.1" in result.stdout and "gain" in result.stdout
-    rows = json.loads(verify(tiny_llama, rounded, "--text", text, "--locate", "--json").stdout)["blocks"]
+    rows = json.loads(verify(tiny_llama, rounded, "--eval-text", text, "--locate", "--json").stdout)["blocks"]
     assert [row["block"] for row in rows] == [0, 1]
 
 
@@ -129,17 +127,28 @@ def marked(monkeypatch):
     monkeypatch.setattr("compress.evaluate.drift.compare.locate_drift", locate)
 
 
-def test_verify_and_compare_fail_alike_on_a_block_that_stands_out(tiny_llama, rounded, text, marked, tmp_path):
-    reason = "block 1 (gain 1.120, error 0.1500) stands out"
+def test_an_outlier_block_fails_verify_and_compare(tiny_llama, rounded, text, marked, tmp_path):
+    reason = "block 1 (gain 1.120, error 0.1500) is an outlier"
     for command, page in (("verify", ()), ("compare", ("--html", tmp_path / "r.html"))):
-        asked = [command, tiny_llama, rounded, "--text", text, *SIZE, "--locate", "--history", tmp_path / "h", *page]
-        told, machine = (CliRunner().invoke(cli, [*map(str, asked), *more]) for more in ((), ("--json",)))
-        assert told.exit_code == machine.exit_code == 3, told.output
-        assert error_line(told) == f"Error: {rounded.name}: {reason}; {CURE_DAMAGE}"
+        arguments = [
+            command,
+            tiny_llama,
+            rounded,
+            "--eval-text",
+            text,
+            *SIZE,
+            "--locate",
+            "--history",
+            tmp_path / "h",
+            *page,
+        ]
+        table, machine = (CliRunner().invoke(cli, [*map(str, arguments), *more]) for more in ((), ("--json",)))
+        assert table.exit_code == machine.exit_code == 3, table.output
+        assert error_line(table) == f"Error: {rounded.name}: {reason}; {HELP_DAMAGE}"
         rows = json.loads(machine.stdout)
         row = rows[-1] if isinstance(rows, list) else rows
         assert (row["passed"], row["reason"]) == (False, reason)
-        assert "passed" in told.stdout and f"{rounded.name}: {reason}" in told.stderr
+        assert "passed" in table.stdout and f"{rounded.name}: {reason}" in table.stderr
     assert f"✕ {reason}" in (tmp_path / "r.html").read_text()
     kept = [row for row in read_verdicts(tmp_path / "h") if row["role"] == "candidate"]
     assert [(row["passed"], row["reason"]) for row in kept] == 4 * [(False, reason)]

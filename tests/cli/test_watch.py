@@ -10,7 +10,7 @@ from compress.evaluate.tasks.prompting import answer_items
 from compress.evaluate.tasks.runner import open_transformers
 from compress.evaluate.tasks.suite import parse_item
 
-WINDOWS = ("--windows", 4, "--seq-len", 32)
+WINDOWS = ("--samples", 4, "--seq-len", 32)
 
 
 def invoke(*arguments):
@@ -37,13 +37,13 @@ def history(tiny_llama, rounded, suite, text, tmp_path):
     (tmp_path / "kept").mkdir()
     done = invoke("eval", rounded, "--reference", tiny_llama, "--suite", suite, "--out", tmp_path / "eval", *kept)
     assert done.exit_code == 0, done.output
-    done = invoke("compare", tiny_llama, rounded, "--text", text, *WINDOWS, *kept)
+    done = invoke("compare", tiny_llama, rounded, "--eval-text", text, *WINDOWS, *kept)
     assert done.exit_code == 0, done.output
     return tmp_path / "kept"
 
 
 def watch(checkpoint, history, reference, text, *options):
-    where = ("--history", history, "--out", history.parent / "watch", "--text", text)
+    where = ("--history", history, "--out", history.parent / "watch", "--eval-text", text)
     return invoke("watch", checkpoint, "--baseline", "v1", "--reference", reference, *where, *options)
 
 
@@ -62,7 +62,7 @@ def test_nothing_changed_ends_with_0_again_and_again(rounded, history, tiny_llam
 def test_a_checkpoint_that_fell_ends_with_3_and_says_where_and_how_much(tiny_qwen2, rounded, history, tiny_llama, text):
     result = watch(tiny_qwen2, history, tiny_llama, text, "--name", rounded.name)
     assert result.exit_code == 3, result.output
-    assert f"Error: {rounded.name} fell against v1: qa -100.0 points, all -100.0 points, kl +" in result.stderr
+    assert f"Error: {rounded.name} fell since v1: qa -100.0 points, all -100.0 points, kl +" in result.stderr
     assert "fell" in result.stdout and "yes" in result.stdout
 
 
@@ -71,12 +71,12 @@ def test_other_items_and_another_reference_are_refused_by_name(rounded, history,
     assert result.exit_code == 1 and "v1: reference was sha256:" in result.stderr
     suite.write_text(suite.read_text().replace("who is 1", "who was 1"))
     result = watch(rounded, history, tiny_llama, text)
-    assert result.exit_code == 1 and "v1: was asked suite own.jsonl sha256:" in result.stderr
+    assert result.exit_code == 1 and "v1: used suite own.jsonl sha256:" in result.stderr
 
 
 def test_another_reference_than_that_of_a_verify_is_refused(tiny_llama, tiny_qwen2, rounded, text, tmp_path):
     kept = ("--history", tmp_path / "kept.sqlite", "--tag", "v1")
-    assert invoke("verify", tiny_llama, rounded, "--text", text, *WINDOWS, *kept).exit_code == 0
+    assert invoke("verify", tiny_llama, rounded, "--eval-text", text, *WINDOWS, *kept).exit_code == 0
     assert watch(rounded, tmp_path / "kept.sqlite", tiny_llama, text).exit_code == 0
     result = watch(rounded, tmp_path / "kept.sqlite", tiny_qwen2, text)
     assert result.exit_code == 1 and "v1: reference was sha256:" in result.stderr
@@ -84,7 +84,7 @@ def test_another_reference_than_that_of_a_verify_is_refused(tiny_llama, tiny_qwe
 
 def test_verify_and_check_keep_their_verdicts_under_a_tag(tiny_llama, rounded, text, tmp_path):
     kept = ("--history", tmp_path / "kept.sqlite", "--tag", "v7")
-    assert invoke("verify", tiny_llama, rounded, "--text", text, *WINDOWS, "--max-kl", 1e-9, *kept).exit_code == 3
+    assert invoke("verify", tiny_llama, rounded, "--eval-text", text, *WINDOWS, "--max-kl", 1e-9, *kept).exit_code == 3
     assert invoke("check", rounded, *kept).exit_code == 0
     shutil.copytree(rounded, tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").unlink()
@@ -97,4 +97,4 @@ def test_verify_and_check_keep_their_verdicts_under_a_tag(tiny_llama, rounded, t
 def test_a_tag_needs_a_history(rounded, tiny_llama):
     for command in (["check", rounded], ["verify", tiny_llama, rounded], ["eval", rounded, "--reference", rounded]):
         result = invoke(*command, "--tag", "v1")
-        assert result.exit_code == 2 and "--tag goes with --history" in result.stderr
+        assert result.exit_code == 2 and "--tag needs --history" in result.stderr

@@ -4,7 +4,6 @@ Tokens early in a window have little context, late ones have all of it. Document
 differently from prose.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, TypedDict
 

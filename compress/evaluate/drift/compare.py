@@ -12,13 +12,13 @@ from calibration.windows import Windows
 from compress.checkpoint.formats import format_of, model_dtype
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
-from compress.evaluate.drift.breakdown import break_down
 from compress.core.rows import BreakdownPart, CheckpointPart, CompareRow, DriftPart, WindowsPart
+from compress.evaluate.drift.breakdown import break_down
 from compress.evaluate.drift.hidden_states import Report, read_windows, scored_places
 from compress.evaluate.drift.locate import locate_drift
 from compress.evaluate.drift.metrics import CHUNK, TokenDrift, no_drift, summarize_drift, token_drift
 from compress.evaluate.drift.reference_cache import read_reference
-from compress.evaluate.drift.windows import check_tokenizers, check_text_unseen, shared_vocabulary
+from compress.evaluate.drift.windows import check_text_unseen, check_tokenizers, shared_vocabulary
 from compress.evaluate.names import short_names
 from compress.model.blocks import linear_shapes, make_skeleton
 

@@ -102,7 +102,7 @@ def expanded_tail(count: int, confidence: float = CONFIDENCE) -> float:
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Student's t by the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5): 3 digits from 3 degrees of freedom."""
+    """Student's t by the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5), 3 digits from `freedom` 3 on."""
     z = NormalDist().inv_cdf(probability)
     terms = (
         (z**3 + z) / 4,

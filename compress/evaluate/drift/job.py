@@ -1,6 +1,6 @@
 """The job of `verify` and `compare`: build the evaluation windows and compare the checkpoints on them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from calibration.start import format_start_token
@@ -10,7 +10,7 @@ from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.settings import DriftSettings
 from compress.evaluate.drift.windows import evaluation_windows
 
-Report = Callable[[Mapping[str, Any]], None]
+Report = Callable[[dict[str, Any]], None]
 
 
 def measure_drift(

@@ -110,11 +110,15 @@ def check_folder(folder: Path, needed: int) -> None:
     """QCompressError for a folder with other files, or a disk with less than `needed` bytes free."""
     strangers = [file.name for file in folder.glob("[!.]*") if file.name not in (MANIFEST, STATES)]
     if strangers or (folder.exists() and not folder.is_dir()):
-        raise QCompressError(f"{folder}: contains {(strangers or ['no folder'])[0]}; pass a new folder to --reference-cache")
+        raise QCompressError(
+            f"{folder}: contains {(strangers or ['no folder'])[0]}; pass a new folder to --reference-cache"
+        )
     room = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(room).free
     if free < needed:
-        raise QCompressError(f"{folder}: needs {needed:,} bytes, {room} has {free:,} free; free space or pass another folder")
+        raise QCompressError(
+            f"{folder}: needs {needed:,} bytes, {room} has {free:,} free; free space or pass another folder"
+        )
 
 
 def save_states(folder: Path, hidden: Tensor, key: Row) -> None:

@@ -35,7 +35,7 @@ def evaluation_windows(
     The start token comes from `cache` if that has the same text; else it is measured. Raises QCompressError if a
     checkpoint was calibrated on `text` or no token is scored, CalibrationError if it cannot be read.
     """
-    checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]  # a broken checkpoint fails before any work
+    checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]  # fails early
     first = checkpoints[0]
     size = {"n_samples": n_samples, "seq_len": seq_len, "seed": seed}
     plain = build_windows([text], first.tokenizer, **size)
@@ -47,7 +47,7 @@ def evaluation_windows(
         windows = build_windows([text], first.tokenizer, **size, start_token=start["token"])
     if not windows.mask.any():
         raise QCompressError(
-            f"{text}: none of the {windows.ids.numel():,} tokens is scored, in a conversation only the assistant's are; "
+            f"{text}: none of the {windows.ids.numel():,} tokens is scored (in a chat, only the assistant's are); "
             "use more --samples, a larger --seq-len or another --eval-text"
         )
     return replace(windows, manifest=windows.manifest | {"start": start, "plain_windows": digest})
@@ -71,8 +71,7 @@ def check_text_unseen(manifest: dict[str, Any], checkpoints: Sequence[Checkpoint
             if source.get("digest") in texts:
                 name, digest = texts[source["digest"]], source["digest"][:19]
                 raise QCompressError(
-                    f"{checkpoint.path / RECORD}: was calibrated on {name} ({digest}…), which cannot be its evaluation text; "
-                    "use another --eval-text"
+                    f"{checkpoint.path / RECORD}: was calibrated on {name} ({digest}…); use another --eval-text"
                 )
 
 
@@ -87,9 +86,7 @@ def shared_vocabulary(checkpoints: Sequence[Checkpoint]) -> int:
     return min(*sizes, *(tokenizer_size(checkpoint.tokenizer) for checkpoint in checkpoints))
 
 
-def check_tokenizers(
-    reference: Checkpoint, candidates: Sequence[Checkpoint], ids: Tensor, vocabulary: int
-) -> None:
+def check_tokenizers(reference: Checkpoint, candidates: Sequence[Checkpoint], ids: Tensor, vocabulary: int) -> None:
     """QCompressError if a candidate's tokenizer has other tokens or splits the text of `ids` (n, seq) differently."""
     tokenizer: Any = reference.tokenizer
     tokens, text = tokens_below(tokenizer, vocabulary), tokenizer.decode(ids.flatten().tolist())

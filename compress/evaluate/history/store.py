@@ -1,8 +1,8 @@
-"""Every verdict ever given, in one SQLite file: when, by which command, of which bytes, and the whole report row."""
+"""The history: verdicts of all commands in one SQLite file, with time, command, digest and the whole row."""
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Any
 from compress.core.errors import QCompressError
 
 Row = dict[str, Any]
-FILE = "history.sqlite"  # where a folder is given
-LEFT_OUT = ("record",)  # lies beside the weights, and the digest names it
+FILE = "history.sqlite"  # inside a folder
+LEFT_OUT = ("record",)  # is in the checkpoint, which the digest identifies
 TABLE = """
 create table if not exists verdicts (
     time text not null,     -- UTC, ISO 8601
@@ -27,16 +27,16 @@ INSERT = "insert into verdicts (time, command, name, digest, row, tag) values (?
 
 
 def history_file(path: Path) -> Path:
-    """The file itself, or the one in a folder."""
+    """`path`, or history.sqlite in it if it is a folder."""
     return path / FILE if path.is_dir() else path
 
 
 def append_verdicts(
-    path: Path, command: str, rows: Sequence[Row], *, tag: str | None = None, time: datetime | None = None
+    path: Path, command: str, rows: Sequence[Mapping[str, Any]], *, tag: str | None = None, time: datetime | None = None
 ) -> None:
-    """Add one line per row, all or none. Rows hold `name` and `digest`. QCompressError when it is no history file."""
+    """Append all rows, or none on an error. Rows need `name` and `digest`. QCompressError for another kind of file."""
     file, now = history_file(path), (time or datetime.now(UTC)).isoformat(timespec="seconds")
-    lines = [(now, command, row["name"], row["digest"], kept_text(row), tag) for row in rows]
+    lines = [(now, command, row["name"], row["digest"], row_json(row), tag) for row in rows]
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with closing(sqlite3.connect(file)) as database, database:
@@ -45,22 +45,22 @@ def append_verdicts(
                 database.execute("alter table verdicts add column tag text")
             database.executemany(INSERT, lines)
     except sqlite3.DatabaseError as error:
-        raise QCompressError(f"{file}: is no history ({error}); name another file") from error
+        raise QCompressError(f"{file}: is no history ({error}); pass another file to --history") from error
 
 
-def kept_text(row: Row) -> str:
+def row_json(row: Mapping[str, Any]) -> str:
     return json.dumps({key: value for key, value in row.items() if key not in LEFT_OUT}, ensure_ascii=False)
 
 
 def read_verdicts(path: Path) -> list[Row]:
-    """All verdicts, the oldest first: the report rows with `time`, `command` and `tag` before them."""
+    """All verdicts, oldest first: rows with `time`, `command` and `tag`. QCompressError for a missing file."""
     file = history_file(path)
     if not file.is_file():
-        raise QCompressError(f"{file}: no such file; qcompress eval --history {file} begins it")
+        raise QCompressError(f"{file}: no such file; create it with qcompress eval --history {file}")
     try:
         with closing(sqlite3.connect(file)) as database:
             database.row_factory = sqlite3.Row
-            found = [dict(row) for row in database.execute("select * from verdicts order by rowid")]
+            lines = [dict(row) for row in database.execute("select * from verdicts order by rowid")]
     except sqlite3.DatabaseError as error:
-        raise QCompressError(f"{file}: is no history ({error}); name another file") from error
-    return [{key: row.get(key) for key in ("time", "command", "tag")} | json.loads(row["row"]) for row in found]
+        raise QCompressError(f"{file}: is no history ({error}); pass another file to --history") from error
+    return [{key: row.get(key) for key in ("time", "command", "tag")} | json.loads(row["row"]) for row in lines]

@@ -1,4 +1,4 @@
-"""What other commands found about the same checkpoints: their JSON files, read and matched by digest for a report."""
+"""Results of eval and bench on the compared checkpoints, read from JSON and matched by digest."""
 
 import json
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ EVAL = "eval.json"
 
 
 def load_results(checkpoints: Sequence[Checkpoint], evaluated: Path | None, bench: Path | None) -> dict[str, list[Row]]:
-    """{"retention", "speed"}: what the files say of the `checkpoints`, the reference's first.
+    """{"retention", "speed"}: the rows of both files on the `checkpoints`, the reference first.
 
-    Files are read and matched before hours are spent on anything else.
+    Files are read before any model runs, so a wrong one fails early.
     """
     names = short_names([checkpoint.path for checkpoint in checkpoints])
     named = zip(names, checkpoints, strict=True) if evaluated or bench else ()
@@ -28,35 +28,37 @@ def load_results(checkpoints: Sequence[Checkpoint], evaluated: Path | None, benc
 
 
 def read_rows(file: Path, needed: Sequence[str]) -> list[Row]:
-    """The rows of a file that a command's --json wrote. QCompressError when it holds none, or lacks a key."""
+    """The rows of a file that a command wrote with --json. QCompressError if it has none or lacks a key."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise QCompressError(f"{file}: cannot be read ({error}); name what a command wrote with --json") from None
-    rows = found if isinstance(found, list) else [found]
+        raise QCompressError(f"{file}: cannot be read ({error}); pass the output of a command with --json") from None
+    rows = value if isinstance(value, list) else [value]
     for number, row in enumerate(rows, 1):
         missing = [key for key in needed if not isinstance(row, dict) or key not in row]
         if missing:
-            raise QCompressError(f"{file}: row {number} has no {missing[0]}; name what the command wrote with --json")
+            raise QCompressError(
+                f"{file}: row {number} has no {missing[0]}; pass the output of the command with --json"
+            )
     return rows
 
 
 def retention_of(path: Path, compared: Sequence[Row]) -> list[Row]:
-    """`eval`'s rows on the compared checkpoints, from its folder or its JSON; rows on others are left out.
+    """The rows of `eval` on the compared checkpoints, from its folder or JSON.
 
-    QCompressError when they were measured against another reference, or are on none of the candidates.
+    QCompressError if the reference is another one or no row is on a candidate.
     """
     file = path / EVAL if path.is_dir() else path
     rows = read_rows(file, ("name", "digest", "role", "kind", "items", "errors", "empty", "score", "retention"))
-    base, ours = compared[0], next((row for row in rows if row["role"] == "reference"), None)
-    if ours is None or ours["digest"] != base["digest"]:
-        name = ours["name"] if ours else "nothing"
+    base, reference = compared[0], next((row for row in rows if row["role"] == "reference"), None)
+    if reference is None or reference["digest"] != base["digest"]:
+        name = reference["name"] if reference else "nothing"
         raise QCompressError(f"{file}: was measured against {name}, not {base['name']}; run qcompress eval again")
     return matched(file, rows, compared)
 
 
 def speed_of(file: Path, compared: Sequence[Row]) -> list[Row]:
-    """`bench`'s rows on the compared checkpoints: those it measured by digest, those it predicted by their names."""
+    """The rows of `bench` on the compared checkpoints: measured ones by digest, predicted ones by name."""
     rows = read_rows(file, ("name", "digest", "kind"))
     measured = [row for row in rows if row["kind"] == "measured"]
     measured = matched(file, measured, compared) if measured else []
@@ -65,10 +67,12 @@ def speed_of(file: Path, compared: Sequence[Row]) -> list[Row]:
 
 
 def matched(file: Path, rows: Sequence[Row], compared: Sequence[Row]) -> list[Row]:
-    """The rows whose digest is one of the compared. QCompressError when none is a candidate's."""
-    known = {row["digest"] for row in compared}
-    found = [row for row in rows if row["digest"] in known]
-    if not {row["digest"] for row in found} & {row["digest"] for row in compared[1:]}:
+    """The rows with the digest of a compared checkpoint. QCompressError if none is a candidate's."""
+    digests = {row["digest"] for row in compared}
+    kept = [row for row in rows if row["digest"] in digests]
+    if not {row["digest"] for row in kept} & {row["digest"] for row in compared[1:]}:
         names = ", ".join(dict.fromkeys(row["name"] for row in rows))
-        raise QCompressError(f"{file}: is on {names} as they were, and on no candidate here; run its command again")
-    return found
+        raise QCompressError(
+            f"{file}: its rows are on {names}, and on no candidate as it is now; run the command again"
+        )
+    return kept

@@ -1,11 +1,12 @@
-"""Where the drift is: by position in the window, by document, and at the worst tokens, in context."""
+"""Drift in the text: by position in the window, by document, and at the worst tokens in context."""
 
 from collections.abc import Sequence
 from functools import partial
 
 from matplotlib.figure import Figure
 
-from compress.evaluate.report.html import Row, dot, esc, folded, framed, percent, section, table
+from compress.core.rows import CompareRow, DocumentRow, GuessRow, WorstRow
+from compress.evaluate.report.html import dot, esc, folded, framed, percent, section, table
 from compress.evaluate.report.plots import log_ticks, render, series, short
 from compress.evaluate.report.report_data import ReportData, css_colour
 
@@ -14,21 +15,26 @@ WORST = 10
 
 
 def drift_section(data: ReportData) -> str:
-    """ "" where the rows have no breakdown."""
+    """The section; "" if no row has a breakdown."""
     drawn = [row for row in data.candidates if row.get("positions")]
     parts = [positions(data)] if drawn else []
     parts += [details(data, index) for index in range(1, len(data.rows))]
-    about = "KL by position in the window, then the documents and the tokens that drifted most."
-    return section("Where the drift is", about, *parts) if any(parts) else ""
+    about = (
+        "KL divergence (nats per token) by position in the window. Open a candidate for the documents and the tokens "
+        "with the largest KL."
+    )
+    return section("Drift in the text", about, *parts) if any(parts) else ""
 
 
 def positions(data: ReportData) -> str:
     draw = partial(draw_positions, candidates=data.candidates)
-    return framed(render(draw, height=3.2, narrow_height=3.6, name="positions"), "KL by position in the window")
+    return framed(
+        render(draw, height=3.2, narrow_height=3.6, name="positions"), "KL divergence by position in the window"
+    )
 
 
-def draw_positions(figure: Figure, narrow: bool, candidates: Sequence[Row]) -> None:
-    """A step line per candidate over the positions' buckets, on two log axes."""
+def draw_positions(figure: Figure, narrow: bool, candidates: Sequence[CompareRow]) -> None:
+    """A step line per candidate over ranges of positions, both axes logarithmic."""
     axes = figure.subplots()
     for index, row in enumerate(candidates):
         buckets = row.get("positions") or []
@@ -36,7 +42,7 @@ def draw_positions(figure: Figure, narrow: bool, candidates: Sequence[Row]) -> N
             edges = [max(bucket["start"], 1) for bucket in buckets] + [buckets[-1]["end"]]
             heights = [max(bucket["kl"], 1e-7) for bucket in buckets]
             axes.stairs(heights, edges, color=series(index), lw=2, label=short(row["name"]), baseline=None)
-    axes.set(xscale="log", yscale="log", title="KL, nats per token", xlabel="position in the window")
+    axes.set(xscale="log", yscale="log", title="KL divergence, nats per token", xlabel="position in the window, tokens")
     low, high = axes.get_ylim()
     axes.set_ylim(low / 1.15, high * 1.15)
     log_ticks(axes, "x")
@@ -45,13 +51,13 @@ def draw_positions(figure: Figure, narrow: bool, candidates: Sequence[Row]) -> N
 
 
 def details(data: ReportData, index: int) -> str:
-    """What a candidate's row holds of documents and worst tokens, folded; "" when it holds neither."""
+    """A candidate's documents and worst tokens, folded; "" without them."""
     row = data.rows[index]
     body = documents(row.get("documents") or []) + worst(row.get("worst") or [])
     return folded(row["name"], body, open_=False, mark=dot(css_colour(index))) if body else ""
 
 
-def documents(rows: Sequence[Row]) -> str:
+def documents(rows: Sequence[DocumentRow]) -> str:
     if not rows:
         return ""
     lines = [
@@ -59,22 +65,25 @@ def documents(rows: Sequence[Row]) -> str:
         f"<td>{row['reference_nll']:.3f}</td><td>{row['nll']:.3f}</td></tr>"
         for row in rows[:DOCUMENTS]
     ]
-    return table(["furthest documents", "tokens", "KL", "nll of the reference", "nll"], lines)
+    return table(
+        ["documents with the largest KL", "tokens", "KL, nats per token", "loss of the reference, nats", "loss, nats"],
+        lines,
+    )
 
 
-def worst(rows: Sequence[Row]) -> str:
-    """The tokens of the greatest KL: what came before, what came, and what either model would have said."""
+def worst(rows: Sequence[WorstRow]) -> str:
+    """The tokens with the largest KL: context, token, and the most likely tokens of both models."""
     lines = [
         f'<li><span class="kl">{row["kl"]:.2f} nats</span> <q>{esc(row["before"])}<mark>{esc(row["token"])}</mark></q>'
-        f"<p><small>reference</small> {guesses(row['reference'])} "
-        f"<small>candidate</small> {guesses(row['candidate'])}</p></li>"
+        f"<p><small>reference predicts</small> {guesses(row['reference'])} "
+        f"<small>candidate predicts</small> {guesses(row['candidate'])}</p></li>"
         for row in rows[:WORST]
     ]
     return f'<ol class="worst">{"".join(lines)}</ol>' if lines else ""
 
 
-def guesses(rows: Sequence[Row]) -> str:
-    """The likeliest tokens with their probabilities."""
+def guesses(rows: Sequence[GuessRow]) -> str:
+    """The most likely tokens with their probabilities."""
     return " ".join(
         f"<code>{esc(row['token'].strip() or repr(row['token']))}</code> {percent(row['probability'])}"
         for row in rows[:3]

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
-from compress.core.rows import CompareRow
+from compress.core.rows import CompareRow, RetentionRow, SampleRow
 from compress.evaluate.drift.job import measure_drift
 from compress.evaluate.drift.limits import add_verdicts, make_verdicts
 from compress.evaluate.drift.settings import CompareLimits, DriftSettings, ReportSettings
@@ -18,7 +18,7 @@ from compress.evaluate.report.report_data import ReportData
 from compress.evaluate.report.trend_section import trend_rows
 from compress.evaluate.tasks.samples import fresh_samples, stored_samples
 
-Report = Callable[[Mapping[str, Any]], None]
+Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Comparison:
     checkpoints: Sequence[Checkpoint]
     rows: Sequence[CompareRow]
     limits: Mapping[str, Any]
-    results: Mapping[str, Sequence[Any]]
-    samples: Sequence[Any]
+    results: Mapping[str, Any]
+    samples: Sequence[SampleRow]
     new_answers: int
 
 
@@ -44,12 +44,13 @@ def compare_checkpoints(
     checkpoints = [open_causal_lm(path) for path in sources]
     results = load_results(checkpoints, settings.eval, settings.bench)
     count = settings.answer_count() if settings.html else 0
-    stored: Sequence[Any] = []
+    stored: Sequence[SampleRow] = []
     if settings.eval and count:
         folder = settings.eval if settings.eval.is_dir() else settings.eval.parent
-        stored = stored_samples(folder, results["retention"], count)
+        stored = cast("list[SampleRow]", stored_samples(folder, results["retention"], count))
     rows = measure_drift(checkpoints, drift, report)
-    rows = add_verdicts(rows, make_verdicts(rows[1:], results["retention"], asdict(limits)))
+    retention = cast("list[RetentionRow]", results["retention"])
+    rows = add_verdicts(rows, make_verdicts(rows[1:], retention, asdict(limits)))
     return Comparison(checkpoints, rows, asdict(limits), results, stored, 0 if settings.eval else count)
 
 
@@ -59,14 +60,16 @@ def store_report(
     """Write the HTML report. Without stored answers, generates as many as were requested."""
     samples = comparison.samples
     if comparison.new_answers:
-        samples = fresh_samples(comparison.checkpoints, comparison.new_answers, report=report)
+        answers = fresh_samples(comparison.checkpoints, comparison.new_answers, report=report)
+        samples = cast("list[SampleRow]", answers)
     data = ReportData(
         comparison.rows,
         limits={name: limit for name, limit in comparison.limits.items() if limit is not None},
         history=trend_rows(read_verdicts(history), comparison.rows) if history else [],
         command=command,
         samples=samples,
-        **comparison.results,
+        retention=comparison.results["retention"],
+        speed=comparison.results["speed"],
     )
     write_report(path, data)
     report({"report": path})

@@ -1,4 +1,4 @@
-"""What the checkpoints' records hold of their making: the error of every linear, the curve of a distillation."""
+"""Quantization and distillation from the checkpoints' records: error of every linear, loss curve."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,40 +6,49 @@ from functools import partial
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from compress.core.rows import CompareRow
 from compress.evaluate.report.html import Row, count, folded, framed, section
 from compress.evaluate.report.plots import INK, LINE, MUTE, log_ticks, render, series, short
 from compress.evaluate.report.report_data import ReportData, series_of
 
+CURVES = {
+    "loss": "training loss",
+    "kl": "KL",
+    "ce": "cross-entropy",
+    "heldout_kl": "KL on evaluation text",
+    "eval_kl": "KL on evaluation text",
+}
 
-def linear_rows(row: Row) -> list[Row]:
-    """The per-linear errors in a checkpoint's record, [] when it has none."""
+
+def linear_rows(row: CompareRow) -> list[Row]:
+    """The errors of linears in a checkpoint's record; [] without them."""
     keys = ("block", "linear", "error", "rtn_error")
-    return [found for found in row["record"].get("rows") or () if all(key in found for key in keys)]
+    return [one for one in row["record"].get("rows") or () if all(key in one for key in keys)]
 
 
 def linears_section(data: ReportData) -> str:
-    """A picture of every linear's error for each candidate whose method did other than plain rounding."""
+    """The error of every linear, for each candidate that was not made by plain rounding."""
     parts: list[str] = []
     for index, row in sorted(enumerate(data.candidates), key=lambda pair: pair[1]["kl"]):
-        found = linear_rows(row)
-        gains = sorted(r["error"] / r["rtn_error"] for r in found if r["rtn_error"] > 0)
-        if gains and any(r["error"] != r["rtn_error"] for r in found):
-            lines = -(-len({r["linear"] for r in found}) // 4)
+        errors = linear_rows(row)
+        gains = sorted(r["error"] / r["rtn_error"] for r in errors if r["rtn_error"] > 0)
+        if gains and any(r["error"] != r["rtn_error"] for r in errors):
+            lines = -(-len({r["linear"] for r in errors}) // 4)
             picture = render(
-                partial(draw_linears, rows=found, colour=series(index)),
+                partial(draw_linears, rows=errors, colour=series(index)),
                 height=1.9 * lines + 0.4,
                 narrow_height=3.4 * lines + 0.4,
                 name=f"linears{index}",
             )
-            words = f"<p>The median linear loses {gains[len(gains) // 2]:.2f} × what plain rounding does.</p>"
+            words = f"<p>Median over linears: {gains[len(gains) // 2]:.2f} × the error of plain rounding.</p>"
             body = words + framed(picture, "Error of every linear, by block")
             parts.append(folded(row["name"], body, open_=not parts))
-    about = "Share of each linear's output energy that is lost, block by block. Dashed is plain rounding."
-    return section("What is lost in each linear", about, *parts) if parts else ""
+    about = "Squared output error over squared output of each linear, by block. The dashed line is plain rounding."
+    return section("Error of each linear", about, *parts) if parts else ""
 
 
 def training_section(data: ReportData) -> str:
-    """The loss curve of each checkpoint that was distilled, and what distillation was worth."""
+    """The loss curve of each distilled checkpoint, and the KL to its teacher before and after."""
     parts = []
     for index, row in enumerate(data.rows):
         curve = [step for step in row["record"].get("loss") or () if "step" in step and "loss" in step]
@@ -48,34 +57,34 @@ def training_section(data: ReportData) -> str:
             draw = partial(draw_loss, curve=curve, colour=colour)
             picture = render(draw, height=3.2, narrow_height=3.4, name=f"loss{index}")
             shown = framed(picture, "Loss over the steps of distillation")
-            parts.append(section(f"{row['name']}: distillation", gain(row["record"]), shown))
+            parts.append(section(f"Distillation of {row['name']}", gain(row["record"]), shown))
     return "".join(parts)
 
 
 def gain(record: Row) -> str:
-    """The held-out KL to the teacher before and after, if the record has it."""
-    found = next((row for row in record.get("rows") or () if {"kl_before", "kl_after", "factor"} <= row.keys()), None)
-    if found is None:
+    """KL to the teacher on evaluation text before and after, else the number of steps."""
+    result = next((row for row in record.get("rows") or () if {"kl_before", "kl_after", "factor"} <= row.keys()), None)
+    if result is None:
         return f"{count(len(record['loss']), 'step')} recorded."
     return (
-        f"Held-out KL to the teacher: {found['kl_before']:.3f} before, {found['kl_after']:.3f} after, "
-        f"{found['factor']:.1f} × less."
+        f"KL divergence from the teacher on evaluation text: {result['kl_before']:.3f} nats before, "
+        f"{result['kl_after']:.3f} after, lower by a factor of {result['factor']:.1f}."
     )
 
 
 def draw_linears(figure: Figure, narrow: bool, rows: Sequence[Row], colour: str) -> None:
-    """A panel per kind of linear: its error in every block, plain rounding's, and what lies between them."""
+    """A panel per kind of linear: its error and plain rounding's in every block."""
     kinds = list(dict.fromkeys(row["linear"] for row in rows))
     blocks = list(dict.fromkeys(row["block"] for row in rows))
     columns = min(len(kinds), 2 if narrow else 4)
     grid = figure.subplots(-(-len(kinds) // columns), columns, sharex=True, sharey=True, squeeze=False)
     for axes, kind in zip(grid.flat, kinds, strict=False):
-        found = {row["block"]: row for row in rows if row["linear"] == kind}
-        x = [index for index, block in enumerate(blocks) if block in found]
-        ours, plain = ([max(found[blocks[i]][key], 1e-12) for i in x] for key in ("error", "rtn_error"))
-        axes.fill_between(x, ours, plain, color=colour, alpha=0.22, lw=0)
+        by_block = {row["block"]: row for row in rows if row["linear"] == kind}
+        x = [index for index, block in enumerate(blocks) if block in by_block]
+        errors, plain = ([max(by_block[blocks[i]][key], 1e-12) for i in x] for key in ("error", "rtn_error"))
+        axes.fill_between(x, errors, plain, color=colour, alpha=0.22, lw=0)
         axes.plot(x, plain, color=MUTE, lw=1.2, ls=(0, (3, 2)))
-        axes.plot(x, ours, color=colour, lw=2)
+        axes.plot(x, errors, color=colour, lw=2)
         axes.set(yscale="log", title=kind.rpartition(".")[2])
     for axes in grid.flat[len(kinds) :]:
         axes.set_axis_off()
@@ -86,19 +95,20 @@ def draw_linears(figure: Figure, narrow: bool, rows: Sequence[Row], colour: str)
 
 
 def draw_loss(figure: Figure, narrow: bool, curve: Sequence[Row], colour: str) -> None:
-    """Loss, KL and cross-entropy over the steps; held-out KL where it was measured."""
+    """Loss, KL, cross-entropy and KL on evaluation text over the steps."""
     axes = figure.subplots()
     styles: dict[str, Row] = {
         "loss": {"color": colour, "lw": 2.2},
         "kl": {"color": series(1), "lw": 1.4},
         "ce": {"color": MUTE, "lw": 1.4},
+        "heldout_kl": {"color": INK, "lw": 0, "marker": "o", "ms": 6},
         "eval_kl": {"color": INK, "lw": 0, "marker": "o", "ms": 6},
     }
     for key, style in styles.items():
         points = [(row["step"], row[key]) for row in curve if isinstance(row.get(key), int | float)]
         if points:
-            axes.plot(*zip(*points, strict=True), label=key.replace("_", " "), **style)
-    axes.set(xlabel="step", title="nats per token", ylim=(0, None))
+            axes.plot(*zip(*points, strict=True), label=CURVES[key], **style)
+    axes.set(xlabel="step", title="Loss, nats per token", ylim=(0, None))
     for step, stage in stage_borders(curve):
         axes.axvline(step - 0.5, color=LINE, lw=1)
         axes.annotate(
@@ -109,7 +119,7 @@ def draw_loss(figure: Figure, narrow: bool, curve: Sequence[Row], colour: str) -
 
 
 def stage_borders(curve: Sequence[Row]) -> list[tuple[int, str]]:
-    """The first step of every stage and its name; [] where the curve knows no stages."""
+    """The first step and name of every stage; [] without stages."""
     first: dict[str, int] = {}
     for row in curve:
         if row.get("stage"):

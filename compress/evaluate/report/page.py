@@ -1,4 +1,4 @@
-"""The page: its sections in the order of reading, and the rows that they were made of, as JSON."""
+"""The page: all sections in reading order, and their rows as JSON."""
 
 import json
 from collections.abc import Callable
@@ -37,12 +37,12 @@ SECTIONS: tuple[Callable[[ReportData], str], ...] = (
 
 
 def write_report(path: Path, data: ReportData) -> None:
-    """Write the report as an HTML file, whole or not at all. The same data give the same bytes."""
+    """Write the report as an HTML file, whole or not at all. Equal data give equal bytes."""
     write_atomic(path, make_report(data).encode())
 
 
 def make_report(data: ReportData) -> str:
-    """The report's text. ValueError for numbers that are not finite."""
+    """The HTML of the report. ValueError for numbers that are not finite."""
     title = data.title or f"{data.reference['name']} and {count(len(data.candidates), 'candidate')}"
     template = resources.files("compress.evaluate.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
     return Template(template).substitute(
@@ -57,6 +57,6 @@ def make_report(data: ReportData) -> str:
 
 
 def embed(value: Row) -> str:
-    """JSON that no HTML parser takes for markup. ValueError for numbers that are not finite."""
+    """JSON that is safe inside HTML. ValueError for numbers that are not finite."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

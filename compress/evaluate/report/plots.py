@@ -1,6 +1,6 @@
-"""Report rows as inline SVG that follows the page: its fonts, its light and dark colours, two widths.
+"""Report rows as inline SVG with the page's fonts and its light and dark colours, in two widths.
 
-Colours are drawn as placeholders and become CSS variables. The same rows always give the same bytes.
+Colours are placeholders that become CSS variables. Equal rows give equal bytes.
 """
 
 import io
@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 Row = dict[str, Any]
 Draw = Callable[[Figure, bool], None]
-LONGEST = 26  # characters of a name in a picture
+LONGEST = 26  # longest name in a picture, characters
 WIDE, NARROW = 9.6, 4.8  # inches at 72 dots: the widths of the two SVGs, in points
 SERIES = tuple(f"#0000{number:02x}" for number in range(1, 8))  # placeholders, see COLOURS
 INK, MUTE, LINE, BAD = "#0000a1", "#0000a2", "#0000a3", "#0000a4"
@@ -53,7 +53,7 @@ def series(index: int) -> str:
 
 
 def render(draw: Draw, *, height: float, narrow_height: float, name: str) -> str:
-    """`draw` at both widths (heights in inches), as HTML; the page shows one of them. `name` keeps their ids apart."""
+    """The picture of `draw` as HTML in both widths, of which CSS shows one. Heights in inches; `name` is unique."""
     return "".join(
         f'<div class="{kind}">{one_svg(draw, kind == "narrow", size, f"{name}-{kind}")}</div>'
         for kind, size in (("wide", (WIDE, height)), ("narrow", (NARROW, narrow_height)))
@@ -79,7 +79,7 @@ def short(name: str) -> str:
 
 
 def log_ticks(axes: Axes, which: str) -> None:
-    """Plain decades, 0.01 rather than 10⁻², at most five; twos and fives too where there are few."""
+    """At most five plain decades, such as 0.01; also twos and fives on a short axis."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))

@@ -1,11 +1,12 @@
-"""Retention as bars: what part of the reference's score every candidate keeps on each kind of task."""
+"""Retention as bars: each candidate's share of the reference's score, by kind of task."""
 
 from collections.abc import Sequence
 
-from compress.evaluate.report.html import Row, count, dot, esc, section
+from compress.core.rows import RetentionRow
+from compress.evaluate.report.html import count, dot, esc, section
 from compress.evaluate.report.report_data import ReportData, css_colour
 
-WIDEST = 160  # % of the axis at most: an interval beyond it is cut at the edge
+WIDEST = 160  # longest axis, %; intervals beyond it are cut off
 NAMES = {"qa": "Questions", "python": "Python", "math": "Mathematics", "json": "JSON", "multi-turn": "Conversation"}
 
 
@@ -15,22 +16,22 @@ def retention_section(data: ReportData) -> str:
     kinds = list(dict.fromkeys(row["kind"] for row in data.retention))
     axis = axis_end(data.retention)
     about = (
-        "The candidate's score over the reference's, on the same tasks. The thin line is the 95 % interval from "
-        "redrawing the tasks; the solid mark is the reference at 100 %" + target_words(data) + "."
+        "Retention: the candidate's score over the reference's on the same tasks. The thin line is the 95 % interval "
+        "from resampling the tasks. The solid mark is the reference, 100 %" + target_words(data) + "."
     )
     groups = "".join(kind_group(data, kind, axis) for kind in sorted(kinds, key=lambda kind: kind == "all"))
-    return section("What it still can do", about, f'<div class="kinds">{groups}</div>')
+    return section("Task scores", about, f'<div class="kinds">{groups}</div>')
 
 
 def target_words(data: ReportData) -> str:
     least = data.limits.get("min_retention")
-    return "" if least is None else f", the dashed one the limit of {least:g} %"
+    return "" if least is None else f"; the dashed mark is the limit, {least:g} %"
 
 
-def axis_end(rows: Sequence[Row]) -> float:
-    """Where the bars' axis ends, in %."""
-    ends = [row[key] for row in rows for key in ("retention", "retention_high") if row[key] is not None]
-    return min(WIDEST, max(110.0, 1.02 * max(ends, default=100.0)))
+def axis_end(rows: Sequence[RetentionRow]) -> float:
+    """The upper end of the axis, %."""
+    values = [value for row in rows for value in (row["retention"], row["retention_high"]) if value is not None]
+    return min(WIDEST, max(110.0, 1.02 * max(values, default=100.0)))
 
 
 def kind_group(data: ReportData, kind: str, axis: float) -> str:
@@ -39,14 +40,14 @@ def kind_group(data: ReportData, kind: str, axis: float) -> str:
     base = next((row for row in rows if row["role"] == "reference"), None)
     scored = f"reference scores {base['score']:.2f}" if base and base["score"] is not None else ""
     items = count(rows[0]["items"], "task")
-    about = f"mean over the kinds, {items}" if kind == "all" else " · ".join(part for part in (items, scored) if part)
+    about = f"mean over all kinds, {items}" if kind == "all" else " · ".join(part for part in (items, scored) if part)
     bars = "".join(bar(data, row, axis) for row in rows if row["role"] == "candidate")
-    name = "All of it" if kind == "all" else NAMES.get(kind, kind)
+    name = "All tasks" if kind == "all" else NAMES.get(kind, kind)
     return f'<div class="kept"><h3>{esc(name)} <small>{esc(about)}</small></h3>{bars}</div>'
 
 
-def bar(data: ReportData, row: Row, axis: float) -> str:
-    """One candidate on one kind: name, bar with its interval, and the numbers."""
+def bar(data: ReportData, row: RetentionRow, axis: float) -> str:
+    """One candidate on one kind: name, bar with interval, numbers."""
     index = data.index_of(row["digest"])
     colour = css_colour(index or 0)
     name = row["name"] if index is None else data.rows[index]["name"]
@@ -56,29 +57,28 @@ def bar(data: ReportData, row: Row, axis: float) -> str:
     drawn = ""
     if row["retention"] is not None:
         drawn = f'<u style="width:{place(row["retention"], axis)};background:{colour}"></u>'
-    if row["retention_low"] is not None:
+    if row["retention_low"] is not None and row["retention_high"] is not None:
         low, high = place(row["retention_low"], axis), place(row["retention_high"], axis)
         drawn += f'<em style="left:{low};right:calc(100% - {high})"></em>'
-    told = f"<b>{dot(colour)}{esc(name)}</b><span>{numbers(row)}</span>"
-    return f'<div class="bar">{told}<i>{drawn}{marks}</i>{troubles(row)}</div>'
+    heading = f"<b>{dot(colour)}{esc(name)}</b><span>{numbers(row)}</span>"
+    return f'<div class="bar">{heading}<i>{drawn}{marks}</i>{troubles(row)}</div>'
 
 
 def place(value: float, axis: float) -> str:
     return f"{100 * min(max(value, 0), axis) / axis:.2f}%"
 
 
-def numbers(row: Row) -> str:
-    """The retention and its interval as text; n/a where the reference solves nothing."""
+def numbers(row: RetentionRow) -> str:
+    """The retention and its interval as text; "n/a" if the reference scores 0."""
     if row["retention"] is None:
         return "n/a"
     low, high = row["retention_low"], row["retention_high"]
-    interval = "" if low is None else f" <small>{low:.0f} to {high:.0f}</small>"
+    interval = "" if low is None or high is None else f" <small>{low:.0f} to {high:.0f}</small>"
     return f"{row['retention']:.0f} %{interval}"
 
 
-def troubles(row: Row) -> str:
-    """Scorer errors and empty answers, which a score alone would hide."""
-    told = [
-        f"{count(row[key], noun)}" for key, noun in (("errors", "scorer error"), ("empty", "empty answer")) if row[key]
-    ]
-    return f"<small>{esc(', '.join(told))}</small>" if told else ""
+def troubles(row: RetentionRow) -> str:
+    """Counts of scorer errors and empty answers, which a score alone hides."""
+    counts = ((row["errors"], "scorer error"), (row["empty"], "empty answer"))
+    words = [count(number, noun) for number, noun in counts if number]
+    return f"<small>{esc(', '.join(words))}</small>" if words else ""

@@ -1,8 +1,9 @@
-"""The same prompts, answered by every checkpoint, side by side."""
+"""The answers of all checkpoints to the same prompts, side by side."""
 
 from collections.abc import Sequence
 
-from compress.evaluate.report.html import Row, dot, esc, section
+from compress.core.rows import AnswerRow, SampleRow
+from compress.evaluate.report.html import dot, esc, section
 from compress.evaluate.report.report_data import ReportData, css_colour
 from compress.evaluate.report.retention_section import NAMES
 
@@ -11,20 +12,20 @@ def samples_section(data: ReportData) -> str:
     if not data.samples:
         return ""
     scored = any(answer["score"] is not None for sample in data.samples for answer in sample["answers"])
-    about = "Greedy answers to the same prompts, word for word."
+    about = "The answers of every checkpoint to the same prompts, unedited, with greedy decoding."
     if scored:
-        about += " Kinds take turns; within a kind those come first on which the checkpoints differ most."
-    return section("In their own words", about, *(sample_block(data, sample) for sample in data.samples))
+        about += " Kinds of task alternate; within a kind, prompts with the largest difference in score come first."
+    return section("Answers side by side", about, *(sample_block(data, sample) for sample in data.samples))
 
 
-def sample_block(data: ReportData, sample: Row) -> str:
+def sample_block(data: ReportData, sample: SampleRow) -> str:
     """The prompt, then one column per checkpoint."""
-    told = (("1", sample["turns"][0]),) if len(sample["turns"]) == 1 else numbered(sample["turns"])
-    prompt = "".join(f"<p>{mark(number, len(sample['turns']))}{esc(text)}</p>" for number, text in told)
+    turns = numbered(sample["turns"])
+    prompt = "".join(f"<p>{mark(number, len(sample['turns']))}{esc(text)}</p>" for number, text in turns)
     kind = esc(NAMES.get(sample["kind"], sample["kind"]))
     columns = "".join(answer_block(data, answer) for answer in sample["answers"])
-    asked = f'<div class="prompt"><h3>{kind}</h3>{prompt}</div>'
-    return f'<article class="sample">{asked}<div class="said">{columns}</div></article>'
+    question = f'<div class="prompt"><h3>{kind}</h3>{prompt}</div>'
+    return f'<article class="sample">{question}<div class="said">{columns}</div></article>'
 
 
 def numbered(texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -32,23 +33,23 @@ def numbered(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def mark(number: str, count: int) -> str:
-    """A turn's number, where there are several."""
+    """The number of a turn; "" for a single one."""
     return f"<small>{number}</small> " if count > 1 else ""
 
 
-def answer_block(data: ReportData, answer: Row) -> str:
-    """A checkpoint's answers, each to its turn, and how they were scored."""
+def answer_block(data: ReportData, answer: AnswerRow) -> str:
+    """A checkpoint's answers, one per turn, and their score."""
     index = data.index_of(answer["digest"])
     name = answer["name"] if index is None else data.rows[index]["name"]
     texts = "".join(
-        f"<pre>{mark(number, len(answer['answers']))}{esc(text) or '<i>nothing</i>'}</pre>"
+        f"<pre>{mark(number, len(answer['answers']))}{esc(text) or '<i>empty answer</i>'}</pre>"
         for number, text in numbered(answer["answers"])
     )
     return f"<div><h4>{dot(css_colour(index or 0))}{esc(name)}{grade(answer)}</h4>{texts}</div>"
 
 
-def grade(answer: Row) -> str:
-    """✓, ✕ or the part that was right; the scorer's reason as its title. "" where nothing judged."""
+def grade(answer: AnswerRow) -> str:
+    """✓, ✕ or the score in %, with the scorer's reason as tooltip; "" without a score."""
     if answer["score"] is None:
         return ""
     score = answer["score"]

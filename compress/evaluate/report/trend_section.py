@@ -1,26 +1,28 @@
-"""How the compared checkpoints did over time: every verdict of theirs in the history, as two pictures."""
+"""Scores and KL of the compared checkpoints over time, from the history."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, Literal, cast
 
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
+from compress.core.rows import CompareRow, TrendRow
 from compress.evaluate.report.html import Row, framed, section
 from compress.evaluate.report.plots import MUTE, render, series, short
 from compress.evaluate.report.report_data import ReportData
 
-LINES = {"score": "Score on the tasks, mean over the kinds", "kl": "KL to the reference, nats per token"}
+Value = Literal["score", "kl"]
+LINES: dict[Value, str] = {"score": "Task score, mean over kinds", "kl": "KL divergence, nats per token"}
 Points = list[tuple[datetime, float, str | None]]  # time, value, tag
 
 
 def trend_section(data: ReportData) -> str:
-    """ "" where no checkpoint has been judged twice."""
-    found = {key: points_by_name(data, key) for key in LINES}
-    drawn = {key: lines for key, lines in found.items() if any(len(points) > 1 for points in lines.values())}
+    """The section; "" if no checkpoint has two verdicts."""
+    values = {key: points_by_name(data, key) for key in LINES}
+    drawn = {key: lines for key, lines in values.items() if any(len(points) > 1 for points in lines.values())}
     if not drawn:
         return ""
     picture = render(
@@ -29,16 +31,18 @@ def trend_section(data: ReportData) -> str:
         narrow_height=3.2 * len(drawn),
         name="trend",
     )
-    about = "Every verdict in the history on a checkpoint of one of these names, whatever bytes it had then."
+    about = (
+        "All stored verdicts on checkpoints with these names. A checkpoint's files may have changed between verdicts."
+    )
     return section("Over time", about, framed(picture, "Scores and KL of every verdict over time"))
 
 
-def trend_rows(verdicts: Sequence[Row], compared: Sequence[Row]) -> list[Row]:
-    """The part of a history that the picture needs: the compared candidates' scores and KLs, one short row each."""
+def trend_rows(verdicts: Sequence[Row], compared: Sequence[CompareRow]) -> list[TrendRow]:
+    """The scores and KLs of the compared candidates in a history."""
     names = {row["name"] for row in compared[1:]}
     keys = ("time", "command", "tag", "name", "digest", "kind", *LINES)
     return [
-        {key: row[key] for key in keys if row.get(key) is not None}
+        cast("TrendRow", {key: row[key] for key in keys if row.get(key) is not None})
         for row in verdicts
         if row.get("name") in names
         and row.get("kind", "all") == "all"
@@ -46,17 +50,17 @@ def trend_rows(verdicts: Sequence[Row], compared: Sequence[Row]) -> list[Row]:
     ]
 
 
-def points_by_name(data: ReportData, key: str) -> dict[str, Points]:
-    """The values of `key` in rows of `trend_rows`, by candidate."""
-    found: dict[str, Points] = {row["name"]: [] for row in data.candidates}
+def points_by_name(data: ReportData, key: Value) -> dict[str, Points]:
+    """The values of `key` over time, by candidate."""
+    points: dict[str, Points] = {row["name"]: [] for row in data.candidates}
     for row in data.history:
-        if row["name"] in found and key in row:
-            found[row["name"]].append((datetime.fromisoformat(row["time"]), row[key], row.get("tag")))
-    return found
+        if row["name"] in points and key in row:
+            points[row["name"]].append((datetime.fromisoformat(row["time"]), row[key], row.get("tag")))
+    return points
 
 
-def draw_trend(figure: Figure, narrow: bool, drawn: Mapping[str, Mapping[str, Points]], names: Sequence[str]) -> None:
-    """A panel per value, a line per candidate; tags stand at their points."""
+def draw_trend(figure: Figure, narrow: bool, drawn: Mapping[Value, Mapping[str, Points]], names: Sequence[str]) -> None:
+    """A panel per value, a line per candidate; tags label their points."""
     shape: dict[str, Any] = {"nrows": len(drawn)} if narrow else {"ncols": len(drawn)}
     grid = figure.subplots(**shape, squeeze=False)
     for axes, (key, lines) in zip(grid.flat, drawn.items(), strict=True):

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from compress.evaluate.drift.interval import interval_bounds, expanded_tail, mean_interval, perplexity_intervals, student_quantile
+from compress.evaluate.drift.interval import (
+    expanded_tail,
+    interval_bounds,
+    mean_interval,
+    perplexity_intervals,
+    student_quantile,
+)
 from compress.evaluate.tasks.retention import retention_by_kind
 
 RUNS = 1000
@@ -93,4 +99,6 @@ def test_quantiles_of_students_t_are_those_of_the_tables(freedom, expected):
 def test_many_units_leave_the_plain_percentiles():
     assert expanded_tail(1_000_000) == pytest.approx(0.025, abs=1e-5)
     assert expanded_tail(12) < expanded_tail(24) < 0.025
-    assert interval_bounds(np.linspace(0, 1, 100_001), expanded_tail(1_000_000)) == pytest.approx((0.025, 0.975), abs=1e-4)
+    assert interval_bounds(np.linspace(0, 1, 100_001), expanded_tail(1_000_000)) == pytest.approx(
+        (0.025, 0.975), abs=1e-4
+    )

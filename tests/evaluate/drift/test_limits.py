@@ -17,14 +17,14 @@ def test_without_a_limit_there_is_no_verdict():
     ("limits", "reason"),
     [
         ({"max_size": 2_000}, None),
-        ({"max_size": 1_500}, "2,000 bytes are 500 above the budget of 1,500"),
+        ({"max_size": 1_500}, "2,000 bytes exceed --max-size by 500"),
         ({"max_kl": 0.1, "max_perplexity_ratio": 1.02}, None),
-        ({"max_kl": 0.05}, "kl 0.1 is above the limit 0.05"),
+        ({"max_kl": 0.05}, "KL 0.1 nats is above the limit 0.05"),
         (
             {"max_perplexity_ratio": 1.01, "max_size": 1},
-            "2,000 bytes are 1,999 above the budget of 1; perplexity_ratio 1.02",
+            "2,000 bytes exceed --max-size by 1,999; perplexity ratio 1.02",
         ),
-        ({"min_retention": 85}, "qa keeps 84.9 %, less than 85 %"),
+        ({"min_retention": 85}, "qa retains 84.9 %, less than 85 %"),
         ({"min_retention": 80}, None),
     ],
 )
@@ -35,10 +35,13 @@ def test_a_verdict_names_every_limit_that_is_broken(limits, reason):
     assert (verdict["reason"] or "").startswith(reason or "")
 
 
-def test_a_block_that_stands_out_breaks_the_verdict_with_and_without_limits():
+def test_an_outlier_block_fails_with_and_without_limits():
     blocks = [{"block": n, "gain": 1.12, "error": 0.15, "score": n, "outlier": n in (1, 2)} for n in range(4)]
-    told = "blocks 2 (gain 1.120, error 0.1500), 1 (gain 1.120, error 0.1500) stand out"
-    for limits, reason in (({}, told), ({"max_kl": 0.01}, f"{told}; kl 0.1 is above the limit 0.01")):
+    reason_blocks = "blocks 2 (gain 1.120, error 0.1500), 1 (gain 1.120, error 0.1500) are outliers"
+    for limits, reason in (
+        ({}, reason_blocks),
+        ({"max_kl": 0.01}, f"{reason_blocks}; KL 0.1 nats is above the limit 0.01"),
+    ):
         assert make_verdicts([ROW | {"blocks": blocks}], [], limits) == [
             {"name": "awq", "passed": False, "reason": reason}
         ]
@@ -47,7 +50,7 @@ def test_a_block_that_stands_out_breaks_the_verdict_with_and_without_limits():
     ]
 
 
-def test_what_is_no_number_or_was_not_judged_never_passes():
+def test_nan_and_missing_retention_never_pass():
     assert not make_verdicts([ROW | {"kl": float("nan")}], [], {"max_kl": 9})[0]["passed"]
     for retention in ([], [kept("qa", None)], [kept("qa", 99.0) | {"digest": "another"}]):
-        assert make_verdicts([ROW], retention, {"min_retention": 85})[0]["reason"] == "no kind of task was judged"
+        assert make_verdicts([ROW], retention, {"min_retention": 85})[0]["reason"] == "no kind of task has a retention"

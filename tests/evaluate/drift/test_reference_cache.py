@@ -47,7 +47,7 @@ def test_how_windows_begin_is_measured_once(tiny_llama, quantized, tmp_path, mon
 
 def test_another_reference_and_other_windows_are_refused_by_name(tiny_llama, tiny_qwen2, windows, make_windows, filled):
     folder, _ = filled
-    with pytest.raises(QCompressError, match=r"another reference: sha256:\w+… there, sha256:\w+… here; give another"):
+    with pytest.raises(QCompressError, match=r"another reference: sha256:\w+… there, sha256:\w+… here; pass another"):
         compare_rows(tiny_qwen2, [tiny_llama], windows, cache=folder)
     with pytest.raises(QCompressError, match="another n_samples: 5 there, 4 here"):
         compare_rows(tiny_llama, [tiny_llama], make_windows(n_samples=4), cache=folder)
@@ -77,10 +77,10 @@ def cut_the_end(folder):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (flip_a_bit, "checksum does not hold"),
+        (flip_a_bit, "checksum does not match"),
         (cut_the_end, "its header promises"),
         (lambda folder: (folder / "hidden.safetensors").unlink(), "missing"),
-        (lambda folder: (folder / "manifest.json").write_text("{}"), "is not of a reference cache"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "is no manifest of a reference cache"),
     ],
 )
 def test_a_damaged_cache_is_refused_and_named(tiny_llama, windows, filled, damage, words):
@@ -109,7 +109,7 @@ def test_what_a_killed_write_left_is_cleared_away(tiny_llama, windows, tmp_path)
 def test_a_folder_of_other_things_is_refused_before_the_work(tiny_llama, windows, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     told = []
-    with pytest.raises(QCompressError, match=r"holds notes\.txt"):
+    with pytest.raises(QCompressError, match=r"contains notes\.txt"):
         compare_rows(tiny_llama, [tiny_llama], windows, cache=tmp_path, report=told.append)
     assert not told
 

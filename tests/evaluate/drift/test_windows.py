@@ -9,10 +9,10 @@ from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.windows import (
+    check_text_unseen,
+    check_tokenizers,
     evaluation_windows,
     find_start,
-    check_tokenizers,
-    check_text_unseen,
     shared_vocabulary,
 )
 
@@ -35,7 +35,7 @@ def calibrated_on(text, **more):
 def test_text_that_a_checkpoint_was_calibrated_on_is_refused_by_its_digest(tiny_llama, copy_with, text, which):
     seen = copy_with(tiny_llama, "qcompress.json", calibrated_on(text), which)
     pair = (seen, tiny_llama) if which == "reference" else (tiny_llama, seen)
-    with pytest.raises(QCompressError, match=f"{which}.*was calibrated on text.txt .*sha256:.*--text"):
+    with pytest.raises(QCompressError, match=f"{which}.*was calibrated on text.txt .*sha256:.*--eval-text"):
         evaluation_windows(pair[0], [pair[1]], str(text), **SIZE)
 
 
@@ -100,7 +100,8 @@ def forget_merges(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [(swap_two_tokens, "in 2 tokens"), (forget_merges, "splits the same .* characters otherwise")]
+    ("change", "words"),
+    [(swap_two_tokens, "in 2 tokens"), (forget_merges, "splits the same .* characters differently")],
 )
 def test_a_candidate_with_another_tokenizer_is_refused_and_both_are_named(tiny_llama, copy_with, change, words):
     other = copy_with(tiny_llama, "tokenizer.json", change, "other")

@@ -4,9 +4,9 @@ from compress.core.errors import QCompressError
 from compress.evaluate.history.watch import (
     Baseline,
     baseline_items,
+    check_same,
     drift_changes,
     find_baseline,
-    refuse_other,
     task_changes,
 )
 from compress.evaluate.tasks.item import Score
@@ -76,24 +76,22 @@ def test_the_baseline_is_the_last_run_under_the_tag():
 def test_a_checkpoint_of_another_name_is_held_against_the_only_candidate():
     rows = [eval_row("base", "qa", [1], role="reference"), eval_row("awq", "qa", [1])]
     assert find_baseline(rows, "v1", "awq-new").name == "awq" and find_baseline(rows, "v1", "base").name == "base"
-    with pytest.raises(QCompressError, match=r"v1 holds base, awq, gptq, not new; name one with --name"):
+    with pytest.raises(QCompressError, match=r"v1 has base, awq, gptq, not new; choose one with --name"):
         find_baseline([*rows, eval_row("gptq", "qa", [1])], "v1", "new")
-    with pytest.raises(QCompressError, match=r"has no tag v3; known: v1;"):
+    with pytest.raises(QCompressError, match=r"has no tag v3; its tags: v1;"):
         find_baseline(rows, "v3", "awq")
-    with pytest.raises(QCompressError, match="holds no eval, verify or compare of awq"):
+    with pytest.raises(QCompressError, match="has no eval, verify or compare of awq"):
         find_baseline([{"tag": "v1", "name": "awq", "command": "check", "role": "candidate"}], "v1", "awq")
 
 
 def test_another_suite_is_refused_with_both_digests():
     suite = load_suite()
     kept = Baseline("v1", "awq", {"qa": eval_row("awq", "qa", [1], suite_digest="sha256:old")}, None, None)
-    with pytest.raises(
-        QCompressError, match=f"v1: was asked suite bundled sha256:old, this one is bundled {suite.digest}"
-    ):
+    with pytest.raises(QCompressError, match=f"v1: used suite bundled sha256:old, this one is bundled {suite.digest}"):
         baseline_items(kept, suite)
     same = eval_row("awq", "qa", [1], suite_digest=suite.digest) | {"scores": {suite.items[3].id: 1.0}}
     assert baseline_items(Baseline("v1", "awq", {"qa": same}, None, None), suite) == [suite.items[3]]
-    with pytest.raises(QCompressError, match="which watch cannot ask again"):
+    with pytest.raises(QCompressError, match="which watch cannot repeat"):
         baseline_items(
             Baseline("v1", "awq", {"gsm8k": eval_row("awq", "gsm8k", [1], suite_digest=None)}, None, None), suite
         )
@@ -138,11 +136,11 @@ def test_less_than_another_processor_says_is_no_fall():
 
 def test_another_text_or_reference_is_refused_by_name():
     kept = Baseline("v1", "awq", {}, drift(0.2), "sha256:old")
-    refuse_other(kept, reference="sha256:old", windows_digest="w")
+    check_same(kept, reference="sha256:old", windows_digest="w")
     with pytest.raises(QCompressError, match="v1: reference was sha256:old, now it is sha256:new"):
-        refuse_other(kept, reference="sha256:new")
+        check_same(kept, reference="sha256:new")
     with pytest.raises(QCompressError, match="v1: windows_digest was w, now it is v"):
-        refuse_other(kept, windows_digest="v")
+        check_same(kept, windows_digest="v")
 
 
 def test_verify_says_which_reference_its_drift_is_from():

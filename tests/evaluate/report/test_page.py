@@ -51,7 +51,7 @@ def test_the_rows_in_the_page_are_the_rows(make_row, make_rows, linears):
     rows = make_rows(make_row("a", record={"rows": linears}), make_row(EVIL, kl=0.1 + 0.2))
     assert embedded(make_report(rows)) == {"rows": rows}
     verdicts = [{"name": "a", "passed": True, "reason": None}]
-    verdicts += [{"name": EVIL, "passed": False, "reason": "kl 0.3 is above the limit 0.2"}]
+    verdicts += [{"name": EVIL, "passed": False, "reason": "KL 0.3 nats is above the limit 0.2"}]
     assert embedded(make_report(rows, limits={"max_kl": 0.2})) == {
         "rows": rows, "verdicts": verdicts, "limits": {"max_kl": 0.2}
     }  # fmt: skip
@@ -161,7 +161,7 @@ def test_pictures_of_linears_and_loss_appear_where_a_record_has_them(make_row, m
     bare = make_report(make_rows())
     assert bare.count("<figure") == 1
     full = make_report(make_rows(make_row("a", record={"rows": linears, "loss": curve}), make_row("b")))
-    assert full.count("<figure") == 3 and "median linear loses 0.50 ×" in full
+    assert full.count("<figure") == 3 and "Median over linears: 0.50 ×" in full
     rounding = [row | {"error": row["rtn_error"]} for row in linears]
     assert make_report(make_rows(make_row("a", record={"rows": rounding}))).count("<figure") == 1
 
@@ -170,7 +170,7 @@ def test_distillation_says_what_it_was_worth(make_rows, curve):
     outcome = {"kl_before": 2.9, "kl_after": 0.58, "factor": 5.0}
     rows = make_rows()
     rows[0]["record"] = {"loss": curve, "rows": [outcome]}
-    assert "2.900 before, 0.580 after, 5.0 × less" in make_report(rows)
+    assert "2.900 nats before, 0.580 after, lower by a factor of 5.0" in make_report(rows)
 
 
 @pytest.mark.parametrize("changes", [{"kl": 0.0, "kl_median": 0.0, "kl_p95": 0.0, "kl_p99": 0.0}, {"kl": -1e-9}])
@@ -187,17 +187,17 @@ def test_a_single_window_has_no_error_to_show(make_row, make_rows):
 
 def test_the_headline_names_the_closest_that_keeps_its_limits(make_row, make_rows):
     rows = make_rows(make_row("near", kl=0.1, top1=0.9), make_row("far", kl=0.3, top1=0.7))
-    assert headline(ReportData(rows)).startswith("near says the same next token 90\u00a0% of the time")
+    assert headline(ReportData(rows)).startswith("near predicts the same next token for 90\u00a0% of tokens")
     rows[1]["blocks"] = [{"block": 3, "gain": 1.05, "error": 0.01, "score": 9.0, "outlier": True}]
-    assert headline(ReportData(rows)).startswith("far says")
-    assert headline(ReportData(rows, limits={"max_kl": 0.2})) == "No candidate of base keeps its limits"
+    assert headline(ReportData(rows)).startswith("far predicts")
+    assert headline(ReportData(rows, limits={"max_kl": 0.2})) == "No candidate for base is within its limits"
     invalid = [{"name": "far", "passed": False, "reason": "breaks rule D1"}]
-    assert headline(ReportData(rows, verdicts=invalid)) == "No candidate of base keeps its limits"
+    assert headline(ReportData(rows, verdicts=invalid)) == "No candidate for base is within its limits"
 
 
 def test_a_failed_verdict_stands_before_the_pictures(make_rows):
     text = make_report(make_rows(), limits={"max_kl": 0.05})
-    assert text.index("✕ kl 0.07654 is above the limit 0.05") < text.index("<figure")
+    assert text.index("✕ KL 0.07654 nats is above the limit 0.05") < text.index("<figure")
     assert "No candidate" in text
 
 
@@ -214,13 +214,14 @@ def test_standings_tell_closest_smallest_and_beaten_apart(make_row):
     rows = [make_row("near", kl=0.1, bytes=200_000_000), make_row("small", kl=0.3, bytes=100_000_000)]
     rows += [make_row("between", kl=0.2, bytes=150_000_000), make_row("worse", kl=0.4, bytes=150_000_000)]
     assert [standing(row, rows).split(":")[0] for row in rows] == [
-        "closest", "smallest", "between the others", "beaten by between"
+        "lowest KL", "smallest", "a trade-off between size and KL",
+        "worse than between, which is as small and has a lower KL",
     ]  # fmt: skip
 
 
 def test_half_a_percent_of_size_makes_nobody_the_smallest_alone(make_row):
     rows = [make_row("a", kl=0.1), make_row("b", kl=0.1, bytes=114_500_000)]
-    assert [standing(row, rows) for row in rows] == ["closest and smallest"] * 2
+    assert [standing(row, rows) for row in rows] == ["lowest KL and smallest"] * 2
 
 
 def test_labels_are_moved_apart_and_keep_their_order():
@@ -228,22 +229,22 @@ def test_labels_are_moved_apart_and_keep_their_order():
     assert moved == pytest.approx([0.5, 0.1, 0.2, 0.9])
 
 
-def test_a_block_that_stands_out_is_named_before_the_pictures(full_page):
-    text, told = full_page, "✕ block 3 (gain 1.050, error 0.0258) stands out"
-    assert told in text and text.index(told) < text.index("<figure")
-    assert "block 3 has gain 1.050" in text and text.count("no block stands out") == 2
+def test_an_outlier_block_is_named_before_the_pictures(full_page):
+    text, words = full_page, "✕ block 3 (gain 1.050, error 0.0258) is an outlier"
+    assert words in text and text.index(words) < text.index("<figure")
+    assert "block 3 has gain 1.050" in text and text.count("no outlier") == 2
 
 
-def test_a_block_that_stands_out_is_told_with_its_worst_linear():
+def test_an_outlier_block_is_shown_with_its_worst_linear():
     block = {"block": 3, "gain": 1.05, "error": 0.01}
     linears = [
         {"name": "q_proj", "error": 0.02, "recorded": 0.019},
         {"name": "up_proj", "error": 0.01, "recorded": 0.002},
     ]
-    assert describe(block | {"linears": linears}) == "block 3 has gain 1.050 and error 0.0100, most in up_proj"
+    assert describe(block | {"linears": linears}) == "block 3 has gain 1.050 and error 0.0100, mostly from up_proj"
     unrecorded = [row | {"recorded": None} for row in linears]
-    assert describe(block | {"linears": unrecorded}).endswith("most in q_proj")
-    assert describe(block | {"linears": unrecorded, "linear": "up_proj"}).endswith("most in up_proj")
+    assert describe(block | {"linears": unrecorded}).endswith("mostly from q_proj")
+    assert describe(block | {"linears": unrecorded, "linear": "up_proj"}).endswith("mostly from up_proj")
 
 
 def test_two_reports_to_one_path_do_not_share_a_partial_file(tmp_path, make_row, make_rows):
@@ -261,7 +262,7 @@ def test_speed_says_why_a_figure_is_missing_and_which_board_is_too_small(full_da
 def test_sections_without_rows_are_not_there(make_rows):
     text = make_report(make_rows())
     titles = re.findall("<h2>(.*?)</h2>", text)
-    assert titles == ["Size against drift", "All figures", "Where this comes from"]
+    assert titles == ["Size and drift", "All figures", "Provenance"]
 
 
 def test_a_kind_that_the_reference_cannot_do_has_no_bar(full_data):

@@ -1,0 +1,121 @@
+"""The job of `watch`: repeat a baseline's measurements on a checkpoint and compare."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.read import Checkpoint
+from compress.core.errors import GateFailure, QCompressError
+from compress.core.rows import ChangeRow
+from compress.evaluate.drift.compare import drift_row
+from compress.evaluate.drift.windows import evaluation_windows
+from compress.evaluate.history.settings import WatchSettings
+from compress.evaluate.history.store import append_verdicts, read_verdicts
+from compress.evaluate.history.watch import (
+    Baseline,
+    baseline_items,
+    check_same,
+    drift_changes,
+    find_baseline,
+    task_changes,
+)
+from compress.evaluate.tasks.job import check_sandbox, runtime_opener
+from compress.evaluate.tasks.runner import TaskRun, by_kind, origin, score_checkpoint, score_rows
+from compress.evaluate.tasks.suite import load_suite
+
+Row = dict[str, Any]
+Report = Callable[[Row], None]
+CHANGES = {"points": "{:+.1f} points", "nats": "{:+.4f} nats", "%": "{:+.2f} %"}
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The changes of one measurement, and the verdicts to store in the history."""
+
+    rows: list[ChangeRow]
+    verdicts: list[Row]
+
+
+def watch_checkpoint(
+    path: Path, history: Path, settings: WatchSettings, *, tag: str | None = None, report: Report = lambda row: None
+) -> list[ChangeRow]:
+    """The changes of tasks and drift since the baseline. Appends the verdicts to the history under `tag`.
+
+    QCompressError if the baseline does not exist or nothing of it can be repeated.
+    """
+    name = settings.name or path.resolve().name
+    baseline = find_baseline(read_verdicts(history), settings.baseline, name, where=str(history))
+    checkpoint = open_causal_lm(path)
+    parts: list[Changes] = []
+    if baseline.tasks:
+        parts.append(watch_tasks(checkpoint, baseline, settings, report))
+    else:
+        report({"tasks": f"not compared; {baseline.tag} has no eval of {baseline.name}"})
+    if baseline.drift is not None and settings.reference:
+        parts.append(watch_drift(checkpoint, settings.reference, baseline, settings.eval_text, report))
+    elif baseline.drift is not None:
+        report({"KL and perplexity": "not compared; set --reference"})
+    if not parts:
+        raise QCompressError(f"{history}: {baseline.tag} has KL and perplexity only; set --reference")
+    append_verdicts(history, "watch", [row for part in parts for row in part.verdicts], tag=tag)
+    return [row for part in parts for row in part.rows]
+
+
+def watch_tasks(checkpoint: Checkpoint, baseline: Baseline, settings: WatchSettings, report: Report) -> Changes:
+    """Score the baseline's items again. The answers of a finished run are removed, so the next run starts anew."""
+    first = baseline.first_row
+    suite = load_suite(settings.suite or (Path(first["suite_file"]) if first.get("suite_file") else None))
+    items = baseline_items(baseline, suite)
+    if any(item.kind == "python" for item in items):
+        check_sandbox(report)
+    folder = settings.out / checkpoint.digest.removeprefix("sha256:")[:16]
+    opener = runtime_opener(first["runtime"], first["settings"]["dtype"])
+    run = TaskRun(suite, items, folder, first["settings"], settings.batch_size, opener)
+    scores = by_kind(score_checkpoint(checkpoint, baseline.name, run, report), items)
+    shutil.rmtree(folder)
+    changes = task_changes(baseline, scores, max_drop=settings.max_drop)
+    by_name = {row["kind"]: row for row in changes}
+    identity = {"name": baseline.name, "role": "candidate", "baseline": baseline.tag}
+    verdicts = [
+        identity | row | origin(checkpoint, run) | change_part(by_name[row["kind"]])
+        for row in score_rows(scores, None)
+        if row["kind"] in by_name
+    ]
+    return Changes(changes, verdicts)
+
+
+def change_part(row: ChangeRow) -> Row:
+    """The keys of a change that a stored verdict has."""
+    return {key: row[key] for key in ("change", "change_low", "change_high", "fell")}
+
+
+def watch_drift(
+    checkpoint: Checkpoint, reference: Path, baseline: Baseline, eval_text: str | None, report: Report
+) -> Changes:
+    """Measure KL and perplexity again on the baseline's windows."""
+    before = baseline.drift
+    assert before is not None
+    opened = open_causal_lm(reference)
+    sizes = {"n_samples": before["n_samples"], "seq_len": before["seq_len"]}
+    windows = evaluation_windows(opened, [checkpoint], eval_text or before["text"], **sizes)
+    check_same(baseline, reference=opened.digest, windows_digest=windows.manifest.get("digest"))
+    now = drift_row(opened, checkpoint, windows, report=report)
+    verdict = {**now, "name": baseline.name, "baseline": baseline.tag}
+    return Changes(drift_changes(baseline.name, before, now), [verdict])
+
+
+def format_change(row: ChangeRow) -> str:
+    """The change with its unit, "n/a" without a pair."""
+    return "n/a" if row["change"] is None else CHANGES[row["unit"]].format(row["change"])
+
+
+def check_falls(rows: Sequence[ChangeRow], tag: str) -> None:
+    """GateFailure that names every kind that fell, and by how much."""
+    fallen = [row for row in rows if row["fell"]]
+    if fallen:
+        changes = ", ".join(f"{row['kind']} {format_change(row)}" for row in fallen)
+        name = fallen[0]["name"]
+        raise GateFailure(f"{name} fell since {tag}: {changes}; restore the old checkpoint, or tag a new baseline")

@@ -1,0 +1,33 @@
+"""Settings of `watch`."""
+
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+from compress.core.options import option
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """The baseline to compare with, and the files to repeat its measurements."""
+
+    baseline: str = option(MISSING, "Tag of the stored verdicts to compare with.", metavar="TAG")
+    name: str | None = option(
+        None,
+        "Checkpoint of the baseline to compare with.",
+        default_text="the one with CKPT's name, or the only candidate",
+    )
+    reference: Path | None = option(None, "16-bit reference. Set it to compare KL and perplexity too.", is_path=True)
+    eval_text: str | None = option(
+        None, "Evaluation text of the baseline, if its file has moved: a name or a file.", group="Text"
+    )
+    suite: Path | None = option(None, "Task file of the baseline, if it has moved.", group="Tasks")
+    batch_size: int = option(8, "Items per batch.", group="Resources", minimum=1)
+    max_drop: float | None = option(
+        None, "Highest drop on every kind of task, in points of 100, significant or not.", group="Limits", minimum=0
+    )
+    out: Path = option(
+        Path("build/watch"),
+        "Folder for the answers of an unfinished run, which the next run resumes.",
+        group="Run control",
+        short="-o",
+    )
