@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.core.atomic import write_atomic
+from compress.core.changes import changed_keys
 from compress.core.errors import QCompressError
 
 Row = dict[str, Any]
@@ -34,7 +35,7 @@ def write_journal(path: Path, value: Row) -> None:
 
 def check_same_settings(folder: Path, old: Row, new: Row) -> None:
     """QCompressError with every changed setting if a job would continue with other settings than it started with."""
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    changed = changed_keys(old, new)
     if changed:
         changes = ", ".join(f"{key} {old.get(key)} (now {new.get(key)})" for key in changed)
         raise QCompressError(

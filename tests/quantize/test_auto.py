@@ -39,7 +39,7 @@ def test_nothing_is_left_beside_the_result(chosen):
     assert not [path.name for path in out.parent.iterdir() if path.name.startswith(".")]
 
 
-def test_the_judging_windows_are_read_by_no_candidate(tiny_llama, chosen):
+def test_no_candidate_reads_the_held_out_windows(tiny_llama, chosen):
     out, _ = chosen
     record = Checkpoint(out).record
     assert record["settings"]["held_out"] == record["calibration"]["held_out"] == 2
@@ -50,7 +50,7 @@ def test_the_judging_windows_are_read_by_no_candidate(tiny_llama, chosen):
     assert record["calibration"]["digest"] == windows.manifest["digest"]
 
 
-def test_a_job_that_was_killed_as_it_cleared_up_only_clears_up(tiny_llama, tmp_path, monkeypatch):
+def test_a_job_killed_during_its_clean_up_only_cleans_up(tiny_llama, tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(auto, "finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -65,7 +65,7 @@ def interrupted(*_, **__):
     raise KeyboardInterrupt
 
 
-def test_another_checkpoint_in_its_place_is_not_touched(tiny_llama, tmp_path, monkeypatch):
+def test_another_checkpoint_at_out_is_not_overwritten(tiny_llama, tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(auto, "quantize_checkpoint", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -77,7 +77,7 @@ def test_another_checkpoint_in_its_place_is_not_touched(tiny_llama, tmp_path, mo
 
 
 @pytest.mark.parametrize("changes", [{"method": "auto"}, {"method": "gptq", "tune": 1}])
-def test_one_window_cannot_calibrate_and_judge(changes):
+def test_one_window_is_too_few_for_held_out_windows(changes):
     with pytest.raises(ValueError, match="--samples 1: --tune and --method auto need 2"):
         replace(CONFIG, samples=1, **changes)
 

@@ -127,7 +127,7 @@ def poisoned(value):
 
 
 @pytest.mark.parametrize(("value", "words"), [(float("nan"), "NaN"), (float("inf"), "infinite")])
-def test_a_weight_that_is_no_number_is_named_and_nothing_is_at_its_place(tiny_llama, tmp_path, value, words):
+def test_a_nan_or_infinite_weight_is_named_and_nothing_is_written(tiny_llama, tmp_path, value, words):
     source = wounded(tiny_llama, tmp_path / "source", **{NAME: poisoned(value)})
     with pytest.raises(QCompressError, match=rf"{NAME}.*{words}"):
         quantize_checkpoint(source, tmp_path / "out", settings("rtn"))
@@ -160,7 +160,7 @@ def test_auto_takes_the_largest_legal_group_size(tiny_llama):
     assert plan_quantize(tiny_llama, settings())[1].scheme.group_size == 64
 
 
-def test_auto_says_why_it_takes_less_than_128(tiny_llama, tmp_path):
+def test_auto_reports_why_the_group_size_is_below_128(tiny_llama, tmp_path):
     lines = []
     quantize_checkpoint(tiny_llama, tmp_path / "out", settings("rtn"), report=lines.append)
     said = [line["group_size"] for line in lines if set(line) == {"group_size"}]
@@ -168,7 +168,7 @@ def test_auto_says_why_it_takes_less_than_128(tiny_llama, tmp_path):
 
 
 @pytest.mark.parametrize(("module", "name"), [("psutil", "virtual_memory"), ("shutil", "disk_usage")])
-def test_too_little_memory_or_disk_is_said_before_the_work(tiny_llama, tmp_path, monkeypatch, module, name):
+def test_too_little_memory_or_disk_is_an_error_before_any_work(tiny_llama, tmp_path, monkeypatch, module, name):
     little = SimpleNamespace(available=1000, free=1000)
     monkeypatch.setattr(f"{module}.{name}", lambda *arguments: little)
     with pytest.raises(QCompressError, match=r"needs .*(available|free)"):
@@ -176,7 +176,7 @@ def test_too_little_memory_or_disk_is_said_before_the_work(tiny_llama, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_budget_that_cannot_be_met_says_by_how_much(tiny_llama):
+def test_an_exceeded_budget_says_by_how_many_bytes(tiny_llama):
     size = plan_quantize(tiny_llama, settings())[1].bytes
     plan_quantize(tiny_llama, settings(max_size=size))
     with pytest.raises(QCompressError, match=r" 1 over --max-size"):
@@ -190,14 +190,14 @@ def test_a_full_directory_is_refused_before_any_work(tiny_llama, tmp_path):
     assert (tmp_path / "note.txt").read_text() == "mine"
 
 
-def test_float16_products_are_refused_on_a_cpu_with_the_cure(tiny_llama, tmp_path):
+def test_float16_on_a_cpu_is_refused_with_a_cure(tiny_llama, tmp_path):
     config = QuantizeConfig(method="gptq", format="gptq", compute_dtype="float16")
     with pytest.raises(QCompressError, match=r"--compute-dtype float16.*use bfloat16 or float32"):
         quantize_checkpoint(tiny_llama, tmp_path / "out", config)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_causal_lm_is_refused(tiny_llama, tmp_path):
+def test_a_model_that_is_no_causal_lm_is_refused(tiny_llama, tmp_path):
     shutil.copytree(tiny_llama, tmp_path / "bert")
     config = json.loads((tmp_path / "bert/config.json").read_text()) | {
         "model_type": "bert",
@@ -218,7 +218,7 @@ def test_sizes_are_read_as_people_write_them(text, size):
 @pytest.mark.parametrize(
     "changes", [{"group_size": 48}, {"bits": 3}, {"sym": False}, {"damp_percent": 0.0}, {"samples": 0}]
 )
-def test_settings_that_cannot_be_are_refused_where_they_are_made(changes):
+def test_impossible_settings_are_a_value_error(changes):
     with pytest.raises(ValueError):
         settings(**changes)
 

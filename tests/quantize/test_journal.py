@@ -68,7 +68,7 @@ def test_half_written_outputs_of_an_unfinished_block_do_not_matter(tiny_llama, t
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_a_job_killed_between_its_name_and_its_cleaning_is_finished_by_the_same_command(tiny_llama, tmp_path):
+def test_a_job_killed_before_its_clean_up_is_finished_by_the_same_command(tiny_llama, tmp_path):
     out = interrupted(tiny_llama, tmp_path / "out", "2/2")
     shutil.copytree(work_path(out), tmp_path / "kept")
     row = quantize_checkpoint(tiny_llama, out, settings())

@@ -31,7 +31,7 @@ def test_the_seed_student_gets_under_two_gigabytes():
     assert best is not None and best.plan.bytes <= 2 * 10**9
 
 
-def test_what_is_planned_without_weights_is_what_is_planned_with_them(tiny_qwen2, tmp_path):
+def test_a_plan_without_weights_equals_the_plan_with_weights(tiny_qwen2, tmp_path):
     (tmp_path / "config.json").write_text((tiny_qwen2 / "config.json").read_text())
     whole, bare = read_source(tiny_qwen2), read_source(tmp_path)
     for layout in budget.layouts(whole, config(), FORMAT_NAMES):
@@ -65,7 +65,7 @@ def test_fewer_bits_are_smaller_and_do_more_harm(tiny_qwen2):
     assert harms == sorted(harms) and len(set(harms)) == len(harms)
 
 
-def test_what_is_worthwhile_is_beaten_by_nothing_and_holds_the_choice(tiny_qwen2):
+def test_no_layout_beats_a_worthwhile_one_and_the_choice_is_among_them(tiny_qwen2):
     every = found(read_source(tiny_qwen2))
     kept = budget.worthwhile(every)
     for each in kept:
@@ -135,14 +135,14 @@ def test_eight_bits_take_the_whole_stage(tiny_qwen2):
     assert all(plan.schemes[name].sym for name in plan.eight_bit)
 
 
-def test_a_budget_that_fails_names_the_flags_that_keep_it(tiny_qwen2):
+def test_an_exceeded_budget_names_the_options_that_fit(tiny_qwen2):
     size = plan_quantize(tiny_qwen2, config("gptq"))[1].bytes
     with pytest.raises(QCompressError, match=r"1 over --max-size; (--[a-z-]+ \S+ )+makes it") as caught:
         plan_quantize(tiny_qwen2, config("gptq", max_size=size - 1))
     assert "--format" not in str(caught.value), "gptq can do it itself"
 
 
-def test_a_budget_that_nothing_keeps_says_what_would(tiny_qwen2):
+def test_a_budget_that_no_layout_fits_names_the_smallest_layout(tiny_qwen2):
     smallest = min(each.plan.bytes for each in found(read_source(tiny_qwen2)))
     with pytest.raises(QCompressError, match=rf"no layout fits: the smallest, .* is {smallest:,} bytes, 1 over"):
         plan_quantize(tiny_qwen2, config(max_size=smallest - 1))
@@ -173,6 +173,6 @@ LOADERS = [
 
 
 @pytest.mark.parametrize(("changes", "expected"), LOADERS)
-def test_who_can_run_a_layout(tiny_qwen2, changes, expected):
+def test_each_loader_runs_only_the_layouts_of_its_table(tiny_qwen2, changes, expected):
     row = budget.loaders(make_plan(read_source(tiny_qwen2), config(**changes)))
     assert (row["vllm_cpu"], row["transformers"]) == expected and row["vllm_gpu"]

@@ -125,7 +125,7 @@ def test_tuning_lowers_the_kl_of_windows_it_never_trained_on(path, matmul_dtype)
     assert found.step > 0
 
 
-def test_what_judges_tuning_does_not_depend_on_what_training_multiplies_in(tiny_llama):
+def test_the_measured_kl_does_not_depend_on_the_matmul_dtype_of_training(tiny_llama):
     before = []
     for matmul_dtype in (torch.float32, torch.bfloat16):
         checkpoint, student, _ = make_student(tiny_llama)
@@ -212,7 +212,7 @@ def test_scales_are_rounded_as_they_will_be_stored(tiny_llama):
 CODES = "model.layers.1.mlp.down_proj.qweight"
 
 
-def test_windows_that_judge_tuning_follow_those_that_are_quantized_with(tiny_llama, tmp_path):
+def test_held_out_windows_follow_the_calibration_windows(tiny_llama, tmp_path):
     config = QuantizeConfig(method="gptq", format="gptq", samples=16, seq_len=24, group_size=32)
     quantize_checkpoint(tiny_llama, tmp_path / "plain", config)
     quantize_checkpoint(tiny_llama, tmp_path / "tuned", replace(config, tune=1))
@@ -222,7 +222,7 @@ def test_windows_that_judge_tuning_follow_those_that_are_quantized_with(tiny_lla
     assert (told["n_samples"], told["held_out"]) == (16, 2)
 
 
-def test_windows_that_judge_tuning_are_taken_from_the_others_where_the_text_has_no_more(tiny_llama, tmp_path):
+def test_a_short_text_holds_out_its_last_calibration_windows(tiny_llama, tmp_path):
     text = tmp_path / "short.txt"
     text.write_text("the quick brown fox jumps over the lazy dog . " * 45)
     count = fitting(tiny_llama, text)
