@@ -1,4 +1,4 @@
-"""Work that one of several processes does for all of them."""
+"""Helpers for several processes of one job, started by torchrun or accelerate. Alone, each of them does nothing."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,8 +8,14 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-def first(make: Callable[[], T], rank: int, count: int) -> T:
-    """What `make` returns or raises in the first of `count` processes, in all of them; the others wait for it."""
+def place() -> tuple[int, int]:
+    """The rank of this process, and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def first(make: Callable[[], T]) -> T:
+    """Call `make` in the first process only; all processes get its result or its exception."""
+    rank, count = place()
     if count == 1:
         return make()
     outcome: list[Any] = [None, None]
@@ -22,3 +28,20 @@ def first(make: Callable[[], T], rank: int, count: int) -> T:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]  # type: ignore[no-any-return]
+
+
+def all_values(value: T) -> list[T]:
+    """Every process's value, in the order of the ranks, in all processes."""
+    count = place()[1]
+    if count == 1:
+        return [value]
+    values: list[Any] = [None] * count
+    dist.all_gather_object(values, value)
+    return values
+
+
+def leave() -> None:
+    """Wait for all processes, then destroy the group: a rank that leaves early closes sockets the others still use."""
+    if place()[1] > 1:
+        dist.barrier()
+        dist.destroy_process_group()

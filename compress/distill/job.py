@@ -1,6 +1,6 @@
-"""distill_checkpoint(): a teacher in, a trained smaller model out, and how far it is from its teacher before and after.
+"""distill_checkpoint(): train a smaller student to match a teacher, and measure the distance before and after.
 
-The student is written only when training is over; until then nothing exists at `out`.
+The student is written when training has finished; until then nothing exists at `out`.
 """
 
 import os
@@ -21,9 +21,9 @@ from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.model_card import origin
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, files_digest, open_checkpoint
 from compress.checkpoint.record import record_text
+from compress.core.distributed import place
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, LoopConfig
-from compress.distill.sharding.parallel import place
 from compress.distill.student.build import (
     StudentModel,
     check_student,
@@ -33,7 +33,7 @@ from compress.distill.student.build import (
     save_student,
     working_dtype,
 )
-from compress.distill.student.memory_estimate import cures, told
+from compress.distill.student.memory_estimate import cures, format_parts
 from compress.distill.student.plan import StudentPlan, plan_distill, plan_row
 from compress.distill.targets.cache import MANIFEST, windows_digest
 from compress.distill.targets.cached_teacher import CachedTeacher, cache_text, open_cache
@@ -48,11 +48,11 @@ from compress.distill.training.stage_runner import Finished, Run, keep_alignment
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 LOOP = LoopConfig()
-KEPT = 28  # bytes per parameter of two states on disk: weights, Adam's moments, the best weights
+STATE_BYTES = 28  # bytes per parameter of two saved states: weights, Adam's moments, the best weights
 
 
 def silent(row: Row) -> None:
-    """No report."""
+    """Discard a report row."""
 
 
 def distill_checkpoint(
@@ -60,20 +60,20 @@ def distill_checkpoint(
 ) -> Row:
     """Distill `teacher` into a student at `out`; returns the summary row. Nothing is left at `out` when it fails.
 
-    A run that was killed goes on from the last state it kept, to the curve and weights of one that was not. With a
-    cache the teacher itself is asked only about the held-out text. Of several processes the first writes and reports;
-    the others return {}. QCompressError for bad input, for a cache of another run, for a student that has another
-    tokenizer, and for training that never got better than the student was before it.
+    An interrupted run continues from its last saved state to the same curve and weights. With a cache the teacher runs
+    on the evaluation text only. The first of several processes writes and reports; the others return {}.
+    QCompressError for bad input, a cache of other settings, a student with another tokenizer, and training without
+    any improvement.
     """
     teacher = open_causal_lm(teacher)
     plan = plan_distill(teacher.path, settings)
     device = pick_device(teacher, plan, settings)
     check_student(teacher, settings)
-    room = plan.student_size["float16_bytes"] + KEPT * plan.student_size["parameters"]
+    room = plan.student_size["float16_bytes"] + STATE_BYTES * plan.student_size["parameters"]
     with shared_journal(out, job_settings(teacher, settings), room, restart=loop.restart) as journal:
         if not journal.published and journal.writes:
-            with logged(report, out, loop.log_dir) as tell:
-                distill(DistillJob(teacher, out, settings, plan, device, journal, tell), loop.save_every)
+            with logged(report, out, loop.log_dir) as log:
+                distill(DistillJob(teacher, out, settings, plan, device, journal, log), loop.save_every)
         elif not journal.published:
             distill(DistillJob(teacher, out, settings, plan, device, journal, silent), loop.save_every)
         row = journal.notes["row"] if journal.writes else {}
@@ -84,7 +84,7 @@ def distill_checkpoint(
 
 @dataclass(frozen=True)
 class DistillJob:
-    """What a distillation is about; `report` is silent in all processes but the first."""
+    """The inputs of a distillation. `report` discards rows in all processes but the first."""
 
     teacher: Checkpoint
     out: Path
@@ -96,26 +96,26 @@ class DistillJob:
 
 
 def job_settings(teacher: Checkpoint, settings: DistillConfig) -> Row:
-    """Everything that the student's bytes follow from."""
+    """Everything that determines the student's bytes: settings, digests of inputs, versions."""
     sources = {"teacher": teacher, "student": settings.student}
-    given: Row = {name: open_checkpoint(source).digest for name, source in sources.items() if source}
-    given |= {"texts": {text: source_digest(text) for text in settings.texts}, "processes": place()[1]}
+    inputs: Row = {name: open_checkpoint(source).digest for name, source in sources.items() if source}
+    inputs |= {"texts": {text: source_digest(text) for text in settings.texts}, "processes": place()[1]}
     if settings.cache:
-        given["cache"] = files_digest([Path(settings.cache) / MANIFEST])
-    return {**settings.settings(), **given, **{name: version(name) for name in ("qcompress", "torch", "transformers")}}
+        inputs["cache"] = files_digest([Path(settings.cache) / MANIFEST])
+    return {**settings.settings(), **inputs, **{name: version(name) for name in ("qcompress", "torch", "transformers")}}
 
 
 def distill(job: DistillJob, save_every: int) -> None:
-    """Train and write the student, and note the summary row in the journal."""
+    """Train and write the student, and store the summary row in the journal."""
     started, settings, report = time.perf_counter(), job.settings, job.report
     tokenizer = job.teacher.tokenizer
     vocab = common_vocabulary(job.plan, tokenizer)
     cache = open_cache(settings, job.teacher, vocab) if settings.cache else None
     report(plan_row(job.plan, settings))
-    big = open_model(job.teacher, working_dtype(job.device), job.device)
+    teacher = open_model(job.teacher, working_dtype(job.device), job.device)
     stages = make_stages(settings)
-    check_packing(big, str(job.teacher), settings.packing, max(stage.settings.seq_len for stage in stages))
-    texts = [cache_text(cache, settings, tokenizer)] if cache else stage_texts(stages, tokenizer, big.model)
+    check_packing(teacher, str(job.teacher), settings.packing, max(stage.settings.seq_len for stage in stages))
+    texts = [cache_text(cache, settings, tokenizer)] if cache else stage_texts(stages, tokenizer, teacher.model)
     for stage, text in zip(stages, texts, strict=True):
         report(stage.named() | text_row(text, stage.text, stage.needed) | {"eval_text": stage.settings.eval_text})
     student = make_student(job.teacher, job.plan, settings, texts[0].windows, vocab, job.device, report)
@@ -123,15 +123,15 @@ def distill(job: DistillJob, save_every: int) -> None:
         if stage.on_policy:
             check_own_answers(student.model.model, settings.packing, stage.settings.seq_len)
     eval_windows = make_eval_windows(settings, texts, tokenizer)
-    *evaluators, evaluator = open_evaluators(big, eval_windows, vocab)
+    *evaluators, evaluator = open_evaluators(teacher, eval_windows, vocab)
     before = evaluator.measure(student.model)
     report({"eval_tokens": evaluator.tokens, "kl_before": before.kl, "perplexity_before": exp(before.nll)})
-    alignment = make_alignment(student.model, big, stages, settings.seed)
-    answers: Teacher = CachedTeacher(cache, texts[0].windows, big) if cache else big
-    del big  # with a cache, nothing but the head is needed any more
-    run = Run(student.model, answers, vocab, tokenizer.eos_token_id, alignment, report, job.journal, save_every)
+    alignment = make_alignment(student.model, teacher, stages, settings.seed)
+    targets: Teacher = CachedTeacher(cache, texts[0].windows, teacher) if cache else teacher
+    del teacher  # with a cache, training needs its head only
+    run = Run(student.model, targets, vocab, tokenizer.eos_token_id, alignment, report, job.journal, save_every)
     finished = run_stages(run, stages, texts, evaluators)
-    refuse_no_gain(finished, job.journal)
+    check_gain(finished, job.journal)
     if not job.journal.writes:
         return
     after = evaluator.measure(student.model)
@@ -145,41 +145,43 @@ def distill(job: DistillJob, save_every: int) -> None:
 
 
 def pick_device(teacher: Checkpoint, plan: StudentPlan, settings: DistillConfig) -> torch.device:
-    """Where training runs. QCompressError when that is the CPU and it has not the memory for all its processes."""
+    """The device of the training. QCompressError when it is a CPU without memory for all processes of this machine."""
     device = make_accelerator().device
     if device.type == "cpu":
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        check_memory(str(teacher), here * plan.memory, f"{cures(settings)} ({told(plan.memory_parts)} in each process)")
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        check_memory(
+            str(teacher), processes * plan.memory, f"{cures(settings)} ({format_parts(plan.memory_parts)} per process)"
+        )
     return device
 
 
 def open_evaluators(teacher: Model, eval_windows: Sequence[Windows], vocab: int) -> list[Evaluator]:
-    """What measures on each of these windows; the teacher is asked about the same ones once."""
-    known = {windows_digest(windows): windows for windows in eval_windows}
-    made = {digest: Evaluator(teacher, windows, vocab) for digest, windows in known.items()}
-    return [made[windows_digest(windows)] for windows in eval_windows]
+    """An evaluator for each of these windows; the teacher runs once on equal windows."""
+    distinct = {windows_digest(windows): windows for windows in eval_windows}
+    evaluators = {digest: Evaluator(teacher, windows, vocab) for digest, windows in distinct.items()}
+    return [evaluators[windows_digest(windows)] for windows in eval_windows]
 
 
-def refuse_no_gain(finished: Sequence[Finished], journal: TrainingJournal) -> None:
-    """QCompressError when the best weights are those before training. The work stays only where a run broke off."""
+def check_gain(finished: Sequence[Finished], journal: TrainingJournal) -> None:
+    """QCompressError when training improved nothing. Saved work stays only if the run ended early."""
     if any(one.trained.best_step for one in finished):
         return
     stage, trained = finished[-1].stage, finished[-1].trained
     if trained.stopped:
-        what = f"{trained.stopped}, before the student was better than untrained"
+        reason = f"{trained.stopped}, before the student was better than untrained"
     else:
-        seen = [row["eval_kl"] for row in trained.curve if "eval_kl" in row]
-        kl = f"held-out KL {finished[-1].kl_before:.4g} before, at best {min(seen):.4g} in {len(trained.curve)} steps"
-        what = f"the untrained weights are the best, {kl}"
+        values = [row["eval_kl"] for row in trained.curve if "eval_kl" in row]
+        kl = f"evaluation KL {finished[-1].kl_before:.4g} before, best {min(values):.4g}"
+        reason = f"none of {len(trained.curve)} steps improved the student, {kl}"
         journal.forget()
     again = ", with --restart" if journal.file else ""
     where, rate = f"stage {stage.name}: " if stage.name else "", stage.settings.learning_rate
-    cure = f"lower --learning-rate {rate:g}, or give more steps{again}"
-    raise QCompressError(f"{where}{what}; nothing was written: {cure}")
+    cure = f"lower --learning-rate {rate:g} or raise --steps{again}"
+    raise QCompressError(f"{where}{reason}; nothing was written: {cure}")
 
 
 def scores_row(teacher_nll: float, before: Scores, after: Scores) -> Row:
-    """KL to the teacher on the held-out text before and after, how many times less it is, and perplexities."""
+    """KL to the teacher on the evaluation text before and after, the ratio of both, and perplexities."""
     return {
         "kl_before": before.kl,
         "kl_after": after.kl,
@@ -191,7 +193,7 @@ def scores_row(teacher_nll: float, before: Scores, after: Scores) -> Row:
 
 
 def training_row(finished: Sequence[Finished]) -> Row:
-    """Steps and tokens of the whole run, the step its weights are of, why it stopped; every stage's row where named."""
+    """Steps and tokens of the whole run, the step of its weights, why it stopped, and the row of every named stage."""
     rows = [one.row() for one in finished]
     best = max(row["best_step"] for row in rows)
     summed = {key: sum(row[key] for row in rows) for key in ("steps", "tokens")}
@@ -214,7 +216,7 @@ def record(
     finished: Sequence[Finished],
     row: Row,
 ) -> str:
-    """qcompress.json: everything that made this student, the loss curve, and the evaluation text of the whole run."""
+    """The text of qcompress.json: settings, inputs, loss curve, and the evaluation text of the whole run."""
     return record_text(
         "distill",
         settings.settings(),
@@ -232,7 +234,7 @@ def record(
 
 
 def joined_manifest(texts: Sequence[Text]) -> Row:
-    """The manifest of the first text, with every source that any of them trains on and all their tokens."""
+    """The manifest of the first text, with the sources and tokens of all texts."""
     manifests = [text.windows.manifest for text in texts]
     if len(manifests) == 1:
         return manifests[0]
@@ -241,7 +243,7 @@ def joined_manifest(texts: Sequence[Text]) -> Row:
 
 
 def stage_record(one: Finished, text: Text) -> Row:
-    """A stage in the record: its row, and its texts."""
+    """A stage in the record: its row and its texts."""
     row = {key: value for key, value in one.row().items() if key != "stage"}
     return {
         "name": one.stage.name,

@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
-from compress.core import distributed
+from compress.core.distributed import all_values, first, leave
 
 T = TypeVar("T")
 TIMEOUT = timedelta(days=7)  # the other processes wait while the first one rounds or trains
@@ -42,21 +42,15 @@ class Processes:
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, in rank order."""
-        if self.count == 1:
-            return [value]
-        values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
-        return values
+        return all_values(value)
 
     def first(self, make: Callable[[], T]) -> T:
         """Call `make` in the first process only; every process gets its return value or exception."""
-        return distributed.first(make, self.rank, self.count)
+        return first(make)
 
     def leave(self) -> None:
         """Barrier, then destroy the group: a rank that leaves early closes sockets the others still use."""
-        if self.count > 1:
-            dist.barrier()
-            dist.destroy_process_group()
+        leave()
 
 
 ALONE = Processes()

@@ -144,7 +144,7 @@ def test_a_student_of_another_tokenizer_is_refused_by_both_names(tiny_llama, tmp
     first, second = sorted(vocab, key=vocab.get)[10:12]
     vocab[first], vocab[second] = vocab[second], vocab[first]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(QCompressError, match=r"other: its tokenizer .* is not that of .*llama .* 126 are the same"):
+    with pytest.raises(QCompressError, match=r"other: tokenizer of .* tokens, .*llama has .*126 are equal"):
         distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(student=str(other), **SHORT))
     assert not (tmp_path / "out").exists()
 
@@ -187,7 +187,7 @@ def test_a_text_that_is_too_short_for_the_run_is_read_again(tiny_llama, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("rate", "said"), [(1e30, "before the student was better"), (1e3, "the untrained weights are the best.* before")]
+    ("rate", "said"), [(1e30, "before the student was better"), (1e3, "none of .* steps improved the student.* before")]
 )
 def test_training_that_gains_nothing_writes_nothing(tiny_llama, tmp_path, rate, said):
     settings = DistillConfig(blocks=1, **SHORT | {"learning_rate": rate})

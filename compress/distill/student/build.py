@@ -1,4 +1,4 @@
-"""The student before training: its tokenizer, its weights out of the teacher's, or a checkpoint that exists."""
+"""The student before training: cut out of the teacher, or loaded from an existing checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -33,9 +33,9 @@ IMPORTANCE_WINDOWS, IMPORTANCE_LENGTH = 16, 256
 
 @dataclass(frozen=True)
 class StudentModel:
-    """The student before training: model, config.json, which blocks of the teacher it kept, by which sweep.
+    """The student before training: model, config.json, the teacher's blocks that it keeps, and the KL of every cut.
 
-    `width` says by what its channels were chosen, None where it is as wide as its teacher.
+    `width` describes how its channels were chosen; None if it is as wide as its teacher.
     """
 
     model: Model
@@ -46,7 +46,7 @@ class StudentModel:
 
 
 def check_student(teacher: Checkpoint, settings: StudentConfig) -> Any:
-    """The teacher's tokenizer. QCompressError, naming both, when the student's is another one."""
+    """The teacher's tokenizer. QCompressError when an existing student has a different one."""
     tokenizer = teacher.tokenizer
     if settings.student is None:
         return tokenizer
@@ -54,26 +54,26 @@ def check_student(teacher: Checkpoint, settings: StudentConfig) -> Any:
     ours, theirs = tokenizer.get_vocab(), other.get_vocab()
     if ours != theirs or spell_vocabulary(tokenizer) != spell_vocabulary(other):
         raise QCompressError(
-            f"{settings.student}: its tokenizer ({len(theirs):,} tokens) is not that of {teacher} ({len(ours):,}, of "
-            f"which {len(ours.items() & theirs.items()):,} are the same); give a student of the teacher's own family, "
-            "or cut one out of it with --blocks"
+            f"{settings.student}: tokenizer of {len(theirs):,} tokens, {teacher} has {len(ours):,} "
+            f"({len(ours.items() & theirs.items()):,} are equal); give a student of the teacher's family, "
+            "or cut one with --blocks"
         )
     return tokenizer
 
 
 def common_vocabulary(plan: StudentPlan, tokenizer: Any) -> int:
-    """How many tokens both models and the tokenizer know: what else a vocabulary holds is padding."""
-    known = max(tokenizer.get_vocab().values()) + 1
-    return min(int(plan.teacher["vocab_size"]), int(plan.student["vocab_size"]), known)
+    """The number of tokens in both models and in the tokenizer; the rest of a vocabulary is padding."""
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    return min(int(plan.teacher["vocab_size"]), int(plan.student["vocab_size"]), tokens)
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
-    """What a teacher computes in."""
+    """The dtype in which a teacher runs."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def open_model(source: PathOrCheckpoint, dtype: torch.dtype, device: torch.device) -> Model:
-    """A checkpoint's model with a head that the loss understands."""
+    """A checkpoint's model. QCompressError for an output head that the loss does not support."""
     model = Model(load_model(source, dtype), device)
     check_head(model, str(source))
     return model
@@ -95,14 +95,14 @@ def make_student(
     blocks = tuple(range(plan.shape.num_layers))
     if plan.removed:
         ids, mask = (tensor[:SWEEP_WINDOWS, :SWEEP_LENGTH] for tensor in (windows.ids, windows.mask))
-        mask = mask if mask[:, 1:].any() else torch.ones_like(mask)  # a chat's first tokens may all be the user's
+        mask = mask if mask[:, 1:].any() else torch.ones_like(mask)  # the first tokens of a chat may all be the user's
         sweep = sweep_depth(source.config, weights, plan.removed, ids, mask, vocab)
         blocks = choose_blocks(sweep, len(blocks) + plan.removed, plan.removed)
         gone = min(sweep, key=lambda start: (sweep[start], start))
         report(
             {"removed_blocks": f"{gone}-{gone + plan.removed - 1}", "kl": sweep[gone], "worst_kl": max(sweep.values())}
         )
-    importance, width = judge_width(source.config, weights, plan, blocks, settings, windows.ids, device)
+    importance, width = measure_width(source.config, weights, plan, blocks, settings, windows.ids, device)
     if width:
         report({"narrowed_by": width["importance"], "importance_tokens": width["tokens"]})
     config, cut_weights = cut(source.config, weights, plan.shape, blocks, importance)
@@ -110,7 +110,7 @@ def make_student(
     return StudentModel(Model(model, device), config, blocks, sweep, width)
 
 
-def judge_width(
+def measure_width(
     config: Row,
     weights: Weights,
     plan: StudentPlan,
@@ -119,10 +119,10 @@ def judge_width(
     ids: Tensor,
     device: torch.device,
 ) -> tuple[ActivationImportance | None, Row | None]:
-    """What chooses the channels of a narrower student, and that for the record: by what, on how much text.
+    """The importance of channels for a narrower student, and its description for the record.
 
-    (None, None) for a student of its teacher's width, no importance where the weights choose. Activations are those of
-    the blocks that stay, on the first few of `ids` (windows, seq_len).
+    (None, None) for a student as wide as its teacher; importance None if the weights decide. Activations are measured
+    on the first few of `ids` (windows, seq_len), with the kept blocks only.
     """
     teacher = shape_of(config)
     if plan.shape.same_width(teacher):
@@ -131,13 +131,13 @@ def judge_width(
         return None, {"importance": "weights", "windows": 0, "seq_len": 0, "tokens": 0}
     few = ids[:IMPORTANCE_WINDOWS, :IMPORTANCE_LENGTH]
     short, kept = cut(config, weights, replace(teacher, num_layers=plan.shape.num_layers), blocks)
-    found = measure_importance(short, lambda name: check_finite(name, kept(name)), few, device)
+    importance = measure_importance(short, lambda name: check_finite(name, kept(name)), few, device)
     size = {"windows": few.shape[0], "seq_len": few.shape[1], "tokens": few.numel()}
-    return found, {"importance": "activations", **size}
+    return importance, {"importance": "activations", **size}
 
 
 def save_student(out: Path, student: StudentModel, weights: dict[str, Tensor], tokenizer: Path, record: str) -> None:
-    """The checkpoint: these weights, the student's config in their dtype, the files of `tokenizer`, record and card."""
+    """Write the checkpoint: weights, config, the tokenizer's files, record and model card."""
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     config = {**student.config, "dtype": dtype, "architectures": [type(student.model.model).__name__]}
     pairs = [(TensorSpec(name, t.dtype, tuple(t.shape)), t) for name, t in weights.items()]

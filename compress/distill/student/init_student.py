@@ -1,4 +1,4 @@
-"""init_student(): cut a student out of a teacher, write it, and say how far it is from its teacher before training."""
+"""init_student(): cut a student out of a teacher, write it, and measure its distance to the teacher."""
 
 import time
 from collections.abc import Callable
@@ -27,22 +27,22 @@ from compress.model.width import Shape
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
-KEPT = ("blocks", *SHAPE, "importance", "text", "eval_text", "seq_len", "seed", "dtype")
+RECORDED = ("blocks", *SHAPE, "importance", "text", "eval_text", "seq_len", "seed", "dtype")
 EVEN = 128
 PLANNED = ("student", "teacher_parameters", "parameters", "float16_bytes", "int4_bytes")
 
 
 def take_sizes(config: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The options with the sizes in a config.json. QCompressError when some are given by hand as well."""
-    given = [name for name in ("blocks", *SHAPE) if options.get(name) is not None]
-    if given:
-        raise QCompressError(f"{config}: gives all sizes, and --{given[0].replace('_', '-')} is given too; drop one")
+    """The options with the sizes of a config.json. QCompressError when a size option is given too."""
+    sizes = [name for name in ("blocks", *SHAPE) if options.get(name) is not None]
+    if sizes:
+        raise QCompressError(f"{config}: sets all sizes; leave out --config or --{sizes[0].replace('_', '-')}")
     shape = shape_of(read_json(config))
     return options | {name: getattr(shape, name) for name in SHAPE}
 
 
 def uneven(shape: Shape, teacher: Shape) -> str | None:
-    """The widths that were cut and are no multiple of 128, with what that costs; None when there are none."""
+    """A note about reduced widths that are no multiple of 128; None if there are none."""
     widths = {name: getattr(shape, name) for name in ("hidden_size", "intermediate_size")}
     odd = [f"{name}={size}" for name, size in widths.items() if size % EVEN and size != getattr(teacher, name)]
     if not odd:
@@ -53,9 +53,9 @@ def uneven(shape: Shape, teacher: Shape) -> str | None:
 def init_student(
     teacher: PathOrCheckpoint, out: Path, settings: DistillConfig, report: Report = lambda row: None
 ) -> Row:
-    """Write the untrained student to `out`; returns sizes, kept blocks, and KL and perplexity on the held-out text.
+    """Write the untrained student to `out`; returns sizes, and KL and perplexity on the evaluation text.
 
-    Only the student's shape, texts, seq_len, seed and dtype of the settings matter. Nothing is left when it fails.
+    It reads shape, texts, seq_len, seed and dtype of the settings. Nothing is left at `out` when it fails.
     """
     started = time.perf_counter()
     teacher = open_causal_lm(teacher)
@@ -71,18 +71,18 @@ def init_student(
     text, vocab = train_text(settings, tokenizer, model.model), common_vocabulary(plan, tokenizer)
     student = make_student(teacher, plan, settings, text.windows, vocab, device, report)
     evaluator = Evaluator(model, text.eval_windows, vocab)
-    found = evaluator.measure(student.model)
+    scores = evaluator.measure(student.model)
     row = {
         "out": str(out),
         **sizes,
         "note": note,
-        "kl_before": found.kl,
+        "kl_before": scores.kl,
         "perplexity_teacher": exp(evaluator.teacher_nll),
     }
-    row |= {"perplexity_before": exp(found.nll), "seconds": round(time.perf_counter() - started, 1)}
+    row |= {"perplexity_before": exp(scores.nll), "seconds": round(time.perf_counter() - started, 1)}
     record = record_text(
         "init-student",
-        {name: getattr(settings, name) for name in KEPT},
+        {name: getattr(settings, name) for name in RECORDED},
         source=origin(teacher),
         calibration=text.windows.manifest | {"start": asdict(text.start)},
         eval_text=text.eval_windows.manifest,

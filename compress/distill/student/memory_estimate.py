@@ -1,4 +1,4 @@
-"""How many bytes of memory a training takes, part by part, before it starts: of each process, on a CPU, in float32."""
+"""An estimate of the memory of a training, in bytes, part by part: for each process, on a CPU, in float32."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ LIBRARIES = 600_000_000  # Python, torch and transformers, measured
 def memory_parts(
     teacher: int, student: int, config: Json, settings: DistillConfig, micro_tokens: int
 ) -> dict[str, int]:
-    """Bytes by what they are for. `teacher` and `student` are parameters, `config` the student's.
+    """Bytes by purpose. `teacher` and `student` are numbers of parameters; `config` is the student's.
 
-    A teacher with a cache is there before training and only its head in it; the larger of both times counts.
+    With a cache, the whole teacher is loaded before training and only its head during it; the larger peak counts.
     """
     width, vocab = int(config["hidden_size"]), int(config["vocab_size"])
     learning = adapter_parameters(config, settings.lora_rank) if settings.lora_rank else student
@@ -36,30 +36,30 @@ def memory_parts(
 
 
 def activations(config: Json, settings: DistillConfig, micro_tokens: int) -> int:
-    """Numbers that autograd keeps of one micro-batch, and what is made beside them to go back through one block.
+    """The number of values that autograd stores for one micro-batch and allocates in one block's backward pass.
 
-    Of every block all that it keeps; with `gradient_checkpointing` its input, and all of one block.
+    With `gradient_checkpointing`, the inputs of all blocks and the activations of one block.
     """
     width, blocks, length = int(config["hidden_size"]), int(config["num_hidden_layers"]), settings.seq_len
     tokens = length * min(settings.batch_size, max(1, micro_tokens // length))
-    kept = saved_numbers(config) + (length if settings.packing == "documents" else 0)  # a row of the mask
+    kept = saved_numbers(config) + (length if settings.packing == "documents" else 0)  # one mask row
     return tokens * (kept + (blocks * width + kept if settings.gradient_checkpointing else blocks * kept))
 
 
 def adapter_parameters(config: Json, rank: int) -> int:
-    """Parameters of the adapters, about: four linears of the width, three between it and the channels."""
+    """The approximate number of adapter parameters: four linears of the width, three between width and channels."""
     width, channels = int(config["hidden_size"]), int(config["intermediate_size"])
     return int(config["num_hidden_layers"]) * rank * (8 * width + 3 * (width + channels))
 
 
 def cures(settings: DistillConfig) -> str:
-    """What would need less, for whoever has not enough."""
-    found = [] if settings.gradient_checkpointing else ["--gradient-checkpointing"]
-    found += [] if settings.cache else ["--cache (the teacher's head alone stays)"]
-    found += [] if settings.lora_rank else ["--lora-rank"]
-    return ", ".join([*found, "a smaller student, or a larger machine"])
+    """Options that reduce memory, as one line."""
+    options = [] if settings.gradient_checkpointing else ["--gradient-checkpointing"]
+    options += [] if settings.cache else ["--cache (keeps only the teacher's head)"]
+    options += [] if settings.lora_rank else ["--lora-rank"]
+    return ", ".join([*options, "a smaller student, or a larger machine"])
 
 
-def told(parts: dict[str, int]) -> str:
+def format_parts(parts: dict[str, int]) -> str:
     """The parts in GB, as one line."""
     return ", ".join(f"{name.replace('_', ' ')} {value / 1e9:.2f}" for name, value in parts.items()) + " GB"

@@ -1,4 +1,4 @@
-"""What a distillation will make and need, from two config.json files: no weights are read, nothing is written."""
+"""The plan of a distillation, from two config.json files: sizes and memory, without reading weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from compress.checkpoint.load import check_causal_lm
 from compress.checkpoint.read import read_json
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig
-from compress.distill.student.memory_estimate import memory_parts, told
+from compress.distill.student.memory_estimate import format_parts, memory_parts
 from compress.distill.targets.cached_teacher import settings_cache
 from compress.distill.training.loop import MICRO_TOKENS
 from compress.model.blocks import plain_config
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """Both configs, the student's shape and sizes, and the bytes of memory that training takes, about."""
+    """Both configs, the student's shape and sizes, and the estimated memory of training in bytes."""
 
     teacher: Json
     student: Json
@@ -34,12 +34,12 @@ class StudentPlan:
 
     @property
     def memory(self) -> int:
-        """Bytes at the peak of one process, on a CPU."""
+        """The peak memory of one process in bytes, on a CPU."""
         return sum(self.memory_parts.values())
 
     @property
     def removed(self) -> int:
-        """Blocks of the teacher that the student does without."""
+        """The number of blocks removed from the teacher."""
         return int(shape_of(self.teacher).num_layers) - self.shape.num_layers
 
 
@@ -47,22 +47,22 @@ def read_config(path: Path) -> Json:
     """The config.json of a plain causal LM. QCompressError for anything else."""
     config = read_json(path / "config.json") if path.is_dir() else None
     if config is None:
-        raise QCompressError(f"{path}: no such directory; give a folder with config.json and *.safetensors")
+        raise QCompressError(f"{path}: no such directory; give a directory with config.json and *.safetensors")
     check_causal_lm(path, config)
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method:
-        raise QCompressError(f"{path}: is already quantized ({method}); give the 16-bit checkpoint it was made from")
+        raise QCompressError(f"{path}: is quantized already ({method}); give its 16-bit source")
     return config
 
 
 def plan_distill(teacher: Path, settings: DistillConfig) -> StudentPlan:
-    """The plan for a teacher's directory, of which only config.json is read. ValueError for an impossible shape."""
+    """The plan for a teacher's directory; only config.json is read. ValueError for an impossible shape."""
     student = read_config(Path(settings.student)) if settings.student else None
     return make_plan(read_config(teacher), settings, student)
 
 
 def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = None) -> StudentPlan:
-    """The plan for a teacher's config, and a student's where it is not cut out of the teacher."""
+    """The plan for the config of a teacher, and of an existing student if there is one."""
     check_dtype(teacher if student is None else student, settings.dtype)
     if student is None:
         shape = student_shape(teacher, **settings.sizes())
@@ -74,7 +74,7 @@ def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = Non
             f"--student {settings.student} is not cut" if settings.student else "the student is as wide as its teacher"
         )
         raise QCompressError(
-            f"importance {settings.importance}: {why}, so it would choose nothing; leave --importance out, or cut a "
+            f"importance {settings.importance}: {why}, so nothing is chosen; leave --importance out, or reduce a "
             "width (--intermediate-size, --hidden-size, --num-heads)"
         )
     sizes = plan_size(teacher), plan_size(config)
@@ -84,16 +84,14 @@ def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = Non
 
 
 def check_dtype(config: Json, dtype: str) -> None:
-    """QCompressError for a family whose activations overflow float16, which vLLM then refuses."""
+    """QCompressError for a family whose activations overflow float16; vLLM refuses such checkpoints."""
     family = find_family(str(config.get("model_type")))
     if dtype == "float16" and family is not None and not family.float16:
-        raise QCompressError(
-            f"dtype float16: a {config['model_type']} overflows it and vLLM refuses it; use --dtype bfloat16"
-        )
+        raise QCompressError(f"dtype float16: activations of {config['model_type']} overflow it; use --dtype bfloat16")
 
 
 def plan_row(plan: StudentPlan, settings: DistillConfig) -> Row:
-    """The plan as the command prints it."""
+    """The plan as a report row."""
     shape, sizes = plan.shape, plan.student_size
     return {
         "student": f"{plan.student['model_type']}, {shape.num_layers} blocks, hidden {shape.hidden_size}, "
@@ -101,14 +99,14 @@ def plan_row(plan: StudentPlan, settings: DistillConfig) -> Row:
         "teacher_parameters": plan.teacher_size["parameters"],
         **sizes,
         "memory_bytes": plan.memory,
-        "memory": f"on a CPU, in float32: {told(plan.memory_parts)}",
+        "memory": f"on a CPU, in float32: {format_parts(plan.memory_parts)}",
         "steps": settings.total_steps,
         "tokens": settings.total_tokens,
     }
 
 
 def check_inputs(settings: DistillConfig) -> Row:
-    """The texts and the cache as a row, of which only the beginnings are read. QCompressError for what cannot be."""
+    """Texts and cache as a report row; only their beginnings are read. QCompressError for an unreadable text."""
     for text in settings.texts:
         check_source(text)
     row: Row = {"texts": ", ".join(settings.texts)}

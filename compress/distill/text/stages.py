@@ -1,4 +1,4 @@
-"""The stages of a distillation: settings and text of each, one after another, a share of earlier texts replayed.
+"""The stages of a distillation: settings and text of each, with a share of earlier stages' text repeated.
 
 A distillation without stages is one stage without a name.
 """
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class TextStage:
-    """What a stage does: its name, its own settings without stages, its text with what is replayed."""
+    """One stage: its name, its complete settings, and its text including repeated text."""
 
     name: str
     settings: DistillConfig
@@ -26,17 +26,17 @@ class TextStage:
     on_policy: bool = False
 
     def named(self) -> Row:
-        """What its rows begin with: nothing where there is only one."""
+        """The start of its report rows: its name, or nothing for a run without stages."""
         return {"stage": self.name} if self.name else {}
 
     @property
     def needed(self) -> int:
-        """Windows that it reads, with those it reads again."""
+        """The number of windows that it reads, repeated ones included."""
         return self.settings.total_steps * self.settings.batch_size
 
 
 def make_stages(settings: DistillConfig) -> list[TextStage]:
-    """The settings' stages in their order."""
+    """The stages of the settings, in order."""
     resolved = settings.resolved()
     if not settings.stages:
         return [TextStage("", settings, settings.text)]
@@ -47,17 +47,17 @@ def make_stages(settings: DistillConfig) -> list[TextStage]:
     return stages
 
 
-def mix(own: Sequence[str], earlier: Sequence[Sequence[str]], replay: float) -> tuple[str, ...]:
-    """Sources with weights that add up to 1: 1 - `replay` for `own`, the rest shared equally by the `earlier` stages.
+def mix(text: Sequence[str], earlier: Sequence[Sequence[str]], replay: float) -> tuple[str, ...]:
+    """Sources whose weights sum to 1: 1 - `replay` for `text`, the rest divided equally among `earlier` stages.
 
-    Within a stage its sources keep their weights to one another. A source that comes twice is named once.
+    Sources of one stage keep their relative weights. A source that occurs twice is listed once.
     """
     if not replay:
-        return tuple(own)
+        return tuple(text)
     weights: dict[str, float] = {}
-    parts = [(own, 1 - replay), *((text, replay / len(earlier)) for text in earlier)]
-    for text, part in parts:
-        sources = [parse_source(source) for source in text]
+    parts = [(text, 1 - replay), *((other, replay / len(earlier)) for other in earlier)]
+    for names, part in parts:
+        sources = [parse_source(source) for source in names]
         whole = sum(source.weight for source in sources)
         for source in sources:
             weights[source.name] = weights.get(source.name, 0.0) + part * source.weight / whole
@@ -65,7 +65,7 @@ def mix(own: Sequence[str], earlier: Sequence[Sequence[str]], replay: float) -> 
 
 
 def stage_texts(stages: Sequence[TextStage], tokenizer: Any, teacher: Any) -> list[Text]:
-    """The text of every stage, all beginning as the teacher wants the first one's to."""
+    """The text of every stage. All windows begin with the start token measured on the first stage's text."""
     sizes = [{"seq_len": stage.settings.seq_len, "seed": stage.settings.seed} for stage in stages]
     start = find_start(stages[0].text, tokenizer, teacher, stages[0].needed, sizes[0])
     return [
@@ -75,9 +75,9 @@ def stage_texts(stages: Sequence[TextStage], tokenizer: Any, teacher: Any) -> li
 
 
 def make_eval_windows(settings: DistillConfig, texts: Sequence[Text], tokenizer: Any) -> list[Windows]:
-    """The held-out windows of every stage, and last those of the whole run.
+    """The evaluation windows of every stage, and last those of the whole run.
 
-    QCompressError when one of these texts is trained on, in whichever stage.
+    QCompressError when any stage trains on one of these texts.
     """
     evaluation = [text.eval_windows for text in texts]
     if settings.stages:
@@ -93,6 +93,6 @@ def make_eval_windows(settings: DistillConfig, texts: Sequence[Text], tokenizer:
         for source in windows.manifest["sources"]:
             if source["digest"] in trained:
                 raise QCompressError(
-                    f"{source['name']}: is trained on in another stage, so it cannot be held out; give another text"
+                    f"{source['name']}: another stage trains on it, so it cannot be an --eval-text; give another"
                 )
     return evaluation

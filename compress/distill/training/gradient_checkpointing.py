@@ -1,6 +1,6 @@
-"""Gradient checkpointing: of every block only the input is kept, and the block is run again when gradients come back.
+"""Gradient checkpointing: only each block's input is stored, and the block runs again in the backward pass.
 
-The same loss and gradients for a third more time; activations of one block at a time instead of all.
+Loss and gradients stay the same. It takes a third more time; activations of one block exist at a time.
 https://arxiv.org/abs/1604.06174
 """
 
@@ -13,16 +13,18 @@ from compress.core.errors import QCompressError
 
 @contextmanager
 def recomputing(model: Any, on: bool) -> Iterator[None]:
-    """Inside, the blocks of a transformers `model` are run again in the backward pass, if `on`.
+    """A block in which a transformers `model` recomputes its blocks in the backward pass, if `on`.
 
-    Only the blocks themselves are told that they train, so that no dropout inside them wakes up. QCompressError for a
-    model that cannot.
+    Only the blocks themselves get training mode, so dropout inside them stays off. QCompressError for a model without
+    support.
     """
     if not on:
         yield
         return
     if not getattr(model, "supports_gradient_checkpointing", False):
-        raise QCompressError(f"gradient_checkpointing: a {type(model).__name__} cannot; leave it out")
+        raise QCompressError(
+            f"gradient_checkpointing: {type(model).__name__} does not support it; leave out --gradient-checkpointing"
+        )
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     blocks = [part for part in model.modules() if getattr(part, "gradient_checkpointing", False)]
     for block in blocks:

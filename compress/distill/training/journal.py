@@ -1,9 +1,9 @@
-"""Where a training stands, on disk, so that a run that was killed goes on to the same curve and the same weights.
+"""The progress of a training on disk, so that a killed run continues to the same curve and weights.
 
-Beside the student lies `.OUT.distill` until the student is written: `journal.json` (settings, notes, and the loss curve
-of every stage begun), one file of tensors that it names (weights, Adam's moments, the best weights so far, random
-numbers' states), and a lock. Tensors are on the disk before the journal speaks of them, and the file before them is
-removed after: what the journal says is true at every moment.
+The folder `.OUT.distill` exists next to the student until the student is written. It holds `journal.json` (settings,
+notes, the loss curve of every started stage), one file of tensors (weights, Adam's moments, best weights, random-number
+states), and a lock. Tensors are written before the journal names them, and older ones removed after, so the journal is
+correct at every moment.
 """
 
 import json
@@ -21,23 +21,23 @@ from compress.checkpoint.read import read_header, read_json, read_tensor
 from compress.checkpoint.workdir import check_same_settings, clear_work, lock, write_journal
 from compress.checkpoint.write import TensorSpec, check_room, partial_path, plan_shard
 from compress.core.atomic import disk_errors, write_atomic
+from compress.core.distributed import first, place
 from compress.distill.sharding.fsdp import whole
-from compress.distill.sharding.parallel import first, place
 
 Row = dict[str, Any]
 T = TypeVar("T")
 JOURNAL = "journal.json"
-ALGORITHM = 2  # raise it when the same settings would train otherwise: a run begun before cannot be finished after
+ALGORITHM = 2  # raise it when equal settings would train differently, so that older runs cannot be continued
 
 
 def work_path(out: Path) -> Path:
-    """Where the journal and the state of an unfinished training lie."""
+    """The folder with the journal and the state of an unfinished training."""
     return out.with_name(f".{out.name}.distill")
 
 
 @dataclass
 class Progress:
-    """How far a stage is: steps done, their curve, the best step and held-out KL so far, whether it is over and why."""
+    """The progress of a stage: steps, curve, best step and evaluation KL so far, whether it ended and why."""
 
     step: int = 0
     curve: list[Row] = field(default_factory=list)
@@ -48,7 +48,7 @@ class Progress:
 
 
 class TrainingJournal:
-    """The journal of the training that writes `out`. Made by `open_journal`; only the first process `writes`."""
+    """The journal of the training that writes `out`, made by `open_journal`. Only the first process `writes`."""
 
     def __init__(self, out: Path, settings: Row):
         self.out, self.folder = out, work_path(out)
@@ -60,32 +60,32 @@ class TrainingJournal:
 
     @property
     def published(self) -> bool:
-        """Whether the run was killed after its student had its name, and before its work was removed."""
+        """Whether the run was killed after writing its student and before removing its work folder."""
         return "row" in self.notes and (self.out / "config.json").is_file() and not partial_path(self.out).exists()
 
     def progress(self, stage: int) -> Progress | None:
-        """How far `stage` was, None when it was not begun."""
+        """The progress of `stage`; None before its start."""
         return Progress(**self.stages[stage]) if stage < len(self.stages) else None
 
     def tensors(self, stage: int) -> dict[str, Tensor]:
-        """The state of the last stage begun; {} for one before it, of which only the progress is kept."""
+        """The saved tensors of `stage` if it is the last started one, else {}: older stages have only progress."""
         if self.file is None or stage != len(self.stages) - 1:
             return {}
         return {name: read_tensor(name, info) for name, info in read_header(self.folder / self.file).items()}
 
     def note(self, name: str, make: Callable[[], T]) -> T:
-        """What was noted under this name, or else what `make` gives, which is then noted: plain data."""
+        """The stored value of `name`; on the first call, the value of `make`, which is stored as plain data."""
         if name not in self.notes:
             self.notes[name] = plain(make())
             self.save()
         return self.notes[name]  # type: ignore[no-any-return]
 
     def keep(self, stage: int, progress: Progress, tensors: dict[str, Tensor]) -> None:
-        """Make this the state to go on from. QCompressError when the disk is full; the state before stays then."""
+        """Save this state. QCompressError when the disk is full; the previous state then stays."""
         if not self.writes:
             return
         name = f"state-{stage}-{progress.step:08d}{'-over' if progress.over else ''}.safetensors"
-        with disk_errors(self.folder / name, "it goes on from the last state that was kept"):
+        with disk_errors(self.folder / name, "it continues from the last saved state"):
             write_tensors(self.folder / name, tensors)
             self.stages[stage:] = [plain(vars(progress))]
             self.file = name
@@ -101,41 +101,41 @@ class TrainingJournal:
         write_journal(self.folder / JOURNAL, value)
 
     def load(self) -> None:
-        """Take over what an interrupted run has done. QCompressError names the settings that have changed."""
+        """Load the progress of an interrupted run. QCompressError names the settings that have changed."""
         value = read_json(self.folder / JOURNAL)
         check_same_settings(self.folder, value["settings"], self.settings)
         self.notes, self.stages, self.file = value["notes"], value["stages"], value["file"]
 
     def forget(self) -> None:
-        """Keep no state when the run ends: it is over, and nothing came of it."""
+        """Drop the saved state, so that nothing is left when the run ends."""
         self.file = None
 
     def clear(self) -> None:
-        """Remove the work, the journal last: so that it is known whose it is."""
+        """Remove the work, the journal last: it identifies the folder until then."""
         clear_work(self.folder, JOURNAL)
 
     def discard(self) -> None:
-        """Leave no work behind."""
+        """Remove the work folder."""
         self.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextmanager
 def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False) -> Iterator[TrainingJournal]:
-    """The journal of a training, new or taken over, locked while open. When no state was kept, nothing is left.
+    """The journal of a training, new or loaded, locked while open. Without a saved state nothing is left at the end.
 
-    QCompressError for a full directory, a disk without `needed` bytes, a training that runs already, or one that was
-    started with other settings; `restart` removes the work of the latter.
+    QCompressError for an existing `out`, a disk without `needed` bytes, a training that is still running, or an
+    interrupted one with other settings; `restart` removes its work instead.
     """
     journal = TrainingJournal(out, settings)
-    begun = (journal.folder / JOURNAL).is_file() and not restart
-    if not begun:
+    resuming = (journal.folder / JOURNAL).is_file() and not restart
+    if not resuming:
         check_room(out, needed)
     journal.folder.mkdir(parents=True, exist_ok=True)
     with lock(journal.folder):
         if restart:
             journal.clear()
-        if begun:
+        if resuming:
             journal.load()
             if not journal.published:
                 check_room(out, 0)
@@ -150,7 +150,7 @@ def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False
 
 @contextmanager
 def shared_journal(out: Path, settings: Row, needed: int, *, restart: bool = False) -> Iterator[TrainingJournal]:
-    """`open_journal` in the first of several processes; the others get a copy to read."""
+    """`open_journal` in the first of several processes; the others get a read-only copy."""
     if place()[0]:
         journal = first(lambda: TrainingJournal(out, settings))
         journal.writes = False
@@ -163,9 +163,9 @@ def shared_journal(out: Path, settings: Row, needed: int, *, restart: bool = Fal
 
 @dataclass(frozen=True)
 class StateSaver:
-    """Where one stage of a training keeps its state, and how many steps apart; without a journal nowhere.
+    """Saves the state of one stage `every` so many steps; without a journal it saves nothing.
 
-    `beside` is what learns beside the student, in some of the stages, and is kept in all.
+    `beside` is a module that is trained with the student in some stages, and saved in all.
     """
 
     journal: TrainingJournal | None = None
@@ -174,7 +174,7 @@ class StateSaver:
     beside: nn.Module | None = None
 
     def load(self) -> tuple[Progress, dict[str, Tensor]] | None:
-        """How far the stage was and the state it was in; None when it was not begun."""
+        """The progress and the tensors of the stage; None before its start."""
         progress = self.journal.progress(self.stage) if self.journal else None
         if self.journal is None or progress is None:
             return None
@@ -186,7 +186,7 @@ class StateSaver:
         return progress, tensors
 
     def due(self, step: int) -> bool:
-        """Whether the state after this step is one to keep."""
+        """Whether the state after this step is to be saved."""
         return self.journal is not None and self.every > 0 and step % self.every == 0
 
     def keep(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
@@ -199,7 +199,7 @@ class StateSaver:
         return {f"beside.{name}": parameter for name, parameter in named}
 
     def note(self, name: str, make: Callable[[], T]) -> T:
-        """What an earlier run noted of this stage under this name, or else what `make` gives: plain data."""
+        """This stage's stored value of `name`; on the first call, the value of `make`."""
         return self.journal.note(f"{self.stage}.{name}", make) if self.journal else make()
 
 
@@ -207,7 +207,7 @@ NOWHERE = StateSaver()
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file that is there whole or not at all."""
+    """Write a safetensors file atomically."""
     shard = plan_shard(path.name, [TensorSpec(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()])
     ordered = sorted(tensors, key=lambda name: shard.offsets[name])
     for stale in path.parent.glob(".*.partial"):
@@ -216,10 +216,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def tensor_bytes(tensor: Tensor) -> Any:
-    """A tensor's bytes as they lie in memory, not copied."""
+    """A tensor's bytes in memory, without a copy."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON gives it back."""
+    """A value after a round trip through JSON."""
     return json.loads(json.dumps(value, default=str))

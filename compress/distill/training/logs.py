@@ -1,6 +1,6 @@
-"""What a training tells while it runs, for later: JSON lines beside the student, and TensorBoard's event files.
+"""Training logs: JSON lines next to the student, and TensorBoard event files.
 
-Both hold what no two runs agree on, such as speed; the loss curve itself is in the student's record.
+Both contain values that differ between runs, such as speed. The loss curve itself is in the student's record.
 """
 
 import json
@@ -16,19 +16,19 @@ Report = Callable[[Row], None]
 
 
 def log_path(out: Path) -> Path:
-    """Every step with loss, speed and time to go, as JSON lines, of all runs that it took."""
+    """The JSON-lines file with loss, speed and time left of every step, of all runs that wrote `out`."""
     return out.with_name(f"{out.name}.distill.jsonl")
 
 
 @contextmanager
 def logged(report: Report, out: Path, log_dir: str | None) -> Iterator[Report]:
-    """`report`, which also writes rows with a loss beside `out` and, where one is given, into `log_dir`.
+    """`report`, which also appends rows with a loss to the log of `out` and to event files in `log_dir`.
 
-    QCompressError when `log_dir` is given and TensorBoard is not installed.
+    QCompressError when `log_dir` is set and TensorBoard is not installed.
     """
     writer = open_writer(log_dir) if log_dir else None
 
-    def tell(row: Row) -> None:
+    def write(row: Row) -> None:
         report(row)
         if "loss" not in row:
             return
@@ -38,23 +38,23 @@ def logged(report: Report, out: Path, log_dir: str | None) -> Iterator[Report]:
             write_scalars(writer, row)
 
     try:
-        yield tell
+        yield write
     finally:
         if writer is not None:
             writer.close()
 
 
 def open_writer(log_dir: str) -> Any:
-    """TensorBoard's writer of event files."""
+    """A writer of TensorBoard event files."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise QCompressError("log_dir: needs tensorboard; pip install 'qcompress[train]'") from None
+        raise QCompressError("--log-dir: needs tensorboard; pip install 'qcompress[train]'") from None
     return SummaryWriter(log_dir)
 
 
 def write_scalars(writer: Any, row: Row) -> None:
-    """Every number of a step, under its stage's name where there is one."""
+    """Write every number of a step, prefixed with the stage's name if it has one."""
     step, stage = int(str(row["step"]).partition("/")[0]), row.get("stage")
     for name, value in row.items():
         if isinstance(value, int | float) and name != "eta":

@@ -1,7 +1,7 @@
-"""One training loop, on accelerate: AdamW, warm-up and cosine, clipping, the best weights by held-out KL.
+"""The training loop, on accelerate: AdamW, warm-up and cosine, clipping, the best weights by evaluation KL.
 
-The teacher, or its cache, is asked once per micro-batch. The loss of a step is a mean over all its tokens that count,
-however many micro-batches they come in. Weights are float32, activations bfloat16 where a GPU takes it.
+The teacher, or its cache, runs once per micro-batch. The loss of a step is the mean over all its unmasked tokens,
+whatever the number of micro-batches. Weights are float32; activations are bfloat16 on GPUs that support it.
 """
 
 import math
@@ -57,15 +57,15 @@ from compress.losses import (
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
-Rewrite = Callable[[int, Batch], Batch]  # step, and what was read for it -> what to learn from
-MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}  # per forward: enough for the matrix products, little enough for memory
+Rewrite = Callable[[int, Batch], Batch]  # step and its windows -> the windows to train on
+MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}  # per forward pass: fast matrix products in little memory
 MAX_NORM = 1.0
 BETAS = (0.9, 0.95)
 
 
 @dataclass
 class Trained:
-    """The best weights in the dtype they will be stored in, the step they are of (0: untrained), the loss curve."""
+    """The best weights in their stored dtype, their step (0: untrained) and evaluation KL, and the loss curve."""
 
     weights: dict[str, Tensor]
     best_step: int
@@ -75,14 +75,14 @@ class Trained:
 
 
 class Scores(NamedTuple):
-    """On the held-out text: mean KL(teacher ‖ student) at temperature 1, and the student's nll; nats per token."""
+    """On the evaluation text: mean KL(teacher ‖ student) at temperature 1 and the student's nll, in nats per token."""
 
     kl: float
     nll: float
 
 
 class AlignedLoss(NamedTuple):
-    """A Loss that also holds `align`, the mean distance of the hidden states, without its weight."""
+    """A Loss with `align`, the unweighted mean distance between hidden states."""
 
     loss: Tensor
     kl: Tensor
@@ -91,22 +91,22 @@ class AlignedLoss(NamedTuple):
 
 
 class Teacher(Protocol):
-    """Whatever gives targets (batch, seq - 1, …) for ids (batch, seq): a model, or a cache of what it said."""
+    """A source of targets (batch, seq - 1, …) for ids (batch, seq): a model, or a cache of its outputs."""
 
     def side(self, ids: Tensor, documents: Tensor | None = None) -> Targets | Aligned: ...
 
 
 class Model:
-    """A causal LM as the loss wants it: hidden states after the final norm, head weight, and how they make logits."""
+    """A causal LM that returns hidden states after the final norm, and the head that turns them into logits."""
 
     def __init__(self, model: Any, device: torch.device):
         self.model = model.to(device)
         self.head: Head = find_head(model.config.to_dict())
 
     def side(self, ids: Tensor, documents: Tensor | None = None) -> LogitSource:
-        """(batch, seq) ids -> its side of the loss, hidden states of all positions but the last.
+        """(batch, seq) ids -> hidden states of all positions but the last, and the head.
 
-        Each of the `documents`, (batch, seq), sees itself only.
+        Each of the `documents`, (batch, seq), attends to itself only.
         """
         apart = attention(documents, self.model)
         hidden = self.model.base_model(ids, use_cache=False, **apart).last_hidden_state[:, :-1]
@@ -115,15 +115,15 @@ class Model:
     def states(
         self, ids: Tensor, blocks: Sequence[int], documents: Tensor | None = None
     ) -> tuple[LogitSource, list[Tensor]]:
-        """Its side, and what `blocks` (from 1) put out, (batch, seq - 1, width) each; the last one's after the norm."""
+        """`side`, and the outputs (batch, seq - 1, width) of `blocks`, numbered from 1; the last is after the norm."""
         apart = attention(documents, self.model)
-        found = self.model.base_model(ids, use_cache=False, output_hidden_states=True, **apart)
-        side = LogitSource(found.last_hidden_state[:, :-1], self.model.get_output_embeddings().weight, self.head)
-        return side, [found.hidden_states[block][:, :-1] for block in blocks]
+        outputs = self.model.base_model(ids, use_cache=False, output_hidden_states=True, **apart)
+        side = LogitSource(outputs.last_hidden_state[:, :-1], self.model.get_output_embeddings().weight, self.head)
+        return side, [outputs.hidden_states[block][:, :-1] for block in blocks]
 
 
 class Objective(nn.Module):
-    """Student and loss in one module, so that whatever wraps a model for training wraps both."""
+    """Student and loss in one module, so that a wrapper for distributed training wraps both."""
 
     def __init__(self, student: Model, settings: TrainConfig, vocab: int, alignment: Alignment | None = None):
         super().__init__()
@@ -132,7 +132,7 @@ class Objective(nn.Module):
         self._side, self._states = student.side, student.states
 
     def groups(self) -> list[dict[str, Any]]:
-        """What learns, as the optimizer's groups: the student's weights or adapters, then the projection by itself."""
+        """The optimizer's parameter groups: the student's weights or adapters, then the projection."""
         groups = [[p for p in self.student.parameters() if p.requires_grad]]
         groups += [] if self.alignment is None else [list(self.alignment.parameters())]
         return [{"params": group} for group in groups]
@@ -145,13 +145,13 @@ class Objective(nn.Module):
             targets = teacher.targets if isinstance(teacher, Aligned) else teacher
             return distill_loss(self._side(batch.ids, batch.documents), targets, labels, keep, **options)
         side, states = self._states(batch.ids, [block for block, _ in self.alignment.pairs], batch.documents)
-        found = distill_loss(side, teacher.targets, labels, keep, **options)
+        loss = distill_loss(side, teacher.targets, labels, keep, **options)
         align = self.alignment(states, teacher.states, keep, total)
-        return AlignedLoss(found.loss + self.align_weight * align, found.kl, found.ce, align.detach())
+        return AlignedLoss(loss.loss + self.align_weight * align, loss.kl, loss.ce, align.detach())
 
 
 class Evaluator:
-    """Windows that are never trained on, with the teacher's states of them, computed once."""
+    """Measures a student on windows that are never trained on. The teacher's states are computed once."""
 
     @torch.no_grad()
     def __init__(self, teacher: Model, windows: Windows, vocab: int):
@@ -171,8 +171,8 @@ class Evaluator:
         kl = nll = 0.0
         for part, teacher in self.parts:
             side = student.side(part.ids, part.documents)
-            found = distill_loss(side, teacher, *next_tokens(part.ids, part.mask), vocab=self.vocab)
-            kl, nll = kl + found.kl.sum().item(), nll + found.ce.sum().item()
+            loss = distill_loss(side, teacher, *next_tokens(part.ids, part.mask), vocab=self.vocab)
+            kl, nll = kl + loss.kl.sum().item(), nll + loss.ce.sum().item()
         return Scores(kl / self.tokens, nll / self.tokens)
 
 
@@ -192,94 +192,118 @@ def train(
 ) -> Trained:
     """Train `student` in place for the settings' steps; returns its best weights in `dtype`, adapters merged.
 
-    Where `student` carries adapters only those learn. `alignment` learns beside it and needs a teacher that answers
-    with `Aligned`; `rewrite` gives the text of a step in the place of what was read.
-
-    What `saver` has of an interrupted run is taken over, and the curve and weights are those of a run that never was.
-
-    `kl_before` is its held-out KL now. Stops at the first loss or gradient that is not finite, says so in `stopped`,
-    and the best weights so far stand. Windows are read in order, and again in a new order when they are used up.
+    If `student` carries adapters, only they are trained. `alignment` is trained too and needs a teacher that returns
+    `Aligned`. `rewrite` replaces the windows of a step. `saver` continues an interrupted run to the same curve and
+    weights. `kl_before` is the evaluation KL before training. Training stops at the first loss or gradient that is not
+    finite; `stopped` then gives the reason, and the best weights so far are returned. Windows are read in order, and
+    again in a new order when they are used up.
     """
-    result, kept = Trained(snapshot(student.model, dtype), 0, kl_before), saver.load()
-    if kept is not None:
-        take_over(result, *kept)
-        if kept[0].over:
+    result, saved = Trained(snapshot(student.model, dtype), 0, kl_before), saver.load()
+    if saved is not None:
+        take_over(result, *saved)
+        if saved[0].over:
             return result
-    accelerator = make_accelerator()
-    if not adapted(student.model):
-        student.model.requires_grad_(True)
-    objective = Objective(student, settings, evaluator.vocab, alignment)
-    prepared, optimizer = prepare(accelerator, objective)
-    if kept is not None:
-        load_state(objective, optimizer, kept[1])
-    first, steps, spent = (kept[0].step if kept else 0) + 1, settings.total_steps, 0.0
+    trainer = make_trainer(student, settings, evaluator.vocab, alignment)
+    if saved is not None:
+        load_state(trainer.objective, trainer.optimizer, saved[1])
+    first, steps, seconds = (saved[0].step if saved else 0) + 1, settings.total_steps, 0.0
     for step, batch in read_batches(windows, settings, first):
         started = time.perf_counter()
-        objective.align_weight = align_weight(step, steps, settings.align_weight)
         if rewrite is not None:
-            batch = run_unsharded(prepared, partial(rewrite, step, batch))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, settings.learning_rate)
-        with recomputing(student.model, settings.gradient_checkpointing):
-            row = accumulate(accelerator, prepared, teacher, batch)
-        norm = update(prepared, optimizer, MAX_NORM)
+            batch = run_unsharded(trainer.module, partial(rewrite, step, batch))
+        row, norm = trainer.step(step, batch, teacher)
         if not (math.isfinite(row["loss"]) and math.isfinite(norm)):
             result.stopped = f"step {step}: loss {row['loss']:.4g}, gradient norm {norm:.4g}"
             break
-        spent += time.perf_counter() - started
+        seconds += time.perf_counter() - started
         result.curve.append({"step": step, **row})
         if step % settings.eval_every == 0 or step == steps:
-            scores = run_unsharded(prepared, partial(evaluator.measure, student))
-            judge(result, step, scores, student.model, dtype)
-        report(progress_row(result.curve[-1], step, spent / (step - first + 1), settings))
+            scores = run_unsharded(trainer.module, partial(evaluator.measure, student))
+            keep_if_best(result, step, scores, student.model, dtype)
+        report(progress_row(result.curve[-1], step, seconds / (step - first + 1), settings))
         if saver.due(step) and step < steps:
-            saver.keep(progress(result, step), take_state(objective, optimizer, result.weights))
-    if isinstance(prepared, Zero):
-        prepared.end()
-    if isinstance(prepared, ShardedObjective | Zero):
-        end_sharding(student, alignment, result)
-    for parameter in student.model.parameters():
-        parameter.grad = None
+            saver.keep(progress(result, step), take_state(trainer.objective, trainer.optimizer, result.weights))
+    finish_training(trainer, student, alignment, result)
     if not result.stopped and first <= steps:
         saver.keep(progress(result, steps, over=True), over_state(result.weights))
     return result
 
 
+@dataclass(frozen=True)
+class Trainer:
+    """The parts of one training: the objective, the module that a launcher made of it, and the optimizer."""
+
+    accelerator: Accelerator
+    objective: Objective
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    settings: TrainConfig
+
+    def step(self, step: int, batch: Batch, teacher: Teacher) -> tuple[Row, float]:
+        """One optimizer step on `batch`; returns its mean losses and the gradient norm before clipping."""
+        steps = self.settings.total_steps
+        self.objective.align_weight = align_weight(step, steps, self.settings.align_weight)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, self.settings.learning_rate)
+        with recomputing(self.objective.student, self.settings.gradient_checkpointing):
+            row = accumulate(self.accelerator, self.module, teacher, batch)
+        return row, update(self.module, self.optimizer, MAX_NORM)
+
+
+def make_trainer(student: Model, settings: TrainConfig, vocab: int, alignment: Alignment | None) -> Trainer:
+    """Make the student trainable and wrap it as the launcher asks."""
+    accelerator = make_accelerator()
+    if not adapted(student.model):
+        student.model.requires_grad_(True)
+    objective = Objective(student, settings, vocab, alignment)
+    return Trainer(accelerator, objective, *prepare(accelerator, objective), settings)
+
+
+def finish_training(trainer: Trainer, student: Model, alignment: Alignment | None, result: Trained) -> None:
+    """Undo sharding and drop all gradients, so that `student` is a plain model."""
+    if isinstance(trainer.module, Zero):
+        trainer.module.end()
+    if isinstance(trainer.module, ShardedObjective | Zero):
+        end_sharding(student, alignment, result)
+    for parameter in student.model.parameters():
+        parameter.grad = None
+
+
 def take_over(result: Trained, reached: Progress, tensors: dict[str, Tensor]) -> None:
-    """Put what an interrupted run has reached in this stage in the place of a result that begins."""
+    """Copy the progress of an interrupted run into a new result."""
     result.best_step, result.best_kl, result.curve = reached.best_step, reached.best_kl, reached.curve
     result.weights = best_weights(tensors)
 
 
 def prepare(accelerator: Accelerator, objective: Objective) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The objective as the launcher wants it, alone, a replica or spread over all processes, and its optimizer."""
-    way = check_launch() if dist.is_initialized() else None
-    if way == DEEPSPEED:
+    """The objective, wrapped as the launcher asks (alone, replicated or sharded), and its optimizer."""
+    launcher = check_launch() if dist.is_initialized() else None
+    if launcher == DEEPSPEED:
         optimizer = make_optimizer(objective)
         return Zero(objective, optimizer, max_norm=MAX_NORM, autocast=accelerator.autocast), optimizer
-    prepared = ShardedObjective(objective, objective.student) if way == FSDP else accelerator.prepare(objective)
+    prepared = ShardedObjective(objective, objective.student) if launcher == FSDP else accelerator.prepare(objective)
     return prepared, make_optimizer(objective)
 
 
 def make_optimizer(objective: Objective) -> torch.optim.Optimizer:
-    """AdamW of all that learns, without weight decay."""
+    """AdamW over all trained parameters, without weight decay."""
     return torch.optim.AdamW(objective.groups(), betas=BETAS, weight_decay=0.0, fused=True)
 
 
 def end_sharding(student: Model, alignment: Alignment | None, result: Trained) -> None:
-    """Give `student` its best weights in a model that is not spread, and `alignment` all of its projection."""
+    """Give `student` an unsharded model with its best weights, and `alignment` its whole projection."""
     student.model = unsharded_model(student.model, result.weights).to(student.model.device)
     if alignment is not None:
         unshard(alignment)
 
 
 def progress(result: Trained, step: int, *, over: bool = False) -> Progress:
-    """How far a stage is, as the journal keeps it."""
+    """The progress of a stage, as the journal stores it."""
     return Progress(step, result.curve, result.best_step, result.best_kl, over)
 
 
 def accumulate(accelerator: Accelerator, objective: nn.Module, teacher: Teacher, batch: Batch) -> Row:
-    """Gradients of one step's windows, micro-batch by micro-batch; its mean loss, kl and ce."""
+    """Add up the gradients of one step's windows, one micro-batch at a time; returns its mean loss, kl and ce."""
     total = float(batch.mask[:, 1:].sum())
     sums = {"loss": 0.0, "kl": 0.0, "ce": 0.0}
     device = accelerator.device
@@ -289,18 +313,18 @@ def accumulate(accelerator: Accelerator, objective: nn.Module, teacher: Teacher,
             target = teacher.side(part.ids, part.documents)
         with no_sync(accelerator, objective, number < len(parts)):
             with accelerator.autocast():
-                found: Loss | AlignedLoss = objective(part, target, total)
-            backward(accelerator, objective, found.loss)
-        sums["loss"] += found.loss.item()
-        if isinstance(found, AlignedLoss):
-            sums["align"] = sums.get("align", 0.0) + found.align.item()
+                loss: Loss | AlignedLoss = objective(part, target, total)
+            backward(accelerator, objective, loss.loss)
+        sums["loss"] += loss.loss.item()
+        if isinstance(loss, AlignedLoss):
+            sums["align"] = sums.get("align", 0.0) + loss.align.item()
         for name in ("kl", "ce"):
-            sums[name] += token_mean(getattr(found, name), part.mask[:, 1:], total).item()
+            sums[name] += token_mean(getattr(loss, name), part.mask[:, 1:], total).item()
     return add_up(sums, device)
 
 
-def judge(result: Trained, step: int, scores: Scores, model: nn.Module, dtype: torch.dtype) -> None:
-    """Note held-out KL and nll in the curve; keep the weights if the first process's KL is the least so far."""
+def keep_if_best(result: Trained, step: int, scores: Scores, model: nn.Module, dtype: torch.dtype) -> None:
+    """Add evaluation KL and nll to the curve; keep the weights if the first process's KL is the lowest so far."""
     kl, nll = from_first(scores)
     result.curve[-1] |= {"eval_kl": kl, "eval_nll": nll}
     if kl < result.best_kl:
@@ -308,30 +332,24 @@ def judge(result: Trained, step: int, scores: Scores, model: nn.Module, dtype: t
 
 
 def snapshot(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A copy of every parameter once (a tied head is left out) in main memory, adapters merged.
-
-    QCompressError if `dtype` overflows.
-    """
+    """A copy of every parameter in main memory, adapters merged, without a tied head. QCompressError on overflow."""
     pairs = ((name, full_tensor(p.detach())) for name, p in plain_parameters(model))
     return {name: cast_finite(name, p, dtype).to("cpu", copy=p.dtype == dtype) for name, p in pairs}
 
 
 def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give a model the weights of a snapshot, rounded as they were stored."""
+    """Copy the weights of a snapshot into a model."""
     for name, parameter in model.named_parameters():
         parameter.data.copy_(weights[name])
 
 
 def micro_batch(seq_len: int, device: torch.device) -> int:
-    """Windows per forward."""
+    """Windows per forward pass."""
     return max(1, MICRO_TOKENS.get(device.type, MICRO_TOKENS["cpu"]) // seq_len)
 
 
 def read_batches(windows: Windows, settings: TrainConfig, first: int = 1) -> Iterator[tuple[int, Batch]]:
-    """Step and its `batch_size` windows, from step `first` to the last.
-
-    Used-up windows come again, each time in a new order.
-    """
+    """(step, `batch_size` windows) from step `first` to the last. Used-up windows repeat in a new order."""
     count, needed = len(windows.ids), settings.total_steps * settings.batch_size
     generator = torch.Generator().manual_seed(settings.seed)
     orders = [torch.arange(count)] + [
@@ -343,21 +361,21 @@ def read_batches(windows: Windows, settings: TrainConfig, first: int = 1) -> Ite
 
 
 def progress_row(row: Row, step: int, seconds: float, settings: TrainConfig) -> Row:
-    """The curve's row with the speed and the time to go, at `seconds` a step."""
+    """The curve's row with the speed and the seconds left, at `seconds` per step."""
     speed = settings.batch_size * settings.seq_len / seconds
     left = (settings.total_steps - step) * seconds
     return {**row, "step": f"{step}/{settings.total_steps}", "tokens_per_second": round(speed, 1), "eta": round(left)}
 
 
 def check_head(model: Model, name: str) -> None:
-    """QCompressError when the model's logits are not what its final hidden states and `Head` make of them."""
+    """QCompressError when the model's logits differ from those that `Head` computes from its hidden states."""
     ids = torch.arange(8, device=model.model.device)[None]
     with torch.no_grad():
         side, expected = model.side(ids), model.model(ids, use_cache=False).logits[:, :-1].float()
         nll = cross_entropy(side, ids[:, 1:], torch.ones_like(ids[:, 1:], dtype=torch.bool), vocab=expected.shape[-1])
-    wanted = nn.functional.cross_entropy(expected.flatten(0, 1), ids[0, 1:], reduction="none")
-    if not torch.allclose(nll.flatten(), wanted, rtol=1e-2, atol=1e-2):
+    reference = nn.functional.cross_entropy(expected.flatten(0, 1), ids[0, 1:], reduction="none")
+    if not torch.allclose(nll.flatten(), reference, rtol=1e-2, atol=1e-2):
         kind = type(model.model).__name__
         raise QCompressError(
-            f"{name}: the head of a {kind} is not known here (bias, scale or cap); distill another family"
+            f"{name}: the output head of {kind} is not supported (bias, scale or cap); use another model family"
         )

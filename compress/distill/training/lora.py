@@ -1,9 +1,8 @@
-"""Low-rank adapters, by peft: only they learn, and they are added to their weights before anything is written.
+"""Low-rank adapters (peft): only they are trained, and they are merged into the weights before writing.
 
     W' = W + (alpha / rank) B A,     https://arxiv.org/abs/2106.09685
 
-`Adapted` names the model's weights as if there were no adapters, each with its product added: what is judged, kept and
-written is a plain checkpoint.
+`plain_parameters` yields merged weights under their original names, so every written checkpoint is a plain one.
 """
 
 from collections.abc import Iterator
@@ -15,15 +14,15 @@ from torch import Tensor, nn
 
 from compress.core.errors import QCompressError
 
-INSIDE = ".base_layer"  # where peft puts the linear that it wraps
+INSIDE = ".base_layer"  # peft's name for the linear inside an adapter
 
 
 @contextmanager
 def adapters(model: Any, rank: int, alpha: float | None = None, seed: int = 0) -> Iterator[None]:
-    """Inside, every linear of the blocks has an adapter and nothing else learns. Outside, `model` is a plain one.
+    """A block in which every linear but the head has an adapter, and only adapters are trainable.
 
-    Rank 0 does nothing at all; A is drawn from `seed`. On leaving, the adapters are dropped, not merged:
-    `plain_parameters` gave the sums. QCompressError where peft is not installed.
+    Rank 0 does nothing. `seed` initializes A. The adapters are removed at the end without merging: read the merged
+    weights with `plain_parameters` before. QCompressError if peft is not installed.
     """
     if not rank:
         yield
@@ -31,7 +30,7 @@ def adapters(model: Any, rank: int, alpha: float | None = None, seed: int = 0) -
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise QCompressError("lora_rank: needs peft; pip install 'qcompress[train]'") from None
+        raise QCompressError("--lora-rank: needs peft; pip install 'qcompress[train]'") from None
     settings = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=linears(model))  # type: ignore[arg-type]
     learning = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with torch.random.fork_rng():
@@ -45,22 +44,22 @@ def adapters(model: Any, rank: int, alpha: float | None = None, seed: int = 0) -
             setattr(model.get_submodule(parent), child, module.get_base_layer())
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(learning[name])
-        del model.peft_config  # peft's own mark, by which it would take the next adapters for a second set
+        del model.peft_config  # with it, peft would treat the next adapters as a second set
 
 
 def linears(model: Any) -> list[str]:
-    """Full names of every linear but the head."""
+    """The full names of all linears except the head."""
     head = model.get_output_embeddings()
     return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head]
 
 
 def adapted(model: nn.Module) -> list[tuple[str, Any]]:
-    """Modules that carry an adapter, by name."""
+    """The modules with an adapter, and their names."""
     return [(name, module) for name, module in model.named_modules() if hasattr(module, "get_delta_weight")]
 
 
 def plain_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter by the name it has without adapters, their products added to it."""
+    """Every parameter under its name without adapters, with its adapter merged."""
     wrapped = dict(adapted(model))
     for name, parameter in model.named_parameters():
         owner, _, kind = name.rpartition(".")

@@ -25,7 +25,7 @@ Report = Callable[[Row], None]
 
 @dataclass(frozen=True)
 class Run:
-    """What all stages share. `end` is the token that ends an answer; `alignment` is there when any stage aligns."""
+    """What all stages share. `end` is the token that ends an answer; `alignment` is None if no stage uses it."""
 
     student: Model
     teacher: Teacher
@@ -39,14 +39,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Finished:
-    """A stage that is over: what came of it, with steps counted from the beginning of the run."""
+    """The result of one stage, with steps counted from the start of the run."""
 
     stage: TextStage
     trained: Trained
     kl_before: float
 
     def row(self) -> Row:
-        """What it did and gained, on its own held-out text."""
+        """Its report row: KL on the stage's evaluation text before and after, steps and tokens."""
         settings, trained = self.stage.settings, self.trained
         tokens = len(trained.curve) * settings.batch_size * settings.seq_len
         return {
@@ -61,7 +61,7 @@ class Finished:
 
 
 def make_alignment(student: Model, teacher: Model, stages: Sequence[TextStage], seed: int) -> Alignment | None:
-    """The projection from every block of the student to one of the teacher; None when no stage wants it."""
+    """The alignment of student and teacher; None if no stage has an align_weight."""
     if not any(stage.settings.align_weight for stage in stages):
         return None
     ours, theirs = student.model.config, teacher.model.config
@@ -72,10 +72,9 @@ def make_alignment(student: Model, teacher: Model, stages: Sequence[TextStage], 
 def run_stages(
     run: Run, stages: Sequence[TextStage], texts: Sequence[Text], evaluators: Sequence[Evaluator]
 ) -> list[Finished]:
-    """Train `run.student` through `stages`; it ends with the last stage's best weights, as they will be stored.
+    """Train `run.student` through `stages`; it ends with the last stage's best weights, as stored.
 
-    A stage that gains nothing on its held-out text leaves the weights as they were. After one that met a number that
-    is not finite no other begins.
+    A stage without a gain on its evaluation text leaves the weights unchanged. A loss that is not finite ends the run.
     """
     finished: list[Finished] = []
     for stage, text, evaluator in zip(stages, texts, evaluators, strict=True):
@@ -92,14 +91,14 @@ def run_stages(
 def run_stage(
     run: Run, stage: TextStage, windows: Windows, evaluator: Evaluator, done: int, saver: StateSaver = NOWHERE
 ) -> Finished:
-    """One stage, after `done` steps of others. Of one that another is begun after, only the curve comes back."""
+    """Train one stage after `done` earlier steps. A resumed stage that is not the last one returns only its curve."""
     settings, student = stage.settings, run.student
     alignment = run.alignment if settings.align_weight else None
     kl_before = saver.note("kl_before", lambda: from_first(evaluator.measure(student).kl))
     with adapters(student.model, settings.lora_rank, settings.lora_alpha, settings.seed):
         trained = train(
             student,
-            answering(run.teacher, alignment),
+            teacher_for(run.teacher, alignment),
             windows,
             evaluator,
             settings,
@@ -107,7 +106,7 @@ def run_stage(
             dtype=getattr(torch, settings.dtype),
             report=lambda row: run.report(stage.named() | row),
             alignment=alignment,
-            rewrite=own_answers(run, settings, done) if stage.on_policy else None,
+            rewrite=student_answers(run, settings, done) if stage.on_policy else None,
             saver=saver,
         )
     if trained.weights:
@@ -117,17 +116,19 @@ def run_stage(
     return Finished(stage, trained, kl_before)
 
 
-def answering(teacher: Teacher, alignment: Alignment | None) -> Teacher:
-    """The teacher, telling its hidden states too where they count. ValueError for a cache, which has none."""
+def teacher_for(teacher: Teacher, alignment: Alignment | None) -> Teacher:
+    """The teacher, with hidden states if `alignment` needs them. ValueError for a cache, which has none."""
     if alignment is None:
         return teacher
     if not isinstance(teacher, Model):
-        raise ValueError(f"align_weight: a {type(teacher).__name__} has no hidden states of its blocks")
+        raise ValueError(
+            f"align_weight: {type(teacher).__name__} has no hidden states of blocks; leave out --align-weight"
+        )
     return AlignedTeacher(teacher, alignment.pairs)
 
 
-def own_answers(run: Run, settings: DistillConfig, done: int) -> Rewrite:
-    """What an on-policy stage reads in the place of its windows: their beginnings, as the student goes on from them."""
+def student_answers(run: Run, settings: DistillConfig, done: int) -> Rewrite:
+    """The windows of an on-policy stage: their beginnings, continued by the student."""
 
     def rewrite(step: int, batch: Batch) -> Batch:
         return continue_windows(
@@ -138,11 +139,11 @@ def own_answers(run: Run, settings: DistillConfig, done: int) -> Rewrite:
 
 
 def alignment_path(out: Path) -> Path:
-    """The projection's own file, beside the student."""
+    """The file of the projection, next to the student."""
     return out.with_name(f"{out.name}.align.safetensors")
 
 
 def keep_alignment(run: Run, out: Path) -> None:
-    """Write the projection where there is one."""
+    """Write the projection, if there is one."""
     if run.alignment is not None:
         save_alignment(alignment_path(out), run.alignment)

@@ -1,14 +1,12 @@
-"""What a training follows from, as tensors by name: parameters, Adam's moments, the states of random numbers.
+"""The state of a training as named tensors: parameters, Adam's moments, random-number states.
 
-Whole tensors in main memory, however the parameters are spread over processes; all processes must call these together.
+All tensors are whole and in main memory, even if parameters are sharded. All processes must call these together.
 """
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from compress.core.distributed import all_values, place
 from compress.distill.sharding.fsdp import load_moments, moments, shard_like, whole
 
 Tensors = dict[str, Tensor]
@@ -16,7 +14,7 @@ PARAMETER, OPTIMIZER, BEST, RANDOM = "parameter", "optimizer", "best", "random"
 
 
 def take_state(module: nn.Module, optimizer: torch.optim.Optimizer, best: Tensors) -> Tensors:
-    """Copies of everything, under "parameter.NAME", "optimizer.KEY.NAME", "best.NAME" and "random.DEVICE.RANK"."""
+    """Copies of the state, under "parameter.NAME", "optimizer.KEY.NAME", "best.NAME" and "random.DEVICE.RANK"."""
     tensors = over_state(best) | take_random()
     for name, parameter in module.named_parameters():
         tensors[f"{PARAMETER}.{name}"] = whole(parameter.detach())
@@ -26,7 +24,7 @@ def take_state(module: nn.Module, optimizer: torch.optim.Optimizer, best: Tensor
 
 
 def load_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Put back what `take_state` took: parameters, moments and this process's random numbers."""
+    """Restore the parameters, moments and this process's random numbers from `take_state`."""
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -41,7 +39,7 @@ def load_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Ten
 
 
 def over_state(best: Tensors) -> Tensors:
-    """What is left of a stage that is over: its best weights."""
+    """The state of a finished stage: its best weights."""
     return {f"{BEST}.{name}": tensor for name, tensor in best.items()}
 
 
@@ -51,21 +49,17 @@ def best_weights(tensors: Tensors) -> Tensors:
 
 
 def take_random() -> Tensors:
-    """The states of every process's random numbers, by device and rank."""
-    own = {"cpu": torch.get_rng_state()}
+    """The random-number states of every process, by device and rank."""
+    states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        own["cuda"] = torch.cuda.get_rng_state()
-    everyone: list[Any] = [own]
-    if dist.is_initialized():
-        everyone = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, own)
-    pairs = [(f"{RANDOM}.{device}.{rank}", state) for rank, one in enumerate(everyone) for device, state in one.items()]
-    return dict(pairs)
+        states["cuda"] = torch.cuda.get_rng_state()
+    by_rank = enumerate(all_values(states))
+    return {f"{RANDOM}.{device}.{rank}": state for rank, one in by_rank for device, state in one.items()}
 
 
 def load_random(tensors: Tensors) -> None:
-    """Set this process's random numbers to where they were."""
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    """Restore this process's random-number states."""
+    rank = place()[0]
     for device, put in (("cpu", torch.set_rng_state), ("cuda", torch.cuda.set_rng_state)):
         state = tensors.get(f"{RANDOM}.{device}.{rank}")
         if state is not None and (device == "cpu" or torch.cuda.is_available()):

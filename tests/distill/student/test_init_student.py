@@ -54,7 +54,7 @@ def test_a_students_shape_may_be_that_of_a_config(tiny_qwen2: Path, tmp_path: Pa
     found = load_model(tmp_path / "cut").config
     assert {name: getattr(found, name) for name in sizes} == sizes
     code, _, shown = run(tiny_qwen2, "--out", tmp_path / "two", "--config", tmp_path / "small.json", "--blocks", 1)
-    assert code == 1 and "small.json: gives all sizes, and --blocks is given too" in shown
+    assert code == 1 and "small.json: sets all sizes; leave out --config or --blocks" in shown
 
 
 def test_a_teacher_cut_to_its_own_shape_is_the_teacher(tiny_llama: Path, tmp_path: Path):
