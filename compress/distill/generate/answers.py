@@ -1,10 +1,10 @@
-"""Answers on disk while they come: one file per process beside the result, a line per batch, so whole or not there.
+"""Answers on disk during generation: one file per process next to the result, one line per batch.
 
-    .answers.jsonl.0-of-2.part      first line: what is asked, of whom, how; then {"batch": 7, "answers": …}
-    answers.jsonl                   made when every batch is there
+    .answers.jsonl.0-of-2.part      first line: the settings; then {"batch": 7, "answers": …}
+    answers.jsonl                   written when every batch is finished
     answers.jsonl.manifest.json     the same first line, and counts
 
-A line that a killed process left unfinished goes. Files of other settings are refused by the name of what differs.
+The unfinished last line of a killed process is removed. Files of other settings are refused.
 """
 
 import json
@@ -19,7 +19,7 @@ from compress.distill.targets.cache import differing
 
 Facts = dict[str, Any]
 Batches = dict[int, list[list[Any]]]
-"""By number of the batch, for each of its prompts [text, tokens, ended]."""
+"""Batch number -> [text, tokens, ended] for each of its prompts."""
 
 
 def manifest_path(out: Path) -> Path:
@@ -27,19 +27,19 @@ def manifest_path(out: Path) -> Path:
 
 
 def part_paths(out: Path) -> list[Path]:
-    """The unfinished files beside `out`, of all processes."""
+    """The partial files of all processes next to `out`."""
     return sorted(out.parent.glob(f".{out.name}.*-of-*.part"))
 
 
 def find_facts(out: Path) -> Facts | None:
-    """What was asked for `out`, finished or not; None where nothing is there. QCompressError for a strange file."""
+    """The settings of `out`, finished or not; None if it does not exist. QCompressError for a foreign file."""
     if manifest_path(out).is_file():
         return dict(parse(manifest_path(out).read_text(encoding="utf-8"), manifest_path(out), 1)["facts"])
     for path in part_paths(out):  # before `out` itself, which a killed process may have left without its manifest
         for line in whole_lines(path)[:1]:
             return dict(parse(line, path, 1))
     if out.exists():
-        raise QCompressError(f"{out}: is there and was not written by `qcompress generate`; give another --out")
+        raise QCompressError(f"{out}: exists and was not written by `qcompress generate`; give another --out")
     return None
 
 
@@ -60,25 +60,25 @@ def discard_answers(out: Path, processes: int) -> None:
 
 
 def refuse_other(out: Path, theirs: Facts, ours: Facts) -> None:
-    """QCompressError that names the first of our facts that is another there."""
+    """QCompressError that names the first setting that differs."""
     difference = differing(theirs, ours)
     if difference:
-        raise QCompressError(f"{out}: was asked with another {difference}; give the same, or another --out")
+        raise QCompressError(f"{out}: was begun with another {difference}; use another --out, or --restart")
 
 
 def read_parts(out: Path, facts: Facts) -> Batches:
     """The batches that any process has finished."""
-    found: Batches = {}
+    batches: Batches = {}
     for path in part_paths(out):
         lines = [parse(line, path, number) for number, line in enumerate(whole_lines(path), 1)]
         if lines:
             refuse_other(out, lines[0], facts)
-        found |= {line["batch"]: line["answers"] for line in lines[1:]}
-    return found
+        batches |= {line["batch"]: line["answers"] for line in lines[1:]}
+    return batches
 
 
 def whole_lines(path: Path) -> list[str]:
-    """The lines that end."""
+    """The lines that end with a newline."""
     return path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
 
 
@@ -87,15 +87,15 @@ def parse(line: str, path: Path, number: int) -> Any:
         return json.loads(line)
     except ValueError:
         raise QCompressError(
-            f"{path}: line {number}: is no answer; remove the file, and its batches come again"
+            f"{path}: line {number} is not an answer; remove the file, and its batches run again"
         ) from None
 
 
 class AnswerFile:
-    """The file of one process, to add to."""
+    """The partial file of one process."""
 
     def __init__(self, out: Path, facts: Facts, rank: int, ranks: int):
-        """Begin it, or cut off what a killed process left unfinished."""
+        """Create the file, or remove the unfinished line of a killed process."""
         self.path = out.with_name(f".{out.name}.{rank}-of-{ranks}.part")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         written = self.path.read_bytes() if self.path.is_file() else b""

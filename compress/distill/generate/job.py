@@ -1,7 +1,7 @@
-"""generate_answers(): a teacher answers prompts through its chat template, as conversations to learn from.
+"""generate_answers(): generate a teacher's answers to prompts, through its chat template.
 
-Prompts go in fixed batches; rank r of n asks batches r, r + n, … A batch is asked whole or not at all, and each prompt
-has its own seed, so an answer depends neither on interruptions nor on how many processes there are.
+Prompts form fixed batches; rank r of n answers batches r, r + n, … A batch is written whole or not at all, and each
+prompt has a seed, so answers depend neither on interruptions nor on the number of processes.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ SILENCE = 5.0  # seconds between two lines of progress
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends with a question: its number in the file, where it stands, and its ids."""
+    """A conversation that ends with a question: its number in the file, its source line, and its token ids."""
 
     number: int
     source: str
@@ -57,9 +57,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class GenerateJob:
-    """What is asked of whom, and where the answers go; `facts` is all that they follow from.
+    """The inputs of one generation. `facts` holds everything that determines the answers.
 
-    `length` is the most tokens of a prompt and its answer together.
+    `length` is the maximum number of tokens of a prompt and its answer.
     """
 
     teacher: Checkpoint
@@ -86,12 +86,12 @@ def generate_answers(
     restart: bool = False,
     report: Report = lambda row: None,
 ) -> Row:
-    """Ask this rank's batches; the last rank to finish writes `out`. Returns the summary row.
+    """Answer this rank's batches; the last rank to finish writes `out`. Returns the summary row.
 
-    QCompressError for bad input, for an `out` of other settings, and for a full disk: what was answered is kept, and
-    the same command goes on. `choose` picks the runtime after the prompts are checked; its argument is the most
-    tokens of a prompt and its answer. `limit` takes the first prompts only. Answers cut off by max_tokens are left out
-    unless `keep_truncated`, empty ones always; prompts that leave no room for an answer are not asked. All are counted.
+    QCompressError for bad input, for an `out` of other settings, and for a full disk; the same call then continues from
+    the finished batches. `choose` returns the runtime for a maximum length; it is called after the prompts are checked.
+    `limit` takes the first prompts only. Truncated answers are left out unless `keep_truncated`, empty answers always,
+    and prompts without room for an answer are skipped; the row counts each. `restart` discards unfinished work.
     """
     started = time.perf_counter()
     if not 0 <= rank < ranks:
@@ -106,7 +106,7 @@ def generate_answers(
     facts |= {"runtime": runtime.name, "batch_size": runtime.batch_size, "keep_truncated": keep_truncated}
     job = GenerateJob(checkpoint, out, sampling, runtime, facts, batches(fitting, runtime.batch_size), too_long, length)
     if not is_whole(out, job.facts):
-        ask(job, rank, ranks, report)
+        answer_batches(job, rank, ranks, report)
         publish(job)
     return summary(job) | {"seconds": round(time.perf_counter() - started, 1)}
 
@@ -114,9 +114,9 @@ def generate_answers(
 def read_prompts(
     teacher: Checkpoint, path: Path, sampling: Sampling, limit: int | None
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts that leave room for `max_tokens` in the teacher's context, and those that do not.
+    """Prompts that leave room for `max_tokens` in the teacher's context, and prompts that do not.
 
-    QCompressError or CalibrationError, naming the line, for what cannot be asked, and when nothing is left to ask.
+    QCompressError or CalibrationError names the line of an invalid prompt; QCompressError when none fits.
     """
     tokenizer = teacher.tokenizer
     if not has_template(tokenizer):
@@ -132,14 +132,14 @@ def read_prompts(
         (fitting if len(ids) <= room else too_long).append(Prompt(number, where, list(messages), ids))
     if not fitting:
         raise QCompressError(
-            f"{path}: {len(too_long)} prompts, none of which leaves {sampling.max_tokens} tokens of the teacher's "
-            "context for an answer; lower --max-tokens, or give prompts"
+            f"{path}: {len(too_long)} prompts, none leaves {sampling.max_tokens} tokens of the teacher's context "
+            "for an answer; lower --max-tokens or give shorter prompts"
         )
     return fitting, too_long
 
 
 def describe(teacher: Checkpoint, prompts: Sequence[Prompt], sampling: Sampling) -> Facts:
-    """Everything that the answers follow from, by the name under which a user knows it."""
+    """Everything that determines the answers, under the names of the options."""
     ordered = [prompt.messages for prompt in sorted(prompts, key=lambda prompt: prompt.number)]
     text = json.dumps(ordered, sort_keys=True, ensure_ascii=False)
     return {
@@ -152,44 +152,44 @@ def describe(teacher: Checkpoint, prompts: Sequence[Prompt], sampling: Sampling)
 
 
 def batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
-    """Prompts of like length together, so that little is padded."""
+    """Batches of prompts of similar length, which need little padding."""
     ordered = sorted(prompts, key=lambda prompt: (len(prompt.ids), prompt.number))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def is_whole(out: Path, facts: Facts) -> bool:
-    """Whether `out` is finished. QCompressError when it, or what there is of it, was asked otherwise."""
+    """Whether `out` is finished. QCompressError when its work was begun with other settings."""
     theirs = find_facts(out)
     if theirs is not None:
         refuse_other(out, theirs, facts)
     return manifest_path(out).is_file() and out.is_file()
 
 
-def ask(job: GenerateJob, rank: int, ranks: int, report: Report) -> None:
-    """Answer those of this rank's batches that nobody has answered; the teacher is opened only for them."""
-    there = answered(job)
-    if there is None:
+def answer_batches(job: GenerateJob, rank: int, ranks: int, report: Report) -> None:
+    """Answer this rank's missing batches. The teacher is opened only if there are any."""
+    finished = answered(job)
+    if finished is None:
         return
     mine = range(rank, len(job.groups), ranks)
-    missing = [index for index in mine if index not in there]
+    missing = [index for index in mine if index not in finished]
     if not missing:
         return
-    part = AnswerFile(job.out, job.facts, rank, ranks)
+    file = AnswerFile(job.out, job.facts, rank, ranks)
     with closing(job.runtime.open(job.teacher, job.length)) as runtime:
         meter = Meter(sum(len(job.groups[index]) for index in missing), report)
         for index in missing:
             rows = answer(job, job.groups[index], runtime)
-            part.add(index, rows)
+            file.add(index, rows)
             meter.add(len(rows), sum(tokens for _, tokens, _ in rows))
 
 
 def answered(job: GenerateJob) -> Batches | None:
-    """The batches that any process has finished; None when all are, and another process has just put them together."""
+    """The batches that any process has finished; None when another process has already written `out`."""
     try:
-        there = read_parts(job.out, job.facts)
-    except FileNotFoundError:  # removed while we were reading
+        batches = read_parts(job.out, job.facts)
+    except FileNotFoundError:  # another process removed it
         return None
-    return None if manifest_path(job.out).is_file() else there
+    return None if manifest_path(job.out).is_file() else batches
 
 
 def answer(job: GenerateJob, group: Sequence[Prompt], runtime: Runtime) -> list[list[Any]]:
@@ -202,32 +202,32 @@ def answer(job: GenerateJob, group: Sequence[Prompt], runtime: Runtime) -> list[
 
 
 class Meter:
-    """Progress: prompts so far, rates of this run, seconds to go; a line every few seconds, and one at the end."""
+    """Reports prompts, rates and seconds left, every few seconds and at the end."""
 
     def __init__(self, total: int, report: Report):
         self.total, self.report, self.prompts, self.tokens = total, report, 0, 0
-        self.started = self.told = time.perf_counter()
+        self.started = self.reported = time.perf_counter()
 
     def add(self, prompts: int, tokens: int) -> None:
         self.prompts, self.tokens = self.prompts + prompts, self.tokens + tokens
         now = time.perf_counter()
-        if now - self.told < SILENCE and self.prompts < self.total:
+        if now - self.reported < SILENCE and self.prompts < self.total:
             return
-        self.told, spent = now, max(now - self.started, 1e-9)
+        self.reported, spent = now, max(now - self.started, 1e-9)
         rates = {"prompts_per_second": self.prompts / spent, "tokens_per_second": round(self.tokens / spent, 1)}
         left = round((self.total - self.prompts) * spent / self.prompts)
         self.report({"prompts": f"{self.prompts}/{self.total}", **rates, "eta": left})
 
 
 def publish(job: GenerateJob) -> None:
-    """Write `out` and its manifest, in the prompts' order, once every batch is there; then the parts go.
+    """Write `out` and its manifest in the order of the prompts, then remove the partial files.
 
-    Does nothing while batches are missing, or when another process was faster.
+    Does nothing while batches are missing, or when another process has already done it.
     """
-    there = answered(job)
-    if there is None or len(there) < len(job.groups):
+    finished = answered(job)
+    if finished is None or len(finished) < len(job.groups):
         return
-    rows, counts = conversations(job, there)
+    rows, counts = conversations(job, finished)
     manifest = {"facts": job.facts, "counts": counts}
     with disk_errors(job.out):
         write_atomic(job.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
@@ -236,12 +236,12 @@ def publish(job: GenerateJob) -> None:
         path.unlink(missing_ok=True)
 
 
-def conversations(job: GenerateJob, there: Batches) -> tuple[list[Row], dict[str, int]]:
-    """The rows of `out`, and how many prompts, answers and tokens there are, and how many were left out for what."""
+def conversations(job: GenerateJob, batches: Batches) -> tuple[list[Row], dict[str, int]]:
+    """The rows of `out`, and the counts of prompts, answers, tokens and answers left out by reason."""
     counts = {"prompts": 0, "answers": 0, "tokens": 0, "truncated": 0, "empty": 0, "too_long": len(job.too_long)}
     rows = []
     for index, group in enumerate(job.groups):
-        for prompt, (text, tokens, ended) in zip(group, there[index], strict=True):
+        for prompt, (text, tokens, ended) in zip(group, batches[index], strict=True):
             counts["truncated"] += not ended
             counts["empty"] += not text.strip()
             if text.strip() and (ended or job.facts["keep_truncated"]):
@@ -253,10 +253,10 @@ def conversations(job: GenerateJob, there: Batches) -> tuple[list[Row], dict[str
 
 
 def summary(job: GenerateJob) -> Row:
-    """The counts of what is whole, or how much is still missing for other processes to answer."""
+    """The counts of a finished `out`, or the number of finished batches."""
     row = {"out": str(job.out), "runtime": job.facts["runtime"]}
-    there = answered(job)
-    if there is None:
+    finished = answered(job)
+    if finished is None:
         counts = read_json(manifest_path(job.out))["counts"]
         return row | counts | {"kept_truncated": job.facts["keep_truncated"] or None}
-    return row | {"batches": f"{len(there)} of {len(job.groups)}", "next": "other processes have the rest to answer"}
+    return row | {"batches": f"{len(finished)} of {len(job.groups)}", "next": "other processes have the rest to answer"}

@@ -1,11 +1,11 @@
-"""Teacher targets on disk: a manifest that says what they are of, and shards that cannot be mistaken.
+"""Teacher targets on disk: a manifest of all inputs, and shards with checksums.
 
     manifest.json                         teacher, tokenizer, chat template, text, codec: digests and settings
-    targets-00003-of-00016.safetensors    `shard_windows` windows each, written whole or not at all
+    targets-00003-of-00016.safetensors    `shard_windows` windows each, written atomically
 
-A shard holds for its windows `window` (their numbers), `ids` (their digests), `ends` (where each one's rows end), and
-the codec's tensors, a row for every token that counts. It also holds the digest of its manifest and a checksum of all
-of that. What a shard holds follows from manifest and number alone, so an interrupted capture ends in the same bytes.
+A shard holds `window` (window numbers), `ids` (digests of the windows), `ends` (end of each window's rows), the codec's
+tensors with a row per unmasked token, the digest of its manifest, and a checksum. Its bytes depend on the manifest and
+its number only, so an interrupted capture ends in the same bytes.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the targets are of. `teacher`, `head`, `tokenizer`, `chat_template`, `windows` are digests.
+    """The inputs of the targets. `teacher`, `head`, `tokenizer`, `chat_template` and `windows` are digests.
 
-    `data` is the windows' own manifest, with how they begin; `windows` covers ids, mask and documents; `width` is the
-    teacher's.
+    `data` is the manifest of the windows, with their start token; `windows` covers ids, mask and documents; `width` is
+    the teacher's.
     """
 
     teacher: str
@@ -66,10 +66,10 @@ class Manifest:
         return [f"targets-{i:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
     def facts(self) -> dict[str, Any]:
-        """Everything that must agree, by the name under which a user knows it."""
+        """Everything that a cache and a run must share, under the names of the options."""
         data = {key: self.data[key] for key in ("seq_len", "seed", "start_token")}
         data["samples"] = self.data["n_samples"]
-        data["packing"] = self.data.get("packing", "full")  # all there was before there was a choice
+        data["packing"] = self.data.get("packing", "full")  # caches without the key were packed so
         sources = [source["digest"] for source in self.data["sources"]]
         named = {"codec": self.codec["name"], **{k: v for k, v in self.codec.items() if k != "name"}}
         rest = {"windows": self.windows, "shard_windows": self.shard_windows, "format": self.format}
@@ -78,7 +78,7 @@ class Manifest:
 
 
 def differing(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """The first of our facts that they do not share, "name: theirs, not ours"; "" when they agree on all of ours."""
+    """The first of `ours` that differs in `theirs`, as "name: A there, B here"; "" when all are equal."""
     for name, value in ours.items():
         if theirs.get(name) != value:
             return f"{name}: {short(theirs.get(name))} there, {short(value)} here"
@@ -86,7 +86,7 @@ def differing(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 def short(value: Any) -> Any:
-    """A value to be read by a person: of digests the beginning."""
+    """A value for messages; digests are shortened."""
     if isinstance(value, list):
         return ", ".join(str(short(one)) for one in value)
     return f"{value[:19]}…" if str(value).startswith("sha256:") else value
@@ -108,7 +108,7 @@ def window_digests(ids: Tensor) -> Tensor:
 
 
 def checksum(tensors: Parts) -> Tensor:
-    """sha256 over names, dtypes, shapes and bytes, (32,) uint8; an own `checksum` among them left out."""
+    """sha256 over names, dtypes, shapes and bytes, (32,) uint8; without `checksum` itself."""
     names = sorted(tensors.keys() - {"checksum"})
     lines = [
         f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {tensor_digest(tensors[name])}" for name in names
@@ -130,27 +130,27 @@ def discard_shards(out: Path, processes: int) -> None:
 
 
 def open_folder(out: Path, manifest: Manifest) -> Manifest:
-    """Make the directory and its manifest, or find one there that agrees; returns the one on disk, which counts.
+    """Create the directory and its manifest, or accept an equal one; returns the manifest on disk.
 
-    What was merely measured, as how windows begin, may differ in its last digits between machines. QCompressError
-    names what differs in earnest.
+    Measured values, such as those of the start token, may differ in their last digits between machines. QCompressError
+    names any other difference.
     """
     out.mkdir(parents=True, exist_ok=True)
     if (out / MANIFEST).is_file():
         difference = differing(read_manifest(out).facts(), manifest.facts())
         if difference:
-            raise QCompressError(f"{out}: is a cache of another {difference}; give another --out")
+            raise QCompressError(f"{out}: is a cache of another {difference}; give another --out, or --restart")
         return read_manifest(out)
     strangers = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     if strangers:
-        raise QCompressError(f"{out}: holds {strangers[0]} and no {MANIFEST}; give a new directory")
+        raise QCompressError(f"{out}: contains {strangers[0]} but no {MANIFEST}; give a new directory")
     with disk_errors(out / MANIFEST):
         write_atomic(out / MANIFEST, manifest.text().encode())
     return read_manifest(out)
 
 
 def read_manifest(path: Path) -> Manifest:
-    """QCompressError for what is no manifest of this format, or names no codec that is known."""
+    """The manifest of a cache. QCompressError for another format or an unknown codec."""
     if not (path / MANIFEST).is_file():
         raise QCompressError(f"{path}: has no {MANIFEST}; give a directory that `qcompress capture` made")
     value = read_json(path / MANIFEST)
@@ -162,7 +162,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> None:
-    """Shard `index`, with its manifest's digest and its checksum; what a killed run left of it goes."""
+    """Write shard `index` with the manifest's digest and a checksum; leftovers of a killed run are removed."""
     tensors = tensors | {"manifest": manifest.digest}
     tensors["checksum"] = checksum(tensors)
     specs = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
@@ -176,7 +176,7 @@ def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> No
 
 
 def read_shard(path: Path, manifest: Manifest) -> Parts:
-    """The tensors of a shard, mapped from disk and checked. QCompressError when they are not what was written."""
+    """The tensors of a shard, memory-mapped and verified. QCompressError when their bytes have changed."""
     bytes_ = np.memmap(path, np.uint8, "c")  # private: pages may be written to, the file never is
     tensors = {}
     for name, info in read_header(path).items():
@@ -187,12 +187,12 @@ def read_shard(path: Path, manifest: Manifest) -> Parts:
     if not torch.equal(tensors.get("manifest", torch.empty(0)), manifest.digest):
         raise QCompressError(f"{path}: belongs to another {MANIFEST}; remove it and capture again")
     if not torch.equal(tensors.get("checksum", torch.empty(0)), checksum(tensors)):
-        raise QCompressError(f"{path}: its checksum does not hold; remove it and capture again")
+        raise QCompressError(f"{path}: checksum mismatch; remove the file and capture again")
     return tensors
 
 
 class Cache:
-    """A whole cache: `manifest`, `codec`, and the rows of every window. QCompressError when shards are missing."""
+    """A complete cache: `manifest`, `codec`, and the rows of every window. QCompressError when shards are missing."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -201,31 +201,31 @@ class Cache:
         missing = [name for name in self.manifest.files if not (self.path / name).is_file()]
         if missing:
             raise QCompressError(
-                f"{path}: {len(missing)} of {len(self.manifest.files)} shards are missing, {missing[0]} first; give "
-                "the same `qcompress capture` again, it goes on where it stopped"
+                f"{path}: {len(missing)} of {len(self.manifest.files)} shards are missing, first {missing[0]}; run "
+                "the same `qcompress capture` again to complete it"
             )
         self._shards: dict[int, Parts] = {}
 
     def check(self, **ours: Any) -> None:
-        """QCompressError, by its name, at the first of these facts that is not the cache's."""
+        """QCompressError that names the first of these facts that differs from the cache's."""
         difference = differing(self.manifest.facts(), ours)
         if difference:
             raise QCompressError(
-                f"{self.path}: does not match this run in {difference}; give it the same, or capture again"
+                f"{self.path}: differs from this run in {difference}; use the same setting, or capture again"
             )
 
     def shard(self, index: int) -> Parts:
-        """The tensors of a shard, checked when first read."""
+        """The tensors of a shard, verified when first read."""
         if index not in self._shards:
             self._shards[index] = read_shard(self.path / self.manifest.files[index], self.manifest)
         return self._shards[index]
 
     def rows(self, window: int, digest: Tensor) -> Parts:
-        """The codec's tensors of one window. QCompressError when its ids have another digest than were captured."""
+        """The codec's tensors of one window. QCompressError when its ids differ from the captured ones."""
         index, place = divmod(window, self.manifest.shard_windows)
         shard = self.shard(index)
         if not torch.equal(shard["ids"][place], digest):
-            raise QCompressError(f"{self.path}: window {window} holds other tokens than this run's; capture again")
+            raise QCompressError(f"{self.path}: window {window} has other tokens than this run; capture again")
         start, end = int(shard["ends"][place - 1]) if place else 0, int(shard["ends"][place])
         return {name: shard[f"codec.{name}"][start:end] for name in codec_names(shard)}
 
