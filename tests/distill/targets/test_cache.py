@@ -252,7 +252,7 @@ def test_a_shard_of_another_capture_is_found(tiny_llama, tmp_path, hybrid):
 
 
 def test_rows_of_other_tokens_are_refused(hybrid):
-    with pytest.raises(QCompressError, match="window 7 holds other tokens"):
+    with pytest.raises(QCompressError, match="window 7 has other tokens"):
         Cache(hybrid).rows(7, torch.zeros(32, dtype=torch.uint8))
 
 

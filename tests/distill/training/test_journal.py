@@ -126,13 +126,8 @@ def test_a_full_disk_is_one_line_and_the_last_state_stays(tiny_llama, tmp_path, 
         write(path, *pieces)
 
     with monkeypatch.context() as patch:
-<<<<<<< HEAD
-        patch.setattr(journals, "write_atomic", full)
-        with pytest.raises(QCompressError, match=r"the disk is full, .* goes on"):
-=======
         patch.setattr(journals, "write_atomic", full)
         with pytest.raises(QCompressError, match=r"the disk is full, .* continues"):
->>>>>>> 544d305 (Journal tests follow the wording)
             run(tiny_llama, out, PLAIN, save_every=1)
     assert read_json(work_path(out) / JOURNAL)["stages"][0]["step"] == 2
 

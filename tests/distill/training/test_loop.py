@@ -242,7 +242,7 @@ def test_a_head_that_is_not_understood_is_refused():
     model = PhiForCausalLM(PhiConfig(**SIZES)).eval()
     with torch.no_grad():
         model.lm_head.bias += torch.arange(40.0)
-    with pytest.raises(QCompressError, match="it: the head of a PhiForCausalLM is not known"):
+    with pytest.raises(QCompressError, match="it: the output head of PhiForCausalLM is not supported"):
         check_head(Model(model, CPU), "it")
 
 
