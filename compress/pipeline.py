@@ -18,6 +18,7 @@ from compress.checkpoint.hub import resolve_model
 from compress.checkpoint.read import RECORD, Checkpoint, read_json
 from compress.checkpoint.write import write_json
 from compress.core.atomic import write_atomic
+from compress.core.changes import changed_keys
 from compress.core.errors import QCompressError
 from compress.core.rows import CompareRow, VerdictRow
 from compress.distill.config import DistillConfig, LoopConfig
@@ -153,7 +154,7 @@ def describe_changes(stored: Row | None, inputs: Row, out: Path) -> str:
     if stored.get("output") != Checkpoint(out).digest:
         return "the weights have changed since they were written"
     old, new = stored.get("settings", {}), inputs["settings"]
-    names = [f"{key} ({old.get(key)} → {new.get(key)})" for key in {**old, **new} if old.get(key) != new.get(key)]
+    names = [f"{key} ({old.get(key)} → {new.get(key)})" for key in changed_keys(old, new)]
     names += [key for key in ("command", "sources", "texts", "version") if stored.get(key) != inputs[key]]
     return f"was made with other {', '.join(names)}" if names else ""
 
