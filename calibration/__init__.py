@@ -1,6 +1,6 @@
 """Calibration: text, and what it does inside a model.
 
-`corpus` finds documents, `chat` and `windows` make them token ids, `start` measures how a window must begin,
-`capture` and `statistics` watch what the windows do. Nothing here imports `compress`, and importing this
+`corpus` reads documents, `chat` and `windows` turn them into token ids, `start` chooses the first token of a window,
+`capture` and `statistics` measure inputs of modules. Nothing here imports `compress`, and importing this
 package alone imports nothing heavy.
 """

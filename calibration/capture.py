@@ -1,4 +1,4 @@
-"""Watch what flows into modules, and leave the model as it was found."""
+"""Observe the inputs of modules with hooks that exist only inside a context."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

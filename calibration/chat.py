@@ -2,7 +2,7 @@
 
 A template with `{% generation %}` marks the assistant's tokens itself. For every other template the conversation is
 rendered up to each assistant turn and again with it: what the turn adds, beyond the header that opens it, is the
-assistant's. That needs a template whose prefixes are prefixes, and this is checked, not hoped.
+assistant's. The template must render every prefix of a conversation as a prefix of its text; this is checked.
 """
 
 import re
@@ -39,7 +39,7 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message], where: str) -> tupl
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message], where: str) -> str:
-    """The conversation and what opens the assistant's answer. Models that can think aloud are asked not to.
+    """The conversation as text, with the header of the assistant's answer. Thinking is switched off.
 
     Raises CalibrationError, beginning with `where`, when the template refuses the conversation.
     """

@@ -1,7 +1,7 @@
-"""Documents by name or path, how they are weighed against each other, and what identifies them.
+"""Read documents by name or path, with a weight per source and a digest of their text.
 
 A source is "NAME" (an embedded corpus, or a hub dataset ORG/NAME) or "FILE", each optionally followed by "=WEIGHT".
-Only this file knows how a source is spelled; `readers` knows the file kinds and `embedded` the texts we ship.
+`readers` reads the file kinds, `embedded` the bundled texts.
 """
 
 import hashlib

@@ -77,9 +77,9 @@ class Cross:
 def shrunk(hessian: Tensor, tokens: int) -> Tensor:
     """A mean of x xᵀ over `tokens`, its diagonal raised in place: by SHRINKAGE · √(in_features / tokens) of itself.
 
-    Few tokens make inputs look more alike than they are, and another text is another text. Shrinking what two inputs
-    have in common, beside what each has alone (as Ledoit and Wolf 2004, https://doi.org/10.1016/S0047-259X(03)00096-4),
-    takes that back, by the same whatever scale the inputs come in. The experiment log has both measured.
+    Few tokens overestimate the correlation of inputs. Raising the diagonal shrinks all correlations by one factor
+    (after Ledoit and Wolf 2004, https://doi.org/10.1016/S0047-259X(03)00096-4), whatever the scale of the inputs.
+    The experiment log has both measured.
     """
     hessian.diagonal().mul_(1 + SHRINKAGE * (len(hessian) / tokens) ** 0.5)
     return hessian

@@ -68,7 +68,7 @@ def test_a_turn_without_a_special_token_ends_with_its_last_character(make_tokeni
     assert assistant_text(colon, ids, mask).endswith("it depends\n")
 
 
-def test_an_answer_to_nothing_is_not_counted(tokenizer):
+def test_an_assistant_turn_without_a_question_is_not_counted(tokenizer):
     ids, mask = encode_chat(tokenizer, [{"role": "assistant", "content": "well"}, *TALK[1:3]], "here")
     assert assistant_text(tokenizer, ids, mask) == "two fathoms\n\nor three<|im_end|>"
 

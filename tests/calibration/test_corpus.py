@@ -133,7 +133,7 @@ def test_a_label_holds_no_directory(tmp_path):
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "much"])
-def test_a_weight_that_weighs_nothing_is_refused(weight):
+def test_a_weight_of_zero_or_less_is_refused(weight):
     with pytest.raises(CalibrationError, match=f"weight.*{weight}"):
         parse_source(f"a.txt={weight}")
 
@@ -170,7 +170,7 @@ def test_a_damaged_gzip_file_is_named(tmp_path):
     assert failure(str(path)).startswith(f"{path}: cannot be read")
 
 
-def test_a_name_that_is_nothing_lists_what_there_is(tmp_path):
+def test_an_unknown_name_lists_the_embedded_texts(tmp_path):
     assert "default, heldout, python" in failure("defualt")
     assert "no such file" in failure(str(tmp_path / "absent.txt"))
     assert "not a file" in failure(str(tmp_path))

@@ -43,6 +43,6 @@ def test_without_a_start_token_there_is_nothing_to_choose():
 @pytest.mark.parametrize(
     ("with_start", "without", "word"), [(float("nan"), 1.0, "with "), (1.0, float("nan"), "without")]
 )
-def test_a_nan_is_not_a_verdict(with_start, without, word):
+def test_a_nan_nll_is_an_error(with_start, without, word):
     with pytest.raises(ValueError, match=f"nll {word}"):
         choose_start(IDS, START, scorer([], with_start, without))

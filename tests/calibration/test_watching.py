@@ -46,7 +46,7 @@ def test_shrinking_is_the_same_whatever_scale_the_inputs_come_in():
 
 
 @pytest.mark.parametrize("parts", [[24], [0, 24], [1, 23], [5, 0, 19], [1] * 24])
-def test_how_tokens_are_batched_never_changes_a_mean(parts):
+def test_batching_of_tokens_never_changes_a_mean(parts):
     x, whole, pieces = inputs(24, 6), Hessian(6), Hessian(6)
     whole.update(x.reshape(2, 3, 4, 6))
     for part in x.split(parts):

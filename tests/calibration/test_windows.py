@@ -261,7 +261,7 @@ def test_sizes_below_one_are_refused_with_their_numbers(tokenizer, n_samples, se
 
 
 @pytest.mark.parametrize("start", [None, 0])
-def test_every_token_knows_the_document_it_is_of(tokenizer, many, start):
+def test_every_token_has_the_number_of_its_document(tokenizer, many, start):
     made = build_windows([many], tokenizer, n_samples=6, seq_len=31, start_token=start)
     assert made.documents is not None and made.documents.shape == made.ids.shape
     skipped = 0 if start is None else 1

@@ -43,7 +43,7 @@ def hexadecimal(words: torch.Tensor) -> list[list[str]]:
 DIAGONAL = ["76543210", "87654321", "98765432", "a9876543", "ba987654", "cba98765", "dcba9876", "edcba987"]
 
 
-def test_the_known_matrix_as_awq():
+def test_a_fixed_matrix_has_the_pinned_bytes_in_awq():
     tensors = FORMATS["awq"].save(known_weight(sym=False), torch.float16)
     assert [row[0] for row in hexadecimal(tensors["qweight"])] == [  # one word per input: outputs 0 2 4 6 1 3 5 7
         *("75316420", "86427531", "97538642", "a8649753", "b975a864", "ca86b975", "db97ca86", "eca8db97")
@@ -53,7 +53,7 @@ def test_the_known_matrix_as_awq():
     assert tensors["scales"].tolist() == [[2.0**-n for n in range(8)], [2.0 ** (-n - 1) for n in range(8)]]
 
 
-def test_the_known_matrix_as_gptq():
+def test_a_fixed_matrix_has_the_pinned_bytes_in_gptq():
     tensors = FORMATS["gptq"].save(known_weight(sym=True), torch.float16)
     assert hexadecimal(tensors["qweight"]) == [DIAGONAL]
     assert hexadecimal(tensors["qzeros"]) == [["77777777"], ["77777777"]]
@@ -61,7 +61,7 @@ def test_the_known_matrix_as_gptq():
     assert tensors["scales"].tolist() == [[2.0**-n for n in range(8)], [2.0 ** (-n - 1) for n in range(8)]]
 
 
-def test_the_known_matrix_as_compressed_tensors():
+def test_a_fixed_matrix_has_the_pinned_bytes_in_compressed_tensors():
     tensors = FORMATS["compressed-tensors"].save(known_weight(sym=False), torch.bfloat16)
     assert hexadecimal(tensors["weight_packed"]) == [[word] for word in DIAGONAL]
     assert hexadecimal(tensors["weight_zero_point"]) == [["87654321", "88888888"]]
@@ -83,7 +83,7 @@ def test_a_weight_comes_back_bit_for_bit(name, sym):
 
 @every_kind
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_plan_is_what_is_saved(name, sym, dtype):
+def test_saved_tensors_match_the_planned_names_and_shapes(name, sym, dtype):
     row, scheme = FORMATS[name], Scheme(4, 32, sym, dtype)
     saved = row.save(rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym, dtype=dtype)), dtype)
     assert {spec.name: (spec.dtype, spec.shape) for spec in row.specs(24, 96, scheme)} == {
@@ -93,7 +93,7 @@ def test_the_plan_is_what_is_saved(name, sym, dtype):
 
 
 @every_kind
-def test_the_config_tells_the_scheme_back(name, sym):
+def test_the_scheme_read_from_a_config_is_the_one_written(name, sym):
     row, scheme = FORMATS[name], Scheme(4, 64, sym, torch.bfloat16)
     config = row.config({Q: scheme}, ["lm_head"])
     assert row.scheme(config, Q, torch.bfloat16) == scheme and config["quant_method"] == name

@@ -27,7 +27,7 @@ def matter(text: str) -> dict[str, Any]:
     return yaml.safe_load(text.split("---\n")[1])
 
 
-def test_the_card_says_teacher_data_tokens_and_what_was_gained():
+def test_the_card_lists_teacher_texts_tokens_and_results():
     text = write_card(RECORD)
     found = matter(text)
     assert found["license"] == "apache-2.0" and found["base_model"] == ["org/big"]
@@ -77,32 +77,32 @@ def test_a_quantized_model_says_size_errors_tuning_and_what_else_was_tried():
         assert line in text.splitlines()
 
 
-def test_held_out_windows_are_told_beside_the_calibration_text():
+def test_the_card_lists_held_out_windows_with_the_calibration_text():
     manifest = MANIFEST | {"n_samples": 16, "held_out": 2}
     text = write_card(QUANTIZED | {"calibration": manifest})
     assert "| calibration, 2 of 18 windows held out | chats.jsonl |" in text
 
 
-def test_a_quantized_model_that_was_only_rounded_has_no_line_about_what_was_not_done():
+def test_the_card_of_a_rounded_model_has_no_line_about_tuning():
     bare = {key: value for key, value in QUANTIZED.items() if key not in ("calibration", "tune", "candidates")}
     text = write_card(bare | {"calibration": None, "tune": None})
     assert not any(word in text for word in ("tuning", "Tried", "## Data", "None"))
 
 
-def test_the_card_names_no_place_and_no_time():
+def test_the_card_contains_no_path_and_no_time():
     text = write_card(RECORD)
     assert "/home/me" not in text and "17.3" not in text and "seconds" not in text
 
 
 @pytest.mark.parametrize("license_", [None, "mit"])
-def test_a_licence_is_told_only_where_all_origins_tell_the_same(license_):
+def test_the_card_has_a_licence_only_if_all_sources_agree(license_):
     student = {"path": "small", "digest": "sha256:bb", "name": "org/small", "license": license_}
     text = write_card(RECORD | {"student": student})
     assert "license" not in matter(text) and matter(text)["base_model"] == ["org/small", "org/big"]
     assert matter(write_card(RECORD | {"student": student | {"license": "apache-2.0"}}))["license"] == "apache-2.0"
 
 
-def test_retention_is_told_only_where_it_was_measured():
+def test_the_card_shows_retention_only_if_it_was_measured():
     assert "retention" not in write_card(RECORD)
     assert "| retention, % | 87.5 |" in write_card(RECORD | {"retention": 87.5})
 
@@ -139,7 +139,7 @@ def test_a_licence_is_read_from_the_card_or_the_licence_file(tmp_path: Path, fil
     assert find_license(tmp_path) == license_
 
 
-def test_a_card_of_ours_passes_its_licence_on(tmp_path: Path):
+def test_the_licence_of_a_card_is_inherited(tmp_path: Path):
     (tmp_path / "README.md").write_text(write_card(RECORD))
     assert find_license(tmp_path) == "apache-2.0"
     assert front_matter(tmp_path / "nowhere.md") == {}

@@ -139,7 +139,7 @@ def test_trailing_bytes_are_refused(model):
     ],
     ids=lambda header: str(header)[:60],
 )
-def test_a_lying_header_is_refused(model, header):
+def test_an_inconsistent_header_is_refused(model, header):
     write_file(model / "model.safetensors", header, b"\0" * 4)
     refused(model, "model.safetensors")
 

@@ -198,7 +198,7 @@ def test_digests_are_sha256_of_the_bytes_on_disk(tmp_path):
         assert digests["tensors"][name] == hashlib.sha256(raw).hexdigest() == tensor_digest(TENSORS[name])
 
 
-def test_a_disk_that_changed_the_bytes_is_found_out(tmp_path, tiny_llama):
+def test_bytes_changed_on_disk_break_the_digest(tmp_path, tiny_llama):
     source = Checkpoint(tiny_llama)
     pairs = [(TensorSpec(n, i.dtype, i.shape), source.tensor(n)) for n, i in source.tensors.items()]
     save_checkpoint(tmp_path / "out", source.config, pairs, source=tiny_llama)
@@ -224,7 +224,7 @@ def test_a_checkpoint_without_digests_has_none(tmp_path):
     assert read_digests(tmp_path) is None
 
 
-def test_saving_what_fails_leaves_nothing(tmp_path):
+def test_a_failed_save_leaves_no_files(tmp_path):
     with pytest.raises(ValueError):
         save_checkpoint(tmp_path / "out", CONFIG, [(SPECS[0], torch.ones(2, 2).half())])
     assert not list(tmp_path.iterdir())
@@ -242,7 +242,7 @@ def test_the_tokenizer_goes_along_under_a_class_that_old_loaders_know(tmp_path):
     assert settings == {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}
 
 
-def test_both_spellings_say_the_same():
+def test_both_config_spellings_hold_the_same_values():
     rope = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}
     config = both_spellings({"dtype": "bfloat16", "rope_parameters": rope})
     assert config["torch_dtype"] == config["dtype"] == "bfloat16" and config["rope_theta"] == 1e6

@@ -39,7 +39,7 @@ def run_block(model_type):
 
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_the_table_says_of_every_stage_whether_its_output_is_added_to_the_residual_stream_as_it_is(model_type):
+def test_stages_with_a_residual_norm_add_their_output_unscaled(model_type):
     stages, seen, output, products = run_block(model_type)
     states = [*(tensor for path, tensor in seen.items() if path not in products), output]
     adding = [stage for stage in stages if stage.residual]

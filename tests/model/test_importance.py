@@ -33,7 +33,7 @@ def narrowed(config: dict, weights: Weights, ids: Tensor = IDS, **sizes: int) ->
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_is_the_mean_over_tokens_then_the_norm_over_windows_of_what_the_whole_model_computes(name):
+def test_importance_is_the_token_mean_then_window_norm_of_activations(name):
     config, weights = teacher(name)
     model, seen = load_all(config, weights, torch.float32), {}
     for index, block in enumerate(model.model.layers):
@@ -58,7 +58,7 @@ def test_it_is_the_mean_over_tokens_then_the_norm_over_windows_of_what_the_whole
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_an_mlp_channel_that_is_silent_goes_first_however_large_its_weights(name):
+def test_a_silent_mlp_channel_is_cut_first_despite_large_weights(name):
     def silence(parameter: str, tensor: Tensor) -> None:
         """The gates of channels 3 and 40 read nothing but hidden channel 5, which their norm does not let through."""
         if "post_attention_layernorm" in parameter:
@@ -76,7 +76,7 @@ def test_an_mlp_channel_that_is_silent_goes_first_however_large_its_weights(name
 
 
 @pytest.mark.parametrize("name", ["tied llama", "qwen2"])
-def test_a_hidden_channel_that_no_norm_lets_through_goes_first_however_large_its_weights(name):
+def test_a_hidden_channel_blocked_by_norms_is_cut_first(name):
     dead = [1, 7, *range(20, 30)]
 
     def mute(parameter: str, tensor: Tensor) -> None:
@@ -104,7 +104,7 @@ def quiet_group(parameter: str, tensor: Tensor) -> None:
         tensor[: HEAD if "k_proj" in parameter else 3 * HEAD] *= 1000
 
 
-def test_a_group_whose_attention_is_silent_goes_first_and_whole_with_its_biases():
+def test_a_silent_attention_group_is_cut_first_with_its_biases():
     config, weights = changed("qwen2", quiet_group)
     shape = {"hidden_size": 24, "num_heads": 3, "num_kv_heads": 1}
     _, read = narrowed(config, weights, **shape)
@@ -132,7 +132,7 @@ def test_query_heads_stay_with_the_kv_head_they_use(name):
         assert torch.equal(read(o_proj), weights(o_proj)[:, columns])
 
 
-def test_it_is_the_same_twice_and_on_windows_in_another_order():
+def test_importance_does_not_depend_on_the_order_of_windows():
     config, weights = teacher("qwen2")
     first, again, turned = (measure_importance(config, weights, ids) for ids in (IDS, IDS, IDS.flip(0)))
     assert torch.equal(first.hidden(), again.hidden())

@@ -8,7 +8,7 @@ COUNT, NUMBERS = 2000, 25_000  # 200 MB in pieces that the C library keeps
 
 
 @pytest.mark.skipif(from_libc("malloc_trim") is None, reason="this C library returns memory by itself")
-def test_what_is_freed_goes_back_to_the_system():
+def test_release_memory_returns_freed_memory_to_the_system():
     process = psutil.Process()
     tensors = [torch.ones(NUMBERS) for _ in range(COUNT)]
     pinned = tensors[::100]  # what still lives lies above and between what does not

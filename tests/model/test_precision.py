@@ -32,14 +32,14 @@ def test_float32_changes_nothing(factors):
         assert torch.equal(product(*factors), plain) and product(*factors).dtype == torch.float32
 
 
-def test_what_is_no_product_stays_as_it_is(factors):
+def test_only_matrix_products_change_dtype(factors):
     x, _ = factors
     plain = (x * 3 + 1).softmax(-1)
     with matmul_in(torch.bfloat16):
         assert torch.equal((x * 3 + 1).softmax(-1), plain) and (x + x.bfloat16()).dtype == torch.float32
 
 
-def test_a_context_reaches_into_greenlets_and_one_inside_does_not_outlast_its_end(factors):
+def test_greenlets_share_the_context_and_nested_ones_end(factors):
     """As micro-batches park in the middle of a block while statistics are summed in float32."""
 
     def run():

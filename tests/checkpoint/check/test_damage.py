@@ -504,7 +504,7 @@ def errors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("wound", WOUNDS, ids=lambda wound: wound.name)
-def test_every_wound_is_seen(wound, good, tmp_path):
+def test_every_kind_of_damage_is_reported(wound, good, tmp_path):
     path = hurt(wound, good, tmp_path)
     found = errors(path)
     assert found & {"D1", "D2"} if wound.digest else found
@@ -515,7 +515,7 @@ def test_every_wound_is_seen(wound, good, tmp_path):
         assert wound.rule in errors(path)
 
 
-def test_there_are_more_than_thirty_wounds():
+def test_there_are_more_than_thirty_kinds_of_damage():
     assert len(WOUNDS) > 30 and len({wound.name for wound in WOUNDS}) == len(WOUNDS)
 
 

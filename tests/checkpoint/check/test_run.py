@@ -130,7 +130,7 @@ def test_a_tensor_that_changed_is_named(copied):
     assert (row["rule"], row["tensor"]) == ("D1", f"{Q}.qzeros") and "differs from what was written" in row["value"]
 
 
-def test_spoilt_digests_are_an_error_not_a_crash(copied):
+def test_malformed_digests_are_an_error_and_not_a_crash(copied):
     path = copied("llama", "awq")
     (path / DIGESTS).write_text("[]")
     assert rules(path) == {"D1", "D2"}
@@ -139,7 +139,7 @@ def test_spoilt_digests_are_an_error_not_a_crash(copied):
 @pytest.mark.parametrize(
     "text", ["{}", '{"config": 1, "tensors": {}}', '{"config": {}, "tensors": {}}'], ids=["empty", "number", "no names"]
 )
-def test_digests_that_tell_nothing_do_not_pass(copied, text):
+def test_empty_digests_do_not_pass(copied, text):
     path = copied("llama", "awq")
     (path / DIGESTS).write_text(text)
     assert rules(path) & {"D1", "D2"}
@@ -157,7 +157,7 @@ def test_ranks_of_a_quantized_model_name_the_linear_that_cannot_be_cut(good):
     assert tensors == {f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)}  # 64 / 4 = 16 inputs, half a group
 
 
-def test_kernels_are_judged_by_what_vllm_fuses(good):
+def test_kernel_shapes_are_those_of_vllms_fused_layers(good):
     hopper = [row for row in check_checkpoint(good("llama", "awq")) if "Hopper" in row["consequence"]]
     assert [row["tensor"] for row in hopper] == [
         "model.layers.0.mlp.down_proj and 3 more"
@@ -178,7 +178,7 @@ def test_with_the_source_a_wrong_nibble_order_shows(copied, good, kind, suffix):
     assert "T12" in rules(path, source=good("llama", "plain"))
 
 
-def test_awq_codes_and_zeros_both_in_the_wrong_order_show_only_beside_the_source(copied, good):
+def test_permuted_awq_codes_and_zeros_need_the_source_to_be_found(copied, good):
     path = copied("llama", "awq")
     edit_tensors(path, qweight=in_another_order, qzeros=in_another_order)
     assert not rules(path)
@@ -328,7 +328,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, damage, good):
         check_checkpoint(path)
 
 
-def test_the_table_knows_shapes_biases_and_what_is_fused(good):
+def test_the_module_table_has_shapes_biases_and_fused_layers(good):
     table = make_table(Checkpoint(good("qwen2", "plain")).config)
     assert len(table.linears) == 14
     assert table.linears[Q].bias and not table.linears["model.layers.0.mlp.down_proj"].bias
