@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from compress.checkpoint.hub import hub_name
 from compress.checkpoint.read import Checkpoint, read_json
 
 Record = dict[str, Any]
@@ -46,11 +47,11 @@ def origin(checkpoint: Checkpoint) -> Record:
 
 
 def find_name(path: Path) -> str:
-    """The hub name in config.json, else the name of the directory."""
+    """The hub name in config.json or of a downloaded model, else the name of the directory."""
     name = read_json(path / "config.json").get("_name_or_path") if (path / "config.json").is_file() else None
     if isinstance(name, str) and HUB_NAME.fullmatch(name) and not Path(name).exists():
         return name
-    return path.absolute().name
+    return hub_name(path) or path.absolute().name
 
 
 def find_license(path: Path) -> str | None:

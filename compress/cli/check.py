@@ -75,6 +75,7 @@ def command(
 
 def verdict(checkpoint: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The row for the history: name, digest, passed, and how often each rule was broken."""
+    from compress.checkpoint.hub import model_name
     from compress.checkpoint.read import Checkpoint
 
     try:
@@ -83,7 +84,7 @@ def verdict(checkpoint: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
         digest = "none"
     levels = {level: Counter(row["rule"] for row in rows if row["level"] == level) for level in ("error", "warning")}
     counts = {f"{level}s": dict(rules) for level, rules in levels.items()}
-    return {"name": checkpoint.resolve().name, "digest": digest, "passed": not levels["error"], **counts}
+    return {"name": model_name(checkpoint), "digest": digest, "passed": not levels["error"], **counts}
 
 
 def format_rows(rows: list[dict[str, Any]]) -> list[str]:

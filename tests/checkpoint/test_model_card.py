@@ -150,3 +150,9 @@ def test_a_name_is_the_hubs_where_the_config_has_one(tmp_path: Path, told, name)
     (tmp_path / "here").mkdir()
     (tmp_path / "here/config.json").write_text("{}" if told is None else f'{{"_name_or_path": "{told}"}}')
     assert find_name(tmp_path / "here") == name
+
+
+def test_a_downloaded_model_is_named_by_its_hub_id(tmp_path: Path):
+    folder = tmp_path / "models--org--small/snapshots/0123"
+    folder.mkdir(parents=True)
+    assert find_name(folder) == "org/small"

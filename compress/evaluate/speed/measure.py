@@ -39,6 +39,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from compress.checkpoint.hub import model_name
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.evaluate.names import short_names
@@ -228,7 +229,7 @@ def make_row(index: int, checkpoint: Checkpoint, lines: Lines, timing: Timing) -
     numbers = timing.complete().numbers
     return {
         "kind": "measured",
-        "name": checkpoint.path.resolve().name,
+        "name": model_name(checkpoint.path),
         "path": str(checkpoint.path),
         "role": "candidate" if index else "reference",
         "digest": checkpoint.digest,
