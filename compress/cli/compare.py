@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from compress.cli.console import emit, json_option, progress, report
+from compress.cli.console import emit, json_option, print_written, progress, report
 from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, make_settings, settings_options
@@ -59,6 +59,7 @@ def command(
         show_rows(rows)
     if page.html:
         store_report(page.html, comparison, history, shlex.join(["qcompress", *sys.argv[1:]]), report)
+        print_written(page.html, next_command="open the report in a browser", as_json=as_json)
     check_verdicts(rows)
 
 

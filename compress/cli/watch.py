@@ -33,8 +33,8 @@ def command(checkpoint: Path, history: Path, tag: str | None, as_json: bool, **o
     """Repeat a baseline's measurements on CKPT and compare them in pairs. Exit code 3 if CKPT fell.
 
     The baseline is the verdicts that eval, verify or compare stored under TAG. Items, text and runtime must be the
-    same; a difference is an error that names it. A kind of task fell if the whole 95 % interval of its paired change
-    is below 0, or if it dropped by more than --max-drop points.
+    same; a difference is an error that names it. A kind of task fell if the 95 % interval of its change is below 0, or
+    if it dropped by more than --max-drop points.
 
     \b
     qcompress eval smollm2-awq --reference smollm2 --history verdicts.sqlite --tag v1

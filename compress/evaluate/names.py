@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from compress.checkpoint.hub import model_name
+
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path; the whole path if two paths end alike."""
-    return unique_names([path.resolve().name for path in paths], paths)
+    """The last part of each path, or NAME of a hub model; the whole path if two paths end alike."""
+    return unique_names([model_name(path) for path in paths], paths)
 
 
 def unique_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoint.hub import model_name
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import GateFailure, QCompressError
@@ -46,7 +47,7 @@ def watch_checkpoint(
 
     QCompressError if the baseline does not exist or nothing of it can be repeated.
     """
-    name = settings.name or path.resolve().name
+    name = settings.name or model_name(path)
     baseline = find_baseline(read_verdicts(history), settings.baseline, name, where=str(history))
     checkpoint = open_causal_lm(path)
     parts: list[Changes] = []

@@ -3,6 +3,7 @@
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
+from compress.checkpoint.hub import resolve_model
 from compress.core.options import option
 
 
@@ -16,7 +17,9 @@ class WatchSettings:
         "Checkpoint of the baseline to compare with.",
         default_text="the one with CKPT's name, or the only candidate",
     )
-    reference: Path | None = option(None, "16-bit reference. Set it to compare KL and perplexity too.", is_path=True)
+    reference: Path | None = option(
+        None, "16-bit reference. Set it to compare KL and perplexity too.", parse=resolve_model, metavar="MODEL"
+    )
     eval_text: str | None = option(
         None, "Evaluation text of the baseline, if its file has moved: a name or a file.", group="Text"
     )

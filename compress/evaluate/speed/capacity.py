@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from compress.checkpoint.formats import model_dtype
+from compress.checkpoint.hub import model_name
 from compress.checkpoint.load import check_causal_lm, open_causal_lm
 from compress.checkpoint.read import Checkpoint, read_json
 from compress.core.config import QuantizeConfig
@@ -167,7 +168,7 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> ModelFootprint:
         name: prod(info.shape) * size if info.dtype == torch.float32 else info.bytes
         for name, info in checkpoint.tensors.items()
     }
-    return make_footprint(checkpoint.path, checkpoint.path.resolve().name, checkpoint.config, sizes)
+    return make_footprint(checkpoint.path, model_name(checkpoint.path), checkpoint.config, sizes)
 
 
 def packed_footprint(plain: ModelFootprint, layout: str) -> ModelFootprint:
