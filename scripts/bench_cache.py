@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from calibration.windows import Windows
-from compress.cli.console import emit, json_option
+from compress.cli.console import emit
+from compress.cli.options import json_option
 from compress.distill.targets.cache import Cache, Manifest, open_folder, window_digests, windows_digest, write_shard
 from compress.distill.targets.codecs import Codec, Hidden, Hybrid, TopK
 from compress.losses import LogitSource, Targets, distill_loss

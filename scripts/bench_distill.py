@@ -22,7 +22,8 @@ from typing import Any
 import click
 
 from compress.checkpoint.read import Checkpoint
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, report
+from compress.cli.options import json_option
 from compress.distill.config import DistillConfig
 from compress.distill.targets.cache import Cache
 from compress.distill.targets.cached_teacher import cache_text

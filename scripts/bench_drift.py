@@ -17,7 +17,8 @@ import torch
 
 from calibration.windows import Windows
 from compress.checkpoint.load import load_model
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, report
+from compress.cli.options import json_option
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.hidden_states import MICRO_BATCH_TOKENS
 from compress.evaluate.drift.windows import evaluation_windows

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from compress.cli.console import emit, json_option
+from compress.cli.console import emit
+from compress.cli.options import json_option
 from compress.losses import LogitSource, distill_loss
 
 ALPHA, TEMPERATURE = 0.7, 2.0

@@ -15,7 +15,8 @@ from typing import Any
 import click
 import psutil
 
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, report
+from compress.cli.options import json_option
 from compress.core.config import METHODS, QuantizeConfig, parse_size
 from compress.model.blocks import BlockModel
 from compress.quantize.blocks.memory_estimate import estimate_memory

@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, report
+from compress.cli.options import json_option
 from compress.core.config import METHODS, QuantizeConfig
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.windows import evaluation_windows

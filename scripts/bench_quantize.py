@@ -29,7 +29,8 @@ from calibration.windows import build_windows
 from compress.checkpoint.formats import format_of, quantized_weight
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, report
+from compress.cli.options import json_option
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.windows import evaluation_windows
 from compress.model.blocks import linear_shapes, make_config

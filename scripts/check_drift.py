@@ -15,7 +15,8 @@ from torch.nn.functional import kl_div
 
 from calibration.windows import Windows
 from compress.checkpoint.load import load_model
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, report
+from compress.cli.options import json_option
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.windows import evaluation_windows
 

@@ -24,7 +24,8 @@ from transformers import PreTrainedTokenizerFast
 
 from compress.checkpoint.gguf import tokenizer_files
 from compress.checkpoint.read import Checkpoint, read_json
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, report
+from compress.cli.options import json_option
 
 Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]

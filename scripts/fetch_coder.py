@@ -13,7 +13,8 @@ from zipfile import ZipFile
 
 import click
 
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, report
+from compress.cli.options import json_option
 from compress.core.errors import QCompressError
 
 PARTS, VERSION = 22, "0.2.0"

@@ -16,7 +16,8 @@ from compress.checkpoint.formats import model_dtype
 from compress.checkpoint.load import check_causal_lm
 from compress.checkpoint.read import read_json
 from compress.checkpoint.write import CheckpointWriter, TensorSpec, both_spellings
-from compress.cli.console import emit, json_option
+from compress.cli.console import emit
+from compress.cli.options import json_option
 from compress.model.blocks import parameter_shapes
 
 DEVIATION = 0.02

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from compress.cli.console import emit, json_option, progress, results
+from compress.cli.console import emit, progress, results
 from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.cli.model_path import MODEL
+from compress.cli.options import json_option
 from compress.core.errors import GateFailure, QCompressError
 
 ROWS_PER_RULE = 8  # a systematic mistake breaks a rule once per linear

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from compress.cli.console import emit, json_option, print_written, progress, report
+from compress.cli.console import emit, print_written, progress, report
 from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.cli.model_path import MODEL
-from compress.cli.options import Command, make_settings, settings_options
+from compress.cli.options import Command, json_option, make_settings, settings_options
 from compress.core.errors import QCompressError
 from compress.core.rows import CompareRow
 from compress.evaluate.drift.cells import terminal_row

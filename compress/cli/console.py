@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Column, Table
 
 from compress.cli.labels import COUNTER, label, size, value_text
-from compress.cli.options import json_option as json_option
 
 Row = dict[str, Any]
 LINE_SECONDS = 5  # between two lines of one counter where stderr is no terminal: a log of a long run stays readable

@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, report
 from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.cli.model_path import MODEL
-from compress.cli.options import Command, make_settings, restart_option, settings_options, shared_option
+from compress.cli.options import Command, json_option, make_settings, restart_option, settings_options, shared_option
 from compress.evaluate.drift.cells import with_error
 from compress.evaluate.tasks.settings import OUT, RuntimeSettings, TaskSettings
 

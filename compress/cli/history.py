@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from compress.cli.console import emit, json_option
-from compress.cli.options import Command, shared_option
+from compress.cli.console import emit
+from compress.cli.options import Command, json_option, shared_option
 
 COLUMNS = ("time", "command", "tag", "name", "kind", "score", "retention", "change", "kl", "perplexity", "passed")
 

@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from compress.cli.compare import show_rows
-from compress.cli.console import emit, json_option, progress, report
+from compress.cli.console import emit, progress, report
 from compress.cli.history import history_options, keep_verdicts, need_history
 from compress.cli.model_path import MODEL
-from compress.cli.options import Command, make_settings, settings_options
+from compress.cli.options import Command, json_option, make_settings, settings_options
 from compress.evaluate.drift.limits import add_verdicts, check_verdicts, make_verdicts
 from compress.evaluate.drift.settings import DriftLimits, DriftSettings
 

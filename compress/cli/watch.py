@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.console import emit, json_option, report
+from compress.cli.console import emit, report
 from compress.cli.model_path import MODEL
-from compress.cli.options import Command, make_settings, settings_options, shared_option
+from compress.cli.options import Command, json_option, make_settings, settings_options, shared_option
 from compress.evaluate.history.settings import WatchSettings
 
 if TYPE_CHECKING:
