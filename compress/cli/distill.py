@@ -68,6 +68,8 @@ def command(teacher: Path, out: Path, restart: bool, dry_run: bool, as_json: boo
         from compress.recipe import parse_stage
 
         options["stages"] = tuple(parse_stage(text) for text in options["stages"])
+    if options["student"]:
+        options["student"] = str(MODEL.convert(options["student"], None, None))
     settings = make_settings(DistillConfig, options)
     if dry_run:
         from compress.distill.student.plan import check_inputs, plan_distill, plan_row

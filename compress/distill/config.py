@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite
 from typing import Any
 
-from compress.checkpoint.hub import resolve_model
 from compress.core.options import option
 
 DTYPES = ("float16", "bfloat16")
@@ -60,7 +59,7 @@ class StudentConfig:
     student: str | None = option(
         None,
         "Existing checkpoint to train: a folder or a hub id. It must use the teacher's tokenizer.",
-        parse=lambda text: str(resolve_model(text)),
+        is_path=True,
         metavar="MODEL",
     )
     blocks: int | None = option(None, "Number of the teacher's blocks to keep.", minimum=1)

@@ -33,11 +33,11 @@ def test_a_hub_id_is_downloaded_and_used(tiny_llama, monkeypatch):
     assert result.exit_code == 0 and ids == [("org/tiny", "v1")], result.output
 
 
-def test_a_student_may_be_a_hub_id(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: f"/cache/{repo}")
-    command = cli.get_command(click.Context(cli), "distill")
-    values = command.make_context("distill", ["teacher", "--student", "org/small", "-o", "out"]).params
-    assert values["student"] == "/cache/org/small"
+def test_a_student_may_be_a_hub_id(tiny_llama, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: str(tiny_llama))
+    arguments = ["distill", str(tiny_llama), "--student", "org/small", "-o", "out", "--dry-run"]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
 
 
 def test_a_downloaded_model_is_printed_by_its_hub_id(tmp_path):
