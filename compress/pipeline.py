@@ -29,6 +29,9 @@ from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.limits import broken_limits
 from compress.evaluate.drift.windows import evaluation_windows
 from compress.evaluate.report import ReportData, write_report
+from compress.evaluate.tasks.job import suite_rows
+from compress.evaluate.tasks.samples import stored_samples
+from compress.evaluate.tasks.settings import RuntimeSettings, TaskSettings
 from compress.quantize.auto import quantize
 from compress.quantize.job import plan_without_weights
 from compress.quantize.layout.plan import plan_row
@@ -86,7 +89,9 @@ def write_results(recipe: Recipe, report: Report) -> Row:
     verdicts = [make_verdict(recipe, path, row) for path, row in pairs]
     limits = {name: limit for name, limit in drift_limits(recipe).items() if limit is not None}
     page = recipe.out / "report.html"
-    write_report(page, ReportData(rows["compare"], verdicts=verdicts, limits=limits))
+    tasks = run_tasks(recipe, variants, report)
+    write_report(page, ReportData(rows["compare"], verdicts=verdicts, limits=limits, **tasks))
+    rows |= tasks
     write_json(recipe.out / "report.json", rows | {"verdicts": verdicts})
     return {**rows, "verdicts": verdicts, "report": str(page)}
 
@@ -167,6 +172,20 @@ def compare_variants(recipe: Recipe, variants: Sequence[Path], report: Report) -
     if recipe.distill is not None:
         rows["distill"] = (Checkpoint(student).record.get("rows") or [{}])[0]
     return rows
+
+
+def run_tasks(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
+    """{"retention", "samples"}: scores of the student and its variants against the teacher, and stored answers.
+
+    Empty without an `eval` section. A recipe without a distillation compares its variants with the teacher.
+    """
+    if recipe.eval is None:
+        return {}
+    candidates = ([recipe.student_path] if recipe.distill else []) + list(variants)
+    tasks, runtime = TaskSettings(limit=recipe.eval.limit), RuntimeSettings(batch_size=recipe.eval.batch_size)
+    out = recipe.out / "eval"
+    rows = suite_rows(recipe.teacher, candidates, tasks, runtime, out, report=report)
+    return {"retention": rows, "samples": stored_samples(out, rows, recipe.eval.answers)}
 
 
 def drift_limits(recipe: Recipe) -> dict[str, float | None]:

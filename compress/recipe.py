@@ -24,7 +24,7 @@ from compress.core.errors import QCompressError
 from compress.core.options import METADATA
 from compress.distill.config import DistillConfig, StageConfig
 
-OUTPUTS = ("student", "stages.json", "report.json", "report.html")  # in the recipe's folder, beside the variants
+OUTPUTS = ("eval", "student", "stages.json", "report.json", "report.html")  # names in the folder
 
 
 class RecipeSection(BaseModel):
@@ -81,6 +81,14 @@ class VerifyPart(RecipeSection):
     max_perplexity_ratio: float | None = Field(default=None, ge=0, description="Limit on the ratio of perplexities.")
 
 
+class EvalPart(RecipeSection):
+    """The tasks of the report: scores against the teacher, and answers side by side."""
+
+    limit: int | None = Field(default=None, ge=1, description="Most items per kind of task. None: all items.")
+    answers: int = Field(default=5, ge=0, description="Number of prompts whose answers the report shows.")
+    batch_size: int = Field(default=8, ge=1, description="Items answered at once.")
+
+
 class Recipe(RecipeSection):
     """A teacher, and the checkpoints made from it below `out`."""
 
@@ -95,6 +103,7 @@ class Recipe(RecipeSection):
     distill: DistillPart | None = None  # type: ignore[valid-type]
     quantize: list[QuantizePart] = []
     verify: VerifyPart = VerifyPart()
+    eval: EvalPart | None = Field(default=None, description="Tasks that every model solves. None: no tasks.")
 
     def distill_config(self) -> DistillConfig | None:
         """The settings of the distillation, None without one. ValueError for impossible values."""
@@ -176,5 +185,10 @@ def section_at(place: tuple[Any, ...]) -> type[RecipeSection]:
     """The section of a recipe at a place such as ("quantize", 0)."""
     if place[:2] == ("distill", "stages"):
         return StagePart
-    parts: dict[str, type[RecipeSection]] = {"distill": DistillPart, "quantize": QuantizePart, "verify": VerifyPart}
+    parts: dict[str, type[RecipeSection]] = {
+        "distill": DistillPart,
+        "quantize": QuantizePart,
+        "verify": VerifyPart,
+        "eval": EvalPart,
+    }
     return parts.get(str(place[0]), Recipe) if place else Recipe

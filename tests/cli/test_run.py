@@ -129,3 +129,13 @@ def test_a_damaged_output_is_not_skipped(tiny_llama, tmp_path):
     weights.write_bytes(data)
     result = invoke("run", path)
     assert result.exit_code == 1 and "the weights have changed since they were written" in result.output
+
+
+def test_the_eval_section_puts_scores_and_answers_into_the_report(tiny_llama, tmp_path):
+    path = write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out", eval={"limit": 1, "answers": 3}))
+    result = invoke("run", path, "--json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [row["name"] for row in rows["retention"] if row["kind"] == "qa"] == [tiny_llama.name, "student", "q"]
+    assert len(rows["samples"]) == 3 and len(rows["samples"][0]["answers"]) == 3
+    assert rows["samples"][0]["id"] in Path(rows["report"]).read_text()
