@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, report
-from compress.cli.history import history_options, keep_verdicts, need_history
+from compress.cli.history import append_history, check_history_options, history_options
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, json_option, make_settings, settings_options
 from compress.core.errors import QCompressError
@@ -37,13 +37,13 @@ def command(
     """
     from compress.evaluate.speed.measure import bench_rows
 
-    need_history(history, tag)
+    check_history_options(history, tag)
     timing, resources = make_settings(Timing, options), make_settings(Resources, options)
     prediction = make_settings(Prediction, options)
     check_options(prediction, resources)
     measured, predicted = bench_rows(checkpoints, timing, resources, prediction, report)
     show(measured, predicted, as_json)
-    keep_verdicts(history, tag, "bench", measured)
+    append_history(history, tag, "bench", measured)
     if measured and all(row["error"] and row["ttft_s"] is None for row in measured):
         raise QCompressError(f"{measured[0]['path']}: nothing could be measured: {measured[0]['error']}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, progress, results
-from compress.cli.history import history_options, keep_verdicts, need_history
+from compress.cli.history import append_history, check_history_options, history_options
 from compress.cli.model_path import MODEL
 from compress.cli.options import json_option
 from compress.core.errors import GateFailure, QCompressError
@@ -54,10 +54,10 @@ def command(
     from compress.checkpoint.check.run import check_checkpoint
     from compress.checkpoint.record import DIGESTS
 
-    need_history(history, tag)
+    check_history_options(history, tag)
     rows = check_checkpoint(checkpoint, tensor_parallel_size=tensor_parallel_size, source=source)
     if history:
-        keep_verdicts(history, tag, "check", [verdict(checkpoint, rows)])
+        append_history(history, tag, "check", [verdict(checkpoint, rows)])
     if as_json:
         emit(rows, as_json=True)
     else:

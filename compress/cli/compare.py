@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, print_written, progress, report
-from compress.cli.history import history_options, keep_verdicts, need_history
+from compress.cli.history import append_history, check_history_options, history_options
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, json_option, make_settings, settings_options
 from compress.core.errors import QCompressError
 from compress.core.rows import CompareRow
-from compress.evaluate.drift.cells import terminal_row
+from compress.evaluate.drift.cells import terminal_block, terminal_row
 from compress.evaluate.drift.limits import check_verdicts, format_outliers
 from compress.evaluate.drift.settings import CompareLimits, DriftSettings, ReportSettings
 
@@ -46,13 +46,13 @@ def command(
     """
     from compress.evaluate.report.job import compare_checkpoints, store_report
 
-    need_history(history, tag)
+    check_history_options(history, tag)
     limits, page = make_settings(CompareLimits, options), make_settings(ReportSettings, options)
     check_options(limits, page)
     drift = make_settings(DriftSettings, options)
     comparison = compare_checkpoints((reference, *checkpoints), drift, limits, page, report)
     rows = comparison.rows
-    keep_verdicts(history, tag, "compare", [{**row, "reference_digest": rows[0]["digest"]} for row in rows])
+    append_history(history, tag, "compare", [{**row, "reference_digest": rows[0]["digest"]} for row in rows])
     if as_json:
         emit([dict(row) for row in rows], as_json=True)
     else:
@@ -84,5 +84,5 @@ def show_rows(rows: Sequence[CompareRow]) -> None:
     emit([terminal_row(row) for row in rows], as_json=False)
     for row in rows:
         if row.get("blocks"):
-            emit([dict(block) for block in row["blocks"]], as_json=False, title=row["name"])
+            emit([terminal_block(block) for block in row["blocks"]], as_json=False, title=row["name"])
             progress.print(f"{row['name']}: {format_outliers(row) or 'no block is an outlier'}", markup=False)

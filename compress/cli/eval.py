@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from compress.cli.console import emit, report
-from compress.cli.history import history_options, keep_verdicts, need_history
+from compress.cli.history import append_history, check_history_options, history_options
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, json_option, make_settings, restart_option, settings_options, shared_option
 from compress.evaluate.drift.cells import with_error
@@ -58,7 +58,7 @@ def command(
     """
     from compress.evaluate.tasks.job import check_retention, lm_eval_rows, suite_rows
 
-    need_history(history, tag)
+    check_history_options(history, tag)
     tasks, runtime = make_settings(TaskSettings, options), make_settings(RuntimeSettings, options)
     check_options(tasks, out, restart)
     if tasks.tasks is None:
@@ -68,7 +68,7 @@ def command(
     else:
         rows = lm_eval_rows(reference, checkpoints, tasks, runtime, report)
     emit(rows if as_json else [columns(row) for row in rows], as_json=as_json, title=f"suite {rows[0]['suite']}")
-    keep_verdicts(history, tag, "eval", rows)
+    append_history(history, tag, "eval", rows)
     if tasks.min_retention is not None:
         check_retention(rows, tasks.min_retention)
 

@@ -13,13 +13,13 @@ COLUMNS = ("time", "command", "tag", "name", "kind", "score", "retention", "chan
 
 
 def history_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--history and --tag, the arguments of `keep_verdicts`."""
+    """--history and --tag, the arguments of `append_history`."""
     file = "SQLite file that the verdict is appended to, or a folder with history.sqlite."
     command = shared_option("--tag", group="Report", help="Label of the verdict in the history, such as v1.")(command)
     return shared_option("--history", group="Report", type=click.Path(path_type=Path), help=file)(command)
 
 
-def keep_verdicts(history: Path | None, tag: str | None, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def append_history(history: Path | None, tag: str | None, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Append the rows to the history, if there is one."""
     from compress.evaluate.history.store import append_verdicts
 
@@ -27,7 +27,7 @@ def keep_verdicts(history: Path | None, tag: str | None, command: str, rows: Seq
         append_verdicts(history, command, rows, tag=tag)
 
 
-def need_history(history: Path | None, tag: str | None) -> None:
+def check_history_options(history: Path | None, tag: str | None) -> None:
     """UsageError for --tag without --history; QCompressError for another kind of file. Runs before any work."""
     from compress.evaluate.history.store import append_verdicts
 

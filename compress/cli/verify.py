@@ -8,7 +8,7 @@ import click
 
 from compress.cli.compare import show_rows
 from compress.cli.console import emit, progress, report
-from compress.cli.history import history_options, keep_verdicts, need_history
+from compress.cli.history import append_history, check_history_options, history_options
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, json_option, make_settings, settings_options
 from compress.evaluate.drift.limits import add_verdicts, check_verdicts, make_verdicts
@@ -38,12 +38,12 @@ def command(
     from compress.checkpoint.load import open_causal_lm
     from compress.evaluate.drift.job import measure_drift
 
-    need_history(history, tag)
+    check_history_options(history, tag)
     limits = asdict(make_settings(DriftLimits, options))
     checkpoints = [open_causal_lm(path) for path in (reference, checkpoint)]
     rows = measure_drift(checkpoints, make_settings(DriftSettings, options), report)
     rows = add_verdicts(rows, make_verdicts(rows[1:], [], limits))
-    keep_verdicts(history, tag, "verify", [{**rows[1], "reference_digest": rows[0]["digest"]}])
+    append_history(history, tag, "verify", [{**rows[1], "reference_digest": rows[0]["digest"]}])
     if as_json:
         emit({**rows[1], "limits": limits}, as_json=True)
     else:

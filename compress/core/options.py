@@ -42,6 +42,12 @@ def option(default: Any, help: str, **settings: Any) -> Any:
     return field(default=default, metadata={METADATA: Option(help, **settings)})
 
 
+def device_setting() -> Any:
+    """The field `device` of every settings class whose command loads a model."""
+    help = "Device that runs the model. auto: a GPU if torch finds one, else the CPU."
+    return option("auto", help, group="Resources", choices=("auto", "cpu", "cuda"))
+
+
 @dataclass(frozen=True)
 class Setting:
     """One field of a settings class: its name, its type without None, whether it repeats, its default, its `Option`."""

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from calibration.corpus import source_digest
@@ -111,7 +112,7 @@ def test_a_cache_of_other_windows_ends_with_1_and_names_the_difference(tiny_llam
 def test_locate_lists_every_block(tiny_llama, rounded, text):
     result = verify(tiny_llama, rounded, "--eval-text", text, "--locate")
     assert result.exit_code == 0 and "nothing was verified" not in result.stderr
-    assert "model.layers.1" in result.stdout and "gain" in result.stdout
+    assert "model.layers.1" in result.stdout and "gain (1 is exact)" in result.stdout
     rows = json.loads(verify(tiny_llama, rounded, "--eval-text", text, "--locate", "--json").stdout)["blocks"]
     assert [row["block"] for row in rows] == [0, 1]
 
@@ -120,7 +121,7 @@ def test_locate_lists_every_block(tiny_llama, rounded, text):
 def marked(monkeypatch):
     """Blocks are located, and the last stands out."""
 
-    def locate(reference, candidate, windows, report):
+    def locate(reference, candidate, windows, report, **settings):
         rows = [{"block": n, "name": f"model.layers.{n}", "gain": 1.12, "error": 0.15, "score": 9.0} for n in range(2)]
         return [row | {"outlier": row["block"] == 1} for row in rows]
 
@@ -152,3 +153,19 @@ def test_an_outlier_block_fails_verify_and_compare(tiny_llama, rounded, text, ma
     assert f"✕ {reason}" in (tmp_path / "r.html").read_text()
     kept = [row for row in read_verdicts(tmp_path / "h") if row["role"] == "candidate"]
     assert [(row["passed"], row["reason"]) for row in kept] == 4 * [(False, reason)]
+
+
+def test_the_default_device_is_the_cpu_without_a_gpu(tiny_llama, rounded, text):
+    without, cpu = ([*options, "--json"] for options in ((), ("--device", "cpu")))
+    results = [verify(tiny_llama, rounded, "--eval-text", text, *options) for options in (without, cpu)]
+    assert results[1].exit_code == 0, results[1].output
+    assert torch.cuda.is_available() or results[0].stdout == results[1].stdout
+
+
+@pytest.mark.parametrize("command", ["verify", "compare", "watch"])
+def test_device_cuda_without_a_gpu_is_one_error_line(tiny_llama, rounded, monkeypatch, tmp_path, command):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    watch = [rounded, "--baseline", "v1", "--history", tmp_path / "verdicts.sqlite"]
+    arguments = watch if command == "watch" else [tiny_llama, rounded]
+    result = CliRunner().invoke(cli, [command, *map(str, arguments), "--device", "cuda"])
+    assert result.exit_code == 1 and "--device cuda: torch finds no GPU" in error_line(result)

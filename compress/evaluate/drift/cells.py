@@ -6,7 +6,7 @@ Only this module decides how many digits and which unit a figure of a `CompareRo
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compress.core.rows import CompareRow
+from compress.core.rows import BlockRow, CompareRow
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,18 @@ def terminal_row(row: CompareRow) -> dict[str, object]:
     figures = {name: None if cell is None else str(cell) for name, cell in cells(row).items()}
     verdict = {"passed": row["passed"]} if "passed" in row else {}
     return {"checkpoint": row["name"], "format": row["format"], **figures, **verdict}
+
+
+def terminal_block(row: BlockRow) -> dict[str, object]:
+    """A located block for the terminal."""
+    excess = row.get("excess")
+    return {
+        "block": row["block"],
+        "path": row["name"],
+        "gain (1 is exact)": f"{row['gain']:.3f}",
+        "relative squared error": f"{row['error']:.4f}",
+        "error over recorded": None if excess is None else f"{excess:.2f}",
+        "outlier score": f"{row['score']:.1f}",
+        "outlier": row["outlier"],
+        "worst linear": row.get("linear"),
+    }

@@ -12,6 +12,7 @@ from calibration.windows import Windows
 from compress.checkpoint.formats import format_of, model_dtype
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
+from compress.core.device import pick_device
 from compress.core.rows import BreakdownPart, CheckpointPart, CompareRow, DriftPart, WindowsPart
 from compress.evaluate.drift.breakdown import break_down
 from compress.evaluate.drift.hidden_states import Report, read_windows, scored_places
@@ -39,22 +40,25 @@ def compare_rows(
     chunk: int = CHUNK,
     cache: Path | None = None,
     locate: bool = False,
+    device: str = "auto",
     report: Report = lambda row: None,
 ) -> list[CompareRow]:
     """One row per checkpoint, the reference's first. The reference runs once, and one model runs at a time.
 
     `cache` is a folder for the reference's hidden states: a second call with it does not run the reference. `locate`
-    adds `blocks`, the drift of each block alone. `micro_batch` and `chunk` change speed and memory, never the result.
+    adds `blocks`, the drift of each block alone. `device` (auto, cpu or cuda) runs the models in float32. `micro_batch`
+    and `chunk` change speed and memory, never the result.
     Raises QCompressError for text that a checkpoint was calibrated on, for different tokenizers and for numbers that
     are not finite; ValueError for ids beyond the shared vocabulary.
     """
+    device = pick_device(device)
     first, *others = checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]
     text = describe_windows(windows, check_vocabulary(checkpoints, windows))
     names = short_names([checkpoint.path for checkpoint in checkpoints])
-    states = read_reference(first, windows, cache, micro_batch=micro_batch, report=report)
+    states = read_reference(first, windows, cache, device=device, micro_batch=micro_batch, report=report)
     rows: list[CompareRow] = []
     for name, candidate in zip(names[1:], others, strict=True):
-        candidate_states = read_windows(candidate, windows.ids, micro_batch=micro_batch, report=report)
+        candidate_states = read_windows(candidate, windows.ids, device=device, micro_batch=micro_batch, report=report)
         drift = token_drift(states, candidate_states, windows, vocabulary=text["vocabulary"], chunk=chunk)
         if not rows:
             means, parts = summarize(no_drift(drift), windows, first)
@@ -63,7 +67,8 @@ def compare_rows(
         rows.append({**describe(candidate, name, "candidate"), **means, **parts, **text})
     if locate:
         for checkpoint, row in zip(checkpoints, rows, strict=True):
-            row["blocks"] = [] if checkpoint is first else locate_drift(first, checkpoint, windows, report)
+            located = checkpoint is not first
+            row["blocks"] = locate_drift(first, checkpoint, windows, report, device=device) if located else []
     return rows
 
 

@@ -31,7 +31,10 @@ SECONDS_BETWEEN_REPORTS = 10.0
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """A checkpoint and its `hidden` states (n_samples, seq_len, hidden_size) after the last block, float32."""
+    """A checkpoint and its `hidden` states (n_samples, seq_len, hidden_size) after the last block, float32.
+
+    The states are in CPU memory or in a file; the model's blocks and its logits are on the model's device.
+    """
 
     checkpoint: Checkpoint
     model: BlockModel
@@ -48,20 +51,25 @@ class HiddenStates:
 
         Final norm, head, scaling and softcaps run in the model's code.
         """
-        states = self.hidden[places[:, 0], places[:, 1]]
+        states = self.hidden[places[:, 0], places[:, 1]].to(self.model.device)
         return self.model.logits(states[None])[0].float()
 
 
 @torch.no_grad()
 def read_windows(
-    checkpoint: Checkpoint, ids: Tensor, *, micro_batch: int | None = None, report: Report = lambda row: None
+    checkpoint: Checkpoint,
+    ids: Tensor,
+    *,
+    device: str = "cpu",
+    micro_batch: int | None = None,
+    report: Report = lambda row: None,
 ) -> HiddenStates:
     """Run the checkpoint over (n_samples, seq_len) ids.
 
     Each block runs on all windows before the next one is loaded, so memory holds one block. `micro_batch` windows run
     at a time: it changes the speed, never the result.
     """
-    model = BlockModel(checkpoint.config, weight_reader(checkpoint))
+    model = BlockModel(checkpoint.config, weight_reader(checkpoint), device=device)
     size = micro_batch or max(1, MICRO_BATCH_TOKENS // ids.shape[1])
     hidden = make_states((*ids.shape, int(model.model.config.hidden_size)))
     with model.embedding_and_norm():

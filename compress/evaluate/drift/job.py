@@ -5,6 +5,7 @@ from typing import Any
 
 from calibration.start import format_start_token
 from compress.checkpoint.read import Checkpoint
+from compress.core.device import pick_device
 from compress.core.rows import CompareRow
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.settings import DriftSettings
@@ -16,7 +17,11 @@ Report = Callable[[dict[str, Any]], None]
 def measure_drift(
     checkpoints: Sequence[Checkpoint], settings: DriftSettings, report: Report = lambda row: None
 ) -> list[CompareRow]:
-    """One row per checkpoint on the same windows; the first checkpoint is the reference."""
+    """One row per checkpoint on the same windows; the first checkpoint is the reference.
+
+    QCompressError for `--device cuda` without a GPU, before any work.
+    """
+    device = pick_device(settings.device)
     reference, *candidates = checkpoints
     windows = evaluation_windows(
         reference,
@@ -25,8 +30,9 @@ def measure_drift(
         n_samples=settings.samples,
         seq_len=settings.seq_len,
         cache=settings.reference_cache,
+        device=device,
     )
     start = format_start_token(windows.manifest["start_token"])
     report({"eval_text": settings.eval_text, "samples": settings.samples, "start_token": start})
     cache, locate = settings.reference_cache, settings.locate
-    return compare_rows(reference, candidates, windows, cache=cache, locate=locate, report=report)
+    return compare_rows(reference, candidates, windows, cache=cache, locate=locate, device=device, report=report)

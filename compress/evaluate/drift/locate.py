@@ -51,13 +51,18 @@ class Side(NamedTuple):
 
 @torch.no_grad()
 def locate_drift(
-    reference: Checkpoint, candidate: Checkpoint, windows: Windows, report: Report = lambda row: None
+    reference: Checkpoint,
+    candidate: Checkpoint,
+    windows: Windows,
+    report: Report = lambda row: None,
+    *,
+    device: str = "cpu",
 ) -> list[BlockRow]:
     """One row per block, in order. Two blocks and the states of TOKENS tokens are in memory.
 
     QCompressError if the candidate has other blocks than the reference.
     """
-    model, candidate_model = open_blocks(reference), open_blocks(candidate)
+    model, candidate_model = open_blocks(reference, device), open_blocks(candidate, device)
     check_same_blocks(reference, model, candidate, candidate_model)
     ids = windows.ids[: max(1, TOKENS // windows.ids.shape[1])]
     batches = list(ids.split(max(1, MICRO_BATCH_TOKENS // ids.shape[1])))
@@ -77,8 +82,8 @@ def locate_drift(
     return rows
 
 
-def open_blocks(checkpoint: Checkpoint) -> BlockModel:
-    return BlockModel(checkpoint.config, weight_reader(checkpoint))
+def open_blocks(checkpoint: Checkpoint, device: str) -> BlockModel:
+    return BlockModel(checkpoint.config, weight_reader(checkpoint), device=device)
 
 
 def check_same_blocks(reference: Checkpoint, model: BlockModel, candidate: Checkpoint, other: BlockModel) -> None:

@@ -74,8 +74,8 @@ def token_drift(
     parts = []
     with reference.head(), candidate.head():
         for part in places.split(chunk):
-            tokens = windows.ids[part[:, 0], part[:, 1] + 1]
-            ours, theirs = (reading.logits(part)[:, :vocabulary] for reading in (reference, candidate))
+            ours, theirs = (states.logits(part)[:, :vocabulary] for states in (reference, candidate))
+            tokens = windows.ids[part[:, 0], part[:, 1] + 1].to(ours.device)
             parts += compare_strips(ours, theirs, tokens)
         reference_nll, nll, kl, agrees, agrees5 = (torch.cat(column) for column in zip(*parts, strict=True))
         check_finite(reference.checkpoint, reference_nll, places, "nll")
@@ -83,17 +83,17 @@ def token_drift(
         check_finite(candidate.checkpoint, kl, places, "KL")
         index = kl.topk(min(WORST, len(kl))).indices
         preferred = [
-            preferred_tokens(reading.logits(places[index])[:, :vocabulary]) for reading in (reference, candidate)
+            preferred_tokens(states.logits(places[index])[:, :vocabulary]) for states in (reference, candidate)
         ]
     worst = Preferred(index, *preferred[0], *preferred[1])
     return TokenDrift(places, reference_nll, nll, kl, agrees, agrees5, worst)
 
 
 def compare_strips(reference: Tensor, candidate: Tensor, tokens: Tensor) -> list[tuple[Tensor, ...]]:
-    """`compare_chunk` of a few rows at a time. Overwrites the logits."""
+    """`compare_chunk` of a few rows at a time, in CPU memory. Overwrites the logits."""
     rows = max(1, STRIP_LOGITS // reference.shape[1])
     strips = zip(reference.split(rows), candidate.split(rows), tokens.split(rows), strict=True)
-    return [compare_chunk(*strip) for strip in strips]
+    return [tuple(column.cpu() for column in compare_chunk(*strip)) for strip in strips]
 
 
 def compare_chunk(reference: Tensor, candidate: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
@@ -120,9 +120,9 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 def preferred_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(few, vocab) logits -> ids and probabilities of the most likely tokens, each (few, PREFERRED)."""
+    """(few, vocab) logits -> ids and probabilities of the most likely tokens, each (few, PREFERRED), in CPU memory."""
     best = log_probabilities(logits).topk(min(PREFERRED, logits.shape[1]))
-    return best.indices, best.values.exp()
+    return best.indices.cpu(), best.values.exp().cpu()
 
 
 def summarize_drift(drift: TokenDrift) -> DriftPart:

@@ -4,7 +4,8 @@
     hidden.safetensors     `hidden` (n_samples, seq_len, width) float32, after the last block: exact
 
 States take a hundredth of the bytes of the log-probabilities that follow from them. They are memory-mapped. The
-manifest is written last: a folder without it is incomplete and is written again.
+manifest is written last: a folder without it is incomplete and is written again. States of a CPU and of a GPU differ by
+float32 rounding only, so either device reads the other's.
 """
 
 import json
@@ -37,6 +38,7 @@ def read_reference(
     windows: Windows,
     folder: Path | None,
     *,
+    device: str = "cpu",
     micro_batch: int | None = None,
     report: Report = lambda row: None,
 ) -> HiddenStates:
@@ -45,18 +47,17 @@ def read_reference(
     QCompressError names what differs if the folder is of another reference or text, or is damaged.
     """
     if folder is None:
-        return read_windows(checkpoint, windows.ids, micro_batch=micro_batch, report=report)
+        return read_windows(checkpoint, windows.ids, device=device, micro_batch=micro_batch, report=report)
     key = cache_key(checkpoint, windows)
     manifest = read_manifest(folder)
     if manifest is not None:
         check_cache_key(folder, manifest, key)
         report({"reads": checkpoint.path.name, "from": str(folder)})
-        return HiddenStates(
-            checkpoint, BlockModel(checkpoint.config, weight_reader(checkpoint)), load_states(folder, manifest)
-        )
+        model = BlockModel(checkpoint.config, weight_reader(checkpoint), device=device)
+        return HiddenStates(checkpoint, model, load_states(folder, manifest))
     needed = 4 * windows.ids.numel() * int(checkpoint.config["hidden_size"])
     check_folder(folder, needed)
-    states = read_windows(checkpoint, windows.ids, micro_batch=micro_batch, report=report)
+    states = read_windows(checkpoint, windows.ids, device=device, micro_batch=micro_batch, report=report)
     save_states(folder, states.hidden, key | {"start": windows.manifest.get("start")})
     return states
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.core.config import parse_size
-from compress.core.options import option
+from compress.core.options import device_setting, option
 
 ANSWERS = 5  # prompts shown when --eval is a folder
 
@@ -23,6 +23,7 @@ class DriftSettings:
         "Folder that stores the reference's hidden states; later runs read them instead of running the reference.",
         group="Resources",
     )
+    device: str = device_setting()
     locate: bool = option(
         False, "Also run each block alone on the reference's inputs, and report outliers.", group="Measurement"
     )

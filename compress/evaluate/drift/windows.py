@@ -29,11 +29,12 @@ def evaluation_windows(
     seq_len: int,
     seed: int = 0,
     cache: Path | None = None,
+    device: str = "cpu",
 ) -> Windows:
     """`n_samples` windows of `text` (an embedded name or a file), with the start token that the reference needs.
 
-    The start token comes from `cache` if that has the same text; else it is measured. Raises QCompressError if a
-    checkpoint was calibrated on `text` or no token is scored, CalibrationError if it cannot be read.
+    The start token comes from `cache` if that has the same text; else it is measured on `device`. Raises QCompressError
+    if a checkpoint was calibrated on `text` or no token is scored, CalibrationError if it cannot be read.
     """
     checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]  # fails early
     first = checkpoints[0]
@@ -41,7 +42,7 @@ def evaluation_windows(
     plain = build_windows([text], first.tokenizer, **size)
     check_text_unseen(plain.manifest, checkpoints)
     digest = plain.manifest["digest"]
-    start = cached_start(cache, first, digest) or find_start(first, plain.ids)
+    start = cached_start(cache, first, digest) or find_start(first, plain.ids, device)
     windows = plain
     if start["token"] is not None:
         windows = build_windows([text], first.tokenizer, **size, start_token=start["token"])
@@ -53,12 +54,12 @@ def evaluation_windows(
     return replace(windows, manifest=windows.manifest | {"start": start, "plain_windows": digest})
 
 
-def find_start(reference: Checkpoint, ids: Tensor) -> dict[str, Any]:
+def find_start(reference: Checkpoint, ids: Tensor, device: str = "cpu") -> dict[str, Any]:
     """The reference's start token: from its record, else measured on (n, seq) `ids`."""
     recorded = (reference.record.get("calibration") or {}).get("start")
     if isinstance(recorded, dict) and "token" in recorded:
         return recorded
-    blocks = BlockModel(reference.config, weight_reader(reference))
+    blocks = BlockModel(reference.config, weight_reader(reference), device=device)
     return asdict(measure_blocks_start(blocks, reference.tokenizer, ids))
 
 

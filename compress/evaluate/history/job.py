@@ -9,6 +9,7 @@ from typing import Any
 from compress.checkpoint.hub import model_name
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
+from compress.core.device import pick_device
 from compress.core.errors import GateFailure, QCompressError
 from compress.core.rows import ChangeRow
 from compress.evaluate.drift.compare import drift_row
@@ -45,8 +46,9 @@ def watch_checkpoint(
 ) -> list[ChangeRow]:
     """The changes of tasks and drift since the baseline. Appends the verdicts to the history under `tag`.
 
-    QCompressError if the baseline does not exist or nothing of it can be repeated.
+    QCompressError if the baseline does not exist, nothing of it can be repeated, or `--device cuda` has no GPU.
     """
+    pick_device(settings.device)
     name = settings.name or model_name(path)
     baseline = find_baseline(read_verdicts(history), settings.baseline, name, where=str(history))
     checkpoint = open_causal_lm(path)
@@ -56,7 +58,7 @@ def watch_checkpoint(
     else:
         report({"tasks": f"not compared; {baseline.tag} has no eval of {baseline.name}"})
     if baseline.drift is not None and settings.reference:
-        parts.append(watch_drift(checkpoint, settings.reference, baseline, settings.eval_text, report))
+        parts.append(watch_drift(checkpoint, settings.reference, baseline, settings, report))
     elif baseline.drift is not None:
         report({"KL and perplexity": "not compared; set --reference"})
     if not parts:
@@ -73,7 +75,7 @@ def watch_tasks(checkpoint: Checkpoint, baseline: Baseline, settings: WatchSetti
     if any(item.kind == "python" for item in items):
         check_sandbox(report)
     folder = settings.out / checkpoint.digest.removeprefix("sha256:")[:16]
-    opener = runtime_opener(first["runtime"], first["settings"]["dtype"])
+    opener = runtime_opener(first["runtime"], first["settings"]["dtype"], settings.device)
     run = TaskRun(suite, items, folder, first["settings"], settings.batch_size, opener)
     scores = by_kind(score_checkpoint(checkpoint, baseline.name, run, report), items)
     shutil.rmtree(folder)
@@ -94,16 +96,17 @@ def change_part(row: ChangeRow) -> Row:
 
 
 def watch_drift(
-    checkpoint: Checkpoint, reference: Path, baseline: Baseline, eval_text: str | None, report: Report
+    checkpoint: Checkpoint, reference: Path, baseline: Baseline, settings: WatchSettings, report: Report
 ) -> Changes:
     """Measure KL and perplexity again on the baseline's windows."""
     before = baseline.drift
     assert before is not None
     opened = open_causal_lm(reference)
     sizes = {"n_samples": before["n_samples"], "seq_len": before["seq_len"]}
-    windows = evaluation_windows(opened, [checkpoint], eval_text or before["text"], **sizes)
+    text = settings.eval_text or before["text"]
+    windows = evaluation_windows(opened, [checkpoint], text, **sizes, device=pick_device(settings.device))
     check_same(baseline, reference=opened.digest, windows_digest=windows.manifest.get("digest"))
-    now = drift_row(opened, checkpoint, windows, report=report)
+    now = drift_row(opened, checkpoint, windows, device=settings.device, report=report)
     verdict = {**now, "name": baseline.name, "baseline": baseline.tag}
     return Changes(drift_changes(baseline.name, before, now), [verdict])
 

@@ -4,7 +4,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from compress.checkpoint.hub import resolve_model
-from compress.core.options import option
+from compress.core.options import device_setting, option
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class WatchSettings:
     )
     suite: Path | None = option(None, "Task file of the baseline, if it has moved.", group="Tasks")
     batch_size: int = option(8, "Items per batch.", group="Resources", minimum=1)
+    device: str = device_setting()
     max_drop: float | None = option(
         None, "Highest drop on every kind of task, in points of 100, significant or not.", group="Limits", minimum=0
     )

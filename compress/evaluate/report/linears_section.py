@@ -15,7 +15,6 @@ CURVES = {
     "loss": "training loss",
     "kl": "KL",
     "ce": "cross-entropy",
-    "heldout_kl": "KL on evaluation text",
     "eval_kl": "KL on evaluation text",
 }
 
@@ -27,7 +26,7 @@ def linear_rows(row: CompareRow) -> list[Row]:
 
 
 def linears_section(data: ReportData) -> str:
-    """The error of every linear, for each candidate that was not made by plain rounding."""
+    """The error of every linear, for each candidate whose method is not plain rounding."""
     parts: list[str] = []
     for index, row in sorted(enumerate(data.candidates), key=lambda pair: pair[1]["kl"]):
         errors = linear_rows(row)
@@ -101,7 +100,6 @@ def draw_loss(figure: Figure, narrow: bool, curve: Sequence[Row], colour: str) -
         "loss": {"color": colour, "lw": 2.2},
         "kl": {"color": series(1), "lw": 1.4},
         "ce": {"color": MUTE, "lw": 1.4},
-        "heldout_kl": {"color": INK, "lw": 0, "marker": "o", "ms": 6},
         "eval_kl": {"color": INK, "lw": 0, "marker": "o", "ms": 6},
     }
     for key, style in styles.items():

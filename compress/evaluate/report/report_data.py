@@ -49,6 +49,12 @@ class ReportData:
         verdicts = make_verdicts(self.candidates, self.retention, self.limits)
         return {row["name"]: row for row in (*verdicts, *self.verdicts)}
 
+    @property
+    def score_reference(self) -> str:
+        """What retention is measured against: "the reference", or "teacher NAME" if that is not compared."""
+        base = next((row for row in self.retention if row["role"] == "reference"), None)
+        return "the reference" if base is None or self.index_of(base["digest"]) == 0 else f"teacher {base['name']}"
+
     def index_of(self, digest: str | None) -> int | None:
         """The index in `rows` of the checkpoint with this digest; None if it is not compared."""
         return next((index for index, row in enumerate(self.rows) if row["digest"] == digest), None)

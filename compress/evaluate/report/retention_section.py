@@ -15,9 +15,10 @@ def retention_section(data: ReportData) -> str:
         return ""
     kinds = list(dict.fromkeys(row["kind"] for row in data.retention))
     axis = axis_end(data.retention)
+    name = data.score_reference
     about = (
-        "Retention: the candidate's score over the reference's on the same tasks. The thin line is the 95 % interval "
-        "from resampling the tasks. The solid mark is the reference, 100 %" + target_words(data) + "."
+        f"Retention: a checkpoint's score over that of {name} on the same tasks. The thin line is the 95 % interval "
+        f"from resampling the tasks. The solid mark is {name}, 100 %{target_words(data)}."
     )
     groups = "".join(kind_group(data, kind, axis) for kind in sorted(kinds, key=lambda kind: kind == "all"))
     return section("Task scores", about, f'<div class="kinds">{groups}</div>')
@@ -35,10 +36,10 @@ def axis_end(rows: Sequence[RetentionRow]) -> float:
 
 
 def kind_group(data: ReportData, kind: str, axis: float) -> str:
-    """A kind's heading with the reference's score, and a bar per candidate."""
+    """A kind's heading with the score of what retention is measured against, and a bar per candidate."""
     rows = [row for row in data.retention if row["kind"] == kind]
     base = next((row for row in rows if row["role"] == "reference"), None)
-    scored = f"reference scores {base['score']:.2f}" if base and base["score"] is not None else ""
+    scored = f"{data.score_reference} scores {base['score']:.2f}" if base and base["score"] is not None else ""
     items = count(rows[0]["items"], "task")
     about = f"mean over all kinds, {items}" if kind == "all" else " · ".join(part for part in (items, scored) if part)
     bars = "".join(bar(data, row, axis) for row in rows if row["role"] == "candidate")

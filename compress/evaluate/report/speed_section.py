@@ -79,7 +79,7 @@ def gain(value: float | None) -> str:
 
 
 def hardware_part(data: ReportData, rows: Sequence[Row]) -> str:
-    """A line per GPU or board, a column per checkpoint: whether it fits, largest batch, longest context."""
+    """A line per hardware, a column per checkpoint: whether it fits, largest batch, longest context."""
     names = list(dict.fromkeys(row["name"] for row in rows))
     first = rows[0]
     about = (
@@ -95,7 +95,7 @@ def hardware_part(data: ReportData, rows: Sequence[Row]) -> str:
         lines.append(f"<tr><th>{esc(title)} <small>{memory}</small></th>{cells}</tr>")
     places = {row["name"]: index for index, row in enumerate(data.rows)}
     head = "".join(f"<th>{dot(css_colour(places.get(name, 0)))}{esc(name)}</th>" for name in names)
-    return section("Fit on hardware", about, table(["GPU or board"], lines, more=head))
+    return section("Fit on hardware", about, table(["hardware"], lines, more=head))
 
 
 def fit_cell(row: Row | None) -> str:

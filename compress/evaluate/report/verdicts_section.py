@@ -67,9 +67,10 @@ def card(data: ReportData, index: int) -> str:
 
 def retention_meter(data: ReportData, row: CompareRow, colour: str) -> list[str]:
     """The mean retention over the kinds of task; [] without it."""
+    base = data.score_reference
     rows = [r for r in data.retention if (r["digest"], r["role"], r["kind"]) == (row["digest"], "candidate", "all")]
     return [
-        meter(f"{r['retention']:.0f} %", "of the reference's task score", min(r["retention"] / 100, 1), colour)
+        meter(f"{r['retention']:.0f} %", f"of the task score of {base}", min(r["retention"] / 100, 1), colour)
         for r in rows
         if r["retention"] is not None
     ]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compress.core.config import COMPUTE_DTYPES, FORMAT_NAMES, parse_size
-from compress.core.options import option
+from compress.core.options import device_setting, option
 
 FULL = {"prompt_tokens": 1024, "new_tokens": 512, "batch_size": 8, "repeats": 3}
 QUICK = {"prompt_tokens": 128, "new_tokens": 32, "batch_size": 2, "repeats": 2}
@@ -70,12 +70,7 @@ class Timing:
 class Resources:
     """What a measuring process may use."""
 
-    device: str = option(
-        "auto",
-        "Device that runs the model. auto: a GPU if torch finds one, else the CPU.",
-        group="Resources",
-        choices=("auto", "cpu", "cuda"),
-    )
+    device: str = device_setting()
     dtype: str = option(
         "auto", "Dtype that the model computes in. auto: the checkpoint's.", group="Resources", choices=COMPUTE_DTYPES
     )

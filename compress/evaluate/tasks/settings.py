@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.core.config import COMPUTE_DTYPES
-from compress.core.options import option
+from compress.core.options import device_setting, option
 
 KIND_NAMES = ("qa", "python", "math", "json", "multi-turn")
 OUT = Path("build/eval")
@@ -53,12 +53,7 @@ class RuntimeSettings:
         group="Resources",
         choices=("auto", "transformers", "vllm"),
     )
-    device: str = option(
-        "auto",
-        "Device that runs the model. auto: a GPU if torch finds one, else the CPU.",
-        group="Resources",
-        choices=("auto", "cpu", "cuda"),
-    )
+    device: str = device_setting()
     dtype: str | None = option(
         None,
         "Dtype that the model computes in. auto: the checkpoint's.",

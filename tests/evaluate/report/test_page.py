@@ -277,3 +277,13 @@ def test_the_trend_is_drawn_only_of_what_was_judged_twice(full_data):
     rows = [{"name": "near", "kind": kind, "time": "t", "score": 0.5} for kind in ("qa", "all")]
     rows += [{"name": "other", "kind": "all", "time": "t", "score": 0.5}, {"name": "near", "time": "t", "passed": True}]
     assert trend_rows(rows, full_data.rows) == [{"time": "t", "name": "near", "kind": "all", "score": 0.5}]
+
+
+def test_a_teacher_outside_the_comparison_is_named_with_its_score(full_data):
+    rows = [
+        row | {"name": "smollm2", "digest": "sha256:teacher"} if row["role"] == "reference" else row
+        for row in full_data.retention
+    ]
+    text = retention_section(replace(full_data, retention=rows))
+    assert "teacher smollm2 scores 0.50" in text and "the reference" not in text
+    assert "the reference scores 0.50" in retention_section(full_data)
