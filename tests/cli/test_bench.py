@@ -37,7 +37,7 @@ def test_a_config_alone_is_predicted_for_all_hardware():
         (["--new-tokens", "1"], 2, "1 is not in the range"),
     ],
 )
-def test_bad_input_is_one_line(arguments, code, message):
+def test_bad_input_is_one_error_line(arguments, code, message):
     result = bench(CONFIG, *arguments)
     assert result.exit_code == code and message in result.stderr and "Traceback" not in result.output
 

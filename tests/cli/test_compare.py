@@ -15,7 +15,7 @@ def compare(*arguments):
     return CliRunner().invoke(cli, ["compare", *map(str, arguments), *SIZE])
 
 
-def test_one_row_per_checkpoint_with_the_figures_that_decide(tiny_llama, rounded, text):
+def test_compare_prints_one_row_per_checkpoint(tiny_llama, rounded, text):
     result = compare(tiny_llama, rounded, tiny_llama, "--eval-text", text)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -38,7 +38,7 @@ def test_the_report_holds_the_same_rows_as_the_json(tiny_llama, rounded, text, t
     assert str(page) in result.stderr
 
 
-def test_a_report_with_no_place_to_go_is_refused_before_the_work(tiny_llama, rounded, text, tmp_path):
+def test_a_report_in_a_missing_folder_is_rejected_before_any_work(tiny_llama, rounded, text, tmp_path):
     result = compare(tiny_llama, rounded, "--eval-text", text, "--html", tmp_path / "no/report.html")
     assert result.exit_code == 1 and "does not exist; create it first" in result.stderr and "block" not in result.stderr
 
@@ -56,7 +56,7 @@ def evaluated(tiny_llama, rounded, tmp_path):
             "errors": 0,
             "empty": 0,
         }
-        | {"suite": "own", "runtime": "x", "score": 0.5}
+        | {"suite": "custom", "runtime": "x", "score": 0.5}
         | {**dict.fromkeys(("retention", "retention_low", "retention_high"), kept)}
         for path, role, kept in ((tiny_llama, "reference", None), (rounded, "candidate", 80.0))
     ]
@@ -65,7 +65,7 @@ def evaluated(tiny_llama, rounded, tmp_path):
     return file
 
 
-def test_an_eval_without_its_answers_makes_a_report_without_samples(tiny_llama, rounded, text, tmp_path, evaluated):
+def test_eval_rows_without_answers_give_a_report_without_answers(tiny_llama, rounded, text, tmp_path, evaluated):
     page = tmp_path / "report.html"
     result = compare(tiny_llama, rounded, "--eval-text", text, "--html", page, "--eval", evaluated)
     assert result.exit_code == 0 and page.is_file(), result.output
@@ -81,7 +81,7 @@ def test_missing_answers_fail_before_any_model_runs(tiny_llama, rounded, text, t
     )
 
 
-def test_the_table_is_there_when_the_report_fails(tiny_llama, rounded, text, tmp_path, monkeypatch):
+def test_the_table_is_printed_even_if_the_report_fails(tiny_llama, rounded, text, tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError("no space")
 
@@ -90,7 +90,7 @@ def test_the_table_is_there_when_the_report_fails(tiny_llama, rounded, text, tmp
     assert result.exit_code == 1 and "no space" in result.stderr and "perplexity" in result.stdout
 
 
-def test_retention_is_a_limit_also_without_a_report(tiny_llama, rounded, text, evaluated):
+def test_min_retention_works_without_a_report(tiny_llama, rounded, text, evaluated):
     limit = ("--eval-text", text, "--eval", evaluated, "--min-retention")
     assert compare(tiny_llama, rounded, *limit, 70).exit_code == 0
     result = compare(tiny_llama, rounded, *limit, 90)
@@ -98,11 +98,11 @@ def test_retention_is_a_limit_also_without_a_report(tiny_llama, rounded, text, e
     assert compare(tiny_llama, rounded, *limit[:-1]).exit_code == 2
 
 
-def test_a_candidate_is_needed(tiny_llama):
+def test_compare_needs_a_candidate(tiny_llama):
     assert compare(tiny_llama).exit_code == 2
 
 
-def test_another_tokenizer_is_one_line_that_names_both(tiny_llama, rounded, text, tmp_path):
+def test_another_tokenizer_is_one_error_line_with_both_names(tiny_llama, rounded, text, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(rounded, other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())

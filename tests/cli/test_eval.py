@@ -17,7 +17,7 @@ ROW = {"id": "a", "kind": "qa", "language": "en", "turns": ["who?"], "expected":
 
 @pytest.fixture
 def suite(tmp_path):
-    file = tmp_path / "own.jsonl"
+    file = tmp_path / "suite.jsonl"
     file.write_text(json.dumps(ROW) + "\n")
     return file
 
@@ -84,7 +84,7 @@ def test_the_gate_reports_failed_scorers_as_such():
         check_retention([row("qa", None, **failed), row("all", None, **failed)], 85)
 
 
-def test_an_interrupted_run_prints_how_to_resume(tiny_llama, tmp_path, monkeypatch):
+def test_an_interrupted_run_prints_the_command_to_resume(tiny_llama, tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
 

@@ -41,7 +41,7 @@ def run(*arguments: str) -> tuple[Any, Sample | None]:
     return result, results[0] if results else None
 
 
-def test_defaults_are_those_of_the_class():
+def test_defaults_equal_those_of_the_class():
     assert run()[1] == Sample()
 
 

@@ -70,14 +70,14 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(tmp_path, change, wo
     assert not (tmp_path / "out").exists()
 
 
-def test_finished_stages_are_skipped_and_changed_ones_refused(tiny_llama, tmp_path):
+def test_finished_stages_are_skipped_and_changed_ones_rejected(tiny_llama, tmp_path):
     path = write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out"))
     first = invoke("run", path)
     assert first.exit_code == 0, first.output
     weights = tmp_path / "out/q/model.safetensors"
-    made = weights.stat().st_mtime_ns
+    written = weights.stat().st_mtime_ns
     again = invoke("run", path, "--json")
-    assert again.exit_code == 0 and again.stderr.count("unchanged") == 2 and weights.stat().st_mtime_ns == made
+    assert again.exit_code == 0 and again.stderr.count("unchanged") == 2 and weights.stat().st_mtime_ns == written
     rows = json.loads(again.stdout)
     assert rows["verdicts"][0]["passed"] and (tmp_path / "out/report.html").is_file()
     assert rows["distill"]["factor"] > 0
@@ -85,9 +85,9 @@ def test_finished_stages_are_skipped_and_changed_ones_refused(tiny_llama, tmp_pa
     changed = small(tiny_llama, tmp_path / "out")
     changed["quantize"][0]["group_size"] = 32
     refused = invoke("run", write(path, changed))
-    assert refused.exit_code == 1 and "group_size (0 → 32)" in refused.output and weights.stat().st_mtime_ns == made
+    assert refused.exit_code == 1 and "group_size (0 → 32)" in refused.output and weights.stat().st_mtime_ns == written
     assert invoke("run", path, "--restart").exit_code == 0
-    assert weights.stat().st_mtime_ns != made
+    assert weights.stat().st_mtime_ns != written
 
 
 def test_an_exceeded_limit_exits_with_3_after_the_report(tiny_llama, tmp_path):

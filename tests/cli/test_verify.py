@@ -23,7 +23,7 @@ def error_line(result):
     return lines[0]
 
 
-def test_limits_that_hold_end_with_0_and_the_row(tiny_llama, rounded, text):
+def test_limits_that_hold_exit_with_0_and_print_the_row(tiny_llama, rounded, text):
     result = verify(tiny_llama, rounded, "--eval-text", text, "--max-kl", 10, "--max-perplexity-ratio", 10, "--json")
     assert result.exit_code == 0, result.output
     row = json.loads(result.stdout)
@@ -34,7 +34,7 @@ def test_limits_that_hold_end_with_0_and_the_row(tiny_llama, rounded, text):
 @pytest.mark.parametrize(
     ("option", "limit", "words"), [("--max-kl", 1e-6, "KL"), ("--max-perplexity-ratio", 0.5, "perplexity ratio")]
 )
-def test_a_broken_limit_ends_with_3_and_names_value_limit_and_remedy(tiny_llama, rounded, text, option, limit, words):
+def test_a_broken_limit_exits_with_3_and_names_value_limit_and_remedy(tiny_llama, rounded, text, option, limit, words):
     result = verify(tiny_llama, rounded, "--eval-text", text, option, limit)
     assert result.exit_code == 3
     line = error_line(result)
@@ -52,7 +52,7 @@ def test_without_a_limit_nothing_is_verified(tiny_llama, rounded, text):
     assert result.exit_code == 0 and "nothing was verified" in result.stderr
 
 
-def test_a_text_without_a_scored_token_is_refused(tiny_llama, rounded, tmp_path):
+def test_a_text_without_a_scored_token_is_rejected(tiny_llama, rounded, tmp_path):
     turns = [{"role": "user", "content": "word " * 900}, {"role": "assistant", "content": "yes"}]
     (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}))
     result = verify(tiny_llama, rounded, "--eval-text", tmp_path / "chat.jsonl")
@@ -67,7 +67,7 @@ def test_the_embedded_text_is_the_default(tiny_llama, rounded):
     assert json.loads(result.stdout)["text"] == "heldout"
 
 
-def test_a_calibration_text_as_evaluation_text_ends_with_1(tiny_llama, rounded, text, tmp_path):
+def test_calibration_text_as_evaluation_text_exits_with_1(tiny_llama, rounded, text, tmp_path):
     seen = tmp_path / "seen"
     shutil.copytree(rounded, seen)
     record = json.loads((seen / "qcompress.json").read_text())
@@ -80,7 +80,7 @@ def test_a_calibration_text_as_evaluation_text_ends_with_1(tiny_llama, rounded, 
 @pytest.mark.parametrize(
     ("content", "words"), [(None, "no such file"), ("", "empty"), ("too short", "tokens"), (b"\xff\xfe\xfa", "UTF-8")]
 )
-def test_text_that_cannot_be_used_ends_with_1(tiny_llama, rounded, tmp_path, content, words):
+def test_unreadable_text_exits_with_1(tiny_llama, rounded, tmp_path, content, words):
     path = tmp_path / "bad.txt"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -88,12 +88,12 @@ def test_text_that_cannot_be_used_ends_with_1(tiny_llama, rounded, tmp_path, con
     assert result.exit_code == 1 and "bad.txt" in error_line(result) and words in error_line(result)
 
 
-def test_a_missing_candidate_ends_with_1(tiny_llama, text, tmp_path):
+def test_a_missing_candidate_exits_with_1(tiny_llama, text, tmp_path):
     result = verify(tiny_llama, tmp_path / "nowhere", "--eval-text", text, "--max-kl", 1)
     assert result.exit_code == 1 and "nowhere: no such directory" in error_line(result)
 
 
-def test_the_cache_saves_running_the_reference_again(tiny_llama, rounded, text, tmp_path):
+def test_a_cached_reference_does_not_run_again(tiny_llama, rounded, text, tmp_path):
     cache = ("--eval-text", text, "--reference-cache", tmp_path / "cache", "--json")
     first, second = verify(tiny_llama, rounded, *cache), verify(tiny_llama, tiny_llama, *cache)
     assert first.exit_code == second.exit_code == 0, second.output
@@ -101,7 +101,7 @@ def test_the_cache_saves_running_the_reference_again(tiny_llama, rounded, text, 
     assert json.loads(first.stdout) == json.loads(verify(tiny_llama, rounded, "--eval-text", text, "--json").stdout)
 
 
-def test_a_cache_of_other_windows_ends_with_1_and_names_the_difference(tiny_llama, rounded, text, tmp_path):
+def test_a_cache_of_other_windows_exits_with_1_and_names_them(tiny_llama, rounded, text, tmp_path):
     cache = ("--eval-text", text, "--reference-cache", tmp_path / "cache")
     verify(tiny_llama, rounded, *cache)
     other = ["verify", tiny_llama, rounded, *cache, "--samples", 3, "--seq-len", 32]

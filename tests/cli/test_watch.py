@@ -47,7 +47,7 @@ def watch(checkpoint, history, reference, text, *options):
     return invoke("watch", checkpoint, "--baseline", "v1", "--reference", reference, *where, *options)
 
 
-def test_nothing_changed_ends_with_0_again_and_again(rounded, history, tiny_llama, text):
+def test_an_unchanged_checkpoint_exits_with_0_every_time(rounded, history, tiny_llama, text):
     for _ in range(2):
         result = watch(rounded, history, tiny_llama, text, "--json", "--max-drop", 0)
         assert result.exit_code == 0, result.output
@@ -59,14 +59,14 @@ def test_nothing_changed_ends_with_0_again_and_again(rounded, history, tiny_llam
     assert [row["kind"] for row in found if row["command"] == "watch" and "kind" in row] == ["qa", "all"] * 2
 
 
-def test_a_checkpoint_that_fell_ends_with_3_and_says_where_and_how_much(tiny_qwen2, rounded, history, tiny_llama, text):
+def test_a_fallen_checkpoint_exits_with_3_and_names_every_change(tiny_qwen2, rounded, history, tiny_llama, text):
     result = watch(tiny_qwen2, history, tiny_llama, text, "--name", rounded.name)
     assert result.exit_code == 3, result.output
     assert f"Error: {rounded.name} fell since v1: qa -100.0 points, all -100.0 points, kl +" in result.stderr
     assert "fell" in result.stdout and "yes" in result.stdout
 
 
-def test_other_items_and_another_reference_are_refused_by_name(rounded, history, suite, tiny_llama, tiny_qwen2, text):
+def test_other_items_and_another_reference_are_rejected_by_name(rounded, history, suite, tiny_llama, tiny_qwen2, text):
     result = watch(rounded, history, tiny_qwen2, text)
     assert result.exit_code == 1 and "v1: reference was sha256:" in result.stderr
     suite.write_text(suite.read_text().replace("who is 1", "who was 1"))
@@ -74,7 +74,7 @@ def test_other_items_and_another_reference_are_refused_by_name(rounded, history,
     assert result.exit_code == 1 and "v1: used suite own.jsonl sha256:" in result.stderr
 
 
-def test_another_reference_than_that_of_a_verify_is_refused(tiny_llama, tiny_qwen2, rounded, text, tmp_path):
+def test_another_reference_than_in_verify_is_rejected(tiny_llama, tiny_qwen2, rounded, text, tmp_path):
     kept = ("--history", tmp_path / "kept.sqlite", "--tag", "v1")
     assert invoke("verify", tiny_llama, rounded, "--eval-text", text, *WINDOWS, *kept).exit_code == 0
     assert watch(rounded, tmp_path / "kept.sqlite", tiny_llama, text).exit_code == 0
@@ -82,7 +82,7 @@ def test_another_reference_than_that_of_a_verify_is_refused(tiny_llama, tiny_qwe
     assert result.exit_code == 1 and "v1: reference was sha256:" in result.stderr
 
 
-def test_verify_and_check_keep_their_verdicts_under_a_tag(tiny_llama, rounded, text, tmp_path):
+def test_verify_and_check_store_their_verdicts_under_a_tag(tiny_llama, rounded, text, tmp_path):
     kept = ("--history", tmp_path / "kept.sqlite", "--tag", "v7")
     assert invoke("verify", tiny_llama, rounded, "--eval-text", text, *WINDOWS, "--max-kl", 1e-9, *kept).exit_code == 3
     assert invoke("check", rounded, *kept).exit_code == 0

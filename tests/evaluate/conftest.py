@@ -209,21 +209,21 @@ def speed_row(row: dict) -> dict:
         for key in ("ttft_s", "latency_s")
         for end, by in (("low", 0.9), ("high", 1.2))
     }
-    asked = {"prompt_tokens": 1024, "new_tokens": 512, "batch_size": 4, "repeats": 5, "error": None, "note": None}
+    settings = {"prompt_tokens": 1024, "new_tokens": 512, "batch_size": 4, "repeats": 5, "error": None, "note": None}
     where = {"kind": "measured", "runtime": "vllm", "runtime_version": "0.32", "device": "a CPU <of sorts>"}
-    return {key: row[key] for key in ("name", "role", "digest")} | where | asked | figures | spread | gains
+    return {key: row[key] for key in ("name", "role", "digest")} | where | settings | figures | spread | gains
 
 
-def board_row(row: dict, *, fits: bool) -> dict:
+def hardware_row(row: dict, *, fits: bool) -> dict:
     """A row of `qcompress bench`, predicted."""
-    board = {
+    hardware = {
         "kind": "predicted",
         "hardware": "orin-nano",
         "hardware_title": "Jetson Orin Nano",
         "memory_bytes": 8_000_000_000,
     }
-    found = {"fits": fits, "reason": None if fits else "too large", "largest_batch": 19, "longest_context": 32768}
-    return {"name": row["name"], "role": row["role"], "digest": None, "request_tokens": 1536} | board | found
+    figures = {"fits": fits, "reason": None if fits else "too large", "largest_batch": 19, "longest_context": 32768}
+    return {"name": row["name"], "role": row["role"], "digest": None, "request_tokens": 1536} | hardware | figures
 
 
 @pytest.fixture(scope="session")
@@ -240,13 +240,13 @@ def full_data(make_row: Callable[..., dict], make_rows: Callable[..., list[dict]
     kinds = {"qa": (0.5, 91.0), "python": (0.31, 62.5), "math": (0.0, None), "json": (0.25, 101.0), "all": (0.2, 84.7)}
     retention, samples = [], []
     for row in rows:
-        for kind, (score, kept) in kinds.items():
-            own = None if row["role"] == "reference" else kept
+        for kind, (score, retained) in kinds.items():
+            share = None if row["role"] == "reference" else retained
             about = {key: row[key] for key in ("name", "role", "digest")}
-            found = {"kind": kind, "items": 60, "errors": 0, "empty": 1 if kind == "json" else 0, "score": score}
-            interval = {"retention_low": own and own - 11.3, "retention_high": own and own + 12.9}
-            asked = {"suite": "bundled", "suite_digest": "sha256:s", "runtime": "transformers"}
-            retention.append(about | found | {"score_se": 0.05, "retention": own} | interval | asked)
+            figures = {"kind": kind, "items": 60, "errors": 0, "empty": 1 if kind == "json" else 0, "score": score}
+            interval = {"retention_low": share and share - 11.3, "retention_high": share and share + 12.9}
+            settings = {"suite": "bundled", "suite_digest": "sha256:s", "runtime": "transformers"}
+            retention.append(about | figures | {"score_se": 0.05, "retention": share} | interval | settings)
     for number, kind in enumerate(("qa", "multi-turn")):
         turns = ["Which <b>bay</b> is for returns?", "And then?"][: number + 1]
         answers = [
@@ -263,7 +263,7 @@ def full_data(make_row: Callable[..., dict], make_rows: Callable[..., list[dict]
     limits = {"max_size": 150_000_000, "max_kl": 0.25}
     return ReportData(
         rows,
-        speed=[speed_row(row) for row in rows] + [board_row(row, fits=row["name"] != "base") for row in rows],
+        speed=[speed_row(row) for row in rows] + [hardware_row(row, fits=row["name"] != "base") for row in rows],
         retention=retention,
         samples=samples,
         history=history,

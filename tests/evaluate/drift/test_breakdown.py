@@ -23,12 +23,12 @@ def jsonl(tmp_path):
 
 
 @pytest.mark.parametrize("seq_len", [1, 8, 16, 17, 24, 64, 65])
-def test_buckets_cover_every_position_once(seq_len):
+def test_ranges_cover_every_position_once(seq_len):
     edges = position_edges(seq_len)
     assert edges[0] == 0 and edges[-1] == seq_len and edges == sorted(set(edges))
 
 
-def test_buckets_and_documents_add_up_to_the_whole(tiny_llama, quantized, jsonl):
+def test_ranges_and_documents_add_up_to_all_tokens(tiny_llama, quantized, jsonl):
     windows = evaluation_windows(tiny_llama, [quantized["awq"]], str(jsonl), n_samples=7, seq_len=40)
     row = drift_row(tiny_llama, quantized["awq"], windows)
     assert [(bucket["start"], bucket["end"]) for bucket in row["positions"]] == [(0, 16), (16, 32), (32, 40)]
@@ -47,7 +47,7 @@ def test_buckets_and_documents_add_up_to_the_whole(tiny_llama, quantized, jsonl)
     assert drifts == sorted(drifts, reverse=True)
 
 
-def test_a_document_is_charged_with_its_own_tokens_only(tiny_llama, quantized, windows):
+def test_a_documents_row_covers_only_tokens_of_that_document(tiny_llama, quantized, windows):
     documents = torch.arange(5)[:, None].expand(5, 24)
     named = replace(windows, documents=documents, names=tuple("abcde"))
     row = drift_row(tiny_llama, quantized["awq"], named)
@@ -63,7 +63,7 @@ def test_windows_without_documents_have_no_document_rows(tiny_llama, quantized, 
 
 
 @torch.no_grad()
-def test_the_worst_tokens_are_those_of_whole_models_in_their_context(tiny_llama, quantized, windows):
+def test_the_worst_tokens_equal_those_of_whole_models(tiny_llama, quantized, windows):
     reference, row = compare_rows(tiny_llama, [quantized["gptq"]], windows)
     models = load_model(tiny_llama), load_model(quantized["gptq"])
     ours, theirs = (model(windows.ids).logits[:, :-1].double().log_softmax(-1) for model in models)

@@ -10,7 +10,7 @@ WEIGHTS = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)  # in the linears of ti
 PARAMETERS = WEIGHTS + 128 * 64 + 5 * 64
 
 
-def test_a_plain_checkpoint_has_sixteen_bits_and_counts_a_tied_head_once(tiny_llama):
+def test_a_tied_head_counts_once_and_float16_weights_have_16_bits(tiny_llama):
     row = describe(Checkpoint(tiny_llama), "tiny", "reference")
     assert row["bits_per_weight"] == 16 and row["parameters"] == PARAMETERS
     assert row["bytes"] == (tiny_llama / "model.safetensors").stat().st_size
@@ -18,7 +18,7 @@ def test_a_plain_checkpoint_has_sixteen_bits_and_counts_a_tied_head_once(tiny_ll
     assert row["format"] == "float16"
 
 
-def test_biases_are_not_weights_of_a_linear(tiny_qwen2):
+def test_biases_count_as_parameters_but_not_as_bits_per_weight(tiny_qwen2):
     row = describe(Checkpoint(tiny_qwen2), "tiny", "reference")
     assert row["bits_per_weight"] == 16
     assert row["parameters"] == PARAMETERS + 128 * 64 + 2 * (64 + 32 + 32)
@@ -49,18 +49,18 @@ def test_one_row_per_checkpoint_the_reference_first(tiny_llama, quantized, windo
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 
 
-def test_a_ratio_is_the_quotient_of_the_perplexities_in_the_rows(tiny_llama, quantized, windows):
+def test_the_ratio_is_the_quotient_of_both_perplexities(tiny_llama, quantized, windows):
     reference, *rows = compare_rows(tiny_llama, list(quantized.values()), windows)
     for row in rows:
         assert row["perplexity"] / reference["perplexity"] == pytest.approx(row["perplexity_ratio"])
 
 
-def test_rows_do_not_depend_on_what_else_is_compared(tiny_llama, quantized, windows):
+def test_other_candidates_never_change_a_row(tiny_llama, quantized, windows):
     together = compare_rows(tiny_llama, [quantized["gptq"], quantized["awq"]], windows)[2]
     assert together == compare_rows(tiny_llama, [quantized["awq"]], windows)[1]
 
 
-def test_a_row_says_what_it_was_measured_on_and_what_made_the_checkpoint(tiny_llama, quantized, windows):
+def test_a_row_has_its_windows_and_the_record_of_the_checkpoint(tiny_llama, quantized, windows):
     row = compare_rows(tiny_llama, [quantized["awq"]], windows)[1]
     assert (row["n_samples"], row["seq_len"], row["vocabulary"]) == (5, 24, 128)
     assert row["tokens"] == windows.mask[:, 1:].sum() and row["start_token"] is None
@@ -68,6 +68,6 @@ def test_a_row_says_what_it_was_measured_on_and_what_made_the_checkpoint(tiny_ll
     assert Checkpoint(quantized["awq"]).bytes == row["bytes"]
 
 
-def test_names_are_short_where_that_is_clear(tmp_path):
+def test_names_are_short_unless_two_are_equal(tmp_path):
     paths = [tmp_path / "a/model", tmp_path / "b/model", tmp_path / "c/other"]
     assert short_names(paths) == [str(paths[0]), str(paths[1]), "other"]

@@ -28,7 +28,7 @@ def test_without_a_limit_there_is_no_verdict():
         ({"min_retention": 80}, None),
     ],
 )
-def test_a_verdict_names_every_limit_that_is_broken(limits, reason):
+def test_a_verdict_names_every_broken_limit(limits, reason):
     retention = [kept("qa", 84.9), kept("json", 85.0), kept("math", None), kept("all", 10.0)]
     (verdict,) = make_verdicts([ROW], retention, limits)
     assert verdict["passed"] == (reason is None)

@@ -1,4 +1,4 @@
-"""One damaged block is found among the others."""
+"""A damaged block is the only outlier."""
 
 import pytest
 import torch
@@ -50,13 +50,13 @@ def damaged(rounded_deep, change_copy, tmp_path):
 
 
 @pytest.mark.parametrize(("block", "factor"), [(0, 1.25), (3, 0.8), (BLOCKS - 1, 1.25)])
-def test_a_damaged_block_stands_out_alone(deep, damaged, windows, block, factor):
+def test_a_damaged_block_is_the_only_outlier(deep, damaged, windows, block, factor):
     rows = locate(deep, damaged(block, factor), windows)
     assert [row["block"] for row in rows if row["outlier"]] == [block]
     assert (rows[block]["gain"] - 1) * (factor - 1) > 0
 
 
-def test_what_one_block_gets_wrong_is_not_charged_to_the_next(deep, rounded_deep, damaged, windows):
+def test_the_error_of_a_block_never_reaches_the_next(deep, rounded_deep, damaged, windows):
     sound, hurt = (
         locate(deep, rounded_deep, windows),
         locate(deep, damaged(2, 1.5), windows),
@@ -66,7 +66,7 @@ def test_what_one_block_gets_wrong_is_not_charged_to_the_next(deep, rounded_deep
         assert all(same.values()) == (before["block"] != 2)
 
 
-def test_a_linears_gain_is_the_factor_its_scales_were_multiplied_with(deep, rounded_deep, damaged, windows):
+def test_the_gain_of_a_linear_equals_the_factor_on_its_scales(deep, rounded_deep, damaged, windows):
     sound, hurt = (locate(deep, path, windows)[4] for path in (rounded_deep, damaged(4, 1.5, "q_proj")))
     gains = {row["name"]: row["gain"] for row in sound["linears"]}
     for row in hurt["linears"]:
@@ -75,7 +75,7 @@ def test_a_linears_gain_is_the_factor_its_scales_were_multiplied_with(deep, roun
             assert row["gain"] == pytest.approx(factor * gains[row["name"]], rel=1e-3)
 
 
-def test_a_linear_that_alone_is_damaged_is_named(deep, damaged, windows):
+def test_the_only_damaged_linear_is_named(deep, damaged, windows):
     rows = locate(deep, damaged(5, 1.5, "q_proj"), windows)
     assert [(row["block"], row["linear"]) for row in rows if row["outlier"]] == [(5, "self_attn.q_proj")]
     assert format_outliers({"blocks": rows}).startswith("block 5 self_attn.q_proj (gain 1.")
@@ -83,41 +83,41 @@ def test_a_linear_that_alone_is_damaged_is_named(deep, damaged, windows):
     assert hurt["outlier"] and hurt["linear"] is None  # the whole block is
 
 
-def test_one_massive_token_does_not_speak_for_a_linear():
+def test_one_massive_token_never_changes_the_gain_of_a_linear():
     sums = torch.tensor([[0.01, 1.0, 1.0]] * 9 + [[1e6, 2e6, 1e6]], dtype=torch.float64)
     row = linear_row("mlp.down_proj", sums, None)
     assert row["gain"] == 1 and row["error"] == pytest.approx(1, rel=1e-3)
 
 
-def test_rounding_alone_and_the_reference_itself_stand_nowhere_out(deep, rounded_deep, windows):
+def test_rounding_and_the_reference_have_no_outlier(deep, rounded_deep, windows):
     for path in (deep, rounded_deep):
         assert not any(row["outlier"] for row in locate(deep, path, windows))
     itself = locate(deep, deep, windows)
     assert all((row["error"], row["gain"], row["score"]) == (0, pytest.approx(1), 0) for row in itself)
 
 
-def test_errors_are_told_beside_those_of_the_record(deep, rounded_deep, windows):
+def test_linears_have_their_measured_and_their_recorded_error(deep, rounded_deep, windows):
     row = locate(deep, rounded_deep, windows)[0]
-    known = {linear["name"]: linear["recorded"] for linear in row["linears"]}
-    assert known.keys() == {f"self_attn.{n}_proj" for n in "qko"} | {"mlp.gate_proj", "mlp.down_proj"}
-    assert all(error > 0 for error in known.values()) and row["excess"] > 0
+    recorded = {linear["name"]: linear["recorded"] for linear in row["linears"]}
+    assert recorded.keys() == {f"self_attn.{n}_proj" for n in "qko"} | {"mlp.gate_proj", "mlp.down_proj"}
+    assert all(error > 0 for error in recorded.values()) and row["excess"] > 0
     first = next(linear for linear in row["linears"] if linear["name"] == "self_attn.q_proj")
     assert first["error"] == pytest.approx(first["recorded"], rel=0.5)  # its inputs are the reference's
 
 
-def test_rows_of_a_comparison_have_blocks_where_asked(deep, rounded_deep, windows):
+def test_locate_adds_blocks_to_every_candidate(deep, rounded_deep, windows):
     reference, row = compare_rows(deep, [rounded_deep], windows, locate=True)
     assert reference["blocks"] == [] and len(row["blocks"]) == BLOCKS
 
 
-def test_a_student_has_other_blocks_and_is_refused(tiny_llama, narrow, deep, windows):
+def test_a_candidate_with_other_blocks_is_rejected(tiny_llama, narrow, deep, windows):
     with pytest.raises(QCompressError, match=r"has 2 blocks of width 32, .* 2 of 64"):
         locate(tiny_llama, narrow, windows)
     with pytest.raises(QCompressError, match=r"has 2 blocks of width 64, .* 8 of 64"):
         locate(deep, tiny_llama, windows)
 
 
-def test_one_far_value_does_not_hide_itself():
-    found = deviations([0.0, 1.0, -1.0, 2.0, -2.0, 1000.0], least=0.1)
-    assert found[-1] > 100 and max(found[:-1]) < 2
+def test_one_far_value_never_hides_its_deviation():
+    scores = deviations([0.0, 1.0, -1.0, 2.0, -2.0, 1000.0], least=0.1)
+    assert scores[-1] > 100 and max(scores[:-1]) < 2
     assert deviations([1.0, 1.0, 1.0, 1.05], least=0.1) == [0, 0, 0, 0]

@@ -54,16 +54,16 @@ def test_figures_equal_a_plain_computation_across_families(tiny_llama, tiny_qwen
     assert_equal_figures(drift_row(tiny_llama, tiny_qwen2, windows), plain_figures(tiny_llama, tiny_qwen2, windows))
 
 
-def test_a_student_of_another_width_is_compared_all_the_same(tiny_llama, narrow, windows):
+def test_a_student_of_another_width_can_be_compared(tiny_llama, narrow, windows):
     assert_equal_figures(drift_row(tiny_llama, narrow, windows), plain_figures(tiny_llama, narrow, windows))
 
 
 @pytest.mark.parametrize(("micro_batch", "chunk"), [(1, 1), (2, 7), (3, 1000), (5, 64)])
 def test_micro_batch_and_chunk_never_change_the_result(tiny_llama, quantized, windows, micro_batch, chunk):
     expected = drift_row(tiny_llama, quantized["awq"], windows)
-    found = drift_row(tiny_llama, quantized["awq"], windows, micro_batch=micro_batch, chunk=chunk)
-    assert_equal_figures(found, expected, 1e-6)
-    assert found["kl_se"] == pytest.approx(expected["kl_se"], rel=1e-4)
+    row = drift_row(tiny_llama, quantized["awq"], windows, micro_batch=micro_batch, chunk=chunk)
+    assert_equal_figures(row, expected, 1e-6)
+    assert row["kl_se"] == pytest.approx(expected["kl_se"], rel=1e-4)
 
 
 def test_a_checkpoint_has_not_drifted_from_itself(tiny_llama, windows):
@@ -73,14 +73,14 @@ def test_a_checkpoint_has_not_drifted_from_itself(tiny_llama, windows):
     assert (row["perplexity_ratio_low"], row["perplexity_ratio_high"], row["perplexity_difference"]) == (1, 1, 0)
 
 
-def test_rows_of_padding_in_a_vocabulary_stand_for_nothing(tiny_llama, padded, windows):
+def test_padding_rows_of_the_vocabulary_never_count(tiny_llama, padded, windows):
     for reference, candidate in ((tiny_llama, padded), (padded, tiny_llama)):
         row = drift_row(reference, candidate, windows)
         assert row["vocabulary"] == 128 and row["kl"] == pytest.approx(0, abs=1e-6)
         assert row["perplexity_ratio"] == pytest.approx(1, abs=1e-6)
 
 
-def test_only_tokens_in_the_mask_count(tiny_llama, quantized, windows):
+def test_tokens_outside_the_mask_never_count(tiny_llama, quantized, windows):
     mask = torch.zeros_like(windows.mask)
     mask[1, 3:9] = mask[4, 2:20] = True
     few = replace(windows, mask=mask)
@@ -89,12 +89,12 @@ def test_only_tokens_in_the_mask_count(tiny_llama, quantized, windows):
     assert_equal_figures(row, plain_figures(tiny_llama, quantized["gptq"], few))
 
 
-def test_the_error_of_a_ratio_is_that_of_the_pairs(tiny_llama, quantized, make_windows):
+def test_the_error_of_a_ratio_is_below_that_of_each_perplexity(tiny_llama, quantized, make_windows):
     row = drift_row(tiny_llama, quantized["awq"], make_windows(n_samples=12))
     assert 0 < row["perplexity_ratio_se"] / row["perplexity_ratio"] < row["perplexity_se"] / row["perplexity"] / 3
 
 
-def test_kl_of_two_coins_is_known():
+def test_the_kl_of_two_coins_equals_the_formula():
     fair, biased = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
     _, _, kl, agrees, _ = compare_chunk(
         fair + 30, biased - 30, torch.tensor([0])
@@ -103,7 +103,7 @@ def test_kl_of_two_coins_is_known():
     assert agrees.item()
 
 
-def test_agreement_counts_the_first_and_the_first_five_and_equals_are_all_first():
+def test_tokens_of_equal_probability_all_agree():
     reference, candidate = torch.zeros(4, 9), -torch.arange(9.0).repeat(4, 1)
     reference[range(4), [0, 4, 5, 1]] = 9.0
     candidate[3, :3] = 0.0  # three are equally likely
@@ -117,14 +117,14 @@ def test_strips_never_change_the_result(monkeypatch, tiny_llama, quantized, wind
     assert_equal_figures(drift_row(tiny_llama, quantized["awq"], windows), expected, 1e-7)
 
 
-def test_the_tail_of_a_large_vocabulary_is_not_lost_beside_a_likely_token():
+def test_log_probabilities_keep_the_tail_of_a_large_vocabulary():
     logits = torch.zeros(4, 150_000)
     logits[:, 7] = torch.tensor([10.0, 15.0, 18.0, 20.0])
     expected = logits.double().log_softmax(-1)
     torch.testing.assert_close(log_probabilities(logits).double(), expected, atol=4e-6, rtol=0)
 
 
-def test_a_number_that_is_not_finite_names_the_checkpoint_and_the_window(tiny_qwen2, windows, change_copy, tmp_path):
+def test_a_nan_is_reported_with_checkpoint_and_window(tiny_qwen2, windows, change_copy, tmp_path):
     token = 77
 
     def wound(config, tensors):
@@ -139,7 +139,7 @@ def test_a_number_that_is_not_finite_names_the_checkpoint_and_the_window(tiny_qw
             drift_row(reference, candidate, wounded)
 
 
-def test_a_candidate_that_rules_a_token_out_is_refused(tiny_qwen2, windows, change_copy, tmp_path):
+def test_a_token_of_probability_0_is_rejected(tiny_qwen2, windows, change_copy, tmp_path):
     def wound(config, tensors):
         tensors["lm_head.weight"][5] = -math.inf
 
@@ -148,7 +148,7 @@ def test_a_candidate_that_rules_a_token_out_is_refused(tiny_qwen2, windows, chan
         drift_row(tiny_qwen2, broken, windows)
 
 
-def test_ids_beyond_the_shared_vocabulary_are_refused(tiny_llama, windows):
+def test_ids_beyond_the_shared_vocabulary_are_rejected(tiny_llama, windows):
     ids = windows.ids.clone()
     ids[0, 0] = 128
     with pytest.raises(ValueError, match="token 128, the models share 128"):
@@ -156,8 +156,8 @@ def test_ids_beyond_the_shared_vocabulary_are_refused(tiny_llama, windows):
 
 
 def test_every_window_and_block_is_read_once_per_checkpoint(tiny_llama, quantized, windows):
-    told = []
-    compare_rows(tiny_llama, [quantized["awq"], quantized["gptq"]], windows, report=told.append)
-    assert [(row["reads"], row["block"]) for row in told] == [
+    reports = []
+    compare_rows(tiny_llama, [quantized["awq"], quantized["gptq"]], windows, report=reports.append)
+    assert [(row["reads"], row["block"]) for row in reports] == [
         (Path(path).name, "2/2") for path in (tiny_llama, quantized["awq"], quantized["gptq"])
     ]

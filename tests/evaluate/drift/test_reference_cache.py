@@ -14,8 +14,8 @@ from compress.evaluate.drift.hidden_states import make_states, read_windows
 from compress.evaluate.drift.windows import evaluation_windows
 
 
-def read_names(told):
-    return [row["reads"] for row in told if "block" in row]
+def read_names(reports):
+    return [row["reads"] for row in reports if "block" in row]
 
 
 @pytest.fixture
@@ -25,16 +25,16 @@ def filled(tiny_llama, quantized, windows, tmp_path):
     return folder, compare_rows(tiny_llama, [quantized["awq"]], windows, cache=folder)
 
 
-def test_rows_from_a_cache_equal_those_without_and_the_reference_is_not_read(tiny_llama, quantized, windows, filled):
+def test_cached_rows_are_equal_without_running_the_reference(tiny_llama, quantized, windows, filled):
     folder, first = filled
-    told = []
-    again = compare_rows(tiny_llama, [quantized["awq"]], windows, cache=folder, report=told.append)
+    reports = []
+    again = compare_rows(tiny_llama, [quantized["awq"]], windows, cache=folder, report=reports.append)
     assert again == first == compare_rows(tiny_llama, [quantized["awq"]], windows)
-    assert read_names(told) == ["awq"]
+    assert read_names(reports) == ["awq"]
     assert sorted(file.name for file in folder.iterdir()) == ["hidden.safetensors", "manifest.json"]
 
 
-def test_how_windows_begin_is_measured_once(tiny_llama, quantized, tmp_path, monkeypatch):
+def test_the_start_token_is_measured_once_per_cache(tiny_llama, quantized, tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox asks a question; the lazy dog answers it in a few words.\n" * 20)
     size = {"n_samples": 3, "seq_len": 32, "cache": tmp_path / "cache"}
@@ -45,7 +45,9 @@ def test_how_windows_begin_is_measured_once(tiny_llama, quantized, tmp_path, mon
     assert again.manifest == first.manifest and again.ids.equal(first.ids)
 
 
-def test_another_reference_and_other_windows_are_refused_by_name(tiny_llama, tiny_qwen2, windows, make_windows, filled):
+def test_another_reference_and_other_windows_are_rejected_by_name(
+    tiny_llama, tiny_qwen2, windows, make_windows, filled
+):
     folder, _ = filled
     with pytest.raises(QCompressError, match=r"another reference: sha256:\w+… there, sha256:\w+… here; pass another"):
         compare_rows(tiny_qwen2, [tiny_llama], windows, cache=folder)
@@ -55,7 +57,7 @@ def test_another_reference_and_other_windows_are_refused_by_name(tiny_llama, tin
         compare_rows(tiny_llama, [tiny_llama], make_windows(seed=9), cache=folder)
 
 
-def test_other_tokens_may_be_scored_on_the_same_reading(tiny_llama, quantized, windows, filled):
+def test_a_cache_serves_masks_that_score_other_tokens(tiny_llama, quantized, windows, filled):
     folder, _ = filled
     few = replace(windows, mask=windows.mask & (windows.ids % 2 == 0))
     cached = compare_rows(tiny_llama, [quantized["awq"]], few, cache=folder)
@@ -83,7 +85,7 @@ def cut_the_end(folder):
         (lambda folder: (folder / "manifest.json").write_text("{}"), "is no manifest of a reference cache"),
     ],
 )
-def test_a_damaged_cache_is_refused_and_named(tiny_llama, windows, filled, damage, words):
+def test_a_damaged_cache_is_rejected_and_named(tiny_llama, windows, filled, damage, words):
     folder, _ = filled
     damage(folder)
     with pytest.raises(QCompressError, match=words) as caught:
@@ -91,14 +93,14 @@ def test_a_damaged_cache_is_refused_and_named(tiny_llama, windows, filled, damag
     assert str(folder) in str(caught.value)
 
 
-def test_states_without_a_manifest_are_made_anew(tiny_llama, quantized, windows, filled):
+def test_states_without_a_manifest_are_computed_again(tiny_llama, quantized, windows, filled):
     folder, first = filled
     (folder / "manifest.json").unlink()
     flip_a_bit(folder)
     assert compare_rows(tiny_llama, [quantized["awq"]], windows, cache=folder) == first
 
 
-def test_what_a_killed_write_left_is_cleared_away(tiny_llama, windows, tmp_path):
+def test_partial_files_of_a_killed_write_are_removed(tiny_llama, windows, tmp_path):
     folder = tmp_path / "cache"
     folder.mkdir()
     (folder / ".hidden.safetensors.99.partial").write_bytes(b"half")
@@ -106,15 +108,15 @@ def test_what_a_killed_write_left_is_cleared_away(tiny_llama, windows, tmp_path)
     assert sorted(file.name for file in folder.iterdir()) == ["hidden.safetensors", "manifest.json"]
 
 
-def test_a_folder_of_other_things_is_refused_before_the_work(tiny_llama, windows, tmp_path):
+def test_a_folder_with_other_files_is_rejected_before_any_work(tiny_llama, windows, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    told = []
+    reports = []
     with pytest.raises(QCompressError, match=r"contains notes\.txt"):
-        compare_rows(tiny_llama, [tiny_llama], windows, cache=tmp_path, report=told.append)
-    assert not told
+        compare_rows(tiny_llama, [tiny_llama], windows, cache=tmp_path, report=reports.append)
+    assert not reports
 
 
-def test_a_disk_without_room_is_refused_before_the_work(tiny_llama, windows, tmp_path, monkeypatch):
+def test_a_full_disk_is_rejected_before_any_work(tiny_llama, windows, tmp_path, monkeypatch):
     usage = reference_cache.shutil._ntuple_diskusage(100, 90, 10)
     monkeypatch.setattr(reference_cache.shutil, "disk_usage", lambda path: usage)
     needed = 5 * 24 * 64 * 4
@@ -132,7 +134,7 @@ def test_a_failed_write_leaves_no_manifest(tiny_llama, windows, tmp_path, monkey
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_states_on_disk_are_the_states_in_memory(tiny_llama, windows, monkeypatch, tmp_path):
+def test_states_on_disk_equal_states_in_memory(tiny_llama, windows, monkeypatch, tmp_path):
     expected = read_windows(Checkpoint(tiny_llama), windows.ids).hidden
     monkeypatch.setattr(reading, "MEMORY_STATES", 100)
     monkeypatch.setattr(reading.tempfile, "tempdir", str(tmp_path))
@@ -140,14 +142,14 @@ def test_states_on_disk_are_the_states_in_memory(tiny_llama, windows, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_states_in_a_file_hold_what_was_put_there(monkeypatch):
+def test_states_in_a_file_keep_their_values(monkeypatch):
     monkeypatch.setattr(reading, "MEMORY_STATES", 0)
     states = make_states((3, 5, 2))
     states.fill_(2.5)
     assert states.shape == (3, 5, 2) and states.sum() == 75
 
 
-def test_the_manifest_says_what_it_is_of(tiny_llama, filled):
+def test_the_manifest_has_the_reference_sizes_and_dtype(tiny_llama, filled):
     folder, rows = filled
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["reference"] == rows[0]["digest"]

@@ -32,14 +32,14 @@ def calibrated_on(text, **more):
 
 
 @pytest.mark.parametrize("which", ["reference", "candidate"])
-def test_text_that_a_checkpoint_was_calibrated_on_is_refused_by_its_digest(tiny_llama, copy_with, text, which):
+def test_calibration_text_is_rejected_by_its_digest(tiny_llama, copy_with, text, which):
     seen = copy_with(tiny_llama, "qcompress.json", calibrated_on(text), which)
     pair = (seen, tiny_llama) if which == "reference" else (tiny_llama, seen)
     with pytest.raises(QCompressError, match=f"{which}.*was calibrated on text.txt .*sha256:.*--eval-text"):
         evaluation_windows(pair[0], [pair[1]], str(text), **SIZE)
 
 
-def test_rows_are_refused_too_when_their_windows_hold_seen_text(tiny_llama, copy_with, text):
+def test_windows_of_calibration_text_are_rejected(tiny_llama, copy_with, text):
     windows = evaluation_windows(tiny_llama, [], str(text), **SIZE)
     seen = copy_with(tiny_llama, "qcompress.json", calibrated_on(text))
     with pytest.raises(QCompressError, match="was calibrated on text"):
@@ -47,12 +47,12 @@ def test_rows_are_refused_too_when_their_windows_hold_seen_text(tiny_llama, copy
 
 
 @pytest.mark.parametrize("record", [{}, {"calibration": None}, {"calibration": {"sources": [{"digest": "sha256:0"}]}}])
-def test_other_text_and_no_text_are_not_refused(tiny_llama, copy_with, text, record):
+def test_other_text_and_records_without_text_are_accepted(tiny_llama, copy_with, text, record):
     path = copy_with(tiny_llama, "qcompress.json", lambda old: old.update(record))
     check_text_unseen({"sources": [{"name": "t", "digest": source_digest(str(text))}]}, [Checkpoint(path)])
 
 
-def test_the_start_is_measured_on_the_reference_as_on_the_whole_model(tiny_llama, text):
+def test_the_start_token_is_the_same_block_by_block_as_on_a_whole_model(tiny_llama, text):
     windows = evaluation_windows(tiny_llama, [], str(text), **SIZE)
     tokenizer = Checkpoint(tiny_llama).tokenizer
     plain = evaluation_windows(tiny_llama, [], str(text), **SIZE).ids[:, -31:]
@@ -70,7 +70,7 @@ def test_the_start_is_measured_on_the_reference_as_on_the_whole_model(tiny_llama
 
 
 @pytest.mark.parametrize("token", [None, 1])
-def test_a_reference_that_was_calibrated_begins_as_its_record_says(tiny_llama, copy_with, text, token):
+def test_the_start_token_comes_from_the_record_of_the_reference(tiny_llama, copy_with, text, token):
     start = {"token": token, "nll_with": 1.0, "nll_without": 2.0}
     path = copy_with(tiny_llama, "qcompress.json", lambda record: record.update(calibration={"start": start}))
     windows = evaluation_windows(path, [], str(text), **SIZE)
@@ -103,7 +103,7 @@ def forget_merges(tokenizer):
     ("change", "words"),
     [(swap_two_tokens, "in 2 tokens"), (forget_merges, "splits the same .* characters differently")],
 )
-def test_a_candidate_with_another_tokenizer_is_refused_and_both_are_named(tiny_llama, copy_with, change, words):
+def test_another_tokenizer_is_rejected_and_both_are_named(tiny_llama, copy_with, change, words):
     other = copy_with(tiny_llama, "tokenizer.json", change, "other")
     ids = torch.tensor(Checkpoint(tiny_llama).tokenizer("the model answers the question that the user asks").input_ids)[
         None

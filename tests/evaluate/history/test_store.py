@@ -13,23 +13,23 @@ from compress.evaluate.history.store import append_verdicts, read_verdicts
 ROWS = [{"name": "awq", "digest": "sha256:1", "kind": kind, "score": 0.5, "retention": None} for kind in ("qa", "all")]
 
 
-def test_what_is_read_is_what_was_appended_in_order(tmp_path):
+def test_verdicts_are_read_in_the_order_they_were_appended(tmp_path):
     file = tmp_path / "new" / "verdicts.sqlite"
     append_verdicts(file, "eval", ROWS, time=datetime(2025, 1, 2, tzinfo=UTC), tag="v1")
     append_verdicts(file.parent / "verdicts.sqlite", "verify", [ROWS[0] | {"record": {"rows": [1]}}])
-    found = read_verdicts(file)
+    verdicts = read_verdicts(file)
     first = {"time": "2025-01-02T00:00:00+00:00", "command": "eval", "tag": "v1"}
-    assert found[:2] == [first | row for row in ROWS]
-    assert [row["command"] for row in found] == ["eval", "eval", "verify"] and found[2]["tag"] is None
-    assert "record" not in found[2]
+    assert verdicts[:2] == [first | row for row in ROWS]
+    assert [row["command"] for row in verdicts] == ["eval", "eval", "verify"] and verdicts[2]["tag"] is None
+    assert "record" not in verdicts[2]
 
 
-def test_a_folder_stands_for_the_history_in_it(tmp_path):
+def test_a_folder_can_replace_the_history_file_inside_it(tmp_path):
     append_verdicts(tmp_path, "eval", ROWS)
     assert read_verdicts(tmp_path) == read_verdicts(tmp_path / "history.sqlite") and len(read_verdicts(tmp_path)) == 2
 
 
-def test_a_history_from_before_tags_goes_on(tmp_path):
+def test_a_history_without_a_tag_column_can_be_extended(tmp_path):
     file = tmp_path / "old.sqlite"
     with closing(sqlite3.connect(file)) as database, database:
         database.execute("create table verdicts (time text, command text, name text, digest text, row text)")
@@ -38,7 +38,7 @@ def test_a_history_from_before_tags_goes_on(tmp_path):
     assert [row["tag"] for row in read_verdicts(file)] == [None, "v2"]
 
 
-def test_a_row_that_cannot_be_kept_keeps_all_out(tmp_path):
+def test_one_invalid_row_stores_no_row_at_all(tmp_path):
     file = tmp_path / "verdicts.sqlite"
     append_verdicts(file, "eval", ROWS)
     with pytest.raises((TypeError, KeyError)):
@@ -46,7 +46,7 @@ def test_a_row_that_cannot_be_kept_keeps_all_out(tmp_path):
     assert len(read_verdicts(file)) == 2
 
 
-def test_a_file_that_is_no_history_is_refused_and_left_alone(tmp_path):
+def test_a_file_that_is_no_history_is_rejected_and_unchanged(tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text("not a database, but long enough to have a header of one hundred bytes" * 3)
     before = file.read_bytes()
@@ -58,13 +58,13 @@ def test_a_file_that_is_no_history_is_refused_and_left_alone(tmp_path):
         read_verdicts(tmp_path / "none")
 
 
-def test_eval_keeps_its_rows_and_history_shows_those_asked_for(tiny_llama, tmp_path):
-    suite, kept = tmp_path / "own.jsonl", tmp_path / "verdicts.sqlite"
+def test_eval_stores_its_rows_and_history_filters_them(tiny_llama, tmp_path):
+    suite, history = tmp_path / "suite.jsonl", tmp_path / "verdicts.sqlite"
     item = {"id": "a", "kind": "qa", "language": "en", "turns": ["who?"], "expected": {"answers": ["zebra"]}}
     suite.write_text(json.dumps(item) + "\n")
-    options = ("--reference", tiny_llama, "--suite", suite, "--out", tmp_path / "out", "--history", kept)
+    options = ("--reference", tiny_llama, "--suite", suite, "--out", tmp_path / "out", "--history", history)
     ended = CliRunner().invoke(cli, ["eval", *map(str, (tiny_llama, *options)), "--min-retention", "85"])
-    assert ended.exit_code == 3, ended.output  # the verdict is kept all the same
-    shown = CliRunner().invoke(cli, ["history", str(kept), "--kind", "qa", "--json"])
+    assert ended.exit_code == 3, ended.output  # the verdict is stored all the same
+    shown = CliRunner().invoke(cli, ["history", str(history), "--kind", "qa", "--json"])
     assert [row["role"] for row in json.loads(shown.stdout)] == ["reference", "candidate"]
-    assert "qa" in CliRunner().invoke(cli, ["history", str(kept)]).stdout
+    assert "qa" in CliRunner().invoke(cli, ["history", str(history)]).stdout

@@ -19,12 +19,13 @@ def eval_row(name, kind, scores, tag="v1", role="candidate", time="t1", **change
 
 
 def baseline(**scores):
-    return Baseline("v1", "awq", {kind: eval_row("awq", kind, own) for kind, own in scores.items()}, None, None)
+    return Baseline("v1", "awq", {kind: eval_row("awq", kind, values) for kind, values in scores.items()}, None, None)
 
 
 def scored(**scores):
     return {
-        kind: {f"{kind}-{index}": Score(score, "") for index, score in enumerate(own)} for kind, own in scores.items()
+        kind: {f"{kind}-{index}": Score(score, "") for index, score in enumerate(values)}
+        for kind, values in scores.items()
     }
 
 
@@ -33,14 +34,14 @@ def changes_of(before, now, **options):
 
 
 def test_the_same_scores_never_fall():
-    own = {"qa": [1, 0, 0.5] * 20, "math": [0] * 9}
-    rows = changes_of(own, own, max_drop=0)
+    values = {"qa": [1, 0, 0.5] * 20, "math": [0] * 9}
+    rows = changes_of(values, values, max_drop=0)
     assert [(row["change"], row["change_low"], row["change_high"], row["fell"]) for row in rows.values()] == [
         (0, 0, 0, False)
     ] * 3
 
 
-def test_the_kind_that_fell_is_named_with_its_points_and_the_others_are_not():
+def test_only_the_kind_with_lower_scores_falls():
     before = {"qa": [1.0] * 40, "math": [1.0, 0.0] * 20}
     rows = changes_of(before, before | {"qa": [1.0] * 28 + [0.0] * 12})
     assert rows["qa"]["change"] == pytest.approx(-30) and rows["qa"]["fell"] and rows["qa"]["change_high"] < 0
@@ -48,19 +49,19 @@ def test_the_kind_that_fell_is_named_with_its_points_and_the_others_are_not():
     assert (rows["all"]["before"], rows["all"]["now"]) == pytest.approx((75, 60))
 
 
-def test_a_drop_within_the_noise_is_none_unless_it_is_beyond_the_limit():
+def test_an_insignificant_drop_falls_only_beyond_max_drop():
     before, now = {"qa": [1.0] * 20}, {"qa": [1.0] * 19 + [0.0]}  # 5 points of one item in twenty
     assert not changes_of(before, now)["qa"]["fell"]
     assert not changes_of(before, now, max_drop=5.1)["qa"]["fell"]
     assert changes_of(before, now, max_drop=4.9)["qa"]["fell"]
 
 
-def test_a_gain_is_no_fall():
+def test_a_higher_score_never_falls():
     rows = changes_of({"qa": [0.0] * 20}, {"qa": [1.0] * 20}, max_drop=0)
     assert rows["qa"]["change"] == 100 and not rows["qa"]["fell"]
 
 
-def test_items_that_one_scorer_failed_on_are_left_out_of_the_pairs():
+def test_items_with_a_scorer_error_are_not_paired():
     rows = changes_of({"qa": [1.0, None, 1.0]}, {"qa": [1.0, 0.0, None]}, max_drop=0)
     assert rows["qa"]["items"] == 1 and rows["qa"]["change"] == 0
     none = changes_of({"qa": [None]}, {"qa": [0.0]})
@@ -73,7 +74,7 @@ def test_the_baseline_is_the_last_run_under_the_tag():
     assert {kind: row["scores"] for kind, row in find_baseline(rows, "v1", "awq").tasks.items()} == {"qa": {"qa-0": 1}}
 
 
-def test_a_checkpoint_of_another_name_is_held_against_the_only_candidate():
+def test_a_new_name_is_compared_with_the_only_candidate():
     rows = [eval_row("base", "qa", [1], role="reference"), eval_row("awq", "qa", [1])]
     assert find_baseline(rows, "v1", "awq-new").name == "awq" and find_baseline(rows, "v1", "base").name == "base"
     with pytest.raises(QCompressError, match=r"v1 has base, awq, gptq, not new; choose one with --name"):
@@ -84,11 +85,11 @@ def test_a_checkpoint_of_another_name_is_held_against_the_only_candidate():
         find_baseline([{"tag": "v1", "name": "awq", "command": "check", "role": "candidate"}], "v1", "awq")
 
 
-def test_another_suite_is_refused_with_both_digests():
+def test_another_suite_is_rejected_with_both_digests():
     suite = load_suite()
-    kept = Baseline("v1", "awq", {"qa": eval_row("awq", "qa", [1], suite_digest="sha256:old")}, None, None)
+    stored = Baseline("v1", "awq", {"qa": eval_row("awq", "qa", [1], suite_digest="sha256:old")}, None, None)
     with pytest.raises(QCompressError, match=f"v1: used suite bundled sha256:old, this one is bundled {suite.digest}"):
-        baseline_items(kept, suite)
+        baseline_items(stored, suite)
     same = eval_row("awq", "qa", [1], suite_digest=suite.digest) | {"scores": {suite.items[3].id: 1.0}}
     assert baseline_items(Baseline("v1", "awq", {"qa": same}, None, None), suite) == [suite.items[3]]
     with pytest.raises(QCompressError, match="which watch cannot repeat"):
@@ -113,7 +114,7 @@ def documents(*kls):
     return [{"document": str(index), "tokens": 25, "kl": kl, "nll": 3 + kl} for index, kl in enumerate(kls)]
 
 
-def test_kl_is_paired_by_document_and_far_sharper_so():
+def test_pairing_documents_detects_smaller_changes_of_kl():
     before, now = drift(0.25, documents(0.1, 0.2, 0.3, 0.4)), drift(0.26, documents(0.11, 0.21, 0.31, 0.41))
     kl, perplexity = drift_changes("awq", before, now)
     assert kl["fell"] and kl["items"] == 4 and kl["change_low"] == pytest.approx(0.01)
@@ -123,33 +124,33 @@ def test_kl_is_paired_by_document_and_far_sharper_so():
     assert drift_changes("awq", drift(0.25), drift(0.35))[0]["fell"]
 
 
-def test_documents_that_are_not_all_there_are_not_paired():
+def test_documents_are_paired_only_if_they_hold_all_tokens():
     before, now = drift(0.25, documents(0.1, 0.2), tokens=900), drift(0.26, documents(0.11, 0.21), tokens=900)
     assert drift_changes("awq", before, now)[0]["items"] == 0
 
 
-def test_less_than_another_processor_says_is_no_fall():
+def test_differences_between_processors_never_count_as_a_fall():
     before = drift(0.25, documents(0.1, 0.2, 0.3, 0.4))
     now = drift(0.25005, documents(0.10005, 0.20005, 0.30005, 0.40005))
     assert not any(row["fell"] for row in drift_changes("awq", before, now))
 
 
-def test_another_text_or_reference_is_refused_by_name():
-    kept = Baseline("v1", "awq", {}, drift(0.2), "sha256:old")
-    check_same(kept, reference="sha256:old", windows_digest="w")
+def test_another_text_or_reference_is_rejected_by_name():
+    stored = Baseline("v1", "awq", {}, drift(0.2), "sha256:old")
+    check_same(stored, reference="sha256:old", windows_digest="w")
     with pytest.raises(QCompressError, match="v1: reference was sha256:old, now it is sha256:new"):
-        check_same(kept, reference="sha256:new")
+        check_same(stored, reference="sha256:new")
     with pytest.raises(QCompressError, match="v1: windows_digest was w, now it is v"):
-        check_same(kept, windows_digest="v")
+        check_same(stored, windows_digest="v")
 
 
-def test_verify_says_which_reference_its_drift_is_from():
+def test_a_baseline_has_the_reference_of_its_drift():
     row = drift(0.2) | {"tag": "v1", "name": "awq", "command": "verify", "role": "candidate", "time": "t1"}
     assert find_baseline([row | {"reference_digest": "sha256:old"}], "v1", "awq").reference == "sha256:old"
     assert find_baseline([row], "v1", "awq").reference is None
 
 
-def test_a_single_window_has_no_interval_and_so_no_fall():
+def test_a_single_window_has_no_interval_and_never_falls():
     for before, now in ((None, None), (None, 0.01), (0.01, None)):
         row, _ = drift_changes("awq", drift(0.25, kl_se=before), drift(0.35, kl_se=now))
         assert (row["change_low"], row["change_high"], row["fell"]) == (None, None, False)

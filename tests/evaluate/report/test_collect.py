@@ -18,13 +18,13 @@ def row(name, digest, role="candidate", **changes):
     return KEYS | {"name": name, "digest": digest, "role": role} | changes
 
 
-def test_rows_are_matched_by_digest_and_those_on_others_left_out(tmp_path):
+def test_rows_are_matched_by_digest_and_other_rows_left_out(tmp_path):
     rows = [row("base", "b", "reference"), row("renamed", "a"), row("awq", "old")]
     write(tmp_path / "eval.json", rows)
     assert retention_of(tmp_path, COMPARED) == retention_of(tmp_path / "eval.json", COMPARED) == rows[:2]
 
 
-def test_rows_against_another_reference_or_on_other_candidates_are_refused_by_name(tmp_path):
+def test_rows_of_other_checkpoints_are_rejected_by_name(tmp_path):
     file = write(tmp_path / "x.json", [row("other", "o", "reference"), row("awq", "a")])
     with pytest.raises(QCompressError, match=r"x\.json: was measured against other, not base"):
         retention_of(file, COMPARED)
@@ -37,7 +37,7 @@ def test_rows_against_another_reference_or_on_other_candidates_are_refused_by_na
     ("text", "words"),
     [("{", "cannot be read"), ("[1]", "row 1 has no name"), ('[{"name": "a"}]', "row 1 has no digest")],
 )
-def test_a_file_that_no_command_wrote_is_one_line(tmp_path, text, words):
+def test_a_malformed_result_file_is_named_with_the_defect(tmp_path, text, words):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(QCompressError, match=rf"x\.json: {words}"):
         retention_of(tmp_path / "x.json", COMPARED)

@@ -47,7 +47,7 @@ def embedded(text):
     return json.loads(script)
 
 
-def test_the_rows_in_the_page_are_the_rows(make_row, make_rows, linears):
+def test_the_page_embeds_the_rows_unchanged(make_row, make_rows, linears):
     rows = make_rows(make_row("a", record={"rows": linears}), make_row(EVIL, kl=0.1 + 0.2))
     assert embedded(make_report(rows)) == {"rows": rows}
     verdicts = [{"name": "a", "passed": True, "reason": None}]
@@ -57,7 +57,7 @@ def test_the_rows_in_the_page_are_the_rows(make_row, make_rows, linears):
     }  # fmt: skip
 
 
-def test_what_is_shown_follows_from_the_rows(make_row, make_rows):
+def test_shown_figures_change_with_the_rows(make_row, make_rows):
     before, after = (
         " ".join(Page(make_report(make_rows(make_row("a", kl=kl, top1=top)))).shown)
         for kl, top in ((0.1234, 0.5), (0.4321, 0.75))
@@ -83,21 +83,21 @@ def spellings(value):
         yield f"{scaled:.3g}"
 
 
-def test_every_number_on_the_page_is_a_number_of_its_json(full_page, linears, curve):
+def test_every_number_on_the_page_occurs_in_its_json(full_page, linears, curve):
     text = full_page
     page = Page(re.sub(r"<svg.*?</svg>|<style>.*?</style>", "", text, flags=re.DOTALL))
     shown = " ".join(part for part in page.shown if "bay" not in part.lower() and "sha256" not in part)
     rows = embedded(text)
-    known = {word for value in numbers_in(rows) for word in spellings(value)}
-    known |= {word for row in rows["rows"] for word in spellings(row["bytes"] / rows["rows"][0]["bytes"])}
-    known |= {word for row in linears for word in spellings(row["error"] / row["rtn_error"])}
-    known |= {"95", "100", "99", "99 %", "3"}  # of the explanations: intervals, percentiles; how many candidates
-    known |= {str(len(numbers)) for numbers in rows.values()} | {str(len(curve))}
+    spelled = {word for value in numbers_in(rows) for word in spellings(value)}
+    spelled |= {word for row in rows["rows"] for word in spellings(row["bytes"] / rows["rows"][0]["bytes"])}
+    spelled |= {word for row in linears for word in spellings(row["error"] / row["rtn_error"])}
+    spelled |= {"95", "100", "99", "99 %", "3"}  # of the explanations: intervals, percentiles; how many candidates
+    spelled |= {str(len(numbers)) for numbers in rows.values()} | {str(len(curve))}
     number = re.compile(r"(?<![\w.:-])\d[\d,]*(?:\.\d+)?(?![\w:]|\.\d)")
-    known |= {word.rstrip(",") for row in rows["verdicts"] for word in number.findall(row["reason"] or "")}
+    spelled |= {word.rstrip(",") for row in rows["verdicts"] for word in number.findall(row["reason"] or "")}
     words = number.findall(shown)
     assert len(words) > 200
-    assert [word for word in words if word.rstrip(",") not in known] == []
+    assert [word for word in words if word.rstrip(",") not in spelled] == []
 
 
 def test_names_texts_and_records_cannot_inject_markup(make_row, make_rows, linears, curve):
@@ -121,7 +121,7 @@ def test_names_texts_and_records_cannot_inject_markup(make_row, make_rows, linea
         ElementTree.fromstring(svg)  # well-formed
 
 
-def test_the_page_asks_the_network_for_nothing(make_row, make_rows, linears, curve):
+def test_the_page_loads_nothing_from_the_network(make_row, make_rows, linears, curve):
     text = make_report(make_rows(make_row("a", record={"rows": linears, "loss": curve})))
     links = [
         value
@@ -141,7 +141,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path, make_row, make_rows, linear
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.html", "two.html"]
 
 
-def test_a_report_that_cannot_be_made_leaves_the_old_one(tmp_path, make_row, make_rows):
+def test_a_failed_report_keeps_the_old_file(tmp_path, make_row, make_rows):
     path = tmp_path / "report.html"
     path.write_text("old")
     for rows in (make_rows()[:1], make_rows(make_row("a", kl_p95=float("nan")))):
@@ -150,14 +150,14 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(tmp_path, make_row, mak
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_loss_picture_says_where_a_stage_begins(make_row, make_rows, linears, curve):
+def test_the_loss_plot_marks_the_start_of_every_stage(make_row, make_rows, linears, curve):
     staged = [{**row, "stage": "general" if row["step"] < 5 else "task<1>"} for row in curve]
     assert stage_borders(staged) == [(1, "general"), (5, "task<1>")] and stage_borders(curve) == []
     text = make_report(make_rows(make_row("a", record={"rows": linears, "loss": staged})))
     assert "general" in text and "task&lt;1&gt;" in text and "task<1>" not in text
 
 
-def test_pictures_of_linears_and_loss_appear_where_a_record_has_them(make_row, make_rows, linears, curve):
+def test_plots_of_linears_and_loss_need_rows_in_the_record(make_row, make_rows, linears, curve):
     bare = make_report(make_rows())
     assert bare.count("<figure") == 1
     full = make_report(make_rows(make_row("a", record={"rows": linears, "loss": curve}), make_row("b")))
@@ -166,7 +166,7 @@ def test_pictures_of_linears_and_loss_appear_where_a_record_has_them(make_row, m
     assert make_report(make_rows(make_row("a", record={"rows": rounding}))).count("<figure") == 1
 
 
-def test_distillation_says_what_it_was_worth(make_rows, curve):
+def test_the_report_shows_kl_before_and_after_distillation(make_rows, curve):
     outcome = {"kl_before": 2.9, "kl_after": 0.58, "factor": 5.0}
     rows = make_rows()
     rows[0]["record"] = {"loss": curve, "rows": [outcome]}
@@ -174,18 +174,18 @@ def test_distillation_says_what_it_was_worth(make_rows, curve):
 
 
 @pytest.mark.parametrize("changes", [{"kl": 0.0, "kl_median": 0.0, "kl_p95": 0.0, "kl_p99": 0.0}, {"kl": -1e-9}])
-def test_a_candidate_without_drift_can_be_drawn(changes, make_row, make_rows):
+def test_candidates_without_drift_can_be_drawn(changes, make_row, make_rows):
     make_report(make_rows(make_row("a", **changes), make_row("b", **changes)))
 
 
-def test_a_single_window_has_no_error_to_show(make_row, make_rows):
+def test_a_single_window_shows_no_standard_error(make_row, make_rows):
     none = {"perplexity_se": None, "perplexity_ratio_se": None, "kl_se": None, "top1_se": None}
     rows = make_rows(make_row("a", **none), make_row("b", **none))
     rows[0] |= none
     assert "± 0" not in make_report(rows).split("<tbody>")[1].split("</tbody>")[0]
 
 
-def test_the_headline_names_the_closest_that_keeps_its_limits(make_row, make_rows):
+def test_the_headline_names_the_lowest_kl_within_the_limits(make_row, make_rows):
     rows = make_rows(make_row("near", kl=0.1, top1=0.9), make_row("far", kl=0.3, top1=0.7))
     assert headline(ReportData(rows)).startswith("near predicts the same next token for 90\u00a0% of tokens")
     rows[1]["blocks"] = [{"block": 3, "gain": 1.05, "error": 0.01, "score": 9.0, "outlier": True}]
@@ -195,13 +195,13 @@ def test_the_headline_names_the_closest_that_keeps_its_limits(make_row, make_row
     assert headline(ReportData(rows, verdicts=invalid)) == "No candidate for base is within its limits"
 
 
-def test_a_failed_verdict_stands_before_the_pictures(make_rows):
+def test_a_failed_verdict_appears_before_the_plots(make_rows):
     text = make_report(make_rows(), limits={"max_kl": 0.05})
     assert text.index("✕ KL 0.07654 nats is above the limit 0.05") < text.index("<figure")
     assert "No candidate" in text
 
 
-def test_one_beats_another_only_when_as_small_and_clearly_closer(make_row):
+def test_a_candidate_beats_another_only_if_as_small_and_clearly_closer(make_row):
     row = make_row("a", kl=0.2, kl_se=0.01)
     assert beats(make_row("b", kl=0.1), row)
     assert not beats(make_row("b", kl=0.19), row)  # within two standard errors
@@ -210,7 +210,7 @@ def test_one_beats_another_only_when_as_small_and_clearly_closer(make_row):
     assert not beats(row, row)
 
 
-def test_standings_tell_closest_smallest_and_beaten_apart(make_row):
+def test_standings_distinguish_closest_smallest_and_beaten(make_row):
     rows = [make_row("near", kl=0.1, bytes=200_000_000), make_row("small", kl=0.3, bytes=100_000_000)]
     rows += [make_row("between", kl=0.2, bytes=150_000_000), make_row("worse", kl=0.4, bytes=150_000_000)]
     assert [standing(row, rows).split(":")[0] for row in rows] == [
@@ -219,17 +219,17 @@ def test_standings_tell_closest_smallest_and_beaten_apart(make_row):
     ]  # fmt: skip
 
 
-def test_half_a_percent_of_size_makes_nobody_the_smallest_alone(make_row):
+def test_sizes_within_one_percent_are_both_the_smallest(make_row):
     rows = [make_row("a", kl=0.1), make_row("b", kl=0.1, bytes=114_500_000)]
     assert [standing(row, rows) for row in rows] == ["lowest KL and smallest"] * 2
 
 
-def test_labels_are_moved_apart_and_keep_their_order():
+def test_overlapping_labels_move_apart_and_keep_their_order():
     moved = spread_labels([0.5, 0.1, 0.11, 0.9], 0.1)
     assert moved == pytest.approx([0.5, 0.1, 0.2, 0.9])
 
 
-def test_an_outlier_block_is_named_before_the_pictures(full_page):
+def test_an_outlier_block_is_named_before_the_plots(full_page):
     text, words = full_page, "✕ block 3 (gain 1.050, error 0.0258) is an outlier"
     assert words in text and text.index(words) < text.index("<figure")
     assert "block 3 has gain 1.050" in text and text.count("no outlier") == 2
@@ -253,25 +253,25 @@ def test_two_reports_to_one_path_do_not_share_a_partial_file(tmp_path, make_row,
     assert (tmp_path / "r.html").read_text().startswith("<!")
 
 
-def test_speed_says_why_a_figure_is_missing_and_which_board_is_too_small(full_data):
+def test_missing_speed_and_hardware_without_fit_have_a_reason(full_data):
     speed = [row | {"error": "killed by the <kernel>", "latency_s": None} for row in full_data.speed]
     text = speed_section(replace(full_data, speed=speed))
     assert "killed by the &lt;kernel&gt;" in text and 'title="too large"' in text and "22.2 s" not in text
 
 
-def test_sections_without_rows_are_not_there(make_rows):
+def test_sections_without_rows_are_left_out(make_rows):
     text = make_report(make_rows())
     titles = re.findall("<h2>(.*?)</h2>", text)
     assert titles == ["Size and drift", "All figures", "Provenance"]
 
 
-def test_a_kind_that_the_reference_cannot_do_has_no_bar(full_data):
+def test_a_kind_where_the_reference_scores_0_has_no_bar(full_data):
     groups = re.findall(r'<div class="kept">.*?</div></div>', retention_section(full_data), re.DOTALL)
     (mathematics,) = [group for group in groups if "Mathematics" in group]
     assert mathematics.count("n/a") == 3 and "<u " not in mathematics and "<em " not in mathematics
 
 
-def test_the_trend_is_drawn_only_of_what_was_judged_twice(full_data):
+def test_the_trend_needs_two_verdicts_on_a_checkpoint(full_data):
     assert "Over time" in trend_section(full_data)
     assert trend_section(replace(full_data, history=full_data.history[:1])) == ""
     rows = [{"name": "near", "kind": kind, "time": "t", "score": 0.5} for kind in ("qa", "all")]

@@ -36,17 +36,17 @@ def report(full_page, tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, report):
-    """opened(viewport, scheme): the full report's page, what it asked for, and what the console said."""
+    """opened(viewport, scheme): the full report's page, the URLs it requested, and the messages of the console."""
 
     @contextmanager
     def open_page(viewport, scheme="light"):
         page = browser.new_page(viewport=viewport, color_scheme=scheme)
-        asked, said = [], []
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
+        requests, messages = [], []
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
         page.goto(report.as_uri())
-        yield page, asked, said
+        yield page, requests, messages
         page.close()
 
     return open_page
@@ -54,9 +54,9 @@ def opened(browser, report):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
-def test_it_is_quiet_asks_for_nothing_but_itself_and_fits_the_screen(opened, viewport, scheme):
-    with opened(viewport, scheme) as (page, asked, said):
-        assert said == [] and len(asked) == 1 and asked[0].endswith("report.html")
+def test_the_page_has_no_errors_or_requests_and_fits_the_screen(opened, viewport, scheme):
+    with opened(viewport, scheme) as (page, requests, messages):
+        assert messages == [] and len(requests) == 1 and requests[0].endswith("report.html")
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
 
 
@@ -74,7 +74,7 @@ def test_every_picture_is_drawn_once_and_inside_the_screen(opened, viewport):
             assert drawn[0].query_selector_all("path")
 
 
-def test_words_are_readable_on_both_backgrounds(opened):
+def test_text_has_contrast_on_light_and_dark_backgrounds(opened):
     shades = []
     for scheme in ("light", "dark"):
         with opened(DESKTOP, scheme) as (page, _, _):
@@ -99,7 +99,7 @@ BARS = """all => all.filter(one => one.querySelector("u")).map(one => {
 })"""
 
 
-def test_a_bar_is_as_long_as_its_number_says(opened):
+def test_the_length_of_a_bar_matches_its_number(opened):
     with opened(DESKTOP) as (page, _, _):
         bars = page.eval_on_selector_all(".bar", BARS)
         assert len(bars) == 12

@@ -121,7 +121,7 @@ def test_the_estimate_is_bandwidth_over_bytes():
     assert predict(model, memory_only(8 * GIB), 1024, 512, 0)["decode_tokens_per_s_estimate"] is None
 
 
-def test_hardware_is_plausible_and_named_once():
+def test_every_hardware_has_a_plausible_size_and_a_unique_name():
     assert len({hardware.name for hardware in HARDWARE}) == len(HARDWARE) == 6
     for hardware in HARDWARE:
         assert 8 * GIB <= hardware.memory <= 24 * GIB and 0.5 < hardware.share < 1
@@ -129,7 +129,7 @@ def test_hardware_is_plausible_and_named_once():
     assert find_hardware(("all",)) == list(HARDWARE) and find_hardware(("t4", "t4")) == [T4]
 
 
-def test_an_unknown_name_lists_the_known_names():
+def test_an_unknown_hardware_lists_the_valid_names():
     with pytest.raises(QCompressError, match=r"--hardware pi5: unknown name; use orin-nano, .*rtx-4090"):
         find_hardware(("pi5",))
 

@@ -52,7 +52,7 @@ def short_answers(monkeypatch):
 
 @pytest.fixture
 def run(tmp_path):
-    file = tmp_path / "own.jsonl"
+    file = tmp_path / "suite.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     suite = load_suite(file)
     return TaskRun(suite, suite.items, tmp_path / "out", SETTINGS, batch_size=2)

@@ -201,7 +201,7 @@ PYTHON_ROW = ROW | {"kind": "python", "expected": {"function": "f", "tests": ["a
     ],
 )
 def test_a_malformed_item_is_rejected_with_file_and_line(tmp_path, row, reason):
-    file = write(tmp_path / "own.jsonl", ROW, "", row)
+    file = write(tmp_path / "suite.jsonl", ROW, "", row)
     with pytest.raises(QCompressError) as caught:
         load_suite(file)
     assert caught.value.message.startswith(f"{file}: line 3: ") and reason in caught.value.message
@@ -214,12 +214,12 @@ def test_a_file_or_kind_without_items_is_rejected(tmp_path):
     with pytest.raises(QCompressError, match="cannot be read"):
         load_suite(tmp_path / "missing.jsonl")
     with pytest.raises(QCompressError, match="no item of kind math"):
-        select(load_suite(write(tmp_path / "own.jsonl", ROW)), ["math"])
+        select(load_suite(write(tmp_path / "suite.jsonl", ROW)), ["math"])
 
 
 def test_the_digest_changes_with_every_part_of_an_item(tmp_path):
     changes = [{}, {"id": "b"}, {"turns": ["Who is it?"]}, {"expected": {"answers": ["Bo"]}}, {"language": "zh"}]
-    digests = {load_suite(write(tmp_path / "own.jsonl", ROW | change)).digest for change in changes}
+    digests = {load_suite(write(tmp_path / "suite.jsonl", ROW | change)).digest for change in changes}
     assert len(digests) == len(changes)
     assert load_suite(write(tmp_path / "same.jsonl", ROW)).digest in digests
 
