@@ -1,7 +1,8 @@
 """qcompress bench: speed and memory of checkpoints, and the hardware they fit on."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +13,10 @@ from compress.cli.options import Command, json_option, make_settings, settings_o
 from compress.core.errors import QCompressError
 from compress.evaluate.speed.settings import Prediction, Resources, Timing
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from compress.core.rows import CapacityRow, SpeedRow
+
+Row = Mapping[str, Any]
 
 
 @click.command("bench", cls=Command)
@@ -56,10 +60,10 @@ def check_options(prediction: Prediction, resources: Resources) -> None:
                 raise click.UsageError(f"--{name.replace('_', '-')} needs --hardware or --gpu-memory")
 
 
-def show(measured: list[Row], predicted: list[Row], as_json: bool) -> None:
+def show(measured: Sequence["SpeedRow"], predicted: Sequence["CapacityRow"], as_json: bool) -> None:
     """All rows as JSON; or a table of each kind, with errors and notes below it."""
     if as_json:
-        emit(measured + predicted, as_json=True)
+        emit([*measured, *predicted], as_json=True)
         return
     if measured:
         first = measured[0]
@@ -68,7 +72,7 @@ def show(measured: list[Row], predicted: list[Row], as_json: bool) -> None:
         emit([measured_columns(row) for row in measured], as_json=False, title=title)
         for row in measured:
             if row["error"] or row["note"]:
-                report({key: row[key] for key in ("name", "error", "note")})
+                report({"name": row["name"], "error": row["error"], "note": row["note"]})
     if predicted:
         title = f"predicted, requests of {predicted[0]['request_tokens']:,} tokens"
         emit([predicted_columns(row) for row in predicted], as_json=False, title=title)

@@ -3,7 +3,7 @@
 import gc
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,13 +131,13 @@ def pairs(row: Row) -> str:
     return "  ".join(f"[dim]{label(key)}[/dim] {escape(value_text(key, value))}" for key, value in shown.items())
 
 
-def emit(rows: Sequence[Row] | Row, *, as_json: bool, title: str | None = None) -> None:
+def emit(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, as_json: bool, title: str | None = None) -> None:
     """The result: JSON for machines, or a table with labels and units for people. Nested values are in JSON only."""
     report.close()
     if as_json:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
         return
-    rows = [rows] if isinstance(rows, dict) else list(rows)
+    rows = [rows] if isinstance(rows, Mapping) else list(rows)
     flat = [{k: v for k, v in row.items() if v is not None and not isinstance(v, dict | list)} for row in rows]
     if len(flat) == 1:
         print_facts(flat[0])

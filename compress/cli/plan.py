@@ -1,6 +1,7 @@
 """qcompress plan: the layouts that vLLM loads, their exact sizes, and the one to choose."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +11,9 @@ from compress.cli.model_path import MODEL
 from compress.cli.options import Command, Parsed, json_option, shared_option
 from compress.core.config import FORMAT_NAMES, METHODS, STORAGE_DTYPES, QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
+
+if TYPE_CHECKING:
+    from compress.core.rows import PlanRow
 
 ALSO_RUNS_IN = {"vllm_cpu": "CPU", "transformers": "transformers"}
 
@@ -111,17 +115,17 @@ def command(
     results.print(line, markup=False)
 
 
-def table_row(row: dict[str, object], harm: str) -> dict[str, object]:
+def table_row(row: "PlanRow", harm: str) -> dict[str, object]:
     """A layout as a row of the terminal's table, at most 100 columns wide."""
     return {
-        "size": size(float(str(row["bytes"]))),
+        "size": size(row["bytes"]),
         "head": row["head_bits"],
         "embed": row["embedding_bits"],
-        "8 bits": "all" if " " in str(row["eight_bit"] or "") else row["eight_bit"] or "-",
+        "8 bits": "all" if " " in (row["eight_bit"] or "") else row["eight_bit"] or "-",
         "group": row["group_size"],
         "format": row["format"],
         "harm": harm,
-        "also runs in": ", ".join(name for key, name in ALSO_RUNS_IN.items() if row[key]) or "-",
+        "also runs in": ", ".join(name for key, name in ALSO_RUNS_IN.items() if dict(row)[key]) or "-",
     }
 
 

@@ -216,3 +216,123 @@ class ChangeRow(TypedDict):
     change_low: Annotated[float | None, "lower end of the 95 % interval of change"]
     change_high: Annotated[float | None, "upper end of the 95 % interval of change"]
     fell: Annotated[bool, "true if the checkpoint got significantly worse, or dropped by more than --max-drop"]
+
+
+class SpeedRow(TypedDict):
+    """One checkpoint that `bench` measured; null means that a figure could not be measured."""
+
+    kind: Annotated[str, "measured"]
+    name: Annotated[str, "name of the checkpoint"]
+    path: Annotated[str, "folder of the checkpoint"]
+    role: Annotated[str, "reference for the first checkpoint, else candidate"]
+    digest: Annotated[str, "sha256 of the checkpoint"]
+    runtime: Annotated[str, "transformers or vllm"]
+    runtime_version: Annotated[str | None, "version of the runtime"]
+    device: Annotated[str | None, "name of the GPU, or cpu with its architecture"]
+    dtype: Annotated[str | None, "dtype of the computation"]
+    prompt_tokens: Annotated[int, "tokens of a prompt"]
+    new_tokens: Annotated[int, "generated tokens of a request"]
+    batch_size: Annotated[int, "concurrent requests for throughput_tokens_per_s"]
+    rounds: Annotated[int, "number of started processes"]
+    repeats: Annotated[int, "number of measured requests in all rounds"]
+    threads: Annotated[int | None, "threads of torch"]
+    load_average: Annotated[float | None, "highest load of the machine before a round"]
+    weights_bytes: Annotated[int, "size of all safetensors files, bytes"]
+    peak_bytes: Annotated[
+        int | None, "peak memory, bytes: of the process on a CPU, reserved by torch on a GPU; includes vLLM's KV cache"
+    ]
+    baseline_bytes: Annotated[int | None, "memory before loading, bytes"]
+    kv_cache_bytes: Annotated[int | None, "size of vLLM's KV cache, bytes; null with transformers"]
+    kv_cache_tokens: Annotated[int | None, "size of vLLM's KV cache, tokens; null with transformers"]
+    kv_blocks: Annotated[int | None, "size of vLLM's KV cache, pages; null with transformers"]
+    kv_block_size: Annotated[int | None, "tokens per page of vLLM's KV cache; null with transformers"]
+    kv_bytes_per_token: Annotated[int, "predicted KV cache per token, bytes"]
+    ttft_s: Annotated[float | None, "time to first token, median, seconds"]
+    ttft_s_low: Annotated[float | None, "minimum of ttft_s"]
+    ttft_s_high: Annotated[float | None, "maximum of ttft_s"]
+    generate_s: Annotated[float | None, "time of all tokens after the first, median, seconds"]
+    generate_s_low: Annotated[float | None, "minimum of generate_s"]
+    generate_s_high: Annotated[float | None, "maximum of generate_s"]
+    latency_s: Annotated[float | None, "time of a whole request, median, seconds"]
+    latency_s_low: Annotated[float | None, "minimum of latency_s"]
+    latency_s_high: Annotated[float | None, "maximum of latency_s"]
+    decode_tokens_per_s: Annotated[float | None, "tokens per second of one request after its first token, median"]
+    decode_tokens_per_s_low: Annotated[float | None, "minimum of decode_tokens_per_s"]
+    decode_tokens_per_s_high: Annotated[float | None, "maximum of decode_tokens_per_s"]
+    throughput_tokens_per_s: Annotated[float | None, "new tokens of a batch over its total time, median"]
+    throughput_tokens_per_s_low: Annotated[float | None, "minimum of throughput_tokens_per_s"]
+    throughput_tokens_per_s_high: Annotated[float | None, "maximum of throughput_tokens_per_s"]
+    largest_batch: Annotated[int | None, "most concurrent requests of this length"]
+    largest_batch_how: Annotated[str | None, "source of largest_batch"]
+    largest_batch_ran: Annotated[bool | None, "true if a batch of that size ran"]
+    weights_bytes_gain: Annotated[float | None, "improvement over the reference, %; null for the reference"]
+    peak_bytes_gain: Annotated[float | None, "improvement over the reference, %; null for the reference"]
+    ttft_s_gain: Annotated[float | None, "improvement over the reference, %; null for the reference"]
+    generate_s_gain: Annotated[float | None, "improvement over the reference, %; null for the reference"]
+    latency_s_gain: Annotated[float | None, "improvement over the reference, %; null for the reference"]
+    decode_tokens_per_s_gain: Annotated[float | None, "improvement over the reference, %; null for the reference"]
+    throughput_tokens_per_s_gain: Annotated[float | None, "improvement over the reference, %; null for the reference"]
+    largest_batch_gain: Annotated[float | None, "improvement over the reference, %; null for the reference"]
+    error: Annotated[str | None, "reason for missing figures"]
+    note: Annotated[str | None, "remark on the figures"]
+
+
+class CapacityRow(TypedDict):
+    """One checkpoint on one hardware, predicted by `bench` from config.json and the headers of the weight files."""
+
+    kind: Annotated[str, "predicted"]
+    name: Annotated[str, "name of the checkpoint"]
+    path: Annotated[str, "folder of the checkpoint, or its config.json"]
+    role: Annotated[str, "reference for the first checkpoint, else candidate"]
+    digest: Annotated[None, "always null"]
+    hardware: Annotated[str, "value of --hardware, or gpu-memory"]
+    hardware_title: Annotated[str, "full name of the hardware"]
+    memory_bytes: Annotated[int, "memory of the hardware, bytes"]
+    usable_bytes: Annotated[int, "part of the memory that vLLM may use, bytes"]
+    bandwidth_bytes_per_s: Annotated[float | None, "memory bandwidth, bytes per second; null if unknown"]
+    capability: Annotated[str | None, "compute capability, such as 8.7; null if unknown"]
+    kernel: Annotated[str | None, "vLLM's kernel for the quantized linears"]
+    note: Annotated[str | None, "remark on the hardware"]
+    weights_bytes: Annotated[int, "weights in the hardware's memory, bytes"]
+    overhead_bytes: Annotated[int, "allowance for everything except weights and KV cache, bytes"]
+    kv_bytes_per_token: Annotated[int, "KV cache per token until a sliding window is full, bytes"]
+    kv_bytes_per_request: Annotated[int, "KV cache of one request of request_tokens, bytes"]
+    prompt_tokens: Annotated[int, "tokens of a prompt"]
+    new_tokens: Annotated[int, "generated tokens of a request"]
+    request_tokens: Annotated[int, "prompt_tokens and new_tokens together"]
+    fits: Annotated[bool, "true if one such request fits"]
+    reason: Annotated[str | None, "reason why it does not fit; null if it fits"]
+    context_limit: Annotated[int, "longest context of the model, tokens"]
+    longest_context: Annotated[int, "longest request that fits at batch size 1, tokens"]
+    largest_batch: Annotated[int, "most concurrent requests of request_tokens that fit"]
+    decode_tokens_per_s_estimate: Annotated[
+        float | None,
+        "upper bound of tokens per second at batch size 1; null if bandwidth is unknown or nothing fits",
+    ]
+
+
+class PlanRow(TypedDict):
+    """One layout that `plan` lists."""
+
+    format: Annotated[str, "awq, gptq or compressed-tensors"]
+    group_size: Annotated[int, "columns that share a scale"]
+    head_bits: Annotated[int, "bits of the output head; 16 is unquantized"]
+    embedding_bits: Annotated[int, "bits of the embedding; 16 is unquantized"]
+    eight_bit: Annotated[str | None, "linears with 8 bits, separated by spaces; null for none"]
+    bytes: Annotated[int, "exact size of the weight files, bytes"]
+    harm: Annotated[float, "with --measure the KL in nats per token; else an estimate without unit, lower is better"]
+    fits: NotRequired[Annotated[bool, "with --max-size: true if the size is within it"]]
+    vllm_gpu: Annotated[bool, "true if vLLM loads the layout on a GPU"]
+    vllm_cpu: Annotated[bool, "true if vLLM loads the layout on a CPU"]
+    transformers: Annotated[bool, "true if transformers loads the layout"]
+    take: NotRequired[Annotated[bool, "true for the recommended layout; absent otherwise"]]
+
+
+class HistoryRow(TypedDict):
+    """One verdict in a history. It also has all keys of the row that the command stored, except `record`."""
+
+    time: Annotated[str, "UTC, ISO 8601"]
+    command: Annotated[str, "eval, verify, compare, check, bench or watch"]
+    tag: Annotated[str | None, "label such as v1"]
+    name: Annotated[str, "name of the checkpoint"]
+    digest: Annotated[str, "sha256 of the checkpoint"]

@@ -35,7 +35,7 @@ class TimedRuntime(Runtime, Protocol):
     """A runtime that also measures itself, for `qcompress bench`."""
 
     def facts(self) -> Row:
-        """Runtime, version, device, dtype and memory: keys of a row of `compress.evaluate.speed.measure`."""
+        """Runtime, version, device, dtype and memory: keys of a `SpeedRow`."""
 
     def generate_exactly(self, prompts: Sequence[Ids], new_tokens: int) -> None:
         """Generate exactly `new_tokens` per prompt, greedily, and discard them."""

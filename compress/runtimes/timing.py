@@ -1,7 +1,7 @@
 """How a checkpoint is timed in any runtime: in a process of its own, one JSON line per measurement.
 
 A line that was written stays, even if the process dies at the next one. The lines are
-    {"facts": {...}}                    after loading: keys of a row of `compress.evaluate.speed.measure`
+    {"facts": {...}}                    after loading: keys of a `SpeedRow`
     {"sample": {"ttft_s": 0.1, ...}}    one repeat
     {"facts": {"error": "..."}}         the reason for a missing measurement
 Only `run_worker` touches files.

@@ -55,7 +55,7 @@ def estimate(
 
 
 FIGURES: dict[str, Figure] = {
-    "method": Figure(lambda row: Cell(row["method"] or "–", small=row["format"])),
+    "method": Figure(lambda row: Cell(row["method"] or "–", small=f"in {row['format']}")),
     "size": Figure(lambda row: Cell(format_size(row["bytes"])), best="bytes"),
     "bits per weight": Figure(
         lambda row: Cell(f"{row['bits_per_weight']:.2f}", small=f"{row['bits_per_parameter']:.2f}")

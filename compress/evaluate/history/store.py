@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from compress.core.errors import QCompressError
+from compress.core.rows import HistoryRow
 
 Row = dict[str, Any]
 FILE = "history.sqlite"  # inside a folder
@@ -52,8 +53,8 @@ def row_json(row: Mapping[str, Any]) -> str:
     return json.dumps({key: value for key, value in row.items() if key not in LEFT_OUT}, ensure_ascii=False)
 
 
-def read_verdicts(path: Path) -> list[Row]:
-    """All verdicts, oldest first: rows with `time`, `command` and `tag`. QCompressError for a missing file."""
+def read_verdicts(path: Path) -> list[HistoryRow]:
+    """All verdicts, oldest first. QCompressError for a missing file."""
     file = history_file(path)
     if not file.is_file():
         raise QCompressError(f"{file}: no such file; create it with qcompress eval --history {file}")
@@ -63,4 +64,5 @@ def read_verdicts(path: Path) -> list[Row]:
             lines = [dict(row) for row in database.execute("select * from verdicts order by rowid")]
     except sqlite3.DatabaseError as error:
         raise QCompressError(f"{file}: is no history ({error}); pass another file to --history") from error
-    return [{key: row.get(key) for key in ("time", "command", "tag")} | json.loads(row["row"]) for row in lines]
+    keys = ("time", "command", "tag")
+    return [cast("HistoryRow", {key: row.get(key) for key in keys} | json.loads(row["row"])) for row in lines]

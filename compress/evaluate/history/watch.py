@@ -20,7 +20,7 @@ from compress.evaluate.tasks.retention import DRAWS, paired
 from compress.evaluate.tasks.runner import ALL, Scores, values
 from compress.evaluate.tasks.suite import Suite
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 Values = NDArray[np.float64]
 Pair = tuple[float | None, float | None]
 DRIFT_COMMANDS = ("verify", "compare")

@@ -161,7 +161,7 @@ def kl_spread(axes: Axes, candidates: Sequence[CompareRow]) -> None:
         axes.plot([low, p95, p99], [place] * 3, "|", color=colour, ms=11, mew=2)
         axes.plot(max(row["kl"], LOWEST), place, "o", color=colour, ms=8)
     axes.set(
-        xscale="log", ylim=(-0.6, len(candidates) - 0.4), title="KL of single tokens: median │ mean ● 95 % │ 99 % │"
+        xscale="log", ylim=(-0.6, len(candidates) - 0.4), title="KL per token: median, mean ●, 95th, 99th percentile"
     )
     axes.set_yticks([])
     log_ticks(axes, "x")

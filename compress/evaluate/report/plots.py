@@ -79,12 +79,12 @@ def short(name: str) -> str:
 
 
 def log_ticks(axes: Axes, which: str) -> None:
-    """At most five plain decades, such as 0.01; also twos and fives on a short axis."""
+    """At most five plain decades, such as 0.01; also digits between them on a short axis."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     step = max(1, -(-(last - first) // 4))
-    within = (1, 2, 5) if high / low < 100 else (1,)
+    within = (1, 1.5, 2, 3, 4, 5, 6, 8) if high / low < 5 else (1, 2, 5) if high / low < 100 else (1,)
     axis.set_major_locator(FixedLocator([m * 10.0**power for power in range(first, last + 1, step) for m in within]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

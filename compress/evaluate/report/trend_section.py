@@ -10,7 +10,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from compress.core.rows import CompareRow, TrendRow
-from compress.evaluate.report.html import Row, framed, section
+from compress.evaluate.report.html import framed, section
 from compress.evaluate.report.plots import MUTE, render, series, short
 from compress.evaluate.report.report_data import ReportData
 
@@ -37,7 +37,7 @@ def trend_section(data: ReportData) -> str:
     return section("Over time", about, framed(picture, "Scores and KL of every verdict over time"))
 
 
-def trend_rows(verdicts: Sequence[Row], compared: Sequence[CompareRow]) -> list[TrendRow]:
+def trend_rows(verdicts: Sequence[Mapping[str, Any]], compared: Sequence[CompareRow]) -> list[TrendRow]:
     """The scores and KLs of the compared candidates in a history."""
     names = {row["name"] for row in compared[1:]}
     keys = ("time", "command", "tag", "name", "digest", "kind", *LINES)

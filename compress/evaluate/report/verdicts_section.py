@@ -30,11 +30,12 @@ def lead(data: ReportData) -> str:
     size = data.limits.get("max_size")
     budget = f" Size limit: {megabytes(size)}." if size else ""
     windows = f"{count(row['n_samples'], 'window')} of {row['seq_len']} tokens"
+    text = f"the text {esc(row['text'])}" if row["text"] else "unnamed text"
     perplexity = cell_html(estimate(row["perplexity"], row["perplexity_se"], 2))
     return (
         f"Reference: <b>{esc(row['name'])}</b>, {megabytes(row['bytes'])}, perplexity "
         f"{perplexity}. Measured on {row['tokens']:,} scored tokens of "
-        f"{esc(row['text'] or 'unnamed text')}, {windows} {start}.{budget}"
+        f"{text}, {windows} {start}.{budget}"
     )
 
 
@@ -46,12 +47,11 @@ def card(data: ReportData, index: int) -> str:
     """A candidate: name, method, figures as bars, verdict."""
     row, colour = data.rows[index], css_colour(index)
     size, furthest = row["bytes"] / data.reference["bytes"], max(r["kl"] for r in data.candidates)
-    kind = " · ".join(
-        str(part) for part in (row["method"], row["format"], f"{row['bits_per_weight']:.2f} bits per weight") if part
-    )
+    method = [f"method {row['method']}"] if row["method"] else []
+    kind = " · ".join([*method, f"format {row['format']}", f"{row['bits_per_weight']:.2f} bits per weight"])
     meters = [
-        meter(percent(row["top1"], 1), "same next token", row["top1"], colour),
-        meter(megabytes(row["bytes"]), f"{percent(size)} of the size", min(size, 1), colour),
+        meter(percent(row["top1"], 1), "of tokens: same most likely next token", row["top1"], colour),
+        meter(megabytes(row["bytes"]), f"{percent(size)} of the reference's size", min(size, 1), colour),
         meter(
             f"{row['kl']:.4f}", "KL divergence, nats per token", share_of(row["kl"], furthest, data.candidates), colour
         ),

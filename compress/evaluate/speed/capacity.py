@@ -1,22 +1,7 @@
-"""Predicted fit: weights, KV cache and overhead, from config.json and the weight headers. No model is loaded.
+"""Predicted fit, one `CapacityRow` per checkpoint and hardware: weights, KV cache and overhead.
 
-A row of `predict_rows`; sizes are in bytes:
-    kind name path role digest          "predicted"; role is "reference" for the first checkpoint; digest is None
-    hardware hardware_title             a name in hardware.HARDWARE, or "gpu-memory"
-    memory_bytes usable_bytes           total memory; the part that vLLM may use
-    bandwidth_bytes_per_s capability    None if unknown; "8.7"
-    kernel note                         vLLM's 4-bit kernel; a remark on the hardware
-    weights_bytes                       on the device
-    overhead_bytes                      an allowance for everything except weights and KV cache
-    kv_bytes_per_token                  until a sliding window is full
-    kv_bytes_per_request                one request of request_tokens
-    prompt_tokens new_tokens request_tokens
-    fits reason                         whether one such request fits; why it does not
-    context_limit longest_context       of the model; the most tokens that fit, at batch size 1
-    largest_batch                       concurrent requests of request_tokens, at most SEQUENCES
-    decode_tokens_per_s_estimate        batch size 1; an upper bound from bandwidth, None if bandwidth is unknown
-
-A KV cache holds a key and a value per block, KV head and token. On a GPU, vLLM allocates it in pages of 16 tokens.
+The numbers come from config.json and the headers of the weight files. No model is loaded. A KV cache holds a key and a
+value per block, KV head and token. On a GPU, vLLM allocates it in pages of 16 tokens.
 """
 
 import math
@@ -24,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -34,6 +19,7 @@ from compress.checkpoint.load import check_causal_lm, open_causal_lm
 from compress.checkpoint.read import Checkpoint, read_json
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
+from compress.core.rows import CapacityRow
 from compress.evaluate.names import unique_names
 from compress.evaluate.speed.hardware import Hardware, kernel_of, unsupported_reason
 from compress.model.blocks import find_vocabulary
@@ -190,7 +176,7 @@ def make_footprint(path: Path, name: str, config: dict[str, Any], sizes: dict[st
 
 def predict_rows(
     footprints: Sequence[ModelFootprint], hardware: Sequence[Hardware], prompt_tokens: int, new_tokens: int
-) -> list[Row]:
+) -> list[CapacityRow]:
     """One row per checkpoint and hardware. QCompressError for a request longer than a model's context."""
     for one in footprints:
         check_context(one.path, one.config, prompt_tokens + new_tokens)
@@ -203,7 +189,7 @@ def predict_rows(
 
 def predict_paths(
     paths: Sequence[Path], hardware: Sequence[Hardware], packed: str | None, prompt_tokens: int, new_tokens: int
-) -> list[Row]:
+) -> list[CapacityRow]:
     """`predict_rows` of paths; with a format in `packed`, also of each unquantized checkpoint packed in that format."""
     footprints = []
     for one in read_footprints(paths):
@@ -223,9 +209,9 @@ def check_context(path: Path, config: dict[str, Any], tokens: int) -> None:
         )
 
 
-def predict(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new_tokens: int, index: int) -> Row:
+def predict(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new_tokens: int, index: int) -> CapacityRow:
     """The row of one checkpoint on one hardware; `index` 0 is the reference."""
-    return {
+    row: Row = {
         "kind": "predicted",
         "name": model.name,
         "path": str(model.path),
@@ -237,6 +223,7 @@ def predict(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new_t
         "kv_bytes_per_token": model.kv_bytes_per_token,
         **fit_facts(model, hardware, prompt_tokens, new_tokens),
     }
+    return cast("CapacityRow", row)
 
 
 def hardware_facts(hardware: Hardware, config: dict[str, Any]) -> Row:

@@ -1,29 +1,4 @@
-"""Speed and memory of checkpoints: one row each, measured in a process of its own.
-
-A row of `speed_rows`; sizes in bytes, times in seconds; None if a figure could not be measured:
-    kind name path role digest          "measured"; role is "reference" for the first checkpoint, else "candidate"
-    runtime runtime_version             what ran the checkpoint
-    device dtype                        where, and in which dtype
-    prompt_tokens new_tokens batch_size a request, and concurrent requests when throughput is measured
-    repeats rounds                      repeats in total; processes started
-    threads load_average                torch's threads; the machine's load before the run
-    weights_bytes                       of the safetensors files
-    peak_bytes baseline_bytes           peak memory, and memory before loading: of the process (CPU), or reserved by
-                                        torch (GPU). vLLM's peak includes its KV cache
-    kv_cache_bytes kv_cache_tokens      size of vLLM's KV cache; None with transformers
-    kv_blocks kv_block_size             the same in vLLM's pages, and tokens per page
-    kv_bytes_per_token                  predicted from config.json
-    ttft_s generate_s latency_s         median time of prompt and first token; of the other tokens; of both
-    ttft_s_low ttft_s_high …            minimum and maximum of the repeats, for these three and the next two
-    decode_tokens_per_s                 of one request, after its first token
-    throughput_tokens_per_s             new tokens of a whole batch over its total time
-    largest_batch largest_batch_how     concurrent requests of this length; the source of the number
-    largest_batch_ran                   whether a batch of that size was run
-    KEY_gain                            for each key of GAINS: improvement over the reference in %; less memory and
-                                        time, more tokens/s and requests; None in the reference's row
-    error                               why figures are missing, else None
-    note                                a remark on the figures, else None
-"""
+"""Speed and memory of checkpoints: one `SpeedRow` each, measured in a separate process."""
 
 import json
 import os
@@ -37,11 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 from compress.checkpoint.hub import model_name
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
+from compress.core.rows import CapacityRow, SpeedRow
 from compress.evaluate.names import short_names
 from compress.evaluate.speed.capacity import check_context, kv_blocks_of, kv_bytes, predict_paths
 from compress.evaluate.speed.hardware import find_hardware, memory_only
@@ -98,7 +74,7 @@ def bench_rows(
     resources: Resources,
     prediction: Prediction,
     report: Report = lambda row: None,
-) -> tuple[list[Row], list[Row]]:
+) -> tuple[list[SpeedRow], list[CapacityRow]]:
     """Measured rows and predicted rows. Predictions come first, because they take no time and can fail."""
     timing = timing.complete()
     hardware = find_hardware(prediction.hardware)
@@ -116,7 +92,7 @@ def speed_rows(
     resources: Resources,
     *,
     report: Report = lambda row: None,
-) -> list[Row]:
+) -> list[SpeedRow]:
     """One row per checkpoint; the first is the reference.
 
     Every round starts one process per checkpoint, every second round in reverse order: a machine that slows down slows
@@ -138,7 +114,7 @@ def speed_rows(
     rows = [make_row(index, *pair, timing) | {"runtime": runtime} for index, pair in enumerate(order)]
     names = short_names([checkpoint.path for checkpoint in checkpoints])
     rows = [row | {"name": name} for row, name in zip(rows, names, strict=True)]
-    return [row | gains(row, rows[0]) for row in rows]
+    return [cast("SpeedRow", row | gains(row, rows[0])) for row in rows]
 
 
 def progress_row(checkpoint: Checkpoint, number: int, lines: Lines) -> Row:

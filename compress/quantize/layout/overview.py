@@ -4,10 +4,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from compress.checkpoint.hub import model_name
 from compress.core.config import FORMAT_NAMES, QuantizeConfig
 from compress.core.report import Report, Row, silent
+from compress.core.rows import PlanRow
 from compress.quantize.layout.budget import (
     Candidate,
     choose,
@@ -51,10 +53,10 @@ class Overview:
         fits = [each for each in candidates if self.max_size is None or each.plan.bytes <= self.max_size]
         return fits or candidates
 
-    def row(self, candidate: Candidate) -> Row:
+    def row(self, candidate: Candidate) -> PlanRow:
         """A layout as a row of --json; `take` marks the recommended one."""
         config, plan = candidate.config, candidate.plan
-        return {
+        row: Row = {
             "format": config.format,
             "group_size": config.group_size,
             "head_bits": config.head_bits,
@@ -66,6 +68,7 @@ class Overview:
             **loaders(plan),
             **({"take": True} if candidate is self.recommended else {}),
         }
+        return cast("PlanRow", row)
 
     def harm_text(self, candidate: Candidate) -> str:
         """A measured KL in nats, or an estimate in words, compared with plain 4 bits."""
