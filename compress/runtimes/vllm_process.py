@@ -1,4 +1,4 @@
-"""vLLM as a runtime in a process of its own, so that its memory returns at the end. Requests go over a pipe.
+"""vLLM as a runtime in a separate process, so that its memory returns at the end. Requests go over a pipe.
 
 python -m compress.runtimes.vllm_process CHECKPOINT LENGTH DTYPE
     reads lines {"prompts", "seeds", "sampling"}, writes lines of [ids, ended]
@@ -35,7 +35,7 @@ class VllmProcess:
     def __init__(
         self, checkpoint: Checkpoint, length: int | None = None, *, dtype: str = "auto", gpu: int | None = None
     ) -> None:
-        # vLLM would read torchrun's variables as its own
+        # vLLM would read torchrun's variables and wait for its ranks
         environment = ENVIRONMENT | {name: value for name, value in os.environ.items() if name not in TORCHRUN}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(gpu)

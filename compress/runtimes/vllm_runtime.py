@@ -21,7 +21,7 @@ SHARE = 0.92  # vLLM's default gpu_memory_utilization
 
 
 class VllmRuntime:
-    """A checkpoint in vLLM. `kv_bytes_per_token` turns vLLM's cache size into bytes; `options` are vLLM's own."""
+    """A checkpoint in vLLM. `kv_bytes_per_token` turns vLLM's cache size into bytes; `options` are passed to vLLM."""
 
     def __init__(
         self, checkpoint: str, length: int, *, dtype: Dtype = "auto", kv_bytes_per_token: int = 0, **options: Any

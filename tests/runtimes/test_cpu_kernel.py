@@ -260,7 +260,7 @@ def test_on_a_gpu_the_plugin_does_nothing(monkeypatch):
 
 @pytest.mark.vllm
 def test_vllm_passes_the_layout_that_the_operator_reads():
-    """vLLM's own kernel class lays out a linear stored as GPTQ, calls the operator, and gets x Wᵀ."""
+    """vLLM's kernel class lays out a linear stored as GPTQ, calls the operator, and gets x Wᵀ."""
     pytest.importorskip("vllm")
     in_new_python(
         """

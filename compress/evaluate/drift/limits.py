@@ -1,7 +1,7 @@
 """Limits on a candidate, and the verdicts that follow. Gates, reports and recipes share them.
 
 A limit has the name of its option: `max_size` (bytes), `max_kl` (nats per token), `max_perplexity_ratio`, and
-`min_retention` (% on every kind of task). None means no limit. A damaged block, found by --locate, always fails.
+`min_retention` (% on every kind of task). None means no limit. A block that --locate marks as an outlier always fails.
 """
 
 from collections.abc import Mapping, Sequence

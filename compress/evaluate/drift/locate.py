@@ -11,8 +11,8 @@ Errors of one block never reach the next, so a damaged block differs from the ot
 
 The score of a value is its distance from the median of all blocks, in robust deviations (1.4826 · median absolute
 deviation). A block is an outlier if a score exceeds OUTLIER: of its gain, of the log of its linears' errors over those
-in the record (above the median only; without a record, of its own error), or of a linear's gain among the linears of
-the same name. The last one finds q_proj, whose errors hardly change the block's update.
+in the record (above the median only; without a record, of the block's error), or of a linear's gain among the linears
+of the same name. The last one finds q_proj, whose errors hardly change the block's update.
 """
 
 import math

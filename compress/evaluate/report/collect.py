@@ -69,10 +69,10 @@ def speed_of(file: Path, compared: Sequence[Row]) -> list[Row]:
 def matched(file: Path, rows: Sequence[Row], compared: Sequence[Row]) -> list[Row]:
     """The rows with the digest of a compared checkpoint. QCompressError if none is a candidate's."""
     digests = {row["digest"] for row in compared}
-    kept = [row for row in rows if row["digest"] in digests]
-    if not {row["digest"] for row in kept} & {row["digest"] for row in compared[1:]}:
+    matching = [row for row in rows if row["digest"] in digests]
+    if not {row["digest"] for row in matching} & {row["digest"] for row in compared[1:]}:
         names = ", ".join(dict.fromkeys(row["name"] for row in rows))
         raise QCompressError(
             f"{file}: its rows are on {names}, and on no candidate as it is now; run the command again"
         )
-    return kept
+    return matching

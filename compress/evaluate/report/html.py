@@ -23,7 +23,7 @@ def percent(value: float, digits: int = 0) -> str:
 
 
 def cell_html(cell: Cell) -> str:
-    """A figure as HTML: errors and second figures small, the interval on a line of its own."""
+    """A figure as HTML: errors and second figures small, the interval on a separate line."""
     error = f" <small>± {cell.error}</small>" if cell.error else ""
     small = f" <small>{esc(cell.small)}</small>" if cell.small else ""
     interval = f"<br><small>{cell.interval}</small>" if cell.interval else ""

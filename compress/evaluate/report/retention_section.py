@@ -44,7 +44,7 @@ def kind_group(data: ReportData, kind: str, axis: float) -> str:
     about = f"mean over all kinds, {items}" if kind == "all" else " · ".join(part for part in (items, scored) if part)
     bars = "".join(bar(data, row, axis) for row in rows if row["role"] == "candidate")
     name = "All tasks" if kind == "all" else NAMES.get(kind, kind)
-    return f'<div class="kept"><h3>{esc(name)} <small>{esc(about)}</small></h3>{bars}</div>'
+    return f'<div class="scores"><h3>{esc(name)} <small>{esc(about)}</small></h3>{bars}</div>'
 
 
 def bar(data: ReportData, row: RetentionRow, axis: float) -> str:

@@ -25,7 +25,7 @@ def sample_block(data: ReportData, sample: SampleRow) -> str:
     kind = esc(NAMES.get(sample["kind"], sample["kind"]))
     columns = "".join(answer_block(data, answer) for answer in sample["answers"])
     question = f'<div class="prompt"><h3>{kind}</h3>{prompt}</div>'
-    return f'<article class="sample">{question}<div class="said">{columns}</div></article>'
+    return f'<article class="sample">{question}<div class="answers">{columns}</div></article>'
 
 
 def numbered(texts: Sequence[str]) -> list[tuple[str, str]]:

@@ -50,7 +50,7 @@ def card(data: ReportData, index: int) -> str:
     method = [f"method {row['method']}"] if row["method"] else []
     kind = " · ".join([*method, f"format {row['format']}", f"{row['bits_per_weight']:.2f} bits per weight"])
     meters = [
-        meter(percent(row["top1"], 1), "of tokens: same most likely next token", row["top1"], colour),
+        meter(percent(row["top1"], 1), "same next token", row["top1"], colour),
         meter(megabytes(row["bytes"]), f"{percent(size)} of the reference's size", min(size, 1), colour),
         meter(
             f"{row['kl']:.4f}", "KL divergence, nats per token", share_of(row["kl"], furthest, data.candidates), colour

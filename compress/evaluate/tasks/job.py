@@ -59,7 +59,7 @@ def lm_eval_rows(
     runtime: RuntimeSettings,
     report: Report = lambda row: None,
 ) -> list[Row]:
-    """The rows of lm-eval benchmarks; lm-eval prints its own progress on stderr."""
+    """The rows of lm-eval benchmarks; lm-eval prints progress on stderr."""
     names = (tasks.tasks or "").split(",")
     if "humaneval" in names:
         check_sandbox(report)

@@ -2,7 +2,8 @@
 
     expected: {"number": "3/4"}
 
-A decimal is right if it is the expected number rounded to its own places, at least two: 0.33 is 1/3, but 0.3 is not.
+A decimal of at least two places is right if it equals the expected number rounded to as many places: 0.33 is 1/3, but
+0.3 is not.
 """
 
 import re

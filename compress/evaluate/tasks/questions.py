@@ -21,9 +21,9 @@ def check(item: Item) -> None:
 def score_fact(expected: Expected, answer: str) -> Score:
     """1 if the answer has an accepted spelling and no refused one, else 0."""
     if wrong := first_named(answer, expected.get("refused", ())):
-        return Score(0.0, f"says {wrong}")
+        return Score(0.0, f"contains {wrong}")
     if right := first_named(answer, expected["answers"]):
-        return Score(1.0, f"says {right}")
+        return Score(1.0, f"contains {right}")
     return Score(0.0, f"expected {expected['answers'][0]}: {excerpt(answer)}")
 
 

@@ -266,7 +266,7 @@ def test_sections_without_rows_are_left_out(make_rows):
 
 
 def test_a_kind_where_the_reference_scores_0_has_no_bar(full_data):
-    groups = re.findall(r'<div class="kept">.*?</div></div>', retention_section(full_data), re.DOTALL)
+    groups = re.findall(r'<div class="scores">.*?</div></div>', retention_section(full_data), re.DOTALL)
     (mathematics,) = [group for group in groups if "Mathematics" in group]
     assert mathematics.count("n/a") == 3 and "<u " not in mathematics and "<em " not in mathematics
 

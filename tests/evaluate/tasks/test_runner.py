@@ -207,5 +207,5 @@ def test_rows_hold_the_score_of_every_kind_and_the_retention(tiny_llama, tiny_qw
     assert by_role["candidate", "qa"]["retention"] == 0 and by_role["candidate", "all"]["items"] == 4
     assert json.loads((run.out / "eval.json").read_text()) == rows
     lines = [json.loads(line) for line in (run.out / "llama.scores.jsonl").read_text().splitlines()]
-    assert [line["id"] for line in lines] == list("abcd") and lines[0]["reason"] == "says x"
+    assert [line["id"] for line in lines] == list("abcd") and lines[0]["reason"] == "contains x"
     assert not [path for path in run.out.iterdir() if path.name.startswith(".")]

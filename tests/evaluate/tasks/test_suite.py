@@ -36,10 +36,10 @@ def test_spellings_match_whole_words_only(answer, spelling, expected):
     assert names(answer, spelling) is expected
 
 
-def test_a_refused_spelling_makes_an_answer_wrong():
+def test_a_rejected_spelling_makes_an_answer_wrong():
     expected = {"answers": ["Thursday"], "refused": ["Tuesday"]}
     assert questions.score(expected, ["Thursday"]).value == 1
-    assert questions.score(expected, ["Tuesday or Thursday"]) == Score(0.0, "says Tuesday")
+    assert questions.score(expected, ["Tuesday or Thursday"]) == Score(0.0, "contains Tuesday")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_conversation_scores_the_share_of_turns_that_are_right():
     expected = {"answers": [None, ["Mia"], ["Rex"]], "refused": [None, None, ["Max"]]}
     assert conversation.score(expected, ["", "Mia", "Rex"]).value == 1
     assert conversation.score(expected, ["Mia", "Bo", "Rex"]) == Score(0.5, "turn 2: expected Mia: Bo")
-    assert conversation.score(expected, ["", "Mia", "Rex, not Max"]) == Score(0.5, "turn 3: says Max")
+    assert conversation.score(expected, ["", "Mia", "Rex, not Max"]) == Score(0.5, "turn 3: contains Max")
 
 
 def test_an_exception_in_a_scorer_is_not_a_wrong_answer():
