@@ -2,9 +2,9 @@
 
 Random hidden states and heads of a small width over 151,936 tokens. For each codec: bytes per token; how fast rows are
 read back as targets; and the cosine between the full loss's gradient and the mean gradient over `--draws` caches,
-each drawn with its own uniform numbers. The cosine of an unbiased codec tends to 1, that of topk does not.
+each with independent uniform draws. The cosine of an unbiased codec tends to 1, that of topk does not.
 --logit-scale makes the teacher sharper or flatter, and its tail lighter or heavier. --training-speed is the tokens
-per second of a training from a cache (scripts/bench_distill.py prints them), against which reading is judged.
+per second of a training from a cache (scripts/bench_distill.py prints them), the base of the reading target.
 """
 
 import tempfile
@@ -47,9 +47,9 @@ def mean_cosine(student: LogitSource, teacher: LogitSource, codec: Codec, draws:
     full = gradient(student, teacher)
     generator = torch.Generator().manual_seed(0)
     numbers = torch.rand(draws, len(teacher.hidden), generator=generator, dtype=torch.float64)
-    found = [gradient(student, codec.decode(codec.encode(teacher, number), teacher)) for number in numbers]
-    mean = torch.stack(found).mean(0)
-    return {"cosine_1": cosine(found[0], full), f"cosine_{draws}": cosine(mean, full)}
+    gradients = [gradient(student, codec.decode(codec.encode(teacher, number), teacher)) for number in numbers]
+    mean = torch.stack(gradients).mean(0)
+    return {"cosine_1": cosine(gradients[0], full), f"cosine_{draws}": cosine(mean, full)}
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -84,13 +84,13 @@ def read_speed(folder: Path, name: str, codec: Codec, teacher: LogitSource, toke
     return {"bytes_on_disk": stored, "first_tokens_per_second": speeds[0], "tokens_per_second": speeds[1]}
 
 
-def judge(rows: list[Row], draws: int, training: float | None) -> list[Row]:
-    """What was expected beside what was found."""
+def compare_targets(rows: list[Row], draws: int, training: float | None) -> list[Row]:
+    """One row per target: the target, the measured value, and whether it is met."""
     by_name = {row["name"]: row for row in rows}
     cosine = f"cosine_{draws}"
     hybrid, topk = by_name["hybrid"], by_name["topk 50"]
     speed = None if training is None else hybrid["first_tokens_per_second"] / training
-    told = [
+    targets = [
         ("hybrid: bytes per token on disk", f"<= {BYTES}", hybrid["bytes_on_disk"], hybrid["bytes_on_disk"] <= BYTES),
         (f"hybrid: cosine of the mean of {draws}", f">= {COSINE}", hybrid[cosine], hybrid[cosine] >= COSINE),
         (f"topk 50: cosine of the mean of {draws}", f"< {COSINE}", topk[cosine], topk[cosine] < COSINE),
@@ -101,13 +101,13 @@ def judge(rows: list[Row], draws: int, training: float | None) -> list[Row]:
             "not measured: give --training-speed" if speed is None else speed >= READING,
         ),
     ]
-    return [dict(zip(("name", "expected", "found", "met"), one, strict=True)) for one in told]
+    return [dict(zip(("name", "target", "measured", "met"), one, strict=True)) for one in targets]
 
 
 @click.command()
 @click.option("--vocab", default=151_936, show_default=True)
-@click.option("--width", default=64, show_default=True, help="Of the hidden states.")
-@click.option("--tokens", default=32, show_default=True, help="In the gradient.")
+@click.option("--width", default=64, show_default=True, help="Width of the hidden states.")
+@click.option("--tokens", default=32, show_default=True, help="Tokens per gradient.")
 @click.option("--draws", default=128, show_default=True)
 @click.option("--logit-scale", default=4.0, show_default=True, help="Standard deviation of the teacher's logits.")
 @click.option("--read-tokens", default=65_536, show_default=True)
@@ -140,7 +140,7 @@ def main(
             speed = read_speed(Path(folder) / "cache", name, codec, teacher, read_tokens, seq_len)
         row = {"name": label, "biased": codec.biased, "bytes_per_token": codec.bytes_per_token(width)}
         rows.append(row | mean_cosine(student, teacher, codec, draws) | speed)
-    targets = judge(rows, draws, training_speed)
+    targets = compare_targets(rows, draws, training_speed)
     if as_json:
         emit({"rows": rows, "targets": targets}, as_json=True)
         return

@@ -3,7 +3,7 @@
 The same student (--blocks of the teacher's), the same windows, steps and micro-batch, float32, KL at temperature 1:
 TRL's trainer with λ = 0 (scripts/install_peers.sh makes its environment), ours with the teacher at hand, ours from a
 hidden cache, ours from a hybrid one; each alone in its own process. The first --warmup steps and the last one do not
-count; what captures took stands in their own rows. Targets are printed beside what was found.
+count. Each capture has a row of its own. Every target is printed with the measured value and whether it is met.
 """
 
 import os
@@ -46,7 +46,7 @@ def run(command: list[str], log: Path) -> tuple[Row, str]:
     row = {"command_seconds": round(time.perf_counter() - started, 1), "peak_gib": usage.ru_maxrss / 2**20}
     if status:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        raise RuntimeError(f"{' '.join(command[:4])}: {lines[-1] if lines else 'it said nothing'} (all of it: {log})")
+        raise RuntimeError(f"{' '.join(command[:4])}: {lines[-1] if lines else 'no output'}; see {log}")
     return row, (log.with_suffix(".out").read_text().strip().splitlines() or [""])[-1]
 
 
@@ -55,15 +55,17 @@ def qcompress(*arguments: object) -> list[str]:
 
 
 def prepare(teacher: Path, out: Path, sizes: Row, text: str, blocks: int, hidden_dtype: str) -> list[Row]:
-    """Student, caches and the windows that all read, made anew; what the captures took."""
+    """Write a new student, its caches and the windows for all runs. Returns one row per capture."""
     sources = ("--text", text, "--seq-len", sizes["seq_len"])
     report({"student": out / "student"})
     run(qcompress("init-student", teacher, "--blocks", blocks, "--out", out / "student", *sources), out / "student.log")
     windows = ("--samples", sizes["steps"] * sizes["batch_size"])
     options = {"hidden": ("--dtype", hidden_dtype), "hybrid": ("--temperature", 1)}
     rows = []
-    for codec, given in options.items():
-        command = qcompress("capture", teacher, "--codec", codec, "--out", out / codec, *sources, *windows, *given)
+    for codec, codec_options in options.items():
+        command = qcompress(
+            "capture", teacher, "--codec", codec, "--out", out / codec, *sources, *windows, *codec_options
+        )
         row, _ = run(command, out / f"capture-{codec}.log")
         rows.append({"name": f"capture {codec}", **row})
         report(rows[-1])
@@ -74,7 +76,7 @@ def prepare(teacher: Path, out: Path, sizes: Row, text: str, blocks: int, hidden
 
 
 def settings_of(name: str, out: Path, sizes: Row, text: str, rate: float) -> Row:
-    """The settings of one of our runs: KL alone, at temperature 1, judged once at the end."""
+    """The settings of one of our runs: KL only, at temperature 1, evaluated once at the end."""
     cache = None if name == "online" else str(out / name)
     rest = {"alpha": 1.0, "temperature": 1.0, "eval_every": sizes["steps"], "learning_rate": rate}
     return {"student": str(out / "student"), "text": [text], "cache": cache, **sizes, **rest}
@@ -84,8 +86,8 @@ def command_of(name: str, teacher: Path, out: Path, sizes: Row, text: str, rate:
     place = out / f"run-{name}"
     shutil.rmtree(place, ignore_errors=True)
     if name == "trl":
-        given = (teacher, out / "student", out / "windows.json", place, sizes["steps"], sizes["batch_size"], rate)
-        return [str(python), "-W", "ignore", str(HERE / "peers/run_trl_gkd.py"), *map(str, given)]
+        arguments = (teacher, out / "student", out / "windows.json", place, sizes["steps"], sizes["batch_size"], rate)
+        return [str(python), "-W", "ignore", str(HERE / "peers/run_trl_gkd.py"), *map(str, arguments)]
     file = out / f"{name}.json"
     file.write_text(json.dumps(settings_of(name, out, sizes, text, rate)))
     return [sys.executable, str(HERE / "peers/run_qcompress_distill.py"), str(teacher), str(place), str(file)]
@@ -98,34 +100,38 @@ def timed(answer: Row, sizes: Row, warmup: int) -> Row:
     return {"tokens_per_second": speed, "seconds_per_step": sum(counted) / len(counted), "losses": answer["losses"]}
 
 
-def judge(rows: list[Row], hidden_dtype: str) -> list[Row]:
-    """What was expected beside what was found."""
+def compare_targets(rows: list[Row], hidden_dtype: str) -> list[Row]:
+    """One row per target: the target, the measured value, and whether it is met."""
     speed = {row["name"]: row["tokens_per_second"] for row in rows}
-    found = []
+    results = []
     for name, against, least in TARGETS:
         ratio = speed[name] / speed[against] if {name, against} <= speed.keys() else None
         met = "not measured" if ratio is None else ratio >= least
-        found.append({"name": f"{name} / {against}, tokens/s", "expected": f">= {least}", "found": ratio, "met": met})
+        results.append(
+            {"name": f"{name} / {against}, tokens/s", "target": f">= {least}", "measured": ratio, "met": met}
+        )
     curves = {row["name"]: row["losses"] for row in rows}
     if {"hidden", "online"} <= curves.keys():
         pairs = zip(curves["hidden"], curves["online"], strict=True)
         worst, limit = max(abs(a - b) / abs(b) for a, b in pairs), SAME_CURVE[hidden_dtype]
         name = f"hidden ({hidden_dtype}) and online, relative difference of losses"
-        found.append({"name": name, "expected": f"<= {limit:g}", "found": worst, "met": worst <= limit})
-    return found
+        results.append({"name": name, "target": f"<= {limit:g}", "measured": worst, "met": worst <= limit})
+    return results
 
 
 def trl_python(peers: Path) -> Path:
-    """TRL's own environment, or this one when it has TRL."""
-    own = peers / "trl/bin/python"
-    return own.absolute() if own.exists() or find_spec("trl") is None else Path(sys.executable)
+    """The Python of TRL's environment, or this one when it has TRL."""
+    python = peers / "trl/bin/python"
+    return python.absolute() if python.exists() or find_spec("trl") is None else Path(sys.executable)
 
 
 @click.command(help=__doc__)
 @click.argument("teacher", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench-distill"), show_default=True)
 @click.option("--peers", type=click.Path(path_type=Path), default=Path("build/peers"), show_default=True)
-@click.option("--only", multiple=True, type=click.Choice(NAMES), help="Some of the four.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(NAMES), help="Run to measure; repeat for several.  [default: all four]"
+)
 @click.option("--text", default="default", show_default=True)
 @click.option("--blocks", type=int, default=15, show_default=True)
 @click.option("--steps", type=click.IntRange(4), default=24, show_default=True)
@@ -159,7 +165,7 @@ def main(
         row, answer = run(command, out / f"{name}.log")
         rows.append({"name": name, **timed(json.loads(answer), sizes, warmup), **row})
         report({key: value for key, value in rows[-1].items() if key != "losses"})
-    targets = judge(rows, hidden_dtype)
+    targets = compare_targets(rows, hidden_dtype)
     if as_json:
         emit({"rows": rows, "captures": captures, "targets": targets, "load": os.getloadavg()[0]}, as_json=True)
         return

@@ -33,7 +33,7 @@ from compress.distill.training.stage_runner import Run, make_alignment, run_stag
 
 Row = dict[str, Any]
 REPLAY = 0.25
-WARM_UP = 4  # steps that are timed; the first of them and the last, which is judged, are not counted
+WARM_UP = 4  # timed steps; the first and the last (with its evaluation) do not count
 VARIANTS = {"CE": "ce", "KD": "kd", "KD + hidden": "hidden", "KD in stages": "staged"}
 COLOURS = ("#8a8a8a", "#1f6feb", "#d1762a", "#2a9d5c")
 
@@ -154,7 +154,9 @@ def draw(rows: list[Row], perplexity: float) -> Figure:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--text", "general", multiple=True, required=True, help="General text: NAME or FILE, with =WEIGHT.")
 @click.option("--task", multiple=True, required=True, help="Text of the task, likewise.")
-@click.option("--eval-text", multiple=True, required=True, help="Text that judges, likewise; never trained on.")
+@click.option(
+    "--eval-text", multiple=True, required=True, help="Text for evaluation, never trained on; repeat for several."
+)
 @click.option("--blocks", type=click.IntRange(1), default=20, show_default=True)
 @click.option("--steps", type=click.IntRange(2), help="Of each variant; or --minutes.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="For everything, about.")
@@ -216,10 +218,10 @@ def prepare(
     start = find_start(general, tokenizer, big.model, 4, size)
     few = counting_windows(general, tokenizer, 4, size, start, common.packing)
     student = make_student(open_causal_lm(teacher), plan, common, few, vocab, device, report)
-    judge = Evaluator(big, counting_windows(eval_text, tokenizer, windows, size, start, common.packing), vocab)
-    report({"eval_tokens": judge.tokens, "teacher_perplexity": exp(judge.teacher_nll), "device": str(device)})
+    evaluator = Evaluator(big, counting_windows(eval_text, tokenizer, windows, size, start, common.packing), vocab)
+    report({"eval_tokens": evaluator.tokens, "teacher_perplexity": exp(evaluator.teacher_nll), "device": str(device)})
     weights = snapshot(student.model.model, torch.float32)
-    return Bench(big, student.model, weights, judge, tokenizer, vocab, align_weight, general, task)
+    return Bench(big, student.model, weights, evaluator, tokenizer, vocab, align_weight, general, task)
 
 
 def write_results(out: Path, teacher: Path, rows: list[Row], perplexity: float) -> None:

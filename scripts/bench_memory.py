@@ -34,12 +34,12 @@ def resident(process: psutil.Process) -> int:
         try:
             total += member.memory_info().rss
         except psutil.NoSuchProcess:
-            continue  # it ended between being listed and being asked
+            continue  # the process ended after it was listed
     return total
 
 
 def high_water(pid: int) -> int:
-    """The kernel's own count of the most bytes the process had resident; 0 when it has just ended."""
+    """Peak resident bytes of the process by the kernel's count (VmHWM); 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -72,16 +72,16 @@ def estimate(model: Path, config: QuantizeConfig, limit: int) -> int:
 
 
 def measure(model: Path, text: str, out: Path, config: QuantizeConfig, limit: str) -> dict[str, Any]:
-    """One quantization: its row. The result is removed: only its memory was asked for."""
+    """One quantization as a row. The checkpoint is removed afterwards."""
     place = out / model.name
     shutil.rmtree(place, ignore_errors=True)
     sizes = {"--group-size": config.group_size, "--samples": config.samples, "--seq-len": config.seq_len}
-    given = [part for name, value in sizes.items() for part in (name, str(value))]
+    options = [part for name, value in sizes.items() for part in (name, str(value))]
     start = [sys.executable, "-c", "from compress.cli import cli; cli()", "quantize", str(model), "--json"]
-    given += ["--error-correction", str(config.error_correction), "--activation-memory", limit]
+    options += ["--error-correction", str(config.error_correction), "--activation-memory", limit]
     row = {"name": model.name, "estimate_bytes": estimate(model, config, parse_size(limit))}
     report(row)
-    command = [*start, "--method", config.method, "--text", text, "--out", str(place), *given]
+    command = [*start, "--method", config.method, "--text", text, "--out", str(place), *options]
     row |= watch(command, out / f"{model.name}.log")
     report(row)  # the next one may take an hour
     shutil.rmtree(place)
@@ -106,8 +106,8 @@ def main(shallow: Path, deep: Path, text: str, method: str, limit: str, out: Pat
     rows = [measure(model, text, out, config, limit) for model in (shallow, deep)]
     ratio, peak = rows[1]["vmhwm_bytes"] / rows[0]["vmhwm_bytes"], max(row["sampled_bytes"] for row in rows)
     targets = [
-        {"name": "deep / shallow", "expected_at_most": RATIO_LIMIT, "found": ratio, "met": ratio <= RATIO_LIMIT},
-        {"name": "peak bytes", "expected_at_most": BYTES_LIMIT, "found": peak, "met": peak <= BYTES_LIMIT},
+        {"name": "deep / shallow", "target_at_most": RATIO_LIMIT, "measured": ratio, "met": ratio <= RATIO_LIMIT},
+        {"name": "peak bytes", "target_at_most": BYTES_LIMIT, "measured": peak, "met": peak <= BYTES_LIMIT},
     ]
     if as_json:
         emit({"rows": rows, "targets": targets}, as_json=True)

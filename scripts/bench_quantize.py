@@ -1,10 +1,10 @@
-"""Ours against the others, one run on one machine: python scripts/bench_quantize.py MODEL CALIBRATION TEXT
+"""qcompress against other quantizers, one run on one machine: python scripts/bench_quantize.py MODEL CALIBRATION TEXT
 
 Every quantizer runs alone, in its own process and interpreter (scripts/install_peers.sh makes those of the others), on
 the same text: the first --samples · --seq-len tokens of the file CALIBRATION. Then every checkpoint is scored
 against MODEL on the same windows of TEXT.
 
-`seconds` is the quantizer's own clock. The others' is without loading and saving, ours with both and with measuring
+`seconds` is measured by the quantizer: the peers' without loading and saving, ours with both and with measuring
 the start token; `command_seconds` is the whole command for all.
 """
 
@@ -43,8 +43,8 @@ FIGURES = ("bytes", "kl", "kl_se", "kl_p99", "perplexity", "perplexity_ratio", "
 
 
 @dataclass(frozen=True)
-class DistillJob:
-    """What one quantizer is given."""
+class QuantizerJob:
+    """The model, text and sizes for one quantizer."""
 
     model: Path
     out: Path
@@ -100,26 +100,26 @@ TARGETS = (
 )
 
 
-def command(variant: Variant, job: DistillJob) -> list[str]:
+def command(variant: Variant, job: QuantizerJob) -> list[str]:
     """The command line of one quantizer."""
     if variant.peer is not None:
         python, script = job.peers / variant.peer / "bin/python", HERE / "peers" / f"run_{variant.peer}.py"
         return [str(python), "-W", "ignore", *map(str, (script, job.model, job.out, job.windows, job.group_size))]
     sizes = {"--group-size": job.group_size, "--samples": job.samples, "--seq-len": job.seq_len}
-    given = [part for name, value in sizes.items() for part in (name, str(value))]
+    options = [part for name, value in sizes.items() for part in (name, str(value))]
     start = [sys.executable, "-c", "from compress.cli import cli; cli()", "quantize", str(job.model)]
-    return [*start, *given, *variant.options, "--text", job.calibration, "--out", str(job.out), "--json"]
+    return [*start, *options, *variant.options, "--text", job.calibration, "--out", str(job.out), "--json"]
 
 
-def run(variant: Variant, job: DistillJob) -> Row:
-    """One quantizer in its own process: seconds and peak bytes, or the reason why there are none."""
+def run(variant: Variant, job: QuantizerJob) -> Row:
+    """One quantizer in its own process: seconds and peak memory, or the reason of its failure."""
     row: Row = {"name": variant.name}
     if variant.peer and not (job.peers / variant.peer / "bin/python").exists():
         return row | {"failed": "not installed: run scripts/install_peers.sh"}
     shutil.rmtree(job.out, ignore_errors=True)
     paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")] if variant.peer is None else [str(HERE / "peers")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | dict(variant.environment)
-    del environment["OMP_WAIT_POLICY"]  # the machine is quiet, and each waits as it does by itself
+    del environment["OMP_WAIT_POLICY"]  # each quantizer keeps its default
     answer, log = job.out.with_suffix(".json"), job.out.with_suffix(".log")
     started = time.perf_counter()
     with answer.open("w") as stdout, log.open("w") as stderr:
@@ -127,16 +127,16 @@ def run(variant: Variant, job: DistillJob) -> Row:
         _, status, usage = os.wait4(process.pid, 0)
     row |= {"command_seconds": time.perf_counter() - started, "peak_gib": usage.ru_maxrss / 2**20}
     if status:
-        return row | {"failed": f"{last_line(log)} (all of it: {log})"}
+        return row | {"failed": f"{last_line(log)} ; see {log}"}
     text = answer.read_text()
-    told = json.loads(text) if variant.peer is None else json.loads(text.strip().splitlines()[-1])
+    result = json.loads(text) if variant.peer is None else json.loads(text.strip().splitlines()[-1])
     start = (Checkpoint(job.out).record.get("calibration") or {}).get("start") or {}
-    return row | {"seconds": told["seconds"], "start_token": start.get("token")}
+    return row | {"seconds": result["seconds"], "start_token": start.get("token")}
 
 
 def last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it said nothing"
+    return lines[-1][:200] if lines else "no output"
 
 
 def readable(row: Row, path: Path) -> Row:
@@ -153,24 +153,24 @@ def readable(row: Row, path: Path) -> Row:
     return row
 
 
-def judge(rows: list[Row]) -> list[Row]:
-    """What was expected beside what was found, for every target whose figures are there."""
+def compare_targets(rows: list[Row]) -> list[Row]:
+    """One row per target: the limit, the measured ratio, and whether it is met."""
     peers = {variant.name for variant in VARIANTS if variant.peer}
-    found = []
+    results = []
     for target in TARGETS:
         values = {row["name"]: row[target.figure] for row in rows if target.figure in row}
         against = [values[name] for name in values if name == target.against or target.against == "best peer"]
         if target.against == "best peer":
             against = [values[name] for name in values if name in peers]
         ratio = values[target.variant] / min(against) if target.variant in values and against else None
-        found.append(verdict(f"{target.variant}: {target.figure} / {target.against}", target.limit, ratio))
-    return found
+        results.append(verdict(f"{target.variant}: {target.figure} / {target.against}", target.limit, ratio))
+    return results
 
 
 def verdict(name: str, limit: float, ratio: float | None) -> Row:
-    """A line of what was expected beside what was found."""
+    """The row of one target: the limit, the measured ratio, and whether it is met."""
     met = "not measured" if ratio is None else ratio <= limit
-    return {"name": name, "expected_at_most": limit, "found": ratio, "met": met}
+    return {"name": name, "target_at_most": limit, "measured": ratio, "met": met}
 
 
 def roofline_rows(model: Path, rows: list[Row], tokens: int, seq_len: int) -> list[Row]:
@@ -209,7 +209,7 @@ def score(model: Path, rows: list[Row], place: Callable[[str], Path], text: str,
 @click.argument("text")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench-quantize"), show_default=True)
 @click.option("--peers", type=click.Path(path_type=Path), default=Path("build/peers"), show_default=True)
-@click.option("--variant", "wanted", multiple=True, type=click.Choice([variant.name for variant in VARIANTS]))
+@click.option("--variant", "variants", multiple=True, type=click.Choice([variant.name for variant in VARIANTS]))
 @click.option("--group-size", type=int, default=64, show_default=True)
 @click.option("--samples", type=int, default=64, show_default=True)
 @click.option("--seq-len", type=int, default=512, show_default=True)
@@ -221,7 +221,7 @@ def main(
     text: str,
     out: Path,
     peers: Path,
-    wanted: tuple[str, ...],
+    variants: tuple[str, ...],
     windows: int,
     as_json: bool,
     **sizes: int,
@@ -234,14 +234,14 @@ def main(
     report({"ours sees": "the same text from its beginning, each window after the start token, if the model wants it"})
     rows = []
     for variant in VARIANTS:
-        if wanted and variant.name not in wanted:
+        if variants and variant.name not in variants:
             continue
         place = out / variant.name
-        job = DistillJob(model, place, calibration, out / "windows.json", **sizes, peers=peers.absolute())
+        job = QuantizerJob(model, place, calibration, out / "windows.json", **sizes, peers=peers.absolute())
         rows.append(readable(run(variant, job), place))
         report(rows[-1])
     score(model, rows, lambda name: out / name, text, windows, seq_len)
-    targets = [*judge(rows), *roofline_rows(model, rows, samples * seq_len, seq_len)]
+    targets = [*compare_targets(rows), *roofline_rows(model, rows, samples * seq_len, seq_len)]
     if as_json:
         emit({"rows": rows, "targets": targets, "load_average": os.getloadavg()[0]}, as_json=True)
         return

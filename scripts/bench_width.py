@@ -38,10 +38,10 @@ def main(path: Path) -> None:
     calibration = build_windows(["default"], tokenizer, n_samples=WINDOWS, seq_len=SEQ_LEN, seed=0).ids
     heldout = build_windows(["heldout"], tokenizer, n_samples=HELDOUT, seq_len=SEQ_LEN, seed=0).ids
     teacher = answers(config, weights, heldout)
-    judges = {"weights": None, "activations": measure_importance(config, weights, calibration)}
+    importances = {"weights": None, "activations": measure_importance(config, weights, calibration)}
     for sizes in SHAPES:
         shape = student_shape(config, **sizes)
-        for name, importance in judges.items():
+        for name, importance in importances.items():
             student = answers(*cut(config, weights, shape, range(shape.num_layers), importance), heldout)
             kl = kl_div(student, teacher, reduction="batchmean", log_target=True).item()
             sys.stdout.write(json.dumps({**sizes, "importance": name, "kl": round(kl, 4)}) + "\n")

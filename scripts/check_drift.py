@@ -46,15 +46,15 @@ def plain_tokens(reference: Any, candidate: Any, ids: Tensor, scored: Tensor, vo
 
 
 def plain_figures(reference: Path, candidate: Path, windows: Windows, vocabulary: int) -> Row:
-    """The same figures as a row's, plainly."""
+    """The figures of a row, by the plain computation."""
     models = load_model(reference), load_model(candidate)
     rows = zip(windows.ids, windows.mask, strict=True)
     tokens = torch.cat([plain_tokens(*models, ids[None], mask[1:], vocabulary) for ids, mask in rows])
     ours, theirs, kl, top1, top5 = tokens.mean(0).tolist()
     quantiles = tokens[:, 2].quantile(torch.tensor([0.5, 0.95, 0.99], dtype=torch.float64)).tolist()
-    found = {"reference perplexity": math.exp(ours), "perplexity": math.exp(theirs), "kl": kl}
-    found |= {"perplexity_ratio": math.exp(theirs - ours), "top1": top1, "top5": top5}
-    return found | dict(zip(("kl_median", "kl_p95", "kl_p99"), quantiles, strict=True))
+    figures = {"reference perplexity": math.exp(ours), "perplexity": math.exp(theirs), "kl": kl}
+    figures |= {"perplexity_ratio": math.exp(theirs - ours), "top1": top1, "top5": top5}
+    return figures | dict(zip(("kl_median", "kl_p95", "kl_p99"), quantiles, strict=True))
 
 
 def difference(name: str, plain: float, ours: float) -> float:
@@ -83,7 +83,7 @@ def main(model: Path, candidate: Path, text: str, windows: int, seq_len: int, as
                 "plain": value,
                 "ours": ours[name],
                 "difference": apart,
-                "expected_at_most": TOLERANCE,
+                "target_at_most": TOLERANCE,
                 "met": apart <= TOLERANCE,
             }
         )

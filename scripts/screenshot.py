@@ -32,9 +32,9 @@ def main(report: Path, out: Path) -> int:
                 page.on("console", lambda message: troubles.append(message.text) if message.type == "error" else None)
                 page.goto(report.absolute().as_uri())
                 page.screenshot(path=out / f"{name}-{scheme}.png", full_page=True)
-                found = page.evaluate("document.documentElement.scrollWidth")
-                if found > width:
-                    troubles.append(f"{name}: the page is {found} wide, the screen {width}")
+                page_width = page.evaluate("document.documentElement.scrollWidth")
+                if page_width > width:
+                    troubles.append(f"{name}: the page is {page_width} wide, the screen {width}")
                 page.close()
         browser.close()
     for trouble in troubles:

@@ -1,8 +1,8 @@
-"""What all runners need, in environments that have nothing of ours."""
+"""Functions of all runners; the peers' environments have no qcompress."""
 
 import resource
 
 
 def peak_bytes() -> int:
-    """The most memory that this process ever had resident."""
+    """Peak resident memory of this process, in bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,7 @@
-"""GPTQModel's GPTQ on given windows: GPTQMODEL_CPU_WORKERS=2 PYTHON run_gptqmodel.py MODEL OUT WINDOWS.json GROUP_SIZE
+"""GPTQModel's GPTQ: GPTQMODEL_CPU_WORKERS=2 PYTHON run_gptqmodel.py MODEL OUT WINDOWS.json GROUP_SIZE
 
-Runs in GPTQModel's own environment; without that variable it refuses machines with 2 cores. Symmetric 4 bits, head
-left alone. Prints one JSON line: seconds of the quantization without loading and saving, and the peak of memory.
+Runs in GPTQModel's environment. Without that variable it refuses machines with 2 cores. Symmetric 4 bits, the
+head not quantized. Prints one JSON line: seconds of the quantization without loading and saving, and peak memory.
 """
 
 import json

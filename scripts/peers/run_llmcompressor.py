@@ -1,6 +1,6 @@
-"""llm-compressor's GPTQ on given windows: PYTHON run_llmcompressor.py MODEL OUT WINDOWS.json GROUP_SIZE
+"""llm-compressor's GPTQ on the windows of a file: PYTHON run_llmcompressor.py MODEL OUT WINDOWS.json GROUP_SIZE
 
-Runs in llm-compressor's own environment. Symmetric 4 bits, head left alone. Prints one JSON line: seconds of the
+Runs in llm-compressor's environment. Symmetric 4 bits, the head not quantized. Prints one JSON line: seconds of the
 quantization without loading and saving, and the peak of resident memory. Its AWQ needs an accelerator to pin memory.
 """
 

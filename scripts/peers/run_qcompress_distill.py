@@ -1,4 +1,4 @@
-"""Our own distillation, timed as the others are: PYTHON run_qcompress_distill.py TEACHER OUT SETTINGS.json
+"""qcompress's distillation, timed as the peers are: PYTHON run_qcompress_distill.py TEACHER OUT SETTINGS.json
 
 SETTINGS are those of `qcompress distill`. Prints one JSON line: seconds of every step but the last (which is followed
 by the evaluation), the losses, and the peak of memory. A student that got no better in so few steps is no failure.
@@ -19,22 +19,22 @@ from compress.distill.job import distill_checkpoint
 
 
 def main(teacher: str, out: str, settings: str) -> None:
-    told: list[tuple[float, float]] = []
+    losses_at: list[tuple[float, float]] = []
 
     def report(row: dict[str, Any]) -> None:
         if "loss" in row:
-            told.append((time.perf_counter(), row["loss"]))
+            losses_at.append((time.perf_counter(), row["loss"]))
 
     config = DistillConfig(**json.loads(Path(settings).read_text()))
     try:
         distill_checkpoint(Path(teacher), Path(out), config, report)
     except QCompressError:
-        if len(told) != config.total_steps:
+        if len(losses_at) != config.total_steps:
             raise
-    ends = [end for end, _ in told[:-1]]
+    ends = [end for end, _ in losses_at[:-1]]
     seconds = [end - start for start, end in pairwise(ends)]
-    # The first step began before anything was told; it is warm-up in any case.
-    row = {"seconds": [None, *seconds], "losses": [loss for _, loss in told], "peak_bytes": peak_bytes()}
+    # The first step began before the first report; it belongs to the warm-up.
+    row = {"seconds": [None, *seconds], "losses": [loss for _, loss in losses_at], "peak_bytes": peak_bytes()}
     print("\n" + json.dumps(row))
 
 

@@ -1,6 +1,6 @@
-"""TRL's GKD trainer on given windows: PYTHON run_trl_gkd.py TEACHER STUDENT WINDOWS.json OUT STEPS BATCH RATE
+"""TRL's GKD trainer: PYTHON run_trl_gkd.py TEACHER STUDENT WINDOWS.json OUT STEPS BATCH RATE
 
-Runs in TRL's own environment. λ = 0 (the text as it is), β = 0 (KL of teacher and student), float32, no gradient
+Runs in TRL's environment. λ = 0 (the text as it is), β = 0 (KL of teacher and student), float32, no gradient
 checkpointing, one micro-batch a step. Prints one JSON line: seconds of every step, the losses, and the peak of memory.
 """
 
@@ -18,7 +18,7 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 
 class Clock(TrainerCallback):
-    """When every step ended."""
+    """The times in seconds at which the steps ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []

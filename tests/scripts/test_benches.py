@@ -1,4 +1,4 @@
-"""The benchmark scripts: the operations they count, the targets they judge, the shapes they make."""
+"""The benchmark scripts: the operations they count, the targets they compare, the shapes they write."""
 
 import importlib.util
 import json
@@ -45,40 +45,42 @@ def test_operations_grow_with_windows_but_only_attention_with_their_length():
     assert count([(3, 2)], [2], seq_len=16, **sizes) - one == 2 * 64 * 8 * 4
 
 
-def test_a_target_is_judged_against_the_better_peer_and_not_at_all_without_figures():
+def test_targets_use_the_better_peer_and_need_figures():
     rows = [{"name": "gptq", "kl": 0.1, "seconds": 9.0}, {"name": "llm-compressor", "kl": 0.3}]
     rows += [{"name": "gptqmodel", "kl": 0.2, "seconds": 80.0}, {"name": "awq", "failed": "for a reason"}]
-    judged = {row["name"]: row for row in script("bench_quantize").judge(rows)}
-    assert judged["gptq: kl / best peer"]["found"] == pytest.approx(0.5)
-    assert judged["gptq: kl / best peer"]["met"] is True
-    assert judged["gptq: seconds / gptqmodel"]["met"] is True
-    assert judged["gptq: seconds / llm-compressor"]["met"] == "not measured"
-    assert judged["awq+gptq: kl / best peer"]["found"] is None
+    targets = {row["name"]: row for row in script("bench_quantize").compare_targets(rows)}
+    assert targets["gptq: kl / best peer"]["measured"] == pytest.approx(0.5)
+    assert targets["gptq: kl / best peer"]["met"] is True
+    assert targets["gptq: seconds / gptqmodel"]["met"] is True
+    assert targets["gptq: seconds / llm-compressor"]["met"] == "not measured"
+    assert targets["awq+gptq: kl / best peer"]["measured"] is None
 
 
-def test_a_peer_that_is_not_installed_is_said_so(tiny_llama, tmp_path):
+def test_a_missing_peer_is_reported_as_not_installed(tiny_llama, tmp_path):
     bench = script("bench_quantize")
-    job = bench.Job(tiny_llama, tmp_path / "out", "default", tmp_path / "w.json", 32, 2, 64, tmp_path / "nowhere")
+    job = bench.QuantizerJob(
+        tiny_llama, tmp_path / "out", "default", tmp_path / "w.json", 32, 2, 64, tmp_path / "nowhere"
+    )
     row = bench.run(next(variant for variant in bench.VARIANTS if variant.peer), job)
     assert row["failed"] == "not installed: run scripts/install_peers.sh"
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2"])
-def test_a_made_shape_has_the_configs_shapes_and_loads(family, request, tmp_path):
+def test_make_shape_writes_the_configs_shapes_and_loads(family, request, tmp_path):
     source = request.getfixturevalue(family)
-    arguments = [str(source / "config.json"), "--blocks", "3", "--out", str(tmp_path / "made")]
+    arguments = [str(source / "config.json"), "--blocks", "3", "--out", str(tmp_path / "shape")]
     result = CliRunner().invoke(
         script("make_shape").main, [*arguments, "--tokenizer", str(source)], catch_exceptions=False
     )
     assert result.exit_code == 0
-    config = json.loads((tmp_path / "made" / "config.json").read_text())
-    model = load_model(tmp_path / "made")
+    config = json.loads((tmp_path / "shape" / "config.json").read_text())
+    model = load_model(tmp_path / "shape")
     assert config["num_hidden_layers"] == 3
     assert {name: tuple(p.shape) for name, p in model.named_parameters()} == parameter_shapes(config)
     weight = model.get_parameter("model.layers.2.mlp.down_proj.weight")
     assert weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert torch.equal(model.get_parameter("model.norm.weight"), torch.ones(64))
-    assert (tmp_path / "made" / "tokenizer.json").is_file()
+    assert (tmp_path / "shape" / "tokenizer.json").is_file()
 
 
 def test_the_peak_of_a_process_is_seen_from_outside(tmp_path):
@@ -114,12 +116,12 @@ def test_a_damaged_copy_is_valid_and_differs_in_one_block_only(family, request, 
         assert {row["rule"] for row in check_checkpoint(path) if row["level"] == "error"} == rules
 
 
-def test_a_block_that_is_not_there_is_refused(tiny_llama, tmp_path):
+def test_damage_refuses_a_block_that_does_not_exist(tiny_llama, tmp_path):
     with pytest.raises(QCompressError, match="has no block 2"):
         script("damage").damage(tiny_llama, tmp_path / "out", 2, 1.05)
 
 
-def test_the_check_of_drift_finds_no_difference_and_would_say_one(tiny_llama, tiny_qwen2, tmp_path):
+def test_check_drift_passes_and_would_detect_a_difference(tiny_llama, tiny_qwen2, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox asks a question; the lazy dog answers it in a few words.\n" * 20)
     size = ["--windows", "2", "--seq-len", "32", "--json"]
@@ -137,9 +139,9 @@ def test_drift_and_bare_passes_take_turns(tiny_llama, tiny_qwen2, tmp_path):
     size = ["--tokens", "100", "--seq-len", "32", "--repeats", "2", "--json"]
     result = CliRunner().invoke(script("bench_drift").main, [str(tiny_llama), str(tiny_qwen2), str(text), *size])
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert [row["tokens"] for row in found["rows"]] == [128, 128]
-    rates = [row["tokens_per_second"] for row in found["rows"]]
-    assert found["targets"][0]["found"] == pytest.approx(rates[1] / rates[0])
-    told = [line.split()[1] for line in result.stderr.splitlines() if line.startswith("name")]
-    assert told == ["two", "drift", "two", "drift"]
+    report = json.loads(result.stdout)
+    assert [row["tokens"] for row in report["rows"]] == [128, 128]
+    rates = [row["tokens_per_second"] for row in report["rows"]]
+    assert report["targets"][0]["measured"] == pytest.approx(rates[1] / rates[0])
+    names = [line.split()[1] for line in result.stderr.splitlines() if line.startswith("name")]
+    assert names == ["two", "drift", "two", "drift"]
