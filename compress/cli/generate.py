@@ -64,6 +64,27 @@ def command(
     """
     settings = make_settings(GenerateConfig, options)
     sampling = make_settings(Sampling, options)
+    row = generate(teacher, prompts, out, settings, sampling, device=device, rank=rank, ranks=ranks, restart=restart)
+    emit(row, as_json=as_json)
+    if "answers" in row:
+        facts = f"{row['answers']:,} answers"
+        command_line = f"qcompress distill {as_typed(teacher)} --student STUDENT --text {out} -o trained"
+        print_written(out, facts, next_command=command_line, as_json=as_json)
+
+
+def generate(
+    teacher: Path,
+    prompts: Path,
+    out: Path,
+    settings: GenerateConfig,
+    sampling: Sampling,
+    *,
+    device: str,
+    rank: int,
+    ranks: int,
+    restart: bool,
+) -> Any:
+    """The row of the finished job. The runtime closes when the job ends."""
     from compress.checkpoint.load import open_causal_lm
     from compress.distill.generate.choose import choose_runtime
     from compress.distill.generate.job import generate_answers
@@ -71,7 +92,7 @@ def command(
     checkpoint, gpu = open_causal_lm(teacher), rank if ranks > 1 else None
     with ExitStack() as stack:
         place: dict[str, Any] = {"device": device, "gpu": gpu, "stack": stack, "report": report}
-        row = generate_answers(
+        return generate_answers(
             checkpoint,
             prompts,
             out,
@@ -86,8 +107,3 @@ def command(
             restart=restart,
             report=report,
         )
-    emit(row, as_json=as_json)
-    if "answers" in row:
-        facts = f"{row['answers']:,} answers"
-        command_line = f"qcompress distill {as_typed(teacher)} --student STUDENT --text {out} -o trained"
-        print_written(out, facts, next_command=command_line, as_json=as_json)

@@ -14,6 +14,7 @@ from compress.core.errors import QCompressError
 
 if TYPE_CHECKING:
     from compress.core.rows import PlanRow
+    from compress.quantize.layout.overview import Overview
 
 ALSO_RUNS_IN = {"vllm_cpu": "CPU", "transformers": "transformers"}
 
@@ -99,17 +100,27 @@ def command(
         measure=measure,
         report=report,
     )
+    print_overview(overview, show_all=show_all, measured=measure, as_json=as_json)
+    if overview.recommended is None:
+        raise QCompressError(f"{model}: {format_misfit(overview.candidates, max_size or 0)}")
+    print_command(quantize_command(model, overview.recommended.config), as_json=as_json)
+
+
+def print_overview(overview: "Overview", *, show_all: bool, measured: bool, as_json: bool) -> None:
+    """The layouts as JSON rows or as the terminal's table, with notes where a layout is recommended."""
     shown = overview.shown(show_all=show_all)
     rows = [overview.row(each) for each in shown]
     texts = [overview.harm_text(each) for each in shown]
     emit(rows if as_json else [table_row(*pair) for pair in zip(rows, texts, strict=True)], as_json=as_json)
-    if overview.recommended is None:
-        raise QCompressError(f"{model}: {format_misfit(overview.candidates, max_size or 0)}")
-    line = quantize_command(model, overview.recommended.config)
+    if overview.recommended is not None and not as_json:
+        print_notes(len(shown), len(overview.candidates), measured=measured)
+
+
+def print_command(line: str, *, as_json: bool) -> None:
+    """The command line that makes the recommended layout. With --json it goes to stderr."""
     if as_json:
         progress.print(line, markup=False)
         return
-    print_notes(len(shown), len(overview.candidates), measured=measure)
     if " MODEL " in line:
         results.print("Replace MODEL by the folder with the weights:")
     results.print(line, markup=False)
