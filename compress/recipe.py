@@ -25,6 +25,11 @@ from compress.core.options import METADATA
 from compress.distill.config import DistillConfig, StageConfig
 
 OUTPUTS = ("eval", "student", "stages.json", "report.json", "report.html")  # names in the folder
+SHAPES = {  # pydantic's error type -> the YAML to write
+    "list_type": "a list, one entry per line, each after a dash",
+    "model_type": "keys with values, such as {name: value}, or remove the key",
+    "invalid_key": "a word as the key; numbers are no keys",
+}
 
 
 class RecipeSection(BaseModel):
@@ -174,6 +179,8 @@ def first_error(error: ValidationError, section: type[RecipeSection] | None = No
     """The first error in one line, an unknown key with the nearest valid one. `section`: None for a whole recipe."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
+    if first["type"] in SHAPES:
+        return f"{place}: write {SHAPES[first['type']]}"
     if first["type"] != "extra_forbidden":
         return f"{place}: {first['msg']}"
     keys = list((section or section_at(first["loc"][:-1])).model_fields)

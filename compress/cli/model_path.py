@@ -6,7 +6,16 @@ from typing import Any
 import click
 
 
-class ModelPath(click.Path):
+class FilledPath(click.Path):
+    """A path. Usage error for empty text, which would mean the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty; give a file or a folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class ModelPath(FilledPath):
     """A path, or a hub id such as Qwen/Qwen2.5-1.5B-Instruct or ORG/NAME@REVISION, which is downloaded."""
 
     def __init__(self) -> None:
@@ -15,7 +24,7 @@ class ModelPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from compress.checkpoint.hub import resolve_model
 
-        return super().convert(resolve_model(value), param, ctx)
+        return super().convert(resolve_model(value) if value != "" else value, param, ctx)
 
 
 MODEL = ModelPath()

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from compress.cli.model_path import FilledPath
 from compress.core.options import Setting, settings_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -154,7 +155,7 @@ def shared_option(*names: str, group: str, **settings: Any) -> Callable[[F], F]:
 
 def out_option(help: str, **settings: Any) -> Callable[[F], F]:
     """`-o/--out`, required: where the command writes."""
-    kind = click.Path(path_type=Path, **settings)
+    kind = FilledPath(path_type=Path, **settings)
     return shared_option("-o", "--out", group="Essentials", type=kind, required=True, help=help)
 
 

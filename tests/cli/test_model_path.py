@@ -51,3 +51,10 @@ def test_an_unknown_hub_id_is_one_error_line_with_the_download_command(monkeypat
     result = CliRunner().invoke(cli, ["check", "org/tiny"])
     assert result.exit_code == 1 and result.output.count("\n") == 1
     assert "run: hf download org/tiny --local-dir tiny" in result.output
+
+
+@pytest.mark.parametrize("args", [["quantize", "", "-o", "new"], ["quantize", "model", "-o", ""]])
+def test_empty_path_is_a_usage_error(args):
+    result = CliRunner().invoke(cli, args)
+    assert result.exit_code == 2
+    assert "the path is empty; give a file or a folder." in result.output

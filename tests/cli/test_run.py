@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import yaml
 from click.testing import CliRunner
 
 from compress.cli import cli
+from compress.core.errors import QCompressError
 from compress.recipe import load_recipe
 
 RECIPES = sorted(Path(__file__).parents[2].joinpath("recipes").glob("*.yaml"))
@@ -139,3 +141,18 @@ def test_the_eval_section_puts_scores_and_answers_into_the_report(tiny_llama, tm
     assert [row["name"] for row in rows["retention"] if row["kind"] == "qa"] == [tiny_llama.name, "student", "q"]
     assert len(rows["samples"]) == 3 and len(rows["samples"][0]["answers"]) == 3
     assert rows["samples"][0]["id"] in Path(rows["report"]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("quantize: {name: awq}", "quantize: write a list, one entry per line, each after a dash"),
+        ("eval: [a]", "eval: write keys with values, such as {name: value}, or remove the key"),
+        ("5: x", "5: write a word as the key; numbers are no keys"),
+    ],
+)
+def test_recipe_error_names_the_yaml_to_write(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"teacher: model\nout: runs\n{text}\n", encoding="utf-8")
+    with pytest.raises(QCompressError, match=re.escape(f"{path}: {message}")):
+        load_recipe(path)
