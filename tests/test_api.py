@@ -37,6 +37,7 @@ def test_a_public_function_documents_arguments_result_and_errors(name):
     assert all(f"        {argument}: " in function.__doc__ for argument in inspect.signature(function).parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", compress.__all__)
 def test_a_public_function_stays_callable_after_its_package_is_imported(name):
     code = "import compress.quantize.methods.rtn, compress.distill.config, compress.checkpoint.check.run\n"

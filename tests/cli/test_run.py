@@ -72,6 +72,7 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(tmp_path, change, wo
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_finished_stages_are_skipped_and_changed_ones_rejected(tiny_llama, tmp_path):
     path = write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out"))
     first = invoke("run", path)
@@ -133,6 +134,7 @@ def test_a_damaged_output_is_not_skipped(tiny_llama, tmp_path):
     assert result.exit_code == 1 and "the weights have changed since they were written" in result.output
 
 
+@pytest.mark.slow
 def test_the_eval_section_puts_scores_and_answers_into_the_report(tiny_llama, tmp_path):
     path = write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out", eval={"limit": 1, "answers": 3}))
     result = invoke("run", path, "--json")
