@@ -37,7 +37,7 @@ GROUPS = (
 )
 
 
-class Option(click.Option):
+class GroupedOption(click.Option):
     """A click option that belongs to a group of the help page."""
 
     def __init__(self, *args: Any, group: str = "Run control", **kwargs: Any) -> None:
@@ -115,7 +115,7 @@ def click_option(setting: Setting) -> Callable[[F], F]:
         settings["multiple"] = True
     if about.flag_value is not None:
         settings |= {"is_flag": False, "flag_value": about.flag_value}
-    return click.option(*names, cls=Option, **settings, **value_type(setting))
+    return click.option(*names, cls=GroupedOption, **settings, **value_type(setting))
 
 
 def value_type(setting: Setting) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def make_settings(config: type[C], values: dict[str, Any]) -> C:
 
 def shared_option(*names: str, group: str, **settings: Any) -> Callable[[F], F]:
     """An option that several commands have."""
-    return click.option(*names, cls=Option, group=group, **settings)
+    return click.option(*names, cls=GroupedOption, group=group, **settings)
 
 
 def out_option(help: str, **settings: Any) -> Callable[[F], F]:

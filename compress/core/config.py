@@ -15,6 +15,7 @@ DEFAULT_FORMAT = {"rtn": "compressed-tensors", "gptq": "gptq", "awq": "awq", "aw
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 STORAGE_DTYPES = ("float16", "bfloat16")
 GROUP_SIZES = (128, 64, 32)  # of vLLM's kernels, largest first
+TUNE_BATCH = 4  # windows per step of tuning
 HEAD_BITS = (16, 8, 4)
 EMBEDDING_BITS = (16, 8)
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -91,7 +91,7 @@ def try_candidate(
     path: Path,
     config: QuantizeConfig,
     run: Callable[[Path, QuantizeConfig], Row],
-    evaluator: "Evaluator | None",
+    evaluator: "CandidateScorer | None",
     processes: Processes,
 ) -> Row:
     """The KL of the candidate at `path` on held-out windows; `run` writes it first if it is missing.
@@ -135,7 +135,7 @@ def open_folder(model: PathOrCheckpoint, out: Path, config: QuantizeConfig, *, r
 
 
 @dataclass(frozen=True)
-class Evaluator:
+class CandidateScorer:
     """The 16-bit model, its held-out windows (n, seq_len), and its states after the last block for them."""
 
     teacher: BlockModel
@@ -152,14 +152,14 @@ class Evaluator:
 
 
 @torch.no_grad()
-def make_evaluator(model: PathOrCheckpoint, config: QuantizeConfig, device: str) -> Evaluator:
+def make_evaluator(model: PathOrCheckpoint, config: QuantizeConfig, device: str) -> CandidateScorer:
     """The evaluator on a config's held-out windows, with the start token that the candidates' windows have."""
     checkpoint, plan = plan_quantize(model, replace(config, method="rtn"))
     config = replace(config, compute_dtype=choose_compute_dtype(config, plan, device))
     teacher = make_blocks(checkpoint, config, device)
     start = job_start(teacher, checkpoint.tokenizer, config)
     ids = job_windows(checkpoint.tokenizer, config, start.token).ids[-config.held_out :]
-    return Evaluator(teacher, ids, final_states(teacher, ids, BATCH))
+    return CandidateScorer(teacher, ids, final_states(teacher, ids, BATCH))
 
 
 def publish(folder: Path, out: Path, rows: list[Row]) -> None:

@@ -15,9 +15,10 @@ from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
 from compress.model.malloc import release_memory
 from compress.model.precision import matmul_in
-from compress.quantize.blocks.lockstep import Batches, Outputs, StageInput, lockstep, trace_stages
+from compress.quantize.blocks.lockstep import Batches, Outputs, lockstep, trace_stages
 from compress.quantize.blocks.problem import BlockSettings, StageStatistics, collect_statistics, stage_problem
 from compress.quantize.methods.awq import output_error
+from compress.quantize.methods.error_correction import StageInput
 from compress.quantize.methods.fold import fold_bias, fold_norm, fold_rows, per_row
 from compress.quantize.methods.rtn import rtn
 from compress.quantize.methods.table import METHODS, Problem, Solution

@@ -7,26 +7,16 @@ When all have paused, the stage is quantized, and every micro-batch continues wi
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import greenlet
 from torch import Tensor, nn
 
 from calibration.capture import watch_inputs
 from compress.model.blocks import Block
+from compress.quantize.methods.error_correction import StageInput
 
 Stage = tuple[str, ...]
-
-
-class StageInput(NamedTuple):
-    """One micro-batch at a stage: the linears' input x (batch, seq, in).
-
-    `residual` is the residual stream (batch, seq, hidden) to which the stage's output is added, where the family table
-    names the module that reads it.
-    """
-
-    x: Tensor
-    residual: Tensor | None = None
 
 
 class Batches(Protocol):

@@ -9,14 +9,13 @@ from collections.abc import Callable
 import psutil
 
 from compress.checkpoint.load import START_LENGTH, START_WINDOWS
-from compress.core.config import QuantizeConfig
+from compress.core.config import TUNE_BATCH, QuantizeConfig
 from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
 from compress.model.blocks import HEAD_ROWS, BlockModel
 from compress.model.malloc import saved_numbers
 from compress.quantize.blocks.lockstep import lockstep, replay
 from compress.quantize.layout.plan import LayoutPlan
 from compress.quantize.methods.error_correction import covariance_rows
-from compress.quantize.tune.model import TuneSettings
 
 ACTIVATION_MEMORY = 1_000_000_000  # bytes: the default limit for the activations that lockstep pauses
 TOKENIZER = 2_000  # measured bytes per vocabulary entry, including the tokens of the calibration text
@@ -97,9 +96,9 @@ def tune_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, wei
     Phase 1 trains block by block and holds three sets of hidden states of all windows. Phase 2 trains end to end and
     holds one set, the loss, and a state per block. Both hold a block and its gradients.
     """
-    width, settings = blocks.model.config.hidden_size, TuneSettings()
+    width = blocks.model.config.hidden_size
     multipliers = sum(out * inn // plan.schemes[name].group_size for name, (out, inn) in plan.linears.items())
-    batch = settings.batch * config.seq_len
+    batch = TUNE_BATCH * config.seq_len
     windows = 4 * (config.samples + config.held_out) * config.seq_len * width
     backward = 12 * weights + 4 * batch * saved_numbers(blocks.model.config.to_dict())
     loss = 4 * LOSS_BUFFERS * CHUNK_LOGITS

@@ -11,8 +11,7 @@ from calibration.statistics import Hessian, all_finite, shrunk
 from compress.core.grid import Scheme
 from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
-from compress.quantize.blocks.lockstep import StageInput
-from compress.quantize.methods.error_correction import ErrorCovariance, correct_weight
+from compress.quantize.methods.error_correction import ErrorCovariance, StageInput, correct_weight
 from compress.quantize.methods.gptq import inverse_factor
 from compress.quantize.methods.table import SCALING, Problem
 from compress.quantize.processes import Processes

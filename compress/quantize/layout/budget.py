@@ -25,7 +25,7 @@ Planned = tuple[QuantizeConfig, LayoutPlan]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class LayoutChoice:
     """A layout: its settings, its exact plan, and its harm (smaller is better)."""
 
     config: QuantizeConfig
@@ -38,9 +38,9 @@ def plan_layouts(source: SourceModel, config: QuantizeConfig, formats: Sequence[
     return [(layout, make_plan(source, layout)) for layout in layouts(source, config, formats)]
 
 
-def rank(plans: Sequence[Planned], harm: Harm) -> list[Candidate]:
+def rank(plans: Sequence[Planned], harm: Harm) -> list[LayoutChoice]:
     """The layouts as candidates, least harmful first, then smallest first."""
-    candidates = [Candidate(config, plan, harm(plan)) for config, plan in plans]
+    candidates = [LayoutChoice(config, plan, harm(plan)) for config, plan in plans]
     return sorted(candidates, key=lambda candidate: (candidate.harm, candidate.plan.bytes))
 
 
@@ -89,14 +89,14 @@ def estimated_harm(source: SourceModel) -> Harm:
     return harm
 
 
-def choose(candidates: Sequence[Candidate], max_size: int | None) -> Candidate | None:
+def choose(candidates: Sequence[LayoutChoice], max_size: int | None) -> LayoutChoice | None:
     """The least harmful layout of at most `max_size` bytes; None if no layout fits."""
     return next((each for each in candidates if max_size is None or each.plan.bytes <= max_size), None)
 
 
-def worthwhile(candidates: Sequence[Candidate]) -> list[Candidate]:
+def worthwhile(candidates: Sequence[LayoutChoice]) -> list[LayoutChoice]:
     """The ranked layouts without those that another one beats in both bytes and harm."""
-    kept: list[Candidate] = []
+    kept: list[LayoutChoice] = []
     for each in candidates:
         if not kept or each.plan.bytes < kept[-1].plan.bytes:
             kept.append(each)
@@ -128,7 +128,7 @@ def cure(source: SourceModel, config: QuantizeConfig) -> str:
     return format_misfit(candidates, config.max_size)
 
 
-def format_misfit(candidates: Sequence[Candidate], max_size: int) -> str:
+def format_misfit(candidates: Sequence[LayoutChoice], max_size: int) -> str:
     """The part of an error that names the smallest layout when none fits."""
     if not candidates:
         return "no layout is legal for this model"

@@ -11,7 +11,7 @@ from compress.core.config import FORMAT_NAMES, QuantizeConfig
 from compress.core.report import Report, Row, silent
 from compress.core.rows import PlanRow
 from compress.quantize.layout.budget import (
-    Candidate,
+    LayoutChoice,
     choose,
     estimated_harm,
     format_flags,
@@ -32,12 +32,12 @@ HARM_WORDS = ((0.1, "almost none"), (0.8, "less than plain"), (1.25, "about plai
 class Overview:
     """Ranked layouts of one model. `recommended` is None if no layout fits `max_size` or none is legal."""
 
-    candidates: list[Candidate]
-    recommended: Candidate | None
+    candidates: list[LayoutChoice]
+    recommended: LayoutChoice | None
     max_size: int | None
     measured: bool
 
-    def shown(self, *, show_all: bool = False) -> list[Candidate]:
+    def shown(self, *, show_all: bool = False) -> list[LayoutChoice]:
         """The recommended layout, then others from large to small: all of them, or at most MAX_ROWS in total.
 
         The short list leaves out layouts that another one beats in both size and harm, and those above `max_size`.
@@ -48,12 +48,12 @@ class Overview:
         first = [] if self.recommended is None else [self.recommended]
         return first + (others if show_all else spread(others, MAX_ROWS - len(first)))
 
-    def fitting(self, candidates: list[Candidate]) -> list[Candidate]:
+    def fitting(self, candidates: list[LayoutChoice]) -> list[LayoutChoice]:
         """The candidates of at most `max_size` bytes; all of them if none fits."""
         fits = [each for each in candidates if self.max_size is None or each.plan.bytes <= self.max_size]
         return fits or candidates
 
-    def row(self, candidate: Candidate) -> PlanRow:
+    def row(self, candidate: LayoutChoice) -> PlanRow:
         """A layout as a row of --json; `take` marks the recommended one."""
         config, plan = candidate.config, candidate.plan
         row: Row = {
@@ -70,7 +70,7 @@ class Overview:
         }
         return cast("PlanRow", row)
 
-    def harm_text(self, candidate: Candidate) -> str:
+    def harm_text(self, candidate: LayoutChoice) -> str:
         """A measured KL in nats, or an estimate in words, compared with plain 4 bits."""
         if self.measured:
             return f"{candidate.harm:.4f} nats"
@@ -103,7 +103,7 @@ def make_overview(
     return Overview(candidates, recommended, max_size, measure)
 
 
-def plain_layout(candidates: Sequence[Candidate]) -> Candidate | None:
+def plain_layout(candidates: Sequence[LayoutChoice]) -> LayoutChoice | None:
     """Plain 4 bits: head and embedding at 16 bits, no linear at 8, the largest group size, the first format."""
     plain = [each for each in candidates if (each.config.head_bits, each.config.embedding_bits) == (16, 16)]
     plain = [each for each in plain if not each.config.eight_bit]
@@ -111,7 +111,7 @@ def plain_layout(candidates: Sequence[Candidate]) -> Candidate | None:
     return max(plain, key=lambda each: (each.config.group_size, order[each.config.format]), default=None)
 
 
-def spread(candidates: list[Candidate], count: int) -> list[Candidate]:
+def spread(candidates: list[LayoutChoice], count: int) -> list[LayoutChoice]:
     """At most `count` candidates, evenly spaced, the first and the last among them."""
     if len(candidates) <= count:
         return candidates

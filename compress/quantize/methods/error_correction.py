@@ -8,15 +8,27 @@ Qronos (Zhang et al. 2025, https://arxiv.org/abs/2505.11695) starts from the fir
 fits them too well, so only W + strength · C H⁻¹ is quantized, with a shrunk H.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from calibration.statistics import Cross, strips
-from compress.quantize.blocks.lockstep import StageInput
 from compress.quantize.methods.gptq import Factor
 
 MAX_NUMBERS = 2**23  # per step: 18944 inputs leave little memory beside the Hessian and its factor
+
+
+class StageInput(NamedTuple):
+    """One micro-batch at a stage: the linears' input x (batch, seq, in).
+
+    `residual` is the residual stream (batch, seq, hidden) to which the stage's output is added, where the family table
+    names the module that reads it.
+    """
+
+    x: Tensor
+    residual: Tensor | None = None
 
 
 class ErrorCovariance:

@@ -69,12 +69,12 @@ def tune_model(
             student.restore(after_blocks)
         report({"kl_before": kl_before, "kl_blocks": kl_blocks})
         best = TuneResult(student.snapshot(), kl_before, kl_blocks, min(kl_before, kl_blocks))
-        trainer = Trainer(teacher, student_model, student, settings.matmul_dtype)
+        trainer = ScaleTrainer(teacher, student_model, student, settings.matmul_dtype)
         return train(trainer, best, ids[:-held_out], targets[:-held_out], measure, settings, report)
 
 
 def train(
-    trainer: "Trainer",
+    trainer: "ScaleTrainer",
     best: TuneResult,
     ids: Tensor,
     targets: Tensor,
@@ -152,7 +152,7 @@ def mean_kl(teacher: BlockModel, model: BlockModel, ids: Tensor, targets: Tensor
     return total / len(ids)
 
 
-class Trainer:
+class ScaleTrainer:
     """Trains the multipliers step by step: forward and backward through all blocks, one block in memory at a time."""
 
     def __init__(

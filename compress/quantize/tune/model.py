@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from compress.core.config import TUNE_BATCH
 from compress.core.grid import QuantizedWeight, split_groups
 from compress.model.blocks import Block
 from compress.model.precision import matmul_in
@@ -24,7 +25,7 @@ class TuneSettings:
 
     epochs: int = 2
     block_epochs: int = 1
-    batch: int = 4
+    batch: int = TUNE_BATCH
     learning_rate: float = 3e-4
     block_learning_rate: float = 2e-3
     held_out: int = 2

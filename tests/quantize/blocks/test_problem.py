@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from calibration.statistics import Hessian, shrunk
-from compress.quantize.blocks.lockstep import StageInput
 from compress.quantize.blocks.problem import reduced_covariance, reduced_hessian
-from compress.quantize.methods.error_correction import ErrorCovariance
+from compress.quantize.methods.error_correction import ErrorCovariance, StageInput
 from compress.quantize.processes import ALONE
 
 

@@ -7,9 +7,9 @@ from compress.checkpoint.read import Checkpoint
 from compress.core.grid import Scheme
 from compress.model.blocks import BlockModel
 from compress.quantize.blocks.block import Reference, quantize_block
-from compress.quantize.blocks.lockstep import StageInput, lockstep, replay
+from compress.quantize.blocks.lockstep import lockstep, replay
 from compress.quantize.blocks.problem import BlockSettings
-from compress.quantize.methods.error_correction import ErrorCovariance, correct_weight, times_inverse
+from compress.quantize.methods.error_correction import ErrorCovariance, StageInput, correct_weight, times_inverse
 from compress.quantize.methods.gptq import inverse_factor
 
 SETTINGS = {"scheme": Scheme(group_size=32), "damp_percent": 0.01}

@@ -17,7 +17,7 @@ from compress.model.blocks import BlockModel, linear_shapes, load_all
 from compress.quantize.job import quantize_checkpoint
 from compress.quantize.methods.rtn import rtn
 from compress.quantize.tune.blockwise import relative_error, tune_blocks
-from compress.quantize.tune.end_to_end import Trainer, final_states, tune_model
+from compress.quantize.tune.end_to_end import ScaleTrainer, final_states, tune_model
 from compress.quantize.tune.model import TunedWeights, TuneSettings, batches
 
 GROUP = 32
@@ -59,7 +59,7 @@ def test_the_streamed_gradient_is_that_of_the_whole_model(path):
     checkpoint, student, codes = make_student(path)
     teacher, model = make_models(checkpoint, student)
     ids = ids_of(2, 12)
-    trainer = Trainer(teacher, model, student)
+    trainer = ScaleTrainer(teacher, model, student)
     with torch.no_grad(), teacher.embedding_and_norm(head=True), model.embedding_and_norm(head=True):
         loss = trainer.step(ids, final_states_of(teacher, ids), rate=0.0)
 
@@ -141,7 +141,7 @@ def test_products_in_bfloat16_give_nearly_the_same_gradients(path):
         teacher, model = make_models(checkpoint, student)
         ids = ids_of(2, 12)
         with torch.no_grad(), teacher.embedding_and_norm(head=True), model.embedding_and_norm(head=True):
-            Trainer(teacher, model, student, matmul_dtype).step(ids, final_states_of(teacher, ids), rate=0.0)
+            ScaleTrainer(teacher, model, student, matmul_dtype).step(ids, final_states_of(teacher, ids), rate=0.0)
         found.append(torch.cat([value.grad.flatten() for value in student.multipliers.values()]))
     difference = (found[1] - found[0]).norm() / found[0].norm()
     assert 0 < difference < 0.05
