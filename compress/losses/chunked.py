@@ -79,25 +79,29 @@ def distill_loss(
     """
     size = min(student.vocab, teacher.vocab, vocab or student.vocab)
     kept = mask.flatten()
-    wanted = labels.flatten()[kept]
-    if len(wanted) and int(wanted.max()) >= size:
-        raise ValueError(f"losses: label {int(wanted.max())} is outside the common vocabulary of {size} tokens")
-    count, rows = len(wanted) if total is None else total, chunk or max(1, CHUNK_LOGITS // size)
-    wanted_gradients = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (student.hidden, student.weight)]
-    terms = Terms(alpha, temperature, float(count), rows, DIVERGENCES[divergence](beta), *wanted_gradients)
+    kept_labels = labels.flatten()[kept]
+    if len(kept_labels) and int(kept_labels.max()) >= size:
+        raise ValueError(f"losses: label {int(kept_labels.max())} is outside the common vocabulary of {size} tokens")
+    count, rows = len(kept_labels) if total is None else total, chunk or max(1, CHUNK_LOGITS // size)
+    needs_gradient = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (student.hidden, student.weight)]
+    terms = Terms(alpha, temperature, float(count), rows, DIVERGENCES[divergence](beta), *needs_gradient)
     work = torch.promote_types(student.hidden.dtype, torch.float32)
     loss, kl, ce = ChunkedLoss.apply(
         student.hidden.flatten(0, -2)[kept],
         student.weight if len(student.weight) == size else student.weight[:size],
         teacher.only(kept, size, work),
-        wanted,
+        kept_labels,
         student.head,
         terms,
     )
-    per_token = [torch.zeros(mask.numel(), dtype=value.dtype, device=value.device) for value in (kl, ce)]
-    for full, value in zip(per_token, (kl, ce), strict=True):
-        full[kept] = value
-    return Loss(loss, per_token[0].view(mask.shape), per_token[1].view(mask.shape))
+    return Loss(loss, fill_masked(kl, mask), fill_masked(ce, mask))
+
+
+def fill_masked(values: Tensor, mask: Tensor) -> Tensor:
+    """One value per unmasked token -> the shape of `mask`, 0 where masked."""
+    full = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
+    full[mask] = values
+    return full
 
 
 class ChunkedLoss(Function):
@@ -167,12 +171,12 @@ def run_chunks(
 def cross_entropy(side: LogitSource, labels: Tensor, mask: Tensor, *, vocab: int, chunk: int | None = None) -> Tensor:
     """One model's ce per token in nats, 0 where masked, shape of `mask`; float32 inside, chunk by chunk."""
     kept = mask.flatten()
-    hidden, wanted = side.hidden.flatten(0, -2)[kept].float(), labels.flatten()[kept]
+    hidden, kept_labels = side.hidden.flatten(0, -2)[kept].float(), labels.flatten()[kept]
     weight, rows = side.weight[:vocab].float(), chunk or max(1, CHUNK_LOGITS // vocab)
     logits, scratch = (hidden.new_empty(min(rows, len(hidden)), len(weight)) for _ in range(2))
     ce = hidden.new_zeros(mask.numel())
     parts = []
-    for part, tokens in zip(hidden.split(rows), wanted.split(rows), strict=True):
+    for part, tokens in zip(hidden.split(rows), kept_labels.split(rows), strict=True):
         side.head.logits_into(logits[: len(part)], part, weight)
         parts.append(cross_entropy_into(logits[: len(part)], tokens, scratch[: len(part)]))
     ce[kept] = torch.cat(parts)
