@@ -67,12 +67,21 @@ def quantize(
     return run(resolve_model(model), Path(out), config, device=pick_device(device), restart=restart, report=report)
 
 
-def distill(teacher: Model, out: Model, *, restart: bool = False, report: Report = silent, **settings: Any) -> Row:
+def distill(
+    teacher: Model,
+    out: Model,
+    *,
+    device: str = "auto",
+    restart: bool = False,
+    report: Report = silent,
+    **settings: Any,
+) -> Row:
     """Train a smaller student to match a teacher, and write it as a 16-bit checkpoint.
 
     Args:
         teacher: The checkpoint to learn from.
         out: Folder to write. It must be empty or missing.
+        device: "cpu", "cuda", or "auto" for a GPU if torch finds one.
         restart: Discard the work of an interrupted run. Otherwise the same call continues it, to the same bytes.
         report: Receives one row per step of progress.
         settings: Any option of `qcompress distill`, such as blocks=20, student="small", steps=500.
@@ -97,7 +106,8 @@ def distill(teacher: Model, out: Model, *, restart: bool = False, report: Report
     if settings.get("student") is not None:
         settings["student"] = str(resolve_model(settings["student"]))
     config = DistillConfig(**settings)
-    return distill_checkpoint(resolve_model(teacher), Path(out), config, report, loop=LoopConfig(restart=restart))
+    loop = LoopConfig(device=device, restart=restart)
+    return distill_checkpoint(resolve_model(teacher), Path(out), config, report, loop=loop)
 
 
 def check(model: Model, *, source: Model | None = None, tensor_parallel_size: int = 1) -> list[Row]:

@@ -24,11 +24,13 @@ from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.write import write_json
 from compress.cli.console import emit, report
 from compress.distill.config import DistillConfig, StageConfig
-from compress.distill.student.build import common_vocabulary, make_student, open_model, working_dtype
+from compress.distill.model import Model, open_model, working_dtype
+from compress.distill.student.build import common_vocabulary, cut_student
 from compress.distill.student.plan import plan_distill
 from compress.distill.text.stages import make_stages, mix, stage_texts
 from compress.distill.text.windows import counting_windows, find_start
-from compress.distill.training.loop import Evaluator, Model, make_accelerator, restore, snapshot
+from compress.distill.training.evaluator import StudentEvaluator
+from compress.distill.training.loop import make_accelerator, restore, snapshot
 from compress.distill.training.stage_runner import Run, make_alignment, run_stages
 
 Row = dict[str, Any]
@@ -45,7 +47,7 @@ class Bench:
     teacher: Model
     student: Model
     start: dict[str, torch.Tensor]
-    evaluator: Evaluator
+    evaluator: StudentEvaluator
     tokenizer: Any
     vocab: int
     align_weight: float
@@ -217,8 +219,10 @@ def prepare(
     size = {"seq_len": common.seq_len, "seed": common.seed}
     start = find_start(general, tokenizer, big.model, 4, size)
     few = counting_windows(general, tokenizer, 4, size, start, common.packing)
-    student = make_student(open_causal_lm(teacher), plan, common, few, vocab, device, report)
-    evaluator = Evaluator(big, counting_windows(eval_text, tokenizer, windows, size, start, common.packing), vocab)
+    student = cut_student(open_causal_lm(teacher), plan, common, few, vocab, device, report)
+    evaluator = StudentEvaluator(
+        big, counting_windows(eval_text, tokenizer, windows, size, start, common.packing), vocab
+    )
     report({"eval_tokens": evaluator.tokens, "teacher_perplexity": exp(evaluator.teacher_nll), "device": str(device)})
     weights = snapshot(student.model.model, torch.float32)
     return Bench(big, student.model, weights, evaluator, tokenizer, vocab, align_weight, general, task)

@@ -8,7 +8,7 @@ import click
 from compress.cli.console import emit, print_written, report, size_fact
 from compress.cli.model_path import MODEL, as_typed
 from compress.cli.options import Command, json_option, make_settings, out_option, settings_options, shared_option
-from compress.distill.config import DistillConfig, MemoryConfig, ScheduleConfig, StudentConfig, TextConfig
+from compress.distill.config import DistillConfig, LoopConfig, MemoryConfig, ScheduleConfig, StudentConfig, TextConfig
 
 TRAINING_ONLY = (
     "student",
@@ -22,13 +22,15 @@ TRAINING_ONLY = (
     "lora_rank",
     "lora_alpha",
     "gradient_checkpointing",
+    "save_every",
+    "log_dir",
 )
 
 
 @click.command("init-student", cls=Command)
 @click.argument("teacher", type=MODEL)
 @out_option("Directory for the student.")
-@settings_options(StudentConfig, TextConfig, ScheduleConfig, MemoryConfig, skip=TRAINING_ONLY)
+@settings_options(StudentConfig, TextConfig, ScheduleConfig, MemoryConfig, LoopConfig, skip=TRAINING_ONLY)
 @shared_option(
     "--config",
     group="Student",
@@ -36,7 +38,7 @@ TRAINING_ONLY = (
     help="Take all sizes of the student from this config.json, in place of the options above.",
 )
 @json_option
-def command(teacher: Path, out: Path, config: Path | None, as_json: bool, **options: Any) -> None:
+def command(teacher: Path, out: Path, config: Path | None, device: str, as_json: bool, **options: Any) -> None:
     """Cut a student out of TEACHER, a folder or a hub id, without training it.
 
     --blocks keeps the first and the last block and removes the run of blocks between them that changes predictions on
@@ -51,7 +53,7 @@ def command(teacher: Path, out: Path, config: Path | None, as_json: bool, **opti
     from compress.distill.student.init_student import init_student, take_sizes
 
     settings = make_settings(DistillConfig, take_sizes(config, options) if config else options)
-    row = init_student(teacher, out, settings, report)
+    row = init_student(teacher, out, settings, report, device=device)
     emit(row, as_json=as_json)
     command_line = f"qcompress distill {as_typed(teacher)} --student {out} -o {out}-trained"
     print_written(out, size_fact(row["float16_bytes"]), next_command=command_line, as_json=as_json)

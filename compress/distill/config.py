@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite
 from typing import Any
 
-from compress.core.options import option
+from compress.core.options import device_setting, option
 
 DTYPES = ("float16", "bfloat16")
 DIVERGENCES = ("kl", "reverse_kl", "jsd")
@@ -360,7 +360,7 @@ class DistillConfig(StudentConfig, TrainConfig, TextConfig):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How a training run is saved and logged; none of it changes the result. `restart` discards saved work."""
+    """Where a training runs, and how it is saved and logged. `restart` discards saved work."""
 
     save_every: int = option(
         100,
@@ -371,6 +371,7 @@ class LoopConfig:
     log_dir: str | None = option(
         None, "Directory for TensorBoard event files.", group="Run control", is_path=True, default_text="none written"
     )
+    device: str = device_setting()
     restart: bool = False
 
     def __post_init__(self) -> None:
@@ -445,6 +446,7 @@ class CaptureConfig(CodecConfig):
         group="Text",
         choices=PACKINGS,
     )
+    device: str = device_setting()
     shard_windows: int = option(64, "Windows per file of the cache.", group="Run control", minimum=1)
     seed: int = option(0, SEED_HELP, group="Run control", default_text="0")
 

@@ -5,12 +5,12 @@ The student is written when training has finished; until then nothing exists at 
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from math import exp
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,40 +19,37 @@ from calibration.windows import Windows
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.model_card import origin
-from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, files_digest, open_checkpoint
+from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, files_digest
 from compress.checkpoint.record import record_text
 from compress.core.distributed import place
 from compress.core.errors import QCompressError
+from compress.core.report import Report, Row, silent
 from compress.distill.config import DistillConfig, LoopConfig
+from compress.distill.model import Model, open_model, working_dtype
+from compress.distill.sharding.fsdp import make_accelerator
 from compress.distill.student.build import (
     StudentModel,
-    check_student,
+    check_tokenizers,
     common_vocabulary,
-    make_student,
-    open_model,
+    cut_student,
+    load_student,
     save_student,
-    working_dtype,
 )
 from compress.distill.student.memory_estimate import cures, format_parts
 from compress.distill.student.plan import StudentPlan, plan_distill, plan_row
-from compress.distill.targets.cache import MANIFEST, windows_digest
+from compress.distill.targets.cache import MANIFEST, Cache, windows_digest
 from compress.distill.targets.cached_teacher import CachedTeacher, cache_text, open_cache
-from compress.distill.text.packing import check_own_answers, check_packing
-from compress.distill.text.stages import make_eval_windows, make_stages, stage_texts
+from compress.distill.text.packing import check_on_policy, check_packing
+from compress.distill.text.stages import TextStage, make_eval_windows, make_stages, stage_texts
 from compress.distill.text.windows import Text, text_row
+from compress.distill.training.evaluator import Scores, StudentEvaluator
 from compress.distill.training.journal import TrainingJournal, shared_journal
 from compress.distill.training.logs import logged
-from compress.distill.training.loop import Evaluator, Model, Scores, Teacher, make_accelerator
+from compress.distill.training.loop import Teacher
 from compress.distill.training.stage_runner import Finished, Run, keep_alignment, make_alignment, run_stages
 
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 LOOP = LoopConfig()
 STATE_BYTES = 28  # bytes per parameter of two saved states: weights, Adam's moments, the best weights
-
-
-def silent(row: Row) -> None:
-    """Discard a report row."""
 
 
 def distill_checkpoint(
@@ -67,15 +64,16 @@ def distill_checkpoint(
     """
     teacher = open_causal_lm(teacher)
     plan = plan_distill(teacher.path, settings)
-    device = pick_device(teacher, plan, settings)
-    check_student(teacher, settings)
+    device = training_device(loop.device, teacher, plan, settings)
+    student = open_causal_lm(settings.student) if settings.student else None
+    if student is not None:
+        check_tokenizers(teacher, student)
     room = plan.student_size["float16_bytes"] + STATE_BYTES * plan.student_size["parameters"]
-    with shared_journal(out, job_settings(teacher, settings), room, restart=loop.restart) as journal:
-        if not journal.published and journal.writes:
-            with logged(report, out, loop.log_dir) as log:
-                distill(DistillJob(teacher, out, settings, plan, device, journal, log), loop.save_every)
-        elif not journal.published:
-            distill(DistillJob(teacher, out, settings, plan, device, journal, silent), loop.save_every)
+    with shared_journal(out, job_settings(teacher, student, settings), room, restart=loop.restart) as journal:
+        if not journal.published:
+            with logged(report, out, loop.log_dir) if journal.writes else nullcontext(silent) as log:
+                job = DistillJob(teacher, student, out, settings, plan, device, journal, log)
+                distill(job, loop.save_every)
         row = journal.notes["row"] if journal.writes else {}
         if journal.writes:
             journal.discard()
@@ -84,9 +82,13 @@ def distill_checkpoint(
 
 @dataclass(frozen=True)
 class DistillJob:
-    """The inputs of a distillation. `report` discards rows in all processes but the first."""
+    """The inputs of a distillation. `student` is an existing checkpoint, or None for a student cut out of the teacher.
+
+    `report` discards rows in all processes but the first.
+    """
 
     teacher: Checkpoint
+    student: Checkpoint | None
     out: Path
     settings: DistillConfig
     plan: StudentPlan
@@ -95,10 +97,18 @@ class DistillJob:
     report: Report
 
 
-def job_settings(teacher: Checkpoint, settings: DistillConfig) -> Row:
+@dataclass(frozen=True)
+class TrainingText:
+    """The stages, the text of each, and the cache of the teacher's targets if the run uses one."""
+
+    stages: list[TextStage]
+    texts: list[Text]
+    cache: Cache | None
+
+
+def job_settings(teacher: Checkpoint, student: Checkpoint | None, settings: DistillConfig) -> Row:
     """Everything that determines the student's bytes: settings, digests of inputs, versions."""
-    sources = {"teacher": teacher, "student": settings.student}
-    inputs: Row = {name: open_checkpoint(source).digest for name, source in sources.items() if source}
+    inputs: Row = {"teacher": teacher.digest} | ({"student": student.digest} if student else {})
     inputs |= {"texts": {text: source_digest(text) for text in settings.texts}, "processes": place()[1]}
     if settings.cache:
         inputs["cache"] = files_digest([Path(settings.cache) / MANIFEST])
@@ -108,45 +118,60 @@ def job_settings(teacher: Checkpoint, settings: DistillConfig) -> Row:
 def distill(job: DistillJob, save_every: int) -> None:
     """Train and write the student, and store the summary row in the journal."""
     started, settings, report = time.perf_counter(), job.settings, job.report
-    tokenizer = job.teacher.tokenizer
-    vocab = common_vocabulary(job.plan, tokenizer)
-    cache = open_cache(settings, job.teacher, vocab) if settings.cache else None
+    tokenizer, vocab = job.teacher.tokenizer, common_vocabulary(job.plan, job.teacher.tokenizer)
     report(plan_row(job.plan, settings))
     teacher = open_model(job.teacher, working_dtype(job.device), job.device)
-    stages = make_stages(settings)
-    check_packing(teacher, str(job.teacher), settings.packing, max(stage.settings.seq_len for stage in stages))
-    texts = [cache_text(cache, settings, tokenizer)] if cache else stage_texts(stages, tokenizer, teacher.model)
-    for stage, text in zip(stages, texts, strict=True):
-        report(stage.named() | text_row(text, stage.text, stage.needed) | {"eval_text": stage.settings.eval_text})
-    student = make_student(job.teacher, job.plan, settings, texts[0].windows, vocab, job.device, report)
-    for stage in stages:
-        if stage.on_policy:
-            check_own_answers(student.model.model, settings.packing, stage.settings.seq_len)
-    eval_windows = make_eval_windows(settings, texts, tokenizer)
-    *evaluators, evaluator = open_evaluators(teacher, eval_windows, vocab)
+    text = read_training_text(job, teacher, vocab)
+    student = make_student(job, text, vocab)
+    eval_windows = make_eval_windows(settings, text.texts, tokenizer)
+    *evaluators, evaluator = make_evaluators(teacher, eval_windows, vocab)
     before = evaluator.measure(student.model)
     report({"eval_tokens": evaluator.tokens, "kl_before": before.kl, "perplexity_before": exp(before.nll)})
-    alignment = make_alignment(student.model, teacher, stages, settings.seed)
-    targets: Teacher = CachedTeacher(cache, texts[0].windows, teacher) if cache else teacher
+    alignment = make_alignment(student.model, teacher, text.stages, settings.seed)
+    targets: Teacher = CachedTeacher(text.cache, text.texts[0].windows, teacher) if text.cache else teacher
     del teacher  # with a cache, training needs its head only
     run = Run(student.model, targets, vocab, tokenizer.eos_token_id, alignment, report, job.journal, save_every)
-    finished = run_stages(run, stages, texts, evaluators)
+    finished = run_stages(run, text.stages, text.texts, evaluators)
     check_gain(finished, job.journal)
     if not job.journal.writes:
         return
     after = evaluator.measure(student.model)
     row = {"out": str(job.out), **scores_row(evaluator.teacher_nll, before, after), **job.plan.student_size}
     row |= training_row(finished)
-    text_of_record = record(job.teacher, settings, texts, eval_windows[-1], student, finished, row)
+    text_of_record = record(job, text.texts, eval_windows[-1], student, finished, row)
     job.journal.note("row", lambda: row | {"seconds": round(time.perf_counter() - started, 1)})
     keep_alignment(run, job.out)
-    weights = finished[-1].trained.weights
-    save_student(job.out, student, weights, Path(settings.student or job.teacher.path), text_of_record)
+    save_student(job.out, student, finished[-1].trained.weights, (job.student or job.teacher).path, text_of_record)
 
 
-def pick_device(teacher: Checkpoint, plan: StudentPlan, settings: DistillConfig) -> torch.device:
-    """The device of the training. QCompressError when it is a CPU without memory for all processes of this machine."""
-    device = make_accelerator().device
+def read_training_text(job: DistillJob, teacher: Model, vocab: int) -> TrainingText:
+    """Stages, their texts and the cache. QCompressError for a cache of another run, or text that cannot be used."""
+    settings, tokenizer = job.settings, job.teacher.tokenizer
+    cache = open_cache(settings, job.teacher, vocab) if settings.cache else None
+    stages = make_stages(settings)
+    check_packing(teacher, str(job.teacher), settings.packing, max(stage.settings.seq_len for stage in stages))
+    texts = [cache_text(cache, settings, tokenizer)] if cache else stage_texts(stages, tokenizer, teacher.model)
+    for stage, text in zip(stages, texts, strict=True):
+        job.report(stage.named() | text_row(text, stage.text, stage.needed) | {"eval_text": stage.settings.eval_text})
+    return TrainingText(stages, texts, cache)
+
+
+def make_student(job: DistillJob, text: TrainingText, vocab: int) -> StudentModel:
+    """The untrained student. QCompressError when it cannot generate the text of an on-policy stage."""
+    if job.student is not None:
+        student = load_student(job.student, job.plan, job.device)
+    else:
+        windows = text.texts[0].windows
+        student = cut_student(job.teacher, job.plan, job.settings, windows, vocab, job.device, job.report)
+    for stage in text.stages:
+        if stage.on_policy:
+            check_on_policy(student.model.model, job.settings.packing, stage.settings.seq_len)
+    return student
+
+
+def training_device(name: str, teacher: Checkpoint, plan: StudentPlan, settings: DistillConfig) -> torch.device:
+    """The device of the training, for --device `name`. QCompressError for a CPU without memory for all processes."""
+    device = make_accelerator(name).device
     if device.type == "cpu":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         check_memory(
@@ -155,10 +180,10 @@ def pick_device(teacher: Checkpoint, plan: StudentPlan, settings: DistillConfig)
     return device
 
 
-def open_evaluators(teacher: Model, eval_windows: Sequence[Windows], vocab: int) -> list[Evaluator]:
+def make_evaluators(teacher: Model, eval_windows: Sequence[Windows], vocab: int) -> list[StudentEvaluator]:
     """An evaluator for each of these windows; the teacher runs once on equal windows."""
     distinct = {windows_digest(windows): windows for windows in eval_windows}
-    evaluators = {digest: Evaluator(teacher, windows, vocab) for digest, windows in distinct.items()}
+    evaluators = {digest: StudentEvaluator(teacher, windows, vocab) for digest, windows in distinct.items()}
     return [evaluators[windows_digest(windows)] for windows in eval_windows]
 
 
@@ -208,8 +233,7 @@ def training_row(finished: Sequence[Finished]) -> Row:
 
 
 def record(
-    teacher: Checkpoint,
-    settings: DistillConfig,
+    job: DistillJob,
     texts: Sequence[Text],
     eval_windows: Windows,
     student: StudentModel,
@@ -219,9 +243,9 @@ def record(
     """The text of qcompress.json: settings, inputs, loss curve, and the evaluation text of the whole run."""
     return record_text(
         "distill",
-        settings.settings(),
-        source=origin(teacher),
-        student=origin(open_checkpoint(settings.student)) if settings.student else None,
+        job.settings.settings(),
+        source=origin(job.teacher),
+        student=origin(job.student) if job.student else None,
         calibration=joined_manifest(texts) | {"start": asdict(texts[0].start)},
         eval_text=eval_windows.manifest,
         stages=[stage_record(one, text) for one, text in zip(finished, texts, strict=False) if one.stage.name],

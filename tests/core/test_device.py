@@ -1,6 +1,6 @@
 import pytest
 
-from compress.core.device import pick_device
+from compress.core.device import pick_device, rank_device
 from compress.core.errors import QCompressError
 
 
@@ -17,3 +17,12 @@ def test_a_missing_gpu_is_an_error_that_names_the_option(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(QCompressError, match="--device cuda: torch finds no GPU"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("name", "rank", "device"), [("auto", 0, "cuda:0"), ("auto", 3, "cuda:1"), ("cuda", 1, "cuda:1"), ("cpu", 1, "cpu")]
+)
+def test_ranks_are_spread_over_all_gpus(monkeypatch, name, rank, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert str(rank_device(name, rank)) == device

@@ -20,8 +20,9 @@ from compress.cli import cli
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig
 from compress.distill.job import distill_checkpoint
+from compress.distill.model import Model
 from compress.distill.student.plan import plan_distill, plan_row
-from compress.distill.training.loop import Evaluator, Model
+from compress.distill.training.evaluator import StudentEvaluator
 
 SHORT: dict[str, Any] = {
     "alpha": 1.0,
@@ -52,7 +53,9 @@ def test_what_was_measured_is_what_was_written(distilled, tiny_llama):
     out, row, _ = distilled
     cpu, tokenizer, made = torch.device("cpu"), Checkpoint(tiny_llama).tokenizer, Checkpoint(out).record["eval_text"]
     arguments = {key: made[key] for key in ("n_samples", "seq_len", "seed", "start_token")}
-    evaluator = Evaluator(Model(load_model(tiny_llama), cpu), build_windows(["heldout"], tokenizer, **arguments), 128)
+    evaluator = StudentEvaluator(
+        Model(load_model(tiny_llama), cpu), build_windows(["heldout"], tokenizer, **arguments), 128
+    )
     found = evaluator.measure(Model(load_model(out), cpu))
     assert row["kl_after"] == pytest.approx(found.kl, rel=1e-6)
     assert row["perplexity_after"] == pytest.approx(exp(found.nll), rel=1e-6)

@@ -1,19 +1,15 @@
 """Which runtime generates the answers: the one of an interrupted run, else vLLM if it works, else transformers."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from compress.checkpoint.read import Checkpoint
 from compress.core.device import pick_device
+from compress.core.report import Report, silent
 from compress.core.sampling import Sampling
 from compress.distill.generate.answers import find_facts
 from compress.runtimes.protocol import BATCH_SIZES, Runtime, RuntimeChoice, open_runtime, pick_runtime
 from compress.runtimes.vllm_offline import VllmFailedError
-
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 
 
 def choose_runtime(
@@ -26,7 +22,7 @@ def choose_runtime(
     batch_size: int | None = None,
     device: str = "auto",
     gpu: int | None = None,
-    report: Report = lambda row: None,
+    report: Report = silent,
 ) -> RuntimeChoice:
     """The runtime called `name`. "auto" is the one that began `out`, else vLLM if it starts, else transformers.
 

@@ -24,6 +24,7 @@ from compress.checkpoint.load import (
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, read_json
 from compress.core.atomic import disk_errors, write_atomic
 from compress.core.errors import QCompressError
+from compress.core.report import Report, Row, silent
 from compress.core.sampling import Ids, Sampling
 from compress.distill.generate.answers import (
     AnswerFile,
@@ -39,8 +40,6 @@ from compress.distill.generate.answers import (
 from compress.distill.generate.choose import transformers_choice
 from compress.runtimes.protocol import Runtime, RuntimeChoice
 
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 Messages = Sequence[Mapping[str, Any]]
 SILENCE = 5.0  # seconds between two lines of progress
 
@@ -84,7 +83,7 @@ def generate_answers(
     rank: int = 0,
     ranks: int = 1,
     restart: bool = False,
-    report: Report = lambda row: None,
+    report: Report = silent,
 ) -> Row:
     """Answer this rank's batches; the last rank to finish writes `out`. Returns the summary row.
 

@@ -21,6 +21,7 @@ from accelerate.utils import patch_environment
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from compress.core.device import pick_device
 from compress.core.errors import QCompressError
 from compress.distill.sharding.deepspeed import STAGES, Zero, divided, load_zero, zero_moments
 from compress.model.blocks import find_blocks, load_all
@@ -90,15 +91,16 @@ def check_deepspeed() -> None:
         raise QCompressError("accelerate's config asks for DeepSpeed; pip install 'qcompress[deepspeed]'")
 
 
-def make_accelerator() -> Accelerator:
+def make_accelerator(device: str = "auto") -> Accelerator:
     """This process, alone or among those of a launcher; bfloat16 activations where a GPU takes them.
 
     QCompressError for a launcher that asks for what is not known here.
     """
     check_launch()
-    half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    cpu = pick_device(device) == "cpu"
+    precision = "no" if cpu or not torch.cuda.is_bf16_supported() else "bf16"
     with patch_environment(**{DEEPSPEED: "false"}):
-        return Accelerator(mixed_precision="bf16" if half else "no", cpu=not torch.cuda.is_available())
+        return Accelerator(mixed_precision=precision, cpu=cpu)
 
 
 class ShardedObjective(nn.Module):

@@ -1,7 +1,6 @@
 """The student before training: cut out of the teacher, or loaded from an existing checkpoint."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,20 @@ from torch import Tensor
 from calibration.windows import Windows
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.formats import weight_reader
-from compress.checkpoint.load import load_model, open_causal_lm, spell_vocabulary
+from compress.checkpoint.load import spell_vocabulary
 from compress.checkpoint.model_card import CARD, write_card
-from compress.checkpoint.read import RECORD, Checkpoint, PathOrCheckpoint
+from compress.checkpoint.read import RECORD, Checkpoint
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.core.errors import QCompressError
+from compress.core.report import Report, Row
 from compress.distill.config import StudentConfig
+from compress.distill.model import Model, open_model
 from compress.distill.student.plan import StudentPlan
-from compress.distill.training.loop import Model, check_head
 from compress.model.blocks import Weights, load_all
 from compress.model.depth import choose_blocks, sweep_depth
 from compress.model.importance import ActivationImportance, measure_importance
 from compress.model.student import cut, shape_of
 
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 SWEEP_WINDOWS, SWEEP_LENGTH = 2, 128
 IMPORTANCE_WINDOWS, IMPORTANCE_LENGTH = 16, 256
 
@@ -45,20 +43,15 @@ class StudentModel:
     width: Row | None = None
 
 
-def check_student(teacher: Checkpoint, settings: StudentConfig) -> Any:
-    """The teacher's tokenizer. QCompressError when an existing student has a different one."""
-    tokenizer = teacher.tokenizer
-    if settings.student is None:
-        return tokenizer
-    other = open_causal_lm(settings.student).tokenizer
-    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
-    if ours != theirs or spell_vocabulary(tokenizer) != spell_vocabulary(other):
+def check_tokenizers(teacher: Checkpoint, student: Checkpoint) -> None:
+    """QCompressError when an existing student has another tokenizer than its teacher."""
+    ours, theirs = teacher.tokenizer.get_vocab(), student.tokenizer.get_vocab()
+    if ours != theirs or spell_vocabulary(teacher.tokenizer) != spell_vocabulary(student.tokenizer):
         raise QCompressError(
-            f"{settings.student}: tokenizer of {len(theirs):,} tokens, {teacher} has {len(ours):,} "
+            f"{student}: tokenizer of {len(theirs):,} tokens, {teacher} has {len(ours):,} "
             f"({len(ours.items() & theirs.items()):,} are equal); give a student of the teacher's family, "
             "or cut one with --blocks"
         )
-    return tokenizer
 
 
 def common_vocabulary(plan: StudentPlan, tokenizer: Any) -> int:
@@ -67,19 +60,12 @@ def common_vocabulary(plan: StudentPlan, tokenizer: Any) -> int:
     return min(int(plan.teacher["vocab_size"]), int(plan.student["vocab_size"]), tokens)
 
 
-def working_dtype(device: torch.device) -> torch.dtype:
-    """The dtype in which a teacher runs."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+def load_student(checkpoint: Checkpoint, plan: StudentPlan, device: torch.device) -> StudentModel:
+    """An existing student, in float32 on `device`."""
+    return StudentModel(open_model(checkpoint, torch.float32, device), plan.student)
 
 
-def open_model(source: PathOrCheckpoint, dtype: torch.dtype, device: torch.device) -> Model:
-    """A checkpoint's model. QCompressError for an output head that the loss does not support."""
-    model = Model(load_model(source, dtype), device)
-    check_head(model, str(source))
-    return model
-
-
-def make_student(
+def cut_student(
     source: Checkpoint,
     plan: StudentPlan,
     settings: StudentConfig,
@@ -88,9 +74,7 @@ def make_student(
     device: torch.device,
     report: Report,
 ) -> StudentModel:
-    """The student that the settings describe, in float32 on `device`."""
-    if settings.student is not None:
-        return StudentModel(open_model(Path(settings.student), torch.float32, device), plan.student)
+    """A student cut out of the teacher `source`, in float32 on `device`."""
     weights, sweep = weight_reader(source), None
     blocks = tuple(range(plan.shape.num_layers))
     if plan.removed:

@@ -1,7 +1,6 @@
 """init_student(): cut a student out of a teacher, write it, and measure its distance to the teacher."""
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from math import exp
 from pathlib import Path
@@ -12,21 +11,23 @@ import torch
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.model_card import origin
-from compress.checkpoint.read import PathOrCheckpoint, read_json
+from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, read_json
 from compress.checkpoint.record import record_text
 from compress.checkpoint.write import check_room
+from compress.core.device import pick_device
 from compress.core.errors import QCompressError
+from compress.core.report import Report, Row, silent
 from compress.distill.config import SHAPE, DistillConfig
-from compress.distill.student.build import common_vocabulary, make_student, open_model, save_student, working_dtype
+from compress.distill.model import open_model, working_dtype
+from compress.distill.student.build import StudentModel, common_vocabulary, cut_student, save_student
 from compress.distill.student.plan import plan_distill, plan_row
 from compress.distill.text.packing import check_packing
-from compress.distill.text.windows import train_text
-from compress.distill.training.loop import Evaluator, snapshot
+from compress.distill.text.windows import Text, train_text
+from compress.distill.training.evaluator import StudentEvaluator
+from compress.distill.training.loop import snapshot
 from compress.model.student import shape_of
 from compress.model.width import Shape
 
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 RECORDED = ("blocks", *SHAPE, "importance", "text", "eval_text", "seq_len", "seed", "dtype")
 EVEN = 128
 PLANNED = ("student", "teacher_parameters", "parameters", "float16_bytes", "int4_bytes")
@@ -51,7 +52,7 @@ def uneven(shape: Shape, teacher: Shape) -> str | None:
 
 
 def init_student(
-    teacher: PathOrCheckpoint, out: Path, settings: DistillConfig, report: Report = lambda row: None
+    teacher: PathOrCheckpoint, out: Path, settings: DistillConfig, report: Report = silent, *, device: str = "auto"
 ) -> Row:
     """Write the untrained student to `out`; returns sizes, and KL and perplexity on the evaluation text.
 
@@ -65,22 +66,33 @@ def init_student(
     sizes = {key: value for key, value in plan_row(plan, settings).items() if key in PLANNED}
     note = uneven(plan.shape, shape_of(plan.teacher))
     report(sizes | {"note": note})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = open_model(teacher, working_dtype(device), device)
+    torch_device = torch.device(pick_device(device))
+    model = open_model(teacher, working_dtype(torch_device), torch_device)
     check_packing(model, str(teacher), settings.packing, settings.seq_len)
     text, vocab = train_text(settings, tokenizer, model.model), common_vocabulary(plan, tokenizer)
-    student = make_student(teacher, plan, settings, text.windows, vocab, device, report)
-    evaluator = Evaluator(model, text.eval_windows, vocab)
-    scores = evaluator.measure(student.model)
+    student = cut_student(teacher, plan, settings, text.windows, vocab, torch_device, report)
     row = {
         "out": str(out),
         **sizes,
         "note": note,
-        "kl_before": scores.kl,
-        "perplexity_teacher": exp(evaluator.teacher_nll),
+        **score_student(student, StudentEvaluator(model, text.eval_windows, vocab)),
     }
-    row |= {"perplexity_before": exp(scores.nll), "seconds": round(time.perf_counter() - started, 1)}
-    record = record_text(
+    row |= {"seconds": round(time.perf_counter() - started, 1)}
+    weights = snapshot(student.model.model, getattr(torch, settings.dtype))
+    save_student(out, student, weights, teacher.path, record(teacher, settings, text, student, row))
+    return row
+
+
+def score_student(student: StudentModel, evaluator: StudentEvaluator) -> Row:
+    """KL to the teacher on the evaluation text, and the perplexity of both."""
+    scores = evaluator.measure(student.model)
+    perplexities = {"perplexity_teacher": exp(evaluator.teacher_nll), "perplexity_before": exp(scores.nll)}
+    return {"kl_before": scores.kl, **perplexities}
+
+
+def record(teacher: Checkpoint, settings: DistillConfig, text: Text, student: StudentModel, row: Row) -> str:
+    """The text of qcompress.json: settings, inputs, and how the student was cut."""
+    return record_text(
         "init-student",
         {name: getattr(settings, name) for name in RECORDED},
         source=origin(teacher),
@@ -91,5 +103,3 @@ def init_student(
         width=student.width,
         rows=[row],
     )
-    save_student(out, student, snapshot(student.model.model, getattr(torch, settings.dtype)), teacher.path, record)
-    return row

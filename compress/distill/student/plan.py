@@ -8,16 +8,16 @@ from calibration.corpus import check_source
 from compress.checkpoint.load import check_causal_lm
 from compress.checkpoint.read import read_json
 from compress.core.errors import QCompressError
+from compress.core.report import Row
 from compress.distill.config import DistillConfig
+from compress.distill.model import MICRO_TOKENS
 from compress.distill.student.memory_estimate import format_parts, memory_parts
-from compress.distill.targets.cached_teacher import settings_cache
-from compress.distill.training.loop import MICRO_TOKENS
+from compress.distill.targets.cache import settings_cache
 from compress.model.blocks import plain_config
 from compress.model.families import find_family
 from compress.model.student import plan_size, shape_of, student_config, student_shape
 from compress.model.width import Shape
 
-Row = dict[str, Any]
 Json = dict[str, Any]
 
 

@@ -26,6 +26,7 @@ from compress.checkpoint.record import tensor_digest
 from compress.checkpoint.write import TensorSpec, plan_shard
 from compress.core.atomic import disk_errors, write_atomic
 from compress.core.errors import QCompressError
+from compress.distill.config import DistillConfig
 from compress.distill.targets.codecs import CODECS, Codec, Parts, make_codec
 
 MANIFEST = "manifest.json"
@@ -232,3 +233,18 @@ class Cache:
 
 def codec_names(shard: Parts) -> Sequence[str]:
     return [name.removeprefix("codec.") for name in shard if name.startswith("codec.")]
+
+
+def settings_cache(settings: DistillConfig) -> Cache:
+    """The settings' cache, from its manifest. QCompressError, by its name, for whatever the settings alone rule out."""
+    cache = Cache(str(settings.cache))
+    cache.check(seq_len=settings.seq_len, seed=settings.seed, packing=settings.packing)
+    if not cache.codec.sparse:
+        return cache
+    if settings.divergence != "kl":
+        raise QCompressError(
+            f"{cache.path}: divergence {settings.divergence} needs whole distributions, codec "
+            f"{cache.manifest.codec['name']} keeps a few tokens of each; use --divergence kl, or --codec hidden"
+        )
+    cache.check(temperature=settings.temperature)
+    return cache

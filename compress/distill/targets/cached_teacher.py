@@ -11,26 +11,11 @@ from compress.checkpoint.load import template_digest, tokenizer_digest
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig
-from compress.distill.targets.cache import Cache, window_digests, windows_digest
+from compress.distill.model import Model
+from compress.distill.targets.cache import Cache, settings_cache, window_digests, windows_digest
 from compress.distill.text.packing import positions
 from compress.distill.text.windows import Text, read_text
-from compress.distill.training.loop import Model
 from compress.losses import LogitSource, Targets, next_tokens
-
-
-def settings_cache(settings: DistillConfig) -> Cache:
-    """The settings' cache, from its manifest. QCompressError, by its name, for whatever the settings alone rule out."""
-    cache = Cache(str(settings.cache))
-    cache.check(seq_len=settings.seq_len, seed=settings.seed, packing=settings.packing)
-    if not cache.codec.sparse:
-        return cache
-    if settings.divergence != "kl":
-        raise QCompressError(
-            f"{cache.path}: divergence {settings.divergence} needs whole distributions, codec "
-            f"{cache.manifest.codec['name']} keeps a few tokens of each; use --divergence kl, or --codec hidden"
-        )
-    cache.check(temperature=settings.temperature)
-    return cache
 
 
 def open_cache(settings: DistillConfig, teacher: Checkpoint, vocab: int) -> Cache:

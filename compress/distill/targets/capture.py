@@ -7,7 +7,6 @@ there and whole is not made again, so an interrupted capture goes on where it st
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,11 @@ from calibration.windows import Windows
 from compress.checkpoint.load import open_causal_lm, template_digest, tokenizer_digest
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.record import tensor_digest
+from compress.core.device import rank_device
 from compress.core.errors import QCompressError
+from compress.core.report import Report, Row, silent
 from compress.distill.config import CaptureConfig
-from compress.distill.student.build import open_model, working_dtype
+from compress.distill.model import Model, micro_batch, open_model, working_dtype
 from compress.distill.targets.cache import (
     Manifest,
     discard_shards,
@@ -34,11 +35,7 @@ from compress.distill.targets.cache import (
 from compress.distill.targets.codecs import Codec, Parts, concatenate, make_codec
 from compress.distill.text.packing import Batch, as_batch, check_packing
 from compress.distill.text.windows import counting_windows, find_start
-from compress.distill.training.loop import Model, micro_batch
 from compress.losses import next_tokens
-
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 
 
 def capture_teacher(
@@ -49,7 +46,7 @@ def capture_teacher(
     rank: int = 0,
     ranks: int = 1,
     restart: bool = False,
-    report: Report = lambda row: None,
+    report: Report = silent,
 ) -> Row:
     """Write this rank's shards of the teacher's cache at `out`; returns the summary row.
 
@@ -62,7 +59,7 @@ def capture_teacher(
     teacher = open_causal_lm(teacher)
     if restart:
         discard_shards(out, ranks)
-    tokenizer, device = teacher.tokenizer, pick_device(rank)
+    tokenizer, device = teacher.tokenizer, rank_device(settings.device, rank)
     model = open_model(teacher, working_dtype(device), device)
     check_packing(model, str(teacher), settings.packing, settings.seq_len)
     windows, data = read_windows(settings, tokenizer, model)
@@ -78,12 +75,6 @@ def capture_teacher(
     size = sum((out / manifest.files[index]).stat().st_size for index in mine)
     row = {"out": str(out), "codec": settings.codec, "biased": codec.biased, "tokens": tokens, "bytes": size}
     return row | {"bytes_per_token": size / max(tokens, 1), "seconds": round(time.perf_counter() - started, 1)}
-
-
-def pick_device(rank: int) -> torch.device:
-    """A GPU of its own for every rank, as far as there are any; else the CPU."""
-    gpus = torch.cuda.device_count()
-    return torch.device("cuda", rank % gpus) if gpus else torch.device("cpu")
 
 
 def read_windows(settings: CaptureConfig, tokenizer: Any, model: Model) -> tuple[Windows, Row]:

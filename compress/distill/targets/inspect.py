@@ -1,12 +1,10 @@
 """inspect_cache(): what a cache holds, as a report row, every shard checked."""
 
 from pathlib import Path
-from typing import Any
 
+from compress.core.report import Row
 from compress.distill.targets.cache import Manifest, read_manifest, read_shard, short
 from compress.distill.targets.codecs import Codec, make_codec
-
-Row = dict[str, Any]
 
 
 def inspect_cache(path: Path) -> Row:

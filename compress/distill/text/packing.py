@@ -154,7 +154,7 @@ def check_packing(model: Sided, name: str, packing: str, seq_len: int) -> None:
         raise QCompressError(f"{name}: a {kind} reads a document otherwise behind another, by {away:.2g}, {REFUSED}")
 
 
-def check_own_answers(model: Any, packing: str, seq_len: int) -> None:
+def check_on_policy(model: Any, packing: str, seq_len: int) -> None:
     """QCompressError where a student's memory of what it said forgets what a mask of documents speaks of."""
     window = slides(model.config, seq_len)
     if packing != "full" and window is not None:

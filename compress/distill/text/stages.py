@@ -10,10 +10,9 @@ from typing import Any
 from calibration.corpus import parse_source
 from calibration.windows import Windows
 from compress.core.errors import QCompressError
+from compress.core.report import Row
 from compress.distill.config import DistillConfig
 from compress.distill.text.windows import EVAL_TOKENS, Text, counting_windows, find_start, read_text
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

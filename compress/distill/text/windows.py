@@ -9,10 +9,10 @@ from calibration.start import StartToken
 from calibration.windows import Windows, build_windows
 from compress.checkpoint.load import measure_start
 from compress.core.errors import QCompressError
+from compress.core.report import Row
 from compress.distill.config import DistillConfig
 from compress.distill.text.packing import pack
 
-Row = dict[str, Any]
 EVAL_TOKENS = 1024
 START_WINDOWS, START_LENGTH = 4, 256
 

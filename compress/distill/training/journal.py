@@ -22,9 +22,9 @@ from compress.checkpoint.workdir import check_same_settings, clear_work, lock, w
 from compress.checkpoint.write import TensorSpec, check_room, partial_path, plan_shard
 from compress.core.atomic import disk_errors, write_atomic
 from compress.core.distributed import first, place
+from compress.core.report import Row
 from compress.distill.sharding.fsdp import whole
 
-Row = dict[str, Any]
 T = TypeVar("T")
 JOURNAL = "journal.json"
 ALGORITHM = 2  # raise it when equal settings would train differently, so that older runs cannot be continued

@@ -4,15 +4,13 @@ Both contain values that differ between runs, such as speed. The loss curve itse
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from compress.core.errors import QCompressError
-
-Row = dict[str, Any]
-Report = Callable[[Row], None]
+from compress.core.report import Report, Row
 
 
 def log_path(out: Path) -> Path:

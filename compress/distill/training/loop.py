@@ -6,7 +6,7 @@ whatever the number of micro-batches. Weights are float32; activations are bfloa
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from calibration.windows import Windows
 from compress.checkpoint.finite import cast_finite
-from compress.core.errors import QCompressError
+from compress.core.report import Report, Row, silent
 from compress.core.schedule import learning_rate
 from compress.distill.config import TrainConfig
+from compress.distill.model import Model, micro_batch
 from compress.distill.sharding.fsdp import (
     DEEPSPEED,
     FSDP,
@@ -37,28 +38,16 @@ from compress.distill.sharding.fsdp import (
     update,
 )
 from compress.distill.sharding.parallel import add_up, from_first, share
-from compress.distill.text.packing import Batch, as_batch, attention
+from compress.distill.text.packing import Batch, as_batch
 from compress.distill.training.align import Aligned, Alignment, align_weight
+from compress.distill.training.evaluator import Scores, StudentEvaluator
 from compress.distill.training.gradient_checkpointing import recomputing
 from compress.distill.training.journal import NOWHERE, Progress, StateSaver
 from compress.distill.training.lora import adapted, plain_parameters
 from compress.distill.training.state import best_weights, load_state, over_state, take_state
-from compress.losses import (
-    Head,
-    LogitSource,
-    Loss,
-    Targets,
-    cross_entropy,
-    distill_loss,
-    find_head,
-    next_tokens,
-    token_mean,
-)
+from compress.losses import Loss, Targets, distill_loss, next_tokens, token_mean
 
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 Rewrite = Callable[[int, Batch], Batch]  # step and its windows -> the windows to train on
-MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}  # per forward pass: fast matrix products in little memory
 MAX_NORM = 1.0
 BETAS = (0.9, 0.95)
 
@@ -74,13 +63,6 @@ class Trained:
     stopped: str | None = None
 
 
-class Scores(NamedTuple):
-    """On the evaluation text: mean KL(teacher ‖ student) at temperature 1 and the student's nll, in nats per token."""
-
-    kl: float
-    nll: float
-
-
 class AlignedLoss(NamedTuple):
     """A Loss with `align`, the unweighted mean distance between hidden states."""
 
@@ -94,32 +76,6 @@ class Teacher(Protocol):
     """A source of targets (batch, seq - 1, …) for ids (batch, seq): a model, or a cache of its outputs."""
 
     def side(self, ids: Tensor, documents: Tensor | None = None) -> Targets | Aligned: ...
-
-
-class Model:
-    """A causal LM that returns hidden states after the final norm, and the head that turns them into logits."""
-
-    def __init__(self, model: Any, device: torch.device):
-        self.model = model.to(device)
-        self.head: Head = find_head(model.config.to_dict())
-
-    def side(self, ids: Tensor, documents: Tensor | None = None) -> LogitSource:
-        """(batch, seq) ids -> hidden states of all positions but the last, and the head.
-
-        Each of the `documents`, (batch, seq), attends to itself only.
-        """
-        apart = attention(documents, self.model)
-        hidden = self.model.base_model(ids, use_cache=False, **apart).last_hidden_state[:, :-1]
-        return LogitSource(hidden, self.model.get_output_embeddings().weight, self.head)
-
-    def states(
-        self, ids: Tensor, blocks: Sequence[int], documents: Tensor | None = None
-    ) -> tuple[LogitSource, list[Tensor]]:
-        """`side`, and the outputs (batch, seq - 1, width) of `blocks`, numbered from 1; the last is after the norm."""
-        apart = attention(documents, self.model)
-        outputs = self.model.base_model(ids, use_cache=False, output_hidden_states=True, **apart)
-        side = LogitSource(outputs.last_hidden_state[:, :-1], self.model.get_output_embeddings().weight, self.head)
-        return side, [outputs.hidden_states[block][:, :-1] for block in blocks]
 
 
 class Objective(nn.Module):
@@ -150,97 +106,58 @@ class Objective(nn.Module):
         return AlignedLoss(loss.loss + self.align_weight * align, loss.kl, loss.ce, align.detach())
 
 
-class Evaluator:
-    """Measures a student on windows that are never trained on. The teacher's states are computed once."""
-
-    @torch.no_grad()
-    def __init__(self, teacher: Model, windows: Windows, vocab: int):
-        device = teacher.model.device
-        self.vocab, micro = vocab, micro_batch(windows.ids.shape[1], device)
-        self.parts: list[tuple[Batch, LogitSource]] = []
-        nll = 0.0
-        self.tokens = int(windows.mask[:, 1:].sum())
-        for part in as_batch(windows).to(device).split(micro):
-            side = teacher.side(part.ids, part.documents)
-            self.parts.append((part, side))
-            nll += cross_entropy(side, *next_tokens(part.ids, part.mask), vocab=vocab).sum().item()
-        self.teacher_nll = nll / self.tokens
-
-    @torch.no_grad()
-    def measure(self, student: Model) -> Scores:
-        kl = nll = 0.0
-        for part, teacher in self.parts:
-            side = student.side(part.ids, part.documents)
-            loss = distill_loss(side, teacher, *next_tokens(part.ids, part.mask), vocab=self.vocab)
-            kl, nll = kl + loss.kl.sum().item(), nll + loss.ce.sum().item()
-        return Scores(kl / self.tokens, nll / self.tokens)
-
-
 def train(
     student: Model,
     teacher: Teacher,
     windows: Windows,
-    evaluator: Evaluator,
+    evaluator: StudentEvaluator,
     settings: TrainConfig,
     *,
     kl_before: float,
     dtype: torch.dtype,
-    report: Report = lambda row: None,
+    report: Report = silent,
     alignment: Alignment | None = None,
     rewrite: Rewrite | None = None,
     saver: StateSaver = NOWHERE,
 ) -> Trained:
-    """Train `student` in place for the settings' steps; returns its best weights in `dtype`, adapters merged.
+    """Train `student` in place; returns its best weights in `dtype`, adapters merged. `kl_before` is the untrained KL.
 
-    If `student` carries adapters, only they are trained. `alignment` is trained too and needs a teacher that returns
+    Only adapters are trained if `student` has any. `alignment` is trained too; it needs a teacher that returns
     `Aligned`. `rewrite` replaces the windows of a step. `saver` continues an interrupted run to the same curve and
-    weights. `kl_before` is the evaluation KL before training. Training stops at the first loss or gradient that is not
-    finite; `stopped` then gives the reason, and the best weights so far are returned. Windows are read in order, and
-    again in a new order when they are used up.
+    weights. Training stops at the first loss or gradient that is not finite; `stopped` gives the reason.
     """
     result, saved = Trained(snapshot(student.model, dtype), 0, kl_before), saver.load()
     if saved is not None:
         take_over(result, *saved)
         if saved[0].over:
             return result
-    trainer = make_trainer(student, settings, evaluator.vocab, alignment)
+    optimizer_step = make_optimizer_step(student, settings, evaluator.vocab, alignment, rewrite)
     if saved is not None:
-        load_state(trainer.objective, trainer.optimizer, saved[1])
-    first, steps, seconds = (saved[0].step if saved else 0) + 1, settings.total_steps, 0.0
-    for step, batch in read_batches(windows, settings, first):
-        started = time.perf_counter()
-        if rewrite is not None:
-            batch = run_unsharded(trainer.module, partial(rewrite, step, batch))
-        row, norm = trainer.step(step, batch, teacher)
-        if not (math.isfinite(row["loss"]) and math.isfinite(norm)):
-            result.stopped = f"step {step}: loss {row['loss']:.4g}, gradient norm {norm:.4g}"
-            break
-        seconds += time.perf_counter() - started
-        result.curve.append({"step": step, **row})
-        if step % settings.eval_every == 0 or step == steps:
-            scores = run_unsharded(trainer.module, partial(evaluator.measure, student))
-            keep_if_best(result, step, scores, student.model, dtype)
-        report(progress_row(result.curve[-1], step, seconds / (step - first + 1), settings))
-        if saver.due(step) and step < steps:
-            saver.keep(progress(result, step), take_state(trainer.objective, trainer.optimizer, result.weights))
-    finish_training(trainer, student, alignment, result)
-    if not result.stopped and first <= steps:
-        saver.keep(progress(result, steps, over=True), over_state(result.weights))
+        load_state(optimizer_step.objective, optimizer_step.optimizer, saved[1])
+    first = (saved[0].step if saved else 0) + 1
+    loop = TrainingLoop(optimizer_step, student, teacher, evaluator, result, dtype, report, saver)
+    loop.run(read_batches(windows, settings, first))
+    finish_training(optimizer_step.module, student, alignment, result)
+    if not result.stopped and first <= settings.total_steps:
+        saver.keep(progress(result, settings.total_steps, over=True), over_state(result.weights))
     return result
 
 
 @dataclass(frozen=True)
-class Trainer:
-    """The parts of one training: the objective, the module that a launcher made of it, and the optimizer."""
+class OptimizerStep:
+    """The objective, the module that a launcher made of it, and the optimizer: all that one step needs."""
 
     accelerator: Accelerator
     objective: Objective
     module: nn.Module
     optimizer: torch.optim.Optimizer
     settings: TrainConfig
+    rewrite: Rewrite | None
 
-    def step(self, step: int, batch: Batch, teacher: Teacher) -> tuple[Row, float]:
-        """One optimizer step on `batch`; returns its mean losses and the gradient norm before clipping."""
+    def run(self, step: int, batch: Batch, teacher: Teacher) -> tuple[Row, float]:
+        """Train on `batch`; returns its mean losses and the gradient norm before clipping."""
+        if self.rewrite is not None:
+            batch = run_unsharded(self.module, partial(self.rewrite, step, batch))
         steps = self.settings.total_steps
         self.objective.align_weight = align_weight(step, steps, self.settings.align_weight)
         for group in self.optimizer.param_groups:
@@ -250,20 +167,63 @@ class Trainer:
         return row, update(self.module, self.optimizer, MAX_NORM)
 
 
-def make_trainer(student: Model, settings: TrainConfig, vocab: int, alignment: Alignment | None) -> Trainer:
-    """Make the student trainable and wrap it as the launcher asks."""
-    accelerator = make_accelerator()
+@dataclass(frozen=True)
+class TrainingLoop:
+    """Steps, evaluations and saved states of one training. `result` is updated in place."""
+
+    optimizer_step: OptimizerStep
+    student: Model
+    teacher: Teacher
+    evaluator: StudentEvaluator
+    result: Trained
+    dtype: torch.dtype
+    report: Report
+    saver: StateSaver
+
+    def run(self, batches: Iterable[tuple[int, Batch]]) -> None:
+        """Train on all batches, or up to the first loss or gradient that is not finite."""
+        settings, curve, seconds = self.optimizer_step.settings, self.result.curve, 0.0
+        for count, (step, batch) in enumerate(batches, 1):
+            started = time.perf_counter()
+            row, norm = self.optimizer_step.run(step, batch, self.teacher)
+            if not (math.isfinite(row["loss"]) and math.isfinite(norm)):
+                self.result.stopped = f"step {step}: loss {row['loss']:.4g}, gradient norm {norm:.4g}"
+                return
+            seconds += time.perf_counter() - started
+            curve.append({"step": step, **row})
+            if step % settings.eval_every == 0 or step == settings.total_steps:
+                self.evaluate(step)
+            self.report(progress_row(curve[-1], step, seconds / count, settings))
+            if self.saver.due(step) and step < settings.total_steps:
+                self.save(step)
+
+    def evaluate(self, step: int) -> None:
+        """Measure the student, and keep its weights if they are the best so far."""
+        scores = run_unsharded(self.optimizer_step.module, partial(self.evaluator.measure, self.student))
+        keep_if_best(self.result, step, scores, self.student.model, self.dtype)
+
+    def save(self, step: int) -> None:
+        """Save the state after a step."""
+        tensors = take_state(self.optimizer_step.objective, self.optimizer_step.optimizer, self.result.weights)
+        self.saver.keep(progress(self.result, step), tensors)
+
+
+def make_optimizer_step(
+    student: Model, settings: TrainConfig, vocab: int, alignment: Alignment | None, rewrite: Rewrite | None
+) -> OptimizerStep:
+    """Make the student trainable on its device, and wrap it as the launcher requests."""
+    accelerator = make_accelerator(student.model.device.type)
     if not adapted(student.model):
         student.model.requires_grad_(True)
     objective = Objective(student, settings, vocab, alignment)
-    return Trainer(accelerator, objective, *prepare(accelerator, objective), settings)
+    return OptimizerStep(accelerator, objective, *prepare(accelerator, objective), settings, rewrite)
 
 
-def finish_training(trainer: Trainer, student: Model, alignment: Alignment | None, result: Trained) -> None:
+def finish_training(module: nn.Module, student: Model, alignment: Alignment | None, result: Trained) -> None:
     """Undo sharding and drop all gradients, so that `student` is a plain model."""
-    if isinstance(trainer.module, Zero):
-        trainer.module.end()
-    if isinstance(trainer.module, ShardedObjective | Zero):
+    if isinstance(module, Zero):
+        module.end()
+    if isinstance(module, ShardedObjective | Zero):
         end_sharding(student, alignment, result)
     for parameter in student.model.parameters():
         parameter.grad = None
@@ -276,7 +236,7 @@ def take_over(result: Trained, reached: Progress, tensors: dict[str, Tensor]) ->
 
 
 def prepare(accelerator: Accelerator, objective: Objective) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The objective, wrapped as the launcher asks (alone, replicated or sharded), and its optimizer."""
+    """The objective, wrapped as the launcher requests (alone, replicated or sharded), and its optimizer."""
     launcher = check_launch() if dist.is_initialized() else None
     if launcher == DEEPSPEED:
         optimizer = make_optimizer(objective)
@@ -343,11 +303,6 @@ def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
         parameter.data.copy_(weights[name])
 
 
-def micro_batch(seq_len: int, device: torch.device) -> int:
-    """Windows per forward pass."""
-    return max(1, MICRO_TOKENS.get(device.type, MICRO_TOKENS["cpu"]) // seq_len)
-
-
 def read_batches(windows: Windows, settings: TrainConfig, first: int = 1) -> Iterator[tuple[int, Batch]]:
     """(step, `batch_size` windows) from step `first` to the last. Used-up windows repeat in a new order."""
     count, needed = len(windows.ids), settings.total_steps * settings.batch_size
@@ -365,17 +320,3 @@ def progress_row(row: Row, step: int, seconds: float, settings: TrainConfig) -> 
     speed = settings.batch_size * settings.seq_len / seconds
     left = (settings.total_steps - step) * seconds
     return {**row, "step": f"{step}/{settings.total_steps}", "tokens_per_second": round(speed, 1), "eta": round(left)}
-
-
-def check_head(model: Model, name: str) -> None:
-    """QCompressError when the model's logits differ from those that `Head` computes from its hidden states."""
-    ids = torch.arange(8, device=model.model.device)[None]
-    with torch.no_grad():
-        side, expected = model.side(ids), model.model(ids, use_cache=False).logits[:, :-1].float()
-        nll = cross_entropy(side, ids[:, 1:], torch.ones_like(ids[:, 1:], dtype=torch.bool), vocab=expected.shape[-1])
-    reference = nn.functional.cross_entropy(expected.flatten(0, 1), ids[0, 1:], reduction="none")
-    if not torch.allclose(nll.flatten(), reference, rtol=1e-2, atol=1e-2):
-        kind = type(model.model).__name__
-        raise QCompressError(
-            f"{name}: the output head of {kind} is not supported (bias, scale or cap); use another model family"
-        )

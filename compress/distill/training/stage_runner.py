@@ -1,26 +1,25 @@
 """run_stages(): train one stage after another, each from the best weights of the one before."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from calibration.windows import Windows
+from compress.core.report import Report, Row, silent
 from compress.distill.config import DistillConfig
+from compress.distill.model import Model
 from compress.distill.sharding.parallel import from_first
 from compress.distill.text.on_policy import continue_windows
 from compress.distill.text.packing import Batch
 from compress.distill.text.stages import TextStage
 from compress.distill.text.windows import Text
 from compress.distill.training.align import AlignedTeacher, Alignment, map_blocks, save_alignment
+from compress.distill.training.evaluator import StudentEvaluator
 from compress.distill.training.journal import NOWHERE, StateSaver, TrainingJournal
-from compress.distill.training.loop import Evaluator, Model, Rewrite, Teacher, Trained, restore, train
+from compress.distill.training.loop import Rewrite, Teacher, Trained, restore, train
 from compress.distill.training.lora import adapters
-
-Row = dict[str, Any]
-Report = Callable[[Row], None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Run:
     vocab: int
     end: int | None
     alignment: Alignment | None = None
-    report: Report = lambda row: None
+    report: Report = silent
     journal: TrainingJournal | None = None
     save_every: int = 0
 
@@ -70,7 +69,7 @@ def make_alignment(student: Model, teacher: Model, stages: Sequence[TextStage], 
 
 
 def run_stages(
-    run: Run, stages: Sequence[TextStage], texts: Sequence[Text], evaluators: Sequence[Evaluator]
+    run: Run, stages: Sequence[TextStage], texts: Sequence[Text], evaluators: Sequence[StudentEvaluator]
 ) -> list[Finished]:
     """Train `run.student` through `stages`; it ends with the last stage's best weights, as stored.
 
@@ -89,7 +88,7 @@ def run_stages(
 
 
 def run_stage(
-    run: Run, stage: TextStage, windows: Windows, evaluator: Evaluator, done: int, saver: StateSaver = NOWHERE
+    run: Run, stage: TextStage, windows: Windows, evaluator: StudentEvaluator, done: int, saver: StateSaver = NOWHERE
 ) -> Finished:
     """Train one stage after `done` earlier steps. A resumed stage that is not the last one returns only its curve."""
     settings, student = stage.settings, run.student

@@ -15,10 +15,10 @@ from compress.checkpoint.read import Checkpoint, read_json
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.job import distill_checkpoint
+from compress.distill.model import MICRO_TOKENS
 from compress.distill.sharding.fsdp import ShardedObjective, Zero, check_launch
 from compress.distill.sharding.parallel import share
 from compress.distill.text.packing import Batch
-from compress.distill.training import loop as train
 from compress.distill.training.journal import JOURNAL, StateSaver, work_path
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -73,7 +73,7 @@ def one_of_two(rank: int, teacher: Path, folder: Path, ways: tuple[str, str]) ->
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     settings, patch = DistillConfig(**SETTINGS), pytest.MonkeyPatch()
-    patch.setitem(train.MICRO_TOKENS, "cpu", 2 * settings.seq_len)
+    patch.setitem(MICRO_TOKENS, "cpu", 2 * settings.seq_len)
     rows: list[Any] = []
     os.environ.update(WAYS[ways[0]])
     distill_checkpoint(teacher, folder / ways[0], settings, rows.append)

@@ -24,6 +24,7 @@ from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.distill.config import CaptureConfig, DistillConfig, TrainConfig
 from compress.distill.job import distill_checkpoint
+from compress.distill.model import Model
 from compress.distill.targets.cache import windows_digest
 from compress.distill.targets.cached_teacher import CachedTeacher
 from compress.distill.targets.capture import capture_teacher
@@ -31,7 +32,7 @@ from compress.distill.text.packing import (
     START,
     Batch,
     as_batch,
-    check_own_answers,
+    check_on_policy,
     check_packing,
     one_each,
     pack,
@@ -39,8 +40,9 @@ from compress.distill.text.packing import (
     unannounced,
     visible,
 )
+from compress.distill.training.evaluator import StudentEvaluator
 from compress.distill.training.gradient_checkpointing import recomputing
-from compress.distill.training.loop import Evaluator, Model, Objective, accumulate, make_accelerator
+from compress.distill.training.loop import Objective, accumulate, make_accelerator
 from compress.losses import cross_entropy, next_tokens
 
 CPU = torch.device("cpu")
@@ -167,7 +169,7 @@ def test_full_packing_leaves_windows_as_they_were(tiny_llama):
 
 def test_held_out_scores_are_those_of_documents_alone():
     student, teacher, both = model(seed=1), model(seed=2), window(FIRST, SECOND)
-    evaluator = Evaluator(teacher, Windows(both.ids, both.mask, {}, both.documents), 40)
+    evaluator = StudentEvaluator(teacher, Windows(both.ids, both.mask, {}, both.documents), 40)
     nll = 0.0
     for part in (window(FIRST), window(SECOND)):
         with torch.no_grad():
@@ -190,9 +192,9 @@ def test_a_model_that_cannot_keep_documents_apart_is_refused_by_name():
 def test_a_student_that_forgets_while_it_writes_is_refused_where_documents_count():
     sliding = model("mistral, sliding").model
     with pytest.raises(QCompressError, match="on_policy: a MistralForCausalLM forgets all but 4 of 12 tokens"):
-        check_own_answers(sliding, "documents", 12)
-    check_own_answers(sliding, "documents", 4)
-    check_own_answers(sliding, "full", 12)
+        check_on_policy(sliding, "documents", 12)
+    check_on_policy(sliding, "documents", 4)
+    check_on_policy(sliding, "full", 12)
 
 
 def test_a_packing_that_is_not_known_is_named():

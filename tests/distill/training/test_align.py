@@ -10,9 +10,10 @@ from calibration.windows import Windows
 from compress.checkpoint.read import Checkpoint, read_header
 from compress.distill.config import DistillConfig, TrainConfig
 from compress.distill.job import distill_checkpoint
+from compress.distill.model import Model
 from compress.distill.text.packing import as_batch
 from compress.distill.training.align import AlignedTeacher, Alignment, align_weight, distance, map_blocks
-from compress.distill.training.loop import Model, Objective, accumulate, make_accelerator
+from compress.distill.training.loop import Objective, accumulate, make_accelerator
 from compress.losses import Loss
 
 CPU = torch.device("cpu")

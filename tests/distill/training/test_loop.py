@@ -21,16 +21,14 @@ from calibration.windows import Windows
 from compress.checkpoint.load import load_model
 from compress.core.errors import QCompressError
 from compress.distill.config import TrainConfig
+from compress.distill.model import MICRO_TOKENS, Model, check_head
 from compress.distill.text.packing import as_batch
-from compress.distill.training import loop as training
+from compress.distill.training.evaluator import StudentEvaluator
 from compress.distill.training.gradient_checkpointing import recomputing
 from compress.distill.training.loop import (
-    Evaluator,
-    Model,
     Objective,
     Trained,
     accumulate,
-    check_head,
     learning_rate,
     make_accelerator,
     read_batches,
@@ -72,10 +70,10 @@ def pair() -> tuple[Model, Model]:
     return random_llama(1), random_llama(2)
 
 
-def run(pair: tuple[Model, Model], **settings: Any) -> tuple[Trained, Evaluator, float]:
+def run(pair: tuple[Model, Model], **settings: Any) -> tuple[Trained, StudentEvaluator, float]:
     student, teacher = pair
     options = {"steps": 30, "batch_size": 4, "seq_len": 12, "learning_rate": 1e-2, "eval_every": 10} | settings
-    evaluator = Evaluator(teacher, random_windows(6, seed=9), 40)
+    evaluator = StudentEvaluator(teacher, random_windows(6, seed=9), 40)
     before = evaluator.measure(student).kl
     windows = random_windows(16, seed=8)
     made = TrainConfig(**options)
@@ -126,7 +124,7 @@ def test_micro_batches_never_change_a_step(pair, monkeypatch, tokens):
     accelerator = make_accelerator()
 
     def gradients(micro: int) -> tuple[dict[str, float], list[torch.Tensor]]:
-        monkeypatch.setitem(training.MICRO_TOKENS, "cpu", micro)
+        monkeypatch.setitem(MICRO_TOKENS, "cpu", micro)
         objective = Objective(student, settings, 40).requires_grad_(True)
         objective.zero_grad()
         row = accumulate(accelerator, objective, teacher, as_batch(windows))
@@ -152,7 +150,7 @@ def test_the_settings_choose_the_divergence(pair, divergence):
 
 def test_a_step_is_the_mean_over_all_tokens_that_count(pair, monkeypatch):
     student, teacher = pair
-    monkeypatch.setitem(training.MICRO_TOKENS, "cpu", 24)
+    monkeypatch.setitem(MICRO_TOKENS, "cpu", 24)
     settings, windows = TrainConfig(batch_size=5, seq_len=12), random_windows(5, seed=3)
     objective = Objective(student, settings, 40).requires_grad_(True)
     row = accumulate(make_accelerator(), objective, teacher, as_batch(windows))
@@ -249,7 +247,7 @@ def test_a_head_that_is_not_understood_is_refused():
 def test_heldout_scores_are_those_of_the_whole_logits(tiny_llama: Path, tiny_qwen2: Path):
     student, teacher = (Model(load_model(path), CPU) for path in (tiny_llama, tiny_qwen2))
     windows = random_windows(3, seed=5)
-    evaluator = Evaluator(teacher, windows, 100)
+    evaluator = StudentEvaluator(teacher, windows, 100)
     keep, labels = windows.mask[:, 1:], windows.ids[:, 1:][windows.mask[:, 1:]]
     with torch.no_grad():
         ours, theirs = (

@@ -12,7 +12,9 @@ from calibration.windows import Windows
 from compress.checkpoint.read import Checkpoint
 from compress.distill.config import DistillConfig, TrainConfig
 from compress.distill.job import distill_checkpoint
-from compress.distill.training.loop import Evaluator, Model, restore, snapshot, train
+from compress.distill.model import Model
+from compress.distill.training.evaluator import StudentEvaluator
+from compress.distill.training.loop import restore, snapshot, train
 from compress.distill.training.lora import adapted, adapters, plain_parameters
 
 pytest.importorskip("peft")
@@ -39,7 +41,7 @@ def logits(model: Any) -> torch.Tensor:
 def test_after_training_only_adapters_have_changed_and_the_sum_says_the_same():
     student, teacher = random_llama(1), random_llama(2)
     before = snapshot(student.model, torch.float32)
-    evaluator = Evaluator(teacher, random_windows(4, 9), 40)
+    evaluator = StudentEvaluator(teacher, random_windows(4, 9), 40)
     kl = evaluator.measure(student).kl
     settings = TrainConfig(steps=8, batch_size=4, seq_len=12, learning_rate=3e-2, eval_every=8)
     with adapters(student.model, 4, 8.0):
