@@ -1,6 +1,7 @@
 """Imports point down only, and rooms of one rank never import each other. CONTRIBUTING shows the same table."""
 
 import ast
+import statistics
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,37 @@ def test_only_the_cli_prints(path):
     calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
     prints = [n.lineno for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"]
     assert not prints or module_of(path).startswith("compress.cli")
+
+
+def sub_room(module: str) -> str | None:
+    """The folder two levels deep that holds a module: compress.quantize.methods for compress.quantize.methods.gptq."""
+    parts = module.split(".")
+    folder = ROOT.joinpath(*parts[:3])
+    return ".".join(parts[:3]) if len(parts) > 3 and folder.is_dir() else None
+
+
+def test_no_two_rooms_import_each_other_both_ways():
+    arrows = {
+        (sub_room(module_of(path)), sub_room(module))
+        for path in FILES
+        for _, module in imports(path)
+        if module.startswith("compress.")
+    }
+    rooms = {(a, b) for a, b in arrows if a and b and a != b}
+    assert not {(a, b) for a, b in rooms if (b, a) in rooms}
+
+
+def test_every_class_name_is_defined_once():
+    names = [node.name for path in FILES for node in nodes(path) if isinstance(node, ast.ClassDef)]
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
+def test_functions_are_short():
+    functions = [node for path in FILES for node in nodes(path) if isinstance(node, ast.FunctionDef)]
+    lengths = [node.end_lineno - node.lineno + 1 for node in functions]
+    assert statistics.median(lengths) <= 8
+    assert [node.name for node, length in zip(functions, lengths, strict=True) if length > 50] == []
+
+
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
