@@ -1,8 +1,8 @@
 """Messages become token ids and a loss mask, through the model's own chat template.
 
-A template with `{% generation %}` marks the assistant's tokens itself. For every other template the conversation is
-rendered up to each assistant turn and again with it: what the turn adds, beyond the header that opens it, is the
-assistant's. The template must render every prefix of a conversation as a prefix of its text; this is checked.
+A template with `{% generation %}` marks the assistant's tokens. With any other template, the conversation is rendered
+up to each assistant turn and again with it: the difference, after the turn's header, is the assistant's text. This
+needs a template that renders every prefix of a conversation as a prefix of its text, which is checked.
 """
 
 import re
@@ -23,14 +23,14 @@ def has_template(tokenizer: Any) -> bool:
 def encode_chat(tokenizer: Any, messages: Sequence[Message], where: str) -> tuple[list[int], list[bool]]:
     """Token ids of the whole conversation, and True on the assistant's tokens, end-of-turn token included.
 
-    An assistant's turn that opens the conversation answers nothing; without the template's own marks it stays False.
+    An assistant's turn at the start of a conversation answers nothing; it stays False unless the template marks it.
 
-    Raises CalibrationError, beginning with `where`, when there is no template, when it refuses the conversation, or
-    when it renders a turn differently once more turns follow.
+    Raises CalibrationError, beginning with `where`, if there is no template, if it rejects the conversation, or if
+    it renders a turn differently once more turns follow.
     """
     if not has_template(tokenizer):
         raise CalibrationError(
-            f"{where}: holds `messages`, but the tokenizer has no chat template; "
+            f"{where}: has `messages`, but the tokenizer has no chat template; "
             "use rows with `text`, or a model directory with chat_template.jinja"
         )
     if MARKED.search(str(tokenizer.chat_template)):
@@ -41,13 +41,13 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message], where: str) -> tupl
 def render_prompt(tokenizer: Any, messages: Sequence[Message], where: str) -> str:
     """The conversation as text, with the header of the assistant's answer. Thinking is switched off.
 
-    Raises CalibrationError, beginning with `where`, when the template refuses the conversation.
+    Raises CalibrationError, beginning with `where`, if the template rejects the conversation.
     """
     return str(_apply(tokenizer, messages, where, tokenize=False, add_generation_prompt=True, enable_thinking=False))
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Ids of `text` alone, without any token that the tokenizer would put around it."""
+    """Ids of `text` alone, without the tokenizer's special tokens around it."""
     encoded = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
     return list(encoded["input_ids"])
 
@@ -70,13 +70,14 @@ def _by_prefixes(tokenizer: Any, messages: Sequence[Message], where: str) -> tup
 
 
 def _span(tokenizer: Any, messages: Sequence[Message], turn: int, text: str, where: str) -> tuple[int, int]:
-    """Characters of `text` that the assistant writes in this turn: after its header, through its end-of-turn token."""
+    """The characters of `text` of this assistant turn: from the end of its header to its end-of-turn token."""
     opened = _apply(tokenizer, messages[:turn], where, tokenize=False, add_generation_prompt=True)
     closed = _apply(tokenizer, messages[: turn + 1], where, tokenize=False)
     if not (text.startswith(closed) and closed.startswith(opened)):
         raise CalibrationError(
             f"{where}: message {turn + 1}: the chat template renders this turn differently once more turns follow, so "
-            "the assistant's tokens cannot be found; mark them with {% generation %} in it, or use rows with `text`"
+            "the assistant's tokens cannot be located; mark them with {% generation %} in "
+            "the template, or use rows with `text`"
         )
     trimmed = closed.rstrip()
     special = (*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values()))
@@ -85,10 +86,10 @@ def _span(tokenizer: Any, messages: Sequence[Message], turn: int, text: str, whe
 
 
 def _tokens_before(tokenizer: Any, ids: list[int], text: str, position: int) -> int:
-    """How many of the ids of `text` lie wholly before a character position.
+    """The number of ids of `text` that end before a character position.
 
-    A token that reaches across the position is not before it, so a token that joins the header's last space to the
-    answer's first word is the answer's.
+    A token across the position is not counted: one that joins the header's last space and the answer's first word
+    belongs to the answer.
     """
     pairs = zip(encode_text(tokenizer, text[:position]), ids, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -101,5 +102,5 @@ def _apply(tokenizer: Any, messages: Sequence[Message], where: str, **options: A
         return tokenizer.apply_chat_template([dict(message) for message in messages], **options)
     except TemplateError as error:
         raise CalibrationError(
-            f"{where}: the chat template refuses this conversation ({error}); change the row"
+            f"{where}: the chat template rejects this conversation ({error}); change the row"
         ) from error

@@ -23,63 +23,65 @@ EMBEDDED: dict[str, Callable[[], Iterator[Document]]] = {
 
 
 @dataclass(frozen=True)
-class Source:
-    """One text to read: an embedded name, a file or a hub dataset, and its weight against the others."""
+class TextSource:
+    """One text: an embedded name, a file or a hub dataset, and its weight relative to the others."""
 
     name: str
     weight: float = 1.0
 
     @property
     def label(self) -> str:
-        """The name without the directories, so that a manifest does not carry a user's paths."""
+        """The name without folders, so that a manifest contains no paths of the user."""
         return Path(self.name).name if readers.is_file_name(self.name) else self.name
 
 
-def parse_source(source: str) -> Source:
-    """The name and weight in "FILE=2.5"; the weight is 1 where none is given.
+def parse_source(source: str) -> TextSource:
+    """The name and weight in "FILE=2.5"; the default weight is 1.
 
-    A file whose own name holds a "=" is found as it is.
+    An existing file with "=" in its name is taken as a file.
     Raises CalibrationError for a weight that is not a positive number.
     """
     name, equals, weight = source.rpartition("=")
     if not equals or Path(source).exists():
-        return Source(source)
+        return TextSource(source)
     try:
         value = float(weight)
     except ValueError as error:
-        raise CalibrationError(f"{source}: the weight {weight!r} is not a number; write {name}=2.5, say") from error
+        raise CalibrationError(
+            f"{source}: the weight {weight!r} is not a number; write for example {name}=2.5"
+        ) from error
     if not (value > 0 and math.isfinite(value)):
         raise CalibrationError(f"{source}: the weight must be above 0, not {weight}; leave the source out instead")
-    return Source(name, value)
+    return TextSource(name, value)
 
 
 def load_documents(source: str) -> list[Document]:
-    """Every document of a source in its own order, never none. Raises CalibrationError for anything unreadable."""
+    """All documents of a source, at least one, in the source's order. Raises CalibrationError if unreadable."""
     name = parse_source(source).name
     documents = [document for document in _read(name) if not document.is_empty]
     if not documents:
-        raise CalibrationError(f"{name}: 0 documents, it is empty; name a source that holds text")
+        raise CalibrationError(f"{name}: the text is empty; name a source that contains text")
     return documents
 
 
 def check_source(source: str) -> None:
-    """CalibrationError for a source whose first document cannot be read; what is on a hub is not looked at."""
+    """CalibrationError for a source whose first document cannot be read; hub datasets are not read."""
     name = parse_source(source).name
     if (name in EMBEDDED or readers.is_file_name(name) or not hub.is_hub_name(name)) and not any(
         not document.is_empty for document in _read(name)
     ):
-        raise CalibrationError(f"{name}: 0 documents, it is empty; name a source that holds text")
+        raise CalibrationError(f"{name}: the text is empty; name a source that contains text")
 
 
 def source_digest(source: str) -> str:
-    """The digest of a source's text, "sha256:…". See `digest_documents` for what it does not depend on."""
+    """The digest of a source's text, "sha256:…". See `digest_documents`."""
     return digest_documents(load_documents(source))
 
 
 def digest_documents(documents: Iterable[Document]) -> str:
-    """A digest, "sha256:…", of the text alone: not of names, file kinds, line ends or the order of documents.
+    """The digest, "sha256:…", of the text alone. Names, file kinds, line ends and the order of documents do not matter.
 
-    So the same text is recognised under another name, which is how a held-out text is kept held out.
+    So a text is recognised under another name, which keeps evaluation text out of training text.
     """
     digests = sorted(hashlib.sha256(_canonical(document).encode()).hexdigest() for document in documents)
     return "sha256:" + hashlib.sha256("\n".join(digests).encode()).hexdigest()

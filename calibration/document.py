@@ -14,9 +14,9 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Document:
-    """`messages` are used where the tokenizer has a chat template, `text` otherwise; at least one is there.
+    """`messages` are used if the tokenizer has a chat template, else `text`. At least one is set.
 
-    `source` says where the document stands, for errors: "notes.jsonl: line 12".
+    `source` is the document's place, for errors: "notes.jsonl: line 12".
     """
 
     source: str
@@ -32,7 +32,7 @@ class Document:
 def row_document(row: Any, where: str) -> Document:
     """The document of one row of a .jsonl, .parquet or hub dataset. Raises CalibrationError, beginning with `where`.
 
-    Where a row holds several of the known keys, the first of KNOWN_KEYS counts.
+    If a row has several of the known keys, the first in KNOWN_KEYS is used.
     """
     if not isinstance(row, Mapping):
         raise CalibrationError(f"{where}: a row is an object with keys, not {type(row).__name__}; known: {KNOWN_KEYS}")
@@ -47,11 +47,11 @@ def row_document(row: Any, where: str) -> Document:
         question = [_string(row, "instruction", where)]
         question += [_string(row, "input", where)] if "input" in present else []
         return _answered(question, _string(row, "output", where), where)
-    raise CalibrationError(f"{where}: no known key with a value in {sorted(map(str, row))}; known: {KNOWN_KEYS}")
+    raise CalibrationError(f"{where}: no usable key in {sorted(map(str, row))}; known: {KNOWN_KEYS}")
 
 
 def row_prompt(row: Any, where: str) -> tuple[Mapping[str, Any], ...]:
-    """The messages that a row asks an answer to; answers that it already has at its end are left away.
+    """The messages of a row that the model shall answer; answers at the end of the row are dropped.
 
     A row is a string, or has one of PROMPT_KEYS. Raises CalibrationError, beginning with `where`.
     """
@@ -63,11 +63,11 @@ def row_prompt(row: Any, where: str) -> tuple[Mapping[str, Any], ...]:
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
         if not messages:
-            raise CalibrationError(f"{where}: only the assistant speaks; give a message that it can answer")
+            raise CalibrationError(f"{where}: all messages are the assistant's; add a user message")
         return tuple({"role": message["role"], "content": message["content"]} for message in messages)
     key = next((key for key in ("prompt", "instruction") if row.get(key) is not None), None)
     if key is None:
-        raise CalibrationError(f"{where}: no known key with a value in {sorted(map(str, row))}; known: {PROMPT_KEYS}")
+        raise CalibrationError(f"{where}: no usable key in {sorted(map(str, row))}; known: {PROMPT_KEYS}")
     parts = [_string(row, key, where)]
     parts += [_string(row, "input", where)] if key == "instruction" and row.get("input") is not None else []
     if not _joined(parts):
@@ -80,9 +80,9 @@ def _joined(parts: list[str]) -> str:
 
 
 def _answered(question: list[str], answer: str, where: str) -> Document:
-    asked = _joined(question)
-    messages = ({"role": "user", "content": asked}, {"role": "assistant", "content": answer})
-    return Document(where, text=f"{asked}\n\n{answer}", messages=messages)
+    prompt = _joined(question)
+    messages = ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
+    return Document(where, text=f"{prompt}\n\n{answer}", messages=messages)
 
 
 def _messages(rows: Any, where: str) -> tuple[Mapping[str, Any], ...]:

@@ -1,8 +1,8 @@
-"""Text that needs no network: what we wrote (data/*.jsonl, Apache-2.0) and what ships with CPython (PSF licence).
+"""Text that needs no network: original text (data/*.jsonl, Apache-2.0) and text that CPython ships (PSF licence).
 
-`default` calibrates, `heldout` evaluates, `python` is the rest of the documentation and much library code, for volume.
-The three share no paragraph of the documentation, no module and no row. CPython's part is read from the running
-interpreter, so another Python version gives another digest; one interpreter always gives the same text.
+`default` is for calibration, `heldout` for evaluation. `python` adds volume: more documentation and library code.
+The three share no paragraph of the documentation, no module and no row. CPython's part comes from the
+running interpreter: the text depends on the Python version.
 """
 
 import re
@@ -16,9 +16,9 @@ from calibration.document import Document
 from calibration.errors import CalibrationError
 from calibration.readers import read_file
 
-SECTION = 3000  # characters, about; a document of the topics or of a module is a run of whole paragraphs this long
-QUOTED = 80  # characters; a shorter paragraph ("For example:") may well stand in two topics
-LEFTOVER = 200  # characters; of a topic that is all quotation, its title and a line may remain
+SECTION = 3000  # characters per document, about: whole paragraphs of a topic or a module
+QUOTED = 80  # characters; a shorter paragraph ("For example:") may be in two topics
+LEFTOVER = 200  # characters; a shorter section is dropped
 HELDOUT_TOPICS = ("debugger", "execmodel", "import")
 DEFAULT_TOPICS = (
     *("assignment", "async", "attribute-access", "binary", "calls", "class", "comparisons", "context-managers"),
@@ -46,14 +46,14 @@ def default() -> Iterator[Document]:
 
 
 def heldout() -> Iterator[Document]:
-    """Text of the same kinds as `default`, none of it in `default` or `python`: for evaluation only."""
+    """Text of the same kinds as `default`, for evaluation only: none of it is in `default` or `python`."""
     yield from _written("heldout")
     yield from _topics()["heldout"]
     yield from _modules(HELDOUT_MODULES)
 
 
 def python() -> Iterator[Document]:
-    """The rest of the documentation and library code: over a million characters, all of one kind; mix it."""
+    """The rest of the documentation and library code: over a million characters, to be mixed with other text."""
     yield from _topics()["python"]
     yield from _modules(PYTHON_MODULES)
 
@@ -65,19 +65,19 @@ def _written(name: str) -> Iterator[Document]:
 
 @cache
 def _topics() -> dict[str, list[Document]]:
-    """Every paragraph of the documentation once: topics quote each other, and a quotation must not cross over."""
+    """The documentation by corpus, every paragraph once: a paragraph quoted in another topic stays in one corpus."""
     topics = _pydoc_topics()
     rest = sorted(set(topics) - set(HELDOUT_TOPICS) - set(DEFAULT_TOPICS))
     seen: set[str] = set()
-    found: dict[str, list[Document]] = {"heldout": [], "default": [], "python": []}
+    corpora: dict[str, list[Document]] = {"heldout": [], "default": [], "python": []}
     for corpus, names in (("heldout", HELDOUT_TOPICS), ("default", DEFAULT_TOPICS), ("python", tuple(rest))):
         for name in names:
             fresh = [
                 part for part in _paragraphs(topics.get(name, "")) if len(part) < QUOTED or _flat(part) not in seen
             ]
             seen.update(map(_flat, fresh))
-            found[corpus] += _sections(fresh, f"pydoc topic {name}")
-    return found
+            corpora[corpus] += _sections(fresh, f"pydoc topic {name}")
+    return corpora
 
 
 def _pydoc_topics() -> dict[str, str]:
@@ -92,7 +92,7 @@ def _pydoc_topics() -> dict[str, str]:
 
 
 def _modules(names: tuple[str, ...]) -> Iterator[Document]:
-    """The source of standard library modules; one that this Python does not ship as source is left out."""
+    """The source of standard library modules; modules without source in this Python are skipped."""
     for name in names:
         path = Path(sysconfig.get_path("stdlib")) / f"{name}.py"
         if path.is_file():
@@ -100,7 +100,7 @@ def _modules(names: tuple[str, ...]) -> Iterator[Document]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """Pieces that end with their blank lines; joined, they are the text again."""
+    """The paragraphs with their blank lines; joined, they are the text."""
     return re.findall(r"\S.*?(?:\n\s*\n|\Z)|\s+\S.*?(?:\n\s*\n|\Z)", text, re.DOTALL)
 
 
@@ -109,9 +109,9 @@ def _flat(paragraph: str) -> str:
 
 
 def _sections(paragraphs: list[str], where: str) -> list[Document]:
-    """Paragraphs in their order, gathered into documents that end at the first paragraph past SECTION characters.
+    """Documents of consecutive paragraphs, each at least SECTION characters long.
 
-    A last section that would be short joins the one before it; what is left of a topic quoted elsewhere is dropped.
+    A short last section joins the one before it. Sections of at most LEFTOVER characters are dropped.
     """
     texts = [""]
     for part in paragraphs:

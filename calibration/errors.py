@@ -1,4 +1,4 @@
-"""The errors a user can cause here: they say which file, which number, and the cure, on one line."""
+"""Errors that a user can cause: one line that names the file, the number and the cure."""
 
 
 class CalibrationError(ValueError):
@@ -9,7 +9,7 @@ class CalibrationError(ValueError):
 
 
 class TooShortError(CalibrationError):
-    """The text is shorter than the windows asked for; `fitting` windows of that length are in it."""
+    """The text is too short; it contains `fitting` windows of the requested length."""
 
     def __init__(self, message: str, fitting: int):
         super().__init__(message)

@@ -1,6 +1,6 @@
 """Datasets of the Hugging Face hub by name: ORG/NAME[:CONFIG[:SPLIT]], streamed.
 
-A hub dataset may be larger than any disk, so its first ROWS rows stand for it, in its digest too.
+Only the first ROWS rows are read, because a hub dataset may be larger than the disk. The digest covers these rows.
 """
 
 import re
@@ -33,7 +33,7 @@ def read_hub(name: str) -> Iterator[Document]:
         split = parts["split"] or "train"
         rows = load_dataset(parts["path"], parts["config"] or None, split=split, streaming=True).take(ROWS)
         numbered = list(enumerate(rows, 1))
-    except Exception as error:  # whatever the network, the hub and its client raise, the cure is the same
+    except Exception as error:  # the network, the hub and its client raise many types; the cure is the same
         reason = f"{type(error).__name__}: {error}"
         raise CalibrationError(
             f"{name}: no such file, and the hub dataset cannot be read ({reason:.200}); go online or name a local file"

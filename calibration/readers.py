@@ -1,6 +1,6 @@
-"""Files of text: one reader for each kind, found by the name's ending.
+"""Text files: one reader per kind, chosen by the file name's ending.
 
-A plain text file is one document; the others hold one document in each row. Any of them but .parquet may be gzipped.
+A plain text file is one document; other files have one document per row. All kinds except .parquet may be gzipped.
 """
 
 import gzip
@@ -15,7 +15,7 @@ from calibration.errors import CalibrationError
 
 
 def is_file_name(name: str) -> bool:
-    """True for anything that exists on disk, and for anything that is named like a file we read."""
+    """True for an existing path, and for a name with the ending of a supported file."""
     return Path(name).exists() or _kind(Path(name)) in KINDS
 
 
@@ -26,29 +26,31 @@ def read_file(path: Path) -> Iterator[Document]:
 
 
 def _check(path: Path) -> None:
-    """CalibrationError for what is no file of a known kind that holds something."""
+    """CalibrationError unless the path is a supported file that is not empty."""
     if not path.exists():
         raise CalibrationError(f"{path}: no such file; check the path")
     if not path.is_file():
-        raise CalibrationError(f"{path}: not a file; name each file in it")
+        raise CalibrationError(f"{path}: a folder, not a file; name its files")
     kind = _kind(path)
     if kind not in KINDS:
-        raise CalibrationError(f"{path}: files of kind {kind or 'without an ending'!r} are not read; {_known()}")
+        raise CalibrationError(
+            f"{path}: files of kind {kind or 'without an ending'!r} are not supported; {_supported()}"
+        )
     if path.stat().st_size == 0:
-        raise CalibrationError(f"{path}: the file is empty (0 bytes); name one that holds text")
+        raise CalibrationError(f"{path}: the file is empty (0 bytes); name a file with text")
 
 
 def _kind(path: Path) -> str:
-    """The ending that counts: ".jsonl" for "a/b.JSONL.gz"."""
+    """The ending without .gz, in lower case: ".jsonl" for "a/b.JSONL.gz"."""
     return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
 
 
-def _known() -> str:
-    return f"known: {', '.join(KINDS)}, and .gz of all but .parquet"
+def _supported() -> str:
+    return f"supported: {', '.join(KINDS)}, and .gz of all but .parquet"
 
 
 def read_lines(path: Path) -> Iterator[tuple[Any, str]]:
-    """(row, where it stands) of every row of a file, a line of a plain text file being a row, unless it is empty."""
+    """(row, its place) of every row of a file. In a plain text file every line that is not empty is a row."""
     _check(path)
     if _kind(path) not in PLAIN:
         yield from ROWS[_kind(path)](path)
@@ -68,7 +70,7 @@ def _read_rows(path: Path) -> Iterator[Document]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
-    """One JSON value a line, or one list of all rows."""
+    """The rows of a file with one JSON value per line, or with one list."""
     text = _decode(path)
     if text.lstrip().startswith("["):
         for number, row in enumerate(_parse(text, str(path)), 1):
@@ -94,7 +96,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
                     number += 1
                     yield row, f"{path}: row {number}"
     except ArrowException as error:
-        raise CalibrationError(f"{path}: not a whole parquet file ({error}); fetch it again") from error
+        raise CalibrationError(f"{path}: not a complete parquet file ({error}); fetch it again") from error
 
 
 def _decode(path: Path) -> str:
@@ -114,7 +116,7 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}" if "\n" in text else f"column {error.colno}"
-        raise CalibrationError(f"{where}: malformed JSON at {place} ({error.msg}); mend or remove it") from error
+        raise CalibrationError(f"{where}: malformed JSON at {place} ({error.msg}); correct or remove it") from error
 
 
 PLAIN = (".txt", ".text", ".md", ".rst", ".raw", ".tokens", ".utf8")

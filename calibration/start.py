@@ -1,9 +1,9 @@
-"""How a window must begin: measured on the model, not read off its tokenizer.
+"""Whether windows begin with a start token: measured on the model, not read from its tokenizer.
 
-Whether a model was trained with a start token before every sequence is not in its files: tokenizers that add none
-belong to models that need one. A real 26M chat model has perplexity 79 with its start token and above 200,000
-without, though its tokenizer does not add it; calibrated without, its quantized form is two to three times further
-from it. So the same tokens are scored both ways, and the better way is used wherever the model reads a window.
+A model's files do not record whether it was trained with a start token, and some tokenizers omit one that the model
+needs. One 26M chat model has perplexity 79 with its start token and above 200,000 without it. Calibrated without the
+token, its quantized form has two to three times the KL. So the same tokens are scored both ways, and the better way is
+used for every window.
 """
 
 import math
@@ -16,9 +16,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StartToken:
-    """The verdict: `token` begins every window, or None. The nlls are nats per token, over the same tokens.
+    """`token` begins every window; None: no start token. The nlls are nats per token, over the same tokens.
 
-    `nll_with` is None where there is no start token to try.
+    `nll_with` is None if the model has no start token.
     """
 
     token: int | None
@@ -30,8 +30,8 @@ def choose_start(ids: Tensor, start_token: int | None, nll: Callable[[Tensor, in
     """Score `ids` with and without `start_token` before them; the token is kept only if it strictly lowers the nll.
 
     `ids` (n, length) int64 are windows of plain text, without the token. `nll(windows, first)` returns the mean nll
-    in nats of windows[:, first:], each token predicted from all before it. Both calls score ids[:, 1:]: the first
-    token of a window without a start token has nothing to be predicted from. Raises ValueError on a nll of nan.
+    in nats of windows[:, first:], each token predicted from all before it. Both calls score ids[:, 1:]: without
+    a start token, nothing precedes the first token. Raises ValueError for a nll of nan.
     """
     without = _number(nll(ids, 1), "without")
     if start_token is None:
@@ -48,5 +48,5 @@ def _number(nll: float, how: str) -> float:
 
 
 def format_start_token(token: int | None) -> int | str:
-    """A start token as reports tell it: its id, or "none"."""
+    """A start token as reports show it: its id, or "none"."""
     return "none" if token is None else token

@@ -1,8 +1,7 @@
-"""What a linear layer's inputs look like: running means over tokens, in float32.
+"""Statistics of a linear's inputs: running means over tokens, in float32, on the device of the first input.
 
-All follow the device of the first input they see, and weigh every token the same however the tokens are batched.
-Products of a batch may be taken in another type than float32: they are rounded once, and far finer than what a
-calibration text of any length leaves open.
+Every token has the same weight, however the tokens are batched. The product of a batch may be computed in a 16-bit
+dtype: it is rounded once, an error far below the sampling error of any calibration text.
 """
 
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 MIRRORED_ROWS = 256  # at a time
-STRIPS = 4  # of a triangle; more waste less arithmetic on the other side, on products too small for BLAS
+STRIPS = 4  # per triangle; more strips save arithmetic, but their products are too small for BLAS
 WIDEST_STRIP = 1024  # still wide enough for BLAS
 SHRINKAGE = 4.0
 
@@ -19,8 +18,8 @@ SHRINKAGE = 4.0
 class Hessian:
     """Running mean of x xᵀ over tokens, the Hessian of GPTQ (https://arxiv.org/abs/2210.17323) up to its factor 2.
 
-    Only the upper triangle is summed, strip by strip: three eighths of the arithmetic are saved, nearly half of a wide
-    one's. `value` mirrors it.
+    Only the upper triangle is summed, strip by strip, which saves three eighths of the arithmetic or more. `value`
+    mirrors it.
     """
 
     def __init__(self, in_features: int, matmul_dtype: torch.dtype = torch.float32):
@@ -34,24 +33,24 @@ class Hessian:
         if not len(x):
             return
         self._upper = self._upper.to(x.device)
-        kept = self.tokens / (self.tokens + len(x))
+        decay = self.tokens / (self.tokens + len(x))
         self.tokens += len(x)
         for rows in strips(self.in_features):
-            _add_product(self._upper[rows, rows.start :], x[:, rows], x[:, rows.start :], kept, 1 / self.tokens)
+            _add_product(self._upper[rows, rows.start :], x[:, rows], x[:, rows.start :], decay, 1 / self.tokens)
 
     @property
     def value(self) -> Tensor:
-        """(in_features, in_features) float32, exactly symmetric; a new tensor at every reading."""
+        """(in_features, in_features) float32, exactly symmetric; a new tensor each time."""
         return mirrored(self._upper.clone())
 
     def take(self) -> Tensor:
-        """The same without a copy: nothing can be added afterwards."""
+        """The same without a copy. No update may follow."""
         upper, self._upper = self._upper, torch.zeros(0, 0)
         return mirrored(upper)
 
 
 class Cross:
-    """Running mean of y xᵀ over tokens: how what is `rows` wide goes along with the inputs of a linear."""
+    """Running mean of y xᵀ over tokens, (rows, in_features): y has `rows` values, x is the input of a linear."""
 
     def __init__(self, rows: int, in_features: int, matmul_dtype: torch.dtype = torch.float32):
         self.shape, self.matmul_dtype = (rows, in_features), matmul_dtype
@@ -64,29 +63,29 @@ class Cross:
         if not len(x):
             return
         self._value = self._value.to(x.device)
-        kept = self.tokens / (self.tokens + len(x))
+        decay = self.tokens / (self.tokens + len(x))
         self.tokens += len(x)
-        _add_product(self._value, y, x, kept, 1 / self.tokens)
+        _add_product(self._value, y, x, decay, 1 / self.tokens)
 
     def take(self) -> Tensor:
-        """(rows, in_features) float32: nothing can be added afterwards."""
+        """(rows, in_features) float32. No update may follow."""
         value, self._value = self._value, torch.zeros(0, 0)
         return value
 
 
 def shrunk(hessian: Tensor, tokens: int) -> Tensor:
-    """A mean of x xᵀ over `tokens`, its diagonal raised in place: by SHRINKAGE · √(in_features / tokens) of itself.
+    """Shrink a mean of x xᵀ in place: its diagonal grows by SHRINKAGE · √(in_features / tokens) of itself.
 
-    Few tokens overestimate the correlation of inputs. Raising the diagonal shrinks all correlations by one factor
-    (after Ledoit and Wolf 2004, https://doi.org/10.1016/S0047-259X(03)00096-4), whatever the scale of the inputs.
-    The experiment log has both measured.
+    With few tokens, the correlations of inputs are overestimated. Raising the diagonal shrinks all correlations by one
+    factor (after Ledoit and Wolf 2004, https://doi.org/10.1016/S0047-259X(03)00096-4), at any scale.
+    The experiment log has the measurements.
     """
     hessian.diagonal().mul_(1 + SHRINKAGE * (len(hessian) / tokens) ** 0.5)
     return hessian
 
 
 def strips(size: int, narrowest: int = 1) -> Iterator[slice]:
-    """Slices of the rows of a (size, size) triangle, for products that leave out most of its other side."""
+    """Row slices of a (size, size) triangle, for products that skip most of the other triangle."""
     width = max(narrowest, min(WIDEST_STRIP, -(-size // STRIPS)))
     return (slice(start, min(start + width, size)) for start in range(0, size, width))
 
@@ -102,20 +101,20 @@ def mirrored(upper: Tensor) -> Tensor:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite, without the temporaries of `isfinite`."""
+    """True if no value is NaN or infinite. Allocates no mask, unlike `isfinite`."""
     if not tensor.numel():
         return True
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, kept: float, share: float) -> None:
-    """total (a, b) float32 becomes kept · total + share · leftᵀ right, of left (tokens, a) and right (tokens, b)."""
+def _add_product(total: Tensor, left: Tensor, right: Tensor, decay: float, share: float) -> None:
+    """total (a, b) float32 becomes decay · total + share · leftᵀ right, for left (tokens, a) and right (tokens, b)."""
     if left.dtype == total.dtype:
-        total.addmm_(left.T, right, beta=kept, alpha=share)
+        total.addmm_(left.T, right, beta=decay, alpha=share)
         return
     for rows, columns in zip(total.split(WIDEST_STRIP), left.split(WIDEST_STRIP, 1), strict=True):
-        rows.mul_(kept).add_(columns.T @ right, alpha=share)
+        rows.mul_(decay).add_(columns.T @ right, alpha=share)
 
 
 def _tokens(x: Tensor, in_features: int, dtype: torch.dtype) -> Tensor:

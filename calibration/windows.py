@@ -1,8 +1,8 @@
 """Documents and a tokenizer become windows: (n_samples, seq_len) token ids, a loss mask, and a manifest.
 
-Each source gives its share of the tokens, whole documents in a seeded order until the share is full; the documents
-follow one another, an end-of-sequence token after each, and are cut into windows without regard to their borders.
-Windows that are held out are made in the same way from what follows in every source.
+Each source fills its share of the tokens with whole documents in a seeded order. Documents are joined, with an
+end-of-sequence token after each, and cut into windows of equal length; a window may begin inside a document.
+Held-out windows are made in the same way from the text that follows in every source.
 """
 
 import hashlib
@@ -16,27 +16,26 @@ import torch
 from torch import Tensor
 
 from calibration.chat import encode_chat, encode_text, has_template
-from calibration.corpus import Source, digest_documents, load_documents, parse_source
+from calibration.corpus import TextSource, digest_documents, load_documents, parse_source
 from calibration.document import Document
 from calibration.errors import CalibrationError, TooShortError
 
-CHARACTERS = 16  # read at first for each token needed; ordinary text needs about four
-SETTLED = 32  # last tokens of a text that was cut short: not trusted, for what follows might have changed them
+CHARACTERS = 16  # encoded per token needed, at first; ordinary text has about four per token
+SETTLED = 32  # last tokens of a shortened text: dropped, because the text after the cut could change them
 
 Encoded = tuple[list[int], list[bool]]
-Piece = tuple[list[int], list[bool], str]  # what was used of a document, and where that stands
+Piece = tuple[list[int], list[bool], str]  # the ids and mask taken from a document, and its place
 
 
 @dataclass(frozen=True)
 class Windows:
     """`ids` (n_samples + held_out, seq_len) int64; `mask`, the same shape, bool: True where a token counts in a loss.
 
-    In a conversation the assistant's tokens count, end-of-turn included; in plain text all do; the start token never.
-    `manifest` is plain data for JSON: sources with name, digest, weight, documents, tokens, tokens_counted (that count
-    in a loss) and tokens_dropped (encoded but not used; what was never needed was never encoded), the totals, the
-    arguments, and a digest of the ids.
-    `documents`, the same shape, int64, index `names`, where each document stands; a start token counts to the
-    document after it. None where nobody knows.
+    In a conversation the assistant's tokens count, end of turn included. In plain text all tokens count. The start
+    token never counts. `manifest` is plain data for JSON: the arguments, a digest of the ids, totals, and per source
+    name, digest, weight, documents, tokens, tokens_counted (in a loss) and tokens_dropped (encoded but not used).
+    `documents`, the same shape, int64, are indices into `names`, the documents' places. A start token belongs to the
+    document after it. None if the documents are unknown.
     """
 
     ids: Tensor
@@ -48,10 +47,11 @@ class Windows:
 
 @dataclass
 class _Share:
-    """What one source gives: `pieces` hold `tokens` tokens of `documents` documents, all of its quota. `held_out` of
-    them, the last, are not for calibration."""
+    """The part of one source: `pieces` hold `tokens` tokens of `documents` documents, `quota` at the end.
 
-    source: Source
+    The last `held_out` tokens are not used for calibration."""
+
+    source: TextSource
     digest: str
     quota: int
     held_out: int
@@ -82,8 +82,9 @@ def build_windows(
     start_token: int | None = None,
     held_out: int = 0,
 ) -> Windows:
-    """Pack `sources` into windows. The same arguments give the same bytes; `held_out` windows more come last, and
-    change nothing in those before them.
+    """Pack `sources` into windows. The same arguments give the same bytes.
+
+    `held_out` more windows come last and do not change the windows before them.
 
     A source is "NAME", "FILE" or either with "=WEIGHT"; weights are shares of the tokens. `start_token` begins every
     window, whose length stays `seq_len`. One document alone is cut into consecutive windows from its beginning, the
@@ -105,15 +106,15 @@ def build_windows(
 
 
 def _shares(
-    sources: list[Source], tokenizer: Any, counts: tuple[int, int], body: int, rng: random.Random
+    sources: list[TextSource], tokenizer: Any, counts: tuple[int, int], body: int, rng: random.Random
 ) -> list[_Share]:
-    """What every source gives to so many windows of `body` tokens, and to so many that are held out."""
+    """The part of every source. `counts` are the numbers of calibration and of held-out windows of `body` tokens."""
     shares: list[_Share] = []
     quotas, held = (_quotas([source.weight for source in sources], count * body) for count in counts)
     for source, quota, more in zip(sources, quotas, held, strict=True):
         documents = load_documents(source.name)
         share = _Share(source, digest_documents(documents), quota + more, more)
-        _refuse_twin(share, shares)
+        _check_twin(share, shares)
         rng.shuffle(documents)
         _fill(share, documents, tokenizer)
         if share.tokens < share.quota:
@@ -123,11 +124,11 @@ def _shares(
 
 
 def _in_order(shares: list[_Share], rng: random.Random) -> list[Piece]:
-    """All pieces: those to calibrate on, then those held out, several sources mixed in each of the two."""
+    """All pieces: first for calibration, then held out. The sources are mixed within each of the two."""
     parts = zip(*(_parted(share.pieces, share.quota - share.held_out) for share in shares), strict=True)
     pieces: list[Piece] = []
     for part in parts:
-        mixed = [piece for own in part for piece in own]
+        mixed = [piece for source_pieces in part for piece in source_pieces]
         if len(shares) > 1:
             rng.shuffle(mixed)
         pieces += mixed
@@ -135,7 +136,7 @@ def _in_order(shares: list[_Share], rng: random.Random) -> list[Piece]:
 
 
 def _parted(pieces: list[Piece], tokens: int) -> tuple[list[Piece], list[Piece]]:
-    """The pieces that hold the first so many tokens, and the others; one that lies across is cut."""
+    """The pieces with the first `tokens` tokens, and the rest; a piece on the border is split."""
     before: list[Piece] = []
     for number, (ids, mask, name) in enumerate(pieces):
         if tokens < len(ids):
@@ -153,7 +154,7 @@ def _quotas(weights: list[float], total: int) -> list[int]:
 
 
 def _fill(share: _Share, documents: Iterable[Document], tokenizer: Any) -> None:
-    """Take documents until the quota is full; the last one is cut, and the rest of it counted as dropped."""
+    """Take documents until the quota is full. The rest of the last one is counted as dropped."""
     for document in documents:
         needed = share.quota - share.tokens
         if needed == 0:
@@ -166,21 +167,21 @@ def _fill(share: _Share, documents: Iterable[Document], tokenizer: Any) -> None:
 
 
 def _encode(document: Document, tokenizer: Any, needed: int) -> Encoded:
-    """Ids and mask of a document and the end-of-sequence token after it; a long text only as far as `needed`."""
+    """Ids and mask of a document and its end-of-sequence token. A long text is encoded up to `needed` tokens."""
     end = getattr(tokenizer, "eos_token_id", None)
     if document.messages is not None and (has_template(tokenizer) or document.text is None):
         ids, mask = encode_chat(tokenizer, document.messages, document.source)
-        boundary = [] if end is None or end in ids else [end]  # most templates write it themselves
+        boundary = [] if end is None or end in ids else [end]  # most templates add it
         return ids + boundary, mask + [False] * len(boundary)
     ids = _encode_beginning(tokenizer, document.text or "", needed) + ([] if end is None else [end])
     return ids, [True] * len(ids)
 
 
 def _encode_beginning(tokenizer: Any, text: str, needed: int) -> list[int]:
-    """The first ids of a text: `needed` of them or more, or all it has.
+    """The first ids of a text: at least `needed`, or all of a shorter text.
 
-    They equal the first ids of the whole text: it is cut after the last word of a line, so that no word and no run
-    of blanks is split, and the tokens next to the cut are not used.
+    They equal the first ids of the whole text. The text is cut at the end of a line, which splits no word and no run
+    of blanks, and the tokens next to the cut are dropped.
     """
     characters = needed * CHARACTERS
     while (cut := _line_end(text, characters)) < len(text):
@@ -192,13 +193,13 @@ def _encode_beginning(tokenizer: Any, text: str, needed: int) -> list[int]:
 
 
 def _line_end(text: str, position: int) -> int:
-    """The end of the last visible character before the first newline from `position` on; else of the whole text."""
+    """The end of the line at `position`, without trailing blanks; the end of the text in its last line."""
     newline = text.find("\n", position)
     return len(text) if newline < 0 else len(text[:newline].rstrip())
 
 
 def _cut(pieces: list[Piece], n_samples: int, body: int, start_token: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask, and which of the pieces every token is of."""
+    """Ids, mask, and the index of every token's piece, each (n_samples, seq_len)."""
     ids = torch.tensor([token for piece, _, _ in pieces for token in piece]).view(n_samples, body)
     mask = torch.tensor([flag for _, flags, _ in pieces for flag in flags]).view(n_samples, body)
     lengths = torch.tensor([len(piece) for piece, _, _ in pieces])
@@ -220,26 +221,26 @@ def _manifest(shares: list[_Share], ids: Tensor, settings: dict[str, Any]) -> di
     }
 
 
-def _refuse_twin(share: _Share, others: list[_Share]) -> None:
+def _check_twin(share: _Share, others: list[_Share]) -> None:
     for other in others:
         if other.digest == share.digest:
             raise CalibrationError(
-                f"{share.source.name}: the same text as {other.source.name}, so it would count twice; "
+                f"{share.source.name}: the same text as {other.source.name} would count twice; "
                 f"name it once, with weight {other.source.weight + share.source.weight:g}"
             )
 
 
 def _too_short(share: _Share, n_samples: int, body: int) -> TooShortError:
-    name, had, quota = share.source.name, share.tokens, share.quota
-    fitting = n_samples * had // quota
-    if had < body <= quota:
+    name, available, quota = share.source.name, share.tokens, share.quota
+    fitting = n_samples * available // quota
+    if available < body <= quota:
         return TooShortError(
-            f"{name}: {had} tokens, but one window needs {body}; give more text or a smaller --seq-len", fitting
+            f"{name}: {available} tokens, but one window needs {body}; give more text or a smaller --seq-len", fitting
         )
     whole = quota == n_samples * body
-    cure = f"ask for --n-samples {fitting} at most" if fitting else "ask for fewer or shorter windows"
+    cure = f"use --samples {fitting} at most" if fitting else "use fewer or shorter windows"
     return TooShortError(
-        f"{name}: {had} tokens, but {quota} are needed for {'' if whole else 'its share of '}"
-        f"n_samples={n_samples} windows of {body}; {cure}{'' if whole else ', give it less weight'}, or add text",
+        f"{name}: {available} tokens, but {quota} are needed for {'' if whole else 'its share of '}"
+        f"{n_samples} windows of {body}; {cure}{'' if whole else ', give it less weight'}, or add text",
         fitting,
     )

@@ -78,7 +78,7 @@ def test_an_assistant_turn_without_a_question_is_not_counted(tokenizer):
     [
         (None, ["notes.jsonl: line 7", "no chat template", "`text`"]),
         (FORGETFUL, ["notes.jsonl: line 7", "message 3", "differently", "{% generation %}"]),
-        (STRICT, ["notes.jsonl: line 7", "refuses", "no system turn"]),
+        (STRICT, ["notes.jsonl: line 7", "rejects", "no system turn"]),
     ],
 )
 def test_a_template_that_cannot_be_used_is_named_with_its_cure(make_tokenizer, template, words):

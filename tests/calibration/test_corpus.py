@@ -73,7 +73,7 @@ def test_a_parquet_row_is_numbered(tmp_path):
     from pyarrow import Table
 
     parquet.write_table(Table.from_pylist([{"text": "one"}, {"text": "two"}, {"text": None}]), tmp_path / "a.parquet")
-    assert failure(str(tmp_path / "a.parquet")).startswith(f"{tmp_path / 'a.parquet'}: row 3: no known key")
+    assert failure(str(tmp_path / "a.parquet")).startswith(f"{tmp_path / 'a.parquet'}: row 3: no usable key")
 
 
 def test_a_text_file_is_one_document_with_plain_line_ends(tmp_path):
@@ -140,7 +140,7 @@ def test_a_weight_of_zero_or_less_is_refused(weight):
 
 BAD_FILES = [
     ("a.txt", b"", ["empty", "0 bytes"]),
-    ("a.txt", b" \n\t\n", ["empty", "0 documents"]),
+    ("a.txt", b" \n\t\n", ["empty", "contains text"]),
     ("a.txt", b"abc\xff", ["not UTF-8", "byte 3"]),
     ("a.txt.gz", b"abcd\xff", ["not UTF-8", "byte 4"]),
     ("a.jsonl", b'{"text": "a"}\n{"text": \n', ["line 2", "malformed JSON"]),
@@ -151,7 +151,7 @@ BAD_FILES = [
     ("a.jsonl", b'{"messages": "hi"}\n', ["line 1", "list of objects"]),
     ("a.jsonl", b'{"messages": [{"role": "human", "content": "hi"}]}\n', ["message 1", "'human'", "assistant"]),
     ("a.jsonl", b'{"messages": [{"role": "user", "content": null}]}\n', ["message 1", "`content` is NoneType"]),
-    ("a.json", b'[{"text": "a"}, {"body": 1}]', ["row 2", "no known key", "'body'"]),
+    ("a.json", b'[{"text": "a"}, {"body": 1}]', ["row 2", "no usable key", "'body'"]),
     ("a.parquet", b"PAR1 but not really", ["parquet"]),
     ("a.csv", b"a,b\n", ["'.csv'", ".jsonl"]),
 ]

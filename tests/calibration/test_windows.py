@@ -149,7 +149,7 @@ def test_answered_rows_are_plain_text_where_there_is_no_template(tmp_path, make_
     ids = encode_text(plain, "how deep?\n\ntwo fathoms")
     made = build_windows([source], plain, n_samples=1, seq_len=len(ids))
     assert made.ids[0].tolist() == ids and made.mask.all()
-    with pytest.raises(CalibrationError, match="line 1: holds `messages`, but the tokenizer has no chat template"):
+    with pytest.raises(CalibrationError, match="line 1: has `messages`, but the tokenizer has no chat template"):
         build_windows([write_rows(tmp_path / "b.jsonl", [{"messages": CHAT}])], plain, n_samples=1, seq_len=4)
 
 
@@ -230,18 +230,16 @@ def test_a_text_too_short_for_n_samples_says_how_many_fit(many, long_text, token
     total = sum(len(encode_text(tokenizer, text)) + 1 for text in texts_of(many))
     fitting = total // 16
     build_windows([many], tokenizer, n_samples=fitting, seq_len=16)
-    with pytest.raises(
-        CalibrationError, match=rf"{total} tokens, but 160000 are needed .*--n-samples {fitting} at most"
-    ):
+    with pytest.raises(CalibrationError, match=rf"{total} tokens, but 160000 are needed .*--samples {fitting} at most"):
         build_windows([many], tokenizer, n_samples=10000, seq_len=16)
-    with pytest.raises(CalibrationError, match=r"its share of n_samples=500 windows .*give it less weight"):
+    with pytest.raises(CalibrationError, match=r"its share of 500 windows .*give it less weight"):
         build_windows([f"{many}=3", long_text], tokenizer, n_samples=500, seq_len=16)
 
 
 def test_a_small_share_that_is_too_short_is_not_asked_for_a_whole_window(tmp_path, long_text, tokenizer):
     path = tmp_path / "short.txt"
     path.write_text("the")
-    with pytest.raises(CalibrationError, match=r"2 tokens, but 8 are needed for its share of .*--n-samples 1 at most"):
+    with pytest.raises(CalibrationError, match=r"2 tokens, but 8 are needed for its share of .*--samples 1 at most"):
         build_windows([f"{path}=1", f"{long_text}=7"], tokenizer, n_samples=4, seq_len=16)
 
 
