@@ -99,7 +99,7 @@ def quantize_checkpoint(
 
 
 def choose_compute_dtype(config: QuantizeConfig, plan: LayoutPlan, device: str) -> str:
-    """The dtype of matrix products; "auto" is the fastest of this CPU, or the checkpoint's own on a GPU.
+    """The dtype of matrix products; "auto" is the fastest of this CPU, or that of the checkpoint on a GPU.
 
     QCompressError for float16 on a CPU.
     """

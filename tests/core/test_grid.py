@@ -70,7 +70,7 @@ def test_negating_a_weight_negates_its_signed_scales(weight):
     assert signed.float().mean() > 0.7 and torch.equal(negated[signed], -scales[signed])
 
 
-def test_group_size_that_does_not_divide_names_both_numbers(weight):
+def test_a_group_size_that_does_not_divide_names_both_numbers(weight):
     with pytest.raises(ValueError, match=r"group_size=48 does not divide in_features=128"):
         rtn(weight, Scheme(group_size=48, sym=True))
 

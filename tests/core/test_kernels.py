@@ -1,4 +1,4 @@
-"""The compiled loops against their torch twins: the same numbers, except at ties."""
+"""The compiled loops give the numbers of the torch functions, except at ties."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ def group(outputs, zero, seed=0):
 
 
 @pytest.mark.parametrize("outputs", SIZES)
-def test_a_block_is_rounded_like_in_torch(outputs):
+def test_the_kernel_rounds_a_block_like_torch(outputs):
     g = torch.Generator().manual_seed(0)
     columns, scales = torch.randn(32, outputs, generator=g), torch.rand(32, outputs, generator=g) * 0.1 + 0.05
     rows, zeros = 0.1 * torch.randn(32, 32, generator=g), torch.randint(0, 16, (32, outputs), generator=g).float()
@@ -37,7 +37,7 @@ def test_a_block_is_rounded_like_in_torch(outputs):
     torch.testing.assert_close(errors[:, same], expected_errors[:, same], atol=1e-5, rtol=0)
 
 
-def test_a_block_that_is_not_contiguous_is_rounded_alike():
+def test_a_block_that_is_not_contiguous_gives_the_same_codes():
     columns, scales = torch.randn(32, 70), torch.full((32, 70), 0.1)
     rows, zeros = 0.1 * torch.randn(32, 32), torch.full((32, 70), 8.0)
     together = kernels.round_block(columns, scales, zeros, rows, 15)
@@ -56,7 +56,7 @@ def moved_by(move, outputs, zero, dtype=torch.float16):
 @pytest.mark.parametrize("outputs", SIZES)
 @pytest.mark.parametrize("zero", [8, 0, 15])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_group_moves_like_in_torch(outputs, zero, dtype):
+def test_the_kernel_refines_a_group_like_torch(outputs, zero, dtype):
     ours, theirs = (moved_by(move, outputs, zero, dtype) for move in (kernels.move_group, refine.move_group))
     before = group(outputs, zero)
     assert (ours[0] != before[0]).any() and (ours[2] != before[3]).any()
@@ -69,7 +69,7 @@ def test_a_group_moves_like_in_torch(outputs, zero, dtype):
 
 @pytest.mark.parametrize("move", [kernels.move_group, refine.move_group])
 @pytest.mark.parametrize("best_scale", [1e-9, 1e9], ids=["too small", "too large"])
-def test_a_scale_never_moves_to_one_that_float16_cannot_store(move, best_scale):
+def test_a_refined_scale_always_fits_into_float16(move, best_scale):
     codes, scales, zeros = (
         torch.zeros(1, 4, dtype=torch.uint8),
         torch.full((4,), 2.0),
@@ -81,7 +81,7 @@ def test_a_scale_never_moves_to_one_that_float16_cannot_store(move, best_scale):
 
 
 @pytest.mark.parametrize("outputs", SIZES)
-def test_the_chosen_grids_are_those_of_torch(outputs):
+def test_the_kernel_chooses_the_grids_of_torch(outputs):
     g = torch.Generator().manual_seed(0)
     grouped, importance = torch.randn(outputs, 3, 32, generator=g), torch.rand(3, 32, generator=g)
     low, high = torch.aminmax(grouped, dim=-1)

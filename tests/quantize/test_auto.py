@@ -1,4 +1,4 @@
-"""--method auto: the lowest held-out KL is written, with the table of all in its record."""
+"""--method auto publishes the candidate of the lowest held-out KL, with the rows of all candidates in its record."""
 
 from dataclasses import replace
 
@@ -22,19 +22,19 @@ def chosen(tiny_llama, tmp_path_factory):
     return out, quantize(tiny_llama, out, replace(CONFIG, tune=1))
 
 
-def test_the_best_of_all_is_written_with_the_table_of_all(chosen, tiny_llama):
+def test_the_candidate_of_lowest_kl_is_published_with_all_rows(chosen, tiny_llama):
     out, row = chosen
     record = Checkpoint(out).record
-    found = {candidate["candidate"]: candidate["eval_kl"] for candidate in record["candidates"]}
-    assert set(found) >= set(METHODS) and any(name.endswith("+tune") for name in found)
-    assert row["eval_kl"] == min(found.values()) <= found["rtn"]
+    kls = {candidate["candidate"]: candidate["eval_kl"] for candidate in record["candidates"]}
+    assert set(kls) >= set(METHODS) and any(name.endswith("+tune") for name in kls)
+    assert row["eval_kl"] == min(kls.values()) <= kls["rtn"]
     assert record["settings"]["method"] == row["candidate"].removesuffix("+tune")
     assert not [r for r in check_checkpoint(out, source=tiny_llama) if r["level"] == "error"]
     card = (out / "README.md").read_text()
-    assert all(f"| {name} | {kl:.4g} |" in card for name, kl in found.items())
+    assert all(f"| {name} | {kl:.4g} |" in card for name, kl in kls.items())
 
 
-def test_nothing_is_left_beside_the_result(chosen):
+def test_no_hidden_folder_remains_beside_the_result(chosen):
     out, _ = chosen
     assert not [path.name for path in out.parent.iterdir() if path.name.startswith(".")]
 
@@ -50,7 +50,7 @@ def test_no_candidate_reads_the_held_out_windows(tiny_llama, chosen):
     assert record["calibration"]["digest"] == windows.manifest["digest"]
 
 
-def test_a_job_killed_during_its_clean_up_only_cleans_up(tiny_llama, tmp_path, monkeypatch):
+def test_no_method_runs_again_after_a_kill_during_clean_up(tiny_llama, tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(auto, "finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -82,14 +82,14 @@ def test_one_window_is_too_few_for_held_out_windows(changes):
         replace(CONFIG, samples=1, **changes)
 
 
-def test_a_finished_candidate_is_not_made_again_after_an_interruption(tiny_llama, tmp_path, monkeypatch):
-    made = []
+def test_a_finished_candidate_is_not_quantized_again_after_a_kill(tiny_llama, tmp_path, monkeypatch):
+    methods = []
 
     def quantize_or_stop(model, path, config, **options):
-        if config.method == "awq" and not made.count("awq"):
-            made.append("awq")
+        if config.method == "awq" and not methods.count("awq"):
+            methods.append("awq")
             raise KeyboardInterrupt
-        made.append(config.method)
+        methods.append(config.method)
         return original(model, path, config, **options)
 
     original = auto.quantize_checkpoint
@@ -99,5 +99,5 @@ def test_a_finished_candidate_is_not_made_again_after_an_interruption(tiny_llama
     with pytest.raises(QCompressError, match=r"samples 16 \(now 8\)"):
         quantize(tiny_llama, tmp_path / "best", replace(CONFIG, samples=8, held_out=2))
     quantize(tiny_llama, tmp_path / "best", CONFIG)
-    assert made == ["rtn", "gptq", "awq", "awq", "awq+gptq"]
+    assert methods == ["rtn", "gptq", "awq", "awq", "awq+gptq"]
     assert Checkpoint(tmp_path / "best").quantization

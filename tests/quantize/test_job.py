@@ -30,7 +30,7 @@ ALL += [(m, "compressed-tensors", sym) for m in ("rtn", "awq+gptq") for sym in (
 
 @pytest.mark.parametrize(("method", "format", "sym"), ALL)
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_qwen2"])
-def test_what_is_written_passes_check_has_the_planned_bytes_and_loads(request, tmp_path, model, method, format, sym):
+def test_every_method_passes_check_loads_and_has_the_planned_bytes(request, tmp_path, model, method, format, sym):
     source, out, config = request.getfixturevalue(model), tmp_path / "out", settings(method, format, sym=sym)
     row = quantize_checkpoint(source, out, config)
     assert [r for r in check_checkpoint(out, source=source) if r["level"] == "error"] == []
@@ -56,19 +56,19 @@ LAYOUTS = [
 
 @pytest.mark.parametrize(("model", "format", "changes"), LAYOUTS)
 @pytest.mark.parametrize("method", ["rtn", "awq+gptq"])
-def test_every_layout_passes_check_has_the_planned_bytes_and_loads(request, tmp_path, method, model, format, changes):
+def test_every_layout_passes_check_loads_and_has_the_planned_bytes(request, tmp_path, method, model, format, changes):
     source, out, config = request.getfixturevalue(model), tmp_path / "out", settings(method, format, **changes)
     row = quantize_checkpoint(source, out, config)
     assert [r for r in check_checkpoint(out, source=source) if r["level"] == "error"] == []
     assert row["bytes"] == Checkpoint(out).bytes == plan_quantize(source, config)[1].bytes
     ids = torch.arange(32)[None]
     with torch.no_grad():
-        found, plain = load_model(out)(ids).logits, load_model(source)(ids).logits
-    assert (found - plain).square().mean() < 0.3 * plain.square().mean()
+        quantized, plain = load_model(out)(ids).logits, load_model(source)(ids).logits
+    assert (quantized - plain).square().mean() < 0.3 * plain.square().mean()
 
 
 @pytest.mark.parametrize(("model", "format", "changes"), [each for each in LAYOUTS if each[1] == "compressed-tensors"])
-def test_transformers_reads_compressed_tensors_alike_but_for_the_embedding(request, tmp_path, model, format, changes):
+def test_transformers_gives_our_logits_unless_the_embedding_is_packed(request, tmp_path, model, format, changes):
     from transformers import AutoModelForCausalLM
 
     quantize_checkpoint(request.getfixturevalue(model), tmp_path / "out", settings("rtn", format, **changes))
@@ -88,7 +88,7 @@ def test_the_same_command_writes_the_same_bytes(tiny_llama, tmp_path):
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_formats_hold_the_same_numbers(tiny_llama, tmp_path):
+def test_gptq_and_compressed_tensors_store_the_same_weights(tiny_llama, tmp_path):
     weights = []
     for format, sym in (("gptq", None), ("compressed-tensors", True)):
         quantize_checkpoint(tiny_llama, tmp_path / format, settings("rtn", format, sym=sym))
@@ -96,7 +96,7 @@ def test_formats_hold_the_same_numbers(tiny_llama, tmp_path):
     assert torch.equal(*weights)
 
 
-def test_the_record_tells_how_it_was_made(tiny_llama, tmp_path):
+def test_the_record_has_the_settings_the_text_and_a_row_per_linear(tiny_llama, tmp_path):
     quantize_checkpoint(tiny_llama, tmp_path / "out", settings())
     record = Checkpoint(tmp_path / "out").record
     assert record["command"] == "quantize" and record["settings"]["group_size"] == 64
@@ -134,7 +134,7 @@ def test_a_nan_or_infinite_weight_is_named_and_nothing_is_written(tiny_llama, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_weight_that_overflows_float16_is_named_with_the_cure(tiny_llama, tmp_path):
+def test_the_error_for_a_float16_overflow_suggests_bfloat16(tiny_llama, tmp_path):
     name = "model.embed_tokens.weight"
     source = wounded(tiny_llama, tmp_path / "source", **{name: poisoned(1e6)})
     with pytest.raises(QCompressError, match=rf"{name}: 1e\+06 overflows.*--dtype bfloat16"):
@@ -143,28 +143,28 @@ def test_a_weight_that_overflows_float16_is_named_with_the_cure(tiny_llama, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_quantized_checkpoint_is_not_quantized_again(tiny_llama, tmp_path):
+def test_a_quantized_checkpoint_is_refused_as_a_source(tiny_llama, tmp_path):
     quantize_checkpoint(tiny_llama, tmp_path / "out", settings("rtn"))
     with pytest.raises(QCompressError, match="already quantized"):
         quantize_checkpoint(tmp_path / "out", tmp_path / "twice", settings("rtn"))
 
 
-def test_a_group_size_that_divides_nothing_names_the_linear(tiny_llama):
+def test_a_group_size_that_does_not_divide_names_the_linear(tiny_llama):
     with pytest.raises(
         QCompressError, match=r"q_proj: --group-size 128 does not divide its 64 inputs; legal here: 64, 32"
     ):
         plan_quantize(tiny_llama, settings(group_size=128))
 
 
-def test_auto_takes_the_largest_legal_group_size(tiny_llama):
+def test_the_default_group_size_is_the_largest_legal_one(tiny_llama):
     assert plan_quantize(tiny_llama, settings())[1].scheme.group_size == 64
 
 
-def test_auto_reports_why_the_group_size_is_below_128(tiny_llama, tmp_path):
+def test_the_reason_for_a_group_size_below_128_is_reported(tiny_llama, tmp_path):
     lines = []
     quantize_checkpoint(tiny_llama, tmp_path / "out", settings("rtn"), report=lines.append)
-    said = [line["group_size"] for line in lines if set(line) == {"group_size"}]
-    assert said == ["auto takes 64: 128 does not divide the 64 inputs of model.layers.0.self_attn.q_proj"]
+    reasons = [line["group_size"] for line in lines if set(line) == {"group_size"}]
+    assert reasons == ["auto takes 64: 128 does not divide the 64 inputs of model.layers.0.self_attn.q_proj"]
 
 
 @pytest.mark.parametrize(("module", "name"), [("psutil", "virtual_memory"), ("shutil", "disk_usage")])
@@ -176,21 +176,21 @@ def test_too_little_memory_or_disk_is_an_error_before_any_work(tiny_llama, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_exceeded_budget_says_by_how_many_bytes(tiny_llama):
+def test_an_exceeded_budget_reports_the_excess_bytes(tiny_llama):
     size = plan_quantize(tiny_llama, settings())[1].bytes
     plan_quantize(tiny_llama, settings(max_size=size))
     with pytest.raises(QCompressError, match=r" 1 over --max-size"):
         plan_quantize(tiny_llama, settings(max_size=size - 1))
 
 
-def test_a_full_directory_is_refused_before_any_work(tiny_llama, tmp_path):
+def test_an_output_folder_with_files_is_refused(tiny_llama, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(QCompressError, match="not empty"):
         quantize_checkpoint(tiny_llama, tmp_path, settings("rtn"))
     assert (tmp_path / "note.txt").read_text() == "mine"
 
 
-def test_float16_on_a_cpu_is_refused_with_a_cure(tiny_llama, tmp_path):
+def test_float16_on_a_cpu_is_refused_with_the_dtypes_to_use(tiny_llama, tmp_path):
     config = QuantizeConfig(method="gptq", format="gptq", compute_dtype="float16")
     with pytest.raises(QCompressError, match=r"--compute-dtype float16.*use bfloat16 or float32"):
         quantize_checkpoint(tiny_llama, tmp_path / "out", config)
@@ -211,14 +211,14 @@ def test_a_model_that_is_no_causal_lm_is_refused(tiny_llama, tmp_path):
 @pytest.mark.parametrize(
     ("text", "size"), [("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("800mb", 8 * 10**8), ("12", 12)]
 )
-def test_sizes_are_read_as_people_write_them(text, size):
+def test_sizes_are_parsed_with_decimal_and_binary_units(text, size):
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize(
     "changes", [{"group_size": 48}, {"bits": 3}, {"sym": False}, {"damp_percent": 0.0}, {"samples": 0}]
 )
-def test_impossible_settings_are_a_value_error(changes):
+def test_impossible_settings_raise_a_value_error(changes):
     with pytest.raises(ValueError):
         settings(**changes)
 
@@ -226,7 +226,7 @@ def test_impossible_settings_are_a_value_error(changes):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("method", ["gptq", "awq+gptq"])
-def test_a_gpu_loses_no_more_than_the_cpu(method, tiny_qwen2, tmp_path):
+def test_errors_on_a_gpu_differ_from_the_cpu_by_at_most_a_tenth(method, tiny_qwen2, tmp_path):
     config = QuantizeConfig(method=method, format="awq", samples=32, seq_len=32)
     rows = {}
     for device in ("cpu", "cuda"):

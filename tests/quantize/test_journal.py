@@ -20,7 +20,7 @@ def contents(folder):
 
 
 class Killed(BaseException):
-    """What no `except Exception` sees."""
+    """An error that `except Exception` does not catch."""
 
 
 def stop_after(block):
@@ -38,7 +38,7 @@ def interrupted(model, out, block="1/2", **changes):
     return out
 
 
-def left(out):
+def leftovers(out):
     return [path for path in (partial_path(out), work_path(out)) if path.exists()]
 
 
@@ -51,13 +51,13 @@ def test_a_resumed_job_writes_the_bytes_of_an_uninterrupted_one(tiny_qwen2, tmp_
     for shard in partial_path(out).glob("*.safetensors"):
         assert shard.stat().st_size == (tmp_path / "whole" / shard.name).stat().st_size
     quantize_checkpoint(tiny_qwen2, out, settings(**changes), report=lines.append)
-    assert contents(out) == contents(tmp_path / "whole") and left(out) == []
+    assert contents(out) == contents(tmp_path / "whole") and leftovers(out) == []
     assert "base_model_relation: quantized" in (out / "README.md").read_text()
     done = int(block[0])
     assert [line["block"] for line in lines if "block" in line] == ["1/2", "2/2"][done:]
 
 
-def test_half_written_outputs_of_an_unfinished_block_do_not_matter(tiny_llama, tmp_path):
+def test_half_written_files_never_change_the_result(tiny_llama, tmp_path):
     quantize_checkpoint(tiny_llama, tmp_path / "whole", settings())
     out = interrupted(tiny_llama, tmp_path / "out")
     half_written = work_path(out) / "activations-0-0.bin"
@@ -68,14 +68,14 @@ def test_half_written_outputs_of_an_unfinished_block_do_not_matter(tiny_llama, t
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_a_job_killed_before_its_clean_up_is_finished_by_the_same_command(tiny_llama, tmp_path):
+def test_the_same_command_finishes_a_job_killed_before_its_clean_up(tiny_llama, tmp_path):
     out = interrupted(tiny_llama, tmp_path / "out", "2/2")
     shutil.copytree(work_path(out), tmp_path / "kept")
     row = quantize_checkpoint(tiny_llama, out, settings())
     before = contents(out)
     (tmp_path / "kept").rename(work_path(out))
     again = quantize_checkpoint(tiny_llama, out, settings())
-    assert contents(out) == before and left(out) == [] and again | {"seconds": 0} == row | {"seconds": 0}
+    assert contents(out) == before and leftovers(out) == [] and again | {"seconds": 0} == row | {"seconds": 0}
 
 
 @pytest.mark.parametrize(
@@ -87,14 +87,14 @@ def test_a_job_killed_before_its_clean_up_is_finished_by_the_same_command(tiny_l
         ({"method": "awq"}, r"method gptq \(now awq\)"),
     ],
 )
-def test_changed_settings_are_refused_by_name(tiny_llama, tmp_path, changes, words):
+def test_changed_settings_are_refused_with_both_values(tiny_llama, tmp_path, changes, words):
     out = interrupted(tiny_llama, tmp_path / "out", compute_dtype="float32")
     changes = {"compute_dtype": "float32"} | changes
     with pytest.raises(QCompressError, match=f"was started with {words}.*--restart"):
         quantize_checkpoint(tiny_llama, out, settings(**changes))
-    assert len(left(out)) == 2
+    assert len(leftovers(out)) == 2
     quantize_checkpoint(tiny_llama, out, settings(**changes), restart=True)
-    assert left(out) == []
+    assert leftovers(out) == []
 
 
 def test_a_changed_source_is_refused(tiny_llama, tmp_path):
@@ -129,16 +129,16 @@ def test_a_second_process_on_the_same_folder_is_refused(tiny_llama, tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(QCompressError, match="another process"):
             quantize_checkpoint(tiny_llama, out, settings(), restart=True)
-    assert len(left(out)) == 2
+    assert len(leftovers(out)) == 2
 
 
-def test_a_job_that_fails_before_its_first_block_leaves_nothing(tiny_llama, tmp_path):
+def test_a_job_that_fails_before_its_first_block_leaves_no_files(tiny_llama, tmp_path):
     with pytest.raises(Killed):
         quantize_checkpoint(tiny_llama, tmp_path / "out", settings(), report=lambda row: (_ for _ in ()).throw(Killed))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_log_has_seconds_and_every_linear_and_the_checkpoint_has_none(tiny_llama, tmp_path):
+def test_seconds_are_in_the_log_and_not_in_the_checkpoint(tiny_llama, tmp_path):
     out = tmp_path / "out"
     quantize_checkpoint(tiny_llama, out, settings())
     log = log_path(out).read_text().splitlines()
@@ -148,14 +148,14 @@ def test_the_log_has_seconds_and_every_linear_and_the_checkpoint_has_none(tiny_l
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("error_correction", [0, 0.5])
-def test_the_limit_of_parked_activations_never_changes_a_byte(tiny_qwen2, tmp_path, error_correction, compute_dtype):
-    for name, limit in (("parked", 10**9), ("replayed", 0)):
-        wanted = settings("awq+gptq", error_correction=error_correction, compute_dtype=compute_dtype)
-        quantize_checkpoint(tiny_qwen2, tmp_path / name, wanted, activation_memory=limit)
-    assert contents(tmp_path / "parked") == contents(tmp_path / "replayed")
+def test_activation_memory_never_changes_a_byte(tiny_qwen2, tmp_path, error_correction, compute_dtype):
+    for name, limit in (("lockstep", 10**9), ("replay", 0)):
+        config = settings("awq+gptq", error_correction=error_correction, compute_dtype=compute_dtype)
+        quantize_checkpoint(tiny_qwen2, tmp_path / name, config, activation_memory=limit)
+    assert contents(tmp_path / "lockstep") == contents(tmp_path / "replay")
 
 
-def test_the_log_of_an_earlier_job_is_not_continued(tiny_llama, tmp_path):
+def test_a_new_job_replaces_the_log_of_an_earlier_job(tiny_llama, tmp_path):
     out = tmp_path / "out"
     log_path(out).write_text('{"block": "of an earlier job"}\n')
     quantize_checkpoint(tiny_llama, out, settings())

@@ -14,7 +14,7 @@ from compress.quantize.job import quantize_checkpoint
 OPTIONS = ("--method", "gptq", "--samples", "128", "--seq-len", "32")
 
 
-def test_two_processes_choose_the_codes_of_one(tiny_llama, tmp_path):
+def test_two_processes_choose_the_same_codes_as_one(tiny_llama, tmp_path):
     one, two = by_one_and_by_two(tiny_llama, tmp_path, 0.0)
     assert share_of_other_codes(one, two, "model.layers.0.self_attn.q_proj") < 2e-3  # sums in another order flip ties
     for ours, theirs in zip(Checkpoint(one).record["rows"], Checkpoint(two).record["rows"], strict=True):
@@ -28,14 +28,14 @@ def test_two_processes_correct_the_errors_of_all_windows(tiny_llama, tmp_path):
 
 def test_two_processes_try_every_method_and_publish_once(tiny_llama, tmp_path):
     out = tmp_path / "best"
-    told = by_two(tiny_llama, "--method", "auto", "--samples", "128", "--seq-len", "32", "--json", "--out", str(out))
-    found = {row["candidate"]: row["eval_kl"] for row in Checkpoint(out).record["candidates"]}
-    assert set(found) == set(METHODS) and json.loads(told)["eval_kl"] == min(found.values())
+    output = by_two(tiny_llama, "--method", "auto", "--samples", "128", "--seq-len", "32", "--json", "--out", str(out))
+    kl = {row["candidate"]: row["eval_kl"] for row in Checkpoint(out).record["candidates"]}
+    assert set(kl) == set(METHODS) and json.loads(output)["eval_kl"] == min(kl.values())
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def by_one_and_by_two(model: Path, folder: Path, error_correction: float) -> tuple[Path, Path]:
-    """The checkpoints that one process and two make with the same settings."""
+    """The checkpoints written by one process and by two processes, with the same settings."""
     one, two = folder / "one", folder / "two"
     config = QuantizeConfig(method="gptq", format="gptq", error_correction=error_correction, samples=128, seq_len=32)
     quantize_checkpoint(model, one, config)
@@ -44,7 +44,7 @@ def by_one_and_by_two(model: Path, folder: Path, error_correction: float) -> tup
 
 
 def by_two(model: Path, *options: str) -> str:
-    """What `qcompress quantize` prints, run by two processes."""
+    """The stdout of `qcompress quantize`, run by two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = ["-m", "compress.cli", "quantize", str(model), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -69,7 +69,7 @@ def check_unquantized(path: Path, model: dict[str, Any]) -> None:
     quantization = model.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method")
-        raise QCompressError(f"{path}: is already quantized ({method}); give the 16-bit checkpoint it was made from")
+        raise QCompressError(f"{path}: is already quantized ({method}); pass its 16-bit source")
 
 
 def storage_dtype(model: dict[str, Any], name: str | None = None) -> torch.dtype:
@@ -85,7 +85,7 @@ class LayoutPlan:
     """Every tensor that will be written, and the scheme of every packed module.
 
     `scheme` is the scheme of the 4-bit linears; `schemes` maps each packed module to its scheme. `linears` maps paths
-    to (out, in). `tables` maps a packed head or embedding to the parameter that it is made from.
+    to (out, in). `tables` maps a packed head or embedding to its source parameter.
     """
 
     format: Format
@@ -176,7 +176,7 @@ def make_plan(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
 
 
 def table_sources(vocabulary: Vocabulary, schemes: Schemes) -> dict[str, str]:
-    """The parameter behind each packed head or embedding; a tied head is made from the embedding."""
+    """The parameter behind each packed head or embedding; that of a tied head is the embedding."""
     head = vocabulary.embedding if vocabulary.tied else vocabulary.head
     sources = {vocabulary.embedding: vocabulary.embedding, vocabulary.head: head}
     return {name: f"{source}.weight" for name, source in sources.items() if name in schemes}

@@ -1,7 +1,7 @@
 """Tuning inside a job: the unfinished checkpoint is read back and trained, and the trained values replace the old.
 
 The trained values are first stored in a file of the work folder. A run that is killed while it overwrites the
-checkpoint writes them again; it never trains on its own changes.
+checkpoint writes them again; it never trains the trained values again.
 """
 
 import torch

@@ -83,7 +83,7 @@ class TunedWeights:
 
 
 def batches(count: int, settings: TuneSettings, epochs: int) -> list[Tensor]:
-    """The window indices of every step. Each epoch reads every window once, in its own random order."""
+    """The window indices of every step. Each epoch reads every window once, in a new random order."""
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(count, generator=generator) for _ in range(epochs)]
     return [part for order in orders for part in order.split(settings.batch)]

@@ -1,4 +1,4 @@
-"""The byte budget: which layouts are legal, what they weigh, which one is taken, and what is said when none fits."""
+"""The byte budget: the legal layouts, their exact bytes, the chosen one, and the error if none fits."""
 
 import json
 from pathlib import Path
@@ -20,14 +20,14 @@ def config(format="compressed-tensors", **changes):
     return QuantizeConfig(**({"method": "gptq", "format": format} | changes))
 
 
-def found(source, format="compressed-tensors"):
+def ranked(source, format="compressed-tensors"):
     return budget.rank(budget.plan_layouts(source, config(format), [format]), budget.estimated_harm(source))
 
 
-def test_the_seed_student_gets_under_two_gigabytes():
+def test_a_layout_of_the_seed_student_fits_into_two_gigabytes():
     source = read_source(SEED)
     assert make_plan(source, config()).bytes > 2.2e9
-    best = budget.choose(found(source), 2 * 10**9)
+    best = budget.choose(ranked(source), 2 * 10**9)
     assert best is not None and best.plan.bytes <= 2 * 10**9
 
 
@@ -39,9 +39,9 @@ def test_a_plan_without_weights_equals_the_plan_with_weights(tiny_qwen2, tmp_pat
 
 
 @pytest.mark.parametrize("format", FORMAT_NAMES)
-def test_no_layout_is_offered_that_cannot_be_planned(tiny_qwen2, tiny_llama, format):
+def test_every_ranked_layout_has_bytes_and_harm(tiny_qwen2, tiny_llama, format):
     for path in (tiny_qwen2, tiny_llama):
-        for each in found(read_source(path), format):
+        for each in ranked(read_source(path), format):
             assert each.plan.bytes > 0 and each.harm > 0
 
 
@@ -65,8 +65,8 @@ def test_fewer_bits_are_smaller_and_do_more_harm(tiny_qwen2):
     assert harms == sorted(harms) and len(set(harms)) == len(harms)
 
 
-def test_no_layout_beats_a_worthwhile_one_and_the_choice_is_among_them(tiny_qwen2):
-    every = found(read_source(tiny_qwen2))
+def test_worthwhile_layouts_are_unbeaten_and_include_every_choice(tiny_qwen2):
+    every = ranked(read_source(tiny_qwen2))
     kept = budget.worthwhile(every)
     for each in kept:
         beaten = [
@@ -99,7 +99,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("model", "changes", "words"), REFUSED)
-def test_a_layout_that_vllm_cannot_load_is_refused_with_a_cure(request, model, changes, words):
+def test_a_layout_that_vllm_cannot_load_is_refused(request, model, changes, words):
     with pytest.raises(QCompressError, match=words):
         plan_quantize(request.getfixturevalue(model), config(**changes))
 
@@ -112,9 +112,9 @@ CHANGED = [
 
 
 @pytest.mark.parametrize(("model", "changes", "words"), CHANGED)
-def test_a_layout_is_refused_for_models_that_vllm_builds_without_it(tiny_qwen2, model, changes, words):
+def test_layouts_that_vllm_lacks_for_a_model_type_are_refused(tiny_qwen2, model, changes, words):
     source = read_source(tiny_qwen2)
-    source.linears, source.vocabulary  # noqa: B018  known before the model type changes
+    source.linears, source.vocabulary  # noqa: B018  cached before the model type changes
     source.model.update(model)
     with pytest.raises(QCompressError, match=words):
         make_plan(source, config(**changes))
@@ -129,7 +129,7 @@ def test_gptq_packs_no_head_whose_vocabulary_vllm_would_pad(tiny_qwen2, tmp_path
     assert make_plan(source, config(head_bits=4)).schemes["lm_head"].sym  # 100 rows fill no words of 8 zeros
 
 
-def test_eight_bits_take_the_whole_stage(tiny_qwen2):
+def test_eight_bits_apply_to_the_whole_stage(tiny_qwen2):
     plan = make_plan(read_source(tiny_qwen2), config(eight_bit=("layers.1.self_attn.k_proj",)))
     assert plan.eight_bit == {f"model.layers.1.self_attn.{letter}_proj" for letter in "qkv"}
     assert all(plan.schemes[name].sym for name in plan.eight_bit)
@@ -139,18 +139,18 @@ def test_an_exceeded_budget_names_the_options_that_fit(tiny_qwen2):
     size = plan_quantize(tiny_qwen2, config("gptq"))[1].bytes
     with pytest.raises(QCompressError, match=r"1 over --max-size; (--[a-z-]+ \S+ )+makes it") as caught:
         plan_quantize(tiny_qwen2, config("gptq", max_size=size - 1))
-    assert "--format" not in str(caught.value), "gptq can do it itself"
+    assert "--format" not in str(caught.value), "a layout of the same format fits"
 
 
 def test_a_budget_that_no_layout_fits_names_the_smallest_layout(tiny_qwen2):
-    smallest = min(each.plan.bytes for each in found(read_source(tiny_qwen2)))
+    smallest = min(each.plan.bytes for each in ranked(read_source(tiny_qwen2)))
     with pytest.raises(QCompressError, match=rf"no layout fits: the smallest, .* is {smallest:,} bytes, 1 over"):
         plan_quantize(tiny_qwen2, config(max_size=smallest - 1))
     with pytest.raises(QCompressError, match=f"makes it {smallest:,}"):
         plan_quantize(tiny_qwen2, config(max_size=smallest))
 
 
-def test_the_flags_ask_for_the_layout(tiny_qwen2):
+def test_the_flags_name_every_changed_setting_of_a_layout(tiny_qwen2):
     line = budget.format_flags(config(head_bits=4, embedding_bits=8, group_size=64, eight_bit=("q_proj", "o_proj")))
     assert line == (
         "--method gptq --format compressed-tensors --group-size 64 --head-bits 4 --embedding-bits 8 "

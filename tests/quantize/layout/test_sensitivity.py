@@ -1,4 +1,4 @@
-"""Measured harm: nothing where nothing changes, more where more bits go, and each part by itself."""
+"""Measured harm: zero for unchanged parts, larger for fewer bits, and measured for each part alone."""
 
 from dataclasses import replace
 
@@ -20,16 +20,16 @@ CONFIG = QuantizeConfig(method="gptq", format="compressed-tensors", group_size=6
 
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_qwen2"])
-def test_the_streamed_model_is_the_model(request, model):
+def test_streamed_logits_equal_those_of_the_whole_model(request, model):
     path = request.getfixturevalue(model)
     read = Checkpoint(path).tensor
-    found = torch.stack(list(log_probabilities(read_source(path), IDS, (read, read, read))))
+    streamed = torch.stack(list(log_probabilities(read_source(path), IDS, (read, read, read))))
     with torch.no_grad():
-        torch.testing.assert_close(found, load_model(path)(IDS).logits.log_softmax(-1), atol=1e-4, rtol=1e-4)
-    assert mean_kl(found, found) == 0
+        torch.testing.assert_close(streamed, load_model(path)(IDS).logits.log_softmax(-1), atol=1e-4, rtol=1e-4)
+    assert mean_kl(streamed, streamed) == 0
 
 
-def test_every_packed_module_is_in_one_part(tiny_qwen2, tiny_llama):
+def test_every_packed_module_is_in_exactly_one_part(tiny_qwen2, tiny_llama):
     for path in (tiny_qwen2, tiny_llama):
         source = read_source(path)
         modules = [module for part in find_parts(source) for module in part.modules]
@@ -38,7 +38,7 @@ def test_every_packed_module_is_in_one_part(tiny_qwen2, tiny_llama):
 
 
 @pytest.mark.parametrize("model", ["tiny_llama", "tiny_qwen2"])
-def test_the_kl_of_a_part_is_that_of_the_model_with_it_rounded(request, model):
+def test_the_kl_of_a_part_is_that_of_a_model_with_only_it_rounded(request, model):
     path = request.getfixturevalue(model)
     source = read_source(path)
     parts = {part.name: part for part in measure_parts(source, Checkpoint(path).tensor, IDS, [COARSE, FINE])}
@@ -52,7 +52,7 @@ def test_the_kl_of_a_part_is_that_of_the_model_with_it_rounded(request, model):
     assert all(part.kl > 0 and part.errors[FINE] < part.errors[COARSE] / 50 for part in parts.values())
 
 
-def test_a_part_that_stays_whole_harms_nothing_and_a_mixed_one_lies_between(tiny_qwen2):
+def test_a_16_bit_part_does_no_harm_and_a_mixed_part_does_less(tiny_qwen2):
     part = measure_parts(read_source(tiny_qwen2), Checkpoint(tiny_qwen2).tensor, IDS, [COARSE, FINE])[0]
     first, *_ = part.modules
     coarse = dict.fromkeys(part.modules, COARSE)
@@ -60,7 +60,7 @@ def test_a_part_that_stays_whole_harms_nothing_and_a_mixed_one_lies_between(tiny
     assert part.harm(dict.fromkeys(part.modules, FINE), COARSE) < part.harm(coarse | {first: FINE}, COARSE) < part.kl
 
 
-def test_measured_harm_ranks_by_bits_and_needs_weights(tiny_qwen2, tmp_path):
+def test_measured_harm_falls_with_more_bits(tiny_qwen2, tmp_path):
     source = read_source(tiny_qwen2)
     plans = plan_layouts(source, CONFIG, ["compressed-tensors"])
     harm = measure_harm(tiny_qwen2, source, plans)

@@ -28,12 +28,12 @@ def test_slices_never_change_the_result(monkeypatch, name, bits, sym):
 
 
 @pytest.mark.parametrize(("name", "bits", "sym"), KINDS)
-def test_what_is_packed_means_the_weight(name, bits, sym):
+def test_the_reported_error_is_that_of_the_packed_table(name, bits, sym):
     row, scheme = FORMATS[name], Scheme(bits, 32, sym, torch.float16)
     parts, line = tables.pack_table(weight(), row, scheme)
-    found = row.load(parts.__getitem__, scheme).dequantize()
+    unpacked = row.load(parts.__getitem__, scheme).dequantize()
     source = weight().float()
-    error = ((found - source).square().sum() / source.square().sum()).item()
+    error = ((unpacked - source).square().sum() / source.square().sum()).item()
     assert error == pytest.approx(line["error"], rel=1e-4)
     assert line["error"] < line["rtn_error"] if bits == 4 else line["error"] == line["rtn_error"]
 

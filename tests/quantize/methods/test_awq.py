@@ -28,7 +28,7 @@ def test_awq_beats_rounding_with_large_channels(sym):
     assert loss(problem, "awq") < 0.7 * loss(problem, "rtn")
 
 
-def test_awq_with_gptq_beats_both():
+def test_awq_with_gptq_beats_awq_and_gptq_alone():
     problem = make_problem()
     assert loss(problem, "awq+gptq") < min(loss(problem, "awq"), loss(problem, "gptq"))
 
@@ -59,14 +59,14 @@ def test_infinite_errors_leave_the_channels_unscaled():
 
 
 @pytest.mark.parametrize("width", [1, 3, 8, 130])
-def test_half_of_the_hessian_gives_the_whole_error(width):
+def test_output_error_is_the_mean_squared_output_difference(width):
     g = torch.Generator().manual_seed(width)
     x, difference = torch.randn(200, width, generator=g), torch.randn(7, width, generator=g)
     expected = (x @ difference.T).square().sum(1).mean().item()
     assert output_error(difference, x.T @ x / len(x)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_scale_is_centred_on_one():
+def test_the_largest_and_the_smallest_scale_multiply_to_one():
     scale = normalised(torch.tensor([0.5, 1.0, 8.0]))
     torch.testing.assert_close(scale.max() * scale.min(), torch.tensor(1.0))
 

@@ -77,7 +77,7 @@ def test_a_dead_input_keeps_its_weights(problem):
     assert torch.equal(corrected_weight[:, 3], weight[:, 3]) and not torch.equal(corrected_weight, weight)
 
 
-def test_strips_skip_only_zeros():
+def test_the_product_in_strips_equals_the_plain_product():
     torch.manual_seed(0)
     rows, upper = torch.randn(3, 11), torch.randn(11, 11).triu()
     torch.testing.assert_close(times_inverse(rows, upper), rows @ upper.T @ upper)

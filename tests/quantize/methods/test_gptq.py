@@ -97,7 +97,7 @@ def test_weights_of_a_dead_input_are_rounded_to_nearest(problem):
     assert torch.equal(quantized.codes[:, 5].float(), quantize(weight[:, 5], scale, zero, 4))
 
 
-def test_a_rank_one_hessian_takes_and_returns_more_damping():
+def test_a_rank_one_hessian_gets_more_damping():
     x = torch.randn(1, 64, generator=torch.Generator().manual_seed(0)).double()
     hessian = (x.T @ x).float() - 0.05 * torch.eye(64)  # not positive with the first damping
     _, damp = gptq(torch.randn(8, 64), hessian, Scheme(group_size=32), damp_percent=0.001)

@@ -103,9 +103,9 @@ def test_tuning_in_a_job_changes_scales_and_norms_and_no_code(path, tmp_path):
     kinds = ("scales", "layernorm.weight", "bias")
     changed = {n for n in plain.tensors if not torch.equal(plain.tensor(n), tuned.tensor(n))}
     assert changed and all(name.endswith(kinds) for name in changed)
-    told = Checkpoint(tmp_path / "tuned").record["tune"]
-    assert told["kl"] < told["kl_before"] and told["step"] > 0
-    assert told["kl"] < told["kl_blocks"]
+    result = Checkpoint(tmp_path / "tuned").record["tune"]
+    assert result["kl"] < result["kl_before"] and result["step"] > 0
+    assert result["kl"] < result["kl_blocks"]
 
 
 def test_batches_of_any_size_give_the_same_final_states(tiny_qwen2):
@@ -120,9 +120,9 @@ def test_tuning_lowers_the_kl_of_windows_it_never_trained_on(path, matmul_dtype)
     checkpoint, student, _ = make_student(path)
     teacher, model = make_models(checkpoint, student)
     settings = TuneSettings(epochs=3, learning_rate=3e-3, matmul_dtype=matmul_dtype)
-    found = tune_model(teacher, model, student, ids_of(24, 24), settings)
-    assert found.kl < 0.97 * found.kl_before
-    assert found.step > 0
+    result = tune_model(teacher, model, student, ids_of(24, 24), settings)
+    assert result.kl < 0.97 * result.kl_before
+    assert result.step > 0
 
 
 def test_the_measured_kl_does_not_depend_on_the_matmul_dtype_of_training(tiny_llama):
@@ -135,55 +135,55 @@ def test_the_measured_kl_does_not_depend_on_the_matmul_dtype_of_training(tiny_ll
 
 
 def test_products_in_bfloat16_give_nearly_the_same_gradients(path):
-    found = []
+    gradients = []
     for matmul_dtype in (torch.float32, torch.bfloat16):
         checkpoint, student, _ = make_student(path)
         teacher, model = make_models(checkpoint, student)
         ids = ids_of(2, 12)
         with torch.no_grad(), teacher.embedding_and_norm(head=True), model.embedding_and_norm(head=True):
             ScaleTrainer(teacher, model, student, matmul_dtype).step(ids, final_states_of(teacher, ids), rate=0.0)
-        found.append(torch.cat([value.grad.flatten() for value in student.multipliers.values()]))
-    difference = (found[1] - found[0]).norm() / found[0].norm()
+        gradients.append(torch.cat([value.grad.flatten() for value in student.multipliers.values()]))
+    difference = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
     assert 0 < difference < 0.05
 
 
-def test_a_learning_rate_that_ruins_the_model_changes_nothing(tiny_llama):
+def test_a_learning_rate_that_ruins_the_model_leaves_it_untrained(tiny_llama):
     checkpoint, student, _ = make_student(tiny_llama)
     teacher, model = make_models(checkpoint, student)
-    found = tune_model(
+    result = tune_model(
         teacher, model, student, ids_of(8, 12), TuneSettings(epochs=1, learning_rate=3.0, block_learning_rate=3.0)
     )
-    assert found.step == 0 and found.kl == found.kl_before
-    assert all(not value.any() for value in found.multipliers.values())
+    assert result.step == 0 and result.kl == result.kl_before
+    assert all(not value.any() for value in result.multipliers.values())
 
 
 def advance_by_blocks(path: Path, settings: TuneSettings) -> tuple[TunedWeights, list[dict], Tensor, Tensor]:
-    """A student whose blocks learned alone, what was told of each, the teacher's states that came back and should."""
+    """A student with blocks trained one by one, their reports, the returned teacher states and the expected ones."""
     checkpoint, student, _ = make_student(path)
     teacher, model = make_models(checkpoint, student)
     ids, rows = ids_of(24, 24), []
     with teacher.embedding_and_norm(), model.embedding_and_norm():
-        found = tune_blocks(teacher, model, student, ids, settings, rows.append)
-    return student, rows, found, final_states(teacher, ids, settings.batch)
+        states = tune_blocks(teacher, model, student, ids, settings, rows.append)
+    return student, rows, states, final_states(teacher, ids, settings.batch)
 
 
-def test_every_block_that_learns_alone_ends_nearer_to_the_16_bit_block(path):
-    student, rows, found, expected = advance_by_blocks(path, TuneSettings(block_epochs=2))
+def test_training_a_block_alone_lowers_its_error(path):
+    student, rows, states, expected = advance_by_blocks(path, TuneSettings(block_epochs=2))
     assert all(row["error"] < row["error_before"] for row in rows)
     assert all(value.any() for name, value in student.multipliers.items() if "layers" in name)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_block_that_is_no_nearer_keeps_its_multipliers(tiny_llama):
+def test_a_block_whose_error_does_not_fall_keeps_its_multipliers(tiny_llama):
     student, rows, _, _ = advance_by_blocks(tiny_llama, TuneSettings(block_learning_rate=3.0))
     assert all(row["error"] == row["error_before"] for row in rows)
     assert not any(value.any() for value in student.multipliers.values())
 
 
 def test_the_error_of_a_token_is_relative_to_its_size():
-    wanted, found = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    target, output = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
     sizes = torch.tensor([1.0, 1e3, 1e-3])[None, :, None]
-    torch.testing.assert_close(relative_error(wanted * sizes, found * sizes), relative_error(wanted, found))
+    torch.testing.assert_close(relative_error(target * sizes, output * sizes), relative_error(target, output))
 
 
 def test_every_epoch_reads_every_window_once():
@@ -193,14 +193,14 @@ def test_every_epoch_reads_every_window_once():
     assert not torch.equal(order[0], order[1])
 
 
-def test_one_window_is_refused(tiny_llama):
+def test_tuning_on_one_window_is_refused(tiny_llama):
     checkpoint, student, _ = make_student(tiny_llama)
     teacher, model = make_models(checkpoint, student)
     with pytest.raises(ValueError, match="1 is too few"):
         tune_model(teacher, model, student, ids_of(1, 12), TuneSettings())
 
 
-def test_scales_are_rounded_as_they_will_be_stored(tiny_llama):
+def test_trained_scales_are_rounded_to_float16(tiny_llama):
     _, student, codes = make_student(tiny_llama)
     module = next(iter(codes))
     student.multipliers[module] += 1e-3 * torch.randn(student.multipliers[module].shape)
@@ -218,8 +218,8 @@ def test_held_out_windows_follow_the_calibration_windows(tiny_llama, tmp_path):
     quantize_checkpoint(tiny_llama, tmp_path / "tuned", replace(config, tune=1))
     plain, tuned = (Checkpoint(tmp_path / name).tensor(CODES) for name in ("plain", "tuned"))
     assert torch.equal(plain, tuned)
-    told = Checkpoint(tmp_path / "tuned").record["calibration"]
-    assert (told["n_samples"], told["held_out"]) == (16, 2)
+    calibration = Checkpoint(tmp_path / "tuned").record["calibration"]
+    assert (calibration["n_samples"], calibration["held_out"]) == (16, 2)
 
 
 def test_a_short_text_holds_out_its_last_calibration_windows(tiny_llama, tmp_path):
@@ -227,13 +227,13 @@ def test_a_short_text_holds_out_its_last_calibration_windows(tiny_llama, tmp_pat
     text.write_text("the quick brown fox jumps over the lazy dog . " * 45)
     count = fitting(tiny_llama, text)
     config = QuantizeConfig(method="gptq", format="gptq", samples=count, seq_len=24, group_size=32)
-    found = []
+    codes = []
     for name, changes in (("tuned", {"tune": 1}), ("held", {"held_out": count // 8}), ("all", {})):
         quantize_checkpoint(tiny_llama, tmp_path / name, replace(config, text=(str(text),), **changes))
-        found.append(Checkpoint(tmp_path / name).tensor(CODES))
-    assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
-    told = Checkpoint(tmp_path / "tuned").record["calibration"]
-    assert (told["n_samples"], told["held_out"]) == (count - count // 8, count // 8)
+        codes.append(Checkpoint(tmp_path / name).tensor(CODES))
+    assert torch.equal(codes[0], codes[1]) and not torch.equal(codes[1], codes[2])
+    calibration = Checkpoint(tmp_path / "tuned").record["calibration"]
+    assert (calibration["n_samples"], calibration["held_out"]) == (count - count // 8, count // 8)
 
 
 def fitting(path, text) -> int:
