@@ -41,13 +41,13 @@ def room(module: str) -> str:
 
 def imports(path: Path) -> list[tuple[int, str]]:
     """(line, module) of every import in a file, those inside functions too."""
-    found: list[tuple[int, str]] = []
+    modules: list[tuple[int, str]] = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name) for alias in node.names]
+            modules += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
-    return found
+            modules += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+    return modules
 
 
 def module_of(path: Path) -> str:
@@ -56,18 +56,18 @@ def module_of(path: Path) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path):
-    own = room(module_of(path))
-    if own == "compress":
+    importer = room(module_of(path))
+    if importer == "compress":
         return
     for line, module in imports(path):
         if module.split(".")[0] in ("compress", "calibration"):
             used = room(module)
-            same = used == own or (RANK[used] == RANK[own] and used.split(".")[:2] == own.split(".")[:2])
-            assert same or RANK[used] < RANK[own], f"line {line}: {own} may not import {used}"
+            same_room = used.split(".")[:2] == importer.split(".")[:2] and RANK[used] == RANK[importer]
+            assert same_room or RANK[used] < RANK[importer], f"line {line}: {importer} may not import {used}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_only_model_and_checkpoint_know_transformers(path):
+def test_only_model_and_checkpoint_import_transformers(path):
     used = [module for _, module in imports(path) if module.split(".")[0] == "transformers"]
     assert not used or room(module_of(path)) in TRANSFORMERS, used
 
