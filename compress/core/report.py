@@ -8,4 +8,4 @@ Report = Callable[[Row], None]
 
 
 def silent(row: Row) -> None:
-    """Ignore a row: the report of a job whose progress nobody reads."""
+    """Ignore a row."""

@@ -1,6 +1,6 @@
 """Settings of distillation, capture and generation. Command-line options and recipe keys are generated from the fields.
 
-Every class checks its values when it is made and raises ValueError that names the field, its value and the limit.
+Every class checks its values in __post_init__; the ValueError names the field, its value and the limit.
 """
 
 from dataclasses import asdict, dataclass, fields, replace

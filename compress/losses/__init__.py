@@ -1,7 +1,7 @@
-"""What a student is trained by: α · T² · D(p_teacher, p_student) + (1 − α) · CE, never with whole logits in memory.
+"""The distillation loss α · T² · D(p_teacher, p_student) + (1 − α) · CE, computed without whole logits in memory.
 
-`targets` is what a teacher says of each token, dense or sparse; `divergence` the table of D; `softmax` the arithmetic;
-`chunked` the loss, its gradient made in the forward pass, `chunk` rows of logits at a time.
+`targets` holds the teacher's distributions, dense or sparse; `divergence` is the table of D; `softmax` the arithmetic.
+`chunked` computes the loss, and its gradient in the forward pass, for `chunk` rows of logits at a time.
 """
 
 from compress.losses.chunked import CHUNK_LOGITS as CHUNK_LOGITS

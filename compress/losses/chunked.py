@@ -1,9 +1,9 @@
-"""The distillation loss, made from hidden states chunk by chunk, its gradient in the forward pass.
+"""The distillation loss, computed from hidden states chunk by chunk, with its gradient in the forward pass.
 
     L = α · T² · D(p_teacher, p_student) + (1 − α) · CE,     p = softmax(logits / T),  CE at T = 1
 
 Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2: T² keeps the size of the gradient. D is a row of
-`divergence`. Only `chunk` rows of either model's logits exist at a time, in float32; their gradient goes at once into
+`divergence`. Only `chunk` rows of each model's logits exist at a time, in float32. Their gradient is added at once to
 that of the hidden states and of the head. `chunk` changes memory and speed, never the result. `token_mean` is the only
 reduction.
 """
@@ -20,12 +20,12 @@ from compress.losses.divergence import DIVERGENCES, Divergence
 from compress.losses.softmax import cross_entropy_into
 from compress.losses.targets import Head, LogitSource, Targets
 
-CHUNK_LOGITS = 2**24  # numbers in one buffer of logits, 64 MiB
-LOSS_BUFFERS = 4  # of logits
+CHUNK_LOGITS = 2**24  # values in one buffer of logits, 64 MiB
+LOSS_BUFFERS = 4  # buffers of CHUNK_LOGITS values
 
 
 class Loss(NamedTuple):
-    """loss: the scalar to differentiate; kl (the divergence times T²) and ce: per token in nats, 0 where masked."""
+    """`loss` is the scalar to differentiate; `kl` (divergence times T²) and `ce` are nats per token, 0 where masked."""
 
     loss: Tensor
     kl: Tensor
@@ -34,7 +34,7 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Terms:
-    """The numbers of the loss, `total` divides the sum over tokens; and which gradients somebody will ask for."""
+    """The settings of the loss. `total` divides the sum over tokens; `hidden` and `weight` request their gradients."""
 
     alpha: float
     temperature: float
@@ -46,13 +46,13 @@ class Terms:
 
 
 def token_mean(per_token: Tensor, mask: Tensor, total: float | None = None) -> Tensor:
-    """Mean over unmasked tokens. `total` counts the whole accumulation window, not this micro-batch."""
+    """The mean over unmasked tokens. `total` is the number of tokens in the whole step, not in this micro-batch."""
     count = float(mask.sum()) if total is None else total
     return (per_token * mask).sum() / max(count, 1.0)
 
 
 def next_tokens(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(batch, seq) ids and mask -> labels and mask (batch, seq - 1): what each position but the last must predict."""
+    """(batch, seq) ids and mask -> labels and mask (batch, seq - 1): the token after each position but the last."""
     return ids[:, 1:], mask[:, 1:]
 
 
@@ -70,12 +70,12 @@ def distill_loss(
     chunk: int | None = None,
     vocab: int | None = None,
 ) -> Loss:
-    """The loss of the tokens where `mask` is True; labels, mask, hidden states and targets share their leading shape.
+    """The loss of the unmasked tokens. Labels, mask, hidden states and targets have the same leading shape.
 
-    Vocabularies of different size are cut to the smaller, and to `vocab` if it is smaller still, before the softmax.
-    Gradients reach the student's hidden states and head weight. `chunk` rows of logits exist at a time (None: about
-    CHUNK_LOGITS numbers). `divergence` is a name in DIVERGENCES, `beta` the share of the teacher in the mixture of
-    jsd. ValueError when a label lies outside the vocabulary, or sparse targets cannot give what is asked.
+    Both vocabularies are cut to the smaller one, and to `vocab`, before the softmax. Gradients reach the student's
+    hidden states and head weight. `chunk` is a number of rows (None: CHUNK_LOGITS values). `beta` is the teacher's
+    share in the mixture of jsd. ValueError for a label outside the vocabulary, and for sparse targets of another
+    vocabulary or with another divergence than kl.
     """
     size = min(student.vocab, teacher.vocab, vocab or student.vocab)
     kept = mask.flatten()
@@ -105,7 +105,7 @@ def fill_masked(values: Tensor, mask: Tensor) -> Tensor:
 
 
 class ChunkedLoss(Function):
-    """(tokens, width) states and head of the student, targets -> scalar loss, kl (tokens,), ce (tokens,)."""
+    """The student's hidden states (tokens, width) and head, targets -> scalar loss, kl (tokens,), ce (tokens,)."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -138,7 +138,7 @@ class ChunkedLoss(Function):
 def run_chunks(
     side: LogitSource, teacher: Targets, labels: Tensor, terms: Terms
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """kl and ce (tokens,), and the gradients of the loss for hidden and weight, empty where nobody asks for one."""
+    """kl and ce (tokens,), and the gradients of hidden and weight, each empty if `terms` does not request it."""
     hidden, weight, head = side
     tokens, temperature = len(hidden), terms.temperature
     kl, ce = hidden.new_empty(tokens), hidden.new_empty(tokens)
@@ -169,7 +169,7 @@ def run_chunks(
 
 @torch.no_grad()
 def cross_entropy(side: LogitSource, labels: Tensor, mask: Tensor, *, vocab: int, chunk: int | None = None) -> Tensor:
-    """One model's ce per token in nats, 0 where masked, shape of `mask`; float32 inside, chunk by chunk."""
+    """The cross-entropy of one model in nats per token, float32, 0 where masked, in the shape of `mask`."""
     kept = mask.flatten()
     hidden, kept_labels = side.hidden.flatten(0, -2)[kept].float(), labels.flatten()[kept]
     weight, rows = side.weight[:vocab].float(), chunk or max(1, CHUNK_LOGITS // vocab)

@@ -1,12 +1,12 @@
-"""How far a student's distribution is from its teacher's: the table of divergences, each with its gradient.
+"""The table of divergences between a student's and a teacher's distribution, each with its gradient.
 
-    kl           Σ p_t log(p_t / p_s)                        covers all that the teacher might say
-    reverse_kl   Σ p_s log(p_s / p_t)                        says nothing that the teacher would not
+    kl           Σ p_t log(p_t / p_s)                        large if the student misses likely tokens of the teacher
+    reverse_kl   Σ p_s log(p_s / p_t)                        large if the student favors unlikely tokens of the teacher
     jsd          β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m),        m = β p_t + (1 − β) p_s
 
-The generalised JSD is that of Agarwal et al. 2023, https://arxiv.org/abs/2306.13649, section 2. A row is a function of
-`ratio` = log(p_t / p_s), p_s and p_t, all (rows, vocab); it returns the value (rows,) and leaves in p_s the gradient
-for the student's logits over T. `ratio` is used up. Equal distributions cost exactly 0.
+The generalised JSD is that of Agarwal et al. 2023, https://arxiv.org/abs/2306.13649, section 2. Every function takes
+`ratio` = log(p_t / p_s), p_s and p_t, all (rows, vocab), and returns the value (rows,). It overwrites p_s with the
+gradient for the student's logits / T, and may overwrite `ratio`. Equal distributions cost exactly 0.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,14 @@ Divergence = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def forward_kl(ratio: Tensor, p_student: Tensor, p_teacher: Tensor) -> Tensor:
+    """KL(p_t ‖ p_s); the gradient is p_s − p_t."""
     value = torch.linalg.vecdot(p_teacher, ratio)
     p_student.sub_(p_teacher)
     return value
 
 
 def reverse_kl(ratio: Tensor, p_student: Tensor, p_teacher: Tensor) -> Tensor:
+    """KL(p_s ‖ p_t); the gradient is −p_s (ratio + value)."""
     value = -torch.linalg.vecdot(p_student, ratio)
     p_student.mul_(ratio.add_(value[:, None]).neg_())
     return value
@@ -41,7 +43,7 @@ def jsd(ratio: Tensor, p_student: Tensor, p_teacher: Tensor, *, beta: float) -> 
     return beta * teacher_part + (1 - beta) * student_part
 
 
-DIVERGENCES: dict[str, Callable[[float], Divergence]] = {  # name -> from beta to the function
+DIVERGENCES: dict[str, Callable[[float], Divergence]] = {  # name -> function of beta that returns the divergence
     "kl": lambda beta: forward_kl,
     "reverse_kl": lambda beta: reverse_kl,
     "jsd": lambda beta: partial(jsd, beta=beta),

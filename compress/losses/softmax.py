@@ -1,4 +1,4 @@
-"""The arithmetic of a chunk of logits (rows, vocab), written into buffers that are made once."""
+"""Softmax and cross-entropy of a chunk of logits (rows, vocab), written to buffers that all chunks share."""
 
 import torch
 from torch import Tensor

@@ -1,7 +1,7 @@
-"""What a teacher says of every token: dense, as hidden states and a head, or sparse, as a few weighted token ids.
+"""A teacher's distributions: dense, as hidden states and a head, or sparse, as a few weighted token ids.
 
-Both are already shifted: row i is about the token after position i. Both answer the same two questions, so the loop
-over chunks does not know which it has.
+Both are already shifted: row i is the distribution of the token after position i. Both have the two methods of
+`Targets`, so the loop over chunks is the same for both.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from compress.losses.softmax import softmax_into
 
 @dataclass(frozen=True)
 class Head:
-    """How hidden states h become logits: z = scale · h Wᵀ, then softcap · tanh(z / softcap) where there is one."""
+    """How hidden states h become logits: z = scale · h Wᵀ, then softcap · tanh(z / softcap) if `softcap` is set."""
 
     scale: float = 1.0
     softcap: float | None = None
 
     def logits_into(self, out: Tensor, hidden: Tensor, weight: Tensor) -> None:
-        """The logits of a chunk, written to `out` (rows, vocab)."""
+        """Write the logits of a chunk to `out` (rows, vocab)."""
         torch.mm(hidden if self.scale == 1 else hidden * self.scale, weight.T, out=out)
         if self.softcap is not None:
             out.div_(self.softcap).tanh_().mul_(self.softcap)
@@ -35,13 +35,13 @@ def find_head(config: dict[str, Any]) -> Head:
 
 
 class Targets(Protocol):
-    """What the loss asks of a teacher's part; `vocab` tokens are in its distribution."""
+    """The teacher's distributions over `vocab` tokens, as the loss uses them."""
 
     @property
     def vocab(self) -> int: ...
 
     def only(self, kept: Tensor, vocab: int, dtype: torch.dtype) -> "Targets":
-        """The tokens of the flat bool mask `kept` alone, over the first `vocab` ids, ready for `compare`."""
+        """The rows of the flat bool mask `kept`, over the first `vocab` ids, in `dtype`, without gradients."""
         ...
 
     def compare(
@@ -53,14 +53,14 @@ class Targets(Protocol):
         temperature: float,
         divergence: Divergence,
     ) -> Tensor:
-        """The divergence (rows,) from the student's `logits`; its gradient for logits / T goes to `gradient`."""
+        """The divergence (rows,) of the student's `logits`; `gradient` is filled with its gradient for logits / T."""
         ...
 
 
 class LogitSource(NamedTuple):
-    """One model's part of the loss: hidden (…, width) after the final norm, weight (vocab, width) of its head.
+    """The source of a model's logits: hidden (…, width) after the final norm, and the head's weight (vocab, width).
 
-    As a teacher's it is dense: its logits are made chunk by chunk, at any temperature, for any divergence.
+    A teacher's source is dense: it serves every temperature and divergence, chunk by chunk.
     """
 
     hidden: Tensor
@@ -91,11 +91,11 @@ class LogitSource(NamedTuple):
 
 
 class Sparse(NamedTuple):
-    """ids (…, n) int64 and weights (…, n) that stand for the teacher's probabilities, entropy (…,) of those in nats.
+    """ids (…, n) int64, weights (…, n) that estimate the teacher's probabilities, and their entropy (…,) in nats.
 
-    They were taken at one temperature, which must be the loss's, over `vocab` tokens. An id may come twice; what is
-    not named weighs 0. KL = Σ w (−log p_s) − entropy: only the student's softmax is whole. Where the weights are a
-    sample, value and gradient are unbiased, so one token's value may be below 0.
+    They hold for one temperature, which must be the loss's, over `vocab` tokens. An id may occur twice; other ids have
+    weight 0. KL = Σ w (−log p_s) − entropy, so only the student needs a whole softmax. If the weights are a sample,
+    value and gradient are unbiased, and the value of one token may be below 0.
     """
 
     ids: Tensor
@@ -105,7 +105,9 @@ class Sparse(NamedTuple):
 
     def only(self, kept: Tensor, vocab: int, dtype: torch.dtype) -> "Sparse":
         if vocab != self.vocab:
-            raise ValueError(f"losses: targets over {self.vocab} tokens cannot teach a loss over {vocab}")
+            raise ValueError(
+                f"losses: sparse targets hold {self.vocab} tokens, but the loss uses {vocab}; capture again"
+            )
         weights = self.weights.flatten(0, -2)[kept].to(dtype)
         return Sparse(self.ids.flatten(0, -2)[kept], weights, self.entropy.flatten()[kept].to(dtype), vocab)
 
@@ -119,7 +121,7 @@ class Sparse(NamedTuple):
         divergence: Divergence,
     ) -> Tensor:
         if divergence is not forward_kl:
-            raise ValueError("losses: sparse targets know only what the teacher would say; divergence must be kl")
+            raise ValueError("losses: sparse targets hold a few probabilities of the teacher; use --divergence kl")
         ids, weights = self.ids[rows], self.weights[rows]
         mass = weights.sum(-1)
         cross = mass * softmax_into(gradient, logits, temperature)

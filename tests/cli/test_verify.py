@@ -106,7 +106,7 @@ def test_a_cache_of_other_windows_exits_with_1_and_names_them(tiny_llama, rounde
     verify(tiny_llama, rounded, *cache)
     other = ["verify", tiny_llama, rounded, *cache, "--samples", 3, "--seq-len", 32]
     result = CliRunner().invoke(cli, [*map(str, other)])
-    assert result.exit_code == 1 and "another n_samples: 4 there, 3 here" in error_line(result)
+    assert result.exit_code == 1 and "another n_samples: 4 stored, 3 now" in error_line(result)
 
 
 def test_locate_lists_every_block(tiny_llama, rounded, text):

@@ -165,12 +165,12 @@ def is_whole(out: Path, facts: Facts) -> bool:
 
 
 def answer_batches(job: GenerateJob, rank: int, ranks: int, report: Report) -> None:
-    """Answer this rank's missing batches. The teacher is opened only if there are any."""
+    """Answer this rank's missing batches. The teacher is opened only if one is missing."""
     finished = answered(job)
     if finished is None:
         return
-    mine = range(rank, len(job.groups), ranks)
-    missing = [index for index in mine if index not in finished]
+    batches = range(rank, len(job.groups), ranks)
+    missing = [index for index in batches if index not in finished]
     if not missing:
         return
     file = AnswerFile(job.out, job.facts, rank, ranks)

@@ -1,9 +1,9 @@
-"""Adam's moments (stage 1), and gradients too (stage 2), spread over processes by DeepSpeed's ZeRO.
+"""DeepSpeed's ZeRO: every process holds a share of Adam's moments (stage 1), and of the gradients too (stage 2).
 
     Rajbhandari et al. 2019, https://arxiv.org/abs/1910.02054
 
-Parameters stay whole in every process. DeepSpeed lays those that learn end to end in one tensor per group, and each
-process steps a part of that: what AdamW holds is of such parts, and only this file knows which are a parameter's.
+Parameters stay whole in every process. DeepSpeed joins the trained parameters of a group in one flat tensor, and each
+process updates one slice of it. AdamW's state belongs to such slices; only this file maps slices to parameters.
 """
 
 import math
@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-STAGES = ("2", "1")  # the first where the launcher names none
-BUCKET = 2**25  # numbers that travel at once, 128 MiB; DeepSpeed's own 2 GB would be taken on every step
+STAGES = ("2", "1")  # the first is the default
+BUCKET = 2**25  # values per message, 128 MiB; DeepSpeed's default allocates 2 GB on every step
 
 
-class Cast(nn.Module):
-    """An objective under an autocast of its own: DeepSpeed turns off the one around its engine."""
+class AutocastObjective(nn.Module):
+    """An objective that enters autocast itself, because DeepSpeed disables the autocast around its engine."""
 
     def __init__(self, objective: nn.Module, autocast: Callable[[], AbstractContextManager[None]]):
         super().__init__()
@@ -34,7 +34,7 @@ class Cast(nn.Module):
 
 
 class Zero(nn.Module):
-    """An objective in a DeepSpeed engine, which clips, and steps `optimizer` on this process's part."""
+    """An objective in a DeepSpeed engine, which clips gradients and updates this process's share of the parameters."""
 
     def __init__(
         self,
@@ -48,56 +48,59 @@ class Zero(nn.Module):
         super().__init__()
         stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", STAGES[0]))
         config = {
-            "train_micro_batch_size_per_gpu": 1,  # it wants a number, and counts samples with it only
+            "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, which uses it for sample counts only
             "gradient_clipping": max_norm,
             "zero_optimization": {"stage": stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET},
         }
-        with redirect_stdout(sys.stderr):  # results alone go to stdout
+        with redirect_stdout(sys.stderr):  # stdout is for results only
             import deepspeed
 
             if not torch.cuda.is_available():
-                deepspeed.ops.__compatible_ops__ = {}  # or it compiles, for a minute, an operation for inference
-            self.engine, *_ = deepspeed.initialize(model=Cast(objective, autocast), optimizer=optimizer, config=config)
+                deepspeed.ops.__compatible_ops__ = {}  # otherwise it compiles an inference kernel for a minute
+            self.engine, *_ = deepspeed.initialize(
+                model=AutocastObjective(objective, autocast), optimizer=optimizer, config=config
+            )
 
     def forward(self, *arguments: Any) -> Any:
         return self.engine(*arguments)
 
     def step(self) -> float:
-        """One step of the optimizer; the norm of the gradients before clipping, inf where nothing moved for it."""
+        """Take one optimizer step; returns the gradient norm before clipping, or inf if the step was skipped."""
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm())
-        return norm if norm >= 0 else math.inf  # -1 says that a group's norm is not finite
+        return norm if norm >= 0 else math.inf  # DeepSpeed returns -1 for a norm that is not finite
 
     def end(self) -> None:
-        """Let go of the memory that the engine holds: its hooks and the parameters hold one another."""
+        """Free the engine's memory: its hooks and the parameters reference each other."""
         self.engine.destroy()
 
 
-def divided(parameter: Tensor) -> bool:
-    """Whether a parameter's moments lie in parts, as ZeRO has them."""
+def is_partitioned(parameter: Tensor) -> bool:
+    """Whether ZeRO partitions the moments of a parameter."""
     return hasattr(parameter, "_hp_mapping")
 
 
-def part(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[Tensor, slice, slice] | None:
-    """What this process steps of a divided parameter: the tensor it lies in, which numbers of it, and where there.
+def local_part(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[Tensor, slice, slice] | None:
+    """The part of a parameter that this process updates: (flat tensor, slice of the parameter, slice of the tensor).
 
-    None when all of it is another process's.
+    None if other processes update all of it.
     """
-    known = parameter._hp_mapping  # type: ignore[attr-defined]
-    if known is None:
+    mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+    if mapping is None:
         return None
-    places = [slice(at.start, at.start + at.numel) for at in (known.lp_fragment_address, known.hp_fragment_address)]
-    return optimizer.param_groups[known.param_group_index]["params"][0], places[0], places[1]
+    addresses = (mapping.lp_fragment_address, mapping.hp_fragment_address)
+    of_parameter, of_flat = (slice(address.start, address.start + address.numel) for address in addresses)
+    return optimizer.param_groups[mapping.param_group_index]["params"][0], of_parameter, of_flat
 
 
 def zero_moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """What the optimizer holds of a divided parameter, whole. All processes call this together, after a step."""
-    mine, moments = part(optimizer, parameter), dict(next(iter(optimizer.state.values())))
+    """The whole optimizer state of a partitioned parameter. All processes call this together, after a step."""
+    part, moments = local_part(optimizer, parameter), dict(next(iter(optimizer.state.values())))
     for key, value in moments.items():
-        if value.ndim:  # not the count of steps
+        if value.ndim:  # the step count is a scalar
             moments[key] = torch.zeros(parameter.numel(), device=parameter.device)
-            if mine is not None:
-                flat, of_parameter, of_flat = mine
+            if part is not None:
+                flat, of_parameter, of_flat = part
                 moments[key][of_parameter] = optimizer.state[flat][key][of_flat]
             dist.all_reduce(moments[key])
             moments[key] = moments[key].view(parameter.shape)
@@ -106,15 +109,15 @@ def zero_moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[st
 
 @torch.no_grad()
 def load_zero(optimizer: torch.optim.Optimizer, parameter: Tensor, moments: dict[str, Tensor]) -> None:
-    """Make a divided parameter's value, and these whole moments, what this process's part goes on from."""
-    mine = part(optimizer, parameter)
-    if mine is None:
+    """Copy a partitioned parameter's value and its whole moments into this process's part."""
+    part = local_part(optimizer, parameter)
+    if part is None:
         return
-    flat, of_parameter, of_flat = mine
+    flat, of_parameter, of_flat = part
     flat[of_flat] = parameter.flatten()[of_parameter]
     for key, value in moments.items():
         if value.ndim:
-            held = optimizer.state[flat].setdefault(key, torch.zeros_like(flat))
-            held[of_flat] = value.flatten()[of_parameter].to(flat.device)
+            moment = optimizer.state[flat].setdefault(key, torch.zeros_like(flat))
+            moment[of_flat] = value.flatten()[of_parameter].to(flat.device)
         else:
             optimizer.state[flat][key] = value.to(flat.device, copy=True)

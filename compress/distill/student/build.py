@@ -45,11 +45,11 @@ class StudentModel:
 
 def check_tokenizers(teacher: Checkpoint, student: Checkpoint) -> None:
     """QCompressError when an existing student has another tokenizer than its teacher."""
-    ours, theirs = teacher.tokenizer.get_vocab(), student.tokenizer.get_vocab()
-    if ours != theirs or spell_vocabulary(teacher.tokenizer) != spell_vocabulary(student.tokenizer):
+    large, small = teacher.tokenizer.get_vocab(), student.tokenizer.get_vocab()
+    if large != small or spell_vocabulary(teacher.tokenizer) != spell_vocabulary(student.tokenizer):
         raise QCompressError(
-            f"{student}: tokenizer of {len(theirs):,} tokens, {teacher} has {len(ours):,} "
-            f"({len(ours.items() & theirs.items()):,} are equal); give a student of the teacher's family, "
+            f"{student}: tokenizer of {len(small):,} tokens, {teacher} has {len(large):,} "
+            f"({len(large.items() & small.items()):,} are equal); give a student of the teacher's family, "
             "or cut one with --blocks"
         )
 

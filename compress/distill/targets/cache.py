@@ -70,7 +70,7 @@ class Manifest:
         """Everything that a cache and a run must share, under the names of the options."""
         data = {key: self.data[key] for key in ("seq_len", "seed", "start_token")}
         data["samples"] = self.data["n_samples"]
-        data["packing"] = self.data.get("packing", "full")  # caches without the key were packed so
+        data["packing"] = self.data.get("packing", "full")  # caches without the key have this packing
         sources = [source["digest"] for source in self.data["sources"]]
         named = {"codec": self.codec["name"], **{k: v for k, v in self.codec.items() if k != "name"}}
         rest = {"windows": self.windows, "shard_windows": self.shard_windows, "format": self.format}
@@ -78,11 +78,11 @@ class Manifest:
         return {**digests, **named, **data, "text": sources, **rest}
 
 
-def differing(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """The first of `ours` that differs in `theirs`, as "name: A there, B here"; "" when all are equal."""
-    for name, value in ours.items():
-        if theirs.get(name) != value:
-            return f"{name}: {short(theirs.get(name))} there, {short(value)} here"
+def differing(stored: dict[str, Any], current: dict[str, Any]) -> str:
+    """The first value that differs from the stored one, as "name: A stored, B now"; "" if all are equal."""
+    for name, value in current.items():
+        if stored.get(name) != value:
+            return f"{name}: {short(stored.get(name))} stored, {short(value)} now"
     return ""
 
 
@@ -94,7 +94,7 @@ def short(value: Any) -> Any:
 
 
 def windows_digest(windows: Windows) -> str:
-    """sha256 over ids, mask, and documents where there are any."""
+    """sha256 over ids, mask and, if present, documents."""
     documents = [] if windows.documents is None else [windows.documents]
     return f"sha256:{tensor_digest(torch.cat([windows.ids, windows.mask.long(), *documents], 1))}"
 
@@ -118,9 +118,9 @@ def checksum(tensors: Parts) -> Tensor:
 
 
 def discard_shards(out: Path, processes: int) -> None:
-    """Remove an interrupted capture from `out`; a whole cache, and a directory without a manifest, stay.
+    """Remove an interrupted capture from `out`. A complete cache and a directory without a manifest stay.
 
-    QCompressError when several processes run: one of them would remove what another has just written.
+    QCompressError when several processes run: one would remove the shards that another has just written.
     """
     if processes > 1:
         raise QCompressError(f"{out}: --restart works in one process only; remove the directory, then start again")
@@ -142,9 +142,9 @@ def open_folder(out: Path, manifest: Manifest) -> Manifest:
         if difference:
             raise QCompressError(f"{out}: is a cache of another {difference}; give another --out, or --restart")
         return read_manifest(out)
-    strangers = [path.name for path in out.iterdir() if not path.name.startswith(".")]
-    if strangers:
-        raise QCompressError(f"{out}: contains {strangers[0]} but no {MANIFEST}; give a new directory")
+    other_files = [path.name for path in out.iterdir() if not path.name.startswith(".")]
+    if other_files:
+        raise QCompressError(f"{out}: contains {other_files[0]} but no {MANIFEST}; give a new directory")
     with disk_errors(out / MANIFEST):
         write_atomic(out / MANIFEST, manifest.text().encode())
     return read_manifest(out)
@@ -153,12 +153,14 @@ def open_folder(out: Path, manifest: Manifest) -> Manifest:
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a cache. QCompressError for another format or an unknown codec."""
     if not (path / MANIFEST).is_file():
-        raise QCompressError(f"{path}: has no {MANIFEST}; give a directory that `qcompress capture` made")
+        raise QCompressError(f"{path}: has no {MANIFEST}; give a directory written by `qcompress capture`")
     value = read_json(path / MANIFEST)
     if value.keys() != {field.name for field in fields(Manifest)} or value["format"] != FORMAT:
-        raise QCompressError(f"{path / MANIFEST}: is not of format {FORMAT}; capture again")
+        raise QCompressError(f"{path / MANIFEST}: is not a manifest of format {FORMAT}; capture again")
     if value["codec"].get("name") not in CODECS:
-        raise QCompressError(f"{path / MANIFEST}: codec {value['codec'].get('name')}; known: {', '.join(CODECS)}")
+        raise QCompressError(
+            f"{path / MANIFEST}: codec {value['codec'].get('name')} is not supported; use {', '.join(CODECS)}"
+        )
     return Manifest(**value)
 
 
@@ -207,9 +209,9 @@ class Cache:
             )
         self._shards: dict[int, Parts] = {}
 
-    def check(self, **ours: Any) -> None:
+    def check(self, **facts: Any) -> None:
         """QCompressError that names the first of these facts that differs from the cache's."""
-        difference = differing(self.manifest.facts(), ours)
+        difference = differing(self.manifest.facts(), facts)
         if difference:
             raise QCompressError(
                 f"{self.path}: differs from this run in {difference}; use the same setting, or capture again"
@@ -236,15 +238,15 @@ def codec_names(shard: Parts) -> Sequence[str]:
 
 
 def settings_cache(settings: DistillConfig) -> Cache:
-    """The settings' cache, from its manifest. QCompressError, by its name, for whatever the settings alone rule out."""
+    """The cache of the settings. QCompressError if its manifest differs from them, or its codec cannot serve them."""
     cache = Cache(str(settings.cache))
     cache.check(seq_len=settings.seq_len, seed=settings.seed, packing=settings.packing)
     if not cache.codec.sparse:
         return cache
     if settings.divergence != "kl":
         raise QCompressError(
-            f"{cache.path}: divergence {settings.divergence} needs whole distributions, codec "
-            f"{cache.manifest.codec['name']} keeps a few tokens of each; use --divergence kl, or --codec hidden"
+            f"{cache.path}: --divergence {settings.divergence} needs all probabilities, codec "
+            f"{cache.manifest.codec['name']} stores a few; use --divergence kl, or capture with --codec hidden"
         )
     cache.check(temperature=settings.temperature)
     return cache

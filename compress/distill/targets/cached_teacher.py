@@ -1,4 +1,4 @@
-"""Training from a cache: that it is of this run, its windows, and a teacher that answers out of it."""
+"""Training from a cache: checks that it belongs to this run, its windows, and a teacher that reads it."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from compress.losses import LogitSource, Targets, next_tokens
 
 
 def open_cache(settings: DistillConfig, teacher: Checkpoint, vocab: int) -> Cache:
-    """`settings_cache` of this teacher. QCompressError, by its name, for whatever it has that this run has not."""
+    """`settings_cache`, checked against the teacher. QCompressError names the first difference."""
     cache = settings_cache(settings)
     facts: dict[str, Any] = {
         "tokenizer": tokenizer_digest(teacher.tokenizer),
@@ -32,23 +32,24 @@ def open_cache(settings: DistillConfig, teacher: Checkpoint, vocab: int) -> Cach
 
 
 def cache_text(cache: Cache, settings: DistillConfig, tokenizer: Any) -> Text:
-    """The windows that were captured, made again from the text, and windows held out."""
-    made = cache.manifest.data
+    """The captured windows, built again from the text, and evaluation windows. QCompressError if the text changed."""
+    data = cache.manifest.data
     size = {"seq_len": settings.seq_len, "seed": settings.seed}
-    start = StartToken(**made["start"])
-    text = read_text(settings.text, settings.eval_text, tokenizer, made["n_samples"], size, start, settings.packing)
+    start = StartToken(**data["start"])
+    text = read_text(settings.text, settings.eval_text, tokenizer, data["n_samples"], size, start, settings.packing)
     sources = [source["digest"] for source in text.windows.manifest["sources"]]
     cache.check(text=sources, samples=len(text.windows.ids), windows=windows_digest(text.windows))
     return text
 
 
 class CachedTeacher:
-    """Answers like a teacher that is not there: `side(ids)` gives the targets of windows that were captured."""
+    """Replaces the teacher in training: `side(ids)` returns the stored targets of captured windows."""
 
     def __init__(self, cache: Cache, windows: Windows, teacher: Model):
-        """`teacher` lends its head and its device; the rest of it may go. QCompressError for windows that clash."""
+        """Only the head and the device of `teacher` are kept. QCompressError for equal windows with different masks."""
         weight = teacher.model.get_output_embeddings().weight.detach()
-        self.cache, self.windows, self.lent = cache, windows, LogitSource(weight[:0], weight, teacher.head)
+        self.cache, self.windows = cache, windows
+        self._head = LogitSource(weight[:0], weight, teacher.head)
         self._digests = window_digests(windows.ids)
         borders = None if windows.documents is None else positions(windows.documents)
         self._places = {row.numpy().tobytes(): place for place, row in enumerate(self._digests)}
@@ -56,20 +57,21 @@ class CachedTeacher:
             twin = self._places[row.numpy().tobytes()]
             if any(one is not None and not torch.equal(one[place], one[twin]) for one in (windows.mask, borders)):
                 raise QCompressError(
-                    f"{cache.path}: windows {place} and {twin} differ only in what counts or is a document; drop one"
+                    f"{cache.path}: windows {place} and {twin} have equal tokens but different masks or documents; "
+                    "remove the repeated text and capture again"
                 )
 
     def side(self, ids: Tensor, documents: Tensor | None = None) -> Targets:
-        """(batch, seq) ids -> targets (batch, seq - 1, …), zeros where no token counts.
+        """(batch, seq) ids -> targets (batch, seq - 1, …), zeros where masked.
 
-        Which documents they are was the capture's to know.
+        `documents` is ignored: the capture separated them already.
         """
         places = [self._places[row.numpy().tobytes()] for row in window_digests(ids)]
-        found = [self.cache.rows(place, self._digests[place]) for place in places]
+        windows = [self.cache.rows(place, self._digests[place]) for place in places]
         _, keep = next_tokens(self.windows.ids[places], self.windows.mask[places])
         full = {}
-        for name in found[0]:
-            rows = torch.cat([parts[name] for parts in found])
+        for name in windows[0]:
+            rows = torch.cat([parts[name] for parts in windows])
             full[name] = rows.new_zeros(*keep.shape, *rows.shape[1:])
             full[name][keep] = rows
-        return self.cache.codec.decode(full, self.lent)
+        return self.cache.codec.decode(full, self._head)

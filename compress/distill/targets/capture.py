@@ -1,7 +1,7 @@
-"""capture_teacher(): fill a cache with what a teacher says of every token that counts.
+"""capture_teacher(): store a teacher's targets for every unmasked token in a cache.
 
-Shard after shard, in any order, by as many processes as there are: rank r of n writes shards r, r + n, … What is
-there and whole is not made again, so an interrupted capture goes on where it stopped.
+Rank r of n processes writes shards r, r + n, … Complete shards are kept, so an interrupted capture continues where it
+stopped.
 """
 
 import hashlib
@@ -50,8 +50,8 @@ def capture_teacher(
 ) -> Row:
     """Write this rank's shards of the teacher's cache at `out`; returns the summary row.
 
-    QCompressError for bad input, for a directory that holds another cache, and for a full disk: what is whole by then
-    is kept, and the same command goes on.
+    QCompressError for bad input, a directory with another cache, or a full disk. Complete shards then stay, and the
+    same command continues.
     """
     started = time.perf_counter()
     if not 0 <= rank < ranks:
@@ -63,30 +63,30 @@ def capture_teacher(
     model = open_model(teacher, working_dtype(device), device)
     check_packing(model, str(teacher), settings.packing, settings.seq_len)
     windows, data = read_windows(settings, tokenizer, model)
-    manifest = describe(teacher, model, windows, data, settings)
+    manifest = make_manifest(teacher, model, windows, data, settings)
     codec = make_codec(manifest.codec)
     check_disk(out, windows, codec, manifest.width)
     manifest = open_folder(out, manifest)
-    mine = range(rank, len(manifest.files), ranks)
-    for done, index in enumerate(mine, 1):
+    shards = range(rank, len(manifest.files), ranks)
+    for done, index in enumerate(shards, 1):
         fill_shard(out, manifest, index, model, windows, codec)
-        report({"shard": f"{done}/{len(mine)}", "seconds": round(time.perf_counter() - started, 1)})
-    tokens = sum(int(windows.mask[part, 1:].sum()) for part in (shard_slice(manifest, index) for index in mine))
-    size = sum((out / manifest.files[index]).stat().st_size for index in mine)
+        report({"shard": f"{done}/{len(shards)}", "seconds": round(time.perf_counter() - started, 1)})
+    tokens = sum(int(windows.mask[part, 1:].sum()) for part in (shard_slice(manifest, index) for index in shards))
+    size = sum((out / manifest.files[index]).stat().st_size for index in shards)
     row = {"out": str(out), "codec": settings.codec, "biased": codec.biased, "tokens": tokens, "bytes": size}
     return row | {"bytes_per_token": size / max(tokens, 1), "seconds": round(time.perf_counter() - started, 1)}
 
 
 def read_windows(settings: CaptureConfig, tokenizer: Any, model: Model) -> tuple[Windows, Row]:
-    """The windows, and their manifest with how they begin."""
+    """The windows, and their manifest with the start token."""
     size = {"seq_len": settings.seq_len, "seed": settings.seed}
     start = find_start(settings.text, tokenizer, model.model, settings.samples, size)
     windows = counting_windows(settings.text, tokenizer, settings.samples, size, start, settings.packing)
     return windows, windows.manifest | {"start": asdict(start)}
 
 
-def describe(teacher: Checkpoint, model: Model, windows: Windows, data: Row, settings: CaptureConfig) -> Manifest:
-    """The manifest: everything that the targets follow from. ValueError for a codec's impossible numbers."""
+def make_manifest(teacher: Checkpoint, model: Model, windows: Windows, data: Row, settings: CaptureConfig) -> Manifest:
+    """The manifest: everything that determines the targets. ValueError for impossible numbers of a codec."""
     config, tokenizer = model.model.config, teacher.tokenizer
     dtype = str(teacher.config.get("dtype") or "float16").removeprefix("torch.")
     vocab = min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1)
@@ -106,14 +106,14 @@ def describe(teacher: Checkpoint, model: Model, windows: Windows, data: Row, set
 
 
 def check_disk(out: Path, windows: Windows, codec: Codec, width: int) -> None:
-    """QCompressError, before the work, when the disk cannot hold what is still to come."""
+    """QCompressError if the disk is too small for the shards that are still to be written."""
     folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    there = sum(file.stat().st_size for file in out.glob("targets-*")) if out.is_dir() else 0
-    needed = int(windows.mask[:, 1:].sum()) * codec.bytes_per_token(width) - there
+    stored = sum(file.stat().st_size for file in out.glob("targets-*")) if out.is_dir() else 0
+    needed = int(windows.mask[:, 1:].sum()) * codec.bytes_per_token(width) - stored
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise QCompressError(
-            f"{out}: needs {needed:,} bytes more, {folder} has {free:,} free; make room, or use a codec of fewer bytes"
+            f"{out}: needs {needed:,} bytes, {folder} has {free:,} free; make room, or use --codec hybrid"
         )
 
 
@@ -123,7 +123,7 @@ def shard_slice(manifest: Manifest, index: int) -> slice:
 
 
 def fill_shard(out: Path, manifest: Manifest, index: int, model: Model, windows: Windows, codec: Codec) -> None:
-    """Write a shard, unless it is there and whole. QCompressError when the disk is full."""
+    """Write a shard, or verify an existing one. QCompressError for a full disk or a damaged shard."""
     path = out / manifest.files[index]
     if path.is_file():
         read_shard(path, manifest)
@@ -140,22 +140,22 @@ def fill_shard(out: Path, manifest: Manifest, index: int, model: Model, windows:
 
 @torch.no_grad()
 def encode_windows(model: Model, batch: Batch, codec: Codec, uniform: Tensor) -> Parts:
-    """The codec's rows of all tokens that count, windows one after the other; `uniform` as (windows, seq_len - 1)."""
+    """The codec's rows of all unmasked tokens, window by window; `uniform` is (windows, seq_len - 1)."""
     device, parts = model.model.device, []
     micro = micro_batch(batch.ids.shape[1], device)
-    for some, numbers in zip(batch.split(micro), uniform.split(micro), strict=True):
-        there = some.to(device)
-        side = model.side(there.ids, there.documents)
-        _, kept = next_tokens(some.ids, some.mask)
+    for part, numbers in zip(batch.split(micro), uniform.split(micro), strict=True):
+        inputs = part.to(device)
+        side = model.side(inputs.ids, inputs.documents)
+        _, kept = next_tokens(part.ids, part.mask)
         parts.append(codec.encode(side._replace(hidden=side.hidden[kept.to(device)]), numbers[kept]))
     return concatenate(parts)
 
 
 def uniform_numbers(ids: Tensor, first: int, seed: int) -> Tensor:
-    """(windows, seq_len - 1) float64 from 0 to 1 that follow from seed, a window's number and its ids alone."""
+    """(windows, seq_len - 1) float64 in [0, 1), determined by the seed, each window's number and its ids."""
     rows = []
-    for place, row in enumerate(window_digests(ids), first):
-        name = hashlib.sha256(f"{seed} {place} ".encode() + row.numpy().tobytes()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(name[:7], "little"))
+    for number, row in enumerate(window_digests(ids), first):
+        digest = hashlib.sha256(f"{seed} {number} ".encode() + row.numpy().tobytes()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
         rows.append(torch.rand(ids.shape[1] - 1, generator=generator, dtype=torch.float64))
     return torch.stack(rows)

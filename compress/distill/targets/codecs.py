@@ -1,13 +1,13 @@
-"""What a teacher says of a token, in few bytes. A new codec is one class here and one row in CODECS.
+"""Codecs store a teacher's targets for a token in few bytes. A new codec is one class here and one row in CODECS.
 
-    hidden   the final hidden state: exact, at any temperature and for any divergence; needs the teacher's head to read
-    hybrid   the top_k likeliest tokens with their probability, and draws from all others: unbiased, at one temperature
-    topk     the top_k likeliest tokens alone: biased, the gradient's fixed point is not the teacher; for comparison
+    hidden   the final hidden state: exact for every temperature and divergence; decoding needs the teacher's head
+    hybrid   the top_k likeliest tokens with their probabilities, and draws from the others: unbiased, one temperature
+    topk     the top_k likeliest tokens only: biased, since the minimum of the loss is not the teacher; for comparison
 
-hybrid: with r the probability of all but the top_k, each of the `draws` draws stands for r / draws, so the expected
-weight of every token is its probability. The draws are systematic: one uniform number per token, equal steps through
-the cumulated tail (Madow 1949, https://doi.org/10.1214/aoms/1177729988). Against a mere top-k see "Sparse Logit
-Sampling", ACL 2025.
+hybrid: let r be the probability of all tokens but the top_k. Each of the `draws` draws has the weight r / draws, so
+every token's expected weight is its probability. Sampling is systematic: one uniform number per token, and equal steps
+through the cumulative tail (Madow 1949, https://doi.org/10.1214/aoms/1177729988). "Sparse Logit Sampling", ACL 2025,
+compares such draws with top-k.
 """
 
 from collections.abc import Iterator
@@ -26,27 +26,27 @@ Parts = dict[str, Tensor]
 
 
 class Codec(Protocol):
-    """`biased`: the mean of many caches is not the teacher. `sparse`: holds for one temperature and vocabulary only."""
+    """`biased`: the mean of many caches is not the teacher. `sparse`: valid for one temperature and vocabulary."""
 
     biased: bool
     sparse: bool
 
     def bytes_per_token(self, width: int) -> int:
-        """What `encode` makes of one hidden state of `width`."""
+        """The size of one encoded token, for hidden states of `width`."""
         ...
 
     def encode(self, side: LogitSource, uniform: Tensor) -> Parts:
-        """The teacher's side (tokens, width), a uniform number (tokens,) for each -> tensors by name, a row a token."""
+        """Hidden states (tokens, width) with head, uniform numbers (tokens,) -> tensors with a row per token."""
         ...
 
     def decode(self, parts: Parts, side: LogitSource) -> Targets:
-        """What was encoded as targets, for the loss; `side` lends its head and its device. The rows may be batched."""
+        """Encoded rows, of any leading shape, -> targets of the loss, with the head and on the device of `side`."""
         ...
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """The state after the final norm, in the teacher's own dtype."""
+    """The hidden state after the final norm, in `dtype`."""
 
     dtype: str = "float16"
     biased, sparse = False, False
@@ -67,7 +67,7 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Hybrid:
-    """ids of top_k and of `draws` draws in 3 bytes each; log p of the former and of the rest; the entropy."""
+    """ids of the top_k tokens and of the draws, 3 bytes each; float16 log p of the top_k and of the tail; entropy."""
 
     vocab: int
     temperature: float = 1.0
@@ -79,7 +79,7 @@ class Hybrid:
         return 3 * (self.top_k + self.draws) + 2 * (self.top_k + 1) + 4
 
     def encode(self, side: LogitSource, uniform: Tensor) -> Parts:
-        chunks = split(side, self.vocab, self.temperature)
+        chunks = probability_chunks(side, self.vocab, self.temperature)
         return concatenate([self._encode(p, uniform[rows].to(p.device)) for rows, p in chunks])
 
     def _encode(self, p: Tensor, uniform: Tensor) -> Parts:
@@ -96,13 +96,15 @@ class Hybrid:
         p = parts["log_p"].float().exp()
         draws = (p[..., -1:] / self.draws).expand(*p.shape[:-1], self.draws)
         weights = torch.cat([p[..., :-1], draws], -1)
-        weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)  # float16 rounded them
+        weights = weights / weights.sum(-1, keepdim=True).clamp(
+            min=torch.finfo(p.dtype).tiny
+        )  # float16 rounded the logs
         return to_device(Sparse(unpack_ids(parts["ids"]), weights, parts["entropy"], self.vocab), side)
 
 
 @dataclass(frozen=True)
 class TopK:
-    """ids in 3 bytes and log p of the top_k; what is missing to 1 is shared out among them where `renormalise`."""
+    """ids of the top_k tokens, 3 bytes each, and their log p. `renormalise` scales the weights to sum to 1."""
 
     vocab: int
     temperature: float = 1.0
@@ -114,8 +116,8 @@ class TopK:
         return 5 * self.top_k
 
     def encode(self, side: LogitSource, uniform: Tensor) -> Parts:
-        found = (p.topk(self.top_k, -1) for _, p in split(side, self.vocab, self.temperature))
-        return concatenate([{"ids": pack_ids(ids), "log_p": p.log().half().cpu()} for p, ids in found])
+        top = (p.topk(self.top_k, -1) for _, p in probability_chunks(side, self.vocab, self.temperature))
+        return concatenate([{"ids": pack_ids(ids), "log_p": p.log().half().cpu()} for p, ids in top])
 
     def decode(self, parts: Parts, side: LogitSource) -> Targets:
         p = parts["log_p"].float().exp()
@@ -128,7 +130,7 @@ CODECS: dict[str, type[Hidden] | type[Hybrid] | type[TopK]] = {"hidden": Hidden,
 
 
 def make_codec(settings: dict[str, Any]) -> Codec:
-    """The codec of a manifest's settings, its name under "name". ValueError for numbers that cannot be."""
+    """The codec with a manifest's settings, which include its "name". ValueError for impossible numbers."""
     options = {key: value for key, value in settings.items() if key != "name"}
     codec = CODECS[settings["name"]](**options)
     kept, vocab = options.get("top_k", 1), options.get("vocab", 2)
@@ -137,8 +139,8 @@ def make_codec(settings: dict[str, Any]) -> Codec:
     return codec
 
 
-def split(side: LogitSource, vocab: int, temperature: float) -> Iterator[tuple[slice, Tensor]]:
-    """Rows, and their probabilities (rows, vocab) in float32, about CHUNK_LOGITS of them at a time, in one buffer."""
+def probability_chunks(side: LogitSource, vocab: int, temperature: float) -> Iterator[tuple[slice, Tensor]]:
+    """Chunks of rows with their probabilities (rows, vocab), float32. All chunks share one buffer of CHUNK_LOGITS."""
     hidden, weight, count = side.hidden.float(), side.weight[:vocab].float(), max(1, CHUNK_LOGITS // vocab)
     logits, p = (hidden.new_empty(min(count, len(hidden)), vocab) for _ in range(2))
     for start in range(0, max(1, len(hidden)), count):
@@ -150,10 +152,11 @@ def split(side: LogitSource, vocab: int, temperature: float) -> Iterator[tuple[s
 
 
 def concatenate(parts: list[Parts]) -> Parts:
-    """Rows after rows, by name; {} of nothing."""
+    """The rows of all parts in order, by name; {} without parts."""
     return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else {})}
 
 
 def to_device(sparse: Sparse, side: LogitSource) -> Sparse:
+    """The targets, on the device of `side`."""
     ids, weights, entropy = (tensor.to(side.weight.device) for tensor in sparse[:3])
     return Sparse(ids, weights, entropy, sparse.vocab)

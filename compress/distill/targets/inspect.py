@@ -1,4 +1,4 @@
-"""inspect_cache(): what a cache holds, as a report row, every shard checked."""
+"""inspect_cache(): the contents of a cache as a report row, after a check of every shard."""
 
 from pathlib import Path
 
@@ -8,26 +8,26 @@ from compress.distill.targets.codecs import Codec, make_codec
 
 
 def inspect_cache(path: Path) -> Row:
-    """Codec, text, tokens, bytes, and for a codec that says so the teacher's mean entropy and the mass of its tail.
+    """Codec, text, tokens and bytes; for codec hybrid also the teacher's mean entropy (nats) and tail probability.
 
-    QCompressError for a shard whose checksum does not hold. Missing shards are named, not refused.
+    Missing shards are listed. QCompressError for a shard with a wrong checksum.
     """
     manifest = read_manifest(path)
     codec = make_codec(manifest.codec)
-    there = [name for name in manifest.files if (path / name).is_file()]
-    row = {"cache": str(path), **facts(manifest, codec), **measure(path, manifest, there)}
-    missing = [name for name in manifest.files if name not in there]
-    return row | {"shards": f"{len(there)} of {len(manifest.files)}", "missing": ", ".join(missing) or None}
+    present = [name for name in manifest.files if (path / name).is_file()]
+    row = {"cache": str(path), **facts(manifest, codec), **measure(path, manifest, present)}
+    missing = [name for name in manifest.files if name not in present]
+    return row | {"shards": f"{len(present)} of {len(manifest.files)}", "missing": ", ".join(missing) or None}
 
 
 def facts(manifest: Manifest, codec: Codec) -> Row:
-    """The manifest as a person reads it, digests cut short."""
-    known = {name: short(value) for name, value in manifest.facts().items() if name != "codec"}
-    return {"codec": manifest.codec["name"], "biased": codec.biased, **known}
+    """The manifest's facts with shortened digests."""
+    values = {name: short(value) for name, value in manifest.facts().items() if name != "codec"}
+    return {"codec": manifest.codec["name"], "biased": codec.biased, **values}
 
 
 def measure(path: Path, manifest: Manifest, files: list[str]) -> Row:
-    """Tokens and bytes of these shards, and means over all of their tokens."""
+    """Tokens and bytes of these shards, and means over their tokens."""
     tokens = size = 0
     sums: dict[str, float] = {}
     for name in files:

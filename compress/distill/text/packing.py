@@ -1,12 +1,12 @@
-"""Documents that share a window do not see one another: which tokens each one attends to, and where it stands.
+"""Attention masks and positions that separate the documents of one window.
 
-A token sees its own document up to itself, and the window's start token where there is one. Positions count from the
-beginning of the document, with the start token before it as 0. So every document computes what it would compute alone
-behind a start token of its own, whatever its neighbours are; of a document that is cut by the border of two windows
-each part is one. The first token of a later document follows nothing that it sees: it counts in no loss.
+A token attends to earlier tokens of its document, and to the window's start token if there is one. Positions count from
+the beginning of the document; the start token has position 0. So a document has the same hidden states as alone, after
+a start token, whatever its neighbours are. A document that two windows share counts as two. The first token of a later
+document has nothing to be predicted from, so the loss leaves it out.
 
-`documents` (batch, seq) int64 says which document a token is of; START is a start token, which all of its row see.
-Sliding windows slide within documents. Windows of one document each take the model's plain path, without a mask.
+`documents` (batch, seq) int64 is the document number of every token, or START for a start token. Sliding windows slide
+within documents. Windows with one document need no mask.
 """
 
 from dataclasses import replace
@@ -21,35 +21,35 @@ from compress.losses import LogitSource
 
 START = -1
 KINDS = {"full_attention", "sliding_attention"}
-PROBE, BEFORE = 8, 3  # tokens of a document that is looked at, and of the one before it
-TOLERANCE = {torch.float32: 1e-3}  # relative, of a token's hidden state; of shorter numbers ROUGH
+PROBE, BEFORE = 8, 3  # tokens of the tested document, and of the document before it
+TOLERANCE = {torch.float32: 1e-3}  # largest relative difference of a hidden state; ROUGH for 16-bit dtypes
 ROUGH = 0.1
-REFUSED = "so documents in a window cannot be kept apart; give --packing full"
+CURE = "so the documents of a window cannot be separated; use --packing full"
 
 
 class Batch(NamedTuple):
-    """Some windows: (batch, seq) ids, which of them count, and documents, None where all attends to all before it."""
+    """Windows: ids, loss mask and documents, each (batch, seq). `documents` None: tokens attend to all earlier ones."""
 
     ids: Tensor
     mask: Tensor
     documents: Tensor | None = None
 
-    def rows(self, chosen: Any) -> "Batch":
-        """Those windows."""
-        documents = None if self.documents is None else self.documents[chosen]
-        return Batch(self.ids[chosen], self.mask[chosen], documents)
+    def rows(self, index: Any) -> "Batch":
+        """The windows at these indices."""
+        documents = None if self.documents is None else self.documents[index]
+        return Batch(self.ids[index], self.mask[index], documents)
 
     def to(self, device: torch.device) -> "Batch":
         documents = None if self.documents is None else self.documents.to(device)
         return Batch(self.ids.to(device), self.mask.to(device), documents)
 
     def split(self, size: int) -> list["Batch"]:
-        """Parts of `size` windows, the last of what is left."""
+        """Batches of `size` windows; the last one may be smaller."""
         return [self.rows(slice(first, first + size)) for first in range(0, len(self.ids), size)]
 
 
-class Sided(Protocol):
-    """A model that tells its side of the loss."""
+class LogitModel(Protocol):
+    """A model that returns its hidden states and its head."""
 
     model: Any
 
@@ -62,29 +62,29 @@ def as_batch(windows: Windows) -> Batch:
 
 
 def pack(windows: Windows, packing: str) -> Windows:
-    """The windows with `documents` and mask as `packing` wants them: "full" is none, and the mask as it was."""
+    """The windows, prepared for `packing`. "full" drops `documents`; else first tokens of later ones are masked."""
     manifest = windows.manifest | {"packing": packing}
     if packing == "full" or windows.documents is None:
         return replace(windows, manifest=manifest, documents=None)
     documents, mask = windows.documents.clone(), windows.mask.clone()
     if windows.manifest.get("start_token") is not None:
         documents[:, 0] = START
-    mask[:, 1:] &= ~unannounced(documents)
+    mask[:, 1:] &= ~later_first_tokens(documents)
     return replace(windows, manifest=manifest, documents=documents, mask=mask)
 
 
-def unannounced(documents: Tensor) -> Tensor:
-    """(batch, seq - 1) bool: of tokens 1, 2, …, the first ones of documents that do not begin right after a start."""
+def later_first_tokens(documents: Tensor) -> Tensor:
+    """(batch, seq - 1) bool for tokens 1, 2, …: the first token of a document that follows another document."""
     return (documents[:, 1:] != documents[:, :-1]) & (documents[:, :-1] != START)
 
 
-def one_each(documents: Tensor | None) -> bool:
-    """Whether no window holds two documents."""
+def single_document(documents: Tensor | None) -> bool:
+    """Whether every window holds one document at most."""
     return documents is None or bool(((documents == documents[:, -1:]) | (documents == START)).all())
 
 
 def positions(documents: Tensor) -> Tensor:
-    """(batch, seq) int64: the place of every token in its document, from 0, or from 1 behind a start token."""
+    """(batch, seq) int64: the position of every token in its document, from 0, or from 1 after a start token."""
     index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -93,7 +93,7 @@ def positions(documents: Tensor) -> Tensor:
 
 
 def visible(documents: Tensor, window: int | None = None) -> Tensor:
-    """(batch, 1, seq, seq) bool: which token (last axis) each one attends to, of the last `window` positions."""
+    """(batch, 1, seq, seq) bool: the tokens (last axis) that each one attends to, at most `window` positions back."""
     ones = torch.ones(documents.shape[1], documents.shape[1], dtype=torch.bool, device=documents.device)
     seen = (documents[:, :, None] == documents[:, None, :]) | (documents[:, None, :] == START)
     seen &= ones.tril()
@@ -103,20 +103,20 @@ def visible(documents: Tensor, window: int | None = None) -> Tensor:
     return seen[:, None]
 
 
-def slides(config: Any, length: int) -> int | None:
-    """The model's sliding window where it is shorter than `length` tokens."""
+def sliding_window(config: Any, length: int) -> int | None:
+    """The model's sliding window in tokens; None if it has none, or one of `length` tokens or more."""
     window = getattr(config, "sliding_window", None)
     return window if window is not None and window < length else None
 
 
 def attention(documents: Tensor | None, model: Any) -> dict[str, Any]:
-    """Keyword arguments by which a transformers `model` keeps documents apart; {} where there is nothing to."""
-    if documents is None or one_each(documents):
+    """Arguments that make a transformers `model` separate documents; {} if there is one per window."""
+    if documents is None or single_document(documents):
         return {}
-    config, window = model.config, slides(model.config, documents.shape[1])
-    masks = {"full_attention": form(visible(documents), model)}
+    config, window = model.config, sliding_window(model.config, documents.shape[1])
+    masks = {"full_attention": format_mask(visible(documents), model)}
     if window is not None:
-        masks["sliding_attention"] = form(visible(documents, window), model)
+        masks["sliding_attention"] = format_mask(visible(documents, window), model)
     layered = getattr(config, "layer_types", None) is not None and window is not None
     return {
         "position_ids": positions(documents),
@@ -124,8 +124,8 @@ def attention(documents: Tensor | None, model: Any) -> dict[str, Any]:
     }
 
 
-def form(seen: Tensor, model: Any) -> Tensor:
-    """A mask as the model's attention reads it: bool for sdpa, added to the scores where that is done by hand."""
+def format_mask(seen: Tensor, model: Any) -> Tensor:
+    """A mask as the model's attention reads it: bool, or for eager attention 0 and the smallest number."""
     if model.config._attn_implementation != "eager":
         return seen
     least = torch.finfo(model.dtype).min
@@ -133,33 +133,38 @@ def form(seen: Tensor, model: Any) -> Tensor:
 
 
 @torch.no_grad()
-def check_packing(model: Sided, name: str, packing: str, seq_len: int) -> None:
-    """QCompressError for a model whose documents do see one another in windows of `seq_len`, and should not."""
+def check_packing(model: LogitModel, name: str, packing: str, seq_len: int) -> None:
+    """QCompressError for a model that cannot separate the documents of a window, unless `packing` is "full".
+
+    A document must have the same hidden states alone and after another document.
+    """
     if packing == "full":
         return
     config, kind = model.model.config, type(model.model).__name__
     others = set(getattr(config, "layer_types", None) or ()) - KINDS
     if others:
-        raise QCompressError(f"{name}: a {kind} has {', '.join(sorted(others))}, {REFUSED}")
-    length = PROBE + (slides(config, seq_len) or 0)
+        raise QCompressError(f"{name}: {kind} has layers of type {', '.join(sorted(others))}, {CURE}")
+    length = PROBE + (sliding_window(config, seq_len) or 0)
     ids = (torch.arange(1 + BEFORE + length, device=model.model.device) % min(config.vocab_size, 1009))[None]
     documents = torch.tensor([[START, *[0] * BEFORE, *[1] * length]], device=ids.device)
     alone = model.side(torch.cat([ids[:, :1], ids[:, 1 + BEFORE :]], 1)).hidden[:, 1:].float()
     try:
         packed = model.side(ids, documents).hidden[:, 1 + BEFORE :].float()
     except (TypeError, ValueError) as error:
-        raise QCompressError(f"{name}: a {kind} takes no mask of documents ({error}), {REFUSED}") from error
-    away = float(((packed - alone).norm(dim=-1) / alone.norm(dim=-1)).max())
-    if not away <= TOLERANCE.get(model.model.dtype, ROUGH):
-        raise QCompressError(f"{name}: a {kind} reads a document otherwise behind another, by {away:.2g}, {REFUSED}")
+        raise QCompressError(f"{name}: {kind} accepts no document mask ({error}), {CURE}") from error
+    difference = float(((packed - alone).norm(dim=-1) / alone.norm(dim=-1)).max())
+    if not difference <= TOLERANCE.get(model.model.dtype, ROUGH):
+        raise QCompressError(
+            f"{name}: hidden states of {kind} change by {difference:.2g} after another document, {CURE}"
+        )
 
 
 def check_on_policy(model: Any, packing: str, seq_len: int) -> None:
-    """QCompressError where a student's memory of what it said forgets what a mask of documents speaks of."""
-    window = slides(model.config, seq_len)
+    """QCompressError if generation with a sliding window would drop tokens that the document mask refers to."""
+    window = sliding_window(model.config, seq_len)
     if packing != "full" and window is not None:
         kind = type(model).__name__
         raise QCompressError(
-            f"on_policy: a {kind} forgets all but {window} of {seq_len} tokens while it writes, {REFUSED}, or "
-            "a shorter --seq-len"
+            f"on_policy: {kind} generates with a sliding window of {window} tokens, shorter than --seq-len {seq_len}, "
+            f"{CURE}, or a shorter --seq-len"
         )

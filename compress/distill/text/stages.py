@@ -40,9 +40,9 @@ def make_stages(settings: DistillConfig) -> list[TextStage]:
     if not settings.stages:
         return [TextStage("", settings, settings.text)]
     stages = []
-    for place, (given, own) in enumerate(zip(settings.stages, resolved, strict=True)):
-        text = mix(own.text, [earlier.text for earlier in resolved[:place]], given.replay)
-        stages.append(TextStage(given.name, own, text, given.on_policy))
+    for number, (stage, complete) in enumerate(zip(settings.stages, resolved, strict=True)):
+        text = mix(complete.text, [earlier.text for earlier in resolved[:number]], stage.replay)
+        stages.append(TextStage(stage.name, complete, text, stage.on_policy))
     return stages
 
 

@@ -67,13 +67,13 @@ def counting_windows(
 ) -> Windows:
     """Packed windows that begin with `start`. QCompressError for a source in which no token counts."""
     windows = pack(fitting_windows(sources, tokenizer, count, {**size, "start_token": start.token}), packing)
-    silent = [source for source in windows.manifest["sources"] if not source["tokens_counted"]]
+    empty = [source for source in windows.manifest["sources"] if not source["tokens_counted"]]
     if not windows.mask[:, 1:].any():
-        silent = windows.manifest["sources"]
-    if silent:
-        tokens, samples = silent[0]["tokens"], silent[0]["documents"]
+        empty = windows.manifest["sources"]
+    if empty:
+        tokens, samples = empty[0]["tokens"], empty[0]["documents"]
         raise QCompressError(
-            f"{silent[0]['name']}: 0 of {tokens:,} tokens count in the loss, in {samples:,} samples; "
+            f"{empty[0]['name']}: 0 of {tokens:,} tokens count in the loss, in {samples:,} samples; "
             "give conversations with assistant turns, give plain text, or leave the file out"
         )
     return windows

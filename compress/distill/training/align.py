@@ -19,9 +19,7 @@ from compress.checkpoint.write import TensorSpec, plan_shard
 from compress.core.atomic import write_atomic
 from compress.losses import LogitSource, Targets, token_mean
 
-HOLD = (
-    0.5  # share of the run at full weight; then the weight falls to 0, so the end of training minimizes the loss alone
-)
+HOLD = 0.5  # share of the run at full weight; then the weight falls to 0, so the end minimizes the loss alone
 Pairs = Sequence[tuple[int, int]]
 
 
@@ -81,9 +79,9 @@ class Alignment(nn.Module):
         return torch.stack(distances).mean()
 
 
-def distance(ours: Tensor, theirs: Tensor) -> Tensor:
+def distance(student: Tensor, teacher: Tensor) -> Tensor:
     """½ ‖u − v‖² of the unit vectors along the last axis, in float32: 1 minus their cosine."""
-    unit, other = (nn.functional.normalize(one.float(), dim=-1) for one in (ours, theirs))
+    unit, other = (nn.functional.normalize(state.float(), dim=-1) for state in (student, teacher))
     return (unit - other).square().sum(-1) / 2
 
 

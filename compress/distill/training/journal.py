@@ -23,7 +23,7 @@ from compress.checkpoint.write import TensorSpec, check_room, partial_path, plan
 from compress.core.atomic import disk_errors, write_atomic
 from compress.core.distributed import first, place
 from compress.core.report import Row
-from compress.distill.sharding.fsdp import whole
+from compress.distill.sharding.fsdp import copy_to_cpu
 
 T = TypeVar("T")
 JOURNAL = "journal.json"
@@ -48,7 +48,7 @@ class Progress:
 
 
 class TrainingJournal:
-    """The journal of the training that writes `out`, made by `open_journal`. Only the first process `writes`."""
+    """The journal of the training that writes `out`, opened by `open_journal`. Only the first process `writes`."""
 
     def __init__(self, out: Path, settings: Row):
         self.out, self.folder = out, work_path(out)
@@ -191,7 +191,7 @@ class StateSaver:
 
     def keep(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
         if self.journal is not None:
-            beside = {name: whole(parameter.detach()) for name, parameter in self._beside().items()}
+            beside = {name: copy_to_cpu(parameter.detach()) for name, parameter in self._beside().items()}
             self.journal.keep(self.stage, progress, tensors | beside)
 
     def _beside(self) -> dict[str, Tensor]:

@@ -145,7 +145,7 @@ def train(
 
 @dataclass(frozen=True)
 class OptimizerStep:
-    """The objective, the module that a launcher made of it, and the optimizer: all that one step needs."""
+    """One optimizer step: the objective, the module that wraps it for the launcher, and the optimizer."""
 
     accelerator: Accelerator
     objective: Objective

@@ -63,9 +63,9 @@ def make_alignment(student: Model, teacher: Model, stages: Sequence[TextStage], 
     """The alignment of student and teacher; None if no stage has an align_weight."""
     if not any(stage.settings.align_weight for stage in stages):
         return None
-    ours, theirs = student.model.config, teacher.model.config
-    pairs = map_blocks(ours.num_hidden_layers, theirs.num_hidden_layers)
-    return Alignment(ours.hidden_size, theirs.hidden_size, pairs, seed).to(student.model.device)
+    small, large = student.model.config, teacher.model.config
+    pairs = map_blocks(small.num_hidden_layers, large.num_hidden_layers)
+    return Alignment(small.hidden_size, large.hidden_size, pairs, seed).to(student.model.device)
 
 
 def run_stages(

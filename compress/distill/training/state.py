@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.core.distributed import all_values, place
-from compress.distill.sharding.fsdp import load_moments, moments, shard_like, whole
+from compress.distill.sharding.fsdp import copy_to_cpu, load_moments, moments, shard_like
 
 Tensors = dict[str, Tensor]
 PARAMETER, OPTIMIZER, BEST, RANDOM = "parameter", "optimizer", "best", "random"
@@ -17,7 +17,7 @@ def take_state(module: nn.Module, optimizer: torch.optim.Optimizer, best: Tensor
     """Copies of the state, under "parameter.NAME", "optimizer.KEY.NAME", "best.NAME" and "random.DEVICE.RANK"."""
     tensors = over_state(best) | take_random()
     for name, parameter in module.named_parameters():
-        tensors[f"{PARAMETER}.{name}"] = whole(parameter.detach())
+        tensors[f"{PARAMETER}.{name}"] = copy_to_cpu(parameter.detach())
         for key, value in moments(optimizer, parameter).items():
             tensors[f"{OPTIMIZER}.{key}.{name}"] = value
     return tensors

@@ -191,11 +191,11 @@ def test_what_is_whole_is_not_asked_again(ask, runtime, whole, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampling": replace(DRAWN, seed=4)}, "another seed: 3 there, 4 here"),
-        ({"sampling": replace(DRAWN, temperature=0.5)}, "another temperature: 1.0 there, 0.5 here"),
-        ({"sampling": replace(DRAWN, max_tokens=7)}, "another max_tokens: 6 there, 7 here"),
+        ({"sampling": replace(DRAWN, seed=4)}, "another seed: 3 stored, 4 now"),
+        ({"sampling": replace(DRAWN, temperature=0.5)}, "another temperature: 1.0 stored, 0.5 now"),
+        ({"sampling": replace(DRAWN, max_tokens=7)}, "another max_tokens: 6 stored, 7 now"),
         ({"limit": 4}, "another prompts: sha256:"),
-        ({"keep_truncated": False}, "another keep_truncated: True there, False here"),
+        ({"keep_truncated": False}, "another keep_truncated: True stored, False now"),
     ],
 )
 @pytest.mark.parametrize("state", ["whole", "part"])

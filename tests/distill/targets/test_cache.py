@@ -165,7 +165,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_whole(tiny_llama, tmp_path, h
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 0, 10))  # type: ignore[attr-defined]
-    with pytest.raises(QCompressError, match=r"needs [\d,]+ bytes more, .* has 10 free"):
+    with pytest.raises(QCompressError, match=r"needs [\d,]+ bytes, .* has 10 free"):
         capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(**SMALL))
     assert not list(tmp_path.iterdir())
 
@@ -173,10 +173,10 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tiny_lla
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"temperature": 2.0}, "temperature: 1.0 there, 2.0 here"),
-        ({"seq_len": 16}, "seq_len: 32 there, 16 here"),
-        ({"seed": 1}, "seed: 0 there, 1 here"),
-        ({"packing": "full"}, "packing: documents there, full here"),
+        ({"temperature": 2.0}, "temperature: 1.0 stored, 2.0 now"),
+        ({"seq_len": 16}, "seq_len: 32 stored, 16 now"),
+        ({"seed": 1}, "seed: 0 stored, 1 now"),
+        ({"packing": "full"}, "packing: documents stored, full now"),
         ({"text": ("python",)}, "text: sha256:"),
         ({"text": ("default=1", "python=1")}, "text: sha256:"),
     ],
@@ -190,7 +190,7 @@ def test_a_run_that_is_not_the_caches_is_refused_by_what_differs(tiny_llama, tmp
 
 def test_another_teacher_and_another_template_are_refused_by_name(tiny_llama, tiny_qwen2, tmp_path, hybrid):
     settings = DistillConfig(cache=str(hybrid), **SHORT | {"temperature": 1.0})
-    with pytest.raises(QCompressError, match=r"in teacher: sha256:.* there, sha256:.* here"):
+    with pytest.raises(QCompressError, match=r"in teacher: sha256:.* stored, sha256:.* now"):
         distill_checkpoint(tiny_qwen2, tmp_path / "out", settings)
     other = tmp_path / "other"
     shutil.copytree(tiny_llama, other)
@@ -211,21 +211,21 @@ def test_another_tokenizer_is_refused_by_name(tiny_llama, tmp_path, hybrid):
     first, second = (next(t for t, place in file["model"]["vocab"].items() if place == number) for number in (70, 71))
     file["model"]["vocab"] |= {first: 71, second: 70}
     (other / "tokenizer.json").write_text(json.dumps(file))
-    with pytest.raises(QCompressError, match=r"in tokenizer: sha256:.* there, sha256:.* here"):
+    with pytest.raises(QCompressError, match=r"in tokenizer: sha256:.* stored, sha256:.* now"):
         distill_checkpoint(other, tmp_path / "out", DistillConfig(cache=str(hybrid), **SHORT | {"temperature": 1.0}))
 
 
 def test_sparse_targets_and_a_divergence_that_needs_all_are_refused(tiny_llama, tmp_path, hybrid):
     settings = DistillConfig(cache=str(hybrid), divergence="jsd", **SHORT | {"temperature": 1.0})
-    with pytest.raises(QCompressError, match=r"divergence jsd needs whole distributions, codec hybrid keeps a few"):
+    with pytest.raises(QCompressError, match=r"--divergence jsd needs all probabilities, codec hybrid stores a few"):
         distill_checkpoint(tiny_llama, tmp_path / "out", settings)
 
 
 def test_a_capture_into_another_cache_is_refused_by_what_differs(tiny_llama, hybrid):
     before = content(hybrid)
     for change, name in (
-        ({"codec": "topk"}, "codec: hybrid there, topk here"),
-        ({"draws": 3}, "draws: 10 there, 3"),
+        ({"codec": "topk"}, "codec: hybrid stored, topk now"),
+        ({"draws": 3}, "draws: 10 stored, 3"),
     ):
         with pytest.raises(QCompressError, match=f"is a cache of another {name}"):
             capture_teacher(tiny_llama, hybrid, CaptureConfig(**HYBRID | change))

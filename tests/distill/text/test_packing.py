@@ -34,10 +34,10 @@ from compress.distill.text.packing import (
     as_batch,
     check_on_policy,
     check_packing,
-    one_each,
+    later_first_tokens,
     pack,
     positions,
-    unannounced,
+    single_document,
     visible,
 )
 from compress.distill.training.evaluator import StudentEvaluator
@@ -81,7 +81,7 @@ def window(*parts: torch.Tensor, start: int | None = None) -> Batch:
     if start is not None:
         ids, documents = (torch.cat([torch.tensor([one]), rest]) for one, rest in ((start, ids), (START, documents)))
     mask = torch.ones(1, len(ids), dtype=torch.bool)
-    mask[:, 1:] &= ~unannounced(documents[None])
+    mask[:, 1:] &= ~later_first_tokens(documents[None])
     return Batch(ids[None], mask, documents[None])
 
 
@@ -135,7 +135,7 @@ def test_gradient_checkpointing_changes_no_bit_of_a_packed_step():
 
 def test_windows_of_one_document_take_the_plain_path_bit_for_bit():
     found, batch = model(), window(torch.cat([FIRST, SECOND]), start=1)
-    assert one_each(batch.documents) and not one_each(window(FIRST, SECOND).documents)
+    assert single_document(batch.documents) and not single_document(window(FIRST, SECOND).documents)
     assert torch.equal(states(found, batch), states(found, batch._replace(documents=None)))
 
 
@@ -151,7 +151,7 @@ def test_positions_begin_anew_and_all_see_the_start_token():
         [1, 0, 0, 0, 1, 1],
     ]
     assert visible(documents, 2)[1, 0, 2].tolist() == [False, True, True, False, False, False]
-    assert unannounced(documents).int().tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 0, 0]]
+    assert later_first_tokens(documents).int().tolist() == [[0, 0, 1, 1, 0], [0, 0, 1, 0, 0]]
 
 
 def test_full_packing_leaves_windows_as_they_were(tiny_llama):
@@ -182,7 +182,7 @@ def test_a_model_that_cannot_keep_documents_apart_is_refused_by_name():
     mamba = MambaForCausalLM(MambaConfig(vocab_size=40, hidden_size=16, state_size=4, num_hidden_layers=1))
     sided = object.__new__(Model)
     sided.model, sided.head = mamba.eval(), model().head
-    with pytest.raises(QCompressError, match=r"it: a MambaForCausalLM .* give --packing full"):
+    with pytest.raises(QCompressError, match=r"it: MambaForCausalLM .* use --packing full"):
         check_packing(sided, "it", "documents", 12)
     check_packing(sided, "it", "full", 12)
     for name in MODELS:
@@ -191,7 +191,9 @@ def test_a_model_that_cannot_keep_documents_apart_is_refused_by_name():
 
 def test_a_student_that_forgets_while_it_writes_is_refused_where_documents_count():
     sliding = model("mistral, sliding").model
-    with pytest.raises(QCompressError, match="on_policy: a MistralForCausalLM forgets all but 4 of 12 tokens"):
+    with pytest.raises(
+        QCompressError, match="on_policy: MistralForCausalLM generates with a sliding window of 4 tokens"
+    ):
         check_on_policy(sliding, "documents", 12)
     check_on_policy(sliding, "documents", 4)
     check_on_policy(sliding, "full", 12)
@@ -210,7 +212,7 @@ def test_a_cache_does_not_answer_for_windows_that_differ_in_their_documents_only
     ids = torch.stack([torch.cat([FIRST, SECOND])] * 2)
     documents = torch.stack([window(FIRST, SECOND).documents[0], window(ids[0]).documents[0]])
     windows = Windows(ids, torch.ones_like(ids, dtype=torch.bool), {}, documents)
-    with pytest.raises(QCompressError, match="windows 0 and 1 differ only in what counts or is a document"):
+    with pytest.raises(QCompressError, match="windows 0 and 1 have equal tokens but different masks or documents"):
         CachedTeacher(Lent(), windows, model())  # type: ignore[arg-type]
     assert len(as_batch(windows).split(1)) == 2
 

@@ -49,9 +49,9 @@ def test_another_reference_and_other_windows_are_rejected_by_name(
     tiny_llama, tiny_qwen2, windows, make_windows, filled
 ):
     folder, _ = filled
-    with pytest.raises(QCompressError, match=r"another reference: sha256:\w+… there, sha256:\w+… here; pass another"):
+    with pytest.raises(QCompressError, match=r"another reference: sha256:\w+… stored, sha256:\w+… now; pass another"):
         compare_rows(tiny_qwen2, [tiny_llama], windows, cache=folder)
-    with pytest.raises(QCompressError, match="another n_samples: 5 there, 4 here"):
+    with pytest.raises(QCompressError, match="another n_samples: 5 stored, 4 now"):
         compare_rows(tiny_llama, [tiny_llama], make_windows(n_samples=4), cache=folder)
     with pytest.raises(QCompressError, match="another windows: "):
         compare_rows(tiny_llama, [tiny_llama], make_windows(seed=9), cache=folder)
