@@ -313,7 +313,7 @@ def exit_codes_page() -> str:
         [
             str(GateFailure.exit_code),
             "a limit is broken",
-            "`check` found an error, or a `--max-…`, `--min-…` limit is passed",
+            "`check` found an error, or verify, compare, eval, watch or run exceeded a limit",
         ],
     ]
     return (

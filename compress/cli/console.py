@@ -153,7 +153,7 @@ def print_facts(row: Row) -> None:
 
 
 def print_table(rows: list[Row], title: str | None) -> None:
-    """Several rows, a column per key; text to the left and numbers to the right."""
+    """Several rows, a column per key; on a terminal that is too narrow, a block of lines per row."""
     table = Table(title=title, box=None, header_style="bold")
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for key in columns:
@@ -161,7 +161,21 @@ def print_table(rows: list[Row], title: str | None) -> None:
         table.add_column(label(key), justify="left" if words else "right")
     for row in rows:
         table.add_row(*[escape(value_text(key, row[key])) if key in row else "" for key in columns])
-    (results if results.is_terminal else unfolded).print(table)
+    if not results.is_terminal:
+        unfolded.print(table)
+    elif unfolded.measure(table).maximum <= results.width:
+        results.print(table)
+    else:
+        print_blocks(rows, title)
+
+
+def print_blocks(rows: list[Row], title: str | None) -> None:
+    """Every row as lines of label and value, separated by empty lines."""
+    if title:
+        results.print(title, markup=False)
+    for row in rows:
+        results.print()
+        print_facts(row)
 
 
 def print_written(path: Path | str, *facts: str, next_command: str | None = None, as_json: bool = False) -> None:

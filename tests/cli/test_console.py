@@ -105,3 +105,14 @@ def test_the_closing_line_has_the_output_its_size_and_the_next_command(capsys):
     print_written("qwen-awq", size_fact(1_170_000_000, 3_087_000_000), "checks passed", next_command="qcompress check")
     print_written("qwen-awq", as_json=True)
     assert capsys.readouterr().out == ("Wrote qwen-awq (1.17 GB, 38 % of FP16, checks passed). Next: qcompress check\n")
+
+
+@pytest.mark.parametrize(("width", "columns"), [(200, True), (40, False)])
+def test_a_narrow_terminal_shows_a_block_of_lines_per_row(monkeypatch, width, columns):
+    file = io.StringIO()
+    terminal = Console(file=file, force_terminal=True, width=width, highlight=False, color_system=None)
+    monkeypatch.setattr("compress.cli.console.results", terminal)
+    emit([{"name": name, "perplexity": 17.25, "path": "p" * 30} for name in ("first", "second")], as_json=False)
+    lines = file.getvalue().splitlines()
+    assert any("first" in line and "17.25" in line for line in lines) is columns
+    assert all(len(line.rstrip()) <= width or "p" * 30 in line for line in lines)
