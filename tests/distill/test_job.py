@@ -249,3 +249,16 @@ def test_a_family_that_overflows_float16_is_refused_in_it(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Gemma2ForCausalLM"]}))
     with pytest.raises(QCompressError, match="use --dtype bfloat16"):
         plan_distill(tmp_path, DistillConfig(blocks=2))
+
+
+@pytest.mark.parametrize(
+    "arguments", [("distill", "--blocks", "1"), ("init-student", "--blocks", "1"), ("capture",)], ids=lambda a: a[0]
+)
+def test_every_command_that_runs_a_teacher_obeys_device(tiny_llama, tmp_path, monkeypatch, arguments):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    command, *options = arguments
+    shown = CliRunner().invoke(
+        cli, [command, str(tiny_llama), "--out", str(tmp_path / "out"), *options, "--device", "cuda"]
+    )
+    assert shown.exit_code == 1 and "--device cuda: torch finds no GPU" in shown.output
+    assert not (tmp_path / "out").exists()
