@@ -42,6 +42,14 @@ Report = Callable[[Row], None]
 STAGES = "stages.json"
 
 
+class OpenCheckpoints(dict[Path, Checkpoint]):
+    """Checkpoints by path, each opened at first use. Remove the entry of a path before writing there."""
+
+    def __missing__(self, path: Path) -> Checkpoint:
+        self[path] = Checkpoint(path)
+        return self[path]
+
+
 @dataclass(frozen=True)
 class RecipeStage:
     """One checkpoint to write: its name and folder, everything it depends on, and the call that writes it."""
@@ -54,12 +62,12 @@ class RecipeStage:
     texts: tuple[str, ...]
     make: Callable[[], object]
 
-    def inputs(self) -> Row:
-        """Everything that the output's bytes follow from; checkpoints and texts by their digests."""
+    def inputs(self, checkpoints: OpenCheckpoints) -> Row:
+        """Everything that the output's bytes depend on; checkpoints and texts by their digests."""
         return {
             "command": self.command,
             "settings": json.loads(json.dumps(self.settings, default=str)),
-            "sources": [Checkpoint(source).digest for source in self.sources],
+            "sources": [checkpoints[source].digest for source in self.sources],
             "texts": {text: source_digest(text) for text in self.texts},
             "version": version("qcompress"),
         }
@@ -73,20 +81,21 @@ def run_recipe(recipe: Recipe, *, restart: bool = False, report: Report = lambda
     """
     recipe = recipe.model_copy(update={"teacher": resolve_model(recipe.teacher)})
     plan_recipe(recipe)
-    stages = make_stages(recipe, report, restart=restart)
+    checkpoints = OpenCheckpoints()
+    stages = make_stages(recipe, checkpoints, report, restart=restart)
     for text in {recipe.verify.eval_text, *(text for stage in stages for text in stage.texts)}:
         source_digest(text)  # QCompressError for a text that cannot be read
     for stage in stages:
-        run_stage(stage, recipe.out, restart=restart, report=report)
-    return write_results(recipe, report)
+        run_stage(stage, recipe.out, checkpoints, restart=restart, report=report)
+    return write_results(recipe, checkpoints, report)
 
 
-def write_results(recipe: Recipe, report: Report) -> Row:
+def write_results(recipe: Recipe, checkpoints: OpenCheckpoints, report: Report) -> Row:
     """Compare all variants with the student and write report.html and report.json; returns run_recipe's result."""
-    variants = [recipe.variant_path(part) for part in recipe.quantize]
-    rows = compare_variants(recipe, variants, report)
+    student, variants = checkpoints[recipe.student_path], [recipe.variant_path(part) for part in recipe.quantize]
+    rows = compare_variants(recipe, student, [checkpoints[path] for path in variants], report)
     pairs = zip(variants, rows["compare"][1:], strict=True)
-    verdicts = [make_verdict(recipe, path, row) for path, row in pairs]
+    verdicts = [make_verdict(recipe, student, checkpoints[path], row) for path, row in pairs]
     limits = {name: limit for name, limit in drift_limits(recipe).items() if limit is not None}
     page = recipe.out / "report.html"
     tasks = run_tasks(recipe, variants, report)
@@ -96,47 +105,55 @@ def write_results(recipe: Recipe, report: Report) -> Row:
     return {**rows, "verdicts": verdicts, "report": str(page)}
 
 
-def make_stages(recipe: Recipe, report: Report, *, restart: bool = False) -> list[RecipeStage]:
+def make_stages(
+    recipe: Recipe, checkpoints: OpenCheckpoints, report: Report, *, restart: bool = False
+) -> list[RecipeStage]:
     """The distillation if the recipe has one, then every variant of its student."""
     config = recipe.distill_config()
-    distillation = [] if config is None else [distill_stage(recipe, config, report, restart)]
-    return distillation + [quantize_stage(recipe, part, report, restart) for part in recipe.quantize]
+    distillation = [] if config is None else [distill_stage(recipe, config, checkpoints, report, restart)]
+    return distillation + [quantize_stage(recipe, part, checkpoints, report, restart) for part in recipe.quantize]
 
 
-def distill_stage(recipe: Recipe, config: DistillConfig, report: Report, restart: bool) -> RecipeStage:
+def distill_stage(
+    recipe: Recipe, config: DistillConfig, checkpoints: OpenCheckpoints, report: Report, restart: bool
+) -> RecipeStage:
     """The stage that writes the student."""
 
     def make() -> object:
-        return distill_checkpoint(recipe.teacher, recipe.student_path, config, report, loop=LoopConfig(restart=restart))
+        teacher, loop = checkpoints[recipe.teacher], LoopConfig(restart=restart)
+        return distill_checkpoint(teacher, recipe.student_path, config, report, loop=loop)
 
     sources = (recipe.teacher, *([Path(config.student)] if config.student else []))
     return RecipeStage("student", recipe.student_path, "distill", config.settings(), sources, config.texts, make)
 
 
-def quantize_stage(recipe: Recipe, part: VariantSection, report: Report, restart: bool) -> RecipeStage:
+def quantize_stage(
+    recipe: Recipe, part: VariantSection, checkpoints: OpenCheckpoints, report: Report, restart: bool
+) -> RecipeStage:
     """The stage that writes one 4-bit variant."""
     source, out, config = recipe.student_path, recipe.variant_path(part), part.config()
 
     def make() -> object:
-        return quantize(source, out, config, restart=restart, report=report)
+        return quantize(checkpoints[source], out, config, restart=restart, report=report)
 
     return RecipeStage(part.name, out, "quantize", asdict(config), (source,), config.text, make)
 
 
-def run_stage(stage: RecipeStage, folder: Path, *, restart: bool, report: Report) -> None:
+def run_stage(stage: RecipeStage, folder: Path, checkpoints: OpenCheckpoints, *, restart: bool, report: Report) -> None:
     """Write the stage's output, unless it exists and its inputs are unchanged."""
     state = read_json(folder / STAGES) if (folder / STAGES).is_file() else {}
-    inputs = stage.inputs()
+    inputs = stage.inputs(checkpoints)
     if stage.out.exists():
-        changes = describe_changes(state.get(stage.name), inputs, stage.out)
+        changes = describe_changes(state.get(stage.name), inputs, stage.out, checkpoints)
         if not changes:
             report({"stage": stage.name, "skipped": "unchanged", "out": str(stage.out)})
             return
         remove_output(stage.out, changes, restart=restart)
+        checkpoints.pop(stage.out, None)
     report({"stage": stage.name, "command": stage.command, "out": str(stage.out)})
     folder.mkdir(parents=True, exist_ok=True)
     stage.make()
-    write_state(folder, state | {stage.name: inputs | {"output": Checkpoint(stage.out).digest}})
+    write_state(folder, state | {stage.name: inputs | {"output": checkpoints[stage.out].digest}})
 
 
 def remove_output(out: Path, changes: str, *, restart: bool) -> None:
@@ -152,11 +169,11 @@ def write_state(folder: Path, state: Row) -> None:
     write_atomic(folder / STAGES, (json.dumps(state, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def describe_changes(stored: Row | None, inputs: Row, out: Path) -> str:
-    """The differences between an output's stored inputs and today's, in words; "" if there are none."""
+def describe_changes(stored: Row | None, inputs: Row, out: Path, checkpoints: OpenCheckpoints) -> str:
+    """The differences between the stored and the present inputs of an output, in words; "" if there are none."""
     if stored is None:
         return "was not made by this recipe, or its run was interrupted"
-    if stored.get("output") != Checkpoint(out).digest:
+    if stored.get("output") != checkpoints[out].digest:
         return "the weights have changed since they were written"
     old, new = stored.get("settings", {}), inputs["settings"]
     names = [f"{key} ({old.get(key)} → {new.get(key)})" for key in changed_keys(old, new)]
@@ -164,13 +181,13 @@ def describe_changes(stored: Row | None, inputs: Row, out: Path) -> str:
     return f"was made with other {', '.join(names)}" if names else ""
 
 
-def compare_variants(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
+def compare_variants(recipe: Recipe, student: Checkpoint, variants: Sequence[Checkpoint], report: Report) -> Row:
     """The comparison of all variants with the student; with a distillation also the row of its record."""
-    student, verify = recipe.student_path, recipe.verify
+    verify = recipe.verify
     windows = evaluation_windows(student, variants, verify.eval_text, n_samples=verify.samples, seq_len=verify.seq_len)
     rows: Row = {"compare": compare_rows(student, variants, windows, report=report)}
     if recipe.distill is not None:
-        rows["distill"] = (Checkpoint(student).record.get("rows") or [{}])[0]
+        rows["distill"] = (student.record.get("rows") or [{}])[0]
     return rows
 
 
@@ -192,12 +209,17 @@ def drift_limits(recipe: Recipe) -> dict[str, float | None]:
     return {"max_kl": recipe.verify.max_kl, "max_perplexity_ratio": recipe.verify.max_perplexity_ratio}
 
 
-def make_verdict(recipe: Recipe, path: Path, row: CompareRow) -> VerdictRow:
+def make_verdict(recipe: Recipe, student: Checkpoint, variant: Checkpoint, row: CompareRow) -> VerdictRow:
     """Whether a variant keeps the rules and the limits; `reason` has the first broken rule and every broken limit."""
-    errors = [row for row in check_checkpoint(path, source=recipe.student_path) if row["level"] == "error"]
+    errors = [row for row in check_checkpoint(variant, source=student) if row["level"] == "error"]
     reasons = [f"breaks rule {error['rule']}" for error in errors[:1]]
     reasons += broken_limits(row, drift_limits(recipe))
-    return {"name": path.name, "passed": not reasons, "reason": "; ".join(reasons) or None, "check_errors": len(errors)}
+    return {
+        "name": variant.path.name,
+        "passed": not reasons,
+        "reason": "; ".join(reasons) or None,
+        "check_errors": len(errors),
+    }
 
 
 def plan_recipe(recipe: Recipe) -> list[Row]:

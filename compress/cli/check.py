@@ -1,32 +1,37 @@
-"""qcompress check: does vLLM load this checkpoint, and compute what was measured?"""
+"""qcompress check: the rules that a checkpoint must keep for vLLM and other loaders."""
 
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from compress.cli.console import emit, progress, results
 from compress.cli.history import append_history, check_history_options, history_options
 from compress.cli.model_path import MODEL
-from compress.cli.options import json_option
+from compress.cli.options import Command, json_option, shared_option
 from compress.core.errors import GateFailure, QCompressError
+
+if TYPE_CHECKING:
+    from compress.checkpoint.read import Checkpoint
 
 ROWS_PER_RULE = 8  # a systematic mistake breaks a rule once per linear
 
 
-@click.command("check")
+@click.command("check", cls=Command)
 @click.argument("checkpoint", metavar="CKPT", type=MODEL)
-@click.option(
+@shared_option(
     "--tensor-parallel-size",
+    group="Essentials",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
     help="Number of GPUs that will share the model, as for `vllm serve`.",
 )
-@click.option(
+@shared_option(
     "--source",
+    group="Essentials",
     type=MODEL,
     help="16-bit checkpoint to compare the packed weights with. "
     "[default: the source in qcompress.json, if it is still there unchanged]",
@@ -41,7 +46,7 @@ def command(
     tag: str | None,
     as_json: bool,
 ) -> None:
-    """Check that vLLM can load CKPT, and that no loader would misread it.
+    """Check that vLLM can load CKPT and that every loader reads the same weights.
 
     CKPT may be unquantized, awq, gptq or compressed-tensors, written by qcompress or by another tool. Prints one line
     per broken rule: the value, the expected value, and what vLLM does with it. The exit code is 3 if there is an error,
@@ -55,9 +60,10 @@ def command(
     from compress.checkpoint.record import DIGESTS
 
     check_history_options(history, tag)
-    rows = check_checkpoint(checkpoint, tensor_parallel_size=tensor_parallel_size, source=source)
+    opened = open_readable(checkpoint)
+    rows = check_checkpoint(opened or checkpoint, tensor_parallel_size=tensor_parallel_size, source=source)
     if history:
-        append_history(history, tag, "check", [verdict(checkpoint, rows)])
+        append_history(history, tag, "check", [verdict(checkpoint, opened, rows)])
     if as_json:
         emit(rows, as_json=True)
     else:
@@ -74,18 +80,24 @@ def command(
         results.print(f"{checkpoint}: no errors, {warnings}", markup=False)
 
 
-def verdict(checkpoint: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row for the history: name, digest, passed, and how often each rule was broken."""
-    from compress.checkpoint.hub import model_name
+def open_readable(path: Path) -> "Checkpoint | None":
+    """The open checkpoint; None if its files are unreadable, which `check_checkpoint` reports."""
     from compress.checkpoint.read import Checkpoint
 
     try:
-        digest = Checkpoint(checkpoint).digest
-    except (OSError, QCompressError):  # the files are unreadable
-        digest = "none"
+        return Checkpoint(path)
+    except (OSError, QCompressError):
+        return None
+
+
+def verdict(path: Path, checkpoint: "Checkpoint | None", rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row for the history: name, digest ("none" for unreadable files), passed, and errors and warnings by rule."""
+    from compress.checkpoint.hub import model_name
+
+    digest = checkpoint.digest if checkpoint else "none"
     levels = {level: Counter(row["rule"] for row in rows if row["level"] == level) for level in ("error", "warning")}
     counts = {f"{level}s": dict(rules) for level, rules in levels.items()}
-    return {"name": model_name(checkpoint), "digest": digest, "passed": not levels["error"], **counts}
+    return {"name": model_name(path), "digest": digest, "passed": not levels["error"], **counts}
 
 
 def format_rows(rows: list[dict[str, Any]]) -> list[str]:

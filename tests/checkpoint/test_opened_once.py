@@ -39,3 +39,12 @@ def test_a_command_opens_and_digests_each_checkpoint_once(command, counts, good,
     assert result.exit_code in (0, 3), result.output
     once = {str(reference): 1, str(candidate): 1}
     assert opened == once and digested == once
+
+
+def test_check_with_history_opens_and_digests_the_checkpoint_once(counts, good, tmp_path):
+    path = good("llama", "awq")
+    opened, digested = counts
+    opened.clear()
+    arguments = ["check", str(path), "--history", str(tmp_path / "history.sqlite")]
+    assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
+    assert opened == digested == {str(path): 1}

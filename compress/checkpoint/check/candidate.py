@@ -1,7 +1,7 @@
 """The input of every rule: a checkpoint, and the modules that its config.json declares.
 
 The table of modules comes from the model's code on the meta device, the fused layers of vLLM from `model.families`.
-`claimed` and `scheme` compute from config.json alone which modules vLLM builds as quantized, and how.
+`declared_quantized` and `scheme` compute from config.json alone which modules vLLM builds as quantized, and how.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ ROW_PARALLEL = ("heads", "rows")  # a linear fed by another linear is cut along 
 
 
 def error(value: Any, expected: Any, consequence: str, **where: str) -> Finding:
-    """A broken rule: value and expected value at a `tensor`, `key` or `file`, and what a loader does with it."""
+    """A broken rule: value and expected value at a `tensor`, `key` or `file`; `consequence` is what loaders do then."""
     return {**where, "value": value, "expected": expected, "consequence": consequence, "level": "error"}
 
 
@@ -56,7 +56,7 @@ class Matrix:
 class Table:
     """The modules that config.json declares: `linears` of the blocks, `head`, `embedding`, shapes of all parameters.
 
-    `known` holds all names of the state dict. `fused` maps vLLM's layers to the linears it loads into them.
+    `state_names` are all names of the state dict. `fused` maps vLLM's layers to the linears it loads into them.
     `row_parallel` linears are split along their inputs.
     """
 
@@ -65,7 +65,7 @@ class Table:
     embedding: str
     vocabulary: Matrix
     parameters: dict[str, tuple[int, ...]]
-    known: frozenset[str]
+    state_names: frozenset[str]
     fused: dict[str, tuple[str, ...]]
     row_parallel: frozenset[str]
 
@@ -180,14 +180,14 @@ class Candidate:
 
     def sound(self) -> Iterator[tuple[str, Matrix, Scheme]]:
         """(module, matrix, scheme) of packed modules whose tensors all have the right dtypes and shapes."""
-        for name, found in self.schemes.items():
+        for name, scheme in self.schemes.items():
             matrix = self.matrices[name]
-            if self.format and found and not misfit(matrix, found) and self._stored(name, matrix, found):
-                yield name, matrix, found
+            if self.format and scheme and not misfit(matrix, scheme) and self._is_stored(name, matrix, scheme):
+                yield name, matrix, scheme
 
-    def _stored(self, name: str, matrix: Matrix, found: Scheme) -> bool:
+    def _is_stored(self, name: str, matrix: Matrix, scheme: Scheme) -> bool:
         assert self.format is not None
-        for spec in self.format.specs(matrix.out, matrix.inn, found):
+        for spec in self.format.specs(matrix.out, matrix.inn, scheme):
             info = self.checkpoint.tensors.get(f"{name}.{spec.name}")
             if info is None or info.shape != spec.shape or info.dtype.is_floating_point != spec.dtype.is_floating_point:
                 return False
@@ -196,11 +196,11 @@ class Candidate:
         return True
 
 
-def misfit(matrix: Matrix, found: Scheme) -> str | None:
+def misfit(matrix: Matrix, scheme: Scheme) -> str | None:
     """Why a matrix does not divide into whole groups and words; None if it does."""
-    per_word = 32 // found.bits
-    if found.group_size > matrix.inn or matrix.inn % found.group_size:
-        return f"{matrix.inn} inputs in groups of {found.group_size}"
+    per_word = 32 // scheme.bits
+    if scheme.group_size > matrix.inn or matrix.inn % scheme.group_size:
+        return f"{matrix.inn} inputs in groups of {scheme.group_size}"
     if matrix.inn % per_word or matrix.out % per_word:
         return f"{matrix.out} × {matrix.inn} in words of {per_word}"
     return None
@@ -225,7 +225,7 @@ def scheme(candidate: Candidate, name: str) -> Scheme | None:
     return Scheme(bits, group_size, bool(sym), candidate.dtype)
 
 
-def claimed(candidate: Candidate, name: str) -> bool:
+def declared_quantized(candidate: Candidate, name: str) -> bool:
     """Whether vLLM builds this module as a quantized one."""
     method, quant, table = candidate.format and candidate.format.name, candidate.quant, candidate.table
     if method == "compressed-tensors":

@@ -32,10 +32,10 @@ from compress.core.grid import QuantizedWeight, away_from_zero, split_groups
 ROWS, WORD = 1024, 8
 LEAST_COSINE, LEAST_ROW_COSINE, MOST_SHIFT = 0.5, 0.3, 0.25
 GAINS = (0.4, 1.9)  # of a group, against the median of its output
-LEAST_FOLLOWING, MOST_OFFSET, MOST_SPREAD = 0.5, 0.75, 5.0
+LEAST_CORRELATION, MOST_OFFSET, MOST_SPREAD = 0.5, 0.75, 5.0
 ENOUGH_GROUPS, VARYING = 64, 0.3
-DOUBT = "vLLM computes with it; rounding alone seldom goes so far, error correction may"
-SILENT = "vLLM loads it without a word and answers with noise (silent)"
+UNUSUAL = "vLLM loads it; rounding alone rarely causes this, error correction can"
+NOISE = "vLLM loads it and generates noise (no error)"
 
 
 def codes_match_source(candidate: Candidate) -> Findings:
@@ -66,33 +66,35 @@ def implausible_codes(weight: QuantizedWeight) -> Iterator[Finding]:
     offset = split_groups(weight.codes, weight.group_size).float() - weight.zeros[..., None]
     mean, spread = offset.mean().item() / unit, offset.abs().mean().item() / unit
     if abs(mean) > MOST_OFFSET:
-        yield error(f"codes lie {mean:.2f} off their zeros", f"at most {MOST_OFFSET}, as weights lie around 0", SILENT)
+        yield error(f"codes are {mean:.2f} above their zeros on average", f"within {MOST_OFFSET} of 0", NOISE)
     if spread > MOST_SPREAD:
-        yield error(f"codes lie {spread:.2f} from their zeros", f"at most {MOST_SPREAD} of 8", SILENT)
+        yield error(f"codes are {spread:.2f} from their zeros on average", f"at most {MOST_SPREAD}", NOISE)
     zeros, codes = weight.zeros.flatten(), (offset.mean(-1) + weight.zeros).flatten()
     if not weight.sym and zeros.numel() >= ENOUGH_GROUPS and zeros.std() > VARYING * unit and codes.std() > 0:
-        following = torch.corrcoef(torch.stack([zeros, codes]))[0, 1].item()
-        if following < LEAST_FOLLOWING:
-            expected = f"at least {LEAST_FOLLOWING}: codes or zeros in another order"
-            yield error(f"zeros follow their codes by {following:.2f}", expected, SILENT)
+        correlation = torch.corrcoef(torch.stack([zeros, codes]))[0, 1].item()
+        if correlation < LEAST_CORRELATION:
+            expected = f"at least {LEAST_CORRELATION}; less if codes or zeros are permuted"
+            yield error(f"correlation {correlation:.2f} between zeros and codes", expected, NOISE)
 
 
 def source_differences(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Iterator[Finding]:
     """Differences of these rows from the source that rounding and AWQ scales cannot explain."""
     if source.shape[1] != weight.codes.shape[1] or len(source) <= int(rows.max()):
-        yield error(f"{weight.codes.shape[1]} inputs", f"{list(source.shape)}, as in the source", SILENT)
+        yield error(f"{weight.codes.shape[1]} inputs", f"{list(source.shape)}, as in the source", NOISE)
         return
-    found = measure_similarity(weight, source[rows].float(), rows)
-    if found.cosine < LEAST_COSINE:
-        yield error(f"cosine {found.cosine:.3f} to the source in {found.place}", f"at least {LEAST_COSINE}", SILENT)
-    elif found.row_cosine < LEAST_ROW_COSINE:
-        where = f"cosine {found.row_cosine:.3f} to the source in output {int(rows[found.row])}"
-        yield warning(where, f"at least {LEAST_ROW_COSINE}", DOUBT)
-    if abs(found.shift) > MOST_SHIFT:
-        yield error(f"{found.shift:.2f} steps off the source on average", f"at most {MOST_SHIFT}", SILENT)
-    low, high = found.gains
+    similarity = measure_similarity(weight, source[rows].float(), rows)
+    if similarity.cosine < LEAST_COSINE:
+        yield error(
+            f"cosine {similarity.cosine:.3f} to the source in {similarity.place}", f"at least {LEAST_COSINE}", NOISE
+        )
+    elif similarity.row_cosine < LEAST_ROW_COSINE:
+        where = f"cosine {similarity.row_cosine:.3f} to the source in output {int(rows[similarity.row])}"
+        yield warning(where, f"at least {LEAST_ROW_COSINE}", UNUSUAL)
+    if abs(similarity.shift) > MOST_SHIFT:
+        yield error(f"{similarity.shift:.2f} steps off the source on average", f"at most {MOST_SHIFT}", NOISE)
+    low, high = similarity.gains
     if low < GAINS[0] or high > GAINS[1]:
-        yield warning(f"groups of {low:.2f} to {high:.2f} times the source", f"{GAINS[0]} to {GAINS[1]}", DOUBT)
+        yield warning(f"groups of {low:.2f} to {high:.2f} times the source", f"{GAINS[0]} to {GAINS[1]}", UNUSUAL)
 
 
 @dataclass(frozen=True)
@@ -112,20 +114,20 @@ def measure_similarity(weight: QuantizedWeight, source: Tensor, rows: Tensor) ->
 
     `rows` (out,) are the indices of the outputs in the full weight.
     """
-    found = weight.dequantize()
-    per_output = torch.ones(len(found), 1)
+    stored = weight.dequantize()
+    per_output = torch.ones(len(stored), 1)
     for _ in range(2):
         scaled = source * per_output
-        fitted = source * ratio((found * scaled).sum(0), scaled.square().sum(0))
-        gains, energy = group_gains(found, fitted, weight.group_size)
+        fitted = source * ratio((stored * scaled).sum(0), scaled.square().sum(0))
+        gains, energy = group_gains(stored, fitted, weight.group_size)
         per_output = gains.median(1, keepdim=True).values
     fitted *= per_output
     relative = torch.where(energy > 1e-3 * energy.mean(1, keepdim=True), ratio(gains, per_output), 1.0)
-    products = torch.stack([found * fitted, found.square(), fitted.square()])
+    products = torch.stack([stored * fitted, stored.square(), fitted.square()])
     outputs, inputs = products.sum(2), products.sum(1)
     single = cosines(outputs)
-    shift = (split_groups(found - fitted, weight.group_size) / away_from_zero(weight.scales)[..., None]).mean()
-    columns = torch.arange(found.shape[1])
+    shift = (split_groups(stored - fitted, weight.group_size) / away_from_zero(weight.scales)[..., None]).mean()
+    columns = torch.arange(stored.shape[1])
     cosine, place = min(worst_place(outputs, rows, "outputs"), worst_place(inputs, columns, "inputs"))
     gains_seen = relative.min().item(), relative.max().item()
     return Similarity(cosine, place, single.min().item(), int(single.argmin()), shift.item(), gains_seen)
@@ -134,8 +136,8 @@ def measure_similarity(weight: QuantizedWeight, source: Tensor, rows: Tensor) ->
 def worst_place(products: Tensor, numbers: Tensor, what: str) -> tuple[float, str]:
     """The lowest cosine over inputs or outputs with equal index modulo 8, and which ones."""
     places = torch.zeros(3, WORD).index_add_(1, numbers % WORD, products)
-    found = cosines(places)
-    return found.min().item(), f"{what} {int(found.argmin())} of every {WORD}"
+    lowest = cosines(places)
+    return lowest.min().item(), f"{what} {int(lowest.argmin())} of every {WORD}"
 
 
 def cosines(products: Tensor) -> Tensor:
@@ -143,9 +145,9 @@ def cosines(products: Tensor) -> Tensor:
     return ratio(products[0], products[1].sqrt() * products[2].sqrt())
 
 
-def group_gains(found: Tensor, fitted: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """(out, groups) each: least-squares factor from `fitted` to `found`, and the energy of `fitted`."""
-    ours, theirs = split_groups(found, group_size), split_groups(fitted, group_size)
+def group_gains(stored: Tensor, fitted: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """(out, groups) each: least-squares factor from `fitted` to `stored`, and the energy of `fitted`."""
+    ours, theirs = split_groups(stored, group_size), split_groups(fitted, group_size)
     energy = theirs.square().sum(-1)
     return ratio((ours * theirs).sum(-1), energy), energy
 

@@ -12,7 +12,7 @@ from compress.checkpoint.check.candidate import (
     QUANT,
     Candidate,
     Findings,
-    claimed,
+    declared_quantized,
     error,
     short,
     skipped,
@@ -27,7 +27,7 @@ CT_WEIGHT_KEYS = frozenset(
         *("scale_dtype", "zp_dtype", "observer", "observer_kwargs"),
     }
 )
-SLOW_GROUPS = "vLLM has no Marlin kernel for it: it stops, or falls back to a slow one"
+SLOW_GROUPS = "vLLM's Marlin kernel does not support it: vLLM stops, or uses a slower kernel"
 GPTQ_VALUES: dict[str, tuple[tuple[Any, ...], str]] = {
     "bits": ((4, 8), "vLLM stops: unsupported quantization config"),
     "group_size": (GROUP_SIZES, "vLLM stops: Marlin does not support group_size"),
@@ -41,13 +41,13 @@ def awq_keys(candidate: Candidate) -> Findings:
     if not candidate.format or candidate.format.name != "awq":
         return
     quant = candidate.quant
-    yield from wrong(awq_key(quant, "bits"), (4,), "vLLM stops: unsupported num_bits", "bits")
-    yield from wrong(awq_key(quant, "group_size"), GROUP_SIZES, SLOW_GROUPS, "group_size")
-    silent = "vLLM on CUDA reads zero points all the same, from memory nobody wrote; without the key it stops"
-    yield from wrong(quant.get("zero_point"), (True,), silent, "zero_point")
-    other = "vLLM reads every AWQ file as GEMM; other loaders pick their kernel by this key"
+    yield from check_value(awq_key(quant, "bits"), (4,), "vLLM stops: unsupported num_bits", "bits")
+    yield from check_value(awq_key(quant, "group_size"), GROUP_SIZES, SLOW_GROUPS, "group_size")
+    silent = "vLLM on CUDA still reads zero points, from uninitialized memory; without the key it stops"
+    yield from check_value(quant.get("zero_point"), (True,), silent, "zero_point")
+    other = "vLLM reads every AWQ file as GEMM; other loaders choose their kernel by this key"
     if str(quant.get("version", "gemm")).lower() != "gemm":
-        yield from wrong(quant["version"], ("gemm",), other, "version")
+        yield from check_value(quant["version"], ("gemm",), other, "version")
     elif "version" not in quant:
         yield warning(ABSENT, "gemm", other, key=f"{QUANT}.version")
 
@@ -70,13 +70,13 @@ def gptq_keys(candidate: Candidate) -> Findings:
             if key in settings and not (
                 key == "desc_act" and settings.get("group_size", quant.get("group_size")) == -1
             ):
-                yield from wrong(settings[key], allowed, consequence, f"{prefix}{key}")
+                yield from check_value(settings[key], allowed, consequence, f"{prefix}{key}")
     layout = quant.get("checkpoint_format", quant.get("format"))
-    other = "vLLM never looks, other loaders read the zeros one off"
+    other = "vLLM ignores this key; other loaders read zeros that are off by one"
     if layout is None:
         yield warning(ABSENT, "gptq", other, key=f"{QUANT}.checkpoint_format")
     else:
-        yield from wrong(layout, ("gptq",), other, "checkpoint_format")
+        yield from check_value(layout, ("gptq",), other, "checkpoint_format")
 
 
 def ct_keys(candidate: Candidate) -> Findings:
@@ -92,19 +92,21 @@ def ct_keys(candidate: Candidate) -> Findings:
         yield from ct_group(candidate, f"config_groups.{name}", group)
     sparsity = quant.get("sparsity_config")
     if isinstance(sparsity, dict) and flatten(sparsity.get("targets")):
-        yield error("targets", ABSENT, "vLLM stops: sparsity was removed", key=f"{QUANT}.sparsity_config")
+        yield error("targets", ABSENT, "vLLM stops: it no longer supports sparsity", key=f"{QUANT}.sparsity_config")
     for entry in flatten(quant.get("ignore")):
-        yield from compiles(entry.removeprefix("re:") if entry.startswith("re:") else "", f"{QUANT}.ignore")
-    for name, is_packed, is_claimed in disagreements(candidate):
+        yield from check_pattern(entry.removeprefix("re:") if entry.startswith("re:") else "", f"{QUANT}.ignore")
+    for name, is_packed, is_declared in disagreements(candidate):
         if is_packed:
             stop = "vLLM builds this module unquantized and stops at its packed tensors"
             yield error("packed on disk", "a target that matches it, and no ignore entry", stop, tensor=name)
-        elif is_claimed:
-            silent = "vLLM builds this module quantized and leaves its codes unset (silent), or stops at .weight"
+        elif is_declared:
+            silent = (
+                "vLLM builds this module quantized and leaves its codes uninitialized (no error), or stops at .weight"
+            )
             yield error("plain on disk", f"{name} in {QUANT}.ignore", silent, tensor=name)
     head = candidate.table.head
     if head not in candidate.packed and not any(ct_match(head, entry) for entry in flatten(quant.get("ignore"))):
-        others = "vLLM never packs it by class, but transformers takes it for a packed Linear"
+        others = "vLLM never packs the head by class, but transformers loads it as a packed Linear"
         yield error(ABSENT, head, others, key=f"{QUANT}.ignore")
 
 
@@ -113,24 +115,25 @@ def groups_by_name(candidate: Candidate) -> Findings:
     if not candidate.format or candidate.format.name != "compressed-tensors":
         return
     for name, shards in candidate.table.fused.items():
-        whole = ct_fused(candidate.quant, name, shards)
+        fused = ct_fused(candidate.quant, name, shards)
         for shard in shards:
             weights = ct_weights(candidate.quant, shard, "linear")
-            if weights != whole:
-                other = f"vLLM looks for {name} first and takes the group it finds: a shape error, or noise (silent)"
-                expected = f"{short(whole)}, as for {name}"
+            if weights != fused:
+                other = f"vLLM uses the group of {name}: it stops at a shape, or generates noise (no error)"
+                expected = f"{short(fused)}, as for {name}"
                 yield error(short(weights), expected, other, key=f"{QUANT}.config_groups: {shard}")
 
 
 def ct_group(candidate: Candidate, path: str, group: dict[str, Any]) -> Findings:
+    """C6 for one config group at `path` in quantization_config."""
     quant, weights = candidate.quant, group.get("weights")
     key, no_scheme = f"{QUANT}.{path}", "vLLM stops: no compressed-tensors compatible scheme was found"
     targets = flatten(group.get("targets"))
     if not targets:
         yield error(ABSENT, "a list of modules", "vLLM stops", key=f"{key}.targets")
     for target in targets:
-        yield from compiles(target.removeprefix("re:") if target.startswith("re:") else "", f"{key}.targets")
-    yield from wrong(group.get("format") or quant.get("format"), ("pack-quantized",), no_scheme, f"{path}.format")
+        yield from check_pattern(target.removeprefix("re:") if target.startswith("re:") else "", f"{key}.targets")
+    yield from check_value(group.get("format") or quant.get("format"), ("pack-quantized",), no_scheme, f"{path}.format")
     for part in ("input_activations", "output_activations"):
         if group.get(part) is not None:
             yield error(short(group[part]), None, "vLLM quantizes activations too, or stops", key=f"{key}.{part}")
@@ -139,29 +142,32 @@ def ct_group(candidate: Candidate, path: str, group: dict[str, Any]) -> Findings
         return
     for unknown in sorted(weights.keys() - CT_WEIGHT_KEYS):
         yield error(unknown, "a key of QuantizationArgs", "vLLM stops: ValidationError", key=f"{key}.weights.{unknown}")
-    defaults = "vLLM takes the library's default: 8 bits, symmetric"
+    defaults = "vLLM uses the library's default: 8 bits, symmetric"
     for required in ("num_bits", "symmetric"):
         if required not in weights:
             yield error(ABSENT, "a value", defaults, key=f"{key}.weights.{required}")
     if "num_bits" in weights:
-        yield from wrong(weights["num_bits"], (4, 8), no_scheme, f"{path}.weights.num_bits")
+        yield from check_value(weights["num_bits"], (4, 8), no_scheme, f"{path}.weights.num_bits")
     if "symmetric" in weights:
-        yield from wrong(weights["symmetric"], (True, False), no_scheme, f"{path}.weights.symmetric")
-    yield from wrong(weights.get("type", "int"), ("int",), no_scheme, f"{path}.weights.type")
-    yield from wrong(weights.get("dynamic", False), (False,), no_scheme, f"{path}.weights.dynamic")
+        yield from check_value(weights["symmetric"], (True, False), no_scheme, f"{path}.weights.symmetric")
+    yield from check_value(weights.get("type", "int"), ("int",), no_scheme, f"{path}.weights.type")
+    yield from check_value(weights.get("dynamic", False), (False,), no_scheme, f"{path}.weights.dynamic")
     order = "vLLM stops: group activation ordering is no longer supported"
-    yield from wrong(weights.get("actorder"), (None, False, "weight", "static"), order, f"{path}.weights.actorder")
+    yield from check_value(
+        weights.get("actorder"), (None, False, "weight", "static"), order, f"{path}.weights.actorder"
+    )
     yield from ct_strategy(weights, path, no_scheme)
     if weights.get("symmetric") is False and weights.get("num_bits") == 8:
-        slow = "vLLM's Marlin has no zero points for 8 bits: a slower kernel, or it stops"
+        slow = "vLLM's Marlin kernel has no zero points for 8 bits: vLLM uses a slower kernel, or stops"
         yield warning(False, True, slow, key=f"{key}.weights.symmetric")
 
 
 def ct_strategy(weights: dict[str, Any], path: str, consequence: str) -> Findings:
+    """C6 for strategy and group_size of one config group."""
     group_size = weights.get("group_size")
     implied = "group" if isinstance(group_size, int) and group_size > 0 else "channel" if group_size == -1 else None
     strategy = weights.get("strategy", implied)
-    yield from wrong(strategy, ("group", "channel"), consequence, f"{path}.weights.strategy")
+    yield from check_value(strategy, ("group", "channel"), consequence, f"{path}.weights.strategy")
     if strategy == "group" and implied != "group":
         stop = "vLLM stops: strategy group needs a positive group_size"
         yield error(group_size, "32, 64 or 128", stop, key=f"{QUANT}.{path}.weights.group_size")
@@ -169,8 +175,7 @@ def ct_strategy(weights: dict[str, Any], path: str, consequence: str) -> Finding
         stop = "vLLM stops: group_size requires strategy 'group'"
         yield error(group_size, "null or -1", stop, key=f"{QUANT}.{path}.weights.group_size")
     elif strategy == "group" and group_size not in GROUP_SIZES:
-        slow = "vLLM has no Marlin kernel for it and falls back to a slower one, or stops"
-        yield warning(group_size, "32, 64 or 128", slow, key=f"{QUANT}.{path}.weights.group_size")
+        yield warning(group_size, "32, 64 or 128", SLOW_GROUPS, key=f"{QUANT}.{path}.weights.group_size")
 
 
 def skip_list(candidate: Candidate) -> Findings:
@@ -178,13 +183,15 @@ def skip_list(candidate: Candidate) -> Findings:
     if not candidate.format or candidate.format.name != "awq":
         return
     entries = skipped(candidate)
-    for name, is_packed, is_claimed in disagreements(candidate):
+    for name, is_packed, is_declared in disagreements(candidate):
         if is_packed:
             hit = next((entry for entry in entries if entry in name), "lm_head")
             stop = "vLLM matches substrings, builds this module unquantized and stops at its packed tensors"
             yield error(hit, f"no entry that is part of {name}", stop, key=f"{QUANT}.modules_to_not_convert")
-        elif is_claimed:
-            silent = "vLLM builds this module quantized and leaves its codes unset (silent), or stops at .weight"
+        elif is_declared:
+            silent = (
+                "vLLM builds this module quantized and leaves its codes uninitialized (no error), or stops at .weight"
+            )
             yield error("not listed", name, silent, key=f"{QUANT}.modules_to_not_convert")
 
 
@@ -195,30 +202,37 @@ def rules_by_name(candidate: Candidate) -> Findings:
     quant = candidate.quant
     dynamic = quant.get("dynamic")
     for pattern in dynamic if isinstance(dynamic, dict) else ():
-        yield from compiles(pattern.removeprefix("-:").removeprefix("+:"), f"{QUANT}.dynamic")
+        yield from check_pattern(pattern.removeprefix("-:").removeprefix("+:"), f"{QUANT}.dynamic")
     for name, shards in candidate.table.fused.items():
-        whole = gptq_override(quant, name)
+        fused = gptq_override(quant, name)
         for shard in shards:
             override = gptq_override(quant, shard)
-            if override != whole:
-                unseen = f"vLLM asks the rules only about {name}, so this one is ignored (silent, or a shape error)"
+            if override != fused:
+                ignored = (
+                    f"vLLM matches rules with {name} only, so it ignores this one: a shape error, or noise (no error)"
+                )
                 yield error(
                     override_text(override),
-                    f"{override_text(whole)}, as for {name}",
-                    unseen,
+                    f"{override_text(fused)}, as for {name}",
+                    ignored,
                     key=f"{QUANT}.dynamic: {shard}",
                 )
-    for name, is_packed, is_claimed in disagreements(candidate):
+    for name, is_packed, is_declared in disagreements(candidate):
         if is_packed:
             stop = "vLLM builds this module unquantized and stops at its packed tensors"
             yield error("skipped", f"no rule or list that leaves out {name}", stop, key=f"{QUANT}: {name}")
-        elif is_claimed:
-            silent = "vLLM builds this module quantized and leaves its codes unset (silent), or stops at .weight"
-            yield error("claimed", f"{name} skipped", silent, key=f"{QUANT}: {name}")
+        elif is_declared:
+            silent = (
+                "vLLM builds this module quantized and leaves its codes uninitialized (no error), or stops at .weight"
+            )
+            yield error("not skipped", f"a rule that skips {name}", silent, key=f"{QUANT}: {name}")
     for name in candidate.table.linears:
         if f"{name}.weight" in candidate.checkpoint.tensors and gptq_override(quant, name) is not False:
             yield warning(
-                "no -: rule", f"a rule that skips {name}", "GPTQModel packs it", key=f"{QUANT}.dynamic: {name}"
+                "no -: rule",
+                f"a rule that skips {name}",
+                "GPTQModel loads it as packed",
+                key=f"{QUANT}.dynamic: {name}",
             )
 
 
@@ -230,19 +244,20 @@ def override_text(override: Any) -> str:
 def disagreements(candidate: Candidate) -> Iterator[tuple[str, bool, bool]]:
     """(name, packed on disk, quantized by config.json) of linears for which the two differ."""
     for name in candidate.table.linears:
-        is_packed, is_claimed = name in candidate.packed, claimed(candidate, name)
-        if is_packed != is_claimed and (is_packed or f"{name}.weight" in candidate.checkpoint.tensors):
-            yield name, is_packed, is_claimed
+        is_packed, is_declared = name in candidate.packed, declared_quantized(candidate, name)
+        if is_packed != is_declared and (is_packed or f"{name}.weight" in candidate.checkpoint.tensors):
+            yield name, is_packed, is_declared
 
 
-def wrong(value: Any, allowed: tuple[Any, ...], consequence: str, key: str) -> Findings:
+def check_value(value: Any, allowed: tuple[Any, ...], consequence: str, key: str) -> Findings:
     """An error unless a key of quantization_config has an allowed value of the same type (1 is not True)."""
-    if not any(value == good and type(value) is type(good) for good in allowed):
-        expected = " or ".join(str(good) for good in allowed)
+    if not any(value == choice and type(value) is type(choice) for choice in allowed):
+        expected = " or ".join(str(choice) for choice in allowed)
         yield error(ABSENT if value is None else short(value), expected, consequence, key=f"{QUANT}.{key}")
 
 
-def compiles(pattern: str, key: str) -> Findings:
+def check_pattern(pattern: str, key: str) -> Findings:
+    """An error unless `pattern` is a regular expression."""
     try:
         re.compile(pattern)
     except re.error as problem:

@@ -1,7 +1,7 @@
 """The validator: check a checkpoint against every rule that makes a loader stop or compute wrong text.
 
 Each rule is a function from a Candidate to findings. This file opens the checkpoint and runs all rules. C rules read
-config.json, T rules the tensors, TP the ranks, O what older loaders need, D the digests taken at writing.
+config.json, T rules the tensors, D rules the digests. O rules concern older loaders, TP tensor parallelism.
 """
 
 from collections.abc import Callable, Iterator
@@ -73,7 +73,7 @@ RULES = (
 
 
 def check_checkpoint(
-    path: str | Path, *, tensor_parallel_size: int = 1, source: PathOrCheckpoint | None = None
+    model: PathOrCheckpoint, *, tensor_parallel_size: int = 1, source: PathOrCheckpoint | None = None
 ) -> list[Row]:
     """One row per broken rule: rule; tensor, key or file; value, expected, consequence, level.
 
@@ -81,16 +81,16 @@ def check_checkpoint(
     quantized from; without one, the source in the checkpoint's record is used if its digest is unchanged. Levels are
     "error" and "warning". QCompressError for a directory that is no checkpoint.
     """
-    path = Path(path)
+    path = model.path if isinstance(model, Checkpoint) else Path(model)
     if not path.is_dir():
         raise QCompressError(f"{path}: no such directory; give a folder with config.json and *.safetensors")
     config = read_json(path / "config.json")
     if not any(path.glob("*.safetensors")) and not (path / INDEX).is_file():
         weight_files(path)  # raises the error that explains what is missing
     try:
-        checkpoint = Checkpoint(path)
+        checkpoint = open_checkpoint(model)
     except QCompressError as problem:
-        stop = "loaders stop, or read data that does not belong to the tensor"
+        stop = "loaders stop, or read the bytes of another tensor"
         unreadable = error(problem.message, "complete files that match the index", stop, file=path.name)
         return [stamp("T9", unreadable), *(stamp("T1", finding) for finding in single_names(path))]
     rows = [stamp("T9", finding) for finding in complete_files(checkpoint)]
@@ -119,7 +119,9 @@ def findings(rule: Rule, candidate: Candidate) -> Findings:
     try:
         yield from rule.find(candidate)
     except QCompressError as problem:
-        yield error(problem.message, "a readable file", "loaders stop at it", file=candidate.checkpoint.path.name)
+        yield error(
+            problem.message, "a readable file", "loaders stop at this file", file=candidate.checkpoint.path.name
+        )
 
 
 def complete_files(checkpoint: Checkpoint) -> Findings:
@@ -129,18 +131,18 @@ def complete_files(checkpoint: Checkpoint) -> Findings:
     listed: dict[str, str] = read_json(index)["weight_map"] if index.is_file() else {}
     if not listed and [file.name for file in files] != ["model.safetensors"]:
         names = ", ".join(file.name for file in files[:3])
-        stop = "transformers finds no weights; vLLM loads whatever lies there"
+        stop = "transformers finds no weights; vLLM loads every file in the folder"
         yield error(names, f"model.safetensors alone, or {INDEX}", stop, file=INDEX)
     for file in files if listed else ():
         unlisted = sorted(read_header(file).keys() - {name for name, place in listed.items() if place == file.name})
         if unlisted:
-            told = f"{file.name} holds {unlisted[0]}" + (f" and {len(unlisted) - 1} more" * (len(unlisted) > 1))
-            silent = "transformers leaves them unset, vLLM counts them when it looks for quantized modules (silent)"
-            yield error(told, "every tensor in the index", silent, file=INDEX)
+            value = f"{file.name} holds {unlisted[0]}" + (f" and {len(unlisted) - 1} more" * (len(unlisted) > 1))
+            silent = "transformers ignores them; vLLM counts them in its search for quantized modules (no error)"
+            yield error(value, "every tensor in the index", silent, file=INDEX)
         elif file.name not in listed.values():
-            yield warning(file.name, "only files of the index", "nothing: it is empty", file=file.name)
+            yield warning(file.name, "only files of the index", "none: the file is empty", file=file.name)
     for file in sorted(path.glob("*model*.bin")):
-        yield warning(file.name, "safetensors alone", "loaders that prefer pickles load the other one", file=file.name)
+        yield warning(file.name, "safetensors only", "some loaders load this file instead", file=file.name)
 
 
 def single_names(path: Path) -> Iterator[Finding]:
@@ -153,7 +155,7 @@ def single_names(path: Path) -> Iterator[Finding]:
             continue  # T9
         for name in names:
             if name in seen:
-                yield error(f"{seen[name]} and {file.name}", "one file", "vLLM keeps whichever comes last", tensor=name)
+                yield error(f"{seen[name]} and {file.name}", "one file", "vLLM uses the last one", tensor=name)
             seen[name] = file.name
 
 

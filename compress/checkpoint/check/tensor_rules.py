@@ -13,7 +13,7 @@ from compress.checkpoint.check.candidate import PACKED, Candidate, Findings, Mat
 from compress.checkpoint.write import TensorSpec
 from compress.core.grid import Scheme
 
-UNSET = "vLLM leaves it unset and computes with whatever lies in memory (silent)"
+UNSET = "vLLM leaves it uninitialized and generates noise (no error)"
 HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.[qkv]_scale|\.(output|input)_scale)$")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -38,8 +38,8 @@ def complete_modules(candidate: Candidate) -> Findings:
             yield error("missing", f"{spec.dtype} {spec.shape}", unset, tensor=f"{name}.{spec.name}")
     for name in candidate.packed:
         if f"{name}.weight" in names:
-            twice = f"vLLM stops at it: {name} has no parameter named weight"
-            yield error("present", "packed tensors alone", twice, tensor=f"{name}.weight")
+            stop = f"vLLM stops: {name} has no parameter named weight"
+            yield error("present", "packed tensors only", stop, tensor=f"{name}.weight")
     for name in candidate.table.linears:
         if name not in candidate.packed and f"{name}.weight" not in names and not is_expert(name):
             yield error(
@@ -54,10 +54,10 @@ def dtypes(candidate: Candidate) -> Findings:
         if info is None or info.dtype == spec.dtype:
             continue
         if spec.dtype.is_floating_point and info.dtype in (torch.float16, torch.bfloat16):
-            cast = "vLLM casts the scales while loading and may lose their last bits"
+            cast = "vLLM casts the scales when it loads them, which can lose their last bits"
             yield warning(str(info.dtype), str(spec.dtype), cast, tensor=f"{name}.{spec.name}")
         else:
-            copied = "vLLM copies it number by number into another dtype, with a warning at most"
+            copied = "vLLM copies the numbers into a tensor of the expected dtype, with a warning at most"
             yield error(str(info.dtype), str(spec.dtype), copied, tensor=f"{name}.{spec.name}")
 
 
@@ -69,13 +69,13 @@ def shapes(candidate: Candidate) -> Findings:
         if info is None:
             continue
         if info.shape != spec.shape:
-            stop = "vLLM stops on the shape, or takes the first part where only rows are cut (silent)"
+            stop = "vLLM stops, or uses only the first rows (no error)"
             yield error(list(info.shape), list(spec.shape), stop, tensor=path)
         elif spec.name == "weight_shape" and info.dtype == torch.int64:
-            held, matrix = candidate.checkpoint.tensor(path).tolist(), candidate.matrices[name]
-            if held != [matrix.out, matrix.inn]:
-                other = "vLLM never looks, transformers unpacks to this shape and stops"
-                yield error(held, [matrix.out, matrix.inn], other, tensor=path)
+            stored, matrix = candidate.checkpoint.tensor(path).tolist(), candidate.matrices[name]
+            if stored != [matrix.out, matrix.inn]:
+                other = "vLLM ignores it; transformers unpacks to this shape and stops"
+                yield error(stored, [matrix.out, matrix.inn], other, tensor=path)
 
 
 def divisible_shapes(candidate: Candidate) -> Findings:
@@ -108,9 +108,9 @@ def fits_machete(matrix: Matrix, scheme: Scheme) -> bool:
 
 
 KERNELS: dict[tuple[Callable[[Matrix, Scheme], bool], str], str] = {
-    (fits_cpu, "4 bits, multiples of 32"): "vLLM has no CPU kernel for it and stops there",
-    (fits_marlin, "multiples of 128 and 64"): "Marlin pads it with zeros: right, but slower",
-    (fits_machete, "multiples of 64 and 128"): "Hopper cards use Marlin instead of Machete: right, but slower",
+    (fits_cpu, "4 bits, multiples of 32"): "vLLM has no CPU kernel for it and stops on a CPU",
+    (fits_marlin, "multiples of 128 and 64"): "Marlin pads it with zeros: correct, but slower",
+    (fits_machete, "multiples of 64 and 128"): "Hopper GPUs use Marlin instead of Machete: correct, but slower",
 }
 
 
@@ -144,16 +144,16 @@ def fused_layers_match(candidate: Candidate) -> Findings:
     for fused, shards in candidate.table.fused.items():
         kinds = {shard: candidate.schemes.get(shard, "plain") for shard in shards}
         if len(set(kinds.values())) > 1:
-            told = ", ".join(f"{shard.rpartition('.')[2]} {kind_text(kind)}" for shard, kind in kinds.items())
-            stop = "vLLM stops: some but not all shards are quantized, or takes the first one's settings (silent)"
-            yield error(told, f"one kind for {fused}", stop, tensor=fused)
+            value = ", ".join(f"{shard.rpartition('.')[2]} {kind_text(kind)}" for shard, kind in kinds.items())
+            stop = "vLLM stops: only some shards are quantized; or it uses the first shard's settings (no error)"
+            yield error(value, f"one kind for {fused}", stop, tensor=fused)
     names = candidate.checkpoint.tensors
     for name, matrix in candidate.table.linears.items():
         if matrix.bias:
             yield from float_parameter(candidate, f"{name}.bias", (matrix.out,))
     for name in names:
-        if name.endswith(".bias") and name not in candidate.table.known:
-            dropped = "the architecture has no bias here; vLLM drops it (silent)"
+        if name.endswith(".bias") and name not in candidate.table.state_names:
+            dropped = "the architecture has no bias here, so vLLM ignores it (no error)"
             yield error("present", "no such tensor", dropped, tensor=name)
 
 
@@ -167,7 +167,9 @@ def float_parameter(candidate: Candidate, name: str, shape: tuple[int, ...]) -> 
     if info is None:
         yield error("missing", list(shape), UNSET, tensor=name)
     elif info.dtype not in FLOATS:
-        yield error(str(info.dtype), "a 16- or 32-bit float", "vLLM copies integers as if they were it", tensor=name)
+        yield error(
+            str(info.dtype), "a 16- or 32-bit float", "vLLM copies the integers into a float tensor", tensor=name
+        )
     elif info.shape != shape:
         yield error(list(info.shape), list(shape), "vLLM stops: shapes differ", tensor=name)
 
@@ -186,7 +188,7 @@ def unpacked_parameters(candidate: Candidate) -> Findings:
 
 def no_unknown_tensors(candidate: Candidate) -> Findings:
     """T11: every tensor belongs to a parameter of the model."""
-    expected = candidate.table.known | {f"{name}.{spec.name}" for name, spec in planned(candidate)}
+    expected = candidate.table.state_names | {f"{name}.{spec.name}" for name, spec in planned(candidate)}
     for name in candidate.checkpoint.tensors:
         module, _, suffix = name.rpartition(".")
         packed = suffix in PACKED and module in candidate.matrices
@@ -219,24 +221,28 @@ def tensor_parallel(candidate: Candidate) -> Findings:
         yield error(padded, f"a multiple of {ranks}", "vLLM stops: the vocabulary does not divide", key="vocab_size")
     if not candidate.table.row_parallel:
         yield warning(
-            "unknown family", "a row of model.families", "which inputs are cut is not known", key="model_type"
+            "unknown family",
+            "a supported family",
+            "qcompress cannot check which linears are split along their inputs",
+            key="model_type",
         )
-    for name, found in candidate.schemes.items():
-        if found:
-            yield from rank_slices(candidate, name, found, replicated=isinstance(kv_heads, int) and kv_heads < ranks)
+    for name, scheme in candidate.schemes.items():
+        if scheme:
+            yield from rank_slices(candidate, name, scheme, replicated=isinstance(kv_heads, int) and kv_heads < ranks)
 
 
 def rank_slices(candidate: Candidate, name: str, scheme: Scheme, *, replicated: bool) -> Findings:
+    """TP for one packed module. `replicated` KV heads are copied to several ranks, not split."""
     ranks, matrix, per_word = candidate.tensor_parallel_size, candidate.matrices[name], 32 // scheme.bits
     if name in candidate.table.row_parallel:
-        share, whole = matrix.inn // ranks, scheme.group_size == matrix.inn
-        if whole and candidate.format and candidate.format.name == "awq":
-            yield error("one group per output", "groups", "vLLM allocates no scales: it stops", tensor=name)
-        elif matrix.inn % ranks or share % per_word or (not whole and share % scheme.group_size):
+        share, one_group = matrix.inn // ranks, scheme.group_size == matrix.inn
+        if one_group and candidate.format and candidate.format.name == "awq":
+            yield error("one group per output", "groups", "vLLM stops: it allocates no scales", tensor=name)
+        elif matrix.inn % ranks or share % per_word or (not one_group and share % scheme.group_size):
             expected = f"a multiple of group_size {scheme.group_size}"
             yield error(f"{matrix.inn}/{ranks} = {matrix.inn / ranks:g} inputs", expected, "vLLM stops", tensor=name)
     elif matrix.out % (ranks * per_word) and not (replicated and name.endswith((".k_proj", ".v_proj"))):
-        stop = "vLLM stops: outputs cannot be shared out in whole words"
+        stop = "vLLM stops: the outputs do not divide into whole words"
         yield error(
             f"{matrix.out}/{ranks} = {matrix.out / ranks:g} outputs", f"a multiple of {per_word}", stop, tensor=name
         )

@@ -16,7 +16,7 @@ from compress.core.grid import SMALLEST_SCALE, QuantizedWeight, split_groups
 
 LARGEST_SCALE = 65504.0
 POSITIVE, NOT_ZERO = "more than 0", "not 0"
-GPTQ_ZEROS = {4: 0x77777777, 8: 0x7F7F7F7F}  # every zero 8 (128), stored one too small
+GPTQ_ZEROS = {4: 0x77777777, 8: 0x7F7F7F7F}  # every zero 8 (128), stored as zero - 1
 
 
 def gptq_order(candidate: Candidate) -> Findings:
@@ -27,14 +27,14 @@ def gptq_order(candidate: Candidate) -> Findings:
         zeros, middle = candidate.checkpoint.tensor(f"{name}.qzeros"), GPTQ_ZEROS[scheme.bits]
         if (zeros != middle).any():
             place = (zeros != middle).nonzero()[0].tolist()
-            found = f"{int(zeros[tuple(place)]) & 0xFFFFFFFF:#010x} at {place}"
-            silent = "vLLM takes every zero as the middle code, other loaders read this one (silent)"
-            yield error(found, f"{middle:#010x}", silent, tensor=f"{name}.qzeros")
+            value = f"{int(zeros[tuple(place)]) & 0xFFFFFFFF:#010x} at {place}"
+            silent = "vLLM uses the middle code for every zero; other loaders use this one (no error)"
+            yield error(value, f"{middle:#010x}", silent, tensor=f"{name}.qzeros")
         groups = candidate.checkpoint.tensor(f"{name}.g_idx")
         ordered = torch.arange(matrix.inn, dtype=torch.int32) // scheme.group_size
         if not torch.equal(groups, ordered):
             column = int((groups != ordered).nonzero()[0])
-            silent = "vLLM drops g_idx and takes columns in order, other loaders follow it (silent)"
+            silent = "vLLM ignores g_idx and keeps the columns in order; other loaders follow it (no error)"
             value, expected = f"{groups[column].item()} at {column}", ordered[column].item()
             yield error(value, expected, silent, tensor=f"{name}.g_idx")
 
@@ -47,17 +47,17 @@ def valid_scales(candidate: Candidate) -> Findings:
     for name, _, scheme in candidate.sound():
         path = next(f"{name}.{suffix}" for suffix in ("scales", "weight_scale") if suffix in candidate.packed[name])
         scales = candidate.checkpoint.tensor(path).float()
-        for expected, found in bad_scales(scales, scheme.sym).items():
+        for expected, bad in bad_scales(scales, scheme.sym).items():
             if expected in (POSITIVE, NOT_ZERO) and (scales == 0).any():
                 dead = dead_groups(quantized_as(candidate.checkpoint, name, scheme))
-                found &= ~(dead.T if path.endswith(".scales") else dead)
-            if found.any():
-                place = found.nonzero()[0].tolist()
-                noise = "vLLM multiplies with it: NaN, infinite or senseless text (silent)"
+                bad &= ~(dead.T if path.endswith(".scales") else dead)
+            if bad.any():
+                place = bad.nonzero()[0].tolist()
+                noise = "vLLM multiplies by it and generates noise (no error)"
                 yield error(f"{scales[tuple(place)].item():g} at {place}", expected, noise, tensor=path)
         tiny = (scales != 0) & (scales.abs() < SMALLEST_SCALE)
         if tiny.any():
-            lost = "float16 kernels lose its last bits, or take it for 0"
+            lost = "float16 kernels lose its last bits, or treat it as 0"
             yield warning(scales[tiny].abs().min().item(), f"at least {SMALLEST_SCALE:.3g}", lost, tensor=path)
 
 
@@ -83,9 +83,11 @@ def finite_parameters(candidate: Candidate) -> Findings:
             continue
         tensor = candidate.checkpoint.tensor(name)
         if not all_finite(tensor):
-            yield error("NaN or infinite", "finite numbers", "vLLM answers with one token over and over", tensor=name)
+            yield error("NaN or infinite", "finite numbers", "vLLM repeats one token", tensor=name)
         elif suffix == "weight" and not tensor.any():
-            yield warning("all zeros", "trained numbers", "vLLM runs, but this looks never written", tensor=name)
+            yield warning(
+                "all zeros", "trained numbers", "vLLM loads it, but it was probably never written", tensor=name
+            )
 
 
 def tensors_match_digests(candidate: Candidate) -> Findings:
@@ -93,14 +95,14 @@ def tensors_match_digests(candidate: Candidate) -> Findings:
     digests = read_digests(candidate.checkpoint.path)
     if digests is None:
         return
-    noted, names = digests["tensors"], candidate.checkpoint.tensors
-    silent = "vLLM would load it and answer with other numbers than were measured (silent)"
-    for name in sorted(noted.keys() - names.keys()):
+    stored, names = digests["tensors"], candidate.checkpoint.tensors
+    silent = "vLLM loads it, and its outputs differ from the measured ones (no error)"
+    for name in sorted(stored.keys() - names.keys()):
         yield error("missing", "as written", silent, tensor=name)
-    for name in sorted(names.keys() - noted.keys()):
-        yield error("present", "not among the tensors written", silent, tensor=name)
-    for name in names.keys() & noted.keys():
-        if tensor_digest(candidate.checkpoint.tensor(name)) != noted[name]:
+    for name in sorted(names.keys() - stored.keys()):
+        yield error("present", "absent, as written", silent, tensor=name)
+    for name in names.keys() & stored.keys():
+        if tensor_digest(candidate.checkpoint.tensor(name)) != stored[name]:
             yield error("differs from what was written", f"the digest in {DIGESTS}", silent, tensor=name)
 
 
@@ -109,11 +111,11 @@ def config_matches_digests(candidate: Candidate) -> Findings:
     digests = read_digests(candidate.checkpoint.path)
     if digests is None:
         return
-    noted, found = digests["config"], config_digests(candidate.config)
-    for key in sorted(noted.keys() | found.keys()):
-        if noted.get(key) != found.get(key):
+    stored, current = digests["config"], config_digests(candidate.config)
+    for key in sorted(stored.keys() | current.keys()):
+        if stored.get(key) != current.get(key):
             value: Any = (
-                "missing" if key not in found else "new" if key not in noted else "differs from what was written"
+                "missing" if key not in current else "new" if key not in stored else "differs from what was written"
             )
-            other = "loaders would build another model than the one that was measured"
+            other = "loaders build another model than the one measured"
             yield error(value, f"the digest in {DIGESTS}", other, key=key)

@@ -8,14 +8,13 @@ measures a finished checkpoint.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.load import open_causal_lm
-from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.read import PathOrCheckpoint
 from compress.core.grid import Scheme
 from compress.core.report import Report, silent
 from compress.model.blocks import BlockModel, Weights
@@ -140,19 +139,21 @@ def measured_harm(parts: Sequence[ModelPart], schemes: Iterable[Scheme]) -> Harm
     return lambda plan: sum(part.harm(plan.schemes, coarsest) for part in parts)
 
 
-def measure_harm(path: Path, source: SourceModel, plans: Sequence[Planned], report: Report = silent) -> Harm:
-    """The harm of these plans, measured on the weights at `path` and a few windows of the bundled text.
+def measure_harm(
+    model: PathOrCheckpoint, source: SourceModel, plans: Sequence[Planned], report: Report = silent
+) -> Harm:
+    """The harm of these plans, measured on the weights of `model` and a few windows of the bundled text.
 
     QCompressError if there are no weights.
     """
-    checkpoint = open_causal_lm(path)
+    checkpoint = open_causal_lm(model)
 
     def read(name: str) -> Tensor:
         return check_finite(name, checkpoint.tensor(name))
 
     windows, _ = calibration_windows(
         BlockModel(source.model, read),
-        Checkpoint(path).tokenizer,
+        checkpoint.tokenizer,
         ("default",),
         n_samples=WINDOWS,
         seq_len=LENGTH,
