@@ -272,7 +272,7 @@ def test_every_kind_of_prompt_is_asked_without_an_answer_it_has(ask, tmp_path, n
         ('{"prompt": "a"}\n\n{"question": "b"}\n', r"line 3: no usable key in \['question'\]"),
         ('{"prompt": "a"}\n{"prompt"\n', "line 2: malformed JSON"),
         ('{"instruction": " ", "input": ""}\n', "line 1: `instruction` is empty"),
-        ('{"messages": [{"role": "assistant", "content": "a"}]}\n', "line 1: only the assistant speaks"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}\n', "line 1: all messages are the assistant's"),
         ("", r"the file is empty \(0 bytes\)"),
     ],
 )
