@@ -25,7 +25,11 @@ def test_a_dry_run_refuses_texts_and_caches_that_cannot_be_read(tmp_path):
         (tmp_path / name).write_text(text)
     good, size = str(tmp_path / "good.txt"), {"blocks": 1}
     assert check_inputs(DistillConfig(**size, text=(f"{good}=2",)))["texts"] == f"{good}=2, heldout"
-    for name, what in (("gone.txt", "no such file"), ("bad.jsonl", "line 1: malformed"), ("blank.txt", "contains text")):
+    for name, what in (
+        ("gone.txt", "no such file"),
+        ("bad.jsonl", "line 1: malformed"),
+        ("blank.txt", "contains text"),
+    ):
         for option in ({"eval_text": str(tmp_path / name)}, {"stages": ({"name": "a", "text": str(tmp_path / name)},)}):
             with pytest.raises(CalibrationError, match=rf"{name}.*{what}"):
                 check_inputs(DistillConfig(**size, **option))
