@@ -20,7 +20,7 @@ CHATML = (
 
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., Any]:
-    """make_tokenizer(chat_template) -> a new tokenizer; the template is ChatML unless another, or None, is given."""
+    """make_tokenizer(chat_template) -> a new tokenizer; ChatML is the default template, None means no template."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -28,18 +28,18 @@ def test_a_cross_statistic_is_the_mean_of_y_x_transposed():
 
 
 @pytest.mark.parametrize("tokens", [24, 2400])
-def test_shrinking_lowers_all_correlations_alike_and_the_more_the_fewer_tokens(tokens):
+def test_shrinking_scales_all_correlations_by_one_factor(tokens):
     x = inputs(24, 6)
     mean = x.T @ x / 24
     roots = mean.diagonal().sqrt()
     plain = mean / roots / roots[:, None]
-    found = shrunk(mean.clone(), tokens)
-    roots = found.diagonal().sqrt()
+    shrunk_mean = shrunk(mean.clone(), tokens)
+    roots = shrunk_mean.diagonal().sqrt()
     kept = 1 / (1 + SHRINKAGE * (6 / tokens) ** 0.5)
-    torch.testing.assert_close(found / roots / roots[:, None], kept * plain + (1 - kept) * torch.eye(6))
+    torch.testing.assert_close(shrunk_mean / roots / roots[:, None], kept * plain + (1 - kept) * torch.eye(6))
 
 
-def test_shrinking_is_the_same_whatever_scale_the_inputs_come_in():
+def test_shrinking_does_not_depend_on_the_scale_of_the_inputs():
     x, scale = inputs(24, 6), torch.tensor([1, 3, 0.01, 40, 0.5, 7])
     mean = x.T @ x / 24
     torch.testing.assert_close(shrunk(mean / scale / scale[:, None], 24), shrunk(mean, 24) / scale / scale[:, None])
@@ -47,24 +47,24 @@ def test_shrinking_is_the_same_whatever_scale_the_inputs_come_in():
 
 @pytest.mark.parametrize("parts", [[24], [0, 24], [1, 23], [5, 0, 19], [1] * 24])
 def test_batching_of_tokens_never_changes_a_mean(parts):
-    x, whole, pieces = inputs(24, 6), Hessian(6), Hessian(6)
-    whole.update(x.reshape(2, 3, 4, 6))
+    x, at_once, in_parts = inputs(24, 6), Hessian(6), Hessian(6)
+    at_once.update(x.reshape(2, 3, 4, 6))
     for part in x.split(parts):
-        pieces.update(part)
-    torch.testing.assert_close(pieces.value, whole.value)
-    assert pieces.tokens == whole.tokens == 24
+        in_parts.update(part)
+    torch.testing.assert_close(in_parts.value, at_once.value)
+    assert in_parts.tokens == at_once.tokens == 24
 
 
 @pytest.mark.parametrize("parts", [[64], [1, 0, 63], [16] * 4])
-def test_products_in_bfloat16_cost_a_statistic_next_to_nothing(parts):
+def test_products_in_bfloat16_change_a_statistic_by_less_than_half_a_percent(parts):
     x, y = inputs(64, 12), inputs(64, 4)
-    for make, given in ((partial(Hessian, 12), (x,)), (partial(Cross, 4, 12), (y, x))):
+    for make, tensors in ((partial(Hessian, 12), (x,)), (partial(Cross, 4, 12), (y, x))):
         exact, rounded = make(), make(matmul_dtype=torch.bfloat16)
-        exact.update(*given)
-        for part in zip(*(whole.split(parts) for whole in given), strict=True):
+        exact.update(*tensors)
+        for part in zip(*(tensor.split(parts) for tensor in tensors), strict=True):
             rounded.update(*part)
-        found, wanted = rounded.take(), exact.take()
-        assert found.dtype == torch.float32 and 0 < (found - wanted).norm() < 4e-3 * wanted.norm()
+        actual, expected = rounded.take(), exact.take()
+        assert actual.dtype == torch.float32 and 0 < (actual - expected).norm() < 4e-3 * expected.norm()
 
 
 def test_half_precision_inputs_are_summed_in_float32():
@@ -74,7 +74,7 @@ def test_half_precision_inputs_are_summed_in_float32():
     assert half.value.dtype == torch.float32 and torch.equal(half.value, single.value)
 
 
-def test_the_width_of_the_inputs_is_checked():
+def test_inputs_of_another_width_are_an_error():
     with pytest.raises(ValueError, match="5 wide, 4 expected"):
         Hessian(4).update(inputs(3, 5))
 
@@ -85,7 +85,7 @@ def test_statistics_follow_the_device_of_their_inputs():
     assert statistic.value.device.type == "meta"
 
 
-def test_inputs_are_seen_by_name_detached_and_before_the_module_runs():
+def test_inputs_are_observed_by_name_and_detached():
     model, seen = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), []
     x = inputs(5, 4).requires_grad_()
     with watch_inputs({"first": model[0], "second": model[1]}, lambda name, x: seen.append((name, x))):
@@ -95,7 +95,7 @@ def test_inputs_are_seen_by_name_detached_and_before_the_module_runs():
     assert not any(value.requires_grad for _, value in seen)
 
 
-def test_an_input_given_by_keyword_is_seen():
+def test_an_input_passed_by_keyword_is_observed():
     linear, seen = nn.Linear(4, 3), []
     with watch_inputs({"linear": linear}, lambda name, x: seen.append(x)):
         linear(input=torch.ones(2, 4))
@@ -104,7 +104,7 @@ def test_an_input_given_by_keyword_is_seen():
     assert len(seen) == 1
 
 
-def test_hooks_are_gone_even_after_an_error():
+def test_hooks_are_removed_after_an_error():
     linear = nn.Linear(4, 3)
     with pytest.raises(RuntimeError), watch_inputs({"linear": linear}, lambda name, x: None):
         assert len(linear._forward_pre_hooks) == 1
@@ -112,7 +112,7 @@ def test_hooks_are_gone_even_after_an_error():
     assert not linear._forward_pre_hooks
 
 
-def test_hooks_are_gone_when_one_module_cannot_be_watched():
+def test_hooks_are_removed_if_one_module_cannot_be_watched():
     linear = nn.Linear(4, 3)
     with pytest.raises(AttributeError), watch_inputs({"linear": linear, "nothing": None}, lambda name, x: None):
         pass

@@ -15,7 +15,7 @@ MARKED = (
     "{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}{{ '\n' }}"
     "{% else %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
 )
-FORGETFUL = (  # as templates that drop earlier reasoning do: a turn reads differently once another follows
+FORGETFUL = (  # like templates that drop earlier reasoning: a turn is rendered differently if another one follows
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] if loop.last or message['role'] == 'user' else '...' }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -31,13 +31,13 @@ def assistant_text(tokenizer, ids, mask):
     return tokenizer.decode([token for token, counts in zip(ids, mask, strict=True) if counts])
 
 
-def test_the_ids_are_those_of_the_whole_rendered_conversation(tokenizer):
+def test_the_ids_equal_those_of_the_rendered_conversation(tokenizer):
     ids, mask = encode_chat(tokenizer, TALK, "here")
     assert ids == tokenizer.apply_chat_template(TALK, tokenize=True, return_dict=True)["input_ids"]
     assert len(mask) == len(ids)
 
 
-def test_the_mask_is_every_answer_through_its_end_of_turn_and_nothing_else(tokenizer):
+def test_the_mask_covers_exactly_the_answers_with_their_end_of_turn(tokenizer):
     ids, mask = encode_chat(tokenizer, TALK, "here")
     assert assistant_text(tokenizer, ids, mask) == "two fathoms\n\nor three<|im_end|>it depends<|im_end|>"
 
@@ -46,7 +46,7 @@ def test_a_template_that_marks_its_answers_gives_the_same_mask(make_tokenizer, t
     assert encode_chat(make_tokenizer(MARKED), TALK, "here") == encode_chat(tokenizer, TALK, "here")
 
 
-def test_the_marks_of_a_template_are_preferred_to_its_prefixes(make_tokenizer):
+def test_generation_marks_take_precedence_over_prefixes(make_tokenizer):
     only_content = MARKED.replace("<|im_end|>{% endgeneration %}", "{% endgeneration %}<|im_end|>")
     marked = make_tokenizer(only_content)
     ids, mask = encode_chat(marked, TALK, "here")
@@ -81,7 +81,7 @@ def test_an_assistant_turn_without_a_question_is_not_counted(tokenizer):
         (STRICT, ["notes.jsonl: line 7", "rejects", "no system turn"]),
     ],
 )
-def test_a_template_that_cannot_be_used_is_named_with_its_cure(make_tokenizer, template, words):
+def test_an_unusable_template_is_an_error_with_the_place_and_the_cure(make_tokenizer, template, words):
     with pytest.raises(CalibrationError) as error:
         encode_chat(make_tokenizer(template), TALK, "notes.jsonl: line 7")
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)

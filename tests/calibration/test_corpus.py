@@ -32,7 +32,7 @@ def write(path, text):
 
 
 def contents(source):
-    """What a source holds, without where it holds it."""
+    """(text, messages) of every document of a source, without its place."""
     return [(document.text, document.messages) for document in load_documents(source)]
 
 
@@ -80,17 +80,17 @@ def test_a_text_file_is_one_document_with_plain_line_ends(tmp_path):
     assert contents(write(tmp_path / "a.txt", b"\xef\xbb\xbf one\r\ntwo\r\n")) == [(" one\ntwo\n", None)]
 
 
-def test_empty_rows_and_blank_lines_are_no_documents(tmp_path):
+def test_empty_rows_and_blank_lines_are_skipped(tmp_path):
     source = write(tmp_path / "a.jsonl", '{"text": "one"}\n\n{"text": "  "}\n{"text": "two"}\n')
     assert [document.source[-6:] for document in load_documents(source)] == ["line 1", "line 4"]
 
 
-def test_an_absent_null_does_not_hide_the_other_keys(tmp_path):
+def test_a_null_key_does_not_hide_the_other_keys(tmp_path):
     source = write(tmp_path / "a.jsonl", lines([{"messages": None, "text": "one", "prompt": None}]))
     assert contents(source) == [("one", None)]
 
 
-def test_the_digest_follows_the_text_and_nothing_else(tmp_path):
+def test_the_digest_depends_on_the_text_only(tmp_path):
     digest = source_digest(write(tmp_path / "a.txt", "one\ntwo"))
     assert digest.startswith("sha256:") and len(digest) == 71
     assert digest == source_digest(write(tmp_path / "b.md", "one\r\ntwo\r\n"))
@@ -108,7 +108,7 @@ def test_the_digest_ignores_the_order_of_the_documents_but_not_their_borders(tmp
     )
 
 
-def test_the_digest_of_a_conversation_depends_on_who_says_what(tmp_path):
+def test_the_digest_of_a_conversation_depends_on_the_roles(tmp_path):
     swapped = [{**MESSAGES[0], "role": "assistant"}, {**MESSAGES[1], "role": "user"}]
     first = write(tmp_path / "a.jsonl", lines([{"messages": MESSAGES}]))
     assert source_digest(first) != source_digest(write(tmp_path / "b.jsonl", lines([{"messages": swapped}])))
@@ -122,18 +122,18 @@ def test_a_weight_follows_the_last_equals_sign(source, name, weight):
     assert (parse_source(source).name, parse_source(source).weight) == (name, weight)
 
 
-def test_a_file_whose_name_looks_like_a_weight_is_still_a_file(tmp_path):
+def test_an_existing_file_with_an_equals_sign_in_its_name_is_a_file(tmp_path):
     source = write(tmp_path / "a=1", "")
     assert parse_source(source).name == source
 
 
-def test_a_label_holds_no_directory(tmp_path):
+def test_a_label_contains_no_directory(tmp_path):
     assert parse_source(f"{tmp_path}/a.txt=2").label == "a.txt"
     assert parse_source("org/name:config").label == "org/name:config"
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "much"])
-def test_a_weight_of_zero_or_less_is_refused(weight):
+def test_a_weight_that_is_not_a_positive_number_is_rejected(weight):
     with pytest.raises(CalibrationError, match=f"weight.*{weight}"):
         parse_source(f"a.txt={weight}")
 
@@ -158,13 +158,13 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize(("name", "data", "words"), BAD_FILES)
-def test_a_bad_file_is_one_line_with_the_file_the_place_and_the_cure(tmp_path, name, data, words):
+def test_a_bad_file_is_an_error_of_one_line_with_file_place_and_cure(tmp_path, name, data, words):
     path = tmp_path / name
     message = failure(write(path, data))
     assert message.startswith(str(path)) and all(word in message for word in words)
 
 
-def test_a_damaged_gzip_file_is_named(tmp_path):
+def test_a_damaged_gzip_file_is_an_error_with_its_path(tmp_path):
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"the river " * 99)[:-12])
     assert failure(str(path)).startswith(f"{path}: cannot be read")
@@ -176,14 +176,14 @@ def test_an_unknown_name_lists_the_embedded_texts(tmp_path):
     assert "not a file" in failure(str(tmp_path))
 
 
-def test_a_missing_package_is_named_with_its_cure(tmp_path, monkeypatch):
+def test_a_missing_package_is_an_error_with_the_install_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "pip install 'qcompress[hub]'" in failure("org/name")
     assert "pip install pyarrow" in failure(write(tmp_path / "a.parquet", "x"))
 
 
-def test_an_unreachable_hub_is_one_line(monkeypatch):
+def test_an_unreachable_hub_is_an_error_of_one_line(monkeypatch):
     def load_dataset(*args, **options):
         raise ConnectionError("no route\nto host")
 
@@ -191,7 +191,7 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
     assert failure("org/name").startswith("org/name: no such file") and "go online" in failure("org/name")
 
 
-def test_a_hub_name_chooses_its_config_and_split(monkeypatch):
+def test_a_hub_name_selects_config_and_split(monkeypatch):
     def load_dataset(path, config, *, split, streaming):
         assert streaming
         return SimpleNamespace(take=lambda count: [{"text": f"{path} {config} {split}"}] * min(count, 2))
@@ -203,7 +203,7 @@ def test_a_hub_name_chooses_its_config_and_split(monkeypatch):
     assert load_documents("org/name:small:test")[1].source == "org/name:small:test: row 2"
 
 
-def test_the_room_imports_neither_compress_nor_transformers_and_finds_text_without_torch():
+def test_calibration_imports_neither_compress_nor_transformers():
     for path in Path(calibration.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = (
@@ -216,7 +216,7 @@ def test_the_room_imports_neither_compress_nor_transformers_and_finds_text_witho
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
-def test_an_embedded_corpus_is_the_same_at_every_reading(name):
+def test_an_embedded_corpus_is_identical_when_read_again(name):
     assert contents(name) == contents(name)
 
 
@@ -240,7 +240,7 @@ def test_an_embedded_corpus_is_large_enough_for_its_use(name, size):
 
 
 @pytest.mark.parametrize("name", ["default", "heldout"])
-def test_written_corpora_hold_prose_conversations_code_and_chinese(name):
+def test_written_corpora_contain_conversations_code_and_chinese(name):
     documents = [d for d in load_documents(name) if f"{name}.jsonl" in d.source]
     texts = [d.text or "\n".join(m["content"] for m in d.messages) for d in documents]
     assert sum(d.messages is not None for d in documents) >= 8

@@ -22,7 +22,7 @@ def scorer(calls, with_start, without):
     ("with_start", "without", "token"),
     [(4.4, 12.2, START), (3.2, 3.1, None), (3.0, 3.0, None), (3.0, float("inf"), START)],
 )
-def test_the_lower_nll_decides_and_a_tie_means_without(with_start, without, token):
+def test_the_start_token_is_used_only_if_it_lowers_the_nll(with_start, without, token):
     verdict = choose_start(IDS, START, scorer([], with_start, without))
     assert (verdict.token, verdict.nll_with, verdict.nll_without) == (token, with_start, without)
     assert "token" in json.loads(json.dumps(asdict(verdict)))
@@ -34,7 +34,7 @@ def test_both_nlls_score_the_same_tokens():
     assert calls == [IDS[:, 1:].tolist()] * 2
 
 
-def test_without_a_start_token_there_is_nothing_to_choose():
+def test_without_a_start_token_only_one_nll_is_computed():
     calls = []
     verdict = choose_start(IDS, None, scorer(calls, 1.0, 2.0))
     assert (verdict.token, verdict.nll_with, verdict.nll_without) == (None, None, 2.0) and len(calls) == 1

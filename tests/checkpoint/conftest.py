@@ -1,4 +1,4 @@
-"""Tiny checkpoints of every format, rounded to nearest, to be copied and wounded."""
+"""Tiny checkpoints of every format, rounded to nearest, to be copied and damaged."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,8 +37,10 @@ def round_checkpoint(source: Path, out: Path, format_name: str, schemes: Schemes
 
 
 def schemes_of(source: Path, kind: str) -> Schemes:
-    """Every linear in 4 bits; kinds that end in "-ends" have q, k and v of block 1 in 8, a packed head, and where the
-    format can an embedding in 8."""
+    """Every linear in 4 bits. Kinds that end in "-ends" have q, k and v of block 1 in 8 bits and a packed head.
+
+    "ct-ends" also has an embedding in 8 bits.
+    """
     config = Checkpoint(source).config
     four = Scheme(4, GROUP_SIZE, kind in ("gptq", "ct", "gptq-ends", "ct-ends"), model_dtype(config))
     schemes = dict.fromkeys(linear_shapes(config), four)
@@ -51,8 +53,9 @@ def schemes_of(source: Path, kind: str) -> Schemes:
 
 @pytest.fixture(scope="session")
 def good(tiny_llama: Path, tiny_qwen2: Path, tmp_path_factory: pytest.TempPathFactory) -> Good:
-    """good(model, kind): a sound checkpoint; model llama or qwen2, kind plain, awq, gptq, ct or ct-asym, and of qwen2
-    gptq-ends and ct-ends."""
+    """good(model, kind): a correct checkpoint. `model` is llama or qwen2; `kind` is plain, awq, gptq, ct or ct-asym,
+    for qwen2 also gptq-ends and ct-ends.
+    """
     folder = tmp_path_factory.mktemp("good")
 
     @cache

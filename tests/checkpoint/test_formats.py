@@ -1,4 +1,4 @@
-"""The formats: pinned bytes, exact round trips, and compressed-tensors' own library on what we write."""
+"""The formats: pinned bytes, exact round trips, and a comparison with the compressed-tensors library."""
 
 import re
 
@@ -28,7 +28,7 @@ every_kind = pytest.mark.parametrize(("name", "sym"), KINDS, ids=IDS)
 Q = "model.layers.1.self_attn.q_proj"
 
 
-def known_weight(*, sym: bool) -> QuantizedWeight:
+def fixed_weight(*, sym: bool) -> QuantizedWeight:
     """(out 8, in 8) in groups of 4: code n + k for output n and input k; scales 2^-n and 2^-n-1; zeros 8, or n + 1."""
     codes = (torch.arange(8)[:, None] + torch.arange(8)).byte()
     scales = torch.tensor([[2.0**-n, 2.0 ** (-n - 1)] for n in range(8)])
@@ -44,7 +44,7 @@ DIAGONAL = ["76543210", "87654321", "98765432", "a9876543", "ba987654", "cba9876
 
 
 def test_a_fixed_matrix_has_the_pinned_bytes_in_awq():
-    tensors = FORMATS["awq"].save(known_weight(sym=False), torch.float16)
+    tensors = FORMATS["awq"].save(fixed_weight(sym=False), torch.float16)
     assert [row[0] for row in hexadecimal(tensors["qweight"])] == [  # one word per input: outputs 0 2 4 6 1 3 5 7
         *("75316420", "86427531", "97538642", "a8649753", "b975a864", "ca86b975", "db97ca86", "eca8db97")
     ]
@@ -54,7 +54,7 @@ def test_a_fixed_matrix_has_the_pinned_bytes_in_awq():
 
 
 def test_a_fixed_matrix_has_the_pinned_bytes_in_gptq():
-    tensors = FORMATS["gptq"].save(known_weight(sym=True), torch.float16)
+    tensors = FORMATS["gptq"].save(fixed_weight(sym=True), torch.float16)
     assert hexadecimal(tensors["qweight"]) == [DIAGONAL]
     assert hexadecimal(tensors["qzeros"]) == [["77777777"], ["77777777"]]
     assert tensors["g_idx"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1] and tensors["g_idx"].dtype == torch.int32
@@ -62,17 +62,17 @@ def test_a_fixed_matrix_has_the_pinned_bytes_in_gptq():
 
 
 def test_a_fixed_matrix_has_the_pinned_bytes_in_compressed_tensors():
-    tensors = FORMATS["compressed-tensors"].save(known_weight(sym=False), torch.bfloat16)
+    tensors = FORMATS["compressed-tensors"].save(fixed_weight(sym=False), torch.bfloat16)
     assert hexadecimal(tensors["weight_packed"]) == [[word] for word in DIAGONAL]
     assert hexadecimal(tensors["weight_zero_point"]) == [["87654321", "88888888"]]
     assert tensors["weight_scale"].tolist() == [[2.0**-n, 2.0 ** (-n - 1)] for n in range(8)]
     assert tensors["weight_scale"].dtype == torch.bfloat16
     assert tensors["weight_shape"].tolist() == [8, 8] and tensors["weight_shape"].dtype == torch.int64
-    assert "weight_zero_point" not in FORMATS["compressed-tensors"].save(known_weight(sym=True), torch.float16)
+    assert "weight_zero_point" not in FORMATS["compressed-tensors"].save(fixed_weight(sym=True), torch.float16)
 
 
 @every_kind
-def test_a_weight_comes_back_bit_for_bit(name, sym):
+def test_save_then_load_is_the_identity(name, sym):
     row, scheme = FORMATS[name], Scheme(4, 32, sym, torch.float16)
     weight = rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym))
     back = row.load(row.save(weight, torch.float16).__getitem__, scheme)
@@ -105,7 +105,7 @@ def ct_scheme(sym: bool, group_size: int) -> QuantizationScheme:
 
 
 @pytest.mark.parametrize("sym", [True, False], ids=["sym", "asym"])
-def test_the_library_reads_ours_as_the_same_weights(sym):
+def test_compressed_tensors_reads_our_bytes_as_the_same_weights(sym):
     weight = rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym, dtype=torch.float32))
     saved = FORMATS["compressed-tensors"].save(weight, torch.float32)
     read = PackedQuantizationCompressor.decompress(saved, ct_scheme(sym, 32))
@@ -113,7 +113,7 @@ def test_the_library_reads_ours_as_the_same_weights(sym):
 
 
 @pytest.mark.parametrize("sym", [True, False], ids=["sym", "asym"])
-def test_the_library_writes_the_same_bytes(sym):
+def test_compressed_tensors_writes_the_same_bytes(sym):
     weight = rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym, dtype=torch.float32))
     ours = FORMATS["compressed-tensors"].save(weight, torch.float32)
     state = {
@@ -148,7 +148,7 @@ def slow_awq(tensors: dict[str, torch.Tensor], n: int, k: int, group_size: int) 
 
 
 def slow_gptq(tensors: dict[str, torch.Tensor], n: int, k: int, group_size: int) -> float:
-    """w[n, k] as transformers' GPTQ loaders compute it: (q - (stored zero + 1)) · s of the column's own group."""
+    """w[n, k] as transformers' GPTQ loaders compute it: (q - (stored zero + 1)) · s of the column's group."""
     group = int(tensors["g_idx"][k])
     code = (int(tensors["qweight"][k // 8, n]) >> (4 * (k % 8))) & 15
     zero = ((int(tensors["qzeros"][group, n // 8]) >> (4 * (n % 8))) & 15) + 1
@@ -156,7 +156,7 @@ def slow_gptq(tensors: dict[str, torch.Tensor], n: int, k: int, group_size: int)
 
 
 @pytest.mark.parametrize(("name", "slow", "sym"), [("awq", slow_awq, False), ("gptq", slow_gptq, True)])
-def test_our_dequantized_weight_is_that_of_a_slow_loop(name, slow, sym):
+def test_dequantize_equals_a_slow_loop_of_the_loaders_formula(name, slow, sym):
     weight = rtn(torch.randn(16, 64), Scheme(group_size=32, sym=sym))
     tensors = FORMATS[name].save(weight, torch.float16)
     expected = [[slow(tensors, n, k, 32) for k in range(64)] for n in range(16)]
@@ -164,7 +164,7 @@ def test_our_dequantized_weight_is_that_of_a_slow_loop(name, slow, sym):
 
 
 @pytest.mark.parametrize("kind", ["awq", "gptq", "ct", "ct-asym"])
-def test_the_weight_reader_dequantizes_and_passes_plain_tensors_on(good, kind):
+def test_the_weight_reader_dequantizes_packed_tensors_only(good, kind):
     checkpoint = Checkpoint(good("llama", kind))
     read = weight_reader(checkpoint)
     weight, source = read(f"{Q}.weight"), Checkpoint(good("llama", "plain")).tensor(f"{Q}.weight").float()
@@ -182,7 +182,7 @@ def test_a_plain_checkpoint_has_no_format_and_no_codes(good):
         quantized_weight(checkpoint, Q)
 
 
-def test_an_unknown_method_is_refused_by_name(good):
+def test_an_unknown_method_is_rejected_by_name(good):
     checkpoint = Checkpoint(good("llama", "awq"))
     checkpoint.config["quantization_config"]["quant_method"] = "bitsandbytes"
     with pytest.raises(QCompressError, match="bitsandbytes"):
@@ -190,14 +190,14 @@ def test_an_unknown_method_is_refused_by_name(good):
 
 
 @pytest.mark.parametrize("changes", [{"desc_act": True}, {"checkpoint_format": "gptq_v2"}], ids=["act order", "v2"])
-def test_gptq_kinds_that_would_be_misread_are_refused(good, changes):
+def test_unsupported_gptq_layouts_are_rejected(good, changes):
     checkpoint = Checkpoint(good("llama", "gptq"))
     checkpoint.config["quantization_config"].update(changes)
     with pytest.raises(QCompressError, match="is not supported"):
         weight_reader(checkpoint)(f"{Q}.weight")
 
 
-def test_a_wrong_group_size_is_refused_with_both_numbers(good):
+def test_a_wrong_group_size_is_rejected_with_both_numbers(good):
     checkpoint = Checkpoint(good("llama", "gptq"))
     checkpoint.config["quantization_config"]["group_size"] = 64
     with pytest.raises(ValueError, match="64"):
@@ -210,18 +210,18 @@ def test_awq_is_read_under_its_older_key_names():
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "torch.float16"])
-def test_the_dtype_is_read_under_both_names(name):
+def test_the_dtype_is_read_from_dtype_or_torch_dtype(name):
     expected = getattr(torch, name.removeprefix("torch."))
     assert model_dtype({"dtype": name}) == expected == model_dtype({"torch_dtype": name})
     assert model_dtype({}) == torch.float16
 
 
-def test_an_unknown_dtype_is_refused():
+def test_an_unknown_dtype_is_rejected():
     with pytest.raises(QCompressError, match="float8"):
         model_dtype({"dtype": "float8"})
 
 
-def test_a_skip_rule_hits_its_module_and_the_fused_layer_and_nothing_else():
+def test_a_skip_rule_matches_only_its_module_and_the_fused_layer():
     pattern = skip_rule("model.layers.1.self_attn.q_proj").removeprefix("-:")
     hit = ["model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.qkv_proj"]
     missed = ["model.layers.11.self_attn.q_proj", "model.layers.1.self_attn.k_proj", "model.layers.1.mlp.q_proj"]

@@ -1,4 +1,4 @@
-"""A tied matrix that a .gguf holds twice is one again; two matrices stay two."""
+"""A .gguf file stores a tied matrix twice: the import ties it again, and leaves different matrices untied."""
 
 import pytest
 import torch
@@ -25,11 +25,11 @@ def test_two_roundings_of_one_matrix_are_tied_and_the_head_is_kept(untied):
     assert torch.equal(tensors["model.embed_tokens.weight"], head)
 
 
-def test_two_matrices_stay_two(untied):
+def test_different_matrices_stay_untied(untied):
     assert tie_head(untied) is None
     assert not untied.config.tie_word_embeddings
 
 
-def test_a_tied_model_is_left_as_it_is():
+def test_a_tied_model_stays_tied():
     tied = LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True))
     assert tie_head(tied) is None and tied.config.tie_word_embeddings

@@ -27,7 +27,7 @@ def requests(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["/models/qwen", "./Qwen/x", "qwen", "a/b/c", "configs/qwen.json", "Qwen/x y"])
-def test_a_path_is_not_taken_for_a_hub_id(requests, text):
+def test_a_path_is_not_read_as_a_hub_id(requests, text):
     assert resolve_model(text) == Path(text) and not requests
 
 
@@ -45,14 +45,14 @@ def test_a_hub_id_becomes_a_folder_with_the_model_name(requests, suffix, revisio
     assert (hub_name(path), model_name(path)) == (ID, "Qwen2.5-1.5B-Instruct")
 
 
-def test_no_pickled_weights_are_fetched(requests):
+def test_pickled_weights_are_never_downloaded(requests):
     from huggingface_hub.utils import filter_repo_objects
 
     resolve_model(ID)
     files = ["model.safetensors", "config.json", "tokenizer.json", "merges.txt", "chat_template.jinja"]
-    refused = ["pytorch_model.bin", "training_args.pt", "tokenizer.pkl", "original/model.safetensors", "run.py"]
+    rejected = ["pytorch_model.bin", "training_args.pt", "tokenizer.pkl", "original/model.safetensors", "run.py"]
     options = {key: requests[0][1][key] for key in ("allow_patterns", "ignore_patterns")}
-    assert list(filter_repo_objects([*files, *refused], **options)) == files
+    assert list(filter_repo_objects([*files, *rejected], **options)) == files
 
 
 NOT_FOUND = SimpleNamespace(headers={}, request=None, status_code=404)
@@ -68,7 +68,7 @@ NOT_FOUND = SimpleNamespace(headers={}, request=None, status_code=404)
     ],
     ids=["offline", "network", "model", "revision"],
 )
-def test_a_failed_download_is_one_line_with_the_cure(monkeypatch, error, words):
+def test_a_failed_download_is_an_error_of_one_line_with_the_cure(monkeypatch, error, words):
     def snapshot_download(*arguments, **options):
         raise error
 
@@ -78,7 +78,7 @@ def test_a_failed_download_is_one_line_with_the_cure(monkeypatch, error, words):
     assert words in caught.value.message and "\n" not in caught.value.message
 
 
-def test_offline_a_hub_id_ends_with_the_download_command(tmp_path):
+def test_offline_the_error_contains_the_download_command(tmp_path):
     code = f"from compress.checkpoint.hub import resolve_model; resolve_model('{ID}')"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

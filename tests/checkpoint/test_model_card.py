@@ -1,4 +1,4 @@
-"""The model card: front matter that the hub reads, nothing that changes between two runs, nothing that is made up."""
+"""The model card: front matter that the hub reads, nothing that changes between two runs, no invented value."""
 
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ def matter(text: str) -> dict[str, Any]:
 
 def test_the_card_lists_teacher_texts_tokens_and_results():
     text = write_card(RECORD)
-    found = matter(text)
-    assert found["license"] == "apache-2.0" and found["base_model"] == ["org/big"]
-    assert found["library_name"] == "transformers" and found["pipeline_tag"] == "text-generation"
+    front = matter(text)
+    assert front["license"] == "apache-2.0" and front["base_model"] == ["org/big"]
+    assert front["library_name"] == "transformers" and front["pipeline_tag"] == "text-generation"
     for word in (
         "sha256:aa",
         "chats.jsonl",
@@ -60,11 +60,11 @@ QUANTIZED: dict[str, Any] = {
 }
 
 
-def test_a_quantized_model_says_size_errors_tuning_and_what_else_was_tried():
+def test_the_card_of_a_quantized_model_lists_size_errors_and_candidates():
     text = write_card(QUANTIZED)
-    found = matter(text)
-    assert found["base_model"] == ["org/big"] and found["base_model_relation"] == "quantized"
-    assert found["tags"] == ["qcompress", "quantization", "4-bit", "awq"]
+    front = matter(text)
+    assert front["base_model"] == ["org/big"] and front["base_model_relation"] == "quantized"
+    assert front["tags"] == ["qcompress", "quantization", "4-bit", "awq"]
     for line in (
         "| bytes of all weights | 114,012,345, 42.4% of the source |",
         "| output energy lost, mean over the linears | 0.015 |",
@@ -109,14 +109,14 @@ def test_the_card_shows_retention_only_if_it_was_measured():
 
 def test_a_quantized_model_is_tagged_with_method_and_format():
     settings = {"method": "awq", "format": "gptq"}
-    found = matter(write_card({**RECORD, "command": "quantize", "settings": settings, "rows": [{"name": "a"}]}))
-    assert found["base_model_relation"] == "quantized" and {"awq", "gptq", "4-bit"} <= set(found["tags"])
+    front = matter(write_card({**RECORD, "command": "quantize", "settings": settings, "rows": [{"name": "a"}]}))
+    assert front["base_model_relation"] == "quantized" and {"awq", "gptq", "4-bit"} <= set(front["tags"])
 
 
-def test_every_stage_has_its_data_in_the_card():
-    given = {"alpha": 0.7, "stages": [{"name": "task", "replay": 0.25, "text": ["/home/me/t.jsonl"]}]}
+def test_the_card_lists_the_texts_of_every_stage():
+    settings = {"alpha": 0.7, "stages": [{"name": "task", "replay": 0.25, "text": ["/home/me/t.jsonl"]}]}
     stages = [{"name": "task", "calibration": {"sources": [{"name": "t.jsonl", "digest": "sha256:ff", "tokens": 5}]}}]
-    text = write_card(RECORD | {"stages": stages, "settings": given})
+    text = write_card(RECORD | {"stages": stages, "settings": settings})
     assert (
         "| stage task, training | t.jsonl | 1 | 5 | `sha256:ff` |" in text
         and '"replay": 0.25' in text
@@ -145,10 +145,10 @@ def test_the_licence_of_a_card_is_inherited(tmp_path: Path):
     assert front_matter(tmp_path / "nowhere.md") == {}
 
 
-@pytest.mark.parametrize(("told", "name"), [("org/big", "org/big"), ("/tmp/big", "here"), (None, "here")])
-def test_a_name_is_the_hubs_where_the_config_has_one(tmp_path: Path, told, name):
+@pytest.mark.parametrize(("config_name", "name"), [("org/big", "org/big"), ("/tmp/big", "here"), (None, "here")])
+def test_the_name_is_the_hub_id_in_the_config_if_there_is_one(tmp_path: Path, config_name, name):
     (tmp_path / "here").mkdir()
-    (tmp_path / "here/config.json").write_text("{}" if told is None else f'{{"_name_or_path": "{told}"}}')
+    (tmp_path / "here/config.json").write_text("{}" if config_name is None else f'{{"_name_or_path": "{config_name}"}}')
     assert find_name(tmp_path / "here") == name
 
 

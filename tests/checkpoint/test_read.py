@@ -1,4 +1,4 @@
-"""Reading: tensors as safetensors itself reads them, and a one-line refusal for whatever is broken or leads outside."""
+"""Reading: the tensors that safetensors reads, and an error of one line for damaged files and paths outside."""
 
 import json
 import shutil
@@ -19,8 +19,8 @@ def model(tiny_llama, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_llama, tmp_path / "model"))
 
 
-def refused(path: Path, words: str) -> str:
-    """The refusal: one line that says `words` and names a path, exit code 1."""
+def check_rejected(path: Path, words: str) -> str:
+    """The error of opening `path`: one line with `words` and the path, exit code 1."""
     with pytest.raises(QCompressError) as caught:
         Checkpoint(path)
     message = caught.value.message
@@ -58,11 +58,11 @@ def test_tensors_are_those_that_safetensors_reads(model):
     assert checkpoint.quantization is None and checkpoint.config["model_type"] == "llama"
 
 
-def test_shards_hold_what_one_file_held(model, tiny_llama):
+def test_shards_contain_the_tensors_of_the_single_file(model, tiny_llama):
     split(model)
-    whole, sharded = Checkpoint(tiny_llama), Checkpoint(model)
-    assert whole.tensors.keys() == sharded.tensors.keys() and len(sharded.files) == 2
-    assert all(torch.equal(whole.tensor(name), sharded.tensor(name)) for name in whole.tensors)
+    single, sharded = Checkpoint(tiny_llama), Checkpoint(model)
+    assert single.tensors.keys() == sharded.tensors.keys() and len(sharded.files) == 2
+    assert all(torch.equal(single.tensor(name), sharded.tensor(name)) for name in single.tensors)
 
 
 @pytest.mark.parametrize("name", sorted(DTYPES.keys() - {"F8_E4M3", "F8_E5M2"}))
@@ -74,52 +74,52 @@ def test_every_dtype_is_read(model, name):
     assert checkpoint.tensor("number").item() == 3
 
 
-def test_a_missing_directory_is_refused(tmp_path):
-    refused(tmp_path / "nowhere", "no such directory")
+def test_a_missing_directory_is_rejected(tmp_path):
+    check_rejected(tmp_path / "nowhere", "no such directory")
 
 
-def test_a_file_is_no_directory(model):
-    refused(model / "config.json", "no such directory")
+def test_a_file_in_place_of_a_directory_is_rejected(model):
+    check_rejected(model / "config.json", "no such directory")
 
 
-def test_an_empty_directory_is_refused(tmp_path):
+def test_an_empty_directory_is_rejected(tmp_path):
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "missing")
+    check_rejected(tmp_path / "empty", "missing")
 
 
-def test_a_config_without_weights_is_refused(model):
+def test_a_config_without_weights_is_rejected(model):
     (model / "model.safetensors").unlink()
-    refused(model, "no *.safetensors")
+    check_rejected(model, "no *.safetensors")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "weights.ckpt"])
 def test_pickled_weights_are_never_read(model, name):
     (model / "model.safetensors").unlink()
     (model / name).write_bytes(b"\x80\x04N.")
-    refused(model, "pickled weights can run code")
+    check_rejected(model, "pickled weights can run code")
 
 
 @pytest.mark.parametrize(
     "text", ["{", "", "[1]", "3", "\udcff", "[" * 100_000], ids=["cut", "empty", "list", "number", "bytes", "deep"]
 )
-def test_a_malformed_config_is_refused(model, text):
+def test_a_malformed_config_is_rejected(model, text):
     (model / "config.json").write_text(text, errors="surrogateescape")
-    refused(model, "config.json")
+    check_rejected(model, "config.json")
 
 
 @pytest.mark.parametrize(
     "kept", [0, 4, 8, 100, -1], ids=["nothing", "no length", "no header", "half a header", "a byte less"]
 )
-def test_a_truncated_file_is_refused(model, kept):
+def test_a_truncated_file_is_rejected(model, kept):
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
-    refused(model, "fetch the file again")
+    check_rejected(model, "fetch the file again")
 
 
-def test_trailing_bytes_are_refused(model):
+def test_trailing_bytes_are_rejected(model):
     with (model / "model.safetensors").open("ab") as file:
         file.write(b"more")
-    refused(model, "promises")
+    check_rejected(model, "promises")
 
 
 @pytest.mark.parametrize(
@@ -139,66 +139,66 @@ def test_trailing_bytes_are_refused(model):
     ],
     ids=lambda header: str(header)[:60],
 )
-def test_an_inconsistent_header_is_refused(model, header):
+def test_an_inconsistent_header_is_rejected(model, header):
     write_file(model / "model.safetensors", header, b"\0" * 4)
-    refused(model, "model.safetensors")
+    check_rejected(model, "model.safetensors")
 
 
-def test_a_header_longer_than_the_file_is_refused(model):
+def test_a_header_longer_than_the_file_is_rejected(model):
     (model / "model.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
-    refused(model, "too few for its header")
+    check_rejected(model, "too few for its header")
 
 
-def test_a_tensor_in_two_files_is_refused(model):
+def test_a_tensor_in_two_files_is_rejected(model):
     places = split(model)
     name = next(iter(places))
     other = next(file for file in places.values() if file != places[name])
     tensors = load_file(model / other)
     save_file(tensors | {name: torch.zeros(1)}, model / other)
-    refused(model, "is also in")
+    check_rejected(model, "is also in")
 
 
-def test_a_missing_shard_is_refused(model):
+def test_a_missing_shard_is_rejected(model):
     places = split(model)
     (model / places["model.norm.weight"]).unlink()
-    refused(model, "missing")
+    check_rejected(model, "missing")
 
 
-def test_an_index_that_lists_what_no_file_holds_is_refused(model):
+def test_an_index_with_an_unstored_tensor_is_rejected(model):
     write_index(model, split(model) | {"model.ghost": "model-00001-of-00002.safetensors"})
-    refused(model, "model.ghost")
+    check_rejected(model, "model.ghost")
 
 
-def test_an_index_that_names_the_wrong_file_is_refused(model):
+def test_an_index_that_names_the_wrong_file_is_rejected(model):
     places = split(model)
     other = next(file for file in places.values() if file != places["model.norm.weight"])
     write_index(model, places | {"model.norm.weight": other})
-    refused(model, "correct the index")
+    check_rejected(model, "correct the index")
 
 
 @pytest.mark.parametrize("places", [None, {}, [], {"x": 1}, {"x": ["a"]}, {"x": None}], ids=str)
-def test_an_index_without_files_is_refused(model, places):
+def test_an_index_without_files_is_rejected(model, places):
     write_index(model, places)
-    refused(model, "weight_map")
+    check_rejected(model, "weight_map")
 
 
 @pytest.mark.parametrize(
     "place", ["../outside.safetensors", "/absolute/outside.safetensors", "sub/x.safetensors", "..", ""]
 )
-def test_an_index_cannot_lead_outside(model, place):
+def test_an_index_entry_outside_the_directory_is_rejected(model, place):
     shutil.copy(model / "model.safetensors", model.parent / "outside.safetensors")
     write_index(model, dict.fromkeys(load_file(model / "model.safetensors"), place))
-    refused(model, "leads outside")
+    check_rejected(model, "leads outside")
 
 
 @pytest.mark.parametrize("indexed", [True, False], ids=["through the index", "beside config.json"])
-def test_a_link_cannot_lead_outside(model, indexed):
+def test_a_link_out_of_the_directory_is_rejected(model, indexed):
     outside = model.parent / "outside.safetensors"
     shutil.move(model / "model.safetensors", outside)
     (model / "model.safetensors").symlink_to(outside)
     if indexed:
         write_index(model, dict.fromkeys(load_file(outside), "model.safetensors"))
-    refused(model, "leads outside")
+    check_rejected(model, "leads outside")
 
 
 def test_a_link_within_the_directory_is_followed(model, tiny_llama):
@@ -207,7 +207,7 @@ def test_a_link_within_the_directory_is_followed(model, tiny_llama):
     assert Checkpoint(model).tensors.keys() == Checkpoint(tiny_llama).tensors.keys()
 
 
-def test_the_links_of_a_hub_cache_are_followed(model, tmp_path, tiny_llama):
+def test_links_of_a_hub_cache_are_followed(model, tmp_path, tiny_llama):
     hub = tmp_path / "models--tiny"
     (hub / "blobs").mkdir(parents=True)
     shutil.move(model, hub / "snapshots" / "abc")
@@ -216,7 +216,7 @@ def test_the_links_of_a_hub_cache_are_followed(model, tmp_path, tiny_llama):
     assert Checkpoint(hub / "snapshots" / "abc").tensors.keys() == Checkpoint(tiny_llama).tensors.keys()
 
 
-def test_a_file_that_shrinks_while_it_is_read_is_refused(model):
+def test_a_file_that_shrinks_while_it_is_read_is_rejected(model):
     checkpoint = Checkpoint(model)
     last = max(checkpoint.tensors, key=lambda name: checkpoint.tensors[name].offset)
     file = model / "model.safetensors"

@@ -56,10 +56,10 @@ def test_planned_bytes_are_the_bytes_on_disk(tmp_path, shard_bytes):
 @pytest.mark.parametrize("shard_bytes", [1, 64, 10**9])
 def test_safetensors_reads_what_was_written(tmp_path, shard_bytes):
     fill(CheckpointWriter(tmp_path / "out", SPECS, shard_bytes=shard_bytes)).publish(CONFIG)
-    found = read_all(tmp_path / "out")
-    assert found.keys() == TENSORS.keys()
+    tensors = read_all(tmp_path / "out")
+    assert tensors.keys() == TENSORS.keys()
     assert all(
-        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
+        torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
     )
 
 
@@ -70,7 +70,7 @@ def test_the_order_of_writing_never_changes_a_byte(tmp_path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-def test_every_tensor_lies_at_a_multiple_of_its_item_size(tmp_path):
+def test_every_tensor_starts_at_a_multiple_of_its_item_size(tmp_path):
     for shard in plan_shards(SPECS):
         for name, offset in shard.offsets.items():
             assert offset % TENSORS[name].element_size() == 0
@@ -82,9 +82,9 @@ def test_a_shard_holds_at_most_its_limit_and_the_index_names_each_tensor(tmp_pat
     assert index["metadata"]["total_size"] == sum(spec.bytes for spec in SPECS)
     assert index["weight_map"].keys() == TENSORS.keys()
     for file in set(index["weight_map"].values()):
-        held = load_file(tmp_path / "out" / file)
-        assert sum(t.numel() * t.element_size() for t in held.values()) <= 100 or len(held) == 1
-        assert {name for name, place in index["weight_map"].items() if place == file} == held.keys()
+        stored = load_file(tmp_path / "out" / file)
+        assert sum(t.numel() * t.element_size() for t in stored.values()) <= 100 or len(stored) == 1
+        assert {name for name, place in index["weight_map"].items() if place == file} == stored.keys()
 
 
 def test_one_file_needs_no_index(tmp_path):
@@ -100,7 +100,7 @@ def test_nothing_is_visible_before_publish(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_refusal_while_it_is_inspected_leaves_no_output(tmp_path):
+def test_a_failed_inspection_leaves_no_output(tmp_path):
     writer = fill(CheckpointWriter(tmp_path / "out", SPECS))
 
     def inspect(folder):
@@ -114,7 +114,7 @@ def test_a_refusal_while_it_is_inspected_leaves_no_output(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_tensor_that_was_never_written_is_named(tmp_path):
+def test_an_unwritten_tensor_is_an_error_with_its_name(tmp_path):
     writer = fill(CheckpointWriter(tmp_path / "out", SPECS), ["a.weight"])
     with pytest.raises(ValueError, match=r"6 planned tensors were not written; the first is b\.qweight"):
         writer.publish(CONFIG)
@@ -126,18 +126,18 @@ def test_a_tensor_that_was_never_written_is_named(tmp_path):
     [("z", torch.ones(1)), ("a.weight", torch.ones(3, 5)), ("a.weight", torch.ones(5, 3).half())],
     ids=["unknown name", "other dtype", "other shape"],
 )
-def test_what_was_not_planned_is_refused(tmp_path, name, tensor):
+def test_an_unplanned_tensor_is_rejected(tmp_path, name, tensor):
     with pytest.raises(ValueError, match=name):
         CheckpointWriter(tmp_path / "out", SPECS).write(name, tensor)
 
 
-def test_a_name_planned_twice_is_refused(tmp_path):
+def test_a_name_planned_twice_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="8 planned tensors have only 7 different names"):
         CheckpointWriter(tmp_path / "out", [*SPECS, SPECS[0]])
 
 
 @pytest.mark.parametrize("kind", ["full directory", "file"])
-def test_an_output_that_holds_something_is_refused_and_left_alone(tmp_path, kind):
+def test_a_non_empty_output_is_rejected_and_left_unchanged(tmp_path, kind):
     out = tmp_path / "out"
     if kind == "file":
         out.write_text("mine")
@@ -150,13 +150,13 @@ def test_an_output_that_holds_something_is_refused_and_left_alone(tmp_path, kind
     assert not partial_path(out).exists()
 
 
-def test_an_empty_output_directory_is_taken(tmp_path):
+def test_an_empty_output_directory_is_used(tmp_path):
     (tmp_path / "out").mkdir()
     fill(CheckpointWriter(tmp_path / "out", SPECS)).publish(CONFIG)
     assert read_all(tmp_path / "out").keys() == TENSORS.keys()
 
 
-def test_a_full_disk_is_noticed_before_the_first_byte(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_before_the_first_byte(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(QCompressError, match="10 free"):
         CheckpointWriter(tmp_path / "out", SPECS)
@@ -164,18 +164,18 @@ def test_a_full_disk_is_noticed_before_the_first_byte(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("shard_bytes", [64, 10**9])
-def test_a_resumed_checkpoint_is_that_of_an_uninterrupted_run(tmp_path, shard_bytes):
-    fill(CheckpointWriter(tmp_path / "whole", SPECS, shard_bytes=shard_bytes)).publish(CONFIG)
+def test_a_resumed_checkpoint_equals_an_uninterrupted_one(tmp_path, shard_bytes):
+    fill(CheckpointWriter(tmp_path / "complete", SPECS, shard_bytes=shard_bytes)).publish(CONFIG)
     early = ["a.weight", "d.scales", "f.empty"]
-    fill(CheckpointWriter(tmp_path / "out", SPECS, shard_bytes=shard_bytes), early)  # and then it is killed
+    fill(CheckpointWriter(tmp_path / "out", SPECS, shard_bytes=shard_bytes), early)  # then the process is killed
     writer = CheckpointWriter(tmp_path / "out", SPECS, keep=True, shard_bytes=shard_bytes)
     writer.written |= set(early)
     fill(writer, TENSORS.keys() - set(early)).publish(CONFIG)
-    for file in (tmp_path / "whole").iterdir():
+    for file in (tmp_path / "complete").iterdir():
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes(), file.name
 
 
-def test_without_keep_an_interrupted_run_is_forgotten(tmp_path):
+def test_without_keep_the_files_of_an_interrupted_run_are_removed(tmp_path):
     fill(CheckpointWriter(tmp_path / "out", SPECS), ["a.weight"])
     writer = CheckpointWriter(tmp_path / "out", SPECS)
     assert not writer.written
@@ -210,10 +210,10 @@ def test_bytes_changed_on_disk_break_the_digest(tmp_path, tiny_llama):
     assert [row["rule"] for row in check_checkpoint(tmp_path / "out")] == ["D1"]
 
 
-def test_digests_are_taken_before_the_bytes_reach_the_disk(tmp_path):
+def test_digests_are_computed_before_the_bytes_reach_the_disk(tmp_path):
     writer = fill(CheckpointWriter(tmp_path / "out", SPECS))
     file = writer.folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"\x07")  # the disk forgets a byte between writing and publishing
+    file.write_bytes(file.read_bytes()[:-1] + b"\x07")  # a byte changes on disk between write and publish
     writer.publish(CONFIG)
     digests, checkpoint = read_digests(tmp_path / "out"), Checkpoint(tmp_path / "out")
     wrong = [name for name in TENSORS if tensor_digest(checkpoint.tensor(name)) != digests["tensors"][name]]
@@ -230,7 +230,7 @@ def test_a_failed_save_leaves_no_files(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_tokenizer_goes_along_under_a_class_that_old_loaders_know(tmp_path):
+def test_the_copied_tokenizer_has_a_class_of_transformers_4(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir(), target.mkdir()
     (source / "tokenizer.json").write_text("{}")
@@ -242,7 +242,7 @@ def test_the_tokenizer_goes_along_under_a_class_that_old_loaders_know(tmp_path):
     assert settings == {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}
 
 
-def test_both_config_spellings_hold_the_same_values():
+def test_both_config_spellings_have_the_same_values():
     rope = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}
     config = both_spellings({"dtype": "bfloat16", "rope_parameters": rope})
     assert config["torch_dtype"] == config["dtype"] == "bfloat16" and config["rope_theta"] == 1e6

@@ -1,4 +1,4 @@
-"""`qcompress check` as a user sees it: exit codes, one line per failure, JSON."""
+"""`qcompress check`: exit codes, one line per failure, JSON."""
 
 import json
 import shutil

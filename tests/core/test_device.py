@@ -8,7 +8,7 @@ from compress.core.errors import QCompressError
     ("name", "gpu", "device"),
     [("auto", False, "cpu"), ("auto", True, "cuda"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
 )
-def test_auto_is_a_gpu_where_torch_finds_one(monkeypatch, name, gpu, device):
+def test_auto_selects_the_gpu_if_torch_finds_one(monkeypatch, name, gpu, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     assert pick_device(name) == device
 

@@ -48,10 +48,10 @@ def test_a_searched_grid_is_never_worse_than_the_full_range(weight, sym):
 @pytest.mark.parametrize("sym", [False, True], ids=["asym", "sym"])
 def test_searching_in_slices_never_changes_the_grid(weight, sym, monkeypatch):
     importance = torch.rand(128, generator=torch.Generator().manual_seed(1))
-    whole = find_grid(weight, Scheme(group_size=32, sym=sym), importance)
+    full = find_grid(weight, Scheme(group_size=32, sym=sym), importance)
     monkeypatch.setattr(grid, "SEARCHED_NUMBERS", 3 * 128)
     parts = find_grid(weight, Scheme(group_size=32, sym=sym), importance)
-    assert torch.equal(parts[0], whole[0]) and torch.equal(parts[1], whole[1])
+    assert torch.equal(parts[0], full[0]) and torch.equal(parts[1], full[1])
 
 
 def test_a_signed_grid_reaches_the_largest_weight_of_either_sign(weight):
@@ -70,14 +70,14 @@ def test_negating_a_weight_negates_its_signed_scales(weight):
     assert signed.float().mean() > 0.7 and torch.equal(negated[signed], -scales[signed])
 
 
-def test_a_group_size_that_does_not_divide_names_both_numbers(weight):
+def test_a_group_size_that_does_not_divide_is_an_error_with_both_numbers(weight):
     with pytest.raises(ValueError, match=r"group_size=48 does not divide in_features=128"):
         rtn(weight, Scheme(group_size=48, sym=True))
 
 
 def test_rows_select_codes_scales_and_zeros(weight):
-    whole = rtn(weight, Scheme(group_size=32, sym=False))
-    assert torch.equal(whole.rows(4, 8).dequantize(), whole.dequantize()[4:8])
+    full = rtn(weight, Scheme(group_size=32, sym=False))
+    assert torch.equal(full.rows(4, 8).dequantize(), full.dequantize()[4:8])
 
 
 def test_min_max_covers_the_weights(weight):

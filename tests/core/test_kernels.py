@@ -32,7 +32,7 @@ def test_the_kernel_rounds_a_block_like_torch(outputs):
     rows, zeros = 0.1 * torch.randn(32, 32, generator=g), torch.randint(0, 16, (32, outputs), generator=g).float()
     offsets, errors = kernels.round_block(columns, scales, zeros, rows, 15)
     expected, expected_errors = gptq.round_block(columns.clone(), scales, zeros, rows, 15)
-    same = (offsets == expected).all(0)  # whole outputs: a tie changes all later columns
+    same = (offsets == expected).all(0)  # complete outputs: a tie changes all later columns
     assert same.float().mean() > 0.98
     torch.testing.assert_close(errors[:, same], expected_errors[:, same], atol=1e-5, rtol=0)
 
@@ -74,7 +74,7 @@ def test_a_refined_scale_always_fits_into_float16(move, best_scale):
         torch.zeros(1, 4, dtype=torch.uint8),
         torch.full((4,), 2.0),
         -torch.ones(4),
-    )  # of one step each
+    )  # one step each
     gradient, energy = torch.full((1, 4), 2 - best_scale), torch.ones(1)
     move(codes, torch.zeros(1, 4), scales, gradient, energy[None], energy, zeros, 0, torch.float16)
     assert torch.equal(scales, torch.full((4,), 2.0))
@@ -100,31 +100,31 @@ def test_the_first_of_equally_good_grids_is_chosen():
 
 def test_outputs_in_the_same_tile_are_independent():
     codes, gradient, hessian, scales, zeros = group(200, 8)
-    whole = codes.clone(), torch.zeros_like(gradient), scales.clone()
-    kernels.move_group(*whole, gradient, hessian, hessian.diagonal(), zeros, 15, torch.float16)
+    full = codes.clone(), torch.zeros_like(gradient), scales.clone()
+    kernels.move_group(*full, gradient, hessian, hessian.diagonal(), zeros, 15, torch.float16)
     part_slice = slice(37, 111)
     part = codes[:, part_slice].clone(), torch.zeros(32, 74), scales[part_slice].clone()
     kernels.move_group(
         *part, gradient[:, part_slice], hessian, hessian.diagonal(), zeros[part_slice], 15, torch.float16
     )
-    assert all(torch.equal(a[..., part_slice], b) for a, b in zip(whole, part, strict=True))
+    assert all(torch.equal(a[..., part_slice], b) for a, b in zip(full, part, strict=True))
 
 
 def test_loops_compile_without_a_writable_cache_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(numba, "njit", refuse_to_cache(numba.njit))
+    monkeypatch.setattr(numba, "njit", without_cache(numba.njit))
     twice = kernels.compiled()(lambda x: 2 * x)
     assert twice(3) == 6
 
 
-def refuse_to_cache(njit):
+def without_cache(njit):
     """numba.njit, as it behaves without a writable cache folder."""
 
-    def refusing(*, cache=False, **options):
+    def uncached(*, cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available for file")
         return njit(**options)
 
-    return refusing
+    return uncached
 
 
 def test_importing_the_formats_does_not_import_numba():

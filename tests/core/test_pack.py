@@ -1,4 +1,4 @@
-"""The bit layouts: words worked out by hand from the loaders' formulas, slow loops, pack then unpack = identity."""
+"""The bit layouts: pinned words by the loaders' formulas, slow loops, pack then unpack = identity."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def hexadecimal(words: torch.Tensor) -> list[list[str]]:
     return [[f"{word & 0xFFFFFFFF:08x}" for word in row] for row in words.tolist()]
 
 
-def test_awq_words_run_along_outputs_in_their_own_order():
+def test_awq_words_run_along_outputs_in_awq_order():
     codes = torch.tensor([[n, 15 - n] for n in range(16)])  # (out 16, in 2)
     # input 0, outputs 0..7: nibbles 0 2 4 6 1 3 5 7 from the lowest; outputs 8..15: 8 a c e 9 b d f
     # input 1, outputs 0..7: nibbles f d b 9 e c a 8; outputs 8..15: 7 5 3 1 6 4 2 0
@@ -59,45 +59,45 @@ def test_the_first_value_lies_in_the_first_byte_on_disk():
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_unpacking_what_was_packed_gives_it_back(name):
+def test_pack_then_unpack_is_the_identity(name):
     packed, unpacked = PAIRS[name]
     values = torch.randint(1 if name == "gptq zeros" else 0, 16, (24, 40)).byte()
     assert torch.equal(unpacked(packed(values)), values)
 
 
 @pytest.mark.parametrize("name", [name for name in PAIRS if name != "awq"])
-def test_eight_bits_come_back_too(name):
+def test_pack_then_unpack_is_the_identity_for_8_bits(name):
     packed, unpacked = PAIRS[name]
     values = torch.randint(1 if name == "gptq zeros" else 0, 256, (24, 40)).byte()
     assert torch.equal(unpacked(packed(values, 8), 8), values)
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_packing_what_was_unpacked_gives_the_words_back(name):
+def test_unpack_then_pack_is_the_identity(name):
     packed, unpacked = PAIRS[name]
     words = torch.randint(-(2**31), 2**31, (16, 8), dtype=torch.int32)
     assert torch.equal(packed(unpacked(words)), words)
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_values_that_do_not_fill_a_word_are_refused(name):
+def test_values_that_do_not_fill_a_word_are_rejected(name):
     with pytest.raises(ValueError, match="13"):
         PAIRS[name][0](torch.ones(13, 13, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize("wrong", [17, -1])
-def test_values_that_would_spill_into_their_neighbours_are_refused(name, wrong):
+def test_values_of_too_many_bits_are_rejected(name, wrong):
     with pytest.raises(ValueError):
         PAIRS[name][0](torch.full((8, 8), wrong, dtype=torch.int32))
 
 
-def test_zero_has_no_place_among_gptq_zeros():
+def test_a_gptq_zero_of_0_is_rejected():
     with pytest.raises(ValueError, match="zero"):
         pack.pack_gptq_zeros(torch.zeros(8, 1))
 
 
-def test_awq_unpacks_as_the_loaders_formula_says():
+def test_awq_codes_unpack_by_the_formula_of_the_loaders():
     words = torch.randint(-(2**31), 2**31, (3, 2), dtype=torch.int32)
     codes = pack.unpack_awq(words)
     for k, row in enumerate(words.tolist()):
@@ -106,7 +106,7 @@ def test_awq_unpacks_as_the_loaders_formula_says():
                 assert codes[8 * c + AWQ_ORDER[i], k] == (word >> (4 * i)) & 15
 
 
-def test_gptq_unpacks_as_the_loaders_formula_says():
+def test_gptq_codes_unpack_by_the_formula_of_the_loaders():
     words = torch.randint(-(2**31), 2**31, (3, 16), dtype=torch.int32)
     codes, zeros = pack.unpack_gptq_codes(words), pack.unpack_gptq_zeros(words)
     for r, row in enumerate(words.tolist()):

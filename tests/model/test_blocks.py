@@ -12,7 +12,7 @@ from compress.model.blocks import BlockModel, make_config
 
 
 def make_model(path: Path, *, prefetch: bool) -> tuple[BlockModel, list[tuple[str, bool]]]:
-    """The model, and a list of its reads so far: the tensor, and whether the main thread read it."""
+    """The model, and the list of its reads: tensor name, and True if the main thread read it."""
     checkpoint, read = Checkpoint(path), []
 
     def weights(name: str) -> torch.Tensor:
@@ -23,15 +23,15 @@ def make_model(path: Path, *, prefetch: bool) -> tuple[BlockModel, list[tuple[st
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_blocks_that_were_read_ahead_are_the_same_blocks(tiny_llama, first):
-    (plain, _), (early, _) = make_model(tiny_llama, prefetch=False), make_model(tiny_llama, prefetch=True)
-    for (i, block), (j, twin) in zip(plain.in_order(first), early.in_order(first), strict=True):
+def test_prefetching_never_changes_a_block(tiny_llama, first):
+    (plain, _), (prefetched, _) = make_model(tiny_llama, prefetch=False), make_model(tiny_llama, prefetch=True)
+    for (i, block), (j, twin) in zip(plain.in_order(first), prefetched.in_order(first), strict=True):
         assert (i, block.name) == (j, twin.name)
         parameters = dict(twin.module.named_parameters())
         assert all(torch.equal(p, parameters[path]) for path, p in block.module.named_parameters())
 
 
-def test_the_next_block_is_read_by_a_thread_and_every_weight_once(tiny_llama):
+def test_prefetching_reads_the_next_block_in_a_thread_and_each_weight_once(tiny_llama):
     model, read = make_model(tiny_llama, prefetch=True)
     blocks = [block.name for _, block in model.in_order()]
     assert len({name for name, _ in read}) == len(read)
@@ -39,14 +39,14 @@ def test_the_next_block_is_read_by_a_thread_and_every_weight_once(tiny_llama):
     assert {main for name, main in read if name.startswith(f"{blocks[1]}.")} == {False}
 
 
-def test_without_reading_ahead_only_the_block_at_hand_is_read(tiny_llama):
+def test_without_prefetching_only_the_current_block_is_read(tiny_llama):
     model, read = make_model(tiny_llama, prefetch=False)
     _, block = next(model.in_order())
     assert all(name.startswith(f"{block.name}.") for name, _ in read)
 
 
 @pytest.mark.parametrize("prefetch", [False, True])
-def test_a_block_is_gone_when_the_next_is_asked_for(tiny_llama, prefetch):
+def test_a_block_is_released_before_the_next_one(tiny_llama, prefetch):
     model, _ = make_model(tiny_llama, prefetch=prefetch)
     released: list[torch.nn.Module] = []
     for _, block in model.in_order():
@@ -56,7 +56,7 @@ def test_a_block_is_gone_when_the_next_is_asked_for(tiny_llama, prefetch):
     assert all(parameter.is_meta for past in released for parameter in past.parameters())
 
 
-def test_a_thread_that_cannot_read_ends_the_work(tiny_llama):
+def test_a_read_error_in_the_thread_is_raised(tiny_llama):
     model, _ = make_model(tiny_llama, prefetch=True)
     source = model.source
 

@@ -21,7 +21,7 @@ MODEL_TYPES = sorted({name for family in FAMILIES for name in family.model_types
 
 
 def run_block(model_type):
-    """A block's stages, what its linears and norms see, by path, its output, and its linears; random weights."""
+    """A random block's stages, inputs of its linears and norms by path, output, and outputs of its linears by path."""
     factor = {"residual_multiplier": 0.5} if model_type == "granite" else {}
     config = AutoConfig.for_model(model_type, **SIZES, **factor)
     torch.manual_seed(0)
@@ -44,15 +44,15 @@ def test_stages_with_a_residual_norm_add_their_output_unscaled(model_type):
     states = [*(tensor for path, tensor in seen.items() if path not in products), output]
     adding = [stage for stage in stages if stage.residual]
     for stage in stages:
-        made = products[stage.linears[0]]
+        product = products[stage.linears[0]]
         if stage.residual:
             later = adding[adding.index(stage) + 1 :]
             after = seen[later[0].residual] if later else output
-            torch.testing.assert_close(after, seen[stage.residual] + made)
+            torch.testing.assert_close(after, seen[stage.residual] + product)
             continue
-        found = any(
-            before.shape == made.shape == after.shape and torch.allclose(after, before + made, atol=1e-4)
+        is_added = any(
+            before.shape == product.shape == after.shape and torch.allclose(after, before + product, atol=1e-4)
             for before in states
             for after in states
         )
-        assert not found, stage.linears
+        assert not is_added, stage.linears

@@ -1,4 +1,4 @@
-"""Importance by activations: the stated means and norms; what is silent on the text goes first, however large it is."""
+"""Importance from activations: its means and norms, and that channels silent on the text are cut first."""
 
 from collections.abc import Callable
 
@@ -47,20 +47,20 @@ def test_importance_is_the_token_mean_then_window_norm_of_activations(name):
             )
     with torch.no_grad():
         model(IDS, use_cache=False)
-    found = measure_importance(config, weights, IDS)
+    importance = measure_importance(config, weights, IDS)
     hidden = sum(x.abs().mean(1).norm(dim=0) for (_, place), x in seen.items() if "norm" in place)
-    torch.testing.assert_close(found.hidden(), hidden)
+    torch.testing.assert_close(importance.hidden(), hidden)
     for index in range(5):
-        torch.testing.assert_close(found.block(index).mlp, seen[index, DOWN_PROJ].abs().mean(1).norm(dim=0))
+        torch.testing.assert_close(importance.block(index).mlp, seen[index, DOWN_PROJ].abs().mean(1).norm(dim=0))
         heads = seen[index, O_PROJ].unflatten(-1, (6, HEAD)).norm(dim=-1).mean(1).norm(dim=0)
-        torch.testing.assert_close(found.block(index).query, heads)
-        torch.testing.assert_close(found.block(index).kv, heads.view(2, 3).norm(dim=1))
+        torch.testing.assert_close(importance.block(index).query, heads)
+        torch.testing.assert_close(importance.block(index).kv, heads.view(2, 3).norm(dim=1))
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_a_silent_mlp_channel_is_cut_first_despite_large_weights(name):
     def silence(parameter: str, tensor: Tensor) -> None:
-        """The gates of channels 3 and 40 read nothing but hidden channel 5, which their norm does not let through."""
+        """The gates of channels 3 and 40 use hidden channel 5 only, which their norm sets to 0."""
         if "post_attention_layernorm" in parameter:
             tensor[5] = 0
         if "gate_proj" in parameter:
@@ -95,7 +95,7 @@ def test_a_hidden_channel_blocked_by_norms_is_cut_first(name):
 
 
 def quiet_group(parameter: str, tensor: Tensor) -> None:
-    """KV head 0 hands on nothing; what would read it is loud."""
+    """The values of KV head 0 are almost 0; the weights that use them are large."""
     if "v_proj" in parameter:
         tensor[:HEAD] *= 1e-6
     if "o_proj" in parameter:
@@ -123,9 +123,9 @@ def test_query_heads_stay_with_the_kv_head_they_use(name):
     config, weights = teacher(name)
     student, read = narrowed(config, weights, num_heads=4)
     assert (student["num_attention_heads"], student["num_key_value_heads"]) == (4, 2)
-    found = measure_importance(config, weights, IDS)
+    importance = measure_importance(config, weights, IDS)
     for index in range(5):
-        query = found.block(index).query.view(2, 3)
+        query = importance.block(index).query.view(2, 3)
         heads = [3 * g + h for g in range(2) for h in sorted(query[g].argsort(descending=True)[:2].tolist())]
         columns = [HEAD * head + channel for head in heads for channel in range(HEAD)]
         o_proj = f"model.layers.{index}.{O_PROJ}.weight"
@@ -140,7 +140,7 @@ def test_importance_does_not_depend_on_the_order_of_windows():
     torch.testing.assert_close(first.hidden(), turned.hidden())
 
 
-def test_another_text_may_keep_other_channels():
+def test_another_text_keeps_other_channels():
     config, weights = teacher("llama")
     one, other = (narrowed(config, weights, ids, intermediate_size=16)[1] for ids in (IDS, IDS + 25))
     name = "model.layers.0.mlp.down_proj.weight"

@@ -11,7 +11,7 @@ COUNT, NUMBERS = 2000, 25_000  # 200 MB in pieces that the C library keeps
 def test_release_memory_returns_freed_memory_to_the_system():
     process = psutil.Process()
     tensors = [torch.ones(NUMBERS) for _ in range(COUNT)]
-    pinned = tensors[::100]  # what still lives lies above and between what does not
+    pinned = tensors[::100]  # live tensors lie between the freed ones
     full = process.memory_info().rss
     del tensors
     release_memory()

@@ -40,7 +40,7 @@ def test_only_matrix_products_change_dtype(factors):
 
 
 def test_greenlets_share_the_context_and_nested_ones_end(factors):
-    """As micro-batches park in the middle of a block while statistics are summed in float32."""
+    """A micro-batch can pause inside a block while statistics are summed in float32."""
 
     def run():
         first = product(*factors)
@@ -56,5 +56,5 @@ def test_greenlets_share_the_context_and_nested_ones_end(factors):
         assert [part.dtype for part in worker.switch()] == [torch.bfloat16] * 2
 
 
-def test_the_fastest_type_is_one_that_a_cpu_can_multiply():
+def test_the_fastest_matmul_dtype_is_float32_or_bfloat16():
     assert fastest_matmul_dtype() in (torch.float32, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Students: nothing removed is the teacher itself; what is removed is chosen by its stated measure; the rest loads."""
+"""Students: equal to the teacher if nothing is cut; the least important parts are cut first; the rest loads."""
 
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ BLOCKS = (0, 3, 4)
 
 
 def teacher(name: str) -> tuple[dict[str, Any], Weights]:
-    """A random model's config.json and weights; every norm and bias differs from its neighbour."""
+    """config.json and weights of a random model, norms and biases included."""
     config = CONFIGS[name].to_dict()
     generator = torch.Generator().manual_seed(3)
     tensors = {n: 0.2 * torch.randn(s, generator=generator) for n, s in parameter_shapes(config).items()}
@@ -75,19 +75,19 @@ def test_a_student_with_all_blocks_and_channels_is_the_teacher(name):
 def test_a_shorter_student_is_the_teacher_without_those_blocks(name):
     config, weights = teacher(name)
     student = cut(config, weights, student_shape(config, num_layers=3), BLOCKS)
-    whole = load_all(config, weights, torch.float32)
-    whole.model.layers = torch.nn.ModuleList([whole.model.layers[i] for i in BLOCKS])
-    whole.config.num_hidden_layers = 3
+    pruned = load_all(config, weights, torch.float32)
+    pruned.model.layers = torch.nn.ModuleList([pruned.model.layers[i] for i in BLOCKS])
+    pruned.config.num_hidden_layers = 3
     for key in ("layer_types", "no_rope_layers"):
-        if isinstance(getattr(whole.config, key, None), list):
-            setattr(whole.config, key, [getattr(whole.config, key)[i] for i in BLOCKS])
+        if isinstance(getattr(pruned.config, key, None), list):
+            setattr(pruned.config, key, [getattr(pruned.config, key)[i] for i in BLOCKS])
     with torch.no_grad():
-        expected = whole(IDS, use_cache=False).logits
+        expected = pruned(IDS, use_cache=False).logits
     torch.testing.assert_close(logits(*student), expected)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_narrower_student_has_every_parameter_that_its_config_promises(name):
+def test_a_narrower_student_has_every_parameter_of_its_config(name):
     config, weights = teacher(name)
     shape = student_shape(config, **NARROW)
     student, read = cut(config, weights, shape, BLOCKS)
@@ -96,20 +96,20 @@ def test_a_narrower_student_has_every_parameter_that_its_config_promises(name):
     assert shape_of(student) == shape and logits(student, read).isfinite().all()
 
 
-def test_lists_with_an_entry_per_block_keep_the_entries_of_the_blocks_that_stay():
+def test_lists_per_block_keep_the_entries_of_the_kept_blocks():
     config = CONFIGS["gemma2"].to_dict()
     types = student_config(config, student_shape(config, num_layers=3), BLOCKS)["layer_types"]
     assert types == [config["layer_types"][i] for i in BLOCKS] and len(types) == 3
 
 
-def test_a_list_that_the_file_leaves_out_is_written_for_the_blocks_that_stay():
+def test_a_default_list_is_written_for_the_kept_blocks():
     config = CONFIGS["gemma2"].to_dict()
     bare = {key: value for key, value in config.items() if key != "layer_types"}
     student = student_config(bare, student_shape(bare, num_layers=3), (0, 1, 4))
     assert make_config(student).layer_types == [config["layer_types"][i] for i in (0, 1, 4)]
 
 
-def test_blocks_before_the_sliding_window_are_counted_again():
+def test_max_window_layers_counts_the_kept_blocks_only():
     config = CONFIGS["qwen2"].to_dict()
     assert student_config(config, student_shape(config, num_layers=3), BLOCKS)["max_window_layers"] == 3
 
@@ -119,7 +119,7 @@ def test_channels_with_zero_weights_are_cut_first(name):
     config, weights = teacher(name)
     dead = {"hidden": [1, 7, 20], "mlp": [0, 30], "kv": [0]}
 
-    def wounded(parameter: str) -> Tensor:
+    def zeroed(parameter: str) -> Tensor:
         tensor = weights(parameter).clone()
         if "embed_tokens" in parameter:
             tensor[:, dead["hidden"]] = 0
@@ -130,13 +130,13 @@ def test_channels_with_zero_weights_are_cut_first(name):
         return tensor
 
     narrow = {"hidden_size": 36, "intermediate_size": 62}
-    _, read = cut(config, wounded, student_shape(config, **narrow), range(5))
+    _, read = cut(config, zeroed, student_shape(config, **narrow), range(5))
     assert read("model.embed_tokens.weight").abs().sum(0).all()
     assert read("model.layers.2.mlp.up_proj.weight").abs().sum(1).all()
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3"])
-def test_a_dead_mlp_channel_can_go_without_changing_the_function(name):
+def test_cutting_dead_mlp_channels_never_changes_the_logits(name):
     config, weights = teacher(name)
 
     def dead(name: str) -> Tensor:
@@ -149,7 +149,7 @@ def test_a_dead_mlp_channel_can_go_without_changing_the_function(name):
     torch.testing.assert_close(logits(*student), logits(config, dead))
 
 
-def test_silent_heads_can_go_without_changing_the_function():
+def test_cutting_silent_heads_never_changes_the_logits():
     config, weights = teacher("llama")
 
     def silent(name: str) -> Tensor:
@@ -164,7 +164,7 @@ def test_silent_heads_can_go_without_changing_the_function():
 
 
 @pytest.mark.parametrize("name", ["qwen3", "phi3"])
-def test_a_silent_group_can_go_without_changing_the_function(name):
+def test_cutting_a_silent_attention_group_never_changes_the_logits(name):
     config, weights = teacher(name)
 
     def silent(name: str) -> Tensor:
@@ -177,7 +177,7 @@ def test_a_silent_group_can_go_without_changing_the_function(name):
     torch.testing.assert_close(logits(*student), logits(config, silent))
 
 
-def test_a_group_that_reads_nothing_can_go_however_loud_its_heads():
+def test_a_group_with_zero_values_is_cut_despite_large_output_weights():
     config, weights = teacher("llama")
 
     def deaf(name: str) -> Tensor:
@@ -193,14 +193,14 @@ def test_a_group_that_reads_nothing_can_go_however_loud_its_heads():
 
 
 @pytest.mark.parametrize("width", [4, 6, 8, 10, 12, 16])
-def test_heads_of_another_width_keep_whole_rotary_pairs_of_near_frequency(width):
+def test_heads_of_another_width_keep_rotary_pairs_of_the_nearest_frequency(width):
     channels = head_channels(8, width)
     first, second = channels.view(2, -1)
     assert torch.equal(second, first + 4) and (first.diff() >= 0).all()
     assert ((first / 8 - torch.arange(width // 2) / width).abs() <= 0.5 / 8 + 1e-6)[:-1].all()
 
 
-def test_heads_of_another_width_attend_as_before_where_nothing_turns():
+def test_heads_of_another_width_keep_their_scores_without_rotation():
     config, weights = teacher("qwen2")
     shape = student_shape(config, num_heads=3, num_kv_heads=1)  # 48 / 3: heads of 16 out of heads of 8
     assert shape.head_dim == 16
@@ -242,7 +242,7 @@ def test_heads_of_another_width_keep_their_output():
         ("qwen2", {"hidden_size": 40}, r"hidden_size=40 over num_heads=6 .* 5 heads of 8"),
     ],
 )
-def test_a_shape_that_cannot_be_cut_is_refused_with_both_numbers(name, sizes, message):
+def test_a_shape_that_cannot_be_cut_is_rejected_with_both_numbers(name, sizes, message):
     with pytest.raises(ValueError, match=message):
         student_shape(CONFIGS[name].to_dict(), **sizes)
 
@@ -254,7 +254,7 @@ def test_narrowing_a_model_with_unsupported_modules_is_an_error():
         cut(config, weights, student_shape(config, hidden_size=24), range(5))
 
 
-def test_sizes_are_known_without_weights(tiny_llama: Path):
+def test_planned_sizes_equal_those_of_the_stored_model(tiny_llama: Path):
     checkpoint = Checkpoint(tiny_llama)
     size = plan_size(checkpoint.config)
     assert size["parameters"] == sum(info.bytes for info in checkpoint.tensors.values()) // 2
@@ -264,7 +264,7 @@ def test_sizes_are_known_without_weights(tiny_llama: Path):
     assert size["int4_bytes"] == size["float16_bytes"] - saved
 
 
-def test_a_narrow_student_of_qwen_is_an_ordinary_qwen():
+def test_a_narrow_qwen2_student_has_a_qwen2_config():
     config = Qwen2Config(
         vocab_size=152064,
         hidden_size=3584,
@@ -288,22 +288,22 @@ def deep_llama() -> tuple[dict[str, Any], Weights]:
 def test_a_sweep_measures_the_kl_of_the_model_without_those_blocks():
     config, weights = deep_llama()
     mask = torch.arange(24).view(2, 12) % 3 > 0
-    found = sweep_depth(config, weights, 2, IDS, mask)
+    kl_by_start = sweep_depth(config, weights, 2, IDS, mask)
     target = logits(config, weights).log_softmax(-1)
-    assert list(found) == [1, 2]
-    for start, kl in found.items():
+    assert list(kl_by_start) == [1, 2]
+    for start, kl in kl_by_start.items():
         student = cut(config, weights, student_shape(config, num_layers=3), remaining_blocks(5, start, 2))
         each = (target.exp() * (target - logits(*student).log_softmax(-1))).sum(-1)[:, :-1][mask[:, 1:]]
         assert kl == pytest.approx(each.mean().item(), rel=1e-4)
 
 
-def test_the_blocks_removed_are_those_of_the_least_kl():
+def test_the_removed_blocks_have_the_lowest_kl():
     config, weights = deep_llama()
-    found = sweep_depth(config, weights, 1, IDS, torch.ones_like(IDS, dtype=torch.bool))
-    assert sorted(found) == [1, 2, 3]
-    kept = choose_blocks(found, 5, 1)
+    kl_by_start = sweep_depth(config, weights, 1, IDS, torch.ones_like(IDS, dtype=torch.bool))
+    assert sorted(kl_by_start) == [1, 2, 3]
+    kept = choose_blocks(kl_by_start, 5, 1)
     (removed,) = set(range(5)) - set(kept)
-    assert found[removed] == min(found.values()) < max(found.values())
+    assert kl_by_start[removed] == min(kl_by_start.values()) < max(kl_by_start.values())
 
 
 def test_a_sweep_is_deterministic():
@@ -312,20 +312,20 @@ def test_a_sweep_is_deterministic():
     assert sweep_depth(config, weights, 2, IDS, mask) == sweep_depth(config, weights, 2, IDS, mask)
 
 
-def test_the_first_and_the_last_block_stay_and_one_of_them_if_only_one_does():
+def test_the_first_and_last_block_are_kept_unless_only_one_remains():
     config, weights = deep_llama()
     mask = torch.ones_like(IDS, dtype=torch.bool)
     assert [list(sweep_depth(config, weights, removed, IDS, mask)) for removed in (3, 4)] == [[1], [0, 1]]
 
 
 @pytest.mark.parametrize("removed", [0, 5])
-def test_a_sweep_removes_something_and_leaves_something(removed):
+def test_removing_no_block_or_all_blocks_is_an_error(removed):
     config, weights = deep_llama()
     with pytest.raises(ValueError, match=f"cannot remove {removed} of 5"):
         sweep_depth(config, weights, removed, IDS, torch.ones_like(IDS, dtype=torch.bool))
 
 
-def test_a_sweep_needs_a_token_that_counts():
+def test_a_mask_without_tokens_is_an_error():
     config, weights = deep_llama()
     with pytest.raises(ValueError, match="none of the 24 tokens"):
         sweep_depth(config, weights, 1, IDS, torch.zeros_like(IDS, dtype=torch.bool))
@@ -334,6 +334,6 @@ def test_a_sweep_needs_a_token_that_counts():
 def test_a_checkpoint_on_disk_is_cut_like_one_in_memory(tiny_qwen2: Path):
     checkpoint = Checkpoint(tiny_qwen2)
     same = cut(checkpoint.config, weight_reader(checkpoint), student_shape(checkpoint.config), range(2))
-    whole = AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32)
+    expected = AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32)
     with torch.no_grad():
-        torch.testing.assert_close(logits(*same), whole(IDS, use_cache=False).logits)
+        torch.testing.assert_close(logits(*same), expected(IDS, use_cache=False).logits)

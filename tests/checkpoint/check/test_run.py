@@ -1,4 +1,4 @@
-"""The validator on checkpoints that are sound, on several ranks, and beside the checkpoint they were made from."""
+"""The validator on correct checkpoints, for several ranks, and with the source checkpoint."""
 
 import ast
 import importlib.util
@@ -52,7 +52,7 @@ def edit_config(path: Path, **values) -> None:
 
 
 def edit_tensors(path: Path, **functions) -> None:
-    """Replace tensors of Q by suffix; the digests are taken away."""
+    """Replace tensors of Q by suffix, and remove the digests."""
     tensors = load_file(path / "model.safetensors")
     for suffix, function in functions.items():
         tensors[f"{Q}.{suffix}"] = function(tensors[f"{Q}.{suffix}"]).contiguous()
@@ -75,13 +75,13 @@ def test_every_family_passes_as_a_plain_checkpoint(model_type, save_model, tmp_p
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "vocab_size": 128, "head_dim": 16}
     config = AutoConfig.for_model(model_type, **sizes, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0)
     path = save_model(AutoModelForCausalLM.from_config(config), tmp_path / "model", 0, dtype)
-    found = broken(path)
-    if model_type == "ministral":  # known to transformers, not to vLLM 0.32
-        found = [row for row in found if row["rule"] != "C2"]
-    assert not found
+    rows = broken(path)
+    if model_type == "ministral":  # in transformers, but not in vLLM 0.32
+        rows = [row for row in rows if row["rule"] != "C2"]
+    assert not rows
 
 
-def test_a_file_laid_out_anew_or_a_new_model_card_changes_nothing(copied):
+def test_a_reformatted_config_or_a_new_model_card_breaks_no_rule(copied):
     path = copied("llama", "awq")
     config = json.loads((path / "config.json").read_text(), object_pairs_hook=lambda pairs: dict(reversed(pairs)))
     (path / "config.json").write_text(json.dumps(config, indent=7))
@@ -96,7 +96,7 @@ def test_tensors_stored_in_another_order_keep_their_digests(copied):
     assert not broken(path)
 
 
-def test_skipped_linears_may_stay_plain_where_the_config_says_so(copied):
+def test_linears_skipped_by_the_config_may_stay_unquantized(copied):
     path = copied("llama", "awq")
     tensors = load_file(path / "model.safetensors")
     gate_up = [f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up")]
@@ -113,7 +113,7 @@ def test_skipped_linears_may_stay_plain_where_the_config_says_so(copied):
     assert not broken(path)
 
 
-def test_a_row_names_the_tensor_its_value_and_what_vllm_does(copied):
+def test_a_row_has_tensor_value_expected_and_consequence(copied):
     path = copied("llama", "gptq")
     edit_tensors(path, qzeros=lambda zeros: zeros + 0x11111111)
     row, consequence = broken(path)
@@ -121,7 +121,7 @@ def test_a_row_names_the_tensor_its_value_and_what_vllm_does(copied):
     assert row["value"] == "0x88888888 at [0, 0]" and row["expected"] == "0x77777777" and "vLLM" in row["consequence"]
 
 
-def test_a_tensor_that_changed_is_named(copied):
+def test_a_changed_tensor_is_named(copied):
     path = copied("llama", "awq")
     tensors = load_file(path / "model.safetensors")
     tensors[f"{Q}.qzeros"][0, 0] ^= 1
@@ -148,16 +148,16 @@ def test_empty_digests_do_not_pass(copied, text):
 @pytest.mark.parametrize(
     ("ranks", "expected"), [(1, set()), (2, set()), (4, {"TP"}), (3, {"TP"})], ids=["one", "two", "four", "three"]
 )
-def test_ranks_must_divide_heads_and_leave_divisible_shapes(good, ranks, expected):
+def test_ranks_that_do_not_divide_the_shapes_break_rule_tp(good, ranks, expected):
     assert rules(good("llama", "awq"), tensor_parallel_size=ranks) == expected
 
 
-def test_ranks_of_a_quantized_model_name_the_linear_that_cannot_be_cut(good):
+def test_rule_tp_names_the_linear_that_cannot_be_split(good):
     tensors = {row.get("tensor") for row in broken(good("llama", "gptq"), tensor_parallel_size=4)}
     assert tensors == {f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)}  # 64 / 4 = 16 inputs, half a group
 
 
-def test_kernel_shapes_are_those_of_vllms_fused_layers(good):
+def test_kernels_are_checked_with_the_shapes_of_fused_layers(good):
     hopper = [row for row in check_checkpoint(good("llama", "awq")) if "Hopper" in row["consequence"]]
     assert [row["tensor"] for row in hopper] == [
         "model.layers.0.mlp.down_proj and 3 more"
@@ -165,40 +165,40 @@ def test_kernel_shapes_are_those_of_vllms_fused_layers(good):
 
 
 def in_another_order(words: torch.Tensor) -> torch.Tensor:
-    """The two lowest nibbles of every word change places."""
+    """Swap the two lowest nibbles of every word."""
     return (words & ~0xFF) | ((words & 0xF) << 4) | ((words >> 4) & 0xF)
 
 
 @pytest.mark.parametrize(
     ("kind", "suffix"), [("awq", "qweight"), ("gptq", "qweight"), ("ct", "weight_packed"), ("ct-asym", "weight_packed")]
 )
-def test_with_the_source_a_wrong_nibble_order_shows(copied, good, kind, suffix):
+def test_a_wrong_nibble_order_is_reported_with_the_source(copied, good, kind, suffix):
     path = copied("llama", kind)
     edit_tensors(path, **{suffix: in_another_order})
     assert "T12" in rules(path, source=good("llama", "plain"))
 
 
-def test_permuted_awq_codes_and_zeros_need_the_source_to_be_found(copied, good):
+def test_permuted_awq_codes_and_zeros_are_reported_only_with_the_source(copied, good):
     path = copied("llama", "awq")
     edit_tensors(path, qweight=in_another_order, qzeros=in_another_order)
     assert not rules(path)
     assert rules(path, source=good("llama", "plain")) == {"T12"}
 
 
-def test_zeros_one_off_show_beside_the_source(copied, good):
+def test_zeros_off_by_one_are_reported_with_the_source(copied, good):
     path = copied("llama", "ct")
     one_more = lambda words: pack.pack_ct_codes((pack.unpack_ct_codes(words) + 1).clamp(max=15))  # noqa: E731
     edit_tensors(path, weight_packed=one_more)
     assert "T12" in rules(path, source=good("llama", "plain"))
 
 
-def test_a_doubled_scale_is_doubted_beside_the_source(copied, good):
+def test_a_doubled_scale_is_a_warning_with_the_source(copied, good):
     path = copied("llama", "awq")
     edit_tensors(path, scales=lambda scales: scales * torch.where(torch.arange(64) == 5, 2.0, 1.0).half()[None])
-    assert not check_doubts(path)
+    assert not doubtful_tensors(path)
     path = copied("qwen2", "awq")
     edit_tensors(path, scales=double_one)
-    assert check_doubts(path, source=good("qwen2", "plain")) == {f"{Q}.qweight"}
+    assert doubtful_tensors(path, source=good("qwen2", "plain")) == {f"{Q}.qweight"}
 
 
 def double_one(scales: torch.Tensor) -> torch.Tensor:
@@ -206,47 +206,47 @@ def double_one(scales: torch.Tensor) -> torch.Tensor:
     return scales
 
 
-def check_doubts(path, **options):
+def doubtful_tensors(path, **options):
     return {row["tensor"] for row in check_checkpoint(path, **options) if row["rule"] == "T12"}
 
 
-def test_the_source_of_the_record_is_used_while_it_is_unchanged(copied, good, tmp_path):
+def test_the_source_in_the_record_is_used_only_if_unchanged(copied, good, tmp_path):
     source, path = copied("llama", "plain"), copied("llama", "awq")
-    note = {"path": str(source), "digest": Checkpoint(source).digest}
-    (path / RECORD).write_text(record_text("quantize", {}, source=note))
+    origin = {"path": str(source), "digest": Checkpoint(source).digest}
+    (path / RECORD).write_text(record_text("quantize", {}, source=origin))
     edit_tensors(path, qweight=in_another_order, qzeros=in_another_order)
     assert rules(path) == {"T12"}
     edit_config(source, model_type="qwen2")
     assert not rules(path)
 
 
-def test_one_mixed_up_word_of_outputs_shows_beside_the_source(copied, good):
+def test_two_swapped_words_are_a_warning_with_the_source(copied, good):
     path = copied("llama", "gptq")
     edit_tensors(path, qweight=lambda words: torch.cat([words[:, :1], words[:, 2:3], words[:, 1:2], words[:, 3:]], 1))
-    doubts = [row for row in check_checkpoint(path, source=good("llama", "plain")) if row["rule"] == "T12"]
-    assert doubts[0]["value"].endswith(("output 1", "output 2")) and {row["level"] for row in doubts} == {"warning"}
+    findings = [row for row in check_checkpoint(path, source=good("llama", "plain")) if row["rule"] == "T12"]
+    assert findings[0]["value"].endswith(("output 1", "output 2")) and {row["level"] for row in findings} == {"warning"}
 
 
-def test_another_model_is_no_source(good):
+def test_another_model_as_source_breaks_rule_t12(good):
     assert rules(good("llama", "awq"), source=good("qwen2", "plain")) == {"T12"}
 
 
-def test_folding_is_no_difference_from_the_source():
+def test_folded_scales_do_not_lower_the_similarity():
     torch.manual_seed(0)
     source = torch.randn(48, 128)
     folded = source * torch.rand(128).add(0.2) * torch.rand(48, 1).add(0.2)
-    likeness = measure_similarity(rtn(folded, Scheme(group_size=32, sym=False)), source, torch.arange(48))
-    assert likeness.cosine > 0.99 and likeness.row_cosine > 0.98 and abs(likeness.shift) < 0.05
-    assert 0.9 < likeness.gains[0] < likeness.gains[1] < 1.1
+    similarity = measure_similarity(rtn(folded, Scheme(group_size=32, sym=False)), source, torch.arange(48))
+    assert similarity.cosine > 0.99 and similarity.row_cosine > 0.98 and abs(similarity.shift) < 0.05
+    assert 0.9 < similarity.gains[0] < similarity.gains[1] < 1.1
 
 
-def test_exact_weights_are_exactly_alike():
+def test_identical_weights_have_cosine_1():
     weight = QuantizedWeight(torch.randint(0, 16, (16, 64)).byte(), torch.rand(16, 2) + 0.1, torch.full((16, 2), 8.0))
-    likeness = measure_similarity(weight, weight.dequantize(), torch.arange(16))
-    assert likeness.cosine == pytest.approx(1) and abs(likeness.shift) < 1e-5
+    similarity = measure_similarity(weight, weight.dequantize(), torch.arange(16))
+    assert similarity.cosine == pytest.approx(1) and abs(similarity.shift) < 1e-5
 
 
-def test_strong_folding_is_taken_apart_in_two_rounds():
+def test_strong_folding_is_fitted_in_two_rounds():
     torch.manual_seed(0)
     weight = QuantizedWeight(torch.randint(0, 16, (64, 64)).byte(), torch.rand(64, 2) + 0.1, torch.full((64, 2), 7.5))
     source = weight.dequantize() / torch.logspace(-1, 1, 64) / torch.logspace(-1, 1, 64)[:, None]
@@ -263,17 +263,17 @@ def test_weights_half_a_step_off_their_source_are_an_error():
     assert [row["level"] for row in source_differences(moved, source, torch.arange(64))] == ["error"]
 
 
-def test_codes_far_from_their_zeros_on_both_sides_are_not_plausible():
-    codes = torch.tensor([0, 15, 1, 15]).repeat(16, 16).byte()  # signed codes that nobody moved by 8: mean 7.75
+def test_codes_far_from_their_zeros_are_implausible():
+    codes = torch.tensor([0, 15, 1, 15]).repeat(16, 16).byte()  # signed codes that were not shifted by 8: mean 7.75
     rows = list(implausible_codes(QuantizedWeight(codes, torch.ones(16, 2), torch.full((16, 2), 8.0), sym=True)))
     assert len(rows) == 1 and "7.25 from their zeros" in rows[0]["value"]
 
 
-def test_dead_outputs_and_dead_inputs_are_no_difference():
+def test_dead_outputs_and_inputs_do_not_lower_the_similarity():
     source = torch.randn(16, 64)
     source[3], source[:, 7], source[5, 32:] = 0, 0, 0
-    likeness = measure_similarity(rtn(source, Scheme(group_size=32, sym=False)), source, torch.arange(16))
-    assert likeness.cosine > 0.98 and likeness.row_cosine > 0.95 and likeness.gains[0] > 0.8
+    similarity = measure_similarity(rtn(source, Scheme(group_size=32, sym=False)), source, torch.arange(16))
+    assert similarity.cosine > 0.98 and similarity.row_cosine > 0.95 and similarity.gains[0] > 0.8
 
 
 @pytest.mark.parametrize("sym", [True, False], ids=["sym", "asym"])
@@ -284,7 +284,7 @@ def test_random_weights_are_plausible_and_shifted_codes_are_not(sym):
     assert list(implausible_codes(replace(weight, codes=(weight.codes + 1).clamp(max=15))))
 
 
-def test_a_zero_scale_is_allowed_only_where_the_whole_group_is_zero(copied):
+def test_a_zero_scale_is_allowed_only_in_a_group_of_zeros(copied):
     path = copied("llama", "gptq")
     tensors = load_file(path / "model.safetensors")
     tensors[f"{Q}.scales"][0, 3] = 0
@@ -297,13 +297,13 @@ def test_a_zero_scale_is_allowed_only_where_the_whole_group_is_zero(copied):
     assert rules(path) == {"T7"}
 
 
-def test_float16_is_refused_where_vllm_refuses_it(copied):
+def test_float16_is_an_error_for_models_that_overflow(copied):
     path = copied("llama", "plain")
     edit_config(path, model_type="glm4", architectures=["Glm4ForCausalLM"])
     assert "C2" in rules(path)
 
 
-def test_a_redundant_equal_head_is_only_a_warning(copied):
+def test_an_equal_head_beside_a_tied_embedding_is_a_warning(copied):
     path = copied("llama", "plain")
     tensors = load_file(path / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
@@ -314,7 +314,7 @@ def test_a_redundant_equal_head_is_only_a_warning(copied):
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "no config", "not JSON", "no weights"])
-def test_what_is_no_checkpoint_is_refused(tmp_path, damage, good):
+def test_a_path_without_a_checkpoint_is_rejected(tmp_path, damage, good):
     path = tmp_path / "model"
     if damage != "missing":
         path.mkdir()
@@ -355,7 +355,7 @@ def test_every_rule_of_the_contract_has_a_function():
     assert all(rule.find.__doc__.startswith(f"{rule.id}: ") for rule in RULES)
 
 
-def test_the_architectures_are_those_of_the_installed_vllm():
+def test_the_architectures_equal_those_of_the_installed_vllm():
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
         pytest.skip("vLLM is not installed")
