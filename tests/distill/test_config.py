@@ -38,14 +38,14 @@ def test_a_bad_setting_is_named_with_its_value(settings, message):
         DistillConfig(**settings)
 
 
-def test_steps_and_tokens_say_the_same():
+def test_steps_and_tokens_set_the_same_run_length():
     assert DistillConfig(blocks=2, tokens=10_000, batch_size=4, seq_len=100).total_steps == 25
     assert DistillConfig(blocks=2, tokens=10_001, batch_size=4, seq_len=100).total_steps == 26
     assert DistillConfig(blocks=2, steps=7, batch_size=4, seq_len=100).total_tokens == 2800
     assert DistillConfig(blocks=2).total_steps == STEPS
 
 
-def test_the_table_of_divergences_is_the_one_that_is_offered():
+def test_the_options_offer_exactly_the_implemented_divergences():
     assert set(DIVERGENCES) == set(losses.DIVERGENCES)
 
 

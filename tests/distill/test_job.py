@@ -42,14 +42,14 @@ def distilled(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     return out, row, reported
 
 
-def test_distillation_lowers_the_heldout_kl_and_says_by_what_factor(distilled):
+def test_distillation_lowers_the_heldout_kl_and_reports_the_factor(distilled):
     _, row, _ = distilled
     assert 0 < row["kl_after"] < row["kl_before"]
     assert row["factor"] == pytest.approx(row["kl_before"] / row["kl_after"])
     assert row["tokens"] == 6 * 4 * 32 and row["stopped"] is None
 
 
-def test_what_was_measured_is_what_was_written(distilled, tiny_llama):
+def test_the_reported_scores_are_those_of_the_written_student(distilled, tiny_llama):
     out, row, _ = distilled
     cpu, tokenizer, made = torch.device("cpu"), Checkpoint(tiny_llama).tokenizer, Checkpoint(out).record["eval_text"]
     arguments = {key: made[key] for key in ("n_samples", "seq_len", "seed", "start_token")}
@@ -61,7 +61,7 @@ def test_what_was_measured_is_what_was_written(distilled, tiny_llama):
     assert row["perplexity_after"] == pytest.approx(exp(found.nll), rel=1e-6)
 
 
-def test_rows_that_pad_a_vocabulary_count_for_nothing(tiny_llama, tmp_path):
+def test_padding_rows_of_a_vocabulary_never_change_the_result(tiny_llama, tmp_path):
     plain, name = Checkpoint(tiny_llama), "model.embed_tokens.weight"
     tensors = {key: plain.tensor(key) for key in plain.tensors}
     tensors[name] = torch.cat([tensors[name], torch.randn(32, 64, generator=torch.Generator().manual_seed(0)).half()])
@@ -86,7 +86,7 @@ def test_the_student_is_an_ordinary_checkpoint(distilled, tiny_llama):
     assert sum(info.bytes for info in Checkpoint(out).tensors.values()) == row["float16_bytes"]
 
 
-def test_the_record_tells_everything_that_made_the_student(distilled, tiny_llama):
+def test_the_record_holds_every_setting_and_source_of_the_student(distilled, tiny_llama):
     out, row, _ = distilled
     record = Checkpoint(out).record
     assert record["command"] == "distill" and record["source"]["digest"] == Checkpoint(tiny_llama).digest
@@ -108,14 +108,14 @@ def test_the_record_tells_everything_that_made_the_student(distilled, tiny_llama
     } <= row.keys()
 
 
-def test_the_student_has_a_card_and_the_validator_does_not_mind(distilled, tiny_llama):
+def test_the_student_has_a_model_card_and_passes_check(distilled, tiny_llama):
     out, _, _ = distilled
     text = (out / "README.md").read_text()
     assert "base_model:\n- llama" in text and Checkpoint(tiny_llama).digest in text
     assert not [row for row in check_checkpoint(out, source=tiny_llama) if row["level"] == "error"]
 
 
-def test_every_step_is_reported_with_speed_and_time_to_go(distilled):
+def test_every_step_is_reported_with_speed_and_remaining_time(distilled):
     _, _, reported = distilled
     steps = [row for row in reported if "loss" in row]
     assert [row["step"] for row in steps] == [f"{i}/6" for i in range(1, 7)]
@@ -158,7 +158,7 @@ def test_text_that_is_trained_on_cannot_be_held_out(tiny_llama, tmp_path):
         distill_checkpoint(tiny_llama, tmp_path / "out", settings)
 
 
-def test_text_in_which_nothing_counts_is_refused(tiny_llama, tmp_path):
+def test_text_without_a_token_to_train_on_is_refused(tiny_llama, tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"a question without an answer, number {i}"}]} for i in range(99)]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = DistillConfig(blocks=1, text=(str(tmp_path / "chat.jsonl"),), **SHORT)
@@ -169,7 +169,7 @@ def test_text_in_which_nothing_counts_is_refused(tiny_llama, tmp_path):
         distill_checkpoint(tiny_llama, tmp_path / "out", settings)
 
 
-def test_a_file_that_adds_nothing_to_a_mixture_is_refused_by_its_own_name(tiny_llama, tmp_path):
+def test_a_file_that_adds_nothing_to_a_mixture_is_refused_by_name(tiny_llama, tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"a question without an answer, number {i}"}]} for i in range(99)]
     (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = DistillConfig(blocks=1, text=("default", str(tmp_path / "chat.jsonl=0.5")), **SHORT)
@@ -207,7 +207,7 @@ def test_a_plan_needs_no_weights(tiny_llama, tmp_path):
     assert row["memory_bytes"] > 4 * row["teacher_parameters"] and row["steps"] == 6
 
 
-def test_more_memory_than_there_is_is_refused_before_the_work(tiny_llama, tmp_path, monkeypatch):
+def test_a_run_that_exceeds_the_memory_is_refused_before_it_starts(tiny_llama, tmp_path, monkeypatch):
     import psutil
 
     class Little:

@@ -229,7 +229,7 @@ def test_sparse_targets_that_name_every_token_are_the_dense_ones(chunk, temperat
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_sparse_targets_that_repeat_a_token_or_weigh_less_than_one_are_the_formula(temperature):
+def test_sparse_targets_with_repeated_tokens_or_partial_mass_are_the_formula(temperature):
     student, _, labels = make_sides()
     ids, weights = (
         torch.randint(0, VOCAB, (TOKENS, 5), generator=torch.Generator().manual_seed(1)),

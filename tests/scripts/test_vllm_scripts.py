@@ -67,7 +67,7 @@ def test_one_wrong_log_probability_is_detected(tiny, place):
     assert row["mean_difference"] == pytest.approx(0.5 / row["tokens"], abs=1e-4)
 
 
-def test_a_token_that_the_reference_finds_unlikely_is_detected(tiny):
+def test_a_token_that_is_unlikely_for_the_reference_is_detected(tiny):
     model, passages = tiny
     ids = torch.tensor([passages[0]["prompt_ids"] + passages[0]["token_ids"]])
     with torch.no_grad():

@@ -100,7 +100,7 @@ def failing(runtime: RuntimeChoice, batches: int) -> RuntimeChoice:
     return replace(runtime, open=opened)
 
 
-def test_answers_are_conversations_in_the_prompts_order_and_only_they_count(whole, tiny_llama):
+def test_answers_are_conversations_in_prompt_order_and_only_answers_count(whole, tiny_llama):
     rows = lines(whole)
     assert [row["messages"][0]["content"] for row in rows] == [row["prompt"] for row in ROWS]
     assert [row["prompt"] for row in rows] == list(range(9))
@@ -112,21 +112,21 @@ def test_answers_are_conversations_in_the_prompts_order_and_only_they_count(whol
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
-def test_an_answer_is_that_of_its_prompt_asked_alone(ask, runtime, tmp_path, sampling):
+def test_batching_never_changes_an_answer(ask, runtime, tmp_path, sampling):
     ask(tmp_path / "three.jsonl", sampling)
     ask(tmp_path / "one.jsonl", sampling, replace(runtime, batch_size=1))
     assert lines(tmp_path / "three.jsonl") == lines(tmp_path / "one.jsonl")
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_two_processes_answer_what_one_does(ask, whole, tmp_path, order):
+def test_two_processes_write_the_answers_of_one(ask, whole, tmp_path, order):
     out = tmp_path / "answers.jsonl"
     first, second = (ask(out, rank=rank, ranks=2) for rank in order)
     assert first["batches"] in ("1 of 3", "2 of 3") and second["answers"] == 9 and same(out, whole)
 
 
 @pytest.mark.parametrize("done", [0, 1, 2])
-def test_a_run_that_was_interrupted_asks_only_what_is_missing(ask, runtime, whole, tmp_path, done):
+def test_an_interrupted_run_generates_only_the_missing_answers(ask, runtime, whole, tmp_path, done):
     out = tmp_path / "answers.jsonl"
     with pytest.raises(KeyboardInterrupt):
         ask(out, runtime=failing(runtime, done))
@@ -148,7 +148,7 @@ def test_a_part_cut_off_at_any_byte_ends_in_the_same_bytes(ask, runtime, whole, 
         assert same(folder / "answers.jsonl", whole), place
 
 
-def test_another_number_of_processes_goes_on_with_what_is_there(ask, runtime, whole, tmp_path):
+def test_another_number_of_processes_resumes_the_answers(ask, runtime, whole, tmp_path):
     out = tmp_path / "answers.jsonl"
     ask(out, rank=1, ranks=2)
     ask(out, runtime=failing(runtime, 2))
@@ -182,7 +182,7 @@ def test_a_killed_command_ends_in_the_same_bytes(tiny_llama, tmp_path):
     assert same(out, tmp_path / "whole" / "answers.jsonl")
 
 
-def test_what_is_whole_is_not_asked_again(ask, runtime, whole, tmp_path):
+def test_a_finished_file_of_answers_is_not_generated_again(ask, runtime, whole, tmp_path):
     shutil.copytree(whole.parent, tmp_path / "copy")
     row = ask(tmp_path / "copy" / "answers.jsonl", runtime=failing(runtime, 0))
     assert row["answers"] == 9 and same(tmp_path / "copy" / "answers.jsonl", whole)
@@ -213,14 +213,14 @@ def test_other_settings_are_refused_by_name_and_harm_nothing(ask, runtime, whole
     assert same(out, whole)
 
 
-def test_a_file_of_somebody_else_is_not_written_over(ask, tmp_path):
+def test_a_file_of_another_program_is_not_overwritten(ask, tmp_path):
     (tmp_path / "answers.jsonl").write_text("my own\n")
     with pytest.raises(QCompressError, match="was not written by `qcompress generate`; give another --out"):
         ask(tmp_path / "answers.jsonl")
     assert (tmp_path / "answers.jsonl").read_text() == "my own\n"
 
 
-def test_truncated_empty_and_too_long_ones_are_left_out_and_counted(tiny_llama, tmp_path):
+def test_truncated_empty_and_too_long_answers_are_dropped_and_counted(tiny_llama, tmp_path):
     rows = [{"prompt": text} for text in ("fox", "dog", "quick " * 1200, "brown")]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     answers = {"fox": Answer([40, 41], True), "dog": Answer([], True), "brown": Answer([42, 43, 44], False)}
@@ -258,7 +258,7 @@ def test_truncated_empty_and_too_long_ones_are_left_out_and_counted(tiny_llama, 
         ),
     ],
 )
-def test_every_kind_of_prompt_is_asked_without_an_answer_it_has(ask, tmp_path, name, text, found):
+def test_every_kind_of_prompt_is_read_without_its_answer(ask, tmp_path, name, text, found):
     (tmp_path / name).write_text(text)
     ask(tmp_path / "answers.jsonl", prompts=tmp_path / name)
     rows = lines(tmp_path / "answers.jsonl")

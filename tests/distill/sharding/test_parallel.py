@@ -50,7 +50,7 @@ def two(monkeypatch):
 
 
 @pytest.mark.parametrize("windows", [1, 2, 5])
-def test_every_window_of_a_step_counts_in_one_process_and_all_take_as_many(two, windows):
+def test_ranks_share_the_windows_of_a_step_equally_without_overlap(two, windows):
     ids, mask = torch.arange(windows * 3).view(windows, 3), torch.ones(windows, 3, dtype=torch.bool)
     shares = []
     for rank in range(2):
@@ -125,7 +125,7 @@ def die_once(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "ways", [("replicas", "spread"), pytest.param(("zero-1", "zero-2"), marks=needs_deepspeed)], ids="-".join
 )
-def test_two_processes_train_what_one_does_however_it_is_spread_also_resumed(tiny_llama, tmp_path, ways):
+def test_two_processes_train_the_student_of_one_even_when_resumed(tiny_llama, tmp_path, ways):
     pair = [PROCESSES.Process(target=one_of_two, args=(rank, tiny_llama, tmp_path, ways)) for rank in range(2)]
     for process in pair:
         process.start()
@@ -164,7 +164,7 @@ def test_two_processes_train_what_one_does_however_it_is_spread_also_resumed(tin
         (SPREAD | {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "use --gradient-checkpointing"),
     ],
 )
-def test_what_would_train_otherwise_than_its_launcher_says_is_refused(monkeypatch, flags, cure):
+def test_settings_that_contradict_the_launcher_are_refused(monkeypatch, flags, cure):
     for name, value in flags.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(sys.modules, "deepspeed", None)
@@ -173,7 +173,7 @@ def test_what_would_train_otherwise_than_its_launcher_says_is_refused(monkeypatc
 
 
 @needs_deepspeed
-def test_zero_moves_nothing_where_a_gradient_is_not_finite_and_keeps_the_autocast_around_it(tmp_path, monkeypatch):
+def test_zero_skips_a_step_without_finite_gradients_and_keeps_autocast(tmp_path, monkeypatch):
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)

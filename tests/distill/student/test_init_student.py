@@ -57,14 +57,14 @@ def test_a_students_shape_may_be_that_of_a_config(tiny_qwen2: Path, tmp_path: Pa
     assert code == 1 and "small.json: sets all sizes; leave out --config or --blocks" in shown
 
 
-def test_a_teacher_cut_to_its_own_shape_is_the_teacher(tiny_llama: Path, tmp_path: Path):
+def test_a_teacher_cut_to_the_same_shape_is_unchanged(tiny_llama: Path, tmp_path: Path):
     _, text, _ = run(tiny_llama, "--out", tmp_path / "cut", "--blocks", 2, "--json")
     assert json.loads(text)["kl_before"] == pytest.approx(0, abs=1e-6)
     theirs, ours = Checkpoint(tiny_llama), Checkpoint(tmp_path / "cut")
     assert all(torch.equal(ours.tensor(name), theirs.tensor(name)) for name in theirs.tensors)
 
 
-def test_a_narrower_student_is_chosen_by_activations_and_says_so(tiny_qwen2: Path, tmp_path: Path):
+def test_a_narrower_student_records_that_activations_chose_it(tiny_qwen2: Path, tmp_path: Path):
     narrow = (tiny_qwen2, "--intermediate-size", 32, "--num-layers", 1)
     for out in ("cut", "again"):
         code, _, shown = run(*narrow, "--out", tmp_path / out)
@@ -82,7 +82,7 @@ def test_a_narrower_student_is_chosen_by_activations_and_says_so(tiny_qwen2: Pat
     assert bytes_of[0] == bytes_of[1] != bytes_of[2]
 
 
-def test_a_shape_that_cannot_be_leaves_nothing(tiny_llama: Path, tmp_path: Path):
+def test_an_impossible_shape_leaves_no_files(tiny_llama: Path, tmp_path: Path):
     code, _, shown = run(tiny_llama, "--out", tmp_path / "cut", "--blocks", 3)
     assert code == 1 and "num_layers=3: a student is cut out of its teacher, which has 2" in shown
     assert not list(tmp_path.iterdir())
@@ -97,12 +97,12 @@ def test_a_shape_that_cannot_be_leaves_nothing(tiny_llama: Path, tmp_path: Path)
         (1500, 64, "hidden_size=1500, intermediate_size=64: no"),
     ],
 )
-def test_a_width_that_was_cut_to_no_multiple_of_128_is_told(hidden, channels, note):
+def test_a_width_cut_to_no_multiple_of_128_is_reported(hidden, channels, note):
     teacher = Shape(3584, 18944, 28, 28, 4, 128)
     found = uneven(replace(teacher, hidden_size=hidden, intermediate_size=channels), teacher)
     assert found is None if note is None else found.startswith(note)
 
 
-def test_a_width_that_the_teacher_has_is_not_told():
+def test_a_width_of_the_teacher_is_not_reported():
     teacher = Shape(576, 1536, 30, 9, 3, 64)
     assert uneven(replace(teacher, num_layers=20), teacher) is None

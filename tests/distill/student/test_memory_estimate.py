@@ -63,11 +63,11 @@ def test_a_smaller_step_needs_less_than_a_whole_micro_batch():
         ({"lora_rank": 4}, "moments"),
     ],
 )
-def test_what_is_told_to_help_helps(option, less):
+def test_every_suggested_option_lowers_the_memory_estimate(option, less):
     assert parts(**option)[less] < 0.7 * parts()[less] and sum(parts(**option).values()) < sum(parts().values())
 
 
-def test_a_machine_with_too_little_memory_is_told_how_much_is_needed_and_what_helps(tiny_llama, tmp_path, monkeypatch):
+def test_too_little_memory_is_an_error_with_the_need_and_the_options(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 10**6}))
     with pytest.raises(
         QCompressError, match=r"needs about 0.\d GB.*use --gradient-checkpointing, --cache .*student 0.00"

@@ -9,13 +9,13 @@ from compress.distill.student.plan import check_inputs, plan_distill
 
 
 @pytest.mark.parametrize("options", [{"blocks": 1}, {"intermediate_size": 128}])
-def test_an_importance_that_would_choose_nothing_is_refused(tiny_llama, options):
+def test_importance_is_refused_when_no_width_is_cut(tiny_llama, options):
     with pytest.raises(QCompressError, match=r"importance weights: the student is as wide as its teacher.*leave"):
         plan_distill(tiny_llama, DistillConfig(**options, importance="weights"))
     assert plan_distill(tiny_llama, DistillConfig(intermediate_size=64, importance="weights"))
 
 
-def test_an_importance_beside_a_student_that_exists_is_refused(tiny_llama):
+def test_importance_is_refused_for_an_existing_student(tiny_llama):
     with pytest.raises(QCompressError, match=r"importance activations: --student .* is not cut"):
         plan_distill(tiny_llama, DistillConfig(student=str(tiny_llama), importance="activations"))
 

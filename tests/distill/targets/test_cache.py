@@ -63,7 +63,7 @@ def online(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[f
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 1e-3)])
-def test_cached_hidden_states_teach_what_the_teacher_does(tiny_llama, tmp_path, online, dtype, tolerance):
+def test_cached_hidden_states_give_the_loss_curve_of_the_teacher(tiny_llama, tmp_path, online, dtype, tolerance):
     capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(dtype=dtype, **SMALL))
     row = distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(cache=str(tmp_path / "cache"), **SHORT))
     assert curve(tmp_path / "out") == pytest.approx(online, rel=tolerance)
@@ -76,13 +76,13 @@ def test_a_hybrid_cache_teaches_too(tiny_llama, tmp_path, hybrid):
     assert row["kl_after"] < row["kl_before"]
 
 
-def test_a_hybrid_cache_and_a_distillation_agree_when_neither_is_told_a_temperature(tiny_llama, tmp_path):
+def test_a_hybrid_cache_and_a_distillation_share_a_default_temperature(tiny_llama, tmp_path):
     capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(codec="hybrid", top_k=60, draws=40, **SMALL))
     row = distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(cache=str(tmp_path / "cache"), **SHORT))
     assert row["kl_after"] < row["kl_before"] and read_manifest(tmp_path / "cache").codec["temperature"] == 2.0
 
 
-def test_two_processes_write_what_one_does(tiny_llama, tmp_path, hybrid):
+def test_two_processes_write_the_cache_of_one(tiny_llama, tmp_path, hybrid):
     settings = CaptureConfig(**HYBRID)
     rows = [capture_teacher(tiny_llama, tmp_path / "two", settings, rank=rank, ranks=2) for rank in (1, 0)]
     assert content(tmp_path / "two") == content(hybrid)
@@ -112,7 +112,7 @@ def test_a_capture_that_was_killed_ends_in_the_same_bytes(tiny_llama, tmp_path, 
     assert content(out) == content(hybrid)
 
 
-def test_what_a_killed_run_left_of_a_shard_goes(tiny_llama, tmp_path, hybrid):
+def test_the_partial_shard_of_a_killed_run_is_removed(tiny_llama, tmp_path, hybrid):
     shutil.copytree(hybrid, tmp_path / "cache")
     name = read_manifest(hybrid).files[1]
     (tmp_path / "cache" / name).rename(tmp_path / "cache" / f".{name}.123.partial")
@@ -141,7 +141,7 @@ def test_a_capture_goes_on_from_any_shards_that_are_there(tiny_llama, tmp_path, 
     assert content(tmp_path / "cache") == content(hybrid)
 
 
-def test_a_full_disk_is_one_line_and_keeps_what_is_whole(tiny_llama, tmp_path, hybrid, monkeypatch):
+def test_a_full_disk_is_one_line_and_keeps_whole_shards(tiny_llama, tmp_path, hybrid, monkeypatch):
     real, calls = os.fsync, []
 
     def full(descriptor: int) -> None:
@@ -181,7 +181,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tiny_lla
         ({"text": ("default=1", "python=1")}, "text: sha256:"),
     ],
 )
-def test_a_run_that_is_not_the_caches_is_refused_by_what_differs(tiny_llama, tmp_path, hybrid, change, name):
+def test_a_run_that_differs_from_its_cache_is_refused_by_setting(tiny_llama, tmp_path, hybrid, change, name):
     settings = SHORT | {"temperature": 1.0} | change
     with pytest.raises(QCompressError, match=f"differs from this run in {name}"):
         distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(cache=str(hybrid), **settings))
@@ -221,7 +221,7 @@ def test_sparse_targets_and_a_divergence_that_needs_all_are_refused(tiny_llama, 
         distill_checkpoint(tiny_llama, tmp_path / "out", settings)
 
 
-def test_a_capture_into_another_cache_is_refused_by_what_differs(tiny_llama, hybrid):
+def test_a_capture_into_another_cache_is_refused_by_setting(tiny_llama, hybrid):
     before = content(hybrid)
     for change, name in (
         ({"codec": "topk"}, "codec: hybrid stored, topk now"),
@@ -233,7 +233,7 @@ def test_a_capture_into_another_cache_is_refused_by_what_differs(tiny_llama, hyb
 
 
 @pytest.mark.parametrize("place", [-1, -3000, 3000])
-def test_a_flipped_bit_is_found(tmp_path, hybrid, place):
+def test_a_flipped_bit_is_refused(tmp_path, hybrid, place):
     shutil.copytree(hybrid, tmp_path / "cache")
     file = tmp_path / "cache" / read_manifest(hybrid).files[2]
     data = bytearray(file.read_bytes())
@@ -243,7 +243,7 @@ def test_a_flipped_bit_is_found(tmp_path, hybrid, place):
         inspect_cache(tmp_path / "cache")
 
 
-def test_a_shard_of_another_capture_is_found(tiny_llama, tmp_path, hybrid):
+def test_a_shard_of_another_capture_is_refused(tiny_llama, tmp_path, hybrid):
     capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(**HYBRID | {"seed": 1}))
     name = read_manifest(hybrid).files[1]
     shutil.copyfile(hybrid / name, tmp_path / "cache" / name)
@@ -265,7 +265,7 @@ def test_a_conversation_without_answers_makes_no_cache(tiny_llama, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_inspect_tells_what_a_cache_holds(hybrid):
+def test_inspect_prints_the_contents_of_a_cache(hybrid):
     shown = CliRunner().invoke(cli, ["cache", "inspect", str(hybrid), "--json"])
     row = json.loads(shown.stdout)
     assert row["codec"] == "hybrid" and row["biased"] is False and row["temperature"] == 1.0

@@ -38,7 +38,7 @@ def uniform(seed: int) -> Tensor:
     return torch.rand(TOKENS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_the_command_line_knows_every_codec():
+def test_the_command_line_offers_every_codec():
     assert set(NAMES) == set(CODECS)
 
 
@@ -102,7 +102,7 @@ def test_a_tail_without_mass_weighs_nothing():
     assert found.weights[:, 0].tolist() == [1, 1] and not found.weights[:, 1:].any()
 
 
-def test_topk_is_biased_by_what_it_leaves_out_and_says_so():
+def test_topk_is_biased_by_the_dropped_tokens_and_marked_as_biased():
     side = teacher()
     p = dense(side, 1.0)
     for renormalise, total in ((True, torch.ones(TOKENS)), (False, p.topk(5).values.sum(-1))):
@@ -138,6 +138,6 @@ def test_no_tokens_are_no_rows_of_the_same_shape(codec):
 @pytest.mark.parametrize(
     "settings", [{"name": "topk", "vocab": 9, "top_k": 9}, {"name": "hybrid", "vocab": 99, "draws": 0}]
 )
-def test_numbers_that_cannot_be_are_named(settings):
+def test_impossible_codec_settings_are_named(settings):
     with pytest.raises(ValueError, match=r"top_k must be 1 to (8|98), draws 1 or more"):
         make_codec(settings)

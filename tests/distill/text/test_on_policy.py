@@ -35,13 +35,13 @@ def go_on(
     return found.ids, found.mask
 
 
-def test_the_beginning_stays_and_only_what_was_said_counts():
+def test_the_prompt_stays_and_only_generated_tokens_count():
     ids, mask = go_on()
     assert ids.shape == mask.shape == IDS.shape and torch.equal(ids[:, :8], IDS[:, :8])
     assert not mask[:, :8].any() and mask[:, 8:].all() and not torch.equal(ids, IDS)
 
 
-def test_the_same_step_says_the_same_and_another_something_else():
+def test_each_step_draws_other_tokens_and_a_repeated_step_the_same():
     assert torch.equal(go_on()[0], go_on()[0])
     assert not torch.equal(go_on()[0], go_on(step=2)[0]) and not torch.equal(go_on()[0], go_on(seed=1)[0])
 
@@ -50,7 +50,7 @@ def test_more_rows_never_change_a_row():
     torch.testing.assert_close(go_on()[0][:1], go_on(IDS[:1])[0])
 
 
-def test_nothing_is_said_beyond_the_vocabulary_or_after_the_end():
+def test_no_token_is_drawn_beyond_the_vocabulary_or_after_the_end():
     end = int(go_on()[0][0, 9])
     ids, mask = go_on(end=end)
     over = (ids[0, 8:] == end).nonzero()[0].item() + 8
@@ -67,7 +67,7 @@ def test_every_token_is_drawn_as_the_model_sees_the_whole_text():
         assert torch.equal(draw(logits[:, place - 1], numbers[:, place]), ids[:, place])
 
 
-def test_of_several_documents_the_student_goes_on_with_the_prompts_last_one_and_sees_it_alone():
+def test_the_student_continues_and_sees_only_the_last_document_of_a_prompt():
     documents = torch.tensor([[0] * 5 + [1] * 11, [2] * 16, [-1, *[3] * 6, *[4] * 6, *[5] * 3]])
     mask = torch.ones(3, 16, dtype=torch.bool)
     found = continue_windows(random_llama(), Batch(IDS, mask, documents), seed=0, step=1, vocab=40, end=None)
@@ -108,7 +108,7 @@ def test_draws_follow_the_distribution():
     torch.testing.assert_close(found, torch.tensor([0.1, 0.2, 0.7]), rtol=0, atol=0.02)
 
 
-def test_an_on_policy_stage_learns_by_reverse_kl_alone_unless_it_says_otherwise(tiny_llama: Path, tmp_path: Path):
+def test_reverse_kl_alone_is_the_default_loss_of_an_on_policy_stage(tiny_llama: Path, tmp_path: Path):
     stages = (StageConfig("own", on_policy=True, steps=12),)
     whole = DistillConfig(blocks=1, seq_len=32, learning_rate=1e-3, eval_every=1, stages=stages)
     (resolved,) = whole.resolved()

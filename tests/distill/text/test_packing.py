@@ -189,7 +189,7 @@ def test_a_model_that_cannot_keep_documents_apart_is_refused_by_name():
         check_packing(model(name), "it", "documents", 12)
 
 
-def test_a_student_that_forgets_while_it_writes_is_refused_where_documents_count():
+def test_packed_on_policy_text_refuses_a_sliding_window_below_seq_len():
     sliding = model("mistral, sliding").model
     with pytest.raises(
         QCompressError, match="on_policy: MistralForCausalLM generates with a sliding window of 4 tokens"
@@ -199,13 +199,13 @@ def test_a_student_that_forgets_while_it_writes_is_refused_where_documents_count
     check_on_policy(sliding, "full", 12)
 
 
-def test_a_packing_that_is_not_known_is_named():
+def test_an_unknown_packing_is_named():
     for make in (lambda: DistillConfig(blocks=1, packing="some"), lambda: CaptureConfig(packing="some")):
         with pytest.raises(ValueError, match="packing=some: must be one of documents, full"):
             make()
 
 
-def test_a_cache_does_not_answer_for_windows_that_differ_in_their_documents_only():
+def test_a_cache_refuses_equal_windows_with_other_document_borders():
     class Lent:
         path = "cache"
 
@@ -217,7 +217,7 @@ def test_a_cache_does_not_answer_for_windows_that_differ_in_their_documents_only
     assert len(as_batch(windows).split(1)) == 2
 
 
-def test_a_cache_teaches_packed_documents_as_the_teacher_does(tiny_llama, tmp_path):
+def test_a_cache_of_packed_documents_gives_the_loss_curve_of_the_teacher(tiny_llama, tmp_path):
     for name, count in (("data", 60), ("heldout", 12)):
         lines = [json.dumps({"text": f"{name} {i * i}: {'fox ' * (i % 5)}"}) for i in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))

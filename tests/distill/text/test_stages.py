@@ -47,7 +47,7 @@ def staged(tiny_llama: Path, task: Path, tmp_path_factory: pytest.TempPathFactor
     return out, row, reported
 
 
-def test_a_stage_inherits_what_it_does_not_name():
+def test_a_stage_inherits_the_settings_it_leaves_out():
     stages = (StageConfig("a", tokens=4096), StageConfig("b", learning_rate=1e-5, text="x.txt"))
     whole = DistillConfig(blocks=2, steps=7, alpha=0.5, stages=stages)
     first, second = whole.resolved()
@@ -57,7 +57,7 @@ def test_a_stage_inherits_what_it_does_not_name():
     assert whole.texts == ("default", "heldout", "x.txt")
 
 
-def test_without_stages_the_whole_is_one_stage_of_the_same_settings():
+def test_without_stages_a_run_is_one_stage_of_the_same_settings():
     whole = DistillConfig(blocks=2, steps=7)
     (stage,) = make_stages(whole)
     assert stage.settings is whole and stage.text == whole.text and stage.named() == {}
@@ -74,7 +74,7 @@ def test_without_stages_the_whole_is_one_stage_of_the_same_settings():
         ([{"name": "a b"}], "stage 'a b': use letters"),
     ],
 )
-def test_a_stage_that_cannot_be_is_named(stages, message):
+def test_an_impossible_stage_is_named(stages, message):
     with pytest.raises(ValueError, match=message):
         DistillConfig(blocks=1, stages=stages)
 
@@ -99,7 +99,7 @@ def test_each_stage_begins_with_the_best_weights_of_the_one_before(staged):
     assert row["kl_after"] == pytest.approx(second["kl_after"], rel=1e-2)
 
 
-def test_the_curve_says_which_stage_a_step_belongs_to(staged):
+def test_every_row_of_the_curve_names_its_stage(staged):
     out, row, reported = staged
     curve = Checkpoint(out).record["loss"]
     assert [point["step"] for point in curve] == [1, 2, 3, 4, 5, 6, 7]
@@ -165,6 +165,6 @@ def test_stages_of_the_command_line_are_those_of_a_recipe(tiny_llama, tmp_path):
     assert json.loads(shown.stdout)["steps"] == 11
 
 
-def test_a_zero_of_a_stage_is_not_the_value_of_the_whole():
+def test_a_zero_in_a_stage_overrides_the_setting_of_the_run():
     stage = StageConfig("task", alpha=0.0, align_weight=0.0)
     assert stage.overrides() == {"alpha": 0.0, "align_weight": 0.0} and "replay" not in stage.changes()

@@ -84,7 +84,7 @@ def nothing(side, targets, labels, keep, **_):
     return Loss(torch.zeros(()), torch.zeros(keep.shape), torch.zeros(keep.shape))
 
 
-def test_the_projection_has_a_group_of_its_own_and_a_nearly_orthogonal_beginning():
+def test_the_projection_has_a_separate_group_and_begins_nearly_orthogonal():
     student, alignment = random_llama(1), Alignment(16, 24, [(3, 3)])
     groups = Objective(student, TrainConfig(), 40, alignment).groups()
     assert [len(group["params"]) for group in groups] == [len(list(student.model.parameters())), 1]
@@ -118,6 +118,6 @@ def test_hidden_states_and_a_cache_are_refused_together():
         DistillConfig(blocks=1, align_weight=1.0, cache="c")
 
 
-def test_nothing_of_it_is_there_when_it_is_off(tiny_llama: Path, tmp_path: Path):
+def test_without_alignment_no_projection_file_is_written(tiny_llama: Path, tmp_path: Path):
     distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(blocks=1, steps=2, seq_len=32, eval_every=1))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.distill.jsonl"]

@@ -132,7 +132,7 @@ def test_a_full_disk_is_one_line_and_the_last_state_stays(tiny_llama, tmp_path, 
     assert read_json(work_path(out) / JOURNAL)["stages"][0]["step"] == 2
 
 
-def test_a_run_that_breaks_off_names_step_and_cure_and_keeps_the_last_good_state(tiny_llama, tmp_path):
+def test_a_diverged_run_names_step_and_cure_and_keeps_the_last_good_state(tiny_llama, tmp_path):
     out = tmp_path / "student"
     with pytest.raises(QCompressError, match=r"step \d+: loss .*lower --learning-rate 1e\+30.*--restart"):
         run(tiny_llama, out, PLAIN | {"learning_rate": 1e30}, save_every=1)
@@ -154,7 +154,7 @@ def test_only_one_process_may_be_at_work(tmp_path):
         pass
 
 
-def test_a_journal_speaks_only_of_what_is_on_the_disk(tmp_path):
+def test_a_journal_lists_only_states_that_are_on_the_disk(tmp_path):
     import torch
 
     with journals.open_journal(tmp_path / "student", {"a": 1}, 0) as journal:

@@ -35,7 +35,7 @@ def test_numbers_go_to_tensorboard_by_stage_and_step():
     assert writer.seen == [("task/loss", 1.5, 3), ("task/tokens_per_second", 10.0, 3), ("loss", 2.0, 1)]
 
 
-def test_a_log_dir_without_tensorboard_says_what_to_install(tmp_path, monkeypatch):
+def test_a_log_dir_without_tensorboard_names_the_package_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with (
         pytest.raises(QCompressError, match=r"--log-dir: needs tensorboard; pip install 'qcompress\[train\]'"),

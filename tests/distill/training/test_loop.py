@@ -232,11 +232,11 @@ def test_windows_are_read_in_order_and_again_in_another_order():
     ],
     ids=["llama", "granite", "gemma2"],
 )
-def test_heads_are_understood_as_transformers_computes_them(model):
+def test_heads_give_the_logits_of_transformers(model):
     check_head(Model(model.eval(), CPU), "it")
 
 
-def test_a_head_that_is_not_understood_is_refused():
+def test_an_unsupported_head_is_refused():
     model = PhiForCausalLM(PhiConfig(**SIZES)).eval()
     with torch.no_grad():
         model.lm_head.bias += torch.arange(40.0)

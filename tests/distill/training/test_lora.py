@@ -38,7 +38,7 @@ def logits(model: Any) -> torch.Tensor:
     return model(random_windows(2, 5).ids).logits
 
 
-def test_after_training_only_adapters_have_changed_and_the_sum_says_the_same():
+def test_training_changes_only_adapters_and_merging_keeps_the_outputs():
     student, teacher = random_llama(1), random_llama(2)
     before = snapshot(student.model, torch.float32)
     evaluator = StudentEvaluator(teacher, random_windows(4, 9), 40)
@@ -115,6 +115,6 @@ def test_the_written_student_is_a_plain_checkpoint(tiny_llama: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("settings", [{"lora_rank": -1}, {"lora_alpha": 4.0}, {"lora_rank": 2, "lora_alpha": -1.0}])
-def test_a_rank_or_scale_that_cannot_be_is_named(settings):
+def test_an_impossible_rank_or_scale_is_named(settings):
     with pytest.raises(ValueError, match=list(settings)[-1]):
         DistillConfig(blocks=1, **settings)
