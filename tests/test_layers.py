@@ -120,3 +120,16 @@ def test_functions_are_short():
 
 def nodes(path: Path) -> list[ast.AST]:
     return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def test_test_names_are_short_and_programs_in_them_do_not_speak():
+    speech = {"told", "wound", "asked", "judge", "says", "knows", "lends"}
+    trees = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "tests").rglob("test_*.py"))}
+    functions = [
+        (path.name, node.name)
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    ]
+    names = [(file, name.removeprefix("test_")) for file, name in functions if name.startswith("test_")]
+    assert not [(file, name) for file, name in names if len(name) > 70 or speech & set(name.split("_"))]
