@@ -36,14 +36,14 @@ def __dir__() -> list[str]:
 
 
 class CallablePackage(ModuleType):
-    """compress.quantize and compress.distill are packages too: calling one calls the function of its name."""
+    """A package that can be called like a function: `compress.quantize(...)` calls `compress.api.quantize(...)`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return getattr(import_module("compress.api"), self.__name__.rpartition(".")[2])(*args, **kwargs)
 
 
 class Root(ModuleType):
-    """This package. Python stores every imported subpackage here, which would hide the function of the same name."""
+    """Type of this package. Importing compress.quantize or compress.distill keeps it callable, as `CallablePackage`."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in __all__ and isinstance(value, ModuleType):

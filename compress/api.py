@@ -220,7 +220,7 @@ def compare(
 
 
 def check_names(function: str, settings: dict[str, Any], *configs: type) -> None:
-    """TypeError for a setting that no config has, with the nearest name."""
+    """Raise TypeError, with the nearest valid name, for a setting that no config has."""
     names = [one.name for config in configs for one in fields(config)]
     for name in settings:
         if name not in names:

@@ -76,8 +76,9 @@ class RecipeStage:
 def run_recipe(recipe: Recipe, *, restart: bool = False, report: Report = lambda row: None) -> Row:
     """Run all stages; returns {"compare", "distill", "verdicts", "report"}. Finished stages are skipped.
 
-    `restart` removes outputs of other settings or inputs; without it they are an error. Sizes and texts are checked
-    before the first stage. A variant that breaks a rule or exceeds a limit has a verdict with the reason.
+    `restart` removes outputs that were made with other settings or inputs; without it, such an output is an error.
+    Sizes and texts are checked before the first stage. A variant that breaks a rule or exceeds a limit has a verdict
+    with the reason.
     """
     recipe = recipe.model_copy(update={"teacher": resolve_model(recipe.teacher)})
     plan_recipe(recipe)
@@ -157,7 +158,7 @@ def run_stage(stage: RecipeStage, folder: Path, checkpoints: OpenCheckpoints, *,
 
 
 def remove_output(out: Path, changes: str, *, restart: bool) -> None:
-    """Remove the output of other settings or inputs. QCompressError without `restart`, or for another program's."""
+    """Remove an outdated output. QCompressError without `restart`, or if another program made the output."""
     if not restart:
         raise QCompressError(f"{out}: {changes}; use --restart to make it again, or set another `out`")
     if not (out / RECORD).is_file():
@@ -210,7 +211,7 @@ def drift_limits(recipe: Recipe) -> dict[str, float | None]:
 
 
 def make_verdict(recipe: Recipe, student: Checkpoint, variant: Checkpoint, row: CompareRow) -> VerdictRow:
-    """Whether a variant keeps the rules and the limits; `reason` has the first broken rule and every broken limit."""
+    """Whether a variant breaks no rule and no limit; `reason` has the first broken rule and every broken limit."""
     errors = [row for row in check_checkpoint(variant, source=student) if row["level"] == "error"]
     reasons = [f"breaks rule {error['rule']}" for error in errors[:1]]
     reasons += broken_limits(row, drift_limits(recipe))

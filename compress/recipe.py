@@ -39,7 +39,7 @@ class RecipeSection(BaseModel):
 
 
 def options(settings: Any, skip: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields of a settings class as pydantic's: name -> (type, default); text is parsed as on the command line."""
+    """The fields of a settings class for pydantic: name -> (type, default); text is parsed as on the command line."""
     hints = get_type_hints(settings)
     kept = [field for field in fields(settings) if field.name not in skip]
     defaults = {field.name: ... if field.default is MISSING else field.default for field in kept}
@@ -140,7 +140,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file. QCompressError for a file that cannot be read or has none."""
+    """The keys of a YAML file. QCompressError if it has no keys or cannot be read."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -153,7 +153,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def check_names(path: Path, names: list[str]) -> None:
-    """QCompressError for two variants of one name, or for the name of another output."""
+    """Raise QCompressError if two variants share a name, or a variant has the name of another output."""
     if len({*names, *OUTPUTS}) < len(names) + len(OUTPUTS):
         raise QCompressError(
             f"{path}: quantize names must differ from each other and from {', '.join(OUTPUTS)}: {names}"
@@ -176,7 +176,7 @@ def parse_stage(text: str) -> dict[str, Any]:
 
 
 def first_error(error: ValidationError, section: type[RecipeSection] | None = None) -> str:
-    """The first error in one line, an unknown key with the nearest valid one. `section`: None for a whole recipe."""
+    """The first error as one line; for an unknown key, with the nearest valid one. `section` None: a whole recipe."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] in SHAPES:

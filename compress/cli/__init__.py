@@ -55,7 +55,7 @@ MODULES = {"import": "import_gguf", "init-student": "init_student"}  # names tha
 
 
 def machine_is_idle() -> bool:
-    """Whether this thread is the only runnable one on the machine, by /proc/loadavg. False where that is missing."""
+    """Whether this thread is the only runnable one on the machine, according to /proc/loadavg, else False."""
     try:
         return Path("/proc/loadavg").read_text().split()[3].startswith("1/")
     except (OSError, IndexError):
@@ -115,7 +115,7 @@ class LazyGroup(click.Group):
 
 
 def end_progress() -> None:
-    """Close the progress bars, so that an error or a result begins on a line without one."""
+    """Close the progress bars, so that an error or a result starts on an empty line."""
     from compress.cli.console import report
 
     report.close()

@@ -27,7 +27,7 @@ Row = Mapping[str, Any]
 def command(
     checkpoints: tuple[Path, ...], history: Path | None, tag: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Measure speed and memory of each CKPT, and predict the hardware it fits on. Gains are over the first CKPT.
+    """Measure speed and memory of each CKPT, and predict the hardware it fits on. Gains are relative to the first CKPT.
 
     The measurements are memory, time to first token, generation time, tokens per second and the largest batch. Each
     CKPT runs in a separate process; if that fails, its row states the reason. Numbers are medians; brackets hold
@@ -53,7 +53,7 @@ def command(
 
 
 def check_options(prediction: Prediction, resources: Resources) -> None:
-    """UsageError for an option of the prediction without hardware to predict for."""
+    """Raise UsageError for an option of the prediction without --hardware or --gpu-memory."""
     if not prediction.hardware and resources.gpu_memory is None:
         for name in ("predict_only", "packed"):
             if getattr(prediction, name):
@@ -61,7 +61,7 @@ def check_options(prediction: Prediction, resources: Resources) -> None:
 
 
 def show(measured: Sequence["SpeedRow"], predicted: Sequence["CapacityRow"], as_json: bool) -> None:
-    """All rows as JSON; or a table of each kind, with errors and notes below it."""
+    """Print all rows as JSON, or measured and predicted rows as one table each, with errors and notes below."""
     if as_json:
         emit([*measured, *predicted], as_json=True)
         return

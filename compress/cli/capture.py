@@ -22,10 +22,10 @@ from compress.distill.config import CaptureConfig
 def command(teacher: Path, out: Path, rank: int, ranks: int, restart: bool, as_json: bool, **options: Any) -> None:
     """Store the outputs of TEACHER, a folder or a hub id, for `qcompress distill --cache`.
 
-    Codec hidden stores final hidden states: exact, at every temperature. hybrid stores the likeliest tokens and a
-    sample of the others: unbiased, below 100 bytes per token, at one --temperature. topk stores the likeliest tokens
-    only and is biased. Run the same command again to continue after an interruption or a full disk. torchrun divides
-    the work between processes.
+    --codec hidden stores final hidden states, which are exact and serve every temperature. hybrid stores the likeliest
+    tokens and a sample of the others. It is unbiased, takes less than 100 bytes per token and serves one --temperature.
+    topk stores only the likeliest tokens and is biased. Run the same command again to continue after an interruption or
+    a full disk. torchrun divides the work between processes.
 
     \b
     qcompress capture qwen2.5-7b --codec hybrid --text chats.jsonl --samples 50000 -o cache

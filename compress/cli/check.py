@@ -34,7 +34,7 @@ ROWS_PER_RULE = 8  # a systematic mistake breaks a rule once per linear
     group="Essentials",
     type=MODEL,
     help="16-bit checkpoint to compare the packed weights with. "
-    "[default: the source in qcompress.json, if it is still there unchanged]",
+    "[default: the source named in qcompress.json, if it still exists unchanged]",
 )
 @history_options
 @json_option
@@ -75,7 +75,9 @@ def command(
     warnings = count_text(len(rows) - errors, "warning")
     if errors:
         message = f"{count_text(errors, 'error')}, {warnings}"
-        raise GateFailure(f"{checkpoint}: {message}; loaders would stop or compute wrong text; write it again")
+        raise GateFailure(
+            f"{checkpoint}: {message}; loaders would fail or generate wrong text; write the checkpoint again"
+        )
     if not as_json:
         results.print(f"{checkpoint}: no errors, {warnings}", markup=False)
 
@@ -91,7 +93,7 @@ def open_readable(path: Path) -> "Checkpoint | None":
 
 
 def verdict(path: Path, checkpoint: "Checkpoint | None", rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row for the history: name, digest ("none" for unreadable files), passed, and errors and warnings by rule."""
+    """The row for the history: name, digest ("none" for unreadable files), `passed`, and counts by rule."""
     from compress.checkpoint.hub import model_name
 
     digest = checkpoint.digest if checkpoint else "none"

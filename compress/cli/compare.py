@@ -64,7 +64,7 @@ def command(
 
 
 def check_options(limits: CompareLimits, page: ReportSettings) -> None:
-    """UsageError for an option that needs another one; QCompressError if the report's folder does not exist."""
+    """Raise UsageError for an option that needs another one, QCompressError if the report's folder does not exist."""
     if limits.min_retention is not None and not page.eval:
         raise click.UsageError("--min-retention needs --eval")
     if page.html is None:

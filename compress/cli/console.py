@@ -28,7 +28,7 @@ unfolded = Console(highlight=False, width=1000)  # tables in a pipe or a file, w
 
 @contextmanager
 def imports() -> Iterator[None]:
-    """A block for a command's heavy imports. Their objects live until the end, so garbage collection skips them."""
+    """Context for a command's heavy imports. Garbage collection skips their objects, which live until the end."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -42,9 +42,9 @@ def imports() -> Iterator[None]:
 class Reporter:
     """Shows report rows on stderr; jobs call it as `report(row)`.
 
-    A row with a counter, such as {"block": "3/30"}, moves a bar on a terminal, and is a line elsewhere, at most one
-    every LINE_SECONDS besides the first and the last. Every other row is a line. `quiet` shows nothing, `verbose`
-    every row as a line.
+    A row with a counter, such as {"block": "3/30"}, moves a progress bar on a terminal. Elsewhere it is a line: the
+    first and the last row always, others at most every LINE_SECONDS. A row without a counter is always a line. `quiet`
+    shows nothing; `verbose` shows every row as a line.
     """
 
     def __init__(self, console: Console) -> None:
@@ -78,7 +78,7 @@ class Reporter:
         return False
 
     def advance(self, key: str, row: Row) -> None:
-        """Move the bar of this counter; the first row makes it."""
+        """Move the bar of this counter; the first row creates the bar."""
         done, total = map(int, row[key].split("/"))
         title = " ".join(str(value) for value in row.values() if isinstance(value, str | Path) and value != row[key])
         details = {name: value for name, value in row.items() if name not in ("eta", "seconds")}
@@ -116,23 +116,23 @@ report = Reporter(progress)
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
-    """What stderr shows from now on: nothing but errors, or every row."""
+    """Set what stderr shows from now on: only errors (`quiet`), or every row as a line (`verbose`)."""
     report.quiet, report.verbose, progress.quiet = quiet, verbose, quiet
 
 
 def counter_key(row: Row) -> str | None:
-    """The first key whose value counts, as "3/30" does."""
+    """The first key whose value is a counter, such as "3/30"."""
     return next((key for key, value in row.items() if isinstance(value, str) and COUNTER.fullmatch(value)), None)
 
 
 def pairs(row: Row) -> str:
-    """A row in one line, with rich's marks."""
+    """A row as one line of text with rich's markup."""
     shown = {key: value for key, value in row.items() if value is not None}
     return "  ".join(f"[dim]{label(key)}[/dim] {escape(value_text(key, value))}" for key, value in shown.items())
 
 
 def emit(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, as_json: bool, title: str | None = None) -> None:
-    """The result: JSON for machines, or a table with labels and units for people. Nested values are in JSON only."""
+    """Print the result as JSON, or as a table with labels and units. The table leaves out nested values."""
     report.close()
     if as_json:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
@@ -188,5 +188,5 @@ def print_written(path: Path | str, *facts: str, next_command: str | None = None
 
 
 def size_fact(count: int, reference: int | None = None) -> str:
-    """A size, and its share of the FP16 reference's: "1.17 GB, 38 % of FP16"."""
+    """A size, and its share of the size in FP16: "1.17 GB, 38 % of FP16"."""
     return size(count) + (f", {100 * count / reference:.0f} % of FP16" if reference else "")

@@ -1,4 +1,4 @@
-"""qcompress eval: task scores of candidates, and what they retain of the reference's."""
+"""qcompress eval: task scores of candidates, and their share of the reference's scores."""
 
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,8 @@ def command(
 ) -> None:
     """Score each CKPT and the reference on the same tasks: questions, Python, mathematics, JSON, multi-turn.
 
-    Retention is the candidate's score over the reference's. Its 95 % interval comes from resampling the items. It is
-    n/a if the reference scores 0. Answers are greedy. Generated Python runs in a sandbox.
+    Retention is the candidate's score over the reference's. Its 95 % interval comes from resampling the items.
+    Retention is n/a if the reference scores 0. Answers are greedy. Generated Python runs in a sandbox.
 
     \b
     qcompress eval smollm2-awq smollm2-gptq --reference smollm2 --min-retention 85
@@ -74,7 +74,7 @@ def command(
 
 
 def check_options(tasks: TaskSettings, out: Path | None, restart: bool) -> None:
-    """UsageError for options of a suite together with --tasks, and for --task-data without it."""
+    """Raise UsageError for options of a suite together with --tasks, and for --task-data without --tasks."""
     if tasks.tasks is None and tasks.task_data:
         raise click.UsageError("--task-data needs --tasks")
     if tasks.tasks is not None and (tasks.kind or tasks.suite or out or restart):

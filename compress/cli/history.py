@@ -28,7 +28,7 @@ def append_history(history: Path | None, tag: str | None, command: str, rows: Se
 
 
 def check_history_options(history: Path | None, tag: str | None) -> None:
-    """UsageError for --tag without --history; QCompressError for another kind of file. Runs before any work."""
+    """Before any work, raise UsageError for --tag without --history, QCompressError if the file is not a history."""
     from compress.evaluate.history.store import append_verdicts
 
     if tag is not None and history is None:

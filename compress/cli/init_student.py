@@ -41,9 +41,9 @@ TRAINING_ONLY = (
 def command(teacher: Path, out: Path, config: Path | None, device: str, as_json: bool, **options: Any) -> None:
     """Cut a student out of TEACHER, a folder or a hub id, without training it.
 
-    --blocks keeps the first and the last block and removes the run of blocks between them that changes predictions on
-    --text least. A narrower shape keeps the channels and heads with the largest activations on --text. The report
-    shows parameters, bytes in FP16 and in 4 bits, and the KL to the teacher on --eval-text.
+    --blocks keeps the first and the last block and removes consecutive blocks between them: those whose removal changes
+    predictions on --text least. A narrower shape keeps the channels and heads with the largest activations on --text.
+    The report shows parameters, bytes in FP16 and in 4 bits, and the KL to the teacher on --eval-text.
 
     \b
     qcompress init-student smollm2 --blocks 20 -o cut

@@ -60,12 +60,12 @@ class Command(click.Command):
 
 
 def group_order(group: str) -> int:
-    """The place of a group in a help page; an unlisted one stands before the last."""
+    """The position of a group on a help page; a group outside GROUPS comes before the last one."""
     return GROUPS.index(group) if group in GROUPS else len(GROUPS) - 1
 
 
 class Parsed(click.ParamType):
-    """A value read by a function of the settings; its ValueError is a usage error that names the option."""
+    """Type of an option whose text is read by `parse`; a ValueError becomes a usage error that names the option."""
 
     name = "text"
 
@@ -82,9 +82,9 @@ class Parsed(click.ParamType):
 
 
 def settings_options(*configs: type, skip: Iterable[str] = ()) -> Callable[[F], F]:
-    """Decorator: one click option per field of the settings classes, but for the names in `skip`.
+    """Decorator: one click option per field of the settings classes, except the fields named in `skip`.
 
-    A field that two classes share becomes one option, the first one's.
+    If two classes have a field of the same name, the option is that of the first class.
     """
     settings = {setting.name: setting for config in reversed(configs) for setting in settings_of(config)}
     ordered = dict.fromkeys(setting.name for config in configs for setting in settings_of(config))
@@ -143,7 +143,7 @@ def value_type(setting: Setting) -> dict[str, Any]:
 
 
 def make_settings(config: type[C], values: dict[str, Any]) -> C:
-    """An instance of a settings class from a command's parameters; others are left out."""
+    """An instance of a settings class from a command's parameters; parameters of other classes are ignored."""
     names = {one.name for one in dataclasses.fields(config)}  # type: ignore[arg-type]
     return config(**{name: value for name, value in values.items() if name in names})
 

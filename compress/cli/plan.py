@@ -34,26 +34,26 @@ ALSO_RUNS_IN = {"vllm_cpu": "CPU", "transformers": "transformers"}
     is_flag=True,
     help="Measure each layout's harm on MODEL's weights, as KL in nats. Without it, harm is an estimate.",
 )
-@shared_option("--all", "show_all", group="Essentials", is_flag=True, help="List all layouts, not at most 8.")
+@shared_option("--all", "show_all", group="Essentials", is_flag=True, help="List all layouts instead of the first 8.")
 @shared_option(
     "--format",
     "formats",
     group="Layout",
     type=click.Choice(FORMAT_NAMES),
     multiple=True,
-    help="List this format only. Repeatable.  [default: all formats]",
+    help="List only this format. Repeatable.  [default: all formats]",
 )
 @shared_option(
     "--runs-in",
     group="Layout",
     type=click.Choice(["vllm-gpu", "vllm-cpu", "transformers"]),
-    help="List layouts that this program loads only.  [default: vllm-gpu]",
+    help="List only layouts that this program loads.  [default: vllm-gpu]",
 )
 @shared_option(
     "--dtype",
     group="Layout",
     type=click.Choice(STORAGE_DTYPES),
-    help="Dtype of all tensors that are not quantized.  [default: MODEL's dtype, float16 for float32]",
+    help="Dtype of all tensors that are not quantized.  [default: MODEL's dtype, or float16 if that is float32]",
 )
 @shared_option(
     "--method",
@@ -77,7 +77,7 @@ def command(
 ) -> None:
     """List the 4-bit layouts of MODEL with exact sizes, and print the command for the recommended one.
 
-    MODEL is a checkpoint, a folder with a config.json, or a config.json. Weights are read with --measure only. The
+    MODEL is a checkpoint, a folder with a config.json, or a config.json. Weights are read only with --measure. The
     first row is recommended: plain 4 bits, or with --max-size the least harmful layout that fits. If no layout fits,
     the exit code is 1.
 

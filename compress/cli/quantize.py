@@ -89,7 +89,7 @@ def command(
 
 
 def print_closing(model: Path, out: Path, as_json: bool) -> None:
-    """The closing line: the size and its share of MODEL's."""
+    """Print the closing line: the size, and its share of MODEL's size."""
     from compress.checkpoint.read import Checkpoint
 
     sizes = Checkpoint(out).record["size"]

@@ -16,7 +16,7 @@ from compress.core.errors import GateFailure
     "--restart",
     group="Run control",
     is_flag=True,
-    help="Make outputs again that were made with other settings or inputs.",
+    help="Replace outputs that were made with other settings or inputs.",
 )
 @dry_run_option
 @json_option

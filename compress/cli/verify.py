@@ -27,8 +27,8 @@ def command(
     """Measure how far CKPT has drifted from REFERENCE. Exit code 3 if a limit is broken.
 
     Drift is the mean KL divergence of the next-token probabilities, in nats per token. Both checkpoints may be 16-bit,
-    awq, gptq or compressed-tensors. Text that either was calibrated on is refused. With --locate, each block also
-    runs alone; a damaged block ends with exit code 3.
+    awq, gptq or compressed-tensors. Text that was used to calibrate either checkpoint is refused. With --locate, each
+    block also runs alone, and a damaged block causes exit code 3.
 
     \b
     qcompress verify smollm2 smollm2-awq --max-kl 0.1

@@ -30,11 +30,11 @@ DIGITS = {"points": 1, "nats": 4, "%": 2}
 @shared_option("--tag", group="Report", help="Label of the new verdicts in the history.")
 @json_option
 def command(checkpoint: Path, history: Path, tag: str | None, as_json: bool, **options: Any) -> None:
-    """Repeat a baseline's measurements on CKPT and compare them in pairs. Exit code 3 if CKPT fell.
+    """Repeat a baseline's measurements on CKPT and compare item by item. Exit code 3 if a result got worse.
 
     The baseline is the verdicts that eval, verify or compare stored under TAG. Items, text and runtime must be the
-    same; a difference is an error that names it. A kind of task fell if the 95 % interval of its change is below 0, or
-    if it dropped by more than --max-drop points.
+    same; if not, an error names the difference. A kind of task got worse if its change's 95 % interval is below 0, or
+    its score dropped by more than --max-drop points.
 
     \b
     qcompress eval smollm2-awq --reference smollm2 --history verdicts.sqlite --tag v1

@@ -1,1 +1,1 @@
-"""What every other room stands on: errors, configuration, the integer grid, bit packing, atomic files."""
+"""Basics that all other packages use: errors, configuration, the integer grid, bit packing, atomic files."""

@@ -28,7 +28,7 @@ def write_atomic(path: Path, *pieces: Any) -> None:
 
 @contextmanager
 def disk_errors(path: Path, kept: str = "finished parts are kept") -> Iterator[None]:
-    """Turn a full disk into a QCompressError with the free bytes, the cure, and what is `kept`."""
+    """On a full disk, raise QCompressError with the free bytes, what to do, and the text `kept`: what was saved."""
     try:
         yield
     except OSError as error:

@@ -37,7 +37,7 @@ def parse_group_size(text: str) -> int:
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """ValueError for a value that is not among the choices of an option."""
+    """Raise ValueError for a value that is not among the choices of an option."""
     if value not in choices:
         raise ValueError(f"{name} {value}: choose {', '.join(map(str, choices))}")
 
@@ -88,7 +88,7 @@ class MethodConfig:
         if not 0 <= self.error_correction <= 1:
             raise ValueError(f"--error-correction {self.error_correction}: must be from 0 (off) to 1")
         if self.tune < 0:
-            raise ValueError(f"--tune {self.tune}: must be 0 (off) or more epochs")
+            raise ValueError(f"--tune {self.tune}: must be a number of epochs, 0 (off) or more")
         if not 0 < self.damp_percent < 1:
             raise ValueError(f"--damp-percent {self.damp_percent}: must be above 0 and below 1")
 
@@ -105,7 +105,7 @@ class LayoutConfig:
         "Format of the checkpoint on disk.",
         group="Layout",
         choices=FORMAT_NAMES,
-        default_text="gptq for gptq, compressed-tensors for rtn, awq for the others",
+        default_text="gptq for --method gptq, compressed-tensors for rtn, else awq",
     )
     bits: int = 4
     group_size: int = option(
@@ -133,7 +133,7 @@ class LayoutConfig:
     )
     eight_bit: tuple[str, ...] = option(
         (),
-        "Linears to store in 8 bits, by a part of their path: mlp.down_proj, layers.0. Repeatable.",
+        "Store linears in 8 bits if their path contains this text, such as mlp.down_proj or layers.0. Repeatable.",
         group="Layout",
         metavar="PART",
     )
@@ -150,7 +150,7 @@ class LayoutConfig:
         "Dtype of all tensors that are not quantized.",
         group="Layout",
         choices=STORAGE_DTYPES,
-        default_text="MODEL's dtype, float16 for float32",
+        default_text="MODEL's dtype, or float16 if that is float32",
     )
 
     def __post_init__(self) -> None:
@@ -175,8 +175,8 @@ class LayoutConfig:
 class CalibrationConfig:
     """The windows of text that statistics are measured on.
 
-    `held_out` windows are hidden from every method and only measure KL. They follow the `samples` in the text. A text
-    without so many windows gives up the last `held_out` of its `samples`.
+    `held_out` windows are hidden from every method and only measure KL. They follow the `samples` in the text. If the
+    text is too short for both, the last `held_out` of its `samples` are held out.
     """
 
     text: tuple[str, ...] = option(
@@ -198,7 +198,7 @@ class CalibrationConfig:
             if value < 1:
                 raise ValueError(f"{name} {value}: must be 1 or more")
         if not 0 <= self.held_out < self.samples:
-            raise ValueError(f"held_out={self.held_out}: must be from 0 to below --samples {self.samples}")
+            raise ValueError(f"held_out={self.held_out}: must be 0 or more, and below --samples {self.samples}")
 
 
 @dataclass(frozen=True)
@@ -212,13 +212,15 @@ class QuantizeConfig(CalibrationConfig, LayoutConfig, MethodConfig):
         LayoutConfig.__post_init__(self)
         CalibrationConfig.__post_init__(self)
         if (self.tune or self.method == AUTO) and self.samples < 2:
-            raise ValueError(f"--samples {self.samples}: --tune and --method auto need 2 or more, to hold windows out")
+            raise ValueError(
+                f"--samples {self.samples}: must be 2 or more, because --tune and --method auto hold windows out"
+            )
 
     @property
     def reads_text(self) -> bool:
-        """Whether the job needs calibration windows: every method but plain rounding, and every training."""
+        """Whether the job needs calibration windows. All methods except plain rounding do, and so does --tune."""
         return self.method != "rtn" or self.tune > 0
 
     def with_held_out(self) -> "QuantizeConfig":
-        """The same settings with `held_out` set: an eighth of `samples` where it was 0."""
+        """The same settings, in which a `held_out` of 0 is replaced by an eighth of `samples`."""
         return self if self.held_out else replace(self, held_out=max(1, self.samples // 8))

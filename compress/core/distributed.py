@@ -1,4 +1,4 @@
-"""Helpers for several processes of one job, started by torchrun or accelerate. Alone, each of them does nothing."""
+"""Helpers for several processes of one job, started by torchrun or accelerate. With one process they do nothing."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -132,7 +132,7 @@ def find_rows_grid(grouped: Tensor, scheme: Scheme, importance: Tensor) -> tuple
 
 
 def signed_range(low: Tensor, high: Tensor, scheme: Scheme, shrink: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and zeros of a symmetric grid whose lowest code is each group's largest weight, times `shrink`.
+    """Scales and zeros of a symmetric grid: its lowest code is each group's weight of largest size, times `shrink`.
 
     There is one more code below the zero than above it. So a group whose largest weight is positive gets a negative
     scale, and its steps are 15/16 of those of `full_range`.

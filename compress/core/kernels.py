@@ -4,7 +4,7 @@ In torch, every column costs several calls that each take longer than their arit
 at a time, so that a tile's columns stay in the cache of one core. They run without Python's lock.
 
 Each function has a torch twin of the same name for other devices: `round_block` in gptq.py, `move_group` in refine.py,
-`best_grid` in grid.py. The results are equal, except where rounding meets a tie.
+`best_grid` in grid.py. The results are equal, except for values halfway between two codes.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def compiled(**options: Any) -> Callable[..., Any]:
 
 
 def link(function: FunctionType) -> FunctionType:
-    """The same function, in which the names of `compiled` functions stand for the compiled code that numba can call."""
+    """A copy of the function that calls compiled code wherever the function calls a `compiled` function."""
     names = function.__globals__
     called = {name: names[name] for name in function.__code__.co_names if hasattr(names.get(name), "compile_function")}
     return FunctionType(

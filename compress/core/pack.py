@@ -24,7 +24,9 @@ def pack_words(values: Tensor, bits: int, dim: int) -> Tensor:
     """
     per_word = 32 // bits
     if values.shape[dim] % per_word:
-        raise ValueError(f"{values.shape[dim]} values along dim {dim} do not fill words of {per_word}")
+        raise ValueError(
+            f"{values.shape[dim]} values along dim {dim}: must be a multiple of {per_word}, the codes in an int32 word"
+        )
     low, high = (int(values.min()), int(values.max())) if values.numel() else (0, 0)
     if low < 0 or high >= 2**bits:
         raise ValueError(f"values {low} to {high} do not fit in {bits} bits")
@@ -46,7 +48,7 @@ def unpack_words(words: Tensor, bits: int, dim: int) -> Tensor:
 def pack_awq(values: Tensor) -> Tensor:
     """(out, n) 4-bit codes or zeros -> (n, out / 8) int32."""
     if len(values) % 8:
-        raise ValueError(f"{len(values)} outputs do not fill words of 8")
+        raise ValueError(f"{len(values)} outputs: must be a multiple of 8, the codes in an int32 word")
     return pack_words(values.T.unflatten(1, (-1, 8))[..., AWQ_ORDER].flatten(1), 4, 1)
 
 

@@ -13,6 +13,6 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def unique_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """Each name; its path in place of a name that occurs twice."""
+    """The names; a name that occurs twice is replaced by its path."""
     count = Counter(names)
     return [name if count[name] == 1 else str(path) for name, path in zip(names, paths, strict=True)]

@@ -41,7 +41,7 @@ class Targets(Protocol):
     def vocab(self) -> int: ...
 
     def only(self, kept: Tensor, vocab: int, dtype: torch.dtype) -> "Targets":
-        """The rows of the flat bool mask `kept`, over the first `vocab` ids, in `dtype`, without gradients."""
+        """The unmasked distributions (flat bool mask `kept`), over the first `vocab` ids, in `dtype`, detached."""
         ...
 
     def compare(
@@ -93,9 +93,9 @@ class LogitSource(NamedTuple):
 class Sparse(NamedTuple):
     """ids (…, n) int64, weights (…, n) that estimate the teacher's probabilities, and their entropy (…,) in nats.
 
-    They hold for one temperature, which must be the loss's, over `vocab` tokens. An id may occur twice; other ids have
-    weight 0. KL = Σ w (−log p_s) − entropy, so only the student needs a whole softmax. If the weights are a sample,
-    value and gradient are unbiased, and the value of one token may be below 0.
+    They are valid for one temperature, which must equal the loss's, and for `vocab` tokens. An id may occur twice;
+    other ids have weight 0. KL = Σ w (−log p_s) − entropy, so only the student needs a whole softmax. If the weights
+    are a sample, value and gradient are unbiased, and the value of one token may be below 0.
     """
 
     ids: Tensor

@@ -1,7 +1,7 @@
 """Depth pruning: find the contiguous run of blocks whose removal changes the model least, measured by KL.
 
-Every start of the run is one candidate. All candidates run together, with one block in memory at a time. Before its
-gap a candidate equals the teacher, so only the blocks after the gap are computed per candidate.
+Every start of that run is one candidate. All candidates are computed in one pass, with one block in memory at a time.
+Before its gap a candidate equals the teacher, so only the blocks after the gap are computed per candidate.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def remaining_blocks(count: int, start: int, removed: int) -> tuple[int, ...]:
 
 
 def choose_blocks(kl: dict[int, float], count: int, removed: int) -> tuple[int, ...]:
-    """The blocks to keep according to `sweep_depth`: the start with the smallest KL, the first one if equal."""
+    """The blocks to keep according to `sweep_depth`: the start with the smallest KL; the first start wins a tie."""
     return remaining_blocks(count, min(kl, key=lambda start: (kl[start], start)), removed)
 
 
@@ -29,14 +29,14 @@ def sweep_depth(
 ) -> dict[int, float]:
     """{start of the gap: mean KL(teacher ‖ teacher without the gap)} in nats, over the tokens in `mask`.
 
-    `ids` and `mask` are (n_samples, seq_len). The first and the last block are kept; if only one block remains, it is
-    one of them. `vocab` leaves out padding logits. ValueError if no block can be removed or no token counts.
+    `ids` and `mask` are (n_samples, seq_len). The first and the last block are kept, or one of them if only one block
+    remains. `vocab` leaves out padding logits. ValueError if no block can be removed or no token counts.
     """
     model = BlockModel(config, weights)
     if not 1 <= removed < len(model):
         raise ValueError(f"model.depth: cannot remove {removed} of {len(model)} blocks")
     if not mask[:, 1:].any():
-        raise ValueError(f"model.depth: none of the {mask.numel()} tokens counts; give text with tokens to predict")
+        raise ValueError(f"model.depth: none of the {mask.numel()} tokens is scored; give text with tokens to predict")
     with model.embedding_and_norm():
         teacher, candidates = run_all(model, removed, ids)
     with model.embedding_and_norm(head=True):

@@ -26,7 +26,7 @@ class Feeder:
 class Stage:
     """Linears of a block that share one input, in the order they run, and their feeder or None.
 
-    `residual` names the norm whose input is the residual stream to which the output of these linears is added. It is
+    The output of these linears is added to a residual stream; `residual` names the norm that reads this stream. It is
     None in families that apply a norm or a factor before the addition.
     """
 

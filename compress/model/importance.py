@@ -90,5 +90,7 @@ def measure_block(
     missing = set(INPUT_UNITS.values()) - importance.keys()
     if missing:
         units = ", ".join(sorted(missing))
-        raise ValueError(f"{block.name}: none of its {len(block.linears)} linears has {units} units as input")
+        raise ValueError(
+            f"{block.name}: the linears that read {units} channels are missing among its {len(block.linears)} linears"
+        )
     return importance

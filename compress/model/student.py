@@ -33,7 +33,8 @@ def shape_of(config: dict[str, Any]) -> Shape:
     missing = [CONFIG_KEYS[name] for name, value in sizes.items() if not isinstance(value, int)]
     if missing:
         raise ValueError(
-            f"model.student: the config of a {full.model_type} has no {', '.join(missing)}: it cannot be cut"
+            f"model.student: the config of a {full.model_type} has no {', '.join(missing)}; "
+            f"a student cannot be cut without it"
         )
     head_dim = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
     return Shape(**sizes, head_dim=head_dim)  # type: ignore[arg-type]
@@ -42,7 +43,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
 def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
     """The shape of a student: `sizes` by the fields of Shape, None to keep the teacher's.
 
-    ValueError with both numbers for a shape that cannot be cut out of the teacher.
+    ValueError, with both numbers, for a shape that cannot be cut out of the teacher.
     """
     teacher = shape_of(config)
     chosen = {name: getattr(teacher, name) if sizes.get(name) is None else sizes[name] for name in CONFIG_KEYS}
@@ -58,8 +59,9 @@ def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
     if shape.group > teacher.group:
         ours, theirs = f"{shape.num_heads}/{shape.num_kv_heads}", f"{teacher.num_heads}/{teacher.num_kv_heads}"
         raise ValueError(
-            f"num_heads/num_kv_heads={ours}: each KV head would serve {shape.group} query heads, in the teacher "
-            f"({theirs}) it serves {teacher.group}; give num_kv_heads={-(-shape.num_heads // teacher.group)} or more"
+            f"num_heads/num_kv_heads={ours}: each KV head would serve {shape.group} query heads, "
+            f"more than the {teacher.group} of the teacher ({theirs}); "
+            f"give num_kv_heads={-(-shape.num_heads // teacher.group)} or more"
         )
     shape = fit_head_dim(shape, teacher, str(config.get("model_type")))
     try:
@@ -70,19 +72,20 @@ def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
 
 
 def fit_head_dim(shape: Shape, teacher: Shape, model_type: str) -> Shape:
-    """The shape with the head_dim that loaders will use: the teacher's, if the config has a key for it."""
+    """The shape with the head_dim that loaders use: the teacher's, or hidden_size / num_heads without a config key."""
     if model_type not in NO_HEAD_DIM or shape.same_width(teacher):
         return shape
     if shape.hidden_size % (2 * shape.num_heads):
         raise ValueError(
-            f"hidden_size={shape.hidden_size} over num_heads={shape.num_heads} is no even head size, and {model_type} "
-            f"has no head_dim of its own; {shape.hidden_size // teacher.head_dim} heads of {teacher.head_dim} would do"
+            f"hidden_size={shape.hidden_size} is not an even multiple of num_heads={shape.num_heads}, "
+            f"as {model_type} needs; give num_heads={shape.hidden_size // teacher.head_dim}, "
+            f"for heads of {teacher.head_dim}"
         )
     return replace(shape, head_dim=shape.hidden_size // shape.num_heads)
 
 
 def student_config(config: dict[str, Any], shape: Shape, blocks: Sequence[int]) -> dict[str, Any]:
-    """config.json of a student of `shape` made of these blocks of the teacher."""
+    """The config.json of a student with this `shape`, made of these blocks of the teacher."""
     if len(blocks) != shape.num_layers:
         raise ValueError(f"model.student: {len(blocks)} blocks to keep, but num_layers={shape.num_layers}")
     teacher, student = make_config(config), plain_config(config)
@@ -130,8 +133,8 @@ def cut(
 ) -> tuple[dict[str, Any], Weights]:
     """The student's config, and a function that returns its parameters by name as slices of the teacher's.
 
-    `importance` is indexed by the student's block numbers; without it, that of the weights is used. ValueError if the
-    width changes and a parameter is not in AXES.
+    `importance` is indexed by the student's block numbers; without it, importance is computed from the weights.
+    ValueError if the width changes and a parameter is not in AXES.
     """
     teacher, path = shape_of(config), find_blocks(make_skeleton(config))[0]
     result = student_config(config, shape, blocks)

@@ -47,7 +47,7 @@ AXES: dict[str, tuple[Parts, ...]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a student, and the head_dim that results."""
+    """The sizes of a student, and the head_dim that follows from them."""
 
     hidden_size: int
     intermediate_size: int
@@ -92,7 +92,7 @@ def narrow(
 ) -> Weights:
     """The `weights` of a model of width `teacher`, sliced to `shape`. `names` are all its parameters.
 
-    Without `importance`, that of the weights is used.
+    Without `importance`, it is computed from the weights.
     """
     for name in names:
         axes_of(name)
@@ -164,7 +164,7 @@ class WeightImportance:
     shape: Shape
 
     def hidden(self) -> Tensor:
-        """(hidden,) sums of squares of what writes to the residual stream."""
+        """(hidden,) sums of squares of the weights that write to the residual stream."""
         total: Tensor | None = None
         for name in self.names:
             axes = axes_of(name)
@@ -214,8 +214,8 @@ def unit_norms(names: Sequence[str], weights: Weights, sizes: dict[str, int], un
 def head_channels(teacher: int, student: int) -> Tensor:
     """(student,) channels of a head of width `teacher` that a head of width `student` takes.
 
-    Rotary pair i of a head of width d turns with θ^(-2i/d): pair j takes the pair of nearest frequency. Going wider
-    some are taken twice, and `rescale` shares their weight out.
+    Rotary pair i of a head of width d turns with θ^(-2i/d): pair j takes the pair with the nearest frequency. A wider
+    head takes some pairs twice; `rescale` divides their weight.
     """
     pairs = (torch.arange(student // 2) * teacher / student).round().long().clamp(max=teacher // 2 - 1)
     return torch.cat([pairs, pairs + teacher // 2])

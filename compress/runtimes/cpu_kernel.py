@@ -122,11 +122,13 @@ def gemm_in_c(
     tokens, inputs = input.shape
     groups, outputs = scales.shape
     if inputs % 8 or outputs % BLOCK or inputs % (2 * groups) or q_weight.numel() * 8 != inputs * outputs:
-        raise ValueError(f"{OPERATOR}: {inputs} inputs, q_weight {(*q_weight.shape,)}, scales {(*scales.shape,)}")
+        raise ValueError(
+            f"{OPERATOR}: q_weight {(*q_weight.shape,)} or scales {(*scales.shape,)} do not match {inputs} inputs"
+        )
     if (zeros is not None and zeros.numel() * 8 != groups * outputs) or (bias is not None and len(bias) != outputs):
         raise ValueError(f"{OPERATOR}: shapes of zeros or bias do not match scales {(*scales.shape,)}")
     if output.shape != (tokens, outputs) or not output.is_contiguous():
-        raise ValueError(f"{OPERATOR}: output {(*output.shape,)} for {tokens} tokens and {outputs} outputs")
+        raise ValueError(f"{OPERATOR}: output {(*output.shape,)} does not match {tokens} tokens and {outputs} outputs")
     if any(t is not None and t.dtype != input.dtype for t in (output, scales, bias)):
         raise ValueError(f"{OPERATOR}: scales {scales.dtype}, output {output.dtype}, input {input.dtype} must agree")
     # keep references: copies must live until the kernel returns

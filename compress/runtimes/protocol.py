@@ -44,7 +44,7 @@ class TimedRuntime(Runtime, Protocol):
         """Peak memory so far, in bytes."""
 
     def largest_batch(self, peaks: dict[int, int]) -> tuple[int, str]:
-        """The number of concurrent requests that fit, and its source. `peaks` maps batch sizes to peak bytes."""
+        """How many concurrent requests fit, and how that was computed. `peaks` maps batch sizes to peak bytes."""
 
     def preemptions(self) -> int:
         """How many times a request waited for memory so far; 0 if the runtime never makes requests wait."""
@@ -83,8 +83,8 @@ def open_runtime(
 ) -> Runtime:
     """Load the checkpoint in the runtime called `name`.
 
-    `length` is the most tokens of a prompt and its answer together; None is the model's limit. `dtype` "auto" is the
-    checkpoint's. `gpu` picks one of several GPUs.
+    `length` is the largest number of tokens in a prompt and its answer together; None means the model's limit. A
+    `dtype` of "auto" means the checkpoint's dtype. `gpu` picks one of several GPUs.
     """
     if name == "vllm":
         from compress.runtimes.vllm_process import VllmProcess

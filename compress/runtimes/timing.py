@@ -96,7 +96,7 @@ def run_worker(open_timed: OpenTimed, files: Sequence[str]) -> None:
 
 
 def end_with_parent() -> None:
-    """On Linux, the kernel kills this process when its parent ends for any reason."""
+    """Make the kernel kill this process when its parent ends for any reason. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -25,7 +25,7 @@ DEQUANTIZED = "transformers dequantizes packed weights: speed and memory are tho
 
 
 def load_on_device(checkpoint: Checkpoint, device: str = "auto", dtype: str = "float32", gpu: int | None = None) -> Any:
-    """The transformers model on its device. `dtype` "auto" is the checkpoint's; `gpu` counts modulo the GPUs."""
+    """The transformers model on its device. "auto" means the checkpoint's dtype; GPU numbers wrap around."""
     name = pick_device(device)
     if name == "cuda" and gpu is not None:
         name = f"cuda:{gpu % torch.cuda.device_count()}"
@@ -91,7 +91,7 @@ class TransformersRuntime:
         return torch.cuda.max_memory_reserved() if self.cuda else resident_peak()
 
     def largest_batch(self, peaks: dict[int, int]) -> tuple[int, str]:
-        """Free memory over the bytes of one more request: the slope of the peaks, but at least its KV cache."""
+        """Free memory over the bytes of one request, which are the slope of `peaks`, but at least the KV cache."""
         smallest, largest = min(peaks), max(peaks)
         slope = (peaks[largest] - peaks[smallest]) / (largest - smallest) if largest > smallest else 0
         request_bytes = max(slope, self.request["kv_bytes_per_request"])

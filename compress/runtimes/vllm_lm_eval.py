@@ -18,7 +18,7 @@ DEAD = ("EngineDeadError", "EngineGenerateError")
 
 @contextmanager
 def vllm_model(checkpoint: Checkpoint, batch_size: int, *, dtype: str = "auto") -> Iterator[Any]:
-    """lm-eval's model of the checkpoint, with `batch_size` concurrent requests; its memory returns at the end.
+    """lm-eval's model of the checkpoint, with `batch_size` concurrent requests; its memory is freed at the end.
 
     VllmFailedError if vLLM ends.
     """

@@ -1,4 +1,4 @@
-"""Settings, processes and errors of vLLM without a server. One vLLM per process, so that its memory returns."""
+"""Settings, processes and errors of vLLM without a server. One vLLM per process: only its end frees all memory."""
 
 import json
 import os

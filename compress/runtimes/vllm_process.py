@@ -1,4 +1,4 @@
-"""vLLM as a runtime in a separate process, so that its memory returns at the end. Requests go over a pipe.
+"""vLLM as a runtime in a separate process, which frees its memory at the end. Requests go over a pipe.
 
 python -m compress.runtimes.vllm_process CHECKPOINT LENGTH DTYPE
     reads lines {"prompts", "seeds", "sampling"}, writes lines of [ids, ended]
@@ -28,8 +28,8 @@ TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 class VllmProcess:
     """A checkpoint in a vLLM process.
 
-    `length` is the most tokens of a prompt and its answer together; None is the model's limit, at most MAX_LENGTH.
-    `gpu` picks one of several GPUs. `generate` raises VllmFailedError, with the cause, when vLLM ends.
+    `length` is the largest number of tokens in a prompt and its answer together; None means the model's limit, at most
+    MAX_LENGTH. `gpu` picks one of several GPUs. `generate` raises VllmFailedError, with the cause, when vLLM ends.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class VllmProcess:
 
 
 def visible_gpu(number: int) -> str:
-    """The name in CUDA_VISIBLE_DEVICES of GPU `number`, counted modulo the visible GPUs."""
+    """The name of GPU `number` in CUDA_VISIBLE_DEVICES. After the last visible GPU comes the first."""
     names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return names[number % len(names)] if names else str(number)
 

@@ -50,7 +50,7 @@ def add_hook(readable: Sequence[str], writable: Sequence[str]) -> str:
 
 
 def check_inside(event: str, path: str | bytes, folders: Sequence[str]) -> None:
-    """PermissionError unless `path`, with links resolved, is one of `folders` or below one."""
+    """Raise PermissionError unless `path`, with links resolved, is one of `folders` or below one."""
     real = os.path.realpath(os.fsdecode(path))
     if not any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in folders):
         raise PermissionError(f"{event} {real}")

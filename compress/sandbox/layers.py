@@ -66,7 +66,7 @@ def readable_folders() -> list[str]:
 
 
 def contain(folder: str, limits: Limits) -> dict[str, str]:
-    """Drop all rights except computing and writing below `folder`. The state of each layer, or "none: reason"."""
+    """Drop all rights but computing and writing below `folder`. Returns each layer's state, or "none: reason"."""
     readable, writable = readable_folders(), [os.path.realpath(folder), *DEVICES]
     layers: dict[str, Callable[[], str]] = {
         "user namespace": lambda: new_namespace(NEW_USER),
@@ -80,7 +80,7 @@ def contain(folder: str, limits: Limits) -> dict[str, str]:
 
 
 def attempt(layer: Callable[[], str]) -> str:
-    """The state of a layer, or "none: reason" if it cannot be applied."""
+    """Apply a layer; returns its state, or "none: reason" if it cannot be applied."""
     try:
         return layer()
     except (OSError, KeyError, AttributeError, ValueError) as error:

@@ -36,8 +36,8 @@ def test_an_error_exits_with_3_and_names_key_value_and_consequence(damaged):
     line = next(line for line in result.stdout.splitlines() if " C5 " in line)
     assert line.startswith("error") and "quantization_config.desc_act: True (expected: False): vLLM stops" in line
     assert (
-        result.stderr.strip()
-        == f"Error: {damaged}: 2 errors, 2 warnings; loaders would stop or compute wrong text; write it again"
+        result.stderr.strip() == f"Error: {damaged}: 2 errors, 2 warnings; loaders would fail or generate wrong text; "
+        "write the checkpoint again"
     )
 
 

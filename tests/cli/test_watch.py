@@ -71,7 +71,7 @@ def test_other_items_and_another_reference_are_rejected_by_name(rounded, history
     assert result.exit_code == 1 and "v1: reference was sha256:" in result.stderr
     suite.write_text(suite.read_text().replace("who is 1", "who was 1"))
     result = watch(rounded, history, tiny_llama, text)
-    assert result.exit_code == 1 and "v1: used suite own.jsonl sha256:" in result.stderr
+    assert result.exit_code == 1 and "v1: the baseline used suite own.jsonl (sha256:" in result.stderr
 
 
 def test_another_reference_than_in_verify_is_rejected(tiny_llama, tiny_qwen2, rounded, text, tmp_path):

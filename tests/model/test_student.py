@@ -238,8 +238,12 @@ def test_heads_of_another_width_keep_their_output():
         ("llama", {"hidden_size": 40}, r"hidden size \(40\) is not a multiple .* \(6\)"),
         ("llama", {"num_layers": 6}, r"num_layers=6: .* which has 5"),
         ("llama", {"intermediate_size": 0}, r"intermediate_size=0: .* 1 to 64"),
-        ("llama", {"num_heads": 6, "num_kv_heads": 1}, r"6/1: .* serve 6 .*6/2.* serves 3; give num_kv_heads=2"),
-        ("qwen2", {"hidden_size": 40}, r"hidden_size=40 over num_heads=6 .* 5 heads of 8"),
+        (
+            "llama",
+            {"num_heads": 6, "num_kv_heads": 1},
+            r"6/1: .* serve 6 .* 3 of the teacher \(6/2\); give num_kv_heads=2",
+        ),
+        ("qwen2", {"hidden_size": 40}, r"hidden_size=40 is not .* num_heads=6, .* num_heads=5, for heads of 8"),
     ],
 )
 def test_a_shape_that_cannot_be_cut_is_rejected_with_both_numbers(name, sizes, message):

@@ -69,12 +69,12 @@ def document_rows(drift: TokenDrift, windows: Windows) -> list[DocumentRow]:
 
 
 def documents_at(places: Tensor, documents: Tensor) -> Tensor:
-    """(count,) indices of the documents of the tokens that follow (count, 2) places."""
+    """(count,) document index of the token after each of the (count, 2) `places`."""
     return documents[places[:, 0], places[:, 1] + 1]
 
 
 def group_means(drift: TokenDrift, group: Tensor, count: int) -> dict[int, Means]:
-    """The means over the tokens of each of `count` groups, (tokens,) int64, by group. Empty groups are left out."""
+    """{group: means over its tokens}; `group` (tokens,) int64 has each token's, 0 to `count` - 1. No empty groups."""
     tokens = torch.bincount(group, minlength=count).double()
 
     def mean(values: Tensor) -> Tensor:

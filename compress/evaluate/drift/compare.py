@@ -73,7 +73,7 @@ def compare_rows(
 
 
 def check_vocabulary(checkpoints: Sequence[Checkpoint], windows: Windows) -> int:
-    """The number of tokens that all checkpoints share. QCompressError or ValueError if the windows do not suit them."""
+    """The number of tokens that all checkpoints share. ValueError for windows with other tokens."""
     check_text_unseen(windows.manifest, checkpoints)
     vocabulary = shared_vocabulary(checkpoints)
     if (highest := int(windows.ids.max())) >= vocabulary:
@@ -125,7 +125,7 @@ def bits_per_weight(checkpoint: Checkpoint) -> float:
 
 
 def describe_windows(windows: Windows, vocabulary: int) -> WindowsPart:
-    """The text and sizes of the windows, so that every row has them."""
+    """The part of a row that describes the windows."""
     n_samples, seq_len = windows.ids.shape
     manifest = windows.manifest
     return {

@@ -42,7 +42,7 @@ class HiddenStates:
 
     @contextmanager
     def head(self) -> Iterator[None]:
-        """While open, final norm and head are in memory, which `logits` needs."""
+        """Context in which final norm and head are in memory. `logits` needs it."""
         with self.model.embedding_and_norm(head=True):
             yield
 
@@ -103,12 +103,12 @@ def make_states(shape: tuple[int, ...]) -> Tensor:
 
 
 def scored_places(mask: Tensor) -> Tensor:
-    """(count, 2) window and position of every scored logit: those whose next token is in `mask`."""
+    """(count, 2) window and position of every scored logit. A logit is scored if its next token is in `mask`."""
     return mask[:, 1:].nonzero()
 
 
 def check_finite(checkpoint: Checkpoint, values: Tensor, places: Tensor, what: str) -> None:
-    """QCompressError with the checkpoint and the first window unless all `values` (count,) are finite."""
+    """Raise QCompressError with the checkpoint and the first window unless all `values` (count,) are finite."""
     wrong = (~values.isfinite()).nonzero()
     if len(wrong):
         value, (window, position) = values[wrong[0]].item(), places[wrong[0, 0]].tolist()

@@ -30,7 +30,7 @@ def make_verdicts(
 
 
 def add_verdicts(rows: Sequence[CompareRow], verdicts: Sequence[VerdictRow]) -> list[CompareRow]:
-    """The rows with `passed` and `reason` of their verdicts; rows without a verdict stay as they are."""
+    """The rows, with `passed` and `reason` added from their verdicts. Rows without a verdict are unchanged."""
     by_name = {verdict["name"]: verdict for verdict in verdicts}
     return [add_verdict(row, by_name.get(row["name"])) for row in rows]
 
@@ -42,7 +42,7 @@ def add_verdict(row: CompareRow, verdict: VerdictRow | None) -> CompareRow:
 
 
 def check_verdicts(rows: Sequence[CompareRow]) -> None:
-    """GateFailure that names every candidate with a failed verdict, the reason and what to do."""
+    """Raise GateFailure if a candidate failed; it names every such candidate, the reason and what to do."""
     failed = [row for row in rows if not row.get("passed", True)]
     if failed:
         lines = [f"{row['name']}: {row['reason']}; {HELP_DAMAGE if outliers(row) else HELP_DRIFT}" for row in failed]
@@ -84,7 +84,7 @@ def format_block(block: BlockRow) -> str:
 
 
 def low_retention(tasks: Sequence[RetentionRow], minimum: float | None) -> list[str]:
-    """The kinds of task with less than `minimum` % retention, in words; also if no kind has a retention."""
+    """The kinds of task with less than `minimum` % retention, in words, or that no kind has a retention."""
     if minimum is None:
         return []
     kinds = {row["kind"]: row["retention"] for row in tasks if row["kind"] != "all"}

@@ -5,14 +5,18 @@ With x the reference's input of a block, and u(x) = block(x) - x its update,
     error = ‖u_candidate - u_reference‖² / ‖u_reference‖²          gain = ⟨u_candidate, u_reference⟩ / ‖u_reference‖²
 
 each the median over tokens, so that a few massive activations do not dominate. Every linear has the same two figures
-for its output; its error is over all tokens, as in the record. A linear whose rows hold the scale of another's columns,
-as AWQ's do, is left out. Rounding scatters around a gain of 1; a wrong scale, a lost zero or a swapped tensor does not.
-Errors of one block never reach the next, so a damaged block differs from the others of its checkpoint.
+for its output; its error is over all tokens, as in the record. A linear is left out if AWQ may have folded another
+linear's column scales into its rows. Rounding scatters around a gain of 1; a wrong scale, a lost zero or a swapped
+tensor does not. Errors of one block never reach the next, so a damaged block differs from the others of its checkpoint.
 
 The score of a value is its distance from the median of all blocks, in robust deviations (1.4826 · median absolute
-deviation). A block is an outlier if a score exceeds OUTLIER: of its gain, of the log of its linears' errors over those
-in the record (above the median only; without a record, of the block's error), or of a linear's gain among the linears
-of the same name. The last one finds q_proj, whose errors hardly change the block's update.
+deviation). A block is an outlier if one of these scores exceeds OUTLIER:
+
+    gain of the block, among all blocks
+    log of its linears' errors over those in the record, only above the median; without a record, of the block's error
+    gain of one of its linears, among the linears of the same name
+
+The last score finds q_proj, whose errors hardly change the block's update.
 """
 
 import math
@@ -60,7 +64,7 @@ def locate_drift(
 ) -> list[BlockRow]:
     """One row per block, in order. Two blocks and the states of TOKENS tokens are in memory.
 
-    QCompressError if the candidate has other blocks than the reference.
+    QCompressError if the candidate's blocks differ from the reference's in number or width.
     """
     model, candidate_model = open_blocks(reference, device), open_blocks(candidate, device)
     check_same_blocks(reference, model, candidate, candidate_model)
@@ -87,7 +91,7 @@ def open_blocks(checkpoint: Checkpoint, device: str) -> BlockModel:
 
 
 def check_same_blocks(reference: Checkpoint, model: BlockModel, candidate: Checkpoint, other: BlockModel) -> None:
-    """QCompressError unless both models have the same number of blocks and the same width."""
+    """Raise QCompressError unless both models have the same number of blocks and the same width."""
     (count, width), (blocks, size) = ((len(one), int(one.model.config.hidden_size)) for one in (model, other))
     if (count, width) != (blocks, size):
         raise QCompressError(
@@ -132,14 +136,14 @@ def compare_blocks(
 
 
 def row_feeders(block: Block) -> set[str]:
-    """Names of linears whose rows may hold the scale of another's columns."""
+    """Names of linears into whose rows another linear's column scales may have been folded."""
     feeders = [stage.feeder for stage in block.stages or () if stage.feeder is not None]
     return {feeder.module for feeder in feeders if feeder.kind != "norm"}
 
 
 @contextmanager
 def watch_outputs(block: Block, names: Sequence[str]) -> Iterator[Outputs]:
-    """While open, the outputs of these linears of a block, by name."""
+    """Context that stores the latest outputs of these linears of a block, by name."""
     outputs: Outputs = {}
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -176,7 +180,7 @@ def recorded_errors(checkpoint: Checkpoint) -> dict[tuple[str, str], float]:
 
 
 def score_blocks(rows: Sequence[BlockRow]) -> list[BlockRow]:
-    """The rows with `score`, `outlier` and, if a single linear makes the block an outlier, its name as `linear`."""
+    """The rows with new keys: `score`, `outlier`, and `linear`, the only linear that is an outlier, if any."""
     gains = [abs(score) for score in deviations([row["gain"] for row in rows], least=LEAST_GAIN)]
     excesses = [row["excess"] for row in rows]
     errors = [excess for excess in excesses if excess]
@@ -188,7 +192,7 @@ def score_blocks(rows: Sequence[BlockRow]) -> list[BlockRow]:
 
 
 def score_block(row: BlockRow, linears: list[LinearRow], score: float) -> BlockRow:
-    """A row with scored linears; `score` is that of the block's update."""
+    """One row of `score_blocks`, from its scored linears and the `score` of the block's update."""
     worst = max(linears, key=lambda linear: linear["score"], default=None)
     highest = score if worst is None else max(score, worst["score"])
     linear = worst["name"] if worst is not None and worst["score"] > OUTLIER >= score else None
@@ -196,7 +200,7 @@ def score_block(row: BlockRow, linears: list[LinearRow], score: float) -> BlockR
 
 
 def score_linears(rows: Sequence[BlockRow]) -> list[list[LinearRow]]:
-    """The linears of every block with `score`: the deviation of the gain among linears of the same name."""
+    """The linears of every block, with a new key `score`: the deviation of the gain among linears of the same name."""
     gains: dict[str, list[float]] = {}
     for row in rows:
         for linear in row["linears"]:

@@ -67,8 +67,8 @@ def token_drift(
 ) -> TokenDrift:
     """The drift at every token in the windows' mask, over the first `vocabulary` tokens.
 
-    `chunk` tokens have logits at a time: it changes speed and memory, never the result. Raises QCompressError, with
-    the checkpoint and the first window, for a number that is not finite.
+    Logits of `chunk` tokens exist at a time; `chunk` changes speed and memory, never the result. Raises QCompressError,
+    with the checkpoint and the first window, for a number that is not finite.
     """
     places = scored_places(windows.mask)
     parts = []
@@ -90,7 +90,7 @@ def token_drift(
 
 
 def compare_strips(reference: Tensor, candidate: Tensor, tokens: Tensor) -> list[tuple[Tensor, ...]]:
-    """`compare_chunk` of a few rows at a time, in CPU memory. Overwrites the logits."""
+    """Run `compare_chunk` on a few rows at a time; results are in CPU memory. Overwrites the logits."""
     rows = max(1, STRIP_LOGITS // reference.shape[1])
     strips = zip(reference.split(rows), candidate.split(rows), tokens.split(rows), strict=True)
     return [tuple(column.cpu() for column in compare_chunk(*strip)) for strip in strips]
@@ -99,7 +99,7 @@ def compare_strips(reference: Tensor, candidate: Tensor, tokens: Tensor) -> list
 def compare_chunk(reference: Tensor, candidate: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
     """(count, vocab) logits of both and the (count,) next tokens -> both nlls, KL, both agreements; each (count,).
 
-    Overwrites the logits. Tokens that tie for the candidate's highest probability all agree.
+    Overwrites the logits. If tokens tie for the candidate's highest probability, each of them agrees.
     """
     reference, candidate = log_probabilities(reference), log_probabilities(candidate)
     nlls = next_token_nll(reference, tokens), next_token_nll(candidate, tokens)
@@ -111,7 +111,7 @@ def compare_chunk(reference: Tensor, candidate: Tensor, tokens: Tensor) -> tuple
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """(count, vocab) logits -> log-probabilities, float32, in the same memory.
+    """(count, vocab) logits -> log-probabilities, float32, written over the logits.
 
     `log_softmax` sums a row in order and loses the far tail next to a likely token: 1.6e-5 nats of SmolLM2-135M's nll.
     `logsumexp` sums in pairs and is 3e-9 nats off.

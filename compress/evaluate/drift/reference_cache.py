@@ -4,8 +4,8 @@
     hidden.safetensors     `hidden` (n_samples, seq_len, width) float32, after the last block: exact
 
 States take a hundredth of the bytes of the log-probabilities that follow from them. They are memory-mapped. The
-manifest is written last: a folder without it is incomplete and is written again. States of a CPU and of a GPU differ by
-float32 rounding only, so either device reads the other's.
+manifest is written last: a folder without it is incomplete and is written again. States from a CPU and from a GPU
+differ only by float32 rounding, so each device reads states from both.
 """
 
 import json
@@ -42,9 +42,10 @@ def read_reference(
     micro_batch: int | None = None,
     report: Report = lambda row: None,
 ) -> HiddenStates:
-    """The reference's hidden states: from `folder` if it has them, else computed and stored there; None stores nothing.
+    """The reference's hidden states: from `folder` if it has them, else computed and stored there. None as `folder`
+    stores nothing.
 
-    QCompressError names what differs if the folder is of another reference or text, or is damaged.
+    QCompressError if the folder is damaged or belongs to another reference or text; the message names the difference.
     """
     if folder is None:
         return read_windows(checkpoint, windows.ids, device=device, micro_batch=micro_batch, report=report)
@@ -79,7 +80,7 @@ def cache_key(checkpoint: Checkpoint, windows: Windows) -> Row:
 
 
 def cached_start(folder: Path | None, checkpoint: Checkpoint, plain_windows: str) -> Row | None:
-    """The measured start token stored in `folder`; None if the folder is of another reference or text."""
+    """The measured start token stored in `folder`; None if the folder belongs to another reference or text."""
     manifest = None if folder is None else read_manifest(folder)
     if manifest is None or manifest.get("plain_windows") != plain_windows or manifest["reference"] != checkpoint.digest:
         return None
@@ -88,37 +89,40 @@ def cached_start(folder: Path | None, checkpoint: Checkpoint, plain_windows: str
 
 
 def read_manifest(folder: Path) -> Row | None:
-    """The manifest of a folder, None if it has none. QCompressError for another program's file."""
+    """The manifest of a folder, or None without one. QCompressError if another program wrote it."""
     file = folder / MANIFEST
     if not file.is_file():
         return None
     manifest = read_json(file)
     if manifest.get("format") != FORMAT or "checksum" not in manifest or "reference" not in manifest:
-        raise QCompressError(f"{file}: is no manifest of a reference cache; pass another folder to --reference-cache")
+        raise QCompressError(
+            f"{file}: is not a manifest of a reference cache; pass another folder to --reference-cache"
+        )
     return manifest
 
 
 def check_cache_key(folder: Path, manifest: Row, key: Row) -> None:
-    """QCompressError that names the first difference between the stored key and this one."""
+    """Raise QCompressError with the first difference if the stored key is not `key`."""
     difference = differing(manifest, key)
     if difference:
         raise QCompressError(
-            f"{folder}: the cache is of another {difference}; pass another --reference-cache, or remove the folder"
+            f"{folder}: the cache belongs to another {difference}; pass another --reference-cache, or remove the folder"
         )
 
 
 def check_folder(folder: Path, needed: int) -> None:
-    """QCompressError for a folder with other files, or a disk with less than `needed` bytes free."""
+    """Raise QCompressError for a folder with other files, or a disk with less than `needed` bytes free."""
     strangers = [file.name for file in folder.glob("[!.]*") if file.name not in (MANIFEST, STATES)]
     if strangers or (folder.exists() and not folder.is_dir()):
         raise QCompressError(
-            f"{folder}: contains {(strangers or ['no folder'])[0]}; pass a new folder to --reference-cache"
+            f"{folder}: {f'contains {strangers[0]}' if strangers else 'is a file'}; "
+            f"pass a new folder to --reference-cache"
         )
     room = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(room).free
     if free < needed:
         raise QCompressError(
-            f"{folder}: needs {needed:,} bytes, {room} has {free:,} free; free space or pass another folder"
+            f"{folder}: needs {needed:,} bytes, but {room} has {free:,} free; free some space or pass another folder"
         )
 
 

@@ -14,7 +14,7 @@ class DriftSettings:
     """The windows to measure drift on, and what to store or locate on the way."""
 
     eval_text: str = option(
-        "heldout", "Evaluation text: a file, or the name of an embedded text. Never text used for calibration."
+        "heldout", "Evaluation text: a file, or the name of an embedded text. Text used for calibration is refused."
     )
     samples: int = option(24, "Number of windows.", minimum=1)
     seq_len: int = option(512, "Tokens per window.", minimum=8)
@@ -34,10 +34,10 @@ class DriftLimits:
     """Limits of `verify`; None means no limit."""
 
     max_kl: float | None = option(
-        None, "Highest mean KL(reference ‖ candidate), nats per token.", group="Limits", minimum=0
+        None, "Limit on the mean KL(reference ‖ candidate), in nats per token.", group="Limits", minimum=0
     )
     max_perplexity_ratio: float | None = option(
-        None, "Highest ratio of the candidate's perplexity to the reference's.", group="Limits", minimum=0
+        None, "Limit on the ratio of the candidate's perplexity to the reference's.", group="Limits", minimum=0
     )
 
 
@@ -47,19 +47,19 @@ class CompareLimits:
 
     max_size: int | None = option(
         None,
-        "Highest size of a candidate's weight files, such as 2GB, 1.5GiB or 800MB.",
+        "Limit on the size of a candidate's weight files, such as 2GB, 1.5GiB or 800MB.",
         group="Limits",
         parse=parse_size,
         metavar="SIZE",
     )
     max_kl: float | None = option(
-        None, "Highest mean KL(reference ‖ candidate), nats per token.", group="Limits", minimum=0
+        None, "Limit on the mean KL(reference ‖ candidate), in nats per token.", group="Limits", minimum=0
     )
     max_perplexity_ratio: float | None = option(
-        None, "Highest ratio of the candidate's perplexity to the reference's.", group="Limits", minimum=0
+        None, "Limit on the ratio of the candidate's perplexity to the reference's.", group="Limits", minimum=0
     )
     min_retention: float | None = option(
-        None, "Lowest retention on every kind of task, in %. Needs --eval.", group="Limits", minimum=0
+        None, "Lowest allowed retention on each kind of task, in %. Needs --eval.", group="Limits", minimum=0
     )
 
 
@@ -69,12 +69,14 @@ class ReportSettings:
 
     html: Path | None = option(None, "HTML report to write: one file, readable offline.", group="Report")
     eval: Path | None = option(
-        None, "Results of `qcompress eval` to show: the folder of its --out, or a file of its --json.", group="Report"
+        None, "Results of `qcompress eval` to show: its --out folder, or a file with its --json output.", group="Report"
     )
-    bench: Path | None = option(None, "Results of `qcompress bench --json` to show: a file.", group="Report")
+    bench: Path | None = option(
+        None, "Results of `qcompress bench` to show: a file with its --json output.", group="Report"
+    )
     answers: int | None = option(
         None,
-        "Number of prompts shown with every checkpoint's answers: from --eval, else generated now.",
+        "Number of prompts to show with every checkpoint's answers, which come from --eval or else are generated now.",
         group="Report",
         minimum=0,
         default_text=f"{ANSWERS} if --eval is a folder, else 0",

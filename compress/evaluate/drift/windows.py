@@ -64,7 +64,7 @@ def find_start(reference: Checkpoint, ids: Tensor, device: str = "cpu") -> dict[
 
 
 def check_text_unseen(manifest: dict[str, Any], checkpoints: Sequence[Checkpoint]) -> None:
-    """QCompressError if a checkpoint's record contains the digest of a text in these windows."""
+    """Raise QCompressError if a checkpoint's record contains the digest of a text in these windows."""
     texts = {source["digest"]: source["name"] for source in manifest.get("sources", ())}
     for checkpoint in checkpoints:
         calibration = checkpoint.record.get("calibration") or {}
@@ -88,7 +88,7 @@ def shared_vocabulary(checkpoints: Sequence[Checkpoint]) -> int:
 
 
 def check_tokenizers(reference: Checkpoint, candidates: Sequence[Checkpoint], ids: Tensor, vocabulary: int) -> None:
-    """QCompressError if a candidate's tokenizer has other tokens or splits the text of `ids` (n, seq) differently."""
+    """Raise QCompressError if a candidate has other tokens, or splits the text of `ids` (n, seq) differently."""
     tokenizer: Any = reference.tokenizer
     tokens, text = tokens_below(tokenizer, vocabulary), tokenizer.decode(ids.flatten().tolist())
     for candidate in candidates:

@@ -46,7 +46,7 @@ def watch_checkpoint(
 ) -> list[ChangeRow]:
     """The changes of tasks and drift since the baseline. Appends the verdicts to the history under `tag`.
 
-    QCompressError if the baseline does not exist, nothing of it can be repeated, or `--device cuda` has no GPU.
+    QCompressError if the baseline does not exist or cannot be repeated, or for `--device cuda` without a GPU.
     """
     pick_device(settings.device)
     name = settings.name or model_name(path)
@@ -62,7 +62,7 @@ def watch_checkpoint(
     elif baseline.drift is not None:
         report({"KL and perplexity": "not compared; set --reference"})
     if not parts:
-        raise QCompressError(f"{history}: {baseline.tag} has KL and perplexity only; set --reference")
+        raise QCompressError(f"{history}: {baseline.tag} has only KL and perplexity, which need --reference")
     append_verdicts(history, "watch", [row for part in parts for row in part.verdicts], tag=tag)
     return [row for part in parts for row in part.rows]
 
@@ -91,7 +91,7 @@ def watch_tasks(checkpoint: Checkpoint, baseline: Baseline, settings: WatchSetti
 
 
 def change_part(row: ChangeRow) -> Row:
-    """The keys of a change that a stored verdict has."""
+    """The part of a change that is stored with a verdict."""
     return {key: row[key] for key in ("change", "change_low", "change_high", "fell")}
 
 
@@ -117,7 +117,7 @@ def format_change(row: ChangeRow) -> str:
 
 
 def check_falls(rows: Sequence[ChangeRow], tag: str) -> None:
-    """GateFailure that names every kind that fell, and by how much."""
+    """Raise GateFailure if a kind of task fell; it names every such kind and the change."""
     fallen = [row for row in rows if row["fell"]]
     if fallen:
         changes = ", ".join(f"{row['kind']} {format_change(row)}" for row in fallen)

@@ -15,7 +15,7 @@ class WatchSettings:
     name: str | None = option(
         None,
         "Checkpoint of the baseline to compare with.",
-        default_text="the one with CKPT's name, or the only candidate",
+        default_text="the one with CKPT's name, else the only candidate under the tag",
     )
     reference: Path | None = option(
         None, "16-bit reference. Set it to compare KL and perplexity too.", parse=resolve_model, metavar="MODEL"
@@ -27,7 +27,10 @@ class WatchSettings:
     batch_size: int = option(8, "Items per batch.", group="Resources", minimum=1)
     device: str = device_setting()
     max_drop: float | None = option(
-        None, "Highest drop on every kind of task, in points of 100, significant or not.", group="Limits", minimum=0
+        None,
+        "Largest allowed drop of each kind of task, in points (0 to 100), significant or not.",
+        group="Limits",
+        minimum=0,
     )
     out: Path = option(
         Path("build/watch"),

@@ -35,7 +35,7 @@ def history_file(path: Path) -> Path:
 def append_verdicts(
     path: Path, command: str, rows: Sequence[Mapping[str, Any]], *, tag: str | None = None, time: datetime | None = None
 ) -> None:
-    """Append all rows, or none on an error. Rows need `name` and `digest`. QCompressError for another kind of file."""
+    """Append all rows, or none on an error. Rows need `name` and `digest`. QCompressError if `path` is another file."""
     file, now = history_file(path), (time or datetime.now(UTC)).isoformat(timespec="seconds")
     lines = [(now, command, row["name"], row["digest"], row_json(row), tag) for row in rows]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def append_verdicts(
                 database.execute("alter table verdicts add column tag text")
             database.executemany(INSERT, lines)
     except sqlite3.DatabaseError as error:
-        raise QCompressError(f"{file}: is no history ({error}); pass another file to --history") from error
+        raise QCompressError(f"{file}: is not a history ({error}); pass another file to --history") from error
 
 
 def row_json(row: Mapping[str, Any]) -> str:
@@ -63,6 +63,6 @@ def read_verdicts(path: Path) -> list[HistoryRow]:
             database.row_factory = sqlite3.Row
             lines = [dict(row) for row in database.execute("select * from verdicts order by rowid")]
     except sqlite3.DatabaseError as error:
-        raise QCompressError(f"{file}: is no history ({error}); pass another file to --history") from error
+        raise QCompressError(f"{file}: is not a history ({error}); pass another file to --history") from error
     keys = ("time", "command", "tag")
     return [cast("HistoryRow", {key: row.get(key) for key in keys} | json.loads(row["row"])) for row in lines]

@@ -29,7 +29,7 @@ NOISE = {"kl": 1e-4, "perplexity": 0.05}  # nats, %: another processor or torch 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The last verdicts on one checkpoint under one tag: `tasks` by kind; `drift` None without a comparison."""
+    """The last verdicts on one checkpoint under one tag: `tasks` is by kind, `drift` may be None."""
 
     tag: str
     name: str
@@ -44,7 +44,7 @@ class Baseline:
 
 
 def find_baseline(verdicts: Sequence[Row], tag: str, name: str, *, where: str = "the history") -> Baseline:
-    """The baseline of `name`, else of the only candidate under the tag. QCompressError for none or several."""
+    """The baseline of `name`, else of the only candidate under the tag. QCompressError if the choice is not unique."""
     tagged = [row for row in verdicts if row["tag"] == tag]
     if not tagged:
         tags = ", ".join(sorted({row["tag"] for row in verdicts if row["tag"]})) or "none"
@@ -53,7 +53,9 @@ def find_baseline(verdicts: Sequence[Row], tag: str, name: str, *, where: str = 
     candidates = list(dict.fromkeys(row["name"] for row in tagged if row.get("role") == "candidate"))
     if name not in names:
         if len(candidates) != 1:
-            raise QCompressError(f"{where}: {tag} has {', '.join(names)}, not {name}; choose one with --name")
+            raise QCompressError(
+                f"{where}: {tag} has verdicts on {', '.join(names)}, not on {name}; choose one with --name"
+            )
         name = candidates[0]
     rows = [row for row in tagged if row["name"] == name]
     scored = [row for row in rows if row["command"] == "eval" and row["kind"] != ALL]
@@ -62,7 +64,9 @@ def find_baseline(verdicts: Sequence[Row], tag: str, name: str, *, where: str = 
         (row for row in reversed(rows) if row["command"] in DRIFT_COMMANDS and row.get("role") == "candidate"), None
     )
     if not tasks and drift is None:
-        raise QCompressError(f"{where}: {tag} has no eval, verify or compare of {name}; run one with --tag {tag}")
+        raise QCompressError(
+            f"{where}: {tag} has no verdict of eval, verify or compare on {name}; run one with --tag {tag}"
+        )
     return Baseline(tag, name, tasks, drift, reference_digest(tagged, drift))
 
 
@@ -75,23 +79,23 @@ def reference_digest(tagged: Sequence[Row], drift: Row | None) -> str | None:
 
 
 def baseline_items(baseline: Baseline, suite: Suite) -> list[Item]:
-    """The items of the baseline's scores. QCompressError, with both digests, for another suite."""
+    """The items of the baseline's scores. QCompressError, with both digests, if the suite changed."""
     first = baseline.first_row
     if first.get("suite_digest") is None:
         raise QCompressError(
-            f"{baseline.tag}: uses {first['suite']}, which watch cannot repeat; tag an eval of a suite"
+            f"{baseline.tag}: uses {first['suite']}, which watch cannot repeat; run qcompress eval --tag with a suite"
         )
     if first["suite_digest"] != suite.digest:
         raise QCompressError(
-            f"{baseline.tag}: used suite {first['suite']} {first['suite_digest']}, this one is {suite.name} "
-            f"{suite.digest}; pass the old one with --suite, or tag a new baseline"
+            f"{baseline.tag}: the baseline used suite {first['suite']} ({first['suite_digest']}), this run uses "
+            f"{suite.name} ({suite.digest}); pass the baseline's suite with --suite, or tag a new baseline"
         )
     items = {item.id: item for item in suite.items}
     return [items[item] for row in baseline.tasks.values() for item in row["scores"]]
 
 
 def check_same(baseline: Baseline, **now: Any) -> None:
-    """QCompressError that names the first value of `now` that differs from the baseline's."""
+    """Raise QCompressError for the first value of `now` that differs from the baseline's."""
     for key, value in now.items():
         before = baseline.reference if key == "reference" else (baseline.drift or {}).get(key)
         if before is not None and before != value:
@@ -204,7 +208,7 @@ def paired_documents(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple
 
 
 def redraw_mean(sums: Values, weights: Values, generator: np.random.Generator) -> Values:
-    """(DRAWS,) means, sum over sum, of units drawn with replacement; empty without units."""
+    """(DRAWS,) quotients, sum of `sums` over sum of `weights`, of units drawn with replacement; empty without units."""
     if not len(sums):
         return np.empty(0)
     picks = generator.integers(len(sums), size=(DRAWS, len(sums)))

@@ -42,7 +42,7 @@ def verdict(data: ReportData, index: int) -> str:
 
 
 def describe(block: BlockRow) -> str:
-    """A block's gain, error and worst linear: the only outlier, else the largest error relative to the record."""
+    """A block's gain, error and worst linear: the only outlier, else the largest error over the record's."""
     linears = block.get("linears") or ()
     recorded = all(row["recorded"] for row in linears)
     worst = max(linears, key=lambda row: row["error"] / ((recorded and row["recorded"]) or 1), default=None)

@@ -28,7 +28,7 @@ def load_results(checkpoints: Sequence[Checkpoint], evaluated: Path | None, benc
 
 
 def read_rows(file: Path, needed: Sequence[str]) -> list[Row]:
-    """The rows of a file that a command wrote with --json. QCompressError if it has none or lacks a key."""
+    """The rows of a file that a command wrote with --json. QCompressError if it has no rows or a row lacks a key."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -46,7 +46,7 @@ def read_rows(file: Path, needed: Sequence[str]) -> list[Row]:
 def retention_of(path: Path, compared: Sequence[Row]) -> list[Row]:
     """The rows of `eval` on the compared checkpoints, from its folder or JSON.
 
-    QCompressError if the reference is another one or no row is on a candidate.
+    QCompressError if the reference differs or no row belongs to a candidate.
     """
     file = path / EVAL if path.is_dir() else path
     rows = read_rows(file, ("name", "digest", "role", "kind", "items", "errors", "empty", "score", "retention"))
@@ -67,12 +67,12 @@ def speed_of(file: Path, compared: Sequence[Row]) -> list[Row]:
 
 
 def matched(file: Path, rows: Sequence[Row], compared: Sequence[Row]) -> list[Row]:
-    """The rows with the digest of a compared checkpoint. QCompressError if none is a candidate's."""
+    """The rows with the digest of a compared checkpoint. QCompressError if no candidate has one."""
     digests = {row["digest"] for row in compared}
     matching = [row for row in rows if row["digest"] in digests]
     if not {row["digest"] for row in matching} & {row["digest"] for row in compared[1:]}:
         names = ", ".join(dict.fromkeys(row["name"] for row in rows))
         raise QCompressError(
-            f"{file}: its rows are on {names}, and on no candidate as it is now; run the command again"
+            f"{file}: has rows for {names}, but for no candidate in its present state; run the command again"
         )
     return matching

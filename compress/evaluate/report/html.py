@@ -55,7 +55,7 @@ def folded(name: str, body: str, *, open_: bool = False, mark: str = "") -> str:
 
 
 def table(head: Sequence[str], lines: Sequence[str], *, left: Sequence[str] = (), more: str = "") -> str:
-    """A scrolling table: `head` is text, `more` further headings as HTML, `lines` are `<tr>` as HTML."""
+    """A scrolling table: `head` has headings as text, `more` has headings as HTML, `lines` are `<tr>` as HTML."""
     cells = "".join(f"<th{LEFT if name in left else ''}>{esc(name)}</th>" for name in head) + more
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{cells}</tr></thead>'

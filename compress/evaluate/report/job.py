@@ -23,7 +23,7 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of a comparison with their verdicts, and what its report shows beside them."""
+    """The rows of a comparison with their verdicts, and the other results that its report shows."""
 
     checkpoints: Sequence[Checkpoint]
     rows: Sequence[CompareRow]

@@ -63,7 +63,7 @@ def table_line(index: int, rows: Sequence[CompareRow]) -> str:
 
 
 def is_best(row: CompareRow, key: str | None, rows: Sequence[CompareRow]) -> bool:
-    """Whether a row has the best value of a key; the highest agreement, the lowest of all else."""
+    """Whether a row has the best value of a key: the highest for agreement, the lowest for all other keys."""
     if key is None:
         return False
     values: list[Any] = [dict(other)[key] for other in rows]

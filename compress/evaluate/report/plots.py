@@ -53,7 +53,7 @@ def series(index: int) -> str:
 
 
 def render(draw: Draw, *, height: float, narrow_height: float, name: str) -> str:
-    """The picture of `draw` as HTML in both widths, of which CSS shows one. Heights in inches; `name` is unique."""
+    """The picture of `draw` as HTML in two widths; CSS shows one. Heights are in inches; `name` must be unique."""
     return "".join(
         f'<div class="{kind}">{one_svg(draw, kind == "narrow", size, f"{name}-{kind}")}</div>'
         for kind, size in (("wide", (WIDE, height)), ("narrow", (NARROW, narrow_height)))
@@ -79,7 +79,7 @@ def short(name: str) -> str:
 
 
 def log_ticks(axes: Axes, which: str) -> None:
-    """At most five plain decades, such as 0.01; also digits between them on a short axis."""
+    """Place ticks at about five powers of ten, such as 0.01; on a short axis also between them."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))

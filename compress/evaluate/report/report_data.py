@@ -17,8 +17,9 @@ class ReportData:
     """`rows` of `compare_rows`, the reference's first; other fields are shown if they are not empty.
 
     `retention` comes from `eval`, `speed` from `bench`, `samples` from `stored_samples`, `history` from `trend_rows`.
-    `limits` are by option (`max_size` in bytes). Verdicts follow from limits and located blocks; `verdicts` replaces
-    those of a caller with more rules. `command` is the command line of the report. ValueError without a candidate.
+    `limits` are by option (`max_size` in bytes). Verdicts follow from limits and located blocks; `verdicts`, from a
+    caller with more rules, take precedence. `command` is the command line of the report. ValueError without a
+    candidate.
     """
 
     rows: Sequence[CompareRow]
@@ -51,7 +52,7 @@ class ReportData:
 
     @property
     def score_reference(self) -> str:
-        """What retention is measured against: "the reference", or "teacher NAME" if that is not compared."""
+        """What retention is measured against: "the reference", or "teacher NAME" if `rows` has no teacher."""
         base = next((row for row in self.retention if row["role"] == "reference"), None)
         return "the reference" if base is None or self.index_of(base["digest"]) == 0 else f"teacher {base['name']}"
 

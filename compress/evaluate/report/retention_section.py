@@ -36,7 +36,7 @@ def axis_end(rows: Sequence[RetentionRow]) -> float:
 
 
 def kind_group(data: ReportData, kind: str, axis: float) -> str:
-    """A kind's heading with the score of what retention is measured against, and a bar per candidate."""
+    """A kind's heading with the score that retention is measured against, and a bar per candidate."""
     rows = [row for row in data.retention if row["kind"] == kind]
     base = next((row for row in rows if row["role"] == "reference"), None)
     scored = f"{data.score_reference} scores {base['score']:.2f}" if base and base["score"] is not None else ""

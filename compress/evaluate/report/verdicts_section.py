@@ -98,7 +98,7 @@ def verdict_line(row: CompareRow, candidates: Sequence[CompareRow], verdict: Ver
 
 
 def standing(row: CompareRow, candidates: Sequence[CompareRow]) -> str:
-    """A candidate among the others: worse than one in both size and KL, closest, smallest, or in between."""
+    """A candidate's place among the others: worse than one in size and KL, closest, smallest, or in between."""
     others = [other for other in candidates if other is not row]
     rivals = [other for other in others if beats(other, row)]
     if rivals:
@@ -110,6 +110,6 @@ def standing(row: CompareRow, candidates: Sequence[CompareRow]) -> str:
 
 
 def beats(other: CompareRow, row: CompareRow) -> bool:
-    """Not larger, and a KL lower by more than two standard errors of the unpaired difference."""
+    """Whether the size is not larger, and the KL lower by more than two standard errors of the unpaired difference."""
     error = math.hypot(other["kl_se"] or 0, row["kl_se"] or 0)
     return other["bytes"] <= SAME_SIZE * row["bytes"] and other["kl"] + 2 * error < row["kl"]

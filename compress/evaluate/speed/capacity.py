@@ -42,7 +42,7 @@ class KvBlock:
 
 @dataclass(frozen=True)
 class ModelFootprint:
-    """What a prediction needs from a checkpoint or a planned one; sizes are in bytes."""
+    """What a prediction needs from a written or a planned checkpoint; sizes are in bytes."""
 
     path: Path
     name: str
@@ -64,7 +64,9 @@ def kv_blocks_of(config: dict[str, Any]) -> tuple[KvBlock, ...]:
     """The KV cache of every decoder block. QCompressError for an architecture without a plain key-value cache."""
     for key in ("kv_lora_rank", "state_size", "linear_num_key_heads"):
         if config.get(key):
-            raise QCompressError(f"config.json: {key} {config[key]}: bench predicts plain key-value caches only")
+            raise QCompressError(
+                f"config.json: {key} {config[key]} is not supported: bench predicts only plain key-value caches"
+            )
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -78,7 +80,9 @@ def windows_of(config: dict[str, Any]) -> list[int | None]:
     kinds = config.get("layer_types")
     if kinds:
         if others := set(kinds) - {"full_attention", "sliding_attention"}:
-            raise QCompressError(f"config.json: layer type {min(others)}: bench predicts plain key-value caches only")
+            raise QCompressError(
+                f"config.json: layer type {min(others)} is not supported: bench predicts only plain key-value caches"
+            )
         return [window if kind == "sliding_attention" else None for kind in kinds]
     return [window if window and uses_sliding_window(config, block) else None for block in range(count)]
 
@@ -96,7 +100,7 @@ def uses_sliding_window(config: dict[str, Any], block: int) -> bool:
 
 
 def served_dtype(config: dict[str, Any]) -> torch.dtype:
-    """The dtype that vLLM computes in: the config's, but float16 for float32."""
+    """The dtype that vLLM computes in: the config's dtype, or float16 if that is float32."""
     dtype = model_dtype(config)
     return torch.float16 if dtype == torch.float32 else dtype
 
@@ -117,7 +121,8 @@ def longest_within(blocks: Sequence[KvBlock], room: int, limit: int) -> int:
 
 
 def overhead(config: dict[str, Any]) -> int:
-    """Bytes beside weights and KV cache: libraries, activations of one chunk, float32 logits and the sampler's copy.
+    """Bytes in addition to weights and KV cache: libraries, activations of one chunk, float32 logits, the sampler's
+    copy.
 
     Per token, activations are two residuals and the widest of attention and MLP: 4 x hidden + 3 x intermediate.
     """
@@ -128,7 +133,7 @@ def overhead(config: dict[str, Any]) -> int:
 
 
 def read_footprint(path: Path) -> ModelFootprint:
-    """The footprint of a checkpoint, or of a config.json: the file, or a folder that holds nothing else."""
+    """The footprint of a checkpoint, or of a config.json, given as a file or as a folder without weights."""
     if path.is_dir() and any(path.glob("*.safetensors*")):
         return checkpoint_footprint(open_causal_lm(path))
     file = path / "config.json" if path.is_dir() else path
@@ -141,7 +146,7 @@ def read_footprint(path: Path) -> ModelFootprint:
 
 
 def read_footprints(paths: Sequence[Path]) -> list[ModelFootprint]:
-    """`read_footprint` of each path; equal names become paths."""
+    """`read_footprint` of each path; equal names are replaced by paths."""
     footprints = [read_footprint(path) for path in paths]
     names = unique_names([one.name for one in footprints], paths)
     return [replace(one, name=name) for one, name in zip(footprints, names, strict=True)]
@@ -167,7 +172,7 @@ def packed_footprint(plain: ModelFootprint, layout: str) -> ModelFootprint:
 
 
 def make_footprint(path: Path, name: str, config: dict[str, Any], sizes: dict[str, int]) -> ModelFootprint:
-    """A token reads one row of the embedding; a tied embedding is also the output head, so a token reads all of it."""
+    """The footprint of these tensor sizes. A token reads all weights, but the embedding only if it is also the head."""
     vocabulary = find_vocabulary(config)
     table = sum(size for tensor, size in sizes.items() if tensor.startswith(f"{vocabulary.embedding}."))
     total = sum(sizes.values())
@@ -200,7 +205,7 @@ def predict_paths(
 
 
 def check_context(path: Path, config: dict[str, Any], tokens: int) -> None:
-    """QCompressError for a request of more tokens than the model's context."""
+    """Raise QCompressError for a request of more tokens than the model's context."""
     limit = config.get("max_position_embeddings")
     if limit and tokens > limit:
         raise QCompressError(

@@ -2,7 +2,7 @@
 
 Bandwidth is bus width times data rate, from public specification pages. Compute capability is from NVIDIA's list,
 https://developer.nvidia.com/cuda-gpus; the RTX 3060's is from its specification page. vLLM's limits are from the source
-of 0.32.0: marlin.py, marlin_utils.py and auto_awq.py need 7.5, bfloat16 needs 8.0. Nothing here was run on it.
+of 0.32.0: marlin.py, marlin_utils.py and auto_awq.py need 7.5, bfloat16 needs 8.0. Nothing was tested on this hardware.
 """
 
 from dataclasses import dataclass

@@ -161,7 +161,7 @@ def make_request(checkpoint: Checkpoint, timing: Timing, resources: Resources, n
 
 
 def worker_environment(kv_cache_gib: int) -> dict[str, str]:
-    """The environment of a measuring process, with OpenMP's default waiting as on a server."""
+    """The environment of a measuring process, without this program's settings for how OpenMP threads wait."""
     inherited = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     return {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)} | inherited
 
@@ -198,7 +198,7 @@ def failure_reason(code: int | None, peak: int, timeout: float, output: str) -> 
 
 
 def make_row(index: int, checkpoint: Checkpoint, lines: Lines, timing: Timing) -> Row:
-    """The row of a checkpoint without gains. Facts are those of the last process; peaks are the highest."""
+    """The row of a checkpoint, before gains are added. Facts come from the last process; peaks are the highest."""
     facts: Row = {}
     for part in lines.facts:
         facts |= {key: value for key, value in part.items() if value is not None}

@@ -78,8 +78,8 @@ class Resources:
     timeout: float = option(3600.0, "Time limit of each measuring process, in seconds.", group="Resources", minimum=0)
     gpu_memory: int | None = option(
         None,
-        "Also predict for a GPU with this much memory, such as 8GB or 7.5GiB, and measure within it. "
-        "vLLM uses 92 % of it.",
+        "Also predict for a GPU with this much memory, such as 8GB or 7.5GiB. "
+        "Measurements use no more than that; vLLM uses 92 % of it.",
         group="Prediction",
         parse=parse_size,
         metavar="SIZE",

@@ -37,7 +37,7 @@ def run_completion(doc: Mapping[str, Any], completions: Sequence[str]) -> dict[s
 
 
 def whole_program(doc: Mapping[str, Any], completion: str) -> str:
-    """The prompt and its completion. A chat model may repeat the whole function; then the prompt and that function."""
+    """The prompt and its completion; if a chat model repeats the whole function, the prompt and that function."""
     if f"def {doc['entry_point']}" in completion:
         return f"{doc['prompt']}\n{whole_lines(find_code(completion, doc['entry_point']))}"
     ends = [completion.find(end) for end in BODY_ENDS if end in completion]
@@ -95,8 +95,8 @@ def benchmark_rows(
 ) -> list[Row]:
     """Rows of all checkpoints, the reference's first: one per task and one for their mean.
 
-    `limit` takes the first items of each task. `runtime` names what `open_model` opens. QCompressError without lm-eval,
-    or if `task_data` lacks a file.
+    `limit` takes the first items of each task. `runtime` is the name of the runtime that `open_model` opens.
+    QCompressError without lm-eval, or if `task_data` lacks a file.
     """
     settings = [task_settings(name, task_data) for name in tasks]
     checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]

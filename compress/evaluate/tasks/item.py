@@ -58,12 +58,12 @@ def score_item(kind: Kind, item: Item, answers: Sequence[str]) -> Score:
 
 
 def check_texts(value: Any, what: str) -> None:
-    """ValueError unless `value` is a list of one or more texts, none of them blank."""
+    """Raise ValueError unless `value` is a list of one or more texts, none of them blank."""
     if not (isinstance(value, list) and value and all(isinstance(text, str) and text.strip() for text in value)):
         raise ValueError(f"{what} must be a list of texts that are not blank")
 
 
 def check_one_turn(item: Item) -> None:
-    """ValueError unless the item has one turn."""
+    """Raise ValueError unless the item has one turn."""
     if len(item.turns) != 1:
         raise ValueError(f"turns: {item.kind} needs exactly one, not {len(item.turns)}")

@@ -94,7 +94,7 @@ def runtime_opener(name: str, dtype: str, device: str = "auto") -> OpenRuntime:
 
 
 def check_sandbox(report: Report) -> None:
-    """Report what contains generated code on this machine. QCompressError if nothing can."""
+    """Report which sandbox layers this machine has for generated code. QCompressError if the sandbox cannot start."""
     try:
         report({"sandbox": "", **containment()})
     except SandboxError as error:
@@ -102,7 +102,7 @@ def check_sandbox(report: Report) -> None:
 
 
 def check_retention(rows: Sequence[Row], minimum: float) -> None:
-    """GateFailure that names every candidate and kind below `minimum`, or a candidate without any retention."""
+    """Raise GateFailure that names every candidate and kind below `minimum`, or a candidate without any retention."""
     candidates = [row for row in rows if row["role"] == "candidate"]
     measured = [row for row in candidates if row["retention"] is not None]
     if missing := {row["name"] for row in candidates} - {row["name"] for row in measured}:

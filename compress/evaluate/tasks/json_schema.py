@@ -23,7 +23,7 @@ def check(item: Item) -> None:
     if not isinstance(item.expected.get("schema"), dict):
         raise ValueError("expected.schema must be a JSON schema, an object")
     if not isinstance(item.expected.get("values", {}), dict):
-        raise ValueError("expected.values must be an object from paths to values")
+        raise ValueError("expected.values must be an object that maps paths to values")
     try:
         Draft202012Validator.check_schema(item.expected["schema"])
     except SchemaError as error:

@@ -22,7 +22,7 @@ def answer_items(
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    """Batches of items of one kind and number of turns, sorted by length to save padding; short ones come first."""
+    """Batches of items that share kind and number of turns, sorted by length, shortest first, to save padding."""
     kinds = list(KINDS)
     ordered = sorted(items, key=lambda item: (kinds.index(item.kind), len(item.turns), len("".join(item.turns))))
     group: list[Item] = []
@@ -56,7 +56,7 @@ def converse(runtime: Runtime, tokenizer: Any, items: Sequence[Item]) -> list[li
 
 
 def encode(tokenizer: Any, messages: Sequence[Message]) -> Ids:
-    """Token ids of the conversation and the start of the next answer. Thinking is turned off if the template can."""
+    """Token ids of the conversation and the start of the next answer. Thinking is off if the template allows that."""
     if has_template(tokenizer):
         options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
         return encode_text(tokenizer, tokenizer.apply_chat_template(list(messages), **options))
@@ -65,6 +65,6 @@ def encode(tokenizer: Any, messages: Sequence[Message]) -> Ids:
 
 
 def decode(tokenizer: Any, ids: Ids) -> str:
-    """The text of an answer. A model without a chat template may continue with a question; it is cut off."""
+    """The text of an answer. A model without a chat template may continue with a new question, which is cut off."""
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
     return (text if has_template(tokenizer) else text.partition(f"\n{LABELS['user']}")[0]).strip()

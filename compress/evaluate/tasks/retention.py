@@ -19,7 +19,7 @@ TAILS = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Retention:
-    """Value and interval in %; None if the reference scores 0. A single item has no interval. `items` were compared."""
+    """Value and interval in %; None if the reference scores 0. A single item has no interval. `items` is a count."""
 
     value: float | None
     low: float | None

@@ -20,7 +20,7 @@ class TaskSettings:
     )
     limit: int | None = option(
         None,
-        "Most items per kind or benchmark. Items of a kind are spread evenly over its file.",
+        "Largest number of items per kind or benchmark. Items of a kind are picked evenly from its file.",
         group="Tasks",
         minimum=1,
         default_text="all items",
@@ -39,7 +39,10 @@ class TaskSettings:
         default_text="downloaded by lm-eval",
     )
     min_retention: float | None = option(
-        None, "Least retention of every kind, in %. A lower one ends with exit code 3.", group="Limits", minimum=0
+        None,
+        "Lowest allowed retention of each kind of task, in %. Below it, the exit code is 3.",
+        group="Limits",
+        minimum=0,
     )
 
 

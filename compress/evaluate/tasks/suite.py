@@ -46,7 +46,7 @@ def load_suite(file: Path | None = None) -> Suite:
 
 
 def select(suite: Suite, kinds: Sequence[str] = (), limit: int | None = None) -> list[Item]:
-    """Items of `kinds` (all if empty), at most `limit` per kind, evenly spread. QCompressError for an empty kind."""
+    """Items of `kinds` (all if empty), at most `limit` per kind, evenly spread. QCompressError if a kind has none."""
     chosen: list[Item] = []
     for kind in kinds or KINDS:
         items = [item for item in suite.items if item.kind == kind]

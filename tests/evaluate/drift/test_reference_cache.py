@@ -82,7 +82,7 @@ def cut_the_end(folder):
         (flip_a_bit, "checksum does not match"),
         (cut_the_end, "its header promises"),
         (lambda folder: (folder / "hidden.safetensors").unlink(), "missing"),
-        (lambda folder: (folder / "manifest.json").write_text("{}"), "is no manifest of a reference cache"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "is not a manifest of a reference cache"),
     ],
 )
 def test_a_damaged_cache_is_rejected_and_named(tiny_llama, windows, filled, damage, words):

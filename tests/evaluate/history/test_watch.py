@@ -77,18 +77,20 @@ def test_the_baseline_is_the_last_run_under_the_tag():
 def test_a_new_name_is_compared_with_the_only_candidate():
     rows = [eval_row("base", "qa", [1], role="reference"), eval_row("awq", "qa", [1])]
     assert find_baseline(rows, "v1", "awq-new").name == "awq" and find_baseline(rows, "v1", "base").name == "base"
-    with pytest.raises(QCompressError, match=r"v1 has base, awq, gptq, not new; choose one with --name"):
+    with pytest.raises(QCompressError, match=r"v1 has verdicts on base, awq, gptq, not on new; choose one with --name"):
         find_baseline([*rows, eval_row("gptq", "qa", [1])], "v1", "new")
     with pytest.raises(QCompressError, match=r"has no tag v3; its tags: v1;"):
         find_baseline(rows, "v3", "awq")
-    with pytest.raises(QCompressError, match="has no eval, verify or compare of awq"):
+    with pytest.raises(QCompressError, match="has no verdict of eval, verify or compare on awq"):
         find_baseline([{"tag": "v1", "name": "awq", "command": "check", "role": "candidate"}], "v1", "awq")
 
 
 def test_another_suite_is_rejected_with_both_digests():
     suite = load_suite()
     stored = Baseline("v1", "awq", {"qa": eval_row("awq", "qa", [1], suite_digest="sha256:old")}, None, None)
-    with pytest.raises(QCompressError, match=f"v1: used suite bundled sha256:old, this one is bundled {suite.digest}"):
+    with pytest.raises(
+        QCompressError, match=rf"suite bundled \(sha256:old\), this run uses bundled \({suite.digest}\)"
+    ):
         baseline_items(stored, suite)
     same = eval_row("awq", "qa", [1], suite_digest=suite.digest) | {"scores": {suite.items[3].id: 1.0}}
     assert baseline_items(Baseline("v1", "awq", {"qa": same}, None, None), suite) == [suite.items[3]]

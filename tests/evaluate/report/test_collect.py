@@ -29,7 +29,7 @@ def test_rows_of_other_checkpoints_are_rejected_by_name(tmp_path):
     with pytest.raises(QCompressError, match=r"x\.json: was measured against other, not base"):
         retention_of(file, COMPARED)
     write(file, [row("base", "b", "reference"), row("awq", "old")])
-    with pytest.raises(QCompressError, match="its rows are on base, awq, and on no candidate as it is now"):
+    with pytest.raises(QCompressError, match="has rows for base, awq, but for no candidate in its present state"):
         retention_of(file, COMPARED)
 
 
