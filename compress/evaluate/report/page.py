@@ -38,7 +38,7 @@ SECTIONS: tuple[Callable[[ReportData], str], ...] = (
 
 def write_report(path: Path, data: ReportData) -> None:
     """Write the report as an HTML file, whole or not at all. Equal data give equal bytes."""
-    write_atomic(path, make_report(data).encode())
+    write_atomic(path, make_report(data).encode(errors="backslashreplace"))
 
 
 def make_report(data: ReportData) -> str:

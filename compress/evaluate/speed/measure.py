@@ -133,7 +133,7 @@ def run_once(request: Row, runtime: str, resources: Resources, lines: Lines) -> 
             command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         code, peak = wait(worker, resources.timeout)
-        for line in files[1].read_text(encoding="utf-8").splitlines() if files[1].exists() else ():
+        for line in files[1].read_text(encoding="utf-8").split("\n")[:-1] if files[1].exists() else ():
             lines.add(json.loads(line))
         if code != 0:
             log.seek(0)

@@ -33,16 +33,16 @@ class AnswerLog:
         self.answers[item] = answers
 
     def _append(self, row: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        with self.path.open("ab") as file:
+            file.write(json_line(row))
 
     def _read(self, header: Header) -> None:
         """Read all complete lines. An interruption can leave half a last line; it is removed."""
-        text = self.path.read_text(encoding="utf-8", errors="ignore")
+        text = self.path.read_bytes().decode("utf-8", errors="ignore")
         complete = text[: text.rfind("\n") + 1]
         if complete != text:
-            self.path.write_text(complete, encoding="utf-8")
-        lines = [self._parse(line, number) for number, line in enumerate(complete.splitlines(), 1)] or [{}]
+            self.path.write_bytes(complete.encode())
+        lines = [self._parse(line, number) for number, line in enumerate(complete.split("\n")[:-1], 1)] or [{}]
         self._check_header(header, lines[0])
         self.answers = {row["id"]: row["answers"] for row in lines[1:] if {"id", "answers"} <= row.keys()}
 
@@ -60,6 +60,11 @@ class AnswerLog:
                     f"{self.path}: holds answers with {key} {old.get(key)}, not {value}; "
                     "use --restart to discard them, or another --out"
                 )
+
+
+def json_line(row: dict[str, Any]) -> bytes:
+    """The row as one line of JSON. A lone surrogate, which UTF-8 cannot hold, is written as its JSON escape."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", errors="backslashreplace")
 
 
 def flatten(header: Header) -> Header:

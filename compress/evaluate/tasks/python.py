@@ -37,7 +37,7 @@ def find_code(answer: str, function: str) -> str:
 
 def whole_lines(code: str) -> str:
     """The code without its last lines that do not parse: prose, or a line cut off by the token limit."""
-    lines = code.splitlines()
+    lines = code.split("\n")
     for end in range(len(lines), 0, -1):
         try:
             ast.parse("\n".join(lines[:end]))

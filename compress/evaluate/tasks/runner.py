@@ -25,7 +25,7 @@ from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.atomic import write_atomic
 from compress.evaluate.names import short_names
-from compress.evaluate.tasks.answer_log import AnswerLog
+from compress.evaluate.tasks.answer_log import AnswerLog, json_line
 from compress.evaluate.tasks.item import EMPTY, Item, Score, score_item
 from compress.evaluate.tasks.prompting import answer_items
 from compress.evaluate.tasks.retention import Retention, retention_by_kind
@@ -79,7 +79,8 @@ def retention_rows(
         reference_scores = scored[0] if scored[1:] else None
         identity = {"name": name, "role": "candidate" if scored[1:] else "reference"}
         rows += [identity | row | origin(checkpoint, run) for row in score_rows(scored[-1], reference_scores)]
-    write_atomic(run.out / "eval.json", (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(run.out / "eval.json", text.encode(errors="backslashreplace"))
     return rows
 
 
@@ -178,4 +179,4 @@ def write_scores(
         | {"answers": answers[item.id]}
         for item in items
     ]
-    write_atomic(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    write_atomic(path, b"".join(map(json_line, lines)))

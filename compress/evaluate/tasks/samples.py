@@ -50,8 +50,14 @@ def read_scores(file: Path) -> dict[str, Row]:
     """The lines that `write_scores` wrote, by item id. QCompressError if the file is missing or too old."""
     if not file.is_file():
         raise QCompressError(f"{file}: missing; pass the folder of `qcompress eval --out` with --eval")
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    if any("turns" not in row for row in rows):
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        old = any("turns" not in row for row in rows)
+    except (ValueError, TypeError) as error:
+        raise QCompressError(
+            f"{file}: a line is not a JSON object ({error}); run the same `qcompress eval` again"
+        ) from None
+    if old:
         raise QCompressError(f"{file}: has no prompts; run the same `qcompress eval` again, stored answers are reused")
     return {row["id"]: row | {"score": row["value"]} for row in rows}
 

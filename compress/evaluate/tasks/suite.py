@@ -7,6 +7,7 @@ The bundled suite is one such file per kind in `data/`. --suite replaces it.
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ KINDS: dict[str, Kind] = {
     kind.name: kind for kind in (questions.KIND, python.KIND, mathematics.KIND, json_schema.KIND, conversation.KIND)
 }
 DATA = Path(__file__).parent / "data"
+SURROGATE = re.compile(r"[\ud800-\udfff]")
 FIELDS = {"id": str, "kind": str, "language": str, "turns": list, "expected": dict}
 
 
@@ -60,7 +62,7 @@ def select(suite: Suite, kinds: Sequence[str] = (), limit: int | None = None) ->
 def read_items(path: Path, taken: set[str]) -> list[Item]:
     """The items of one file. Ids must be unique and not in `taken`."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise QCompressError(f"{path}: cannot be read ({error}); pass a .jsonl file in UTF-8") from None
     items: list[Item] = []
@@ -91,6 +93,8 @@ def parse_item(row: Any) -> Item:
     """The item of a row, checked by its kind. ValueError states what is wrong."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, not {type(row).__name__}")
+    if surrogate := SURROGATE.search(json.dumps(row, ensure_ascii=False)):
+        raise ValueError(f"\\u{ord(surrogate[0]):04x} is half a character")
     for field, expected in FIELDS.items():
         if not isinstance(row.get(field), expected):
             raise ValueError(f"{field} must be a {expected.__name__}" if field in row else f"{field} is missing")

@@ -9,8 +9,18 @@ from compress.checkpoint.load import stop_tokens
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.core.sampling import Answer, Sampling
+from compress.evaluate.tasks.answer_log import AnswerLog
+from compress.evaluate.tasks.item import Score
 from compress.evaluate.tasks.prompting import answer_items, batches, decode, encode
-from compress.evaluate.tasks.runner import TaskRun, open_transformers, retention_rows, score_checkpoint
+from compress.evaluate.tasks.runner import (
+    TaskRun,
+    open_transformers,
+    retention_rows,
+    score_checkpoint,
+    scores_file,
+    write_scores,
+)
+from compress.evaluate.tasks.samples import read_scores
 from compress.evaluate.tasks.suite import KINDS, load_suite
 from compress.model.sample import before_stop
 
@@ -154,6 +164,21 @@ def test_a_stored_answer_is_never_generated_again(tiny_llama, run):
 
     first = score_checkpoint(Checkpoint(tiny_llama), "m", run, silent)
     assert score_checkpoint(Checkpoint(tiny_llama), "m", replace(run, open_runtime=refuse), silent) == first
+
+
+@pytest.mark.parametrize("answer", ["a\u2028b\u2029c\x85d", "half \ud800 of a pair", "\r\n\x0c"])
+def test_any_text_can_be_stored_and_read_again(tmp_path, answer):
+    for _ in range(2):
+        log = AnswerLog(tmp_path / "m.answers.jsonl", {"suite": "s"})
+        log.add("a", [answer])
+        assert AnswerLog(tmp_path / "m.answers.jsonl", {"suite": "s"}).answers == {"a": [answer]}
+
+
+def test_half_a_character_in_an_answer_reaches_the_scores(run):
+    answers = {item.id: ["x \ud800"] * len(item.turns) for item in run.items}
+    scores = {item.id: Score(1.0, "\ud800") for item in run.items}
+    write_scores(scores_file(run.out.parent, "m"), run.items, scores, answers)
+    assert read_scores(scores_file(run.out.parent, "m"))["a"]["answers"] == ["x \ud800"]
 
 
 def test_restart_discards_stored_answers_even_of_other_settings(tiny_llama, run):

@@ -50,6 +50,13 @@ def test_a_missing_answer_file_is_named(folder):
         stored_samples(folder, ROWS, 1)
 
 
+@pytest.mark.parametrize("line", ['{"id": "a", "ki', "3", "\n[]"])
+def test_a_damaged_answer_file_is_named(folder, line):
+    (folder / "awq.scores.jsonl").write_text(line)
+    with pytest.raises(QCompressError, match=r"awq\.scores\.jsonl: .*qcompress eval"):
+        stored_samples(folder, ROWS, 1)
+
+
 def test_fresh_answers_are_to_the_same_prompts_for_all_checkpoints(tiny_llama, tiny_qwen2, monkeypatch):
     for kind in KINDS.values():
         monkeypatch.setitem(KINDS, kind.name, type(kind)(kind.name, 4, kind.instruction, kind.check, kind.score))

@@ -208,6 +208,21 @@ def test_a_malformed_item_is_rejected_with_file_and_line(tmp_path, row, reason):
     assert caught.value.message.endswith("correct or remove the line")
 
 
+def test_only_a_newline_ends_an_item(tmp_path):
+    turns = ["a\u2028b", "c\u2029d\x85e"]
+    row = ROW | {"kind": "multi-turn", "turns": turns, "expected": {"answers": [None, ["x"]]}}
+    file = tmp_path / "suite.jsonl"
+    file.write_bytes((json.dumps(row, ensure_ascii=False) + "\r\n").encode())
+    (item,) = load_suite(file).items
+    assert item.turns == tuple(turns)
+
+
+def test_half_a_character_in_an_item_is_rejected_with_its_line(tmp_path):
+    file = write(tmp_path / "suite.jsonl", ROW, ROW | {"id": "b", "turns": ["x \ud800"]})
+    with pytest.raises(QCompressError, match=r"suite\.jsonl: line 2: \\ud800 is half a character; correct"):
+        load_suite(file)
+
+
 def test_a_file_or_kind_without_items_is_rejected(tmp_path):
     with pytest.raises(QCompressError, match="no items"):
         load_suite(write(tmp_path / "empty.jsonl"))
