@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from compress.checkpoint.header_rules import check_contiguous, is_entry, parse_header
 from compress.core.errors import QCompressError
 
 if TYPE_CHECKING:
@@ -218,29 +219,18 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
             raise QCompressError(f"{file}: {size} bytes are too few for its header; fetch the file again")
-        try:
-            header = json.loads(stream.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-            raise QCompressError(f"{file}: its header is not JSON; fetch the file again") from None
-    if not isinstance(header, dict):
-        raise QCompressError(f"{file}: its header is no JSON object; fetch the file again")
-    header.pop("__metadata__", None)
+        header = parse_header(file, stream.read(length))
     infos = {name: tensor_info(file, name, entry, 8 + length) for name, entry in header.items()}
-    end = max((info.offset + info.bytes for info in infos.values()), default=8 + length)
-    if end != size:
-        raise QCompressError(f"{file}: {size} bytes, but its header promises {end}; fetch the file again")
+    check_contiguous(file, ((*entry["data_offsets"], name) for name, entry in header.items()), size - 8 - length)
     return infos
 
 
-def tensor_info(file: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorInfo:
-    try:
-        dtype, shape, (start, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-        sound = all(isinstance(number, int) and number >= 0 for number in (*shape, start, end))
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise QCompressError(f"{file}: cannot read the header entry of {name}: {entry}")
+def tensor_info(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    """The place of a tensor. Raises QCompressError if its header entry is malformed or has the wrong size."""
+    if not is_entry(entry) or entry["dtype"] not in DTYPES:
+        raise QCompressError(f"{file}: cannot read the header entry of {name}: {str(entry)[:200]}; fetch it again")
+    dtype, shape, (start, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
     info = TensorInfo(file, data_start + start, dtype, shape)
     if info.bytes != end - start:
-        raise QCompressError(f"{file}: {name} {shape} needs {info.bytes} bytes, its header gives it {end - start}")
+        raise QCompressError(f"{file}: {name} {shape} needs {info.bytes} bytes, but has {end - start}; fetch it again")
     return info
