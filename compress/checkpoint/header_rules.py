@@ -8,6 +8,8 @@ Source: `SafeTensors::read_metadata` and `Metadata::validate`, https://github.co
 import json
 from collections import Counter
 from collections.abc import Iterable
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,13 @@ def refuse_constant(text: str) -> None:
 
 
 def is_entry(entry: Any) -> bool:
-    """Whether a header entry has a dtype, a shape of whole numbers, and two offsets."""
+    """Whether a header entry has a dtype, a shape of whole numbers, and two offsets.
+
+    The library also reads an entry that is a list, and objects under unknown keys. No program writes either.
+    """
     if not isinstance(entry, dict) or not all(key in entry for key in ENTRY_KEYS):
+        return False
+    if any(isinstance(value, list | dict) for key, value in entry.items() if key not in ENTRY_KEYS):
         return False
     shape, offsets = entry["shape"], entry["data_offsets"]
     return (
@@ -64,6 +71,7 @@ def is_entry(entry: Any) -> bool:
         and isinstance(offsets, list)
         and len(offsets) == 2
         and all(type(number) is int and 0 <= number <= LARGEST for number in (*shape, *offsets))
+        and all(count <= LARGEST for count in accumulate(shape, mul))
     )
 
 
