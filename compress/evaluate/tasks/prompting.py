@@ -1,6 +1,7 @@
 """From items to prompts and from token ids to answers: turn by turn, through the chat template, in batches."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from calibration.chat import encode_text, has_template
@@ -22,36 +23,32 @@ def answer_items(
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    """Batches of items that share kind and number of turns, sorted by length, shortest first, to save padding."""
-    kinds = list(KINDS)
-    ordered = sorted(items, key=lambda item: (kinds.index(item.kind), len(item.turns), len("".join(item.turns))))
-    group: list[Item] = []
-    for item in ordered:
-        if group and (len(group) == size or batch_key(group[0]) != batch_key(item)):
-            yield group
-            group = []
-        group.append(item)
-    if group:
-        yield group
+    """Batches of items with the same number of turns, those with short answers and short prompts first.
+
+    A batch decodes as long as its longest answer, so that items of similar answer lengths are neighbours.
+    """
+    for _, same in groupby(sorted(items, key=cost), key=lambda item: len(item.turns)):
+        alike = list(same)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
 
-def batch_key(item: Item) -> tuple[str, int]:
-    """What the items of a batch have in common."""
-    return item.kind, len(item.turns)
+def cost(item: Item) -> tuple[int, int, str, int]:
+    """The sort key of `batches`: turns, longest answer in tokens, kind, characters of the prompts."""
+    return len(item.turns), KINDS[item.kind].max_tokens, item.kind, len("".join(item.turns))
 
 
 def converse(runtime: Runtime, tokenizer: Any, items: Sequence[Item]) -> list[list[str]]:
     """The answers to all turns of a batch. Each answer becomes part of its item's conversation."""
-    kind = KINDS[items[0].kind]
+    limits = [KINDS[item.kind].max_tokens for item in items]
     conversations: list[list[Message]] = [[] for _ in items]
     for turn in range(len(items[0].turns)):
         for item, messages in zip(items, conversations, strict=True):
-            text = item.turns[turn] if turn else kind.first_turn(item)
+            text = item.turns[turn] if turn else KINDS[item.kind].first_turn(item)
             messages.append({"role": "user", "content": text})
         prompts = [encode(tokenizer, messages) for messages in conversations]
-        answers = runtime.generate(prompts, Sampling(kind.max_tokens))
-        for messages, answer in zip(conversations, answers, strict=True):
-            messages.append({"role": "assistant", "content": decode(tokenizer, answer.ids)})
+        answers = runtime.generate(prompts, Sampling(max(limits)))
+        for messages, answer, limit in zip(conversations, answers, limits, strict=True):
+            messages.append({"role": "assistant", "content": decode(tokenizer, answer.ids[:limit])})
     return [[message["content"] for message in messages[1::2]] for messages in conversations]
 
 

@@ -94,13 +94,35 @@ def test_greedy_answers_equal_those_of_a_plain_loop(tiny_llama, run):
     assert runtime.generate([prompt], Sampling(12)) == [expected]
 
 
-def test_a_batch_holds_one_kind_and_each_item_is_in_one_batch(run):
+def test_a_batch_holds_items_with_equally_many_turns(run):
     groups = [[item.id for item in group] for group in batches(run.items, 3)]
-    assert sorted(name for group in groups for name in group) == list("abcd") and [set(group) for group in groups] == [
-        {*"ab"},
-        {*"cd"},
-    ]
+    assert sorted(name for group in groups for name in group) == list("abcd")
+    assert [set(group) for group in groups] == [{*"ab"}, {*"cd"}]
     assert [len(group) for group in batches(run.items, 1)] == [1] * 4
+
+
+def test_items_of_two_kinds_share_a_batch_and_keep_their_limits(run, monkeypatch):
+    short, long = run.items[0], replace(run.items[1], kind="math")
+    monkeypatch.setitem(KINDS, "qa", replace(KINDS["qa"], max_tokens=2))
+    monkeypatch.setitem(KINDS, "math", replace(KINDS["math"], max_tokens=5))
+    requests = []
+
+    class Letters:
+        chat_template = None
+
+        def __call__(self, text):
+            return {"input_ids": [1]}
+
+        def decode(self, ids, **options):
+            return "".join(ids)
+
+    def generate(prompts, sampling):
+        requests.append((len(prompts), sampling.max_tokens))
+        return [Answer(list("abcdefgh"[: sampling.max_tokens]), False) for _ in prompts]
+
+    pairs = answer_items(StandIn(generate), Letters(), [long, short], 8)
+    assert {item.id: answers for item, answers in pairs} == {short.id: ["ab"], long.id: ["abcde"]}
+    assert requests == [(2, 5)]
 
 
 def test_each_answer_stays_in_its_own_conversation(tiny_llama, run):
