@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 @contextmanager
 def watch_inputs(modules: Mapping[str, nn.Module], update: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call `update(name, input)` before every forward of each module, for as long as the context is open.
+    """Context in which `update(name, input)` is called before every forward pass of each module.
 
-    `input` is the module's first tensor argument, positional or by keyword, detached from the graph; it is not
-    copied, so `update` must not write to it. Every hook is gone when the context closes, by an error too.
+    `input` is the module's first tensor argument, positional or by keyword, detached from the graph. It is not
+    copied, so `update` must not write to it. All hooks are removed when the context closes, also after an error.
     """
 
     def observe(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -30,4 +30,6 @@ def _first_tensor(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor):
             return value
-    raise ValueError(f"{name} was called without a tensor: {len(args)} arguments, keywords {sorted(kwargs)}")
+    raise ValueError(
+        f"{name}: called without a tensor, with {len(args)} positional arguments and the keywords {sorted(kwargs)}"
+    )

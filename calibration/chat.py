@@ -1,8 +1,9 @@
-"""Messages become token ids and a loss mask, through the model's own chat template.
+"""Convert messages to token ids and a loss mask, with the model's chat template.
 
-A template with `{% generation %}` marks the assistant's tokens. With any other template, the conversation is rendered
-up to each assistant turn and again with it: the difference, after the turn's header, is the assistant's text. This
-needs a template that renders every prefix of a conversation as a prefix of its text, which is checked.
+A template with `{% generation %}` marks the assistant's tokens. With any other template, two renderings find each
+assistant turn: first the messages before the turn, ending with the header of the answer; then the same messages with
+the turn. The text that the second rendering adds is the assistant's. So the first messages of a conversation must
+render to the first part of the whole text. This is checked.
 """
 
 import re
@@ -21,16 +22,17 @@ def has_template(tokenizer: Any) -> bool:
 
 
 def encode_chat(tokenizer: Any, messages: Sequence[Message], where: str) -> tuple[list[int], list[bool]]:
-    """Token ids of the whole conversation, and True on the assistant's tokens, end-of-turn token included.
+    """The token ids of a conversation, and a mask: True on the assistant's tokens, end-of-turn tokens included.
 
-    An assistant's turn at the start of a conversation answers nothing; it stays False unless the template marks it.
+    If the assistant opens the conversation, that first turn answers no message. The mask is False on it, unless the
+    template marks it with `{% generation %}`.
 
-    Raises CalibrationError, beginning with `where`, if there is no template, if it rejects the conversation, or if
-    it renders a turn differently once more turns follow.
+    Raises CalibrationError, beginning with `where`, if the tokenizer has no chat template, if the template rejects the
+    conversation, or if it renders a turn differently once more turns follow.
     """
     if not has_template(tokenizer):
         raise CalibrationError(
-            f"{where}: has `messages`, but the tokenizer has no chat template; "
+            f"{where}: the row has `messages`, but the tokenizer has no chat template; "
             "use rows with `text`, or a model directory with chat_template.jinja"
         )
     if MARKED.search(str(tokenizer.chat_template)):
@@ -39,7 +41,7 @@ def encode_chat(tokenizer: Any, messages: Sequence[Message], where: str) -> tupl
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message], where: str) -> str:
-    """The conversation as text, with the header of the assistant's answer. Thinking is switched off.
+    """The conversation as text, ending with the header of the assistant's next answer. Thinking mode is off.
 
     Raises CalibrationError, beginning with `where`, if the template rejects the conversation.
     """
@@ -47,7 +49,7 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message], where: str) -> st
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Ids of `text` alone, without the tokenizer's special tokens around it."""
+    """The token ids of `text`, without special tokens before or after it."""
     encoded = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
     return list(encoded["input_ids"])
 
@@ -70,7 +72,10 @@ def _by_prefixes(tokenizer: Any, messages: Sequence[Message], where: str) -> tup
 
 
 def _span(tokenizer: Any, messages: Sequence[Message], turn: int, text: str, where: str) -> tuple[int, int]:
-    """The characters of `text` of this assistant turn: from the end of its header to its end-of-turn token."""
+    """The start and end of an assistant turn in `text`, in characters: without its header, with its end-of-turn token.
+
+    Raises CalibrationError if the template renders the turn differently once more turns follow.
+    """
     opened = _apply(tokenizer, messages[:turn], where, tokenize=False, add_generation_prompt=True)
     closed = _apply(tokenizer, messages[: turn + 1], where, tokenize=False)
     if not (text.startswith(closed) and closed.startswith(opened)):
@@ -86,10 +91,10 @@ def _span(tokenizer: Any, messages: Sequence[Message], turn: int, text: str, whe
 
 
 def _tokens_before(tokenizer: Any, ids: list[int], text: str, position: int) -> int:
-    """The number of ids of `text` that end before a character position.
+    """The number of tokens of `text` that end before a character position. `ids` are all tokens of `text`.
 
-    A token across the position is not counted: one that joins the header's last space and the answer's first word
-    belongs to the answer.
+    A token across the position is not counted. It joins the header's last space with the first word of the answer, so
+    it belongs to the answer.
     """
     pairs = zip(encode_text(tokenizer, text[:position]), ids, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

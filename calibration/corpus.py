@@ -1,4 +1,4 @@
-"""Read documents by name or path, with a weight per source and a digest of their text.
+"""Read the documents of a source, parse its weight, and compute the digest of its text.
 
 A source is "NAME" (an embedded corpus, or a hub dataset ORG/NAME) or "FILE", each optionally followed by "=WEIGHT".
 `readers` reads the file kinds, `embedded` the bundled texts.
@@ -24,7 +24,7 @@ EMBEDDED: dict[str, Callable[[], Iterator[Document]]] = {
 
 @dataclass(frozen=True)
 class TextSource:
-    """One text: an embedded name, a file or a hub dataset, and its weight relative to the others."""
+    """A source of text: an embedded corpus, a file or a hub dataset, and its weight relative to other sources."""
 
     name: str
     weight: float = 1.0
@@ -38,8 +38,8 @@ class TextSource:
 def parse_source(source: str) -> TextSource:
     """The name and weight in "FILE=2.5"; the default weight is 1.
 
-    An existing file with "=" in its name is taken as a file.
-    Raises CalibrationError for a weight that is not a positive number.
+    If a file of the whole name exists, the "=" belongs to that name.
+    Raises CalibrationError if the weight is not a positive number.
     """
     name, equals, weight = source.rpartition("=")
     if not equals or Path(source).exists():
@@ -51,12 +51,15 @@ def parse_source(source: str) -> TextSource:
             f"{source}: the weight {weight!r} is not a number; write for example {name}=2.5"
         ) from error
     if not (value > 0 and math.isfinite(value)):
-        raise CalibrationError(f"{source}: the weight must be above 0, not {weight}; leave the source out instead")
+        raise CalibrationError(f"{source}: the weight is {weight}, but must be above 0; raise it or remove the source")
     return TextSource(name, value)
 
 
 def load_documents(source: str) -> list[Document]:
-    """All documents of a source, at least one, in the source's order. Raises CalibrationError if unreadable."""
+    """All documents of a source with text, in their order.
+
+    Raises CalibrationError if the source cannot be read or no document has text.
+    """
     name = parse_source(source).name
     documents = [document for document in _read(name) if not document.is_empty]
     if not documents:
@@ -65,11 +68,13 @@ def load_documents(source: str) -> list[Document]:
 
 
 def check_source(source: str) -> None:
-    """CalibrationError for a source whose first document cannot be read; hub datasets are not read."""
+    """Read a source up to its first document with text. A hub dataset is not read.
+
+    Raises CalibrationError if the source cannot be read or no document has text.
+    """
     name = parse_source(source).name
-    if (name in EMBEDDED or readers.is_file_name(name) or not hub.is_hub_name(name)) and not any(
-        not document.is_empty for document in _read(name)
-    ):
+    on_hub = name not in EMBEDDED and not readers.is_file_name(name) and hub.is_hub_name(name)
+    if not on_hub and all(document.is_empty for document in _read(name)):
         raise CalibrationError(f"{name}: the text is empty; name a source that contains text")
 
 
@@ -79,9 +84,9 @@ def source_digest(source: str) -> str:
 
 
 def digest_documents(documents: Iterable[Document]) -> str:
-    """The digest, "sha256:…", of the text alone. Names, file kinds, line ends and the order of documents do not matter.
+    """The digest of the documents' text, "sha256:…". Names, file kinds, line ends and the order do not change it.
 
-    So a text is recognised under another name, which keeps evaluation text out of training text.
+    A copy of a text under another name has the same digest. So evaluation text is recognised among training text.
     """
     digests = sorted(hashlib.sha256(_canonical(document).encode()).hexdigest() for document in documents)
     return "sha256:" + hashlib.sha256("\n".join(digests).encode()).hexdigest()
@@ -95,8 +100,8 @@ def _read(name: str) -> Iterator[Document]:
     if hub.is_hub_name(name):
         return hub.read_hub(name)
     raise CalibrationError(
-        f"{name}: no such file or corpus; embedded: {', '.join(EMBEDDED)}; "
-        f"files: {', '.join(readers.KINDS)}; hub: ORG/NAME[:CONFIG[:SPLIT]]"
+        f"{name}: no such file or corpus; embedded corpora: {', '.join(EMBEDDED)}; "
+        f"file kinds: {', '.join(readers.KINDS)}; hub datasets: ORG/NAME[:CONFIG[:SPLIT]]"
     )
 
 

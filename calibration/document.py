@@ -14,9 +14,9 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Document:
-    """`messages` are used if the tokenizer has a chat template, else `text`. At least one is set.
+    """A document with `text`, `messages` or both. With both, `messages` are used if the tokenizer has a chat template.
 
-    `source` is the document's place, for errors: "notes.jsonl: line 12".
+    `source` names the document in errors, such as "notes.jsonl: line 12".
     """
 
     source: str
@@ -30,12 +30,15 @@ class Document:
 
 
 def row_document(row: Any, where: str) -> Document:
-    """The document of one row of a .jsonl, .parquet or hub dataset. Raises CalibrationError, beginning with `where`.
+    """The document in one row of a .jsonl file, a .parquet file or a hub dataset.
 
-    If a row has several of the known keys, the first in KNOWN_KEYS is used.
+    If a row has several of KNOWN_KEYS, the first in that order is used.
+    Raises CalibrationError, beginning with `where`, if the row has no usable key or a value has the wrong type.
     """
     if not isinstance(row, Mapping):
-        raise CalibrationError(f"{where}: a row is an object with keys, not {type(row).__name__}; known: {KNOWN_KEYS}")
+        raise CalibrationError(
+            f"{where}: the row is {type(row).__name__}, not an object with keys; known keys: {KNOWN_KEYS}"
+        )
     present = {key for key in COLUMNS if row.get(key) is not None}
     if "messages" in present:
         return Document(where, messages=_messages(row["messages"], where))
@@ -47,27 +50,30 @@ def row_document(row: Any, where: str) -> Document:
         question = [_string(row, "instruction", where)]
         question += [_string(row, "input", where)] if "input" in present else []
         return _answered(question, _string(row, "output", where), where)
-    raise CalibrationError(f"{where}: no usable key in {sorted(map(str, row))}; known: {KNOWN_KEYS}")
+    raise CalibrationError(f"{where}: no usable key in {sorted(map(str, row))}; known keys: {KNOWN_KEYS}")
 
 
 def row_prompt(row: Any, where: str) -> tuple[Mapping[str, Any], ...]:
-    """The messages of a row that the model shall answer; answers at the end of the row are dropped.
+    """The messages in a row, up to the last one that is not the assistant's: a prompt for the model.
 
-    A row is a string, or has one of PROMPT_KEYS. Raises CalibrationError, beginning with `where`.
+    A row is a string, or an object with one of PROMPT_KEYS.
+    Raises CalibrationError, beginning with `where`, for any other row.
     """
     row = {"prompt": row} if isinstance(row, str) else row
     if not isinstance(row, Mapping):
-        raise CalibrationError(f"{where}: a row is text or an object, not {type(row).__name__}; known: {PROMPT_KEYS}")
+        raise CalibrationError(
+            f"{where}: the row is {type(row).__name__}, not text or an object with keys; known keys: {PROMPT_KEYS}"
+        )
     if row.get("messages") is not None:
         messages = list(_messages(row["messages"], where))
         while messages and messages[-1]["role"] == "assistant":
             messages.pop()
         if not messages:
-            raise CalibrationError(f"{where}: all messages are the assistant's; add a user message")
+            raise CalibrationError(f"{where}: all messages have the role assistant; add a user message")
         return tuple({"role": message["role"], "content": message["content"]} for message in messages)
     key = next((key for key in ("prompt", "instruction") if row.get(key) is not None), None)
     if key is None:
-        raise CalibrationError(f"{where}: no usable key in {sorted(map(str, row))}; known: {PROMPT_KEYS}")
+        raise CalibrationError(f"{where}: no usable key in {sorted(map(str, row))}; known keys: {PROMPT_KEYS}")
     parts = [_string(row, key, where)]
     parts += [_string(row, "input", where)] if key == "instruction" and row.get("input") is not None else []
     if not _joined(parts):
@@ -87,11 +93,13 @@ def _answered(question: list[str], answer: str, where: str) -> Document:
 
 def _messages(rows: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(rows, list) or not rows:
-        raise CalibrationError(f"{where}: `messages` is a list of objects with `role` and `content`, not {rows!r:.60}")
+        raise CalibrationError(
+            f"{where}: `messages` is {rows!r:.60}, but must be a list of objects with `role` and `content`"
+        )
     for number, message in enumerate(rows, 1):
         role = message.get("role") if isinstance(message, Mapping) else None
         if role not in ROLES:
-            raise CalibrationError(f"{where}: message {number}: the role is {role!r}; known: {', '.join(ROLES)}")
+            raise CalibrationError(f"{where}: message {number}: the role is {role!r}; known roles: {', '.join(ROLES)}")
         _string(message, "content", f"{where}: message {number}")
     return tuple(rows)
 

@@ -16,8 +16,8 @@ from calibration.document import Document
 from calibration.errors import CalibrationError
 from calibration.readers import read_file
 
-SECTION = 3000  # characters per document, about: whole paragraphs of a topic or a module
-QUOTED = 80  # characters; a shorter paragraph ("For example:") may be in two topics
+SECTION = 3000  # characters per document, roughly; documents consist of whole paragraphs
+QUOTED = 80  # characters; a shorter paragraph ("For example:") may occur in several topics
 LEFTOVER = 200  # characters; a shorter section is dropped
 HELDOUT_TOPICS = ("debugger", "execmodel", "import")
 DEFAULT_TOPICS = (
@@ -53,7 +53,7 @@ def heldout() -> Iterator[Document]:
 
 
 def python() -> Iterator[Document]:
-    """The rest of the documentation and library code: over a million characters, to be mixed with other text."""
+    """The rest of the documentation and more library code: over a million characters, to mix with other text."""
     yield from _topics()["python"]
     yield from _modules(PYTHON_MODULES)
 
@@ -65,7 +65,7 @@ def _written(name: str) -> Iterator[Document]:
 
 @cache
 def _topics() -> dict[str, list[Document]]:
-    """The documentation by corpus, every paragraph once: a paragraph quoted in another topic stays in one corpus."""
+    """The documentation topics of each corpus. If several topics have a paragraph, only the first of them keeps it."""
     topics = _pydoc_topics()
     rest = sorted(set(topics) - set(HELDOUT_TOPICS) - set(DEFAULT_TOPICS))
     seen: set[str] = set()
@@ -100,7 +100,7 @@ def _modules(names: tuple[str, ...]) -> Iterator[Document]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """The paragraphs with their blank lines; joined, they are the text."""
+    """Split a text into paragraphs, each with the blank lines after it. Joined, they are the text again."""
     return re.findall(r"\S.*?(?:\n\s*\n|\Z)|\s+\S.*?(?:\n\s*\n|\Z)", text, re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""Errors that a user can cause: one line that names the file, the number and the cure."""
+"""Errors that a user can cause. Each is one line with the file, the number and the cure."""
 
 
 class CalibrationError(ValueError):
@@ -9,7 +9,7 @@ class CalibrationError(ValueError):
 
 
 class TooShortError(CalibrationError):
-    """The text is too short; it contains `fitting` windows of the requested length."""
+    """The text has too few tokens. `fitting` is the number of windows that it can fill."""
 
     def __init__(self, message: str, fitting: int):
         super().__init__(message)

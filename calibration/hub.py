@@ -18,7 +18,10 @@ def is_hub_name(name: str) -> bool:
 
 
 def read_hub(name: str) -> Iterator[Document]:
-    """The first ROWS rows of a hub dataset; the split is train unless named. Raises CalibrationError when offline."""
+    """The first ROWS rows of a hub dataset. The split is train if `name` has none.
+
+    Raises CalibrationError if the dataset cannot be read, for example offline.
+    """
     parts = NAME.fullmatch(name)
     if parts is None:
         raise ValueError(f"calibration.hub: {name!r} is not ORG/NAME[:CONFIG[:SPLIT]]")
@@ -26,8 +29,8 @@ def read_hub(name: str) -> Iterator[Document]:
         from datasets import load_dataset
     except ImportError as error:
         raise CalibrationError(
-            f"{name}: no such file, and a hub dataset needs the package datasets; "
-            "pip install 'qcompress[hub]', or name a local file"
+            f"{name}: no such file, and reading a hub dataset needs the package `datasets`; "
+            "run pip install 'qcompress[hub]', or name a local file"
         ) from error
     try:
         split = parts["split"] or "train"

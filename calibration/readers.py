@@ -1,6 +1,6 @@
-"""Text files: one reader per kind, chosen by the file name's ending.
+"""Readers of text files. The ending of the file name chooses the reader.
 
-A plain text file is one document; other files have one document per row. All kinds except .parquet may be gzipped.
+A plain text file is one document. All other files have one document per row. All kinds except .parquet may be gzipped.
 """
 
 import gzip
@@ -20,22 +20,21 @@ def is_file_name(name: str) -> bool:
 
 
 def read_file(path: Path) -> Iterator[Document]:
-    """The documents of one file. Raises CalibrationError that names the file and the line, row or byte."""
+    """The documents of one file. Raises CalibrationError, with the line, row or byte, if the file cannot be read."""
     _check(path)
     return KINDS[_kind(path)](path)
 
 
 def _check(path: Path) -> None:
-    """CalibrationError unless the path is a supported file that is not empty."""
+    """Raise CalibrationError if the path is missing, a folder, an empty file or a file of another kind."""
     if not path.exists():
         raise CalibrationError(f"{path}: no such file; check the path")
     if not path.is_file():
-        raise CalibrationError(f"{path}: a folder, not a file; name its files")
+        raise CalibrationError(f"{path}: is a folder; name the files in it")
     kind = _kind(path)
     if kind not in KINDS:
-        raise CalibrationError(
-            f"{path}: files of kind {kind or 'without an ending'!r} are not supported; {_supported()}"
-        )
+        files = f"{kind} files" if kind else "files without an ending"
+        raise CalibrationError(f"{path}: {files} are not supported; {_supported()}")
     if path.stat().st_size == 0:
         raise CalibrationError(f"{path}: the file is empty (0 bytes); name a file with text")
 
@@ -46,11 +45,11 @@ def _kind(path: Path) -> str:
 
 
 def _supported() -> str:
-    return f"supported: {', '.join(KINDS)}, and .gz of all but .parquet"
+    return f"supported endings: {', '.join(KINDS)}, and all but .parquet followed by .gz"
 
 
 def read_lines(path: Path) -> Iterator[tuple[Any, str]]:
-    """(row, its place) of every row of a file. In a plain text file every line that is not empty is a row."""
+    """Every row of a file, with its place for errors. In a plain text file, every non-empty line is a row."""
     _check(path)
     if _kind(path) not in PLAIN:
         yield from ROWS[_kind(path)](path)
@@ -70,7 +69,7 @@ def _read_rows(path: Path) -> Iterator[Document]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
-    """The rows of a file with one JSON value per line, or with one list."""
+    """The rows of a file that has one JSON value per line, or one JSON list of rows. Each row comes with its place."""
     text = _decode(path)
     if text.lstrip().startswith("["):
         for number, row in enumerate(_parse(text, str(path)), 1):
@@ -86,7 +85,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise CalibrationError(f"{path}: .parquet needs pyarrow; pip install pyarrow, or convert to .jsonl") from error
+        raise CalibrationError(
+            f"{path}: reading .parquet needs pyarrow; run pip install pyarrow, or convert the file to .jsonl"
+        ) from error
     try:
         number = 0
         with parquet.ParquetFile(path) as file:
@@ -96,18 +97,18 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
                     number += 1
                     yield row, f"{path}: row {number}"
     except ArrowException as error:
-        raise CalibrationError(f"{path}: not a complete parquet file ({error}); fetch it again") from error
+        raise CalibrationError(f"{path}: the parquet file is damaged ({error}); download it again") from error
 
 
 def _decode(path: Path) -> str:
-    """The file's text, gunzipped, without a byte order mark, every line end as "\\n"."""
+    """The text of a file, unzipped if it ends with .gz. A byte order mark is removed; every line end becomes "\\n"."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CalibrationError(f"{path}: not UTF-8 at byte {error.start}; convert the file to UTF-8") from error
+        raise CalibrationError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise CalibrationError(f"{path}: cannot be read ({error}); fetch it again") from error
+        raise CalibrationError(f"{path}: the file cannot be read ({error}); copy or download it again") from error
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -116,7 +117,7 @@ def _parse(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}" if "\n" in text else f"column {error.colno}"
-        raise CalibrationError(f"{where}: malformed JSON at {place} ({error.msg}); correct or remove it") from error
+        raise CalibrationError(f"{where}: invalid JSON at {place} ({error.msg}); correct or remove it") from error
 
 
 PLAIN = (".txt", ".text", ".md", ".rst", ".raw", ".tokens", ".utf8")

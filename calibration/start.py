@@ -1,9 +1,9 @@
-"""Whether windows begin with a start token: measured on the model, not read from its tokenizer.
+"""Choose whether windows begin with a start token, by measuring the model's loss with and without it.
 
-A model's files do not record whether it was trained with a start token, and some tokenizers omit one that the model
-needs. One 26M chat model has perplexity 79 with its start token and above 200,000 without it. Calibrated without the
-token, its quantized form has two to three times the KL. So the same tokens are scored both ways, and the better way is
-used for every window.
+A model's files do not record whether it was trained with a start token. Some tokenizers omit a token that the model
+needs. One 26M chat model has perplexity 79 with its start token and above 200,000 without it. After calibration without
+the token, the KL of the quantized model is two to three times as large. So the same tokens are scored with and without
+the token, and every window is built in the better way.
 """
 
 import math
@@ -16,9 +16,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StartToken:
-    """`token` begins every window; None: no start token. The nlls are nats per token, over the same tokens.
+    """The chosen start token, and the mean nll of the same tokens with and without it, in nats per token.
 
-    `nll_with` is None if the model has no start token.
+    `token` begins every window. If it is None, windows begin with text. `nll_with` is None if no token was tried.
     """
 
     token: int | None
@@ -27,11 +27,11 @@ class StartToken:
 
 
 def choose_start(ids: Tensor, start_token: int | None, nll: Callable[[Tensor, int], float]) -> StartToken:
-    """Score `ids` with and without `start_token` before them; the token is kept only if it strictly lowers the nll.
+    """Score `ids` with and without `start_token` before them. The token is chosen only if it strictly lowers the nll.
 
-    `ids` (n, length) int64 are windows of plain text, without the token. `nll(windows, first)` returns the mean nll
-    in nats of windows[:, first:], each token predicted from all before it. Both calls score ids[:, 1:]: without
-    a start token, nothing precedes the first token. Raises ValueError for a nll of nan.
+    `ids` (n, length) int64 are windows of plain text without a start token. `nll(windows, first)` returns the mean nll
+    of windows[:, first:] in nats; each token is predicted from all tokens before it. Both calls score ids[:, 1:],
+    because without a start token nothing precedes the first token. Raises ValueError if a nll is nan.
     """
     without = _number(nll(ids, 1), "without")
     if start_token is None:

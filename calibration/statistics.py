@@ -1,7 +1,7 @@
 """Statistics of a linear's inputs: running means over tokens, in float32, on the device of the first input.
 
-Every token has the same weight, however the tokens are batched. The product of a batch may be computed in a 16-bit
-dtype: it is rounded once, an error far below the sampling error of any calibration text.
+Every token has the same weight, in batches of any size. The product of a batch may be computed in a 16-bit dtype. This
+rounds it once, an error far below the sampling error of any calibration text.
 """
 
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-MIRRORED_ROWS = 256  # at a time
-STRIPS = 4  # per triangle; more strips save arithmetic, but their products are too small for BLAS
-WIDEST_STRIP = 1024  # still wide enough for BLAS
+MIRRORED_ROWS = 256  # rows copied at a time
+STRIPS = 4  # strips per triangle; more would save arithmetic, but products of narrow strips are slow in BLAS
+WIDEST_STRIP = 1024  # rows
 SHRINKAGE = 4.0
 
 
 class Hessian:
     """Running mean of x xᵀ over tokens, the Hessian of GPTQ (https://arxiv.org/abs/2210.17323) up to its factor 2.
 
-    Only the upper triangle is summed, strip by strip, which saves three eighths of the arithmetic or more. `value`
-    mirrors it.
+    Only the upper triangle is summed, in strips of rows. This saves at least three eighths of the arithmetic. `value`
+    and `take` copy the upper triangle onto the lower one.
     """
 
     def __init__(self, in_features: int, matmul_dtype: torch.dtype = torch.float32):
@@ -28,7 +28,7 @@ class Hessian:
         self._upper = torch.zeros(in_features, in_features)
 
     def update(self, x: Tensor) -> None:
-        """Add the tokens of x (..., in_features), any floating dtype. Raises ValueError on another width."""
+        """Add the tokens of x (..., in_features), of any floating dtype. Raises ValueError if x has another width."""
         x = _tokens(x, self.in_features, self.matmul_dtype)
         if not len(x):
             return
@@ -44,13 +44,13 @@ class Hessian:
         return mirrored(self._upper.clone())
 
     def take(self) -> Tensor:
-        """The same without a copy. No update may follow."""
+        """The same matrix as `value`, without a copy. Do not call `update` afterwards."""
         upper, self._upper = self._upper, torch.zeros(0, 0)
         return mirrored(upper)
 
 
 class Cross:
-    """Running mean of y xᵀ over tokens, (rows, in_features): y has `rows` values, x is the input of a linear."""
+    """Running mean of y xᵀ over tokens, (rows, in_features): x is a linear's input, y has `rows` values per token."""
 
     def __init__(self, rows: int, in_features: int, matmul_dtype: torch.dtype = torch.float32):
         self.shape, self.matmul_dtype = (rows, in_features), matmul_dtype
@@ -58,7 +58,7 @@ class Cross:
         self._value = torch.zeros(rows, in_features)
 
     def update(self, y: Tensor, x: Tensor) -> None:
-        """Add the tokens of y (..., rows) and x (..., in_features). Raises ValueError on other widths."""
+        """Add the tokens of y (..., rows) and x (..., in_features). Raises ValueError if one has another width."""
         y, x = (_tokens(part, width, self.matmul_dtype) for part, width in zip((y, x), self.shape, strict=True))
         if not len(x):
             return
@@ -68,30 +68,33 @@ class Cross:
         _add_product(self._value, y, x, decay, 1 / self.tokens)
 
     def take(self) -> Tensor:
-        """(rows, in_features) float32. No update may follow."""
+        """The mean, (rows, in_features) float32, without a copy. Do not call `update` afterwards."""
         value, self._value = self._value, torch.zeros(0, 0)
         return value
 
 
 def shrunk(hessian: Tensor, tokens: int) -> Tensor:
-    """Shrink a mean of x xᵀ in place: its diagonal grows by SHRINKAGE · √(in_features / tokens) of itself.
+    """Shrink correlations in a mean of x xᵀ, in place: scale its diagonal by 1 + SHRINKAGE · √(in_features / tokens).
 
-    With few tokens, the correlations of inputs are overestimated. Raising the diagonal shrinks all correlations by one
-    factor (after Ledoit and Wolf 2004, https://doi.org/10.1016/S0047-259X(03)00096-4), at any scale.
-    The experiment log has the measurements.
+    Few tokens overestimate the correlations of inputs. A larger diagonal shrinks all correlations by the same factor
+    (after Ledoit and Wolf 2004, https://doi.org/10.1016/S0047-259X(03)00096-4). The experiment log has measurements.
     """
     hessian.diagonal().mul_(1 + SHRINKAGE * (len(hessian) / tokens) ** 0.5)
     return hessian
 
 
 def strips(size: int, narrowest: int = 1) -> Iterator[slice]:
-    """Row slices of a (size, size) triangle, for products that skip most of the other triangle."""
+    """Slices that split the rows of a (size, size) triangular matrix into strips.
+
+    A product that works strip by strip can skip most of the other triangle. All strips but the last have at least
+    `narrowest` rows.
+    """
     width = max(narrowest, min(WIDEST_STRIP, -(-size // STRIPS)))
     return (slice(start, min(start + width, size)) for start in range(0, size, width))
 
 
 def mirrored(upper: Tensor) -> Tensor:
-    """The upper triangle of a square matrix copied onto its lower one, in place."""
+    """Copy the upper triangle of a square matrix onto its lower triangle, in place, and return the matrix."""
     for start in range(0, len(upper), MIRRORED_ROWS):
         end = start + MIRRORED_ROWS
         corner = upper[start:end, start:end]
@@ -101,7 +104,7 @@ def mirrored(upper: Tensor) -> Tensor:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """True if no value is NaN or infinite. Allocates no mask, unlike `isfinite`."""
+    """True if no value is NaN or infinite. Unlike `isfinite`, this allocates no mask."""
     if not tensor.numel():
         return True
     low, high = torch.aminmax(tensor)
@@ -118,7 +121,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, decay: float, share
 
 
 def _tokens(x: Tensor, in_features: int, dtype: torch.dtype) -> Tensor:
-    """(..., in_features) -> (tokens, in_features) in `dtype`, off the graph."""
+    """Reshape x (..., in_features) to (tokens, in_features), in `dtype`, detached from the graph."""
     if x.shape[-1] != in_features:
-        raise ValueError(f"calibration.statistics: inputs are {x.shape[-1]} wide, {in_features} expected")
+        raise ValueError(f"calibration.statistics: inputs have {x.shape[-1]} features, but {in_features} are expected")
     return x.detach().reshape(-1, in_features).to(dtype)

@@ -1,8 +1,8 @@
-"""Documents and a tokenizer become windows: (n_samples, seq_len) token ids, a loss mask, and a manifest.
+"""Convert documents to windows: (n_samples, seq_len) token ids, a loss mask, and a manifest.
 
-Each source fills its share of the tokens with whole documents in a seeded order. Documents are joined, with an
-end-of-sequence token after each, and cut into windows of equal length; a window may begin inside a document.
-Held-out windows are made in the same way from the text that follows in every source.
+Each source contributes its share of the tokens, document by document in a seeded order. Documents are joined, with an
+end-of-sequence token after each, and cut into windows of equal length. A window may begin inside a document.
+Held-out windows are cut in the same way from the text that follows in each source.
 """
 
 import hashlib
@@ -20,22 +20,25 @@ from calibration.corpus import TextSource, digest_documents, load_documents, par
 from calibration.document import Document
 from calibration.errors import CalibrationError, TooShortError
 
-CHARACTERS = 16  # encoded per token needed, at first; ordinary text has about four per token
-SETTLED = 32  # last tokens of a shortened text: dropped, because the text after the cut could change them
+CHARACTERS = 16  # characters encoded per needed token, at first; ordinary text has about four characters per token
+SETTLED = 32  # tokens dropped before a cut in a text, because the text after the cut could change them
 
 Encoded = tuple[list[int], list[bool]]
-Piece = tuple[list[int], list[bool], str]  # the ids and mask taken from a document, and its place
+Piece = tuple[list[int], list[bool], str]  # ids and mask of a document's used part, and the document's name
 
 
 @dataclass(frozen=True)
 class Windows:
-    """`ids` (n_samples + held_out, seq_len) int64; `mask`, the same shape, bool: True where a token counts in a loss.
+    """Windows of token ids, and a mask of the tokens that count in a loss.
 
-    In a conversation the assistant's tokens count, end of turn included. In plain text all tokens count. The start
-    token never counts. `manifest` is plain data for JSON: the arguments, a digest of the ids, totals, and per source
-    name, digest, weight, documents, tokens, tokens_counted (in a loss) and tokens_dropped (encoded but not used).
-    `documents`, the same shape, int64, are indices into `names`, the documents' places. A start token belongs to the
-    document after it. None if the documents are unknown.
+    `ids` is (n_samples + held_out, seq_len) int64. `mask` has the same shape, bool. In a conversation, the assistant's
+    tokens count, end-of-turn tokens included. In plain text, all tokens count. The start token never counts.
+
+    `documents` has the same shape, int64: the document of each token, as an index into `names`. A start token has the
+    document of the token after it. `documents` is None if the documents are unknown.
+
+    `manifest` is plain data for JSON: the arguments, a digest of the ids, totals, and one row per source. In a row,
+    `tokens_counted` is the number of tokens that count in a loss, `tokens_dropped` that of tokens encoded but not used.
     """
 
     ids: Tensor
@@ -47,9 +50,11 @@ class Windows:
 
 @dataclass
 class _Share:
-    """The part of one source: `pieces` hold `tokens` tokens of `documents` documents, `quota` at the end.
+    """The tokens that one source contributes.
 
-    The last `held_out` tokens are not used for calibration."""
+    `quota` is the number of tokens to contribute; the last `held_out` of them form held-out windows. `pieces` holds
+    the `tokens` tokens taken so far, from `documents` documents. `tokens_dropped` were encoded but not used.
+    """
 
     source: TextSource
     digest: str
@@ -84,16 +89,16 @@ def build_windows(
 ) -> Windows:
     """Pack `sources` into windows. The same arguments give the same bytes.
 
-    `held_out` more windows come last and do not change the windows before them.
+    A source is "NAME" or "FILE", each optionally with "=WEIGHT". Weights set the shares of the tokens. `held_out` more
+    windows follow the `n_samples` windows and do not change them. A `start_token` begins every window and is one of
+    its `seq_len` tokens. A single document is cut into consecutive windows, with the ids of the whole document.
 
-    A source is "NAME", "FILE" or either with "=WEIGHT"; weights are shares of the tokens. `start_token` begins every
-    window, whose length stays `seq_len`. One document alone is cut into consecutive windows from its beginning, the
-    same ids as encoding it whole. Raises CalibrationError for text that cannot be read or is too short, ValueError
-    for sizes below 1.
+    Raises CalibrationError if text cannot be read or is too short. Raises ValueError if a size is too small.
     """
     body = seq_len - (start_token is not None)
     if n_samples < 1 or body < 1 or held_out < 0 or not sources:
-        raise ValueError(f"calibration.windows: n_samples={n_samples}, seq_len={seq_len}, {len(sources)} sources")
+        sizes = f"n_samples={n_samples}, seq_len={seq_len}, held_out={held_out}, {len(sources)} sources"
+        raise ValueError(f"calibration.windows: {sizes}: too small; windows need a source, a sample and a text token")
     rng = random.Random(seed)
     shares = _shares([parse_source(source) for source in sources], tokenizer, (n_samples, held_out), body, rng)
     pieces = _in_order(shares, rng)
@@ -108,7 +113,10 @@ def build_windows(
 def _shares(
     sources: list[TextSource], tokenizer: Any, counts: tuple[int, int], body: int, rng: random.Random
 ) -> list[_Share]:
-    """The part of every source. `counts` are the numbers of calibration and of held-out windows of `body` tokens."""
+    """The share of every source, filled with tokens. Raises TooShortError if a source has too few.
+
+    `counts` are the numbers of calibration windows and held-out windows. A window has `body` tokens of text.
+    """
     shares: list[_Share] = []
     quotas, held = (_quotas([source.weight for source in sources], count * body) for count in counts)
     for source, quota, more in zip(sources, quotas, held, strict=True):
@@ -124,7 +132,7 @@ def _shares(
 
 
 def _in_order(shares: list[_Share], rng: random.Random) -> list[Piece]:
-    """All pieces: first for calibration, then held out. The sources are mixed within each of the two."""
+    """All pieces for calibration, then all held-out pieces. The pieces of all sources are mixed within each part."""
     parts = zip(*(_parted(share.pieces, share.quota - share.held_out) for share in shares), strict=True)
     pieces: list[Piece] = []
     for part in parts:
@@ -136,7 +144,7 @@ def _in_order(shares: list[_Share], rng: random.Random) -> list[Piece]:
 
 
 def _parted(pieces: list[Piece], tokens: int) -> tuple[list[Piece], list[Piece]]:
-    """The pieces with the first `tokens` tokens, and the rest; a piece on the border is split."""
+    """The pieces split in two: the first `tokens` tokens, and the rest. A piece across the border is cut."""
     before: list[Piece] = []
     for number, (ids, mask, name) in enumerate(pieces):
         if tokens < len(ids):
@@ -148,13 +156,13 @@ def _parted(pieces: list[Piece], tokens: int) -> tuple[list[Piece], list[Piece]]
 
 
 def _quotas(weights: list[float], total: int) -> list[int]:
-    """Whole tokens for each weight, adding up to `total`."""
+    """The number of tokens for each weight. The numbers are whole and add up to `total`."""
     ends = [round(total * sum(weights[:count]) / sum(weights)) for count in range(len(weights) + 1)]
     return [end - start for start, end in pairwise(ends)]
 
 
 def _fill(share: _Share, documents: Iterable[Document], tokenizer: Any) -> None:
-    """Take documents until the quota is full. The rest of the last one is counted as dropped."""
+    """Add documents to the share until its quota is full. The unused rest of the last document counts as dropped."""
     for document in documents:
         needed = share.quota - share.tokens
         if needed == 0:
@@ -167,21 +175,21 @@ def _fill(share: _Share, documents: Iterable[Document], tokenizer: Any) -> None:
 
 
 def _encode(document: Document, tokenizer: Any, needed: int) -> Encoded:
-    """Ids and mask of a document and its end-of-sequence token. A long text is encoded up to `needed` tokens."""
+    """The ids and mask of a document, ending with the end-of-sequence token. Long text may stop at `needed` tokens."""
     end = getattr(tokenizer, "eos_token_id", None)
     if document.messages is not None and (has_template(tokenizer) or document.text is None):
         ids, mask = encode_chat(tokenizer, document.messages, document.source)
-        boundary = [] if end is None or end in ids else [end]  # most templates add it
+        boundary = [] if end is None or end in ids else [end]  # most templates already end with it
         return ids + boundary, mask + [False] * len(boundary)
     ids = _encode_beginning(tokenizer, document.text or "", needed) + ([] if end is None else [end])
     return ids, [True] * len(ids)
 
 
 def _encode_beginning(tokenizer: Any, text: str, needed: int) -> list[int]:
-    """The first ids of a text: at least `needed`, or all of a shorter text.
+    """The first ids of a text: at least `needed`, or all ids if the text is shorter.
 
-    They equal the first ids of the whole text. The text is cut at the end of a line, which splits no word and no run
-    of blanks, and the tokens next to the cut are dropped.
+    They equal the first ids of the whole text, for two reasons: the text is cut at the end of a line, so that no word
+    and no run of blanks is split; and the tokens next to the cut are dropped.
     """
     characters = needed * CHARACTERS
     while (cut := _line_end(text, characters)) < len(text):
@@ -193,13 +201,13 @@ def _encode_beginning(tokenizer: Any, text: str, needed: int) -> list[int]:
 
 
 def _line_end(text: str, position: int) -> int:
-    """The end of the line at `position`, without trailing blanks; the end of the text in its last line."""
+    """The end of the line at `position`, before its trailing blanks. In the last line, the end of the text."""
     newline = text.find("\n", position)
     return len(text) if newline < 0 else len(text[:newline].rstrip())
 
 
 def _cut(pieces: list[Piece], n_samples: int, body: int, start_token: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask, and the index of every token's piece, each (n_samples, seq_len)."""
+    """The windows cut from the joined pieces: ids, mask, and each token's piece by index, all (n_samples, seq_len)."""
     ids = torch.tensor([token for piece, _, _ in pieces for token in piece]).view(n_samples, body)
     mask = torch.tensor([flag for _, flags, _ in pieces for flag in flags]).view(n_samples, body)
     lengths = torch.tensor([len(piece) for piece, _, _ in pieces])
@@ -225,8 +233,8 @@ def _check_twin(share: _Share, others: list[_Share]) -> None:
     for other in others:
         if other.digest == share.digest:
             raise CalibrationError(
-                f"{share.source.name}: the same text as {other.source.name} would count twice; "
-                f"name it once, with weight {other.source.weight + share.source.weight:g}"
+                f"{share.source.name}: is the same text as {other.source.name} and would count twice; "
+                f"name only one of them, with weight {other.source.weight + share.source.weight:g}"
             )
 
 
@@ -235,12 +243,13 @@ def _too_short(share: _Share, n_samples: int, body: int) -> TooShortError:
     fitting = n_samples * available // quota
     if available < body <= quota:
         return TooShortError(
-            f"{name}: {available} tokens, but one window needs {body}; give more text or a smaller --seq-len", fitting
+            f"{name}: the text has {available} tokens, but a window needs {body}; add text or lower --seq-len", fitting
         )
-    whole = quota == n_samples * body
-    cure = f"use --samples {fitting} at most" if fitting else "use fewer or shorter windows"
+    alone = quota == n_samples * body
+    cure = f"lower --samples to {fitting}" if fitting else "lower --samples or --seq-len"
+    needs = f"{n_samples} windows of {body} tokens need {quota}" if alone else f"its weight requires {quota}"
     return TooShortError(
-        f"{name}: {available} tokens, but {quota} are needed for {'' if whole else 'its share of '}"
-        f"{n_samples} windows of {body}; {cure}{'' if whole else ', give it less weight'}, or add text",
+        f"{name}: the text has {available} tokens, but {needs}; {cure}{'' if alone else ', lower its weight'}, "
+        "or add text",
         fitting,
     )

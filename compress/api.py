@@ -4,8 +4,8 @@
 
 A model is a folder, or a hub id such as "Qwen/Qwen2.5-1.5B-Instruct" or "ORG/NAME@REVISION". Settings have the names of
 the command line's options, with underscores. All functions return the rows that the commands print with --json.
-QCompressError (one line: what is wrong, where, what to do) means bad input; its subclass GateFailure means that a
-written checkpoint breaks a rule.
+QCompressError means bad input; its message is one line with the fault, its place and the cure. Its subclass GateFailure
+means that a written checkpoint breaks a rule.
 """
 
 import difflib
@@ -38,7 +38,7 @@ def quantize(
     Args:
         model: The checkpoint to quantize.
         out: Folder to write. It must be empty or missing.
-        method: "rtn", "gptq", "awq", "awq+gptq", or "auto", which keeps the best of them on held-out windows.
+        method: "rtn", "gptq", "awq", "awq+gptq", or "auto". auto runs all methods and keeps the best result.
         text: Calibration text: names or files, each with an optional "=WEIGHT".
         device: "cpu", "cuda", or "auto" for a GPU if torch finds one.
         restart: Discard the work of an interrupted run. Otherwise the same call continues it, to the same bytes.
@@ -50,7 +50,7 @@ def quantize(
 
     Raises:
         QCompressError: The model cannot be quantized, or another job's output is at `out`.
-        GateFailure: The written checkpoint breaks a rule; nothing is kept.
+        GateFailure: The written checkpoint breaks a rule. It is removed.
         ValueError: A setting has an impossible value.
         TypeError: There is no setting of that name.
 
@@ -88,7 +88,7 @@ def distill(
 
     Returns:
         A row with `out`, `parameters`, `kl_before`, `kl_after` (nats per token on the evaluation text), `steps` and
-        `seconds`. Empty in every process but the first of several.
+        `seconds`. If several processes run, all but the first one get an empty row.
 
     Raises:
         QCompressError: The teacher or a text cannot be used, or no step made the student better.
@@ -115,12 +115,12 @@ def check(model: Model, *, source: Model | None = None, tensor_parallel_size: in
 
     Args:
         model: The checkpoint: plain, awq, gptq or compressed-tensors.
-        source: The 16-bit checkpoint it was made from. With it, the weights are compared too.
+        source: The 16-bit checkpoint from which `model` was quantized. With it, the weights are compared too.
         tensor_parallel_size: Number of GPUs that share the model in vLLM.
 
     Returns:
-        One row per broken rule: `rule`, `level` ("error" or "warning"), `value`, `expected`, `consequence`, and where
-        it is: `file`, `key` or `tensor`. An empty list means that the checkpoint is sound.
+        One row per broken rule: `rule`, `level` ("error" or "warning"), `value`, `expected`, `consequence`, and the
+        place: `file`, `key` or `tensor`. An empty list means that the checkpoint breaks no rule.
 
     Raises:
         QCompressError: There is no checkpoint at `model`.
@@ -146,7 +146,7 @@ def verify(
     max_perplexity_ratio: float | None = None,
     report: Report = silent,
 ) -> CompareRow:
-    """Measure how far a candidate has drifted from its reference on text that neither was trained on.
+    """Measure how far a candidate has drifted from its reference, on text outside their calibration and training.
 
     Args:
         reference: The checkpoint to measure against, usually the 16-bit one.
@@ -155,12 +155,12 @@ def verify(
         samples: Number of windows.
         seq_len: Tokens per window.
         max_kl: Limit on the mean KL(reference ‖ candidate) in nats per token.
-        max_perplexity_ratio: Limit on the candidate's perplexity over the reference's.
+        max_perplexity_ratio: Limit on the candidate's perplexity divided by the reference's.
         report: Receives one row per step of progress.
 
     Returns:
-        The candidate's row: `kl`, `perplexity`, `perplexity_ratio`, `top1`, `bytes` and more, each measurement with its
-        standard error (`kl_se`). With a limit also `passed` and `reason`.
+        The candidate's row: `kl`, `perplexity`, `perplexity_ratio`, `top1`, `bytes` and more. Each measurement has its
+        standard error, such as `kl_se`. With a limit, the row also has `passed` and `reason`.
 
     Raises:
         QCompressError: A checkpoint or the text cannot be used, or one of them was calibrated on the text.
@@ -194,11 +194,11 @@ def compare(
         eval_text: Evaluation text: a name or a file.
         samples: Number of windows.
         seq_len: Tokens per window.
-        html: File for the HTML report. None writes none.
+        html: File for the HTML report. Without it, no report is written.
         report: Receives one row per step of progress.
 
     Returns:
-        One row per checkpoint, the reference's first, as `verify` returns it.
+        One row per checkpoint, as `verify` returns it. The first row is the reference's.
 
     Raises:
         QCompressError: A checkpoint or the text cannot be used, or one of them was calibrated on the text.
@@ -220,7 +220,7 @@ def compare(
 
 
 def check_names(function: str, settings: dict[str, Any], *configs: type) -> None:
-    """Raise TypeError, with the nearest valid name, for a setting that no config has."""
+    """Raise TypeError, with the nearest valid name, if a setting is not in any of the configs."""
     names = [one.name for config in configs for one in fields(config)]
     for name in settings:
         if name not in names:

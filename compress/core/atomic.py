@@ -12,7 +12,10 @@ from compress.core.errors import QCompressError
 
 
 def write_atomic(path: Path, *pieces: Any) -> None:
-    """Write the pieces to `path`, replacing it only when all bytes are on disk. On OSError the old file stays."""
+    """Write `pieces` to a temporary file, and rename it to `path` when all bytes are on disk.
+
+    If this raises OSError, an old file at `path` stays as it was.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -28,7 +31,10 @@ def write_atomic(path: Path, *pieces: Any) -> None:
 
 @contextmanager
 def disk_errors(path: Path, kept: str = "finished parts are kept") -> Iterator[None]:
-    """On a full disk, raise QCompressError with the free bytes, what to do, and the text `kept`: what was saved."""
+    """Context that turns the OSError of a full disk into a QCompressError with the free bytes and the cure.
+
+    The message ends with `kept`, a text about the work that was saved.
+    """
     try:
         yield
     except OSError as error:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from compress.core.options import option
 
 METHODS = ("rtn", "gptq", "awq", "awq+gptq")
-AUTO = "auto"  # all METHODS, then the one with the lowest KL on held-out windows
+AUTO = "auto"  # run all METHODS, keep the one with the lowest KL on held-out windows
 FORMAT_NAMES = ("awq", "gptq", "compressed-tensors")
 DEFAULT_FORMAT = {"rtn": "compressed-tensors", "gptq": "gptq", "awq": "awq", "awq+gptq": "awq", AUTO: "awq"}
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 STORAGE_DTYPES = ("float16", "bfloat16")
-GROUP_SIZES = (128, 64, 32)  # of vLLM's kernels, largest first
+GROUP_SIZES = (128, 64, 32)  # those that vLLM's kernels support, largest first
 TUNE_BATCH = 4  # windows per step of tuning
 HEAD_BITS = (16, 8, 4)
 EMBEDDING_BITS = (16, 8)
@@ -22,7 +22,7 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "2GB", "1.5 GiB", "800MB" or a plain number. ValueError for other text, with examples."""
+    """The bytes in a text such as "2GB", "1.5 GiB" or "800000000". Raises ValueError, with examples, for other text."""
     match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?i?B)?\s*", text, re.IGNORECASE)
     if not match:
         raise ValueError(f"size {text!r}: write it as 2GB, 1.5GiB or 800MB")
@@ -30,14 +30,14 @@ def parse_size(text: str) -> int:
 
 
 def parse_group_size(text: str) -> int:
-    """The group size in "128", "64" or "32"; 0 for "auto". ValueError for other text."""
+    """The group size in "128", "64" or "32". "auto" gives 0. Raises ValueError for any other text."""
     if text not in ("auto", *map(str, GROUP_SIZES)):
         raise ValueError(f"group size {text!r}: choose auto, 128, 64 or 32")
     return 0 if text == "auto" else int(text)
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raise ValueError for a value that is not among the choices of an option."""
+    """Raise ValueError if a value is not one of the choices of the option `name`."""
     if value not in choices:
         raise ValueError(f"{name} {value}: choose {', '.join(map(str, choices))}")
 
@@ -163,37 +163,37 @@ class LayoutConfig:
         object.__setattr__(self, "eight_bit", tuple(self.eight_bit))
         if self.sym is not None and self.sym != self.symmetric:
             grids = "symmetric" if self.symmetric else "asymmetric"
-            raise ValueError(f"--format {self.format} stores {grids} grids only; leave out --sym and --asym")
+            raise ValueError(f"--format {self.format}: it stores {grids} grids only; leave out --sym and --asym")
 
     @property
     def symmetric(self) -> bool:
-        """Whether grids are symmetric: always in gptq, never in awq, by `sym` in compressed-tensors."""
+        """True if grids are symmetric. gptq grids always are, awq grids never; in compressed-tensors `sym` decides."""
         return {"gptq": True, "awq": False}.get(self.format, bool(self.sym))
 
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """The windows of text that statistics are measured on.
+    """The windows of text on which statistics are measured.
 
-    `held_out` windows are hidden from every method and only measure KL. They follow the `samples` in the text. If the
-    text is too short for both, the last `held_out` of its `samples` are held out.
+    No method reads the `held_out` windows; they only measure KL. They follow the `samples` windows in the text. If the
+    text is too short for both, the last `held_out` of the `samples` windows are held out.
     """
 
     text: tuple[str, ...] = option(
         ("default",),
-        "Calibration text: a file or the name of a bundled text, with =WEIGHT for its share. Repeatable.",
+        "Calibration text: a file or the name of a bundled text. =WEIGHT after it sets its share. Repeatable.",
         group="Calibration",
         metavar="TEXT",
     )
     samples: int = option(128, "Number of calibration windows.", group="Calibration", minimum=1)
     seq_len: int = option(512, "Tokens per calibration window.", group="Calibration", minimum=8)
-    seed: int = option(0, "Seed for the choice of windows.", group="Calibration")
+    seed: int = option(0, "Random seed for the choice of windows.", group="Calibration")
     held_out: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", (self.text,) if isinstance(self.text, str) else tuple(self.text))
         if not self.text:
-            raise ValueError("--text: no text; give a file or the name of a bundled text")
+            raise ValueError("--text: the list of texts is empty; give a file or the name of a bundled text")
         for name, value in {"--samples": self.samples, "--seq-len": self.seq_len}.items():
             if value < 1:
                 raise ValueError(f"{name} {value}: must be 1 or more")
@@ -203,7 +203,7 @@ class CalibrationConfig:
 
 @dataclass(frozen=True)
 class QuantizeConfig(CalibrationConfig, LayoutConfig, MethodConfig):
-    """All settings that the bytes of a quantized checkpoint follow from."""
+    """All settings that determine the bytes of a quantized checkpoint."""
 
     def __post_init__(self) -> None:
         MethodConfig.__post_init__(self)
@@ -213,14 +213,14 @@ class QuantizeConfig(CalibrationConfig, LayoutConfig, MethodConfig):
         CalibrationConfig.__post_init__(self)
         if (self.tune or self.method == AUTO) and self.samples < 2:
             raise ValueError(
-                f"--samples {self.samples}: must be 2 or more, because --tune and --method auto hold windows out"
+                f"--samples {self.samples}: must be 2 or more, because --tune and --method auto hold out windows"
             )
 
     @property
     def reads_text(self) -> bool:
-        """Whether the job needs calibration windows. All methods except plain rounding do, and so does --tune."""
+        """True if the job needs calibration windows. All methods except rtn need them, and --tune always does."""
         return self.method != "rtn" or self.tune > 0
 
     def with_held_out(self) -> "QuantizeConfig":
-        """The same settings, in which a `held_out` of 0 is replaced by an eighth of `samples`."""
+        """The same settings, but with windows held out. If `held_out` is 0, it becomes an eighth of `samples`."""
         return self if self.held_out else replace(self, held_out=max(1, self.samples // 8))

@@ -1,4 +1,4 @@
-"""Which device runs a model: the value of `--device`."""
+"""Choose the device that runs a model, from the value of `--device`."""
 
 import torch
 
@@ -6,7 +6,10 @@ from compress.core.errors import QCompressError
 
 
 def pick_device(name: str = "auto") -> str:
-    """ "cpu" or "cuda" for "auto", "cpu" or "cuda". QCompressError for a GPU that torch does not find."""
+    """The device "cpu" or "cuda" for the option "auto", "cpu" or "cuda". auto means a GPU if torch finds one.
+
+    Raises QCompressError if the option is "cuda" and torch finds no GPU.
+    """
     gpu = torch.cuda.is_available()
     if name == "cuda" and not gpu:
         raise QCompressError("--device cuda: torch finds no GPU; use --device cpu, or install a torch build for CUDA")
@@ -14,7 +17,7 @@ def pick_device(name: str = "auto") -> str:
 
 
 def rank_device(name: str, rank: int) -> torch.device:
-    """The device of one of several processes. Ranks are spread over all GPUs, unless `name` means the CPU."""
+    """The device of the process with this rank. If `name` does not mean the CPU, ranks are spread over all GPUs."""
     if pick_device(name) == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", rank % torch.cuda.device_count())

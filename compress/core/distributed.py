@@ -1,4 +1,4 @@
-"""Helpers for several processes of one job, started by torchrun or accelerate. With one process they do nothing."""
+"""Helpers for several processes of one job, started by torchrun or accelerate. A single process may call them too."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,12 +9,12 @@ T = TypeVar("T")
 
 
 def place() -> tuple[int, int]:
-    """The rank of this process, and the number of processes."""
+    """The rank of this process, and the number of all processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def first(make: Callable[[], T]) -> T:
-    """Call `make` in the first process only; all processes get its result or its exception."""
+    """Call `make` in the first process only. Every process gets the return value or the exception."""
     rank, count = place()
     if count == 1:
         return make()
@@ -31,7 +31,7 @@ def first(make: Callable[[], T]) -> T:
 
 
 def all_values(value: T) -> list[T]:
-    """Every process's value, in the order of the ranks, in all processes."""
+    """The values of all processes, in rank order. Every process gets the whole list."""
     count = place()[1]
     if count == 1:
         return [value]
@@ -41,7 +41,7 @@ def all_values(value: T) -> list[T]:
 
 
 def leave() -> None:
-    """Wait for all processes, then destroy the group: a rank that leaves early closes sockets the others still use."""
+    """Wait for all processes, then destroy the group. An early leaver would close sockets that others still use."""
     if place()[1] > 1:
         dist.barrier()
         dist.destroy_process_group()

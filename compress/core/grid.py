@@ -1,4 +1,4 @@
-"""The integer grid: float weights to codes, and codes to float weights.
+"""The integer grid: convert float weights to codes, and codes to float weights.
 
 A weight (out_features, in_features) is split along its inputs into groups of `group_size` columns. Each row of a group
 has one scale and one zero:
@@ -17,13 +17,13 @@ from torch import Tensor
 from compress.core import kernels
 from compress.core.kernels import SMALLEST_SCALE
 
-SEARCHED_NUMBERS = 2**22  # weights per step of the search; their candidate grids take 3 bytes per weight
-SHRINKS = tuple(1 - step / 40 for step in range(24))  # 1.0 down to 0.425 of the full range
+SEARCHED_NUMBERS = 2**22  # weights per step of the search; the candidate grids take 3 bytes per weight
+SHRINKS = tuple(1 - step / 40 for step in range(24))  # tried widths, 1.0 down to 0.425 of the full range
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one weight is quantized: bits per code, columns per group, symmetric or not, dtype of the stored scales."""
+    """How a weight is quantized: bits per code, columns per group, symmetric or not, and the dtype of stored scales."""
 
     bits: int = 4
     group_size: int = 128
@@ -37,9 +37,9 @@ class Scheme:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """codes (out, in) uint8; scales and zeros (out, groups) float32. Symmetric scales may be negative.
+    """A quantized weight: codes (out, in) uint8, and scales and zeros (out, groups) float32.
 
-    Scales have the precision of the dtype in which they are stored.
+    Scales of a symmetric grid may be negative. All scales are already rounded to the dtype in which they are stored.
     """
 
     codes: Tensor
@@ -53,24 +53,24 @@ class QuantizedWeight:
         return self.codes.shape[1] // self.scales.shape[1]
 
     def dequantize(self) -> Tensor:
-        """(out, in) float32: the weight that every loader computes."""
+        """The weight (out, in) float32 that every loader computes from the checkpoint."""
         groups = split_groups(self.codes, self.group_size)
         return dequantize(groups, self.scales[..., None], self.zeros[..., None]).flatten(1)
 
     def rows(self, start: int, end: int) -> "QuantizedWeight":
-        """Output rows `start` to `end` of the weight."""
+        """The weight's output rows from `start` up to `end`, without `end`."""
         parts = {name: getattr(self, name)[start:end] for name in ("codes", "scales", "zeros")}
         return replace(self, **parts)
 
 
 def join_rows(weights: list[QuantizedWeight]) -> QuantizedWeight:
-    """The weight with the rows of all `weights`, in order."""
+    """Join the rows of all `weights`, in order, to one weight."""
     codes, scales, zeros = (torch.cat([getattr(w, name) for w in weights]) for name in ("codes", "scales", "zeros"))
     return replace(weights[0], codes=codes, scales=scales, zeros=zeros)
 
 
 def split_groups(weight: Tensor, group_size: int) -> Tensor:
-    """(out_features, in_features) -> (out_features, groups, group_size)."""
+    """Reshape a weight (out, in) to (out, groups, group_size)."""
     in_features = weight.shape[-1]
     if in_features % group_size:
         raise ValueError(f"group_size={group_size} does not divide in_features={in_features}")
@@ -78,7 +78,7 @@ def split_groups(weight: Tensor, group_size: int) -> Tensor:
 
 
 def quantize(weight: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
-    """Codes as floats, with the shape of `weight`. Scales and zeros must broadcast against it."""
+    """The codes of `weight` as floats, in its shape. Scales and zeros must broadcast to this shape."""
     return (weight / scales + zeros).round_().clamp_(0, 2**bits - 1)
 
 
@@ -87,12 +87,15 @@ def dequantize(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
 
 
 def min_max(grouped: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """Scales and zeros, each (out, groups) float32, that cover each group of weights (out, groups, group_size)."""
+    """The scales and zeros of grids that cover each group of weights (out, groups, group_size).
+
+    Both are (out, groups) float32.
+    """
     return full_range(*torch.aminmax(grouped, dim=-1), scheme)
 
 
 def full_range(low: Tensor, high: Tensor, scheme: Scheme, shrink: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
-    """Scales and zeros that cover `low` to `high` (out, groups), both multiplied by `shrink`.
+    """The scales and zeros of grids that cover shrink · `low` to shrink · `high`, all (out, groups).
 
     Zero is always in the range. Scales are rounded to the dtype in which they are stored.
     """
@@ -107,10 +110,11 @@ def full_range(low: Tensor, high: Tensor, scheme: Scheme, shrink: float | Tensor
 
 
 def find_grid(weight: Tensor, scheme: Scheme, importance: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and zeros, each (out, groups) float32, with the least Σ importance · (weight - rounded)² in each group.
+    """Search each group's grid with the least Σ importance · (weight - rounded)². Returns scales and zeros.
 
-    `importance` (in,) is the mean square of each input: the diagonal of the Hessian. Ones minimise the squared error.
-    The first candidate is the group's full range, the others are ranges shrunk by SHRINKS. The first wins a tie.
+    Both are (out, groups) float32. `importance` (in,) is the mean square of each input, the diagonal of the Hessian.
+    With ones, the search minimises the plain squared error. The candidates are the group's full range, and ranges
+    shrunk by SHRINKS. The first candidate wins a tie.
     """
     grouped = split_groups(weight.float(), scheme.group_size)
     importance = split_groups(importance[None], scheme.group_size)[0]
@@ -120,7 +124,7 @@ def find_grid(weight: Tensor, scheme: Scheme, importance: Tensor) -> tuple[Tenso
 
 
 def find_rows_grid(grouped: Tensor, scheme: Scheme, importance: Tensor) -> tuple[Tensor, Tensor]:
-    """`find_grid` of weights (out, groups, group_size) with importance (groups, group_size)."""
+    """Do the work of `find_grid` for weights (out, groups, group_size), with importance (groups, group_size)."""
     low, high = torch.aminmax(grouped, dim=-1)
     shrinks = torch.tensor(SHRINKS, device=low.device)[:, None, None]
     full = full_range(low, high, scheme)
@@ -132,10 +136,11 @@ def find_rows_grid(grouped: Tensor, scheme: Scheme, importance: Tensor) -> tuple
 
 
 def signed_range(low: Tensor, high: Tensor, scheme: Scheme, shrink: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and zeros of a symmetric grid: its lowest code is each group's weight of largest size, times `shrink`.
+    """The scales and zeros of symmetric grids. The lowest code stands for `shrink` times the group's largest weight.
 
-    There is one more code below the zero than above it. So a group whose largest weight is positive gets a negative
-    scale, and its steps are 15/16 of those of `full_range`.
+    A symmetric grid has one more code below its zero than above it. The lowest code gives the largest magnitude. So the
+    largest weight is put there, and the scale is negative if that weight is positive. Steps are smaller than those of
+    `full_range`: with 4 bits, 15/16 of them.
     """
     middle = 2 ** (scheme.bits - 1)
     scales = torch.where(high > -low, high, low) * (-shrink / middle)
@@ -144,14 +149,15 @@ def signed_range(low: Tensor, high: Tensor, scheme: Scheme, shrink: float | Tens
 
 
 def away_from_zero(scales: Tensor) -> Tensor:
-    """The scales, with absolute values of at least SMALLEST_SCALE."""
+    """The scales, with their absolute values raised to at least SMALLEST_SCALE."""
     return torch.where(scales < 0, scales.clamp(max=-SMALLEST_SCALE), scales.clamp(min=SMALLEST_SCALE))
 
 
 def best_grid(grouped: Tensor, importance: Tensor, scales: Tensor, zeros: Tensor, max_code: int) -> Tensor:
-    """(out, groups) int64: the index of the grid with the least Σ importance · (weight - rounded)² in each group.
+    """The index of the grid with the least Σ importance · (weight - rounded)² for each group, (out, groups) int64.
 
-    scales and zeros are (grids, out, groups). The first grid wins a tie. On a CPU, `kernels.best_grid` replaces it.
+    `scales` and `zeros` are (grids, out, groups). The first grid wins a tie. On a CPU, `kernels.best_grid` is used
+    instead.
     """
     best, least, work = torch.zeros_like(scales[0], dtype=torch.int64), None, torch.empty_like(grouped)
     for index, (scale, zero) in enumerate(zip(scales[..., None], zeros[..., None], strict=True)):

@@ -1,7 +1,7 @@
 """Loops over columns and over candidate grids, compiled by numba for the CPU.
 
-In torch, every column costs several calls that each take longer than their arithmetic. These loops work on TILE outputs
-at a time, so that a tile's columns stay in the cache of one core. They run without Python's lock.
+In torch, every column costs several calls, and each call takes longer than its arithmetic. These loops work on TILE
+outputs at a time, so that a tile's columns stay in the cache of one core. They run without Python's lock.
 
 Each function has a torch twin of the same name for other devices: `round_block` in gptq.py, `move_group` in refine.py,
 `best_grid` in grid.py. The results are equal, except for values halfway between two codes.
@@ -19,14 +19,14 @@ from torch import Tensor
 
 SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: smaller scales lose bits on disk
 TINY = 1e-30  # keeps a division by the energy of a dead input finite
-TILE = 64  # outputs: 64 columns of them are 16 KiB
+TILE = 64  # outputs per tile: with 64 columns, a tile takes 16 KiB
 
 
 COMPILING = Lock()  # two threads that call a loop first would each compile it
 
 
 def compiled(**options: Any) -> Callable[..., Any]:
-    """Compile a function at its first call, and cache it on disk where numba finds a writable folder.
+    """Compile a function at its first call. If numba finds a writable folder, cache the compiled code there.
 
     The first call also imports numba, so a command that runs no kernel does not wait for the import. A compiled
     function may call other compiled functions of its module.
@@ -56,7 +56,7 @@ def compiled(**options: Any) -> Callable[..., Any]:
 
 
 def link(function: FunctionType) -> FunctionType:
-    """A copy of the function that calls compiled code wherever the function calls a `compiled` function."""
+    """A copy of a function in which calls of `compiled` functions are calls of their compiled code."""
     names = function.__globals__
     called = {name: names[name] for name in function.__code__.co_names if hasattr(names.get(name), "compile_function")}
     return FunctionType(
@@ -65,7 +65,7 @@ def link(function: FunctionType) -> FunctionType:
 
 
 def round_block(columns: Tensor, scales: Tensor, zeros: Tensor, rows: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
-    """See `round_block` in gptq.py."""
+    """Does the same as `round_block` in gptq.py."""
     offsets, errors = torch.empty(2, *columns.shape)
     round_tiles(*arrays(columns, scales, zeros, rows), np.float32(max_code), *arrays(offsets, errors))
     return offsets, errors
@@ -82,8 +82,8 @@ def move_group(
     max_code: int,
     dtype: torch.dtype,
 ) -> None:
-    """See `move_group` in refine.py."""
-    assert codes.is_contiguous() and error.is_contiguous() and scales.is_contiguous()  # changed in place, not a copy
+    """Does the same as `move_group` in refine.py."""
+    assert codes.is_contiguous() and error.is_contiguous() and scales.is_contiguous()  # else a copy would be changed
     tensors = arrays(codes, error, scales, gradient, hessian, energy.reciprocal(), zeros)
     move_tiles(*tensors, np.float32(max_code), *scale_limits(dtype))
 
@@ -97,14 +97,14 @@ def scale_limits(dtype: torch.dtype) -> tuple[np.float32, np.float32, np.float32
 
 
 def best_grid(grouped: Tensor, importance: Tensor, scales: Tensor, zeros: Tensor, max_code: int) -> Tensor:
-    """See `best_grid` in grid.py."""
+    """Does the same as `best_grid` in grid.py."""
     best = torch.empty(grouped.shape[:2], dtype=torch.int64)
     try_grids(*arrays(grouped, importance, scales, zeros), np.float32(max_code), best.numpy())
     return best
 
 
 def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
-    """The tensors as contiguous numpy arrays. A contiguous tensor shares its memory, so a loop may write to it."""
+    """The tensors as contiguous numpy arrays. The array of a contiguous tensor shares its memory and may be written."""
     return tuple(tensor.contiguous().numpy() for tensor in tensors)
 
 
@@ -113,7 +113,7 @@ def arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
 
 @compiled()
 def round_tiles(columns, scales, zeros, rows, max_code, offsets, errors):  # type: ignore[no-untyped-def]
-    """Round the columns of a block in order; subtract each column's error from the later ones, weighted by `rows`.
+    """Round the columns of a block in order. Subtract each column's error from later columns, weighted by `rows`.
 
     offsetᵢ = clamp(round(columnᵢ / scaleᵢ), -zero, max_code - zero),  errorᵢ = columnᵢ - offsetᵢ scaleᵢ
     columnⱼ -= rowsᵢⱼ errorᵢ   for j > i
@@ -175,7 +175,7 @@ def move_tiles(  # type: ignore[no-untyped-def]
 def move_codes(  # type: ignore[no-untyped-def]
     codes, start, stop, zero, hessian, inverse, max_code, steps, sums, moved, slope, curvature
 ):
-    """Fill `moved` with q' and add up slope / s and curvature; `sums` holds H q' of the earlier columns."""
+    """Fill `moved` with q', and sum up slope / s and curvature. `sums` holds H q' of the earlier columns."""
     width = stop - start
     old, change, product = np.zeros((3, TILE), np.float32)
     for i in range(len(codes)):
@@ -203,7 +203,7 @@ def move_codes(  # type: ignore[no-untyped-def]
 
 @compiled()
 def move_scales(scale, slope, curvature, new_scale, smallest, largest, splitter):  # type: ignore[no-untyped-def]
-    """Fill `new_scale` with s' where it can be stored and lowers the error, else with s. The sign never changes."""
+    """Fill `new_scale` with s' if s' can be stored and lowers the error, else with s. The sign never changes."""
     for t in range(len(scale)):
         best = scale[t] - slope[t] / max(curvature[t], np.float32(TINY))
         wide = splitter * best
@@ -216,7 +216,7 @@ def move_scales(scale, slope, curvature, new_scale, smallest, largest, splitter)
 
 @compiled()
 def store_tile(codes, error, start, stop, scale, zero, moved, new_scale):  # type: ignore[no-untyped-def]
-    """Write the new codes and scales of outputs `start` to `stop`, and add the change to `error`."""
+    """Write the new codes and scales of outputs `start` to `stop`, and add the change of the weight to `error`."""
     width = stop - start
     for i in range(len(codes)):
         off, new, code = error[i, start:stop], moved[i], codes[i, start:stop]
@@ -227,7 +227,7 @@ def store_tile(codes, error, start, stop, scale, zero, moved, new_scale):  # typ
     scale[:] = new_scale[:width]
 
 
-@compiled(fastmath={"reassoc", "nsz"})  # a sum becomes vectors in another order
+@compiled(fastmath={"reassoc", "nsz"})  # lets the compiler sum in another order, with vectors
 def try_grids(grouped, importance, scales, zeros, max_code, best):  # type: ignore[no-untyped-def]
     """Fill `best` (out, groups) with the index of the grid that has the least Σ importance · (weight - rounded)²."""
     size = grouped.shape[2]

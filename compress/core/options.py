@@ -1,6 +1,7 @@
-"""Settings described once: a dataclass field that also carries its command-line option and its recipe key.
+"""Describe each setting once: a dataclass field also describes its command-line option and its recipe key.
 
-`option()` makes the field; `compress.cli.options` turns fields into click options, `compress.recipe` into recipe keys.
+`option()` makes the field. `compress.cli.options` turns fields into click options, and `compress.recipe` turns them
+into recipe keys.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +16,10 @@ METADATA = "option"
 class Option:
     """How one setting looks to a user.
 
-    `group` is the help section. `minimum` and `maximum` bound a number; `above` and `below` are exclusive bounds.
-    `flag` replaces the option's name (`"--sym/--asym"`). `default_text` describes a default that is None.
-    `flag_value` is used when the option is given without a value. `parse` turns text into the field's value and raises
-    ValueError for text that it cannot read.
+    `group` is the help section. `minimum` and `maximum` are inclusive bounds of a number, `above` and `below` exclusive
+    ones. `flag` replaces the option's name (`"--sym/--asym"`). `default_text` is shown as the default if the default is
+    None. `flag_value` is used if the command line gives the option without a value. `parse` turns text into the field's
+    value, and raises ValueError for text that it cannot read.
     """
 
     help: str
@@ -38,19 +39,19 @@ class Option:
 
 
 def option(default: Any, help: str, **settings: Any) -> Any:
-    """A dataclass field with this default, described by an `Option`."""
+    """A dataclass field with this default. `help` and `settings` become its `Option`."""
     return field(default=default, metadata={METADATA: Option(help, **settings)})
 
 
 def device_setting() -> Any:
-    """The field `device` of every settings class whose command loads a model."""
+    """The field `device`, for every settings class whose command loads a model."""
     help = "Device that runs the model. auto: a GPU if torch finds one, else the CPU."
     return option("auto", help, group="Resources", choices=("auto", "cpu", "cuda"))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of a settings class: its name, its type without None, whether it repeats, its default, its `Option`."""
+    """One field of a settings class. `type` is its type without None; `repeats` is True for a tuple of such values."""
 
     name: str
     type: Any
@@ -60,13 +61,13 @@ class Setting:
 
 
 def settings_of(config: type) -> list[Setting]:
-    """Every field of a dataclass that was made by `option`, in the order of the class."""
+    """The settings of a dataclass: the fields that `option` made, in the order of the class."""
     hints = get_type_hints(config)
     return [make_setting(one, hints[one.name]) for one in fields(config) if METADATA in one.metadata]
 
 
 def make_setting(one: Field[Any], hint: Any) -> Setting:
-    """The setting of a field; `X | None` becomes X, `tuple[X, ...]` becomes X that repeats."""
+    """The setting of a field. The type `X | None` becomes X, and `tuple[X, ...]` becomes X with `repeats`."""
     if get_origin(hint) in (Union, UnionType):
         hint = next(part for part in get_args(hint) if part is not type(None))
     repeats = get_origin(hint) is tuple

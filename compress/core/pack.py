@@ -1,11 +1,11 @@
-"""The bit layouts of 4- and 8-bit codes in int32 words. No other file shifts bits.
+"""Pack 4- and 8-bit codes into int32 words, and unpack them. No other file shifts bits.
 
-Every pack function has an unpack function, with unpack(pack(x)) = x.
-In memory, codes are (out, in) and zeros (out, groups), both uint8.
+Every pack function has an unpack function, so that unpack(pack(x)) = x.
+In memory, codes are (out, in) and zeros (out, groups), both uint8. A word holds neighbours along one axis:
 
-    awq                 words run along out, nibble i of a word holds column AWQ_ORDER[i]
-    gptq                codes: words run along in, in order; zeros: along out, each stored as zero - 1 ("v1")
-    compressed-tensors  codes: words run along in, in order; zeros: along out, in order
+    awq                 codes and zeros: along out; nibble i of a word holds the neighbour AWQ_ORDER[i]
+    gptq                codes: along in, in order; zeros: along out, in order, each stored as zero - 1 ("v1")
+    compressed-tensors  codes: along in, in order; zeros: along out, in order
 
 Sources: AutoAWQ (packing_utils.py), GPTQModel (qlinear), compressed-tensors (pack_quantized).
 """
@@ -18,14 +18,14 @@ AWQ_POSITION = tuple(AWQ_ORDER.index(column) for column in range(8))
 
 
 def pack_words(values: Tensor, bits: int, dim: int) -> Tensor:
-    """Values 0..2**bits-1 -> int32, `dim` shorter by 32/bits; the first value takes the lowest bits.
+    """Pack values 0..2**bits-1 along `dim`, 32 / bits of them to an int32 word. The first value takes the lowest bits.
 
-    ValueError for values that need more bits, or a length that does not fill whole words.
+    Raises ValueError if a value needs more bits, or if the length of `dim` is not a multiple of 32 / bits.
     """
     per_word = 32 // bits
     if values.shape[dim] % per_word:
         raise ValueError(
-            f"{values.shape[dim]} values along dim {dim}: must be a multiple of {per_word}, the codes in an int32 word"
+            f"{values.shape[dim]} values along dim {dim}: not a multiple of {per_word}, the number of codes in a word"
         )
     low, high = (int(values.min()), int(values.max())) if values.numel() else (0, 0)
     if low < 0 or high >= 2**bits:
@@ -38,7 +38,7 @@ def pack_words(values: Tensor, bits: int, dim: int) -> Tensor:
 
 
 def unpack_words(words: Tensor, bits: int, dim: int) -> Tensor:
-    """int32 -> uint8 values, `dim` longer by 32/bits. The reverse of pack_words."""
+    """Unpack int32 words along `dim` to 32 / bits uint8 values each. The reverse of `pack_words`."""
     mask = 2**bits - 1
     parts = [((words >> (bits * place)) & mask).to(torch.uint8) for place in range(32 // bits)]
     dim = dim % words.ndim
@@ -48,7 +48,7 @@ def unpack_words(words: Tensor, bits: int, dim: int) -> Tensor:
 def pack_awq(values: Tensor) -> Tensor:
     """(out, n) 4-bit codes or zeros -> (n, out / 8) int32."""
     if len(values) % 8:
-        raise ValueError(f"{len(values)} outputs: must be a multiple of 8, the codes in an int32 word")
+        raise ValueError(f"{len(values)} outputs: not a multiple of 8, the number of codes in a word")
     return pack_words(values.T.unflatten(1, (-1, 8))[..., AWQ_ORDER].flatten(1), 4, 1)
 
 
@@ -69,9 +69,12 @@ def unpack_gptq_codes(words: Tensor, bits: int = 4) -> Tensor:
 
 
 def pack_gptq_zeros(zeros: Tensor, bits: int = 4) -> Tensor:
-    """(out, groups) -> (groups, out · bits / 32) int32, each zero stored as zero - 1. ValueError for a zero of 0."""
+    """(out, groups) -> (groups, out · bits / 32) int32. Each zero is stored as zero - 1.
+
+    Raises ValueError if a zero is 0.
+    """
     if (zeros < 1).any():
-        raise ValueError("the gptq v1 layout stores zero - 1: a zero of 0 cannot be written")
+        raise ValueError("a zero is 0, which the gptq v1 layout cannot store, because it stores zero - 1")
     return pack_words(zeros.T.to(torch.int32) - 1, bits, 1)
 
 
@@ -101,15 +104,18 @@ def unpack_ct_zeros(words: Tensor, bits: int = 4) -> Tensor:
 
 
 def pack_ids(ids: Tensor) -> Tensor:
-    """Token ids (…, n) -> uint8 (…, 3n), the low 3 bytes of each, little-endian. ValueError for ids >= 2²⁴."""
+    """Token ids (…, n) -> uint8 (…, 3n): the 3 low bytes of each id, little-endian.
+
+    Raises ValueError if an id is negative or needs more than 3 bytes.
+    """
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < 2**24:
-        raise ValueError(f"ids {int(ids.min())} to {int(ids.max())} do not fit in 3 bytes")
+        raise ValueError(f"token ids {int(ids.min())} to {int(ids.max())} do not fit in 3 bytes")
     words = ids.to("cpu", torch.int32).contiguous().view(torch.uint8)
     return words.unflatten(-1, (-1, 4))[..., :3].flatten(-2).contiguous()
 
 
 def unpack_ids(packed: Tensor) -> Tensor:
-    """uint8 (…, 3n) -> ids (…, n) int64. The reverse of pack_ids."""
+    """uint8 (…, 3n) -> token ids (…, n) int64. The reverse of `pack_ids`."""
     triples = packed.unflatten(-1, (-1, 3))
     words = torch.cat([triples, torch.zeros_like(triples[..., :1])], -1)
     return words.flatten(-2).view(torch.int32).long()

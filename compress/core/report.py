@@ -1,4 +1,4 @@
-"""Progress of a job: rows of plain values, passed to one function."""
+"""Progress of a job. A job passes rows of plain values to a `Report` function."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,4 +8,4 @@ Report = Callable[[Row], None]
 
 
 def silent(row: Row) -> None:
-    """Ignore a row."""
+    """A `Report` that ignores every row."""

@@ -1,13 +1,13 @@
-"""The rows that commands print with --json, store in a history and show in reports: one TypedDict each.
+"""The rows that commands print with --json, store in a history and show in reports: one TypedDict per kind of row.
 
-Every key has its meaning and unit as an `Annotated` text; the JSON reference page is generated from them.
+The `Annotated` text of a key is its meaning and unit. The JSON reference page is generated from these texts.
 """
 
 from typing import Annotated, Any, NotRequired, TypedDict
 
 
 class PositionRow(TypedDict):
-    """Drift of the tokens in one range of positions, start ≤ position < end."""
+    """Drift of the tokens at positions from `start` up to `end`, without `end`."""
 
     start: Annotated[int, "first position of the range"]
     end: Annotated[int, "position after the range"]
@@ -68,7 +68,7 @@ class BlockRow(TypedDict):
     gain: Annotated[float, "projection of the candidate's update on the reference's, median over tokens; 1 is exact"]
     excess: Annotated[float | None, "median of measured over recorded error of the linears; null without a record"]
     linears: Annotated[list[LinearRow], "linears of the block"]
-    linear: NotRequired[Annotated[str | None, "the only outlier linear; null if the whole block or nothing is one"]]
+    linear: NotRequired[Annotated[str | None, "the outlier, if it is a single linear; null otherwise"]]
     score: NotRequired[Annotated[float, "largest robust deviation of the block and its linears"]]
     outlier: NotRequired[Annotated[bool, "true if the score exceeds the threshold"]]
 
@@ -79,7 +79,7 @@ class CheckpointPart(TypedDict):
     name: Annotated[str, "name of the checkpoint"]
     role: Annotated[str, "reference or candidate"]
     format: Annotated[str, "awq, gptq, compressed-tensors, or the dtype of a 16-bit checkpoint"]
-    method: Annotated[str | None, "quantization method or command that made the checkpoint; null if unrecorded"]
+    method: Annotated[str | None, "quantization method, or command that wrote the checkpoint; null if unrecorded"]
     bytes: Annotated[int, "size of all safetensors files, bytes"]
     parameters: Annotated[int, "parameters of the model, tied weights counted once"]
     bits_per_weight: Annotated[float, "bits on disk per weight of the quantized linears, scales and zeros included"]
@@ -128,8 +128,8 @@ class WindowsPart(TypedDict):
     n_samples: Annotated[int, "number of windows"]
     seq_len: Annotated[int, "tokens per window"]
     tokens: Annotated[int, "number of scored tokens"]
-    start_token: Annotated[int | None, "id of the token that begins every window; null for none"]
-    seed: Annotated[int | None, "seed of the choice of windows"]
+    start_token: Annotated[int | None, "id of the token that begins every window; null without such a token"]
+    seed: Annotated[int | None, "random seed for the choice of windows"]
     windows_digest: Annotated[str | None, "sha256 of the token ids"]
     vocabulary: Annotated[int, "number of tokens that all models share"]
 
@@ -139,7 +139,7 @@ class CompareRow(CheckpointPart, DriftPart, BreakdownPart, WindowsPart):
 
     blocks: NotRequired[Annotated[list[BlockRow], "with --locate: one row per block"]]
     passed: NotRequired[Annotated[bool, "true if every limit holds; absent without a limit"]]
-    reason: NotRequired[Annotated[str | None, "broken limits in words; null if none"]]
+    reason: NotRequired[Annotated[str | None, "broken limits in words; null if every limit holds"]]
 
 
 class VerdictRow(TypedDict):
@@ -147,7 +147,7 @@ class VerdictRow(TypedDict):
 
     name: Annotated[str, "name of the checkpoint"]
     passed: Annotated[bool, "true if every limit holds"]
-    reason: Annotated[str | None, "broken limits in words; null if none"]
+    reason: Annotated[str | None, "broken limits in words; null if every limit holds"]
     check_errors: NotRequired[Annotated[int, "in a recipe: number of broken check rules"]]
 
 
@@ -157,7 +157,7 @@ class RetentionRow(TypedDict):
     name: Annotated[str, "name of the checkpoint"]
     digest: Annotated[str, "sha256 of the checkpoint"]
     role: Annotated[str, "reference or candidate"]
-    kind: Annotated[str, "kind of task; all is the mean over the kinds"]
+    kind: Annotated[str, "kind of task, or `all` for the mean over the kinds"]
     items: Annotated[int, "number of scored tasks"]
     errors: Annotated[int, "number of scorer errors"]
     empty: Annotated[int, "number of empty answers"]
@@ -178,7 +178,7 @@ class AnswerRow(TypedDict):
     digest: Annotated[str, "sha256 of the checkpoint"]
     answers: Annotated[list[str], "one text per turn"]
     score: Annotated[float | None, "score, 0 to 1; null if not scored"]
-    reason: Annotated[str | None, "reason of the scorer"]
+    reason: Annotated[str | None, "the scorer's reason for the score"]
 
 
 class SampleRow(TypedDict):
@@ -198,7 +198,7 @@ class TrendRow(TypedDict, total=False):
     tag: Annotated[str, "label such as v1"]
     name: Annotated[str, "name of the checkpoint"]
     digest: Annotated[str, "sha256 of the checkpoint"]
-    kind: Annotated[str, "kind of task; only all"]
+    kind: Annotated[str, "always `all`: the mean over the kinds of tasks"]
     score: Annotated[float, "mean score over the kinds, 0 to 1"]
     kl: Annotated[float, "mean KL(reference ‖ candidate), nats per token"]
 
@@ -207,12 +207,12 @@ class ChangeRow(TypedDict):
     """One figure of `watch`: its value in the baseline, its value now, and the paired change."""
 
     name: Annotated[str, "name of the checkpoint in the baseline"]
-    kind: Annotated[str, "kind of task, all, kl or perplexity"]
+    kind: Annotated[str, "name of the figure: a kind of task, or `all`, `kl` or `perplexity`"]
     unit: Annotated[str, "unit of the change: points (0 to 100), nats or %"]
     items: Annotated[int, "number of paired tasks or documents"]
     before: Annotated[float | None, "value in the baseline"]
     now: Annotated[float | None, "value in this run"]
-    change: Annotated[float | None, "now minus before, in `unit`; for perplexity in % of before"]
+    change: Annotated[float | None, "`now` minus `before`, in `unit`; for perplexity, in % of `before`"]
     change_low: Annotated[float | None, "lower end of the 95 % interval of change"]
     change_high: Annotated[float | None, "upper end of the 95 % interval of change"]
     fell: Annotated[bool, "true if the checkpoint got significantly worse, or dropped by more than --max-drop"]
@@ -300,8 +300,8 @@ class CapacityRow(TypedDict):
     prompt_tokens: Annotated[int, "tokens of a prompt"]
     new_tokens: Annotated[int, "generated tokens of a request"]
     request_tokens: Annotated[int, "prompt_tokens and new_tokens together"]
-    fits: Annotated[bool, "true if one such request fits"]
-    reason: Annotated[str | None, "reason why it does not fit; null if it fits"]
+    fits: Annotated[bool, "true if one request of request_tokens fits"]
+    reason: Annotated[str | None, "reason why the request does not fit; null if it fits"]
     context_limit: Annotated[int, "longest context of the model, tokens"]
     longest_context: Annotated[int, "longest request that fits at batch size 1, tokens"]
     largest_batch: Annotated[int, "most concurrent requests of request_tokens that fit"]
@@ -318,7 +318,7 @@ class PlanRow(TypedDict):
     group_size: Annotated[int, "columns that share a scale"]
     head_bits: Annotated[int, "bits of the output head; 16 is unquantized"]
     embedding_bits: Annotated[int, "bits of the embedding; 16 is unquantized"]
-    eight_bit: Annotated[str | None, "linears with 8 bits, separated by spaces; null for none"]
+    eight_bit: Annotated[str | None, "linears with 8 bits, separated by spaces; null without such linears"]
     bytes: Annotated[int, "exact size of the weight files, bytes"]
     harm: Annotated[float, "with --measure the KL in nats per token; else an estimate without unit, lower is better"]
     fits: NotRequired[Annotated[bool, "with --max-size: true if the size is within it"]]

@@ -1,4 +1,4 @@
-"""How tokens are sampled, and what an answer is: the types that all runtimes share."""
+"""The settings of sampling, and the answer of a model: the types that all runtimes share."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ Ids = list[int]
 
 
 class Answer(NamedTuple):
-    """Token ids without the token that ended them; `ended` is False if `max_tokens` cut the answer off."""
+    """The token ids of an answer, without the final stop token. `ended` is False if `max_tokens` cut the answer off."""
 
     ids: Ids
     ended: bool
@@ -17,7 +17,10 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature 0 is greedy decoding. Otherwise a token is drawn from the smallest set with probability `top_p`."""
+    """How the next token is chosen. Temperature 0 means greedy decoding.
+
+    Otherwise the token is drawn from the smallest set of tokens whose total probability is at least `top_p`.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -33,6 +36,6 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
 
     def seed_of(self, prompt: Ids, number: int) -> int:
-        """The 48-bit seed of one prompt. It depends on `seed`, the prompt's ids and its number in the file only."""
+        """The 48-bit seed for one prompt. It depends only on `seed`, the prompt's ids, and its number in the file."""
         name = f"{self.seed} {number} {prompt}"
         return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "little")

@@ -2,10 +2,10 @@
 
     L = α · T² · D(p_teacher, p_student) + (1 − α) · CE,     p = softmax(logits / T),  CE at T = 1
 
-Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2: T² keeps the size of the gradient. D is a row of
-`divergence`. Only `chunk` rows of each model's logits exist at a time, in float32. Their gradient is added at once to
-that of the hidden states and of the head. `chunk` changes memory and speed, never the result. `token_mean` is the only
-reduction.
+Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2: the factor T² keeps the size of the gradient. D is a
+row of `divergence`. Only `chunk` rows of each model's logits exist at a time, in float32. Their gradient is passed on
+to the hidden states and the head before the next rows are computed. `chunk` changes memory and speed, never the result.
+`token_mean` is the only reduction.
 """
 
 from dataclasses import dataclass
@@ -21,11 +21,14 @@ from compress.losses.softmax import cross_entropy_into
 from compress.losses.targets import Head, LogitSource, Targets
 
 CHUNK_LOGITS = 2**24  # values in one buffer of logits, 64 MiB
-LOSS_BUFFERS = 4  # buffers of CHUNK_LOGITS values
+LOSS_BUFFERS = 4  # number of buffers with CHUNK_LOGITS values each
 
 
 class Loss(NamedTuple):
-    """`loss` is the scalar to differentiate; `kl` (divergence times T²) and `ce` are nats per token, 0 where masked."""
+    """The loss and its two parts. `loss` is the scalar to differentiate.
+
+    `kl` is the divergence times T², `ce` the cross-entropy. Both are in nats, one value per token, 0 where masked.
+    """
 
     loss: Tensor
     kl: Tensor
@@ -34,7 +37,10 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Terms:
-    """The settings of the loss. `total` divides the sum over tokens; `hidden` and `weight` request their gradients."""
+    """The settings of the loss. The sum over tokens is divided by `total`.
+
+    `hidden` and `weight` are True if the gradient of the hidden states or of the head weight is needed.
+    """
 
     alpha: float
     temperature: float
@@ -46,13 +52,16 @@ class Terms:
 
 
 def token_mean(per_token: Tensor, mask: Tensor, total: float | None = None) -> Tensor:
-    """The mean over unmasked tokens. `total` is the number of tokens in the whole step, not in this micro-batch."""
+    """The sum over unmasked tokens divided by `total`: the number of tokens in the whole step, not in this micro-batch.
+
+    Without `total`, the mean over the unmasked tokens.
+    """
     count = float(mask.sum()) if total is None else total
     return (per_token * mask).sum() / max(count, 1.0)
 
 
 def next_tokens(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(batch, seq) ids and mask -> labels and mask (batch, seq - 1): the token after each position but the last."""
+    """The labels and mask (batch, seq - 1) for ids and mask (batch, seq). A position's label is the token after it."""
     return ids[:, 1:], mask[:, 1:]
 
 
@@ -72,10 +81,11 @@ def distill_loss(
 ) -> Loss:
     """The loss of the unmasked tokens. Labels, mask, hidden states and targets have the same leading shape.
 
-    Both vocabularies are cut to the smaller one, and to `vocab`, before the softmax. Gradients reach the student's
-    hidden states and head weight. `chunk` is a number of rows (None: CHUNK_LOGITS values). `beta` is the teacher's
-    share in the mixture of jsd. ValueError for a label outside the vocabulary, and for sparse targets of another
-    vocabulary or with another divergence than kl.
+    Before the softmax, both vocabularies are cut to the smaller one, and to `vocab`. Gradients reach the student's
+    hidden states and head weight. `chunk` is a number of rows; by default a chunk has about CHUNK_LOGITS values. `beta`
+    is the teacher's share in the mixture of jsd. `total` is explained at `token_mean`.
+    Raises ValueError if a label is outside the vocabulary, or if sparse targets have another vocabulary or are used
+    with another divergence than kl.
     """
     size = min(student.vocab, teacher.vocab, vocab or student.vocab)
     kept = mask.flatten()
@@ -98,14 +108,17 @@ def distill_loss(
 
 
 def fill_masked(values: Tensor, mask: Tensor) -> Tensor:
-    """One value per unmasked token -> the shape of `mask`, 0 where masked."""
+    """Spread one value per unmasked token over the shape of `mask`. Masked tokens get 0."""
     full = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
     full[mask] = values
     return full
 
 
 class ChunkedLoss(Function):
-    """The student's hidden states (tokens, width) and head, targets -> scalar loss, kl (tokens,), ce (tokens,)."""
+    """The loss as an autograd function. It returns the scalar loss, kl (tokens,) and ce (tokens,).
+
+    Its inputs are the student's hidden states (tokens, width) and head weight, and the teacher's targets.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -138,7 +151,10 @@ class ChunkedLoss(Function):
 def run_chunks(
     side: LogitSource, teacher: Targets, labels: Tensor, terms: Terms
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """kl and ce (tokens,), and the gradients of hidden and weight, each empty if `terms` does not request it."""
+    """Compute kl and ce (tokens,), and the gradients of hidden states and head weight.
+
+    A gradient that `terms` does not request is empty.
+    """
     hidden, weight, head = side
     tokens, temperature = len(hidden), terms.temperature
     kl, ce = hidden.new_empty(tokens), hidden.new_empty(tokens)
@@ -169,7 +185,7 @@ def run_chunks(
 
 @torch.no_grad()
 def cross_entropy(side: LogitSource, labels: Tensor, mask: Tensor, *, vocab: int, chunk: int | None = None) -> Tensor:
-    """The cross-entropy of one model in nats per token, float32, 0 where masked, in the shape of `mask`."""
+    """The cross-entropy of one model, float32, in nats for each token of `mask`. It is 0 where masked."""
     kept = mask.flatten()
     hidden, kept_labels = side.hidden.flatten(0, -2)[kept].float(), labels.flatten()[kept]
     weight, rows = side.weight[:vocab].float(), chunk or max(1, CHUNK_LOGITS // vocab)

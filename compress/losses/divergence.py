@@ -4,9 +4,9 @@
     reverse_kl   Σ p_s log(p_s / p_t)                        large if the student favors unlikely tokens of the teacher
     jsd          β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m),        m = β p_t + (1 − β) p_s
 
-The generalised JSD is that of Agarwal et al. 2023, https://arxiv.org/abs/2306.13649, section 2. Every function takes
+The generalised JSD is defined by Agarwal et al. 2023, https://arxiv.org/abs/2306.13649, section 2. Every function takes
 `ratio` = log(p_t / p_s), p_s and p_t, all (rows, vocab), and returns the value (rows,). It overwrites p_s with the
-gradient for the student's logits / T, and may overwrite `ratio`. Equal distributions cost exactly 0.
+gradient with respect to logits / T of the student, and may overwrite `ratio`. If p_s = p_t, the value is exactly 0.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,10 @@ def reverse_kl(ratio: Tensor, p_student: Tensor, p_teacher: Tensor) -> Tensor:
 
 
 def jsd(ratio: Tensor, p_student: Tensor, p_teacher: Tensor, *, beta: float) -> Tensor:
-    """dJSD/dp_s = (1 − β) log(p_s / m), and log(m / p_s) = log((1 − β) + β p_t / p_s)."""
+    """β KL(p_t ‖ m) + (1 − β) KL(p_s ‖ m), from log(m / p_s) = log((1 − β) + β p_t / p_s).
+
+    The gradient follows from dJSD/dp_s = (1 − β) log(p_s / m).
+    """
     teacher_part = torch.linalg.vecdot(p_teacher, ratio)
     mixture = torch.logaddexp(ratio.add_(log(beta)), ratio.new_tensor(log(1 - beta)), out=ratio)
     teacher_part -= torch.linalg.vecdot(p_teacher, mixture)
@@ -43,7 +46,7 @@ def jsd(ratio: Tensor, p_student: Tensor, p_teacher: Tensor, *, beta: float) -> 
     return beta * teacher_part + (1 - beta) * student_part
 
 
-DIVERGENCES: dict[str, Callable[[float], Divergence]] = {  # name -> function of beta that returns the divergence
+DIVERGENCES: dict[str, Callable[[float], Divergence]] = {  # by name: a function that makes the divergence from beta
     "kl": lambda beta: forward_kl,
     "reverse_kl": lambda beta: reverse_kl,
     "jsd": lambda beta: partial(jsd, beta=beta),

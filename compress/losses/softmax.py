@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def softmax_into(out: Tensor, logits: Tensor, temperature: float) -> Tensor:
-    """softmax(logits / temperature) written to `out`; returns the log-sum-exp (rows,) of logits / temperature."""
+    """Write softmax(logits / temperature) to `out`. Returns the log-sum-exp (rows,) of logits / temperature."""
     largest = logits.amax(-1, keepdim=True)
     torch.sub(logits, largest, out=out).div_(temperature).exp_()
     total = out.sum(-1, keepdim=True)
@@ -14,6 +14,6 @@ def softmax_into(out: Tensor, logits: Tensor, temperature: float) -> Tensor:
 
 
 def cross_entropy_into(logits: Tensor, labels: Tensor, probabilities: Tensor) -> Tensor:
-    """−log softmax(logits)[label] (rows,); fills `probabilities` with the softmax."""
+    """Write softmax(logits) to `probabilities`. Returns −log of each row's probability of its label, (rows,)."""
     lse = softmax_into(probabilities, logits, 1.0)
     return lse - logits.gather(-1, labels[:, None]).squeeze(-1)

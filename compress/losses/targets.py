@@ -1,7 +1,7 @@
 """A teacher's distributions: dense, as hidden states and a head, or sparse, as a few weighted token ids.
 
-Both are already shifted: row i is the distribution of the token after position i. Both have the two methods of
-`Targets`, so the loop over chunks is the same for both.
+Row i is the distribution of the token after position i. Dense and sparse targets both have the methods of `Targets`, so
+one loop over chunks serves both.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Head:
 
 
 def find_head(config: dict[str, Any]) -> Head:
-    """The head of a config.json's model. Granite divides its logits, Cohere multiplies them, Gemma 2 caps them."""
+    """The head that a config.json describes. Granite divides its logits, Cohere multiplies them, Gemma 2 caps them."""
     scale = float(config.get("logit_scale") or 1.0) / float(config.get("logits_scaling") or 1.0)
     return Head(scale, config.get("final_logit_softcapping"))
 
@@ -41,7 +41,7 @@ class Targets(Protocol):
     def vocab(self) -> int: ...
 
     def only(self, kept: Tensor, vocab: int, dtype: torch.dtype) -> "Targets":
-        """The unmasked distributions (flat bool mask `kept`), over the first `vocab` ids, in `dtype`, detached."""
+        """The distributions that the flat mask `kept` selects, over the first `vocab` ids, in `dtype`, detached."""
         ...
 
     def compare(
@@ -53,14 +53,17 @@ class Targets(Protocol):
         temperature: float,
         divergence: Divergence,
     ) -> Tensor:
-        """The divergence (rows,) of the student's `logits`; `gradient` is filled with its gradient for logits / T."""
+        """The divergence (rows,) of the student from `rows` of the targets. Fills `gradient`.
+
+        The gradient is that of the divergence with respect to logits / T.
+        """
         ...
 
 
 class LogitSource(NamedTuple):
     """The source of a model's logits: hidden (…, width) after the final norm, and the head's weight (vocab, width).
 
-    A teacher's source is dense: it serves every temperature and divergence, chunk by chunk.
+    As a teacher's targets, it is dense: logits are computed chunk by chunk, for every temperature and divergence.
     """
 
     hidden: Tensor
@@ -91,11 +94,12 @@ class LogitSource(NamedTuple):
 
 
 class Sparse(NamedTuple):
-    """ids (…, n) int64, weights (…, n) that estimate the teacher's probabilities, and their entropy (…,) in nats.
+    """Sparse targets: ids (…, n) int64, weights (…, n) that estimate the teacher's probabilities, and entropy (…,).
 
-    They are valid for one temperature, which must equal the loss's, and for `vocab` tokens. An id may occur twice;
-    other ids have weight 0. KL = Σ w (−log p_s) − entropy, so only the student needs a whole softmax. If the weights
-    are a sample, value and gradient are unbiased, and the value of one token may be below 0.
+    The entropy is that of the teacher's distribution, in nats. The weights are valid for one temperature, which must be
+    the temperature of the loss, and for a vocabulary of `vocab` tokens. An id may occur twice. Ids that do not occur
+    have weight 0. KL = Σ w (−log p_s) − entropy, so only the student needs a whole softmax. If the weights are a random
+    sample, KL and gradient are unbiased, and the KL of a single token may be below 0.
     """
 
     ids: Tensor
@@ -106,7 +110,7 @@ class Sparse(NamedTuple):
     def only(self, kept: Tensor, vocab: int, dtype: torch.dtype) -> "Sparse":
         if vocab != self.vocab:
             raise ValueError(
-                f"losses: sparse targets hold {self.vocab} tokens, but the loss uses {vocab}; capture again"
+                f"losses: sparse targets are for {self.vocab} tokens, but the loss uses {vocab}; capture again"
             )
         weights = self.weights.flatten(0, -2)[kept].to(dtype)
         return Sparse(self.ids.flatten(0, -2)[kept], weights, self.entropy.flatten()[kept].to(dtype), vocab)
@@ -121,7 +125,7 @@ class Sparse(NamedTuple):
         divergence: Divergence,
     ) -> Tensor:
         if divergence is not forward_kl:
-            raise ValueError("losses: sparse targets hold a few probabilities of the teacher; use --divergence kl")
+            raise ValueError("losses: sparse targets support only the divergence kl; use --divergence kl")
         ids, weights = self.ids[rows], self.weights[rows]
         mass = weights.sum(-1)
         cross = mass * softmax_into(gradient, logits, temperature)

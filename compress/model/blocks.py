@@ -1,8 +1,8 @@
-"""One decoder block at a time: a model without weights, and blocks that are loaded, run and released.
+"""Run a model one decoder block at a time: load a block, run it, release it.
 
 The model's own code computes embeddings, masks, rotary tables and the head, so this file contains no architecture.
-Every block is replaced by a `Recorder`, which stores the arguments it was called with. A `Weights` function returns a
-tensor by its parameter name; this file does not depend on where tensors are stored.
+A `Recorder` replaces every block in the model and stores the arguments of each call. A `Weights` function returns a
+tensor by its parameter name, so this file does not depend on where tensors are stored.
 """
 
 import copy
@@ -22,12 +22,15 @@ from transformers.initialization import no_init_weights
 from compress.model.families import Stage, find_family, find_linears
 
 Weights = Callable[[str], Tensor]
-HEAD_ROWS = 16384  # vocabulary rows at a time: the whole head of a 7B model is 2.2 GB in float32
+HEAD_ROWS = 16384  # vocabulary rows per slice of the head: the whole head of a 7B model takes 2.2 GB in float32
 
 
 @dataclass(frozen=True)
 class Block:
-    """A decoder block with its weights in memory: name ("model.layers.3"), module, linears and stages by local path."""
+    """A decoder block with its weights in memory. Its name is a path such as "model.layers.3".
+
+    Linears and stages have paths inside the block. `stages` is None for an unknown family.
+    """
 
     name: str
     module: nn.Module
@@ -36,9 +39,9 @@ class Block:
 
 
 def make_config(config: dict[str, Any]) -> PretrainedConfig:
-    """The transformers config of a config.json, quantization left out. `config` is not changed.
+    """The transformers config for the content of a config.json, without its quantization. `config` is not changed.
 
-    ValueError for an unknown model type or for sizes that contradict each other.
+    Raises ValueError if the model type is unknown or sizes contradict each other.
     """
     plain = {key: value for key, value in plain_config(config).items() if key not in ("model_type", "auto_map")}
     try:
@@ -48,7 +51,7 @@ def make_config(config: dict[str, Any]) -> PretrainedConfig:
 
 
 def make_skeleton(config: dict[str, Any]) -> PreTrainedModel:
-    """The causal LM with parameters on the meta device and real (computed) buffers, in eval mode."""
+    """The causal LM without weights: its parameters are on the meta device, its buffers are computed. In eval mode."""
     with init_empty_weights(include_buffers=False), no_init_weights():
         model = AutoModelForCausalLM.from_config(make_config(config), dtype=torch.float32)
     model.tie_weights()  # a tied head shares the embedding's parameter, so it is listed once
@@ -61,11 +64,16 @@ def set_parameter(module: nn.Module, path: str, tensor: Tensor) -> None:
 
 
 def fill(module: nn.Module, prefix: str, weights: Weights, dtype: torch.dtype) -> None:
-    """Set every parameter of `module` to the tensor named prefix + path, in `dtype`. ValueError for a wrong shape."""
+    """Set every parameter of `module` to the tensor with the name `prefix` + its path, in `dtype`.
+
+    Raises ValueError if a tensor has another shape than the parameter.
+    """
     for path, parameter in list(module.named_parameters()):
         tensor = weights(f"{prefix}{path}")
         if tensor.shape != parameter.shape:
-            raise ValueError(f"{prefix}{path}: stored {tuple(tensor.shape)}, the config needs {tuple(parameter.shape)}")
+            raise ValueError(
+                f"{prefix}{path}: the file has {tuple(tensor.shape)}, but the config needs {tuple(parameter.shape)}"
+            )
         set_parameter(module, path, tensor.to(dtype))
 
 
@@ -83,11 +91,11 @@ def move_buffers(module: nn.Module, device: torch.device) -> None:
 
 
 class Recorder(nn.Module):
-    """Replaces a block: stores its input and keyword arguments, and returns the input, or `inject` if it is set."""
+    """Stands in for a block. A call stores the input and keyword arguments, and returns `inject`, or else the input."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
-        self.__dict__["block"] = block  # not registered, so that the block's weights are not the recorder's
+        self.__dict__["block"] = block  # not registered as a submodule, so that its weights are not listed here
         self.kwargs: dict[str, Any] = {}
         self.input: Tensor | None = None
         self.inject: Tensor | None = None
@@ -108,10 +116,10 @@ class Recorder(nn.Module):
 
 
 class BlockModel:
-    """A causal LM whose blocks are in memory one at a time; embedding, final norm and head on demand.
+    """A causal LM with one block in memory at a time. Embedding, final norm and head are loaded on demand.
 
     With `prefetch`, a thread reads the next block of `in_order` while one is in use, so memory holds two blocks. The
-    default is True on a GPU and False on a CPU, where memory is scarcer than time.
+    default is True on a GPU. It is False on a CPU, where memory is scarcer than time.
     """
 
     def __init__(
@@ -140,7 +148,7 @@ class BlockModel:
         return len(self._blocks)
 
     def weights(self, name: str) -> Tensor:
-        """The parameter called `name`, in its stored dtype, on this model's device."""
+        """The parameter `name`, in its stored dtype, on this model's device."""
         return self.source(name).to(self.device)
 
     def name(self, index: int) -> str:
@@ -157,7 +165,10 @@ class BlockModel:
 
     @contextmanager
     def embedding_and_norm(self, *, head: bool = False) -> Iterator[None]:
-        """Context in which the embedding (stored dtype) and final norm are in memory, and with `head` the head too."""
+        """Context with the embedding and the final norm in memory. With `head`, the head is in memory too.
+
+        The embedding keeps its stored dtype.
+        """
         embedding = self.model.get_input_embeddings()
         table = self.weights(self.embedding_name)
         set_parameter(embedding, "weight", table)
@@ -174,7 +185,7 @@ class BlockModel:
             empty(self.model)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(batch, seq) ids -> (batch, seq, hidden): the first block's input. Needs `embedding_and_norm`."""
+        """The first block's input (batch, seq, hidden) for ids (batch, seq). Needs an open `embedding_and_norm`."""
         hidden = self.model.get_input_embeddings()(ids.to(self.device)).to(self.dtype)
         self.model.base_model(inputs_embeds=hidden, use_cache=False)
         batch, seq_len = ids.shape
@@ -185,15 +196,18 @@ class BlockModel:
         return hidden
 
     def prepare(self, shapes: Iterable[tuple[int, int]]) -> None:
-        """Record the arguments of every block for each (batch, seq_len), as `runner` needs them.
+        """Record the arguments of every block for each shape (batch, seq_len). `runner` needs them.
 
-        `embed` does this for the shape of its ids. Needs `embedding_and_norm`.
+        `embed` already does this for the shape of its ids. Needs an open `embedding_and_norm`.
         """
         for batch, seq_len in shapes:
             self.embed(torch.zeros(batch, seq_len, dtype=torch.long))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(batch, seq, hidden) after the last block -> (batch, seq, vocab). Needs `embedding_and_norm(head=True)`."""
+        """The logits (batch, seq, vocab) for states (batch, seq, hidden) after the last block.
+
+        Needs an open `embedding_and_norm(head=True)`.
+        """
         self._recorders[-1].inject = hidden
         try:
             return self.model(inputs_embeds=hidden, use_cache=False).logits
@@ -201,7 +215,7 @@ class BlockModel:
             self._forget()
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """(batch, seq, hidden) after the last block -> the same after the final norm, the input of the head."""
+        """Apply the final norm to states (batch, seq, hidden) after the last block. The result is the head's input."""
         self._recorders[-1].inject = hidden
         try:
             return self.model.base_model(inputs_embeds=hidden.detach(), use_cache=False).last_hidden_state
@@ -209,7 +223,10 @@ class BlockModel:
             self._forget()
 
     def runner(self, block: Block, index: int) -> Callable[[Tensor], Tensor]:
-        """The block as a function of (batch, seq, hidden). `embed` or `prepare` must have had that shape before."""
+        """The block as a function of states (batch, seq, hidden).
+
+        `embed` or `prepare` must have been called with the same (batch, seq) before.
+        """
 
         def run(hidden: Tensor) -> Tensor:
             batch, seq_len = hidden.shape[:2]
@@ -220,7 +237,7 @@ class BlockModel:
 
     @torch.no_grad()
     def nll(self, ids: Tensor, skip: int) -> float:
-        """Mean nll in nats of (batch, seq) ids[:, skip:], each token predicted from those before it."""
+        """Mean nll of ids[:, skip:] in nats, for ids (batch, seq). A token is predicted from all tokens before it."""
         with self.embedding_and_norm():
             hidden = self.embed(ids)
         for index, block in self.in_order():
@@ -229,7 +246,7 @@ class BlockModel:
             return self._head_nll(hidden, ids, skip, self.weights(self.head_name))
 
     def _head_nll(self, hidden: Tensor, ids: Tensor, skip: int, head: Tensor) -> float:
-        """Mean nll of (batch, seq) ids[:, skip:], using HEAD_ROWS rows of the `head` (vocab, hidden) at a time."""
+        """`nll` from the states after the last block, with HEAD_ROWS rows of the `head` (vocab, hidden) at a time."""
         out, totals, target_logits = self.model.get_output_embeddings(), [], []
         targets = ids[:, skip:, None].to(self.device)
         for start in range(0, len(head), HEAD_ROWS):
@@ -243,7 +260,7 @@ class BlockModel:
 
     @contextmanager
     def block(self, index: int, stored: dict[str, Tensor] | None = None) -> Iterator[Block]:
-        """Context with block `index` in memory. Its weights are taken out of `stored` if that is given, else read."""
+        """Context with block `index` in memory. Its weights are read, or moved out of `stored`."""
         module, name = self._blocks[index], self.name(index)
         source = self.weights if stored is None else lambda path: stored.pop(path).to(self.device)
         fill(module, f"{name}.", source, self.dtype)
@@ -253,7 +270,7 @@ class BlockModel:
             empty(module)
 
     def in_order(self, first: int = 0) -> Iterator[tuple[int, Block]]:
-        """(index, block) for every block from `first` on. A block is released before the next one is returned."""
+        """Every block from `first` on, with its index. A block is released before the next one is loaded."""
         with ThreadPoolExecutor(1) as reader:
             next_block = None
             for index in range(first, len(self)):
@@ -264,7 +281,7 @@ class BlockModel:
                     yield index, block
 
     def _read(self, index: int) -> dict[str, Tensor]:
-        """All parameters of a block by name, in their stored dtype, in pinned memory for a GPU."""
+        """All parameters of a block by name, in their stored dtype. For a GPU, they are in pinned memory."""
         names = [f"{self.name(index)}.{path}" for path, _ in self._blocks[index].named_parameters()]
         pinned = self.device.type == "cuda"
         return {name: self.source(name).pin_memory() if pinned else self.source(name) for name in names}
@@ -275,16 +292,19 @@ class BlockModel:
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The path and the list of the decoder blocks. ValueError when no list has one module per hidden layer."""
+    """The list of decoder blocks, and its path in the model.
+
+    Raises ValueError if the model has no list with one module per hidden layer.
+    """
     count = model.config.num_hidden_layers
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return name, module
-    raise ValueError(f"{type(model).__name__}: no list of {count} decoder blocks")
+    raise ValueError(f"{type(model).__name__}: the model has no list of {count} decoder blocks")
 
 
 def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """(out_features, in_features) of every linear of the decoder blocks by its path. No weights are read."""
+    """The shape (out_features, in_features) of every linear in the decoder blocks, by its path. No weights are read."""
     model = make_skeleton(config)
     path, layers = find_blocks(model)
     linears = {f"{path}.{i}.{n}": m for i, block in enumerate(layers) for n, m in find_linears(block).items()}
@@ -293,7 +313,7 @@ def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Paths of the embedding and the head, the shape (rows, width) of both, and `tied` if they are one matrix."""
+    """The paths of embedding and head, and the shape (rows, width) of both. `tied` is True if they are one matrix."""
 
     embedding: str
     head: str
@@ -313,12 +333,12 @@ def find_vocabulary(config: dict[str, Any]) -> Vocabulary:
 
 
 def parameter_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shape of every stored parameter by name; a tied head is not stored. No weights are read."""
+    """The shape of every stored parameter, by name. A tied head is not stored. No weights are read."""
     return {name: tuple(parameter.shape) for name, parameter in make_skeleton(config).named_parameters()}
 
 
 def load_all(config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> PreTrainedModel:
-    """The causal LM with all weights in memory in `dtype`, in eval mode."""
+    """The causal LM in eval mode, with all weights in memory in `dtype`."""
     model = make_skeleton(config)
     fill(model, "", weights, dtype)
     model.tie_weights()

@@ -1,7 +1,8 @@
-"""Depth pruning: find the contiguous run of blocks whose removal changes the model least, measured by KL.
+"""Depth pruning: find the run of consecutive blocks whose removal changes the model least, measured by KL.
 
-Every start of that run is one candidate. All candidates are computed in one pass, with one block in memory at a time.
-Before its gap a candidate equals the teacher, so only the blocks after the gap are computed per candidate.
+Every possible start of the run is a candidate. All candidates are computed in one pass, with one block in memory at a
+time. Before the removed blocks, a candidate equals the teacher. So only the blocks after them are computed for each
+candidate.
 """
 
 from typing import Any
@@ -14,12 +15,15 @@ from compress.model.blocks import BlockModel, Weights
 
 
 def remaining_blocks(count: int, start: int, removed: int) -> tuple[int, ...]:
-    """The blocks that remain of `count` when `removed` blocks are cut out at `start`."""
+    """The indices of the remaining blocks, if `removed` of `count` blocks are removed from block `start` on."""
     return (*range(start), *range(start + removed, count))
 
 
 def choose_blocks(kl: dict[int, float], count: int, removed: int) -> tuple[int, ...]:
-    """The blocks to keep according to `sweep_depth`: the start with the smallest KL; the first start wins a tie."""
+    """The indices of the blocks to keep, from the KLs of `sweep_depth`.
+
+    The blocks are removed at the start with the smallest KL. The first start wins a tie.
+    """
     return remaining_blocks(count, min(kl, key=lambda start: (kl[start], start)), removed)
 
 
@@ -27,16 +31,17 @@ def choose_blocks(kl: dict[int, float], count: int, removed: int) -> tuple[int, 
 def sweep_depth(
     config: dict[str, Any], weights: Weights, removed: int, ids: Tensor, mask: Tensor, vocab: int | None = None
 ) -> dict[int, float]:
-    """{start of the gap: mean KL(teacher ‖ teacher without the gap)} in nats, over the tokens in `mask`.
+    """Measure mean KL(teacher ‖ candidate) in nats over the tokens in `mask`. Returns it by the candidate's start.
 
-    `ids` and `mask` are (n_samples, seq_len). The first and the last block are kept, or one of them if only one block
-    remains. `vocab` leaves out padding logits. ValueError if no block can be removed or no token counts.
+    A candidate is the teacher without `removed` blocks from its start on. The first and the last block are always kept,
+    or one of them if only one block remains. `ids` and `mask` are (n_samples, seq_len). Only the first `vocab` logits
+    count, without padding. Raises ValueError if so many blocks cannot be removed, or no token counts.
     """
     model = BlockModel(config, weights)
     if not 1 <= removed < len(model):
         raise ValueError(f"model.depth: cannot remove {removed} of {len(model)} blocks")
     if not mask[:, 1:].any():
-        raise ValueError(f"model.depth: none of the {mask.numel()} tokens is scored; give text with tokens to predict")
+        raise ValueError(f"model.depth: all {mask.numel()} tokens are masked; give text with tokens to predict")
     with model.embedding_and_norm():
         teacher, candidates = run_all(model, removed, ids)
     with model.embedding_and_norm(head=True):
@@ -44,7 +49,7 @@ def sweep_depth(
 
 
 def run_all(model: BlockModel, removed: int, ids: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-    """(n_samples, seq_len, hidden) after the last block: the teacher's, and each candidate's by its start."""
+    """The states (n_samples, seq_len, hidden) after the last block: those of the teacher, and of each candidate."""
     teacher = model.embed(ids)
     candidates: dict[int, Tensor] = {}
     starts = range(1, len(model) - removed) or (0, 1)
@@ -62,7 +67,10 @@ def run_all(model: BlockModel, removed: int, ids: Tensor) -> tuple[Tensor, dict[
 def mean_kl(
     model: BlockModel, teacher: Tensor, candidates: dict[int, Tensor], mask: Tensor, vocab: int | None
 ) -> dict[int, float]:
-    """{start: mean KL(teacher ‖ candidate)} of the next token in nats. One window's logits are in memory at a time."""
+    """Mean KL(teacher ‖ candidate) of the next token in nats, by the candidate's start.
+
+    The logits of one window are in memory at a time.
+    """
     totals = dict.fromkeys(candidates, 0.0)
     for window, keep in enumerate(mask[:, 1:]):
         targets = log_probabilities(model, teacher[window], keep, vocab)
@@ -73,5 +81,5 @@ def mean_kl(
 
 
 def log_probabilities(model: BlockModel, hidden: Tensor, keep: Tensor, vocab: int | None) -> Tensor:
-    """(seq_len, hidden) after the last block -> (tokens, vocab) log-probabilities at the positions in `keep`."""
+    """The log-probabilities (tokens, vocab) at the positions in `keep`, for states (seq_len, hidden)."""
     return log_softmax(model.logits(hidden[None])[0, :-1, :vocab][keep].float(), -1)

@@ -1,4 +1,4 @@
-"""Architecture as a table: which linears share an input, what feeds them, and what vLLM fuses.
+"""Architecture as a table: the linears that share an input, the module that feeds them, the linears that vLLM fuses.
 
 A new family is one row of FAMILIES. No other file branches on the model type.
 """
@@ -10,11 +10,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Feeder:
-    """The module before some linears, into which one scale per input channel can be folded without changing the model.
+    """The module before some linears. Dividing its outputs undoes a scale on the linears' input channels.
 
-    kind "norm":  its weight is divided; `offset` is the constant that the norm adds to its weight (1 in Gemma)
-    kind "rows":  the last in_features rows of a linear are divided (up_proj, for down_proj)
-    kind "heads": the last value rows of a linear are divided, one scale shared by the query heads of a group (o_proj)
+    kind "norm":  a norm, whose weight is divided; `offset` is the constant that it adds to its weight (1 in Gemma)
+    kind "rows":  a linear, whose last in_features rows are divided (up_proj before down_proj)
+    kind "heads": a linear, whose value rows are divided; query heads with one value head share scales (before o_proj)
     """
 
     module: str
@@ -24,10 +24,10 @@ class Feeder:
 
 @dataclass(frozen=True)
 class Stage:
-    """Linears of a block that share one input, in the order they run, and their feeder or None.
+    """Linears of a block that share one input, in the order they run, and the module that feeds them.
 
-    The output of these linears is added to a residual stream; `residual` names the norm that reads this stream. It is
-    None in families that apply a norm or a factor before the addition.
+    `feeder` is None if no module can absorb a scale. If the output of these linears is added to the residual stream,
+    `residual` names the norm that reads this stream. It is None in families that change the output before the addition.
     """
 
     linears: tuple[str, ...]
@@ -37,7 +37,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Family:
-    """Hugging Face model types, the stages of their blocks, and the linears that vLLM loads as one matrix."""
+    """Hugging Face model types, the stages of their blocks, and the linears that vLLM fuses to one matrix."""
 
     model_types: tuple[str, ...]
     stages: tuple[Stage, ...]
@@ -80,7 +80,7 @@ FAMILIES = (
 
 
 def find_family(model_type: str) -> Family | None:
-    """The row of a model type. None for an unknown one: its stages are then traced, and no scale is folded."""
+    """The row of a model type. None for an unknown type; its stages are then traced, and no scale is folded."""
     return next((family for family in FAMILIES if model_type in family.model_types), None)
 
 

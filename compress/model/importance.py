@@ -1,12 +1,12 @@
-"""Importance of channels and heads, measured from activations on calibration text.
+"""Measure the importance of channels and heads from activations on calibration text.
 
-    hidden channel   Σ of its importance in the outputs of the norms before attention and MLP
-    MLP channel      its importance in the input of down_proj
-    query head       the importance of its L2 norm per token in the input of o_proj
+    hidden channel   importance of its values after the norms before attention and MLP, summed over all norms
+    MLP channel      importance of its values in the input of down_proj
+    query head       importance of the head's L2 norm in the input of o_proj
     KV head          root of the sum of squares over the query heads that use it
 
-The importance of a value is its mean |·| over the tokens of a window, then the L2 norm over the windows, which was
-the best combination in Minitron (https://arxiv.org/abs/2407.14679).
+The importance of a value is computed in two steps: the mean of its size |·| over the tokens of a window, then the L2
+norm of these means over the windows. This was the best combination in Minitron (https://arxiv.org/abs/2407.14679).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from calibration.capture import watch_inputs
 from compress.model.blocks import Block, BlockModel, Weights
 from compress.model.width import BlockImportance
 
-INPUT_UNITS = {  # linear -> the unit along its input; one linear per norm
+INPUT_UNITS = {  # by linear: the unit along its input; one linear for each norm
     "q_proj": "hidden",
     "qkv_proj": "hidden",
     "gate_proj": "hidden",
@@ -32,7 +32,7 @@ INPUT_UNITS = {  # linear -> the unit along its input; one linear per norm
 
 @dataclass(frozen=True)
 class ActivationImportance:
-    """Importance of the hidden channels (hidden,) and of each block's MLP channels and heads, float32."""
+    """Measured importance: of the hidden channels (hidden,), and of each block's MLP channels and heads. float32."""
 
     channels: Tensor
     blocks: Sequence[BlockImportance]
@@ -48,10 +48,10 @@ class ActivationImportance:
 def measure_importance(
     config: dict[str, Any], weights: Weights, ids: Tensor, device: torch.device | str = "cpu"
 ) -> ActivationImportance:
-    """The importance of every channel and head on (n_samples, seq_len) ids.
+    """Measure the importance of every channel and head on ids (n_samples, seq_len).
 
-    One block is in memory at a time, and windows run one by one. ValueError for a block without the linears of
-    INPUT_UNITS.
+    One block is in memory at a time, and windows run one by one. Raises ValueError if a block lacks a linear that reads
+    one of the units.
     """
     model = BlockModel(config, weights, device=device)
     settings = model.model.config
@@ -70,7 +70,7 @@ def measure_importance(
 def measure_block(
     block: Block, run: Callable[[Tensor], Tensor], windows: list[Tensor], heads: int
 ) -> dict[str, Tensor]:
-    """Importance of a block's units by name, on the CPU. Replaces every window by the block's output."""
+    """The importance of a block's units, by unit, on the CPU. Every window is replaced by the block's output for it."""
     linears = {path: linear for path, linear in block.linears.items() if path.rpartition(".")[2] in INPUT_UNITS}
     squares: dict[str, Tensor] = {}
 
@@ -91,6 +91,6 @@ def measure_block(
     if missing:
         units = ", ".join(sorted(missing))
         raise ValueError(
-            f"{block.name}: the linears that read {units} channels are missing among its {len(block.linears)} linears"
+            f"{block.name}: the block has {len(block.linears)} linears, but none is known to read {units} channels"
         )
     return importance

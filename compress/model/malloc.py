@@ -1,4 +1,4 @@
-"""Memory of a block's backward pass, estimated from its config; and returning freed memory to the system."""
+"""Estimate the memory of a block's backward pass, and return freed memory to the system."""
 
 import ctypes
 import sys
@@ -9,10 +9,10 @@ M_ARENA_MAX = -8  # from malloc.h
 
 
 def saved_numbers(config: dict[str, Any]) -> int:
-    """How many numbers per token autograd saves in one llama block, within 5 % of a count by saved_tensors_hooks.
+    """The number of values that autograd saves per token in one llama block.
 
-    The terms are: residual stream, norms and inputs of linears (8 hidden sizes); attention (2 per head channel); gate,
-    its silu, up and their product (4 intermediate sizes).
+    saved_tensors_hooks counted within 5 % of it. The terms are 8 hidden sizes (residual stream, norms, inputs of
+    linears), 2 values per head channel (attention), and 4 intermediate sizes (gate, its silu, up, their product).
     """
     width, heads = int(config["hidden_size"]), int(config.get("num_attention_heads") or 1)
     head = int(config.get("head_dim") or width // heads)
@@ -29,12 +29,12 @@ def release_memory() -> None:
 
 
 def one_heap() -> None:
-    """Make all later threads allocate from one heap, so that one thread can reuse what another has freed."""
+    """Make all later threads allocate from one heap, so that a thread can reuse memory that another one has freed."""
     if limit := from_libc("mallopt"):
         limit(M_ARENA_MAX, 1)
 
 
 @cache
 def from_libc(name: str) -> Any:
-    """A function of Linux's C library; None if it does not exist."""
+    """The function `name` of Linux's C library. None on other systems, or if the library lacks it."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

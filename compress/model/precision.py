@@ -1,7 +1,7 @@
-"""The dtype of a block's matrix products on a CPU; everything else a block computes stays in float32.
+"""Choose the dtype of a block's matrix products on a CPU. A block computes everything else in float32.
 
-Inputs and weights are rounded before the product, sums are float32, and the output is rounded once. On a CPU with
-bfloat16 instructions this takes half the time, and its error is far below that of 4-bit weights.
+Inputs and weights are rounded before the product. Sums are float32, and the output is rounded once. On a CPU with
+bfloat16 instructions this takes half the time. The error is far below that of 4-bit weights.
 """
 
 from contextlib import AbstractContextManager

@@ -1,7 +1,7 @@
-"""Continue prompts with a transformers model: greedily, or sampled with one seed per prompt.
+"""Continue prompts with a transformers model, greedily or by random sampling with one seed per prompt.
 
-A sample is the argmax of log p - log(exponential noise) (https://arxiv.org/abs/1611.01144). So sampling is greedy
-decoding of noisy scores, and each row has a random generator.
+The argmax of log p - log(exponential noise) is a random sample from p (https://arxiv.org/abs/1611.01144). So sampling
+is greedy decoding of noisy scores. Each prompt has its own random generator.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,13 +37,13 @@ def continue_prompts(
 
 
 def before_stop(ids: Ids, stops: set[int]) -> Answer:
-    """The ids before the first stop token, and whether there was one."""
+    """The ids before the first stop token. The answer has ended if there is a stop token."""
     end = next((place for place, token in enumerate(ids) if token in stops), None)
     return Answer(ids[:end], end is not None)
 
 
 def add_noise(seeds: Sequence[int], sampling: Sampling, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-    """A logits processor: the argmax of its output is a random sample. The noise of row i depends on seeds[i] only."""
+    """A logits processor that adds noise, so that the argmax is a random sample. Row i has the noise of seeds[i]."""
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def processor(input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def add_noise(seeds: Sequence[int], sampling: Sampling, device: torch.device) ->
 
 
 def nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Logits (rows, vocab), -inf outside each row's smallest set of tokens with total probability >= `top_p`."""
+    """The logits (rows, vocab), with -inf outside the smallest set of tokens whose probability reaches `top_p`."""
     if top_p == 1:
         return logits
     ordered, order = logits.sort(-1, descending=True)

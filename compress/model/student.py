@@ -1,4 +1,4 @@
-"""Cut a student out of a teacher: fewer blocks or a narrower shape, with an ordinary config and tensors.
+"""Cut a student out of a teacher, with fewer blocks or a narrower shape. It has an ordinary config and tensors.
 
 The student belongs to the teacher's family, so every loader supports it. Its parameters are slices of the teacher's.
 `depth.py` chooses the blocks, `importance.py` and `width.py` the channels.
@@ -23,17 +23,17 @@ CONFIG_KEYS = {
     "num_kv_heads": "num_key_value_heads",
 }
 LAYER_LISTS = ("layer_types", "no_rope_layers")  # config lists with one entry per block
-NO_HEAD_DIM = ("qwen2",)  # vLLM computes hidden_size / num_heads and never reads head_dim
+NO_HEAD_DIM = ("qwen2",)  # for these types, vLLM computes hidden_size / num_heads and never reads head_dim
 
 
 def shape_of(config: dict[str, Any]) -> Shape:
-    """The shape in a config.json. ValueError if a size is missing or sizes contradict each other."""
+    """The shape in a config.json. Raises ValueError if a size is missing or sizes contradict each other."""
     full = make_config(config)
     sizes = {name: getattr(full, key, None) for name, key in CONFIG_KEYS.items()}
     missing = [CONFIG_KEYS[name] for name, value in sizes.items() if not isinstance(value, int)]
     if missing:
         raise ValueError(
-            f"model.student: the config of a {full.model_type} has no {', '.join(missing)}; "
+            f"model.student: {', '.join(missing)} is missing in the config of this {full.model_type} model; "
             f"a student cannot be cut without it"
         )
     head_dim = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
@@ -41,9 +41,9 @@ def shape_of(config: dict[str, Any]) -> Shape:
 
 
 def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
-    """The shape of a student: `sizes` by the fields of Shape, None to keep the teacher's.
+    """The shape of a student. `sizes` are fields of Shape; a size of None keeps the teacher's size.
 
-    ValueError, with both numbers, for a shape that cannot be cut out of the teacher.
+    Raises ValueError, with both numbers, if the shape cannot be cut out of the teacher.
     """
     teacher = shape_of(config)
     chosen = {name: getattr(teacher, name) if sizes.get(name) is None else sizes[name] for name in CONFIG_KEYS}
@@ -52,15 +52,15 @@ def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
         size, limit = getattr(shape, name), getattr(teacher, name)
         if not 1 <= size <= limit:
             raise ValueError(
-                f"{name}={size}: a student is cut out of its teacher, which has {limit}; give 1 to {limit}"
+                f"{name}={size}: the student is cut out of the teacher, which has {limit}; give 1 to {limit}"
             )
     if shape.num_heads % shape.num_kv_heads:
-        raise ValueError(f"num_heads={shape.num_heads} is not a multiple of num_kv_heads={shape.num_kv_heads}")
+        raise ValueError(f"num_heads={shape.num_heads} must be a multiple of num_kv_heads={shape.num_kv_heads}")
     if shape.group > teacher.group:
         ours, theirs = f"{shape.num_heads}/{shape.num_kv_heads}", f"{teacher.num_heads}/{teacher.num_kv_heads}"
         raise ValueError(
-            f"num_heads/num_kv_heads={ours}: each KV head would serve {shape.group} query heads, "
-            f"more than the {teacher.group} of the teacher ({theirs}); "
+            f"num_heads/num_kv_heads={ours}: each KV head would serve {shape.group} query heads, but at most "
+            f"{teacher.group} as in the teacher ({theirs}) are possible; "
             f"give num_kv_heads={-(-shape.num_heads // teacher.group)} or more"
         )
     shape = fit_head_dim(shape, teacher, str(config.get("model_type")))
@@ -72,20 +72,20 @@ def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
 
 
 def fit_head_dim(shape: Shape, teacher: Shape, model_type: str) -> Shape:
-    """The shape with the head_dim that loaders use: the teacher's, or hidden_size / num_heads without a config key."""
+    """The shape with the head_dim that loaders use: the teacher's, or hidden_size / num_heads for NO_HEAD_DIM types."""
     if model_type not in NO_HEAD_DIM or shape.same_width(teacher):
         return shape
     if shape.hidden_size % (2 * shape.num_heads):
         raise ValueError(
-            f"hidden_size={shape.hidden_size} is not an even multiple of num_heads={shape.num_heads}, "
-            f"as {model_type} needs; give num_heads={shape.hidden_size // teacher.head_dim}, "
-            f"for heads of {teacher.head_dim}"
+            f"hidden_size={shape.hidden_size} must be an even multiple of num_heads={shape.num_heads} in a "
+            f"{model_type} model; give num_heads={shape.hidden_size // teacher.head_dim}, "
+            f"for heads of {teacher.head_dim} channels"
         )
     return replace(shape, head_dim=shape.hidden_size // shape.num_heads)
 
 
 def student_config(config: dict[str, Any], shape: Shape, blocks: Sequence[int]) -> dict[str, Any]:
-    """The config.json of a student with this `shape`, made of these blocks of the teacher."""
+    """The config.json of a student with this `shape` that keeps these `blocks` of the teacher."""
     if len(blocks) != shape.num_layers:
         raise ValueError(f"model.student: {len(blocks)} blocks to keep, but num_layers={shape.num_layers}")
     teacher, student = make_config(config), plain_config(config)
@@ -104,10 +104,10 @@ def student_config(config: dict[str, Any], shape: Shape, blocks: Sequence[int]) 
 
 
 def plan_size(config: dict[str, Any]) -> dict[str, int]:
-    """Parameters, and bytes in float16 and in 4 bits, from the config alone, without file headers.
+    """The number of parameters, and the bytes in float16 and in 4 bits, without file headers. Only the config is read.
 
-    4-bit linears have one float16 scale and one 4-bit zero per group of 128 (or 64 or 32, if that divides the inputs).
-    All other parameters are float16.
+    4-bit linears have one float16 scale and one 4-bit zero per group. The group size is the largest of 128, 64 and 32
+    that divides the inputs. All other parameters are float16.
     """
     model = make_skeleton(config)
     path, layers = find_blocks(model)
@@ -131,16 +131,16 @@ def cut(
     blocks: Sequence[int],
     importance: Importance | None = None,
 ) -> tuple[dict[str, Any], Weights]:
-    """The student's config, and a function that returns its parameters by name as slices of the teacher's.
+    """The student's config, and a function that returns the student's parameters by name, cut from the teacher's.
 
-    `importance` is indexed by the student's block numbers; without it, importance is computed from the weights.
-    ValueError if the width changes and a parameter is not in AXES.
+    `importance` is indexed by the student's block numbers. Without it, importance is computed from the weights.
+    Raises ValueError if the width changes and a parameter's module is not in AXES.
     """
     teacher, path = shape_of(config), find_blocks(make_skeleton(config))[0]
     result = student_config(config, shape, blocks)
 
     def deep(name: str) -> Tensor:
-        """The parameter of that name in a student of the teacher's width."""
+        """The parameter `name` of a student that has fewer blocks but the teacher's width."""
         rest = name.removeprefix(f"{path}.")
         if rest == name:
             return weights(name)

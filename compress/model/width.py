@@ -2,12 +2,13 @@
 
 Importance is measured on text (`importance.py`), or computed from the weights:
 
-    hidden channel   Σ of squares of embedding columns and of rows of o_proj and down_proj
+    hidden channel   sum of squares of its embedding column and of its rows in o_proj and down_proj
     MLP channel      ‖gate row‖ · ‖up row‖ · ‖down column‖
     query head       ‖q rows‖ · ‖o columns‖
-    KV head          ‖k rows‖ · ‖v rows‖ · √Σ (its query heads)²; query heads stay with the KV head they use
+    KV head          ‖k rows‖ · ‖v rows‖ · √Σ (importance of its query heads)²
 
-Hidden channels are the same everywhere (they are one residual stream); MLP channels and heads are chosen per block.
+A query head stays with the KV head that it uses. The same hidden channels are kept everywhere, because all blocks share
+one residual stream. MLP channels and heads are chosen per block.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from compress.model.blocks import Weights
 
-Parts = tuple[str | None, ...]  # the units along one axis in order; None is never sliced
+Parts = tuple[str | None, ...]  # the units along one axis, in order; an axis with None is never sliced
 NORM: tuple[Parts, ...] = (("hidden",),)
 AXES: dict[str, tuple[Parts, ...]] = {
     "embed_tokens": ((None,), ("hidden",)),
@@ -90,22 +91,23 @@ def narrow(
     shape: Shape,
     importance: Importance | None = None,
 ) -> Weights:
-    """The `weights` of a model of width `teacher`, sliced to `shape`. `names` are all its parameters.
+    """A function that returns the parameters `weights` of a model of width `teacher`, sliced to `shape`.
 
-    Without `importance`, it is computed from the weights.
+    `names` are the names of all parameters. Without `importance`, importance is computed from the weights.
+    Raises ValueError if a parameter's module is not in AXES.
     """
     for name in names:
         axes_of(name)
     sizes = unit_sizes(teacher)
-    judge = importance or WeightImportance(names, path, weights, teacher)
+    source = importance or WeightImportance(names, path, weights, teacher)
 
     @cache
     def hidden() -> Tensor:
-        return largest(judge.hidden(), shape.hidden_size)
+        return largest(source.hidden(), shape.hidden_size)
 
     @cache
     def of_block(index: int) -> dict[str, Tensor]:
-        return block_units(judge.block(index), teacher, shape)
+        return block_units(source.block(index), teacher, shape)
 
     def units(unit: str, name: str) -> Tensor:
         return hidden() if unit == "hidden" else of_block(block_index(name, path))[unit]
@@ -122,15 +124,18 @@ def narrow(
 
 
 def axes_of(name: str) -> tuple[Parts, ...]:
-    """The AXES row of a parameter; a bias or norm uses the first axis only. ValueError for an unknown module."""
+    """The row of AXES for a parameter. A bias or norm uses only its first axis.
+
+    Raises ValueError if the parameter's module is not in AXES.
+    """
     module = name.split(".")[-2]
     if module not in AXES:
-        raise ValueError(f"{name}: width pruning does not support this module; set num_layers only")
+        raise ValueError(f"{name}: width pruning does not support this module; remove blocks instead (num_layers)")
     return AXES[module]
 
 
 def unit_sizes(shape: Shape) -> dict[str, int]:
-    """Channels along each unit's axis."""
+    """The number of channels along each unit's axis."""
     return {
         "hidden": shape.hidden_size,
         "mlp": shape.intermediate_size,
@@ -145,18 +150,18 @@ def block_index(name: str, path: str) -> int:
 
 
 def starts(parts: Parts, sizes: dict[str, int]) -> list[int]:
-    """Where each part of a fused axis begins."""
+    """The first channel of each part of a fused axis."""
     return [sum(sizes[str(p)] for p in parts[:i]) for i in range(len(parts))]
 
 
 def largest(importance: Tensor, count: int) -> Tensor:
-    """Indices of the `count` largest values, ascending. Among equals the first ones win."""
+    """The indices of the `count` largest values, in ascending order. Of equal values, the first ones are taken."""
     return importance.argsort(descending=True, stable=True)[:count].sort().values
 
 
 @dataclass(frozen=True)
 class WeightImportance:
-    """Importance computed from the weights. Each block is read when its importance is requested."""
+    """Importance computed from the weights. The weights of a block are read when its importance is requested."""
 
     names: Sequence[str]
     path: str
@@ -164,7 +169,7 @@ class WeightImportance:
     shape: Shape
 
     def hidden(self) -> Tensor:
-        """(hidden,) sums of squares of the weights that write to the residual stream."""
+        """For each hidden channel, (hidden,): the sum of squares of the weights that write to it."""
         total: Tensor | None = None
         for name in self.names:
             axes = axes_of(name)
@@ -173,7 +178,7 @@ class WeightImportance:
                 energy = self.weights(name).float().square().sum(1 if axes[0] == ("hidden",) else 0)
                 total = energy if total is None else total + energy
         if total is None:
-            raise ValueError(f"model.student: none of {len(self.names)} parameters writes to the residual stream")
+            raise ValueError(f"model.width: none of the {len(self.names)} parameters writes to the residual stream")
         return total
 
     def block(self, index: int) -> BlockImportance:
@@ -186,7 +191,7 @@ class WeightImportance:
 
 
 def block_units(importance: BlockImportance, teacher: Shape, shape: Shape) -> dict[str, Tensor]:
-    """Indices of the channels of one block to keep, by unit. Query heads are kept together with their KV head."""
+    """The indices of the channels to keep in one block, by unit. Kept query heads belong to kept KV heads."""
     query = importance.query.view(teacher.num_kv_heads, teacher.group)
     groups = largest(importance.kv, shape.num_kv_heads)
     heads = torch.cat([g * teacher.group + largest(query[g], shape.group) for g in groups])
@@ -200,7 +205,7 @@ def block_units(importance: BlockImportance, teacher: Shape, shape: Shape) -> di
 
 
 def unit_norms(names: Sequence[str], weights: Weights, sizes: dict[str, int], unit: str, width: int) -> Tensor:
-    """Product of the norms of all matrices along a unit's axis, for every `width` channels."""
+    """For every `width` channels of a unit, the product of their norms in all matrices with the unit on an axis."""
     norms = torch.ones(sizes[unit] // width)
     for name in names:
         for axis, parts in enumerate(axes_of(name)):
@@ -212,17 +217,18 @@ def unit_norms(names: Sequence[str], weights: Weights, sizes: dict[str, int], un
 
 
 def head_channels(teacher: int, student: int) -> Tensor:
-    """(student,) channels of a head of width `teacher` that a head of width `student` takes.
+    """The channels of a teacher's head, of width `teacher`, that become a head of width `student`: (student,) indices.
 
-    Rotary pair i of a head of width d turns with θ^(-2i/d): pair j takes the pair with the nearest frequency. A wider
-    head takes some pairs twice; `rescale` divides their weight.
+    Rotary pair i of a head of width d turns with the frequency θ^(-2i/d). Each pair of the student's head is the
+    teacher's pair with the nearest frequency. If the student's head is wider, some pairs occur twice; `rescale` divides
+    their weights.
     """
     pairs = (torch.arange(student // 2) * teacher / student).round().long().clamp(max=teacher // 2 - 1)
     return torch.cat([pairs, pairs + teacher // 2])
 
 
 def rescale(name: str, tensor: Tensor, teacher: int, student: int) -> Tensor:
-    """Rescale a head's weights so that q·k/√d and the output keep their size when channels are repeated or dropped."""
+    """Rescale a head's weights after channels were repeated or dropped, to keep the size of q·k/√d and the output."""
     module = name.split(".")[-2]
     if teacher == student or module not in ("q_proj", "k_proj", "v_proj", "o_proj"):
         return tensor

@@ -1,8 +1,8 @@
-"""quantize(): one method, or with `--method auto` every method and then the best of them.
+"""quantize(): run one method or, with `--method auto`, run every method and keep the best result.
 
 Auto measures each candidate by its KL on windows that no method reads. Plain rounding is a candidate, so the result is
-never worse than plain rounding on those windows. With `tune`, the best candidate is also trained; the trained one is
-kept only if its KL is lower. The record of the checkpoint lists all candidates.
+never worse than plain rounding on those windows. With `tune`, the best candidate is trained as well. The trained
+checkpoint is kept only if its KL is lower. The record of the checkpoint lists all candidates.
 """
 
 import shutil
@@ -43,9 +43,9 @@ def quantize(
     processes: Processes = ALONE,
     report: Report = silent,
 ) -> Row:
-    """Quantize `model` into `out` with the config's method, or with the best one; returns the summary row.
+    """Quantize `model` into `out` with the config's method, or with the best method. Returns the summary row.
 
-    Arguments, errors and resuming are those of `quantize_checkpoint`.
+    Arguments and errors are those of `quantize_checkpoint`. A killed run continues in the same way.
     """
 
     def run(path: Path, settings: QuantizeConfig) -> Row:
@@ -76,7 +76,7 @@ def quantize(
 
 
 def try_methods(config: QuantizeConfig, attempt: Callable[[QuantizeConfig], Row], report: Report) -> list[Row]:
-    """The row of every method, and of the best one with training if the config has `tune`."""
+    """One row per method. If the config has `tune`, one more row for the best method with training."""
     rows: list[Row] = []
     for method in METHODS:
         rows.append(attempt(replace(config, method=method, tune=0)))
@@ -94,9 +94,9 @@ def try_candidate(
     evaluator: "CandidateScorer | None",
     processes: Processes,
 ) -> Row:
-    """The KL of the candidate at `path` on held-out windows; `run` writes it first if it is missing.
+    """Measure the KL of the candidate at `path` on held-out windows. If it is missing, `run` writes it first.
 
-    The first process has the evaluator.
+    Only the first process measures, so only it needs an `evaluator`.
     """
     if not processes.first(path.is_dir):
         run(path, config)
@@ -104,19 +104,19 @@ def try_candidate(
 
 
 def candidate_name(config: QuantizeConfig) -> str:
-    """The folder of a candidate: its method, with "+tune" for a trained one."""
+    """The folder name of a candidate: its method, followed by "+tune" if it is trained."""
     return f"{config.method}+tune" if config.tune else config.method
 
 
 def best_of(rows: list[Row]) -> Row:
-    """The first row of the lowest KL: METHODS begins with the simplest."""
+    """The row with the lowest KL. Of equal rows, the first: METHODS begins with the simplest method."""
     return min(rows, key=lambda row: row["eval_kl"])
 
 
 def open_folder(model: PathOrCheckpoint, out: Path, config: QuantizeConfig, *, restart: bool) -> Path:
-    """The hidden folder of finished candidates beside `out`, new or from an interrupted run with the same settings.
+    """The hidden folder of finished candidates beside `out`: a new one, or that of an interrupted run.
 
-    QCompressError for other settings, an `out` that is not empty, or a full disk.
+    Raises QCompressError if the interrupted run had other settings, `out` is not empty, or the disk is too full.
     """
     folder = out.with_name(f".{out.name}.auto")
     checkpoint, plan = plan_quantize(model, replace(config, method="rtn"))
@@ -136,7 +136,10 @@ def open_folder(model: PathOrCheckpoint, out: Path, config: QuantizeConfig, *, r
 
 @dataclass(frozen=True)
 class CandidateScorer:
-    """The 16-bit model, its held-out windows (n, seq_len), and its states after the last block for them."""
+    """Measures candidates against the 16-bit model.
+
+    It holds that model, the held-out windows (n, seq_len), and the model's states after its last block.
+    """
 
     teacher: BlockModel
     ids: Tensor
@@ -144,7 +147,7 @@ class CandidateScorer:
 
     @torch.no_grad()
     def kl(self, path: Path) -> float:
-        """Mean KL(16-bit ‖ checkpoint at `path`) in nats over all positions."""
+        """Mean KL(16-bit model ‖ checkpoint at `path`), in nats, over all positions of the held-out windows."""
         checkpoint = open_causal_lm(path)
         model = BlockModel(checkpoint.config, weight_reader(checkpoint), self.teacher.dtype, self.teacher.device)
         with self.teacher.embedding_and_norm(head=True), model.embedding_and_norm(head=True):
@@ -153,7 +156,7 @@ class CandidateScorer:
 
 @torch.no_grad()
 def make_evaluator(model: PathOrCheckpoint, config: QuantizeConfig, device: str) -> CandidateScorer:
-    """The evaluator on a config's held-out windows, with the start token that the candidates' windows have."""
+    """The evaluator on a config's held-out windows. They begin with the same start token as calibration windows."""
     checkpoint, plan = plan_quantize(model, replace(config, method="rtn"))
     config = replace(config, compute_dtype=choose_compute_dtype(config, plan, device))
     teacher = make_blocks(checkpoint, config, device)
@@ -174,12 +177,12 @@ def publish(folder: Path, out: Path, rows: list[Row]) -> None:
 
 
 def is_published(out: Path) -> bool:
-    """Whether `out` holds the result of `--method auto`, possibly of a run that was killed before its clean-up."""
+    """True if `out` holds a result of `--method auto`, even if the run was killed before its clean-up."""
     return (out / RECORD).is_file() and "candidates" in read_json(out / RECORD)
 
 
 def finish(folder: Path, out: Path) -> Row:
-    """Remove the other candidates; returns the summary row of the published one."""
+    """Remove all candidates that were not published. Returns the summary row of the published one."""
     shutil.rmtree(folder)
     checkpoint = open_causal_lm(out)
     rows = checkpoint.record["candidates"]

@@ -1,4 +1,4 @@
-"""Calibration windows of one model, with or without its start token at their beginning."""
+"""Build the calibration windows of a model. They begin with its start token if that lowers the model's loss."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +16,9 @@ from compress.model.precision import matmul_in
 
 
 def windows_start(blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **size: int) -> StartToken:
-    """The start token that lowers this model's loss on windows of the sources, or none.
+    """Measure whether a start token lowers this model's loss on windows of the sources.
 
-    `size` are the arguments of `build_windows`: n_samples, seq_len, seed.
+    `size` holds arguments of `build_windows`: n_samples, seq_len, seed.
     """
     return measure_blocks_start(blocks, tokenizer, build_windows(sources, tokenizer, **size).ids)
 
@@ -26,22 +26,23 @@ def windows_start(blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **
 def calibration_windows(
     blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **size: int
 ) -> tuple[Windows, StartToken]:
-    """Windows of the sources with this model's start token, and the measurement behind it."""
+    """Windows of the sources for this model, and the measurement that chose their start token."""
     start = windows_start(blocks, tokenizer, sources, **size)
     return build_windows(sources, tokenizer, start_token=start.token, **size), start
 
 
 def job_start(blocks: BlockModel, tokenizer: Any, config: QuantizeConfig) -> StartToken:
-    """The start token of a job's windows, measured with the matmul dtype of its blocks."""
+    """Measure the start token of a job's windows. Matrix products have the same dtype as in the job's blocks."""
     with matmul_in(block_matmul_dtype(config, blocks.device)):
         return windows_start(blocks, tokenizer, config.text, **window_size(config))
 
 
 def job_windows(tokenizer: Any, config: CalibrationConfig, start_token: int | None) -> Windows:
-    """The `samples` calibration windows, then `held_out` windows.
+    """The calibration windows of a job, then its held-out windows.
 
-    A shorter text has `samples` windows only; their last `held_out` are then held out. The manifest has both counts.
-    TooShortError for a text of fewer than `samples` windows.
+    These are `samples` + `held_out` windows. If the text is too short for that, there are only `samples` windows, and
+    the last `held_out` of them are held out. The manifest has the number of each.
+    Raises TooShortError if the text has fewer than `samples` windows.
     """
     size, held_out = window_size(config), config.held_out
     try:
@@ -53,10 +54,13 @@ def job_windows(tokenizer: Any, config: CalibrationConfig, start_token: int | No
 
 
 def block_matmul_dtype(config: MethodConfig, device: torch.device) -> torch.dtype:
-    """The dtype that a CPU's float32 blocks multiply in; float32 on a GPU, whose blocks have the dtype already."""
+    """The dtype to pass to `matmul_in` for a job's blocks: `compute_dtype` on a CPU, float32 on a GPU.
+
+    float32 changes nothing. A GPU's blocks are already loaded in `compute_dtype`.
+    """
     return getattr(torch, config.compute_dtype) if device.type == "cpu" else torch.float32
 
 
 def window_size(config: CalibrationConfig) -> dict[str, int]:
-    """The size of a job's windows as arguments of `build_windows`."""
+    """Number, length and seed of a job's windows, as arguments of `build_windows`."""
     return {"n_samples": config.samples, "seq_len": config.seq_len, "seed": config.seed}

@@ -1,4 +1,4 @@
-"""quantize_checkpoint(): a 16-bit checkpoint in, a 4-bit one out, block by block.
+"""quantize_checkpoint(): turn a 16-bit checkpoint into a 4-bit checkpoint, block by block.
 
 Memory holds the weights of one block at a time. The output has a temporary name until the validator accepts it.
 A job that was killed continues after the last block in its journal.
@@ -47,13 +47,16 @@ from compress.quantize.publish import finish
 
 
 def plan_quantize(model: PathOrCheckpoint, config: QuantizeConfig) -> tuple[Checkpoint, LayoutPlan]:
-    """The open checkpoint and its exact plan; reads no weights. QCompressError for a model that cannot be quantized."""
+    """The open checkpoint and its exact plan. No weights are read.
+
+    Raises QCompressError if the model cannot be quantized.
+    """
     checkpoint = open_causal_lm(model)
     return checkpoint, plan_within(checkpoint_source(checkpoint, config.dtype), config)
 
 
 def plan_without_weights(name: str, model: dict[str, Any], config: QuantizeConfig) -> LayoutPlan:
-    """The same plan from the content of a config.json; errors call the model `name`."""
+    """The plan that `plan_quantize` returns, made from the content of a config.json. Errors call the model `name`."""
     source = SourceModel(name, parameter_shapes(model), model, storage_dtype(model, config.dtype))
     return plan_within(source, config)
 
@@ -71,12 +74,12 @@ def quantize_checkpoint(
 ) -> Row:
     """Quantize `model` into `out` and return the summary row. A failed job leaves nothing at `out`.
 
-    Finished blocks of a failed or killed job are kept. The same call continues after them and writes the bytes of an
-    uninterrupted run. `restart` removes them first.
+    Finished blocks of a failed or killed job are kept. The same call continues after them, and writes the same bytes as
+    an uninterrupted run. `restart` removes them first.
     `activation_memory` is the RAM in bytes for activations between the stages of a block. It changes the speed, never
     the result. Each of several `processes` runs its share of the windows; the first one writes and reports.
-    Statistics are float32 sums and rounding is float32, on every device.
-    QCompressError for bad input; GateFailure if the validator rejects the result.
+    On every device, statistics are summed in float32 and weights are rounded in float32.
+    Raises QCompressError if input is bad, and GateFailure if the validator rejects the result.
     """
     started = time.perf_counter()
     config = config.with_held_out() if config.tune else config
@@ -99,9 +102,9 @@ def quantize_checkpoint(
 
 
 def choose_compute_dtype(config: QuantizeConfig, plan: LayoutPlan, device: str) -> str:
-    """The dtype of matrix products; "auto" is the fastest of this CPU, or that of the checkpoint on a GPU.
+    """The dtype of matrix products. For "auto", the fastest dtype of this CPU, or the checkpoint's dtype on a GPU.
 
-    QCompressError for float16 on a CPU.
+    Raises QCompressError if it is float16 on a CPU.
     """
     if config.compute_dtype == "float16" and device == "cpu":
         raise QCompressError("--compute-dtype float16: statistics overflow on a CPU; use bfloat16 or float32")
@@ -111,16 +114,16 @@ def choose_compute_dtype(config: QuantizeConfig, plan: LayoutPlan, device: str) 
 
 
 def make_blocks(checkpoint: Checkpoint, config: QuantizeConfig, device: str) -> BlockModel:
-    """The 16-bit model, block by block: in `compute_dtype` on a GPU, in float32 on a CPU.
+    """The 16-bit model, to load block by block: in `compute_dtype` on a GPU, in float32 on a CPU.
 
-    NaN and Inf in a weight are a QCompressError.
+    Loading a weight raises QCompressError if the weight has NaN or Inf.
     """
     dtype = torch.float32 if device == "cpu" else getattr(torch, config.compute_dtype)
     return BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)), dtype, device)
 
 
 def job_settings(checkpoint: Checkpoint, plan: LayoutPlan, config: QuantizeConfig) -> Row:
-    """Everything that the bytes of the result follow from; texts and the checkpoint by their digests."""
+    """All settings that change the bytes of the result. Texts and the checkpoint are represented by their digests."""
     settings = {key: value for key, value in asdict(config).items() if key != "max_size"}
     return {
         "model": str(checkpoint.path),
@@ -135,7 +138,7 @@ def job_settings(checkpoint: Checkpoint, plan: LayoutPlan, config: QuantizeConfi
 
 
 def report_plan(job: QuantizeJob, memory_bytes: int) -> None:
-    """Report the layout, the memory it needs, and why an automatic group size is not the largest."""
+    """Report the layout, the job's memory, and why an automatic group size is not the largest one."""
     row = plan_row(str(job.checkpoint.path), job.plan, job.config)
     job.report(row | {"memory_bytes": memory_bytes, "compute_dtype": job.config.compute_dtype})
     reason = None if job.config.group_size else group_size_reason(job.plan)
@@ -144,7 +147,7 @@ def report_plan(job: QuantizeJob, memory_bytes: int) -> None:
 
 
 def write_checkpoint(job: QuantizeJob, schedule: Callable[..., None]) -> None:
-    """Quantize the remaining blocks, tune them if asked, and publish the checkpoint."""
+    """Quantize the remaining blocks, tune the checkpoint if the config has `tune`, and publish it."""
     out, plan = job.journal.out, job.plan
     windows = read_windows(job) if job.config.reads_text else None
     with explain_full_disk(out, plan):
@@ -155,7 +158,7 @@ def write_checkpoint(job: QuantizeJob, schedule: Callable[..., None]) -> None:
 
 @contextmanager
 def explain_full_disk(out: Path, plan: LayoutPlan) -> Iterator[None]:
-    """Turn the OSError of a full disk into a QCompressError with both sizes. Finished blocks stay on disk."""
+    """Turn the OSError of a full disk into a QCompressError with needed and free bytes. Finished blocks are kept."""
     try:
         yield
     except OSError as error:
@@ -164,12 +167,12 @@ def explain_full_disk(out: Path, plan: LayoutPlan) -> Iterator[None]:
         free = shutil.disk_usage(out.absolute().parent).free
         raise QCompressError(
             f"{partial_path(out)}: the disk is full: the checkpoint needs {plan.bytes:,} bytes in all, {free:,} are "
-            "free; free some space and run the same command again, it continues from here"
+            "free; free some space and run the same command again to continue after the finished blocks"
         ) from error
 
 
 def read_windows(job: QuantizeJob) -> Windows:
-    """The job's windows. Whether they begin with a start token is measured once and kept in the journal."""
+    """The job's windows. A measurement decides if they begin with a start token; the journal stores its result."""
     journal, tokenizer = job.journal, job.checkpoint.tokenizer
 
     def measure() -> Row:
@@ -186,7 +189,7 @@ def read_windows(job: QuantizeJob) -> Windows:
 
 
 def summary(job: QuantizeJob, rows: list[Row], seconds: float) -> Row:
-    """The row that the command prints: the plan, mean errors, linears that needed more damping, seconds."""
+    """The row that the command prints: plan, mean errors, number of linears with raised damping, seconds and more."""
     damping = job.config.damp_percent
     return {
         **plan_row(str(job.checkpoint.path), job.plan, job.config),

@@ -1,8 +1,8 @@
-"""The finished blocks of a job, so that a killed run can be continued.
+"""The journal of a job: it lists the finished blocks, so that a killed run can continue.
 
 A work folder lies beside the unfinished checkpoint. It has `journal.json` (settings, start token, report rows of every
-finished block), the activations that the next block needs, and a lock. The journal is renamed into place after all the
-data it lists is on disk, so it is correct at every moment.
+finished block), the activations that the next block needs, and a lock. The journal is renamed into place only after the
+data that it lists is on disk, so it is correct at every moment.
 """
 
 import json
@@ -19,7 +19,7 @@ from compress.core.report import Row
 from compress.quantize.processes import Processes
 
 JOURNAL = "journal.json"
-ALGORITHM = 3  # raise it if the same input gives other codes: older unfinished jobs must not be continued
+ALGORITHM = 3  # raise it with every change that gives other codes, so that older unfinished jobs are not continued
 
 
 def work_path(out: Path) -> Path:
@@ -28,15 +28,15 @@ def work_path(out: Path) -> Path:
 
 
 def log_path(out: Path) -> Path:
-    """The log beside the checkpoint: seconds and errors of every block and linear, as JSON lines.
+    """The log file beside the checkpoint: seconds and errors of every block and linear, as JSON lines.
 
-    Seconds differ between runs, so they are not in the checkpoint.
+    Seconds differ between runs, so they are not stored in the checkpoint.
     """
     return out.with_name(f"{out.name}.quantize.jsonl")
 
 
 class QuantizeJournal:
-    """The state of the job that writes `out`: its settings, finished blocks and notes. Use `open_journal`."""
+    """The stored state of the job that writes `out`: settings, finished blocks and notes. Open it by `open_journal`."""
 
     def __init__(self, out: Path, settings: Row):
         self.out, self.folder = out, work_path(out)
@@ -51,7 +51,7 @@ class QuantizeJournal:
 
     @property
     def published(self) -> bool:
-        """Whether the checkpoint is complete: the job was killed after the final rename and before its clean-up."""
+        """True if the checkpoint is complete, because the job was killed between the final rename and the clean-up."""
         return bool(self.blocks) and (self.out / "config.json").is_file() and not partial_path(self.out).exists()
 
     def done(self, rows: list[Row], activations: list[str] | None) -> None:
@@ -66,13 +66,16 @@ class QuantizeJournal:
         write_journal(self.folder / JOURNAL, value)
 
     def load(self) -> None:
-        """Continue the work of an interrupted run. QCompressError names the settings that differ."""
+        """Read the journal of an interrupted run. Raises QCompressError, with their names, if settings differ."""
         value = read_json(self.folder / JOURNAL)
         check_same_settings(partial_path(self.out), value["settings"], self.settings)
         self.notes, self.blocks = value["notes"], value["blocks"]
 
     def clear(self) -> None:
-        """Remove the unfinished checkpoint and the work. The journal goes last: it marks both as this program's."""
+        """Remove the unfinished checkpoint and all work files.
+
+        The journal is removed last, because it marks the other files as written by this program.
+        """
         shutil.rmtree(partial_path(self.out), ignore_errors=True)
         clear_work(self.folder, JOURNAL)
 
@@ -84,11 +87,11 @@ class QuantizeJournal:
 
 @contextmanager
 def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False) -> Iterator[QuantizeJournal]:
-    """The journal of a job, new or of an interrupted run, locked while it is open. `needed` is disk space in bytes.
+    """Context with the job's journal, new or from an interrupted run. It is locked while the context is open.
 
-    A journal without a finished block removes its work at the end. `restart` removes the work of an earlier run.
-    QCompressError if `out` is not empty, the disk is too full, the folder is another program's, another process holds
-    the lock, or the earlier run had other settings.
+    `needed` is the disk space of the job in bytes. `restart` removes the work of an earlier run. If no block is
+    finished when the context closes, all work is removed. Raises QCompressError if `out` is not empty, the disk is too
+    full, another program wrote the folder, another process holds the lock, or the earlier run had other settings.
     """
     journal = QuantizeJournal(out, settings)
     if not (journal.folder / JOURNAL).is_file():
@@ -101,7 +104,7 @@ def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False
         if (journal.folder / JOURNAL).is_file():
             journal.load()
         else:
-            log_path(out).unlink(missing_ok=True)  # of an earlier job
+            log_path(out).unlink(missing_ok=True)  # an earlier job may have left its log
             journal.save()
         try:
             yield journal
@@ -114,7 +117,7 @@ def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False
 def shared_journal(
     out: Path, settings: Row, needed: int, processes: Processes, *, restart: bool = False
 ) -> Iterator[QuantizeJournal]:
-    """`open_journal` in the first process; the others get a read-only copy."""
+    """`open_journal` in the first process. All other processes get a read-only copy of the journal."""
     if processes.rank:
         yield processes.first(lambda: QuantizeJournal(out, settings))
         return
@@ -124,7 +127,7 @@ def shared_journal(
 
 
 def check_ours(folder: Path) -> None:
-    """QCompressError for a folder with files but no journal beside it."""
+    """Raise QCompressError if a folder without a journal has files: another job wrote them."""
     if folder.exists() and any(folder.iterdir()):
         raise QCompressError(
             f"{folder}: belongs to another job, so it is not removed; remove it yourself or choose another --out"

@@ -1,6 +1,6 @@
 """Several processes on one job: each runs its share of the windows; the first one rounds weights and writes.
 
-`torchrun` or `accelerate launch` starts them, accelerate joins them. In a single process all methods are no-ops.
+`torchrun` or `accelerate launch` starts the processes, and accelerate connects them. A single process has all windows.
 """
 
 import os
@@ -20,17 +20,17 @@ TIMEOUT = timedelta(days=7)  # the other processes wait while the first one roun
 
 @dataclass(frozen=True)
 class Processes:
-    """The rank of this process, and the number of processes."""
+    """The processes of a job, as one of them sees the others: its own rank, and their number."""
 
     rank: int = 0
     count: int = 1
 
     def mine(self, parts: Sequence[T]) -> list[T]:
-        """The micro-batches of this process."""
+        """The parts that this process works on."""
         return list(parts[self.rank :: self.count])
 
     def mean(self, value: Tensor, tokens: int) -> Tensor:
-        """The mean over all processes' tokens, in place; `value` is the mean over the `tokens` of this process."""
+        """The mean over all processes' tokens, in place. `value` is the mean over this process's `tokens` tokens."""
         if self.count == 1:
             return value
         dist.all_reduce(value.mul_(tokens / self.total(tokens)))
@@ -45,11 +45,11 @@ class Processes:
         return all_values(value)
 
     def first(self, make: Callable[[], T]) -> T:
-        """Call `make` in the first process only; every process gets its return value or exception."""
+        """Call `make` in the first process only. Every process gets the return value or the exception."""
         return first(make)
 
     def leave(self) -> None:
-        """Barrier, then destroy the group: a rank that leaves early closes sockets the others still use."""
+        """Wait for all processes, then destroy the group. An early leaver would close sockets that others still use."""
         leave()
 
 
@@ -57,7 +57,7 @@ ALONE = Processes()
 
 
 def join_processes() -> Processes:
-    """The processes of a launcher, joined; a single process without one."""
+    """Connect the processes that a launcher started. Without a launcher, the job is this single process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     from accelerate import PartialState

@@ -1,4 +1,4 @@
-"""The end of a job: tensors outside the blocks, tuning, the record, the validator, and the final name."""
+"""The end of a job: write the tensors outside the blocks, tune, write the record, validate, and rename the folder."""
 
 import json
 from dataclasses import fields
@@ -21,9 +21,9 @@ from compress.quantize.tune.job import tune_checkpoint
 
 
 def finish(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None) -> None:
-    """Write the tensors outside the blocks, tune them if the config has `tune`, and publish the checkpoint.
+    """Write the tensors outside the blocks, tune the checkpoint if the config has `tune`, and publish it.
 
-    GateFailure if the validator finds an error; nothing is kept then.
+    Raises GateFailure if the validator finds an error. All files of the job are then removed.
     """
     tables = write_rest(job, writer)
     if job.config.tune and windows:
@@ -43,7 +43,7 @@ def finish(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None) 
 
 
 def write_rest(job: QuantizeJob, writer: CheckpointWriter) -> list[Row]:
-    """Write embedding, final norm and head; returns the report rows of the packed ones."""
+    """Write embedding, final norm and head. Returns a report row for each of them that is packed."""
     rows, tensor = [], job.checkpoint.tensor
     for module, source in job.plan.tables.items():
         weight = check_finite(source, tensor(source))
@@ -58,7 +58,10 @@ def write_rest(job: QuantizeJob, writer: CheckpointWriter) -> list[Row]:
 
 
 def job_record(job: QuantizeJob, windows: Windows | None, tables: list[Row]) -> str:
-    """The text of qcompress.json: the settings and the error of every linear. No seconds, so that runs agree."""
+    """The text of qcompress.json: the settings and the error of every linear.
+
+    It has no seconds, so that every run of a job writes the same text.
+    """
     return record_text(
         "quantize",
         {field.name: job.journal.settings.get(field.name) for field in fields(QuantizeConfig)},
@@ -76,7 +79,9 @@ def job_record(job: QuantizeJob, windows: Windows | None, tables: list[Row]) -> 
 
 
 def check_written(folder: Path, source: Checkpoint) -> None:
-    """GateFailure if the validator finds an error in the written checkpoint."""
+    """Raise GateFailure if the validator finds an error in the written checkpoint."""
     errors = [row for row in check_checkpoint(folder, source=source) if row["level"] == "error"]
     if errors:
-        raise GateFailure(f"{folder}: breaks {len(errors)} rules, nothing was kept; first: {errors[0]}")
+        raise GateFailure(
+            f"{folder}: the checkpoint breaks {len(errors)} rules and was removed; first broken rule: {errors[0]}"
+        )

@@ -143,17 +143,17 @@ BAD_FILES = [
     ("a.txt", b" \n\t\n", ["empty", "contains text"]),
     ("a.txt", b"abc\xff", ["not UTF-8", "byte 3"]),
     ("a.txt.gz", b"abcd\xff", ["not UTF-8", "byte 4"]),
-    ("a.jsonl", b'{"text": "a"}\n{"text": \n', ["line 2", "malformed JSON"]),
-    ("a.json", b'[{"text": "a"},\n{"text" 1}]', ["line 2 column 9", "malformed JSON"]),
+    ("a.jsonl", b'{"text": "a"}\n{"text": \n', ["line 2", "invalid JSON"]),
+    ("a.json", b'[{"text": "a"},\n{"text" 1}]', ["line 2 column 9", "invalid JSON"]),
     ("a.jsonl", b'{"text": "a"}\n{"body": "b", "id": 1}\n', ["line 2", "'body', 'id'", "`prompt` with `response`"]),
-    ("a.jsonl", b'{"text": "a"}\n["b"]\n', ["line 2", "not list"]),
+    ("a.jsonl", b'{"text": "a"}\n["b"]\n', ["line 2", "is list, not an object"]),
     ("a.jsonl", b'{"text": 3}\n', ["line 1", "`text` is int"]),
     ("a.jsonl", b'{"messages": "hi"}\n', ["line 1", "list of objects"]),
     ("a.jsonl", b'{"messages": [{"role": "human", "content": "hi"}]}\n', ["message 1", "'human'", "assistant"]),
     ("a.jsonl", b'{"messages": [{"role": "user", "content": null}]}\n', ["message 1", "`content` is NoneType"]),
     ("a.json", b'[{"text": "a"}, {"body": 1}]', ["row 2", "no usable key", "'body'"]),
     ("a.parquet", b"PAR1 but not really", ["parquet"]),
-    ("a.csv", b"a,b\n", ["'.csv'", ".jsonl"]),
+    ("a.csv", b"a,b\n", [".csv files are not supported", ".jsonl"]),
 ]
 
 
@@ -167,13 +167,13 @@ def test_a_bad_file_is_an_error_of_one_line_with_file_place_and_cure(tmp_path, n
 def test_a_damaged_gzip_file_is_an_error_with_its_path(tmp_path):
     path = tmp_path / "a.txt.gz"
     path.write_bytes(gzip.compress(b"the river " * 99)[:-12])
-    assert failure(str(path)).startswith(f"{path}: cannot be read")
+    assert failure(str(path)).startswith(f"{path}: the file cannot be read")
 
 
 def test_an_unknown_name_lists_the_embedded_texts(tmp_path):
     assert "default, heldout, python" in failure("defualt")
     assert "no such file" in failure(str(tmp_path / "absent.txt"))
-    assert "not a file" in failure(str(tmp_path))
+    assert "is a folder" in failure(str(tmp_path))
 
 
 def test_a_missing_package_is_an_error_with_the_install_command(tmp_path, monkeypatch):

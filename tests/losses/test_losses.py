@@ -267,7 +267,7 @@ def test_sparse_targets_teach_the_forward_kl_only(divergence):
 
 def test_sparse_targets_of_a_larger_vocabulary_are_refused_with_both_numbers():
     student, teacher, labels = make_sides(VOCAB, 41)
-    with pytest.raises(ValueError, match="sparse targets hold 41 tokens, but the loss uses 37"):
+    with pytest.raises(ValueError, match="sparse targets are for 41 tokens, but the loss uses 37"):
         distill_loss(student, dense_as_sparse(teacher, 41, 1.0), labels, MASK)
 
 

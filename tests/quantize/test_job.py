@@ -151,7 +151,7 @@ def test_a_quantized_checkpoint_is_refused_as_a_source(tiny_llama, tmp_path):
 
 def test_a_group_size_that_does_not_divide_names_the_linear(tiny_llama):
     with pytest.raises(
-        QCompressError, match=r"q_proj: --group-size 128 does not divide its 64 inputs; legal here: 64, 32"
+        QCompressError, match=r"q_proj: --group-size 128 does not divide the 64 inputs of this linear; use 64, 32"
     ):
         plan_quantize(tiny_llama, settings(group_size=128))
 
@@ -164,7 +164,7 @@ def test_the_reason_for_a_group_size_below_128_is_reported(tiny_llama, tmp_path)
     lines = []
     quantize_checkpoint(tiny_llama, tmp_path / "out", settings("rtn"), report=lines.append)
     reasons = [line["group_size"] for line in lines if set(line) == {"group_size"}]
-    assert reasons == ["auto takes 64: 128 does not divide the 64 inputs of model.layers.0.self_attn.q_proj"]
+    assert reasons == ["auto chose 64: 128 does not divide the 64 inputs of model.layers.0.self_attn.q_proj"]
 
 
 @pytest.mark.parametrize(("module", "name"), [("psutil", "virtual_memory"), ("shutil", "disk_usage")])

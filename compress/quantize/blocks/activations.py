@@ -1,4 +1,4 @@
-"""The hidden states between two blocks, in a file that survives a kill; one micro-batch at a time is in memory.
+"""Hidden states between two blocks, stored in a file, so that a killed run can continue.
 
 Reads and writes go through the page cache, which the kernel shrinks when memory is short. The process itself holds only
 the micro-batch that it works on.
@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 
 class Activations:
-    """Micro-batches (batch, seq, hidden) in one file, from byte `begin` on.
+    """Micro-batches (batch, seq, hidden) in one file. The first one begins at byte `begin`.
 
     `activations[i]` reads a micro-batch; `activations[i] = x` writes it.
     """
@@ -49,20 +49,20 @@ class Activations:
     def __setitem__(self, index: int, tensor: Tensor) -> None:
         if tuple(tensor.shape) != tuple(self.shapes[index]):
             raise ValueError(
-                f"micro-batch {index} has shape {tuple(tensor.shape)}, expected {tuple(self.shapes[index])}"
+                f"micro-batch {index} has shape {tuple(tensor.shape)}, but the file needs {tuple(self.shapes[index])}"
             )
         with self.path.open("r+b") as file:
             file.seek(self.offsets[index])
             file.write(raw_bytes(tensor.to("cpu", self.dtype).contiguous()))
 
     def append(self, tensor: Tensor) -> None:
-        """Add a micro-batch of any shape."""
+        """Write a micro-batch of any shape after the last one."""
         self.shapes.append(tuple(tensor.shape))
         self.offsets.append(self.offsets[-1] + tensor.numel() * self.dtype.itemsize)
         self[len(self) - 1] = tensor
 
     def halves(self) -> "tuple[Activations, Activations]":
-        """The first and the second half of the micro-batches, in the same file."""
+        """Two views of this file: the first and the second half of the micro-batches."""
         middle = len(self) // 2
         first = Activations(self.path, self.shapes[:middle], self.dtype, begin=self.offsets[0])
         return first, Activations(self.path, self.shapes[middle:], self.dtype, begin=self.offsets[middle])
@@ -78,9 +78,11 @@ class Activations:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def check(self, digest: str) -> None:
-        """QCompressError if the file does not have this digest."""
+        """Raise QCompressError if the file's digest differs from `digest`."""
         if self.digest() != digest:
-            raise QCompressError(f"{self.path}: changed since the interrupted run wrote it; start over with --restart")
+            raise QCompressError(
+                f"{self.path}: the file has changed since the interrupted run wrote it; start over with --restart"
+            )
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
@@ -88,5 +90,8 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 
 def block_inputs(folder: Path, index: int, shapes: Sequence[Shape], rank: int = 0) -> Activations:
-    """The inputs of block `index` in one process. Two files take turns, so that writing outputs keeps the inputs."""
+    """The file with one process's inputs of block `index`. Blocks alternate between two files.
+
+    So a block can read its inputs from one file while it writes its outputs to the other.
+    """
     return Activations(folder / f"activations-{index % 2}-{rank}.bin", shapes)

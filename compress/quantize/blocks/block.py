@@ -25,25 +25,25 @@ from compress.quantize.methods.table import METHODS, Problem, Solution
 from compress.quantize.processes import ALONE, Processes
 
 Row = dict[str, Any]
-ERROR_ROWS = 512  # outputs that a linear's error is computed from: a few per cent of accuracy
+ERROR_ROWS = 512  # outputs from which a linear's error is estimated, accurate to a few per cent
 
 
 class Store(Protocol):
-    """Tensors in the order of `append`: a list, or a file."""
+    """A sequence of tensors that grows by `append`: a list, or a file."""
 
     def __iter__(self) -> Iterator[Tensor]: ...
     def append(self, tensor: Tensor, /) -> None: ...
 
 
 class States(Outputs, Iterable[Tensor], Protocol):
-    """Tensors written by number and read in that order."""
+    """Tensors that are written by their number and read in the order of these numbers."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The windows in the 16-bit model: inputs and outputs of the block, each (batch, seq, hidden).
+    """The same windows in the 16-bit model: the block's inputs, and a place for its outputs, each (batch, seq, hidden).
 
-    `store(number)` is an empty store for the reference tensors of stage `number`.
+    `store(number)` returns an empty store for the reference tensors of stage `number`.
     """
 
     batches: Batches
@@ -53,7 +53,10 @@ class Reference:
 
 @dataclass
 class QuantizedBlock:
-    """Quantized weights by linear path, changed parameters (norms, biases) by path, and one report row per linear."""
+    """The result for one block: quantized weights and changed parameters by path, and one report row per linear.
+
+    Folding AWQ's scales changes norms and biases.
+    """
 
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     changed: dict[str, Tensor] = field(default_factory=dict)
@@ -61,14 +64,17 @@ class QuantizedBlock:
 
 
 def stages_of(block: Block, run: Callable[[Tensor], Tensor], sample: Tensor) -> list[Stage]:
-    """The block's stages from the family table, or traced on `sample` where the table does not cover all linears."""
+    """The block's stages from the family table. If the table does not cover all linears, they are traced on `sample`.
+
+    Raises ValueError if a linear is never called.
+    """
     if block.stages is not None and {n for stage in block.stages for n in stage.linears} == set(block.linears):
         return list(block.stages)
     traced = [Stage(names) for names in trace_stages(block.linears, lambda: run(sample))]
     missing = set(block.linears) - {name for stage in traced for name in stage.linears}
     if missing:
         raise ValueError(
-            f"{block.name}.{min(missing)}: was never called on the calibration text, so it has no statistics"
+            f"{block.name}.{min(missing)}: the block never calls this linear, so it has no statistics to quantize with"
         )
     return traced
 
@@ -83,10 +89,11 @@ def quantize_block(
     processes: Processes = ALONE,
     reference: Reference | None = None,
 ) -> QuantizedBlock:
-    """The quantized block; `outputs` receives its outputs for `batches`, each (batch, seq, hidden).
+    """Quantize a block, and store in `outputs` what the quantized block computes for `batches`.
 
-    The weights in `block` are replaced by the dequantized ones. `schedule` is `lockstep` or `replay`; the result is the
-    same. `batches` are those of this process. Error correction needs a `reference`.
+    `batches` are the micro-batches of this process, each (batch, seq, hidden). The weights in `block` are replaced by
+    the dequantized ones. `schedule` is `lockstep` or `replay`; both give the same result. Error correction needs a
+    `reference`.
     """
     result = QuantizedBlock()
     stages = {stage.linears: stage for stage in stages_of(block, run, batches[0])}
@@ -107,7 +114,8 @@ def record_references(
 ) -> dict[tuple[str, ...], Iterable[Tensor]]:
     """Run the 16-bit block and record each stage's reference tensors, before any weight is replaced.
 
-    They are the stage's inputs, or the residual stream after its output is added.
+    A stage's reference tensors are its inputs. If its output is added to the residual stream, they are that stream
+    after the addition.
     """
     sources = reference_sources(stages)
     stores: dict[str, Store] = {}
@@ -126,7 +134,7 @@ def record_references(
 
 
 def reference_sources(stages: Sequence[Stage]) -> dict[Stage, str | None]:
-    """The module whose input is the stage's reference: None stands for the output of the block."""
+    """For each stage, the module whose inputs are the stage's reference tensors. None means the block's outputs."""
     residual = [stage for stage in stages if stage.residual]
     sources: dict[Stage, str | None] = {stage: stage.linears[0] for stage in stages}
     sources |= {stage: following.residual for stage, following in pairwise(residual)}
@@ -160,8 +168,8 @@ def quantize_stage(
 def solve_stage(
     block: Block, stage: Stage, statistics: StageStatistics, settings: BlockSettings, processes: Processes
 ) -> tuple[Problem, Solution]:
-    """The stage's problem, without the factor, and the method's solution. ValueError with the name of the linear."""
-    release_memory()  # the forward pass has freed memory that the factor will need; so has the factor, afterwards
+    """The stage's problem, without its factor, and the method's solution. A ValueError names the first linear."""
+    release_memory()  # the forward pass has freed memory that the factor needs
     try:
         problem = stage_problem(block, stage, statistics, settings, processes)
         release_memory()
@@ -172,7 +180,7 @@ def solve_stage(
 
 
 def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, settings: BlockSettings) -> None:
-    """Divide the feeder's outputs by `scale`, in `result`."""
+    """Divide the feeder's outputs by `scale`: store its changed norm, or its changed rows and bias, in `result`."""
     if feeder.kind == "norm":
         weight = block.module.get_parameter(f"{feeder.module}.weight")
         result.changed[f"{feeder.module}.weight"] = fold_norm(weight, scale, feeder.offset)
@@ -187,7 +195,7 @@ def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, se
 def error_rows(
     block: Block, stage: Stage, problem: Problem, solution: Solution, effective: Tensor, seconds: float
 ) -> list[Row]:
-    """A report row per linear, with its share of the stage's `seconds`."""
+    """One report row per linear of a stage. `seconds` of the stage are shared out by the linears' outputs."""
     rows, start = [], 0
     for name in stage.linears:
         outputs = block.linears[name].out_features
@@ -207,7 +215,7 @@ def error_rows(
 
 
 def relative_errors(problem: Problem, effective: Tensor, sample: slice) -> dict[str, float]:
-    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) over the outputs in `sample`: of the effective weight, and of plain rounding."""
+    """tr(ΔW H ΔWᵀ) / tr(W H Wᵀ) over the outputs in `sample`, for the effective weight and for plain rounding."""
     weight = problem.weight[sample]
     rounded = rtn(weight, problem.scheme).dequantize()
     energy, error, rtn_error = (
@@ -218,7 +226,7 @@ def relative_errors(problem: Problem, effective: Tensor, sample: slice) -> dict[
 
 
 def round_block(block: Block, settings: BlockSettings) -> QuantizedBlock:
-    """Round every linear to nearest, without inputs. Errors in the rows are ‖ΔW‖² / ‖W‖²."""
+    """Round every linear of a block to nearest; this needs no inputs. Errors in the report rows are ‖ΔW‖² / ‖W‖²."""
     result = QuantizedBlock()
     for name, linear in block.linears.items():
         weight = linear.weight.detach().float()

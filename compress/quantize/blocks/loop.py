@@ -1,6 +1,6 @@
 """The loop over the blocks: load a block, quantize it, write it, record it in the journal, and release its memory.
 
-The activations between two blocks are in files, one for each process, with the activations of its windows.
+Between two blocks, each process keeps the activations of its windows in a file.
 """
 
 import json
@@ -36,7 +36,7 @@ Report = Callable[[Row], None]
 
 @dataclass(frozen=True)
 class QuantizeJob:
-    """One quantization of `checkpoint` by `config` with the layout `plan`. The `journal` lists the finished blocks."""
+    """A quantization of `checkpoint`, with its layout `plan`, its settings, and the journal of its finished blocks."""
 
     checkpoint: Checkpoint
     plan: LayoutPlan
@@ -51,7 +51,7 @@ class QuantizeJob:
 def quantize_blocks(
     job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None, schedule: Callable[..., None]
 ) -> None:
-    """Quantize and write every unfinished block. A block's inputs are computed by the quantized blocks before it.
+    """Quantize and write every unfinished block. The quantized blocks before a block compute its inputs.
 
     `schedule` is `lockstep` or `replay`. Without `windows`, weights are rounded to nearest.
     """
@@ -74,7 +74,7 @@ def quantize_blocks(
         line = block_line(result.rows, index, len(job.blocks), time.perf_counter() - started, first)
         job.report(line)
         job.processes.first(partial(write_log, job.journal.out, [line, *result.rows]))
-        del result  # so that its codes do not share memory with those of the next block
+        del result  # frees the codes before the next block needs memory
 
 
 def solve_block(
@@ -86,7 +86,7 @@ def solve_block(
     settings: BlockSettings,
     schedule: Callable[..., None],
 ) -> QuantizedBlock:
-    """The quantized block. With error correction, the second half of each file holds the 16-bit model's states."""
+    """Quantize one block on its inputs. With error correction, half of each file holds the 16-bit model's states."""
     run = job.blocks.runner(block, index)
     if not settings.error_correction:
         return quantize_block(block, run, inputs, settings, outputs, schedule, job.processes)
@@ -96,14 +96,14 @@ def solve_block(
 
 
 def stage_store(job: QuantizeJob, number: int) -> Activations:
-    """An empty store for the reference tensors of a stage; it overwrites the file of the previous block."""
+    """An empty store for the reference tensors of a stage. It overwrites the file that the previous block used."""
     return Activations(job.journal.folder / f"stage-{number}-{job.processes.rank}.bin", [])
 
 
 def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
     """This process's inputs of the first unfinished block: embedded windows, or the file of the interrupted run.
 
-    With error correction they are there twice, for the quantized and for the 16-bit model.
+    With error correction, the file holds two halves: inputs in the quantized model, then those in the 16-bit model.
     """
     calibration = ids[: len(ids) - job.config.held_out]
     parts = job.processes.mine(calibration.split(max(1, BATCH_TOKENS // job.config.seq_len)))
@@ -125,9 +125,9 @@ def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
 
 
 def work_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> int:
-    """Bytes on disk of the activations before and after a block.
+    """Bytes on disk of a block's inputs and outputs.
 
-    With error correction they are stored for two models, with the reference tensors of the block's stages.
+    With error correction, both are stored for two models, and the stages' reference tensors are stored as well.
     """
     tokens, width = config.samples * config.seq_len, blocks.model.config.hidden_size
     if config.method == "rtn":
@@ -161,7 +161,7 @@ def save_block(
 
 
 def write_block(block: Block, result: QuantizedBlock, writer: CheckpointWriter, plan: LayoutPlan) -> None:
-    """Write the packed linears and the other parameters of the block, with the changes from folding."""
+    """Write the block's packed linears and other parameters. Folding has changed some of these parameters."""
     for name, weight in result.weights.items():
         for suffix, tensor in plan.format.save(weight, plan.scheme.dtype).items():
             writer.write(f"{block.name}.{name}.{suffix}", tensor)
@@ -173,7 +173,10 @@ def write_block(block: Block, result: QuantizedBlock, writer: CheckpointWriter, 
 
 
 def block_line(rows: list[Row], index: int, total: int, seconds: float, first: int) -> Row:
-    """The progress line of a block: mean error, mean error of rounding, seconds since block `first`, seconds left."""
+    """The progress line of a block: mean error, mean error of plain rounding, seconds since the start, seconds left.
+
+    Seconds left are estimated. The start is the start of block `first`.
+    """
     mean = {key: sum(row[key] for row in rows) / len(rows) for key in ("error", "rtn_error")}
     eta = seconds / (index + 1 - first) * (total - index - 1)
     return {"block": f"{index + 1}/{total}", **mean, "seconds": round(seconds, 1), "eta": round(eta, 1)}

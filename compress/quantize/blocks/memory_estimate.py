@@ -1,7 +1,7 @@
-"""The peak memory of a quantization, and the schedule that fits into memory.
+"""Estimate the peak memory of a quantization, and choose the schedule that fits into memory.
 
-The estimate is the sum of the process itself, its tokenizer, one block in float32 with its codes, and the largest step:
-the measurement of the start token, a forward pass, solving a stage, or tuning. The page cache is not counted.
+The estimate adds up the process, its tokenizer, one block in float32 with its codes, and the step that needs most
+memory: measuring the start token, a forward pass, solving a stage, or tuning. The page cache is not counted.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from compress.quantize.blocks.lockstep import lockstep, replay
 from compress.quantize.layout.plan import LayoutPlan
 from compress.quantize.methods.error_correction import covariance_rows
 
-ACTIVATION_MEMORY = 1_000_000_000  # bytes: the default limit for the activations that lockstep pauses
+ACTIVATION_MEMORY = 1_000_000_000  # bytes: default limit for the activations of paused micro-batches
 TOKENIZER = 2_000  # measured bytes per vocabulary entry, including the tokens of the calibration text
 FREED = 200_000_000  # measured bytes of freed small tensors that the C library does not return
-BATCH_TOKENS = 2048  # per micro-batch: large enough for the matrix products, small enough for the cache
+BATCH_TOKENS = 2048  # tokens per micro-batch: enough for fast matrix products, few enough for the CPU's cache
 
 
 def resident() -> int:
@@ -29,22 +29,25 @@ def resident() -> int:
 
 
 def paused_bytes(blocks: BlockModel, plan: LayoutPlan, tokens: int) -> int:
-    """Bytes that `lockstep` holds for `tokens`: inputs, residuals, attention outputs, and the widest inputs."""
+    """Bytes that paused micro-batches hold for `tokens` tokens.
+
+    They hold the block's inputs, residuals and attention outputs, and the inputs of its widest linear.
+    """
     return 4 * tokens * (3 * blocks.model.config.hidden_size + max(inn for _, inn in plan.linears.values()))
 
 
 def choose_schedule(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, limit: int) -> Callable[..., None]:
-    """`lockstep` if the paused windows fit into `limit` bytes, else `replay`, which gives the same bits."""
+    """`lockstep` if all paused micro-batches fit into `limit` bytes, else `replay`. Both give the same bits."""
     return lockstep if paused_bytes(blocks, plan, config.samples * config.seq_len) <= limit else replay
 
 
 def estimate_memory(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, limit: int) -> int:
-    """Peak bytes of the process, within a third of the measured peak."""
+    """Estimated peak memory of the process in bytes. The estimate is within a third of measured peaks."""
     block = [shape for name, shape in plan.linears.items() if name.startswith(f"{blocks.name(0)}.")]
     weights, largest = sum(out * inn for out, inn in block), max(out * inn for out, inn in block)
     steps = [tune_bytes(blocks, plan, config, weights)] if config.tune else []
     if config.method == "rtn":
-        held = 5 * weights + 2 * largest  # float32 and codes; 16 bits for the linear that is being read
+        held = 5 * weights + 2 * largest  # the block in float32 with codes, and the linear being read in 16 bits
         steps += [table_bytes(blocks), held + 16 * largest]
     else:
         paused = paused_bytes(blocks, plan, config.samples * config.seq_len)
@@ -60,41 +63,44 @@ def table_bytes(blocks: BlockModel) -> int:
 
 
 def head_bytes(blocks: BlockModel) -> int:
-    """Bytes of a slice of the head in float32 and of three tensors of its logits."""
+    """Bytes for computing logits with one slice of the head: the slice in float32, and three tensors of its logits."""
     rows = min(HEAD_ROWS, blocks.model.config.vocab_size)
     return 4 * rows * (blocks.model.config.hidden_size + 3 * START_WINDOWS * START_LENGTH)
 
 
 def stage_shapes(linears: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The shapes of all linears, and of two equal ones stacked, such as gate and up."""
+    """The shapes of all linears, and of pairs of linears that a stage stacks, such as gate and up.
+
+    Every two linears with the same shape are assumed to be such a pair.
+    """
     pairs = [(out, inn) for out, inn in linears if linears.count((out, inn)) > 1]
     return linears + [(2 * out, inn) for out, inn in pairs]
 
 
 def stage_bytes(shape: tuple[int, int]) -> int:
-    """Bytes of the Hessian and its factor, or of the stacked weight and its four copies in rounding."""
+    """Bytes for solving a stage: its Hessian, and then factor and weight, or weight and copies in rounding."""
     out, inn = shape
     return 4 * inn**2 + max(4 * inn**2 + 10 * out * inn, 18 * out * inn)
 
 
 def forward_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> int:
-    """Bytes of the linears' outputs for one micro-batch, and of the largest statistics."""
+    """Bytes of a forward pass: the linears' outputs for one micro-batch, and the largest statistics."""
     batch = min(config.samples * config.seq_len, max(BATCH_TOKENS, config.seq_len))
     statistics = max(statistics_bytes(shape, config.error_correction > 0) for shape in plan.linears.values())
     return 3 * paused_bytes(blocks, plan, batch) + statistics
 
 
 def statistics_bytes(shape: tuple[int, int], error_correction: bool) -> int:
-    """Bytes of a linear's Hessian, and of its error covariance with error correction."""
+    """Bytes of a linear's Hessian and, with error correction, of its error covariance."""
     out, inn = shape
     return 4 * inn * (inn + (covariance_rows(out, inn) if error_correction else 0))
 
 
 def tune_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, weights: int) -> int:
-    """Bytes of tuning: the embeddings and heads of two models, the multipliers with their Adam state, and one phase.
+    """Bytes of tuning: embeddings and heads of two models, the multipliers with their Adam state, and the larger phase.
 
-    Phase 1 trains block by block and holds three sets of hidden states of all windows. Phase 2 trains end to end and
-    holds one set, the loss, and a state per block. Both hold a block and its gradients.
+    Phase 1 trains block by block and holds three sets of hidden states of all windows. Phase 2 trains end to end. It
+    holds one such set, the loss, and the inputs of every block for one batch. Both hold a block and its gradients.
     """
     width = blocks.model.config.hidden_size
     multipliers = sum(out * inn // plan.schemes[name].group_size for name, (out, inn) in plan.linears.items())

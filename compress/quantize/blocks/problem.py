@@ -1,4 +1,4 @@
-"""From the inputs of one stage to the problem that a method solves: statistics over the windows, then a `Problem`."""
+"""Build the `Problem` that a method solves for one stage, from the stage's weights and statistics of its inputs."""
 
 import time
 from collections.abc import Iterable
@@ -19,10 +19,10 @@ from compress.quantize.processes import Processes
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """The options that all blocks of a checkpoint share.
+    """The options that are the same for all blocks of a checkpoint.
 
-    `scheme` is that of most linears. `eight_bit` holds the full paths of the linears with 8 bits and a symmetric grid;
-    it holds all linears of a stage or none. A value head of `head_dim` channels feeds `query_heads_per_kv_head` query
+    `eight_bit` holds the full paths of the linears that get 8 bits and a symmetric grid: of each stage, all linears or
+    none. All other linears get `scheme`. A value head has `head_dim` channels and feeds `query_heads_per_kv_head` query
     heads. On a CPU, matrix products are computed in `matmul_dtype`; sums and codes are float32.
     """
 
@@ -42,7 +42,7 @@ class BlockSettings:
 
 @dataclass(frozen=True)
 class StageStatistics:
-    """The statistics of one stage over this process's windows; `started` is when the first window arrived."""
+    """Statistics of a stage's inputs over this process's windows. `started` is the clock when the collection began."""
 
     hessian: Hessian
     error_covariance: ErrorCovariance | None = None
@@ -56,7 +56,10 @@ def collect_statistics(
     references: Iterable[Tensor] | None,
     settings: BlockSettings,
 ) -> StageStatistics:
-    """The statistics of `inputs`. For error correction, `references` holds the 16-bit model's tensor of each input."""
+    """Collect the statistics of a stage's `inputs`.
+
+    For error correction, `references` has one tensor of the 16-bit model for each input; see `record_references`.
+    """
     first = block.linears[stage.linears[0]]
     hessian = Hessian(first.in_features, settings.matmul_dtype)
     if references is None:
@@ -66,7 +69,7 @@ def collect_statistics(
         return statistics
     covariance = ErrorCovariance(
         stacked_weight(block, stage),
-        first.bias,  # a stage whose output is added to the residual stream is one linear
+        first.bias,  # only used if the output is added to the residual stream; such a stage has a single linear
         residual_outputs=stage.residual is not None,
         matmul_dtype=settings.matmul_dtype,
     )
@@ -78,17 +81,17 @@ def collect_statistics(
 
 
 def stacked_weight(block: Block, stage: Stage) -> Tensor:
-    """The weights of a stage's linears, rows stacked: (out, in) float32."""
+    """The weights of a stage's linears, stacked along their rows: (out, in) float32."""
     return torch.cat([block.linears[name].weight.detach().float() for name in stage.linears])
 
 
 def stage_problem(
     block: Block, stage: Stage, statistics: StageStatistics, settings: BlockSettings, processes: Processes
 ) -> Problem:
-    """The stage's weight, after error correction, and the Hessian over the tokens of all processes.
+    """The problem of one stage: its weight after error correction, and the Hessian over the tokens of all processes.
 
-    It includes the Hessian's factor if error correction computed one that the method can use again. ValueError for
-    statistics that are not finite.
+    If error correction factored the Hessian and the method can use that factor, the problem includes it.
+    Raises ValueError if statistics are empty or not finite.
     """
     problem = Problem(
         stacked_weight(block, stage),
@@ -106,7 +109,7 @@ def stage_problem(
 
 
 def corrected(problem: Problem, covariance: ErrorCovariance, strength: float, processes: Processes) -> Problem:
-    """The problem with its weight moved towards the least-squares fit to the 16-bit outputs, in place."""
+    """The problem after error correction, which moves the weight in place towards the fit to the 16-bit outputs."""
     value = reduced_covariance(covariance, processes)
     factor = inverse_factor(problem.hessian, problem.damp_percent)
     weight = correct_weight(
@@ -121,24 +124,27 @@ def corrected(problem: Problem, covariance: ErrorCovariance, strength: float, pr
 
 
 def reduced_hessian(hessian: Hessian, processes: Processes) -> Tensor:
-    """The Hessian over the tokens of all processes, shrunk by their number. ValueError if it is not finite or empty."""
+    """The Hessian over the tokens of all processes, shrunk more the fewer tokens there are.
+
+    Raises ValueError if it is empty or not finite.
+    """
     tokens = processes.total(hessian.tokens)
     if not tokens:
-        raise ValueError("no token of the calibration text reaches it, so it has no statistics")
+        raise ValueError("no token of the calibration text reaches this linear, so its statistics are empty")
     value = processes.mean(hessian.take(), hessian.tokens)
     if not all_finite(value):
-        raise ValueError("its inputs are not finite on the calibration text")
+        raise ValueError("the inputs are NaN or infinite on the calibration text")
     return shrunk(value, tokens)
 
 
 def reduced_covariance(covariance: ErrorCovariance, processes: Processes) -> Tensor:
-    """The error covariance over the tokens of all processes. ValueError if it is not finite."""
+    """The error covariance over the tokens of all processes. Raises ValueError if it is not finite."""
     value = processes.mean(covariance.take(), covariance.tokens)
     if not all_finite(value):
-        raise ValueError("its outputs in the 16-bit model are not finite on the calibration text")
+        raise ValueError("the 16-bit model's outputs are NaN or infinite on the calibration text")
     return value
 
 
 def heads_per_feeder_head(feeder: Feeder | None, settings: BlockSettings) -> int:
-    """How many neighbouring heads must have the same scales, because one value head feeds them all."""
+    """The number of neighbouring query heads that one value head feeds, so that they must share scales; else 1."""
     return settings.query_heads_per_kv_head if feeder is not None and feeder.kind == "heads" else 1

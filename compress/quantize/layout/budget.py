@@ -1,8 +1,9 @@
-"""Every layout that vLLM loads, with its exact bytes and its harm; which of them fits a byte budget best.
+"""List every layout that vLLM loads, with its exact bytes and its harm, and choose the best one for a byte budget.
 
-Harm is the sum of measured KL in nats if `sensitivity.py` has read the weights. Otherwise it is the mean relative error
-of rounding normal weights, which only ranks layouts. The largest of G normal numbers lies near the quantile
-(G - 3/8) / (G + 1/4) (Blom 1958). Twice that value is cut into 2^bits - 1 steps, and a step s costs s² / 12.
+If `sensitivity.py` has measured the weights, harm is a sum of KLs in nats. Otherwise it is the mean relative error of
+rounding normal weights, which only ranks layouts. The largest of G normal numbers lies near the quantile
+(G - 3/8) / (G + 1/4) (Blom 1958). A grid cuts twice that value into 2^bits - 1 steps. Rounding to steps of size s has
+the mean square error s² / 12.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ Planned = tuple[QuantizeConfig, LayoutPlan]
 
 @dataclass(frozen=True)
 class LayoutChoice:
-    """A layout: its settings, its exact plan, and its harm (smaller is better)."""
+    """A layout: its settings, its exact plan, and its harm. Less harm is better."""
 
     config: QuantizeConfig
     plan: LayoutPlan
@@ -34,18 +35,21 @@ class LayoutChoice:
 
 
 def plan_layouts(source: SourceModel, config: QuantizeConfig, formats: Sequence[str]) -> list[Planned]:
-    """The settings and plan of every layout that vLLM loads; `config` has the other settings."""
+    """The settings and plan of every layout that vLLM loads. All settings outside the layout come from `config`."""
     return [(layout, make_plan(source, layout)) for layout in layouts(source, config, formats)]
 
 
 def rank(plans: Sequence[Planned], harm: Harm) -> list[LayoutChoice]:
-    """The layouts as candidates, least harmful first, then smallest first."""
+    """The layouts with their harm, the least harmful first. Of two with equal harm, the smaller one comes first."""
     candidates = [LayoutChoice(config, plan, harm(plan)) for config, plan in plans]
     return sorted(candidates, key=lambda candidate: (candidate.harm, candidate.plan.bytes))
 
 
 def layouts(source: SourceModel, config: QuantizeConfig, formats: Sequence[str]) -> Iterator[QuantizeConfig]:
-    """The settings of all legal layouts: formats × group sizes × bits of head and embedding × stages in 8 bits."""
+    """The settings of every layout that vLLM loads, from all combinations of the layout options.
+
+    The options are formats, group sizes, bits of head and embedding, and stages in 8 bits.
+    """
     wide_stages = eight_bit_choices(str(source.model.get("model_type")))
     axes = product(formats, legal_group_sizes(source.linears), HEAD_AND_EMBEDDING, wide_stages)
     for format_name, group_size, (head_bits, embedding_bits), eight_bit in axes:
@@ -64,21 +68,24 @@ def layouts(source: SourceModel, config: QuantizeConfig, formats: Sequence[str])
 
 
 def eight_bit_choices(model_type: str) -> list[tuple[str, ...]]:
-    """The values of `eight_bit`: none, each stage of a block (by its first linear), all stages."""
+    """The values of `eight_bit` to try: no stage, each stage alone, all stages. A stage has its first linear's name."""
     family = find_family(model_type)
     stages = tuple(stage.linears[0].rpartition(".")[2] for stage in family.stages) if family else ()
     return [(), *((stage,) for stage in stages), *([stages] if stages else [])]
 
 
 def rounding_error(scheme: Scheme) -> float:
-    """Expected ‖ΔW‖² / ‖W‖² of normal weights on this grid. A symmetric grid covers twice the larger side."""
+    """Expected ‖ΔW‖² / ‖W‖² of rounding normal weights with this scheme.
+
+    A symmetric grid is twice as wide as the larger side of its group, so its group counts as twice as many weights.
+    """
     count = scheme.group_size * (2 if scheme.sym else 1)
     extreme = NormalDist().inv_cdf((count - 3 / 8) / (count + 1 / 4))
     return (2 * extreme / (2**scheme.bits - 1)) ** 2 / 12
 
 
 def estimated_harm(source: SourceModel) -> Harm:
-    """The mean relative rounding error over all matrices of a plan: it ranks layouts and predicts nothing."""
+    """A function of a plan: the mean relative rounding error over all matrices. It only ranks layouts."""
     table = source.vocabulary.rows * source.vocabulary.width
     weights = sum(map(prod, source.linears.values())) + 2 * table
 
@@ -90,12 +97,12 @@ def estimated_harm(source: SourceModel) -> Harm:
 
 
 def choose(candidates: Sequence[LayoutChoice], max_size: int | None) -> LayoutChoice | None:
-    """The least harmful layout of at most `max_size` bytes; None if no layout fits."""
+    """The first candidate of at most `max_size` bytes, which is the least harmful one. None if no layout fits."""
     return next((each for each in candidates if max_size is None or each.plan.bytes <= max_size), None)
 
 
 def worthwhile(candidates: Sequence[LayoutChoice]) -> list[LayoutChoice]:
-    """The ranked layouts without those that another one beats in both bytes and harm."""
+    """The ranked layouts, without every layout that is neither smaller nor less harmful than another one."""
     kept: list[LayoutChoice] = []
     for each in candidates:
         if not kept or each.plan.bytes < kept[-1].plan.bytes:
@@ -104,18 +111,18 @@ def worthwhile(candidates: Sequence[LayoutChoice]) -> list[LayoutChoice]:
 
 
 def plan_within(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
-    """The plan of these settings. QCompressError if it exceeds `max_size`, with the options that would fit."""
+    """The plan of these settings. Raises QCompressError, with options that fit, if the plan exceeds `max_size`."""
     plan = make_plan(source, config)
     if config.max_size is None or plan.bytes <= config.max_size:
         return plan
     over = plan.bytes - config.max_size
     raise QCompressError(
-        f"{source.name}: would be {plan.bytes:,} bytes, {over:,} over --max-size; {cure(source, config)}"
+        f"{source.name}: the result would have {plan.bytes:,} bytes, {over:,} over --max-size; {cure(source, config)}"
     )
 
 
 def cure(source: SourceModel, config: QuantizeConfig) -> str:
-    """The options that fit `max_size`, in the same format if possible; or the smallest layout of all formats."""
+    """The end of an error: options that fit `max_size`, in the same format if possible; else the smallest layout."""
     assert config.max_size is not None
     other_formats = [name for name in FORMAT_NAMES if name != config.format]
     harm, candidates = estimated_harm(source), []
@@ -124,19 +131,19 @@ def cure(source: SourceModel, config: QuantizeConfig) -> str:
         candidates += ranked
         best = choose(ranked, config.max_size)
         if best is not None:
-            return f"{format_flags(best.config, config)} makes it {best.plan.bytes:,}"
+            return f"with {format_flags(best.config, config)} it has {best.plan.bytes:,} bytes"
     return format_misfit(candidates, config.max_size)
 
 
 def format_misfit(candidates: Sequence[LayoutChoice], max_size: int) -> str:
-    """The part of an error that names the smallest layout when none fits."""
+    """The end of an error if no layout fits: it names the smallest layout."""
     if not candidates:
-        return "no layout is legal for this model"
+        return "vLLM can load this model in no layout"
     least = min(candidates, key=lambda each: each.plan.bytes)
     over = least.plan.bytes - max_size
     return (
-        f"no layout fits: the smallest, {format_flags(least.config)}, is {least.plan.bytes:,} bytes, {over:,} over; "
-        "use a smaller model"
+        f"no layout fits: the smallest, {format_flags(least.config)}, has {least.plan.bytes:,} bytes, {over:,} over "
+        "the limit; use a smaller model"
     )
 
 
@@ -144,9 +151,9 @@ LAYOUT_FLAGS = ("method", "format", "group_size", "head_bits", "embedding_bits",
 
 
 def format_flags(config: QuantizeConfig, previous: QuantizeConfig | None = None) -> str:
-    """The options of `qcompress quantize` for these settings, without those that `previous` already has.
+    """The options of `qcompress quantize` that change the settings `previous` into `config`.
 
-    None for `previous` means the command's defaults.
+    Without `previous`, they change the command's defaults.
     """
     usual = previous or QuantizeConfig(method=config.method)
     words: list[str] = []
@@ -161,10 +168,11 @@ def format_flags(config: QuantizeConfig, previous: QuantizeConfig | None = None)
 
 
 def loaders(plan: LayoutPlan) -> dict[str, bool]:
-    """Which programs load the layout.
+    """For each program, True if it loads the layout.
 
-    vLLM's GPU kernels load every planned layout. Its CPU kernel loads 4 bits and no packed embedding. transformers
-    loads no packed embedding; it loads a packed head or mixed bits in compressed-tensors only.
+    vLLM loads every planned layout on a GPU. On a CPU, vLLM loads only layouts with 4 bits everywhere and without a
+    packed embedding. transformers also loads no packed embedding. It loads a packed head or mixed bits in
+    compressed-tensors only.
     """
     schemes, only_blocks = plan.schemes, set(plan.schemes) == set(plan.linears)
     all_four = all(scheme.bits == 4 for scheme in schemes.values())

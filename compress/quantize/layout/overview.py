@@ -1,4 +1,4 @@
-"""The layouts of a model as `qcompress plan` shows them: few rows, the recommended one first, harm in words."""
+"""Select and describe the layouts that `qcompress plan` shows: few rows, the recommended one first, harm in words."""
 
 import shlex
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ from compress.quantize.layout.sensitivity import measure_harm
 
 MAX_ROWS = 8
 RUNTIMES = {"vllm-gpu": "vllm_gpu", "vllm-cpu": "vllm_cpu", "transformers": "transformers"}
-HARM_WORDS = ((0.1, "almost none"), (0.8, "less than plain"), (1.25, "about plain 4 bits"))  # up to this ratio
+HARM_WORDS = ((0.1, "almost none"), (0.8, "less than plain"), (1.25, "about plain 4 bits"))  # highest ratio, words
 
 
 @dataclass(frozen=True)
 class Overview:
-    """Ranked layouts of one model. `recommended` is None if no layout fits `max_size` or none is legal."""
+    """The ranked layouts of one model. `recommended` is None if no layout is legal or fits `max_size`."""
 
     candidates: list[LayoutChoice]
     recommended: LayoutChoice | None
@@ -38,9 +38,10 @@ class Overview:
     measured: bool
 
     def shown(self, *, show_all: bool = False) -> list[LayoutChoice]:
-        """The recommended layout, then others from large to small: all of them, or at most MAX_ROWS in total.
+        """The recommended layout, then other layouts from large to small. `show_all` returns all of them.
 
-        The short list leaves out layouts that another one beats in both size and harm, and those above `max_size`.
+        Otherwise there are at most MAX_ROWS. This short list leaves out layouts above `max_size`, and every layout that
+        is neither smaller nor less harmful than another one.
         """
         others = self.candidates if show_all else self.fitting(worthwhile(self.candidates))
         others = [each for each in others if each is not self.recommended]
@@ -49,12 +50,12 @@ class Overview:
         return first + (others if show_all else spread(others, MAX_ROWS - len(first)))
 
     def fitting(self, candidates: list[LayoutChoice]) -> list[LayoutChoice]:
-        """The candidates of at most `max_size` bytes; all of them if none fits."""
+        """The candidates of at most `max_size` bytes. If there are none, all candidates."""
         fits = [each for each in candidates if self.max_size is None or each.plan.bytes <= self.max_size]
         return fits or candidates
 
     def row(self, candidate: LayoutChoice) -> PlanRow:
-        """A layout as a row of --json; `take` marks the recommended one."""
+        """A layout as a row for --json. The recommended layout has the key `take`."""
         config, plan = candidate.config, candidate.plan
         row: Row = {
             "format": config.format,
@@ -71,7 +72,7 @@ class Overview:
         return cast("PlanRow", row)
 
     def harm_text(self, candidate: LayoutChoice) -> str:
-        """A measured KL in nats, or an estimate in words, compared with plain 4 bits."""
+        """The harm as text: a measured KL in nats, or words that compare the estimate with plain 4 bits."""
         if self.measured:
             return f"{candidate.harm:.4f} nats"
         plain = plain_layout(self.candidates)
@@ -90,9 +91,10 @@ def make_overview(
     measure: bool = False,
     report: Report = silent,
 ) -> Overview:
-    """All layouts of `formats` (none: all) that `runs_in` loads, ranked. `config` has the settings of other kinds.
+    """Rank all layouts that the runtime `runs_in` loads. Without `runs_in`, rank all layouts.
 
-    `measure` reads the weights at `model` and measures harm in nats. QCompressError if there are no weights.
+    `formats` limits the formats; if it is empty, all formats are ranked. All settings outside the layout come from
+    `config`. `measure` reads the weights at `model` and measures harm in nats. Raises QCompressError if it finds none.
     """
     plans = plan_layouts(source, config or QuantizeConfig(), formats or FORMAT_NAMES)
     if runs_in is not None:
@@ -104,7 +106,10 @@ def make_overview(
 
 
 def plain_layout(candidates: Sequence[LayoutChoice]) -> LayoutChoice | None:
-    """Plain 4 bits: head and embedding at 16 bits, no linear at 8, the largest group size, the first format."""
+    """The candidate with 4 bits in all linears, 16 bits in head and embedding, and the largest group size.
+
+    Of several formats, the first in FORMAT_NAMES is returned. None if there is no such candidate.
+    """
     plain = [each for each in candidates if (each.config.head_bits, each.config.embedding_bits) == (16, 16)]
     plain = [each for each in plain if not each.config.eight_bit]
     order = {name: -index for index, name in enumerate(FORMAT_NAMES)}
@@ -112,14 +117,14 @@ def plain_layout(candidates: Sequence[LayoutChoice]) -> LayoutChoice | None:
 
 
 def spread(candidates: list[LayoutChoice], count: int) -> list[LayoutChoice]:
-    """At most `count` candidates, evenly spaced, the first and the last among them."""
+    """At most `count` candidates at even distances, with the first and the last one."""
     if len(candidates) <= count:
         return candidates
     return [candidates[round(index * (len(candidates) - 1) / (count - 1))] for index in range(count)]
 
 
 def quantize_command(model: Path, config: QuantizeConfig) -> str:
-    """The command line that writes this layout. Without weights at `model` it has MODEL for their folder."""
+    """The command line that writes this layout. If `model` has no weights, MODEL stands for the folder that does."""
     folder = model.parent if model.is_file() else model
     weights = shlex.quote(str(folder)) if any(folder.glob("*.safetensors")) else "MODEL"
     name = model.stem if model.is_file() and model.name != "config.json" else model_name(folder)

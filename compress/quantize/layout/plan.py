@@ -23,7 +23,7 @@ from compress.quantize.layout.layouts import Choice, choose_schemes
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A 16-bit model without its weights: its name in errors, parameter shapes, config.json content.
+    """A 16-bit model without its weights: a name for errors, the parameter shapes, and the content of config.json.
 
     `dtype` is the dtype of every tensor that stays unquantized.
     """
@@ -43,9 +43,10 @@ class SourceModel:
 
 
 def read_source(path: Path, dtype: str | None = None) -> SourceModel:
-    """The model at `path`: a checkpoint, a folder with a config.json, or a config.json. `dtype`: see storage_dtype.
+    """The model at `path`, which is a checkpoint, a folder with a config.json, or a config.json.
 
-    QCompressError for a model that is no causal language model or is quantized already.
+    `dtype` is explained at `storage_dtype`. Raises QCompressError if the model is not a causal language model, or is
+    already quantized.
     """
     whole = path.is_dir() and (any(path.glob("*.safetensors")) or (path / INDEX).is_file())
     if whole:
@@ -58,22 +59,22 @@ def read_source(path: Path, dtype: str | None = None) -> SourceModel:
 
 
 def checkpoint_source(checkpoint: Checkpoint, dtype: str | None = None) -> SourceModel:
-    """The model of an open checkpoint. QCompressError if it is quantized already."""
+    """The model of an open checkpoint. Raises QCompressError if it is already quantized."""
     check_unquantized(checkpoint.path, checkpoint.config)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     return SourceModel(str(checkpoint.path), shapes, checkpoint.config, storage_dtype(checkpoint.config, dtype))
 
 
 def check_unquantized(path: Path, model: dict[str, Any]) -> None:
-    """QCompressError if config.json describes a quantized checkpoint."""
+    """Raise QCompressError if config.json describes a quantized checkpoint."""
     quantization = model.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method")
-        raise QCompressError(f"{path}: is already quantized ({method}); pass its 16-bit source")
+        raise QCompressError(f"{path}: the model is already quantized ({method}); give the 16-bit model instead")
 
 
 def storage_dtype(model: dict[str, Any], name: str | None = None) -> torch.dtype:
-    """The dtype called `name`; for None the dtype in config.json, with float16 in place of float32."""
+    """The dtype called `name`. Without a name, the dtype in config.json, but float16 if that is float32."""
     if name is not None:
         return getattr(torch, name)
     dtype = model_dtype(model)
@@ -84,8 +85,8 @@ def storage_dtype(model: dict[str, Any], name: str | None = None) -> torch.dtype
 class LayoutPlan:
     """Every tensor that will be written, and the scheme of every packed module.
 
-    `scheme` is the scheme of the 4-bit linears; `schemes` maps each packed module to its scheme. `linears` maps paths
-    to (out, in). `tables` maps a packed head or embedding to its source parameter.
+    `scheme` is the scheme of the 4-bit linears. `schemes` maps each packed module to its scheme, `linears` maps each
+    linear to its shape (out, in), and `tables` maps a packed head or embedding to its source parameter.
     """
 
     format: Format
@@ -97,7 +98,7 @@ class LayoutPlan:
 
     @property
     def unquantized(self) -> list[str]:
-        """Linears that stay unquantized, for loaders that need their names."""
+        """The linears that stay unquantized. Loaders need their names."""
         return [] if HEAD in self.schemes else [HEAD]
 
     @property
@@ -112,7 +113,7 @@ class LayoutPlan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits on disk per weight of the quantized linears, with scales, zeros and g_idx."""
+        """Bits on disk per quantized weight of the decoder blocks. Scales, zeros and g_idx are included."""
         packed = sum(spec.bytes for spec in self.specs if spec.name.rpartition(".")[0] in self.linears)
         return 8 * packed / sum(prod(shape) for shape in self.linears.values())
 
@@ -123,44 +124,54 @@ def legal_group_sizes(linears: dict[str, tuple[int, int]]) -> list[int]:
 
 
 def choose_group_size(linears: dict[str, tuple[int, int]], group_size: int) -> int:
-    """`group_size`, or for 0 the largest legal one. QCompressError names the first linear that it does not divide."""
+    """`group_size`, or the largest legal group size if it is 0.
+
+    Raises QCompressError, with the name of the first such linear, if the size does not divide a linear's inputs.
+    """
     legal = legal_group_sizes(linears)
     size = group_size or (legal[0] if legal else GROUP_SIZES[-1])
     if size in legal:
         return size
     name, inn = next((name, inn) for name, (_, inn) in linears.items() if inn % size)
-    cure = f"legal here: {', '.join(map(str, legal))}" if legal else "no group size of vLLM's kernels divides them"
-    raise QCompressError(f"{name}: --group-size {size} does not divide its {inn} inputs; {cure}")
+    sizes = ", ".join(map(str, legal))
+    cure = f"use {sizes} or auto" if legal else "no group size of vLLM's kernels fits this model"
+    raise QCompressError(f"{name}: --group-size {size} does not divide the {inn} inputs of this linear; {cure}")
 
 
 def group_size_reason(plan: LayoutPlan) -> str | None:
-    """Why `auto` chose less than the largest group size, with the first linear that prevents it; None if it did not."""
+    """Why `auto` did not choose the next larger group size: the first linear that it does not divide.
+
+    None if `auto` chose the largest group size.
+    """
     larger = [size for size in GROUP_SIZES if size > plan.scheme.group_size]
     for name, (_, inn) in plan.linears.items():
         if larger and inn % larger[-1]:
-            return f"auto takes {plan.scheme.group_size}: {larger[-1]} does not divide the {inn} inputs of {name}"
+            return f"auto chose {plan.scheme.group_size}: {larger[-1]} does not divide the {inn} inputs of {name}"
     return None
 
 
 def check_full_words(linears: dict[str, tuple[int, int]]) -> None:
-    """QCompressError for a linear whose codes do not fill packed words of 8 codes."""
+    """Raise QCompressError if a linear's outputs or inputs are not a multiple of 8. Codes are packed 8 to a word."""
     for name, (out, inn) in linears.items():
         if out % 8 or inn % 8:
             raise QCompressError(
-                f"{name}: {out} outputs × {inn} inputs do not fill words of 8 codes; it cannot be packed"
+                f"{name}: this linear cannot be packed: {out} outputs and {inn} inputs must both be multiples of 8"
             )
 
 
 def make_plan(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
-    """The plan of these settings; `max_size` is not checked. QCompressError for a layout that vLLM cannot load.
+    """The plan of these settings, without a check of `max_size`.
 
-    The linears of the decoder blocks are packed; head and embedding are packed if `config` has fewer than 16 bits for
-    them. A tied head is not stored. All other tensors have the source's dtype.
+    The linears of the decoder blocks are packed. Head and embedding are packed if `config` gives them fewer than 16
+    bits. A tied head is not stored, unless it is packed. All other tensors have the source's dtype.
+    Raises QCompressError if vLLM cannot load the layout.
     """
     linears, vocabulary = source.linears, source.vocabulary
     missing = [name for name in linears if f"{name}.weight" not in source.shapes]
     if missing:
-        raise QCompressError(f"{source.name}: has no {missing[0]}.weight, which its config.json requires")
+        raise QCompressError(
+            f"{source.name}: {missing[0]}.weight is missing, but config.json requires it; download the model again"
+        )
     group_size = choose_group_size(linears, config.group_size)
     check_full_words(linears)
     row, scheme = FORMATS[config.format], Scheme(config.bits, group_size, config.symmetric, source.dtype)
@@ -176,14 +187,14 @@ def make_plan(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
 
 
 def table_sources(vocabulary: Vocabulary, schemes: Schemes) -> dict[str, str]:
-    """The parameter behind each packed head or embedding; that of a tied head is the embedding."""
+    """For each packed head or embedding, the parameter with its weights. A tied head has those of the embedding."""
     head = vocabulary.embedding if vocabulary.tied else vocabulary.head
     sources = {vocabulary.embedding: vocabulary.embedding, vocabulary.head: head}
     return {name: f"{source}.weight" for name, source in sources.items() if name in schemes}
 
 
 def packed_specs(module: str, shape: tuple[int, int], row: Format, scheme: Scheme) -> list[TensorSpec]:
-    """The tensors on disk of one packed module of this (out, in) shape."""
+    """The tensors on disk of one packed module with this (out, in) shape."""
     return [TensorSpec(f"{module}.{spec.name}", spec.dtype, spec.shape) for spec in row.specs(*shape, scheme)]
 
 

@@ -1,9 +1,9 @@
 """Sensitivity of each part of a model: KL(model ‖ model with only that part rounded), in nats per token.
 
-A part is the head, the embedding, or one stage of all blocks (the linears that share an input). Each part is plainly
-rounded once. For other grids the KL is scaled by their rounding error ‖ΔW‖² / ‖W‖², because the KL of a small change
-grows with its square. The KLs of parts are summed. The sum is an estimate that ranks layouts; `qcompress verify`
-measures a finished checkpoint.
+A part is the head, the embedding, or one stage of all blocks. A stage is the linears that share an input. The KL of a
+part is measured for one grid, by plain rounding. For other grids it is scaled by their rounding error ‖ΔW‖² / ‖W‖²,
+because the KL of a small change grows with its square. The KLs of all parts are summed. The sum is an estimate that
+ranks layouts; `qcompress verify` measures a finished checkpoint.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,12 +25,12 @@ from compress.quantize.layout.plan import SourceModel
 from compress.quantize.methods.rtn import rtn
 
 WINDOWS, LENGTH = 4, 128
-SAMPLE = 1024  # rows of a weight that its rounding error is measured on
+SAMPLE = 1024  # rows of a weight from which its rounding error is estimated
 
 
 @dataclass
 class ModelPart:
-    """Some modules of a model: the KL in nats of rounding them, and their rounding error under each scheme."""
+    """A part of a model: its modules, the KL of rounding them in nats, and their rounding error with each scheme."""
 
     name: str
     modules: tuple[str, ...]
@@ -38,7 +38,10 @@ class ModelPart:
     errors: dict[Scheme, float] = field(default_factory=dict)
 
     def harm(self, schemes: dict[str, Scheme], measured: Scheme) -> float:
-        """The KL in nats under these schemes; a module without one stays unquantized. `kl` belongs to `measured`."""
+        """The KL in nats with `schemes`, scaled from `kl`, which was measured with the scheme `measured`.
+
+        A module without a scheme stays unquantized.
+        """
         packed = [schemes[module] for module in self.modules if module in schemes]
         if not packed:
             return 0.0
@@ -47,7 +50,10 @@ class ModelPart:
 
 
 def find_parts(source: SourceModel) -> list[ModelPart]:
-    """The stages of the model's family, head and embedding. An unknown family has one stage with all linears."""
+    """The parts of a model: the stages of its family, head, and embedding.
+
+    An unknown family has a single stage with all linears.
+    """
     family = find_family(str(source.model.get("model_type")))
     stages = [stage.linears for stage in family.stages] if family else [("",)]
     parts = [ModelPart(names[0] or "linears", tuple(in_stage(source, names))) for names in stages]
@@ -67,9 +73,10 @@ def measure_parts(
     schemes: Iterable[Scheme],
     report: Report = silent,
 ) -> list[ModelPart]:
-    """Every part with its KL on (n, seq) ids, and its rounding error under each scheme.
+    """Measure every part: its KL on (n, seq) ids, and its rounding error with each scheme.
 
-    One block is in memory at a time. The model runs once unquantized, and once per part under the coarsest scheme.
+    One block is in memory at a time. The model runs once unquantized, then once per part, rounded with the coarsest
+    scheme.
     """
     schemes = list(dict.fromkeys(schemes))
     coarsest = max(schemes, key=rounding_error)
@@ -88,19 +95,19 @@ def measure_parts(
 
 
 def source_module(source: SourceModel, module: str) -> str:
-    """The module that stores this one's weight: for a tied head, the embedding."""
+    """The module that stores the weight of `module`: the embedding for a tied head, else `module` itself."""
     vocabulary = source.vocabulary
     return vocabulary.embedding if vocabulary.tied and module == vocabulary.head else module
 
 
 def rounded(weights: Weights, names: Sequence[str], scheme: Scheme) -> Weights:
-    """The same weights, with those of `names` plainly rounded."""
+    """The same weights, except that the weights called `names` are plainly rounded."""
     chosen = set(names)
     return lambda name: rtn(weights(name), scheme).dequantize() if name in chosen else weights(name)
 
 
 def mean_errors(weights: Weights, names: Sequence[str], schemes: Sequence[Scheme]) -> dict[Scheme, float]:
-    """‖ΔW‖² / ‖W‖² over the weights of `names`, by scheme, from at most SAMPLE rows of each weight."""
+    """‖ΔW‖² / ‖W‖² of the weights called `names`, by scheme. Each weight is sampled by about SAMPLE rows."""
     total, errors = 0.0, dict.fromkeys(schemes, 0.0)
     for name in names:
         weight = weights(name)
@@ -113,7 +120,7 @@ def mean_errors(weights: Weights, names: Sequence[str], schemes: Sequence[Scheme
 
 @torch.no_grad()
 def log_probabilities(source: SourceModel, ids: Tensor, reads: tuple[Weights, ...]) -> Iterator[Tensor]:
-    """(seq, vocab) log-probabilities of each window; `reads` are the weights of embedding, blocks and head."""
+    """The log-probabilities (seq, vocab) of each window. `reads` holds the weights of embedding, blocks and head."""
     embedding, body, head = reads
     model = BlockModel(source.model, embedding)
     with model.embedding_and_norm():
@@ -128,13 +135,16 @@ def log_probabilities(source: SourceModel, ids: Tensor, reads: tuple[Weights, ..
 
 
 def mean_kl(reference: Tensor, candidate: Iterable[Tensor]) -> float:
-    """Mean KL(reference ‖ candidate) in nats per token, from (n, seq, vocab) and n (seq, vocab) log-probabilities."""
+    """Mean KL(reference ‖ candidate) in nats per token, from log-probabilities.
+
+    `reference` is (n, seq, vocab). `candidate` yields n windows, each (seq, vocab).
+    """
     means = [(p.exp() * (p - q)).sum(-1).mean() for p, q in zip(reference, candidate, strict=True)]
     return torch.stack(means).mean().item()
 
 
 def measured_harm(parts: Sequence[ModelPart], schemes: Iterable[Scheme]) -> Harm:
-    """The harm of a plan: the sum of its parts' KL, in nats per token."""
+    """A function of a plan: its harm, the sum of the KLs of all parts in nats per token."""
     coarsest = max(schemes, key=rounding_error)
     return lambda plan: sum(part.harm(plan.schemes, coarsest) for part in parts)
 
@@ -142,9 +152,9 @@ def measured_harm(parts: Sequence[ModelPart], schemes: Iterable[Scheme]) -> Harm
 def measure_harm(
     model: PathOrCheckpoint, source: SourceModel, plans: Sequence[Planned], report: Report = silent
 ) -> Harm:
-    """The harm of these plans, measured on the weights of `model` and a few windows of the bundled text.
+    """A function that returns the harm of each of `plans`, from measurements on the weights of `model`.
 
-    QCompressError if there are no weights.
+    The measurements use a few windows of the bundled text. Raises QCompressError if `model` has no weights.
     """
     checkpoint = open_causal_lm(model)
 

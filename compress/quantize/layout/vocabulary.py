@@ -1,7 +1,7 @@
-"""Head and embedding, rounded and packed in slices of rows, one float32 slice at a time.
+"""Round and pack the head and the embedding in slices of rows, one float32 slice at a time.
 
-They are often the largest matrices of a small model. A 4-bit head gets the grid of least squared error. An 8-bit head
-and the embedding are plainly rounded: a look-up has no sums in which errors could cancel, and 8-bit errors are small.
+They are often the largest matrices of a small model. A 4-bit head gets the grid with the least squared error. 8-bit
+heads and embeddings are plainly rounded, because 8-bit errors are small.
 """
 
 from typing import Any
@@ -14,14 +14,15 @@ from compress.core.grid import QuantizedWeight, Scheme, find_grid
 from compress.quantize.methods.parallel_rows import solve_in_parallel
 from compress.quantize.methods.rtn import round_to_grid, rtn
 
-ROWS = 4096  # per slice; zeros of 8 rows share a word
+ROWS = 4096  # rows per slice, a multiple of 8, because the zeros of 8 rows share a word
 ALONG_ROWS = {"qweight": 1, "qzeros": 1, "scales": 1, "weight_packed": 0, "weight_scale": 0, "weight_zero_point": 0}
 
 
 def pack_table(weight: Tensor, row: Format, scheme: Scheme) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The packed tensors of a (rows, width) weight by suffix, and its report row: bits, error, error of plain rounding.
+    """The packed tensors of a (rows, width) weight by suffix, and its report row.
 
-    Errors are ‖ΔW‖² / ‖W‖². The slice size changes the memory, never the result.
+    The row has the bits, the error, and the error of plain rounding, both ‖ΔW‖² / ‖W‖². The slice size changes the
+    memory, never the result.
     """
     slices, total, errors = [], 0.0, {"error": 0.0, "rtn_error": 0.0}
     for part in weight.split(ROWS):
@@ -38,14 +39,14 @@ def pack_table(weight: Tensor, row: Format, scheme: Scheme) -> tuple[dict[str, T
 
 
 def join(slices: list[dict[str, Tensor]], suffix: str) -> Tensor:
-    """The tensor of all rows from its slices. A tensor without a row axis is the same in every slice."""
+    """Join the slices of one tensor along its rows. A tensor without a row axis is the same in every slice."""
     if suffix not in ALONG_ROWS:
         return slices[0][suffix]
     return torch.cat([parts.pop(suffix) for parts in slices], ALONG_ROWS[suffix])
 
 
 def round_table(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
-    """A float32 (rows, width) slice, rounded to its grid."""
+    """Round a float32 slice (rows, width). Only a 4-bit grid is searched for the least squared error."""
     if scheme.bits == 8:
         return rtn(weight, scheme)
     equal_importance = torch.ones(weight.shape[1])

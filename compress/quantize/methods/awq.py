@@ -1,4 +1,4 @@
-"""AWQ: before rounding, scale up the input channels with large activations; scale down what feeds them.
+"""AWQ: before rounding, scale up the input channels with large activations; scale down the module that feeds them.
 
     scale = activation_size ** ratio,   the ratio with the least tr(ΔW H ΔWᵀ),   ΔW = round(W · scale) / scale − W
 
@@ -16,15 +16,15 @@ from compress.core.grid import QuantizedWeight, Scheme, find_grid
 from compress.quantize.methods.rtn import round_to_grid, rtn
 
 RATIOS = tuple(step / 20 for step in range(20))
-STEPS = (4, 2, 1)  # from one tried ratio to the next, coarse to fine
-SEARCH_ROWS = 512  # outputs of the search, evenly spaced: they rank the ratios as well as all outputs do
+STEPS = (4, 2, 1)  # distances between tried ratios, coarse to fine
+SEARCH_ROWS = 512  # outputs that the search uses, evenly spaced: they rank the ratios as well as all outputs do
 
 
 def output_error(difference: Tensor, hessian: Tensor, matmul_dtype: torch.dtype = torch.float32) -> float:
-    """tr(ΔW H ΔWᵀ) of `difference` (out, in) and hessian (in, in): squared output error, a mean over tokens.
+    """The squared output error tr(ΔW H ΔWᵀ), a mean over tokens, for ΔW = `difference` (out, in) and H (in, in).
 
-    The Hessian is symmetric, so numbers right of its diagonal count twice, and most of those left of it are not read.
-    ΔW H is computed in `matmul_dtype`; in bfloat16 the relative error of the sum is at most 1e-4.
+    H is symmetric, so numbers above its diagonal count twice, and most numbers below the diagonal are not read.
+    ΔW H is computed in `matmul_dtype`. With bfloat16, the relative error of the sum is at most 1e-4.
     """
     rounded = difference.to(matmul_dtype)
     total = torch.zeros((), device=difference.device)
@@ -46,8 +46,9 @@ def search_scale(
 ) -> Tensor:
     """The scale of each input channel, (in,) float32: the power of the activation size with the least output error.
 
-    The search tries 7 to 9 of the 20 RATIOS on about SEARCH_ROWS outputs. Ratio 0, no scaling, wins a tie. Each
-    `query_heads_per_kv_head` neighbouring heads of `head_dim` channels get the same scales: one value head feeds them.
+    The search tries 7 to 9 of the 20 RATIOS on about SEARCH_ROWS outputs. Ratio 0 means no scaling and wins a tie.
+    Heads have `head_dim` channels. Each `query_heads_per_kv_head` neighbouring heads get the same scales, because one
+    value head feeds them.
     """
     weight = weight[:: max(1, len(weight) // SEARCH_ROWS)]
     energy = mean_over_shared(hessian.diagonal(), query_heads_per_kv_head, head_dim).clamp(min=1e-12)
@@ -62,9 +63,10 @@ def search_scale(
 
 
 def coarse_to_fine(error: Callable[[int], float], count: int) -> int:
-    """The index below `count` with the least `error`: try every fourth, then neighbours of the best at steps 2 and 1.
+    """The index below `count` with the least `error`, from a search that narrows down.
 
-    The lowest index wins a tie. With several local minima, the search may miss the global one.
+    It tries every fourth index, then the neighbours of the best index at distance 2, then at distance 1. The lowest
+    index wins a tie. If `error` has several local minima, the search may miss the global one.
     """
     errors: dict[int, float] = {}
     best, candidates = 0, list(range(0, count, STEPS[0]))
@@ -76,12 +78,12 @@ def coarse_to_fine(error: Callable[[int], float], count: int) -> int:
 
 
 def normalised(scale: Tensor) -> Tensor:
-    """The scale with √(max · min) = 1, limited to what a norm weight in float16 can hold."""
+    """The scale divided so that √(max · min) = 1, limited to a range that a norm weight in float16 can store."""
     return (scale / (scale.max() * scale.min()).sqrt()).clamp(1e-2, 1e2)
 
 
 def mean_over_shared(energy: Tensor, query_heads_per_kv_head: int, head_dim: int) -> Tensor:
-    """(in,) -> (in,): each channel's mean over the query heads that the same value head feeds."""
+    """Replace each channel's energy by its mean over the query heads that share a value head: (in,) -> (in,)."""
     if query_heads_per_kv_head == 1:
         return energy
     heads = energy.view(-1, query_heads_per_kv_head, head_dim)
@@ -89,6 +91,6 @@ def mean_over_shared(energy: Tensor, query_heads_per_kv_head: int, head_dim: int
 
 
 def clip(weight: Tensor, hessian: Tensor, scheme: Scheme) -> QuantizedWeight:
-    """Round `weight` (out, in) to grids whose range is shrunk where that lowers the output error."""
+    """Round `weight` (out, in) to grids. The range of a grid is shrunk if that lowers the output error."""
     scales, zeros = find_grid(weight, scheme, hessian.diagonal())
     return round_to_grid(weight, scales, zeros, scheme)

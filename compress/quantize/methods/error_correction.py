@@ -2,10 +2,10 @@
 
     minimise over W*  mean over tokens of ‖y₁₆ − W* x‖²,   so  W* = W + C H⁻¹,  C = mean of (y₁₆ − W x) xᵀ
 
-x is the input that the quantized predecessors compute. y₁₆ = W x₁₆ is the output in the 16-bit model. Where the output
-is added to the residual stream r, the fit is to the sum: y₁₆ = r₁₆ + W x₁₆ − r, which also corrects the errors in r.
-Qronos (Zhang et al. 2025, https://arxiv.org/abs/2505.11695) starts from the first target. C comes from few tokens and
-fits them too well, so only W + strength · C H⁻¹ is quantized, with a shrunk H.
+x is the input that the quantized layers before this one compute. y₁₆ = W x₁₆ is the output in the 16-bit model. If the
+output is added to the residual stream r, the sum is fitted instead: y₁₆ = r₁₆ + W x₁₆ − r. This also corrects errors in
+r. Qronos (Zhang et al. 2025, https://arxiv.org/abs/2505.11695) uses the target without r. C comes from few tokens
+and fits them too well, so H is shrunk, and only W + strength · C H⁻¹ is quantized.
 """
 
 from typing import NamedTuple
@@ -17,14 +17,14 @@ from torch.nn.functional import linear
 from calibration.statistics import Cross, strips
 from compress.quantize.methods.gptq import Factor
 
-MAX_NUMBERS = 2**23  # per step: 18944 inputs leave little memory beside the Hessian and its factor
+MAX_NUMBERS = 2**23  # numbers per step: with 18944 inputs, Hessian and factor leave little memory
 
 
 class StageInput(NamedTuple):
-    """One micro-batch at a stage: the linears' input x (batch, seq, in).
+    """One micro-batch at a stage: x (batch, seq, in) is the input of the stage's linears.
 
-    `residual` is the residual stream (batch, seq, hidden) to which the stage's output is added, where the family table
-    names the module that reads it.
+    `residual` (batch, seq, hidden) is the residual stream before the stage's output is added. It is None if the family
+    table does not name the module that reads the stream.
     """
 
     x: Tensor
@@ -32,11 +32,12 @@ class StageInput(NamedTuple):
 
 
 class ErrorCovariance:
-    """C of one stage's weight (out, in), the mean of (output error) xᵀ, accumulated batch by batch.
+    """Accumulates C of one stage, batch by batch: the mean of (output error) xᵀ for the stage's weight (out, in).
 
     With `residual_outputs`, references are states of the residual stream after the stage, (..., out), bias included.
-    Otherwise they are inputs of the stage in the 16-bit model, (..., in). A weight with few outputs then multiplies
-    every token. A weight with many outputs multiplies only the mean of (x₁₆ − x) xᵀ, (in, in): `from_inputs` is True.
+    Otherwise they are inputs of the stage in the 16-bit model, (..., in). The output error is then W (x₁₆ − x). If W
+    has many outputs, it is cheaper to accumulate the mean of (x₁₆ − x) xᵀ, (in, in), and to multiply it by W only once
+    at the end. `from_inputs` is True in this case.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ErrorCovariance:
         return self._mean.tokens
 
     def update(self, batch: StageInput, reference: Tensor) -> None:
-        """Add one batch and the 16-bit model's reference for it. ValueError for other widths."""
+        """Add one batch and the 16-bit model's reference for it. Raises ValueError if a width differs."""
         reference = reference.to(batch.x.device)
         if self.residual_outputs:
             assert batch.residual is not None
@@ -72,13 +73,13 @@ class ErrorCovariance:
         self._mean.update(error, batch.x)
 
     def take(self) -> Tensor:
-        """The mean, float32: C (out, in), or (in, in) if `from_inputs`. Nothing can be added afterwards."""
+        """The accumulated mean, float32: C (out, in), or (in, in) if `from_inputs`. Do not call `update` afterwards."""
         self._weight = self._weight.new_zeros(0, 0)
         return self._mean.take()
 
 
 def covariance_rows(out_features: int, in_features: int) -> int:
-    """Rows of the accumulated mean: `out_features` if that is less than half of `in_features`, else `in_features`."""
+    """Rows of the accumulated mean: `out_features` if they are less than half of `in_features`, else `in_features`."""
     return out_features if 2 * out_features < in_features else in_features
 
 
@@ -91,10 +92,10 @@ def correct_weight(
     from_inputs: bool = False,
     matmul_dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """W + strength · C H⁻¹, written into the weight W (out, in).
+    """Compute W + strength · C H⁻¹ in place of the weight W (out, in), and return it.
 
-    `factor` is that of H (in, in). `covariance` is what ErrorCovariance.take returned, and is overwritten. With
-    `from_inputs`, C is W times it, a product in `matmul_dtype`.
+    `factor` is the factor of H (in, in). `covariance` comes from `ErrorCovariance.take` and is overwritten. It is C;
+    with `from_inputs`, C is the product of W and `covariance`, computed in `matmul_dtype`.
     """
     original_order, rows = torch.argsort(factor.order), max(1, MAX_NUMBERS // weight.shape[1])
     for part in covariance.split(rows):
@@ -108,7 +109,10 @@ def correct_weight(
 
 
 def times_inverse(rows: Tensor, upper: Tensor) -> Tensor:
-    """rows (n, in) times H⁻¹ = Uᵀ U for an upper triangular U (in, in), in strips that skip most of its zeros."""
+    """The product of `rows` (n, in) and H⁻¹ = Uᵀ U, for an upper triangular U (in, in).
+
+    It is computed strip by strip, which skips most zeros of U.
+    """
     half, whole = torch.empty_like(rows), torch.empty_like(rows)
     for strip in strips(len(upper)):
         half[:, strip] = rows[:, strip.start :] @ upper[strip, strip.start :].T

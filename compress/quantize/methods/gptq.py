@@ -2,8 +2,8 @@
 
     columnⱼ -= Uᵢⱼ / Uᵢᵢ · (columnᵢ - roundedᵢ)   for j > i,   H⁻¹ = Uᵀ U
 
-Frantar et al. 2022, https://arxiv.org/abs/2210.17323, Algorithm 1. Columns are quantized in order of falling activation
-energy (static act-order). Every group's grid is chosen beforehand, for the original weights. Neither choice changes the
+Frantar et al. 2022, https://arxiv.org/abs/2210.17323, Algorithm 1. Columns are quantized by falling activation energy
+(static act-order). The grids of all groups are chosen first, from the original weights. Neither choice changes the
 layout of the checkpoint.
 """
 
@@ -18,17 +18,17 @@ from compress.core import kernels
 from compress.core.grid import QuantizedWeight, Scheme, find_grid
 
 BLOCK_SIZE = 64  # columns between two updates of all later columns; the fastest of 8..128 on two CPU cores
-COPIED_ROWS = 256  # per step, so that no second matrix is needed
-COPIED_NUMBERS = 2**20  # likewise
-INVERTED_COLUMNS = 128
+COPIED_ROWS = 256  # rows per step, so that no second matrix is needed
+COPIED_NUMBERS = 2**20  # numbers per step, for the same reason
+INVERTED_COLUMNS = 128  # columns per step
 MAX_DAMP = 1.0
 
 
 @dataclass(frozen=True)
 class Factor:
-    """The damped Hessian's inverse, factored: H⁻¹ = Uᵀ U with inputs in `order` (in,), and the damping that it took.
+    """The factor U of the inverse of the damped Hessian, H⁻¹ = Uᵀ U, and the damping that was needed.
 
-    `upper` is U, (in, in) float32.
+    `upper` is U, (in, in) float32. Its inputs are sorted: `order` (in,) has their original indices.
     """
 
     upper: Tensor
@@ -45,11 +45,11 @@ def gptq(
     factor: Factor | None = None,
     block_size: int = BLOCK_SIZE,
 ) -> tuple[QuantizedWeight, float]:
-    """The quantized `weight` (out, in), and the damping that the Hessian's factor took.
+    """Quantize `weight` (out, in). Returns it with the damping that was needed to factor the Hessian.
 
-    `hessian` is the mean of x xᵀ over calibration tokens, (in, in) float32. `factor` is its `inverse_factor`, where the
-    caller has it. `block_size` changes the speed, never the result. ValueError if no damping makes the Hessian
-    positive.
+    `hessian` is the mean of x xᵀ over calibration tokens, (in, in) float32. A caller that already has its
+    `inverse_factor` passes it as `factor`. `block_size` changes the speed, never the result.
+    Raises ValueError if no damping makes the Hessian positive definite.
     """
     weight = weight.float()
     scales, zeros = find_grid(weight, scheme, hessian.diagonal())
@@ -63,10 +63,10 @@ def gptq(
 def round_columns(
     columns: Tensor, scales: Tensor, zeros: Tensor, groups: Tensor, upper: Tensor, max_code: int, block_size: int
 ) -> Tensor:
-    """Codes (in, out) uint8 of `columns` (in, out), which are overwritten.
+    """The codes (in, out) uint8 of `columns` (in, out). `columns` is overwritten.
 
-    Transposed against the paper, so that a column is contiguous in memory. scales and zeros are (groups, out); `groups`
-    (in,) is the group of each column.
+    Matrices are transposed against the paper, so that a column is contiguous in memory. `scales` and `zeros` are
+    (groups, out). `groups` (in,) is the group of each column.
     """
     codes = torch.empty_like(columns, dtype=torch.uint8)
     round_one = kernels.round_block if columns.device.type == "cpu" else round_block
@@ -81,10 +81,10 @@ def round_columns(
 
 
 def round_block(columns: Tensor, scales: Tensor, zeros: Tensor, rows: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
-    """Round a block of columns in order: codes minus zeros, and the errors, both (block, out).
+    """Round the columns of a block one after another. Returns codes minus zeros, and the errors, both (block, out).
 
-    columns, scales and zeros are (block, out); `rows` (block, block) is U divided by its diagonal. Five operations per
-    column; on a CPU, `kernels.round_block` replaces it.
+    `columns`, `scales` and `zeros` are (block, out). `rows` (block, block) is U with each row divided by its diagonal
+    number. A column takes five operations. On a CPU, `kernels.round_block` is used instead.
     """
     steps, lowest, highest = scales.reciprocal(), -zeros, max_code - zeros
     offsets, errors = torch.empty_like(columns), torch.empty_like(columns)
@@ -98,23 +98,23 @@ def round_block(columns: Tensor, scales: Tensor, zeros: Tensor, rows: Tensor, ma
 def inverse_factor(hessian: Tensor, damp_percent: float) -> Factor:
     """The Cholesky factor of the inverse of the damped Hessian. Damping grows tenfold until the factor exists.
 
-    A dead input gets the mean energy; its weights are rounded to nearest, whatever the value. ValueError for a Hessian
-    with NaN or Inf, or without a factor at MAX_DAMP.
+    A dead input gets the mean energy. Any other energy would do as well: its weights are always rounded to nearest.
+    Raises ValueError if the Hessian has NaN or Inf, or has no factor even with MAX_DAMP.
     """
     if not all_finite(hessian):
-        raise ValueError(f"the hessian {tuple(hessian.shape)} holds NaN or infinite values")
+        raise ValueError(f"the hessian {tuple(hessian.shape)} has NaN or infinite values")
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     for damp in damping(damp_percent):
         upper = factor_in_place(damped(hessian, order, damp))
         if upper is not None:
             return Factor(upper, order, damp)
     raise ValueError(
-        f"the hessian {tuple(hessian.shape)} has no Cholesky factor with any damp_percent up to {MAX_DAMP}"
+        f"the hessian {tuple(hessian.shape)} has no Cholesky factor, even with a damp_percent of {MAX_DAMP}"
     )
 
 
 def damping(least: float) -> Iterator[float]:
-    """`least`, then ten times as much and so on; the last is MAX_DAMP."""
+    """The dampings to try: `least`, then each ten times the one before; the last is MAX_DAMP."""
     while least < MAX_DAMP:
         yield least
         least *= 10
@@ -122,7 +122,7 @@ def damping(least: float) -> Iterator[float]:
 
 
 def damped(hessian: Tensor, order: Tensor, damp: float) -> Tensor:
-    """A copy of the Hessian with inputs in `order`, and `damp` times the mean of its diagonal added to the diagonal."""
+    """A copy of the Hessian, with inputs in `order` and damped: the diagonal grows by `damp` times its mean."""
     ordered = hessian[order]
     for rows in ordered.split(COPIED_ROWS):
         rows.copy_(rows[:, order])
@@ -134,10 +134,11 @@ def damped(hessian: Tensor, order: Tensor, damp: float) -> Tensor:
 
 
 def factor_in_place(matrix: Tensor) -> Tensor | None:
-    """Upper U with matrix⁻¹ = Uᵀ U, in the memory of the symmetric `matrix`; None if rounding leaves no such U.
+    """The upper triangular U with matrix⁻¹ = Uᵀ U, in the memory of the symmetric `matrix`.
 
-    With rows and columns reversed, the matrix is L Lᵀ, and U is L⁻¹ reversed: half the arithmetic of factoring the
-    inverse. For 18944 inputs a matrix takes 1.4 GB, so every step works in place, in LAPACK's memory layout.
+    None if the matrix is not positive definite in float32. The matrix with rows and columns reversed is L Lᵀ, and U is
+    the reverse of L⁻¹. This takes half the arithmetic of inverting the matrix and factoring the inverse. A matrix for
+    18944 inputs takes 1.4 GB, so every step works in place, in LAPACK's memory layout.
     """
     reverse(matrix)
     failed = torch.empty((), dtype=torch.int32, device=matrix.device)
@@ -150,7 +151,7 @@ def factor_in_place(matrix: Tensor) -> Tensor | None:
 
 
 def reverse(matrix: Tensor) -> None:
-    """Reverse the order of rows and of columns, in place: swap the first numbers with the last."""
+    """Reverse the order of rows and columns in place, by swapping the first number with the last, and so on."""
     numbers = matrix.view(-1)
     size, half = len(numbers), len(numbers) // 2
     for start in range(0, half, COPIED_NUMBERS):
@@ -161,10 +162,10 @@ def reverse(matrix: Tensor) -> None:
 
 
 def invert_upper(matrix: Tensor) -> None:
-    """Invert an upper triangular matrix in place, INVERTED_COLUMNS at a time from the left.
+    """Invert an upper triangular matrix in place, from left to right, INVERTED_COLUMNS per step.
 
-    With A inverted, [[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]. The product with A⁻¹ runs over strips of rows
-    that skip most of its zeros.
+    A step inverts C, when A is already inverted: [[A, B], [0, C]]⁻¹ = [[A⁻¹, -A⁻¹ B C⁻¹], [0, C⁻¹]]. The product with
+    A⁻¹ is computed strip by strip, which skips most zeros of A⁻¹.
     """
     for start in range(0, len(matrix), INVERTED_COLUMNS):
         columns = slice(start, min(start + INVERTED_COLUMNS, len(matrix)))

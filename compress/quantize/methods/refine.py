@@ -2,9 +2,9 @@
 
     codeᵢ -= round(gradientᵢ / (scale Hᵢᵢ)),  gradient = E H,  E = rounded - weight
 
-GPTQ rounds a column before the later ones are rounded, so a second pass over all columns lowers the error again. Codes
-move as in QuantEase (Behdin et al. 2023, https://arxiv.org/abs/2309.01885). A group's scale follows its codes by least
-squares. Zeros and the layout of the checkpoint do not change.
+GPTQ rounds each column before the errors of later columns exist, so more passes over all columns lower the error. Codes
+move as in QuantEase (Behdin et al. 2023, https://arxiv.org/abs/2309.01885). Then the scale of each group is fitted to
+its new codes by least squares. Zeros and the layout of the checkpoint do not change.
 """
 
 import torch
@@ -26,11 +26,11 @@ def refine(
     matmul_dtype: torch.dtype = torch.float32,
     sweeps: int = SWEEPS,
 ) -> QuantizedWeight:
-    """A copy of `quantized` with a lower output error tr(E H Eᵀ) against `weight` (out, in), with hessian (in, in).
+    """A copy of `quantized` with a lower output error tr(E H Eᵀ) than before, where H is `hessian` (in, in).
 
-    Candidate scales are rounded to `dtype`, the dtype on disk, before they are compared. The gradient is computed in
-    `matmul_dtype`; the rounding of bfloat16 is far smaller than the step between two codes. Tensors are transposed
-    inside, to (in, out), so that the gradient is H E.
+    E is the difference from `weight` (out, in). Candidate scales are rounded to `dtype`, the dtype on disk, before they
+    are compared. The gradient is computed in `matmul_dtype`; bfloat16 rounds it by far less than the step between two
+    codes. Inside this function, tensors are transposed to (in, out), so that the gradient is H E.
     """
     move = kernels.move_group if hessian.device.type == "cpu" else move_group
     parts = (quantized.codes, quantized.scales, quantized.zeros)
@@ -61,10 +61,10 @@ def move_group(
     max_code: int,
     dtype: torch.dtype,
 ) -> None:
-    """Move a group's codes and then its scales, and update `error`, all in place. On a CPU, see `kernels.move_group`.
+    """Move a group's codes and then its scales, and update `error`, all in place.
 
-    codes uint8, error and gradient H E are (columns, out); scales and zeros (out,); hessian (columns, columns), with
-    its diagonal as `energy` above zero.
+    `codes` uint8, `error` and `gradient` (H E) are (columns, out). `scales` and `zeros` are (out,). `hessian` is
+    (columns, columns), and `energy` is its diagonal, raised above zero. On a CPU, `kernels.move_group` is used instead.
     """
     moved, slope, curvature = move_codes(codes, gradient, hessian, energy, scales, zeros, max_code)
     new_scales = move_scales(scales, slope, curvature, dtype)
@@ -76,10 +76,11 @@ def move_group(
 def move_codes(
     codes: Tensor, gradient: Tensor, hessian: Tensor, energy: Tensor, scales: Tensor, zeros: Tensor, max_code: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The new codes minus zeros (columns, out), and the loss in the scales there: slope and half the curvature (out,).
+    """The new codes minus zeros (columns, out), and how the loss depends on the scales: slope and half the curvature.
 
-    Columns move one after the other, each to its best code. Shapes as in `move_group`. The gradient is divided by the
-    scales once, so a column costs five operations.
+    Slope and half the curvature are (out,), for the new codes at the old scales. Columns move one after the other, each
+    to its best code. All inputs have the shapes of `move_group`. A column takes five operations, because the gradient
+    is divided by the scales in advance.
     """
     offsets, lowest, highest = codes - zeros, -zeros, max_code - zeros
     steps, moved, change = gradient / scales, torch.empty_like(gradient), torch.empty_like(gradient)
@@ -93,9 +94,9 @@ def move_codes(
 
 
 def move_scales(scales: Tensor, slope: Tensor, curvature: Tensor, dtype: torch.dtype) -> Tensor:
-    """The scale of each output (out,) with the least loss, from the loss's slope and half its curvature.
+    """The scale of each output (out,) with the least loss, from the slope and half the curvature of the loss.
 
-    A scale stays if its successor has a higher loss, the other sign, or is too small to be stored in `dtype`.
+    An old scale is kept if the new scale has a higher loss or the other sign, or is too small to be stored in `dtype`.
     """
     best = (scales - slope / curvature.clamp(min=TINY)).to(dtype).float()
     change = best - scales

@@ -1,4 +1,4 @@
-"""RTN, round to nearest: the floor that every method must beat. It needs no data.
+"""RTN, round to nearest. It needs no data. Every other method must have a lower error.
 
 code = clamp(round(weight / scale + zero), 0, 2**bits - 1)
 """
@@ -16,7 +16,7 @@ def rtn(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
 
 
 def round_to_grid(weight: Tensor, scales: Tensor, zeros: Tensor, scheme: Scheme) -> QuantizedWeight:
-    """Round each weight (out, in) to the nearest point of the grid: scales and zeros (out, groups)."""
+    """Round each weight (out, in) to the nearest point of the grid that `scales` and `zeros` (out, groups) define."""
     grouped = split_groups(weight.float(), scheme.group_size)
     codes = quantize(grouped, scales[..., None], zeros[..., None], scheme.bits).to(torch.uint8).flatten(1)
     return QuantizedWeight(codes, scales, zeros, bits=scheme.bits, sym=scheme.sym)

@@ -1,6 +1,6 @@
-"""The methods as a table: each turns one stage's weight and Hessian into codes. A new method is one file and one row.
+"""The table of methods. A method turns the weight and Hessian of one stage into codes.
 
-The gptq and awq+gptq rows always end with the sweeps of refine.py.
+A new method is one new file and one row in METHODS. gptq and awq+gptq always end with the sweeps of refine.py.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ from compress.quantize.methods.rtn import rtn
 
 @dataclass(frozen=True)
 class Problem:
-    """The weight (out, in) of linears with the same input, rows stacked, and the hessian (in, in) of that input.
+    """One stage as a method sees it: the stacked weight (out, in) of its linears, and the hessian (in, in) of inputs.
 
     If `scalable`, a method may scale input channels. Each `query_heads_per_kv_head` neighbouring heads of `head_dim`
-    channels then get the same scales. `factor` is the Hessian's factor, if already computed. On a CPU, matrix products
-    that do not need float32 are computed in `matmul_dtype`.
+    channels then get the same scales. `factor` is the Hessian's factor; if it is None, the method computes it. On a
+    CPU, matrix products that do not need float32 are computed in `matmul_dtype`.
     """
 
     weight: Tensor
@@ -39,7 +39,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Solution:
-    """The quantized weight · scale, the scale per input channel (in,) or None, and the damping that GPTQ took."""
+    """A method's result: the quantized product weight · scale, the scale, and the damping that GPTQ needed.
+
+    `scale` (in,) has one number per input channel. It is None if no channel was scaled.
+    """
 
     weight: QuantizedWeight
     scale: Tensor | None = None
@@ -70,7 +73,7 @@ def solve_awq_gptq(problem: Problem) -> Solution:
 
 
 def gptq_scaled(problem: Problem, scale: Tensor | None) -> Solution:
-    """GPTQ and `refine` of weight · scale."""
+    """Quantize weight · scale with GPTQ, then `refine` it."""
     weight, hessian = scaled(problem, scale)
     factor = problem.factor if scale is None else None
     factor = factor or inverse_factor(hessian, problem.damp_percent)
@@ -83,7 +86,7 @@ def gptq_scaled(problem: Problem, scale: Tensor | None) -> Solution:
 
 
 def find_scale(problem: Problem) -> Tensor | None:
-    """AWQ's scale per input channel (in,), or None if the problem is not scalable."""
+    """AWQ's scale for each input channel (in,). None if the problem is not scalable."""
     if not problem.scalable:
         return None
     return search_scale(

@@ -1,10 +1,11 @@
-"""The first phase of tuning: each block alone is trained to reproduce the output of its 16-bit block.
+"""The first phase of tuning: train each block alone to reproduce the output of its 16-bit block.
 
     minimise  mean over tokens of ‖B̂(x̂) − B(x)‖² / ‖B(x)‖²
 
-x are the states of the 16-bit model, x̂ the states after the tuned blocks before this one, so a block also compensates
-for earlier blocks. Errors are relative to the token's size: the next norm divides by it, and a few tokens of any model
-are far larger. EfficientQAT's first phase (Chen et al. 2024, https://arxiv.org/abs/2407.11062) also trains the codes.
+x are the states in the 16-bit model, and x̂ the states after the tuned blocks before this one. So a block also
+compensates for errors of earlier blocks. The error of a token is divided by the token's size, because the next norm
+divides by this size, and a few tokens of any model are far larger than the others. The first phase of EfficientQAT is
+similar and also trains the codes (Chen et al. 2024, https://arxiv.org/abs/2407.11062).
 """
 
 import math
@@ -29,11 +30,12 @@ Report = Callable[[Row], None]
 def tune_blocks(
     teacher: BlockModel, model: BlockModel, student: TunedWeights, ids: Tensor, settings: TuneSettings, report: Report
 ) -> Tensor:
-    """Train the multipliers of each block of `student`; returns the teacher's states after its last block.
+    """Train the multipliers of each block of `student`. Returns the teacher's states after its last block.
 
-    `model` reads its weights from `student`. `ids` are (n, seq); states are (n, seq, hidden). A block whose error on
-    the last `held_out` windows does not fall keeps its multipliers. Both models' states of all windows stay in memory.
-    With 0 `block_epochs` nothing is trained. Both models need an open `embedding_and_norm`.
+    `model` reads its weights from `student`. `ids` are (n, seq), and states are (n, seq, hidden). If training does not
+    lower a block's error on the last `held_out` windows, the block's old multipliers are restored. If `block_epochs`
+    is 0, nothing is trained. Memory holds both models' states of all windows. Both models need an open
+    `embedding_and_norm`.
     """
     targets = first_states(teacher, ids, settings)
     states = first_states(model, ids, settings) if settings.block_epochs else None
@@ -54,7 +56,10 @@ def tune_blocks(
 def train_block(
     model: BlockModel, student: TunedWeights, index: int, states: Tensor, targets: Tensor, settings: TuneSettings
 ) -> tuple[float, float]:
-    """The block's error on the held-out windows before and after; the multipliers of the lower one are kept."""
+    """Train one block. Returns its error on the held-out windows before and after.
+
+    If training does not lower the error, the old multipliers are restored, and both errors are equal.
+    """
     trained = len(states) - settings.held_out
     measure = partial(block_error, model, index, states[trained:], targets[trained:], settings)
     untrained = student.snapshot(name for name in student.multipliers if name.startswith(f"{model.name(index)}."))
@@ -72,9 +77,9 @@ def train_block(
 
 
 def first_states(model: BlockModel, ids: Tensor, settings: TuneSettings) -> Tensor:
-    """(n, seq, hidden): the input of the first block. The model needs an open `embedding_and_norm`.
+    """The input of the first block, (n, seq, hidden). The model needs an open `embedding_and_norm`.
 
-    Windows are embedded in the batches of training, so that the model prepares every batch shape.
+    Windows are embedded in the same batches as in training, so that the model prepares every batch shape.
     """
     return torch.cat([model.embed(part) for part in parts_of(ids, settings)])
 
@@ -86,13 +91,13 @@ def advance(model: BlockModel, index: int, states: Tensor, settings: TuneSetting
 
 
 def parts_of(windows: Tensor, settings: TuneSettings) -> list[Tensor]:
-    """The training windows, then the held-out windows, in batches that never mix the two."""
+    """Split the windows into batches: first training windows, then held-out windows. No batch has windows of both."""
     trained = len(windows) - settings.held_out
     return [*windows[:trained].split(settings.batch), *windows[trained:].split(settings.batch)]
 
 
 def block_error(model: BlockModel, index: int, states: Tensor, targets: Tensor, settings: TuneSettings) -> float:
-    """Mean `relative_error` of the block's output for these states."""
+    """Mean `relative_error` of the block's outputs for the inputs `states`, compared with `targets`."""
     with model.block(index) as block:
         parts = zip(states.split(settings.batch), targets.split(settings.batch), strict=True)
         errors = [relative_error(target, model.runner(block, index)(part)) * len(part) for part, target in parts]

@@ -2,11 +2,11 @@
 
     minimise  mean KL(p_teacher ‖ p_student) over calibration tokens,   parameter = stored value · (1 + m)
 
-by Adam over the multipliers m, from the result of `tune_blocks`. EfficientQAT's second phase (Chen et al. 2024,
-https://arxiv.org/abs/2407.11062) and mlx-lm's DWQ are similar. Both models are read block by block. Memory holds one
-block, the inputs of every block for one batch of windows, and the multipliers with Adam's two means; `tune_blocks` also
-needs the states of all windows. A parameter is rounded as on disk before each use, so the measured model is the written
-one. The result is the step with the lowest KL on held-out windows.
+Adam trains the multipliers m, after `tune_blocks` has trained each block alone. EfficientQAT's second phase (Chen et
+al. 2024, https://arxiv.org/abs/2407.11062) and mlx-lm's DWQ are similar. Both models are read block by block. Memory
+holds one block, the inputs of every block for one batch of windows, and the multipliers with Adam's two means.
+`tune_blocks` also needs the states of all windows. Before each use, a parameter is rounded as it will be stored, so the
+KL is measured on exactly the model that will be written. The result is the step with the lowest KL on held-out windows.
 """
 
 import math
@@ -30,10 +30,11 @@ from compress.quantize.tune.model import Adam, TunedWeights, TuneSettings, backw
 
 @dataclass(frozen=True)
 class TuneResult:
-    """The best multipliers, by module path for scales and by parameter name otherwise; KL on held-out windows in nats.
+    """The best multipliers, and the KLs on held-out windows in nats.
 
-    `kl_before` is the KL without training, `kl_blocks` after training each block alone, and `kl` the lowest. `step` is
-    the step of the whole model that reached it, 0 for none.
+    Multipliers of scales are stored by module path, all others by parameter name. `kl_before` is the KL without
+    training, `kl_blocks` the KL after training each block alone, and `kl` the lowest KL. `step` is the end-to-end step
+    that reached `kl`, or 0 if no step lowered the KL.
     """
 
     multipliers: dict[str, Tensor]
@@ -52,13 +53,14 @@ def tune_model(
     settings: TuneSettings,
     report: Report = silent,
 ) -> TuneResult:
-    """The multipliers with the lowest KL on the held-out windows of `ids` (n, seq); zeros if training never helped.
+    """Train the multipliers of `student`. Returns those with the lowest KL on the last `held_out` windows of `ids`.
 
-    `student_model` reads its weights from `student`. ValueError for too few windows, or a KL that is not finite.
+    `ids` are (n, seq). `student_model` reads its weights from `student`. If training never lowers the KL, all
+    multipliers are 0. Raises ValueError if there are too few windows, or the KL is not finite.
     """
     held_out, untrained = settings.held_out, student.snapshot()
     if not 0 < held_out < len(ids):
-        raise ValueError(f"tuning holds out {held_out} windows and trains on the others: {len(ids)} is too few")
+        raise ValueError(f"tuning: {len(ids)} windows leave none to train on, because {held_out} are held out")
     with teacher.embedding_and_norm(head=True), student_model.embedding_and_norm(head=True):
         targets = tune_blocks(teacher, student_model, student, ids, settings, report)
         measure = partial(mean_kl, teacher, student_model, ids[-held_out:], targets[-held_out:], settings.batch)
@@ -82,7 +84,10 @@ def train(
     settings: TuneSettings,
     report: Report,
 ) -> TuneResult:
-    """`best`, or the multipliers of the step with the lowest KL by `measure`, which runs twice per epoch."""
+    """Train end to end. Returns the result of the step with the lowest KL, or `best` if no step has a lower KL.
+
+    `measure` returns the KL. It runs twice per epoch.
+    """
     steps = settings.epochs * math.ceil(len(ids) / settings.batch)
     interval = max(1, steps // max(1, 2 * settings.epochs))
     for step, rows in enumerate(batches(len(ids), settings, settings.epochs), 1):
@@ -98,7 +103,7 @@ def train(
 
 
 def final_states(model: BlockModel, ids: Tensor, batch: int) -> Tensor:
-    """(n, seq, hidden) after the last block; the model is read once, block by block."""
+    """The states (n, seq, hidden) after the last block. The model is read once, block by block."""
     with model.embedding_and_norm():
         states = [model.embed(part) for part in ids.split(batch)]
     for index, block in model.in_order():
@@ -119,9 +124,10 @@ def block_states(model: BlockModel, ids: Tensor) -> list[Tensor]:
 
 
 def kl_of_states(teacher: BlockModel, model: BlockModel, hidden: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
-    """Mean KL(teacher ‖ model) in nats over all positions, a scalar, from both models' states after the last block.
+    """Mean KL(teacher ‖ model) in nats over all positions, a scalar.
 
-    States are (batch, seq, hidden). Both models need an open `embedding_and_norm(head=True)`.
+    It is computed from both models' states after their last block, (batch, seq, hidden): `hidden` of the model and
+    `targets` of the teacher. Both models need an open `embedding_and_norm(head=True)`.
     """
     ids = ids.to(hidden.device)
     everywhere = torch.ones_like(ids).bool()
@@ -131,7 +137,7 @@ def kl_of_states(teacher: BlockModel, model: BlockModel, hidden: Tensor, targets
 def kl_gradient(
     teacher: BlockModel, model: BlockModel, hidden: Tensor, targets: Tensor, ids: Tensor
 ) -> tuple[float, Tensor]:
-    """`kl_of_states` and its gradient for `hidden`."""
+    """`kl_of_states`, and its gradient with respect to `hidden`."""
     with torch.enable_grad():
         hidden = hidden.detach().requires_grad_()
         kl = kl_of_states(teacher, model, hidden, targets, ids)
@@ -142,7 +148,7 @@ def kl_gradient(
 
 @torch.no_grad()
 def mean_kl(teacher: BlockModel, model: BlockModel, ids: Tensor, targets: Tensor, batch: int) -> float:
-    """Mean KL in nats over all positions of (n, seq) ids; `targets` are the teacher's `final_states`.
+    """Mean KL(teacher ‖ model) in nats over all positions of (n, seq) ids. `targets` are the teacher's `final_states`.
 
     Both models need an open `embedding_and_norm(head=True)`.
     """
@@ -162,12 +168,12 @@ class ScaleTrainer:
         self.adam = Adam(student.multipliers.values())
 
     def step(self, ids: Tensor, targets: Tensor, rate: float) -> float:
-        """Update all multipliers once; returns the KL before the update. ValueError if it is not finite."""
+        """Update all multipliers once. Returns the KL before the update. Raises ValueError if that KL is not finite."""
         with matmul_in(self.matmul_dtype):
             states = block_states(self.model, ids)
         loss, gradient = kl_gradient(self.teacher, self.model, states.pop(), targets, ids)
         if not math.isfinite(loss):
-            raise ValueError(f"tuning: the KL is {loss} at learning rate {rate:g}; use a lower learning rate")
+            raise ValueError(f"tuning: the KL is {loss} with the learning rate {rate:g}; use a lower learning rate")
         for index in reversed(range(len(self.model))):
             with self.model.block(index) as block:
                 run, loss_of = self.model.runner(block, index), partial(product, gradient)
@@ -178,12 +184,12 @@ class ScaleTrainer:
 
 
 def product(gradient: Tensor, output: Tensor) -> Tensor:
-    """A scalar whose gradient for `output` is `gradient`."""
+    """A scalar whose gradient with respect to `output` is `gradient`."""
     return (output * gradient).sum()
 
 
 def logit_source(model: BlockModel, hidden: Tensor) -> LogitSource:
-    """The logits of one model, for the loss, from its states (batch, seq, hidden) after the last block.
+    """The source of a model's logits, as the loss needs it, from the states (batch, seq, hidden) after the last block.
 
     The model needs an open `embedding_and_norm(head=True)`.
     """

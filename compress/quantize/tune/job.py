@@ -1,7 +1,7 @@
-"""Tuning inside a job: the unfinished checkpoint is read back and trained, and the trained values replace the old.
+"""Tuning inside a job: read the unfinished checkpoint back, train it, and overwrite its old values.
 
-The trained values are first stored in a file of the work folder. A run that is killed while it overwrites the
-checkpoint writes them again; it never trains the trained values again.
+The trained values are first stored in a file of the work folder. If a run is killed while it overwrites the checkpoint,
+the next run writes them again from this file. So no value is trained twice.
 """
 
 import torch
@@ -21,7 +21,7 @@ TRAINED = "tuned.safetensors"
 
 
 def tune_checkpoint(job: QuantizeJob, writer: CheckpointWriter, ids: Tensor) -> None:
-    """Train the checkpoint in `writer` on (n, seq) ids and write the result; the journal stores the KLs."""
+    """Train the checkpoint in `writer` on (n, seq) ids, and write the result. The journal stores the KLs."""
     file, notes = job.journal.folder / TRAINED, job.journal.notes
     if not file.is_file():
         student = make_student(writer, job.plan, job.blocks.layers_path)
@@ -38,16 +38,19 @@ def tune_checkpoint(job: QuantizeJob, writer: CheckpointWriter, ids: Tensor) -> 
 
 
 def tune_settings(job: QuantizeJob) -> TuneSettings:
-    """Blocks are trained one by one only without error correction, which has already fitted them to these windows."""
+    """The settings of tuning in this job.
+
+    With error correction, the first phase is left out: error correction has already fitted blocks to these windows.
+    """
     matmul_dtype = block_matmul_dtype(job.config, job.blocks.device)
     alone = 0 if job.config.error_correction else TuneSettings.block_epochs
     return TuneSettings(job.config.tune, alone, held_out=job.config.held_out, matmul_dtype=matmul_dtype)
 
 
 def make_student(writer: CheckpointWriter, plan: LayoutPlan, layers_path: str) -> TunedWeights:
-    """The written checkpoint with multipliers for the scales, norms and biases of all blocks.
+    """The written checkpoint, with multipliers for the scales, norms and biases of all blocks.
 
-    Embedding, final norm and head are not trained.
+    Embedding, final norm and head are not trained, so they have no multipliers.
     """
 
     def packed(module: str) -> QuantizedWeight:
@@ -75,7 +78,7 @@ def changed_tensors(student: TunedWeights, writer: CheckpointWriter, plan: Layou
 
 
 def stored_tensors(student: TunedWeights, name: str, plan: LayoutPlan) -> dict[str, Tensor]:
-    """The tensors on disk of a trained linear or parameter, by name."""
+    """The tensors of a trained linear or parameter as they are stored on disk, by name."""
     if name not in plan.linears:
         return {name: student.plain(name).to(plan.scheme.dtype)}
     parts = plan.format.save(student.packed(name), plan.scheme.dtype)

@@ -19,8 +19,8 @@ class TuneSettings:
     """How multipliers are trained.
 
     First each block is trained alone for `block_epochs`, then the whole model for `epochs`. A step reads `batch`
-    windows. Learning rates are peaks. The last `held_out` windows are never trained on; they measure KL. A CPU trains
-    with matrix products in `matmul_dtype`; measurements and the teacher's states are float32.
+    windows. Learning rates are the peaks of their schedules. The last `held_out` windows only measure the KL; no step
+    reads them. On a CPU, training computes matrix products in `matmul_dtype`. Measurements and the teacher use float32.
     """
 
     epochs: int = 2
@@ -33,10 +33,10 @@ class TuneSettings:
 
 
 class TunedWeights:
-    """A quantized model with one multiplier per trained scale, norm or bias.
+    """A quantized model with a multiplier for every trained number: scales of linears, norms and biases.
 
-    `packed` reads the codes of a linear by its module path; `plain` reads any other parameter by its name. `shapes` are
-    the shapes of the multipliers: (out, groups) for a linear. No weight stays in memory after it is read.
+    `packed` reads a quantized linear by its module path. `plain` reads any other parameter by its name. `shapes` has
+    the shape of each multiplier tensor, which is (out, groups) for a linear. No weight stays in memory after a read.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TunedWeights:
         self.multipliers = {name: torch.zeros(shape) for name, shape in shapes.items()}
 
     def snapshot(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """A copy of the multipliers with these names; None copies all."""
+        """A copy of the multipliers with these names. Without names, a copy of all multipliers."""
         return {name: self.multipliers[name].clone() for name in names or self.multipliers}
 
     def restore(self, snapshot: dict[str, Tensor]) -> None:
@@ -59,21 +59,21 @@ class TunedWeights:
             self.multipliers[name].copy_(value)
 
     def weights(self, name: str) -> Tensor:
-        """Any parameter by its name in the 16-bit model, rounded as it will be stored."""
+        """The parameter with this name in the 16-bit model, rounded as it will be stored."""
         return self.plain(name) if (module := self.module(name)) is None else self.packed(module).dequantize()
 
     def module(self, name: str) -> str | None:
-        """The path of the quantized linear with this weight; None for every other parameter."""
+        """The path of the quantized linear that has the weight `name`. None if `name` is another kind of parameter."""
         module, _, leaf = name.rpartition(".")
         return module if leaf == "weight" and module in self.multipliers else None
 
     def packed(self, module: str) -> QuantizedWeight:
-        """A linear with its trained scales."""
+        """The quantized linear at the path `module`, with trained scales."""
         weight = self._packed(module)
         return replace(weight, scales=self._multiplied(weight.scales, module))
 
     def plain(self, name: str) -> Tensor:
-        """Any other parameter; float32 if it is trained."""
+        """The parameter `name`, which is not in a quantized linear. It is float32 if it is trained."""
         value = self._plain(name)
         return self._multiplied(value.float(), name) if name in self.multipliers else value
 
@@ -83,14 +83,14 @@ class TunedWeights:
 
 
 def batches(count: int, settings: TuneSettings, epochs: int) -> list[Tensor]:
-    """The window indices of every step. Each epoch reads every window once, in a new random order."""
+    """The indices of the windows that each step reads. Each epoch reads every window once, in a new random order."""
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(count, generator=generator) for _ in range(epochs)]
     return [part for order in orders for part in order.split(settings.batch)]
 
 
 class Adam:
-    """Adam over multipliers, with the learning rate as an argument of each step."""
+    """Adam over multipliers. Each step gets its learning rate as an argument."""
 
     def __init__(self, multipliers: Iterable[Tensor]):
         self._adam = torch.optim.Adam(list(multipliers), betas=BETAS, foreach=True)
@@ -109,7 +109,7 @@ def backward(
     loss: Callable[[Tensor], Tensor],
     matmul_dtype: torch.dtype,
 ) -> Tensor:
-    """The gradient of loss(run(state)) for `state`, the block's input (batch, seq, hidden).
+    """The gradient of loss(run(state)) with respect to `state`, the block's input (batch, seq, hidden).
 
     The gradients of the block's multipliers are stored in their `grad`.
     """
@@ -130,14 +130,17 @@ def backward(
 
 
 def multiplier_names(student: TunedWeights, block: Block) -> dict[str, str]:
-    """The multiplier of each trained parameter of the block, by the parameter's path in the block."""
+    """For each trained parameter of a block, by its path in the block, the name of its multiplier."""
     full = {path: f"{block.name}.{path}" for path, _ in block.module.named_parameters()}
     names = {path: student.module(name) or name for path, name in full.items()}
     return {path: name for path, name in names.items() if name in student.multipliers}
 
 
 def multiplier_gradient(parameter: nn.Parameter, multiplier: Tensor) -> Tensor:
-    """dL/dm from dL/dw. Since w = w₀ · (1 + m), it is w₀ · dL/dw, summed over each group of a linear's row."""
+    """The gradient dL/dm of a multiplier, from dL/dw of its weights.
+
+    Since w = w₀ · (1 + m), it is the sum of w₀ · dL/dw over the weights that share m: one group in a row of a linear.
+    """
     assert parameter.grad is not None
     product = parameter.grad * parameter.detach()
     if product.shape != multiplier.shape:
