@@ -1,10 +1,10 @@
-"""The codecs at a real vocabulary: python scripts/bench_cache.py
+"""Measure the cache codecs with a real vocabulary: python scripts/bench_cache.py
 
-Random hidden states and heads of a small width over 151,936 tokens. For each codec: bytes per token; how fast rows are
-read back as targets; and the cosine between the full loss's gradient and the mean gradient over `--draws` caches,
-each with independent uniform draws. The cosine of an unbiased codec tends to 1, that of topk does not.
---logit-scale makes the teacher sharper or flatter, and its tail lighter or heavier. --training-speed is the tokens
-per second of a training from a cache (scripts/bench_distill.py prints them), the base of the reading target.
+Teacher and student are random hidden states and heads, with a small width and 151,936 tokens. Three figures are printed
+for each codec: bytes per token, reading speed, and a cosine. The cosine compares the gradient of the full loss with the
+mean gradient over --draws caches, each with its own random draws. For an unbiased codec it tends to 1; for topk it does
+not. A large --logit-scale makes the teacher's distribution sharper and its tail lighter. The target for the reading
+speed is a multiple of --training-speed, which scripts/bench_distill.py prints.
 """
 
 import tempfile
@@ -34,7 +34,7 @@ def make_side(seed: int, tokens: int, width: int, vocab: int, scale: float) -> L
 
 
 def gradient(student: LogitSource, targets: Targets) -> Tensor:
-    """Of the KL alone at temperature 1, for the hidden states (tokens · width,), where no draw hides in a sum."""
+    """The gradient of the KL at temperature 1 with respect to the hidden states, flattened to (tokens · width,)."""
     hidden = student.hidden.clone().requires_grad_()
     labels = torch.zeros(len(hidden), dtype=torch.long)
     mask = torch.ones_like(labels, dtype=torch.bool)
@@ -43,7 +43,7 @@ def gradient(student: LogitSource, targets: Targets) -> Tensor:
 
 
 def mean_cosine(student: LogitSource, teacher: LogitSource, codec: Codec, draws: int) -> Row:
-    """Cosine of the full gradient with that of one draw, and with the mean over all draws."""
+    """The cosine of the full gradient with the gradient of the first draw, and with the mean over all draws."""
     full = gradient(student, teacher)
     generator = torch.Generator().manual_seed(0)
     numbers = torch.rand(draws, len(teacher.hidden), generator=generator, dtype=torch.float64)
@@ -57,7 +57,10 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def read_speed(folder: Path, name: str, codec: Codec, teacher: LogitSource, tokens: int, seq_len: int) -> Row:
-    """Tokens per second from a whole cache on disk to decoded targets: with checksums first, then without."""
+    """Tokens per second of reading a whole cache from disk and decoding it.
+
+    The first reading verifies checksums, the second one does not.
+    """
     count = tokens // (seq_len - 1)
     ids = torch.arange(count * seq_len).view(count, seq_len)
     windows = Windows(ids, torch.ones_like(ids, dtype=torch.bool), {})
@@ -98,21 +101,23 @@ def compare_targets(rows: list[Row], draws: int, training: float | None) -> list
             "hybrid: first reading / training, tokens/s",
             f">= {READING}",
             speed,
-            "not measured: give --training-speed" if speed is None else speed >= READING,
+            "not measured, because --training-speed is missing" if speed is None else speed >= READING,
         ),
     ]
     return [dict(zip(("name", "target", "measured", "met"), one, strict=True)) for one in targets]
 
 
 @click.command()
-@click.option("--vocab", default=151_936, show_default=True)
+@click.option("--vocab", default=151_936, show_default=True, help="Tokens in the vocabulary.")
 @click.option("--width", default=64, show_default=True, help="Width of the hidden states.")
 @click.option("--tokens", default=32, show_default=True, help="Tokens per gradient.")
-@click.option("--draws", default=128, show_default=True)
+@click.option("--draws", default=128, show_default=True, help="Random caches per codec; the cosine uses their mean.")
 @click.option("--logit-scale", default=4.0, show_default=True, help="Standard deviation of the teacher's logits.")
-@click.option("--read-tokens", default=65_536, show_default=True)
-@click.option("--seq-len", default=256, show_default=True)
-@click.option("--training-speed", type=click.FloatRange(0, min_open=True), help="Tokens per second of the training.")
+@click.option("--read-tokens", default=65_536, show_default=True, help="Tokens in the cache that is read.")
+@click.option("--seq-len", default=256, show_default=True, help="Tokens per window of the cache that is read.")
+@click.option(
+    "--training-speed", type=click.FloatRange(0, min_open=True), help="Tokens per second of training from a cache."
+)
 @json_option
 def main(
     vocab: int,
@@ -125,7 +130,7 @@ def main(
     training_speed: float | None,
     as_json: bool,
 ) -> None:
-    """Bytes, bias and read speed of every codec."""
+    """Measure bytes, bias and reading speed of every codec."""
     teacher = make_side(1, tokens, width, vocab, logit_scale)
     student = make_side(2, tokens, width, vocab, logit_scale / 2)
     codecs: dict[str, tuple[str, Codec]] = {

@@ -1,14 +1,18 @@
-"""Training speed against TRL's GKD trainer, one run on one machine: python scripts/bench_distill.py TEACHER
+"""Compare the training speed with TRL's GKD trainer on one machine: python scripts/bench_distill.py TEACHER
 
-The same student (--blocks of the teacher's), the same windows, steps and micro-batch, float32, KL at temperature 1:
-TRL's trainer with λ = 0 (scripts/install_peers.sh makes its environment), ours with the teacher at hand, ours from a
-hidden cache, ours from a hybrid one; each alone in its own process. The first --warmup steps and the last one do not
-count. Each capture has a row of its own. Every target is printed with the measured value and whether it is met.
+Four runs train the same student, which keeps --blocks blocks of the teacher. All use the same windows, steps and
+micro-batches, float32, and the KL at temperature 1. Each runs alone in its own process:
+
+trl is TRL's trainer with λ = 0, in the environment that scripts/install_peers.sh creates. online is qcompress with the
+teacher in memory. hidden and hybrid are qcompress with a cache of that codec.
+
+The first --warmup steps and the last step are not measured. Writing each cache has its own row. Every target is printed
+with the measured value.
 """
 
 import os
 
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # of this process: threads that spin while it waits would slow all others
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # else idle threads of this process would slow down the measured ones
 
 import json
 import shutil
@@ -32,11 +36,14 @@ Row = dict[str, Any]
 HERE = Path(__file__).resolve().parent
 NAMES = ("trl", "online", "hidden", "hybrid")
 TARGETS = (("hidden", "trl", 1.8), ("hybrid", "trl", 1.8), ("hidden", "online", 1.3), ("hybrid", "online", 1.5))
-SAME_CURVE = {"float16": 1e-3, "float32": 1e-5}  # relative difference of two losses, by the dtype of hidden states
+SAME_CURVE = {"float16": 1e-3, "float32": 1e-5}  # largest relative difference of losses, by dtype of hidden states
 
 
 def run(command: list[str], log: Path) -> tuple[Row, str]:
-    """Seconds and peak memory of a command, and the last line that it printed. RuntimeError with the end of its log."""
+    """Run a command. Returns a row with seconds and peak memory, and the last line that the command printed.
+
+    Raises RuntimeError, with the last line of the log, if the command fails.
+    """
     paths = [str(HERE.parent), str(HERE / "peers"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_WAIT_POLICY": "ACTIVE"}
     started = time.perf_counter()
@@ -55,7 +62,7 @@ def qcompress(*arguments: object) -> list[str]:
 
 
 def prepare(teacher: Path, out: Path, sizes: Row, text: str, blocks: int, hidden_dtype: str) -> list[Row]:
-    """Write a new student, its caches and the windows for all runs. Returns one row per capture."""
+    """Write the untrained student, a cache per codec, and the windows that all runs use. Returns one row per cache."""
     sources = ("--text", text, "--seq-len", sizes["seq_len"])
     report({"student": out / "student"})
     run(qcompress("init-student", teacher, "--blocks", blocks, "--out", out / "student", *sources), out / "student.log")
@@ -76,7 +83,7 @@ def prepare(teacher: Path, out: Path, sizes: Row, text: str, blocks: int, hidden
 
 
 def settings_of(name: str, out: Path, sizes: Row, text: str, rate: float) -> Row:
-    """The settings of one of our runs: KL only, at temperature 1, evaluated once at the end."""
+    """The settings of a qcompress run: the loss is the KL at temperature 1; one evaluation at the end."""
     cache = None if name == "online" else str(out / name)
     rest = {"alpha": 1.0, "temperature": 1.0, "eval_every": sizes["steps"], "learning_rate": rate}
     return {"student": str(out / "student"), "text": [text], "cache": cache, **sizes, **rest}
@@ -94,7 +101,7 @@ def command_of(name: str, teacher: Path, out: Path, sizes: Row, text: str, rate:
 
 
 def timed(answer: Row, sizes: Row, warmup: int) -> Row:
-    """Tokens per second of the steps that count, and the losses."""
+    """Tokens per second and seconds per step over the measured steps, and the losses of all steps."""
     counted = answer["seconds"][warmup : sizes["steps"] - 1]
     speed = len(counted) * sizes["batch_size"] * sizes["seq_len"] / sum(counted)
     return {"tokens_per_second": speed, "seconds_per_step": sum(counted) / len(counted), "losses": answer["losses"]}
@@ -120,26 +127,45 @@ def compare_targets(rows: list[Row], hidden_dtype: str) -> list[Row]:
 
 
 def trl_python(peers: Path) -> Path:
-    """The Python of TRL's environment, or this one when it has TRL."""
+    """The Python of TRL's environment. If that is missing and this Python has TRL, this Python."""
     python = peers / "trl/bin/python"
     return python.absolute() if python.exists() or find_spec("trl") is None else Path(sys.executable)
 
 
 @click.command(help=__doc__)
 @click.argument("teacher", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench-distill"), show_default=True)
-@click.option("--peers", type=click.Path(path_type=Path), default=Path("build/peers"), show_default=True)
 @click.option(
-    "--only", multiple=True, type=click.Choice(NAMES), help="Run to measure; repeat for several.  [default: all four]"
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("build/bench-distill"),
+    show_default=True,
+    help="Folder for all outputs. An old folder is removed.",
 )
-@click.option("--text", default="default", show_default=True)
-@click.option("--blocks", type=int, default=15, show_default=True)
-@click.option("--steps", type=click.IntRange(4), default=24, show_default=True)
-@click.option("--warmup", type=click.IntRange(1), default=4, show_default=True, help="Steps that do not count.")
-@click.option("--batch-size", type=int, default=4, show_default=True)
-@click.option("--seq-len", type=int, default=256, show_default=True)
-@click.option("--learning-rate", type=float, default=3e-4, show_default=True)
-@click.option("--hidden-dtype", type=click.Choice(list(SAME_CURVE)), default="float16", show_default=True)
+@click.option(
+    "--peers",
+    type=click.Path(path_type=Path),
+    default=Path("build/peers"),
+    show_default=True,
+    help="Folder with the environments of scripts/install_peers.sh.",
+)
+@click.option(
+    "--only", multiple=True, type=click.Choice(NAMES), help="Run to measure. Repeatable.  [default: all four]"
+)
+@click.option("--text", default="default", show_default=True, help="Training text: a file or a bundled text.")
+@click.option("--blocks", type=int, default=15, show_default=True, help="Blocks of the student.")
+@click.option("--steps", type=click.IntRange(4), default=24, show_default=True, help="Training steps per run.")
+@click.option("--warmup", type=click.IntRange(1), default=4, show_default=True, help="First steps, not measured.")
+@click.option("--batch-size", type=int, default=4, show_default=True, help="Windows per step.")
+@click.option("--seq-len", type=int, default=256, show_default=True, help="Tokens per window.")
+@click.option("--learning-rate", type=float, default=3e-4, show_default=True, help="Peak learning rate.")
+@click.option(
+    "--hidden-dtype",
+    type=click.Choice(list(SAME_CURVE)),
+    default="float16",
+    show_default=True,
+    help="Dtype of the states in the hidden cache.",
+)
 @json_option
 def main(
     teacher: Path,
@@ -155,7 +181,7 @@ def main(
     **sizes: int,
 ) -> None:
     if warmup >= sizes["steps"] - 1:
-        raise click.UsageError(f"--warmup {warmup} leaves none of --steps {sizes['steps']} to count")
+        raise click.UsageError(f"--warmup {warmup} leaves no step to measure; raise --steps {sizes['steps']}")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     captures = prepare(teacher, out, sizes, text, blocks, hidden_dtype)

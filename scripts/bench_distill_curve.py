@@ -1,11 +1,12 @@
-"""What each part of the loss is worth: python scripts/bench_distill_curve.py TEACHER OUT --text FILE --task FILE
+"""Compare four ways to train a student: python scripts/bench_distill_curve.py TEACHER -o OUT --text FILE --task FILE
 
-One student, cut out of TEACHER, is trained four times from the same weights: by cross-entropy alone, by distillation,
-by distillation with hidden states, and by distillation in two stages (first --text, then --task with a quarter
-replayed). All four see the same share of both texts, the same number of steps and the same seed. Held-out KL to the
-teacher and perplexity against tokens go to OUT/curve.json, OUT/curve.md and OUT/curve.svg with .png.
+One student, cut out of TEACHER, is trained four times from the same weights: with cross-entropy only, by distillation,
+by distillation with aligned hidden states, and by distillation in two stages. The first stage trains on --text, the
+second on --task and a quarter of replayed text. All four variants read the same shares of both texts, and have the same
+steps and seed. The held-out KL to the teacher and the perplexity are written to OUT/curve.json, .md, .svg and .png.
 
---minutes chooses the steps: the dearest variant is timed for a few, and what is left of the time is shared by four.
+With --minutes, the steps are chosen as follows: a few steps of the slowest variant are timed, and the remaining time is
+divided by four.
 """
 
 import json
@@ -23,6 +24,7 @@ from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.write import write_json
 from compress.cli.console import emit, report
+from compress.cli.options import json_option
 from compress.distill.config import DistillConfig, StageConfig
 from compress.distill.model import Model, open_model, working_dtype
 from compress.distill.student.build import common_vocabulary, cut_student
@@ -35,14 +37,14 @@ from compress.distill.training.stage_runner import Run, make_alignment, run_stag
 
 Row = dict[str, Any]
 REPLAY = 0.25
-WARM_UP = 4  # timed steps; the first and the last (with its evaluation) do not count
+WARM_UP = 4  # steps that are timed; the first and the last one, which includes an evaluation, are left out
 VARIANTS = {"CE": "ce", "KD": "kd", "KD + hidden": "hidden", "KD in stages": "staged"}
 COLOURS = ("#8a8a8a", "#1f6feb", "#d1762a", "#2a9d5c")
 
 
 @dataclass
 class Bench:
-    """What all variants share."""
+    """The models, texts and settings that all variants share."""
 
     teacher: Model
     student: Model
@@ -56,7 +58,11 @@ class Bench:
 
 
 def settings_of(kind: str, bench: Bench, common: DistillConfig, steps: int, points: int) -> DistillConfig:
-    """The settings of a variant: half the steps on each text in stages, or all of them on a mixture of equal shares."""
+    """The settings of a variant.
+
+    The staged variant has half its steps on each text. All other variants mix the texts, so that each text has the
+    same share as in the staged variant.
+    """
     half, rest = steps - steps // 2, steps // 2
     shared = (1 - REPLAY) * rest / steps
     whole = replace(common, steps=steps, eval_every=max(1, steps // points))
@@ -71,17 +77,17 @@ def settings_of(kind: str, bench: Bench, common: DistillConfig, steps: int, poin
 
 
 def run_variant(name: str, bench: Bench, settings: DistillConfig) -> Row:
-    """Train from the start; points {tokens, kl, perplexity}, speed, and the best of what was measured."""
+    """Train the student from its first weights. Returns the measured points, the speed and the best point in a row."""
     restore(bench.student.model, bench.start)
     stages = make_stages(settings)
     texts = stage_texts(stages, bench.tokenizer, bench.teacher.model)
     alignment = make_alignment(bench.student, bench.teacher, stages, settings.seed)
     run = Run(bench.student, bench.teacher, bench.vocab, bench.tokenizer.eos_token_id, alignment, report)
     began, before = time.perf_counter(), bench.evaluator.measure(bench.student)
-    finished = run_stages(run, stages, texts, [bench.evaluator] * len(stages))
+    results = run_stages(run, stages, texts, [bench.evaluator] * len(stages))
     seconds = time.perf_counter() - began
     per_step = settings.batch_size * settings.seq_len
-    curve = [row for one in finished for row in one.trained.curve]
+    curve = [row for one in results for row in one.trained.curve]
     points = [{"tokens": 0, "kl": before.kl, "perplexity": exp(before.nll)}]
     points += [
         {"tokens": row["step"] * per_step, "kl": row["eval_kl"], "perplexity": exp(row["eval_nll"])}
@@ -96,7 +102,7 @@ def run_variant(name: str, bench: Bench, settings: DistillConfig) -> Row:
 
 
 def choose_steps(bench: Bench, common: DistillConfig, seconds: float, points: int) -> int:
-    """As many steps as four variants have time for, at the pace of the dearest one."""
+    """The number of steps for which four variants have time, at the speed of the slowest variant."""
     settings = settings_of("hidden", bench, common, WARM_UP, 1)
     restore(bench.student.model, bench.start)
     marks: list[float] = []
@@ -111,14 +117,13 @@ def choose_steps(bench: Bench, common: DistillConfig, seconds: float, points: in
     measured = time.perf_counter()
     bench.evaluator.measure(bench.student)
     evaluation = time.perf_counter() - measured
-    left = seconds - total
-    steps = int((left / len(VARIANTS) - (points + 3) * evaluation) / step)
+    steps = int(((seconds - total) / len(VARIANTS) - (points + 3) * evaluation) / step)
     report({"seconds_per_step": step, "seconds_per_evaluation": evaluation, "steps": steps})
     return max(2, steps)
 
 
 def table(rows: list[Row], perplexity: float) -> str:
-    """The figures as Markdown."""
+    """The figures of all variants as a Markdown table."""
     lines = ["| variant | held-out KL before | after | factor | perplexity before | after | tokens | tokens/s |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for row in rows:
@@ -153,24 +158,47 @@ def draw(rows: list[Row], perplexity: float) -> Figure:
 
 @click.command()
 @click.argument("teacher", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--text", "general", multiple=True, required=True, help="General text: NAME or FILE, with =WEIGHT.")
-@click.option("--task", multiple=True, required=True, help="Text of the task, likewise.")
 @click.option(
-    "--eval-text", multiple=True, required=True, help="Text for evaluation, never trained on; repeat for several."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("build/bench-distill-curve"),
+    show_default=True,
+    help="Folder for all outputs.",
 )
-@click.option("--blocks", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--steps", type=click.IntRange(2), help="Of each variant; or --minutes.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="For everything, about.")
+@click.option("--text", "general", multiple=True, required=True, help="General text: TEXT[=WEIGHT]. Repeatable.")
+@click.option("--task", multiple=True, required=True, help="Text of the task: TEXT[=WEIGHT]. Repeatable.")
+@click.option("--eval-text", multiple=True, required=True, help="Evaluation text, never trained on. Repeatable.")
+@click.option("--blocks", type=click.IntRange(1), default=20, show_default=True, help="Blocks of the student.")
+@click.option("--steps", type=click.IntRange(2), help="Training steps of each variant. Excludes --minutes.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Approximate time in all. Excludes --steps.")
 @click.option("--points", type=click.IntRange(1), default=8, show_default=True, help="Evaluations of each variant.")
-@click.option("--eval-windows", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True)
-@click.option("--seq-len", type=click.IntRange(2), default=256, show_default=True)
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
-@click.option("--align-weight", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--eval-samples", type=click.IntRange(1), default=16, show_default=True, help="Evaluation windows.")
+@click.option("--batch-size", type=click.IntRange(1), default=4, show_default=True, help="Windows per step.")
+@click.option("--seq-len", type=click.IntRange(2), default=256, show_default=True, help="Tokens per window.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=5e-4,
+    show_default=True,
+    help="Peak learning rate.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Temperature of the distillation loss.",
+)
+@click.option(
+    "--align-weight",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Weight of the hidden-state loss in the variant that has it.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
+@json_option
 def main(
     teacher: Path,
     out: Path,
@@ -181,18 +209,18 @@ def main(
     steps: int | None,
     minutes: float | None,
     points: int,
-    eval_windows: int,
+    eval_samples: int,
     align_weight: float,
     as_json: bool,
     **sizes: Any,
 ) -> None:
-    """Four ways to train a student of TEACHER, one plot and one table in OUT."""
+    """Compare four ways to train a student of TEACHER. Writes a plot and a table to the folder --out."""
     if (steps is None) == (minutes is None):
-        raise click.UsageError("give --steps or --minutes")
+        raise click.UsageError("give either --steps or --minutes")
     began = time.perf_counter()
     common = DistillConfig(blocks=blocks, text=general, eval_text=eval_text[0], **sizes)
     out.mkdir(parents=True, exist_ok=True)
-    bench = prepare(teacher, common, general, task, eval_text, eval_windows, align_weight)
+    bench = prepare(teacher, common, general, task, eval_text, eval_samples, align_weight)
     if steps is None:
         steps = choose_steps(bench, common, 60 * (minutes or 0) - (time.perf_counter() - began), points)
     rows = []
@@ -209,10 +237,10 @@ def prepare(
     general: tuple[str, ...],
     task: tuple[str, ...],
     eval_text: tuple[str, ...],
-    windows: int,
+    eval_samples: int,
     align_weight: float,
 ) -> Bench:
-    """Teacher, untrained student and held-out text, all in memory."""
+    """Load the teacher, the untrained student and the evaluation text into memory."""
     tokenizer, plan = Checkpoint(teacher).tokenizer, plan_distill(teacher, common)
     device = make_accelerator().device
     big, vocab = open_model(teacher, working_dtype(device), device), common_vocabulary(plan, tokenizer)
@@ -221,7 +249,7 @@ def prepare(
     few = counting_windows(general, tokenizer, 4, size, start, common.packing)
     student = cut_student(open_causal_lm(teacher), plan, common, few, vocab, device, report)
     evaluator = StudentEvaluator(
-        big, counting_windows(eval_text, tokenizer, windows, size, start, common.packing), vocab
+        big, counting_windows(eval_text, tokenizer, eval_samples, size, start, common.packing), vocab
     )
     report({"eval_tokens": evaluator.tokens, "teacher_perplexity": exp(evaluator.teacher_nll), "device": str(device)})
     weights = snapshot(student.model.model, torch.float32)
@@ -229,7 +257,7 @@ def prepare(
 
 
 def write_results(out: Path, teacher: Path, rows: list[Row], perplexity: float) -> None:
-    """All points so far; table and plot when all variants are there."""
+    """Write the points and the table of the variants trained so far. The plot is drawn after the last variant."""
     head = {"teacher": Checkpoint(teacher).digest, "perplexity_teacher": perplexity, "threads": torch.get_num_threads()}
     write_json(out / "curve.json", json.loads(json.dumps({**head, "rows": rows}, default=str)))
     (out / "curve.md").write_text(table(rows, perplexity), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""How fast is drift? python scripts/bench_drift.py REFERENCE CANDIDATE TEXT [--tokens 100000 --seq-len 512]
+"""Measure the speed of the drift computation: python scripts/bench_drift.py REFERENCE CANDIDATE TEXT
 
-Against two bare forward passes: both models whole in memory in float32, every window to logits, nothing done with them,
-and loading not counted. Ours is `compare_rows` from the files to the row, loading counted. The two take turns
---repeats times on the same windows; figures are medians. --threads sets torch's threads for both.
+It is compared with two bare forward passes, one per model. They have the whole models in memory in float32, compute the
+logits of every window and discard them; loading is not measured. The drift computation is `compare_rows` from files to
+row, loading included. Both alternate --repeats times on the same windows. Figures are medians.
 """
 
 import os
@@ -24,12 +24,12 @@ from compress.evaluate.drift.hidden_states import MICRO_BATCH_TOKENS
 from compress.evaluate.drift.windows import evaluation_windows
 
 Row = dict[str, Any]
-SHARE = 0.8  # of the bare passes' tokens/s
+SHARE = 0.8  # target: tokens per second, relative to the bare passes
 
 
 @torch.no_grad()
 def bare_seconds(models: list[Any], windows: Windows, size: int) -> float:
-    """Both models over all windows, `size` at a time, to logits that are thrown away."""
+    """Seconds in which both models compute the logits of all windows, `size` windows at a time."""
     started = time.perf_counter()
     for model in models:
         for part in windows.ids.split(size):
@@ -44,7 +44,7 @@ def drift_seconds(reference: Path, candidate: Path, windows: Windows, size: int)
 
 
 def take_turns(measures: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, one after the other, `repeats` times."""
+    """The seconds of each measurement, by name. The measurements alternate `repeats` times."""
     seconds: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(repeats):
         for name, measure in measures.items():
@@ -57,11 +57,11 @@ def take_turns(measures: dict[str, Callable[[], float]], repeats: int) -> dict[s
 @click.argument("reference", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("candidate", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("text")
-@click.option("--tokens", type=click.IntRange(1), default=100_000, show_default=True, help="At least.")
-@click.option("--seq-len", type=click.IntRange(8), default=512, show_default=True)
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--tokens", type=click.IntRange(1), default=100_000, show_default=True, help="Smallest number of tokens.")
+@click.option("--seq-len", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each kind.")
 @click.option(
-    "--threads", type=click.IntRange(1), default=None, help="Torch's threads for both.  [default: torch's choice]"
+    "--threads", type=click.IntRange(1), default=None, help="Number of torch's threads.  [default: torch's choice]"
 )
 @json_option
 def main(
@@ -79,7 +79,7 @@ def main(
     windows = evaluation_windows(reference, [candidate], text, n_samples=-(-tokens // seq_len), seq_len=seq_len)
     size = max(1, MICRO_BATCH_TOKENS // seq_len)
     models = [load_model(path) for path in (reference, candidate)]
-    bare_seconds(models, Windows(windows.ids[:size], windows.mask[:size], {}), size)  # warm
+    bare_seconds(models, Windows(windows.ids[:size], windows.mask[:size], {}), size)  # warms up, not measured
     seconds = take_turns(
         {
             "two bare passes": lambda: bare_seconds(models, windows, size),

@@ -1,9 +1,8 @@
-"""The chunked loss against the plain one: python scripts/bench_loss.py
+"""Compare the chunked loss with a plain loss: python scripts/bench_loss.py
 
-Targets are printed with the measured values: at most a fifth of the plain loss's memory and 1.1 of its time.
-Peak extra memory and time of loss and gradient, at 4,096 tokens, hidden 1,536, vocabulary 151,936 unless options
-change them. Each loss runs in a process of its own, whose peak is its high-water mark less what it held before.
---small is a try in seconds. --json for machines.
+Measures time and extra memory of the loss and its gradient. The targets are at most a fifth of the plain loss's memory,
+and at most 1.1 times its time. Each loss runs in its own process. Its extra memory is the peak of the process minus the
+memory before the loss.
 """
 
 import json
@@ -23,12 +22,12 @@ from compress.cli.options import json_option
 from compress.losses import LogitSource, distill_loss
 
 ALPHA, TEMPERATURE = 0.7, 2.0
-TARGETS = {"extra_bytes": 1 / 5, "seconds": 1.1}  # of the plain loss's, at most
+TARGETS = {"extra_bytes": 1 / 5, "seconds": 1.1}  # largest ratio to the plain loss
 SMALL = {"tokens": 256, "hidden": 64, "vocab": 20_000}
 
 
 def plain(student: LogitSource, teacher: LogitSource, labels: Tensor) -> Tensor:
-    """The formula on whole logits, as most trainers write it."""
+    """The loss computed from whole logits, as most trainers do."""
     ours, theirs = student.hidden @ student.weight.T, teacher.hidden @ teacher.weight.T
     log_s, log_t = log_softmax(ours / TEMPERATURE, -1), log_softmax(theirs / TEMPERATURE, -1)
     kl = kl_div(log_s, log_t, reduction="batchmean", log_target=True)
@@ -51,7 +50,7 @@ def make_side(seed: int, tokens: int, hidden: int, vocab: int) -> LogitSource:
 
 
 def measure(name: str, tokens: int, hidden: int, vocab: int) -> dict[str, float]:
-    """Bytes above what models and data take, best seconds of three, and the loss and a digest of its gradient."""
+    """Measure a loss: extra bytes, the shortest of three times in seconds, and the norms of its gradients."""
     student, teacher = make_side(1, tokens, hidden, vocab), make_side(2, tokens, hidden, vocab)
     labels = torch.arange(tokens) % vocab
     for tensor in student[:2]:
@@ -70,14 +69,16 @@ def measure(name: str, tokens: int, hidden: int, vocab: int) -> dict[str, float]
 
 
 @click.command()
-@click.option("--tokens", default=4096, show_default=True)
-@click.option("--hidden", default=1536, show_default=True)
-@click.option("--vocab", default=151_936, show_default=True)
-@click.option("--small", is_flag=True, help="A try in seconds: " + ", ".join(f"{k} {v:,}" for k, v in SMALL.items()))
-@click.option("--only", type=click.Choice(list(LOSSES)), help="One loss, in this process, as JSON.")
+@click.option("--tokens", default=4096, show_default=True, help="Number of tokens.")
+@click.option("--hidden", default=1536, show_default=True, help="Width of the hidden states.")
+@click.option("--vocab", default=151_936, show_default=True, help="Tokens in the vocabulary.")
+@click.option(
+    "--small", is_flag=True, help="Run in seconds, with " + ", ".join(f"{k} {v:,}" for k, v in SMALL.items()) + "."
+)
+@click.option("--only", type=click.Choice(list(LOSSES)), help="Measure one loss in this process, and print JSON.")
 @json_option
 def main(small: bool, only: str | None, as_json: bool, **sizes: int) -> None:
-    """Measure both losses, how much of the plain one's memory and time the chunked one takes, and whether it may."""
+    """Measure both losses, and compare the ratios of memory and time with their targets."""
     sizes = SMALL if small else sizes
     if only:
         click.echo(json.dumps(measure(only, **sizes)))

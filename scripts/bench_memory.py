@@ -1,8 +1,8 @@
-"""Does memory grow with depth? python scripts/bench_memory.py SHALLOW DEEP [--method gptq --samples 128 ...]
+"""Check that memory does not grow with the number of blocks: python scripts/bench_memory.py SHALLOW DEEP
 
-Two checkpoints of one shape, e.g. of 2 and 6 blocks from scripts/make_shape.py, are quantized one after the other, each
-in its own process. Printed are the peak of resident memory as seen from outside (sampled, children included) and as
-the kernel counted it (VmHWM, the process alone), beside the estimate that the job makes before it starts.
+SHALLOW and DEEP have blocks of the same shape, such as 2 and 6 blocks from scripts/make_shape.py. They are quantized
+one after the other, each in its own process. Three figures are printed: the peak resident memory of the process and its
+children, sampled from outside; the peak of the process alone by the kernel's count (VmHWM); and the job's estimate.
 """
 
 import os
@@ -23,12 +23,12 @@ from compress.quantize.blocks.memory_estimate import estimate_memory
 from compress.quantize.job import plan_quantize
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 0.05
+SECONDS = 0.05  # between two samples of memory
 RATIO_LIMIT, BYTES_LIMIT = 1.05, 6e9
 
 
 def resident(process: psutil.Process) -> int:
-    """Bytes that the process and all its children have in memory now."""
+    """The bytes that the process and all its children have in memory now."""
     total = 0
     for member in [process, *process.children(recursive=True)]:
         try:
@@ -39,7 +39,7 @@ def resident(process: psutil.Process) -> int:
 
 
 def high_water(pid: int) -> int:
-    """Peak resident bytes of the process by the kernel's count (VmHWM); 0 if it has ended."""
+    """The peak resident bytes of the process by the kernel's count (VmHWM). 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -48,7 +48,10 @@ def high_water(pid: int) -> int:
 
 
 def watch(command: list[str], log: Path) -> dict[str, Any]:
-    """Run `command`: seconds, sampled peak and VmHWM. ClickException with its log when it fails."""
+    """Run a command. Returns its seconds, sampled peak and VmHWM.
+
+    Raises ClickException, with the path of the log, if the command fails.
+    """
     started, sampled, kernel = time.perf_counter(), 0, 0
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     with log.open("w") as stream:
@@ -61,18 +64,18 @@ def watch(command: list[str], log: Path) -> dict[str, Any]:
             kernel = max(kernel, high_water(process.pid))
             time.sleep(SECONDS)
     if process.wait():
-        raise click.ClickException(f"{' '.join(command)}: failed; see {log}")
+        raise click.ClickException(f"{' '.join(command)}: the command failed; read {log}")
     return {"seconds": time.perf_counter() - started, "sampled_bytes": sampled, "vmhwm_bytes": kernel}
 
 
 def estimate(model: Path, config: QuantizeConfig, limit: int) -> int:
-    """Bytes that the job expects to need before it starts."""
+    """The job's own estimate of its memory in bytes."""
     checkpoint, plan = plan_quantize(model, config)
     return estimate_memory(BlockModel(checkpoint.config, checkpoint.tensor), plan, config, limit)
 
 
 def measure(model: Path, text: str, out: Path, config: QuantizeConfig, limit: str) -> dict[str, Any]:
-    """One quantization as a row. The checkpoint is removed afterwards."""
+    """Quantize a model and measure it. Returns a row. The checkpoint is removed afterwards."""
     place = out / model.name
     shutil.rmtree(place, ignore_errors=True)
     sizes = {"--group-size": config.group_size, "--samples": config.samples, "--seq-len": config.seq_len}
@@ -83,7 +86,7 @@ def measure(model: Path, text: str, out: Path, config: QuantizeConfig, limit: st
     report(row)
     command = [*start, "--method", config.method, "--text", text, "--out", str(place), *options]
     row |= watch(command, out / f"{model.name}.log")
-    report(row)  # the next one may take an hour
+    report(row)  # reported at once, because the next quantization may take an hour
     shutil.rmtree(place)
     return row
 
@@ -91,14 +94,29 @@ def measure(model: Path, text: str, out: Path, config: QuantizeConfig, limit: st
 @click.command(help=__doc__)
 @click.argument("shallow", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("deep", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--text", default="default", show_default=True)
-@click.option("--method", type=click.Choice(METHODS), default="gptq", show_default=True)
-@click.option("--error-correction", type=float, default=QuantizeConfig.error_correction, show_default=True)
-@click.option("--activation-memory", "limit", default="1GB", show_default=True)
-@click.option("--group-size", type=int, default=128, show_default=True)
-@click.option("--samples", type=int, default=128, show_default=True)
-@click.option("--seq-len", type=int, default=512, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench-memory"), show_default=True)
+@click.option("--text", default="default", show_default=True, help="Calibration text: a file or a bundled text.")
+@click.option("--method", type=click.Choice(METHODS), default="gptq", show_default=True, help="Rounding method.")
+@click.option(
+    "--error-correction",
+    type=float,
+    default=QuantizeConfig.error_correction,
+    show_default=True,
+    help="Error-correction strength, 0 to 1.",
+)
+@click.option(
+    "--activation-memory", "limit", default="1GB", show_default=True, help="RAM for activations between stages."
+)
+@click.option("--group-size", type=int, default=128, show_default=True, help="Weights per scale.")
+@click.option("--samples", type=int, default=128, show_default=True, help="Number of calibration windows.")
+@click.option("--seq-len", type=int, default=512, show_default=True, help="Tokens per calibration window.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("build/bench-memory"),
+    show_default=True,
+    help="Folder for checkpoints and logs.",
+)
 @json_option
 def main(shallow: Path, deep: Path, text: str, method: str, limit: str, out: Path, as_json: bool, **sizes: Any) -> None:
     out.mkdir(parents=True, exist_ok=True)

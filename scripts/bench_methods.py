@@ -1,7 +1,7 @@
-"""Every method against plain rounding of the same format: python scripts/bench_methods.py MODEL CALIBRATION TEXT
+"""Compare every method with plain rounding in the same format: python scripts/bench_methods.py MODEL TEXT EVAL_TEXT
 
-One run on one machine: quantize MODEL with each method into --out, compare all with MODEL on the first windows of TEXT,
-and print seconds, bytes, KL, and by how much the KL is below that of rtn in the same format. --json for machines.
+MODEL is quantized with each method on TEXT. All checkpoints are compared with MODEL on windows of EVAL_TEXT. The output
+has seconds, bytes, KL, and the percentage by which the KL is below that of rtn in the same format.
 
     python scripts/bench_methods.py build/smollm2 wikitext2.valid.txt wikitext2.test.txt --group-size 64
 """
@@ -25,7 +25,7 @@ VARIANTS = (("rtn", "gptq"), ("gptq", "gptq"), ("rtn", "awq"), ("awq", "awq"), (
 
 
 def timed(model: Path, out: Path, config: QuantizeConfig) -> float:
-    """Seconds of one quantization, from the command to the published checkpoint."""
+    """The seconds of one quantization, from the call to the published checkpoint."""
     shutil.rmtree(out, ignore_errors=True)
     started = time.perf_counter()
     quantize_checkpoint(model, out, config, report=report)
@@ -34,33 +34,42 @@ def timed(model: Path, out: Path, config: QuantizeConfig) -> float:
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("calibration")
 @click.argument("text")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
-@click.option("--group-size", type=int, default=64, show_default=True)
-@click.option("--samples", type=int, default=64, show_default=True)
-@click.option("--seq-len", type=int, default=512, show_default=True)
-@click.option("--method", "methods", multiple=True, type=click.Choice(METHODS), default=METHODS, help="Which to run.")
-@click.option("--windows", type=int, default=12, show_default=True, help="Windows of TEXT, --seq-len tokens each.")
+@click.argument("eval_text")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("build/bench"),
+    show_default=True,
+    help="Folder for the checkpoints.",
+)
+@click.option("--group-size", type=int, default=64, show_default=True, help="Weights per scale.")
+@click.option("--samples", type=int, default=64, show_default=True, help="Number of calibration windows.")
+@click.option("--seq-len", type=int, default=512, show_default=True, help="Tokens per window, of both texts.")
+@click.option(
+    "--method", "methods", multiple=True, type=click.Choice(METHODS), default=METHODS, help="Method to run. Repeatable."
+)
+@click.option("--eval-samples", type=int, default=12, show_default=True, help="Number of windows of EVAL_TEXT.")
 @json_option
 def main(
     model: Path,
-    calibration: str,
     text: str,
+    eval_text: str,
     out: Path,
     methods: tuple[str, ...],
-    windows: int,
+    eval_samples: int,
     as_json: bool,
     **sizes: int,
 ) -> None:
-    """Quantize MODEL with every method on CALIBRATION, score on TEXT."""
+    """Quantize MODEL with every method on TEXT, and compare the checkpoints on EVAL_TEXT."""
     seconds = {}
     for method, format_name in [variant for variant in VARIANTS if variant[0] in methods]:
-        config = QuantizeConfig(method=method, format=format_name, text=(calibration,), **sizes)
+        config = QuantizeConfig(method=method, format=format_name, text=(text,), **sizes)
         path = out / f"{method}-in-{format_name}"
         seconds[path] = timed(model, path, config)
-    read = evaluation_windows(model, list(seconds), text, n_samples=windows, seq_len=sizes["seq_len"])
-    rows = compare_rows(model, list(seconds), read, report=report)
+    windows = evaluation_windows(model, list(seconds), eval_text, n_samples=eval_samples, seq_len=sizes["seq_len"])
+    rows = compare_rows(model, list(seconds), windows, report=report)
     rtn = {"gptq": float("nan"), "awq": float("nan")} | {
         row["format"]: row["kl"] for row in rows[1:] if row["method"] == "rtn"
     }

@@ -1,16 +1,16 @@
-"""qcompress against other quantizers, one run on one machine: python scripts/bench_quantize.py MODEL CALIBRATION TEXT
+"""Compare qcompress with other quantizers on one machine: python scripts/bench_quantize.py MODEL TEXT EVAL_TEXT
 
-Every quantizer runs alone, in its own process and interpreter (scripts/install_peers.sh makes those of the others), on
-the same text: the first --samples · --seq-len tokens of the file CALIBRATION. Then every checkpoint is scored
-against MODEL on the same windows of TEXT.
+Every quantizer runs alone in its own process. Other quantizers run in the environments that scripts/install_peers.sh
+creates. All read the same calibration text: the first --samples windows of --seq-len tokens in the file TEXT. Then
+every checkpoint is compared with MODEL on the same windows of EVAL_TEXT.
 
-`seconds` is measured by the quantizer: the peers' without loading and saving, ours with both and with measuring
-the start token; `command_seconds` is the whole command for all.
+Each quantizer measures its own `seconds`. For qcompress, they include loading, saving and measuring the start token.
+For the other quantizers, they do not. `command_seconds` is the time of the whole command.
 """
 
 import os
 
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # of this process: threads that spin while it waits would slow all others
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # else idle threads of this process would slow down the measured ones
 
 import json
 import shutil
@@ -44,11 +44,11 @@ FIGURES = ("bytes", "kl", "kl_se", "kl_p99", "perplexity", "perplexity_ratio", "
 
 @dataclass(frozen=True)
 class QuantizerJob:
-    """The model, text and sizes for one quantizer."""
+    """The model, text and sizes for one quantizer. `windows` is the JSON file with the token ids of the text."""
 
     model: Path
     out: Path
-    calibration: str
+    text: str
     windows: Path
     group_size: int
     samples: int
@@ -58,7 +58,7 @@ class QuantizerJob:
 
 @dataclass(frozen=True)
 class Variant:
-    """A row: a peer's environment and runner, or the options of `qcompress quantize`."""
+    """A quantizer and its settings: the options of `qcompress quantize`, or the name of a peer."""
 
     name: str
     options: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Target:
-    """`figure` of `variant` over that of `against` ("best peer": the lowest) shall be `limit` at most."""
+    """A limit on the ratio of a `figure`: `variant` over `against`. "best peer" is the peer with the lowest figure."""
 
     variant: str
     figure: str
@@ -108,11 +108,11 @@ def command(variant: Variant, job: QuantizerJob) -> list[str]:
     sizes = {"--group-size": job.group_size, "--samples": job.samples, "--seq-len": job.seq_len}
     options = [part for name, value in sizes.items() for part in (name, str(value))]
     start = [sys.executable, "-c", "from compress.cli import cli; cli()", "quantize", str(job.model)]
-    return [*start, *options, *variant.options, "--text", job.calibration, "--out", str(job.out), "--json"]
+    return [*start, *options, *variant.options, "--text", job.text, "--out", str(job.out), "--json"]
 
 
 def run(variant: Variant, job: QuantizerJob) -> Row:
-    """One quantizer in its own process: seconds and peak memory, or the reason of its failure."""
+    """Run one quantizer in its own process. The row has its seconds and peak memory, or the reason for its failure."""
     row: Row = {"name": variant.name}
     if variant.peer and not (job.peers / variant.peer / "bin/python").exists():
         return row | {"failed": "not installed: run scripts/install_peers.sh"}
@@ -140,16 +140,16 @@ def last_line(log: Path) -> str:
 
 
 def readable(row: Row, path: Path) -> Row:
-    """The row, failed when our reader does not understand the checkpoint."""
+    """The row of a checkpoint. If qcompress cannot read the checkpoint, the row has the reason as `failed`."""
     if "failed" in row:
         return row
     try:
         checkpoint = open_causal_lm(path)
         if format_of(checkpoint) is None:
-            return row | {"failed": f"{path} is not quantized"}
+            return row | {"failed": f"{path}: the checkpoint is not quantized"}
         quantized_weight(checkpoint, next(iter(linear_shapes(checkpoint.config))))
     except (ValueError, KeyError, click.ClickException) as error:
-        return row | {"failed": f"our reader refuses it: {error}"}
+        return row | {"failed": f"{path}: qcompress cannot read the checkpoint: {error}"}
     return row
 
 
@@ -174,7 +174,10 @@ def verdict(name: str, limit: float, ratio: float | None) -> Row:
 
 
 def roofline_rows(model: Path, rows: list[Row], tokens: int, seq_len: int) -> list[Row]:
-    """The seconds of our gptq over those of one pass's operations, at this machine's rate in the type that it takes."""
+    """Rows that compare the seconds of qcompress's gptq with their lower bound.
+
+    The bound is the operations of one pass, divided by this machine's rate in the fastest dtype.
+    """
     config = open_causal_lm(model).config
     shapes, settings = linear_shapes(config), make_config(config)
     heads = settings.num_attention_heads
@@ -192,55 +195,74 @@ def roofline_rows(model: Path, rows: list[Row], tokens: int, seq_len: int) -> li
     return [verdict(f"{name}: seconds / ({bound})", ROOFLINE_LIMIT, ratios.get(name)) for name in names]
 
 
-def score(model: Path, rows: list[Row], place: Callable[[str], Path], text: str, windows: int, seq_len: int) -> None:
-    """Add to every row that did not fail how far its checkpoint is from the model."""
+def score(model: Path, rows: list[Row], place: Callable[[str], Path], text: str, samples: int, seq_len: int) -> None:
+    """Add the drift of each checkpoint from the model to its row. Rows with `failed` stay as they are."""
     whole = [row for row in rows if "failed" not in row]
     paths = [place(row["name"]) for row in whole]
     if not paths:
         return
-    read = evaluation_windows(model, paths, text, n_samples=windows, seq_len=seq_len)
-    for row, scored in zip(whole, compare_rows(model, paths, read, report=report)[1:], strict=True):
+    windows = evaluation_windows(model, paths, text, n_samples=samples, seq_len=seq_len)
+    for row, scored in zip(whole, compare_rows(model, paths, windows, report=report)[1:], strict=True):
         row |= {key: scored[key] for key in FIGURES}
 
 
 @click.command(help=__doc__)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("calibration")
 @click.argument("text")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/bench-quantize"), show_default=True)
-@click.option("--peers", type=click.Path(path_type=Path), default=Path("build/peers"), show_default=True)
-@click.option("--variant", "variants", multiple=True, type=click.Choice([variant.name for variant in VARIANTS]))
-@click.option("--group-size", type=int, default=64, show_default=True)
-@click.option("--samples", type=int, default=64, show_default=True)
-@click.option("--seq-len", type=int, default=512, show_default=True)
-@click.option("--windows", type=int, default=12, show_default=True, help="Windows of TEXT, --seq-len tokens each.")
+@click.argument("eval_text")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("build/bench-quantize"),
+    show_default=True,
+    help="Folder for checkpoints and logs.",
+)
+@click.option(
+    "--peers",
+    type=click.Path(path_type=Path),
+    default=Path("build/peers"),
+    show_default=True,
+    help="Folder with the environments of scripts/install_peers.sh.",
+)
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    type=click.Choice([variant.name for variant in VARIANTS]),
+    help="Quantizer to run. Repeatable.  [default: all]",
+)
+@click.option("--group-size", type=int, default=64, show_default=True, help="Weights per scale.")
+@click.option("--samples", type=int, default=64, show_default=True, help="Number of calibration windows.")
+@click.option("--seq-len", type=int, default=512, show_default=True, help="Tokens per window, of both texts.")
+@click.option("--eval-samples", type=int, default=12, show_default=True, help="Number of windows of EVAL_TEXT.")
 @json_option
 def main(
     model: Path,
-    calibration: str,
     text: str,
+    eval_text: str,
     out: Path,
     peers: Path,
     variants: tuple[str, ...],
-    windows: int,
+    eval_samples: int,
     as_json: bool,
     **sizes: int,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     samples, seq_len = sizes["samples"], sizes["seq_len"]
-    plain = build_windows([calibration], open_causal_lm(model).tokenizer, n_samples=samples, seq_len=seq_len)
+    plain = build_windows([text], open_causal_lm(model).tokenizer, n_samples=samples, seq_len=seq_len)
     (out / "windows.json").write_text(json.dumps(plain.ids.tolist()))
-    report({"the others see": f"{samples} × {seq_len} tokens of {calibration}", "digest": plain.manifest["digest"]})
-    report({"ours sees": "the same text from its beginning, each window after the start token, if the model wants it"})
+    report({"text of the peers": f"{samples} × {seq_len} tokens of {text}", "digest": plain.manifest["digest"]})
+    report({"text of qcompress": "the same tokens; every window begins with the start token if that lowers the loss"})
     rows = []
     for variant in VARIANTS:
         if variants and variant.name not in variants:
             continue
         place = out / variant.name
-        job = QuantizerJob(model, place, calibration, out / "windows.json", **sizes, peers=peers.absolute())
+        job = QuantizerJob(model, place, text, out / "windows.json", **sizes, peers=peers.absolute())
         rows.append(readable(run(variant, job), place))
         report(rows[-1])
-    score(model, rows, lambda name: out / name, text, windows, seq_len)
+    score(model, rows, lambda name: out / name, eval_text, eval_samples, seq_len)
     targets = [*compare_targets(rows), *roofline_rows(model, rows, samples * seq_len, seq_len)]
     if as_json:
         emit({"rows": rows, "targets": targets, "load_average": os.getloadavg()[0]}, as_json=True)

@@ -1,9 +1,9 @@
-"""Decoding speed and time to first token in vLLM:  python scripts/bench_vllm_cpu.py FP16_CHECKPOINT QUANTIZED...
+"""Measure decoding speed and time to first token in vLLM: python scripts/bench_vllm_cpu.py FP16_CHECKPOINT QUANTIZED...
 
 Each checkpoint runs in its own process with the same settings: one request at a time, 128 prompt tokens and 64 greedy
-new tokens. Figures are medians over the repeats, with the best in brackets. Ratios compare with the first checkpoint;
-above 1 is faster. Other work on the machine slows short parallel steps a lot, so stderr and the JSON have the load
-average before each run.
+new tokens. Figures are medians over the repeats, with the best one in brackets. Ratios compare a checkpoint with the
+first one; above 1 is faster. Other work on the machine slows down short parallel steps a lot. So the load average
+before each run is printed on stderr and in the JSON.
 """
 
 import json
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def measure(request: dict[str, Any]) -> Run:
-    """Runs in the vLLM process. Seconds to the first token and tokens per second after it, one value per repeat."""
+    """Measure seconds to the first token and tokens per second after it, once per repeat. Runs in vLLM's process."""
     from vllm import SamplingParams, TokensPrompt
 
     llm = open_vllm(request["checkpoint"], dtype=request["dtype"], max_model_len=2 * (PROMPT + DECODED))
@@ -51,12 +51,12 @@ def run(path: str, dtype: str, repeats: int) -> Run:
     try:
         measured = run_in_new_process(__file__, {"checkpoint": path, "dtype": dtype, "repeats": repeats})
     except VllmFailedError as error:
-        raise click.ClickException(f"{path}: vLLM failed: {error}") from error
+        raise click.ClickException(f"{path}: vLLM failed on this checkpoint: {error}") from error
     return measured | {"load_average": [load]}
 
 
 def summarize(path: str, runs: list[Run]) -> Row:
-    """One row: median and best over all repeats of all rounds."""
+    """One row per checkpoint: median and best value over all repeats of all rounds."""
     first, speed, load = (
         [value for run in runs for value in run[key]] for key in ("first_token_s", "tokens_per_s", "load_average")
     )
@@ -73,7 +73,7 @@ def summarize(path: str, runs: list[Run]) -> Row:
 
 
 def with_ratios(rows: list[Row]) -> list[Row]:
-    """Each row with its speed relative to the first row: ratios of the medians and of the best."""
+    """Add to each row its speed relative to the first row: ratios of medians, and ratios of best values."""
     base = rows[0]
     return [
         row
@@ -84,7 +84,7 @@ def with_ratios(rows: list[Row]) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """A text table; each cell has the median, and the best in brackets."""
+    """The rows as a text table. Each cell has the median, and the best value in brackets."""
     lines = [f"{'checkpoint':28} {'MB':>5}  {'tokens/s':>13} {'ratio':>13}  {'first token ms':>15} {'ratio':>13}"]
     for row in rows:
         speed = f"{row['tokens_per_s']:.1f} ({row['best_tokens_per_s']:.1f})"
@@ -100,7 +100,7 @@ def table(rows: list[Row]) -> str:
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
 @click.option("--dtype", default="float16", show_default=True, help="Dtype that vLLM computes in.")
 @click.option("--repeats", default=5, show_default=True, help="Repeats per checkpoint and round.")
-@click.option("--rounds", default=1, show_default=True, help="Passes over all checkpoints.")
+@click.option("--rounds", default=1, show_default=True, help="Number of times that every checkpoint is measured.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON on stdout.")
 def main(checkpoints: tuple[str, ...], dtype: str, repeats: int, rounds: int, as_json: bool) -> None:
     runs: dict[str, list[Run]] = {path: [] for path in checkpoints}

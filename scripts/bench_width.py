@@ -1,4 +1,7 @@
-"""KL of narrower students before training, chosen by weights and by activations: bench_width.py MODEL."""
+"""Measure the KL of narrower students before training: python scripts/bench_width.py MODEL
+
+The channels to keep are chosen once by weights, and once by activations.
+"""
 
 import json
 import sys
@@ -27,7 +30,7 @@ SEQ_LEN, WINDOWS, HELDOUT = 128, 8, 3
 
 @torch.no_grad()
 def answers(config: dict[str, Any], weights: Weights, ids: Tensor) -> Tensor:
-    """(windows * (seq_len - 1), vocab) log-probabilities of the next token."""
+    """The log-probabilities of every next token, (windows · (seq_len - 1), vocab)."""
     model = load_all(config, weights, torch.float32)
     return torch.cat([model(row[None], use_cache=False).logits[0, :-1].log_softmax(-1) for row in ids])
 

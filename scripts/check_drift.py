@@ -1,7 +1,8 @@
-"""Our drift beside a plain computation: python scripts/check_drift.py MODEL CANDIDATE TEXT [--windows 12 --seq-len 512]
+"""Compare the drift computation with a plain one: python scripts/check_drift.py MODEL CANDIDATE TEXT
 
-Plain means: both models whole in memory, transformers' own forward, all logits of a window at once, log_softmax and
-kl_div of torch in float64. Every figure may differ by 1e-4 nats, perplexities by 1e-4 of themselves.
+The plain computation has both whole models in memory, and computes all logits of a window at once with transformers.
+Then it uses log_softmax and kl_div of torch in float64. A figure may differ by 1e-4, and a perplexity by a factor of
+1 ± 1e-4. If a figure differs more, the exit code is 3.
 """
 
 import math
@@ -26,7 +27,11 @@ TOLERANCE = 1e-4
 
 @torch.no_grad()
 def plain_tokens(reference: Any, candidate: Any, ids: Tensor, scored: Tensor, vocabulary: int) -> Tensor:
-    """(tokens, 5) of one window, (1, seq) ids: both nlls, KL, same first token, first token among the five."""
+    """The figures of each token in one window of ids (1, seq), as (tokens, 5).
+
+    They are: nll of the reference, nll of the candidate, KL, and whether the reference's most likely token is the most
+    likely one, or among the five most likely ones, of the candidate.
+    """
     ours, theirs = (
         model(ids, use_cache=False).logits[0, :-1, :vocabulary].double().log_softmax(-1)[scored]
         for model in (reference, candidate)
@@ -46,7 +51,7 @@ def plain_tokens(reference: Any, candidate: Any, ids: Tensor, scored: Tensor, vo
 
 
 def plain_figures(reference: Path, candidate: Path, windows: Windows, vocabulary: int) -> Row:
-    """The figures of a row, by the plain computation."""
+    """The figures of a `CompareRow`, by the plain computation."""
     models = load_model(reference), load_model(candidate)
     rows = zip(windows.ids, windows.mask, strict=True)
     tokens = torch.cat([plain_tokens(*models, ids[None], mask[1:], vocabulary) for ids, mask in rows])
@@ -58,7 +63,7 @@ def plain_figures(reference: Path, candidate: Path, windows: Windows, vocabulary
 
 
 def difference(name: str, plain: float, ours: float) -> float:
-    """Of two perplexities relative, of other figures absolute."""
+    """The difference of two figures: relative for perplexities, absolute for all others."""
     return abs(ours - plain) / (plain if "perplexity" in name else 1.0)
 
 
@@ -66,14 +71,14 @@ def difference(name: str, plain: float, ours: float) -> float:
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("candidate", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("text")
-@click.option("--windows", type=click.IntRange(1), default=12, show_default=True)
-@click.option("--seq-len", type=click.IntRange(8), default=512, show_default=True)
+@click.option("--samples", type=click.IntRange(1), default=12, show_default=True, help="Number of windows of TEXT.")
+@click.option("--seq-len", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window.")
 @json_option
-def main(model: Path, candidate: Path, text: str, windows: int, seq_len: int, as_json: bool) -> None:
-    read = evaluation_windows(model, [candidate], text, n_samples=windows, seq_len=seq_len)
-    reference, row = compare_rows(model, [candidate], read, report=report)
+def main(model: Path, candidate: Path, text: str, samples: int, seq_len: int, as_json: bool) -> None:
+    windows = evaluation_windows(model, [candidate], text, n_samples=samples, seq_len=seq_len)
+    reference, row = compare_rows(model, [candidate], windows, report=report)
     ours = row | {"reference perplexity": reference["perplexity"]}
-    plain = plain_figures(model, candidate, read, row["vocabulary"])
+    plain = plain_figures(model, candidate, windows, row["vocabulary"])
     rows = []
     for name, value in plain.items():
         apart = difference(name, value, ours[name])

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Install the peers of the benchmarks, each in a separate environment, because their pins conflict:
+# Install the other tools that the benchmarks run. Each gets its own environment, because their pins conflict:
 #   scripts/install_peers.sh [--autoawq] [DIRECTORY]          default: build/peers
-# Safe to run again: an environment whose package imports is left alone.
+# A second run leaves an environment alone if its package can be imported.
 set -euo pipefail
 with_autoawq=
 [ "${1:-}" = --autoawq ] && { with_autoawq=1; shift; }
@@ -23,7 +23,7 @@ pip() { # NAME ARGUMENTS...
 
 if ! ready llmcompressor llmcompressor; then
     fresh llmcompressor
-    pip llmcompressor install torch==2.13.0 # first and alone: another package could ask for another build of it
+    pip llmcompressor install torch==2.13.0 # alone, because another package could require another build of torch
     pip llmcompressor install torch==2.13.0 llmcompressor==0.14.0.1
 fi
 if ! ready gptqmodel gptqmodel; then

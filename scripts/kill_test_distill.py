@@ -3,8 +3,8 @@
     python scripts/kill_test_distill.py --tiny --kills 10
     python scripts/kill_test_distill.py build/smollm2 --kills 10 --blocks 20 --steps 12 --batch-size 2
 
-Prints one line per kill. Exit code 1 when a byte of the cache, the loss curve or a byte of the student differs, or when
-work is left behind; see `killing.py`.
+Prints one line per kill. The exit code is 1 if a byte of the cache or the student differs, the loss curve differs, or
+temporary folders remain. `killing.py` does the work.
 """
 
 import random
@@ -24,12 +24,12 @@ CAPTURE = ("--codec", "hidden", "--shard-windows", "4")
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("teacher", type=click.Path(path_type=Path), required=False)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
-@click.option("--tiny", is_flag=True, help="A random model of 4 blocks instead of TEACHER, and a student of 2.")
-@click.option("--kills", type=click.IntRange(1), default=10, show_default=True, help="Of capture, and of training.")
-@click.option("--samples", default=32, show_default=True, help="Windows that are captured.")
-@click.option("--seq-len", default=32, show_default=True)
-@click.option("--save-every", default=3, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--tiny", is_flag=True, help="Use a random model of 4 blocks instead of TEACHER, and a student of 2.")
+@click.option("--kills", type=click.IntRange(1), default=10, show_default=True, help="Number of kills per command.")
+@click.option("--samples", default=32, show_default=True, help="Number of windows to capture.")
+@click.option("--seq-len", default=32, show_default=True, help="Tokens per window.")
+@click.option("--save-every", default=3, show_default=True, help="Training steps between two saved states.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed for the moments of the kills.")
 def main(
     teacher: Path | None,
     options: tuple[str, ...],
@@ -40,9 +40,9 @@ def main(
     save_every: int,
     seed: int,
 ) -> None:
-    """TEACHER is a 16-bit checkpoint; further OPTIONS go to `qcompress distill`."""
+    """Kill the distillation of TEACHER, a 16-bit checkpoint. All other OPTIONS are passed to `qcompress distill`."""
     if tiny == (teacher is not None):
-        raise click.UsageError("give TEACHER or --tiny")
+        raise click.UsageError("give either TEACHER or --tiny")
     random.seed(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -59,7 +59,7 @@ def main(
 
 
 def state(out: Path) -> str:
-    """How far a killed run had come, in words."""
+    """The progress of a killed run, in words."""
     if (work_path(out) / JOURNAL).is_file():
         stages = read_json(work_path(out) / JOURNAL)["stages"]
         return f"step {stages[-1]['step']} kept" if stages else "before the first state"

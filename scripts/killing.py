@@ -1,4 +1,4 @@
-"""Kill a qcompress command at random moments, resume it, and compare every byte: what the kill tests share."""
+"""Kill a qcompress command at random moments, resume it, and compare every byte. Both kill tests use this module."""
 
 import multiprocessing
 import random
@@ -18,14 +18,15 @@ PROCESSES.set_forkserver_preload(["compress.quantize.job", "compress.distill.tar
 def kill_and_compare(
     name: str, command: Sequence[str], folder: Path, kills: int, state: Callable[[Path], str]
 ) -> list[str]:
-    """Run whole, then killed `kills` times; what differed, in words: [] when nothing did.
+    """Run the command uninterrupted, then kill and resume it `kills` times. Returns the files that differ.
 
-    Moments are drawn over the length of the uninterrupted run. `state` says how far a killed run had come; one that was
-    FINISHED, as one that ended before its moment, is compared, removed and begun again.
+    The moments of the kills are random, within the time of the uninterrupted run. `state` returns the progress of a
+    killed run. If that is FINISHED, or if the run ended before its moment, the output is compared and removed, and the
+    next run starts from nothing.
     """
     folder.mkdir()
     whole, out = folder / "whole", folder / "out"
-    run([command[0], "--help"], None)  # imports, once
+    run([command[0], "--help"], None)  # so that imports are not timed
     started = time.perf_counter()
     run([*command, str(whole)], None)
     seconds = time.perf_counter() - started
@@ -46,7 +47,10 @@ def kill_and_compare(
 
 
 def run(arguments: Sequence[str], seconds: float | None) -> bool:
-    """Run the command, and kill it after `seconds`; whether it ended by itself. RuntimeError when it failed."""
+    """Run the command, and kill it after `seconds`. Returns True if it ended by itself.
+
+    Raises RuntimeError if the command failed.
+    """
     process = PROCESSES.Process(target=qcompress, args=(arguments,))
     process.start()
     process.join(seconds)
@@ -54,12 +58,12 @@ def run(arguments: Sequence[str], seconds: float | None) -> bool:
     process.kill()
     process.join()
     if ended and process.exitcode:
-        raise RuntimeError(f"exit code {process.exitcode}: qcompress {' '.join(arguments)}")
+        raise RuntimeError(f"qcompress {' '.join(arguments)}: ended with exit code {process.exitcode}")
     return ended
 
 
 def qcompress(arguments: Sequence[str]) -> None:
-    """The command, silent, in this process."""
+    """Run the command in this process, without output."""
     from compress.cli import cli
 
     with Path("/dev/null").open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
@@ -67,7 +71,7 @@ def qcompress(arguments: Sequence[str]) -> None:
 
 
 def tiny_model(out: Path, blocks: int) -> Path:
-    """A random llama with a tokenizer, as the tests make them."""
+    """Write a random llama with a tokenizer, of the kind that the tests use."""
     sys.path.insert(0, str(ROOT))
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -78,12 +82,12 @@ def tiny_model(out: Path, blocks: int) -> Path:
 
 
 def differences(whole: Path, out: Path) -> list[str]:
-    """Files whose bytes differ between both folders, and temporary folders that remain."""
+    """The files that differ between both folders, and the temporary folders that remain beside `out`."""
     names = {path.name for folder in (whole, out) for path in folder.iterdir()}
     differing = [name for name in sorted(names) if content(whole / name) != content(out / name)]
     return differing + [path.name for path in out.parent.glob(f".{out.name}.*")]
 
 
 def content(path: Path) -> bytes | None:
-    """The file's bytes without the name of its folder, or None if the file does not exist."""
+    """The bytes of a file, in which OUT replaces the path of its folder. None if the file does not exist."""
     return path.read_bytes().replace(str(path.parent).encode(), b"OUT") if path.is_file() else None

@@ -1,7 +1,7 @@
-"""Write the reference pages from the code: python scripts/make_docs.py [--check]
+"""Write the reference pages of the documentation from the code: python scripts/make_docs.py [--check]
 
-Everything in PAGES is generated: command line, recipe keys, JSON rows, exit codes, check rules, supported models, and
-the Python API. --check writes nothing and ends with 1 when a page differs from the code.
+All PAGES are generated: command line, recipe keys, JSON rows, exit codes, check rules, supported models, and the Python
+API. --check writes nothing. Its exit code is 1 if a page differs from the code.
 """
 
 import ast
@@ -68,19 +68,19 @@ loaders, S10 keys that vLLM ignores, TP tensor parallelism.
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; bars inside cells are escaped."""
+    """A Markdown table. Bars inside cells are escaped."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
 def sentence(text: str) -> str:
-    """Text on one line that ends with a period."""
+    """The text on one line, with a period at its end."""
     text = " ".join(text.split())
     return text if not text or text.endswith((".", "…", ":")) else f"{text}."
 
 
 def capital(text: str) -> str:
-    """Text with a capital first letter, unless it begins with a name such as text_config."""
+    """The text with a capital first letter. A first word with an underscore, such as text_config, does not change."""
     return text if "_" in text.split(" ")[0] else text[:1].upper() + text[1:]
 
 
@@ -88,7 +88,7 @@ def capital(text: str) -> str:
 
 
 def cli_page() -> str:
-    """Every command with its arguments and options."""
+    """The page of all commands, with their arguments and options."""
     from compress.cli import COMMAND_GROUPS, cli
 
     context = click.Context(cli, info_name="qcompress")
@@ -136,7 +136,7 @@ def group_place(group: str) -> int:
 
 
 def help_text(text: str) -> str:
-    """A command's help as Markdown: click's \\b blocks of commands become code blocks."""
+    """A command's help as Markdown. Paragraphs that click's \\b marks become code blocks."""
     paragraphs = []
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         if paragraph.startswith("\b"):
@@ -151,7 +151,7 @@ def help_text(text: str) -> str:
 
 
 def option_row(param: click.Parameter, context: click.Context) -> list[str] | None:
-    """Names, default and help of an option; None for arguments and for what is hidden."""
+    """The names, default and help of an option. None for an argument or a hidden option."""
     if not isinstance(param, click.Option) or param.hidden:
         return None
     names = ", ".join([*param.opts, *param.secondary_opts])
@@ -173,7 +173,7 @@ def default_text(param: click.Option) -> str:
 
 # Recipes
 
-RECIPE_ONLY = {  # keys that are no option of a command
+RECIPE_ONLY = {  # the meaning of keys that no command has as an option
     "distill": "Settings of the distillation. Without them the teacher itself is quantized.",
     "quantize": "The 4-bit variants to make, one per entry.",
     "verify": "Evaluation text and limits for every variant.",
@@ -185,7 +185,7 @@ RECIPE_ONLY = {  # keys that are no option of a command
 
 
 def recipe_page() -> str:
-    """The keys of a recipe, section by section."""
+    """The page of all recipe keys, section by section."""
     from compress.recipe import Recipe
 
     parts = [
@@ -200,7 +200,7 @@ def recipe_page() -> str:
 
 
 def walk_models(name: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """A model and every model in its fields, by the path of its key."""
+    """A pydantic model, and all models in its fields, each with the path of its key."""
     yield name, model
     for key, field in model.model_fields.items():
         for part in models_of(field.annotation):
@@ -231,7 +231,7 @@ def recipe_default(field: Any) -> str:
 
 
 def help_of(name: str) -> str:
-    """The help of the first setting of this name, "" where none has it."""
+    """The help of the first setting with this name. "" if there is no such setting."""
     from compress.core import options
 
     for config in settings_classes():
@@ -249,7 +249,7 @@ def settings_classes() -> list[type]:
 
 
 def type_text(annotation: Any) -> str:
-    """A type as a reader of YAML sees it."""
+    """A Python type in the words of YAML."""
     if annotation is type(None):
         return "null"
     arguments = typing.get_args(annotation)
@@ -267,7 +267,7 @@ def type_text(annotation: Any) -> str:
 
 
 def rows_page() -> str:
-    """Every TypedDict of compress/core/rows.py, with the meaning of each field."""
+    """The page of all TypedDicts in compress/core/rows.py, with the meaning of each field."""
     parts = [
         "# JSON rows\n",
         "`--json` prints one row or a list of rows on stdout. The types are in `compress/core/rows.py`.\n",
@@ -288,7 +288,7 @@ def inherited(node: ast.ClassDef) -> str:
 
 
 def row_line(field: ast.AnnAssign) -> list[str]:
-    """Name, type and meaning of a field: NotRequired[Annotated[type, "meaning"]]."""
+    """The name, type and meaning of a field that is annotated with Annotated[type, "meaning"], maybe NotRequired."""
     kind, meaning, note = field.annotation, "", ""
     while isinstance(kind, ast.Subscript) and ast.unparse(kind.value) in ("NotRequired", "Annotated"):
         if ast.unparse(kind.value) == "NotRequired":
@@ -325,7 +325,7 @@ def exit_codes_page() -> str:
 
 
 def check_rules_page() -> str:
-    """The rules of `qcompress check`, from the table in compress/checkpoint/check/run.py."""
+    """The page of the rules of `qcompress check`, from the table in compress/checkpoint/check/run.py."""
     from compress.checkpoint.check import run
 
     documented = [(rule.id, rule_function(rule)) for rule in run.RULES]
@@ -370,7 +370,7 @@ def supported_page() -> str:
 
 
 def in_vllm(model_type: str) -> bool:
-    """Whether vLLM's tables have the architecture that transformers gives a model type."""
+    """True if vLLM supports the architecture that transformers uses for a model type."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from compress.checkpoint.vllm_models import ARCHITECTURES
@@ -399,7 +399,7 @@ def hardware_table() -> str:
 
 
 def api_page() -> str:
-    """The public functions of compress/api.py: signature and docstring."""
+    """The page of the public functions in compress/api.py, with signatures and docstrings."""
     import compress
 
     source = ast.parse((ROOT / "compress" / "api.py").read_text(encoding="utf-8"))
@@ -412,7 +412,7 @@ def api_page() -> str:
 
 
 def signature(node: ast.FunctionDef) -> str:
-    """A function's signature as a code block, one argument a line."""
+    """A function's signature as a code block, with one argument per line."""
     arguments = node.args
     plain = arguments.args
     defaults = [None] * (len(plain) - len(arguments.defaults)) + list(arguments.defaults)
@@ -431,7 +431,7 @@ def argument_text(argument: ast.arg, default: ast.expr | None) -> str:
 
 
 def google_text(docstring: str) -> str:
-    """A Google-style docstring as Markdown: sections become tables, lists or code."""
+    """A Google-style docstring as Markdown. Sections become tables, paragraphs or code."""
     parts = []
     for block in docstring.split("\n\n"):
         head, _, body = block.partition("\n")
@@ -473,13 +473,13 @@ def quality_table() -> str:
 
 
 def layers_table() -> str:
-    """The table of CONTRIBUTING.md, which tests/test_docs.py compares with tests/test_layers.py."""
+    """The layers table of CONTRIBUTING.md. tests/test_docs.py compares this table with tests/test_layers.py."""
     lines = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines[lines.index("## Layers") :] if line.startswith("|")) + "\n"
 
 
 def with_table(name: str, make: Callable[[], str]) -> Callable[[], str]:
-    """A page whose text is written by hand, but for the table between its two marks."""
+    """A function that returns a hand-written page with a generated table between its two marks."""
 
     def page() -> str:
         before, _, rest = current(name).partition(BEGIN)
@@ -503,7 +503,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def stale_pages() -> dict[str, str]:
-    """The generated pages that differ from the files, with the text that they should have."""
+    """The generated pages whose files differ, with the text that the files should have."""
     texts = {name: (NOTE if name.startswith("reference/") else "") + page() for name, page in PAGES.items()}
     pages = {name: text.rstrip() + "\n" for name, text in texts.items()}
     return {name: text for name, text in pages.items() if current(name) != text}
@@ -518,7 +518,7 @@ def main(arguments: list[str]) -> int:
     pages = stale_pages()
     if "--check" in arguments:
         for name in pages:
-            print(f"docs/{name} differs from the code: run python scripts/make_docs.py", file=sys.stderr)
+            print(f"docs/{name}: differs from the code; run python scripts/make_docs.py", file=sys.stderr)
         return int(bool(pages))
     for name, text in pages.items():
         (DOCS / name).write_text(text, encoding="utf-8")

@@ -1,6 +1,6 @@
 """Draw the plots of the documentation: python scripts/make_plots.py
 
-Reads docs/results/data/*.json, which hold measured numbers with their command line and date, and writes
+Reads docs/results/data/*.json, which contain measured numbers with their command lines and dates. Writes
 docs/images/*.svg. The same data give the same bytes.
 """
 
@@ -16,13 +16,13 @@ DATA = Path(__file__).parents[1] / "docs" / "results" / "data"
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 OURS, GPTQMODEL, LLM_COMPRESSOR, GREY = "#00796b", "#c2571a", "#7b3fa0", "#6b6b6b"
 COLOURS = {"qcompress": OURS, "GPTQModel 7.7.0": GPTQMODEL, "llm-compressor 0.14.0.1": LLM_COMPRESSOR}
-BESIDE = (8, -3)  # where a label stands from its point
+BESIDE = (8, -3)  # offset of a label from its point
 NEAR = {"awq": (8, 2), "gptq": (8, -10), "gptq, 8 windows": (-30, 12), "awq+gptq, 16 windows": (-70, -17)}
 LINES = ("#6b6b6b", "#1f6feb", "#00796b", "#c2571a")
 
 
 def load(name: str) -> dict[str, Any]:
-    """One data file of the results pages."""
+    """The content of one data file for the results pages."""
     return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
@@ -31,7 +31,7 @@ def label(row: dict[str, Any]) -> str:
 
 
 def kl_axis(axes: Axes) -> None:
-    """KL on a logarithmic axis with plain numbers."""
+    """Make the vertical axis one of KL: logarithmic, with plain numbers."""
     axes.set_yscale("log")
     axes.set_yticks([0.05, 0.1, 0.2, 0.4], ["0.05", "0.1", "0.2", "0.4"])
     axes.minorticks_off()
@@ -40,7 +40,7 @@ def kl_axis(axes: Axes) -> None:
 
 
 def plot_size() -> Figure:
-    """KL against size: the checkpoints of one benchmark, with one standard error."""
+    """KL against size, for the checkpoints of one benchmark. Bars are one standard error."""
     figure, axes = canvas()
     names = ("awq+gptq", "awq", "gptq", "gptq, no error correction", "GPTQ")
     for row in (row for row in load("quality")["rows"] if row["name"] in names):
@@ -53,7 +53,7 @@ def plot_size() -> Figure:
 
 
 def plot_time() -> Figure:
-    """KL against the seconds of quantizing."""
+    """KL against the seconds of quantization."""
     figure, axes = canvas()
     for row in load("quality")["rows"]:
         draw_point(axes, row["seconds"], row, offset=NEAR.get(row["name"], BESIDE))
@@ -85,7 +85,7 @@ def plot_distillation() -> Figure:
 
 
 def plot_memory() -> Figure:
-    """Predicted and measured peaks of memory."""
+    """Predicted and measured peak memory."""
     data = load("memory")
     parts = {"quantize_1_5b": "1.5B shape", "quantize": "7B shape", "distill": "SmolLM2"}
     rows = [(f"{title}\n{row['name']}", row) for key, title in parts.items() for row in data[key]["rows"]]
@@ -103,7 +103,7 @@ def plot_memory() -> Figure:
 
 
 def plot_training() -> Figure:
-    """Training speed beside TRL."""
+    """Training speed of qcompress and TRL."""
     rows = load("speed")["training"]["rows"]
     figure, axes = canvas(height=2.6)
     colours = [GREY if "TRL" in row["name"] else OURS for row in rows]
@@ -135,7 +135,7 @@ PLOTS = {
 
 
 def main() -> None:
-    matplotlib.rcParams["svg.hashsalt"] = "qcompress"  # ids that do not change from run to run
+    matplotlib.rcParams["svg.hashsalt"] = "qcompress"  # so that ids in the file are the same in every run
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name, plot in PLOTS.items():
         plot().savefig(IMAGES / f"{name}.svg", metadata={"Date": None})

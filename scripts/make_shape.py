@@ -1,8 +1,8 @@
-"""A checkpoint with a real model's shapes and random weights: python scripts/make_shape.py CONFIG --blocks 2 --out DIR
+"""Write a checkpoint with a real model's shapes and random weights: python scripts/make_shape.py CONFIG -o OUT
 
-For measuring memory and time where the model itself is out of reach. CONFIG is a config.json, e.g. of recipes/configs;
---tokenizer is a model directory whose tokenizer goes along (it may know fewer tokens than the config's vocabulary).
-Weights are normal(0, 0.02), norms are ones, biases zeros; one tensor is in memory at a time.
+With it, memory and time can be measured on machines that cannot get the model itself. CONFIG is a config.json, such as
+those in recipes/configs. Weights are drawn from normal(0, 0.02), norms are ones, and biases are zeros. One tensor is in
+memory at a time.
 """
 
 from pathlib import Path
@@ -21,11 +21,11 @@ from compress.cli.options import json_option
 from compress.model.blocks import parameter_shapes
 
 DEVIATION = 0.02
-ROWS = 4096  # drawn in float32 at a time
+ROWS = 4096  # rows drawn in float32 at a time
 
 
 def random_parameter(spec: TensorSpec, generator: torch.Generator) -> Tensor:
-    """Random weights, norms of one or biases of zero, by the parameter's name."""
+    """A parameter: random numbers for a matrix, zeros for a bias, ones for a norm."""
     if len(spec.shape) == 1:
         return (torch.zeros if spec.name.endswith("bias") else torch.ones)(spec.shape, dtype=spec.dtype)
     tensor = torch.empty(spec.shape, dtype=spec.dtype)
@@ -35,7 +35,7 @@ def random_parameter(spec: TensorSpec, generator: torch.Generator) -> Tensor:
 
 
 def make_shape(config: dict[str, Any], out: Path, tokenizer: Path | None, seed: int) -> dict[str, Any]:
-    """Write the checkpoint; returns its row. Nothing is left when it fails."""
+    """Write the checkpoint. Returns its row. If an error occurs, no file is left."""
     dtype = model_dtype(config)
     specs = [TensorSpec(name, dtype, shape) for name, shape in parameter_shapes(config).items()]
     generator = torch.Generator().manual_seed(seed)
@@ -52,11 +52,17 @@ def make_shape(config: dict[str, Any], out: Path, tokenizer: Path | None, seed: 
 
 @click.command(help=__doc__)
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--blocks", type=click.IntRange(1), help="Decoder blocks; default: the config's number.")
-@click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--tokenizer", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--dtype", type=click.Choice(["float16", "bfloat16"]), default="float16", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--blocks", type=click.IntRange(1), help="Number of decoder blocks.  [default: that of CONFIG]")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder for the checkpoint.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Model folder whose tokenizer is copied. It may have fewer tokens than the vocabulary.",
+)
+@click.option(
+    "--dtype", type=click.Choice(["float16", "bfloat16"]), default="float16", show_default=True, help="Dtype on disk."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed of the weights.")
 @json_option
 def main(
     config: Path, blocks: int | None, out: Path, tokenizer: Path | None, dtype: str, seed: int, as_json: bool
@@ -64,7 +70,7 @@ def main(
     settings = read_json(config)
     check_causal_lm(config.parent, settings)
     settings |= {"dtype": dtype, "num_hidden_layers": blocks or settings["num_hidden_layers"]}
-    settings.pop("layer_types", None)  # one name per block: transformers derives it for the new number
+    settings.pop("layer_types", None)  # has one name per block; transformers computes it for the new number
     emit(make_shape(settings, out, tokenizer, seed), as_json=as_json)
 
 

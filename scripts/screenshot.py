@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Pictures of a report as a person sees it: scripts/screenshot.py report.html OUT, four files in the folder OUT.
+"""Take four pictures of a report in a browser: python scripts/screenshot.py report.html OUT
 
-Desktop and phone width, light and dark. Needs playwright (pip install 'qcompress[dev]') and a Chromium: Debian's, or
-the one that CHROMIUM names. Ends with 1 and says so where the page scrolls sideways, or logs an error.
+Writes pictures of desktop and phone width, light and dark, to the folder OUT. Needs playwright
+(pip install 'qcompress[dev]') and Chromium: Debian's, or the program whose path is in CHROMIUM. If the page scrolls
+sideways or logs an error, the script prints this on stderr, and its exit code is 1.
 """
 
 import os
@@ -15,7 +16,7 @@ ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu"]
 
 
 def find_chromium() -> str | None:
-    """The browser's path, None where there is none."""
+    """The path of Chromium. None if it is not installed."""
     return os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -34,7 +35,7 @@ def main(report: Path, out: Path) -> int:
                 page.screenshot(path=out / f"{name}-{scheme}.png", full_page=True)
                 page_width = page.evaluate("document.documentElement.scrollWidth")
                 if page_width > width:
-                    troubles.append(f"{name}: the page is {page_width} wide, the screen {width}")
+                    troubles.append(f"{name}: the page is {page_width} pixels wide, but the screen only {width}")
                 page.close()
         browser.close()
     for trouble in troubles:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The tests, on a fresh machine too, as many processes as cores: scripts/test.sh [pytest options]
+# Run linter, type checker and tests, with one process per core, on a machine without any setup:
+#   scripts/test.sh [pytest options]
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test in vLLM on this CPU: the quickstart's checkpoints and SmolLM2, in all three formats.
+# Test checkpoints of the quickstart and of SmolLM2, in all three formats, in vLLM on this CPU.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 work=build/quickstart-short
 [ -d "$work/student" ] || work=build/quickstart
 checkpoints=("$work/awq" "$work/gptq")
-quantize() { # MODEL FORMAT; plain rounding is enough to test a layout
+quantize() { # MODEL FORMAT; uses plain rounding, which is enough to test a layout
     local out="build/vllm/$(basename "$1")-$2"
     [ -d "$out" ] || .venv/bin/qcompress quantize "$1" --method rtn --format "$2" --out "$out" --json >/dev/null
     checkpoints+=("$out")

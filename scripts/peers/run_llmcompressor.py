@@ -1,7 +1,8 @@
-"""llm-compressor's GPTQ on the windows of a file: PYTHON run_llmcompressor.py MODEL OUT WINDOWS.json GROUP_SIZE
+"""Run llm-compressor's GPTQ: PYTHON run_llmcompressor.py MODEL OUT WINDOWS.json GROUP_SIZE
 
-Runs in llm-compressor's environment. Symmetric 4 bits, the head not quantized. Prints one JSON line: seconds of the
-quantization without loading and saving, and the peak of resident memory. Its AWQ needs an accelerator to pin memory.
+Runs in llm-compressor's environment. All linears but the head get symmetric 4 bits. Prints one JSON line with the
+seconds of the quantization, without loading and saving, and the peak memory. llm-compressor's AWQ is not run, because
+it needs an accelerator to pin memory.
 """
 
 import json

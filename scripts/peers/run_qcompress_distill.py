@@ -1,7 +1,8 @@
-"""qcompress's distillation, timed as the peers are: PYTHON run_qcompress_distill.py TEACHER OUT SETTINGS.json
+"""Run qcompress's distillation and time its steps: PYTHON run_qcompress_distill.py TEACHER OUT SETTINGS.json
 
-SETTINGS are those of `qcompress distill`. Prints one JSON line: seconds of every step but the last (which is followed
-by the evaluation), the losses, and the peak of memory. A student that got no better in so few steps is no failure.
+SETTINGS.json has the settings of `qcompress distill`. Prints one JSON line with the seconds of every step except the
+last one, the losses, and the peak memory. The last step is left out, because the evaluation follows it. The run also
+succeeds if so few steps did not improve the student.
 """
 
 import json
@@ -33,7 +34,7 @@ def main(teacher: str, out: str, settings: str) -> None:
             raise
     ends = [end for end, _ in losses_at[:-1]]
     seconds = [end - start for start, end in pairwise(ends)]
-    # The first step began before the first report; it belongs to the warm-up.
+    # The start of the first step is unknown, so its time is None. This step is not measured anyway.
     row = {"seconds": [None, *seconds], "losses": [loss for _, loss in losses_at], "peak_bytes": peak_bytes()}
     print("\n" + json.dumps(row))
 

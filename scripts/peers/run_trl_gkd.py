@@ -1,7 +1,8 @@
-"""TRL's GKD trainer: PYTHON run_trl_gkd.py TEACHER STUDENT WINDOWS.json OUT STEPS BATCH RATE
+"""Run TRL's GKD trainer: PYTHON run_trl_gkd.py TEACHER STUDENT WINDOWS.json OUT STEPS BATCH RATE
 
-Runs in TRL's environment. λ = 0 (the text as it is), β = 0 (KL of teacher and student), float32, no gradient
-checkpointing, one micro-batch a step. Prints one JSON line: seconds of every step, the losses, and the peak of memory.
+Runs in TRL's environment. λ is 0, so the student writes no text. β is 0, so the loss is the KL of teacher and student.
+All is float32, without gradient checkpointing, with one micro-batch per step. Prints one JSON line with the seconds of
+every step, the losses, and the peak memory.
 """
 
 import json
@@ -18,7 +19,7 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 
 class Clock(TrainerCallback):
-    """The times in seconds at which the steps ended."""
+    """Records the time at which each step ended, in seconds. The first entry is the start of the first step."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []

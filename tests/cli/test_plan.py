@@ -39,7 +39,7 @@ def test_the_printed_command_writes_the_planned_bytes(tiny_qwen2, tmp_path, shar
 def test_a_budget_that_no_layout_fits_exits_with_1_and_names_the_smallest(tiny_qwen2):
     least = min(row["bytes"] for row in rows_of(tiny_qwen2, "--all"))
     result = invoke("plan", tiny_qwen2, "--max-size", least - 1)
-    assert result.exit_code == 1 and f"is {least:,} bytes, 1 over" in result.stderr
+    assert result.exit_code == 1 and f"has {least:,} bytes, 1 over" in result.stderr
     assert invoke("plan", tiny_qwen2, "--max-size", least).exit_code == 0
 
 

@@ -91,9 +91,9 @@ def test_the_peak_of_a_process_is_seen_from_outside(tmp_path):
 
 def test_the_curves_of_four_variants_have_the_same_steps_and_begin_alike(tiny_llama, tmp_path):
     (tmp_path / "task.txt").write_text("\n\n".join(f"question {i}: what is {i} and {i}? {i + i}." for i in range(400)))
-    sizes = ["--blocks", "1", "--batch-size", "2", "--seq-len", "32", "--eval-windows", "24", "--points", "2"]
+    sizes = ["--blocks", "1", "--batch-size", "2", "--seq-len", "32", "--eval-samples", "24", "--points", "2"]
     texts = ["--text", "default", "--task", str(tmp_path / "task.txt"), "--eval-text", "heldout"]
-    arguments = [str(tiny_llama), str(tmp_path / "out"), *texts, *sizes, "--minutes", "0.01"]
+    arguments = [str(tiny_llama), "-o", str(tmp_path / "out"), *texts, *sizes, "--minutes", "0.01"]
     shown = CliRunner().invoke(script("bench_distill_curve").main, arguments, catch_exceptions=False)
     assert shown.exit_code == 0
     rows = json.loads((tmp_path / "out/curve.json").read_text())["rows"]
@@ -117,14 +117,14 @@ def test_a_damaged_copy_is_valid_and_differs_in_one_block_only(family, request, 
 
 
 def test_damage_refuses_a_block_that_does_not_exist(tiny_llama, tmp_path):
-    with pytest.raises(QCompressError, match="has no block 2"):
+    with pytest.raises(QCompressError, match="block 2 does not exist"):
         script("damage").damage(tiny_llama, tmp_path / "out", 2, 1.05)
 
 
 def test_check_drift_passes_and_would_detect_a_difference(tiny_llama, tiny_qwen2, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox asks a question; the lazy dog answers it in a few words.\n" * 20)
-    size = ["--windows", "2", "--seq-len", "32", "--json"]
+    size = ["--samples", "2", "--seq-len", "32", "--json"]
     check = script("check_drift")
     result = CliRunner().invoke(check.main, [str(tiny_llama), str(tiny_qwen2), str(text), *size])
     assert result.exit_code == 0, result.output

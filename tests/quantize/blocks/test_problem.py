@@ -14,7 +14,7 @@ def test_the_hessian_of_a_stage_is_shrunk_by_its_number_of_tokens():
 
 
 def test_a_linear_that_no_token_reaches_is_refused():
-    with pytest.raises(ValueError, match="no token of the calibration text reaches it"):
+    with pytest.raises(ValueError, match="no token of the calibration text reaches this linear"):
         reduced_hessian(Hessian(4), ALONE)
 
 

@@ -196,7 +196,7 @@ def test_every_epoch_reads_every_window_once():
 def test_tuning_on_one_window_is_refused(tiny_llama):
     checkpoint, student, _ = make_student(tiny_llama)
     teacher, model = make_models(checkpoint, student)
-    with pytest.raises(ValueError, match="1 is too few"):
+    with pytest.raises(ValueError, match="1 windows are too few"):
         tune_model(teacher, model, student, ids_of(1, 12), TuneSettings())
 
 
