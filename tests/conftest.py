@@ -19,7 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from compress.checkpoint.gguf import import_config, plain_tensors, tokenizer_files
+from compress.checkpoint.gguf.importer import import_config, plain_tensors, tokenizer_files
 from compress.checkpoint.write import save_checkpoint
 
 VOCAB = 128

@@ -58,3 +58,32 @@ def clear_work(folder: Path, journal: str) -> None:
         if path.name not in (journal, LOCK):
             path.unlink()
     (folder / journal).unlink(missing_ok=True)
+
+
+@contextmanager
+def lock_output(out: Path) -> Iterator[None]:
+    """Context of the one process that may write `out`, for jobs without a work folder. QCompressError for a second one.
+
+    The lock is a hidden file beside `out`, removed at the end. If the process is killed, the file stays, unlocked: it
+    marks an unfinished checkpoint as one that may be replaced.
+    """
+    path = out.with_name(f".{out.name}.lock")
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    ours = path.exists()
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino  # else removed by its owner
+        except BlockingIOError:
+            free = False
+        if not free:
+            raise QCompressError(f"{out}: another process is writing it; wait for it, or give another --out")
+        try:
+            partial = out.with_name(f".{out.name}.partial")
+            if partial.exists() and not ours:
+                raise QCompressError(
+                    f"{partial}: belongs to another job; finish that job, remove the folder, or give another --out"
+                )
+            yield
+        finally:
+            path.unlink(missing_ok=True)

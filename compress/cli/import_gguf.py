@@ -19,18 +19,28 @@ from compress.cli.options import Command, json_option, out_option, shared_option
     show_default=True,
     help="Dtype of the written weights.",
 )
+@shared_option(
+    "--tokenizer",
+    group="Essentials",
+    type=click.Path(path_type=Path),
+    help="Folder with the original model's tokenizer. It is compared with MODEL's vocabulary and written.",
+)
 @json_option
-def command(model: Path, out: Path, dtype: str, as_json: bool) -> None:
+def command(model: Path, out: Path, dtype: str, tokenizer: Path | None, as_json: bool) -> None:
     """Convert MODEL.gguf to a 16-bit Hugging Face checkpoint with tokenizer and chat template.
+
+    Every tensor and every metadata key of MODEL is used, or the file is refused. MODEL may be any part of a split
+    model, such as NAME-00001-of-00003.gguf; the other parts are read from the same folder.
 
     \b
     qcompress import SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2
+    qcompress import model-00001-of-00003.gguf --tokenizer original -o model
     """
     import torch
 
-    from compress.checkpoint.gguf import import_gguf
+    from compress.checkpoint.gguf.importer import import_gguf
 
-    row = import_gguf(model, out, dtype=getattr(torch, dtype))
+    row = import_gguf(model, out, dtype=getattr(torch, dtype), tokenizer=tokenizer)
     emit(row, as_json=as_json)
     size = size_fact(sum(file.stat().st_size for file in out.glob("*.safetensors")))
     print_written(out, size, next_command=f"qcompress quantize {out} -o {out}-awq", as_json=as_json)

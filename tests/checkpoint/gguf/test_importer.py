@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from compress.checkpoint.gguf import plain_tensors, tie_head
+from compress.checkpoint.gguf.importer import plain_tensors, tie_head
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 96}
 

@@ -1,0 +1,146 @@
+"""Rotary positions of a .gguf file as `rope_parameters` of config.json.
+
+llama.cpp keeps linear scaling and YaRN (https://arxiv.org/abs/2309.00071) in metadata. The scaling of Llama 3 and
+LongRoPE (https://arxiv.org/abs/2402.13753) are tensors with one factor per frequency.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from compress.checkpoint.gguf.keys import optional_count, optional_number
+from compress.checkpoint.gguf.shards import GgufModel
+from compress.checkpoint.gguf.tensors import ROPE_FACTORS, dequantize_rows
+
+THETA = 10_000.0  # llama.cpp's value without rope.freq_base
+FREQUENCIES, LONG, SHORT = ROPE_FACTORS
+LLAMA3_LENGTHS = tuple(2**power for power in range(8, 21))
+LLAMA3_RATIOS = (4.0, 2.0, 8.0)  # high_freq_factor where low_freq_factor is 1
+TOLERANCE = 1e-4
+
+Rope = dict[str, Any]
+
+
+def rope_parameters(model: GgufModel, prefix: str, rotary: int) -> Rope:
+    """The parameters of `rotary` channels per head. QCompressError for a scaling that config.json cannot express."""
+    theta = optional_number(model, f"{prefix}.rope.freq_base", THETA)
+    rope: Rope = {"rope_theta": theta}
+    kind = scaling_type(model, prefix)
+    if LONG in model.tensors or SHORT in model.tensors:
+        if FREQUENCIES in model.tensors:
+            raise model.fail(f"has {FREQUENCIES} and {LONG}", "import another model")
+        return rope | longrope(model, prefix, rotary, kind)
+    if FREQUENCIES in model.tensors:
+        if kind != "none":
+            raise model.fail(f"has {FREQUENCIES} and {prefix}.rope.scaling.type {kind}", "import another model")
+        return rope | factors_scaling(model, factors(model, FREQUENCIES, rotary), float(theta or THETA))
+    if kind == "linear":
+        return rope | {"rope_type": "linear", "factor": scaling_factor(model, prefix)}
+    if kind == "yarn":
+        return rope | yarn(model, prefix)
+    if kind == "longrope":
+        raise model.fail(f"{prefix}.rope.scaling.type is longrope, but {LONG} is missing")
+    return rope | {"rope_type": "default"}
+
+
+def scaling_type(model: GgufModel, prefix: str) -> str:
+    """none, linear, yarn or longrope. As in llama.cpp, a factor without a type scales linearly."""
+    name = f"{prefix}.rope.scaling.type"
+    kind = model.metadata.get(name)
+    if kind is None:
+        return "none" if scaling_factor(model, prefix) == 1 else "linear"
+    if kind not in ("none", "linear", "yarn", "longrope"):
+        raise model.fail(f"{name} is {kind!r}, not none, linear, yarn or longrope", "import another model")
+    return "none" if kind == "linear" and scaling_factor(model, prefix) == 1 else str(kind)
+
+
+def scaling_factor(model: GgufModel, prefix: str) -> float:
+    """How many times longer the context becomes; 1 without a key."""
+    for name in (f"{prefix}.rope.scaling.factor", f"{prefix}.rope.scale_linear"):
+        if model.metadata.get(name, 0) != 0:  # llama.cpp reads 0 as 1
+            return float(optional_number(model, name) or 1.0)
+    return 1.0
+
+
+def yarn(model: GgufModel, prefix: str) -> Rope:
+    """YaRN. llama.cpp multiplies its own magnitude, 1 + ln(factor) / 10, by attn_factor; transformers replaces it."""
+    factor = scaling_factor(model, prefix)
+    original = optional_count(model, f"{prefix}.rope.scaling.original_context_length")
+    original = original or optional_count(model, f"{prefix}.context_length")
+    rope: Rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+    for key, name in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
+        if (value := optional_number(model, f"{prefix}.rope.scaling.{name}")) is not None:
+            rope[key] = value
+    multiplier = optional_number(model, f"{prefix}.rope.scaling.attn_factor", 1.0)
+    attention = optional_number(model, f"{prefix}.rope.scaling.yarn_attn_factor")
+    if attention is None and multiplier != 1:
+        attention = float(multiplier or 1.0) * (1 + 0.1 * math.log(factor))
+    return rope if attention is None else rope | {"attention_factor": attention}
+
+
+def factors(model: GgufModel, name: str, rotary: int) -> np.ndarray:
+    """The float32 factors (rotary / 2,) of a tensor. QCompressError for another length or a factor not above 0."""
+    if name not in model.tensors:
+        raise model.fail(f"lacks the tensor {name}")
+    tensor = model.tensors[name]
+    if tensor.shape != (rotary // 2,):
+        raise model.fail(f"{name} has shape {tensor.shape}, {rotary} rotated channels need ({rotary // 2},)")
+    values = dequantize_rows(tensor, slice(0, 1))[0]
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise model.fail(f"{name} has a factor that is not above 0")
+    return values
+
+
+def factors_scaling(model: GgufModel, values: np.ndarray, theta: float) -> Rope:
+    """The scaling whose factors these are: none, linear, or that of Llama 3 (`low_freq_factor` 1)."""
+    if np.allclose(values, values[0], rtol=TOLERANCE):
+        factor = float(values[0])
+        return {"rope_type": "default"} if abs(factor - 1) < TOLERANCE else {"rope_type": "linear", "factor": factor}
+    factor = nice(float(values.max()))
+    for ratio in LLAMA3_RATIOS:
+        for original in sorted(LLAMA3_LENGTHS, key=lambda length: length != 8192):
+            if np.allclose(values, llama3_factors(len(values), theta, factor, ratio, original), rtol=TOLERANCE):
+                return {
+                    "rope_type": "llama3",
+                    "factor": factor,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": ratio,
+                    "original_max_position_embeddings": original,
+                }
+    raise model.fail(f"{FREQUENCIES} is not the scaling of Llama 3", "give the original checkpoint")
+
+
+def nice(value: float) -> float:
+    """The whole number that a float32 was rounded from, else the value."""
+    return float(round(value)) if abs(value - round(value)) < TOLERANCE else value
+
+
+def llama3_factors(count: int, theta: float, factor: float, ratio: float, original: int) -> np.ndarray:
+    """What the frequencies are divided by: 1 for short waves, `factor` for long ones, a ramp between (Llama 3.1)."""
+    wavelength = 2 * math.pi * theta ** (np.arange(count) / count)
+    smooth = np.clip((original / wavelength - 1) / (ratio - 1), 0, 1)
+    return 1 / ((1 - smooth) / factor + smooth)
+
+
+def longrope(model: GgufModel, prefix: str, rotary: int, kind: str) -> Rope:
+    """LongRoPE: both lists of factors. The magnitude is stored only where it differs from transformers' own."""
+    if prefix != "phi3" or kind not in ("none", "longrope"):
+        raise model.fail(
+            f"has {LONG}: the architecture {prefix} with this scaling has no place for it", "import another"
+        )
+    original = optional_count(model, f"{prefix}.rope.scaling.original_context_length")
+    context = optional_count(model, f"{prefix}.context_length")
+    if original is None or context is None:
+        raise model.fail(f"has {LONG}, but {prefix}.rope.scaling.original_context_length is missing")
+    rope: Rope = {
+        "rope_type": "longrope",
+        "long_factor": factors(model, LONG, rotary).tolist(),
+        "short_factor": factors(model, SHORT, rotary).tolist(),
+    }
+    scale = context / original
+    usual = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+    magnitude = optional_number(model, f"{prefix}.rope.scaling.attn_factor", usual)
+    return (
+        rope if math.isclose(magnitude or usual, usual, rel_tol=TOLERANCE) else rope | {"attention_factor": magnitude}
+    )
