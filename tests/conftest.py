@@ -19,8 +19,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from compress.checkpoint.gguf.importer import import_config, plain_tensors, tokenizer_files
-from compress.checkpoint.write import save_checkpoint
+from compress.checkpoint.gguf.importer import import_config, tokenizer_files
+from compress.checkpoint.write import TensorSpec, save_checkpoint
 
 VOCAB = 128
 SPECIAL = ["<unk>", "<s>", "<|im_start|>", "<|im_end|>"]
@@ -73,7 +73,8 @@ def save_random(model: PreTrainedModel, out: Path, seed: int, dtype: torch.dtype
         parameter.copy_(centre + 0.1 * torch.randn(parameter.shape, generator=generator))
     tokenizer = make_tokenizer()
     config = import_config(model, tokenizer, dtype)
-    save_checkpoint(out, config, list(plain_tensors(model, dtype)), extra=tokenizer_files(tokenizer, out))
+    pairs = [(TensorSpec(name, dtype, tuple(one.shape)), one.to(dtype)) for name, one in model.named_parameters()]
+    save_checkpoint(out, config, pairs, extra=tokenizer_files(tokenizer, out))
     return out
 
 

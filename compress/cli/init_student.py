@@ -50,10 +50,12 @@ def command(teacher: Path, out: Path, config: Path | None, device: str, as_json:
     qcompress init-student smollm2 --intermediate-size 1024 -o cut
     qcompress init-student qwen2.5-7b --config qwen2.5-1.5b/config.json -o cut
     """
+    from compress.checkpoint.workdir import lock_output
     from compress.distill.student.init_student import init_student, take_sizes
 
     settings = make_settings(DistillConfig, take_sizes(config, options) if config else options)
-    row = init_student(teacher, out, settings, report, device=device)
+    with lock_output(out):
+        row = init_student(teacher, out, settings, report, device=device)
     emit(row, as_json=as_json)
     command_line = f"qcompress distill {as_typed(teacher)} --student {out} -o {out}-trained"
     print_written(out, size_fact(row["float16_bytes"]), next_command=command_line, as_json=as_json)

@@ -20,7 +20,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 NUMBERS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 STRING, ARRAY = 8, 9
-MAX_HEADER = 1 << 27  # bytes; the largest vocabularies of today need 20 MB
+MAX_HEADER = 2**27  # bytes; the largest vocabularies of today need 20 MB
 MAX_KEYS, MAX_TENSORS, MAX_STRINGS, MAX_NAME, MAX_DIMENSIONS, MAX_ALIGNMENT = (
     10_000,
     100_000,

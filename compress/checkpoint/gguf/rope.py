@@ -5,6 +5,7 @@ LongRoPE (https://arxiv.org/abs/2402.13753) are tensors with one factor per freq
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from compress.checkpoint.gguf.tensors import ROPE_FACTORS, dequantize_rows
 
 THETA = 10_000.0  # llama.cpp's value without rope.freq_base
 FREQUENCIES, LONG, SHORT = ROPE_FACTORS
-LLAMA3_LENGTHS = tuple(2**power for power in range(8, 21))
-LLAMA3_RATIOS = (4.0, 2.0, 8.0)  # high_freq_factor where low_freq_factor is 1
+LENGTHS = tuple(2**power for power in range(8, 21))  # original contexts
+RATIOS = (4.0, 2.0, 8.0)  # high_freq_factor where low_freq_factor is 1; 4 in all models of Llama 3
 TOLERANCE = 1e-4
 
 Rope = dict[str, Any]
@@ -98,17 +99,33 @@ def factors_scaling(model: GgufModel, values: np.ndarray, theta: float) -> Rope:
         factor = float(values[0])
         return {"rope_type": "default"} if abs(factor - 1) < TOLERANCE else {"rope_type": "linear", "factor": factor}
     factor = nice(float(values.max()))
-    for ratio in LLAMA3_RATIOS:
-        for original in sorted(LLAMA3_LENGTHS, key=lambda length: length != 8192):
-            if np.allclose(values, llama3_factors(len(values), theta, factor, ratio, original), rtol=TOLERANCE):
-                return {
-                    "rope_type": "llama3",
-                    "factor": factor,
-                    "low_freq_factor": 1.0,
-                    "high_freq_factor": ratio,
-                    "original_max_position_embeddings": original,
-                }
-    raise model.fail(f"{FREQUENCIES} is not the scaling of Llama 3", "give the original checkpoint")
+    for ratio, original in llama3_candidates(values, theta, factor):
+        if np.allclose(values, llama3_factors(len(values), theta, factor, ratio, original), rtol=TOLERANCE):
+            return {
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": ratio,
+                "original_max_position_embeddings": original,
+            }
+    raise model.fail(f"{FREQUENCIES} is not the scaling of Llama 3", "import another model")
+
+
+def llama3_candidates(values: np.ndarray, theta: float, factor: float) -> Iterator[tuple[float, int]]:
+    """Pairs of high_freq_factor and original context, the usual ones first, then those that the ramp follows from.
+
+    On the ramp, original / wavelength = 1 + smooth · (high_freq_factor - 1).
+    """
+    yield from ((ratio, original) for ratio in RATIOS for original in (8192, *LENGTHS))
+    ramp = (values > 1 + TOLERANCE) & (values < factor * (1 - TOLERANCE))
+    waves = wavelengths(len(values), theta)[ramp]
+    smooth = (1 / values[ramp] - 1 / factor) / (1 - 1 / factor)
+    if len(waves) >= 2 and smooth[0] * waves[0] != smooth[-1] * waves[-1]:
+        span = (waves[-1] - waves[0]) / (smooth[0] * waves[0] - smooth[-1] * waves[-1])
+        if span > 0 and math.isfinite(span):
+            yield 1 + float(span), round(float(waves[0] * (1 + smooth[0] * span)))
+    for ratio in RATIOS if len(waves) else ():
+        yield ratio, round(float(waves[0] * (1 + smooth[0] * (ratio - 1))))
 
 
 def nice(value: float) -> float:
@@ -118,9 +135,13 @@ def nice(value: float) -> float:
 
 def llama3_factors(count: int, theta: float, factor: float, ratio: float, original: int) -> np.ndarray:
     """What the frequencies are divided by: 1 for short waves, `factor` for long ones, a ramp between (Llama 3.1)."""
-    wavelength = 2 * math.pi * theta ** (np.arange(count) / count)
-    smooth = np.clip((original / wavelength - 1) / (ratio - 1), 0, 1)
+    smooth = np.clip((original / wavelengths(count, theta) - 1) / (ratio - 1), 0, 1)
     return 1 / ((1 - smooth) / factor + smooth)
+
+
+def wavelengths(count: int, theta: float) -> np.ndarray:
+    """Tokens per turn of each rotated pair (count,)."""
+    return 2 * math.pi * theta ** (np.arange(count) / count)
 
 
 def longrope(model: GgufModel, prefix: str, rotary: int, kind: str) -> Rope:

@@ -17,7 +17,7 @@ from compress.checkpoint.gguf.reader import GgufTensor
 from compress.checkpoint.gguf.shards import GgufModel
 
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-CHUNK = 1 << 24  # values that are dequantized at a time: 64 MiB in float32
+CHUNK = 2**24  # values that are dequantized at a time: 64 MiB in float32
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ transformers builds it from tokens and merges. The file only names the rule that
 transformers does not follow that name, it is applied here. Names and rules: llama.cpp's src/llama-vocab.cpp.
 """
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ SPLITS = {
 
 
 @dataclass(frozen=True)
-class Rule:
+class SplitRule:
     """How text is split, whether a word that is a token stays whole, and what happens before and after."""
 
     split: str
@@ -45,18 +46,18 @@ class Rule:
     normalize: bool = False
 
 
-LLAMA3 = Rule("llama3", ignore_merges=True, add_bos=True)
+LLAMA3 = SplitRule("llama3", ignore_merges=True, add_bos=True)
 NAMES = {
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "lfm2"), LLAMA3),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), Rule("llama3")),
-    "tekken": Rule("tekken", ignore_merges=True, add_bos=True),
-    "qwen2": Rule("qwen2", normalize=True),
-    **dict.fromkeys(("deepseek-r1-qwen", "stablelm2", "megrez", "kormo", "hunyuan", "solar-open"), Rule("qwen2")),
-    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), Rule("gpt4o")),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), SplitRule("llama3")),
+    "tekken": SplitRule("tekken", ignore_merges=True, add_bos=True),
+    "qwen2": SplitRule("qwen2", normalize=True),
+    **dict.fromkeys(("deepseek-r1-qwen", "stablelm2", "megrez", "kormo", "hunyuan", "solar-open"), SplitRule("qwen2")),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), SplitRule("gpt4o")),
     **dict.fromkeys(
-        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), Rule("digits")
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), SplitRule("digits")
     ),
-    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat"), Rule("gpt2")),
+    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat"), SplitRule("gpt2")),
 }
 UNNAMED = (None, "", "default")  # llama.cpp guesses, and warns
 MISREAD = ("gemma3",)  # transformers builds a tokenizer that splits text into characters
@@ -234,20 +235,27 @@ def check_name(model: GgufModel) -> str | None:
 def build_tokenizer(model: GgufModel) -> PreTrainedTokenizerBase:
     """The tokenizer that the file describes."""
     byte_level = model.metadata["tokenizer.ggml.model"] == "gpt2"
-    rule = NAMES.get(model.metadata.get("tokenizer.ggml.pre") or "", Rule("gpt2"))
+    rule = NAMES.get(model.metadata.get("tokenizer.ggml.pre") or "", SplitRule("gpt2"))
     ends = {
         "add_bos_token": adds(model, "bos", default=rule.add_bos or not byte_level),
         "add_eos_token": adds(model, "eos", default=False),
     }
     tokenizer = load_gguf(model, {name: True for name, value in ends.items() if value})
+    drop_surplus(tokenizer, len(model.metadata["tokenizer.ggml.tokens"]))
     backend = tokenizer.backend_tokenizer
     if byte_level:
         apply_rule(backend, rule, model.metadata["tokenizer.ggml.merges"])
     elif model.metadata.get("tokenizer.ggml.add_space_prefix") is False:
         drop_space(backend)
-    if max(tokenizer.get_vocab().values()) >= len(model.metadata["tokenizer.ggml.tokens"]):
-        raise model.fail("the tokenizer has more tokens than tokenizer.ggml.tokens", CURE)
     return tokenizer
+
+
+def drop_surplus(tokenizer: Any, count: int) -> None:
+    """Remove the tokens that transformers adds beyond the vocabulary, such as GPT-2's <|endoftext|> for Llama 3."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    inside = [token for token in state["added_tokens"] if token["id"] < count]
+    if len(inside) < len(state["added_tokens"]):
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state | {"added_tokens": inside}))
 
 
 def adds(model: GgufModel, name: str, *, default: bool) -> bool:
@@ -273,7 +281,7 @@ def load_gguf(model: GgufModel, settings: dict[str, Any]) -> Any:
             raise model.fail(f"no tokenizer can be built from it ({one_line(error)})", CURE) from None
 
 
-def apply_rule(backend: Tokenizer, rule: Rule, merges: list[str]) -> None:
+def apply_rule(backend: Tokenizer, rule: SplitRule, merges: list[str]) -> None:
     """Split as the rule does. Digits are separated only if a merge could join them; otherwise the ids are the same."""
     level = pre_tokenizers.ByteLevel
     if pattern := SPLITS[rule.split]:
