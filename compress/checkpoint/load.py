@@ -74,6 +74,11 @@ def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}" if template else "none"
 
 
+def tokenizer_size(tokenizer: Any) -> int:
+    """The highest token id plus one; the rest of a model's vocabulary is padding."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def start_candidate(tokenizer: PreTrainedTokenizerBase, config: dict[str, object]) -> int | None:
     """The beginning-of-sequence id of the tokenizer, else of the config; None if both lack it."""
     token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else config.get("bos_token_id")
@@ -99,5 +104,5 @@ def measure_blocks_start(blocks: BlockModel, tokenizer: PreTrainedTokenizerBase,
 def measure_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> StartToken:
     """Like `measure_blocks_start`, for a model that is in memory as a whole."""
     candidate = start_candidate(tokenizer, model.config.to_dict())
-    size = max(tokenizer.get_vocab().values()) + 1
+    size = tokenizer_size(tokenizer)
     return choose_start(ids, candidate, lambda windows, skip: window_nll(model, windows, skip, size))

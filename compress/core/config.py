@@ -18,6 +18,7 @@ GROUP_SIZES = (128, 64, 32)  # those that vLLM's kernels support, largest first
 TUNE_BATCH = 4  # windows per step of tuning
 HEAD_BITS = (16, 8, 4)
 EMBEDDING_BITS = (16, 8)
+EVAL_SAMPLES, EVAL_SEQ_LEN = 24, 512  # held-out windows and their length: the defaults of every command that measures
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 

@@ -22,6 +22,7 @@ from transformers.initialization import no_init_weights
 from compress.model.families import Stage, find_family, find_linears
 
 Weights = Callable[[str], Tensor]
+HEAD_WINDOWS = 4  # windows whose logits are in memory at a time
 HEAD_ROWS = 16384  # vocabulary rows per slice of the head: the whole head of a 7B model takes 2.2 GB in float32
 
 
@@ -236,17 +237,22 @@ class BlockModel:
         return run
 
     @torch.no_grad()
-    def nll(self, ids: Tensor, skip: int) -> float:
-        """Mean nll of ids[:, skip:] in nats, for ids (batch, seq). A token is predicted from all tokens before it."""
+    def nll(self, ids: Tensor, skip: int, vocabulary: int | None = None) -> float:
+        """Mean nll of ids[:, skip:] in nats, for ids (batch, seq). A token is predicted from all tokens before it.
+
+        Only the first `vocabulary` tokens can be predicted; None: all rows of the head.
+        """
         with self.embedding_and_norm():
             hidden = self.embed(ids)
         for index, block in self.in_order():
             hidden = self.runner(block, index)(hidden)
         with self.embedding_and_norm():
-            return self._head_nll(hidden, ids, skip, self.weights(self.head_name))
+            head = self.weights(self.head_name)[:vocabulary]
+            pairs = zip(hidden.split(HEAD_WINDOWS), ids.split(HEAD_WINDOWS), strict=True)
+            return torch.cat([self._head_nll(states, part, skip, head) for states, part in pairs]).mean().item()
 
-    def _head_nll(self, hidden: Tensor, ids: Tensor, skip: int, head: Tensor) -> float:
-        """`nll` from the states after the last block, with HEAD_ROWS rows of the `head` (vocab, hidden) at a time."""
+    def _head_nll(self, hidden: Tensor, ids: Tensor, skip: int, head: Tensor) -> Tensor:
+        """Every nll of `nll`, from the states after the last block, with HEAD_ROWS rows of `head` at a time."""
         out, totals, target_logits = self.model.get_output_embeddings(), [], []
         targets = ids[:, skip:, None].to(self.device)
         for start in range(0, len(head), HEAD_ROWS):
@@ -256,7 +262,7 @@ class BlockModel:
             totals.append(logits.logsumexp(-1))
             inside = (targets >= start) & (targets < start + len(part))
             target_logits.append((logits.gather(-1, (targets - start).clamp(0, len(part) - 1)) * inside)[..., 0])
-        return (torch.stack(totals).logsumexp(0) - torch.stack(target_logits).sum(0)).mean().item()
+        return torch.stack(totals).logsumexp(0) - torch.stack(target_logits).sum(0)
 
     @contextmanager
     def block(self, index: int, stored: dict[str, Tensor] | None = None) -> Iterator[Block]:

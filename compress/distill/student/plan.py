@@ -101,7 +101,7 @@ def plan_row(plan: StudentPlan, settings: DistillConfig) -> Row:
         "memory_bytes": plan.memory,
         "memory": f"on a CPU, in float32: {format_parts(plan.memory_parts)}",
         "steps": settings.total_steps,
-        "tokens": settings.total_tokens,
+        "tokens_read": settings.total_tokens,
     }
 
 

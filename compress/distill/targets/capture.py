@@ -73,7 +73,7 @@ def capture_teacher(
         report({"shard": f"{done}/{len(shards)}", "seconds": round(time.perf_counter() - started, 1)})
     tokens = sum(int(windows.mask[part, 1:].sum()) for part in (shard_slice(manifest, index) for index in shards))
     size = sum((out / manifest.files[index]).stat().st_size for index in shards)
-    row = {"out": str(out), "codec": settings.codec, "biased": codec.biased, "tokens": tokens, "bytes": size}
+    row = {"out": str(out), "codec": settings.codec, "biased": codec.biased, "tokens_counted": tokens, "bytes": size}
     return row | {"bytes_per_token": size / max(tokens, 1), "seconds": round(time.perf_counter() - started, 1)}
 
 

@@ -102,9 +102,9 @@ def watch_drift(
     before = baseline.drift
     assert before is not None
     opened = open_causal_lm(reference)
-    sizes = {"n_samples": before["n_samples"], "seq_len": before["seq_len"]}
-    text = settings.eval_text or before["text"]
-    windows = evaluation_windows(opened, [checkpoint], text, **sizes, device=pick_device(settings.device))
+    sizes = {name: before[name] for name in ("n_samples", "seq_len")}
+    text, start = settings.eval_text or before["text"], {"token": before["start_token"]}
+    windows = evaluation_windows(opened, [checkpoint], text, **sizes, seed=before.get("seed") or 0, start=start)
     check_same(baseline, reference=opened.digest, windows_digest=windows.manifest.get("digest"))
     now = drift_row(opened, checkpoint, windows, device=settings.device, report=report)
     verdict = {**now, "name": baseline.name, "baseline": baseline.tag}

@@ -40,7 +40,7 @@ def test_the_start_token_is_measured_once_per_cache(tiny_llama, quantized, tmp_p
     size = {"n_samples": 3, "seq_len": 32, "cache": tmp_path / "cache"}
     first = evaluation_windows(tiny_llama, [], str(text), **size)
     compare_rows(tiny_llama, [quantized["gptq"]], first, cache=size["cache"])
-    monkeypatch.setattr("compress.evaluate.drift.windows.find_start", None)
+    monkeypatch.setattr("compress.evaluate.drift.windows.heldout_start", None)
     again = evaluation_windows(tiny_llama, [], str(text), **size)
     assert again.manifest == first.manifest and again.ids.equal(first.ids)
 
