@@ -45,17 +45,31 @@ def make_config(config: dict[str, Any]) -> PretrainedConfig:
     Raises ValueError if the model type is unknown or sizes contradict each other.
     """
     plain = {key: value for key, value in plain_config(config).items() if key not in ("model_type", "auto_map")}
+    with foreign_errors("transformers cannot use these settings"):
+        settings: PretrainedConfig = AutoConfig.for_model(config.get("model_type", ""), **plain)
+    return settings
+
+
+@contextmanager
+def foreign_errors(what: str) -> Iterator[None]:
+    """Turn every exception of transformers into a ValueError: its code works on values of a file that it trusts."""
     try:
-        return AutoConfig.for_model(config.get("model_type", ""), **plain)
+        yield
     except StrictDataclassError as error:
         raise ValueError(f"the config contradicts itself: {error.__cause__ or error}") from None
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{what} ({type(error).__name__}: {error})") from error
 
 
 def make_skeleton(config: dict[str, Any]) -> PreTrainedModel:
     """The causal LM without weights: its parameters are on the meta device, its buffers are computed. In eval mode."""
-    with init_empty_weights(include_buffers=False), no_init_weights():
-        model = AutoModelForCausalLM.from_config(make_config(config), dtype=torch.float32)
-    model.tie_weights()  # a tied head shares the embedding's parameter, so it is listed once
+    settings = make_config(config)
+    with foreign_errors("transformers cannot build this model"):
+        with init_empty_weights(include_buffers=False), no_init_weights():
+            model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+        model.tie_weights()  # a tied head shares the embedding's parameter, so it is listed once
     return model.eval().requires_grad_(False)
 
 
