@@ -15,6 +15,7 @@ from typing import Any
 from calibration.corpus import source_digest
 from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.hub import resolve_model
+from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import RECORD, Checkpoint, read_json
 from compress.checkpoint.write import write_json
 from compress.core.atomic import write_atomic
@@ -46,7 +47,7 @@ class OpenCheckpoints(dict[Path, Checkpoint]):
     """Checkpoints by path, each opened at first use. Remove the entry of a path before writing there."""
 
     def __missing__(self, path: Path) -> Checkpoint:
-        self[path] = Checkpoint(path)
+        self[path] = open_causal_lm(path)
         return self[path]
 
 

@@ -37,6 +37,13 @@ def open_causal_lm(source: PathOrCheckpoint) -> Checkpoint:
     return checkpoint
 
 
+def open_for_text(source: PathOrCheckpoint) -> Checkpoint:
+    """`open_causal_lm` for commands that read or write text: the tokenizer is loaded and checked too."""
+    checkpoint = open_causal_lm(source)
+    checkpoint.tokenizer  # noqa: B018  fails here, before any work
+    return checkpoint
+
+
 def settle(checkpoint: Checkpoint) -> None:
     """Apply the rules of the door that need the model's code. Raises QCompressError with the first broken rule."""
     check_causal_lm(checkpoint.path, checkpoint.config)

@@ -22,7 +22,7 @@ from compress.checkpoint.door.files import (
     INDEX,
     LFS,
     check_small_files,
-    read_config,
+    read_config_file,
     read_json,
     weight_files,
 )
@@ -89,7 +89,7 @@ class Checkpoint:
         if not self.path.is_dir():
             raise QCompressError(f"{path}: no such directory; give a folder with config.json and *.safetensors")
         check_small_files(self.path)
-        self.config: dict[str, Any] = read_config(self.path)
+        self.config: dict[str, Any] = read_config_file(self.path / CONFIG)
         self.files = weight_files(self.path)
         self.tensors: dict[str, TensorInfo] = {}
         for file in self.files:

@@ -62,6 +62,7 @@ def command(
     """
     config = QuantizeConfig(**settings)
     with imports():
+        from compress.checkpoint.write import check_out
         from compress.core.device import pick_device
         from compress.quantize.auto import quantize
         from compress.quantize.job import plan_quantize
@@ -69,6 +70,7 @@ def command(
         from compress.quantize.processes import join_processes
 
     if dry_run:
+        check_out(out)
         emit(plan_row(str(model), plan_quantize(model, config)[1], config), as_json=as_json)
         return
     processes = join_processes()

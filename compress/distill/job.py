@@ -16,7 +16,7 @@ import torch
 from calibration.corpus import source_digest
 from calibration.windows import Windows
 from compress.checkpoint.heldout import START
-from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.load import open_for_text
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.model_card import origin
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, files_digest
@@ -63,10 +63,10 @@ def distill_checkpoint(
     QCompressError for bad input, a cache of other settings, a student with another tokenizer, and training without
     any improvement.
     """
-    teacher = open_causal_lm(teacher)
-    plan = plan_distill(teacher.path, settings)
+    teacher = open_for_text(teacher)
+    plan = plan_distill(teacher, settings)
     device = training_device(loop.device, teacher, plan, settings)
-    student = open_causal_lm(settings.student) if settings.student else None
+    student = open_for_text(settings.student) if settings.student else None
     if student is not None:
         check_tokenizers(teacher, student)
     room = plan.student_size["float16_bytes"] + STATE_BYTES * plan.student_size["parameters"]

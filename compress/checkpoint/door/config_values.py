@@ -7,7 +7,7 @@ the same rules.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -31,12 +31,12 @@ class ValueRule:
     expected: str
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[int]:
     """Whether a value is a whole number. A boolean is not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_size(value: Any) -> bool:
+def is_size(value: Any) -> TypeGuard[int]:
     """Whether a value is a whole number of 1 or more."""
     return is_whole(value) and value >= 1
 

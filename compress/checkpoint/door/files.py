@@ -120,9 +120,10 @@ def json_kind(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json. {"__float__": "Infinity"}, as transformers 5 writes it, becomes a number."""
-    return plain_values(folder / CONFIG, read_json(folder / CONFIG))
+def read_config_file(file: Path) -> dict[str, Any]:
+    """The content of a config.json. {"__float__": "Infinity"}, as transformers 5 writes it, becomes a number."""
+    config: dict[str, Any] = plain_values(file, read_json(file))
+    return config
 
 
 def plain_values(file: Path, value: Any, depth: int = 0) -> Any:
@@ -159,6 +160,11 @@ def weight_files(path: Path) -> list[Path]:
         check_inside(file, path)
         check_regular(file, f"missing, though {INDEX} lists it; fetch the checkpoint again")
     return files
+
+
+def has_weights(path: Path) -> bool:
+    """Whether a folder has weights, or an index of weights."""
+    return (path / INDEX).is_file() or any(path.glob("*.safetensors"))
 
 
 def no_weights(path: Path) -> QCompressError:

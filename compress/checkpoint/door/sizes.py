@@ -5,7 +5,6 @@ transformers allocates what config.json declares, so a size that no file confirm
 
 import re
 from collections.abc import Mapping
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoint.door.config_values import BLOCK_KEYS, WIDTH_KEYS, is_size
@@ -83,5 +82,5 @@ def block_faults(config: Mapping[str, Any], tensors: Mapping[str, "TensorInfo"])
 def embedding_faults(config: Mapping[str, Any], name: str, info: "TensorInfo") -> Faults:
     """vocab_size must equal the rows of the embedding."""
     rows = config.get("vocab_size")
-    if is_size(rows) and len(info.shape) == 2 and prod(info.shape) and info.shape[0] != rows:
+    if is_size(rows) and len(info.shape) == 2 and info.shape[0] != rows:
         yield Fault(CONFIG, "vocab_size", f"{rows:,}, but {name} has {info.shape[0]:,} rows", CURE)

@@ -30,7 +30,7 @@ def load_tokenizer(folder: Path, rows: int | None) -> "PreTrainedTokenizerBase":
     Raises QCompressError if a file is missing or malformed, if the chat template is not valid Jinja, or if the
     tokenizer can return ids that have no row.
     """
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         raise QCompressError(f"{folder}: no tokenizer.json; copy the model's tokenizer files there")
     check_files(folder)
     tokenizer = build(folder)
@@ -39,6 +39,11 @@ def load_tokenizer(folder: Path, rows: int | None) -> "PreTrainedTokenizerBase":
         for fault in tokenizer_faults(tokenizer, rows):
             raise QCompressError(fault.line(folder))
     return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder has a file with a vocabulary."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def check_files(folder: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from calibration.windows import Windows
 from compress.checkpoint.heldout import START
-from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.load import open_for_text
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.model_card import origin
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, read_json
@@ -62,8 +62,8 @@ def init_student(
     left at `out` when it fails.
     """
     started = time.perf_counter()
-    teacher = open_causal_lm(teacher)
-    plan, tokenizer = plan_distill(teacher.path, settings), teacher.tokenizer
+    teacher = open_for_text(teacher)
+    plan, tokenizer = plan_distill(teacher, settings), teacher.tokenizer
     check_room(out, plan.student_size["float16_bytes"])
     check_memory(str(teacher), 4 * (plan.teacher_size["parameters"] + plan.student_size["parameters"]))
     sizes = {key: value for key, value in plan_row(plan, settings).items() if key in PLANNED}

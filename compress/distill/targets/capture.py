@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from calibration.windows import Windows
-from compress.checkpoint.load import open_causal_lm, template_digest, tokenizer_digest
+from compress.checkpoint.load import open_for_text, template_digest, tokenizer_digest
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.record import tensor_digest
 from compress.core.device import rank_device
@@ -56,7 +56,7 @@ def capture_teacher(
     started = time.perf_counter()
     if not 0 <= rank < ranks:
         raise QCompressError(f"rank {rank} of {ranks}: ranks count from 0 to {ranks - 1}")
-    teacher = open_causal_lm(teacher)
+    teacher = open_for_text(teacher)
     if restart:
         discard_shards(out, ranks)
     tokenizer, device = teacher.tokenizer, rank_device(settings.device, rank)

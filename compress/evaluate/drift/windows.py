@@ -13,7 +13,7 @@ from torch import Tensor
 
 from calibration.windows import Windows
 from compress.checkpoint.heldout import heldout_start, heldout_windows
-from compress.checkpoint.load import open_causal_lm, tokenizer_size
+from compress.checkpoint.load import open_for_text, tokenizer_size
 from compress.checkpoint.read import RECORD, Checkpoint, PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.drift.reference_cache import cached_start
@@ -39,7 +39,7 @@ def evaluation_windows(
     `device`. `fit` takes fewer or shorter windows of a shorter text. Raises QCompressError if a checkpoint was
     calibrated on `text` or no token is scored, CalibrationError if it cannot be read.
     """
-    checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]  # fails early
+    checkpoints = [open_for_text(source) for source in (reference, *candidates)]  # fails early
     first = checkpoints[0]
     size: dict[str, Any] = {"n_samples": n_samples, "seq_len": seq_len, "seed": seed, "fit": fit}
     windows = heldout_windows(text, first.tokenizer, None, **size)

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from calibration.chat import has_template
-from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.names import short_names
@@ -101,7 +101,7 @@ def benchmark_rows(
     QCompressError without lm-eval, or if `task_data` lacks a file.
     """
     settings = [task_settings(name, task_data) for name in tasks]
-    checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]
+    checkpoints = [open_for_text(source) for source in (reference, *candidates)]
     names = short_names([checkpoint.path for checkpoint in checkpoints])
     scored: list[Scores] = []
     rows: list[Row] = []

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.atomic import write_atomic
 from compress.core.proportion import mean_interval, score_interval
@@ -70,7 +70,7 @@ def retention_rows(
     report: Report = lambda row: None,
 ) -> list[Row]:
     """All rows, the reference's first. Writes answers, scores and `eval.json` into `run.out`."""
-    checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]
+    checkpoints = [open_for_text(source) for source in (reference, *candidates)]
     for checkpoint in checkpoints:
         _ = checkpoint.tokenizer  # a missing tokenizer fails here, before any model runs
     names = short_names([checkpoint.path for checkpoint in checkpoints])

@@ -80,7 +80,7 @@ def cut_the_end(folder):
     ("damage", "words"),
     [
         (flip_a_bit, "checksum does not match"),
-        (cut_the_end, "its header promises"),
+        (cut_the_end, "the header lists"),
         (lambda folder: (folder / "hidden.safetensors").unlink(), "missing"),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "is not a manifest of a reference cache"),
     ],
