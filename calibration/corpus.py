@@ -5,7 +5,6 @@ A source is "NAME" (an embedded corpus, or a hub dataset ORG/NAME) or "FILE", ea
 """
 
 import hashlib
-import math
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,12 +13,14 @@ from pathlib import Path
 from calibration import embedded, hub, readers
 from calibration.document import Document
 from calibration.errors import CalibrationError
+from calibration.files import PIECE
 
 EMBEDDED: dict[str, Callable[[], Iterator[Document]]] = {
     "default": embedded.default,
     "heldout": embedded.heldout,
     "python": embedded.python,
 }
+MAX_WEIGHT = 1e6  # beyond it, the other sources would get no token
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,12 @@ def parse_source(source: str) -> TextSource:
         raise CalibrationError(
             f"{source}: the weight {weight!r} is not a number; write for example {name}=2.5"
         ) from error
-    if not (value > 0 and math.isfinite(value)):
+    if not value > 0:
         raise CalibrationError(f"{source}: the weight is {weight}, but must be above 0; raise it or remove the source")
+    if not 1 / MAX_WEIGHT <= value <= MAX_WEIGHT:
+        raise CalibrationError(
+            f"{source}: the weight is {weight}, but must be from {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}; write {name}=2.5"
+        )
     return TextSource(name, value)
 
 
@@ -88,7 +93,7 @@ def digest_documents(documents: Iterable[Document]) -> str:
 
     A copy of a text under another name has the same digest. So evaluation text is recognised among training text.
     """
-    digests = sorted(hashlib.sha256(_canonical(document).encode()).hexdigest() for document in documents)
+    digests = sorted(_digest(_canonical(document)) for document in documents)
     return "sha256:" + hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
@@ -103,6 +108,14 @@ def _read(name: str) -> Iterator[Document]:
         f"{name}: no such file or corpus; embedded corpora: {', '.join(EMBEDDED)}; "
         f"file kinds: {', '.join(readers.KINDS)}; hub datasets: ORG/NAME[:CONFIG[:SPLIT]]"
     )
+
+
+def _digest(text: str) -> str:
+    """sha256 of the UTF-8 text, in pieces: a copy of a large text would take as much memory again."""
+    digest = hashlib.sha256()
+    for start in range(0, len(text), PIECE):
+        digest.update(text[start : start + PIECE].encode())
+    return digest.hexdigest()
 
 
 def _canonical(document: Document) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calibration.errors import CalibrationError
+from calibration.files import check_length
 
 KNOWN_KEYS = "`messages`, `text`, `prompt` with `response`, `instruction` with `output` (and `input`)"
 PROMPT_KEYS = "`messages`, `prompt`, `instruction` (and `input`)"
@@ -108,4 +109,4 @@ def _string(row: Mapping[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
         raise CalibrationError(f"{where}: `{key}` is {type(value).__name__}, not a string; convert it")
-    return value
+    return check_length(value, f"{where}: `{key}`")

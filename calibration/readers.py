@@ -3,15 +3,13 @@
 A plain text file is one document. All other files have one document per row. All kinds except .parquet may be gzipped.
 """
 
-import gzip
-import json
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from calibration.document import COLUMNS, Document, row_document
 from calibration.errors import CalibrationError
+from calibration.files import check_regular, parse_json, read_text, text_lines, text_pieces
 
 
 def is_file_name(name: str) -> bool:
@@ -26,17 +24,12 @@ def read_file(path: Path) -> Iterator[Document]:
 
 
 def _check(path: Path) -> None:
-    """Raise CalibrationError if the path is missing, a folder, an empty file or a file of another kind."""
-    if not path.exists():
-        raise CalibrationError(f"{path}: no such file; check the path")
-    if not path.is_file():
-        raise CalibrationError(f"{path}: is a folder; name the files in it")
+    """Raise CalibrationError if the path is missing, not a regular file, empty, or a file of another kind."""
+    check_regular(path)
     kind = _kind(path)
     if kind not in KINDS:
         files = f"{kind} files" if kind else "files without an ending"
         raise CalibrationError(f"{path}: {files} are not supported; {_supported()}")
-    if path.stat().st_size == 0:
-        raise CalibrationError(f"{path}: the file is empty (0 bytes); name a file with text")
 
 
 def _kind(path: Path) -> str:
@@ -54,13 +47,11 @@ def read_lines(path: Path) -> Iterator[tuple[Any, str]]:
     if _kind(path) not in PLAIN:
         yield from ROWS[_kind(path)](path)
         return
-    for number, line in enumerate(_decode(path).split("\n"), 1):
-        if line.strip():
-            yield line, f"{path}: line {number}"
+    yield from text_lines(path)
 
 
 def _read_plain(path: Path) -> Iterator[Document]:
-    yield Document(str(path), text=_decode(path))
+    yield Document(str(path), text=read_text(path))
 
 
 def _read_rows(path: Path) -> Iterator[Document]:
@@ -70,15 +61,13 @@ def _read_rows(path: Path) -> Iterator[Document]:
 
 def _json_rows(path: Path) -> Iterator[tuple[Any, str]]:
     """The rows of a file that has one JSON value per line, or one JSON list of rows. Each row comes with its place."""
-    text = _decode(path)
-    if text.lstrip().startswith("["):
-        for number, row in enumerate(_parse(text, str(path)), 1):
+    start = next((piece for piece in text_pieces(path) if piece.strip()), "")
+    if start.lstrip().startswith("["):
+        for number, row in enumerate(parse_json(read_text(path), str(path)), 1):
             yield row, f"{path}: row {number}"
         return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{path}: line {number}"
-            yield _parse(line, where), where
+    for line, where in text_lines(path):
+        yield parse_json(line, where), where
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
@@ -92,34 +81,16 @@ def _parquet_rows(path: Path) -> Iterator[tuple[Any, str]]:
         number = 0
         with parquet.ParquetFile(path) as file:
             columns = [name for name in file.schema_arrow.names if name in COLUMNS]
-            for batch in file.iter_batches(columns=columns or None):
+            for batch in file.iter_batches(PARQUET_ROWS, columns=columns or None):
                 for row in batch.to_pylist():
                     number += 1
                     yield row, f"{path}: row {number}"
-    except ArrowException as error:
-        raise CalibrationError(f"{path}: the parquet file is damaged ({error}); download it again") from error
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise CalibrationError(f"{path}: the parquet file is damaged ({reason:.120}); download it again") from error
 
 
-def _decode(path: Path) -> str:
-    """The text of a file, unzipped if it ends with .gz. A byte order mark is removed; every line end becomes "\\n"."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"{path}: byte {error.start} is not UTF-8; convert the file to UTF-8") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise CalibrationError(f"{path}: the file cannot be read ({error}); copy or download it again") from error
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno}" if "\n" in text else f"column {error.colno}"
-        raise CalibrationError(f"{where}: invalid JSON at {place} ({error.msg}); correct or remove it") from error
-
-
+PARQUET_ROWS = 1024  # in memory at once
 PLAIN = (".txt", ".text", ".md", ".rst", ".raw", ".tokens", ".utf8")
 ROWS: dict[str, Callable[[Path], Iterator[tuple[Any, str]]]] = {
     ".jsonl": _json_rows,

@@ -21,6 +21,7 @@ from calibration.document import Document
 from calibration.errors import CalibrationError, TooShortError
 
 CHARACTERS = 16  # characters encoded per needed token, at first; ordinary text has about four characters per token
+REACH = 65_536  # characters in which a line should end
 SETTLED = 32  # tokens dropped before a cut in a text, because the text after the cut could change them
 
 Encoded = tuple[list[int], list[bool]]
@@ -190,20 +191,33 @@ def _encode_beginning(tokenizer: Any, text: str, needed: int) -> list[int]:
 
     They equal the first ids of the whole text, for two reasons: the text is cut at the end of a line, so that no word
     and no run of blanks is split; and the tokens next to the cut are dropped.
+
+    A line that does not end in REACH characters is cut inside. Then a text of twice the length must begin with the
+    same ids.
     """
-    characters = needed * CHARACTERS
-    while (cut := _line_end(text, characters)) < len(text):
+    characters, shorter = needed * CHARACTERS, None
+    while True:
+        cut, ends_line = _cut_place(text, characters)
+        if cut == len(text):
+            return encode_text(tokenizer, text)
         ids = encode_text(tokenizer, text[:cut])[:-SETTLED]
-        if len(ids) >= needed:
+        if len(ids) >= needed and (ends_line or ids[:needed] == shorter):
             return ids
-        characters *= 2
-    return encode_text(tokenizer, text)
+        characters, shorter = 2 * characters, ids[:needed]
 
 
-def _line_end(text: str, position: int) -> int:
-    """The end of the line at `position`, before its trailing blanks. In the last line, the end of the text."""
-    newline = text.find("\n", position)
-    return len(text) if newline < 0 else len(text[:newline].rstrip())
+def _cut_place(text: str, position: int) -> tuple[int, bool]:
+    """The end of the line at `position`, without trailing blanks, or the end of the text in its last line; and True.
+
+    False in a line of more than REACH further characters, which is cut at a blank in REACH, or at the position itself.
+    """
+    newline = text.find("\n", position, position + REACH)
+    if newline >= 0:
+        return len(text[:newline].rstrip()), True
+    if position + REACH >= len(text):
+        return len(text), True
+    blank = text.find(" ", position, position + REACH)
+    return position if blank < 0 else len(text[:blank].rstrip()), False
 
 
 def _cut(pieces: list[Piece], n_samples: int, body: int, start_token: int | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -132,7 +132,7 @@ def test_a_label_contains_no_directory(tmp_path):
     assert parse_source("org/name:config").label == "org/name:config"
 
 
-@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "much"])
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "much", "1e308", "1e-300"])
 def test_a_weight_that_is_not_a_positive_number_is_rejected(weight):
     with pytest.raises(CalibrationError, match=f"weight.*{weight}"):
         parse_source(f"a.txt={weight}")

@@ -91,8 +91,17 @@ def test_encoding_only_the_beginning_never_changes_its_ids(
 
 def test_a_long_text_is_cut_between_words_at_the_end_of_a_line():
     text = "one two\nthree \n \n four\n"
-    cuts = [text[: windows._line_end(text, position)] for position in (0, 8, 15, 17, 30)]
-    assert cuts == ["one two", "one two\nthree", "one two\nthree", "one two\nthree \n \n four", text]
+    places = [windows._cut_place(text, position) for position in (0, 8, 15, 17, 30)]
+    assert all(ends_line for _, ends_line in places)
+    expected = ["one two", "one two\nthree", "one two\nthree", "one two\nthree \n \n four", text]
+    assert [text[:cut] for cut, _ in places] == expected
+
+
+@pytest.mark.parametrize("text", ["the quick brown fox " * 200_000, "abcdefgh" * 400_000])
+def test_a_text_without_line_ends_is_encoded_as_far_as_needed(tokenizer, text):
+    ids = windows._encode_beginning(tokenizer, text, 64)
+    whole = encode_text(tokenizer, text[:20_000])
+    assert 64 <= len(ids) < 100_000 and ids[:64] == whole[:64]
 
 
 def test_the_same_arguments_give_the_same_bytes(many, long_text, tokenizer):

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from calibration.errors import CalibrationError
+from calibration.files import check_regular, parse_json, read_text
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.names import short_names
@@ -30,9 +32,12 @@ def load_results(checkpoints: Sequence[Checkpoint], evaluated: Path | None, benc
 def read_rows(file: Path, needed: Sequence[str]) -> list[Row]:
     """The rows of a file that a command wrote with --json. QCompressError if it has no rows or a row lacks a key."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise QCompressError(f"{file}: cannot be read ({error}); pass the output of a command with --json") from None
+        check_regular(file)
+        value = parse_json(read_text(file), str(file))
+    except CalibrationError as error:
+        raise QCompressError(f"{error}; pass the output of a command with --json") from None
+    if not_finite(value):
+        raise QCompressError(f"{file}: contains NaN or Infinity; run the command that wrote it again")
     rows = value if isinstance(value, list) else [value]
     for number, row in enumerate(rows, 1):
         missing = [key for key in needed if not isinstance(row, dict) or key not in row]
@@ -41,6 +46,15 @@ def read_rows(file: Path, needed: Sequence[str]) -> list[Row]:
                 f"{file}: row {number} has no {missing[0]}; pass the output of the command with --json"
             )
     return rows
+
+
+def not_finite(value: Any) -> bool:
+    """Whether a JSON value contains NaN or Infinity, which a report cannot hold."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return True
+    return False
 
 
 def retention_of(path: Path, compared: Sequence[Row]) -> list[Row]:

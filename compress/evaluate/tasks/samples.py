@@ -7,13 +7,13 @@ A row is a plain dict: id, kind, turns, and `answers`, one entry per checkpoint,
     score reason     from `eval`; None for answers that were not scored
 """
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint.load import open_for_text
+from calibration.files import parse_json, text_lines
+from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.names import short_names
@@ -50,14 +50,8 @@ def read_scores(file: Path) -> dict[str, Row]:
     """The lines that `write_scores` wrote, by item id. QCompressError if the file is missing or too old."""
     if not file.is_file():
         raise QCompressError(f"{file}: missing; pass the folder of `qcompress eval --out` with --eval")
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        old = any("turns" not in row for row in rows)
-    except (ValueError, TypeError) as error:
-        raise QCompressError(
-            f"{file}: a line is not a JSON object ({error}); run the same `qcompress eval` again"
-        ) from None
-    if old:
+    rows = [parse_json(line, where) for line, where in text_lines(file)]
+    if any(not isinstance(row, dict) or "turns" not in row for row in rows):
         raise QCompressError(f"{file}: has no prompts; run the same `qcompress eval` again, stored answers are reused")
     return {row["id"]: row | {"score": row["value"]} for row in rows}
 
@@ -92,7 +86,7 @@ def fresh_samples(
     samples: list[Row] = [
         {"id": item.id, "kind": item.kind, "turns": list(item.turns), "answers": []} for item in items
     ]
-    checkpoints = [open_for_text(source) for source in sources]
+    checkpoints = [open_causal_lm(source) for source in sources]
     names = short_names([checkpoint.path for checkpoint in checkpoints])
     for name, checkpoint in zip(names, checkpoints, strict=True):
         with closing(open_runtime(checkpoint)) as runtime:

@@ -7,12 +7,13 @@ The bundled suite is one such file per kind in `data/`. --suite replaces it.
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.errors import CalibrationError
+from calibration.files import check_regular, parse_json, text_lines
 from compress.core.errors import QCompressError
 from compress.evaluate.tasks import conversation, json_schema, mathematics, python, questions
 from compress.evaluate.tasks.item import Item, Kind
@@ -21,7 +22,6 @@ KINDS: dict[str, Kind] = {
     kind.name: kind for kind in (questions.KIND, python.KIND, mathematics.KIND, json_schema.KIND, conversation.KIND)
 }
 DATA = Path(__file__).parent / "data"
-SURROGATE = re.compile(r"[\ud800-\udfff]")
 FIELDS = {"id": str, "kind": str, "language": str, "turns": list, "expected": dict}
 
 
@@ -43,7 +43,10 @@ def load_suite(file: Path | None = None) -> Suite:
     files = [file] if file else [DATA / f"{name}.jsonl" for name in KINDS]
     items: list[Item] = []
     for path in files:
-        items += read_items(path, {item.id for item in items})
+        try:
+            items += read_items(path, {item.id for item in items})
+        except CalibrationError as error:
+            raise QCompressError(str(error)) from None
     return Suite(file.name if file else "bundled", tuple(items), _digest(items), file)
 
 
@@ -60,30 +63,24 @@ def select(suite: Suite, kinds: Sequence[str] = (), limit: int | None = None) ->
 
 
 def read_items(path: Path, taken: set[str]) -> list[Item]:
-    """The items of one file. Ids must be unique and not in `taken`."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise QCompressError(f"{path}: cannot be read ({error}); pass a .jsonl file in UTF-8") from None
+    """The items of one file. Ids must be unique and not in `taken`. Raises CalibrationError for an unreadable text."""
+    check_regular(path)
     items: list[Item] = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            item = _checked(line, f"{path}: line {number}", taken)
-            taken = taken | {item.id}
-            items.append(item)
+    for line, where in text_lines(path):
+        item = _checked(line, where, taken)
+        taken = taken | {item.id}
+        items.append(item)
     if not items:
         raise QCompressError(f"{path}: no items; write one JSON object per line")
     return items
 
 
 def _checked(line: str, where: str, taken: set[str]) -> Item:
+    row = parse_json(line, where)
     try:
-        item = parse_item(json.loads(line))
+        item = parse_item(row)
         if item.id in taken:
             raise ValueError(f"id {item.id} is not unique")
-    except json.JSONDecodeError as error:
-        reason = f"malformed JSON at column {error.colno}, {error.msg}"
-        raise QCompressError(f"{where}: {reason}; correct or remove the line") from None
     except (ValueError, RecursionError) as error:
         raise QCompressError(f"{where}: {error}; correct or remove the line") from None
     return item
@@ -93,8 +90,6 @@ def parse_item(row: Any) -> Item:
     """The item of a row, checked by its kind. ValueError states what is wrong."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, not {type(row).__name__}")
-    if surrogate := SURROGATE.search(json.dumps(row, ensure_ascii=False)):
-        raise ValueError(f"\\u{ord(surrogate[0]):04x} is half a character")
     for field, expected in FIELDS.items():
         if not isinstance(row.get(field), expected):
             raise ValueError(f"{field} must be a {expected.__name__}" if field in row else f"{field} is missing")

@@ -35,7 +35,12 @@ def test_rows_of_other_checkpoints_are_rejected_by_name(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("{", "cannot be read"), ("[1]", "row 1 has no name"), ('[{"name": "a"}]', "row 1 has no digest")],
+    [
+        ("{", "invalid JSON"),
+        ('[{"name": NaN}]', "contains NaN"),
+        ("[1]", "row 1 has no name"),
+        ('[{"name": "a"}]', "row 1 has no digest"),
+    ],
 )
 def test_a_malformed_result_file_is_named_with_the_defect(tmp_path, text, words):
     (tmp_path / "x.json").write_text(text)
