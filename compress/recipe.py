@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from compress.core.config import EVAL_SAMPLES, EVAL_SEQ_LEN, QuantizeConfig
+from compress.core.config import QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
 from compress.core.options import METADATA
 from compress.distill.config import DistillConfig, StageConfig
@@ -49,7 +49,10 @@ def options(settings: Any, skip: Sequence[str] = ()) -> dict[str, Any]:
 def recipe_type(field: dataclasses.Field[Any], hint: Any) -> Any:
     """The type of a recipe key. The option's `parse`, if any, is applied to text such as 2GB."""
     parse = field.metadata[METADATA].parse if METADATA in field.metadata else None
-    return hint if parse is None else Annotated[hint, BeforeValidator(lambda v: parse(v) if isinstance(v, str) else v)]
+    if parse is None:
+        return hint
+    plain = (type(None),) if parse is parse_size else (type(None), int)  # a size without a unit is refused
+    return Annotated[hint, BeforeValidator(lambda value: value if isinstance(value, plain) else parse(str(value)))]
 
 
 StagePart = create_model("StagePart", __base__=RecipeSection, **options(StageConfig))
@@ -63,8 +66,10 @@ class VariantSection(RecipeSection):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", description="Folder of the variant, below `out`.")
 
     def config(self) -> QuantizeConfig:
-        """The settings of the job. ValueError for impossible values."""
-        return QuantizeConfig(**self.model_dump(exclude={"name"}))
+        """The settings of the job. ValueError for impossible values, and for a key that has no effect."""
+        config = QuantizeConfig(**self.model_dump(exclude={"name"}))
+        config.check_used(self.model_fields_set)
+        return config
 
 
 VARIANT = options(QuantizeConfig, skip=("bits", "held_out"))
@@ -78,8 +83,8 @@ class VerifyPart(RecipeSection):
     """The evaluation text, and the limits that every variant must keep."""
 
     eval_text: str = Field(default="heldout", description="Evaluation text: a name or a file.")
-    samples: int = Field(default=EVAL_SAMPLES, ge=1, description="Number of windows.")
-    seq_len: int = Field(default=EVAL_SEQ_LEN, ge=8, description="Tokens per window.")
+    samples: int = Field(default=24, ge=1, description="Number of windows.")
+    seq_len: int = Field(default=512, ge=8, description="Tokens per window.")
     max_kl: float | None = Field(
         default=None, ge=0, description="Limit on the mean KL(student ‖ variant), nats per token."
     )

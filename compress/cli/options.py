@@ -148,6 +148,13 @@ def make_settings(config: type[C], values: dict[str, Any]) -> C:
     return config(**{name: value for name, value in values.items() if name in names})
 
 
+def set_options() -> set[str]:
+    """The names of the options that the user has set in the running command, defaults left out."""
+    context = click.get_current_context()
+    default = (click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP)
+    return {name for name in context.params if context.get_parameter_source(name) not in default}
+
+
 def shared_option(*names: str, group: str, **settings: Any) -> Callable[[F], F]:
     """An option that several commands have."""
     return click.option(*names, cls=GroupedOption, group=group, **settings)

@@ -15,6 +15,7 @@ from compress.cli.options import (
     json_option,
     out_option,
     restart_option,
+    set_options,
     settings_options,
     shared_option,
 )
@@ -61,8 +62,8 @@ def command(
     qcompress quantize student --max-size 2GB --dry-run -o student-awq
     """
     config = QuantizeConfig(**settings)
+    config.check_used(set_options())
     with imports():
-        from compress.checkpoint.write import check_out
         from compress.core.device import pick_device
         from compress.quantize.auto import quantize
         from compress.quantize.job import plan_quantize
@@ -70,7 +71,7 @@ def command(
         from compress.quantize.processes import join_processes
 
     if dry_run:
-        check_out(out)
+        check_texts(config)
         emit(plan_row(str(model), plan_quantize(model, config)[1], config), as_json=as_json)
         return
     processes = join_processes()
@@ -88,6 +89,14 @@ def command(
     if processes.rank == 0:
         emit(row, as_json=as_json)
         print_closing(model, out, as_json)
+
+
+def check_texts(config: QuantizeConfig) -> None:
+    """CalibrationError for a calibration text that cannot be read."""
+    from calibration.corpus import check_source
+
+    for text in config.text if config.reads_text else ():
+        check_source(text)
 
 
 def print_closing(model: Path, out: Path, as_json: bool) -> None:

@@ -4,8 +4,10 @@ A check belongs to the class that has the field. Its ValueError names the option
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from compress.core.errors import BadValueError
 from compress.core.options import option
 
 METHODS = ("rtn", "gptq", "awq", "awq+gptq")
@@ -18,29 +20,41 @@ GROUP_SIZES = (128, 64, 32)  # those that vLLM's kernels support, largest first
 TUNE_BATCH = 4  # windows per step of tuning
 HEAD_BITS = (16, 8, 4)
 EMBEDDING_BITS = (16, 8)
-EVAL_SAMPLES, EVAL_SEQ_LEN = 24, 512  # held-out windows and their length: the defaults of every command that measures
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+CALIBRATION_ONLY = ("text", "samples", "seq_len", "seed", "error_correction", "compute_dtype", "activation_memory")
+UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TB": 10**12,
+    "TIB": 2**40,
+}
 
 
 def parse_size(text: str) -> int:
-    """The bytes in a text such as "2GB", "1.5 GiB" or "800000000". Raises ValueError, with examples, for other text."""
-    match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]?i?B)?\s*", text, re.IGNORECASE)
+    """The bytes in a text such as "2GB", "1.5 GiB" or "800MB". Raises ValueError, with examples, for other text."""
+    match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]i?B|B)?\s*", text, re.IGNORECASE | re.ASCII)
     if not match:
-        raise ValueError(f"size {text!r}: write it as 2GB, 1.5GiB or 800MB")
-    return int(float(match[1]) * UNITS[(match[2] or "").upper()])
+        raise BadValueError(f"size {text!r}: write it as 2GB, 1.5GiB or 800MB")
+    if match[2] is None:
+        raise BadValueError(f"size {text!r}: add a unit, such as {text.strip()}GB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def parse_group_size(text: str) -> int:
     """The group size in "128", "64" or "32". "auto" gives 0. Raises ValueError for any other text."""
     if text not in ("auto", *map(str, GROUP_SIZES)):
-        raise ValueError(f"group size {text!r}: choose auto, 128, 64 or 32")
+        raise BadValueError(f"group size {text!r}: choose auto, 128, 64 or 32")
     return 0 if text == "auto" else int(text)
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise ValueError if a value is not one of the choices of the option `name`."""
     if value not in choices:
-        raise ValueError(f"{name} {value}: choose {', '.join(map(str, choices))}")
+        raise BadValueError(f"{name} {value}: choose {', '.join(map(str, choices))}")
 
 
 @dataclass(frozen=True)
@@ -87,11 +101,11 @@ class MethodConfig:
         check_choice("--method", self.method, (*METHODS, AUTO))
         check_choice("--compute-dtype", self.compute_dtype, COMPUTE_DTYPES)
         if not 0 <= self.error_correction <= 1:
-            raise ValueError(f"--error-correction {self.error_correction}: must be from 0 (off) to 1")
+            raise BadValueError(f"--error-correction {self.error_correction}: must be from 0 (off) to 1")
         if self.tune < 0:
-            raise ValueError(f"--tune {self.tune}: must be a number of epochs, 0 (off) or more")
+            raise BadValueError(f"--tune {self.tune}: must be a number of epochs, 0 (off) or more")
         if not 0 < self.damp_percent < 1:
-            raise ValueError(f"--damp-percent {self.damp_percent}: must be above 0 and below 1")
+            raise BadValueError(f"--damp-percent {self.damp_percent}: must be above 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -164,7 +178,7 @@ class LayoutConfig:
         object.__setattr__(self, "eight_bit", tuple(self.eight_bit))
         if self.sym is not None and self.sym != self.symmetric:
             grids = "symmetric" if self.symmetric else "asymmetric"
-            raise ValueError(f"--format {self.format}: it stores {grids} grids only; leave out --sym and --asym")
+            raise BadValueError(f"--format {self.format}: it stores {grids} grids only; leave out --sym and --asym")
 
     @property
     def symmetric(self) -> bool:
@@ -194,12 +208,12 @@ class CalibrationConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", (self.text,) if isinstance(self.text, str) else tuple(self.text))
         if not self.text:
-            raise ValueError("--text: the list of texts is empty; give a file or the name of a bundled text")
+            raise BadValueError("--text: the list of texts is empty; give a file or the name of a bundled text")
         for name, value in {"--samples": self.samples, "--seq-len": self.seq_len}.items():
             if value < 1:
-                raise ValueError(f"{name} {value}: must be 1 or more")
+                raise BadValueError(f"{name} {value}: must be 1 or more")
         if not 0 <= self.held_out < self.samples:
-            raise ValueError(f"held_out={self.held_out}: must be 0 or more, and below --samples {self.samples}")
+            raise BadValueError(f"held_out={self.held_out}: must be 0 or more, and below --samples {self.samples}")
 
 
 @dataclass(frozen=True)
@@ -213,7 +227,7 @@ class QuantizeConfig(CalibrationConfig, LayoutConfig, MethodConfig):
         LayoutConfig.__post_init__(self)
         CalibrationConfig.__post_init__(self)
         if (self.tune or self.method == AUTO) and self.samples < 2:
-            raise ValueError(
+            raise BadValueError(
                 f"--samples {self.samples}: must be 2 or more, because --tune and --method auto hold out windows"
             )
 
@@ -221,6 +235,22 @@ class QuantizeConfig(CalibrationConfig, LayoutConfig, MethodConfig):
     def reads_text(self) -> bool:
         """True if the job needs calibration windows. All methods except rtn need them, and --tune always does."""
         return self.method != "rtn" or self.tune > 0
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The settings without an effect on the result of the method."""
+        calibration = () if self.reads_text else CALIBRATION_ONLY
+        damps = self.method in ("gptq", "awq+gptq", AUTO) or (self.method == "awq" and self.error_correction > 0)
+        return calibration if damps else (*calibration, "damp_percent")
+
+    def check_used(self, names: Iterable[str]) -> None:
+        """Raise BadValueError if one of these settings, which the user has set, has no effect."""
+        for name in self.unused:
+            if name in names:
+                correction = " and --error-correction 0" if self.method == "awq" else ""
+                raise BadValueError(
+                    f"--{name.replace('_', '-')}: has no effect with --method {self.method}{correction}; leave it out"
+                )
 
     def with_held_out(self) -> "QuantizeConfig":
         """The same settings, but with windows held out. If `held_out` is 0, it becomes an eighth of `samples`."""

@@ -25,9 +25,9 @@ def rows_of(*arguments):
 def test_the_printed_command_writes_the_planned_bytes(tiny_qwen2, tmp_path, share, measured):
     sizes = sorted(row["bytes"] for row in rows_of(tiny_qwen2, "--all"))
     limit = sizes[int(share * (len(sizes) - 1))]
-    result = invoke("plan", tiny_qwen2, "--max-size", limit, *measured)
+    result = invoke("plan", tiny_qwen2, "--max-size", f"{limit}B", *measured)
     line = result.stdout.splitlines()[-1]
-    taken = [row for row in rows_of(tiny_qwen2, "--max-size", limit, *measured) if row.get("take")]
+    taken = [row for row in rows_of(tiny_qwen2, "--max-size", f"{limit}B", *measured) if row.get("take")]
     assert result.exit_code == 0 and len(taken) == 1 and taken[0]["fits"]
     arguments = shlex.split(line.removeprefix("qcompress "))
     arguments[-1] = str(tmp_path / "out")
@@ -38,9 +38,9 @@ def test_the_printed_command_writes_the_planned_bytes(tiny_qwen2, tmp_path, shar
 
 def test_a_budget_that_no_layout_fits_exits_with_1_and_names_the_smallest(tiny_qwen2):
     least = min(row["bytes"] for row in rows_of(tiny_qwen2, "--all"))
-    result = invoke("plan", tiny_qwen2, "--max-size", least - 1)
+    result = invoke("plan", tiny_qwen2, "--max-size", f"{least - 1}B")
     assert result.exit_code == 1 and f"has {least:,} bytes, 1 over" in result.stderr
-    assert invoke("plan", tiny_qwen2, "--max-size", least).exit_code == 0
+    assert invoke("plan", tiny_qwen2, "--max-size", f"{least}B").exit_code == 0
 
 
 def test_runs_in_and_format_filter_the_layouts(tiny_qwen2):

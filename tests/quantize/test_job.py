@@ -209,7 +209,7 @@ def test_a_model_that_is_no_causal_lm_is_refused(tiny_llama, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("800mb", 8 * 10**8), ("12", 12)]
+    ("text", "size"), [("2GB", 2 * 10**9), ("1.5 GiB", 3 * 2**29), ("800mb", 8 * 10**8), ("12B", 12)]
 )
 def test_sizes_are_parsed_with_decimal_and_binary_units(text, size):
     assert parse_size(text) == size
