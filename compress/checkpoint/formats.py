@@ -27,7 +27,7 @@ from compress.checkpoint.schemes import (
 )
 from compress.checkpoint.write import TensorSpec
 from compress.core import pack
-from compress.core.errors import QCompressError
+from compress.core.errors import BadValueError, QCompressError
 from compress.core.grid import QuantizedWeight, Scheme
 
 Tensors = dict[str, Tensor]
@@ -180,7 +180,7 @@ def quantized_as(checkpoint: Checkpoint, module: str, scheme: Scheme) -> Quantiz
     weight = row.load(lambda suffix: checkpoint.tensor(f"{module}.{suffix}"), scheme)
     if weight.scales.shape != weight.zeros.shape or scheme.group_size not in (-1, weight.group_size):
         shapes = f"scales {tuple(weight.scales.shape)}, zeros {tuple(weight.zeros.shape)}"
-        raise ValueError(
+        raise BadValueError(
             f"{module}: {shapes} do not fit codes {tuple(weight.codes.shape)} in groups of {scheme.group_size}"
         )
     return weight

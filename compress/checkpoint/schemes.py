@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from compress.core.errors import QCompressError
+from compress.core.errors import BadValueError, QCompressError
 from compress.core.grid import Scheme
 from compress.model.families import FUSED
 
@@ -68,7 +68,7 @@ def awq_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
     base = base_scheme(schemes)
     if set(schemes.values()) != {base}:
         other = next(module for module, scheme in schemes.items() if scheme != base)
-        raise ValueError(f"{other}: awq has one scheme for all modules, but {schemes[other]} is not {base}")
+        raise BadValueError(f"{other}: awq has one scheme for all modules, but {schemes[other]} is not {base}")
     return {
         "quant_method": "awq",
         "bits": base.bits,

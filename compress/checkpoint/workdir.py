@@ -1,30 +1,20 @@
-"""The work folder of an unfinished job: a lock, an atomic journal, and a check that settings have not changed."""
+"""The work folder of an unfinished job: an atomic journal, and checks that settings and owner have not changed."""
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from compress.core.atomic import write_atomic
+from compress.checkpoint.read import Checkpoint, files_digest
+from compress.checkpoint.write import COPIED
+from compress.core.atomic import file_errors, write_atomic
 from compress.core.changes import changed_keys
 from compress.core.errors import QCompressError
 
 Row = dict[str, Any]
-LOCK = "lock"
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Context that only one process can hold. The kernel releases it if the process is killed."""
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise QCompressError(f"{folder}: another process is using it; wait for it or stop it") from error
-        yield
+PARTIAL = ".*.partial"  # unfinished files of `write_atomic`
 
 
 def write_journal(path: Path, value: Row) -> None:
@@ -33,14 +23,50 @@ def write_journal(path: Path, value: Row) -> None:
     sync_folder(path.parent)
 
 
+def read_journal(path: Path, keys: Sequence[str]) -> Row:
+    """The journal with these keys. QCompressError if it is damaged or of another program; the files stay then."""
+    try:
+        with file_errors(path):
+            value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not set(keys) <= value.keys():
+        raise QCompressError(f"{path}: the journal of the interrupted run is damaged; start again with --restart")
+    return value
+
+
 def check_same_settings(folder: Path, old: Row, new: Row) -> None:
-    """QCompressError with every changed setting if a job would continue with other settings than it started with."""
+    """Raise QCompressError with every changed setting if a job would continue with other settings."""
     changed = changed_keys(old, new)
     if changed:
         changes = ", ".join(f"{key} {old.get(key)} (now {new.get(key)})" for key in changed)
         raise QCompressError(
             f"{folder}: was started with {changes}; use the old settings, or start again with --restart"
         )
+
+
+def check_weights_unchanged(source: Checkpoint) -> None:
+    """Raise QCompressError if config.json or a weight file changed after the digest was computed. Reads them again."""
+    if files_digest([source.path / "config.json", *source.files]) != source.digest:
+        raise QCompressError(mixed(source))
+
+
+def check_small_files_unchanged(source: Checkpoint, digest: str) -> None:
+    """Raise QCompressError if the `small_files_digest` is not this one."""
+    if small_files_digest(source) != digest:
+        raise QCompressError(mixed(source))
+
+
+def mixed(source: Checkpoint) -> str:
+    return (
+        f"{source}: the files changed during the run, so the result would mix two models and was not kept; "
+        "run again when the files no longer change"
+    )
+
+
+def small_files_digest(source: Checkpoint) -> str:
+    """The digest of the files that are copied into the result: tokenizer, chat template, generation_config.json."""
+    return files_digest([path for name in COPIED if (path := source.path / name).is_file()])
 
 
 def sync_folder(folder: Path) -> None:
@@ -52,38 +78,42 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def clear_work(folder: Path, journal: str) -> None:
-    """Delete a job's work files, and the `journal` last, so that an interrupted deletion can be recognized."""
-    for path in folder.glob("*"):
-        if path.name not in (journal, LOCK):
+def open_work(folder: Path, journal: str) -> bool:
+    """Create the work folder; returns whether an interrupted run left its `journal` there.
+
+    QCompressError for a folder with other files and no journal: another program made it.
+    """
+    with file_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / journal).is_file():
+            return True
+        partial = set(folder.glob(PARTIAL))
+        check_no_strangers(folder, [path for path in folder.iterdir() if path not in partial])
+    return False
+
+
+def check_no_strangers(folder: Path, strangers: Sequence[Path]) -> None:
+    """Raise QCompressError if there are files of another program in a folder that this program would remove."""
+    if strangers:
+        raise QCompressError(
+            f"{folder}: belongs to another job or program, because it contains {strangers[0].name}; "
+            "remove it, or use another --out"
+        )
+
+
+def clear_work(folder: Path, journal: str, files: Sequence[str]) -> None:
+    """Delete a job's work files, named by the patterns `files`, and the `journal` last.
+
+    Until then the journal marks them as this program's, so an interrupted deletion can be continued.
+    """
+    for pattern in (PARTIAL, *files):
+        for path in folder.glob(pattern):
             path.unlink()
     (folder / journal).unlink(missing_ok=True)
 
 
-@contextmanager
-def lock_output(out: Path) -> Iterator[None]:
-    """Context of the one process that may write `out`, for jobs without a work folder. QCompressError for a second one.
-
-    The lock is a hidden file beside `out`, removed at the end. If the process is killed, the file stays, unlocked: it
-    marks an unfinished checkpoint as one that may be replaced.
-    """
-    path = out.with_name(f".{out.name}.lock")
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    ours = path.exists()
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino  # else removed by its owner
-        except BlockingIOError:
-            free = False
-        if not free:
-            raise QCompressError(f"{out}: another process is writing it; wait for it, or give another --out")
-        try:
-            partial = out.with_name(f".{out.name}.partial")
-            if partial.exists() and not ours:
-                raise QCompressError(
-                    f"{partial}: belongs to another job; finish that job, remove the folder, or give another --out"
-                )
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+def remove_work(folder: Path, journal: str, files: Sequence[str]) -> None:
+    """Delete a job's work files and then the folder. A folder with files of another program stays."""
+    clear_work(folder, journal, files)
+    with suppress(OSError):
+        folder.rmdir()

@@ -7,7 +7,7 @@ to its final offset. The directory has a temporary name until `publish`.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.checkpoint.door.files import INDEX
-from compress.checkpoint.door.rope import both_rope_spellings
-from compress.checkpoint.read import DTYPE_NAMES, TensorInfo, read_tensor
+from compress.checkpoint.read import DTYPE_NAMES, INDEX, RECORD, TensorInfo, read_tensor
 from compress.checkpoint.record import DIGESTS, digests_text, tensor_digest
+from compress.core.atomic import file_errors
 from compress.core.errors import QCompressError
-from compress.model.blocks import make_config
 
 SHARD_BYTES = 4_000_000_000
+UNFINISHED = ".qcompress-unfinished"  # marks a temporary directory as this program's; removed when it gets its name
 COPIED = (  # files copied from the source checkpoint if they exist
     "tokenizer.json",
     "tokenizer_config.json",
@@ -103,28 +102,22 @@ def partial_path(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
-def check_out(out: Path) -> None:
-    """Raises QCompressError if a finished checkpoint cannot be renamed to `out`: a link, a mount point, a full folder.
-
-    The checkpoint is written beside `out` and takes its place by a rename, which replaces an empty folder only.
-    """
-    inside = f"give a new folder inside it, such as {out / 'model'}"
-    if out.is_symlink():
-        raise QCompressError(f"{out}: is a link, which a rename cannot replace; {inside}")
-    if os.path.ismount(out):
-        raise QCompressError(f"{out}: is a mount point, which a rename cannot replace; {inside}")
-    if out.exists() and out.samefile("."):
-        raise QCompressError(f"{out}: is the current directory; {inside}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise QCompressError(f"{out}: is not empty; give a new directory, or remove it first")
+def check_ours(folder: Path) -> None:
+    """Raise QCompressError for a temporary directory with files and without this program's marker or record."""
+    ours = any((folder / name).is_file() for name in (UNFINISHED, RECORD))
+    if not ours and folder.exists() and any(folder.iterdir()):
+        raise QCompressError(
+            f"{folder}: belongs to another job, so it is not removed; remove it yourself or choose another --out"
+        )
 
 
 def check_room(out: Path, needed: int) -> None:
-    """Raises QCompressError if `check_out` does, or if the disk lacks room for `needed` bytes.
+    """QCompressError if `out` is not an empty or missing directory, or if the disk lacks room for `needed` bytes.
 
     Bytes that an interrupted run has already written are subtracted from `needed`.
     """
-    check_out(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise QCompressError(f"{out}: is not empty; give a new directory, or remove it first")
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     needed -= sum(file.stat().st_blocks * 512 for file in partial_path(out).glob("*.safetensors"))
@@ -138,7 +131,7 @@ class CheckpointWriter:
     def __init__(self, out: Path, specs: Sequence[TensorSpec], *, keep: bool = False, shard_bytes: int = SHARD_BYTES):
         """`keep` reuses the files of an interrupted run of the same plan; add the names it wrote to `written`.
 
-        Raises ValueError for a duplicate name, QCompressError if `check_room` does.
+        ValueError for a duplicate name, QCompressError for an `out` that is not empty or a full disk.
         """
         self.out, self.folder = out, partial_path(out)
         self.specs = {spec.name: spec for spec in specs}
@@ -148,10 +141,15 @@ class CheckpointWriter:
         self.written: set[str] = set()
         self._digests: dict[str, str] = {}
         self._shard_of = {name: shard for shard in self.shards for name in shard.offsets}
-        check_room(out, sum(shard.bytes for shard in self.shards))
+        needed = sum(shard.bytes for shard in self.shards)
+        self._kept = f"it continues from here; the checkpoint needs {needed:,} bytes in all" if keep else ""
+        check_room(out, needed)
         if not keep:
+            check_ours(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with file_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / UNFINISHED).touch()
         for stale in self.folder.glob("*.safetensors"):
             if stale.name not in {shard.file for shard in self.shards}:
                 stale.unlink()
@@ -164,7 +162,7 @@ class CheckpointWriter:
             with path.open("rb") as file:
                 if file.read(len(shard.header)) == shard.header:
                     return
-        with path.open("wb") as file:
+        with file_errors(path, self._kept), path.open("wb") as file:
             file.write(shard.header)
             file.truncate(shard.bytes)
 
@@ -174,11 +172,31 @@ class CheckpointWriter:
         if spec is None or tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} was not planned; the plan has {spec}")
         shard = self._shard_of[name]
-        with (self.folder / shard.file).open("r+b") as file:
+        path = self.folder / shard.file
+        with file_errors(path, self._kept), path.open("r+b") as file:
             file.seek(shard.offsets[name])
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         self._digests[name] = tensor_digest(tensor)
         self.written.add(name)
+
+    def digests(self, prefix: str) -> dict[str, str]:
+        """The digests of the written tensors whose names begin with `prefix`."""
+        return {name: digest for name, digest in self._digests.items() if name.startswith(prefix)}
+
+    def accept(self, digests: Mapping[str, str], *, unknown: Container[str] = ()) -> None:
+        """Take over tensors of an interrupted run. QCompressError for one whose bytes have changed since.
+
+        Tensors in `unknown` are not compared.
+        """
+        for name, digest in digests.items():
+            if name not in unknown:
+                if tensor_digest(self.tensor(name)) != digest:
+                    file = self.folder / self._shard_of[name].file
+                    raise QCompressError(
+                        f"{file}: {name} changed since the interrupted run wrote it; start again with --restart"
+                    )
+                self._digests[name] = digest
+            self.written.add(name)
 
     def tensor(self, name: str) -> Tensor:
         """Read a tensor back that this run or an interrupted one has written."""
@@ -205,6 +223,19 @@ class CheckpointWriter:
         missing = sorted(self.specs.keys() - self.written)
         if missing:
             raise ValueError(f"{len(missing)} planned tensors were not written; the first is {missing[0]}")
+        with file_errors(self.folder, self._kept):
+            self._write_small_files(config, source, extra or {})
+            self.sync()
+            (self.folder / UNFINISHED).unlink(missing_ok=True)
+        if inspect is not None:
+            inspect(self.folder)
+        with file_errors(self.out, self._kept):
+            if self.out.exists():
+                self.out.rmdir()  # checked empty at the start
+            self.folder.rename(self.out)
+
+    def _write_small_files(self, config: dict[str, Any], source: Path | None, extra: dict[str, str]) -> None:
+        """Write config.json, digests, index, the tokenizer of `source`, and the texts in `extra`."""
         write_json(self.folder / "config.json", config)
         digests = {name: self._digest(name) for name in self.specs}
         (self.folder / DIGESTS).write_text(digests_text(config, digests), encoding="utf-8")
@@ -214,14 +245,8 @@ class CheckpointWriter:
             write_json(self.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
         if source is not None:
             copy_tokenizer(source, self.folder)
-        for name, text in (extra or {}).items():
+        for name, text in extra.items():
             (self.folder / name).write_text(text, encoding="utf-8")
-        self.sync()
-        if inspect is not None:
-            inspect(self.folder)
-        if self.out.exists():
-            self.out.rmdir()  # checked empty at the start
-        self.folder.rename(self.out)
 
     def sync(self) -> None:
         """Flush all weight files to the disk."""
@@ -257,17 +282,16 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def both_spellings(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with the keys of both transformers 5 and 4: dtype and torch_dtype, rope_parameters and rope_theta.
-
-    The rope settings are those that transformers resolves for the model type.
-    """
+    """The config with the keys of both transformers 5 and 4: adds rope_theta, rope_scaling and torch_dtype."""
     config = dict(config)
     if "dtype" in config or "torch_dtype" in config:
         config["dtype"] = config["torch_dtype"] = config.get("dtype") or config.get("torch_dtype")
     rope = config.get("rope_parameters")
-    if "model_type" in config:
-        rope = getattr(make_config(config), "rope_parameters", None)
-    return config | both_rope_spellings(config, rope)
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+        if rope.get("rope_type", "default") != "default":
+            config["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+    return config
 
 
 def save_checkpoint(

@@ -11,8 +11,9 @@ import click
 from compress.cli.console import emit, print_written, progress, report
 from compress.cli.history import append_history, check_history_options, history_options
 from compress.cli.model_path import MODEL
-from compress.cli.options import Command, json_option, make_settings, settings_options, shared_option
+from compress.cli.options import Command, json_option, make_settings, settings_options
 from compress.core.errors import QCompressError
+from compress.core.lock import output_lock
 from compress.core.rows import CompareRow
 from compress.evaluate.drift.cells import terminal_block, terminal_row
 from compress.evaluate.drift.limits import check_verdicts, format_outliers
@@ -22,19 +23,12 @@ from compress.evaluate.drift.settings import CompareLimits, DriftSettings, Repor
 @click.command("compare", cls=Command)
 @click.argument("reference", type=MODEL)
 @click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True, type=MODEL)
-@shared_option(
-    "--teacher",
-    group="Essentials",
-    type=MODEL,
-    help="Model that REFERENCE was distilled from: adds the distance of every checkpoint from it.",
-)
 @settings_options(DriftSettings, CompareLimits, ReportSettings)
 @history_options
 @json_option
 def command(
     reference: Path,
     checkpoints: tuple[Path, ...],
-    teacher: Path | None,
     history: Path | None,
     tag: str | None,
     as_json: bool,
@@ -48,7 +42,6 @@ def command(
 
     \b
     qcompress compare smollm2 smollm2-awq smollm2-gptq
-    qcompress compare student student-awq --teacher smollm2
     qcompress compare qwen qwen-awq --eval-text notes.txt --samples 64 --html report.html
     qcompress compare smollm2 smollm2-awq --html report.html --eval build/eval --bench bench.json --max-size 100MB
     """
@@ -58,13 +51,15 @@ def command(
     limits, page = make_settings(CompareLimits, options), make_settings(ReportSettings, options)
     check_options(limits, page)
     drift = make_settings(DriftSettings, options)
-    comparison = compare_checkpoints((reference, *checkpoints), drift, limits, page, report, teacher=teacher)
+    if page.html:
+        click.get_current_context().with_resource(output_lock(page.html))
+    comparison = compare_checkpoints((reference, *checkpoints), drift, limits, page, report)
     rows = comparison.rows
     append_history(history, tag, "compare", [{**row, "reference_digest": rows[0]["digest"]} for row in rows])
     if as_json:
-        emit([dict(row) for row in comparison.all_rows], as_json=True)
+        emit([dict(row) for row in rows], as_json=True)
     else:
-        show_rows(comparison.all_rows)
+        show_rows(rows)
     if page.html:
         store_report(page.html, comparison, history, shlex.join(["qcompress", *sys.argv[1:]]), report)
         print_written(page.html, next_command="open the report in a browser", as_json=as_json)
@@ -72,7 +67,7 @@ def command(
 
 
 def check_options(limits: CompareLimits, page: ReportSettings) -> None:
-    """Raise UsageError for an option that needs another one, QCompressError if the report's folder does not exist."""
+    """Raise UsageError for an option that needs another one, QCompressError if the report cannot be written."""
     if limits.min_retention is not None and not page.eval:
         raise click.UsageError("--min-retention needs --eval")
     if page.html is None:
@@ -85,6 +80,10 @@ def check_options(limits: CompareLimits, page: ReportSettings) -> None:
             raise click.UsageError(f"{option} needs --html")
     elif not page.html.absolute().parent.is_dir():
         raise QCompressError(f"{page.html}: the folder {page.html.absolute().parent} does not exist; create it first")
+    else:
+        from compress.evaluate.report import check_replaceable
+
+        check_replaceable(page.html)
 
 
 def show_rows(rows: Sequence[CompareRow]) -> None:

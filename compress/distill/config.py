@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite
 from typing import Any
 
-from compress.core.config import EVAL_SAMPLES, EVAL_SEQ_LEN
+from compress.core.errors import BadValueError
 from compress.core.options import device_setting, option
 
 DTYPES = ("float16", "bfloat16")
@@ -28,21 +28,21 @@ TEACHERS = "the teacher's"
 def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
     """ValueError for a value that is none of the choices."""
     if value is not None and value not in choices:
-        raise ValueError(f"{name}={value}: must be one of {', '.join(choices)}")
+        raise BadValueError(f"{name}={value}: must be one of {', '.join(choices)}")
 
 
 def check_at_least(smallest: int, **values: int | None) -> None:
     """ValueError for the first number below `smallest`; None passes."""
     for name, value in values.items():
         if value is not None and value < smallest:
-            raise ValueError(f"{name}={value}: must be {smallest} or more")
+            raise BadValueError(f"{name}={value}: must be {smallest} or more")
 
 
 def check_positive(**values: float | None) -> None:
     """ValueError for the first number that is not above 0 and finite; None passes."""
     for name, value in values.items():
         if value is not None and not (value > 0 and isfinite(value)):
-            raise ValueError(f"{name}={value}: must be above 0 and finite")
+            raise BadValueError(f"{name}={value}: must be above 0 and finite")
 
 
 def as_tuple(text: Any) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ class StudentConfig:
         kinds = [name for name in ("student", "blocks") if getattr(self, name) is not None]
         if len(kinds) + bool(shape) != 1:
             names = ", ".join([*kinds, *shape]) or "nothing"
-            raise ValueError(
+            raise BadValueError(
                 f"student: {names} given; give exactly one of --student, --blocks, or a shape such as --num-layers"
             )
         check_at_least(1, blocks=self.blocks, **shape)
@@ -128,12 +128,12 @@ class LossConfig:
         """ValueError for a weight, temperature or divergence that cannot be used."""
         check_choice("divergence", self.divergence, DIVERGENCES)
         if not 0 < self.beta < 1:
-            raise ValueError(f"beta={self.beta}: must lie between 0 and 1, both excluded")
+            raise BadValueError(f"beta={self.beta}: must lie between 0 and 1, both excluded")
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha={self.alpha}: must be from 0 (cross-entropy only) to 1 (divergence only)")
+            raise BadValueError(f"alpha={self.alpha}: must be from 0 (cross-entropy only) to 1 (divergence only)")
         check_positive(temperature=self.temperature)
         if not (self.align_weight >= 0 and isfinite(self.align_weight)):
-            raise ValueError(f"align_weight={self.align_weight}: must be 0 (off) or more, and finite")
+            raise BadValueError(f"align_weight={self.align_weight}: must be 0 (off) or more, and finite")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class ScheduleConfig:
     def check_schedule(self) -> None:
         """ValueError for a length, size or rate that cannot be used."""
         if self.steps is not None and self.tokens is not None:
-            raise ValueError(f"steps={self.steps} and tokens={self.tokens}: give only one of them")
+            raise BadValueError(f"steps={self.steps} and tokens={self.tokens}: give only one of them")
         check_at_least(1, steps=self.steps, tokens=self.tokens, batch_size=self.batch_size, eval_every=self.eval_every)
         check_at_least(2, seq_len=self.seq_len)
         check_positive(learning_rate=self.learning_rate)
@@ -205,9 +205,9 @@ class MemoryConfig:
         check_choice("packing", self.packing, PACKINGS)
         check_choice("dtype", self.dtype, DTYPES)
         if self.lora_rank < 0:
-            raise ValueError(f"lora_rank={self.lora_rank}: must be 0 (off) or more")
+            raise BadValueError(f"lora_rank={self.lora_rank}: must be 0 (off) or more")
         if self.lora_alpha is not None and not (self.lora_rank and self.lora_alpha > 0 and isfinite(self.lora_alpha)):
-            raise ValueError(f"lora_alpha={self.lora_alpha}: must be above 0, and needs a lora_rank of 1 or more")
+            raise BadValueError(f"lora_alpha={self.lora_alpha}: must be above 0, and needs a lora_rank of 1 or more")
 
 
 @dataclass(frozen=True)
@@ -269,9 +269,9 @@ class StageConfig(StageSchedule, StageLoss):
         if self.text is not None:
             object.__setattr__(self, "text", as_tuple(self.text))
         if not self.name.isidentifier():
-            raise ValueError(f"stage {self.name!r}: use letters, digits and underscores, and begin with a letter")
+            raise BadValueError(f"stage {self.name!r}: use letters, digits and underscores, and begin with a letter")
         if not 0 <= self.replay < 1:
-            raise ValueError(f"stage {self.name}: replay={self.replay} must be from 0 to below 1")
+            raise BadValueError(f"stage {self.name}: replay={self.replay} must be from 0 to below 1")
 
     def changes(self) -> dict[str, Any]:
         """The fields that are set, by name: neither None nor False, and no replay of 0."""
@@ -306,9 +306,9 @@ class DistillConfig(StudentConfig, TrainConfig, TextConfig):
         self.check_memory()
         object.__setattr__(self, "text", as_tuple(self.text))
         if not self.text:
-            raise ValueError("text: 0 sources; give at least one built-in name or file")
+            raise BadValueError("text: 0 sources; give at least one built-in name or file")
         if self.cache and self.align_weight:
-            raise ValueError(
+            raise BadValueError(
                 f"align_weight={self.align_weight:g} and cache={self.cache}: a cache holds no hidden states of the "
                 "blocks; leave one of them out"
             )
@@ -320,11 +320,11 @@ class DistillConfig(StudentConfig, TrainConfig, TextConfig):
         object.__setattr__(self, "stages", stages)
         names = [stage.name for stage in stages]
         if len(set(names)) < len(names):
-            raise ValueError(f"stages: names must differ: {', '.join(names)}")
+            raise BadValueError(f"stages: names must differ: {', '.join(names)}")
         if stages and stages[0].replay:
-            raise ValueError(f"stage {names[0]}: replay={stages[0].replay:g}, but no stage comes before it")
+            raise BadValueError(f"stage {names[0]}: replay={stages[0].replay:g}, but no stage comes before it")
         if stages and self.cache:
-            raise ValueError(f"{len(stages)} stages and cache={self.cache}: a cache holds one text; leave one out")
+            raise BadValueError(f"{len(stages)} stages and cache={self.cache}: a cache holds one text; leave one out")
         self.resolved()
 
     def resolved(self) -> tuple["DistillConfig", ...]:
@@ -334,7 +334,7 @@ class DistillConfig(StudentConfig, TrainConfig, TextConfig):
             try:
                 settings.append(replace(self, stages=(), **stage.overrides()))
             except ValueError as error:
-                raise ValueError(f"stage {stage.name}: {error}") from None
+                raise BadValueError(f"stage {stage.name}: {error}") from None
         return tuple(settings) or (self,)
 
     @property
@@ -361,7 +361,7 @@ class DistillConfig(StudentConfig, TrainConfig, TextConfig):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Where a training runs, and how it is measured, saved and logged. `restart` discards saved work."""
+    """Where a training runs, and how it is saved and logged. `restart` discards saved work."""
 
     save_every: int = option(
         100,
@@ -372,19 +372,12 @@ class LoopConfig:
     log_dir: str | None = option(
         None, "Directory for TensorBoard event files.", group="Run control", is_path=True, default_text="none written"
     )
-    eval_samples: int = option(
-        EVAL_SAMPLES,
-        "Number of evaluation windows that the KL and the perplexities are measured on.",
-        group="Text",
-        minimum=1,
-    )
-    eval_seq_len: int = option(EVAL_SEQ_LEN, "Tokens per evaluation window.", group="Text", minimum=8)
     device: str = device_setting()
     restart: bool = False
 
     def __post_init__(self) -> None:
         if self.save_every < 0:
-            raise ValueError(f"save_every={self.save_every}: must be 0 (only at the end of stages) or more")
+            raise BadValueError(f"save_every={self.save_every}: must be 0 (only at the end of stages) or more")
 
 
 @dataclass(frozen=True)
@@ -424,7 +417,9 @@ class CodecConfig:
         check_choice("codec", self.codec, CODECS)
         check_positive(temperature=self.temperature)
         if self.codec == "hidden" and self.temperature is not None:
-            raise ValueError(f"temperature={self.temperature}: codec hidden holds for every temperature; leave it out")
+            raise BadValueError(
+                f"temperature={self.temperature}: codec hidden holds for every temperature; leave it out"
+            )
         check_at_least(1, draws=self.draws, top_k=self.top_k)
         check_choice("dtype", self.dtype, (*DTYPES, "float32"))
 

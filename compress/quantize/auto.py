@@ -7,6 +7,7 @@ checkpoint is kept only if its KL is lower. The record of the checkpoint lists a
 
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.model_card import CARD, write_card
 from compress.checkpoint.read import RECORD, Checkpoint, PathOrCheckpoint, read_json
-from compress.checkpoint.workdir import check_same_settings
+from compress.checkpoint.workdir import check_same_settings, open_work, read_journal, write_journal
 from compress.checkpoint.write import check_room, write_json
 from compress.core.config import AUTO, METHODS, QuantizeConfig
+from compress.core.interrupt import RESUME, on_interrupt
+from compress.core.lock import output_lock
 from compress.core.report import Report, Row, silent
 from compress.model.blocks import BlockModel
 from compress.quantize.blocks.memory_estimate import ACTIVATION_MEMORY
@@ -63,16 +66,19 @@ def quantize(
     if config.method != AUTO:
         return run(out, config)
     model, config = open_causal_lm(model), config.with_held_out()
-    folder = processes.first(lambda: open_folder(model, out, config, restart=restart))
-    if not processes.first(lambda: is_published(out)):
-        evaluator = make_evaluator(model, config, device) if processes.rank == 0 else None
+    with ExitStack() as stack:
+        processes.first(lambda: stack.enter_context(output_lock(out)))
+        folder = processes.first(lambda: open_folder(model, out, config, restart=restart))
+        stack.enter_context(on_interrupt(lambda: f"finished candidates are kept in {folder}; {RESUME}"))
+        if not processes.first(lambda: is_published(out)):
+            evaluator = make_evaluator(model, config, device) if processes.rank == 0 else None
 
-        def attempt(candidate: QuantizeConfig) -> Row:
-            return try_candidate(folder / candidate_name(candidate), candidate, run, evaluator, processes)
+            def attempt(candidate: QuantizeConfig) -> Row:
+                return try_candidate(folder / candidate_name(candidate), candidate, run, evaluator, processes)
 
-        rows = try_methods(config, attempt, silent if processes.rank else report)
-        processes.first(lambda: publish(folder, out, rows))
-    return processes.first(lambda: finish(folder, out))
+            rows = try_methods(config, attempt, silent if processes.rank else report)
+            processes.first(lambda: publish(folder, out, rows))
+        return processes.first(lambda: finish(folder, out))
 
 
 def try_methods(config: QuantizeConfig, attempt: Callable[[QuantizeConfig], Row], report: Report) -> list[Row]:
@@ -121,16 +127,16 @@ def open_folder(model: PathOrCheckpoint, out: Path, config: QuantizeConfig, *, r
     folder = out.with_name(f".{out.name}.auto")
     checkpoint, plan = plan_quantize(model, replace(config, method="rtn"))
     settings = {key: str(value) for key, value in job_settings(checkpoint, plan, config).items()}
-    if restart:
-        shutil.rmtree(folder, ignore_errors=True)
+    if restart and (folder / SETTINGS).is_file():
+        shutil.rmtree(folder)
     if (folder / SETTINGS).is_file():
-        check_same_settings(folder, read_json(folder / SETTINGS), settings)
+        check_same_settings(folder, read_journal(folder / SETTINGS, ("source",)), settings)
         if not is_published(out):
             check_room(out, 0)
     else:
         check_room(out, (len(METHODS) + 1) * plan.bytes)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / SETTINGS, settings)
+        open_work(folder, SETTINGS)
+        write_journal(folder / SETTINGS, settings)
     return folder
 
 

@@ -4,11 +4,8 @@ Memory holds the weights of one block at a time. The output has a temporary name
 A job that was killed continues after the last block in its journal.
 """
 
-import errno
-import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +16,12 @@ import torch
 from calibration.corpus import source_digest
 from calibration.start import format_start_token
 from calibration.windows import Windows
-from compress.checkpoint.door.tokenizer import has_tokenizer
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
-from compress.checkpoint.write import CheckpointWriter, partial_path
+from compress.checkpoint.workdir import small_files_digest
+from compress.checkpoint.write import CheckpointWriter
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.core.report import Report, Row, silent
@@ -50,12 +47,9 @@ from compress.quantize.publish import finish
 def plan_quantize(model: PathOrCheckpoint, config: QuantizeConfig) -> tuple[Checkpoint, LayoutPlan]:
     """The open checkpoint and its exact plan. No weights are read.
 
-    Raises QCompressError if the model cannot be quantized. A tokenizer is copied to the result, so it is checked even
-    if the method reads no text.
+    Raises QCompressError if the model cannot be quantized.
     """
     checkpoint = open_causal_lm(model)
-    if config.reads_text or has_tokenizer(checkpoint.path):
-        checkpoint.tokenizer  # noqa: B018  fails here, before any work
     return checkpoint, plan_within(checkpoint_source(checkpoint, config.dtype), config)
 
 
@@ -132,6 +126,7 @@ def job_settings(checkpoint: Checkpoint, plan: LayoutPlan, config: QuantizeConfi
     return {
         "model": str(checkpoint.path),
         "source": checkpoint.digest,
+        "small_files": small_files_digest(checkpoint),
         **settings,
         "group_size": plan.scheme.group_size,
         "sym": plan.scheme.sym,
@@ -154,25 +149,9 @@ def write_checkpoint(job: QuantizeJob, schedule: Callable[..., None]) -> None:
     """Quantize the remaining blocks, tune the checkpoint if the config has `tune`, and publish it."""
     out, plan = job.journal.out, job.plan
     windows = read_windows(job) if job.config.reads_text else None
-    with explain_full_disk(out, plan):
-        writer = job.processes.first(lambda: CheckpointWriter(out, plan.specs, keep=True))
-        quantize_blocks(job, writer, windows if job.config.method != "rtn" else None, schedule)
-        job.processes.first(lambda: finish(job, writer, windows))
-
-
-@contextmanager
-def explain_full_disk(out: Path, plan: LayoutPlan) -> Iterator[None]:
-    """Turn the OSError of a full disk into a QCompressError with needed and free bytes. Finished blocks are kept."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        free = shutil.disk_usage(out.absolute().parent).free
-        raise QCompressError(
-            f"{partial_path(out)}: the disk is full: the checkpoint needs {plan.bytes:,} bytes in all, {free:,} are "
-            "free; free some space and run the same command again to continue after the finished blocks"
-        ) from error
+    writer = job.processes.first(lambda: CheckpointWriter(out, plan.specs, keep=True))
+    quantize_blocks(job, writer, windows if job.config.method != "rtn" else None, schedule)
+    job.processes.first(lambda: finish(job, writer, windows))
 
 
 def read_windows(job: QuantizeJob) -> Windows:

@@ -1,8 +1,8 @@
 """The journal of a job: it lists the finished blocks, so that a killed run can continue.
 
-A work folder lies beside the unfinished checkpoint. It has `journal.json` (settings, start token, report rows of every
-finished block), the activations that the next block needs, and a lock. The journal is renamed into place only after the
-data that it lists is on disk, so it is correct at every moment.
+A work folder lies beside the unfinished checkpoint. It has `journal.json` (settings, start token, report rows and
+digests of every finished block) and the activations that the next block needs. The journal is renamed into place only
+after the data that it lists is on disk, so it is correct at every moment.
 """
 
 import json
@@ -11,15 +11,24 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from compress.checkpoint.read import read_json
-from compress.checkpoint.workdir import check_same_settings, clear_work, lock, write_journal
-from compress.checkpoint.write import check_room, partial_path
-from compress.core.errors import QCompressError
+from compress.checkpoint.workdir import (
+    check_same_settings,
+    clear_work,
+    open_work,
+    read_journal,
+    remove_work,
+    write_journal,
+)
+from compress.checkpoint.write import check_ours, check_room, partial_path
+from compress.core.interrupt import RESUME, on_interrupt
+from compress.core.lock import output_lock
 from compress.core.report import Row
 from compress.quantize.processes import Processes
 
 JOURNAL = "journal.json"
-ALGORITHM = 3  # raise it with every change that gives other codes, so that older unfinished jobs are not continued
+TRAINED = "tuned.safetensors"  # what tuning changed
+FILES = ("activations-*.bin", "stage-*.bin", TRAINED)  # in the work folder
+ALGORITHM = 4  # raise it with every change that gives other codes or other keys of the journal: older jobs are refused
 
 
 def work_path(out: Path) -> Path:
@@ -54,10 +63,10 @@ class QuantizeJournal:
         """True if the checkpoint is complete, because the job was killed between the final rename and the clean-up."""
         return bool(self.blocks) and (self.out / "config.json").is_file() and not partial_path(self.out).exists()
 
-    def done(self, rows: list[Row], activations: list[str] | None) -> None:
-        """Record that the next block is on disk: its report rows, and the digest of each process's activations."""
+    def done(self, rows: list[Row], activations: list[str] | None, tensors: dict[str, str]) -> None:
+        """Record that the next block is on disk: report rows, digests of each process's activations and of tensors."""
         timeless = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-        self.blocks.append({"rows": timeless, "activations": activations})
+        self.blocks.append({"rows": timeless, "activations": activations, "tensors": tensors})
         self.save()
 
     def save(self) -> None:
@@ -67,7 +76,7 @@ class QuantizeJournal:
 
     def load(self) -> None:
         """Read the journal of an interrupted run. Raises QCompressError, with their names, if settings differ."""
-        value = read_json(self.folder / JOURNAL)
+        value = read_journal(self.folder / JOURNAL, ("settings", "notes", "blocks"))
         check_same_settings(partial_path(self.out), value["settings"], self.settings)
         self.notes, self.blocks = value["notes"], value["blocks"]
 
@@ -77,12 +86,19 @@ class QuantizeJournal:
         The journal is removed last, because it marks the other files as written by this program.
         """
         shutil.rmtree(partial_path(self.out), ignore_errors=True)
-        clear_work(self.folder, JOURNAL)
+        clear_work(self.folder, JOURNAL, FILES)
 
     def discard(self) -> None:
         """Remove the unfinished checkpoint and the work folder."""
         self.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_work(self.folder, JOURNAL, FILES)
+
+    def kept(self) -> str | None:
+        """What an interrupt leaves, as one line; None if nothing."""
+        count = len(self.blocks)
+        if self.published:
+            return f"{self.out} is complete; {RESUME}"
+        return f"{count} finished blocks are kept in {partial_path(self.out)}; {RESUME}" if count else None
 
 
 @contextmanager
@@ -94,16 +110,15 @@ def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False
     full, another program wrote the folder, another process holds the lock, or the earlier run had other settings.
     """
     journal = QuantizeJournal(out, settings)
-    if not (journal.folder / JOURNAL).is_file():
-        check_ours(partial_path(out))
-        check_room(out, needed)
-    journal.folder.mkdir(parents=True, exist_ok=True)
-    with lock(journal.folder):
-        if restart:
-            journal.clear()
-        if (journal.folder / JOURNAL).is_file():
+    with output_lock(out), on_interrupt(journal.kept):
+        if not (journal.folder / JOURNAL).is_file():
+            check_ours(partial_path(out))
+            check_room(out, needed)
+        resumed = open_work(journal.folder, JOURNAL)
+        if resumed and not restart:
             journal.load()
         else:
+            journal.clear()
             log_path(out).unlink(missing_ok=True)  # an earlier job may have left its log
             journal.save()
         try:
@@ -124,11 +139,3 @@ def shared_journal(
     with ExitStack() as stack:
         opened = open_journal(out, settings, needed, restart=restart)
         yield processes.first(lambda: stack.enter_context(opened))
-
-
-def check_ours(folder: Path) -> None:
-    """Raise QCompressError if a folder without a journal has files: another job wrote them."""
-    if folder.exists() and any(folder.iterdir()):
-        raise QCompressError(
-            f"{folder}: belongs to another job, so it is not removed; remove it yourself or choose another --out"
-        )

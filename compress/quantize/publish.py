@@ -8,13 +8,13 @@ from calibration.windows import Windows
 from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.finite import cast_finite, check_finite
 from compress.checkpoint.formats import packed_config
-from compress.checkpoint.heldout import heldout_start, recorded_start
 from compress.checkpoint.model_card import CARD, origin, write_card
 from compress.checkpoint.read import RECORD, Checkpoint
 from compress.checkpoint.record import record_text
+from compress.checkpoint.workdir import check_small_files_unchanged, check_weights_unchanged
 from compress.checkpoint.write import CheckpointWriter, both_spellings
 from compress.core.config import QuantizeConfig
-from compress.core.errors import GateFailure
+from compress.core.errors import GateFailure, QCompressError
 from compress.core.report import Row
 from compress.quantize.blocks.loop import QuantizeJob
 from compress.quantize.layout.vocabulary import pack_table
@@ -31,6 +31,7 @@ def finish(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None) 
         tune_checkpoint(job, writer, windows.ids)
     checkpoint, plan = job.checkpoint, job.plan
     record = job_record(job, windows, tables)
+    check_source(job)
     try:
         writer.publish(
             both_spellings(packed_config(checkpoint.config, plan.format, plan.schemes, plan.unquantized)),
@@ -39,6 +40,16 @@ def finish(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None) 
             inspect=lambda folder: check_written(folder, checkpoint),
         )
     except GateFailure:
+        job.journal.discard()
+        raise
+
+
+def check_source(job: QuantizeJob) -> None:
+    """Raise QCompressError if the source changed during the run; finished blocks are removed then."""
+    try:
+        check_weights_unchanged(job.checkpoint)
+        check_small_files_unchanged(job.checkpoint, job.journal.settings["small_files"])
+    except QCompressError:
         job.journal.discard()
         raise
 
@@ -72,7 +83,6 @@ def job_record(job: QuantizeJob, windows: Windows | None, tables: list[Row]) -> 
             "source_bytes": job.checkpoint.bytes,
             "bits_per_weight": round(job.plan.bits_per_weight, 4),
         },
-        start=heldout_start(job.checkpoint, str(job.blocks.device)) if windows else recorded_start(job.checkpoint),
         calibration=windows.manifest | {"start": job.journal.notes["start"]} if windows else None,
         rows=job.journal.rows,
         tables=tables,

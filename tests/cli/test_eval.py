@@ -91,4 +91,5 @@ def test_an_interrupted_run_prints_the_command_to_resume(tiny_llama, tmp_path, m
     monkeypatch.setattr("compress.evaluate.tasks.job.retention_rows", stop)
     arguments = ["eval", tiny_llama, "--reference", tiny_llama, "--kind", "qa", "--limit", 1, "--out", tmp_path]
     result = CliRunner().invoke(cli, [*map(str, arguments)])
-    assert result.exit_code == 1 and "run the same command again to resume" in result.stderr
+    line = f"interrupted: stored answers are kept in {tmp_path}; run the same command again to continue"
+    assert result.exit_code == 130 and line in result.stderr.splitlines()

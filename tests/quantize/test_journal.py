@@ -1,4 +1,4 @@
-import fcntl
+import os
 import shutil
 
 import pytest
@@ -6,6 +6,7 @@ import pytest
 from compress.checkpoint.write import partial_path
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
+from compress.core.lock import output_lock
 from compress.quantize.blocks.activations import block_inputs
 from compress.quantize.job import quantize_checkpoint
 from compress.quantize.journal import log_path, work_path
@@ -125,10 +126,8 @@ def test_the_folder_of_another_job_is_never_removed(tiny_llama, tmp_path, restar
 
 def test_a_second_process_on_the_same_folder_is_refused(tiny_llama, tmp_path):
     out = interrupted(tiny_llama, tmp_path / "out")
-    with (work_path(out) / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(QCompressError, match="another process"):
-            quantize_checkpoint(tiny_llama, out, settings(), restart=True)
+    with output_lock(out), pytest.raises(QCompressError, match=rf"out: another process \({os.getpid()}\) writes there"):
+        quantize_checkpoint(tiny_llama, out, settings(), restart=True)
     assert len(leftovers(out)) == 2
 
 

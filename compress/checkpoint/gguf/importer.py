@@ -23,9 +23,9 @@ from compress.checkpoint.gguf.tensors import CHUNK, Parameter, gguf_names, match
 from compress.checkpoint.gguf.tokenizer import read_tokenizer, stop_ids, token_id
 from compress.checkpoint.read import Checkpoint, files_digest
 from compress.checkpoint.record import record_text
-from compress.checkpoint.workdir import lock_output
 from compress.checkpoint.write import CheckpointWriter, TensorSpec, both_spellings, check_room
 from compress.core.errors import QCompressError
+from compress.core.lock import output_lock
 from compress.model.blocks import make_skeleton
 
 MIN_TIED_COSINE = 0.99  # two roundings of one matrix (4 and 6 bits) reach 0.997, different matrices stay far below
@@ -42,7 +42,7 @@ def import_gguf(
     the file's vocabulary and written. QCompressError if anything in the file is missing, unknown or damaged.
     """
     check_package(file)
-    with lock_output(out):
+    with output_lock(out):
         check_room(out, 0)
         model = GgufModel(file)
         config = read_config(model)

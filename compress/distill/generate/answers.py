@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from compress.core.atomic import disk_errors
+from compress.core.atomic import file_errors
 from compress.core.errors import QCompressError
 from compress.distill.targets.cache import differing
 
@@ -109,5 +109,5 @@ class AnswerFile:
         self._append({"batch": batch, "answers": list(answers)})
 
     def _append(self, row: dict[str, Any]) -> None:
-        with disk_errors(self.path), self.path.open("ab") as file:
+        with file_errors(self.path), self.path.open("ab") as file:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")

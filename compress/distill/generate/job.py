@@ -17,13 +17,15 @@ from calibration.chat import encode_text, has_template, render_prompt
 from calibration.document import row_prompt
 from calibration.readers import read_lines
 from compress.checkpoint.load import (
-    open_for_text,
+    open_causal_lm,
     template_digest,
     tokenizer_digest,
 )
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, read_json
-from compress.core.atomic import disk_errors, write_atomic
+from compress.core.atomic import file_errors, write_atomic
 from compress.core.errors import QCompressError
+from compress.core.interrupt import RESUME, on_interrupt
+from compress.core.lock import output_lock
 from compress.core.report import Report, Row, silent
 from compress.core.sampling import Ids, Sampling
 from compress.distill.generate.answers import (
@@ -95,19 +97,27 @@ def generate_answers(
     started = time.perf_counter()
     if not 0 <= rank < ranks:
         raise QCompressError(f"rank {rank} of {ranks}: ranks count from 0 to {ranks - 1}")
-    if restart:
-        discard_answers(out, ranks)
-    checkpoint = open_for_text(teacher)
-    fitting, too_long = read_prompts(checkpoint, prompts, sampling, limit)
-    facts = describe(checkpoint, [*fitting, *too_long], sampling)
-    length = max(len(prompt.ids) for prompt in fitting) + sampling.max_tokens
-    runtime = choose(length)
-    facts |= {"runtime": runtime.name, "batch_size": runtime.batch_size, "keep_truncated": keep_truncated}
-    job = GenerateJob(checkpoint, out, sampling, runtime, facts, batches(fitting, runtime.batch_size), too_long, length)
-    if not is_whole(out, job.facts):
-        answer_batches(job, rank, ranks, report)
-        publish(job)
-    return summary(job) | {"seconds": round(time.perf_counter() - started, 1)}
+    with output_lock(out, rank=rank, ranks=ranks), on_interrupt(lambda: kept(out)):
+        if restart:
+            discard_answers(out, ranks)
+        checkpoint = open_causal_lm(teacher)
+        fitting, too_long = read_prompts(checkpoint, prompts, sampling, limit)
+        facts = describe(checkpoint, [*fitting, *too_long], sampling)
+        length = max(len(prompt.ids) for prompt in fitting) + sampling.max_tokens
+        runtime = choose(length)
+        facts |= {"runtime": runtime.name, "batch_size": runtime.batch_size, "keep_truncated": keep_truncated}
+        job = GenerateJob(
+            checkpoint, out, sampling, runtime, facts, batches(fitting, runtime.batch_size), too_long, length
+        )
+        if not is_whole(out, job.facts):
+            answer_batches(job, rank, ranks, report)
+            publish(job)
+        return summary(job) | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def kept(out: Path) -> str | None:
+    """What an interrupt leaves, as one line; None if nothing."""
+    return f"finished batches are kept in {part_paths(out)[0]}; {RESUME}" if part_paths(out) else None
 
 
 def read_prompts(
@@ -129,6 +139,8 @@ def read_prompts(
         messages = row_prompt(row, where)
         ids = encode_text(tokenizer, render_prompt(tokenizer, messages, where))
         (fitting if len(ids) <= room else too_long).append(Prompt(number, where, list(messages), ids))
+    if not fitting and not too_long:
+        raise QCompressError(f"{path}: has no prompts; write one per line")
     if not fitting:
         raise QCompressError(
             f"{path}: {len(too_long)} prompts, none leaves {sampling.max_tokens} tokens of the teacher's context "
@@ -227,8 +239,13 @@ def publish(job: GenerateJob) -> None:
     if finished is None or len(finished) < len(job.groups):
         return
     rows, counts = conversations(job, finished)
+    if not rows:
+        raise QCompressError(
+            f"{job.out}: no answer is left: {counts['truncated']} are truncated and {counts['empty']} are empty; "
+            "raise --max-tokens or set --keep-truncated, with --restart"
+        )
     manifest = {"facts": job.facts, "counts": counts}
-    with disk_errors(job.out):
+    with file_errors(job.out):
         write_atomic(job.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
         write_atomic(manifest_path(job.out), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
     for path in part_paths(job.out):

@@ -24,7 +24,7 @@ from calibration.windows import Windows
 from compress.checkpoint.read import read_header, read_json
 from compress.checkpoint.record import tensor_digest
 from compress.checkpoint.write import TensorSpec, plan_shard
-from compress.core.atomic import disk_errors, write_atomic
+from compress.core.atomic import file_errors, write_atomic
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig
 from compress.distill.targets.codecs import CODECS, Codec, Parts, make_codec
@@ -145,7 +145,7 @@ def open_folder(out: Path, manifest: Manifest) -> Manifest:
     other_files = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     if other_files:
         raise QCompressError(f"{out}: contains {other_files[0]} but no {MANIFEST}; give a new directory")
-    with disk_errors(out / MANIFEST):
+    with file_errors(out / MANIFEST):
         write_atomic(out / MANIFEST, manifest.text().encode())
     return read_manifest(out)
 
@@ -174,7 +174,7 @@ def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> No
     rows = (tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data for name in ordered)
     for stale in out.glob(f".{shard.file}.*.partial"):
         stale.unlink()
-    with disk_errors(out / shard.file):
+    with file_errors(out / shard.file):
         write_atomic(out / shard.file, shard.header, *rows)
 
 

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from calibration.windows import Windows
-from compress.checkpoint.load import open_for_text, template_digest, tokenizer_digest
+from compress.checkpoint.load import open_causal_lm, template_digest, tokenizer_digest
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.record import tensor_digest
 from compress.core.device import rank_device
 from compress.core.errors import QCompressError
+from compress.core.interrupt import RESUME, on_interrupt
+from compress.core.lock import output_lock
 from compress.core.report import Report, Row, silent
 from compress.distill.config import CaptureConfig
 from compress.distill.model import Model, micro_batch, open_model, working_dtype
@@ -53,10 +55,22 @@ def capture_teacher(
     QCompressError for bad input, a directory with another cache, or a full disk. Complete shards then stay, and the
     same command continues.
     """
-    started = time.perf_counter()
     if not 0 <= rank < ranks:
         raise QCompressError(f"rank {rank} of {ranks}: ranks count from 0 to {ranks - 1}")
-    teacher = open_for_text(teacher)
+    with output_lock(out, rank=rank, ranks=ranks), on_interrupt(lambda: kept(out)):
+        return write_cache(open_causal_lm(teacher), out, settings, rank, ranks, restart, report)
+
+
+def kept(out: Path) -> str | None:
+    """What an interrupt leaves, as one line; None if nothing."""
+    return f"complete shards are kept in {out}; {RESUME}" if any(out.glob("targets-*.safetensors")) else None
+
+
+def write_cache(
+    teacher: Checkpoint, out: Path, settings: CaptureConfig, rank: int, ranks: int, restart: bool, report: Report
+) -> Row:
+    """Write the missing shards of this rank; returns the summary row."""
+    started = time.perf_counter()
     if restart:
         discard_shards(out, ranks)
     tokenizer, device = teacher.tokenizer, rank_device(settings.device, rank)
@@ -73,7 +87,7 @@ def capture_teacher(
         report({"shard": f"{done}/{len(shards)}", "seconds": round(time.perf_counter() - started, 1)})
     tokens = sum(int(windows.mask[part, 1:].sum()) for part in (shard_slice(manifest, index) for index in shards))
     size = sum((out / manifest.files[index]).stat().st_size for index in shards)
-    row = {"out": str(out), "codec": settings.codec, "biased": codec.biased, "tokens_counted": tokens, "bytes": size}
+    row = {"out": str(out), "codec": settings.codec, "biased": codec.biased, "tokens": tokens, "bytes": size}
     return row | {"bytes_per_token": size / max(tokens, 1), "seconds": round(time.perf_counter() - started, 1)}
 
 

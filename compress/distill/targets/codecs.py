@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint.finite import cast_finite
+from compress.core.errors import BadValueError
 from compress.core.pack import pack_ids, unpack_ids
 from compress.losses import CHUNK_LOGITS, LogitSource, Sparse, Targets
 from compress.losses.softmax import softmax_into
@@ -135,7 +136,7 @@ def make_codec(settings: dict[str, Any]) -> Codec:
     codec = CODECS[settings["name"]](**options)
     kept, vocab = options.get("top_k", 1), options.get("vocab", 2)
     if not 1 <= kept < vocab or options.get("draws", 1) < 1:
-        raise ValueError(f"codec {settings}: top_k must be 1 to {vocab - 1}, draws 1 or more")
+        raise BadValueError(f"codec {settings}: top_k must be 1 to {vocab - 1}, draws 1 or more")
     return codec
 
 

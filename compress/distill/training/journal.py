@@ -1,13 +1,12 @@
 """The progress of a training on disk, so that a killed run continues to the same curve and weights.
 
 The folder `.OUT.distill` exists next to the student until the student is written. It holds `journal.json` (settings,
-notes, the loss curve of every started stage), one file of tensors (weights, Adam's moments, best weights, random-number
-states), and a lock. Tensors are written before the journal names them, and older ones removed after, so the journal is
-correct at every moment.
+notes, the loss curve of every started stage), and one file of tensors (weights, Adam's moments, best weights,
+random-number states). Tensors are written before the journal names them, and older ones removed after, so the journal
+is correct at every moment.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,16 +16,26 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from compress.checkpoint.read import read_header, read_json, read_tensor
-from compress.checkpoint.workdir import check_same_settings, clear_work, lock, write_journal
+from compress.checkpoint.read import read_header, read_tensor
+from compress.checkpoint.workdir import (
+    check_same_settings,
+    clear_work,
+    open_work,
+    read_journal,
+    remove_work,
+    write_journal,
+)
 from compress.checkpoint.write import TensorSpec, check_room, partial_path, plan_shard
-from compress.core.atomic import disk_errors, write_atomic
+from compress.core.atomic import file_errors, write_atomic
 from compress.core.distributed import first, place
+from compress.core.interrupt import RESUME, on_interrupt
+from compress.core.lock import output_lock
 from compress.core.report import Row
 from compress.distill.sharding.fsdp import copy_to_cpu
 
 T = TypeVar("T")
 JOURNAL = "journal.json"
+FILES = ("state-*.safetensors",)  # in the work folder
 ALGORITHM = 2  # raise it when equal settings would train differently, so that older runs cannot be continued
 
 
@@ -85,12 +94,12 @@ class TrainingJournal:
         if not self.writes:
             return
         name = f"state-{stage}-{progress.step:08d}{'-over' if progress.over else ''}.safetensors"
-        with disk_errors(self.folder / name, "it continues from the last saved state"):
+        with file_errors(self.folder / name, "it continues from the last saved state"):
             write_tensors(self.folder / name, tensors)
             self.stages[stage:] = [plain(vars(progress))]
             self.file = name
             self.save()
-        for path in self.folder.glob("*.safetensors"):
+        for path in self.folder.glob(FILES[0]):
             if path.name != name:
                 path.unlink()
 
@@ -102,7 +111,7 @@ class TrainingJournal:
 
     def load(self) -> None:
         """Load the progress of an interrupted run. QCompressError names the settings that have changed."""
-        value = read_json(self.folder / JOURNAL)
+        value = read_journal(self.folder / JOURNAL, ("settings", "notes", "stages", "file"))
         check_same_settings(self.folder, value["settings"], self.settings)
         self.notes, self.stages, self.file = value["notes"], value["stages"], value["file"]
 
@@ -112,12 +121,15 @@ class TrainingJournal:
 
     def clear(self) -> None:
         """Remove the work, the journal last: it identifies the folder until then."""
-        clear_work(self.folder, JOURNAL)
+        clear_work(self.folder, JOURNAL, FILES)
 
     def discard(self) -> None:
         """Remove the work folder."""
-        self.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_work(self.folder, JOURNAL, FILES)
+
+    def kept(self) -> str | None:
+        """What an interrupt leaves, as one line; None if nothing."""
+        return f"the last saved state is kept in {self.folder}; {RESUME}" if self.file else None
 
 
 @contextmanager
@@ -128,18 +140,15 @@ def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False
     interrupted one with other settings; `restart` removes its work instead.
     """
     journal = TrainingJournal(out, settings)
-    resuming = (journal.folder / JOURNAL).is_file() and not restart
-    if not resuming:
-        check_room(out, needed)
-    journal.folder.mkdir(parents=True, exist_ok=True)
-    with lock(journal.folder):
-        if restart:
-            journal.clear()
-        if resuming:
+    with output_lock(out), on_interrupt(journal.kept):
+        if not (journal.folder / JOURNAL).is_file() or restart:
+            check_room(out, needed)
+        if open_work(journal.folder, JOURNAL) and not restart:
             journal.load()
             if not journal.published:
                 check_room(out, 0)
         else:
+            journal.clear()
             journal.save()
         try:
             yield journal

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from compress.core.atomic import file_errors
 from compress.core.errors import QCompressError
 from compress.core.report import Report, Row
 
@@ -30,7 +31,7 @@ def logged(report: Report, out: Path, log_dir: str | None) -> Iterator[Report]:
         report(row)
         if "loss" not in row:
             return
-        with log_path(out).open("a", encoding="utf-8") as file:
+        with file_errors(log_path(out)), log_path(out).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if writer is not None:
             write_scalars(writer, row)

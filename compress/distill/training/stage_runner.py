@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from calibration.windows import Windows
+from compress.core.errors import BadValueError
 from compress.core.report import Report, Row, silent
 from compress.distill.config import DistillConfig
 from compress.distill.model import Model
@@ -43,20 +44,18 @@ class Finished:
     stage: TextStage
     trained: Trained
     kl_before: float
-    tokens_scored: int
 
     def row(self) -> Row:
-        """Its report row: KL on a few windows of the stage's evaluation text before and after, steps and tokens."""
+        """Its report row: KL on the stage's evaluation text before and after, steps and tokens."""
         settings, trained = self.stage.settings, self.trained
         tokens = len(trained.curve) * settings.batch_size * settings.seq_len
         return {
             **self.stage.named(),
             "kl_before": self.kl_before,
             "kl_after": trained.best_kl,
-            "tokens_scored": self.tokens_scored,
             "steps": len(trained.curve),
             "best_step": trained.best_step,
-            "tokens_read": tokens,
+            "tokens": tokens,
             "stopped": trained.stopped,
         }
 
@@ -114,7 +113,7 @@ def run_stage(
         restore(student.model, trained.weights)
     trained.curve = [{**row, "step": done + row["step"], **stage.named()} for row in trained.curve]
     trained.best_step += done if trained.best_step else 0
-    return Finished(stage, trained, kl_before, evaluator.tokens)
+    return Finished(stage, trained, kl_before)
 
 
 def teacher_for(teacher: Teacher, alignment: Alignment | None) -> Teacher:
@@ -122,7 +121,7 @@ def teacher_for(teacher: Teacher, alignment: Alignment | None) -> Teacher:
     if alignment is None:
         return teacher
     if not isinstance(teacher, Model):
-        raise ValueError(
+        raise BadValueError(
             f"align_weight: {type(teacher).__name__} has no hidden states of blocks; leave out --align-weight"
         )
     return AlignedTeacher(teacher, alignment.pairs)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint.hub import model_name
-from compress.checkpoint.load import open_for_text
+from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
 from compress.core.device import pick_device
 from compress.core.errors import GateFailure, QCompressError
+from compress.core.interrupt import RESUME, on_interrupt
+from compress.core.lock import output_lock
 from compress.core.rows import ChangeRow
 from compress.evaluate.drift.compare import drift_row
 from compress.evaluate.drift.windows import evaluation_windows
@@ -51,7 +53,7 @@ def watch_checkpoint(
     pick_device(settings.device)
     name = settings.name or model_name(path)
     baseline = find_baseline(read_verdicts(history), settings.baseline, name, where=str(history))
-    checkpoint = open_for_text(path)
+    checkpoint = open_causal_lm(path)
     parts: list[Changes] = []
     if baseline.tasks:
         parts.append(watch_tasks(checkpoint, baseline, settings, report))
@@ -77,7 +79,8 @@ def watch_tasks(checkpoint: Checkpoint, baseline: Baseline, settings: WatchSetti
     folder = settings.out / checkpoint.digest.removeprefix("sha256:")[:16]
     opener = runtime_opener(first["runtime"], first["settings"]["dtype"], settings.device)
     run = TaskRun(suite, items, folder, first["settings"], settings.batch_size, opener)
-    scores = by_kind(score_checkpoint(checkpoint, baseline.name, run, report), items)
+    with output_lock(folder), on_interrupt(lambda: f"stored answers are kept in {folder}; {RESUME}"):
+        scores = by_kind(score_checkpoint(checkpoint, baseline.name, run, report), items)
     shutil.rmtree(folder)
     changes = task_changes(baseline, scores, max_drop=settings.max_drop)
     by_name = {row["kind"]: row for row in changes}
@@ -101,10 +104,10 @@ def watch_drift(
     """Measure KL and perplexity again on the baseline's windows."""
     before = baseline.drift
     assert before is not None
-    opened = open_for_text(reference)
-    sizes = {name: before[name] for name in ("n_samples", "seq_len")}
-    text, start = settings.eval_text or before["text"], {"token": before["start_token"]}
-    windows = evaluation_windows(opened, [checkpoint], text, **sizes, seed=before.get("seed") or 0, start=start)
+    opened = open_causal_lm(reference)
+    sizes = {"n_samples": before["n_samples"], "seq_len": before["seq_len"]}
+    text = settings.eval_text or before["text"]
+    windows = evaluation_windows(opened, [checkpoint], text, **sizes, device=pick_device(settings.device))
     check_same(baseline, reference=opened.digest, windows_digest=windows.manifest.get("digest"))
     now = drift_row(opened, checkpoint, windows, device=settings.device, report=report)
     verdict = {**now, "name": baseline.name, "baseline": baseline.tag}

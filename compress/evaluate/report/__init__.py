@@ -4,7 +4,7 @@ Every number is formatted from rows, and the file holds the same rows as JSON (`
 one file with a function from `ReportData` to HTML; it returns "" without data.
 """
 
-from compress.evaluate.report.page import make_report, write_report
+from compress.evaluate.report.page import check_replaceable, make_report, write_report
 from compress.evaluate.report.report_data import ReportData
 
-__all__ = ["ReportData", "make_report", "write_report"]
+__all__ = ["ReportData", "check_replaceable", "make_report", "write_report"]

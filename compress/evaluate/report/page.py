@@ -6,7 +6,8 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-from compress.core.atomic import write_atomic
+from compress.core.atomic import file_errors, write_atomic
+from compress.core.errors import QCompressError
 from compress.evaluate.report.blocks_section import blocks_section
 from compress.evaluate.report.drift_section import drift_section
 from compress.evaluate.report.html import Row, count, esc
@@ -21,6 +22,7 @@ from compress.evaluate.report.trend_section import trend_section
 from compress.evaluate.report.verdicts_section import cards, headline, lead
 
 TEMPLATE = "page.html"
+MARKER = b'<script type="application/json" id="rows">'  # in every report
 SECTIONS: tuple[Callable[[ReportData], str], ...] = (
     size_section,
     figures_section,
@@ -36,8 +38,22 @@ SECTIONS: tuple[Callable[[ReportData], str], ...] = (
 )
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise QCompressError for an existing file that is not such a report: it is never overwritten."""
+    if not path.exists():
+        return
+    with file_errors(path):
+        ours = path.is_file() and MARKER in path.read_bytes()
+    if not ours:
+        raise QCompressError(f"{path}: exists and is not a report of qcompress; use another file")
+
+
 def write_report(path: Path, data: ReportData) -> None:
-    """Write the report as an HTML file, whole or not at all. Equal data give equal bytes."""
+    """Write the report as an HTML file, whole or not at all. Equal data give equal bytes.
+
+    Raises QCompressError if another program's file is at `path`.
+    """
+    check_replaceable(path)
     write_atomic(path, make_report(data).encode(errors="backslashreplace"))
 
 

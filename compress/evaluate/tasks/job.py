@@ -7,6 +7,8 @@ from typing import Any
 
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import GateFailure, QCompressError
+from compress.core.interrupt import RESUME, on_interrupt
+from compress.core.lock import output_lock
 from compress.evaluate.tasks.benchmarks import benchmark_rows, transformers_model
 from compress.evaluate.tasks.runner import OpenRuntime, TaskRun, retention_rows
 from compress.evaluate.tasks.settings import RuntimeSettings, TaskSettings
@@ -45,11 +47,8 @@ def suite_rows(
         open_runtime=runtime_opener(name, dtype, runtime.device),
         restart=restart,
     )
-    try:
+    with output_lock(out), on_interrupt(lambda: f"stored answers are kept in {out}; {RESUME}"):
         return retention_rows(reference, candidates, run, report)
-    except KeyboardInterrupt:
-        report({"interrupted": "run the same command again to resume", "answers": out})
-        raise
 
 
 def lm_eval_rows(

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from calibration.windows import Windows
 from compress.checkpoint.finite import cast_finite
-from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.read import Checkpoint, read_header
 from compress.checkpoint.write import CheckpointWriter
+from compress.core.atomic import file_errors
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.model.blocks import Block, BlockModel
@@ -26,7 +27,7 @@ from compress.quantize.blocks.block import QuantizedBlock, Reference, quantize_b
 from compress.quantize.blocks.memory_estimate import BATCH_TOKENS, paused_bytes
 from compress.quantize.blocks.problem import BlockSettings
 from compress.quantize.calibrate import block_matmul_dtype
-from compress.quantize.journal import QuantizeJournal, log_path
+from compress.quantize.journal import TRAINED, QuantizeJournal, log_path
 from compress.quantize.layout.plan import LayoutPlan
 from compress.quantize.processes import Processes
 
@@ -58,8 +59,7 @@ def quantize_blocks(
     settings, first, started = block_settings(job), len(job.journal.blocks), time.perf_counter()
     if first:
         job.report({"resumed": f"{first} of {len(job.blocks)} blocks were done"})
-    for index in range(first):
-        writer.written |= {name for name in writer.specs if name.startswith(f"{job.blocks.name(index)}.")}
+        job.processes.first(partial(accept_blocks, job.journal, writer))
     inputs = first_inputs(job, windows.ids) if windows else None
     for index, block in job.blocks.in_order(first):
         outputs = block_inputs(job.journal.folder, index + 1, inputs.shapes, job.processes.rank) if inputs else None
@@ -157,7 +157,17 @@ def save_block(
     """Write the block to disk, then record it in the journal."""
     write_block(block, result, writer, job.plan)
     writer.sync()
-    job.journal.done(result.rows, digests)
+    job.journal.done(result.rows, digests, writer.digests(f"{block.name}."))
+
+
+def accept_blocks(journal: QuantizeJournal, writer: CheckpointWriter) -> None:
+    """Mark the finished blocks as written. QCompressError if they changed on disk since the interrupted run.
+
+    Tensors that tuning has begun to overwrite are not compared; tuning writes all of them again.
+    """
+    tuned = read_header(journal.folder / TRAINED) if (journal.folder / TRAINED).is_file() else {}
+    for block in journal.blocks:
+        writer.accept(block["tensors"], unknown=tuned)
 
 
 def write_block(block: Block, result: QuantizedBlock, writer: CheckpointWriter, plan: LayoutPlan) -> None:
@@ -183,5 +193,5 @@ def block_line(rows: list[Row], index: int, total: int, seconds: float, first: i
 
 
 def write_log(out: Path, rows: list[Row]) -> None:
-    with log_path(out).open("a", encoding="utf-8") as file:
+    with file_errors(log_path(out), "it continues from here"), log_path(out).open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -4,20 +4,22 @@ The trained values are first stored in a file of the work folder. If a run is ki
 the next run writes them again from this file. So no value is trained twice.
 """
 
+from hashlib import sha256
+
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from compress.checkpoint.write import CheckpointWriter
 from compress.core.atomic import write_atomic
+from compress.core.errors import QCompressError
 from compress.core.grid import QuantizedWeight
 from compress.model.blocks import BlockModel
 from compress.quantize.blocks.loop import QuantizeJob
 from compress.quantize.calibrate import block_matmul_dtype
+from compress.quantize.journal import TRAINED
 from compress.quantize.layout.plan import LayoutPlan
 from compress.quantize.tune.end_to_end import TunedWeights, TuneSettings, tune_model
-
-TRAINED = "tuned.safetensors"
 
 
 def tune_checkpoint(job: QuantizeJob, writer: CheckpointWriter, ids: Tensor) -> None:
@@ -30,8 +32,12 @@ def tune_checkpoint(job: QuantizeJob, writer: CheckpointWriter, ids: Tensor) -> 
         result = tune_model(job.blocks, model, student, ids, settings, job.report)
         student.multipliers = result.multipliers
         notes["tune"] = {name: getattr(result, name) for name in ("kl_before", "kl_blocks", "kl", "step")}
+        data = save(changed_tensors(student, writer, job.plan))
+        notes["tuned_file"] = sha256(data).hexdigest()
         job.journal.save()
-        write_atomic(file, save(changed_tensors(student, writer, job.plan)))
+        write_atomic(file, data)
+    elif sha256(file.read_bytes()).hexdigest() != notes.get("tuned_file"):
+        raise QCompressError(f"{file}: changed since the interrupted run wrote it; start again with --restart")
     job.report({"tuned": str(writer.out), **notes["tune"]})
     for name, tensor in load_file(file).items():
         writer.write(name, tensor)

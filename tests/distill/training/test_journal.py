@@ -148,7 +148,7 @@ def test_the_work_of_a_run_that_gained_nothing_does_not_stay(tiny_llama, tmp_pat
 def test_only_one_process_may_be_at_work(tmp_path):
     with (
         journals.open_journal(tmp_path / "student", {}, 0),
-        pytest.raises(QCompressError, match="another process is using it"),
+        pytest.raises(QCompressError, match=r"another process .* writes there"),
         journals.open_journal(tmp_path / "student", {}, 0),
     ):
         pass
