@@ -10,16 +10,14 @@ Shell completion comes from click; one of these lines in the shell's start-up fi
 """
 
 import difflib
-import errno
 import importlib
 import os
-import traceback
 from pathlib import Path
 from typing import Any
 
 import click
 
-from compress.core.errors import QCompressError
+from compress.cli.net import net
 
 SPINS = "10000"  # a quarter of a millisecond: most waits are shorter
 
@@ -69,7 +67,7 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
 
 
 class LazyGroup(click.Group):
-    """Imports a command when it is called, lists commands by COMMAND_GROUPS, and prints every error as one line."""
+    """Imports a command when it is called, lists commands by COMMAND_GROUPS, and runs them in the `net` for errors."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -98,38 +96,8 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        debug = bool(ctx.params.get("debug"))
-        try:
+        with net(debug=bool(ctx.params.get("debug"))):
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.Abort, click.UsageError):
-            raise
-        except Exception as error:
-            end_progress()
-            if debug:
-                click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-            if isinstance(error, click.ClickException) or getattr(error, "errno", None) == errno.EPIPE:
-                raise
-            raise QCompressError(error_line(error, debug=debug)) from error
-        finally:
-            end_progress()
-
-
-def end_progress() -> None:
-    """Close the progress bars, so that an error or a result starts on an empty line."""
-    from compress.cli.console import report
-
-    report.close()
-
-
-def error_line(error: Exception, *, debug: bool) -> str:
-    """The message of an expected error (ValueError, OSError, memory), or a request to report a bug. One line."""
-    name, message = type(error).__name__, " ".join(str(error).split())
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
-        return f"out of memory: {message or name}; use a smaller --batch-size or --seq-len, or close other programs"
-    if isinstance(error, ValueError | OSError):
-        return message or name
-    cure = "please report it with the traceback above" if debug else "`qcompress --debug ...` shows the traceback"
-    return f"this is a bug in qcompress: {name}: {message or 'no message'}; {cure}"
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,4 +1,4 @@
-"""Atomic file writes, and one-line errors for a full disk."""
+"""Atomic file writes, and one true sentence with the path for every error of the operating system."""
 
 import errno
 import os
@@ -10,37 +10,86 @@ from typing import Any
 
 from compress.core.errors import QCompressError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+CAUSES = {  # errno -> what is wrong; what to do. Nothing that the program itself could cause
+    errno.EACCES: "permission denied; change its permissions or use another path",
+    errno.EPERM: "the system does not permit this; change its permissions or use another path",
+    errno.EROFS: "the file system is read-only; use a path on another one",
+    errno.EIO: "the disk reports an error; check the disk or use another one",
+    errno.EFBIG: "the file system cannot hold such a large file; use a path on another one",
+    errno.EMFILE: "too many open files; raise the limit with `ulimit -n`",
+    errno.ENFILE: "the system has too many open files; close other programs",
+    errno.ENAMETOOLONG: "the name is too long; use a shorter one",
+    errno.ELOOP: "the symbolic links form a loop; give the path of a real file",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; correct the path",
+    errno.ENXIO: "the device does not answer; give a regular file",
+    errno.EBUSY: "another program or a mount uses it; use another path",
+    errno.EXDEV: "it is on another file system than its folder; use another path",
+    errno.ENOLCK: "the file system has no file locks; use a path on another one",
+    errno.EOPNOTSUPP: "the file system does not support this; use a path on another one",
+    errno.ESTALE: "the network file system lost the file; run the command again",
+    errno.ETXTBSY: "a running program is stored in it; use another path",
+}
+MISSING = {  # only where the path comes from the user: elsewhere these are bugs
+    errno.ENOENT: "no such file or folder; check the path",
+    errno.EISDIR: "is a folder, not a file; give a file",
+    errno.EEXIST: "exists already; use another path",
+    errno.ENOTEMPTY: "the folder is not empty; use another path",
+}
+
 
 def write_atomic(path: Path, *pieces: Any) -> None:
     """Write `pieces` to a temporary file, and rename it to `path` when all bytes are on disk.
 
-    If this raises OSError, an old file at `path` stays as it was.
+    Raises QCompressError, with the path, if the disk is full or the system refuses. Then an old file stays as it was.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with file_errors(path):
+        try:
+            with partial.open("wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
-def disk_errors(path: Path, kept: str = "finished parts are kept") -> Iterator[None]:
-    """Context that turns the OSError of a full disk into a QCompressError with the free bytes and the cure.
+def file_errors(path: Path, kept: str = "finished parts are kept") -> Iterator[None]:
+    """Context that turns an OSError about `path` into a QCompressError with the path, the cause and the cure.
 
-    The message ends with `kept`, a text about the work that was saved.
+    `kept` is a text about the work that stays when the disk is full.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        line = cause_of(error, path, kept)
+        if line is None:
             raise
-        free = shutil.disk_usage(path.parent).free
-        raise QCompressError(
-            f"{path}: the disk is full, {free:,} bytes free; make room and run the same command again, {kept}"
-        ) from error
+        raise QCompressError(line) from error
+
+
+def cause_of(error: OSError, path: Path | None = None, kept: str = "") -> str | None:
+    """One line for a cause outside of the program: path, cause, cure. None for every other OSError.
+
+    Without `path`, the line has the path of the error, and a missing file counts as a bug.
+    """
+    causes = CAUSES if path is None else CAUSES | MISSING
+    if path is None and isinstance(error.filename, str | bytes):
+        path = Path(os.fsdecode(error.filename))
+    if path is None or error.errno is None:
+        return None
+    if error.errno in FULL:
+        return full_disk(path, kept)
+    return f"{path}: {causes[error.errno]}" if error.errno in causes else None
+
+
+def full_disk(path: Path, kept: str = "") -> str:
+    """The line for a full disk, with its free bytes."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    cure = f"make room and run the same command again{', ' if kept else ''}{kept}"
+    return f"{path}: the disk is full, {free:,} bytes free; {cure}"

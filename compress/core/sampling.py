@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import NamedTuple
 
+from compress.core.errors import BadValueError
+
 Ids = list[int]
 
 
@@ -29,11 +31,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens}: must be 1 or more")
+            raise BadValueError(f"max_tokens={self.max_tokens}: must be 1 or more")
         if not (self.temperature >= 0 and isfinite(self.temperature)):
-            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or more, and finite")
+            raise BadValueError(f"temperature={self.temperature}: must be 0 (greedy) or more, and finite")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
+            raise BadValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
 
     def seed_of(self, prompt: Ids, number: int) -> int:
         """The 48-bit seed for one prompt. It depends only on `seed`, the prompt's ids, and its number in the file."""

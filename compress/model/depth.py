@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
+from compress.core.errors import BadValueError
 from compress.model.blocks import BlockModel, Weights
 
 
@@ -39,9 +40,9 @@ def sweep_depth(
     """
     model = BlockModel(config, weights)
     if not 1 <= removed < len(model):
-        raise ValueError(f"model.depth: cannot remove {removed} of {len(model)} blocks")
+        raise BadValueError(f"model.depth: cannot remove {removed} of {len(model)} blocks")
     if not mask[:, 1:].any():
-        raise ValueError(f"model.depth: all {mask.numel()} tokens are masked; give text with tokens to predict")
+        raise BadValueError(f"model.depth: all {mask.numel()} tokens are masked; give text with tokens to predict")
     with model.embedding_and_norm():
         teacher, candidates = run_all(model, removed, ids)
     with model.embedding_and_norm(head=True):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from calibration.capture import watch_inputs
+from compress.core.errors import BadValueError
 from compress.model.blocks import Block, BlockModel, Weights
 from compress.model.width import BlockImportance
 
@@ -90,7 +91,7 @@ def measure_block(
     missing = set(INPUT_UNITS.values()) - importance.keys()
     if missing:
         units = ", ".join(sorted(missing))
-        raise ValueError(
+        raise BadValueError(
             f"{block.name}: the block has {len(block.linears)} linears, but none is known to read {units} channels"
         )
     return importance

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from compress.core.errors import BadValueError
 from compress.model.blocks import Weights, find_blocks, make_config, make_skeleton, parameter_shapes, plain_config
 from compress.model.families import find_linears
 from compress.model.width import Importance, Shape, narrow
@@ -32,7 +33,7 @@ def shape_of(config: dict[str, Any]) -> Shape:
     sizes = {name: getattr(full, key, None) for name, key in CONFIG_KEYS.items()}
     missing = [CONFIG_KEYS[name] for name, value in sizes.items() if not isinstance(value, int)]
     if missing:
-        raise ValueError(
+        raise BadValueError(
             f"model.student: {', '.join(missing)} is missing in the config of this {full.model_type} model; "
             f"a student cannot be cut without it"
         )
@@ -51,14 +52,14 @@ def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
     for name in CONFIG_KEYS:
         size, limit = getattr(shape, name), getattr(teacher, name)
         if not 1 <= size <= limit:
-            raise ValueError(
+            raise BadValueError(
                 f"{name}={size}: the student is cut out of the teacher, which has {limit}; give 1 to {limit}"
             )
     if shape.num_heads % shape.num_kv_heads:
-        raise ValueError(f"num_heads={shape.num_heads} must be a multiple of num_kv_heads={shape.num_kv_heads}")
+        raise BadValueError(f"num_heads={shape.num_heads} must be a multiple of num_kv_heads={shape.num_kv_heads}")
     if shape.group > teacher.group:
         ours, theirs = f"{shape.num_heads}/{shape.num_kv_heads}", f"{teacher.num_heads}/{teacher.num_kv_heads}"
-        raise ValueError(
+        raise BadValueError(
             f"num_heads/num_kv_heads={ours}: each KV head would serve {shape.group} query heads, but at most "
             f"{teacher.group} as in the teacher ({theirs}) are possible; "
             f"give num_kv_heads={-(-shape.num_heads // teacher.group)} or more"
@@ -67,7 +68,7 @@ def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
     try:
         make_config(student_config(config, shape, range(shape.num_layers)))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"a {config.get('model_type')} cannot have this shape: {error}") from None
+        raise BadValueError(f"a {config.get('model_type')} cannot have this shape: {error}") from None
     return shape
 
 
@@ -76,7 +77,7 @@ def fit_head_dim(shape: Shape, teacher: Shape, model_type: str) -> Shape:
     if model_type not in NO_HEAD_DIM or shape.same_width(teacher):
         return shape
     if shape.hidden_size % (2 * shape.num_heads):
-        raise ValueError(
+        raise BadValueError(
             f"hidden_size={shape.hidden_size} must be an even multiple of num_heads={shape.num_heads} in a "
             f"{model_type} model; give num_heads={shape.hidden_size // teacher.head_dim}, "
             f"for heads of {teacher.head_dim} channels"
@@ -87,7 +88,7 @@ def fit_head_dim(shape: Shape, teacher: Shape, model_type: str) -> Shape:
 def student_config(config: dict[str, Any], shape: Shape, blocks: Sequence[int]) -> dict[str, Any]:
     """The config.json of a student with this `shape` that keeps these `blocks` of the teacher."""
     if len(blocks) != shape.num_layers:
-        raise ValueError(f"model.student: {len(blocks)} blocks to keep, but num_layers={shape.num_layers}")
+        raise BadValueError(f"model.student: {len(blocks)} blocks to keep, but num_layers={shape.num_layers}")
     teacher, student = make_config(config), plain_config(config)
     student.update({key: getattr(shape, name) for name, key in CONFIG_KEYS.items()})
     for name in LAYER_LISTS:

@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from compress.core.errors import BadValueError
 from compress.model.blocks import Weights
 
 Parts = tuple[str | None, ...]  # the units along one axis, in order; an axis with None is never sliced
@@ -130,7 +131,7 @@ def axes_of(name: str) -> tuple[Parts, ...]:
     """
     module = name.split(".")[-2]
     if module not in AXES:
-        raise ValueError(f"{name}: width pruning does not support this module; remove blocks instead (num_layers)")
+        raise BadValueError(f"{name}: width pruning does not support this module; remove blocks instead (num_layers)")
     return AXES[module]
 
 
@@ -178,7 +179,7 @@ class WeightImportance:
                 energy = self.weights(name).float().square().sum(1 if axes[0] == ("hidden",) else 0)
                 total = energy if total is None else total + energy
         if total is None:
-            raise ValueError(f"model.width: none of the {len(self.names)} parameters writes to the residual stream")
+            raise BadValueError(f"model.width: none of the {len(self.names)} parameters writes to the residual stream")
         return total
 
     def block(self, index: int) -> BlockImportance:

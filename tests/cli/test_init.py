@@ -8,8 +8,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from calibration.errors import CalibrationError
 from compress.cli import COMMAND_GROUPS, COMMANDS, SHORT_HELP, SPINS, LazyGroup, cli, machine_is_idle
-from compress.core.errors import GateFailure, QCompressError
+from compress.core.errors import BadValueError, GateFailure, QCompressError
 
 
 def invoke(*arguments):
@@ -64,11 +65,15 @@ def failing(error):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (ValueError("bits=3:\nuse 4"), "bits=3: use 4"),
-        (FileNotFoundError(2, "No such file", "x"), "No such file: 'x'"),
+        (BadValueError("bits=3: use 4"), "Error: bits=3: use 4"),
+        (CalibrationError("a.txt: empty"), "Error: a.txt: empty"),
+        (PermissionError(13, "Permission denied", "x"), "Error: x: permission denied; change its permissions"),
+        (OSError(28, "No space left", "x"), "Error: x: the disk is full, "),
         (MemoryError(), "out of memory: MemoryError; use a smaller --batch-size"),
+        (QCompressError("model: no config"), "Error: model: no config"),
         (KeyError("layers"), "this is a bug in qcompress: KeyError: 'layers'; `qcompress --debug ...` shows the"),
-        (QCompressError("model: no config"), "model: no config"),
+        (ValueError("bits=3:\nuse 4"), "this is a bug in qcompress: ValueError: bits=3: use 4; `qcompress --debug"),
+        (FileNotFoundError(2, "No such file", "x"), "this is a bug in qcompress: FileNotFoundError"),
     ],
 )
 def test_an_error_is_one_line_and_debug_adds_its_traceback(error, words):

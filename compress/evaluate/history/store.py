@@ -2,12 +2,13 @@
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+from compress.core.atomic import file_errors, full_disk
 from compress.core.errors import QCompressError
 from compress.core.rows import HistoryRow
 
@@ -24,6 +25,15 @@ create table if not exists verdicts (
     tag text                -- a label such as v1
 )
 """
+CAUSES = {  # SQLite's primary result code -> what is wrong; what to do
+    sqlite3.SQLITE_BUSY: "another program has locked it; wait for it and run the command again",
+    sqlite3.SQLITE_LOCKED: "another program has locked it; wait for it and run the command again",
+    sqlite3.SQLITE_READONLY: "permission denied; change its permissions or use another --history",
+    sqlite3.SQLITE_PERM: "permission denied; change its permissions or use another --history",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check the permissions of the file and its folder",
+    sqlite3.SQLITE_IOERR: "the disk reports an error; check the disk or use another --history",
+    sqlite3.SQLITE_CORRUPT: "the database is damaged; restore it from a copy or use another --history",
+}
 INSERT = "insert into verdicts (time, command, name, digest, row, tag) values (?, ?, ?, ?, ?, ?)"
 
 
@@ -32,21 +42,48 @@ def history_file(path: Path) -> Path:
     return path / FILE if path.is_dir() else path
 
 
+@contextmanager
+def opened(file: Path) -> Iterator[sqlite3.Connection]:
+    """The database in a file, in one transaction. QCompressError, with the cause, if it cannot be used."""
+    if file.exists() and not file.is_file():
+        raise QCompressError(f"{file}: is not a regular file; pass another file to --history")
+    try:
+        with closing(sqlite3.connect(file)) as database, database:
+            yield database
+    except sqlite3.DatabaseError as error:
+        raise QCompressError(database_error(file, error)) from error
+
+
+def database_error(file: Path, error: sqlite3.DatabaseError) -> str:
+    """One line for an error of SQLite: file, cause, cure."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code, without the detail
+    if code == sqlite3.SQLITE_FULL:
+        return full_disk(file)
+    cause = CAUSES.get(code, f"is not a history ({error}); pass another file to --history")
+    return f"{file}: {cause}"
+
+
 def append_verdicts(
     path: Path, command: str, rows: Sequence[Mapping[str, Any]], *, tag: str | None = None, time: datetime | None = None
 ) -> None:
     """Append all rows, or none on an error. Rows need `name` and `digest`. QCompressError if `path` is another file."""
     file, now = history_file(path), (time or datetime.now(UTC)).isoformat(timespec="seconds")
     lines = [(now, command, row["name"], row["digest"], row_json(row), tag) for row in rows]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with closing(sqlite3.connect(file)) as database, database:
-            database.execute(TABLE)
-            if "tag" not in {column[1] for column in database.execute("pragma table_info(verdicts)")}:
-                database.execute("alter table verdicts add column tag text")
-            database.executemany(INSERT, lines)
-    except sqlite3.DatabaseError as error:
-        raise QCompressError(f"{file}: is not a history ({error}); pass another file to --history") from error
+    with file_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with opened(file) as database:
+        check_no_other_tables(database, file)
+        database.execute(TABLE)
+        if "tag" not in {column[1] for column in database.execute("pragma table_info(verdicts)")}:
+            database.execute("alter table verdicts add column tag text")
+        database.executemany(INSERT, lines)
+
+
+def check_no_other_tables(database: sqlite3.Connection, file: Path) -> None:
+    """Raise QCompressError for the database of another program: with tables, but without `verdicts`."""
+    tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
+    if tables and "verdicts" not in tables:
+        raise QCompressError(f"{file}: is not a history, it has the table {tables[0]}; pass another file to --history")
 
 
 def row_json(row: Mapping[str, Any]) -> str:
@@ -54,15 +91,21 @@ def row_json(row: Mapping[str, Any]) -> str:
 
 
 def read_verdicts(path: Path) -> list[HistoryRow]:
-    """All verdicts, oldest first. QCompressError for a missing file."""
+    """All verdicts, oldest first. QCompressError for a missing file or a damaged row."""
     file = history_file(path)
-    if not file.is_file():
+    if not file.exists():
         raise QCompressError(f"{file}: no such file; create it with qcompress eval --history {file}")
+    with opened(file) as database:
+        database.row_factory = sqlite3.Row
+        lines = [dict(row) for row in database.execute("select * from verdicts order by rowid")]
+    return [read_row(line, f"{file}: row {number}") for number, line in enumerate(lines, 1)]
+
+
+def read_row(line: Mapping[str, Any], where: str) -> HistoryRow:
+    """One verdict of the table. QCompressError, beginning with `where`, if its JSON is damaged."""
     try:
-        with closing(sqlite3.connect(file)) as database:
-            database.row_factory = sqlite3.Row
-            lines = [dict(row) for row in database.execute("select * from verdicts order by rowid")]
-    except sqlite3.DatabaseError as error:
-        raise QCompressError(f"{file}: is not a history ({error}); pass another file to --history") from error
+        value = dict(json.loads(line["row"]))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise QCompressError(f"{where}: is damaged; remove the row or use another history") from None
     keys = ("time", "command", "tag")
-    return [cast("HistoryRow", {key: row.get(key) for key in keys} | json.loads(row["row"])) for row in lines]
+    return cast("HistoryRow", {key: line.get(key) for key in keys} | value)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compress.core.config import COMPUTE_DTYPES, FORMAT_NAMES, parse_size
+from compress.core.errors import BadValueError
 from compress.core.options import device_setting, option
 
 FULL = {"prompt_tokens": 1024, "new_tokens": 512, "batch_size": 8, "repeats": 3}
@@ -52,9 +53,9 @@ class Timing:
         defaults: dict[str, Any] = QUICK if self.quick else FULL
         settings = replace(self, **{key: n for key, n in defaults.items() if getattr(self, key) is None})
         if settings.numbers["new_tokens"] < 2:
-            raise ValueError(f"--new-tokens {settings.new_tokens}: measuring the decoding speed needs at least 2")
+            raise BadValueError(f"--new-tokens {settings.new_tokens}: measuring the decoding speed needs at least 2")
         if settings.runtime == "vllm" and settings.numbers["batch_size"] > settings.max_batch_size:
-            raise ValueError(
+            raise BadValueError(
                 f"--batch-size {settings.batch_size} is above --max-batch-size {settings.max_batch_size}; "
                 "raise --max-batch-size"
             )

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from compress.core.atomic import file_errors
 from compress.core.errors import QCompressError
 
 Header = dict[str, Any]
@@ -25,7 +26,8 @@ class AnswerLog:
         if path.exists():
             self._read(header)
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            with file_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
             self._append(header)
 
     def add(self, item: str, answers: list[str]) -> None:
@@ -33,7 +35,7 @@ class AnswerLog:
         self.answers[item] = answers
 
     def _append(self, row: dict[str, Any]) -> None:
-        with self.path.open("ab") as file:
+        with file_errors(self.path, "stored answers are kept"), self.path.open("ab") as file:
             file.write(json_line(row))
 
     def _read(self, header: Header) -> None:
@@ -49,7 +51,7 @@ class AnswerLog:
     def _parse(self, line: str, number: int) -> dict[str, Any]:
         try:
             return dict(json.loads(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise QCompressError(f"{self.path}: line {number}: not a JSON object; use --restart") from None
 
     def _check_header(self, header: Header, stored: Header) -> None:

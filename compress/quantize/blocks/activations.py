@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from compress.core.atomic import file_errors
 from compress.core.errors import QCompressError
 
 Shape = tuple[int, ...]
@@ -28,7 +29,8 @@ class Activations:
         self.path, self.shapes, self.dtype = path, list(shapes), dtype
         sizes = [prod(shape) * dtype.itemsize for shape in shapes]
         self.offsets = [begin + sum(sizes[:i]) for i in range(len(sizes) + 1)]
-        path.touch()
+        with file_errors(path):
+            path.touch()
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -51,7 +53,7 @@ class Activations:
             raise ValueError(
                 f"micro-batch {index} has shape {tuple(tensor.shape)}, but the file needs {tuple(self.shapes[index])}"
             )
-        with self.path.open("r+b") as file:
+        with file_errors(self.path, "it continues from here"), self.path.open("r+b") as file:
             file.seek(self.offsets[index])
             file.write(raw_bytes(tensor.to("cpu", self.dtype).contiguous()))
 

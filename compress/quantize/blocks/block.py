@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from calibration.capture import watch_inputs
+from compress.core.errors import BadValueError
 from compress.core.grid import QuantizedWeight
 from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
@@ -73,7 +74,7 @@ def stages_of(block: Block, run: Callable[[Tensor], Tensor], sample: Tensor) -> 
     traced = [Stage(names) for names in trace_stages(block.linears, lambda: run(sample))]
     missing = set(block.linears) - {name for stage in traced for name in stage.linears}
     if missing:
-        raise ValueError(
+        raise BadValueError(
             f"{block.name}.{min(missing)}: the block never calls this linear, so it has no statistics to quantize with"
         )
     return traced
@@ -174,8 +175,8 @@ def solve_stage(
         problem = stage_problem(block, stage, statistics, settings, processes)
         release_memory()
         solution = processes.first(lambda: METHODS[settings.method](problem))
-    except ValueError as error:
-        raise ValueError(f"{block.name}.{stage.linears[0]}: {error}") from error
+    except BadValueError as error:
+        raise BadValueError(f"{block.name}.{stage.linears[0]}: {error}") from error
     return replace(problem, factor=None), solution  # the factor is as large as the Hessian
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from calibration.statistics import Hessian, all_finite, shrunk
+from compress.core.errors import BadValueError
 from compress.core.grid import Scheme
 from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
@@ -130,10 +131,10 @@ def reduced_hessian(hessian: Hessian, processes: Processes) -> Tensor:
     """
     tokens = processes.total(hessian.tokens)
     if not tokens:
-        raise ValueError("no token of the calibration text reaches this linear, so its statistics are empty")
+        raise BadValueError("no token of the calibration text reaches this linear, so its statistics are empty")
     value = processes.mean(hessian.take(), hessian.tokens)
     if not all_finite(value):
-        raise ValueError("the inputs are NaN or infinite on the calibration text")
+        raise BadValueError("the inputs are NaN or infinite on the calibration text")
     return shrunk(value, tokens)
 
 
@@ -141,7 +142,7 @@ def reduced_covariance(covariance: ErrorCovariance, processes: Processes) -> Ten
     """The error covariance over the tokens of all processes. Raises ValueError if it is not finite."""
     value = processes.mean(covariance.take(), covariance.tokens)
     if not all_finite(value):
-        raise ValueError("the 16-bit model's outputs are NaN or infinite on the calibration text")
+        raise BadValueError("the 16-bit model's outputs are NaN or infinite on the calibration text")
     return value
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from calibration.statistics import all_finite, strips
 from compress.core import kernels
+from compress.core.errors import BadValueError
 from compress.core.grid import QuantizedWeight, Scheme, find_grid
 
 BLOCK_SIZE = 64  # columns between two updates of all later columns; the fastest of 8..128 on two CPU cores
@@ -102,13 +103,13 @@ def inverse_factor(hessian: Tensor, damp_percent: float) -> Factor:
     Raises ValueError if the Hessian has NaN or Inf, or has no factor even with MAX_DAMP.
     """
     if not all_finite(hessian):
-        raise ValueError(f"the hessian {tuple(hessian.shape)} has NaN or infinite values")
+        raise BadValueError(f"the hessian {tuple(hessian.shape)} has NaN or infinite values")
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     for damp in damping(damp_percent):
         upper = factor_in_place(damped(hessian, order, damp))
         if upper is not None:
             return Factor(upper, order, damp)
-    raise ValueError(
+    raise BadValueError(
         f"the hessian {tuple(hessian.shape)} has no Cholesky factor, even with a damp_percent of {MAX_DAMP}"
     )
 

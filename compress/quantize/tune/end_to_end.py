@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from compress.core.errors import BadValueError
 from compress.core.report import Report, silent
 from compress.core.schedule import learning_rate
 from compress.losses import LogitSource, distill_loss, find_head
@@ -60,7 +61,7 @@ def tune_model(
     """
     held_out, untrained = settings.held_out, student.snapshot()
     if not 0 < held_out < len(ids):
-        raise ValueError(f"tuning: {len(ids)} windows are too few, because {held_out} are held out")
+        raise BadValueError(f"tuning: {len(ids)} windows are too few, because {held_out} are held out")
     with teacher.embedding_and_norm(head=True), student_model.embedding_and_norm(head=True):
         targets = tune_blocks(teacher, student_model, student, ids, settings, report)
         measure = partial(mean_kl, teacher, student_model, ids[-held_out:], targets[-held_out:], settings.batch)
@@ -173,7 +174,7 @@ class ScaleTrainer:
             states = block_states(self.model, ids)
         loss, gradient = kl_gradient(self.teacher, self.model, states.pop(), targets, ids)
         if not math.isfinite(loss):
-            raise ValueError(f"tuning: the KL is {loss} with the learning rate {rate:g}; use a lower learning rate")
+            raise BadValueError(f"tuning: the KL is {loss} with the learning rate {rate:g}; use a lower learning rate")
         for index in reversed(range(len(self.model))):
             with self.model.block(index) as block:
                 run, loss_of = self.model.runner(block, index), partial(product, gradient)
