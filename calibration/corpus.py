@@ -39,7 +39,7 @@ class TextSource:
 def parse_source(source: str) -> TextSource:
     """The name and weight in "FILE=2.5"; the default weight is 1.
 
-    If a file of the whole name exists, the "=" belongs to that name.
+    A text that is the name of an existing file has no weight, even if it contains "=".
     Raises CalibrationError if the weight is not a positive number.
     """
     name, equals, weight = source.rpartition("=")
@@ -61,9 +61,9 @@ def parse_source(source: str) -> TextSource:
 
 
 def load_documents(source: str) -> list[Document]:
-    """All documents of a source with text, in their order.
+    """All documents that contain text, in the order of the source.
 
-    Raises CalibrationError if the source cannot be read or no document has text.
+    Raises CalibrationError if the source cannot be read or no document contains text.
     """
     name = parse_source(source).name
     documents = [document for document in _read(name) if not document.is_empty]

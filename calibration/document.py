@@ -55,7 +55,7 @@ def row_document(row: Any, where: str) -> Document:
 
 
 def row_prompt(row: Any, where: str) -> tuple[Mapping[str, Any], ...]:
-    """The messages in a row, up to the last one that is not the assistant's: a prompt for the model.
+    """The prompt in a row: its messages, without assistant messages at the end.
 
     A row is a string, or an object with one of PROMPT_KEYS.
     Raises CalibrationError, beginning with `where`, for any other row.

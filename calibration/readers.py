@@ -33,7 +33,7 @@ def _check(path: Path) -> None:
 
 
 def _kind(path: Path) -> str:
-    """The ending without .gz, in lower case: ".jsonl" for "a/b.JSONL.gz"."""
+    """The ending of a file name in lower case, without .gz: ".jsonl" for "a/b.JSONL.gz"."""
     return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
 
 

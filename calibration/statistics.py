@@ -16,7 +16,7 @@ SHRINKAGE = 4.0
 
 
 class Hessian:
-    """Running mean of x xᵀ over tokens, the Hessian of GPTQ (https://arxiv.org/abs/2210.17323) up to its factor 2.
+    """Running mean of x xᵀ over tokens: half the Hessian of GPTQ (https://arxiv.org/abs/2210.17323).
 
     Only the upper triangle is summed, in strips of rows. This saves at least three eighths of the arithmetic. `value`
     and `take` copy the upper triangle onto the lower one.
@@ -40,7 +40,7 @@ class Hessian:
 
     @property
     def value(self) -> Tensor:
-        """(in_features, in_features) float32, exactly symmetric; a new tensor each time."""
+        """The mean, (in_features, in_features) float32, exactly symmetric. Each read returns a new tensor."""
         return mirrored(self._upper.clone())
 
     def take(self) -> Tensor:

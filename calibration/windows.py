@@ -99,7 +99,7 @@ def build_windows(
     body = seq_len - (start_token is not None)
     if n_samples < 1 or body < 1 or held_out < 0 or not sources:
         sizes = f"n_samples={n_samples}, seq_len={seq_len}, held_out={held_out}, {len(sources)} sources"
-        raise ValueError(f"calibration.windows: {sizes}: too small; windows need a source, a sample and a text token")
+        raise ValueError(f"calibration.windows: {sizes} is too small; use at least one source, sample and text token")
     rng = random.Random(seed)
     shares = _shares([parse_source(source) for source in sources], tokenizer, (n_samples, held_out), body, rng)
     pieces = _in_order(shares, rng)

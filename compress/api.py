@@ -60,12 +60,14 @@ def quantize(
     """
     from compress.core.config import QuantizeConfig
     from compress.core.device import pick_device
-    from compress.quantize.auto import quantize as run
+    from compress.quantize.auto import quantize as run_quantize
+    from compress.quantize.job import RunOptions
 
     check_names("quantize", settings, QuantizeConfig)
     config = QuantizeConfig(method=method, text=tuple(text), **settings)
     config.check_used({*settings} | ({"text"} if tuple(text) != QuantizeConfig.text else set()))
-    return run(resolve_model(model), Path(out), config, device=pick_device(device), restart=restart, report=report)
+    run = RunOptions(restart=restart, device=pick_device(device), report=report)
+    return run_quantize(resolve_model(model), Path(out), config, run)
 
 
 def distill(
@@ -229,4 +231,4 @@ def check_names(function: str, settings: dict[str, Any], *configs: type) -> None
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]}?" if near else f"settings are {', '.join(names)}"
-            raise TypeError(f"{function}: no setting {name!r}; {hint}")
+            raise TypeError(f"{function}: {name!r} is not a setting; {hint}")

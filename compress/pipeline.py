@@ -35,7 +35,7 @@ from compress.evaluate.tasks.job import suite_rows
 from compress.evaluate.tasks.samples import stored_samples
 from compress.evaluate.tasks.settings import RuntimeSettings, TaskSettings
 from compress.quantize.auto import quantize
-from compress.quantize.job import plan_without_weights
+from compress.quantize.job import RunOptions, plan_without_weights
 from compress.quantize.layout.plan import plan_row
 from compress.recipe import Recipe, VariantSection
 
@@ -153,7 +153,7 @@ def quantize_stage(
     source, out, config = recipe.student_path, recipe.variant_path(part), part.config()
 
     def make() -> object:
-        return quantize(checkpoints[source], out, config, restart=restart, report=report)
+        return quantize(checkpoints[source], out, config, RunOptions(restart=restart, report=report))
 
     return RecipeStage(part.name, out, "quantize", asdict(config), (source,), config.text, make)
 

@@ -59,7 +59,7 @@ def take_turns(measures: dict[str, Callable[[], float]], repeats: int) -> dict[s
 @click.argument("text")
 @click.option("--tokens", type=click.IntRange(1), default=100_000, show_default=True, help="Smallest number of tokens.")
 @click.option("--seq-len", type=click.IntRange(8), default=512, show_default=True, help="Tokens per window.")
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each kind.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Number of measurements.")
 @click.option(
     "--threads", type=click.IntRange(1), default=None, help="Number of torch's threads.  [default: torch's choice]"
 )

@@ -19,7 +19,7 @@ from compress.cli.options import json_option
 from compress.core.config import METHODS, QuantizeConfig
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.windows import evaluation_windows
-from compress.quantize.job import quantize_checkpoint
+from compress.quantize.job import RunOptions, quantize_checkpoint
 
 VARIANTS = (("rtn", "gptq"), ("gptq", "gptq"), ("rtn", "awq"), ("awq", "awq"), ("awq+gptq", "awq"))
 
@@ -28,7 +28,7 @@ def timed(model: Path, out: Path, config: QuantizeConfig) -> float:
     """The seconds of one quantization, from the call to the published checkpoint."""
     shutil.rmtree(out, ignore_errors=True)
     started = time.perf_counter()
-    quantize_checkpoint(model, out, config, report=report)
+    quantize_checkpoint(model, out, config, RunOptions(report=report))
     return time.perf_counter() - started
 
 

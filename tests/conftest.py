@@ -1,6 +1,6 @@
 """Shared fixtures: tiny random models on disk, each a whole FP16 checkpoint with a tokenizer and a chat template.
 
-They are made once per session and shared: a test that changes one copies it first.
+They are written once per session, and all tests share them. A test that changes a checkpoint copies it first.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ SHAPE: dict[str, Any] = {
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of exactly VOCAB tokens that spells every ASCII text; anything else is <unk>."""
+    """A byte-level BPE tokenizer of exactly VOCAB tokens. It encodes all ASCII text; any other byte is <unk>."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -66,7 +66,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def save_random(model: PreTrainedModel, out: Path, seed: int, dtype: torch.dtype = torch.float16) -> Path:
-    """Fill every parameter, norms and biases too, and save with the tokenizer."""
+    """Fill all parameters of a model with random numbers, norms and biases too, and save it with a tokenizer."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         centre = 1.0 if "norm" in name else 0.0
@@ -80,19 +80,19 @@ def save_random(model: PreTrainedModel, out: Path, seed: int, dtype: torch.dtype
 
 @pytest.fixture(scope="session")
 def save_model() -> Callable[..., Path]:
-    """save_model(model, out, seed, dtype): any transformers model, its parameters drawn at random, as a checkpoint."""
+    """save_model(model, out, seed, dtype) writes a transformers model with random parameters as a checkpoint."""
     return save_random
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plain FP16 llama of 2 blocks, tied head, no biases."""
+    """A plain FP16 llama with 2 blocks, a tied head and no biases."""
     config = LlamaConfig(**SHAPE, tie_word_embeddings=True)
     return save_random(LlamaForCausalLM(config), tmp_path_factory.mktemp("tiny") / "llama", seed=1)
 
 
 @pytest.fixture(scope="session")
 def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plain FP16 qwen2 of 2 blocks, untied head, biases on q, k and v."""
+    """A plain FP16 qwen2 with 2 blocks, an untied head, and biases in q, k and v."""
     config = Qwen2Config(**SHAPE, tie_word_embeddings=False)
     return save_random(Qwen2ForCausalLM(config), tmp_path_factory.mktemp("tiny") / "qwen2", seed=2)

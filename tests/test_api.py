@@ -72,7 +72,7 @@ def test_a_student_is_distilled(tiny_llama, tmp_path):
 
 
 def test_a_misspelled_setting_is_named_with_the_nearest():
-    with pytest.raises(TypeError, match=r"quantize: no setting 'grup_size'; did you mean group_size\?"):
+    with pytest.raises(TypeError, match=r"quantize: 'grup_size' is not a setting; did you mean group_size\?"):
         api.quantize("model", "out", grup_size=64)
 
 

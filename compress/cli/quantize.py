@@ -66,7 +66,7 @@ def command(
     with imports():
         from compress.core.device import pick_device
         from compress.quantize.auto import quantize
-        from compress.quantize.job import plan_quantize
+        from compress.quantize.job import RunOptions, plan_quantize
         from compress.quantize.layout.plan import plan_row
         from compress.quantize.processes import join_processes
 
@@ -75,16 +75,8 @@ def command(
         emit(plan_row(str(model), plan_quantize(model, config)[1], config), as_json=as_json)
         return
     processes = join_processes()
-    row = quantize(
-        model,
-        out,
-        config,
-        restart=restart,
-        activation_memory=activation_memory,
-        device=pick_device(device),
-        processes=processes,
-        report=report,
-    )
+    run = RunOptions(restart, activation_memory, pick_device(device), processes, report)
+    row = quantize(model, out, config, run)
     processes.leave()
     if processes.rank == 0:
         emit(row, as_json=as_json)

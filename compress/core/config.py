@@ -1,6 +1,6 @@
 """The settings of a quantization. Command-line options, recipe keys and Python arguments come from these fields.
 
-A check belongs to the class that has the field. Its ValueError names the option as the command line writes it.
+Each class checks its own fields. A ValueError names the option as it is written on the command line.
 """
 
 import re

@@ -4,7 +4,7 @@ import click
 
 
 class QCompressError(click.ClickException):
-    """Bad input. The message is one line: what is wrong, where, and what to do. Exit code 1, no traceback."""
+    """Bad input. The message is one line with the fault, its place and the cure. The exit code is 1."""
 
     exit_code = 1
 
@@ -14,6 +14,6 @@ class BadValueError(QCompressError, ValueError):
 
 
 class GateFailure(QCompressError):
-    """A result exceeds a limit of the user, or a checkpoint breaks a rule. Exit code 3."""
+    """A result exceeds one of the user's limits, or a checkpoint breaks a rule. The exit code is 3."""
 
     exit_code = 3

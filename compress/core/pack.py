@@ -18,7 +18,7 @@ AWQ_POSITION = tuple(AWQ_ORDER.index(column) for column in range(8))
 
 
 def pack_words(values: Tensor, bits: int, dim: int) -> Tensor:
-    """Pack values 0..2**bits-1 along `dim`, 32 / bits of them to an int32 word. The first value takes the lowest bits.
+    """Pack values 0..2**bits-1 along `dim`. An int32 word holds 32 / bits values, the first one in the lowest bits.
 
     Raises ValueError if a value needs more bits, or if the length of `dim` is not a multiple of 32 / bits.
     """

@@ -191,7 +191,7 @@ class SampleRow(TypedDict):
 
 
 class TrendRow(TypedDict, total=False):
-    """A stored verdict, reduced to what the report's trend plots show."""
+    """The part of a stored verdict that the report's trend plots show."""
 
     time: Annotated[str, "UTC, ISO 8601"]
     command: Annotated[str, "command that stored the verdict"]

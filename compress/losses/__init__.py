@@ -1,7 +1,7 @@
 """The distillation loss α · T² · D(p_teacher, p_student) + (1 − α) · CE, computed without whole logits in memory.
 
-`targets` holds the teacher's distributions, dense or sparse. `divergence` is the table of D. `softmax` has the
-arithmetic. `chunked` computes the loss and its gradient in the forward pass, for `chunk` rows of logits at a time.
+`targets` holds the teacher's distributions, dense or sparse. `divergence` is the table of D. `softmax` computes softmax
+and cross-entropy. `chunked` computes the loss and its gradient in the forward pass, for a few rows of logits at a time.
 """
 
 from compress.losses.chunked import CHUNK_LOGITS as CHUNK_LOGITS

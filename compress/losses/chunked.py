@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from compress.losses.divergence import DIVERGENCES, Divergence
 from compress.losses.softmax import cross_entropy_into
-from compress.losses.targets import Head, LogitSource, Targets
+from compress.losses.targets import Head, LogitSource, StudentChunk, Targets
 
 CHUNK_LOGITS = 2**24  # values in one buffer of logits, 64 MiB
 LOSS_BUFFERS = 4  # number of buffers with CHUNK_LOGITS values each
@@ -165,8 +165,8 @@ def run_chunks(
         rows = slice(start, start + terms.chunk)
         logits, gradient, *scratch = (buffer[: len(labels[rows])] for buffer in buffers)
         head.logits_into(logits, hidden[rows], weight)
-        value = teacher.compare(rows, logits, gradient, (scratch[0], scratch[1]), temperature, terms.divergence)
-        kl[rows] = temperature**2 * value
+        chunk = StudentChunk(rows, logits, gradient, (scratch[0], scratch[1]), temperature, terms.divergence)
+        kl[rows] = temperature**2 * teacher.compare(chunk)
         p_student = scratch[1]
         ce[rows] = cross_entropy_into(logits, labels[rows], p_student)
         if not (terms.hidden or terms.weight):

@@ -34,6 +34,20 @@ def find_head(config: dict[str, Any]) -> Head:
     return Head(scale, config.get("final_logit_softcapping"))
 
 
+class StudentChunk(NamedTuple):
+    """A chunk of the student's logits, with the buffers and settings for comparing it with a teacher.
+
+    `rows` are the chunk's rows of the targets. `logits`, `gradient` and both `scratch` buffers are (rows, vocab).
+    """
+
+    rows: slice
+    logits: Tensor
+    gradient: Tensor
+    scratch: tuple[Tensor, Tensor]
+    temperature: float
+    divergence: Divergence
+
+
 class Targets(Protocol):
     """The teacher's distributions over `vocab` tokens, as the loss uses them."""
 
@@ -44,18 +58,10 @@ class Targets(Protocol):
         """The distributions that the flat mask `kept` selects, over the first `vocab` ids, in `dtype`, detached."""
         ...
 
-    def compare(
-        self,
-        rows: slice,
-        logits: Tensor,
-        gradient: Tensor,
-        scratch: tuple[Tensor, Tensor],
-        temperature: float,
-        divergence: Divergence,
-    ) -> Tensor:
-        """The divergence (rows,) of the student from `rows` of the targets. Fills `gradient`.
+    def compare(self, chunk: StudentChunk) -> Tensor:
+        """The divergence (rows,) between a chunk of the student's logits and its rows of the targets.
 
-        The gradient is that of the divergence with respect to logits / T.
+        `chunk.gradient` is overwritten with the gradient with respect to logits / T, and `chunk.scratch` with anything.
         """
         ...
 
@@ -78,16 +84,8 @@ class LogitSource(NamedTuple):
         hidden = self.hidden.detach().flatten(0, -2)[kept]
         return LogitSource(hidden.to(dtype), self.weight.detach()[:vocab].to(dtype), self.head)
 
-    def compare(
-        self,
-        rows: slice,
-        logits: Tensor,
-        gradient: Tensor,
-        scratch: tuple[Tensor, Tensor],
-        temperature: float,
-        divergence: Divergence,
-    ) -> Tensor:
-        teacher, p_teacher = scratch
+    def compare(self, chunk: StudentChunk) -> Tensor:
+        rows, logits, gradient, (teacher, p_teacher), temperature, divergence = chunk
         self.head.logits_into(teacher, self.hidden[rows], self.weight)
         gap = softmax_into(p_teacher, teacher, temperature) - softmax_into(gradient, logits, temperature)
         return divergence(teacher.sub_(logits).div_(temperature).sub_(gap[:, None]), gradient, p_teacher)
@@ -115,15 +113,8 @@ class Sparse(NamedTuple):
         weights = self.weights.flatten(0, -2)[kept].to(dtype)
         return Sparse(self.ids.flatten(0, -2)[kept], weights, self.entropy.flatten()[kept].to(dtype), vocab)
 
-    def compare(
-        self,
-        rows: slice,
-        logits: Tensor,
-        gradient: Tensor,
-        scratch: tuple[Tensor, Tensor],
-        temperature: float,
-        divergence: Divergence,
-    ) -> Tensor:
+    def compare(self, chunk: StudentChunk) -> Tensor:
+        rows, logits, gradient, _, temperature, divergence = chunk
         if divergence is not forward_kl:
             raise ValueError("losses: sparse targets support only the divergence kl; use --divergence kl")
         ids, weights = self.ids[rows], self.weights[rows]

@@ -73,7 +73,8 @@ def fill(module: nn.Module, prefix: str, weights: Weights, dtype: torch.dtype) -
         tensor = weights(f"{prefix}{path}")
         if tensor.shape != parameter.shape:
             raise BadValueError(
-                f"{prefix}{path}: the file has {tuple(tensor.shape)}, but the config needs {tuple(parameter.shape)}"
+                f"{prefix}{path}: the tensor on disk has shape {tuple(tensor.shape)}, "
+                f"but the config needs {tuple(parameter.shape)}"
             )
         set_parameter(module, path, tensor.to(dtype))
 

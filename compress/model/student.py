@@ -34,8 +34,8 @@ def shape_of(config: dict[str, Any]) -> Shape:
     missing = [CONFIG_KEYS[name] for name, value in sizes.items() if not isinstance(value, int)]
     if missing:
         raise BadValueError(
-            f"model.student: {', '.join(missing)} is missing in the config of this {full.model_type} model; "
-            f"a student cannot be cut without it"
+            f"model.student: the config of this {full.model_type} model lacks {', '.join(missing)}, "
+            f"so no student can be cut out of it"
         )
     head_dim = getattr(full, "head_dim", None) or full.hidden_size // full.num_attention_heads
     return Shape(**sizes, head_dim=head_dim)  # type: ignore[arg-type]
@@ -60,8 +60,8 @@ def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
     if shape.group > teacher.group:
         ours, theirs = f"{shape.num_heads}/{shape.num_kv_heads}", f"{teacher.num_heads}/{teacher.num_kv_heads}"
         raise BadValueError(
-            f"num_heads/num_kv_heads={ours}: each KV head would serve {shape.group} query heads, but at most "
-            f"{teacher.group} as in the teacher ({theirs}) are possible; "
+            f"num_heads/num_kv_heads={ours}: each KV head would serve {shape.group} query heads, "
+            f"but the limit is {teacher.group}, as in the teacher ({theirs}); "
             f"give num_kv_heads={-(-shape.num_heads // teacher.group)} or more"
         )
     shape = fit_head_dim(shape, teacher, str(config.get("model_type")))
@@ -88,7 +88,7 @@ def fit_head_dim(shape: Shape, teacher: Shape, model_type: str) -> Shape:
 def student_config(config: dict[str, Any], shape: Shape, blocks: Sequence[int]) -> dict[str, Any]:
     """The config.json of a student with this `shape` that keeps these `blocks` of the teacher."""
     if len(blocks) != shape.num_layers:
-        raise BadValueError(f"model.student: {len(blocks)} blocks to keep, but num_layers={shape.num_layers}")
+        raise BadValueError(f"model.student: {len(blocks)} blocks to keep, but num_layers is {shape.num_layers}")
     teacher, student = make_config(config), plain_config(config)
     student.update({key: getattr(shape, name) for name, key in CONFIG_KEYS.items()})
     for name in LAYER_LISTS:

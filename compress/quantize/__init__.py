@@ -1,1 +1,1 @@
-"""From weights and statistics to codes: one method, one file."""
+"""Quantization: turn the weights of a model, and statistics of their inputs, into codes."""

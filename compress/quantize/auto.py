@@ -25,58 +25,46 @@ from compress.core.interrupt import RESUME, on_interrupt
 from compress.core.lock import output_lock
 from compress.core.report import Report, Row, silent
 from compress.model.blocks import BlockModel
-from compress.quantize.blocks.memory_estimate import ACTIVATION_MEMORY
 from compress.quantize.calibrate import job_start, job_windows
-from compress.quantize.job import choose_compute_dtype, job_settings, make_blocks, plan_quantize, quantize_checkpoint
-from compress.quantize.processes import ALONE, Processes
+from compress.quantize.job import (
+    DEFAULT_RUN,
+    RunOptions,
+    choose_compute_dtype,
+    job_settings,
+    make_blocks,
+    plan_quantize,
+    quantize_checkpoint,
+)
+from compress.quantize.processes import Processes
 from compress.quantize.tune.end_to_end import final_states, mean_kl
 
 BATCH = 4  # windows
 SETTINGS = "auto.json"
 
 
-def quantize(
-    model: PathOrCheckpoint,
-    out: Path,
-    config: QuantizeConfig,
-    *,
-    restart: bool = False,
-    activation_memory: int = ACTIVATION_MEMORY,
-    device: str = "cpu",
-    processes: Processes = ALONE,
-    report: Report = silent,
-) -> Row:
+def quantize(model: PathOrCheckpoint, out: Path, config: QuantizeConfig, run: RunOptions = DEFAULT_RUN) -> Row:
     """Quantize `model` into `out` with the config's method, or with the best method. Returns the summary row.
 
     Arguments and errors are those of `quantize_checkpoint`. A killed run continues in the same way.
     """
-
-    def run(path: Path, settings: QuantizeConfig) -> Row:
-        return quantize_checkpoint(
-            model,
-            path,
-            settings,
-            restart=restart,
-            activation_memory=activation_memory,
-            device=device,
-            processes=processes,
-            report=report,
-        )
-
     if config.method != AUTO:
-        return run(out, config)
+        return quantize_checkpoint(model, out, config, run)
+    processes = run.processes
     model, config = open_causal_lm(model), config.with_held_out()
     with ExitStack() as stack:
         processes.first(lambda: stack.enter_context(output_lock(out)))
-        folder = processes.first(lambda: open_folder(model, out, config, restart=restart))
+        folder = processes.first(lambda: open_folder(model, out, config, restart=run.restart))
         stack.enter_context(on_interrupt(lambda: f"finished candidates are kept in {folder}; {RESUME}"))
         if not processes.first(lambda: is_published(out)):
-            evaluator = make_evaluator(model, config, device) if processes.rank == 0 else None
+            evaluator = make_evaluator(model, config, run.device) if processes.rank == 0 else None
 
             def attempt(candidate: QuantizeConfig) -> Row:
-                return try_candidate(folder / candidate_name(candidate), candidate, run, evaluator, processes)
+                path = folder / candidate_name(candidate)
+                if not processes.first(path.is_dir):
+                    quantize_checkpoint(model, path, candidate, run)
+                return candidate_row(path, evaluator, processes)
 
-            rows = try_methods(config, attempt, silent if processes.rank else report)
+            rows = try_methods(config, attempt, silent if processes.rank else run.report)
             processes.first(lambda: publish(folder, out, rows))
         return processes.first(lambda: finish(folder, out))
 
@@ -93,19 +81,8 @@ def try_methods(config: QuantizeConfig, attempt: Callable[[QuantizeConfig], Row]
     return rows
 
 
-def try_candidate(
-    path: Path,
-    config: QuantizeConfig,
-    run: Callable[[Path, QuantizeConfig], Row],
-    evaluator: "CandidateScorer | None",
-    processes: Processes,
-) -> Row:
-    """Measure the KL of the candidate at `path` on held-out windows. If it is missing, `run` writes it first.
-
-    Only the first process measures, so only it needs an `evaluator`.
-    """
-    if not processes.first(path.is_dir):
-        run(path, config)
+def candidate_row(path: Path, evaluator: "CandidateScorer | None", processes: Processes) -> Row:
+    """The KL of the candidate at `path` on held-out windows. Only the first process measures, with its `evaluator`."""
     return {"candidate": path.name, "eval_kl": processes.first(lambda: evaluator.kl(path) if evaluator else 0.0)}
 
 
@@ -115,7 +92,7 @@ def candidate_name(config: QuantizeConfig) -> str:
 
 
 def best_of(rows: list[Row]) -> Row:
-    """The row with the lowest KL. Of equal rows, the first: METHODS begins with the simplest method."""
+    """The row with the lowest KL. The first row wins a tie, because METHODS begins with the simplest method."""
     return min(rows, key=lambda row: row["eval_kl"])
 
 

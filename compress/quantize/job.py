@@ -5,8 +5,7 @@ A job that was killed continues after the last block in its journal.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from compress.core.errors import QCompressError
 from compress.core.report import Report, Row, silent
 from compress.model.blocks import BlockModel, parameter_shapes
 from compress.model.precision import fastest_matmul_dtype
+from compress.quantize.blocks.lockstep import Schedule
 from compress.quantize.blocks.loop import QuantizeJob, quantize_blocks, work_bytes
 from compress.quantize.blocks.memory_estimate import ACTIVATION_MEMORY, choose_schedule, estimate_memory, resident
 from compress.quantize.calibrate import job_start, job_windows
@@ -59,43 +59,51 @@ def plan_without_weights(name: str, model: dict[str, Any], config: QuantizeConfi
     return plan_within(source, config)
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """How a quantization runs, apart from its settings.
+
+    `restart` removes the finished blocks of an earlier run. `activation_memory` is the RAM in bytes for activations
+    between the stages of a block; it changes the speed, never the result. Each of several `processes` runs its share
+    of the windows; the first one writes and reports.
+    """
+
+    restart: bool = False
+    activation_memory: int = ACTIVATION_MEMORY
+    device: str = "cpu"
+    processes: Processes = ALONE
+    report: Report = silent
+
+
+DEFAULT_RUN = RunOptions()
+
+
 def quantize_checkpoint(
-    model: PathOrCheckpoint,
-    out: Path,
-    config: QuantizeConfig,
-    *,
-    restart: bool = False,
-    activation_memory: int = ACTIVATION_MEMORY,
-    device: str = "cpu",
-    processes: Processes = ALONE,
-    report: Report = silent,
+    model: PathOrCheckpoint, out: Path, config: QuantizeConfig, run: RunOptions = DEFAULT_RUN
 ) -> Row:
     """Quantize `model` into `out` and return the summary row. A failed job leaves nothing at `out`.
 
     Finished blocks of a failed or killed job are kept. The same call continues after them, and writes the same bytes as
-    an uninterrupted run. `restart` removes them first.
-    `activation_memory` is the RAM in bytes for activations between the stages of a block. It changes the speed, never
-    the result. Each of several `processes` runs its share of the windows; the first one writes and reports.
-    On every device, statistics are summed in float32 and weights are rounded in float32.
+    an uninterrupted run. On every device, statistics are summed in float32 and weights are rounded in float32.
     Raises QCompressError if input is bad, and GateFailure if the validator rejects the result.
     """
     started = time.perf_counter()
     config = config.with_held_out() if config.tune else config
     checkpoint, plan = plan_quantize(model, config)
-    config = replace(config, compute_dtype=choose_compute_dtype(config, plan, device))
-    blocks = make_blocks(checkpoint, config, device)
-    memory_bytes = estimate_memory(blocks, plan, config, activation_memory)
+    config = replace(config, compute_dtype=choose_compute_dtype(config, plan, run.device))
+    blocks = make_blocks(checkpoint, config, run.device)
+    memory_bytes = estimate_memory(blocks, plan, config, run.activation_memory)
     check_memory(checkpoint.path, memory_bytes - resident())
-    settings = job_settings(checkpoint, plan, config) | {"processes": processes.count, "device": device}
+    settings = job_settings(checkpoint, plan, config) | {"processes": run.processes.count, "device": run.device}
     disk_bytes = plan.bytes + work_bytes(blocks, plan, config)
-    with shared_journal(out, settings, disk_bytes, processes, restart=restart) as journal:
-        first_report = silent if processes.rank else report
-        job = QuantizeJob(checkpoint, plan, config, blocks, journal, processes, first_report)
+    with shared_journal(out, settings, disk_bytes, run.processes, restart=run.restart) as journal:
+        report = silent if run.processes.rank else run.report
+        job = QuantizeJob(checkpoint, plan, config, blocks, journal, run.processes, report)
         report_plan(job, memory_bytes)
         if not journal.published:
-            write_checkpoint(job, choose_schedule(blocks, plan, config, activation_memory))
-        rows = processes.first(lambda: journal.rows)
-        processes.first(journal.discard)
+            write_checkpoint(job, choose_schedule(blocks, plan, config, run.activation_memory))
+        rows = run.processes.first(lambda: journal.rows)
+        run.processes.first(journal.discard)
     return summary(job, rows, time.perf_counter() - started)
 
 
@@ -145,7 +153,7 @@ def report_plan(job: QuantizeJob, memory_bytes: int) -> None:
         job.report({"group_size": reason})
 
 
-def write_checkpoint(job: QuantizeJob, schedule: Callable[..., None]) -> None:
+def write_checkpoint(job: QuantizeJob, schedule: Schedule) -> None:
     """Quantize the remaining blocks, tune the checkpoint if the config has `tune`, and publish it."""
     out, plan = job.journal.out, job.plan
     windows = read_windows(job) if job.config.reads_text else None

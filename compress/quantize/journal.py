@@ -60,7 +60,7 @@ class QuantizeJournal:
 
     @property
     def published(self) -> bool:
-        """True if the checkpoint is complete, because the job was killed between the final rename and the clean-up."""
+        """True if the checkpoint is complete. Then the job was killed after the final rename, during its clean-up."""
         return bool(self.blocks) and (self.out / "config.json").is_file() and not partial_path(self.out).exists()
 
     def done(self, rows: list[Row], activations: list[str] | None, tensors: dict[str, str]) -> None:

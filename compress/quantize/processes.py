@@ -20,7 +20,7 @@ TIMEOUT = timedelta(days=7)  # the other processes wait while the first one roun
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a job, as one of them sees the others: its own rank, and their number."""
+    """The rank of this process, and the number of all processes of the job."""
 
     rank: int = 0
     count: int = 1
@@ -37,7 +37,7 @@ class Processes:
         return value
 
     def total(self, number: int) -> int:
-        """The sum of the number over all processes."""
+        """The sum of all processes' values of `number`."""
         return sum(self.gather(number))
 
     def gather(self, value: T) -> list[T]:

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer of a few lines, in which blanks join the word after them as in real ones."""
+"""A small byte-level BPE tokenizer. A blank belongs to the token of the word after it, as in real tokenizers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ CHATML = (
 
 @pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., Any]:
-    """make_tokenizer(chat_template) -> a new tokenizer; ChatML is the default template, None means no template."""
+    """A function of a chat template that returns a new tokenizer. ChatML is the default; None gives no template."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -86,22 +86,22 @@ def test_statistics_follow_the_device_of_their_inputs():
 
 
 def test_inputs_are_observed_by_name_and_detached():
-    model, seen = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), []
+    model, observed = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), []
     x = inputs(5, 4).requires_grad_()
-    with watch_inputs({"first": model[0], "second": model[1]}, lambda name, x: seen.append((name, x))):
+    with watch_inputs({"first": model[0], "second": model[1]}, lambda name, x: observed.append((name, x))):
         model(x)
-    assert [name for name, _ in seen] == ["first", "second"]
-    assert torch.equal(seen[0][1], x) and torch.equal(seen[1][1], model[0](x))
-    assert not any(value.requires_grad for _, value in seen)
+    assert [name for name, _ in observed] == ["first", "second"]
+    assert torch.equal(observed[0][1], x) and torch.equal(observed[1][1], model[0](x))
+    assert not any(value.requires_grad for _, value in observed)
 
 
 def test_an_input_passed_by_keyword_is_observed():
-    linear, seen = nn.Linear(4, 3), []
-    with watch_inputs({"linear": linear}, lambda name, x: seen.append(x)):
+    linear, observed = nn.Linear(4, 3), []
+    with watch_inputs({"linear": linear}, lambda name, x: observed.append(x)):
         linear(input=torch.ones(2, 4))
         with pytest.raises(ValueError, match="linear: called without a tensor"):
             linear(3)
-    assert len(seen) == 1
+    assert len(observed) == 1
 
 
 def test_hooks_are_removed_after_an_error():

@@ -32,7 +32,7 @@ def write(path, text):
 
 
 def contents(source):
-    """(text, messages) of every document of a source, without its place."""
+    """The text and messages of every document in a source."""
     return [(document.text, document.messages) for document in load_documents(source)]
 
 

@@ -1,4 +1,4 @@
-"""The compiled loops give the numbers of the torch functions, except at ties."""
+"""The compiled loops return the same numbers as the torch functions, except for ties."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ SIZES = [1, 63, 64, 65, 200]  # outputs: around a tile
 
 
 def group(outputs, zero, seed=0):
-    """Codes, a gradient (32, outputs), a Hessian (32, 32), scales and zeros (outputs,)."""
+    """A random group: codes and gradient (32, outputs), a Hessian (32, 32), and scales and zeros (outputs,)."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(100, 32, generator=g)
     codes = torch.randint(0, 16, (32, outputs), generator=g, dtype=torch.uint8)
@@ -46,7 +46,7 @@ def test_a_block_that_is_not_contiguous_gives_the_same_codes():
 
 
 def moved_by(move, outputs, zero, dtype=torch.float16):
-    """Codes, error and scales of a group after `move`."""
+    """The codes, error and scales of a group after a call of `move`."""
     codes, gradient, hessian, scales, zeros = group(outputs, zero)
     error, scales = torch.zeros_like(gradient), scales.to(dtype).float()
     move(codes, error, scales, gradient, hessian, hessian.diagonal(), zeros, 15, dtype)
@@ -117,7 +117,7 @@ def test_loops_compile_without_a_writable_cache_folder(tmp_path, monkeypatch):
 
 
 def without_cache(njit):
-    """numba.njit, as it behaves without a writable cache folder."""
+    """Behaves as numba.njit does without a writable cache folder."""
 
     def uncached(*, cache=False, **options):
         if cache:

@@ -1,4 +1,4 @@
-"""The bit layouts: pinned words by the loaders' formulas, slow loops, pack then unpack = identity."""
+"""The bit layouts: compared with words from the loaders' formulas, with slow loops, and with unpack(pack(x))."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ ZEROS = torch.tensor([[1], [2], [3], [4], [5], [6], [7], [8]])  # (out 8, groups
 
 
 def hexadecimal(words: torch.Tensor) -> list[list[str]]:
-    """Every int32 word as the eight nibbles of its bits, highest first."""
+    """Every int32 word as text of eight hexadecimal digits, the highest bits first."""
     assert words.dtype == torch.int32
     return [[f"{word & 0xFFFFFFFF:08x}" for word in row] for row in words.tolist()]
 

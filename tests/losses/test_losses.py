@@ -1,4 +1,4 @@
-"""The chunked loss against the plain one: exact invariances first."""
+"""The chunked loss: exact invariances first, then comparisons with the plain loss."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def random(*shape: int, seed: int) -> Tensor:
 def make_sides(
     student_vocab: int = VOCAB, teacher_vocab: int = VOCAB, head: Head = LINEAR
 ) -> tuple[LogitSource, LogitSource, Tensor]:
-    """A student of width 6, a teacher of width 8, and labels that both know."""
+    """A student of width 6, a teacher of width 8, and labels that are in both vocabularies."""
     student = LogitSource(
         random(TOKENS, WIDTH, seed=1).requires_grad_(), random(student_vocab, WIDTH, seed=2).requires_grad_(), head
     )
@@ -69,7 +69,7 @@ def plain(
     divergence: str = "kl",
     beta: float = 0.5,
 ) -> Loss:
-    """The whole logits at once, straight from the formula."""
+    """The loss from whole logits, written as the formula."""
     size = min(len(student.weight), len(teacher.weight))
     ours, theirs = logits(student)[:, :size], logits(teacher)[:, :size]
     log_s, log_t = log_softmax(ours / temperature, -1), log_softmax(theirs / temperature, -1)
@@ -89,10 +89,10 @@ def gradients(loss: Tensor, student: LogitSource) -> tuple[Tensor, Tensor]:
 def test_chunks_never_change_loss_or_gradient(chunk, temperature, vocabularies, head):
     student, teacher, labels = make_sides(*vocabularies, head)
     expected = plain(student, teacher, labels, MASK, 0.7, temperature)
-    found = distill_loss(student, teacher, labels, MASK, alpha=0.7, temperature=temperature, chunk=chunk)
-    for ours, theirs in zip(found, expected, strict=True):
+    actual = distill_loss(student, teacher, labels, MASK, alpha=0.7, temperature=temperature, chunk=chunk)
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-    for ours, theirs in zip(gradients(found.loss, student), gradients(expected.loss, student), strict=True):
+    for ours, theirs in zip(gradients(actual.loss, student), gradients(expected.loss, student), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
@@ -104,10 +104,10 @@ def test_every_divergence_is_its_formula_in_every_chunk(chunk, temperature, dive
     student, teacher, labels = make_sides(VOCAB, 41, head)
     options = {"alpha": 0.7, "temperature": temperature, "divergence": divergence, "beta": beta}
     expected = plain(student, teacher, labels, MASK, **options)
-    found = distill_loss(student, teacher, labels, MASK, chunk=chunk, **options)
-    for ours, theirs in zip(found, expected, strict=True):
+    actual = distill_loss(student, teacher, labels, MASK, chunk=chunk, **options)
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-    for ours, theirs in zip(gradients(found.loss, student), gradients(expected.loss, student), strict=True):
+    for ours, theirs in zip(gradients(actual.loss, student), gradients(expected.loss, student), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
@@ -119,8 +119,8 @@ def test_the_table_of_divergences_is_tested_whole():
 def test_alpha_weighs_kl_against_cross_entropy(alpha):
     student, teacher, labels = make_sides()
     expected = gradients(plain(student, teacher, labels, MASK, alpha, 2.0).loss, student)
-    found = gradients(distill_loss(student, teacher, labels, MASK, alpha=alpha, temperature=2.0).loss, student)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    actual = gradients(distill_loss(student, teacher, labels, MASK, alpha=alpha, temperature=2.0).loss, student)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -128,11 +128,11 @@ def test_alpha_weighs_kl_against_cross_entropy(alpha):
 def test_a_teacher_that_is_the_student_costs_nothing(temperature, divergence):
     student, _, labels = make_sides()
     teacher = LogitSource(student.hidden.detach(), student.weight.detach())
-    found = distill_loss(student, teacher, labels, MASK, alpha=1.0, temperature=temperature, divergence=divergence)
-    assert found.loss.abs() < 1e-15 and found.kl.abs().max() < 1e-14
-    assert all(gradient.abs().max() < 1e-15 for gradient in gradients(found.loss, student))
+    actual = distill_loss(student, teacher, labels, MASK, alpha=1.0, temperature=temperature, divergence=divergence)
+    assert actual.loss.abs() < 1e-15 and actual.kl.abs().max() < 1e-14
+    assert all(gradient.abs().max() < 1e-15 for gradient in gradients(actual.loss, student))
     if divergence != "jsd":  # its logarithm of (1 - beta) + beta rounds
-        assert found.loss == 0 and not found.kl.any()
+        assert actual.loss == 0 and not actual.kl.any()
 
 
 def test_micro_batches_add_up_to_the_full_batch():
@@ -148,15 +148,15 @@ def test_micro_batches_add_up_to_the_full_batch():
 
 def test_masked_tokens_get_no_gradient_and_may_hold_any_label():
     student, teacher, labels = make_sides()
-    found = distill_loss(student, teacher, torch.where(MASK, labels, 10**6), MASK)
-    torch.testing.assert_close(found.loss, distill_loss(student, teacher, labels, MASK).loss)
-    assert not gradients(found.loss, student)[0][~MASK].any()
+    actual = distill_loss(student, teacher, torch.where(MASK, labels, 10**6), MASK)
+    torch.testing.assert_close(actual.loss, distill_loss(student, teacher, labels, MASK).loss)
+    assert not gradients(actual.loss, student)[0][~MASK].any()
 
 
 def test_a_batch_without_tokens_costs_nothing():
     student, teacher, labels = make_sides()
-    found = distill_loss(student, teacher, labels, torch.zeros_like(MASK))
-    assert found.loss == 0 and not any(gradient.any() for gradient in gradients(found.loss, student))
+    actual = distill_loss(student, teacher, labels, torch.zeros_like(MASK))
+    assert actual.loss == 0 and not any(gradient.any() for gradient in gradients(actual.loss, student))
 
 
 def test_tied_heads_get_both_gradients():
@@ -167,8 +167,8 @@ def test_tied_heads_get_both_gradients():
         return LogitSource(weight[ids].tanh(), weight)
 
     expected = torch.autograd.grad(plain(tied(), teacher, labels, MASK, 0.7, 2.0).loss, weight)
-    found = torch.autograd.grad(distill_loss(tied(), teacher, labels, MASK, temperature=2.0).loss, weight)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    actual = torch.autograd.grad(distill_loss(tied(), teacher, labels, MASK, temperature=2.0).loss, weight)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
@@ -179,24 +179,24 @@ def test_a_frozen_part_gets_no_gradient_and_changes_no_other(frozen):
     )
     half = student._replace(**{frozen: getattr(student, frozen).detach()})
     (trained,) = {"hidden", "weight"} - {frozen}
-    (found,) = torch.autograd.grad(distill_loss(half, teacher, labels, MASK).loss, getattr(half, trained))
-    assert torch.equal(found, expected[trained])
+    (actual,) = torch.autograd.grad(distill_loss(half, teacher, labels, MASK).loss, getattr(half, trained))
+    assert torch.equal(actual, expected[trained])
 
 
 def test_the_vocabulary_is_cut_to_the_tokenizers_size():
     student, teacher, labels = make_sides()
     cut = (LogitSource(student.hidden, student.weight[:30]), LogitSource(teacher.hidden, teacher.weight[:30]))
     labels = labels % 30
-    expected, found = distill_loss(*cut, labels, MASK), distill_loss(student, teacher, labels, MASK, vocab=30)
-    torch.testing.assert_close(found.loss, expected.loss)
-    assert not gradients(found.loss, student)[1][30:].any()
+    expected, actual = distill_loss(*cut, labels, MASK), distill_loss(student, teacher, labels, MASK, vocab=30)
+    torch.testing.assert_close(actual.loss, expected.loss)
+    assert not gradients(actual.loss, student)[1][30:].any()
 
 
 def test_without_grad_the_loss_is_the_same():
     student, teacher, labels = make_sides()
     with torch.no_grad():
-        found = distill_loss(student, teacher, labels, MASK)
-    assert found.loss == distill_loss(student, teacher, labels, MASK).loss.detach()
+        actual = distill_loss(student, teacher, labels, MASK)
+    assert actual.loss == distill_loss(student, teacher, labels, MASK).loss.detach()
 
 
 def test_inside_it_is_float32_whatever_comes_in():
@@ -209,7 +209,7 @@ def test_inside_it_is_float32_whatever_comes_in():
 
 
 def dense_as_sparse(teacher: LogitSource, vocab: int, temperature: float) -> Sparse:
-    """Every id of the vocabulary, in another order, with its probability."""
+    """Sparse targets with every id of the vocabulary, in another order, and its exact probability."""
     ids = torch.randperm(vocab, generator=torch.Generator().manual_seed(6)).expand(TOKENS, vocab)
     p = (logits(teacher)[:, :vocab] / temperature).softmax(-1)
     return Sparse(ids, p.gather(-1, ids), -(p * p.log()).sum(-1), vocab)
@@ -222,10 +222,10 @@ def test_sparse_targets_that_name_every_token_are_the_dense_ones(chunk, temperat
     student, teacher, labels = make_sides(41, VOCAB, head)
     expected = distill_loss(student, teacher, labels, MASK, temperature=temperature)
     sparse = dense_as_sparse(teacher, VOCAB, temperature)
-    found = distill_loss(student, sparse, labels, MASK, temperature=temperature, chunk=chunk)
-    for ours, theirs in zip(found, expected, strict=True):
+    actual = distill_loss(student, sparse, labels, MASK, temperature=temperature, chunk=chunk)
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(gradients(found.loss, student), gradients(expected.loss, student), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients(actual.loss, student), gradients(expected.loss, student), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -238,12 +238,12 @@ def test_sparse_targets_with_repeated_tokens_or_partial_mass_are_the_formula(tem
     entropy = random(TOKENS, seed=8)
     log_s = (logits(student) / temperature).log_softmax(-1)
     kl = temperature**2 * (-(weights * log_s.gather(-1, ids)).sum(-1) - entropy)
-    found = distill_loss(
+    actual = distill_loss(
         student, Sparse(ids, weights, entropy, VOCAB), labels, MASK, alpha=1.0, temperature=temperature, chunk=4
     )
-    torch.testing.assert_close(found.kl, kl * MASK, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(actual.kl, kl * MASK, rtol=1e-9, atol=1e-9)
     expected = gradients(token_mean(kl, MASK), student)
-    torch.testing.assert_close(gradients(found.loss, student), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients(actual.loss, student), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_micro_batches_of_sparse_targets_add_up_too():

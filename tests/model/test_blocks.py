@@ -1,4 +1,4 @@
-"""Blocks in order: prefetching the next one in a thread never changes a block."""
+"""Blocks in order: a thread that prefetches the next block never changes a block."""
 
 import copy
 import threading
@@ -12,7 +12,7 @@ from compress.model.blocks import BlockModel, make_config
 
 
 def make_model(path: Path, *, prefetch: bool) -> tuple[BlockModel, list[tuple[str, bool]]]:
-    """The model, and the list of its reads: tensor name, and True if the main thread read it."""
+    """A model, and a list that grows with each read: the tensor's name, and True if the main thread read it."""
     checkpoint, read = Checkpoint(path), []
 
     def weights(name: str) -> torch.Tensor:

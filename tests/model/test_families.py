@@ -21,34 +21,37 @@ MODEL_TYPES = sorted({name for family in FAMILIES for name in family.model_types
 
 
 def run_block(model_type):
-    """A random block's stages, inputs of its linears and norms by path, output, and outputs of its linears by path."""
+    """Run a random block. Returns its stages, the inputs of linears and norms, its output, and outputs of linears.
+
+    Inputs and outputs are stored by the path of the module.
+    """
     factor = {"residual_multiplier": 0.5} if model_type == "granite" else {}
     config = AutoConfig.for_model(model_type, **SIZES, **factor)
     torch.manual_seed(0)
     weights = AutoModelForCausalLM.from_config(config, dtype=torch.float32).state_dict()
-    blocks, seen = BlockModel(config.to_dict(), weights.__getitem__), {}
+    blocks, inputs = BlockModel(config.to_dict(), weights.__getitem__), {}
     with blocks.embedding_and_norm():
         hidden = blocks.embed(torch.arange(12).view(2, 6))
     with blocks.block(0) as block:
         norms = {path: module for path, module in block.module.named_children() if "norm" in path}
-        with watch_inputs(block.linears | norms, seen.__setitem__):
+        with watch_inputs(block.linears | norms, inputs.__setitem__):
             output = blocks.runner(block, 0)(hidden)
-        products = {name: block.linears[name](seen[name]) for name in block.linears}
-    return block.stages, seen, output, products
+        products = {name: block.linears[name](inputs[name]) for name in block.linears}
+    return block.stages, inputs, output, products
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_stages_with_a_residual_norm_add_their_output_unscaled(model_type):
-    stages, seen, output, products = run_block(model_type)
-    states = [*(tensor for path, tensor in seen.items() if path not in products), output]
+    stages, inputs, output, products = run_block(model_type)
+    states = [*(tensor for path, tensor in inputs.items() if path not in products), output]
     adding = [stage for stage in stages if stage.residual]
     for stage in stages:
         product = products[stage.linears[0]]
         if stage.residual:
             later = adding[adding.index(stage) + 1 :]
-            after = seen[later[0].residual] if later else output
-            torch.testing.assert_close(after, seen[stage.residual] + product)
+            after = inputs[later[0].residual] if later else output
+            torch.testing.assert_close(after, inputs[stage.residual] + product)
             continue
         is_added = any(
             before.shape == product.shape == after.shape and torch.allclose(after, before + product, atol=1e-4)

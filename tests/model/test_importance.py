@@ -1,4 +1,4 @@
-"""Importance from activations: its means and norms, and that channels silent on the text are cut first."""
+"""Importance from activations: its means and norms; channels that are silent on the text are cut first."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ O_PROJ, DOWN_PROJ = "self_attn.o_proj", "mlp.down_proj"
 
 
 def changed(name: str, change: Callable[[str, Tensor], None]) -> tuple[dict, Weights]:
-    """A random teacher whose parameters were changed in place by `change(parameter, tensor)`."""
+    """A random teacher, after `change(parameter, tensor)` has changed its parameters in place."""
     config, weights = teacher(name)
 
     def read(parameter: str) -> Tensor:
@@ -35,24 +35,24 @@ def narrowed(config: dict, weights: Weights, ids: Tensor = IDS, **sizes: int) ->
 @pytest.mark.parametrize("name", CONFIGS)
 def test_importance_is_the_token_mean_then_window_norm_of_activations(name):
     config, weights = teacher(name)
-    model, seen = load_all(config, weights, torch.float32), {}
+    model, recorded = load_all(config, weights, torch.float32), {}
     for index, block in enumerate(model.model.layers):
         for norm in ("input_layernorm", MLP_NORM.get(name, "post_attention_layernorm")):
             block.get_submodule(norm).register_forward_hook(
-                lambda m, i, out, key=(index, norm): seen.update({key: out})
+                lambda m, i, out, key=(index, norm): recorded.update({key: out})
             )
         for linear in (O_PROJ, DOWN_PROJ):
             block.get_submodule(linear).register_forward_hook(
-                lambda m, inputs, out, key=(index, linear): seen.update({key: inputs[0]})
+                lambda m, inputs, out, key=(index, linear): recorded.update({key: inputs[0]})
             )
     with torch.no_grad():
         model(IDS, use_cache=False)
     importance = measure_importance(config, weights, IDS)
-    hidden = sum(x.abs().mean(1).norm(dim=0) for (_, place), x in seen.items() if "norm" in place)
+    hidden = sum(x.abs().mean(1).norm(dim=0) for (_, place), x in recorded.items() if "norm" in place)
     torch.testing.assert_close(importance.hidden(), hidden)
     for index in range(5):
-        torch.testing.assert_close(importance.block(index).mlp, seen[index, DOWN_PROJ].abs().mean(1).norm(dim=0))
-        heads = seen[index, O_PROJ].unflatten(-1, (6, HEAD)).norm(dim=-1).mean(1).norm(dim=0)
+        torch.testing.assert_close(importance.block(index).mlp, recorded[index, DOWN_PROJ].abs().mean(1).norm(dim=0))
+        heads = recorded[index, O_PROJ].unflatten(-1, (6, HEAD)).norm(dim=-1).mean(1).norm(dim=0)
         torch.testing.assert_close(importance.block(index).query, heads)
         torch.testing.assert_close(importance.block(index).kv, heads.view(2, 3).norm(dim=1))
 
@@ -60,7 +60,7 @@ def test_importance_is_the_token_mean_then_window_norm_of_activations(name):
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_a_silent_mlp_channel_is_cut_first_despite_large_weights(name):
     def silence(parameter: str, tensor: Tensor) -> None:
-        """The gates of channels 3 and 40 use hidden channel 5 only, which their norm sets to 0."""
+        """Let the gates of channels 3 and 40 use only hidden channel 5, and let the norm set that channel to 0."""
         if "post_attention_layernorm" in parameter:
             tensor[5] = 0
         if "gate_proj" in parameter:
@@ -95,7 +95,7 @@ def test_a_hidden_channel_blocked_by_norms_is_cut_first(name):
 
 
 def quiet_group(parameter: str, tensor: Tensor) -> None:
-    """The values of KV head 0 are almost 0; the weights that use them are large."""
+    """Make the values of KV head 0 almost 0, and the weights that use these values large."""
     if "v_proj" in parameter:
         tensor[:HEAD] *= 1e-6
     if "o_proj" in parameter:

@@ -1,4 +1,4 @@
-"""Students: equal to the teacher if nothing is cut; the least important parts are cut first; the rest loads."""
+"""Students equal the teacher if nothing is cut, lose the least important parts first, and can be loaded."""
 
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ BLOCKS = (0, 3, 4)
 
 
 def teacher(name: str) -> tuple[dict[str, Any], Weights]:
-    """config.json and weights of a random model, norms and biases included."""
+    """The config and the weights of a random model, with random norms and biases."""
     config = CONFIGS[name].to_dict()
     generator = torch.Generator().manual_seed(3)
     tensors = {n: 0.2 * torch.randn(s, generator=generator) for n, s in parameter_shapes(config).items()}
@@ -241,7 +241,7 @@ def test_heads_of_another_width_keep_their_output():
         (
             "llama",
             {"num_heads": 6, "num_kv_heads": 1},
-            r"6/1: .* serve 6 .* 3 as in the teacher \(6/2\) .*; give num_kv_heads=2",
+            r"6/1: .* serve 6 .* 3, as in the teacher \(6/2\); give num_kv_heads=2",
         ),
         ("qwen2", {"hidden_size": 40}, r"hidden_size=40 must be .* num_heads=6 .* num_heads=5, for heads of 8"),
     ],

@@ -1,4 +1,4 @@
-"""--method auto publishes the candidate of the lowest held-out KL, with the rows of all candidates in its record."""
+"""--method auto publishes the candidate with the lowest KL on held-out windows. Its record has all candidates' rows."""
 
 from dataclasses import replace
 
@@ -85,12 +85,12 @@ def test_one_window_is_too_few_for_held_out_windows(changes):
 def test_a_finished_candidate_is_not_quantized_again_after_a_kill(tiny_llama, tmp_path, monkeypatch):
     methods = []
 
-    def quantize_or_stop(model, path, config, **options):
+    def quantize_or_stop(model, path, config, run):
         if config.method == "awq" and not methods.count("awq"):
             methods.append("awq")
             raise KeyboardInterrupt
         methods.append(config.method)
-        return original(model, path, config, **options)
+        return original(model, path, config, run)
 
     original = auto.quantize_checkpoint
     monkeypatch.setattr(auto, "quantize_checkpoint", quantize_or_stop)

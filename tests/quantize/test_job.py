@@ -13,7 +13,7 @@ from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.write import partial_path
 from compress.core.config import METHODS, QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
-from compress.quantize.job import plan_quantize, quantize_checkpoint
+from compress.quantize.job import RunOptions, plan_quantize, quantize_checkpoint
 
 
 def settings(method="gptq", format="gptq", **changes):
@@ -105,8 +105,8 @@ def test_the_record_has_the_settings_the_text_and_a_row_per_linear(tiny_llama, t
     assert len(record["rows"]) == 14 and record["source"]["digest"].startswith("sha256:")
 
 
-def wounded(source, out, **changes):
-    """A copy of a checkpoint with tensors replaced."""
+def with_tensors(source, out, **changes):
+    """A copy of a checkpoint in which some tensors are replaced."""
     shutil.copytree(source, out)
     tensors = load_file(out / "model.safetensors")
     save_file(tensors | {name: change(tensors[name]) for name, change in changes.items()}, out / "model.safetensors")
@@ -128,7 +128,7 @@ def poisoned(value):
 
 @pytest.mark.parametrize(("value", "words"), [(float("nan"), "NaN"), (float("inf"), "infinite")])
 def test_a_nan_or_infinite_weight_is_named_and_nothing_is_written(tiny_llama, tmp_path, value, words):
-    source = wounded(tiny_llama, tmp_path / "source", **{NAME: poisoned(value)})
+    source = with_tensors(tiny_llama, tmp_path / "source", **{NAME: poisoned(value)})
     with pytest.raises(QCompressError, match=rf"{NAME}.*{words}"):
         quantize_checkpoint(source, tmp_path / "out", settings("rtn"))
     assert not (tmp_path / "out").exists()
@@ -136,7 +136,7 @@ def test_a_nan_or_infinite_weight_is_named_and_nothing_is_written(tiny_llama, tm
 
 def test_the_error_for_a_float16_overflow_suggests_bfloat16(tiny_llama, tmp_path):
     name = "model.embed_tokens.weight"
-    source = wounded(tiny_llama, tmp_path / "source", **{name: poisoned(1e6)})
+    source = with_tensors(tiny_llama, tmp_path / "source", **{name: poisoned(1e6)})
     with pytest.raises(QCompressError, match=rf"{name}: 1e\+06 overflows.*--dtype bfloat16"):
         quantize_checkpoint(source, tmp_path / "out", settings("rtn"))
     quantize_checkpoint(source, tmp_path / "bf16", settings("rtn", dtype="bfloat16"))
@@ -162,7 +162,7 @@ def test_the_default_group_size_is_the_largest_legal_one(tiny_llama):
 
 def test_the_reason_for_a_group_size_below_128_is_reported(tiny_llama, tmp_path):
     lines = []
-    quantize_checkpoint(tiny_llama, tmp_path / "out", settings("rtn"), report=lines.append)
+    quantize_checkpoint(tiny_llama, tmp_path / "out", settings("rtn"), RunOptions(report=lines.append))
     reasons = [line["group_size"] for line in lines if set(line) == {"group_size"}]
     assert reasons == ["auto chose 64: 128 does not divide the 64 inputs of model.layers.0.self_attn.q_proj"]
 
@@ -230,7 +230,7 @@ def test_errors_on_a_gpu_differ_from_the_cpu_by_at_most_a_tenth(method, tiny_qwe
     config = QuantizeConfig(method=method, format="awq", samples=32, seq_len=32)
     rows = {}
     for device in ("cpu", "cuda"):
-        quantize_checkpoint(tiny_qwen2, tmp_path / device, config, device=device)
+        quantize_checkpoint(tiny_qwen2, tmp_path / device, config, RunOptions(device=device))
         rows[device] = Checkpoint(tmp_path / device).record["rows"]
     for ours, theirs in zip(rows["cpu"], rows["cuda"], strict=True):
         assert theirs["error"] == pytest.approx(ours["error"], rel=0.1), ours["linear"]

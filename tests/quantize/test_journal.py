@@ -8,7 +8,7 @@ from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.core.lock import output_lock
 from compress.quantize.blocks.activations import block_inputs
-from compress.quantize.job import quantize_checkpoint
+from compress.quantize.job import RunOptions, quantize_checkpoint
 from compress.quantize.journal import log_path, work_path
 
 
@@ -33,9 +33,9 @@ def stop_after(block):
 
 
 def interrupted(model, out, block="1/2", **changes):
-    """A job that ended after a block."""
+    """Run a job and end it after a block, as a kill would."""
     with pytest.raises(Killed):
-        quantize_checkpoint(model, out, settings(**changes), report=stop_after(block))
+        quantize_checkpoint(model, out, settings(**changes), RunOptions(report=stop_after(block)))
     return out
 
 
@@ -51,7 +51,7 @@ def test_a_resumed_job_writes_the_bytes_of_an_uninterrupted_one(tiny_qwen2, tmp_
     out, lines = interrupted(tiny_qwen2, tmp_path / "out", block, **changes), []
     for shard in partial_path(out).glob("*.safetensors"):
         assert shard.stat().st_size == (tmp_path / "whole" / shard.name).stat().st_size
-    quantize_checkpoint(tiny_qwen2, out, settings(**changes), report=lines.append)
+    quantize_checkpoint(tiny_qwen2, out, settings(**changes), RunOptions(report=lines.append))
     assert contents(out) == contents(tmp_path / "whole") and leftovers(out) == []
     assert "base_model_relation: quantized" in (out / "README.md").read_text()
     done = int(block[0])
@@ -94,7 +94,7 @@ def test_changed_settings_are_refused_with_both_values(tiny_llama, tmp_path, cha
     with pytest.raises(QCompressError, match=f"was started with {words}.*--restart"):
         quantize_checkpoint(tiny_llama, out, settings(**changes))
     assert len(leftovers(out)) == 2
-    quantize_checkpoint(tiny_llama, out, settings(**changes), restart=True)
+    quantize_checkpoint(tiny_llama, out, settings(**changes), RunOptions(restart=True))
     assert leftovers(out) == []
 
 
@@ -120,20 +120,22 @@ def test_the_folder_of_another_job_is_never_removed(tiny_llama, tmp_path, restar
     note.parent.mkdir()
     note.write_text("mine")
     with pytest.raises(QCompressError, match="another job"):
-        quantize_checkpoint(tiny_llama, tmp_path / "out", settings("rtn"), restart=restart)
+        quantize_checkpoint(tiny_llama, tmp_path / "out", settings("rtn"), RunOptions(restart=restart))
     assert note.read_text() == "mine"
 
 
 def test_a_second_process_on_the_same_folder_is_refused(tiny_llama, tmp_path):
     out = interrupted(tiny_llama, tmp_path / "out")
     with output_lock(out), pytest.raises(QCompressError, match=rf"out: another process \({os.getpid()}\) writes there"):
-        quantize_checkpoint(tiny_llama, out, settings(), restart=True)
+        quantize_checkpoint(tiny_llama, out, settings(), RunOptions(restart=True))
     assert len(leftovers(out)) == 2
 
 
 def test_a_job_that_fails_before_its_first_block_leaves_no_files(tiny_llama, tmp_path):
     with pytest.raises(Killed):
-        quantize_checkpoint(tiny_llama, tmp_path / "out", settings(), report=lambda row: (_ for _ in ()).throw(Killed))
+        quantize_checkpoint(
+            tiny_llama, tmp_path / "out", settings(), RunOptions(report=lambda row: (_ for _ in ()).throw(Killed))
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,7 +152,7 @@ def test_seconds_are_in_the_log_and_not_in_the_checkpoint(tiny_llama, tmp_path):
 def test_activation_memory_never_changes_a_byte(tiny_qwen2, tmp_path, error_correction, compute_dtype):
     for name, limit in (("lockstep", 10**9), ("replay", 0)):
         config = settings("awq+gptq", error_correction=error_correction, compute_dtype=compute_dtype)
-        quantize_checkpoint(tiny_qwen2, tmp_path / name, config, activation_memory=limit)
+        quantize_checkpoint(tiny_qwen2, tmp_path / name, config, RunOptions(activation_memory=limit))
     assert contents(tmp_path / "lockstep") == contents(tmp_path / "replay")
 
 

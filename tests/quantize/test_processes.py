@@ -35,7 +35,7 @@ def test_two_processes_try_every_method_and_publish_once(tiny_llama, tmp_path):
 
 
 def by_one_and_by_two(model: Path, folder: Path, error_correction: float) -> tuple[Path, Path]:
-    """The checkpoints written by one process and by two processes, with the same settings."""
+    """Two checkpoints with the same settings: one process wrote the first, two processes wrote the second."""
     one, two = folder / "one", folder / "two"
     config = QuantizeConfig(method="gptq", format="gptq", error_correction=error_correction, samples=128, seq_len=32)
     quantize_checkpoint(model, one, config)
@@ -44,7 +44,7 @@ def by_one_and_by_two(model: Path, folder: Path, error_correction: float) -> tup
 
 
 def by_two(model: Path, *options: str) -> str:
-    """The stdout of `qcompress quantize`, run by two processes."""
+    """Run `qcompress quantize` with two processes. Returns stdout."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = ["-m", "compress.cli", "quantize", str(model), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

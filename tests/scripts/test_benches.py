@@ -1,4 +1,4 @@
-"""The benchmark scripts: the operations they count, the targets they compare, the shapes they write."""
+"""The benchmark scripts count operations, compare targets and write shapes correctly."""
 
 import importlib.util
 import json
@@ -107,11 +107,11 @@ def test_the_curves_of_four_variants_have_the_same_steps_and_begin_alike(tiny_ll
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2"])
 def test_a_damaged_copy_is_valid_and_differs_in_one_block_only(family, request, tmp_path):
     source, out, stale = request.getfixturevalue(family), tmp_path / "out", tmp_path / "stale"
-    hurt = script("damage").damage(source, out, 1, 1.05)
+    damaged = script("damage").damage(source, out, 1, 1.05)
     script("damage").damage(source, stale, 1, 1.05, stale_digests=True)
     before, after = Checkpoint(source), Checkpoint(out)
     changed = {n for n in before.tensors if not torch.equal(before.tensor(n), after.tensor(n))}
-    assert changed == set(hurt) and len(hurt) == 7 and all(name.startswith("model.layers.1.") for name in hurt)
+    assert changed == set(damaged) and len(damaged) == 7 and all(name.startswith("model.layers.1.") for name in damaged)
     for path, rules in ((out, set()), (stale, {"D1"})):
         assert {row["rule"] for row in check_checkpoint(path) if row["level"] == "error"} == rules
 

@@ -1,4 +1,4 @@
-"""The scripts that test and time vLLM, with a transformers model in its place."""
+"""The scripts that test and time vLLM. A transformers model stands in for vLLM."""
 
 import importlib.util
 import os
@@ -28,7 +28,7 @@ bench = load_script("bench_vllm_cpu")
 
 @torch.no_grad()
 def continue_greedily(model, prompt_ids, tokens=5):
-    """What a correct runtime returns for one prompt."""
+    """The passage that a correct runtime returns for one prompt."""
     ids = list(prompt_ids)
     for _ in range(tokens):
         ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
@@ -39,7 +39,7 @@ def continue_greedily(model, prompt_ids, tokens=5):
 
 @pytest.fixture(scope="module")
 def tiny(tiny_llama):
-    """A model, and passages that it generated."""
+    """A model, and passages that this model generated."""
     model, tokenizer = load_model(tiny_llama), Checkpoint(tiny_llama).tokenizer
     prompts = tokenizer(list(vllm_test.PROMPTS))["input_ids"]
     return model, [continue_greedily(model, ids) for ids in [*prompts, prompts[0]]]
@@ -78,7 +78,7 @@ def test_a_token_that_is_unlikely_for_the_reference_is_detected(tiny):
 
 
 def run_script(monkeypatch, answer, *arguments):
-    """Exit code and output, with `answer` in place of vLLM's process."""
+    """Run a script. Returns its exit code and output. `answer` stands in for vLLM's process."""
     monkeypatch.setattr(vllm_test, "run_in_new_process", answer)
     result = CliRunner().invoke(vllm_test.main, [str(argument) for argument in arguments])
     return result.exit_code, result.output

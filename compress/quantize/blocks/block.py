@@ -16,7 +16,7 @@ from compress.model.blocks import Block
 from compress.model.families import Feeder, Stage
 from compress.model.malloc import release_memory
 from compress.model.precision import matmul_in
-from compress.quantize.blocks.lockstep import Batches, Outputs, lockstep, trace_stages
+from compress.quantize.blocks.lockstep import Batches, BlockPass, Outputs, Schedule, lockstep, trace_stages
 from compress.quantize.blocks.problem import BlockSettings, StageStatistics, collect_statistics, stage_problem
 from compress.quantize.methods.awq import output_error
 from compress.quantize.methods.error_correction import StageInput
@@ -65,7 +65,7 @@ class QuantizedBlock:
 
 
 def stages_of(block: Block, run: Callable[[Tensor], Tensor], sample: Tensor) -> list[Stage]:
-    """The block's stages from the family table. If the table does not cover all linears, they are traced on `sample`.
+    """The block's stages from the family table. If it does not cover all linears, stages are traced on `sample`.
 
     Raises ValueError if a linear is never called.
     """
@@ -86,11 +86,11 @@ def quantize_block(
     batches: Batches,
     settings: BlockSettings,
     outputs: Outputs,
-    schedule: Callable[..., None] = lockstep,
+    schedule: Schedule = lockstep,
     processes: Processes = ALONE,
     reference: Reference | None = None,
 ) -> QuantizedBlock:
-    """Quantize a block, and store in `outputs` what the quantized block computes for `batches`.
+    """Quantize a block, and store the quantized block's outputs for `batches` in `outputs`.
 
     `batches` are the micro-batches of this process, each (batch, seq, hidden). The weights in `block` are replaced by
     the dequantized ones. `schedule` is `lockstep` or `replay`; both give the same result. Error correction needs a
@@ -106,7 +106,7 @@ def quantize_block(
 
     with matmul_in(settings.matmul_dtype):
         references = record_references(block, list(stages.values()), run, reference) if reference else {}
-        schedule(block, list(stages), run, batches, solve, outputs)
+        schedule(BlockPass(block, list(stages), run, batches, outputs), solve)
     return result
 
 
@@ -196,7 +196,7 @@ def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, se
 def error_rows(
     block: Block, stage: Stage, problem: Problem, solution: Solution, effective: Tensor, seconds: float
 ) -> list[Row]:
-    """One report row per linear of a stage. `seconds` of the stage are shared out by the linears' outputs."""
+    """One report row per linear of a stage. The stage's `seconds` are divided in proportion to linears' outputs."""
     rows, start = [], 0
     for name in stage.linears:
         outputs = block.linears[name].out_features

@@ -1,12 +1,14 @@
-"""Two schedules for the stages of a block. In both, a stage's inputs are computed by the quantized stages before it.
+"""Two schedules for the stages of a block. In both, a stage gets inputs that earlier, quantized stages have computed.
 
 `lockstep` runs each micro-batch through the block in its own greenlet, which pauses at the first linear of a stage.
-When all have paused, the stage is quantized, and every micro-batch continues with the new weights: one pass in all.
-`replay` runs the block from its start for every stage. It is slower, needs little memory, and gives the same bits.
+When all greenlets have paused, the stage is quantized, and they continue with the new weights. So each micro-batch runs
+through the block once. `replay` runs the block from its start for every stage. It is slower, needs little memory, and
+gives the same bits.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 import greenlet
@@ -32,8 +34,23 @@ class Outputs(Protocol):
     def __setitem__(self, index: int, tensor: Tensor, /) -> None: ...
 
 
+@dataclass(frozen=True)
+class BlockPass:
+    """A pass of all micro-batches (batch, seq, hidden) through one block. `outputs` receives `run` of each of them."""
+
+    block: Block
+    stages: Sequence[Stage]
+    run: Callable[[Tensor], Tensor]
+    batches: Batches
+    outputs: Outputs
+
+
+AtStage = Callable[[Stage, Iterable[StageInput]], None]
+Schedule = Callable[[BlockPass, AtStage], None]
+
+
 def trace_stages(linears: dict[str, nn.Linear], run: Callable[[], object]) -> list[Stage]:
-    """Groups of linears with the same input, in order of their first call: for families that are in no table."""
+    """Groups of linears with the same input, in order of their first call. Families outside the table need this."""
     groups: list[tuple[Tensor, list[str]]] = []
 
     def record(name: str, x: Tensor) -> None:
@@ -47,20 +64,13 @@ def trace_stages(linears: dict[str, nn.Linear], run: Callable[[], object]) -> li
     return [tuple(names) for _, names in groups]
 
 
-def lockstep(
-    block: Block,
-    stages: Sequence[Stage],
-    run: Callable[[Tensor], Tensor],
-    batches: Batches,
-    at_stage: Callable[[Stage, Iterable[StageInput]], None],
-    outputs: Outputs,
-) -> None:
-    """Fill `outputs` with `run` of every micro-batch (batch, seq, hidden), and call `at_stage` once per stage.
+def lockstep(work: BlockPass, at_stage: AtStage) -> None:
+    """Run the pass, and call `at_stage(stage, inputs)` once per stage, in one go through the block.
 
-    `at_stage(stage, inputs)` receives the stage's inputs of all micro-batches, and may change weights. ValueError if a
-    micro-batch reaches the stages in another order.
+    `at_stage` gets the stage's inputs of all micro-batches, and may change weights. Raises ValueError if a micro-batch
+    reaches the stages in another order.
     """
-    stage_of = {name: index for index, stage in enumerate(stages) for name in stage}
+    stage_of = {name: index for index, stage in enumerate(work.stages) for name in stage}
     scheduler, residuals = greenlet.getcurrent(), {}
     finished = 0
 
@@ -71,60 +81,56 @@ def lockstep(
         elif stage_of[name] >= finished:
             scheduler.switch((stage_of[name], StageInput(x, residuals.get(worker))))
 
-    workers = [greenlet.greenlet(run) for _ in range(len(batches))]
-    with watch_inputs(watched(block, stage_of), pause):
-        for index, stage in enumerate(stages):
-            arrivals = [worker.switch() if index else worker.switch(batches[i]) for i, worker in enumerate(workers)]
-            inputs = [stage_input(block, stages, arrival, index) for arrival in arrivals]
+    workers = [greenlet.greenlet(work.run) for _ in range(len(work.batches))]
+    with watch_inputs(watched(work.block, stage_of), pause):
+        for index, stage in enumerate(work.stages):
+            arrivals = [
+                worker.switch() if index else worker.switch(work.batches[i]) for i, worker in enumerate(workers)
+            ]
+            inputs = [stage_input(work, arrival, index) for arrival in arrivals]
             del arrivals
             at_stage(stage, inputs)
             del inputs
             finished = index + 1
         for i, worker in enumerate(workers):
-            outputs[i] = worker.switch()
+            work.outputs[i] = worker.switch()
 
 
 def watched(block: Block, linears: Iterable[str]) -> dict[str, nn.Module]:
-    """The linears and the modules whose input is the residual stream, by path."""
+    """By path: the modules whose input is the residual stream, then the linears."""
     paths = {stage.residual for stage in block.stages or () if stage.residual}
     return {path: block.module.get_submodule(path) for path in (*paths, *linears)}
 
 
-def stage_input(block: Block, stages: Sequence[Stage], arrival: object, index: int) -> StageInput:
-    """The input in `arrival`, which is (stage number, input) or the block's output. ValueError for another stage."""
+def stage_input(work: BlockPass, arrival: object, index: int) -> StageInput:
+    """The stage input in `arrival`. An arrival is (stage number, stage input), or the block's output.
+
+    Raises ValueError if it is not an arrival at stage `index`.
+    """
     if isinstance(arrival, tuple) and arrival[0] == index:
         return arrival[1]
-    place = stages[arrival[0]] if isinstance(arrival, tuple) else "the end of the block"
-    raise ValueError(f"{block.name}: a micro-batch reached {place}, expected {stages[index]}")
+    place = work.stages[arrival[0]] if isinstance(arrival, tuple) else "the end of the block"
+    raise ValueError(f"{work.block.name}: a micro-batch reached {place}, but {work.stages[index]} comes next")
 
 
 class Reached(Exception):
     """Raised at the first linear of an unfinished stage, to end the forward pass there."""
 
 
-def replay(
-    block: Block,
-    stages: Sequence[Stage],
-    run: Callable[[Tensor], Tensor],
-    batches: Batches,
-    at_stage: Callable[[Stage, Iterable[StageInput]], None],
-    outputs: Outputs,
-) -> None:
-    """The same result as `lockstep`, bit for bit, but every stage runs the block from its start.
+def replay(work: BlockPass, at_stage: AtStage) -> None:
+    """Run the pass with the same result as `lockstep`, bit for bit. Every stage runs the block from its start.
 
     Only one micro-batch is in memory.
     """
-    for index, stage in enumerate(stages):
-        at_stage(stage, (reach(block, stages, index, run, batches[i]) for i in range(len(batches))))
-    for i in range(len(batches)):
-        outputs[i] = run(batches[i])
+    for index, stage in enumerate(work.stages):
+        at_stage(stage, (reach(work, index, work.batches[i]) for i in range(len(work.batches))))
+    for i in range(len(work.batches)):
+        work.outputs[i] = work.run(work.batches[i])
 
 
-def reach(
-    block: Block, stages: Sequence[Stage], index: int, run: Callable[[Tensor], Tensor], batch: Tensor
-) -> StageInput:
-    """The input of stage `index` for one micro-batch; the forward pass ends there."""
-    unfinished = {name: number for number, stage in enumerate(stages) for name in stage if number >= index}
+def reach(work: BlockPass, index: int, batch: Tensor) -> StageInput:
+    """The input of stage `index` for one micro-batch. The forward pass ends at this stage."""
+    unfinished = {name: number for number, stage in enumerate(work.stages) for name in stage if number >= index}
     arrival: object = None
     residual: Tensor | None = None
 
@@ -136,6 +142,6 @@ def reach(
         arrival = (unfinished[name], StageInput(x, residual))
         raise Reached
 
-    with watch_inputs(watched(block, unfinished), stop), suppress(Reached):
-        run(batch)
-    return stage_input(block, stages, arrival, index)
+    with watch_inputs(watched(work.block, unfinished), stop), suppress(Reached):
+        work.run(batch)
+    return stage_input(work, arrival, index)

@@ -24,6 +24,7 @@ from compress.core.errors import QCompressError
 from compress.model.blocks import Block, BlockModel
 from compress.quantize.blocks.activations import Activations, block_inputs
 from compress.quantize.blocks.block import QuantizedBlock, Reference, quantize_block, round_block
+from compress.quantize.blocks.lockstep import Schedule
 from compress.quantize.blocks.memory_estimate import BATCH_TOKENS, paused_bytes
 from compress.quantize.blocks.problem import BlockSettings
 from compress.quantize.calibrate import block_matmul_dtype
@@ -49,10 +50,8 @@ class QuantizeJob:
 
 
 @torch.no_grad()
-def quantize_blocks(
-    job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None, schedule: Callable[..., None]
-) -> None:
-    """Quantize and write every unfinished block. The quantized blocks before a block compute its inputs.
+def quantize_blocks(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None, schedule: Schedule) -> None:
+    """Quantize and write every unfinished block. A block's inputs are the outputs of the quantized block before it.
 
     `schedule` is `lockstep` or `replay`. Without `windows`, weights are rounded to nearest.
     """
@@ -84,7 +83,7 @@ def solve_block(
     inputs: Activations,
     outputs: Activations,
     settings: BlockSettings,
-    schedule: Callable[..., None],
+    schedule: Schedule,
 ) -> QuantizedBlock:
     """Quantize one block on its inputs. With error correction, half of each file holds the 16-bit model's states."""
     run = job.blocks.runner(block, index)
@@ -183,10 +182,7 @@ def write_block(block: Block, result: QuantizedBlock, writer: CheckpointWriter, 
 
 
 def block_line(rows: list[Row], index: int, total: int, seconds: float, first: int) -> Row:
-    """The progress line of a block: mean error, mean error of plain rounding, seconds since the start, seconds left.
-
-    Seconds left are estimated. The start is the start of block `first`.
-    """
+    """The progress line of a block: mean errors, seconds since block `first` began, and estimated seconds left."""
     mean = {key: sum(row[key] for row in rows) / len(rows) for key in ("error", "rtn_error")}
     eta = seconds / (index + 1 - first) * (total - index - 1)
     return {"block": f"{index + 1}/{total}", **mean, "seconds": round(seconds, 1), "eta": round(eta, 1)}

@@ -4,8 +4,6 @@ The estimate adds up the process, its tokenizer, one block in float32 with its c
 memory: measuring the start token, a forward pass, solving a stage, or tuning. The page cache is not counted.
 """
 
-from collections.abc import Callable
-
 import psutil
 
 from compress.checkpoint.load import START_LENGTH, START_WINDOWS
@@ -13,7 +11,7 @@ from compress.core.config import TUNE_BATCH, QuantizeConfig
 from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
 from compress.model.blocks import HEAD_ROWS, BlockModel
 from compress.model.malloc import saved_numbers
-from compress.quantize.blocks.lockstep import lockstep, replay
+from compress.quantize.blocks.lockstep import Schedule, lockstep, replay
 from compress.quantize.layout.plan import LayoutPlan
 from compress.quantize.methods.error_correction import covariance_rows
 
@@ -36,7 +34,7 @@ def paused_bytes(blocks: BlockModel, plan: LayoutPlan, tokens: int) -> int:
     return 4 * tokens * (3 * blocks.model.config.hidden_size + max(inn for _, inn in plan.linears.values()))
 
 
-def choose_schedule(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, limit: int) -> Callable[..., None]:
+def choose_schedule(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, limit: int) -> Schedule:
     """`lockstep` if all paused micro-batches fit into `limit` bytes, else `replay`. Both give the same bits."""
     return lockstep if paused_bytes(blocks, plan, config.samples * config.seq_len) <= limit else replay
 
@@ -78,7 +76,10 @@ def stage_shapes(linears: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def stage_bytes(shape: tuple[int, int]) -> int:
-    """Bytes for solving a stage: its Hessian, and then factor and weight, or weight and copies in rounding."""
+    """Bytes for solving a stage: its Hessian, and the larger of two phases.
+
+    Factoring holds the Hessian's factor and the weight. Rounding holds the weight and its copies.
+    """
     out, inn = shape
     return 4 * inn**2 + max(4 * inn**2 + 10 * out * inn, 18 * out * inn)
 

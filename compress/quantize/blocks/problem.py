@@ -43,7 +43,7 @@ class BlockSettings:
 
 @dataclass(frozen=True)
 class StageStatistics:
-    """Statistics of a stage's inputs over this process's windows. `started` is the clock when the collection began."""
+    """Statistics of a stage's inputs over this process's windows. `started` is the time when the collection began."""
 
     hessian: Hessian
     error_covariance: ErrorCovariance | None = None
@@ -125,7 +125,7 @@ def corrected(problem: Problem, covariance: ErrorCovariance, strength: float, pr
 
 
 def reduced_hessian(hessian: Hessian, processes: Processes) -> Tensor:
-    """The Hessian over the tokens of all processes, shrunk more the fewer tokens there are.
+    """The Hessian over the tokens of all processes, shrunk in place by `shrunk`.
 
     Raises ValueError if it is empty or not finite.
     """
@@ -147,5 +147,5 @@ def reduced_covariance(covariance: ErrorCovariance, processes: Processes) -> Ten
 
 
 def heads_per_feeder_head(feeder: Feeder | None, settings: BlockSettings) -> int:
-    """The number of neighbouring query heads that one value head feeds, so that they must share scales; else 1."""
+    """The number of neighbouring query heads that share scales, because one value head feeds them. Otherwise 1."""
     return settings.query_heads_per_kv_head if feeder is not None and feeder.kind == "heads" else 1

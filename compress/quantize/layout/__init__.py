@@ -1,1 +1,1 @@
-"""Which weights get how many bits, and what that weighs on disk."""
+"""Choose the bits of each weight, and plan the exact bytes on disk."""

@@ -77,7 +77,7 @@ def eight_bit_choices(model_type: str) -> list[tuple[str, ...]]:
 def rounding_error(scheme: Scheme) -> float:
     """Expected ‖ΔW‖² / ‖W‖² of rounding normal weights with this scheme.
 
-    A symmetric grid is twice as wide as the larger side of its group, so its group counts as twice as many weights.
+    A symmetric grid covers the larger side of its group twice. This is estimated by a group of twice as many weights.
     """
     count = scheme.group_size * (2 if scheme.sym else 1)
     extreme = NormalDist().inv_cdf((count - 3 / 8) / (count + 1 / 4))
@@ -97,12 +97,12 @@ def estimated_harm(source: SourceModel) -> Harm:
 
 
 def choose(candidates: Sequence[LayoutChoice], max_size: int | None) -> LayoutChoice | None:
-    """The first candidate of at most `max_size` bytes, which is the least harmful one. None if no layout fits."""
+    """The least harmful candidate of at most `max_size` bytes. None if no layout fits."""
     return next((each for each in candidates if max_size is None or each.plan.bytes <= max_size), None)
 
 
 def worthwhile(candidates: Sequence[LayoutChoice]) -> list[LayoutChoice]:
-    """The ranked layouts, without every layout that is neither smaller nor less harmful than another one."""
+    """The ranked layouts, without dominated ones. Another layout dominates one if it is as small and less harmful."""
     kept: list[LayoutChoice] = []
     for each in candidates:
         if not kept or each.plan.bytes < kept[-1].plan.bytes:

@@ -40,8 +40,8 @@ class Overview:
     def shown(self, *, show_all: bool = False) -> list[LayoutChoice]:
         """The recommended layout, then other layouts from large to small. `show_all` returns all of them.
 
-        Otherwise there are at most MAX_ROWS. This short list leaves out layouts above `max_size`, and every layout that
-        is neither smaller nor less harmful than another one.
+        Otherwise there are at most MAX_ROWS. This short list leaves out layouts above `max_size`, and layouts that
+        `worthwhile` leaves out.
         """
         others = self.candidates if show_all else self.fitting(worthwhile(self.candidates))
         others = [each for each in others if each is not self.recommended]
@@ -94,7 +94,7 @@ def make_overview(
     """Rank all layouts that the runtime `runs_in` loads. Without `runs_in`, rank all layouts.
 
     `formats` limits the formats; if it is empty, all formats are ranked. All settings outside the layout come from
-    `config`. `measure` reads the weights at `model` and measures harm in nats. Raises QCompressError if it finds none.
+    `config`. `measure` reads the weights at `model` and measures harm in nats. Raises QCompressError if there are none.
     """
     plans = plan_layouts(source, config or QuantizeConfig(), formats or FORMAT_NAMES)
     if runs_in is not None:
@@ -124,7 +124,7 @@ def spread(candidates: list[LayoutChoice], count: int) -> list[LayoutChoice]:
 
 
 def quantize_command(model: Path, config: QuantizeConfig) -> str:
-    """The command line that writes this layout. If `model` has no weights, MODEL stands for the folder that does."""
+    """The command line that writes this layout. Without weights at `model`, it has MODEL in place of their folder."""
     folder = model.parent if model.is_file() else model
     weights = shlex.quote(str(folder)) if any(folder.glob("*.safetensors")) else "MODEL"
     name = model.stem if model.is_file() and model.name != "config.json" else model_name(folder)

@@ -126,7 +126,7 @@ def legal_group_sizes(linears: dict[str, tuple[int, int]]) -> list[int]:
 def choose_group_size(linears: dict[str, tuple[int, int]], group_size: int) -> int:
     """`group_size`, or the largest legal group size if it is 0.
 
-    Raises QCompressError, with the name of the first such linear, if the size does not divide a linear's inputs.
+    Raises QCompressError if the size does not divide the inputs of all linears. The message names a linear.
     """
     legal = legal_group_sizes(linears)
     size = group_size or (legal[0] if legal else GROUP_SIZES[-1])
@@ -139,7 +139,7 @@ def choose_group_size(linears: dict[str, tuple[int, int]], group_size: int) -> i
 
 
 def group_size_reason(plan: LayoutPlan) -> str | None:
-    """Why `auto` did not choose the next larger group size: the first linear that it does not divide.
+    """The reason why `auto` did not choose a larger group size. It names a linear that the next size does not divide.
 
     None if `auto` chose the largest group size.
     """

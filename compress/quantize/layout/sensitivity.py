@@ -38,7 +38,7 @@ class ModelPart:
     errors: dict[Scheme, float] = field(default_factory=dict)
 
     def harm(self, schemes: dict[str, Scheme], measured: Scheme) -> float:
-        """The KL in nats with `schemes`, scaled from `kl`, which was measured with the scheme `measured`.
+        """The KL in nats with these `schemes`. It is scaled from `kl`, the KL with the scheme `measured`.
 
         A module without a scheme stays unquantized.
         """
@@ -62,7 +62,7 @@ def find_parts(source: SourceModel) -> list[ModelPart]:
 
 
 def in_stage(source: SourceModel, names: Sequence[str]) -> Iterator[str]:
-    """The linears of all blocks whose paths end with one of the names."""
+    """The linears of one stage in all blocks. Their paths end with one of the stage's `names`."""
     return (module for module in source.linears if any(module.endswith(name) for name in names))
 
 

@@ -46,7 +46,7 @@ def gptq(
     factor: Factor | None = None,
     block_size: int = BLOCK_SIZE,
 ) -> tuple[QuantizedWeight, float]:
-    """Quantize `weight` (out, in). Returns it with the damping that was needed to factor the Hessian.
+    """Quantize `weight` (out, in). Returns the quantized weight, and the damping that the Hessian needed.
 
     `hessian` is the mean of x xᵀ over calibration tokens, (in, in) float32. A caller that already has its
     `inverse_factor` passes it as `factor`. `block_size` changes the speed, never the result.
@@ -99,7 +99,7 @@ def round_block(columns: Tensor, scales: Tensor, zeros: Tensor, rows: Tensor, ma
 def inverse_factor(hessian: Tensor, damp_percent: float) -> Factor:
     """The Cholesky factor of the inverse of the damped Hessian. Damping grows tenfold until the factor exists.
 
-    A dead input gets the mean energy. Any other energy would do as well: its weights are always rounded to nearest.
+    A dead input gets the mean energy. This value changes nothing: weights of dead inputs are rounded to nearest.
     Raises ValueError if the Hessian has NaN or Inf, or has no factor even with MAX_DAMP.
     """
     if not all_finite(hessian):
@@ -123,7 +123,7 @@ def damping(least: float) -> Iterator[float]:
 
 
 def damped(hessian: Tensor, order: Tensor, damp: float) -> Tensor:
-    """A copy of the Hessian, with inputs in `order` and damped: the diagonal grows by `damp` times its mean."""
+    """A damped copy of the Hessian, with inputs in `order`. `damp` times the mean diagonal is added to the diagonal."""
     ordered = hessian[order]
     for rows in ordered.split(COPIED_ROWS):
         rows.copy_(rows[:, order])

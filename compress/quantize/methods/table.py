@@ -49,7 +49,7 @@ class Solution:
     damp_percent: float | None = None
 
     def effective(self) -> Tensor:
-        """(out, in) float32: the weight that multiplies the unscaled input."""
+        """The weight (out, in) float32 that multiplies the unscaled input."""
         weight = self.weight.dequantize()
         return weight if self.scale is None else weight / self.scale
 

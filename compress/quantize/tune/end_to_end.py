@@ -185,7 +185,7 @@ class ScaleTrainer:
 
 
 def product(gradient: Tensor, output: Tensor) -> Tensor:
-    """A scalar whose gradient with respect to `output` is `gradient`."""
+    """A scalar function of `output` that has this `gradient`."""
     return (output * gradient).sum()
 
 

@@ -130,7 +130,7 @@ def backward(
 
 
 def multiplier_names(student: TunedWeights, block: Block) -> dict[str, str]:
-    """For each trained parameter of a block, by its path in the block, the name of its multiplier."""
+    """The names of the multipliers for a block's trained parameters, by the parameter's path in the block."""
     full = {path: f"{block.name}.{path}" for path, _ in block.module.named_parameters()}
     names = {path: student.module(name) or name for path, name in full.items()}
     return {path: name for path, name in names.items() if name in student.multipliers}

@@ -9,7 +9,7 @@ from compress.core.grid import Scheme
 from compress.model.blocks import BlockModel
 from compress.model.families import FAMILIES, LLAMA
 from compress.quantize.blocks.block import quantize_block
-from compress.quantize.blocks.lockstep import lockstep, replay, trace_stages
+from compress.quantize.blocks.lockstep import BlockPass, lockstep, replay, trace_stages
 from compress.quantize.blocks.problem import BlockSettings
 
 SETTINGS = {
@@ -41,14 +41,15 @@ def test_a_pass_without_changes_is_the_plain_forward_pass(embedded, schedule):
     with blocks.block(0) as block:
         run = blocks.runner(block, 0)
         outputs = [None] * len(batches)
-        schedule(block, [stage.linears for stage in LLAMA], run, batches, lambda stage, inputs: list(inputs), outputs)
+        work = BlockPass(block, [stage.linears for stage in LLAMA], run, batches, outputs)
+        schedule(work, lambda stage, inputs: list(inputs))
         assert all(torch.equal(output, run(batch)) for output, batch in zip(outputs, batches, strict=True))
 
 
 @torch.no_grad()
 @SCHEDULES
 def test_every_stage_reads_the_outputs_of_quantized_stages(embedded, schedule):
-    """Compared with a second model, where the whole block runs again after each stage."""
+    """The inputs are compared with those of a second model, whose whole block runs again after each stage."""
     blocks, batches = embedded
     twin = BlockModel(blocks.model.config.to_dict(), blocks.weights)
     with twin.embedding_and_norm():
@@ -65,7 +66,8 @@ def test_every_stage_reads_the_outputs_of_quantized_stages(embedded, schedule):
                 block.linears[name].weight.mul_(0.9)
                 slow.linears[name].weight.mul_(0.9)
 
-        schedule(block, [stage.linears for stage in LLAMA], blocks.runner(block, 0), batches, check, [None] * 3)
+        work = BlockPass(block, [stage.linears for stage in LLAMA], blocks.runner(block, 0), batches, [None] * 3)
+        schedule(work, check)
 
 
 @torch.no_grad()
@@ -82,7 +84,8 @@ def test_a_wrong_order_of_stages_is_refused(embedded, schedule):
     blocks, batches = embedded
     with blocks.block(0) as block, pytest.raises(ValueError, match="reached"):
         stages = [stage.linears for stage in reversed(LLAMA)]
-        schedule(block, stages, blocks.runner(block, 0), batches, lambda stage, inputs: list(inputs), [None] * 3)
+        work = BlockPass(block, stages, blocks.runner(block, 0), batches, [None] * 3)
+        schedule(work, lambda stage, inputs: list(inputs))
 
 
 @torch.no_grad()
@@ -105,7 +108,7 @@ def test_micro_batches_never_change_the_codes(embedded, method):
 @torch.no_grad()
 @pytest.mark.parametrize("method", ["gptq", "awq", "awq+gptq"])
 def test_folded_weights_give_the_outputs_of_the_pass(embedded, method):
-    """The written tensors, with norms and biases, give the inputs of the next block."""
+    """A block with the written tensors, norms and biases included, computes the inputs of the next block."""
     blocks, batches = embedded
     with blocks.block(0) as block:
         run = blocks.runner(block, 0)

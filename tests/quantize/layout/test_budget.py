@@ -1,4 +1,4 @@
-"""The byte budget: the legal layouts, their exact bytes, the chosen one, and the error if none fits."""
+"""The byte budget: legal layouts, their exact bytes, the choice among them, and the error if no layout fits."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Head and embedding: slices change nothing, and the search loses no more than rounding."""
+"""Head and embedding: slices never change the result, and the error of the search is at most that of rounding."""
 
 import pytest
 import torch

@@ -11,7 +11,7 @@ from compress.quantize.methods.table import METHODS, Problem
 
 
 def make_problem(scalable=True, heads=1, head_dim=0, sym=False):
-    """Inputs with a few large channels, as in language models."""
+    """A problem whose inputs have a few large channels, as in language models."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(1024, 128, generator=g) * (torch.rand(128, generator=g) ** 6 * 30 + 0.1)
     weight = torch.randn(64, 128, generator=g) * 0.1

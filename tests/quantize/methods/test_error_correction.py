@@ -18,7 +18,7 @@ HEADS = {"query_heads_per_kv_head": 2, "head_dim": 16}
 
 @pytest.fixture(params=[6, 2])
 def problem(request):
-    """A weight of many outputs (6, 8) or few, 500 inputs in the 16-bit model, and the inputs after quantized layers."""
+    """A weight with many outputs (6, 8) or few, 500 inputs in the 16-bit model, and inputs after quantized layers."""
     torch.manual_seed(0)
     reference_inputs = torch.randn(500, 8)
     return (
@@ -93,7 +93,7 @@ def two_blocks(tiny_qwen2):
 
 
 def through(blocks, batches, schedule, strength, matmul_dtype=torch.float32):
-    """States after the last block: of the quantized model, and of the reference."""
+    """The states after the last block, in the quantized model and in the reference."""
     settings = BlockSettings("gptq", **SETTINGS, error_correction=strength, **HEADS, matmul_dtype=matmul_dtype)
     states, reference_states = list(batches), list(batches)
     for index, block in blocks.in_order():

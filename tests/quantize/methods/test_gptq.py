@@ -9,7 +9,7 @@ from compress.quantize.methods.rtn import round_to_grid, rtn
 
 @pytest.fixture(scope="module")
 def problem():
-    """A weight and the Hessian of correlated inputs: (48, 256) and (256, 256)."""
+    """A weight (48, 256), and the Hessian (256, 256) of correlated inputs."""
     g = torch.Generator().manual_seed(0)
     mix = torch.eye(256) + 0.9 * torch.randn(256, 256, generator=g) / 16
     x = torch.randn(2048, 256, generator=g) @ mix * torch.rand(256, generator=g).add(0.1)
@@ -17,17 +17,17 @@ def problem():
 
 
 def paper_loop(weight, hessian, *, group_size, sym, damp_percent=0.01):
-    """Algorithm 1 as it is written, one column at a time, no blocks, in the order of falling energy."""
+    """Algorithm 1 as in the paper: one column at a time by falling energy, without blocks of columns."""
     scales, zeros = find_grid(weight, Scheme(group_size=group_size, sym=sym), hessian.diagonal())
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     damped = hessian[order][:, order] + damp_percent * hessian.diagonal().mean() * torch.eye(len(hessian))
     upper = torch.linalg.cholesky(torch.linalg.inv(damped.double()), upper=True).float()
-    left, codes = weight[:, order].clone(), torch.empty_like(weight)
+    columns, codes = weight[:, order].clone(), torch.empty_like(weight)
     for i, column in enumerate(order.tolist()):
         scale, zero = scales[:, column // group_size], zeros[:, column // group_size]
-        code = quantize(left[:, i], scale, zero, 4)
-        error = (left[:, i] - dequantize(code, scale, zero)) / upper[i, i]
-        left -= error[:, None] * upper[i][None]
+        code = quantize(columns[:, i], scale, zero, 4)
+        error = (columns[:, i] - dequantize(code, scale, zero)) / upper[i, i]
+        columns -= error[:, None] * upper[i][None]
         codes[:, column] = code
     return codes
 

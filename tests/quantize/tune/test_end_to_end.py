@@ -1,4 +1,4 @@
-"""Tuning: the streamed gradient is the plain one, nothing changes before the first step, and the best is kept."""
+"""Tuning: streamed gradients equal plain ones, nothing changes before the first step, and the best step is kept."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ GROUP = 32
 
 
 def make_student(path: Path) -> tuple[Checkpoint, TunedWeights, dict[str, QuantizedWeight]]:
-    """A checkpoint rounded to nearest in groups of GROUP; scales, norms and biases are trained."""
+    """A checkpoint rounded to nearest in groups of GROUP, with multipliers for scales, norms and biases."""
     checkpoint = Checkpoint(path)
     shapes = linear_shapes(checkpoint.config)
     codes = {n: rtn(checkpoint.tensor(f"{n}.weight").float(), Scheme(group_size=GROUP, sym=False)) for n in shapes}
@@ -158,7 +158,7 @@ def test_a_learning_rate_that_ruins_the_model_leaves_it_untrained(tiny_llama):
 
 
 def advance_by_blocks(path: Path, settings: TuneSettings) -> tuple[TunedWeights, list[dict], Tensor, Tensor]:
-    """A student with blocks trained one by one, their reports, the returned teacher states and the expected ones."""
+    """Train a student block by block. Returns it, the reports, the returned teacher states, and the expected ones."""
     checkpoint, student, _ = make_student(path)
     teacher, model = make_models(checkpoint, student)
     ids, rows = ids_of(24, 24), []
@@ -237,7 +237,7 @@ def test_a_short_text_holds_out_its_last_calibration_windows(tiny_llama, tmp_pat
 
 
 def fitting(path, text) -> int:
-    """How many windows of 24 tokens a text has."""
+    """The number of windows of 24 tokens in a text."""
     with pytest.raises(TooShortError) as caught:
         build_windows([str(text)], Checkpoint(path).tokenizer, n_samples=1000, seq_len=24)
     return caught.value.fitting
