@@ -112,7 +112,8 @@ class MethodConfig:
 class LayoutConfig:
     """How many bits each part of the model gets, and the format on disk.
 
-    `group_size` 0 means the largest one that fits. `sym` None means symmetric only in a format that requires it.
+    If `group_size` is 0, the largest possible size is chosen. If `sym` is None, grids are symmetric only in a format
+    that requires it.
     """
 
     format: str = option(

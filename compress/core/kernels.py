@@ -56,7 +56,7 @@ def compiled(**options: Any) -> Callable[..., Any]:
 
 
 def link(function: FunctionType) -> FunctionType:
-    """A copy of a function in which calls of `compiled` functions are calls of their compiled code."""
+    """A copy of a function. Where the function calls `compiled` functions, the copy calls their compiled code."""
     names = function.__globals__
     called = {name: names[name] for name in function.__code__.co_names if hasattr(names.get(name), "compile_function")}
     return FunctionType(

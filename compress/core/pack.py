@@ -46,30 +46,30 @@ def unpack_words(words: Tensor, bits: int, dim: int) -> Tensor:
 
 
 def pack_awq(values: Tensor) -> Tensor:
-    """(out, n) 4-bit codes or zeros -> (n, out / 8) int32."""
+    """Pack 4-bit codes or zeros (out, n) into int32 words (n, out / 8)."""
     if len(values) % 8:
         raise ValueError(f"{len(values)} outputs: not a multiple of 8, the number of codes in a word")
     return pack_words(values.T.unflatten(1, (-1, 8))[..., AWQ_ORDER].flatten(1), 4, 1)
 
 
 def unpack_awq(words: Tensor) -> Tensor:
-    """(n, out / 8) int32 -> (out, n) uint8."""
+    """Unpack int32 words (n, out / 8) to codes or zeros (out, n) uint8."""
     values = unpack_words(words, 4, 1)
     return values.unflatten(1, (-1, 8))[..., AWQ_POSITION].flatten(1).T.contiguous()
 
 
 def pack_gptq_codes(codes: Tensor, bits: int = 4) -> Tensor:
-    """(out, in) -> (in · bits / 32, out) int32."""
+    """Pack codes (out, in) into int32 words (in · bits / 32, out)."""
     return pack_words(codes.T, bits, 0)
 
 
 def unpack_gptq_codes(words: Tensor, bits: int = 4) -> Tensor:
-    """(in · bits / 32, out) int32 -> (out, in) uint8."""
+    """Unpack int32 words (in · bits / 32, out) to codes (out, in) uint8."""
     return unpack_words(words, bits, 0).T.contiguous()
 
 
 def pack_gptq_zeros(zeros: Tensor, bits: int = 4) -> Tensor:
-    """(out, groups) -> (groups, out · bits / 32) int32. Each zero is stored as zero - 1.
+    """Pack zeros (out, groups) into int32 words (groups, out · bits / 32). Each zero is stored as zero - 1.
 
     Raises ValueError if a zero is 0.
     """
@@ -79,32 +79,32 @@ def pack_gptq_zeros(zeros: Tensor, bits: int = 4) -> Tensor:
 
 
 def unpack_gptq_zeros(words: Tensor, bits: int = 4) -> Tensor:
-    """(groups, out · bits / 32) int32 -> (out, groups) uint8 zeros, 1..2**bits."""
+    """Unpack int32 words (groups, out · bits / 32) to zeros (out, groups) uint8, from 1 to 2**bits."""
     return (unpack_words(words, bits, 1) + 1).T.contiguous()
 
 
 def pack_ct_codes(codes: Tensor, bits: int = 4) -> Tensor:
-    """(out, in) -> (out, in · bits / 32) int32."""
+    """Pack codes (out, in) into int32 words (out, in · bits / 32)."""
     return pack_words(codes, bits, 1)
 
 
 def unpack_ct_codes(words: Tensor, bits: int = 4) -> Tensor:
-    """(out, in · bits / 32) int32 -> (out, in) uint8."""
+    """Unpack int32 words (out, in · bits / 32) to codes (out, in) uint8."""
     return unpack_words(words, bits, 1)
 
 
 def pack_ct_zeros(zeros: Tensor, bits: int = 4) -> Tensor:
-    """(out, groups) -> (out · bits / 32, groups) int32."""
+    """Pack zeros (out, groups) into int32 words (out · bits / 32, groups)."""
     return pack_words(zeros, bits, 0)
 
 
 def unpack_ct_zeros(words: Tensor, bits: int = 4) -> Tensor:
-    """(out · bits / 32, groups) int32 -> (out, groups) uint8."""
+    """Unpack int32 words (out · bits / 32, groups) to zeros (out, groups) uint8."""
     return unpack_words(words, bits, 0)
 
 
 def pack_ids(ids: Tensor) -> Tensor:
-    """Token ids (…, n) -> uint8 (…, 3n): the 3 low bytes of each id, little-endian.
+    """Pack token ids (…, n) into bytes (…, 3n) uint8: the 3 low bytes of each id, little-endian.
 
     Raises ValueError if an id is negative or needs more than 3 bytes.
     """
@@ -115,7 +115,7 @@ def pack_ids(ids: Tensor) -> Tensor:
 
 
 def unpack_ids(packed: Tensor) -> Tensor:
-    """uint8 (…, 3n) -> token ids (…, n) int64. The reverse of `pack_ids`."""
+    """Unpack bytes (…, 3n) uint8 to token ids (…, n) int64. The reverse of `pack_ids`."""
     triples = packed.unflatten(-1, (-1, 3))
     words = torch.cat([triples, torch.zeros_like(triples[..., :1])], -1)
     return words.flatten(-2).view(torch.int32).long()

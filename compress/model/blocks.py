@@ -93,7 +93,7 @@ def move_buffers(module: nn.Module, device: torch.device) -> None:
 
 
 class Recorder(nn.Module):
-    """Stands in for a block. A call stores the input and keyword arguments, and returns `inject`, or else the input."""
+    """Stands in for a block. A call stores its input and arguments, and returns `inject`. Without it, the input."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
@@ -248,7 +248,7 @@ class BlockModel:
             return self._head_nll(hidden, ids, skip, self.weights(self.head_name))
 
     def _head_nll(self, hidden: Tensor, ids: Tensor, skip: int, head: Tensor) -> float:
-        """`nll` from the states after the last block, with HEAD_ROWS rows of the `head` (vocab, hidden) at a time."""
+        """`nll`, computed from `hidden`, the states after the last block. Uses HEAD_ROWS rows of the head at a time."""
         out, totals, target_logits = self.model.get_output_embeddings(), [], []
         targets = ids[:, skip:, None].to(self.device)
         for start in range(0, len(head), HEAD_ROWS):

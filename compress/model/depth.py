@@ -36,7 +36,7 @@ def sweep_depth(
 
     A candidate is the teacher without `removed` blocks from its start on. The first and the last block are always kept,
     or one of them if only one block remains. `ids` and `mask` are (n_samples, seq_len). Only the first `vocab` logits
-    count, without padding. Raises ValueError if so many blocks cannot be removed, or no token counts.
+    count, without padding. Raises ValueError if `removed` is not below the number of blocks, or no token counts.
     """
     model = BlockModel(config, weights)
     if not 1 <= removed < len(model):

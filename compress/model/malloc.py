@@ -11,8 +11,8 @@ M_ARENA_MAX = -8  # from malloc.h
 def saved_numbers(config: dict[str, Any]) -> int:
     """The number of values that autograd saves per token in one llama block.
 
-    saved_tensors_hooks counted within 5 % of it. The terms are 8 hidden sizes (residual stream, norms, inputs of
-    linears), 2 values per head channel (attention), and 4 intermediate sizes (gate, its silu, up, their product).
+    A count with saved_tensors_hooks differs by less than 5 %. The terms are 8 hidden sizes (residual stream, norms,
+    inputs of linears), 2 values per head channel (attention), and 4 intermediate sizes (gate, silu, up, product).
     """
     width, heads = int(config["hidden_size"]), int(config.get("num_attention_heads") or 1)
     head = int(config.get("head_dim") or width // heads)

@@ -37,7 +37,7 @@ def continue_prompts(
 
 
 def before_stop(ids: Ids, stops: set[int]) -> Answer:
-    """The ids before the first stop token. The answer has ended if there is a stop token."""
+    """The ids before the first stop token. `ended` is True if there is a stop token."""
     end = next((place for place, token in enumerate(ids) if token in stops), None)
     return Answer(ids[:end], end is not None)
 

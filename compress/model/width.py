@@ -92,7 +92,7 @@ def narrow(
     shape: Shape,
     importance: Importance | None = None,
 ) -> Weights:
-    """A function that returns the parameters `weights` of a model of width `teacher`, sliced to `shape`.
+    """A function that returns the student's parameters: slices of `weights`, cut from width `teacher` to `shape`.
 
     `names` are the names of all parameters. Without `importance`, importance is computed from the weights.
     Raises ValueError if a parameter's module is not in AXES.
