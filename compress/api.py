@@ -183,6 +183,7 @@ def compare(
     reference: Model,
     candidates: Sequence[Model],
     *,
+    teacher: Model | None = None,
     eval_text: str = "heldout",
     samples: int = 24,
     seq_len: int = 512,
@@ -194,6 +195,7 @@ def compare(
     Args:
         reference: The checkpoint to measure against.
         candidates: The checkpoints to measure.
+        teacher: Model that the reference was distilled from. None compares with the reference only.
         eval_text: Evaluation text: a name or a file.
         samples: Number of windows.
         seq_len: Tokens per window.
@@ -201,7 +203,7 @@ def compare(
         report: Receives one row per step of progress.
 
     Returns:
-        One row per checkpoint, as `verify` returns it. The first row is the reference's.
+        One row per checkpoint, as `verify` returns it: the teacher's if there is one, the reference's, the candidates'.
 
     Raises:
         QCompressError: A checkpoint or the text cannot be used, or one of them was calibrated on the text.
@@ -210,17 +212,19 @@ def compare(
         >>> [(row["name"], row["kl"]) for row in compare("qwen", ["qwen-awq", "qwen-gptq"])[1:]]  # doctest: +SKIP
         [('qwen-awq', 0.041), ('qwen-gptq', 0.058)]
     """
-    from compress.evaluate.drift.compare import compare_rows
+    from compress.evaluate.drift.compare import compare_with_teacher
     from compress.evaluate.drift.windows import evaluation_windows
     from compress.evaluate.report import ReportData, check_replaceable, write_report
 
     if html is not None:
         check_replaceable(Path(html))
     first, others = resolve_model(reference), [resolve_model(each) for each in candidates]
-    windows = evaluation_windows(first, others, eval_text, n_samples=samples, seq_len=seq_len)
-    rows = compare_rows(first, others, windows, report=report)
+    top = [] if teacher is None else [resolve_model(teacher)]
+    models = [*top, first, *others]
+    windows = evaluation_windows(models[0], models[1:], eval_text, n_samples=samples, seq_len=seq_len)
+    rows = compare_with_teacher(top[0] if top else None, first, others, windows, report=report)
     if html is not None:
-        write_report(Path(html), ReportData(rows))
+        write_report(Path(html), ReportData(rows[len(top) :], teacher=rows[0] if top else None))
     return rows
 
 

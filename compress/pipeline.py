@@ -15,6 +15,7 @@ from typing import Any
 from calibration.corpus import source_digest
 from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.hub import resolve_model
+from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import RECORD, Checkpoint, read_json
 from compress.checkpoint.write import write_json
 from compress.core.atomic import file_errors, write_atomic
@@ -27,7 +28,7 @@ from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.job import distill_checkpoint
 from compress.distill.student.plan import make_plan as make_distill_plan
 from compress.distill.student.plan import plan_row as distill_plan_row
-from compress.evaluate.drift.compare import compare_rows
+from compress.evaluate.drift.compare import compare_with_teacher
 from compress.evaluate.drift.limits import broken_limits
 from compress.evaluate.drift.windows import evaluation_windows
 from compress.evaluate.report import ReportData, check_replaceable, write_report
@@ -49,7 +50,7 @@ class OpenCheckpoints(dict[Path, Checkpoint]):
     """Checkpoints by path, each opened at first use. Remove the entry of a path before writing there."""
 
     def __missing__(self, path: Path) -> Checkpoint:
-        self[path] = Checkpoint(path)
+        self[path] = open_causal_lm(path)
         return self[path]
 
 
@@ -77,7 +78,7 @@ class RecipeStage:
 
 
 def run_recipe(recipe: Recipe, *, restart: bool = False, report: Report = lambda row: None) -> Row:
-    """Run all stages; returns {"compare", "distill", "verdicts", "report"}. Finished stages are skipped.
+    """Run all stages; returns {"compare", "teacher", "distill", "verdicts", "report"}. Finished stages are skipped.
 
     `restart` removes outputs that were made with other settings or inputs; without it, such an output is an error.
     Sizes and texts are checked before the first stage. A variant that breaks a rule or exceeds a limit has a verdict
@@ -111,13 +112,14 @@ def check_results_ours(out: Path) -> None:
 def write_results(recipe: Recipe, checkpoints: OpenCheckpoints, report: Report) -> Row:
     """Compare all variants with the student and write report.html and report.json; returns run_recipe's result."""
     student, variants = checkpoints[recipe.student_path], [recipe.variant_path(part) for part in recipe.quantize]
-    rows = compare_variants(recipe, student, [checkpoints[path] for path in variants], report)
+    rows = compare_variants(recipe, checkpoints, [checkpoints[path] for path in variants], report)
     pairs = zip(variants, rows["compare"][1:], strict=True)
     verdicts = [make_verdict(recipe, student, checkpoints[path], row) for path, row in pairs]
     limits = {name: limit for name, limit in drift_limits(recipe).items() if limit is not None}
     page = recipe.out / PAGE
     tasks = run_tasks(recipe, variants, report)
-    write_report(page, ReportData(rows["compare"], verdicts=verdicts, limits=limits, **tasks))
+    data = ReportData(rows["compare"], teacher=rows.get("teacher"), verdicts=verdicts, limits=limits, **tasks)
+    write_report(page, data)
     rows |= tasks
     with file_errors(recipe.out / RESULTS):
         write_json(recipe.out / RESULTS, rows | {"verdicts": verdicts})
@@ -139,8 +141,9 @@ def distill_stage(
     """The stage that writes the student."""
 
     def make() -> object:
-        teacher, loop = checkpoints[recipe.teacher], LoopConfig(restart=restart)
-        return distill_checkpoint(teacher, recipe.student_path, config, report, loop=loop)
+        samples, seq_len = recipe.verify.samples, recipe.verify.seq_len
+        loop = LoopConfig(restart=restart, eval_samples=samples, eval_seq_len=seq_len)
+        return distill_checkpoint(checkpoints[recipe.teacher], recipe.student_path, config, report, loop=loop)
 
     sources = (recipe.teacher, *([Path(config.student)] if config.student else []))
     return RecipeStage("student", recipe.student_path, "distill", config.settings(), sources, config.texts, make)
@@ -200,14 +203,22 @@ def describe_changes(stored: Row | None, inputs: Row, out: Path, checkpoints: Op
     return f"was made with other {', '.join(names)}" if names else ""
 
 
-def compare_variants(recipe: Recipe, student: Checkpoint, variants: Sequence[Checkpoint], report: Report) -> Row:
-    """The comparison of all variants with the student; with a distillation also the row of its record."""
-    verify = recipe.verify
-    windows = evaluation_windows(student, variants, verify.eval_text, n_samples=verify.samples, seq_len=verify.seq_len)
-    rows: Row = {"compare": compare_rows(student, variants, windows, report=report)}
-    if recipe.distill is not None:
-        rows["distill"] = (student.record.get("rows") or [{}])[0]
-    return rows
+def compare_variants(
+    recipe: Recipe, checkpoints: OpenCheckpoints, variants: Sequence[Checkpoint], report: Report
+) -> Row:
+    """{"compare"}: the rows of the student and all variants; with a distillation also "teacher", and "distill".
+
+    "distill" is the row of the student's record.
+    """
+    student = checkpoints[recipe.student_path]
+    verify, teacher = recipe.verify, checkpoints[recipe.teacher] if recipe.distill else None
+    first, others = (student, variants) if teacher is None else (teacher, [student, *variants])
+    samples, seq_len = verify.samples, verify.seq_len
+    windows = evaluation_windows(first, others, verify.eval_text, n_samples=samples, seq_len=seq_len, fit=True)
+    rows = compare_with_teacher(teacher, student, variants, windows, report=report)
+    if teacher is None:
+        return {"compare": rows}
+    return {"compare": rows[1:], "teacher": rows[0], "distill": (student.record.get("rows") or [{}])[0]}
 
 
 def run_tasks(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from compress.core.config import QuantizeConfig, parse_size
+from compress.core.config import EVAL_SAMPLES, EVAL_SEQ_LEN, QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
 from compress.core.options import METADATA
 from compress.distill.config import DistillConfig, StageConfig
@@ -83,8 +83,8 @@ class VerifyPart(RecipeSection):
     """The evaluation text, and the limits that every variant must keep."""
 
     eval_text: str = Field(default="heldout", description="Evaluation text: a name or a file.")
-    samples: int = Field(default=24, ge=1, description="Number of windows.")
-    seq_len: int = Field(default=512, ge=8, description="Tokens per window.")
+    samples: int = Field(default=EVAL_SAMPLES, ge=1, description="Number of windows.")
+    seq_len: int = Field(default=EVAL_SEQ_LEN, ge=8, description="Tokens per window.")
     max_kl: float | None = Field(
         default=None, ge=0, description="Limit on the mean KL(student ‖ variant), nats per token."
     )

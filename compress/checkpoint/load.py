@@ -8,39 +8,77 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from calibration.start import StartToken, choose_start
+from compress.checkpoint.door.config_values import ACTIVATION_KEYS
+from compress.checkpoint.door.fault import refuse
+from compress.checkpoint.door.files import CONFIG
+from compress.checkpoint.door.rules import settings_faults
+from compress.checkpoint.door.tensors import tensor_faults
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, open_checkpoint, read_json
 from compress.core.errors import QCompressError
-from compress.model.blocks import BlockModel, load_all, make_config
+from compress.model.blocks import BlockModel, find_blocks, load_all, make_config, make_skeleton
 
 START_WINDOWS, START_LENGTH = 4, 128  # enough for a stable comparison, and short next to a job
 
 
 def open_causal_lm(source: PathOrCheckpoint) -> Checkpoint:
-    """The checkpoint at a path; a `Checkpoint` is returned unchanged. QCompressError unless it is a causal LM."""
+    """The checkpoint at a path, after all rules of the door. A `Checkpoint` is settled too, if it is not yet.
+
+    Raises QCompressError with the first broken rule: it is not a causal LM of transformers, its files contradict each
+    other, or its weights cannot be read as they are. No weights are read, except a head beside a tied embedding.
+    """
     checkpoint = open_checkpoint(source)
-    check_causal_lm(checkpoint.path, checkpoint.config)
+    if not checkpoint.settled:
+        settle(checkpoint)
     return checkpoint
 
 
+def open_for_text(source: PathOrCheckpoint) -> Checkpoint:
+    """`open_causal_lm` for commands that read or write text: the tokenizer is loaded and checked too."""
+    checkpoint = open_causal_lm(source)
+    checkpoint.tokenizer  # noqa: B018  fails here, before any work
+    return checkpoint
+
+
+def settle(checkpoint: Checkpoint) -> None:
+    """Apply the rules of the door that need the model's code. Raises QCompressError with the first broken rule."""
+    check_causal_lm(checkpoint.path, checkpoint.config)
+    try:
+        model = make_skeleton(checkpoint.config)
+        find_blocks(model)
+    except ValueError as error:
+        raise QCompressError(f"{checkpoint.path / CONFIG}: {one_line(error)}; fetch it again") from None
+    refuse(checkpoint.path, tensor_faults(checkpoint, model))
+    checkpoint.settled = True
+
+
 def check_causal_lm(path: Path, config: dict[str, Any]) -> None:
-    """QCompressError unless a config.json describes a causal language model of transformers."""
-    architectures = config.get("architectures") or ["nothing"]
+    """Raises QCompressError if a config.json does not describe a causal language model that transformers can make."""
+    refuse(path, settings_faults(config))
+    architectures = config.get("architectures") or ["no architecture"]
     supported = config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not supported or not architectures[0].endswith("ForCausalLM"):
         model = f"{architectures[0]} (model_type {config.get('model_type')})"
-        raise QCompressError(f"{path / 'config.json'}: {model} is not a causal language model; give one")
+        raise QCompressError(f"{path / CONFIG}: {model} is not a causal language model; give one")
+    for key in ACTIVATION_KEYS:
+        if config.get(key) is not None and config[key] not in ACT2FN:
+            raise QCompressError(f"{path / CONFIG}: {key}: {config[key]!r:.60} is unknown to transformers; correct it")
     try:
         make_config(config)
     except ValueError as error:
-        raise QCompressError(f"{path / 'config.json'}: {' '.join(str(error).split())}; fetch it again") from None
+        raise QCompressError(f"{path / CONFIG}: {one_line(error)}; fetch it again") from None
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def load_model(source: PathOrCheckpoint, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The whole model in eval mode, packed linears dequantized. ValueError if shapes and config disagree."""
+    """The whole model in eval mode, packed linears dequantized. Raises ValueError if shapes and config disagree."""
     checkpoint = open_causal_lm(source)
     return load_all(checkpoint.config, weight_reader(checkpoint), dtype)
 
@@ -74,6 +112,11 @@ def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}" if template else "none"
 
 
+def tokenizer_size(tokenizer: Any) -> int:
+    """The highest token id plus one; the rest of a model's vocabulary is padding."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def start_candidate(tokenizer: PreTrainedTokenizerBase, config: dict[str, object]) -> int | None:
     """The beginning-of-sequence id of the tokenizer, else of the config; None if both lack it."""
     token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else config.get("bos_token_id")
@@ -99,5 +142,5 @@ def measure_blocks_start(blocks: BlockModel, tokenizer: PreTrainedTokenizerBase,
 def measure_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> StartToken:
     """Like `measure_blocks_start`, for a model that is in memory as a whole."""
     candidate = start_candidate(tokenizer, model.config.to_dict())
-    size = max(tokenizer.get_vocab().values()) + 1
+    size = tokenizer_size(tokenizer)
     return choose_start(ids, candidate, lambda windows, skip: window_nll(model, windows, skip, size))

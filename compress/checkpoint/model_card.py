@@ -33,7 +33,13 @@ SCORES = {
     "perplexity_ratio": "perplexity ratio",
     "retention": "retention, %",
 }
-SIZES = {"parameters": "parameters", "steps": "optimizer steps", "best_step": "best step", "tokens": "tokens read"}
+SIZES = {
+    "parameters": "parameters",
+    "steps": "optimizer steps",
+    "best_step": "best step",
+    "tokens_read": "tokens read in training",
+    "tokens_scored": "tokens scored for KL and perplexity",
+}
 
 
 def origin(checkpoint: Checkpoint) -> Record:
@@ -145,8 +151,14 @@ def results(record: Record) -> str:
     curve = record.get("loss") or []
     if curve:
         lines.append(f"| loss, first and last step | {curve[0]['loss']:.4g} → {curve[-1]['loss']:.4g} |")
-    lines += [f"| {word} | {row[key]:.4g} |" for key, word in SCORES.items() if row.get(key) is not None]
+    lines += [f"| {word} | {score(row, key)} |" for key, word in SCORES.items() if row.get(key) is not None]
     return "\n".join(["## Results, on held-out text", "", "| | |", "|---|---|", *lines]) if lines else ""
+
+
+def score(row: Record, key: str) -> str:
+    """A figure with its standard error, if the row has one."""
+    error = row.get(f"{key}_se")
+    return f"{row[key]:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
 
 def quantized(record: Record) -> str:

@@ -5,7 +5,6 @@ The safetensors layout: 8 bytes of header length, a JSON header, the data (https
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from compress.checkpoint.door.config_values import is_size
+from compress.checkpoint.door.fault import refuse
+from compress.checkpoint.door.files import (
+    CONFIG,
+    INDEX,
+    LFS,
+    check_small_files,
+    read_config_file,
+    read_json,
+    weight_files,
+)
+from compress.checkpoint.door.rules import checkpoint_faults
+from compress.checkpoint.door.sizes import EMBEDDING
+from compress.checkpoint.door.tokenizer import load_tokenizer
 from compress.checkpoint.header_rules import check_contiguous, is_entry, parse_header
 from compress.core.errors import QCompressError
 
@@ -33,15 +46,18 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-INDEX = "model.safetensors.index.json"
 RECORD = "qcompress.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-MAX_HEADER = 100_000_000
+MAX_HEADER = 32_000_000  # bytes; 90,000 tensors take 10 million
+SUB_BYTE = ("F4", "F6_E2M3", "F6_E3M2")  # dtypes of quantized weights that torch has no counterpart of
 
 
 @dataclass(frozen=True)
@@ -62,14 +78,18 @@ class Checkpoint:
     """A checkpoint directory, opened once: pass this object on instead of the path.
 
     `config` and `tensors` (headers by name) are read when it is opened; `tokenizer`, `digest` and `record` at first
-    use. All are kept. QCompressError for a file that is missing, cut short, or outside the directory.
+    use. All are kept. Raises QCompressError if a file is missing, cut short, not a regular file, or outside the
+    directory. Use `open_checkpoint` for a checkpoint to work with: it applies all rules of the door.
     """
+
+    settled = False  # set by `load.settle`: the rules that need the model's code have been applied
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not self.path.is_dir():
             raise QCompressError(f"{path}: no such directory; give a folder with config.json and *.safetensors")
-        self.config: dict[str, Any] = read_json(self.path / "config.json")
+        check_small_files(self.path)
+        self.config: dict[str, Any] = read_config_file(self.path / CONFIG)
         self.files = weight_files(self.path)
         self.tensors: dict[str, TensorInfo] = {}
         for file in self.files:
@@ -95,7 +115,7 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """sha256 over config.json and every weight file, as "sha256:HEX". Reads all weights, once."""
-        return files_digest([self.path / "config.json", *self.files])
+        return files_digest([self.path / CONFIG, *self.files])
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -105,17 +125,20 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """The tokenizer of this directory. QCompressError for a directory without tokenizer files."""
-        if not any((self.path / name).is_file() for name in TOKENIZER_FILES):
-            raise QCompressError(f"{self.path}: has no tokenizer.json; copy the model's tokenizer files there")
-        from transformers import AutoTokenizer
+        """The tokenizer of this directory. Raises QCompressError if it cannot be used."""
+        return load_tokenizer(self.path, self.vocabulary_rows)
 
-        return AutoTokenizer.from_pretrained(self.path)
+    @property
+    def vocabulary_rows(self) -> int | None:
+        """The rows of the embedding on disk, or vocab_size if the embedding is packed; None if both are unknown."""
+        rows = [info.shape[0] for name, info in self.tensors.items() if EMBEDDING.search(name) and info.shape]
+        size = self.config.get("vocab_size")
+        return rows[0] if rows else size if is_size(size) else None
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor as stored. QCompressError for an unknown name."""
+        """The tensor as stored. Raises QCompressError if there is no tensor of this name."""
         if name not in self.tensors:
-            raise QCompressError(f"{self.path}: has no tensor {name}")
+            raise QCompressError(f"{self.path}: no tensor {name}; fetch the checkpoint again")
         return read_tensor(name, self.tensors[name])
 
     def _check_index(self) -> None:
@@ -125,7 +148,7 @@ class Checkpoint:
         listed = read_json(index).get("weight_map", {})
         for name, file in listed.items():
             if name not in self.tensors:
-                raise QCompressError(f"{index}: lists {name}, but {file} does not hold it; fetch the checkpoint again")
+                raise QCompressError(f"{index}: lists {name}, which is missing in {file}; fetch the checkpoint again")
             if self.tensors[name].file.name != file:
                 raise QCompressError(
                     f"{index}: places {name} in {file}, but it is in {self.tensors[name].file.name}; correct the index"
@@ -136,8 +159,15 @@ PathOrCheckpoint = str | Path | Checkpoint
 
 
 def open_checkpoint(source: PathOrCheckpoint) -> Checkpoint:
-    """The checkpoint at a path. A `Checkpoint` is returned unchanged, so nothing is opened twice."""
-    return source if isinstance(source, Checkpoint) else Checkpoint(source)
+    """The checkpoint at a path, after all rules of the door that need no model. A `Checkpoint` is returned unchanged.
+
+    Raises QCompressError with the first broken rule.
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    checkpoint = Checkpoint(source)
+    refuse(checkpoint.path, checkpoint_faults(checkpoint))
+    return checkpoint
 
 
 def files_digest(files: Sequence[Path]) -> str:
@@ -150,7 +180,7 @@ def files_digest(files: Sequence[Path]) -> str:
 
 
 def read_tensor(name: str, info: TensorInfo) -> Tensor:
-    """The tensor at its place in its file. QCompressError when the file ends too early."""
+    """The tensor at its place in its file. Raises QCompressError if the file ends too early."""
     tensor = torch.empty(info.shape, dtype=info.dtype)
     if info.bytes:
         with info.file.open("rb") as file:
@@ -161,62 +191,14 @@ def read_tensor(name: str, info: TensorInfo) -> Tensor:
     return tensor
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. QCompressError when it is missing or malformed, with the line."""
-    if not path.is_file():
-        raise QCompressError(f"{path}: missing; {path.parent} is no Hugging Face checkpoint; give the folder of one")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise QCompressError(f"{path}: not valid JSON ({error}); fetch the file again") from None
-    if not isinstance(value, dict):
-        raise QCompressError(f"{path}: holds a {type(value).__name__}, not an object; fetch the file again")
-    return value
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: those of its index, else all. Every one inside the directory."""
-    index = path / INDEX
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise QCompressError(f"{index}: has no weight_map; fetch the file again")
-        if not all(isinstance(name, str) for name in weight_map.values()):
-            raise QCompressError(f"{index}: its weight_map names no files; fetch the file again")
-        files = [path / name for name in sorted(set(weight_map.values()))]
-    else:
-        files = sorted(path.glob("*.safetensors"))
-    if not files:
-        pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
-        if pickles:
-            raise QCompressError(f"{path / pickles[0]}: pickled weights can run code; save them as safetensors")
-        raise QCompressError(f"{path}: has no *.safetensors file; give a directory that holds a model")
-    for file in files:
-        inside(file, path)
-        if not file.is_file():
-            raise QCompressError(f"{file}: missing, though {INDEX} lists it; fetch the checkpoint again")
-    return files
-
-
-def inside(file: Path, folder: Path) -> None:
-    """Refuse a path that leads out of `folder`. A link to elsewhere is followed only where a hub cache laid it."""
-    if file.parent.resolve() != folder.resolve() or file.name in ("", ".", ".."):
-        raise QCompressError(f"{folder / INDEX}: {file} leads outside {folder}; do not trust this checkpoint")
-    if file.is_symlink() and not hub_link(file, folder) and folder.resolve() not in file.resolve().parents:
-        raise QCompressError(f"{file}: is a link that leads outside {folder}; copy the file there if you trust it")
-
-
-def hub_link(file: Path, folder: Path) -> bool:
-    """A link …/snapshots/REVISION/file -> …/blobs/HASH, the hub's cache layout."""
-    parts = folder.resolve()
-    return parts.parent.name == "snapshots" and file.resolve().parent == parts.parent.parent / "blobs"
-
-
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Names and places of a safetensors file's tensors, checked against the size of the file."""
     size = file.stat().st_size
     with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
+        start = stream.read(8)
+        if LFS.startswith(start) and start:
+            raise QCompressError(f"{file}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
+        length = int.from_bytes(start, "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
             raise QCompressError(f"{file}: {size} bytes are too few for its header; fetch the file again")
         header = parse_header(file, stream.read(length))
@@ -227,6 +209,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 def tensor_info(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
     """The place of a tensor. Raises QCompressError if its header entry is malformed or has the wrong size."""
+    if is_entry(entry) and entry["dtype"] in SUB_BYTE:
+        raise QCompressError(f"{file}: {name}: already quantized ({entry['dtype']}); give the 16-bit checkpoint")
     if not is_entry(entry) or entry["dtype"] not in DTYPES:
         raise QCompressError(f"{file}: cannot read the header entry of {name}: {str(entry)[:200]}; fetch it again")
     dtype, shape, (start, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]

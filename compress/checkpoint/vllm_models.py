@@ -5,6 +5,12 @@ vllm/model_executor/models/registry.py. The other tables list models that can lo
 (ParallelLMHead) or a packed embedding.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.core.errors import QCompressError
+
 VLLM_VERSION = "0.32.0"
 OWN_CODE = """
     AXK1ForCausalLM AfmoeForCausalLM ApertusForCausalLM BailingMoeForCausalLM BailingMoeV2ForCausalLM
@@ -49,3 +55,13 @@ EMBEDDING_BY_NAME = frozenset(
 EMBEDDING_BY_CLASS = EMBEDDING_BY_NAME | {"llama", "mistral", "granite", "exaone", "apertus"}
 
 GROUP_SIZES = (-1, 32, 64, 128)  # supported by Marlin; -1 is one group per output
+
+
+def check_architecture(path: Path, config: Mapping[str, Any]) -> None:
+    """Raises QCompressError if vLLM does not implement the architecture of a config.json in the folder `path`."""
+    names = config.get("architectures") or ["no architecture"]
+    if not ARCHITECTURES.intersection(names):
+        raise QCompressError(
+            f"{path / 'config.json'}: architectures: vLLM {VLLM_VERSION} does not implement {names[0]}, so it "
+            "could not load the result; give a model that vLLM supports"
+        )

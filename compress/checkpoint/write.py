@@ -16,10 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.checkpoint.read import DTYPE_NAMES, INDEX, RECORD, TensorInfo, read_tensor
+from compress.checkpoint.door.files import INDEX
+from compress.checkpoint.door.rope import both_rope_spellings
+from compress.checkpoint.read import DTYPE_NAMES, RECORD, TensorInfo, read_tensor
 from compress.checkpoint.record import DIGESTS, digests_text, tensor_digest
 from compress.core.atomic import file_errors
 from compress.core.errors import QCompressError
+from compress.model.blocks import make_config
 
 SHARD_BYTES = 4_000_000_000
 UNFINISHED = ".qcompress-unfinished"  # marks a temporary directory as this program's; removed when it gets its name
@@ -102,6 +105,22 @@ def partial_path(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
+def check_out(out: Path) -> None:
+    """Raises QCompressError if a finished checkpoint cannot be renamed to `out`: a link, a mount point, a full folder.
+
+    The checkpoint is written beside `out` and takes its place by a rename, which replaces an empty folder only.
+    """
+    inside = f"give a new folder inside it, such as {out / 'model'}"
+    if out.is_symlink():
+        raise QCompressError(f"{out}: is a link, which a rename cannot replace; {inside}")
+    if os.path.ismount(out):
+        raise QCompressError(f"{out}: is a mount point, which a rename cannot replace; {inside}")
+    if out.exists() and out.samefile("."):
+        raise QCompressError(f"{out}: is the current directory; {inside}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise QCompressError(f"{out}: is not empty; give a new directory, or remove it first")
+
+
 def check_ours(folder: Path) -> None:
     """Raise QCompressError for a temporary directory with files and without this program's marker or record."""
     ours = any((folder / name).is_file() for name in (UNFINISHED, RECORD))
@@ -112,12 +131,11 @@ def check_ours(folder: Path) -> None:
 
 
 def check_room(out: Path, needed: int) -> None:
-    """QCompressError if `out` is not an empty or missing directory, or if the disk lacks room for `needed` bytes.
+    """Raises QCompressError if `check_out` does, or if the disk lacks room for `needed` bytes.
 
     Bytes that an interrupted run has already written are subtracted from `needed`.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise QCompressError(f"{out}: is not empty; give a new directory, or remove it first")
+    check_out(out)
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     needed -= sum(file.stat().st_blocks * 512 for file in partial_path(out).glob("*.safetensors"))
@@ -131,7 +149,7 @@ class CheckpointWriter:
     def __init__(self, out: Path, specs: Sequence[TensorSpec], *, keep: bool = False, shard_bytes: int = SHARD_BYTES):
         """`keep` reuses the files of an interrupted run of the same plan; add the names it wrote to `written`.
 
-        ValueError for a duplicate name, QCompressError for an `out` that is not empty or a full disk.
+        Raises ValueError for a duplicate name, QCompressError if `check_room` does.
         """
         self.out, self.folder = out, partial_path(out)
         self.specs = {spec.name: spec for spec in specs}
@@ -282,16 +300,17 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def both_spellings(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with the keys of both transformers 5 and 4: adds rope_theta, rope_scaling and torch_dtype."""
+    """The config with the keys of both transformers 5 and 4: dtype and torch_dtype, rope_parameters and rope_theta.
+
+    The rope settings are those that transformers resolves for the model type.
+    """
     config = dict(config)
     if "dtype" in config or "torch_dtype" in config:
         config["dtype"] = config["torch_dtype"] = config.get("dtype") or config.get("torch_dtype")
     rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        config["rope_theta"] = rope["rope_theta"]
-        if rope.get("rope_type", "default") != "default":
-            config["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
-    return config
+    if "model_type" in config:
+        rope = getattr(make_config(config), "rope_parameters", None)
+    return config | both_rope_spellings(config, rope)
 
 
 def save_checkpoint(

@@ -11,7 +11,7 @@ import click
 from compress.cli.console import emit, print_written, progress, report
 from compress.cli.history import append_history, check_history_options, history_options
 from compress.cli.model_path import MODEL
-from compress.cli.options import Command, json_option, make_settings, settings_options
+from compress.cli.options import Command, json_option, make_settings, settings_options, shared_option
 from compress.core.errors import QCompressError
 from compress.core.lock import output_lock
 from compress.core.rows import CompareRow
@@ -23,12 +23,19 @@ from compress.evaluate.drift.settings import CompareLimits, DriftSettings, Repor
 @click.command("compare", cls=Command)
 @click.argument("reference", type=MODEL)
 @click.argument("checkpoints", metavar="CKPT...", nargs=-1, required=True, type=MODEL)
+@shared_option(
+    "--teacher",
+    group="Essentials",
+    type=MODEL,
+    help="Model that REFERENCE was distilled from: adds the distance of every checkpoint from it.",
+)
 @settings_options(DriftSettings, CompareLimits, ReportSettings)
 @history_options
 @json_option
 def command(
     reference: Path,
     checkpoints: tuple[Path, ...],
+    teacher: Path | None,
     history: Path | None,
     tag: str | None,
     as_json: bool,
@@ -42,6 +49,7 @@ def command(
 
     \b
     qcompress compare smollm2 smollm2-awq smollm2-gptq
+    qcompress compare student student-awq --teacher smollm2
     qcompress compare qwen qwen-awq --eval-text notes.txt --samples 64 --html report.html
     qcompress compare smollm2 smollm2-awq --html report.html --eval build/eval --bench bench.json --max-size 100MB
     """
@@ -53,13 +61,13 @@ def command(
     drift = make_settings(DriftSettings, options)
     if page.html:
         click.get_current_context().with_resource(output_lock(page.html))
-    comparison = compare_checkpoints((reference, *checkpoints), drift, limits, page, report)
+    comparison = compare_checkpoints((reference, *checkpoints), drift, limits, page, report, teacher=teacher)
     rows = comparison.rows
     append_history(history, tag, "compare", [{**row, "reference_digest": rows[0]["digest"]} for row in rows])
     if as_json:
-        emit([dict(row) for row in rows], as_json=True)
+        emit([dict(row) for row in comparison.all_rows], as_json=True)
     else:
-        show_rows(rows)
+        show_rows(comparison.all_rows)
     if page.html:
         store_report(page.html, comparison, history, shlex.join(["qcompress", *sys.argv[1:]]), report)
         print_written(page.html, next_command="open the report in a browser", as_json=as_json)

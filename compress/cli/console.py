@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from compress.cli.labels import COUNTER, label, size, value_text
+from compress.cli.labels import COUNTER, label, size, texts
 
 Row = dict[str, Any]
 LINE_SECONDS = 5  # between two lines of one counter where stderr is no terminal: a log of a long run stays readable
@@ -128,7 +128,7 @@ def counter_key(row: Row) -> str | None:
 def pairs(row: Row) -> str:
     """A row as one line of text with rich's markup."""
     shown = {key: value for key, value in row.items() if value is not None}
-    return "  ".join(f"[dim]{label(key)}[/dim] {escape(value_text(key, value))}" for key, value in shown.items())
+    return "  ".join(f"[dim]{label(key)}[/dim] {escape(text)}" for key, text in texts(shown).items())
 
 
 def emit(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, as_json: bool, title: str | None = None) -> None:
@@ -147,20 +147,22 @@ def emit(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, as_json: bool
 
 def print_facts(row: Row) -> None:
     """One row, a label and its value per line."""
-    width = max((len(label(key)) for key in row), default=0)
-    for key, value in row.items():
-        results.print(f"{label(key):<{width}}  {value_text(key, value)}", markup=False)
+    shown = texts(row)
+    width = max((len(label(key)) for key in shown), default=0)
+    for key, text in shown.items():
+        results.print(f"{label(key):<{width}}  {text}", markup=False)
 
 
 def print_table(rows: list[Row], title: str | None) -> None:
     """Several rows, a column per key; on a terminal that is too narrow, a block of lines per row."""
     table = Table(title=title, box=None, header_style="bold")
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [texts(row) for row in rows]
+    columns = list(dict.fromkeys(key for line in lines for key in line))
     for key in columns:
         words = all(isinstance(row[key], str) and not row[key][:1].isdigit() for row in rows if key in row)
         table.add_column(label(key), justify="left" if words else "right")
-    for row in rows:
-        table.add_row(*[escape(value_text(key, row[key])) if key in row else "" for key in columns])
+    for line in lines:
+        table.add_row(*[escape(line.get(key, "")) for key in columns])
     if not results.is_terminal:
         unfolded.print(table)
     elif unfolded.measure(table).maximum <= results.width:

@@ -72,8 +72,10 @@ def command(teacher: Path, out: Path, restart: bool, dry_run: bool, as_json: boo
         options["student"] = str(MODEL.convert(options["student"], None, None))
     settings = make_settings(DistillConfig, options)
     if dry_run:
+        from compress.checkpoint.write import check_out
         from compress.distill.student.plan import check_inputs, plan_distill, plan_row
 
+        check_out(out)
         emit(plan_row(plan_distill(teacher, settings), settings) | check_inputs(settings), as_json=as_json)
         return
     from compress.distill.job import distill_checkpoint

@@ -38,7 +38,7 @@ TRAINING_ONLY = (
     help="Take all sizes of the student from this config.json, in place of the options above.",
 )
 @json_option
-def command(teacher: Path, out: Path, config: Path | None, device: str, as_json: bool, **options: Any) -> None:
+def command(teacher: Path, out: Path, config: Path | None, as_json: bool, **options: Any) -> None:
     """Cut a student out of TEACHER, a folder or a hub id, without training it.
 
     --blocks keeps the first and the last block and removes consecutive blocks between them: those whose removal changes
@@ -55,7 +55,7 @@ def command(teacher: Path, out: Path, config: Path | None, device: str, as_json:
 
     settings = make_settings(DistillConfig, take_sizes(config, options) if config else options)
     with output_lock(out):
-        row = init_student(teacher, out, settings, report, device=device)
+        row = init_student(teacher, out, settings, report, loop=make_settings(LoopConfig, options))
     emit(row, as_json=as_json)
     command_line = f"qcompress distill {as_typed(teacher)} --student {out} -o {out}-trained"
     print_written(out, size_fact(row["float16_bytes"]), next_command=command_line, as_json=as_json)

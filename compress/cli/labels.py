@@ -72,7 +72,8 @@ LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "eta": ("time left", duration),
     "eval_kl": ("KL on evaluation text", nats),
     "eval_text": ("evaluation text", show),
-    "eval_tokens": ("evaluation tokens", show),
+    "eval_samples": ("evaluation windows", show),
+    "eval_seq_len": ("tokens per evaluation window", show),
     "factor": ("KL reduced by a factor of", show),
     "float16_bytes": ("size in FP16", size),
     "head_bits": ("output head", bits),
@@ -102,6 +103,9 @@ LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "seq_len": ("tokens per window", show),
     "sym": ("symmetric", show),
     "tail_mass": ("probability outside the stored tokens", percent),
+    "tokens_counted": ("tokens counted in the loss", show),
+    "tokens_read": ("tokens read", show),
+    "tokens_scored": ("scored tokens", show),
     "tokens_per_second": ("tokens per second", show),
     "top1": ("top-1 agreement", percent),
     "top5": ("top-5 agreement", percent),
@@ -117,8 +121,25 @@ def label(key: str) -> str:
     return LABELS[key][0] if key in LABELS else key.replace("_", " ")
 
 
-def value_text(key: str, value: Any) -> str:
-    """A value in the unit of its key; text stays as it is."""
+def error_key(key: str) -> str:
+    """The key of the standard error of `key`."""
+    return f"{key}_se"
+
+
+def texts(row: dict[str, Any]) -> dict[str, str]:
+    """The values of a row as text by key. A standard error follows its value: "17.91 ± 0.43"."""
+    errors = {error_key(key) for key in row}
+    return {key: value_text(key, value, row.get(error_key(key))) for key, value in row.items() if key not in errors}
+
+
+def value_text(key: str, value: Any, error: float | None = None) -> str:
+    """A value in the unit of its key, with its standard error if there is one; text stays as it is."""
     if key in LABELS and isinstance(value, int | float) and not isinstance(value, bool):
-        return LABELS[key][1](value)
-    return show(value)
+        text = LABELS[key][1](value)
+    else:
+        text = show(value)
+    if error is None:
+        return text
+    number, *unit = text.split(" ")
+    digits = len(number.partition(".")[2])
+    return " ".join([number, "±", f"{error:.2g}" if "e" in number else f"{error:.{digits}f}", *unit])

@@ -64,6 +64,7 @@ def command(
     config = QuantizeConfig(**settings)
     config.check_used(set_options())
     with imports():
+        from compress.checkpoint.write import check_out
         from compress.core.device import pick_device
         from compress.quantize.auto import quantize
         from compress.quantize.job import RunOptions, plan_quantize
@@ -71,6 +72,7 @@ def command(
         from compress.quantize.processes import join_processes
 
     if dry_run:
+        check_out(out)
         check_texts(config)
         emit(plan_row(str(model), plan_quantize(model, config)[1], config), as_json=as_json)
         return

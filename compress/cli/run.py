@@ -9,6 +9,8 @@ from compress.cli.console import emit, print_written, report
 from compress.cli.options import Command, dry_run_option, json_option, shared_option
 from compress.core.errors import GateFailure
 
+TRAINING = ("parameters", "float16_bytes", "steps", "best_step", "tokens_read", "stopped")  # the table has the rest
+
 
 @click.command("run", cls=Command)
 @click.argument("recipe", type=click.Path(path_type=Path))
@@ -53,9 +55,11 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         emit(result, as_json=True)
         return
+    rows, title = result["compare"], "compared with the 16-bit model"
     if "distill" in result:
-        emit(result["distill"], as_json=False)
-    emit([terminal_row(row) for row in result["compare"]], as_json=False, title="compared with the 16-bit student")
+        emit({key: value for key, value in result["distill"].items() if key in TRAINING}, as_json=False)
+        rows, title = [result["teacher"], *rows], "teacher, 16-bit student, and variants compared with both"
+    emit([terminal_row(row) for row in rows], as_json=False, title=title)
     emit(result["verdicts"], as_json=False)
     passed = sum(row["passed"] for row in result["verdicts"])
     count = f"{passed} of {len(result['verdicts'])} variants passed"

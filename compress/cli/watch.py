@@ -55,6 +55,11 @@ def show_rows(rows: Sequence["ChangeRow"], tag: str, *, as_json: bool) -> None:
     emit(shown, as_json=as_json, title=f"changes since {tag}")
 
 
+def fell(row: "ChangeRow") -> bool | str:
+    """Whether a figure got worse, or that its items cannot show it."""
+    return "too few items to tell" if row["too_few"] and not row["fell"] else row["fell"]
+
+
 def terminal_row(row: "ChangeRow") -> dict[str, object]:
     """A change in words and units."""
     from compress.evaluate.history.job import format_change
@@ -68,5 +73,5 @@ def terminal_row(row: "ChangeRow") -> dict[str, object]:
         "now": None if row["now"] is None else f"{row['now']:.{digits}f}",
         "change": format_change(row),
         "95 % interval": None if low is None else f"{low:+.{digits}f} to {high:+.{digits}f}",
-        "fell": row["fell"],
+        "fell": fell(row),
     }

@@ -20,6 +20,7 @@ GROUP_SIZES = (128, 64, 32)  # those that vLLM's kernels support, largest first
 TUNE_BATCH = 4  # windows per step of tuning
 HEAD_BITS = (16, 8, 4)
 EMBEDDING_BITS = (16, 8)
+EVAL_SAMPLES, EVAL_SEQ_LEN = 24, 512  # held-out windows and their length: the defaults of every command that measures
 CALIBRATION_ONLY = ("text", "samples", "seq_len", "seed", "error_correction", "compute_dtype", "activation_memory")
 UNITS = {
     "B": 1,

@@ -77,7 +77,7 @@ class CheckpointPart(TypedDict):
     """The part of a `CompareRow` that describes the checkpoint."""
 
     name: Annotated[str, "name of the checkpoint"]
-    role: Annotated[str, "reference or candidate"]
+    role: Annotated[str, "reference or candidate; teacher with --teacher"]
     format: Annotated[str, "awq, gptq, compressed-tensors, or the dtype of a 16-bit checkpoint"]
     method: Annotated[str | None, "quantization method, or command that wrote the checkpoint; null if unrecorded"]
     bytes: Annotated[int, "size of all safetensors files, bytes"]
@@ -93,6 +93,8 @@ class DriftPart(TypedDict):
 
     perplexity: Annotated[float, "perplexity on the evaluation text"]
     perplexity_se: Annotated[float | None, "standard error of perplexity; null for one window"]
+    reference_perplexity: Annotated[float, "the reference's perplexity on the same tokens"]
+    reference_perplexity_se: Annotated[float | None, "standard error of reference_perplexity; null for one window"]
     perplexity_ratio: Annotated[float, "perplexity over the reference's perplexity"]
     perplexity_ratio_se: Annotated[float | None, "standard error of perplexity_ratio; null for one window"]
     perplexity_ratio_low: Annotated[float | None, "lower end of the 95 % interval of perplexity_ratio"]
@@ -134,7 +136,20 @@ class WindowsPart(TypedDict):
     vocabulary: Annotated[int, "number of tokens that all models share"]
 
 
-class CompareRow(CheckpointPart, DriftPart, BreakdownPart, WindowsPart):
+class TeacherPart(TypedDict, total=False):
+    """The part of a `CompareRow` that exists with `--teacher`: the drift from the model that was distilled."""
+
+    teacher_kl: Annotated[float, "mean KL(teacher ‖ checkpoint), nats per token"]
+    teacher_kl_se: Annotated[float | None, "standard error of teacher_kl; null for one window"]
+    teacher_kl_low: Annotated[float | None, "lower end of the 95 % interval of teacher_kl"]
+    teacher_kl_high: Annotated[float | None, "upper end of the 95 % interval of teacher_kl"]
+    teacher_top1: Annotated[float, "share of tokens with the teacher's most likely token, 0 to 1"]
+    teacher_top1_se: Annotated[float | None, "standard error of teacher_top1; null for one window"]
+    teacher_perplexity_ratio: Annotated[float, "perplexity over the teacher's perplexity"]
+    teacher_perplexity_ratio_se: Annotated[float | None, "standard error of teacher_perplexity_ratio"]
+
+
+class CompareRow(CheckpointPart, DriftPart, BreakdownPart, WindowsPart, TeacherPart):
     """One checkpoint of `compare` or `verify`: its size, and its drift from the reference."""
 
     blocks: NotRequired[Annotated[list[BlockRow], "with --locate: one row per block"]]
@@ -163,6 +178,8 @@ class RetentionRow(TypedDict):
     empty: Annotated[int, "number of empty answers"]
     score: Annotated[float | None, "mean score, 0 to 1; null if nothing was scored"]
     score_se: Annotated[float | None, "standard error of score"]
+    score_low: Annotated[float | None, "lower end of the 95 % interval of score"]
+    score_high: Annotated[float | None, "upper end of the 95 % interval of score"]
     retention: Annotated[float | None, "score over the reference's score, %; null if the reference scores 0"]
     retention_low: Annotated[float | None, "lower end of the 95 % interval of retention, %"]
     retention_high: Annotated[float | None, "upper end of the 95 % interval of retention, %"]
@@ -215,6 +232,7 @@ class ChangeRow(TypedDict):
     change: Annotated[float | None, "`now` minus `before`, in `unit`; for perplexity, in % of `before`"]
     change_low: Annotated[float | None, "lower end of the 95 % interval of change"]
     change_high: Annotated[float | None, "upper end of the 95 % interval of change"]
+    too_few: Annotated[bool, "true if there are too few tasks for a significant fall"]
     fell: Annotated[bool, "true if the checkpoint got significantly worse, or dropped by more than --max-drop"]
 
 

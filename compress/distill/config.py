@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite
 from typing import Any
 
+from compress.core.config import EVAL_SAMPLES, EVAL_SEQ_LEN
 from compress.core.errors import BadValueError
 from compress.core.options import device_setting, option
 
@@ -361,7 +362,7 @@ class DistillConfig(StudentConfig, TrainConfig, TextConfig):
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Where a training runs, and how it is saved and logged. `restart` discards saved work."""
+    """Where a training runs, and how it is measured, saved and logged. `restart` discards saved work."""
 
     save_every: int = option(
         100,
@@ -372,6 +373,13 @@ class LoopConfig:
     log_dir: str | None = option(
         None, "Directory for TensorBoard event files.", group="Run control", is_path=True, default_text="none written"
     )
+    eval_samples: int = option(
+        EVAL_SAMPLES,
+        "Number of evaluation windows that the KL and the perplexities are measured on.",
+        group="Text",
+        minimum=1,
+    )
+    eval_seq_len: int = option(EVAL_SEQ_LEN, "Tokens per evaluation window.", group="Text", minimum=8)
     device: str = device_setting()
     restart: bool = False
 

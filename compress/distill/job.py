@@ -10,14 +10,14 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
-from math import exp
 from pathlib import Path
 
 import torch
 
 from calibration.corpus import source_digest
 from calibration.windows import Windows
-from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.heldout import START
+from compress.checkpoint.load import open_for_text
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.model_card import origin
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, files_digest
@@ -42,13 +42,14 @@ from compress.distill.student.plan import StudentPlan, plan_distill, plan_row
 from compress.distill.targets.cache import MANIFEST, Cache, windows_digest
 from compress.distill.targets.cached_teacher import CachedTeacher, cache_text, open_cache
 from compress.distill.text.packing import check_on_policy, check_packing
-from compress.distill.text.stages import TextStage, make_eval_windows, make_stages, stage_texts
+from compress.distill.text.stages import TextStage, check_untrained, make_stages, stage_texts
 from compress.distill.text.windows import Text, text_row
-from compress.distill.training.evaluator import Scores, StudentEvaluator
+from compress.distill.training.evaluator import StudentEvaluator
 from compress.distill.training.journal import TrainingJournal, shared_journal
 from compress.distill.training.logs import logged
 from compress.distill.training.loop import Teacher
 from compress.distill.training.stage_runner import Finished, Run, keep_alignment, make_alignment, run_stages
+from compress.distill.training.yardstick import Distance, Yardstick, with_errors, yardstick_windows
 
 LOOP = LoopConfig()
 STATE_BYTES = 28  # bytes per parameter of two saved states: weights, Adam's moments, the best weights
@@ -64,10 +65,10 @@ def distill_checkpoint(
     QCompressError for bad input, a cache of other settings, a student with another tokenizer, and training without
     any improvement.
     """
-    teacher = open_causal_lm(teacher)
-    plan = plan_distill(teacher.path, settings)
+    teacher = open_for_text(teacher)
+    plan = plan_distill(teacher, settings)
     device = training_device(loop.device, teacher, plan, settings)
-    student = open_causal_lm(settings.student) if settings.student else None
+    student = open_for_text(settings.student) if settings.student else None
     if student is not None:
         check_tokenizers(teacher, student)
     room = plan.student_size["float16_bytes"] + STATE_BYTES * plan.student_size["parameters"]
@@ -75,7 +76,7 @@ def distill_checkpoint(
         if not journal.published:
             with logged(report, out, loop.log_dir) if journal.writes else nullcontext(silent) as log:
                 job = DistillJob(teacher, student, out, settings, plan, device, journal, log)
-                distill(job, loop.save_every)
+                distill(job, loop)
         row = journal.notes["row"] if journal.writes else {}
         if journal.writes:
             journal.discard()
@@ -118,7 +119,7 @@ def job_settings(teacher: Checkpoint, student: Checkpoint | None, settings: Dist
     return {**settings.settings(), **inputs, **{name: version(name) for name in ("qcompress", "torch", "transformers")}}
 
 
-def distill(job: DistillJob, save_every: int) -> None:
+def distill(job: DistillJob, loop: LoopConfig) -> None:
     """Train and write the student, and store the summary row in the journal."""
     started, settings, report = time.perf_counter(), job.settings, job.report
     tokenizer, vocab = job.teacher.tokenizer, common_vocabulary(job.plan, job.teacher.tokenizer)
@@ -128,22 +129,25 @@ def distill(job: DistillJob, save_every: int) -> None:
     student = make_student(job, text, vocab)
     for checkpoint in filter(None, (job.teacher, job.student)):
         first(partial(check_weights_unchanged, checkpoint))
-    eval_windows = make_eval_windows(settings, text.texts, tokenizer)
-    *evaluators, evaluator = make_evaluators(teacher, eval_windows, vocab)
-    before = evaluator.measure(student.model)
-    report({"eval_tokens": evaluator.tokens, "kl_before": before.kl, "perplexity_before": exp(before.nll)})
+    heldout = yardstick_windows(job.teacher, settings.eval_text, loop.eval_samples, loop.eval_seq_len, job.device)
+    check_untrained(text.texts, heldout)
+    evaluators = make_evaluators(teacher, [one.eval_windows for one in text.texts], vocab)
+    yardstick = Yardstick(job.teacher, heldout, vocab, job.device) if job.journal.writes else None
+    before = yardstick.measure(student.model) if yardstick else None
+    if yardstick and before:
+        report(yardstick.row() | distance_row("before", before))
     alignment = make_alignment(student.model, teacher, text.stages, settings.seed)
     targets: Teacher = CachedTeacher(text.cache, text.texts[0].windows, teacher) if text.cache else teacher
     del teacher  # with a cache, training needs its head only
-    run = Run(student.model, targets, vocab, tokenizer.eos_token_id, alignment, report, job.journal, save_every)
+    run = Run(student.model, targets, vocab, tokenizer.eos_token_id, alignment, report, job.journal, loop.save_every)
     finished = run_stages(run, text.stages, text.texts, evaluators)
     check_gain(finished, job.journal)
-    if not job.journal.writes:
+    if yardstick is None or before is None:
         return
-    after = evaluator.measure(student.model)
-    row = {"out": str(job.out), **scores_row(evaluator.teacher_nll, before, after), **job.plan.student_size}
+    after = yardstick.measure(student.model)
+    row = {"out": str(job.out), **scores_row(yardstick, before, after), **job.plan.student_size}
     row |= training_row(finished)
-    text_of_record = record(job, text.texts, eval_windows[-1], student, finished, row)
+    text_of_record = record(job, text.texts, heldout, student, finished, row)
     job.journal.note("row", lambda: row | {"seconds": round(time.perf_counter() - started, 1)})
     keep_alignment(run, job.out)
     check_small_files_unchanged(job.student or job.teacher, job.journal.settings["small_files"])
@@ -202,7 +206,8 @@ def check_gain(finished: Sequence[Finished], journal: TrainingJournal) -> None:
         reason = f"{trained.stopped}, before the student was better than untrained"
     else:
         values = [row["eval_kl"] for row in trained.curve if "eval_kl" in row]
-        kl = f"evaluation KL {finished[-1].kl_before:.4g} before, best {min(values):.4g}"
+        tokens = f"{finished[-1].tokens_scored:,} tokens of {stage.settings.eval_text}"
+        kl = f"KL on {tokens} {finished[-1].kl_before:.4g} before, best {min(values):.4g}"
         reason = f"none of {len(trained.curve)} steps improved the student, {kl}"
         journal.forget()
     again = ", with --restart" if journal.file else ""
@@ -211,28 +216,29 @@ def check_gain(finished: Sequence[Finished], journal: TrainingJournal) -> None:
     raise QCompressError(f"{where}{reason}; nothing was written: {cure}")
 
 
-def scores_row(teacher_nll: float, before: Scores, after: Scores) -> Row:
-    """KL to the teacher on the evaluation text before and after, the ratio of both, and perplexities."""
-    return {
-        "kl_before": before.kl,
-        "kl_after": after.kl,
-        "factor": before.kl / after.kl,
-        "perplexity_teacher": exp(teacher_nll),
-        "perplexity_before": exp(before.nll),
-        "perplexity_after": exp(after.nll),
-    }
+def scores_row(yardstick: Yardstick, before: Distance, after: Distance) -> Row:
+    """KL to the teacher on held-out windows before and after, the ratio of both, and perplexities."""
+    teacher = with_errors(perplexity_teacher=yardstick.teacher_perplexity)
+    kl = with_errors(kl_before=before.kl, kl_after=after.kl) | {"factor": before.kl.value / after.kl.value}
+    perplexities = with_errors(perplexity_before=before.perplexity, perplexity_after=after.perplexity)
+    return kl | teacher | perplexities | yardstick.row()
+
+
+def distance_row(when: str, distance: Distance) -> Row:
+    """The figures of an untrained or trained student, by names that end in `when`."""
+    return with_errors(**{f"kl_{when}": distance.kl, f"perplexity_{when}": distance.perplexity})
 
 
 def training_row(finished: Sequence[Finished]) -> Row:
     """Steps and tokens of the whole run, the step of its weights, why it stopped, and the row of every named stage."""
     rows = [one.row() for one in finished]
     best = max(row["best_step"] for row in rows)
-    summed = {key: sum(row[key] for row in rows) for key in ("steps", "tokens")}
+    summed = {key: sum(row[key] for row in rows) for key in ("steps", "tokens_read")}
     stages = {"stages": rows} if finished[0].stage.name else {}
     return {
         "steps": summed["steps"],
         "best_step": best,
-        "tokens": summed["tokens"],
+        "tokens_read": summed["tokens_read"],
         "stopped": rows[-1]["stopped"],
         **stages,
     }
@@ -241,7 +247,7 @@ def training_row(finished: Sequence[Finished]) -> Row:
 def record(
     job: DistillJob,
     texts: Sequence[Text],
-    eval_windows: Windows,
+    heldout: Windows,
     student: StudentModel,
     finished: Sequence[Finished],
     row: Row,
@@ -253,7 +259,8 @@ def record(
         source=origin(job.teacher),
         student=origin(job.student) if job.student else None,
         calibration=joined_manifest(texts) | {"start": asdict(texts[0].start)},
-        eval_text=eval_windows.manifest,
+        eval_text=heldout.manifest,
+        start=heldout.manifest[START],
         stages=[stage_record(one, text) for one, text in zip(finished, texts, strict=False) if one.stage.name],
         blocks=student.blocks,
         sweep=student.sweep,

@@ -23,6 +23,7 @@ from compress.core.errors import BadValueError
 from compress.model.families import Stage, find_family, find_linears
 
 Weights = Callable[[str], Tensor]
+HEAD_WINDOWS = 4  # windows whose logits are in memory at a time
 HEAD_ROWS = 16384  # vocabulary rows per slice of the head: the whole head of a 7B model takes 2.2 GB in float32
 
 
@@ -45,17 +46,31 @@ def make_config(config: dict[str, Any]) -> PretrainedConfig:
     Raises ValueError if the model type is unknown or sizes contradict each other.
     """
     plain = {key: value for key, value in plain_config(config).items() if key not in ("model_type", "auto_map")}
+    with foreign_errors("transformers cannot use these settings"):
+        settings: PretrainedConfig = AutoConfig.for_model(config.get("model_type", ""), **plain)
+    return settings
+
+
+@contextmanager
+def foreign_errors(what: str) -> Iterator[None]:
+    """Turn every exception of transformers into a ValueError: its code works on values of a file that it trusts."""
     try:
-        return AutoConfig.for_model(config.get("model_type", ""), **plain)
+        yield
     except StrictDataclassError as error:
         raise BadValueError(f"the config contradicts itself: {error.__cause__ or error}") from None
+    except ValueError:
+        raise
+    except Exception as error:
+        raise BadValueError(f"{what} ({type(error).__name__}: {error})") from error
 
 
 def make_skeleton(config: dict[str, Any]) -> PreTrainedModel:
     """The causal LM without weights: its parameters are on the meta device, its buffers are computed. In eval mode."""
-    with init_empty_weights(include_buffers=False), no_init_weights():
-        model = AutoModelForCausalLM.from_config(make_config(config), dtype=torch.float32)
-    model.tie_weights()  # a tied head shares the embedding's parameter, so it is listed once
+    settings = make_config(config)
+    with foreign_errors("transformers cannot build this model"):
+        with init_empty_weights(include_buffers=False), no_init_weights():
+            model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+        model.tie_weights()  # a tied head shares the embedding's parameter, so it is listed once
     return model.eval().requires_grad_(False)
 
 
@@ -238,17 +253,22 @@ class BlockModel:
         return run
 
     @torch.no_grad()
-    def nll(self, ids: Tensor, skip: int) -> float:
-        """Mean nll of ids[:, skip:] in nats, for ids (batch, seq). A token is predicted from all tokens before it."""
+    def nll(self, ids: Tensor, skip: int, vocabulary: int | None = None) -> float:
+        """Mean nll of ids[:, skip:] in nats, for ids (batch, seq). A token is predicted from all tokens before it.
+
+        Only the first `vocabulary` tokens can be predicted; None: all rows of the head.
+        """
         with self.embedding_and_norm():
             hidden = self.embed(ids)
         for index, block in self.in_order():
             hidden = self.runner(block, index)(hidden)
         with self.embedding_and_norm():
-            return self._head_nll(hidden, ids, skip, self.weights(self.head_name))
+            head = self.weights(self.head_name)[:vocabulary]
+            pairs = zip(hidden.split(HEAD_WINDOWS), ids.split(HEAD_WINDOWS), strict=True)
+            return torch.cat([self._head_nll(states, part, skip, head) for states, part in pairs]).mean().item()
 
-    def _head_nll(self, hidden: Tensor, ids: Tensor, skip: int, head: Tensor) -> float:
-        """`nll`, computed from `hidden`, the states after the last block. Uses HEAD_ROWS rows of the head at a time."""
+    def _head_nll(self, hidden: Tensor, ids: Tensor, skip: int, head: Tensor) -> Tensor:
+        """Every nll of `nll`, from the states after the last block, with HEAD_ROWS rows of `head` at a time."""
         out, totals, target_logits = self.model.get_output_embeddings(), [], []
         targets = ids[:, skip:, None].to(self.device)
         for start in range(0, len(head), HEAD_ROWS):
@@ -258,7 +278,7 @@ class BlockModel:
             totals.append(logits.logsumexp(-1))
             inside = (targets >= start) & (targets < start + len(part))
             target_logits.append((logits.gather(-1, (targets - start).clamp(0, len(part) - 1)) * inside)[..., 0])
-        return (torch.stack(totals).logsumexp(0) - torch.stack(target_logits).sum(0)).mean().item()
+        return torch.stack(totals).logsumexp(0) - torch.stack(target_logits).sum(0)
 
     @contextmanager
     def block(self, index: int, stored: dict[str, Tensor] | None = None) -> Iterator[Block]:

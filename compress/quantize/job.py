@@ -15,6 +15,7 @@ import torch
 from calibration.corpus import source_digest
 from calibration.start import format_start_token
 from calibration.windows import Windows
+from compress.checkpoint.door.tokenizer import has_tokenizer
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory_check import check_memory
@@ -47,9 +48,12 @@ from compress.quantize.publish import finish
 def plan_quantize(model: PathOrCheckpoint, config: QuantizeConfig) -> tuple[Checkpoint, LayoutPlan]:
     """The open checkpoint and its exact plan. No weights are read.
 
-    Raises QCompressError if the model cannot be quantized.
+    Raises QCompressError if the model cannot be quantized. A tokenizer is copied to the result, so it is checked even
+    if the method reads no text.
     """
     checkpoint = open_causal_lm(model)
+    if config.reads_text or has_tokenizer(checkpoint.path):
+        checkpoint.tokenizer  # noqa: B018  fails here, before any work
     return checkpoint, plan_within(checkpoint_source(checkpoint, config.dtype), config)
 
 

@@ -8,6 +8,7 @@ from calibration.windows import Windows
 from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.finite import cast_finite, check_finite
 from compress.checkpoint.formats import packed_config
+from compress.checkpoint.heldout import heldout_start, recorded_start
 from compress.checkpoint.model_card import CARD, origin, write_card
 from compress.checkpoint.read import RECORD, Checkpoint
 from compress.checkpoint.record import record_text
@@ -83,6 +84,7 @@ def job_record(job: QuantizeJob, windows: Windows | None, tables: list[Row]) -> 
             "source_bytes": job.checkpoint.bytes,
             "bits_per_weight": round(job.plan.bits_per_weight, 4),
         },
+        start=heldout_start(job.checkpoint, str(job.blocks.device)) if windows else recorded_start(job.checkpoint),
         calibration=windows.manifest | {"start": job.journal.notes["start"]} if windows else None,
         rows=job.journal.rows,
         tables=tables,

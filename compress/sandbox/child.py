@@ -1,63 +1,91 @@
-"""The contained process: reads {code, tests, folder, limits}, drops its rights, runs the code, writes two JSON lines.
+"""The contained process: reads a request and its data from stdin, drops its rights, calls one function.
 
-The first line lists the layers, the second is {"status", "detail"}. Without a second line the tests did not finish,
-whatever the exit code.
+It writes to its channel: a line with the layers, a line with the status, and the function's bytes. Without the second
+line the function did not return, whatever the exit code.
 """
 
-import builtins
 import errno
+import importlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from compress.sandbox.layers import Limits, contain, unload_tools
+from compress.sandbox.layers import ENDING, Limits, apply, contain, end_with
 
 DETAIL = 200  # characters
 
 
 def main() -> None:
-    """Run one request. Never returns: `_exit` also ends threads that the code started."""
-    request = json.load(sys.stdin)
-    channel = request["channel"]
-    os.chdir(request["folder"])
-    contained = contain(request["folder"], Limits(**request["limits"]))
-    unload_tools()
-    send(channel, contained)
-    send(channel, run_tests(request["code"], request["tests"]))
+    """Run one request. Never returns."""
+    with os.fdopen(0, "rb", closefd=False) as stdin:
+        request, data = json.loads(stdin.readline()), stdin.read()
+    channel, limits = request["channel"], Limits(**request["limits"])
+    try:
+        apply(ENDING, lambda: end_with(request["parent"]))  # again in `contain`, since new namespaces undo it
+        function = load(request)
+        layers = contain(limits, request["parent"], request["packages"])
+    except Exception as error:
+        write(channel, {"missing": describe(error)})
+        os._exit(1)
+    write(channel, layers)
+    write(channel, *call(function, data, limits))
     os._exit(0)
 
 
-def send(channel: int, value: dict[str, str]) -> None:
-    os.write(channel, (json.dumps(value) + "\n").encode())
+def load(request: dict[str, Any]) -> Callable[[bytes], bytes]:
+    """The function, after all imports. Afterwards this process has no writable file but its channel."""
+    own, sys.path = sys.path, request["path"]
+    for name in request["imports"]:
+        importlib.import_module(name)
+    module, _, name = request["function"].partition(":")
+    function: Callable[[bytes], bytes] = getattr(importlib.import_module(module), name)
+    sys.path = [*own, *request["packages"]]
+    os.chdir("/")
+    nothing = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return function
 
 
-def run_tests(code: str, tests: list[str]) -> dict[str, str]:
-    """Run the code, then each test in the same namespace. The status is "passed" or that of the first failure."""
-    names: dict[str, Any] = {"__name__": "answer", "__builtins__": builtins}
-    for source in (code, *tests):
-        try:
-            exec(compile(source, "<answer>", "exec"), names)
-            sys.stdout.flush()
-        except BaseException as error:  # also SystemExit and KeyboardInterrupt, which the code can raise
-            return {"status": status_of(error), "detail": describe(error, source if source is not code else "")}
-    return {"status": "passed", "detail": ""}
+def call(function: Callable[[bytes], bytes], data: bytes, limits: Limits) -> tuple[dict[str, str], bytes]:
+    """The status of a call, and its result."""
+    try:
+        output = function(data)
+        if type(output) is not bytes:
+            raise TypeError(f"{function.__name__} must return bytes, not {type(output).__name__}")
+    except BaseException as error:  # also SystemExit and KeyboardInterrupt
+        return {"status": status_of(error), "detail": describe(error)}, b""
+    if len(output) > limits.output:
+        return {"status": "output", "detail": f"{len(output):,} bytes, more than {limits.output:,}"}, b""
+    return {"status": "returned", "detail": ""}, output
+
+
+def write(channel: int, header: dict[str, str], output: bytes = b"") -> None:
+    """Write a header as one line, and all bytes of the output."""
+    rest = memoryview(json.dumps(header).encode() + b"\n" + output)
+    while rest:
+        rest = rest[os.write(channel, rest) :]
 
 
 def status_of(error: BaseException) -> str:
-    """The status of an exception: a sandbox limit, a failed test, or an error in the code."""
+    """The status of an exception: a limit of the sandbox, a failed test, or an error in the code."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return "memory"
     if isinstance(error, PermissionError) or "can't start new thread" in str(error):
         return "refused"
-    if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return "output"
     if isinstance(error, SystemExit):
         return "exited"
     return "failed" if isinstance(error, AssertionError) else "error"
 
 
-def describe(error: BaseException, test: str) -> str:
-    """The exception and the test that raised it, in at most DETAIL characters."""
+def describe(error: BaseException, where: str = "") -> str:
+    """The exception and the place that raised it, in at most DETAIL characters."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return (f"{test}: {text}" if test else text)[:DETAIL]
+    return (f"{where}: {text}" if where else text)[:DETAIL]
+
+
+def echo(data: bytes) -> bytes:
+    """The same bytes: tests whether this machine can contain a process."""
+    return data

@@ -1,6 +1,6 @@
-"""Landlock: this process can open files below some folders only. It cannot be undone.
+"""Landlock: this process can read files below some folders, and change no file. It cannot be undone.
 
-https://docs.kernel.org/userspace-api/landlock.html. Rights that an older kernel lacks are left to the other layers.
+https://docs.kernel.org/userspace-api/landlock.html. Rights that an older kernel lacks are refused by seccomp.
 """
 
 import ctypes
@@ -12,11 +12,7 @@ from compress.sandbox.kernel import prctl, syscall
 
 CREATE, ADD_RULE, RESTRICT = 444, 445, 446
 VERSION_FLAG, PATH_BENEATH, PR_SET_NO_NEW_PRIVS = 1, 1, 38
-WRITE_FILE, READ_FILE, READ_DIR = 0x2, 0x4, 0x8
-REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_FILE, MOVE, TRUNCATE = 0x10, 0x20, 0x80, 0x100, 0x2000, 0x4000
-READ = READ_FILE | READ_DIR
-WRITE = READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_FILE | MOVE | TRUNCATE
-ON_FILES = WRITE_FILE | READ_FILE | TRUNCATE
+READ_FILE, READ_DIR = 0x4, 0x8
 FILE_RIGHTS = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 4: 0x7FFF, 5: 0xFFFF}  # all file rights of each Landlock version
 TCP, SCOPES = 0x3, 0x3  # bind and connect (version 4); abstract sockets and signals (version 6)
 
@@ -31,28 +27,27 @@ class PathRule(ctypes.Structure):
 
 
 def version() -> int:
-    """Landlock's version in this kernel. OSError if it has none."""
+    """Landlock's version in this kernel. OSError without Landlock."""
     return syscall(CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION_FLAG))
 
 
-def confine_files(readable: Sequence[str], writable: Sequence[str]) -> str:
-    """Allow reading below `readable` and writing below `writable` only. OSError without Landlock."""
+def confine_files(readable: Sequence[str]) -> str:
+    """Allow reading below `readable` only. OSError without Landlock."""
     number = version()
     supported = FILE_RIGHTS[min(number, max(FILE_RIGHTS))]
     rules = Ruleset(supported, TCP if number >= 4 else 0, SCOPES if number >= 6 else 0)
     size = 8 if number < 4 else 16 if number < 6 else 24
     ruleset = syscall(CREATE, ctypes.byref(rules), ctypes.c_size_t(size), ctypes.c_uint32(0))
-    for rights, paths in ((READ, readable), (WRITE, writable)):
-        for path in filter(os.path.exists, paths):
-            _allow(ruleset, path, rights & supported)
+    for path in filter(os.path.exists, readable):
+        _allow(ruleset, path)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     syscall(RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0))
     os.close(ruleset)
     return f"version {number}"
 
 
-def _allow(ruleset: int, path: str, rights: int) -> None:
+def _allow(ruleset: int, path: str) -> None:
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    rule = PathRule(rights if Path(path).is_dir() else rights & ON_FILES, descriptor)
+    rule = PathRule(READ_FILE | READ_DIR if Path(path).is_dir() else READ_FILE, descriptor)
     syscall(ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(PATH_BENEATH), ctypes.byref(rule), ctypes.c_uint32(0))
     os.close(descriptor)

@@ -1,93 +1,111 @@
-"""The layers that contain a child process, in the order in which they are applied.
+"""The layers that contain a process, in the order in which they are applied. Without one of them, nothing is run.
 
-A layer that this machine lacks is reported.
+Only the namespaces can be absent: they repeat what seccomp forbids, and many containers do not offer them.
 """
 
 import os
 import resource
-import sys
+import signal
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from compress.sandbox.audit import add_hook
-from compress.sandbox.kernel import unshare
+from compress.sandbox.kernel import prctl, unshare
 from compress.sandbox.landlock import confine_files
-from compress.sandbox.seccomp import deny_calls
+from compress.sandbox.seccomp import allow_calls
 
-NEW_USER, NEW_NETWORK = 0x10000000, 0x40000000
-DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+NEW_NAMESPACES = 0x10000000 | 0x40000000 | 0x08000000 | 0x04000000  # user, network, IPC, host name
+PR_SET_PDEATHSIG = 1
+ENDING = "ends with its parent"
+SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/dev/null", "/dev/zero", "/dev/urandom")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one run: wall-clock and CPU seconds, bytes of address space, bytes of each file or output."""
+    """Limits of one run: clock and CPU seconds, bytes of address space and of the result, threads, open files.
 
-    seconds: float = 15.0
+    `processes` counts the process itself and its threads. More than 1 needs a user other than root, whose threads Linux
+    does not count. No file can be created.
+    """
+
+    seconds: float = 10.0
     cpu_seconds: int = 5
     memory: int = 512 * 1024 * 1024
     output: int = 1024 * 1024
+    processes: int = 1
+    files: int = 64
 
 
-def limit_resources(limits: Limits) -> str:
-    """Set the resource limits that every Unix has."""
-    for name, value in (
-        ("RLIMIT_CPU", limits.cpu_seconds),
-        ("RLIMIT_AS", limits.memory),
-        ("RLIMIT_FSIZE", limits.output),
-        ("RLIMIT_CORE", 0),
-        ("RLIMIT_NOFILE", 64),
-    ):
-        extra = 1 if name == "RLIMIT_CPU" else 0  # the hard limit kills code that ignores the signal of the soft one
-        resource.setrlimit(getattr(resource, name), (value, value + extra))
-    return f"{limits.cpu_seconds} s of CPU, {limits.memory / 2**20:.0f} MiB"
+def contain(limits: Limits, parent: int, packages: Sequence[str] = ()) -> dict[str, str]:
+    """Drop all rights except computing and reading Python's library and `packages`. Returns each layer's state.
+
+    OSError, which names the layer, if this machine lacks one.
+    """
+    if limits.processes > 1 and os.getuid() == 0:
+        raise OSError("Linux does not limit the threads of root; run as another user, or with one process")
+    layers: dict[str, Callable[[], str]] = {
+        "one thread": count_threads,
+        "namespaces": separate,
+        ENDING: lambda: end_with(parent),
+        "resource limits": lambda: limit_resources(limits),
+        "landlock": lambda: confine_files([*library_folders(), *packages]),
+        "seccomp": lambda: allow_calls(threads=limits.processes > 1),
+    }
+    return {name: apply(name, layer) for name, layer in layers.items()}
 
 
-def deny_calls_or_processes() -> str:
-    """Install the seccomp filter. If that fails, forbid new processes; that also forbids threads, but not for root."""
+def apply(name: str, layer: Callable[[], str]) -> str:
+    """Apply one layer. An OSError names it."""
     try:
-        return deny_calls()
-    except (OSError, KeyError):
-        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-        raise
+        return layer()
+    except (OSError, ValueError) as error:
+        raise OSError(f"{name}: {error}") from error
 
 
-def new_namespace(flag: int) -> str:
-    """Move this process into a new user or network namespace."""
-    unshare(flag)
+def count_threads() -> str:
+    """OSError if modules have started threads: the next layers bind the calling thread only."""
+    count = sum(1 for _ in Path("/proc/self/task").iterdir())
+    if count > 1:
+        raise OSError(f"the imports started {count - 1} threads")
+    return "yes"
+
+
+def separate() -> str:
+    """Move this process into new namespaces, where it has no user's rights and no network."""
+    try:
+        unshare(NEW_NAMESPACES)
+    except OSError as error:
+        return f"none: {error}"
     return "separate"
 
 
-def readable_folders() -> list[str]:
+def end_with(parent: int) -> str:
+    """Make the kernel kill this process when `parent` ends. OSError if that has happened already."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise OSError("the parent has ended")
+    return "yes"
+
+
+def limit_resources(limits: Limits) -> str:
+    """Set the kernel's limits for this process."""
+    for name, value in (
+        (resource.RLIMIT_CPU, limits.cpu_seconds),
+        (resource.RLIMIT_AS, limits.memory),
+        (resource.RLIMIT_NOFILE, limits.files),
+        (resource.RLIMIT_NPROC, limits.processes),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+    ):
+        extra = 1 if name == resource.RLIMIT_CPU else 0  # the hard limit kills code that ignores the soft one's signal
+        resource.setrlimit(name, (value, value + extra))
+    return f"{limits.cpu_seconds} s of CPU, {limits.memory / 2**20:.0f} MiB"
+
+
+def library_folders() -> list[str]:
     """Folders of the standard library and of the shared libraries that it loads, with links resolved."""
     library = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
-    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"]
-    return [os.path.realpath(path) for path in [*library, *system, *DEVICES]]
-
-
-def contain(folder: str, limits: Limits) -> dict[str, str]:
-    """Drop all rights but computing and writing below `folder`. Returns each layer's state, or "none: reason"."""
-    readable, writable = readable_folders(), [os.path.realpath(folder), *DEVICES]
-    layers: dict[str, Callable[[], str]] = {
-        "user namespace": lambda: new_namespace(NEW_USER),
-        "network namespace": lambda: new_namespace(NEW_NETWORK),
-        "resource limits": lambda: limit_resources(limits),
-        "landlock": lambda: confine_files(readable, writable),
-        "seccomp": deny_calls_or_processes,
-        "audit hook": lambda: add_hook(readable, writable),
-    }
-    return {name: attempt(layer) for name, layer in layers.items()}
-
-
-def attempt(layer: Callable[[], str]) -> str:
-    """Apply a layer; returns its state, or "none: reason" if it cannot be applied."""
-    try:
-        return layer()
-    except (OSError, KeyError, AttributeError, ValueError) as error:
-        return f"none: {error}"
-
-
-def unload_tools() -> None:
-    """Remove the sandbox's modules from the interpreter, so that the audit hook sees an attempt to import them."""
-    for name in [name for name in sys.modules if name.split(".")[0] in ("ctypes", "_ctypes", "compress", "resource")]:
-        del sys.modules[name]
+    return [os.path.realpath(path) for path in [*library, *SYSTEM]]

@@ -1,14 +1,24 @@
-"""Run code and its tests in a contained process. Linux only; `containment` lists the layers of this machine."""
+"""Run a function in a contained process: bytes in, bytes out. Linux only.
+
+    run("package.module:function", data, Limits(seconds=60), imports=["pypdf"])
+
+The function can compute and read Python's library. It can change no file, reach no other process and no network, and it
+ends with this process. `containment` lists the layers of this machine.
+"""
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-import tempfile
+import sysconfig
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from types import TracebackType
 
 from compress.sandbox.layers import Limits
 
@@ -16,80 +26,166 @@ ROOT = Path(__file__).parents[2]
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv.pop()); from compress.sandbox.child import main; sys.path.pop(0); main()"
 )
-ENVIRONMENT = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}  # the whole environment of the child
+ENVIRONMENT = {"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 DEFAULT = Limits()
+HEADER = 64 * 1024  # bytes of the channel beside the result
+START = 60.0  # seconds in which the imports and the layers must be done
+PATIENCE = 2.0  # seconds in which a process that has closed its channel must end
 
 
 class SandboxError(RuntimeError):
-    """The sandbox did not start, so the code did not run."""
+    """The sandbox did not start, so nothing ran."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Result:
     """How a run ended.
 
-    `status` is passed, failed (a test), error (an exception), refused (a forbidden action), memory, cpu, timeout,
-    output, killed (a signal) or exited (before the end of the tests). `layers` are those of `contain`.
+    `status` is returned, error (an exception), refused (a forbidden action), memory, cpu, timeout, output (too many
+    bytes), killed (a signal) or exited (without returning). `output` is empty unless the function returned. `layers`
+    are those of `contain`.
     """
 
     status: str
+    output: bytes
     detail: str
     layers: dict[str, str]
 
 
-def run_python(code: str, tests: list[str], limits: Limits = DEFAULT) -> Outcome:
-    """Run `code`, then each of `tests`, statements that raise on failure. Raises SandboxError."""
-    if not sys.platform.startswith("linux"):
-        raise SandboxError(f"the sandbox for generated code needs Linux, not {sys.platform}")
-    with tempfile.TemporaryDirectory(prefix="qcompress-") as folder, tempfile.TemporaryFile() as sink:
+def run(function: str, data: bytes, limits: Limits = DEFAULT, imports: Sequence[str] = ()) -> Result:
+    """Call "module:function" on `data` in a contained process. Raises SandboxError.
+
+    `imports` are loaded first, while all files can be read. With imports, installed packages stay readable.
+    """
+    with Contained(function, data, limits, imports) as process:
+        return process.result(process.start())
+
+
+class Contained:
+    """One contained process. It is killed at the end of the `with` block."""
+
+    def __init__(
+        self,
+        function: str,
+        data: bytes,
+        limits: Limits = DEFAULT,
+        imports: Sequence[str] = (),
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        """Start the process, which inherits `descriptors`."""
+        if not sys.platform.startswith("linux"):
+            raise SandboxError(f"the sandbox for generated code needs Linux, not {sys.platform}")
+        self.limits = limits
+        self.received = bytearray()
         reader, writer = os.pipe()
-        with os.fdopen(reader, "rb") as channel:
-            request = {"code": code, "tests": tests, "folder": folder, "channel": writer, "limits": asdict(limits)}
-            returncode = _run_child(request, writer, sink.fileno(), limits.seconds)
-            lines = channel.read().splitlines()
-    if not lines:
-        raise SandboxError(f"the contained process ended with code {returncode} before it started the code")
-    return _outcome(lines, returncode)
+        self.channel = os.fdopen(reader, "rb", buffering=0)
+        packages = sorted({os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")})
+        request = {
+            "function": function,
+            "imports": list(imports),
+            "path": [str(ROOT), *filter(None, sys.path)],
+            "packages": packages if imports else [],
+            "channel": writer,
+            "parent": os.getpid(),
+            "limits": asdict(limits),
+        }
+        with os.fdopen(os.memfd_create("request"), "w+b") as stdin, os.fdopen(writer):
+            stdin.write(json.dumps(request).encode() + b"\n" + data)
+            stdin.seek(0)
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-B", "-c", BOOT, str(ROOT)],
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(writer, *descriptors),
+                env=ENVIRONMENT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> "Contained":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
+        self.channel.close()
+
+    def kill(self) -> None:
+        """Kill the process and its threads."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def start(self) -> dict[str, str]:
+        """Wait until the layers are applied, and return them. Raises SandboxError if that fails."""
+        self._read(time.monotonic() + START, lambda: b"\n" in self.received)
+        line, _, rest = bytes(self.received).partition(b"\n")
+        self.received = bytearray(rest)
+        layers = parse_header(line)
+        if not layers or "missing" in layers:
+            code = self.exit_code(PATIENCE)
+            reason = layers.get("missing", f"it ended with code {code} before it started the code")
+            raise SandboxError(f"the contained process did not start: {reason}")
+        return layers
+
+    def result(self, layers: dict[str, str]) -> Result:
+        """How the run ended, after `start`."""
+        deadline = time.monotonic() + self.limits.seconds
+        largest = self.limits.output + HEADER
+        if not self._read(deadline, lambda: len(self.received) > largest):
+            return Result("timeout", b"", "exceeded the time limit", layers)
+        if len(self.received) > largest:
+            return Result("output", b"", f"wrote more than {self.limits.output:,} bytes", layers)
+        code = self.exit_code(PATIENCE)
+        line, _, output = bytes(self.received).partition(b"\n")
+        header = parse_header(line)
+        if code == 0 and header.keys() == {"status", "detail"}:
+            return Result(header["status"], output, header["detail"], layers)
+        status, detail = describe_exit(code)
+        return Result(status, b"", detail, layers)
+
+    def exit_code(self, patience: float) -> int | None:
+        """The exit code, or None if the process was still running after so many seconds and was killed."""
+        try:
+            return self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return None
+
+    def _read(self, deadline: float, enough: Callable[[], bool]) -> bool:
+        """Read from the channel until `enough` or its end. False if the deadline came first."""
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN)
+        while not enough():
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                return False
+            piece = self.channel.read(HEADER)
+            if not piece:
+                return True
+            self.received += piece
+        return True
 
 
-def _run_child(request: dict[str, object], writer: int, sink: int, seconds: float) -> int | None:
-    """The child's exit code, or None if it was killed at the time limit. Closes `writer`."""
-    child = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-B", "-c", BOOT, str(ROOT)],
-        stdin=subprocess.PIPE,
-        stdout=sink,
-        stderr=subprocess.DEVNULL,
-        pass_fds=(writer,),
-        env=ENVIRONMENT,
-        start_new_session=True,
-    )
-    os.close(writer)
+def parse_header(line: bytes) -> dict[str, str]:
+    """The line's JSON object of texts; {} for anything else, which only code that broke its bounds writes."""
     try:
-        child.communicate(json.dumps(request).encode(), timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.communicate()
-        return None
-    return child.returncode
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if type(value) is dict and all(type(text) is str for text in value.values()) else {}
 
 
-def _outcome(lines: list[bytes], returncode: int | None) -> Outcome:
-    """The outcome from the child's lines and exit code."""
-    layers = json.loads(lines[0])
-    if returncode is None:
-        return Outcome("timeout", "exceeded the time limit", layers)
-    if returncode == -signal.SIGXCPU:
-        return Outcome("cpu", "exceeded the CPU time limit", layers)
-    if returncode < 0:
-        return Outcome("killed", f"ended by signal {-returncode}", layers)
-    try:
-        (last,) = lines[1:]
-        return Outcome(layers=layers, **json.loads(last))
-    except (ValueError, TypeError):  # no line, or the code wrote into the channel
-        return Outcome("exited", f"ended with code {returncode} before the end of its tests", layers)
+def describe_exit(code: int | None) -> tuple[str, str]:
+    """Status and detail of a process that ended without a result. A code of None: it was killed by this process."""
+    if code == -signal.SIGXCPU:
+        return "cpu", "exceeded the CPU time limit"
+    if code is not None and code < 0:
+        return "killed", f"ended by signal {-code}"
+    return "exited", f"ended with code {code} before the function returned"
 
 
 @cache
 def containment() -> dict[str, str]:
-    """The state of each layer on this machine; "none: reason" for a missing one. Raises SandboxError."""
-    return run_python("", []).layers
+    """The state of each layer on this machine. Raises SandboxError if one is missing."""
+    return run("compress.sandbox.child:echo", b"").layers

@@ -1,4 +1,4 @@
-"""A seccomp filter that makes the calls in `syscalls.py` fail with "not permitted". It cannot be removed.
+"""A seccomp filter that allows the calls in `syscalls.py`; all others fail with "not permitted". It cannot be removed.
 
 https://docs.kernel.org/userspace-api/seccomp_filter.html
 """
@@ -8,16 +8,18 @@ import errno
 import os
 
 from compress.sandbox.kernel import prctl
-from compress.sandbox.syscalls import AUDIT_ARCH, CLONE, CLONE3, MACHINES, denied_numbers
+from compress.sandbox.syscalls import ABSENT, ALLOWED, AUDIT_ARCH, CHECKED, MACHINES, THREAD, Checked
 
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, MODE_FILTER = 22, 38, 2
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # BPF opcodes
-NUMBER_AT, ARCH_AT, FIRST_ARGUMENT_AT = 0, 4, 16  # bytes into struct seccomp_data
-ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
-CLONE_THREAD = 0x00010000
-X32 = 0x40000000  # first number of x86-64's second table of calls
+LOAD, EQUAL, ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06  # BPF opcodes
+NUMBER_AT, ARCH_AT, FIRST_ARGUMENT_AT, ARGUMENT_SIZE = 0, 4, 16, 8  # bytes into struct seccomp_data
 
 Step = tuple[int, int, int, int]  # opcode, steps to skip when true, when false, operand
+
+ALLOW: Step = (RETURN, 0, 0, 0x7FFF0000)
+KILL: Step = (RETURN, 0, 0, 0x80000000)
+REFUSE: Step = (RETURN, 0, 0, 0x00050000 | errno.EPERM)
+REPORT_ABSENT: Step = (RETURN, 0, 0, 0x00050000 | errno.ENOSYS)
 
 
 class Filter(ctypes.Structure):
@@ -28,32 +30,38 @@ class Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filters", ctypes.POINTER(Filter)))
 
 
-def steps(machine: int) -> list[Step]:
-    """The filter's steps on a machine, which is an index of `MACHINES`."""
-    refuse = (RETURN, 0, 0, REFUSE | errno.EPERM)
-    program: list[Step] = [
-        (LOAD, 0, 0, ARCH_AT),
-        (EQUAL, 1, 0, AUDIT_ARCH[machine]),
-        (RETURN, 0, 0, KILL),
-        (LOAD, 0, 0, NUMBER_AT),
-        (AT_LEAST, 0, 1, X32),
-        refuse,
-    ]
-    for number in denied_numbers(machine):
-        program += [(EQUAL, 0, 1, number), refuse]
-    program += [(EQUAL, 0, 1, CLONE3[machine] or 0), (RETURN, 0, 0, REFUSE | errno.ENOSYS)]
-    program += [
-        (EQUAL, 0, 3, CLONE[machine] or 0),
-        (LOAD, 0, 0, FIRST_ARGUMENT_AT),
-        (ANY_BIT, 1, 0, CLONE_THREAD),
-        refuse,
-    ]
-    return [*program, (RETURN, 0, 0, ALLOW)]
+def steps(machine: int, *, threads: bool = False) -> list[Step]:
+    """The filter's steps on a machine, which is an index of `MACHINES`. `threads` allows new threads."""
+    allowed = [numbers for calls in ALLOWED.values() for numbers in calls.values()]
+    program = [(LOAD, 0, 0, ARCH_AT), (EQUAL, 1, 0, AUDIT_ARCH[machine]), KILL, (LOAD, 0, 0, NUMBER_AT)]
+    for numbers in allowed:
+        program += case(numbers[machine], [ALLOW])
+    for call in [*CHECKED.values(), *([THREAD] if threads else [])]:
+        program += case(call.numbers[machine], check(call))
+    for numbers in ABSENT.values():
+        program += case(numbers[machine], [REPORT_ABSENT])
+    return [*program, REFUSE]
 
 
-def deny_calls() -> str:
-    """Install the filter in this process. OSError if the kernel lacks seccomp, KeyError on an unknown machine."""
-    program = steps(MACHINES[os.uname().machine])
+def case(number: int | None, then: list[Step]) -> list[Step]:
+    """Steps that run `then`, which must end with a return, for this call only."""
+    return [] if number is None else [(EQUAL, 0, len(then), number), *then]
+
+
+def check(call: Checked) -> list[Step]:
+    """Steps that allow or refuse a call by its argument's lower 32 bits, all that the kernel uses of flags."""
+    load = (LOAD, 0, 0, FIRST_ARGUMENT_AT + ARGUMENT_SIZE * call.argument)
+    if call.forbidden:
+        return [load, (ANY_BIT, 0, 1, call.forbidden), REFUSE, ALLOW]
+    return [load, *(step for value in call.values for step in ((EQUAL, 0, 1, value), ALLOW)), REFUSE]
+
+
+def allow_calls(*, threads: bool = False) -> str:
+    """Install the filter in this thread. OSError if the kernel lacks seccomp or for an unknown machine."""
+    machine = os.uname().machine
+    if machine not in MACHINES:
+        raise OSError(f"unknown machine {machine}")
+    program = steps(MACHINES[machine], threads=threads)
     filters = (Filter * len(program))(*(Filter(*step) for step in program))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_SECCOMP, MODE_FILTER, ctypes.byref(Program(len(program), filters)))

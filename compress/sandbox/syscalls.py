@@ -1,107 +1,110 @@
-"""System calls that a pure function never needs, grouped by purpose, with their numbers on x86-64 and AArch64.
+"""System calls that a contained process can use, by purpose, with their numbers on x86-64 and AArch64.
 
+All other calls fail, those of newer kernels too. No call here changes a file or reaches another process.
 Source: the kernel's arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h. None: no such call.
-Calls that open files are missing, because a filter cannot see paths; Landlock restricts them.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 Numbers = tuple[int | None, int | None]
 
 MACHINES = {"x86_64": 0, "aarch64": 1}
 AUDIT_ARCH = (0xC000003E, 0xC00000B7)
-CLONE: Numbers = (56, 220)  # allowed for threads only
-CLONE3: Numbers = (435, 435)  # reported as missing: the C library then uses clone, whose flags a filter can read
 
-DENIED: dict[str, dict[str, Numbers]] = {
-    "network": {
-        "socket": (41, 198),
-        "socketpair": (53, 199),
-        "connect": (42, 203),
-        "bind": (49, 200),
-        "listen": (50, 201),
-        "accept": (43, 202),
-        "accept4": (288, 242),
-        "sendto": (44, 206),
-        "sendmsg": (46, 211),
-        "sendmmsg": (307, 269),
+ALLOWED: dict[str, dict[str, Numbers]] = {
+    "memory": {
+        "brk": (12, 214),
+        "mmap": (9, 222),
+        "munmap": (11, 215),
+        "mremap": (25, 216),
+        "mprotect": (10, 226),
+        "madvise": (28, 233),
     },
-    "processes": {
-        "fork": (57, None),
-        "vfork": (58, None),
-        "execve": (59, 221),
-        "execveat": (322, 281),
-        "kill": (62, 129),
-        "tkill": (200, 130),
-        "tgkill": (234, 131),
-        "rt_sigqueueinfo": (129, 138),
-        "rt_tgsigqueueinfo": (297, 240),
-        "pidfd_open": (434, 434),
-        "pidfd_send_signal": (424, 424),
-        "pidfd_getfd": (438, 438),
-        "ptrace": (101, 117),
-        "process_vm_readv": (310, 270),
-        "process_vm_writev": (311, 271),
+    "open files": {
+        "read": (0, 63),
+        "readv": (19, 65),
+        "pread64": (17, 67),
+        "write": (1, 64),
+        "writev": (20, 66),
+        "lseek": (8, 62),
+        "fstat": (5, 80),
+        "close": (3, 57),
+        "dup": (32, 23),
+        "dup2": (33, None),
+        "dup3": (292, 24),
+        "poll": (7, None),
+        "ppoll": (271, 73),
+        "select": (23, None),
+        "pselect6": (270, 72),
     },
-    "file attributes": {  # Landlock does not restrict these
-        "chmod": (90, None),
-        "fchmod": (91, 52),
-        "fchmodat": (268, 53),
-        "fchmodat2": (452, 452),
-        "chown": (92, None),
-        "lchown": (94, None),
-        "fchown": (93, 55),
-        "fchownat": (260, 54),
-        "setxattr": (188, 5),
-        "lsetxattr": (189, 6),
-        "fsetxattr": (190, 7),
-        "utime": (132, None),
-        "utimes": (235, None),
-        "utimensat": (280, 88),
-        "futimesat": (261, None),
-        "open_by_handle_at": (304, 265),
+    "finding modules": {  # a filter cannot see paths: names, sizes and dates of all files can be read
+        "stat": (4, None),
+        "lstat": (6, None),
+        "newfstatat": (262, 79),
+        "statx": (332, 291),
+        "access": (21, None),
+        "faccessat": (269, 48),
+        "faccessat2": (439, 439),
+        "readlink": (89, None),
+        "readlinkat": (267, 78),
+        "getcwd": (79, 17),
+        "getdents64": (217, 61),
     },
-    "memory outside the limit": {
-        "memfd_create": (319, 279),
-        "shmget": (29, 194),
-        "msgget": (68, 186),
-        "semget": (64, 190),
+    "time": {
+        "clock_gettime": (228, 113),
+        "clock_getres": (229, 114),
+        "clock_nanosleep": (230, 115),
+        "nanosleep": (35, 101),
+        "gettimeofday": (96, 169),
+        "time": (201, None),
+        "times": (100, 153),
     },
-    "limits": {"prlimit64": (302, 261), "setrlimit": (160, 164), "personality": (135, 92)},
-    "kernel": {
-        "io_uring_setup": (425, 425),  # its operations pass no filter
-        "io_uring_enter": (426, 426),
-        "io_uring_register": (427, 427),
-        "bpf": (321, 280),
-        "perf_event_open": (298, 241),
-        "userfaultfd": (323, 282),
-        "keyctl": (250, 219),
-        "add_key": (248, 217),
-        "request_key": (249, 218),
-        "unshare": (272, 97),
-        "setns": (308, 268),
-        "mount": (165, 40),
-        "umount2": (166, 39),
-        "pivot_root": (155, 41),
-        "chroot": (161, 51),
-        "open_tree": (428, 428),
-        "move_mount": (429, 429),
-        "fsopen": (430, 430),
-        "init_module": (175, 105),
-        "finit_module": (313, 273),
-        "delete_module": (176, 106),
-        "kexec_load": (246, 104),
-        "reboot": (169, 142),
-        "settimeofday": (164, 170),
-        "clock_settime": (227, 112),
+    "locks": {
+        "futex": (202, 98),
+        "set_robust_list": (273, 99),
+        "rseq": (334, 293),
+        "sched_yield": (24, 124),
     },
+    "signals of this process": {
+        "rt_sigaction": (13, 134),
+        "rt_sigprocmask": (14, 135),
+        "rt_sigreturn": (15, 139),
+        "sigaltstack": (131, 132),
+        "restart_syscall": (219, 128),
+    },
+    "facts": {
+        "getpid": (39, 172),
+        "getppid": (110, 173),
+        "gettid": (186, 178),
+        "getuid": (102, 174),
+        "geteuid": (107, 175),
+        "getgid": (104, 176),
+        "getegid": (108, 177),
+        "getrusage": (98, 165),
+        "sched_getaffinity": (204, 123),
+        "sysinfo": (99, 179),
+        "uname": (63, 160),
+    },
+    "random numbers": {"getrandom": (318, 278)},
+    "ending": {"exit": (60, 93), "exit_group": (231, 94)},
 }
 
 
-def denied_numbers(machine: int) -> Iterator[int]:
-    """The numbers of all denied calls on a machine, which is an index of `MACHINES`."""
-    for calls in DENIED.values():
-        for numbers in calls.values():
-            number = numbers[machine]
-            if number is not None:
-                yield number
+@dataclass(frozen=True)
+class Checked:
+    """A call that is allowed for some values of one argument: one of `values`, or without any bit of `forbidden`."""
+
+    numbers: Numbers
+    argument: int
+    values: tuple[int, ...] = ()
+    forbidden: int = 0
+
+
+WRITING = 0o1 | 0o2 | 0o100 | 0o1000 | 0o2000 | 0o20000000  # O_WRONLY O_RDWR O_CREAT O_TRUNC O_APPEND O_TMPFILE
+CHECKED = {
+    "open": Checked((2, None), 1, forbidden=WRITING),
+    "openat": Checked((257, 56), 2, forbidden=WRITING),
+    "fcntl": Checked((72, 25), 1, values=(0, 1, 2, 3, 1030)),  # F_DUPFD F_GETFD F_SETFD F_GETFL F_DUPFD_CLOEXEC
+}
+THREAD = Checked((56, 220), 0, values=(0x3D0F00, 0x7D0F00))  # clone, with the flags that pthread_create passes
+ABSENT: dict[str, Numbers] = {"clone3": (435, 435), "openat2": (437, 437)}  # the C library then uses clone and openat

@@ -17,7 +17,7 @@ RECORD: dict[str, Any] = {
     "eval_text": {"sources": [{"name": "heldout", "digest": "sha256:ee", "weight": 1.0, "tokens": 300}]},
     "loss": [{"step": 1, "loss": 3.5}, {"step": 2, "loss": 2.25}],
     "rows": [
-        {"out": "/home/me/small", "seconds": 17.3, "kl_before": 2.5, "kl_after": 1.25, "tokens": 4096, "steps": 2}
+        {"out": "/home/me/small", "seconds": 17.3, "kl_before": 2.5, "kl_after": 1.25, "tokens_read": 4096, "steps": 2}
     ],
     "versions": {"qcompress": "0.1.0"},
 }

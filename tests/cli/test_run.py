@@ -44,7 +44,7 @@ def test_a_7b_recipe_is_planned_without_weights():
     rows = json.loads(invoke("run", path, "--dry-run", "--json").stdout)
     assert rows[0]["teacher_parameters"] == 7_615_616_512
     assert rows[0]["parameters"] == 1_543_714_304
-    assert rows[0]["tokens"] >= 100_000_000 and rows[0]["memory_bytes"] > 10**10
+    assert rows[0]["tokens_read"] >= 100_000_000 and rows[0]["memory_bytes"] > 10**10
     assert all(row["bytes"] < 2 * 10**9 and row["group_size"] == 128 for row in rows[1:])
 
 

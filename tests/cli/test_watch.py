@@ -19,8 +19,8 @@ def invoke(*arguments):
 
 @pytest.fixture
 def suite(rounded, tmp_path):
-    """Three questions whose right answers are what `rounded` says."""
-    rows = [{"id": str(n), "kind": "qa", "language": "en", "turns": [f"who is {n}?"]} for n in range(3)]
+    """Eight questions whose right answers are what `rounded` says."""
+    rows = [{"id": str(n), "kind": "qa", "language": "en", "turns": [f"who is {n}?"]} for n in range(8)]
     items = [parse_item(row | {"expected": {"answers": ["x"]}}) for row in rows]
     runtime, tokenizer = open_transformers(Checkpoint(rounded)), Checkpoint(rounded).tokenizer
     said = {item.id: texts[0] for item, texts in answer_items(runtime, tokenizer, items, 3)}

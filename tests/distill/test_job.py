@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,16 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from calibration.windows import build_windows
 from compress.checkpoint.check.run import check_checkpoint
-from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.cli import cli
 from compress.core.errors import QCompressError
-from compress.distill.config import DistillConfig
+from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.job import distill_checkpoint
-from compress.distill.model import Model
 from compress.distill.student.plan import plan_distill, plan_row
-from compress.distill.training.evaluator import StudentEvaluator
+from compress.evaluate.drift.compare import compare_rows
+from compress.evaluate.drift.windows import evaluation_windows
 
 SHORT: dict[str, Any] = {
     "alpha": 1.0,
@@ -46,19 +43,28 @@ def test_distillation_lowers_the_heldout_kl_and_reports_the_factor(distilled):
     _, row, _ = distilled
     assert 0 < row["kl_after"] < row["kl_before"]
     assert row["factor"] == pytest.approx(row["kl_before"] / row["kl_after"])
-    assert row["tokens"] == 6 * 4 * 32 and row["stopped"] is None
+    assert row["tokens_read"] == 6 * 4 * 32 and row["stopped"] is None
 
 
-def test_the_reported_scores_are_those_of_the_written_student(distilled, tiny_llama):
+def test_the_reported_scores_are_those_that_compare_finds(distilled, tiny_llama):
     out, row, _ = distilled
-    cpu, tokenizer, made = torch.device("cpu"), Checkpoint(tiny_llama).tokenizer, Checkpoint(out).record["eval_text"]
-    arguments = {key: made[key] for key in ("n_samples", "seq_len", "seed", "start_token")}
-    evaluator = StudentEvaluator(
-        Model(load_model(tiny_llama), cpu), build_windows(["heldout"], tokenizer, **arguments), 128
-    )
-    found = evaluator.measure(Model(load_model(out), cpu))
-    assert row["kl_after"] == pytest.approx(found.kl, rel=1e-6)
-    assert row["perplexity_after"] == pytest.approx(exp(found.nll), rel=1e-6)
+    windows = evaluation_windows(tiny_llama, [out], n_samples=row["eval_samples"], seq_len=row["eval_seq_len"])
+    assert windows.manifest["digest"] == Checkpoint(out).record["eval_text"]["digest"]
+    teacher, student = compare_rows(tiny_llama, [out], windows)
+    assert row["tokens_scored"] == student["tokens"] == int(windows.mask[:, 1:].sum())
+    for key, found in (("kl_after", "kl"), ("perplexity_after", "perplexity")):
+        assert row[key] == pytest.approx(student[found], rel=1e-5)
+        assert row[f"{key}_se"] == pytest.approx(student[f"{found}_se"], rel=1e-4)
+    assert row["perplexity_teacher"] == pytest.approx(teacher["perplexity"], rel=1e-5)
+
+
+def test_the_windows_that_measure_never_change_the_weights(distilled, tiny_llama, tmp_path):
+    out, row, _ = distilled
+    few = LoopConfig(eval_samples=2, eval_seq_len=64)
+    other = distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(blocks=1, **SHORT), loop=few)
+    assert (other["eval_samples"], other["tokens_scored"]) == (2, 2 * 63)
+    assert other["kl_after"] != row["kl_after"] and other["best_step"] == row["best_step"]
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
 
 
 def test_padding_rows_of_a_vocabulary_never_change_the_result(tiny_llama, tmp_path):

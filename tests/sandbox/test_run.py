@@ -1,184 +1,187 @@
-"""The sandbox contains generated code: with all layers, and with single kernel layers without Python's hook."""
+"""A function runs in a contained process: bytes in, bytes out, within its limits, and it ends with its parent."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from compress.sandbox.layers import Limits
-from compress.sandbox.run import ROOT, SandboxError, containment, run_python
-from compress.sandbox.seccomp import steps
-from compress.sandbox.syscalls import DENIED, denied_numbers
+from compress.sandbox.run import ROOT, Contained, Result, SandboxError, containment, run
 
-SHORT = Limits(seconds=10, cpu_seconds=1)
-LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="generated code runs on Linux only")
-pytestmark = LINUX
-
-
-def status(code: str, limits: Limits = SHORT) -> str:
-    return run_python(code, [], limits).status
+sys.path.insert(0, str(Path(__file__).parent))
+FUNCTIONS = "contained_functions"
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="generated code runs on Linux only")
+SHORT = Limits(seconds=2, cpu_seconds=1, output=1000)
 
 
-CONTAINED = {
-    "import os\nos.fork()": "refused",
-    "import os\nos.system('true')": "refused",
-    "import subprocess\nsubprocess.run(['true'])": "refused",
-    "import multiprocessing as m\nm.get_context('fork').Process(target=print).start()": "refused",
-    "import os\nos.kill(os.getppid(), 9)": "refused",
-    "while True: pass": "cpu",
-    "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass": "killed",
-    "x = bytearray(10 * 1024**3)": "memory",
-    "import socket\nsocket.socket()": "refused",
-    "import asyncio\nasyncio.run(asyncio.sleep(0))": "refused",
-    "open('../out', 'w')": "refused",
-    "open('/etc/passwd').read()": "refused",
-    "open('/proc/self/environ').read()": "refused",
-    "import os\nos.symlink('/etc', 'e')\nopen('e/passwd')": "refused",
-    "import os\nos.remove('/etc/hostname')": "refused",
-    "while True: print('x' * 999)": "output",
-    "open('big', 'wb').write(bytes(2**22))": "output",
-    "import ctypes": "refused",
-    "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))": "refused",
-    "raise SystemExit(0)": "exited",
-    "import os\nos._exit(0)": "exited",
-    "import os\nfor f in range(3, 64):\n  try: os.write(f, b'{}')\n  except OSError: pass\nos._exit(0)": "exited",
-    "import os\nos.abort()": "killed",
-    "def f(:": "error",
-    "1 / 0": "error",
-    "assert False": "failed",
-}
+def call(name: str, data: bytes = b"", limits: Limits = SHORT, imports: tuple[str, ...] = ()) -> Result:
+    return run(f"{FUNCTIONS}:{name}", data, limits, imports)
 
 
-@pytest.mark.parametrize(("code", "expected"), CONTAINED.items())
-def test_forbidden_actions_are_contained_and_named(code, expected):
-    assert status(code) == expected
+@pytest.mark.parametrize(
+    ("function", "status", "detail"),
+    [
+        ("reverse", "returned", ""),
+        ("fail", "error", "ZeroDivisionError"),
+        ("return_text", "error", "TypeError: return_text must return bytes, not str"),
+        ("leave", "exited", "SystemExit: 0"),
+        ("leave_at_once", "exited", "ended with code 0 before the function returned"),
+        ("loop", "cpu", "exceeded the CPU time limit"),
+        ("loop_on", "killed", "ended by signal 9"),
+        ("sleep", "timeout", "exceeded the time limit"),
+        ("abort", "killed", "ended by signal"),
+        ("fill_memory", "memory", "MemoryError"),
+        ("fill_memory_slowly", "memory", "MemoryError"),
+        ("write_a_file", "refused", "PermissionError"),
+        ("read_accounts", "refused", "PermissionError"),
+        ("open_many", "error", "OSError: [Errno 24] Too many open files"),
+        ("return_too_much", "output", "1,001 bytes, more than 1,000"),
+        ("flood_the_channel", "output", "wrote more than 1,000 bytes"),
+        ("write_a_status", "exited", "ended with code 3"),
+        ("write_nonsense", "exited", "ended with code 0"),
+        ("close_the_channel", "exited", "ended with code None"),
+    ],
+)
+def test_the_status_states_how_the_run_ended(function, status, detail):
+    limits = Limits(seconds=1, cpu_seconds=1, output=1000) if status == "timeout" else Limits(10, 1, output=1000)
+    result = call(function, b"abc", limits)
+    assert result.status == status and result.detail.startswith(detail), result
+    assert result.output == (b"cba" if status == "returned" else b"")
 
 
-def test_many_small_allocations_end_at_the_memory_limit():
-    assert status("x = []\nwhile True: x.append(bytearray(2**22))", Limits(memory=2**27)) == "memory"
+def test_large_data_passes_in_both_directions():
+    data = os.urandom(3_000_000)
+    assert call("reverse", data, Limits(60, 30, output=len(data))).output == data[::-1]
 
 
-def test_sleeping_ends_at_the_wall_clock_limit():
-    assert status("import time\ntime.sleep(60)", Limits(seconds=0.5)) == "timeout"
+def test_imports_are_loaded_first_and_installed_packages_stay_readable():
+    limits = Limits(60, 30, memory=2**30)
+    assert call("yaml_to_json", b"{a: [1, 2]}", limits, ("yaml",)).output == b'{"a": [1, 2]}'
+    assert call("import_later", b"yaml", limits, ("json",)).status == "returned"
+    assert call("import_later", b"yaml", limits).detail == "ModuleNotFoundError: No module named 'yaml'"
 
 
-def test_allowed_actions_pass():
-    code = (
-        "import collections, dataclasses, datetime, decimal, fractions, functools, heapq, itertools, json, math, re\n"
-        "import threading\nt = threading.Thread(target=print, args=('x',)); t.start(); t.join()\n"
-        "with open('note', 'w') as f: f.write('kept')\n"
-        "import os; os.mkdir('d'); os.rename('note', 'd/note')\n"
-        "def f(x): return x + 1\n"
-        "if __name__ == '__main__': raise SystemExit"
-    )
-    assert run_python(code, ["assert f(1) == 2", "assert open('d/note').read() == 'kept'"], SHORT).status == "passed"
+@pytest.mark.parametrize(
+    ("function", "imports", "reason"),
+    [
+        ("missing", (), "has no attribute 'missing'"),
+        ("reverse", ("no_such_module",), "No module named 'no_such_module'"),
+        ("reverse", ("import_starts_a_thread",), "the imports started 1 threads"),
+    ],
+)
+def test_a_function_that_cannot_be_loaded_is_an_error(function, imports, reason):
+    with pytest.raises(SandboxError, match=reason):
+        call(function, b"", SHORT, imports)
 
 
-def test_the_detail_names_the_first_failing_test():
-    outcome = run_python("def f(x): return x", ["assert f(1) == 1", "assert f(2) == 3"], SHORT)
-    assert outcome.status == "failed" and "assert f(2) == 3" in outcome.detail
-
-
-def test_environment_variables_never_reach_the_code(monkeypatch):
+def test_environment_variables_never_reach_the_function(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
-    assert status("import os\nassert 'secret' not in os.environ.values() and len(os.environ) < 6") == "passed"
+    assert b"secret" not in call("environment").output and b"LANG" in call("environment").output
+
+
+def test_no_descriptor_but_the_channel_is_inherited(tmp_path):
+    with (tmp_path / "open").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        assert call("writable_descriptors").output == b"1 2 channel"
 
 
 def test_nothing_stays_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    status("open('a', 'w').write('x')")
+    call("reverse", b"abc")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("layer", "function"),
+    [
+        ("landlock", "layers.confine_files"),
+        ("seccomp", "layers.allow_calls"),
+        ("resource limits", "layers.limit_resources"),
+        ("one thread", "layers.count_threads"),
+        ("ends with its parent", "layers.prctl"),
+        ("seccomp", "seccomp.prctl"),
+        ("landlock", "landlock.syscall"),
+    ],
+)
+def test_without_a_layer_nothing_runs(monkeypatch, layer, function):
+    module, _, name = function.partition(".")
+    boot = f"import sys; sys.path.insert(0, sys.argv.pop()); import compress.sandbox.{module} as module\n"
+    boot += f"def missing(*a, **k): raise OSError('not in this kernel')\nmodule.{name} = missing\n"
+    boot += "from compress.sandbox.child import main; sys.path.pop(0); main()"
+    monkeypatch.setattr("compress.sandbox.run.BOOT", boot)
+    with pytest.raises(SandboxError, match=rf"did not start: OSError: {layer}: not in this kernel"):
+        call("reverse")
+
+
+def test_missing_namespaces_are_reported(monkeypatch):
+    boot = "import sys; sys.path.insert(0, sys.argv.pop()); import compress.sandbox.layers as layers\n"
+    boot += "def missing(flags): raise OSError('not in this container')\nlayers.unshare = missing\n"
+    boot += "from compress.sandbox.child import main; sys.path.pop(0); main()"
+    monkeypatch.setattr("compress.sandbox.run.BOOT", boot)
+    result = call("reverse", b"ab")
+    assert result.layers["namespaces"] == "none: not in this container" and result.output == b"ba"
+    assert call("write_a_file").status == "refused"
 
 
 def test_a_sandbox_that_does_not_start_raises_an_error(monkeypatch):
     monkeypatch.setattr("compress.sandbox.run.BOOT", "raise SystemExit(7)")
     with pytest.raises(SandboxError, match="ended with code 7 before it started the code"):
-        run_python("", [])
+        call("reverse")
 
 
-def has(layer: str) -> bool:
-    return sys.platform.startswith("linux") and not containment()[layer].startswith("none")
+def test_threads_of_root_are_refused_because_they_have_no_limit():
+    if os.getuid():
+        pytest.skip("needs root")
+    with pytest.raises(SandboxError, match="Linux does not limit the threads of root"):
+        call("start_threads", b"", Limits(processes=4))
 
 
-def stderr_with(layer: str, code: str) -> str:
-    """stderr of `code` in a process with this one kernel layer."""
-    setup = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); {layer}"
-    process = subprocess.run([sys.executable, "-I", "-S", "-c", f"{setup}\n{code}"], capture_output=True, text=True)
-    return process.stderr
+def test_containment_has_every_layer():
+    assert set(containment()) >= {"landlock", "seccomp", "resource limits", "ends with its parent", "namespaces"}
 
 
-SECCOMP = "from compress.sandbox.seccomp import deny_calls; deny_calls()"
-LANDLOCK = (
-    "from compress.sandbox.layers import readable_folders; "
-    "from compress.sandbox.landlock import confine_files; confine_files(readable_folders(), [sys.argv[-1]])"
-)
+def running(process: int) -> bool:
+    """Whether a process exists and has not ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "os.fork()",
-        "os.execv('/bin/true', ['true'])",
-        "os.posix_spawn('/bin/true', ['true'], {})",
-        "import socket; socket.socket()",
-        "os.kill(os.getppid(), 0)",
-        "os.chmod('/tmp', 0o777)",
-        "import ctypes; l = ctypes.CDLL(None, use_errno=True); l.syscall(425, 1, 0); raise OSError(ctypes.get_errno())",
-    ],
-)
-def test_seccomp_alone_refuses_the_call(code):
-    if not has("seccomp"):
-        pytest.skip("this kernel has no seccomp")
-    error = stderr_with(SECCOMP, code)
-    assert "PermissionError" in error or error.strip().endswith("OSError: 1"), error
+def test_the_process_dies_with_a_killed_parent():
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
+    code += "from compress.sandbox.run import Contained\n"
+    code += f"p = Contained('{FUNCTIONS}:sleep', b''); p.start(); print(p.process.pid, flush=True); p.process.wait()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        child = int(parent.stdout.readline())
+        assert running(child)
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    end = time.monotonic() + 5
+    while running(child) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not running(child)
 
 
-def test_seccomp_alone_allows_threads():
-    code = "import threading; t = threading.Thread(target=print); t.start(); t.join()"
-    assert not has("seccomp") or stderr_with(SECCOMP, code) == ""
+def test_a_process_whose_parent_has_ended_before_does_not_start(monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    with pytest.raises(SandboxError, match="the parent has ended"):
+        call("reverse")
 
 
-@pytest.mark.parametrize("code", ["open('/etc/passwd')", "open('/proc/self/environ')", "os.listdir('/root')"])
-def test_landlock_alone_refuses_reading_outside(code):
-    if not has("landlock"):
-        pytest.skip("this kernel has no Landlock")
-    assert "PermissionError" in stderr_with(LANDLOCK, code)
+def test_leaving_the_block_kills_the_process():
+    with Contained(f"{FUNCTIONS}:sleep", b"") as process:
+        process.start()
+        assert running(process.process.pid)
+    assert not running(process.process.pid)
 
 
-def test_landlock_alone_refuses_writing_outside(tmp_path):
-    outside = tmp_path / "out"
-    if has("landlock"):
-        assert "PermissionError" in stderr_with(LANDLOCK, f"open({str(outside)!r}, 'w')") and not outside.exists()
-
-
-@pytest.mark.parametrize(
-    ("layer", "function", "code", "expected"),
-    [
-        ("landlock", "confine_files", "open('/etc/passwd')", "refused"),
-        ("seccomp", "deny_calls", "import os\nos.fork()", "refused"),
-        ("seccomp", "deny_calls", "import resource as r\nassert r.getrlimit(r.RLIMIT_NPROC) == (0, 0)", "passed"),
-    ],
-)
-def test_a_missing_layer_is_reported_and_the_others_still_work(monkeypatch, layer, function, code, expected):
-    boot = "import sys; sys.path.insert(0, sys.argv.pop()); import compress.sandbox.layers as layers; "
-    boot += f"layers.{function} = lambda *a: open('/none'); "
-    boot += "from compress.sandbox.child import main; sys.path.pop(0); main()"
-    monkeypatch.setattr("compress.sandbox.run.BOOT", boot)
-    outcome = run_python(code, [], SHORT)
-    assert outcome.layers[layer].startswith("none: [Errno 2]") and outcome.status == expected
-
-
-def test_no_call_is_denied_twice_and_the_filter_fits_the_kernel():
-    for machine in (0, 1):
-        numbers = list(denied_numbers(machine))
-        assert len(numbers) == len(set(numbers)) and len(steps(machine)) < 4096
-    assert len(DENIED) == 6 and os.uname().machine in ("x86_64", "aarch64")
-
-
-def test_the_child_needs_the_standard_library_only():
-    folder = Path(ROOT, "compress", "sandbox")
-    assert list(folder.glob("*.py"))
-    assert "".join(path.read_text() for path in folder.glob("*.py")).count("import torch") == 0
-    assert status("") == "passed"  # runs with -S: other packages cannot be imported
+def test_other_systems_than_linux_are_refused(monkeypatch):
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(SandboxError, match="needs Linux, not darwin"):
+        call("reverse")

@@ -88,7 +88,7 @@ def check_checkpoint(
     if not any(path.glob("*.safetensors")) and not (path / INDEX).is_file():
         weight_files(path)  # raises the error that explains what is missing
     try:
-        checkpoint = open_checkpoint(model)
+        checkpoint = model if isinstance(model, Checkpoint) else Checkpoint(path)
     except QCompressError as problem:
         stop = "loaders stop, or read the bytes of another tensor"
         unreadable = error(problem.message, "complete files that match the index", stop, file=path.name)

@@ -17,7 +17,7 @@ from calibration.chat import encode_text, has_template, render_prompt
 from calibration.document import row_prompt
 from calibration.readers import read_lines
 from compress.checkpoint.load import (
-    open_causal_lm,
+    open_for_text,
     template_digest,
     tokenizer_digest,
 )
@@ -100,7 +100,7 @@ def generate_answers(
     with output_lock(out, rank=rank, ranks=ranks), on_interrupt(lambda: kept(out)):
         if restart:
             discard_answers(out, ranks)
-        checkpoint = open_causal_lm(teacher)
+        checkpoint = open_for_text(teacher)
         fitting, too_long = read_prompts(checkpoint, prompts, sampling, limit)
         facts = describe(checkpoint, [*fitting, *too_long], sampling)
         length = max(len(prompt.ids) for prompt in fitting) + sampling.max_tokens

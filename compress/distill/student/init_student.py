@@ -2,13 +2,14 @@
 
 import time
 from dataclasses import asdict
-from math import exp
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from compress.checkpoint.load import open_causal_lm
+from calibration.windows import Windows
+from compress.checkpoint.heldout import START
+from compress.checkpoint.load import open_for_text
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.model_card import origin
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, read_json
@@ -17,17 +18,18 @@ from compress.checkpoint.write import check_room
 from compress.core.device import pick_device
 from compress.core.errors import QCompressError
 from compress.core.report import Report, Row, silent
-from compress.distill.config import SHAPE, DistillConfig
+from compress.distill.config import SHAPE, DistillConfig, LoopConfig
 from compress.distill.model import open_model, working_dtype
 from compress.distill.student.build import StudentModel, common_vocabulary, cut_student, save_student
 from compress.distill.student.plan import plan_distill, plan_row
 from compress.distill.text.packing import check_packing
 from compress.distill.text.windows import Text, train_text
-from compress.distill.training.evaluator import StudentEvaluator
-from compress.distill.training.loop import snapshot
+from compress.distill.training.loop import restore, snapshot
+from compress.distill.training.yardstick import Yardstick, with_errors, yardstick_windows
 from compress.model.student import shape_of
 from compress.model.width import Shape
 
+LOOP = LoopConfig()
 RECORDED = ("blocks", *SHAPE, "importance", "text", "eval_text", "seq_len", "seed", "dtype")
 EVEN = 128
 PLANNED = ("student", "teacher_parameters", "parameters", "float16_bytes", "int4_bytes")
@@ -52,52 +54,59 @@ def uneven(shape: Shape, teacher: Shape) -> str | None:
 
 
 def init_student(
-    teacher: PathOrCheckpoint, out: Path, settings: DistillConfig, report: Report = silent, *, device: str = "auto"
+    teacher: PathOrCheckpoint, out: Path, settings: DistillConfig, report: Report = silent, *, loop: LoopConfig = LOOP
 ) -> Row:
-    """Write the untrained student to `out`; returns sizes, and KL and perplexity on the evaluation text.
+    """Write the untrained student to `out`; returns sizes, and KL and perplexity on held-out windows.
 
-    It reads shape, texts, seq_len, seed and dtype of the settings. Nothing is left at `out` when it fails.
+    It reads shape, texts, seq_len, seed and dtype of the settings; of `loop` the device and the windows. Nothing is
+    left at `out` when it fails.
     """
     started = time.perf_counter()
-    teacher = open_causal_lm(teacher)
-    plan, tokenizer = plan_distill(teacher.path, settings), teacher.tokenizer
+    teacher = open_for_text(teacher)
+    plan, tokenizer = plan_distill(teacher, settings), teacher.tokenizer
     check_room(out, plan.student_size["float16_bytes"])
     check_memory(str(teacher), 4 * (plan.teacher_size["parameters"] + plan.student_size["parameters"]))
     sizes = {key: value for key, value in plan_row(plan, settings).items() if key in PLANNED}
     note = uneven(plan.shape, shape_of(plan.teacher))
     report(sizes | {"note": note})
-    torch_device = torch.device(pick_device(device))
+    torch_device = torch.device(pick_device(loop.device))
     model = open_model(teacher, working_dtype(torch_device), torch_device)
     check_packing(model, str(teacher), settings.packing, settings.seq_len)
     text, vocab = train_text(settings, tokenizer, model.model), common_vocabulary(plan, tokenizer)
+    heldout = yardstick_windows(teacher, settings.eval_text, loop.eval_samples, loop.eval_seq_len, torch_device)
     student = cut_student(teacher, plan, settings, text.windows, vocab, torch_device, report)
+    del model
+    weights = snapshot(student.model.model, getattr(torch, settings.dtype))
+    restore(student.model.model, weights)  # measured as stored
     row = {
         "out": str(out),
         **sizes,
         "note": note,
-        **score_student(student, StudentEvaluator(model, text.eval_windows, vocab)),
+        **score_student(student, Yardstick(teacher, heldout, vocab, torch_device)),
     }
     row |= {"seconds": round(time.perf_counter() - started, 1)}
-    weights = snapshot(student.model.model, getattr(torch, settings.dtype))
-    save_student(out, student, weights, teacher.path, record(teacher, settings, text, student, row))
+    save_student(out, student, weights, teacher.path, record(teacher, settings, text, heldout, student, row))
     return row
 
 
-def score_student(student: StudentModel, evaluator: StudentEvaluator) -> Row:
-    """KL to the teacher on the evaluation text, and the perplexity of both."""
-    scores = evaluator.measure(student.model)
-    perplexities = {"perplexity_teacher": exp(evaluator.teacher_nll), "perplexity_before": exp(scores.nll)}
-    return {"kl_before": scores.kl, **perplexities}
+def score_student(student: StudentModel, yardstick: Yardstick) -> Row:
+    """KL to the teacher on the held-out windows, and the perplexity of both."""
+    distance, teacher = yardstick.measure(student.model), yardstick.teacher_perplexity
+    figures = with_errors(kl_before=distance.kl, perplexity_teacher=teacher, perplexity_before=distance.perplexity)
+    return figures | yardstick.row()
 
 
-def record(teacher: Checkpoint, settings: DistillConfig, text: Text, student: StudentModel, row: Row) -> str:
+def record(
+    teacher: Checkpoint, settings: DistillConfig, text: Text, heldout: Windows, student: StudentModel, row: Row
+) -> str:
     """The text of qcompress.json: settings, inputs, and how the student was cut."""
     return record_text(
         "init-student",
         {name: getattr(settings, name) for name in RECORDED},
         source=origin(teacher),
         calibration=text.windows.manifest | {"start": asdict(text.start)},
-        eval_text=text.eval_windows.manifest,
+        eval_text=heldout.manifest,
+        start=heldout.manifest[START],
         blocks=student.blocks,
         sweep=student.sweep,
         width=student.width,

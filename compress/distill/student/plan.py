@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from calibration.corpus import check_source
-from compress.checkpoint.load import check_causal_lm
-from compress.checkpoint.read import read_json
+from compress.checkpoint.door.files import CONFIG, has_weights, read_config_file
+from compress.checkpoint.load import check_causal_lm, open_for_text
+from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.core.report import Row
 from compress.distill.config import DistillConfig
@@ -43,20 +44,28 @@ class StudentPlan:
         return int(shape_of(self.teacher).num_layers) - self.shape.num_layers
 
 
-def read_config(path: Path) -> Json:
-    """The config.json of a plain causal LM. QCompressError for anything else."""
-    config = read_json(path / "config.json") if path.is_dir() else None
-    if config is None:
+def read_config(source: PathOrCheckpoint) -> Json:
+    """The config.json of a 16-bit causal LM. Raises QCompressError for any other model.
+
+    A folder with weights is opened, and its tokenizer is loaded, so that whatever is wrong is reported here.
+    """
+    path = source.path if isinstance(source, Checkpoint) else Path(source)
+    if not path.is_dir():
         raise QCompressError(f"{path}: no such directory; give a directory with config.json and *.safetensors")
-    check_causal_lm(path, config)
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if method:
-        raise QCompressError(f"{path}: is quantized already ({method}); give its 16-bit source")
+    if isinstance(source, Checkpoint) or has_weights(path):
+        config = open_for_text(source).config
+    else:
+        config = read_config_file(path / CONFIG)
+        check_causal_lm(path, config)
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method")
+        raise QCompressError(f"{path}: already quantized ({method}); give the 16-bit checkpoint")
     return config
 
 
-def plan_distill(teacher: Path, settings: DistillConfig) -> StudentPlan:
-    """The plan for a teacher's directory; only config.json is read. ValueError for an impossible shape."""
+def plan_distill(teacher: PathOrCheckpoint, settings: DistillConfig) -> StudentPlan:
+    """The plan for a teacher; no weights are read. Raises ValueError for an impossible shape."""
     student = read_config(Path(settings.student)) if settings.student else None
     return make_plan(read_config(teacher), settings, student)
 
@@ -101,7 +110,7 @@ def plan_row(plan: StudentPlan, settings: DistillConfig) -> Row:
         "memory_bytes": plan.memory,
         "memory": f"on a CPU, in float32: {format_parts(plan.memory_parts)}",
         "steps": settings.total_steps,
-        "tokens": settings.total_tokens,
+        "tokens_read": settings.total_tokens,
     }
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from calibration.windows import Windows
-from compress.checkpoint.load import open_causal_lm, template_digest, tokenizer_digest
+from compress.checkpoint.load import open_for_text, template_digest, tokenizer_digest
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.record import tensor_digest
 from compress.core.device import rank_device
@@ -58,7 +58,7 @@ def capture_teacher(
     if not 0 <= rank < ranks:
         raise QCompressError(f"rank {rank} of {ranks}: ranks count from 0 to {ranks - 1}")
     with output_lock(out, rank=rank, ranks=ranks), on_interrupt(lambda: kept(out)):
-        return write_cache(open_causal_lm(teacher), out, settings, rank, ranks, restart, report)
+        return write_cache(open_for_text(teacher), out, settings, rank, ranks, restart, report)
 
 
 def kept(out: Path) -> str | None:
@@ -87,7 +87,7 @@ def write_cache(
         report({"shard": f"{done}/{len(shards)}", "seconds": round(time.perf_counter() - started, 1)})
     tokens = sum(int(windows.mask[part, 1:].sum()) for part in (shard_slice(manifest, index) for index in shards))
     size = sum((out / manifest.files[index]).stat().st_size for index in shards)
-    row = {"out": str(out), "codec": settings.codec, "biased": codec.biased, "tokens": tokens, "bytes": size}
+    row = {"out": str(out), "codec": settings.codec, "biased": codec.biased, "tokens_counted": tokens, "bytes": size}
     return row | {"bytes_per_token": size / max(tokens, 1), "seconds": round(time.perf_counter() - started, 1)}
 
 

@@ -38,4 +38,4 @@ def measure(path: Path, manifest: Manifest, files: list[str]) -> Row:
             sums["entropy"] = sums.get("entropy", 0.0) + shard["codec.entropy"].double().sum().item()
             sums["tail_mass"] = sums.get("tail_mass", 0.0) + shard["codec.log_p"][:, -1].double().exp().sum().item()
     means = {name: total / max(tokens, 1) for name, total in sums.items()}
-    return {"tokens": tokens, "bytes": size, "bytes_per_token": size / max(tokens, 1), **means}
+    return {"tokens_counted": tokens, "bytes": size, "bytes_per_token": size / max(tokens, 1), **means}

@@ -12,7 +12,7 @@ from calibration.windows import Windows
 from compress.core.errors import QCompressError
 from compress.core.report import Row
 from compress.distill.config import DistillConfig
-from compress.distill.text.windows import EVAL_TOKENS, Text, counting_windows, find_start, read_text
+from compress.distill.text.windows import Text, find_start, read_text
 
 
 @dataclass(frozen=True)
@@ -73,25 +73,12 @@ def stage_texts(stages: Sequence[TextStage], tokenizer: Any, teacher: Any) -> li
     ]
 
 
-def make_eval_windows(settings: DistillConfig, texts: Sequence[Text], tokenizer: Any) -> list[Windows]:
-    """The evaluation windows of every stage, and last those of the whole run.
-
-    QCompressError when any stage trains on one of these texts.
-    """
-    evaluation = [text.eval_windows for text in texts]
-    if settings.stages:
-        size = {"seq_len": settings.seq_len, "seed": settings.seed}
-        count = max(1, EVAL_TOKENS // settings.seq_len)
-        evaluation.append(
-            counting_windows([settings.eval_text], tokenizer, count, size, texts[0].start, settings.packing)
-        )
-    else:
-        evaluation.append(evaluation[0])
+def check_untrained(texts: Sequence[Text], heldout: Windows) -> None:
+    """QCompressError when any stage trains on an evaluation text: of a stage, or that of the whole run, `heldout`."""
     trained = {source["digest"] for text in texts for source in text.windows.manifest["sources"]}
-    for windows in evaluation:
+    for windows in (*(text.eval_windows for text in texts), heldout):
         for source in windows.manifest["sources"]:
             if source["digest"] in trained:
                 raise QCompressError(
                     f"{source['name']}: another stage trains on it, so it cannot be an --eval-text; give another"
                 )
-    return evaluation

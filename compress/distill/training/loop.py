@@ -193,7 +193,8 @@ class TrainingLoop:
             curve.append({"step": step, **row})
             if step % settings.eval_every == 0 or step == settings.total_steps:
                 self.evaluate(step)
-            self.report(progress_row(curve[-1], step, seconds / count, settings))
+            scored = {"tokens_scored": self.evaluator.tokens} if "eval_kl" in curve[-1] else {}
+            self.report(progress_row(curve[-1] | scored, step, seconds / count, settings))
             if self.saver.due(step) and step < settings.total_steps:
                 self.save(step)
 

@@ -44,18 +44,20 @@ class Finished:
     stage: TextStage
     trained: Trained
     kl_before: float
+    tokens_scored: int
 
     def row(self) -> Row:
-        """Its report row: KL on the stage's evaluation text before and after, steps and tokens."""
+        """Its report row: KL on a few windows of the stage's evaluation text before and after, steps and tokens."""
         settings, trained = self.stage.settings, self.trained
         tokens = len(trained.curve) * settings.batch_size * settings.seq_len
         return {
             **self.stage.named(),
             "kl_before": self.kl_before,
             "kl_after": trained.best_kl,
+            "tokens_scored": self.tokens_scored,
             "steps": len(trained.curve),
             "best_step": trained.best_step,
-            "tokens": tokens,
+            "tokens_read": tokens,
             "stopped": trained.stopped,
         }
 
@@ -113,7 +115,7 @@ def run_stage(
         restore(student.model, trained.weights)
     trained.curve = [{**row, "step": done + row["step"], **stage.named()} for row in trained.curve]
     trained.best_step += done if trained.best_step else 0
-    return Finished(stage, trained, kl_before)
+    return Finished(stage, trained, kl_before, evaluator.tokens)
 
 
 def teacher_for(teacher: Teacher, alignment: Alignment | None) -> Teacher:

@@ -3,7 +3,7 @@
 Only this module decides how many digits and which unit a figure of a `CompareRow` is shown with.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compress.core.rows import BlockRow, CompareRow
@@ -25,11 +25,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Figure:
-    """One column: how to format it, the key whose best value is bold, and whether a reference has it."""
+    """One column: how to format it, and the key whose best value is bold.
+
+    `of_reference`: whether a reference has it. `of_teacher`: it compares with the teacher, so the reference has it too.
+    """
 
     cell: Callable[[CompareRow], Cell]
     best: str | None = None
     of_reference: bool = True
+    of_teacher: bool = False
+
+    def applies(self, row: CompareRow) -> bool:
+        """Whether the row has this figure."""
+        if self.of_teacher:
+            return "teacher_kl" in row and row["role"] != "teacher"
+        return self.of_reference or row["role"] == "candidate"
 
 
 def format_size(count: int) -> str:
@@ -60,6 +70,7 @@ FIGURES: dict[str, Figure] = {
     "bits per weight": Figure(
         lambda row: Cell(f"{row['bits_per_weight']:.2f}", small=f"{row['bits_per_parameter']:.2f}")
     ),
+    "scored tokens": Figure(lambda row: Cell(f"{row['tokens']:,}")),
     "perplexity": Figure(lambda row: estimate(row["perplexity"], row["perplexity_se"], 2)),
     "perplexity ratio": Figure(
         lambda row: estimate(
@@ -75,18 +86,27 @@ FIGURES: dict[str, Figure] = {
         best="kl",
         of_reference=False,
     ),
+    "KL from teacher, nats": Figure(
+        lambda row: estimate(
+            row["teacher_kl"], row["teacher_kl_se"], 4, (row.get("teacher_kl_low"), row.get("teacher_kl_high"))
+        ),
+        of_teacher=True,
+    ),
     "KL, 99th percentile": Figure(lambda row: Cell(f"{row['kl_p99']:.3f}"), of_reference=False),
     "top-1 agreement": Figure(lambda row: Cell(f"{100 * row['top1']:.1f} %"), best="top1", of_reference=False),
+    "top-1 agreement with teacher": Figure(lambda row: Cell(f"{100 * row['teacher_top1']:.1f} %"), of_teacher=True),
     "top-5 agreement": Figure(lambda row: Cell(f"{100 * row['top5']:.1f} %"), best="top5", of_reference=False),
 }
 
 
 def cells(row: CompareRow) -> dict[str, Cell | None]:
-    """The figures of a row by column; None for the reference's comparison with itself."""
-    return {
-        name: figure.cell(row) if figure.of_reference or row["role"] == "candidate" else None
-        for name, figure in FIGURES.items()
-    }
+    """The figures of a row by column; None for a model's comparison with itself, and without a teacher."""
+    return {name: figure.cell(row) if figure.applies(row) else None for name, figure in FIGURES.items()}
+
+
+def columns(rows: Sequence[CompareRow]) -> list[str]:
+    """The columns that at least one row has."""
+    return [name for name, figure in FIGURES.items() if any(figure.applies(row) for row in rows)]
 
 
 def terminal_row(row: CompareRow) -> dict[str, object]:

@@ -4,6 +4,8 @@ The rows are the only source of numbers for the terminal, JSON and the HTML repo
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.device import pick_device
 from compress.core.errors import BadValueError
-from compress.core.rows import BreakdownPart, CheckpointPart, CompareRow, DriftPart, WindowsPart
+from compress.core.rows import BreakdownPart, CheckpointPart, CompareRow, DriftPart, TeacherPart, WindowsPart
 from compress.evaluate.drift.breakdown import break_down
 from compress.evaluate.drift.hidden_states import Report, read_windows, scored_places
 from compress.evaluate.drift.locate import locate_drift
@@ -33,6 +35,14 @@ def drift_row(
 
 
 def compare_rows(
+    reference: PathOrCheckpoint, candidates: Sequence[PathOrCheckpoint], windows: Windows, **settings: Any
+) -> list[CompareRow]:
+    """One row per checkpoint, the reference's first. `settings` and errors are those of `compare_with_teacher`."""
+    return compare_with_teacher(None, reference, candidates, windows, **settings)
+
+
+def compare_with_teacher(
+    teacher: PathOrCheckpoint | None,
     reference: PathOrCheckpoint,
     candidates: Sequence[PathOrCheckpoint],
     windows: Windows,
@@ -44,7 +54,9 @@ def compare_rows(
     device: str = "auto",
     report: Report = lambda row: None,
 ) -> list[CompareRow]:
-    """One row per checkpoint, the reference's first. The reference runs once, and one model runs at a time.
+    """One row per checkpoint: the teacher's if there is one, then the reference's, then those of the candidates.
+
+    Every model runs once, one at a time. Rows with a teacher have a `TeacherPart`.
 
     `cache` is a folder for the reference's hidden states: a second call with it does not run the reference. `locate`
     adds `blocks`, the drift of each block alone. `device` (auto, cpu or cuda) runs the models in float32. `micro_batch`
@@ -53,24 +65,53 @@ def compare_rows(
     are not finite; ValueError for ids beyond the shared vocabulary.
     """
     device = pick_device(device)
-    first, *others = checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]
-    text = describe_windows(windows, check_vocabulary(checkpoints, windows))
-    names = short_names([checkpoint.path for checkpoint in checkpoints])
+    first, *others = [open_causal_lm(source) for source in (reference, *candidates)]
+    top = [] if teacher is None else [open_causal_lm(teacher)]
+    vocabulary = check_vocabulary([first, *top, *others], windows)
+    read = partial(read_windows, ids=windows.ids, device=device, micro_batch=micro_batch, report=report)
     states = read_reference(first, windows, cache, device=device, micro_batch=micro_batch, report=report)
-    rows: list[CompareRow] = []
-    for name, candidate in zip(names[1:], others, strict=True):
-        candidate_states = read_windows(candidate, windows.ids, device=device, micro_batch=micro_batch, report=report)
-        drift = token_drift(states, candidate_states, windows, vocabulary=text["vocabulary"], chunk=chunk)
-        if not rows:
-            means, parts = summarize(no_drift(drift), windows, first)
-            rows.append({**describe(first, names[0], "reference"), **means, **parts, **text})
-        means, parts = summarize(drift, windows, first)
-        rows.append({**describe(candidate, name, "candidate"), **means, **parts, **text})
+    drift = partial(token_drift, windows=windows, vocabulary=vocabulary, chunk=chunk)
+    paths = [one.path for one in (*top, first, *others)]
+    table = RowMaker(windows, vocabulary, first, dict(zip(paths, short_names(paths), strict=True)))
+    teachers = [read(one) for one in top]
+    above = [drift(one, states) for one in teachers]
+    rows = [table.row(one, "teacher", no_drift(above[0]), [no_drift(above[0])]) for one in top]
+    for candidate in others:
+        candidate_states = read(candidate)
+        change = drift(states, candidate_states)
+        if len(rows) == len(top):
+            rows.append(table.row(first, "reference", no_drift(change), above))
+        rows.append(table.row(candidate, "candidate", change, [drift(one, candidate_states) for one in teachers]))
     if locate:
-        for checkpoint, row in zip(checkpoints, rows, strict=True):
-            located = checkpoint is not first
+        for row, checkpoint in zip(rows, (*top, first, *others), strict=True):
+            located = row["role"] == "candidate"
             row["blocks"] = locate_drift(first, checkpoint, windows, report, device=device) if located else []
     return rows
+
+
+@dataclass(frozen=True)
+class RowMaker:
+    """Makes the rows of one comparison. `names` are the rows' names by path."""
+
+    windows: Windows
+    vocabulary: int
+    reference: Checkpoint
+    names: dict[Path, str]
+
+    def row(
+        self, checkpoint: Checkpoint, role: str, change: TokenDrift, from_teacher: Sequence[TokenDrift]
+    ) -> CompareRow:
+        """The row of a checkpoint from its drift; `from_teacher` has its drift from the teacher, or nothing."""
+        means, parts = summarize(change, self.windows, self.reference)
+        row: CompareRow = {
+            **describe(checkpoint, self.names[checkpoint.path], role),
+            **means,
+            **parts,
+            **describe_windows(self.windows, self.vocabulary),
+        }
+        for one in from_teacher:
+            row.update(teacher_part(summarize_drift(one)))
+        return row
 
 
 def check_vocabulary(checkpoints: Sequence[Checkpoint], windows: Windows) -> int:
@@ -83,6 +124,20 @@ def check_vocabulary(checkpoints: Sequence[Checkpoint], windows: Windows) -> int
         )
     check_tokenizers(checkpoints[0], checkpoints[1:], windows.ids, vocabulary)
     return vocabulary
+
+
+def teacher_part(means: DriftPart) -> TeacherPart:
+    """The drift from the teacher under the names that tell it from the drift from the reference."""
+    return {
+        "teacher_kl": means["kl"],
+        "teacher_kl_se": means["kl_se"],
+        "teacher_kl_low": means["kl_low"],
+        "teacher_kl_high": means["kl_high"],
+        "teacher_top1": means["top1"],
+        "teacher_top1_se": means["top1_se"],
+        "teacher_perplexity_ratio": means["perplexity_ratio"],
+        "teacher_perplexity_ratio_se": means["perplexity_ratio_se"],
+    }
 
 
 def summarize(drift: TokenDrift, windows: Windows, reference: Checkpoint) -> tuple[DriftPart, BreakdownPart]:

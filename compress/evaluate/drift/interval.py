@@ -2,7 +2,8 @@
 
 A redraw gives every window a count. All figures of a redraw use the same counts, so differences and ratios are paired.
 The percentiles are those of Hesterberg's expanded interval (2015, "What Teachers Should Know About the Bootstrap",
-https://doi.org/10.1080/00031305.2015.1089789): with few windows, the plain percentiles are too narrow.
+https://doi.org/10.1080/00031305.2015.1089789): with few windows, the plain
+percentiles are too narrow. With fewer than FEW, Student's interval widens them.
 """
 
 import math
@@ -14,11 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compress.core.perplexity import sums_mean
+
 DRAWS = 2000
 CONFIDENCE = 0.95
 TAIL = 0.025  # share of redraws below a plain 95 % interval
+FEW = 12  # windows; with fewer, Student's interval counts too
 BATCH_COUNTS = 4_000_000  # window counts in memory at a time
 Values = NDArray[np.float64]
+Bounds = tuple[float, float]
 Interval = tuple[float | None, float | None]
 
 
@@ -34,8 +39,15 @@ class PerplexityIntervals(TypedDict):
 
 def mean_interval(values: Tensor, windows: Tensor, *, draws: int = DRAWS, seed: int = 0) -> Interval:
     """The interval of the mean over tokens of (count,) `values`; (None, None) for a single window."""
-    drawn = redrawn_means(window_sums(windows, values), draws=draws, seed=seed)
-    return (None, None) if drawn is None else interval_bounds(drawn[0], expanded_tail(len(windows.unique())))
+    return sums_interval(window_sums(windows, values), draws=draws, seed=seed)
+
+
+def sums_interval(sums: Values, *, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """The same from (windows, 2): the number of tokens of every window, and the sum of its values."""
+    drawn = redrawn_means(sums, draws=draws, seed=seed)
+    if drawn is None:
+        return None, None
+    return outer(interval_bounds(drawn[0], expanded_tail(len(sums))), few_bounds(sums))
 
 
 def perplexity_intervals(
@@ -46,21 +58,40 @@ def perplexity_intervals(
     The nlls are (count,) nats. Intervals of a single window are None.
     """
     sums = window_sums(windows, reference_nll, nll)
-    reference, candidate = (sums[:, 1:].sum(0) / sums[:, 0].sum()).tolist()
+    reference, candidate = np.exp(sums[:, 1:].sum(0) / sums[:, 0].sum()).tolist()
     drawn = redrawn_means(sums, draws=draws, seed=seed)
     difference: Interval = (None, None)
     ratio: Interval = (None, None)
     if drawn is not None:
-        tail = expanded_tail(len(sums))
-        difference = interval_bounds(np.exp(drawn[1]) - np.exp(drawn[0]), tail)
-        ratio = interval_bounds(np.exp(drawn[1] - drawn[0]), tail)
+        tail, (tokens, ours, theirs) = expanded_tail(len(sums)), sums.T
+        low, high = outer(interval_bounds(drawn[1] - drawn[0], tail), few_bounds(np.stack([tokens, theirs - ours], 1)))
+        ratio = math.exp(low), math.exp(high)
+        shift = tokens * (candidate * (1 - math.log(candidate)) - reference * (1 - math.log(reference)))
+        linear = np.stack([tokens, candidate * theirs - reference * ours + shift], 1)
+        difference = outer(interval_bounds(np.exp(drawn[1]) - np.exp(drawn[0]), tail), few_bounds(linear))
     return {
         "perplexity_ratio_low": ratio[0],
         "perplexity_ratio_high": ratio[1],
-        "perplexity_difference": math.exp(candidate) - math.exp(reference),
+        "perplexity_difference": candidate - reference,
         "perplexity_difference_low": difference[0],
         "perplexity_difference_high": difference[1],
     }
+
+
+def few_bounds(sums: Values) -> Bounds | None:
+    """Student's interval of a mean from (windows, 2) sums; None for FEW windows or more, which a bootstrap serves."""
+    if len(sums) >= FEW:
+        return None
+    mean = sums_mean(torch.from_numpy(sums[:, 1].copy()), torch.from_numpy(sums[:, 0].copy()))
+    spread = student_quantile(0.5 + CONFIDENCE / 2, len(sums) - 1) * (mean.se or 0.0)
+    return mean.value - spread, mean.value + spread
+
+
+def outer(drawn: Interval, few: Bounds | None) -> Bounds:
+    """The smallest interval that holds both; redraws of a few windows vary too little."""
+    low, high = drawn
+    assert low is not None and high is not None
+    return (low, high) if few is None else (min(low, few[0]), max(high, few[1]))
 
 
 def window_sums(windows: Tensor, *columns: Tensor) -> Values:
@@ -102,7 +133,11 @@ def expanded_tail(count: int, confidence: float = CONFIDENCE) -> float:
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Student's t by the Cornish-Fisher expansion (Abramowitz and Stegun 26.7.5), 3 digits from `freedom` 3 on."""
+    """Student's t: exact for `freedom` 1 and 2, else 3 digits of the expansion by Abramowitz and Stegun, 26.7.5."""
+    if freedom == 1:
+        return math.tan(math.pi * (probability - 0.5))
+    if freedom == 2:
+        return (2 * probability - 1) * math.sqrt(0.5 / (probability * (1 - probability)))
     z = NormalDist().inv_cdf(probability)
     terms = (
         (z**3 + z) / 4,

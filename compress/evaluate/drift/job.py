@@ -7,7 +7,7 @@ from calibration.start import format_start_token
 from compress.checkpoint.read import Checkpoint
 from compress.core.device import pick_device
 from compress.core.rows import CompareRow
-from compress.evaluate.drift.compare import compare_rows
+from compress.evaluate.drift.compare import compare_with_teacher
 from compress.evaluate.drift.settings import DriftSettings
 from compress.evaluate.drift.windows import evaluation_windows
 
@@ -15,24 +15,32 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def measure_drift(
-    checkpoints: Sequence[Checkpoint], settings: DriftSettings, report: Report = lambda row: None
+    checkpoints: Sequence[Checkpoint],
+    settings: DriftSettings,
+    report: Report = lambda row: None,
+    *,
+    teacher: Checkpoint | None = None,
 ) -> list[CompareRow]:
-    """One row per checkpoint on the same windows; the first checkpoint is the reference.
+    """One row per checkpoint on the same windows: the teacher's if there is one, the reference's, the candidates'.
+
+    The first of `checkpoints` is the reference. Windows begin with the start token that the first row's model needs.
 
     QCompressError for `--device cuda` without a GPU, before any work.
     """
     device = pick_device(settings.device)
     reference, *candidates = checkpoints
+    first, *others = [*([] if teacher is None else [teacher]), *checkpoints]
     windows = evaluation_windows(
-        reference,
-        candidates,
+        first,
+        others,
         settings.eval_text,
         n_samples=settings.samples,
         seq_len=settings.seq_len,
-        cache=settings.reference_cache,
+        cache=settings.reference_cache if teacher is None else None,
         device=device,
     )
     start = format_start_token(windows.manifest["start_token"])
     report({"eval_text": settings.eval_text, "samples": settings.samples, "start_token": start})
     cache, locate = settings.reference_cache, settings.locate
-    return compare_rows(reference, candidates, windows, cache=cache, locate=locate, device=device, report=report)
+    more: dict[str, Any] = {"cache": cache, "locate": locate, "device": device, "report": report}
+    return compare_with_teacher(teacher, reference, candidates, windows, **more)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from calibration.windows import Windows
+from compress.core.perplexity import exponential, next_token_nll, window_mean
 from compress.core.rows import DriftPart
 from compress.evaluate.drift.hidden_states import HiddenStates, check_finite, scored_places
 from compress.evaluate.drift.interval import mean_interval, perplexity_intervals
-from compress.evaluate.drift.perplexity import exponential, next_token_nll, window_mean
 
 CHUNK = 256  # tokens per matrix product of the head; larger is no faster
 STRIP_LOGITS = 1_572_864  # logits compared at once: 6 MB per model stay in the processor's cache
@@ -128,6 +128,7 @@ def preferred_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:
 def summarize_drift(drift: TokenDrift) -> DriftPart:
     """The means over all tokens. Standard errors and intervals are None for a single window."""
     perplexity = exponential(window_mean(drift.nll, drift.window))
+    reference = exponential(window_mean(drift.reference_nll, drift.window))
     ratio = exponential(window_mean(drift.nll.double() - drift.reference_nll.double(), drift.window))
     kl, top1, top5 = (window_mean(values, drift.window) for values in (drift.kl, drift.agrees, drift.agrees5))
     quantiles = torch.quantile(drift.kl.double(), torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
@@ -135,6 +136,8 @@ def summarize_drift(drift: TokenDrift) -> DriftPart:
     return {
         "perplexity": perplexity.value,
         "perplexity_se": perplexity.se,
+        "reference_perplexity": reference.value,
+        "reference_perplexity_se": reference.se,
         "perplexity_ratio": ratio.value,
         "perplexity_ratio_se": ratio.se,
         **perplexity_intervals(drift.reference_nll, drift.nll, drift.window),

@@ -30,6 +30,7 @@ from compress.model.blocks import BlockModel
 
 MANIFEST, STATES = "manifest.json", "hidden.safetensors"
 FORMAT = 1
+CACHED_START = "heldout_start"  # caches of earlier versions have `start`, measured on other windows
 Row = dict[str, Any]
 
 
@@ -59,7 +60,7 @@ def read_reference(
     needed = 4 * windows.ids.numel() * int(checkpoint.config["hidden_size"])
     check_folder(folder, needed)
     states = read_windows(checkpoint, windows.ids, device=device, micro_batch=micro_batch, report=report)
-    save_states(folder, states.hidden, key | {"start": windows.manifest.get("start")})
+    save_states(folder, states.hidden, key | {CACHED_START: windows.manifest.get("start")})
     return states
 
 
@@ -79,12 +80,12 @@ def cache_key(checkpoint: Checkpoint, windows: Windows) -> Row:
     }
 
 
-def cached_start(folder: Path | None, checkpoint: Checkpoint, plain_windows: str) -> Row | None:
-    """The measured start token stored in `folder`; None if the folder belongs to another reference or text."""
+def cached_start(folder: Path | None, checkpoint: Checkpoint) -> Row | None:
+    """The reference's measured start token stored in `folder`; None without one, or if it is another reference's."""
     manifest = None if folder is None else read_manifest(folder)
-    if manifest is None or manifest.get("plain_windows") != plain_windows or manifest["reference"] != checkpoint.digest:
+    if manifest is None or manifest["reference"] != checkpoint.digest:
         return None
-    start = manifest.get("start")
+    start = manifest.get(CACHED_START)
     return start if isinstance(start, dict) and "token" in start else None
 
 

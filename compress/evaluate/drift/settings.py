@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.core.config import parse_size
+from compress.core.config import EVAL_SAMPLES, EVAL_SEQ_LEN, parse_size
 from compress.core.options import device_setting, option
 
 ANSWERS = 5  # prompts shown when --eval is a folder
@@ -16,8 +16,8 @@ class DriftSettings:
     eval_text: str = option(
         "heldout", "Evaluation text: a file, or the name of an embedded text. Text used for calibration is refused."
     )
-    samples: int = option(24, "Number of windows.", minimum=1)
-    seq_len: int = option(512, "Tokens per window.", minimum=8)
+    samples: int = option(EVAL_SAMPLES, "Number of windows.", minimum=1)
+    seq_len: int = option(EVAL_SEQ_LEN, "Tokens per window.", minimum=8)
     reference_cache: Path | None = option(
         None,
         "Folder that stores the reference's hidden states; later runs read them instead of running the reference.",

@@ -5,19 +5,19 @@ different words.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from calibration.windows import Windows, build_windows
-from compress.checkpoint.formats import weight_reader
-from compress.checkpoint.load import measure_blocks_start, open_causal_lm
+from calibration.windows import Windows
+from compress.checkpoint.heldout import heldout_start, heldout_windows
+from compress.checkpoint.load import open_for_text, tokenizer_size
 from compress.checkpoint.read import RECORD, Checkpoint, PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.drift.reference_cache import cached_start
-from compress.model.blocks import BlockModel, make_config
+from compress.model.blocks import make_config
 
 
 def evaluation_windows(
@@ -28,39 +28,32 @@ def evaluation_windows(
     n_samples: int,
     seq_len: int,
     seed: int = 0,
+    fit: bool = False,
+    start: dict[str, Any] | None = None,
     cache: Path | None = None,
     device: str = "cpu",
 ) -> Windows:
     """`n_samples` windows of `text` (an embedded name or a file), with the start token that the reference needs.
 
-    The start token comes from `cache` if that has the same text; else it is measured on `device`. Raises QCompressError
-    if a checkpoint was calibrated on `text` or no token is scored, CalibrationError if it cannot be read.
+    Without `start`, the start token comes from the reference's record or from `cache`, else it is measured on
+    `device`. `fit` takes fewer or shorter windows of a shorter text. Raises QCompressError if a checkpoint was
+    calibrated on `text` or no token is scored, CalibrationError if it cannot be read.
     """
-    checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]  # fails early
+    checkpoints = [open_for_text(source) for source in (reference, *candidates)]  # fails early
     first = checkpoints[0]
-    size = {"n_samples": n_samples, "seq_len": seq_len, "seed": seed}
-    plain = build_windows([text], first.tokenizer, **size)
-    check_text_unseen(plain.manifest, checkpoints)
-    digest = plain.manifest["digest"]
-    start = cached_start(cache, first, digest) or find_start(first, plain.ids, device)
-    windows = plain
+    size: dict[str, Any] = {"n_samples": n_samples, "seq_len": seq_len, "seed": seed, "fit": fit}
+    windows = heldout_windows(text, first.tokenizer, None, **size)
+    check_text_unseen(windows.manifest, checkpoints)
+    digest = windows.manifest["digest"]
+    start = start or cached_start(cache, first) or heldout_start(first, device)
     if start["token"] is not None:
-        windows = build_windows([text], first.tokenizer, **size, start_token=start["token"])
+        windows = heldout_windows(text, first.tokenizer, start["token"], **size)
     if not windows.mask.any():
         raise QCompressError(
             f"{text}: none of the {windows.ids.numel():,} tokens is scored (in a chat, only the assistant's are); "
             "use more --samples, a larger --seq-len or another --eval-text"
         )
     return replace(windows, manifest=windows.manifest | {"start": start, "plain_windows": digest})
-
-
-def find_start(reference: Checkpoint, ids: Tensor, device: str = "cpu") -> dict[str, Any]:
-    """The reference's start token: from its record, else measured on (n, seq) `ids`."""
-    recorded = (reference.record.get("calibration") or {}).get("start")
-    if isinstance(recorded, dict) and "token" in recorded:
-        return recorded
-    blocks = BlockModel(reference.config, weight_reader(reference), device=device)
-    return asdict(measure_blocks_start(blocks, reference.tokenizer, ids))
 
 
 def check_text_unseen(manifest: dict[str, Any], checkpoints: Sequence[Checkpoint]) -> None:
@@ -74,11 +67,6 @@ def check_text_unseen(manifest: dict[str, Any], checkpoints: Sequence[Checkpoint
                 raise QCompressError(
                     f"{checkpoint.path / RECORD}: was calibrated on {name} ({digest}…); use another --eval-text"
                 )
-
-
-def tokenizer_size(tokenizer: Any) -> int:
-    """The highest token id plus one."""
-    return max(tokenizer.get_vocab().values()) + 1
 
 
 def shared_vocabulary(checkpoints: Sequence[Checkpoint]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint.hub import model_name
-from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint
 from compress.core.device import pick_device
 from compress.core.errors import GateFailure, QCompressError
@@ -53,7 +53,7 @@ def watch_checkpoint(
     pick_device(settings.device)
     name = settings.name or model_name(path)
     baseline = find_baseline(read_verdicts(history), settings.baseline, name, where=str(history))
-    checkpoint = open_causal_lm(path)
+    checkpoint = open_for_text(path)
     parts: list[Changes] = []
     if baseline.tasks:
         parts.append(watch_tasks(checkpoint, baseline, settings, report))
@@ -104,10 +104,10 @@ def watch_drift(
     """Measure KL and perplexity again on the baseline's windows."""
     before = baseline.drift
     assert before is not None
-    opened = open_causal_lm(reference)
-    sizes = {"n_samples": before["n_samples"], "seq_len": before["seq_len"]}
-    text = settings.eval_text or before["text"]
-    windows = evaluation_windows(opened, [checkpoint], text, **sizes, device=pick_device(settings.device))
+    opened = open_for_text(reference)
+    sizes = {name: before[name] for name in ("n_samples", "seq_len")}
+    text, start = settings.eval_text or before["text"], {"token": before["start_token"]}
+    windows = evaluation_windows(opened, [checkpoint], text, **sizes, seed=before.get("seed") or 0, start=start)
     check_same(baseline, reference=opened.digest, windows_digest=windows.manifest.get("digest"))
     now = drift_row(opened, checkpoint, windows, device=settings.device, report=report)
     verdict = {**now, "name": baseline.name, "baseline": baseline.tag}

@@ -1,22 +1,23 @@
 """Has a checkpoint fallen since a baseline? The same tasks and the same text, compared in pairs.
 
-Scores are paired by item, KL and nll by document. An interval is the middle 95 % of redraws of items or documents, both
-sides drawn together (Efron, 1979). A fall is significant if the whole interval is on the worse side of 0.
+Scores are paired by item, KL and nll by document. A fall is significant if the whole 95 % interval of the change is on
+the worse side of 0. Fewer than ENOUGH items cannot show one.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compress.core.errors import QCompressError
+from compress.core.proportion import ENOUGH, difference_interval, mean_interval
 from compress.core.rows import ChangeRow
-from compress.evaluate.drift.interval import interval_bounds
+from compress.evaluate.drift.interval import sums_interval
 from compress.evaluate.tasks.item import Item
-from compress.evaluate.tasks.retention import DRAWS, paired
+from compress.evaluate.tasks.retention import paired
 from compress.evaluate.tasks.runner import ALL, Scores, values
 from compress.evaluate.tasks.suite import Suite
 
@@ -102,36 +103,40 @@ def check_same(baseline: Baseline, **now: Any) -> None:
             raise QCompressError(f"{baseline.tag}: {key} was {before}, now it is {value}; tag a new baseline")
 
 
-def task_changes(
-    baseline: Baseline, scores: Scores, *, max_drop: float | None = None, seed: int = 0
-) -> list[ChangeRow]:
+def task_changes(baseline: Baseline, scores: Scores, *, max_drop: float | None = None) -> list[ChangeRow]:
     """One row per kind of task and one for their mean. A drop of more than `max_drop` points is a fall too."""
-    generator = np.random.default_rng(seed)
     now = values(scores)
     rows: list[ChangeRow] = []
-    drawn: list[Values] = []
     for kind, row in baseline.tasks.items():
-        before, after = paired(list(row["scores"].values()), now[kind])
-        differences = 100 * (after - before)
-        drawn.append(redraw_mean(differences, np.ones_like(differences), generator))
-        pair = (100 * float(before.mean()), 100 * float(after.mean())) if len(before) else (None, None)
-        rows.append(task_row(baseline.name, kind, len(differences), pair, drawn[-1], max_drop))
-    before_means = [row["before"] for row in rows if row["before"] is not None]
-    now_means = [row["now"] for row in rows if row["now"] is not None]
-    if not before_means:
-        return rows
-    means = (float(np.mean(before_means)), float(np.mean(now_means)))
-    total = sum(row["items"] for row in rows)
-    whole = np.mean([draws for draws in drawn if len(draws)], axis=0)
-    return [*rows, task_row(baseline.name, ALL, total, means, whole, max_drop)]
+        before, after = (one.tolist() for one in paired(list(row["scores"].values()), now[kind]))
+        pair = (100 * float(np.mean(before)), 100 * float(np.mean(after))) if before else (None, None)
+        low, high = difference_interval(before, after) if before else (None, None)
+        interval = (None, None) if low is None or high is None else (100 * low, 100 * high)
+        rows.append(task_row(baseline.name, kind, len(before), pair, interval, max_drop))
+    mean = mean_change(baseline.name, rows, max_drop)
+    return rows if mean is None else [*rows, mean]
 
 
-def task_row(name: str, kind: str, items: int, scores: Pair, drawn: Values, max_drop: float | None) -> ChangeRow:
-    """The row of one kind from both mean scores and redraws of their difference, in points."""
+def mean_change(name: str, rows: Sequence[ChangeRow], max_drop: float | None) -> ChangeRow | None:
+    """The row of the mean over the kinds with a score; None if no kind has one."""
+    pairs = [(row["before"], row["now"]) for row in rows if row["before"] is not None and row["now"] is not None]
+    if not pairs:
+        return None
+    before, now = (float(np.mean(column)) for column in zip(*pairs, strict=True))
+    bounds = [(row["change_low"], row["change_high"]) for row in rows if row["change"] is not None]
+    changes = [row["change"] for row in rows if row["change"] is not None]
+    interval = mean_interval(changes, cast("list[tuple[float, float]]", bounds))
+    return task_row(name, ALL, sum(row["items"] for row in rows), (before, now), interval, max_drop)
+
+
+def task_row(name: str, kind: str, items: int, scores: Pair, interval: Pair, max_drop: float | None) -> ChangeRow:
+    """The row of one kind from both mean scores and the interval of their difference, in points."""
     before, now = scores
     change = None if before is None or now is None else now - before
-    low, high = interval_bounds(drawn)
-    fell = change is not None and ((high is not None and high < 0) or (max_drop is not None and change < -max_drop))
+    low, high = interval
+    few = items < ENOUGH
+    dropped = change is not None and max_drop is not None and change < -max_drop
+    fell = dropped or (not few and high is not None and high < 0)
     return {
         "name": name,
         "kind": kind,
@@ -142,19 +147,20 @@ def task_row(name: str, kind: str, items: int, scores: Pair, drawn: Values, max_
         "change": change,
         "change_low": low,
         "change_high": high,
+        "too_few": few,
         "fell": fell,
     }
 
 
 def drift_changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, seed: int = 0) -> list[ChangeRow]:
     """The changes of KL and perplexity, paired by document if both rows have all documents."""
-    generator = np.random.default_rng(seed)
     tokens, kl, nll = paired_documents(before, now)
     kl_change = now["kl"] - before["kl"]
     growth = 100 * (now["perplexity"] / before["perplexity"] - 1)
     if len(tokens) > 1:
-        kl_interval = interval_bounds(redraw_mean(kl, tokens, generator))
-        growth_interval = interval_bounds(100 * (np.exp(redraw_mean(nll, tokens, generator)) - 1))
+        kl_interval = sums_interval(np.stack([tokens, kl], 1), seed=seed)
+        low, high = sums_interval(np.stack([tokens, nll], 1), seed=seed)
+        growth_interval: Pair = tuple(None if end is None else 100 * math.expm1(end) for end in (low, high))  # type: ignore[assignment]
     else:
         kl_interval, growth_interval = unpaired_interval(kl_change, before["kl_se"], now["kl_se"]), (None, None)
     pair, items = (before, now), len(tokens)
@@ -192,6 +198,7 @@ def figure_row(
         "change": change,
         "change_low": low,
         "change_high": high,
+        "too_few": False,
         "fell": low is not None and low > 0 and change > NOISE[kind],
     }
 
@@ -205,11 +212,3 @@ def paired_documents(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple
     tokens = np.array([old[key]["tokens"] for key in old], dtype=np.float64)
     sums = [tokens * [new[key][figure] - old[key][figure] for key in old] for figure in ("kl", "nll")]
     return tokens, sums[0], sums[1]
-
-
-def redraw_mean(sums: Values, weights: Values, generator: np.random.Generator) -> Values:
-    """(DRAWS,) quotients, sum of `sums` over sum of `weights`, of units drawn with replacement; empty without units."""
-    if not len(sums):
-        return np.empty(0)
-    picks = generator.integers(len(sums), size=(DRAWS, len(sums)))
-    return np.asarray(sums[picks].sum(axis=1) / weights[picks].sum(axis=1))

@@ -23,14 +23,23 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of a comparison with their verdicts, and the other results that its report shows."""
+    """The rows of a comparison with their verdicts, and the other results that its report shows.
+
+    `rows` begins with the reference's; `teacher` is the teacher's row, None without a teacher.
+    """
 
     checkpoints: Sequence[Checkpoint]
     rows: Sequence[CompareRow]
+    teacher: CompareRow | None
     limits: Mapping[str, Any]
     results: Mapping[str, Any]
     samples: Sequence[SampleRow]
     new_answers: int
+
+    @property
+    def all_rows(self) -> list[CompareRow]:
+        """The teacher's row if there is one, then `rows`."""
+        return [*([] if self.teacher is None else [self.teacher]), *self.rows]
 
 
 def compare_checkpoints(
@@ -39,8 +48,13 @@ def compare_checkpoints(
     limits: CompareLimits,
     settings: ReportSettings,
     report: Report = lambda row: None,
+    *,
+    teacher: Path | None = None,
 ) -> Comparison:
-    """Compare `sources`, the reference first. Files are read before any model runs, so a wrong one fails early."""
+    """Compare `sources` with their first, the reference, and with `teacher`.
+
+    Files are read before any model runs, so a wrong one fails early.
+    """
     checkpoints = [open_causal_lm(path) for path in sources]
     results = load_results(checkpoints, settings.eval, settings.bench)
     count = settings.answer_count() if settings.html else 0
@@ -48,10 +62,12 @@ def compare_checkpoints(
     if settings.eval and count:
         folder = settings.eval if settings.eval.is_dir() else settings.eval.parent
         stored = cast("list[SampleRow]", stored_samples(folder, results["retention"], count))
-    rows = measure_drift(checkpoints, drift, report)
+    top = None if teacher is None else open_causal_lm(teacher)
+    rows = measure_drift(checkpoints, drift, report, teacher=top)
+    above, rows = (None, rows) if top is None else (rows[0], rows[1:])
     retention = cast("list[RetentionRow]", results["retention"])
     rows = add_verdicts(rows, make_verdicts(rows[1:], retention, asdict(limits)))
-    return Comparison(checkpoints, rows, asdict(limits), results, stored, 0 if settings.eval else count)
+    return Comparison(checkpoints, rows, above, asdict(limits), results, stored, 0 if settings.eval else count)
 
 
 def store_report(
@@ -64,6 +80,7 @@ def store_report(
         samples = cast("list[SampleRow]", answers)
     data = ReportData(
         comparison.rows,
+        teacher=comparison.teacher,
         limits={name: limit for name, limit in comparison.limits.items() if limit is not None},
         history=trend_rows(read_verdicts(history), comparison.rows) if history else [],
         command=command,

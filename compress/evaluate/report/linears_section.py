@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from compress.core.rows import CompareRow
+from compress.evaluate.drift.cells import with_error
 from compress.evaluate.report.html import Row, count, folded, framed, section
 from compress.evaluate.report.plots import INK, LINE, MUTE, log_ticks, render, series, short
 from compress.evaluate.report.report_data import ReportData, series_of
@@ -65,10 +66,9 @@ def gain(record: Row) -> str:
     result = next((row for row in record.get("rows") or () if {"kl_before", "kl_after", "factor"} <= row.keys()), None)
     if result is None:
         return f"{count(len(record['loss']), 'step')} recorded."
-    return (
-        f"KL divergence from the teacher on evaluation text: {result['kl_before']:.3f} nats before, "
-        f"{result['kl_after']:.3f} after, lower by a factor of {result['factor']:.1f}."
-    )
+    before, after = (with_error(result[key], result.get(f"{key}_se"), 3) for key in ("kl_before", "kl_after"))
+    tokens = f", {count(result['tokens_scored'], 'scored token')}" if "tokens_scored" in result else ""
+    return f"KL divergence from the teacher on evaluation text{tokens}: {before} nats before, {after} after."
 
 
 def draw_linears(figure: Figure, narrow: bool, rows: Sequence[Row], colour: str) -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from compress.core.rows import CompareRow
-from compress.evaluate.drift.cells import FIGURES, cells
+from compress.evaluate.drift.cells import FIGURES, cells, columns
 from compress.evaluate.report.html import (
     LEFT,
     cell_html,
@@ -47,19 +47,23 @@ def figures_section(data: ReportData) -> str:
         "KL(reference ‖ candidate) per token. Top-1 agreement: both models have the same most likely next token. "
         "Top-5: the reference's most likely token is in the candidate's top 5."
     )
-    lines = [table_line(index, data.rows) for index in range(len(data.rows))]
-    return section("All figures", about, table(["checkpoint", *FIGURES], lines, left=["method"]))
+    if data.teacher is not None:
+        about += f" KL from teacher: KL(teacher ‖ checkpoint), the teacher is {data.teacher['name']}."
+    names = columns(data.rows)
+    teachers = 0 if data.teacher is None else 1
+    lines = [table_line(number - teachers, row, data, names) for number, row in enumerate(data.table_rows)]
+    return section("All figures", about, table(["checkpoint", *names], lines, left=["method"]))
 
 
-def table_line(index: int, rows: Sequence[CompareRow]) -> str:
-    """A checkpoint's line. With several candidates, the best value of a column is bold."""
-    row = rows[index]
+def table_line(index: int, row: CompareRow, data: ReportData, names: Sequence[str]) -> str:
+    """A checkpoint's line; `index` -1 is the teacher's. With several candidates, the best value of a column is bold."""
     line_cells = []
-    for name, cell in cells(row).items():
-        bold = len(rows) > 2 and index > 0 and is_best(row, FIGURES[name].best, rows[1:])
+    for name in names:
+        cell = cells(row)[name]
+        bold = len(data.rows) > 2 and index > 0 and is_best(row, FIGURES[name].best, data.candidates)
         kind = LEFT if name == "method" else ' class="best"' if bold else ""
         line_cells.append(f"<td{kind}>{'' if cell is None else cell_html(cell)}</td>")
-    return line(row["name"], css_colour(index), line_cells)
+    return line(row["name"], css_colour(max(index, 0)), line_cells)
 
 
 def is_best(row: CompareRow, key: str | None, rows: Sequence[CompareRow]) -> bool:

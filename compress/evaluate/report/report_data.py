@@ -16,6 +16,8 @@ SERIES = 7  # colours of the page
 class ReportData:
     """`rows` of `compare_rows`, the reference's first; other fields are shown if they are not empty.
 
+    `teacher` is the teacher's row of `compare_with_teacher`; the other rows then have their distance from it.
+
     `retention` comes from `eval`, `speed` from `bench`, `samples` from `stored_samples`, `history` from `trend_rows`.
     `limits` are by option (`max_size` in bytes). Verdicts follow from limits and located blocks; `verdicts`, from a
     caller with more rules, take precedence. `command` is the command line of the report. ValueError without a
@@ -23,6 +25,7 @@ class ReportData:
     """
 
     rows: Sequence[CompareRow]
+    teacher: CompareRow | None = None
     verdicts: Sequence[VerdictRow] = ()
     retention: Sequence[RetentionRow] = ()
     speed: Sequence[Row] = ()
@@ -39,6 +42,11 @@ class ReportData:
     @property
     def reference(self) -> CompareRow:
         return self.rows[0]
+
+    @property
+    def table_rows(self) -> list[CompareRow]:
+        """The rows of the table of figures: the teacher's if there is one, the reference's, the candidates'."""
+        return [*([] if self.teacher is None else [self.teacher]), *self.rows]
 
     @property
     def candidates(self) -> Sequence[CompareRow]:

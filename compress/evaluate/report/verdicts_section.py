@@ -13,11 +13,19 @@ SAME_SIZE = 1.01  # sizes within one percent count as equal
 
 
 def headline(data: ReportData) -> str:
-    """One sentence: the candidate with the lowest KL among those within their limits."""
+    """One sentence: the candidate with the lowest KL among those within their limits, and what it lost.
+
+    With a teacher, the loss against the teacher and the loss against the 16-bit reference are named separately.
+    """
     passing = [row for row in data.candidates if data.verdict_by_name.get(row["name"], {"passed": True})["passed"]]
     if not passing:
         return f"No candidate for {data.reference['name']} is within its limits"
     best = min(passing, key=lambda row: row["kl"])
+    if data.teacher is not None:
+        return (
+            f"{best['name']} is {best['teacher_kl']:.3f} nats per token from the teacher {data.teacher['name']}, "
+            f"and {best['kl']:.3f} from the 16-bit {data.reference['name']}"
+        ).replace(" nats", f"{NO_BREAK}nats")
     size, agreement = percent(best["bytes"] / data.reference["bytes"]), percent(best["top1"])
     sentence = f"{best['name']} predicts the same next token for {agreement} of tokens, at {size} of the size"
     return sentence.replace(" %", f"{NO_BREAK}%")
@@ -33,9 +41,22 @@ def lead(data: ReportData) -> str:
     text = f"the text {esc(row['text'])}" if row["text"] else "unnamed text"
     perplexity = cell_html(estimate(row["perplexity"], row["perplexity_se"], 2))
     return (
-        f"Reference: <b>{esc(row['name'])}</b>, {megabytes(row['bytes'])}, perplexity "
+        f"{teacher_words(data)}Reference: <b>{esc(row['name'])}</b>, {megabytes(row['bytes'])}, perplexity "
         f"{perplexity}. Measured on {row['tokens']:,} scored tokens of "
         f"{text}, {windows} {start}.{budget}"
+    )
+
+
+def teacher_words(data: ReportData) -> str:
+    """The teacher, and the reference's distance from it, in two sentences; "" without a teacher."""
+    row, teacher = data.reference, data.teacher
+    if teacher is None:
+        return ""
+    perplexity = cell_html(estimate(teacher["perplexity"], teacher["perplexity_se"], 2))
+    loss = cell_html(estimate(row["teacher_kl"], row["teacher_kl_se"], 3))
+    return (
+        f"Teacher: <b>{esc(teacher['name'])}</b>, {megabytes(teacher['bytes'])}, perplexity {perplexity}. "
+        f"Without quantization, {esc(row['name'])} is {loss} nats per token from it. "
     )
 
 
@@ -55,6 +76,7 @@ def card(data: ReportData, index: int) -> str:
         meter(
             f"{row['kl']:.4f}", "KL divergence, nats per token", share_of(row["kl"], furthest, data.candidates), colour
         ),
+        *teacher_meter(row, colour),
         meter(f"× {row['perplexity_ratio']:.3f}", "the reference's perplexity", None, colour),
         *retention_meter(data, row, colour),
     ]
@@ -63,6 +85,13 @@ def card(data: ReportData, index: int) -> str:
         f'<p class="kind">{esc(kind)}</p>{"".join(meters)}'
         f"{verdict_line(row, data.candidates, data.verdict_by_name.get(row['name']))}</article>"
     )
+
+
+def teacher_meter(row: CompareRow, colour: str) -> list[str]:
+    """The KL from the teacher; [] without one."""
+    if "teacher_kl" not in row:
+        return []
+    return [meter(f"{row['teacher_kl']:.4f}", "KL divergence from the teacher, nats per token", None, colour)]
 
 
 def retention_meter(data: ReportData, row: CompareRow, colour: str) -> list[str]:

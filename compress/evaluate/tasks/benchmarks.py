@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from calibration.chat import has_template
-from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.names import short_names
@@ -22,7 +22,7 @@ from compress.evaluate.tasks.item import Score
 from compress.evaluate.tasks.python import find_code, whole_lines
 from compress.evaluate.tasks.runner import Row, Scores, score_rows
 from compress.runtimes.transformers_runtime import load_on_device
-from compress.sandbox.run import run_python
+from compress.sandbox.python import run_python
 
 Report = Callable[[Row], None]
 OpenModel = Callable[[Checkpoint, int], AbstractContextManager[Any]]
@@ -32,8 +32,10 @@ BODY_ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
 
 def run_completion(doc: Mapping[str, Any], completions: Sequence[str]) -> dict[str, float]:
     """HumanEval's pass@1 of one completion: runs the code and the task's tests in the sandbox."""
-    tests = [doc["test"], f"check({doc['entry_point']})"]
-    return {"pass@1": float(run_python(whole_program(doc, completions[0]), tests).status == "passed")}
+    function = doc["entry_point"]
+    tests = [doc["test"], f"check({function})"]
+    outcome = run_python(whole_program(doc, completions[0]), function, tests, setup=doc["prompt"])
+    return {"pass@1": float(outcome.status == "passed")}
 
 
 def whole_program(doc: Mapping[str, Any], completion: str) -> str:
@@ -99,7 +101,7 @@ def benchmark_rows(
     QCompressError without lm-eval, or if `task_data` lacks a file.
     """
     settings = [task_settings(name, task_data) for name in tasks]
-    checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]
+    checkpoints = [open_for_text(source) for source in (reference, *candidates)]
     names = short_names([checkpoint.path for checkpoint in checkpoints])
     scored: list[Scores] = []
     rows: list[Row] = []

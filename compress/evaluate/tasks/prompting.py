@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from calibration.chat import encode_text, has_template
+from calibration.chat import encode_text, has_template, render_prompt
 from compress.core.sampling import Ids, Sampling
 from compress.evaluate.tasks.item import Item
 from compress.evaluate.tasks.suite import KINDS
@@ -55,8 +55,8 @@ def converse(runtime: Runtime, tokenizer: Any, items: Sequence[Item]) -> list[li
 def encode(tokenizer: Any, messages: Sequence[Message]) -> Ids:
     """Token ids of the conversation and the start of the next answer. Thinking is off if the template allows that."""
     if has_template(tokenizer):
-        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        return encode_text(tokenizer, tokenizer.apply_chat_template(list(messages), **options))
+        where = f"{getattr(tokenizer, 'name_or_path', '')}: task of {len(messages)} messages"
+        return encode_text(tokenizer, render_prompt(tokenizer, messages, where))
     lines = [f"{LABELS[message['role']]} {message['content']}" for message in messages]
     return list(tokenizer("\n".join([*lines, LABELS["assistant"]]))["input_ids"])
 

@@ -1,16 +1,19 @@
 """Python: a function to write, run against unit tests in the sandbox.
 
-expected: {"function": "double", "tests": ["assert double(2) == 4"]}
+    expected: {"function": "double", "tests": ["assert double(2) == 4"]}
+
+Tests exchange plain values with the function, and use no other name of the answer.
 """
 
 import ast
+import builtins
 import re
 from collections.abc import Sequence
 
 from compress.evaluate.tasks.item import Expected, Item, Kind, Score, check_one_turn, check_texts
-from compress.sandbox.run import run_python
+from compress.sandbox.python import run_python
 
-FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n\s*```|\Z)", re.DOTALL)
+FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
 OPENING = re.compile(r"^(?:def|class|import|from|@|async def)\b", re.MULTILINE)
 
 
@@ -24,6 +27,23 @@ def check(item: Item) -> None:
             ast.parse(test)
         except SyntaxError as error:
             raise ValueError(f"expected.tests: {test!r} is not Python: {error.msg}") from None
+        except (MemoryError, RecursionError):
+            raise ValueError("expected.tests: a test is nested too deeply") from None
+    if undefined := undefined_names(item.expected["tests"], item.expected["function"]):
+        raise ValueError(f"expected.tests: no test defines {min(undefined)}; use {item.expected['function']} only")
+
+
+def undefined_names(tests: Sequence[str], function: str) -> set[str]:
+    """Names that the tests read, except the function, Python's names and those that the tests define."""
+    nodes = list(ast.walk(ast.parse("\n".join(tests))))
+    names = [(node.id, isinstance(node.ctx, ast.Load)) for node in nodes if isinstance(node, ast.Name)]
+    imported = [node.asname or node.name.split(".")[0] for node in nodes if isinstance(node, ast.alias)]
+    if "*" in imported:
+        return set()
+    defined = {function, *dir(builtins), *imported, *(name for name, loaded in names if not loaded)}
+    defined |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    defined |= {str(getattr(node, "name", "")) for node in nodes}
+    return {name for name, loaded in names if loaded} - defined
 
 
 def find_code(answer: str, function: str) -> str:
@@ -41,7 +61,7 @@ def whole_lines(code: str) -> str:
     for end in range(len(lines), 0, -1):
         try:
             ast.parse("\n".join(lines[:end]))
-        except (SyntaxError, ValueError):
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
             continue
         return "\n".join(lines[:end])
     return code
@@ -52,7 +72,9 @@ def score(expected: Expected, answers: Sequence[str]) -> Score:
     code = whole_lines(find_code(answers[0], expected["function"]))
     if f"def {expected['function']}" not in code:
         return Score(0.0, f"no function {expected['function']}")
-    outcome = run_python(code, list(expected["tests"]))
+    outcome = run_python(code, expected["function"], expected["tests"])
+    if outcome.status == "tests":
+        raise ValueError(outcome.detail)
     if outcome.status == "passed":
         return Score(1.0, f"{len(expected['tests'])} tests passed")
     return Score(0.0, f"{outcome.status}: {outcome.detail}")

@@ -5,6 +5,7 @@ A row is a plain dict, one per checkpoint and kind; kind "all" is the mean over 
     name role kind                            role is "reference" or "candidate"
     items errors empty                        scored items; items that the scorer failed on; empty answers, scored 0
     score score_se                            mean, 0 to 1, and its standard error (None for a single item)
+    score_low score_high                      95 % interval of score
     retention retention_low retention_high    %, None for the reference and if the reference scores 0
     scores                                    score by item id, None for a scorer's error; {} for "all"
     suite suite_file suite_digest             suite_file is None for the bundled suite
@@ -21,9 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.atomic import write_atomic
+from compress.core.proportion import mean_interval, score_interval
 from compress.evaluate.names import short_names
 from compress.evaluate.tasks.answer_log import AnswerLog, json_line
 from compress.evaluate.tasks.item import EMPTY, Item, Score, score_item
@@ -68,7 +70,7 @@ def retention_rows(
     report: Report = lambda row: None,
 ) -> list[Row]:
     """All rows, the reference's first. Writes answers, scores and `eval.json` into `run.out`."""
-    checkpoints = [open_causal_lm(source) for source in (reference, *candidates)]
+    checkpoints = [open_for_text(source) for source in (reference, *candidates)]
     for checkpoint in checkpoints:
         _ = checkpoint.tokenizer  # a missing tokenizer fails here, before any model runs
     names = short_names([checkpoint.path for checkpoint in checkpoints])
@@ -139,9 +141,13 @@ def score_rows(scores: Scores, reference: Scores | None) -> list[Row]:
     for kind, by_id in scores.items():
         figures = score_figures(list(by_id.values())) | retention_figures(retention[0][kind] if retention else None)
         rows.append({"kind": kind} | figures | {"scores": {item: score.value for item, score in by_id.items()}})
-    means = [row["score"] for row in rows if row["score"] is not None]
+    scored = [row for row in rows if row["score"] is not None]
+    means = [row["score"] for row in scored]
     counts = {key: sum(row[key] for row in rows) for key in ("items", "errors", "empty")}
-    mean = {"score": float(np.mean(means)) if means else None, "score_se": None}
+    low, high = (
+        mean_interval(means, [(row["score_low"], row["score_high"]) for row in scored]) if means else (None, None)
+    )
+    mean = {"score": float(np.mean(means)) if means else None, "score_se": None, "score_low": low, "score_high": high}
     mean_retention = retention_figures(retention[1] if retention else None)
     return [*rows, {"kind": ALL} | counts | mean | mean_retention | {"scores": {}}]
 
@@ -152,14 +158,17 @@ def values(scores: Scores) -> dict[str, list[float | None]]:
 
 
 def score_figures(scores: Sequence[Score]) -> Row:
-    """Counts of items, and their mean score with its standard error."""
+    """Counts of items, and their mean score with its standard error and interval."""
     numbers = [score.value for score in scores if score.value is not None]
+    low, high = score_interval(sum(numbers), len(numbers)) if numbers else (None, None)
     return {
         "items": len(numbers),
         "errors": len(scores) - len(numbers),
         "empty": sum(score.reason == EMPTY for score in scores),
         "score": float(np.mean(numbers)) if numbers else None,
         "score_se": float(np.std(numbers, ddof=1) / len(numbers) ** 0.5) if len(numbers) > 1 else None,
+        "score_low": low,
+        "score_high": high,
     }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.files import parse_json, text_lines
-from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.names import short_names
@@ -86,7 +86,7 @@ def fresh_samples(
     samples: list[Row] = [
         {"id": item.id, "kind": item.kind, "turns": list(item.turns), "answers": []} for item in items
     ]
-    checkpoints = [open_causal_lm(source) for source in sources]
+    checkpoints = [open_for_text(source) for source in sources]
     names = short_names([checkpoint.path for checkpoint in checkpoints])
     for name, checkpoint in zip(names, checkpoints, strict=True):
         with closing(open_runtime(checkpoint)) as runtime:

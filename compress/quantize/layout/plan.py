@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from compress.checkpoint.door.files import has_weights, read_config_file
 from compress.checkpoint.formats import FORMATS, Format, model_dtype
 from compress.checkpoint.load import check_causal_lm, open_causal_lm
-from compress.checkpoint.read import INDEX, Checkpoint, read_json
+from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.schemes import HEAD, Schemes
+from compress.checkpoint.vllm_models import check_architecture
 from compress.checkpoint.write import TensorSpec, planned_bytes
 from compress.core.config import GROUP_SIZES, QuantizeConfig
 from compress.core.errors import QCompressError
@@ -45,22 +47,23 @@ class SourceModel:
 def read_source(path: Path, dtype: str | None = None) -> SourceModel:
     """The model at `path`, which is a checkpoint, a folder with a config.json, or a config.json.
 
-    `dtype` is explained at `storage_dtype`. Raises QCompressError if the model is not a causal language model, or is
-    already quantized.
+    `dtype` is explained at `storage_dtype`. Raises QCompressError if the model is not a causal language model, is
+    already quantized, or is unknown to vLLM.
     """
-    whole = path.is_dir() and (any(path.glob("*.safetensors")) or (path / INDEX).is_file())
-    if whole:
+    if path.is_dir() and has_weights(path):
         return checkpoint_source(open_causal_lm(path), dtype)
     file = path / "config.json" if path.is_dir() else path
-    model = read_json(file)
+    model = read_config_file(file)
     check_causal_lm(file.parent, model)
     check_unquantized(path, model)
+    check_architecture(file.parent, model)
     return SourceModel(str(path), parameter_shapes(model), model, storage_dtype(model, dtype))
 
 
 def checkpoint_source(checkpoint: Checkpoint, dtype: str | None = None) -> SourceModel:
-    """The model of an open checkpoint. Raises QCompressError if it is already quantized."""
+    """The model of an open checkpoint. Raises QCompressError if it is already quantized, or unknown to vLLM."""
     check_unquantized(checkpoint.path, checkpoint.config)
+    check_architecture(checkpoint.path, checkpoint.config)
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     return SourceModel(str(checkpoint.path), shapes, checkpoint.config, storage_dtype(checkpoint.config, dtype))
 

@@ -86,7 +86,7 @@ def test_two_processes_write_the_cache_of_one(tiny_llama, tmp_path, hybrid):
     settings = CaptureConfig(**HYBRID)
     rows = [capture_teacher(tiny_llama, tmp_path / "two", settings, rank=rank, ranks=2) for rank in (1, 0)]
     assert content(tmp_path / "two") == content(hybrid)
-    assert sum(row["tokens"] for row in rows) == inspect_cache(hybrid)["tokens"]
+    assert sum(row["tokens_counted"] for row in rows) == inspect_cache(hybrid)["tokens_counted"]
 
 
 def test_a_whole_cache_is_not_made_again(tiny_llama, tmp_path, hybrid):
@@ -269,7 +269,7 @@ def test_inspect_prints_the_contents_of_a_cache(hybrid):
     shown = CliRunner().invoke(cli, ["cache", "inspect", str(hybrid), "--json"])
     row = json.loads(shown.stdout)
     assert row["codec"] == "hybrid" and row["biased"] is False and row["temperature"] == 1.0
-    assert row["tokens"] == 24 * 31 and row["bytes_per_token"] > 96
+    assert row["tokens_counted"] == 24 * 31 and row["bytes_per_token"] > 96
     assert row["shards"] == "5 of 5" and row["missing"] is None and 0 < row["tail_mass"] < 1 and row["entropy"] > 0
 
 

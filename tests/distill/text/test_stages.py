@@ -94,9 +94,8 @@ def test_replay_is_a_share_of_the_text_and_earlier_sources_keep_their_weights():
 def test_each_stage_begins_with_the_best_weights_of_the_one_before(staged):
     _, row, _ = staged
     general, second = row["stages"]
-    assert general["kl_before"] == row["kl_before"] and general["kl_after"] < general["kl_before"]
+    assert general["kl_after"] < general["kl_before"] and general["tokens_scored"] < row["tokens_scored"]
     assert second["kl_before"] == pytest.approx(general["kl_after"], rel=1e-2)  # as stored, in 16 bits
-    assert row["kl_after"] == pytest.approx(second["kl_after"], rel=1e-2)
 
 
 def test_every_row_of_the_curve_names_its_stage(staged):
@@ -104,7 +103,7 @@ def test_every_row_of_the_curve_names_its_stage(staged):
     curve = Checkpoint(out).record["loss"]
     assert [point["step"] for point in curve] == [1, 2, 3, 4, 5, 6, 7]
     assert [point["stage"] for point in curve] == ["general"] * 4 + ["task"] * 3
-    assert row["steps"] == 7 and row["tokens"] == 7 * 4 * 32 and row["best_step"] in (6, 7)
+    assert row["steps"] == 7 and row["tokens_read"] == 7 * 4 * 32 and row["best_step"] in (6, 7)
     assert [one["stage"] for one in reported if "loss" in one] == ["general"] * 4 + ["task"] * 3
 
 

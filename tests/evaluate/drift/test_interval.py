@@ -37,6 +37,23 @@ def test_the_interval_of_drift_covers_the_true_value_in_95_percent_of_runs():
     assert 0.92 <= inside / RUNS <= 0.975
 
 
+@pytest.mark.parametrize("count", [2, 5])
+def test_the_interval_of_few_windows_covers_the_true_value_in_90_percent(count):
+    generator, inside = np.random.default_rng(count), {"mean": 0, "ratio": 0, "difference": 0}
+    for run in range(RUNS // 2):
+        ours, theirs, window = correlated_nlls(generator, count)
+        low, high = mean_interval(ours, window, draws=200, seed=run)
+        inside["mean"] += low <= 3 <= high
+        intervals = perplexity_intervals(ours, theirs, window, draws=200, seed=run)
+        inside["ratio"] += intervals["perplexity_ratio_low"] <= math.exp(0.1) <= intervals["perplexity_ratio_high"]
+        truth = math.exp(3.1) - math.exp(3)
+        inside["difference"] += (
+            intervals["perplexity_difference_low"] <= truth <= intervals["perplexity_difference_high"]
+        )
+    assert inside["mean"] >= 0.9 * RUNS / 2 and inside["ratio"] >= 0.9 * RUNS / 2
+    assert inside["difference"] >= 0.85 * RUNS / 2  # exp of a mean is skewed
+
+
 def test_the_interval_of_8_windows_covers_the_true_value_as_often():
     generator, inside = np.random.default_rng(12), 0
     for run in range(RUNS):
@@ -50,11 +67,11 @@ def test_the_interval_of_retention_covers_the_true_value_as_often():
     """Two kinds of 60 items: the reference solves 60 %; the candidate 80 % of those, and 15 % of the others."""
     generator, inside = np.random.default_rng(13), {"kind": 0, "mean": 0}
     truth = 100 * (0.6 * 0.8 + 0.4 * 0.15) / 0.6
-    for run in range(RUNS):
+    for _ in range(RUNS):
         ours = {kind: (generator.random(60) < 0.6) * 1.0 for kind in "ab"}
         chance = {kind: np.where(scores > 0, 0.8, 0.15) for kind, scores in ours.items()}
         theirs = {kind: (generator.random(60) < odds) * 1.0 for kind, odds in chance.items()}
-        kinds, mean = retention_by_kind(ours, theirs, draws=500, seed=run)
+        kinds, mean = retention_by_kind(ours, theirs)
         inside["kind"] += kinds["a"].low <= truth <= kinds["a"].high
         inside["mean"] += mean.low <= truth <= mean.high
     for covered in inside.values():

@@ -40,7 +40,7 @@ def test_the_start_token_is_measured_once_per_cache(tiny_llama, quantized, tmp_p
     size = {"n_samples": 3, "seq_len": 32, "cache": tmp_path / "cache"}
     first = evaluation_windows(tiny_llama, [], str(text), **size)
     compare_rows(tiny_llama, [quantized["gptq"]], first, cache=size["cache"])
-    monkeypatch.setattr("compress.evaluate.drift.windows.find_start", None)
+    monkeypatch.setattr("compress.evaluate.drift.windows.heldout_start", None)
     again = evaluation_windows(tiny_llama, [], str(text), **size)
     assert again.manifest == first.manifest and again.ids.equal(first.ids)
 
@@ -80,7 +80,7 @@ def cut_the_end(folder):
     ("damage", "words"),
     [
         (flip_a_bit, "checksum does not match"),
-        (cut_the_end, "its header promises"),
+        (cut_the_end, "the header lists"),
         (lambda folder: (folder / "hidden.safetensors").unlink(), "missing"),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "is not a manifest of a reference cache"),
     ],

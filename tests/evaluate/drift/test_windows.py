@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from calibration.corpus import source_digest
-from compress.checkpoint.load import load_model, measure_start
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.drift.compare import compare_rows
@@ -12,7 +11,6 @@ from compress.evaluate.drift.windows import (
     check_text_unseen,
     check_tokenizers,
     evaluation_windows,
-    find_start,
     shared_vocabulary,
 )
 
@@ -52,31 +50,29 @@ def test_other_text_and_records_without_text_are_accepted(tiny_llama, copy_with,
     check_text_unseen({"sources": [{"name": "t", "digest": source_digest(str(text))}]}, [Checkpoint(path)])
 
 
-def test_the_start_token_is_the_same_block_by_block_as_on_a_whole_model(tiny_llama, text):
-    windows = evaluation_windows(tiny_llama, [], str(text), **SIZE)
-    tokenizer = Checkpoint(tiny_llama).tokenizer
-    plain = evaluation_windows(tiny_llama, [], str(text), **SIZE).ids[:, -31:]
-    whole = measure_start(load_model(tiny_llama), tokenizer, plain)
-    block_by_block = find_start(Checkpoint(tiny_llama), plain)
-    assert block_by_block["token"] == whole.token
-    assert block_by_block["nll_with"] == pytest.approx(whole.nll_with, rel=1e-5)
-    assert block_by_block["nll_without"] == pytest.approx(whole.nll_without, rel=1e-5)
-    starts = windows.ids[:, 0] == tokenizer.bos_token_id
-    assert (
-        starts.all()
-        == (windows.manifest["start"]["token"] is not None)
-        == (windows.manifest["start_token"] is not None)
-    )
-
-
 @pytest.mark.parametrize("token", [None, 1])
 def test_the_start_token_comes_from_the_record_of_the_reference(tiny_llama, copy_with, text, token):
     start = {"token": token, "nll_with": 1.0, "nll_without": 2.0}
-    path = copy_with(tiny_llama, "qcompress.json", lambda record: record.update(calibration={"start": start}))
+    path = copy_with(tiny_llama, "qcompress.json", lambda record: record.update(start=start))
     windows = evaluation_windows(path, [], str(text), **SIZE)
     assert windows.manifest["start_token"] == token and windows.manifest["start"] == start
     assert (windows.ids[:, 0] == 1).all() == (token == 1)
     assert not windows.mask[:, 0].any() if token == 1 else windows.mask.all()
+
+
+def test_the_start_token_does_not_depend_on_the_evaluation_windows(tiny_llama, text):
+    starts = [
+        evaluation_windows(tiny_llama, [], name, n_samples=count, seq_len=length).manifest["start"]
+        for name, count, length in ((str(text), 2, 16), (str(text), 4, 32), ("heldout", 24, 64))
+    ]
+    assert starts[0] == starts[1] == starts[2] and starts[0]["nll_without"] > 0
+
+
+def test_a_start_token_that_is_set_is_not_measured(tiny_llama, text, monkeypatch):
+    monkeypatch.setattr("compress.evaluate.drift.windows.heldout_start", None)
+    for token in (None, 1):
+        windows = evaluation_windows(tiny_llama, [], str(text), start={"token": token}, **SIZE)
+        assert windows.manifest["start_token"] == token
 
 
 def test_the_shared_vocabulary_is_the_smallest_of_all(tiny_llama, padded, copy_with):

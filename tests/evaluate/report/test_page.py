@@ -184,7 +184,9 @@ def test_the_report_shows_kl_before_and_after_distillation(make_rows, curve):
     outcome = {"kl_before": 2.9, "kl_after": 0.58, "factor": 5.0}
     rows = make_rows()
     rows[0]["record"] = {"loss": curve, "rows": [outcome]}
-    assert "2.900 nats before, 0.580 after, lower by a factor of 5.0" in make_report(rows)
+    assert "evaluation text: 2.900 nats before, 0.580 after." in make_report(rows)
+    outcome |= {"kl_before_se": 0.2, "kl_after_se": 0.03, "tokens_scored": 12131}
+    assert "12,131 scored tokens: 2.900 ± 0.200 nats before, 0.580 ± 0.030 after." in make_report(rows)
 
 
 @pytest.mark.parametrize("changes", [{"kl": 0.0, "kl_median": 0.0, "kl_p95": 0.0, "kl_p99": 0.0}, {"kl": -1e-9}])

@@ -1,14 +1,21 @@
 import numpy as np
 import pytest
 
-from compress.evaluate.tasks.retention import Retention, retention_by_kind
+from compress.evaluate.tasks.retention import retention_by_kind
 
 
-def test_the_reference_retains_exactly_100_percent_of_itself():
+def test_the_reference_retains_100_percent_of_itself():
     scores = {"qa": [1.0, 0.0, 1.0, 1.0], "math": [0.5, 1.0]}
     kinds, mean = retention_by_kind(scores, scores)
     for retention in (*kinds.values(), mean):
-        assert (retention.value, retention.low, retention.high) == (100, 100, 100)
+        assert retention.low < retention.value == 100 < retention.high
+
+
+def test_two_items_never_give_an_interval_without_width():
+    for candidate in ([0.0, 0.0], [1.0, 0.0], [1.0, 1.0]):
+        kinds, mean = retention_by_kind({"qa": [1.0, 1.0]}, {"qa": candidate})
+        assert kinds["qa"].high - kinds["qa"].low > 75
+        assert (mean.low, mean.high) == pytest.approx((kinds["qa"].low, kinds["qa"].high))
 
 
 def test_a_kind_where_the_reference_scores_0_has_no_retention():
@@ -27,13 +34,6 @@ def test_an_item_with_a_scorer_error_counts_for_neither_checkpoint():
     assert none["qa"].value is None and none["qa"].items == 0
 
 
-def test_the_seed_decides_the_interval():
-    generator = np.random.default_rng(0)
-    reference, candidate = ({"qa": generator.integers(2, size=60).astype(float).tolist()} for _ in range(2))
-    first, again, other = (retention_by_kind(reference, candidate, seed=seed)[1] for seed in (1, 1, 2))
-    assert first == again != other
-
-
 def test_failing_on_the_same_items_narrows_the_interval():
     reference = [1.0, 0.0] * 30
     together = [1.0, 0.0] * 27 + [0.0, 0.0] * 3
@@ -49,12 +49,11 @@ def test_the_interval_covers_the_true_value_in_95_percent_of_runs():
     for _ in range(runs):
         reference = generator.random(60) < 0.8
         candidate = np.where(reference, generator.random(60) < 0.85, generator.random(60) < 0.1)
-        mean = retention_by_kind({"a": reference * 1.0}, {"a": candidate * 1.0}, draws=400)[1]
+        mean = retention_by_kind({"a": reference * 1.0}, {"a": candidate * 1.0})[1]
         inside += mean.low <= 87.5 <= mean.high
     assert 0.91 < inside / runs < 0.98
 
 
-def test_a_single_item_has_a_value_and_no_interval():
-    kinds, mean = retention_by_kind({"qa": [1.0], "math": [1.0, 0.0]}, {"qa": [1.0], "math": [1.0, 0.0]})
-    assert kinds["qa"] == Retention(100.0, None, None, 1)
-    assert (mean.value, mean.low, mean.high) == (100.0, None, None) and kinds["math"].low is not None
+def test_a_single_item_has_a_wide_interval():
+    kinds, _ = retention_by_kind({"qa": [1.0]}, {"qa": [1.0]})
+    assert kinds["qa"].value == 100 and kinds["qa"].low < 30 and kinds["qa"].high > 300

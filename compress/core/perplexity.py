@@ -27,11 +27,18 @@ def window_mean(values: Tensor, windows: Tensor) -> Estimate:
 
     Raises ValueError without tokens.
     """
-    if not len(values):
-        raise BadValueError("evaluate.perplexity: 0 tokens are scored; the windows' mask is empty")
     tokens = torch.bincount(windows).double()
-    sums = torch.zeros_like(tokens).index_add_(0, windows, values.double())
+    return sums_mean(torch.zeros_like(tokens).index_add_(0, windows, values.double()), tokens)
+
+
+def sums_mean(sums: Tensor, tokens: Tensor) -> Estimate:
+    """The mean over tokens from the sum of each window's values and its number of tokens, both (windows,) float64.
+
+    Raises ValueError without tokens.
+    """
     count, total = int((tokens > 0).sum()), tokens.sum()
+    if not count:
+        raise ValueError("core.perplexity: 0 tokens are scored; the windows' mask is empty")
     mean = sums.sum() / total
     if count < 2:
         return Estimate(mean.item(), None)
@@ -48,7 +55,7 @@ def exponential(estimate: Estimate) -> Estimate:
         value = math.exp(estimate.value)
     except OverflowError:
         raise BadValueError(
-            f"evaluate.perplexity: exp of {estimate.value:.0f} nats per token overflows; the model is damaged"
+            f"core.perplexity: exp of {estimate.value:.0f} nats per token overflows; the model is damaged"
         ) from None
     return Estimate(value, None if estimate.se is None else value * estimate.se)
 

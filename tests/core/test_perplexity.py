@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from compress.evaluate.drift.perplexity import Estimate, exponential, next_token_nll, window_mean
+from compress.core.perplexity import Estimate, exponential, next_token_nll, window_mean
 
 
 @pytest.fixture

@@ -1,0 +1,103 @@
+"""Quantized weights, recognized by tensor dtypes, tensor names and other tools' config files.
+
+Codes that are read as weights give a wrong model without an error. So every sign of a quantization that config.json
+does not describe in a supported format is refused. A new tool is one row of a table.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compress.checkpoint.door.fault import Fault, Faults
+from compress.checkpoint.door.files import CONFIG
+
+if TYPE_CHECKING:
+    from compress.checkpoint.read import Checkpoint
+
+PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+CURE = "give the 16-bit checkpoint"
+FILES = {  # config files of other tools -> the tool
+    "hf_quant_config.json": "ModelOpt",
+    "quantize_config.json": "AutoGPTQ",
+    "quant_config.json": "AutoAWQ",
+    "quantization_map.json": "optimum-quanto",
+    "quanto_qmap.json": "optimum-quanto",
+}
+KEYS = {"quantization": "MLX", "compression_config": "compressed-tensors", "quant_config": "another tool"}
+SUFFIXES = {  # the last part of a tensor's name -> what it stores
+    "qweight": "packed codes",
+    "qzeros": "packed zeros",
+    "weight_packed": "packed codes",
+    "weight_scale": "FP8 or INT8 scales",
+    "weight_scale_inv": "FP8 scales",
+    "weight_scale_2": "NVFP4 scales",
+    "SCB": "bitsandbytes scales",
+    "absmax": "bitsandbytes scales",
+    "quant_map": "bitsandbytes codes",
+    "gate_up_proj_blocks": "MXFP4 codes",
+    "down_proj_blocks": "MXFP4 codes",
+}
+PAIRS = {("scales", "biases"): "MLX", ("scales", "g_idx"): "GPTQ"}  # suffixes that one module has together
+SUPPORTED = ("awq", "gptq", "compressed-tensors")
+CODED = ("weight", *(name for name in SUFFIXES if name.endswith("_blocks")))
+
+
+def quantization_faults(checkpoint: "Checkpoint") -> Faults:
+    """Quantized weights that config.json does not describe, or that cannot be read."""
+    quantization = checkpoint.quantization
+    if quantization is None:
+        yield from undeclared(checkpoint)
+    else:
+        yield from unsupported(quantization)
+        yield from coded_weights(checkpoint, "a dtype that cannot be read")
+
+
+def undeclared(checkpoint: "Checkpoint") -> Faults:
+    """Signs of a quantization in a checkpoint whose config.json has no quantization_config."""
+    for file, tool in FILES.items():
+        if (checkpoint.path / file).exists():
+            yield Fault(file, "", f"already quantized by {tool}", f"{CURE}, or delete the file if it is a leftover")
+    text = checkpoint.config.get("text_config")
+    if isinstance(text, dict) and text.get("quantization_config") is not None:
+        yield Fault(CONFIG, "text_config.quantization_config", "already quantized", CURE)
+    for key, tool in KEYS.items():
+        if checkpoint.config.get(key):
+            yield Fault(CONFIG, key, f"already quantized by {tool}", CURE)
+    yield from coded_weights(checkpoint, "already quantized")
+    yield from coded_names(checkpoint)
+
+
+def coded_weights(checkpoint: "Checkpoint", text: str) -> Faults:
+    """Weights of a dtype that is not a 16-, 32- or 64-bit float."""
+    for name, info in checkpoint.tensors.items():
+        one_byte_float = info.dtype.is_floating_point and info.dtype not in PLAIN
+        if one_byte_float or (name.rpartition(".")[2] in CODED and info.dtype not in PLAIN):
+            dtype = str(info.dtype).removeprefix("torch.")
+            if name.rpartition(".")[2] in ("weight", *CODED):
+                yield Fault(info.file.name, name, f"{text} ({dtype})", CURE)
+
+
+def coded_names(checkpoint: "Checkpoint") -> Faults:
+    """Tensors that only a quantized layer has, by their names."""
+    modules: dict[str, set[str]] = {}
+    for name, info in checkpoint.tensors.items():
+        module, _, suffix = name.rpartition(".")
+        modules.setdefault(module, set()).add(suffix)
+        if suffix in SUFFIXES:
+            yield Fault(info.file.name, name, f"already quantized ({SUFFIXES[suffix]})", CURE)
+    for module, suffixes in modules.items():
+        for pair, tool in PAIRS.items():
+            if suffixes.issuperset(pair):
+                yield Fault(CONFIG, f"{module}.{pair[0]}", f"already quantized by {tool}", CURE)
+
+
+def unsupported(quantization: dict[str, Any]) -> Faults:
+    """A quantization_config in a format that cannot be read."""
+    method = quantization.get("quant_method")
+    if method not in SUPPORTED:
+        supported = ", ".join(SUPPORTED)
+        text = f"{method!r:.60} is not supported; supported: {supported}"
+        yield Fault(CONFIG, "quantization_config.quant_method", text, CURE)
+    elif method == "compressed-tensors" and quantization.get("format", "pack-quantized") != "pack-quantized":
+        text = f"{quantization['format']!r:.60} is not supported; supported: pack-quantized"
+        yield Fault(CONFIG, "quantization_config.format", text, CURE)

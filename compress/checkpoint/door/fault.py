@@ -1,0 +1,30 @@
+"""One reason to refuse a checkpoint, and the check of a table of such reasons."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.core.errors import QCompressError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file of the checkpoint ("" for the folder), the key in it or "", what is wrong, and what to do."""
+
+    file: str
+    key: str
+    text: str
+    cure: str
+
+    def line(self, folder: Path) -> str:
+        """The error line: the path, the key, what is wrong, what to do."""
+        return ": ".join(part for part in (str(folder / self.file), self.key, f"{self.text}; {self.cure}") if part)
+
+
+Faults = Iterator[Fault]
+
+
+def refuse(folder: Path, faults: Iterable[Fault]) -> None:
+    """Raises QCompressError with the first fault, if there is one."""
+    for fault in faults:
+        raise QCompressError(" ".join(fault.line(folder).split()))

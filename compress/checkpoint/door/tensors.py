@@ -1,0 +1,127 @@
+"""Stored tensors against the parameters of the model that config.json describes: all present, none unknown, one tie.
+
+The parameters come from the model's own code on the meta device, so no weight is read, except to compare a head with
+the embedding it is tied to.
+"""
+
+import re
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from compress.checkpoint.door.fault import Fault, Faults
+from compress.checkpoint.door.files import CONFIG
+from compress.checkpoint.door.sizes import BLOCK, BLOCK_KEYS, first_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from compress.checkpoint.read import Checkpoint
+
+PACKED = ("qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
+CODES = ("qweight", "weight_packed")
+HARMLESS = re.compile(  # computed buffers of old checkpoints, and scales of a quantized KV cache
+    r"(rotary_emb\.inv_freq|\.[qkv]_scale|\.(output|input)_scale|\.attn\.(masked_)?bias|position_ids)$"
+)
+ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\b")
+ROWS = 16384
+
+
+def tensor_faults(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
+    """Tensors that are missing, unknown, of another shape, or a trained head in a model that is tied.
+
+    Experts are skipped, and so are models whose tensors transformers renames when it loads them.
+    """
+    if has_renamed_tensors(model):
+        return
+    yield from tie_faults(checkpoint, model)
+    yield from unknown_tensors(checkpoint, model)
+    yield from missing_tensors(checkpoint, model)
+
+
+def has_renamed_tensors(model: "PreTrainedModel") -> bool:
+    """Whether transformers converts the names or the layout of this model's tensors when it loads them."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    return bool(get_checkpoint_conversion_mapping(model.config.model_type))
+
+
+def head_name(model: "PreTrainedModel") -> str:
+    """The name of the head's weight."""
+    head = model.get_output_embeddings()
+    return next((f"{name}.weight" for name, module in model.named_modules() if module is head), "lm_head.weight")
+
+
+def embedding_name(model: "PreTrainedModel") -> str:
+    """The name of the embedding's weight."""
+    table = model.get_input_embeddings()
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is table)
+
+
+def tie_faults(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
+    """A tied model must not have a head of its own: some loaders drop it, others use it."""
+    head, table, tensors = head_name(model), embedding_name(model), checkpoint.tensors
+    if not model.config.tie_word_embeddings or head not in tensors or table not in tensors:
+        return
+    if tensors[head].shape == tensors[table].shape and same_rows(checkpoint.tensor(head), checkpoint.tensor(table)):
+        return
+    text = f"true, but {head} differs from {table}"
+    yield Fault(CONFIG, "tie_word_embeddings", text, f"set it to false to keep {head}, or delete {head} to tie them")
+
+
+def same_rows(one: Tensor, other: Tensor) -> bool:
+    """Whether two matrices have the same values, compared a few rows at a time."""
+    pairs = zip(one.split(ROWS), other.split(ROWS), strict=True)
+    return all(rows.to(others.dtype).equal(others) for rows, others in pairs)
+
+
+def unknown_tensors(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
+    """Tensors that belong to no parameter of the model: vLLM stops at them."""
+    state = model.state_dict().keys() | {head_name(model)}
+    patterns = [re.compile(text) for text in ignored_patterns(model)]
+    for name, info in checkpoint.tensors.items():
+        module, _, suffix = name.rpartition(".")
+        packed = suffix in PACKED and f"{module}.weight" in state
+        if name in state or packed or ".experts." in name or HARMLESS.search(name):
+            continue
+        if any(pattern.search(name) for pattern in patterns):
+            continue
+        yield Fault(info.file.name, name, *unknown_reason(name, checkpoint))
+
+
+def ignored_patterns(model: "PreTrainedModel") -> list[str]:
+    """Patterns of tensors that the model's class leaves unread, such as those of multi-token prediction."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
+    return [pattern for pattern in patterns if isinstance(pattern, str)]
+
+
+def unknown_reason(name: str, checkpoint: "Checkpoint") -> tuple[str, str]:
+    """What an unknown tensor is, and what to do."""
+    blocks, block = first_size(checkpoint.config, BLOCK_KEYS), BLOCK.search(name)
+    if ADAPTER.search(name):
+        return "a tensor of a LoRA adapter", "merge the adapter into the model first"
+    if blocks and block and int(block[1]) >= blocks[1]:
+        cure = f"correct {blocks[0]}, or remove the tensors of the further blocks"
+        return f"belongs to block {int(block[1])}, but {blocks[0]} is {blocks[1]}", cure
+    return f"is not part of {model_name(checkpoint)}, and vLLM stops at it", "remove it, or correct config.json"
+
+
+def model_name(checkpoint: "Checkpoint") -> str:
+    architectures = checkpoint.config.get("architectures") or [str(checkpoint.config.get("model_type"))]
+    return str(architectures[0])
+
+
+def missing_tensors(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
+    """Parameters without a tensor, or with one of another shape."""
+    tensors, head = checkpoint.tensors, head_name(model)
+    for name, parameter in model.named_parameters():
+        module = name.removesuffix(".weight")
+        if "experts" in name or (name not in tensors and any(f"{module}.{codes}" in tensors for codes in CODES)):
+            continue
+        if name not in tensors:
+            tie = "set tie_word_embeddings to true if the head is the embedding, or " if name == head else ""
+            yield Fault("", name, "missing, though config.json requires it", f"{tie}fetch the checkpoint again")
+        elif tensors[name].shape != tuple(parameter.shape):
+            stored, needed = list(tensors[name].shape), list(parameter.shape)
+            text = f"stored with shape {stored}, but config.json requires {needed}"
+            yield Fault(tensors[name].file.name, name, text, "correct config.json, or fetch the checkpoint again")

@@ -1,0 +1,138 @@
+"""The tokenizer and chat template of a checkpoint: readable, and no token id beyond the embedding.
+
+Code in the folder is never run. `id_faults` works on the ids alone, so that the validator can use it too.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calibration.bounded import bounded
+from compress.checkpoint.door.fault import Fault, Faults
+from compress.checkpoint.door.files import check_regular, read_bytes, read_json
+from compress.core.errors import QCompressError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER = "tokenizer.json"
+TOKENIZER_FILES = (TOKENIZER, "tokenizer.model", "vocab.json")
+JSON_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+TEMPLATE = "chat_template.jinja"
+MAX_TEMPLATE = 1_000_000
+ROLES = ("bos_token_id", "eos_token_id", "unk_token_id")  # tokens that are put into texts without being in them
+CURE = "fetch the tokenizer files again, or use those of the model it was made from"
+
+
+def load_tokenizer(folder: Path, rows: int | None) -> "PreTrainedTokenizerBase":
+    """The tokenizer in a folder, for an embedding of `rows` rows (None if unknown).
+
+    Raises QCompressError if a file is missing or malformed, if the chat template is not valid Jinja, or if the
+    tokenizer can return ids that have no row.
+    """
+    if not has_tokenizer(folder):
+        raise QCompressError(f"{folder}: no tokenizer.json; copy the model's tokenizer files there")
+    check_files(folder)
+    tokenizer = build(folder)
+    check_template(folder, tokenizer)
+    if rows is not None:
+        for fault in tokenizer_faults(tokenizer, rows):
+            raise QCompressError(fault.line(folder))
+    return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder has a file with a vocabulary."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def check_files(folder: Path) -> None:
+    """Raises QCompressError for a tokenizer file that is not valid JSON, too large, or no regular file."""
+    for name in JSON_FILES:
+        if (folder / name).exists():
+            read_json(folder / name)
+    if (folder / TEMPLATE).exists():
+        check_regular(folder / TEMPLATE)
+        try:
+            read_bytes(folder / TEMPLATE, MAX_TEMPLATE).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise QCompressError(
+                f"{folder / TEMPLATE}: not UTF-8 at byte {error.start}; fetch the file again"
+            ) from None
+
+
+def build(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer as transformers builds it. Raises QCompressError for files that it cannot use, in whatever way."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of the Rust library is not an Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    file = TOKENIZER if (folder / TOKENIZER).is_file() else ""
+    raise QCompressError(f"{folder / file}: transformers cannot build the tokenizer ({reason}); {CURE}")
+
+
+def check_template(folder: Path, tokenizer: Any) -> None:
+    """Raises QCompressError for a chat template that is not valid Jinja, or too expensive to compile."""
+    template = getattr(tokenizer, "chat_template", None)
+    named = template if isinstance(template, dict) else {"": template}
+    for name, text in named.items():
+        if text is None:
+            continue
+        fault = template_problem(text)
+        if fault:
+            where = folder / (TEMPLATE if (folder / TEMPLATE).is_file() else "tokenizer_config.json")
+            label = f"chat template {name!r}" if name else "the chat template"
+            raise QCompressError(f"{where}: {label} {fault}; correct it, or fetch the file again")
+
+
+def template_problem(text: Any) -> str | None:
+    """Why a chat template cannot be compiled, or None. Jinja computes constants while it compiles."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    if not isinstance(text, str):
+        return f"is not text but {type(text).__name__}"
+    try:
+        with bounded():
+            _compile_jinja_template(text)
+    except MemoryError:
+        return "needs too much memory"
+    except Exception as error:
+        line = getattr(error, "lineno", None)
+        return f"is not valid Jinja ({' '.join(str(error).split())[:200]}{f', line {line}' if line else ''})"
+    return None
+
+
+def tokenizer_faults(tokenizer: Any, rows: int) -> Faults:
+    """Tokens of a loaded tokenizer that have no row in an embedding of `rows` rows, and that texts can contain."""
+    added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+    roles = [getattr(tokenizer, role, None) for role in ROLES]
+    roles += [token for token in wrapped(tokenizer) if token >= rows]
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    yield from id_faults(tokenizer.get_vocab(), rows, added, roles, template)
+
+
+def wrapped(tokenizer: Any) -> list[int]:
+    """The ids that the tokenizer puts around every text."""
+    return list(tokenizer("")["input_ids"])
+
+
+def id_faults(
+    vocabulary: Mapping[str, int], rows: int, added: Mapping[str, bool], roles: list[Any], template: str
+) -> Faults:
+    """Ids of `vocabulary` beyond an embedding of `rows` rows, which would be read outside of it.
+
+    `added` maps added tokens to whether they are special. A special token beyond the embedding is allowed if no role
+    and no template uses it: Gemma 3 1B is published with an image token that its embedding lacks.
+    """
+    for token, index in vocabulary.items():
+        if 0 <= index < rows:
+            continue
+        if index < 0 or index in roles or token in template or not added.get(token, False):
+            text = f"token {token!r:.60} has id {index:,}, but the embedding has {rows:,} rows"
+            yield Fault(TOKENIZER, "", text, "remove the token, or resize the embedding")

@@ -1,0 +1,119 @@
+"""The distance of a student to its teacher on held-out windows: the figures that `verify` and `compare` print too.
+
+Teacher and student run in float32, as there, whatever the teacher's dtype in training. The teacher runs block by block,
+so that memory holds one block of it.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from calibration.windows import Windows
+from compress.checkpoint.formats import weight_reader
+from compress.checkpoint.heldout import START, heldout_start, heldout_windows
+from compress.checkpoint.read import Checkpoint
+from compress.core.errors import QCompressError
+from compress.core.perplexity import Estimate, exponential, sums_mean
+from compress.core.report import Row
+from compress.distill.model import Model, micro_batch
+from compress.losses import LogitSource, cross_entropy, distill_loss, find_head, next_tokens
+from compress.model.blocks import BlockModel
+
+
+class Distance(NamedTuple):
+    """Mean KL(teacher ‖ student) in nats per token and the student's perplexity, each with its standard error."""
+
+    kl: Estimate
+    perplexity: Estimate
+
+
+class Yardstick:
+    """Measures students on `windows`. The teacher's states after its final norm are computed once and kept on the CPU.
+
+    Only the first `vocab` tokens are compared.
+    """
+
+    @torch.no_grad()
+    def __init__(self, teacher: Checkpoint, windows: Windows, vocab: int, device: torch.device):
+        self.windows, self.vocab, self.device = windows, vocab, device
+        self.tokens = windows.mask[:, 1:].sum(1).double()
+        self.micro = micro_batch(windows.ids.shape[1], device)
+        self.blocks = BlockModel(teacher.config, weight_reader(teacher), device=device)
+        self.states = normed_states(self.blocks, windows.ids, self.micro)
+        self.head = find_head(teacher.config)
+        self.teacher_perplexity = self.measure_teacher()
+
+    def measure_teacher(self) -> Estimate:
+        """The teacher's perplexity."""
+        weight, sums = self.head_weight(), []
+        for ids, mask, states in self.parts():
+            side = LogitSource(states, weight, self.head)
+            sums.append(cross_entropy(side, *next_tokens(ids, mask), vocab=self.vocab).double().sum(1).cpu())
+        return exponential(sums_mean(torch.cat(sums), self.tokens))
+
+    @torch.no_grad()
+    def measure(self, student: Model) -> Distance:
+        """The distance of a student in memory, on the same device."""
+        weight, kl, nll = self.head_weight(), [], []
+        for ids, mask, states in self.parts():
+            teacher = LogitSource(states, weight, self.head)
+            loss = distill_loss(student.side(ids), teacher, *next_tokens(ids, mask), vocab=self.vocab)
+            kl.append(loss.kl.double().sum(1).cpu())
+            nll.append(loss.ce.double().sum(1).cpu())
+        return Distance(sums_mean(torch.cat(kl), self.tokens), exponential(sums_mean(torch.cat(nll), self.tokens)))
+
+    def head_weight(self) -> Tensor:
+        """The (vocab, width) float32 weight of the teacher's head, on the device."""
+        return self.blocks.weights(self.blocks.head_name).float()
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Micro-batches on the device: ids, mask, and the teacher's states of all positions but the last."""
+        columns = (self.windows.ids, self.windows.mask, self.states[:, :-1])
+        for ids, mask, states in zip(*(column.split(self.micro) for column in columns), strict=True):
+            yield ids.to(self.device), mask.to(self.device), states.to(self.device)
+
+    def row(self) -> Row:
+        """What was measured on: the text, the windows, the number of scored tokens."""
+        n_samples, seq_len = self.windows.ids.shape
+        text = " + ".join(source["name"] for source in self.windows.manifest["sources"])
+        sizes = {"eval_samples": n_samples, "eval_seq_len": seq_len, "tokens_scored": int(self.tokens.sum())}
+        return {"eval_text": text, **sizes}
+
+
+def normed_states(blocks: BlockModel, ids: Tensor, micro: int) -> Tensor:
+    """(n, seq, width) float32 states after the final norm for (n, seq) ids, `micro` windows at a time, on the CPU."""
+    states = torch.empty(*ids.shape, int(blocks.model.config.hidden_size))
+    with blocks.embedding_and_norm():
+        for part, place in zip(ids.split(micro), states.split(micro), strict=True):
+            place.copy_(blocks.embed(part))
+    for index, block in blocks.in_order():
+        run = blocks.runner(block, index)
+        for place in states.split(micro):
+            place.copy_(run(place))
+    with blocks.embedding_and_norm():
+        for place in states.split(micro):
+            place.copy_(blocks.final_norm(place.to(blocks.device)))
+    return states
+
+
+def yardstick_windows(teacher: Checkpoint, text: str, n_samples: int, seq_len: int, device: torch.device) -> Windows:
+    """The held-out windows of a teacher, fewer or shorter if the text is; `start` in their manifest.
+
+    QCompressError if none of their tokens is scored.
+    """
+    start = heldout_start(teacher, str(device))
+    windows = heldout_windows(text, teacher.tokenizer, start["token"], n_samples=n_samples, seq_len=seq_len, fit=True)
+    if not windows.mask[:, 1:].any():
+        raise QCompressError(
+            f"{text}: none of the {windows.ids.numel():,} tokens is scored (in a chat, only the assistant's are); "
+            "use another --eval-text"
+        )
+    windows.manifest[START] = start
+    return windows
+
+
+def with_errors(**estimates: Estimate) -> Row:
+    """Values by name, each followed by NAME_se, its standard error or None."""
+    return {key: value for name, one in estimates.items() for key, value in ((name, one.value), (f"{name}_se", one.se))}
