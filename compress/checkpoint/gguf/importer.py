@@ -79,9 +79,10 @@ def plan_parameters(model: GgufModel, config: Config) -> tuple[dict[str, Paramet
     """
     prefix, architecture = find_architecture(model)
     check_blocks(model, config["num_hidden_layers"])
+    check_sizes(model, prefix, config)
     try:
         skeleton = make_skeleton(dict.fromkeys(TOKEN_IDS) | config)
-    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise model.fail(f"its metadata makes no model ({' '.join(str(error).split())[:200]})") from None
     shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
     names = gguf_names(prefix, config["num_hidden_layers"], list(shapes))
@@ -106,6 +107,21 @@ def check_blocks(model: GgufModel, blocks: int) -> None:
     numbers = {name.split(".")[1] for name in model.tensors if name.startswith("blk.")}
     if str(blocks - 1) not in numbers or len(numbers) != blocks:
         raise model.fail(f"has tensors of {len(numbers)} blocks, its metadata gives {blocks}")
+
+
+def check_sizes(model: GgufModel, prefix: str, config: Config) -> None:
+    """QCompressError for a size that is larger than every size of a tensor, before anything of that size is made."""
+    largest = max(size for tensor in model.tensors.values() for size in tensor.shape)
+    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    sizes = {
+        f"{prefix}.embedding_length": config["hidden_size"],
+        f"{prefix}.feed_forward_length": config["intermediate_size"],
+        f"{prefix}.attention.head_count times the size of a head": config["num_attention_heads"] * width,
+        f"{prefix}.shortconv.l_cache": config.get("conv_L_cache", 1),
+    }
+    for name, size in sizes.items():
+        if size > largest:
+            raise model.fail(f"{name} is {size:,}, but no tensor has a size above {largest:,}")
 
 
 def note_origin(model: GgufModel, config: PretrainedConfig) -> None:

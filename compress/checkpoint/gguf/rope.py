@@ -99,7 +99,7 @@ def factors_scaling(model: GgufModel, values: np.ndarray, theta: float) -> Rope:
         factor = float(values[0])
         return {"rope_type": "default"} if abs(factor - 1) < TOLERANCE else {"rope_type": "linear", "factor": factor}
     factor = nice(float(values.max()))
-    for ratio, original in llama3_candidates(values, theta, factor):
+    for ratio, original in llama3_candidates(values, theta, factor) if factor > 1 else ():
         if np.allclose(values, llama3_factors(len(values), theta, factor, ratio, original), rtol=TOLERANCE):
             return {
                 "rope_type": "llama3",
@@ -120,12 +120,12 @@ def llama3_candidates(values: np.ndarray, theta: float, factor: float) -> Iterat
     ramp = (values > 1 + TOLERANCE) & (values < factor * (1 - TOLERANCE))
     waves = wavelengths(len(values), theta)[ramp]
     smooth = (1 / values[ramp] - 1 / factor) / (1 - 1 / factor)
+    for ratio in RATIOS if len(waves) else ():
+        yield ratio, round(float(waves[0] * (1 + smooth[0] * (ratio - 1))))
     if len(waves) >= 2 and smooth[0] * waves[0] != smooth[-1] * waves[-1]:
         span = (waves[-1] - waves[0]) / (smooth[0] * waves[0] - smooth[-1] * waves[-1])
         if span > 0 and math.isfinite(span):
             yield 1 + float(span), round(float(waves[0] * (1 + smooth[0] * span)))
-    for ratio in RATIOS if len(waves) else ():
-        yield ratio, round(float(waves[0] * (1 + smooth[0] * (ratio - 1))))
 
 
 def nice(value: float) -> float:
@@ -147,9 +147,7 @@ def wavelengths(count: int, theta: float) -> np.ndarray:
 def longrope(model: GgufModel, prefix: str, rotary: int, kind: str) -> Rope:
     """LongRoPE: both lists of factors. The magnitude is stored only where it differs from transformers' own."""
     if prefix != "phi3" or kind not in ("none", "longrope"):
-        raise model.fail(
-            f"has {LONG}: the architecture {prefix} with this scaling has no place for it", "import another"
-        )
+        raise model.fail(f"has {LONG}, {prefix} with {kind} scaling does not use it", "import another model")
     original = optional_count(model, f"{prefix}.rope.scaling.original_context_length")
     context = optional_count(model, f"{prefix}.context_length")
     if original is None or context is None:
