@@ -71,7 +71,7 @@ class Cursor:
         self.path, self.data, self.position, self.strings = path, data, 0, 0
 
     def fail(self, problem: str, cure: str = "fetch the file again") -> QCompressError:
-        return QCompressError(f"{self.path}: {problem}; {cure}")
+        return refusal(self.path, problem, cure)
 
     def take(self, count: int, what: str) -> int:
         """The position of the next `count` bytes, which are skipped."""
@@ -124,6 +124,12 @@ class Cursor:
         if 8 * count > len(self.data) - self.position:
             raise self.fail(f"cut short: {key} has {count:,} texts, the file ends before")
         return [self.string(key) for _ in range(count)]
+
+
+def refusal(path: Path, problem: str, cure: str) -> QCompressError:
+    """The error of a problem in a file: one line, whatever characters its names have."""
+    text = problem if len(problem) <= 400 else f"{problem[:397]}..."
+    return QCompressError(f"{path}: {''.join(c if c.isprintable() else '?' for c in text)}; {cure}")
 
 
 def read_file(path: Path) -> GgufFile:

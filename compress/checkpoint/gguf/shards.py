@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint.gguf.reader import GgufFile, GgufTensor, read_file
+from compress.checkpoint.gguf.reader import GgufFile, GgufTensor, read_file, refusal
 from compress.core.errors import QCompressError
 
 PART = re.compile(r"(?P<name>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -40,10 +40,10 @@ class GgufModel:
             )
         for key, value in part.metadata.items():
             if key not in SPLIT and not same_value(value, self.metadata.get(key)):
-                raise QCompressError(f"{part.path}: {key} differs from {self.files[0].name}; fetch the parts again")
+                raise refusal(part.path, f"{key} differs from {self.files[0].name}", "fetch the parts again")
         for name, tensor in part.tensors.items():
             if name in self.tensors:
-                raise QCompressError(f"{part.path}: {name} is also in {self.tensors[name].file.name}; remove one")
+                raise refusal(part.path, f"{name} is also in {self.tensors[name].file.name}", "fetch the parts again")
             self.tensors[name] = tensor
 
     def _check_count(self, expected: Any) -> None:
@@ -55,7 +55,7 @@ class GgufModel:
 
     def fail(self, problem: str, cure: str = "fetch the file again") -> QCompressError:
         """The error of a problem in this model, with its cure."""
-        return QCompressError(f"{self.path}: {problem}; {cure}")
+        return refusal(self.path, problem, cure)
 
 
 def part_paths(path: Path, count: int) -> list[Path]:

@@ -7,10 +7,10 @@ transformers does not follow that name, it is applied here. Names and rules: lla
 import json
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from unicodedata import category
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
@@ -38,12 +38,16 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How text is split, whether a word that is a token stays whole, and what happens before and after."""
+    """How text is split, whether a word that is a token stays whole, what is put before it, and NFC normalization.
+
+    `warning` states where ids differ from the original's.
+    """
 
     split: str
     ignore_merges: bool = False
     add_bos: bool = False
     normalize: bool = False
+    warning: str = ""
 
 
 LLAMA3 = SplitRule("llama3", ignore_merges=True, add_bos=True)
@@ -54,13 +58,13 @@ NAMES = {
     "qwen2": SplitRule("qwen2", normalize=True),
     **dict.fromkeys(("deepseek-r1-qwen", "stablelm2", "megrez", "kormo", "hunyuan", "solar-open"), SplitRule("qwen2")),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), SplitRule("gpt4o")),
-    **dict.fromkeys(
-        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), SplitRule("digits")
-    ),
+    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), SplitRule("digits")),
+    "smollm": SplitRule("gpt2", warning="a number after two spaces, and numerals such as ², have other token ids"),
     **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat"), SplitRule("gpt2")),
 }
 UNNAMED = (None, "", "default")  # llama.cpp guesses, and warns
-MISREAD = ("gemma3",)  # transformers builds a tokenizer that splits text into characters
+DERIVED = ("gemma", "gemma2", "gemma3")  # transformers derives the merges from the order of tokens
+SAMPLED, MIN_REACHABLE = 400, 0.5  # tokens that must encode to themselves; a sound tokenizer reaches nearly all
 
 FIM = ("pre", "suf", "mid", "pad", "rep", "sep")
 TOKENIZER_KEYS = {
@@ -218,18 +222,18 @@ def stop_ids(model: GgufModel) -> list[int]:
 
 
 def check_name(model: GgufModel) -> str | None:
-    """A warning if the file does not name its splitting rule. QCompressError if the name is unknown."""
+    """A warning if token ids may differ from the original's. QCompressError if the splitting rule is unknown."""
     architecture = model.metadata.get("general.architecture")
-    if architecture in MISREAD:
-        raise model.fail(f"transformers misreads tokenizers of {architecture} files", CURE)
     if model.metadata["tokenizer.ggml.model"] != "gpt2":
-        return None
+        derived = architecture in DERIVED and "tokenizer.ggml.merges" not in model.metadata
+        return f"the merges follow from the order of tokens: token ids may differ; {CURE}" if derived else None
     name = model.metadata.get("tokenizer.ggml.pre")
     if name in UNNAMED:
         return f"the file has no tokenizer.ggml.pre: token ids may differ from the original's; {CURE}"
     if name not in NAMES:
         raise model.fail(f"tokenizer.ggml.pre is {shown(name)}: it is unknown how it splits text", CURE)
-    return None
+    warning = NAMES[name].warning
+    return f"{warning} than in the original; {CURE}" if warning else None
 
 
 def build_tokenizer(model: GgufModel) -> PreTrainedTokenizerBase:
@@ -244,10 +248,37 @@ def build_tokenizer(model: GgufModel) -> PreTrainedTokenizerBase:
     drop_surplus(tokenizer, len(model.metadata["tokenizer.ggml.tokens"]))
     backend = tokenizer.backend_tokenizer
     if byte_level:
-        apply_rule(backend, rule, model.metadata["tokenizer.ggml.merges"])
+        apply_rule(backend, rule)
     elif model.metadata.get("tokenizer.ggml.add_space_prefix") is False:
         drop_space(backend)
+    check_reachable(model, backend)
     return tokenizer
+
+
+def check_reachable(model: GgufModel, backend: Tokenizer) -> None:
+    """QCompressError if most tokens cannot come out of their own text, so that words fall into single characters."""
+    tokens, types = model.metadata["tokenizer.ggml.tokens"], model.metadata.get("tokenizer.ggml.token_type")
+    texts = {
+        index: token_text(model, token) for index, token in enumerate(tokens) if types is None or types[index] == 1
+    }
+    longer = {index: text for index, text in texts.items() if text and len(text.strip()) > 1 and "\ufffd" not in text}
+    sample = list(longer.items())[:: max(1, len(longer) // SAMPLED)]
+    reached = sum(backend.encode(text, add_special_tokens=False).ids == [index] for index, text in sample)
+    if reached < MIN_REACHABLE * len(sample):
+        raise model.fail(f"only {reached} of {len(sample)} sampled tokens encode to themselves", CURE)
+
+
+def token_text(model: GgufModel, token: str) -> str | None:
+    """The text that should encode to one token; None where a space put before each text is in the way."""
+    if model.metadata["tokenizer.ggml.model"] == "gpt2":
+        letters = byte_letters()
+        return bytes(letters[letter] for letter in token if letter in letters).decode(errors="replace")
+    spaced = model.metadata.get(
+        "tokenizer.ggml.add_space_prefix", model.metadata["general.architecture"] not in DERIVED
+    )
+    if not spaced:
+        return token.replace("▁", " ")
+    return token[1:].replace("▁", " ") if token.startswith("▁") else None
 
 
 def drop_surplus(tokenizer: Any, count: int) -> None:
@@ -281,13 +312,13 @@ def load_gguf(model: GgufModel, settings: dict[str, Any]) -> Any:
             raise model.fail(f"no tokenizer can be built from it ({one_line(error)})", CURE) from None
 
 
-def apply_rule(backend: Tokenizer, rule: SplitRule, merges: list[str]) -> None:
-    """Split as the rule does. Digits are separated only if a merge could join them; otherwise the ids are the same."""
+def apply_rule(backend: Tokenizer, rule: SplitRule) -> None:
+    """Split as the rule does."""
     level = pre_tokenizers.ByteLevel
     if pattern := SPLITS[rule.split]:
         split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
         backend.pre_tokenizer = pre_tokenizers.Sequence([split, level(add_prefix_space=False, use_regex=False)])
-    elif rule.split == "digits" and joins_digits(merges):
+    elif rule.split == "digits":
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, level(add_prefix_space=False)])
     if rule.ignore_merges:
@@ -296,16 +327,7 @@ def apply_rule(backend: Tokenizer, rule: SplitRule, merges: list[str]) -> None:
         backend.normalizer = normalizers.NFC()
 
 
-def joins_digits(merges: list[str]) -> bool:
-    """Whether a merge of byte-level tokens joins a digit to another character."""
-    letters = byte_letters()
-    for merge in merges:
-        text = bytes(letters[letter] for letter in merge.replace(" ", "") if letter in letters).decode(errors="replace")
-        if len(text) > 1 and any(category(character)[0] == "N" for character in text):
-            return True
-    return False
-
-
+@cache
 def byte_letters() -> dict[str, int]:
     """The byte that each letter of the byte-level alphabet stands for."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]

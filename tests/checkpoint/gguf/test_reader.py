@@ -80,6 +80,10 @@ BAD = {
     ),
     "an unknown type": (header(keys=1) + pair("a.b", 77, b"\0" * 8), "a.b has a value of the unknown type 77"),
     "no text": (header(keys=1) + pair("a.b", 8, text(b"\xff\xfe")), "a.b is not UTF-8 text"),
+    "a key of control characters": (
+        header(keys=1) + pair("a\n\x1b[31m", 77, b"\0" * 8),
+        "a??[31m has a value of the unknown type 77",
+    ),
     "a key twice": (header(keys=2) + 2 * pair("a.b", 0, b"\1"), "has the metadata key a.b twice"),
     "many dimensions": (header(1) + tensor("x", [1] * 9), "x has 9 dimensions, not 1 to 4"),
     "no dimension": (header(1) + tensor("x", []), "x has 0 dimensions, not 1 to 4"),
