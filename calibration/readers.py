@@ -24,7 +24,7 @@ def read_file(path: Path) -> Iterator[Document]:
 
 
 def _check(path: Path) -> None:
-    """Raise CalibrationError if the path is missing, not a regular file, empty, or a file of another kind."""
+    """Raise CalibrationError if the path is missing, is not a regular file, is empty, or has an unknown ending."""
     check_regular(path)
     kind = _kind(path)
     if kind not in KINDS:

@@ -73,7 +73,9 @@ def measure(name: str, tokens: int, hidden: int, vocab: int) -> dict[str, float]
 @click.option("--hidden", default=1536, show_default=True, help="Width of the hidden states.")
 @click.option("--vocab", default=151_936, show_default=True, help="Tokens in the vocabulary.")
 @click.option(
-    "--small", is_flag=True, help="Run in seconds, with " + ", ".join(f"{k} {v:,}" for k, v in SMALL.items()) + "."
+    "--small",
+    is_flag=True,
+    help="Measure a small case, which takes seconds: " + ", ".join(f"{k} {v:,}" for k, v in SMALL.items()) + ".",
 )
 @click.option("--only", type=click.Choice(list(LOSSES)), help="Measure one loss in this process, and print JSON.")
 @json_option

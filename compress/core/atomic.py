@@ -1,4 +1,4 @@
-"""Atomic file writes, and one true sentence with the path for every error of the operating system."""
+"""Atomic file writes, and one-line messages for errors of the operating system."""
 
 import errno
 import os
@@ -73,9 +73,9 @@ def file_errors(path: Path, kept: str = "finished parts are kept") -> Iterator[N
 
 
 def cause_of(error: OSError, path: Path | None = None, kept: str = "") -> str | None:
-    """One line for a cause outside of the program: path, cause, cure. None for every other OSError.
+    """One line with path, cause and cure, if the cause of an error is outside of the program. Otherwise None.
 
-    Without `path`, the line has the path of the error, and a missing file counts as a bug.
+    Without `path`, the path is taken from the error, and a missing file counts as a bug.
     """
     causes = CAUSES if path is None else CAUSES | MISSING
     if path is None and isinstance(error.filename, str | bytes):
@@ -88,7 +88,7 @@ def cause_of(error: OSError, path: Path | None = None, kept: str = "") -> str | 
 
 
 def full_disk(path: Path, kept: str = "") -> str:
-    """The line for a full disk, with its free bytes."""
+    """One line for a full disk, with the free bytes."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     cure = f"make room and run the same command again{', ' if kept else ''}{kept}"

@@ -10,7 +10,7 @@ class QCompressError(click.ClickException):
 
 
 class BadValueError(QCompressError, ValueError):
-    """A setting or a file holds a value that cannot be used. Python callers can catch it as ValueError."""
+    """A setting or a file has a value that cannot be used. Python code can catch this error as a ValueError."""
 
 
 class GateFailure(QCompressError):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: both raise KeyboardInterrupt, so that jobs clean up, and both carry a line about kept work."""
+"""Ctrl-C and SIGTERM: both raise KeyboardInterrupt, so that jobs clean up. The exception has a line about kept work."""
 
 import signal
 import threading
@@ -10,7 +10,7 @@ RESUME = "run the same command again to continue"
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM reached the process."""
+    """Raised when the process receives SIGTERM."""
 
 
 @contextmanager
@@ -32,9 +32,9 @@ def raise_terminated(number: int, frame: Any) -> None:
 
 @contextmanager
 def on_interrupt(describe: Callable[[], str | None]) -> Iterator[None]:
-    """Context of a job: an interrupt carries `describe()`, the line about kept work. The innermost line counts.
+    """Context of a job that adds `describe()`, a line about kept work, to an interrupt.
 
-    None means that this job keeps nothing.
+    Only the innermost context adds its line. `describe()` returns None if the job keeps nothing.
     """
     try:
         yield
@@ -46,11 +46,11 @@ def on_interrupt(describe: Callable[[], str | None]) -> Iterator[None]:
 
 
 def interrupt_line(interrupt: KeyboardInterrupt) -> str:
-    """What happened and what is kept, as one line."""
+    """One line about an interrupt: its kind, and the work that is kept."""
     kept = (getattr(interrupt, "__notes__", ()) or ("nothing was kept",))[0]
     return f"{'terminated' if isinstance(interrupt, Terminated) else 'interrupted'}: {kept}"
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """128 and the signal's number, as shells report it."""
+    """The exit code of an interrupted command: 128 plus the number of the signal, as in shells."""
     return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)

@@ -14,9 +14,10 @@ NUMBER_BYTES = 20  # of a process number, written into the file for the error of
 
 @contextmanager
 def output_lock(out: Path, *, rank: int = 0, ranks: int = 1) -> Iterator[None]:
-    """Context that one run can hold for `out`; QCompressError, with the other run's process, if another holds it.
+    """Context that holds the lock of `out`. Only one run at a time can hold it.
 
-    Several `ranks` of one run share the lock, and each holds a lock of its own.
+    All `ranks` of one run share this lock, and each rank also has its own lock. Raises QCompressError, with the process
+    number of the other run, if another run holds the lock.
     """
     out = out.absolute()
     with file_errors(out):
@@ -30,13 +31,13 @@ def output_lock(out: Path, *, rank: int = 0, ranks: int = 1) -> Iterator[None]:
 
 
 def lock_file(out: Path, rank: int | None = None) -> Path:
-    """The lock of an output, or of one rank of the run that writes it."""
+    """The path of an output's lock file. With `rank`, the path of that rank's own lock file."""
     return out.with_name(f".{out.name}.lock" if rank is None else f".{out.name}.{rank}.lock")
 
 
 @contextmanager
 def held(file: Path, out: Path, *, shared: bool = False) -> Iterator[None]:
-    """Context that holds the lock on a file, which is removed at the end."""
+    """Context that holds the lock on a lock file. The file is removed when the context closes."""
     descriptor = acquire(file, out, shared=shared)
     try:
         yield
@@ -45,7 +46,7 @@ def held(file: Path, out: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 def acquire(file: Path, out: Path, *, shared: bool) -> int:
-    """The open and locked file. A file that its holder removed meanwhile is created again."""
+    """Open and lock the file. If its previous holder has removed it meanwhile, create it again."""
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         with file_errors(file):
@@ -77,7 +78,7 @@ def release(descriptor: int, file: Path) -> None:
 
 
 def is_current(descriptor: int, file: Path) -> bool:
-    """Whether the open file still has this name."""
+    """True if the open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except FileNotFoundError:
@@ -85,13 +86,13 @@ def is_current(descriptor: int, file: Path) -> bool:
 
 
 def read_number(descriptor: int) -> str | None:
-    """The process number in a lock file, "" for an empty one; None for a file of another program."""
+    """The process number in a lock file. "" if the file is empty, None if another program wrote it."""
     text = os.pread(descriptor, NUMBER_BYTES, 0).decode(errors="replace").strip()
     return text if not text or text.isdecimal() else None
 
 
 def write_number(descriptor: int) -> None:
-    """Write this process's number into the lock file; a file of another program stays as it is."""
+    """Write this process's number into the lock file. If another program wrote the file, leave it as it is."""
     if read_number(descriptor) is not None:
         os.pwrite(descriptor, f"{os.getpid():<{NUMBER_BYTES}}".encode(), 0)
 

@@ -158,7 +158,7 @@ class CompareRow(CheckpointPart, DriftPart, BreakdownPart, WindowsPart, TeacherP
 
 
 class VerdictRow(TypedDict):
-    """Whether a candidate passes its limits."""
+    """The verdict on a candidate: it passes all limits, or it breaks some of them."""
 
     name: Annotated[str, "name of the checkpoint"]
     passed: Annotated[bool, "true if every limit holds"]

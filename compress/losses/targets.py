@@ -61,7 +61,7 @@ class Targets(Protocol):
     def compare(self, chunk: StudentChunk) -> Tensor:
         """The divergence (rows,) between a chunk of the student's logits and its rows of the targets.
 
-        `chunk.gradient` is overwritten with the gradient with respect to logits / T, and `chunk.scratch` with anything.
+        `chunk.gradient` is filled with the gradient with respect to logits / T. `chunk.scratch` is overwritten.
         """
         ...
 

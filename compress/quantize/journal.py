@@ -94,7 +94,7 @@ class QuantizeJournal:
         remove_work(self.folder, JOURNAL, FILES)
 
     def kept(self) -> str | None:
-        """What an interrupt leaves, as one line; None if nothing."""
+        """One line about the work that an interrupt leaves on disk. None if it leaves nothing."""
         count = len(self.blocks)
         if self.published:
             return f"{self.out} is complete; {RESUME}"

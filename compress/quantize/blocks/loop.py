@@ -160,8 +160,9 @@ def save_block(
 
 
 def accept_blocks(journal: QuantizeJournal, writer: CheckpointWriter) -> None:
-    """Mark the finished blocks as written. QCompressError if they changed on disk since the interrupted run.
+    """Mark the finished blocks as written.
 
+    Raises QCompressError if tensors on disk have changed since the interrupted run.
     Tensors that tuning has begun to overwrite are not compared; tuning writes all of them again.
     """
     tuned = read_header(journal.folder / TRAINED) if (journal.folder / TRAINED).is_file() else {}
