@@ -192,8 +192,8 @@ def _encode_beginning(tokenizer: Any, text: str, needed: int) -> list[int]:
     They equal the first ids of the whole text, for two reasons: the text is cut at the end of a line, so that no word
     and no run of blanks is split; and the tokens next to the cut are dropped.
 
-    A line that does not end in REACH characters is cut inside. Then a text of twice the length must begin with the
-    same ids.
+    If a line does not end within REACH characters, the cut is inside the line. Then the ids are accepted only if a text
+    of twice the length begins with the same ids.
     """
     characters, shorter = needed * CHARACTERS, None
     while True:

@@ -16,7 +16,7 @@ from compress.model.families import Feeder
 
 
 def fold_norm(weight: Tensor, scale: Tensor, offset: float) -> Tensor:
-    """The weight (hidden,) of a norm after its output is divided by `scale`. The norm adds `offset` to its weight."""
+    """The weight (hidden,) that makes a norm divide its output by `scale`. A norm adds `offset` to its weight."""
     return (weight.float() + offset) / scale - offset
 
 
