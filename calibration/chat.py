@@ -7,45 +7,52 @@ render to the first part of the whole text. This is checked.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
 from calibration.errors import CalibrationError
+from calibration.template import Message, guarded, render, render_all
 
+ENCODING_MEMORY = 8_000_000_000  # bytes; the Rust tokenizer aborts where it lacks memory, and the text is bounded
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
-Message = Mapping[str, Any]
 
 
 def has_template(tokenizer: Any) -> bool:
     return bool(getattr(tokenizer, "chat_template", None))
 
 
-def encode_chat(tokenizer: Any, messages: Sequence[Message], where: str) -> tuple[list[int], list[bool]]:
+def encode_chat(
+    tokenizer: Any, messages: Sequence[Message], where: str, *, answers_only: bool = True
+) -> tuple[list[int], list[bool]]:
     """The token ids of a conversation, and a mask: True on the assistant's tokens, end-of-turn tokens included.
 
     If the assistant opens the conversation, that first turn answers no message. The mask is False on it, unless the
-    template marks it with `{% generation %}`.
+    template marks it with `{% generation %}`. Without `answers_only` the mask is True on all tokens.
 
-    Raises CalibrationError, beginning with `where`, if the tokenizer has no chat template, if the template rejects the
-    conversation, or if it renders a turn differently once more turns follow.
+    Raises CalibrationError, beginning with `where`, if the tokenizer has no chat template, or if the template fails or
+    renders no text. With `answers_only` also if it renders a turn differently once more turns follow.
     """
     if not has_template(tokenizer):
         raise CalibrationError(
             f"{where}: the row has `messages`, but the tokenizer has no chat template; "
             "use rows with `text`, or a model directory with chat_template.jinja"
         )
+    text = render_all(tokenizer, messages, where)
+    if not answers_only:
+        ids = encode_text(tokenizer, text)
+        return ids, [True] * len(ids)
     if MARKED.search(str(tokenizer.chat_template)):
         return _marked(tokenizer, messages, where)
-    return _by_prefixes(tokenizer, messages, where)
+    return _by_prefixes(tokenizer, messages, text, where)
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message], where: str) -> str:
     """The conversation as text, ending with the header of the assistant's next answer. Thinking mode is off.
 
-    Raises CalibrationError, beginning with `where`, if the template rejects the conversation.
+    Raises CalibrationError, beginning with `where`, if the template fails or renders no text.
     """
-    return str(_apply(tokenizer, messages, where, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+    return render_all(tokenizer, messages, where, add_generation_prompt=True, enable_thinking=False)
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
@@ -55,12 +62,13 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
 
 
 def _marked(tokenizer: Any, messages: Sequence[Message], where: str) -> tuple[list[int], list[bool]]:
-    encoded = _apply(tokenizer, messages, where, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    rows = [dict(message) for message in messages]
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    encoded = guarded(lambda: tokenizer.apply_chat_template(rows, **options), where, rows, ENCODING_MEMORY)
     return list(encoded["input_ids"]), [bool(flag) for flag in encoded["assistant_masks"]]
 
 
-def _by_prefixes(tokenizer: Any, messages: Sequence[Message], where: str) -> tuple[list[int], list[bool]]:
-    text = _apply(tokenizer, messages, where, tokenize=False)
+def _by_prefixes(tokenizer: Any, messages: Sequence[Message], text: str, where: str) -> tuple[list[int], list[bool]]:
     ids = encode_text(tokenizer, text)
     mask = [False] * len(ids)
     for turn, message in enumerate(messages):
@@ -76,8 +84,8 @@ def _span(tokenizer: Any, messages: Sequence[Message], turn: int, text: str, whe
 
     Raises CalibrationError if the template renders the turn differently once more turns follow.
     """
-    opened = _apply(tokenizer, messages[:turn], where, tokenize=False, add_generation_prompt=True)
-    closed = _apply(tokenizer, messages[: turn + 1], where, tokenize=False)
+    opened = render(tokenizer, messages[:turn], where, add_generation_prompt=True)
+    closed = render(tokenizer, messages[: turn + 1], where)
     if not (text.startswith(closed) and closed.startswith(opened)):
         raise CalibrationError(
             f"{where}: message {turn + 1}: the chat template renders this turn differently once more turns follow, so "
@@ -98,14 +106,3 @@ def _tokens_before(tokenizer: Any, ids: list[int], text: str, position: int) -> 
     """
     pairs = zip(encode_text(tokenizer, text[:position]), ids, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _apply(tokenizer: Any, messages: Sequence[Message], where: str, **options: Any) -> Any:
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template([dict(message) for message in messages], **options)
-    except TemplateError as error:
-        raise CalibrationError(
-            f"{where}: the chat template rejects this conversation ({error}); change the row"
-        ) from error

@@ -6,7 +6,7 @@ transformers runs templates in Jinja's sandbox, which limits neither memory nor 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from calibration.bounded import bounded
+from calibration.bounded import MEMORY, SECONDS, bounded
 from calibration.errors import CalibrationError
 
 Message = Mapping[str, Any]
@@ -40,7 +40,7 @@ def render_all(tokenizer: Any, messages: Sequence[Message], where: str, **option
     return text
 
 
-def guarded(call: Callable[[], Any], where: str, rows: Sequence[Message]) -> Any:
+def guarded(call: Callable[[], Any], where: str, rows: Sequence[Message], memory: int = MEMORY) -> Any:
     """The value of `call`, which runs a chat template, within limits of memory and time.
 
     Raises CalibrationError, beginning with `where`, for every exception: the template is foreign code.
@@ -48,7 +48,7 @@ def guarded(call: Callable[[], Any], where: str, rows: Sequence[Message]) -> Any
     from jinja2 import TemplateError
 
     try:
-        with bounded():
+        with bounded(memory, SECONDS):
             return call()
     except MemoryError:
         reason, cure = "needs too much memory", "correct the template"

@@ -61,6 +61,7 @@ class _Share:
     digest: str
     quota: int
     held_out: int
+    answers_only: bool
     pieces: list[Piece] = field(default_factory=list)
     documents: int = 0
     tokens: int = 0
@@ -87,12 +88,15 @@ def build_windows(
     seed: int = 0,
     start_token: int | None = None,
     held_out: int = 0,
+    answers_only: bool = True,
 ) -> Windows:
     """Pack `sources` into windows. The same arguments give the same bytes.
 
     A source is "NAME" or "FILE", each optionally with "=WEIGHT". Weights set the shares of the tokens. `held_out` more
     windows follow the `n_samples` windows and do not change them. A `start_token` begins every window and is one of
     its `seq_len` tokens. A single document is cut into consecutive windows, with the ids of the whole document.
+    With `answers_only`, only the assistant's tokens of a conversation count in the mask. Without it all tokens count,
+    and the chat template may render a turn differently once more turns follow.
 
     Raises CalibrationError if text cannot be read or is too short. Raises ValueError if a size is too small.
     """
@@ -101,7 +105,8 @@ def build_windows(
         sizes = f"n_samples={n_samples}, seq_len={seq_len}, held_out={held_out}, {len(sources)} sources"
         raise ValueError(f"calibration.windows: {sizes} is too small; use at least one source, sample and text token")
     rng = random.Random(seed)
-    shares = _shares([parse_source(source) for source in sources], tokenizer, (n_samples, held_out), body, rng)
+    texts = [parse_source(source) for source in sources]
+    shares = _shares(texts, tokenizer, (n_samples, held_out), body, rng, answers_only)
     pieces = _in_order(shares, rng)
     ids, mask, documents = _cut(pieces, n_samples + held_out, body, start_token)
     names = tuple(name for _, _, name in pieces)
@@ -112,7 +117,12 @@ def build_windows(
 
 
 def _shares(
-    sources: list[TextSource], tokenizer: Any, counts: tuple[int, int], body: int, rng: random.Random
+    sources: list[TextSource],
+    tokenizer: Any,
+    counts: tuple[int, int],
+    body: int,
+    rng: random.Random,
+    answers_only: bool,
 ) -> list[_Share]:
     """The share of every source, filled with tokens. Raises TooShortError if a source has too few.
 
@@ -122,7 +132,7 @@ def _shares(
     quotas, held = (_quotas([source.weight for source in sources], count * body) for count in counts)
     for source, quota, more in zip(sources, quotas, held, strict=True):
         documents = load_documents(source.name)
-        share = _Share(source, digest_documents(documents), quota + more, more)
+        share = _Share(source, digest_documents(documents), quota + more, more, answers_only)
         _check_twin(share, shares)
         rng.shuffle(documents)
         _fill(share, documents, tokenizer)
@@ -168,18 +178,18 @@ def _fill(share: _Share, documents: Iterable[Document], tokenizer: Any) -> None:
         needed = share.quota - share.tokens
         if needed == 0:
             return
-        ids, mask = _encode(document, tokenizer, needed)
+        ids, mask = _encode(document, tokenizer, needed, share.answers_only)
         share.pieces.append((ids[:needed], mask[:needed], document.source))
         share.documents += 1
         share.tokens += min(needed, len(ids))
         share.tokens_dropped += max(0, len(ids) - needed)
 
 
-def _encode(document: Document, tokenizer: Any, needed: int) -> Encoded:
+def _encode(document: Document, tokenizer: Any, needed: int, answers_only: bool) -> Encoded:
     """The ids and mask of a document, ending with the end-of-sequence token. Long text may stop at `needed` tokens."""
     end = getattr(tokenizer, "eos_token_id", None)
     if document.messages is not None and (has_template(tokenizer) or document.text is None):
-        ids, mask = encode_chat(tokenizer, document.messages, document.source)
+        ids, mask = encode_chat(tokenizer, document.messages, document.source, answers_only=answers_only)
         boundary = [] if end is None or end in ids else [end]  # most templates already end with it
         return ids + boundary, mask + [False] * len(boundary)
     ids = _encode_beginning(tokenizer, document.text or "", needed) + ([] if end is None else [end])

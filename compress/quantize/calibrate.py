@@ -20,7 +20,7 @@ def windows_start(blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **
 
     `size` holds arguments of `build_windows`: n_samples, seq_len, seed.
     """
-    return measure_blocks_start(blocks, tokenizer, build_windows(sources, tokenizer, **size).ids)
+    return measure_blocks_start(blocks, tokenizer, build_windows(sources, tokenizer, answers_only=False, **size).ids)
 
 
 def calibration_windows(
@@ -28,7 +28,7 @@ def calibration_windows(
 ) -> tuple[Windows, StartToken]:
     """Windows of the sources for this model, and the measurement that chose their start token."""
     start = windows_start(blocks, tokenizer, sources, **size)
-    return build_windows(sources, tokenizer, start_token=start.token, **size), start
+    return build_windows(sources, tokenizer, start_token=start.token, answers_only=False, **size), start
 
 
 def job_start(blocks: BlockModel, tokenizer: Any, config: QuantizeConfig) -> StartToken:
@@ -44,11 +44,12 @@ def job_windows(tokenizer: Any, config: CalibrationConfig, start_token: int | No
     the last `held_out` of them are held out. The manifest has the number of each.
     Raises TooShortError if the text has fewer than `samples` windows.
     """
-    size, held_out = window_size(config), config.held_out
+    held_out = config.held_out
+    options: dict[str, Any] = {"start_token": start_token, "answers_only": False, **window_size(config)}
     try:
-        return build_windows(config.text, tokenizer, start_token=start_token, held_out=held_out, **size)
+        return build_windows(config.text, tokenizer, held_out=held_out, **options)
     except TooShortError:
-        windows = build_windows(config.text, tokenizer, start_token=start_token, **size)
+        windows = build_windows(config.text, tokenizer, **options)
         counts = {"n_samples": config.samples - held_out, "held_out": held_out}
         return replace(windows, manifest=windows.manifest | counts)
 
