@@ -130,9 +130,9 @@ def config_faults(config: dict[str, Any], prefix: str = "") -> Faults:
         for key in rule.keys:
             value = config.get(key)
             if value is not None and not rule.is_valid(value):
-                yield value_problem(f"{prefix}{key}", value, rule.expected)
+                yield value_fault(f"{prefix}{key}", value, rule.expected)
     if config.get("quantization_config") is False:
-        yield value_problem(f"{prefix}quantization_config", False, "an object, or absent")
+        yield value_fault(f"{prefix}quantization_config", False, "an object, or absent")
     for path in nan_paths(config, prefix.rstrip(".")):
         yield Fault(CONFIG, path, "NaN", CURE)
     yield from contradicting_dtypes(config, prefix)
@@ -142,7 +142,7 @@ def config_faults(config: dict[str, Any], prefix: str = "") -> Faults:
         yield from config_faults(text, f"{prefix}text_config.")
 
 
-def value_problem(key: str, value: Any, expected: str) -> Fault:
+def value_fault(key: str, value: Any, expected: str) -> Fault:
     """The fault of one value; a short one is quoted, of any other only the type is named."""
     shown = "" if isinstance(value, list | dict) else f" {value!r:.60}"
     return Fault(CONFIG, key, f"{json_kind(value)}{shown}, expected {expected}", "correct it, or fetch the file again")

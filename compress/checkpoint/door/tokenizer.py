@@ -84,14 +84,14 @@ def check_template(folder: Path, tokenizer: Any) -> None:
     for name, text in named.items():
         if text is None:
             continue
-        fault = template_problem(text)
+        fault = template_fault(text)
         if fault:
             where = folder / (TEMPLATE if (folder / TEMPLATE).is_file() else "tokenizer_config.json")
             label = f"chat template {name!r}" if name else "the chat template"
             raise QCompressError(f"{where}: {label} {fault}; correct it, or fetch the file again")
 
 
-def template_problem(text: Any) -> str | None:
+def template_fault(text: Any) -> str | None:
     """Why a chat template cannot be compiled, or None. Jinja computes constants while it compiles."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
