@@ -29,7 +29,7 @@ from compress.distill.job import distill_checkpoint
 from compress.distill.student.plan import make_plan as make_distill_plan
 from compress.distill.student.plan import plan_row as distill_plan_row
 from compress.evaluate.drift.compare import compare_with_teacher
-from compress.evaluate.drift.limits import broken_limits
+from compress.evaluate.drift.limits import HELP_DAMAGE, broken_limits, cure
 from compress.evaluate.drift.windows import evaluation_windows
 from compress.evaluate.report import ReportData, check_replaceable, write_report
 from compress.evaluate.tasks.job import suite_rows
@@ -242,14 +242,17 @@ def drift_limits(recipe: Recipe) -> dict[str, float | None]:
 def make_verdict(recipe: Recipe, student: Checkpoint, variant: Checkpoint, row: CompareRow) -> VerdictRow:
     """Whether a variant breaks no rule and no limit; `reason` has the first broken rule and every broken limit."""
     errors = [row for row in check_checkpoint(variant, source=student) if row["level"] == "error"]
-    reasons = [f"breaks rule {error['rule']}" for error in errors[:1]]
-    reasons += broken_limits(row, drift_limits(recipe))
-    return {
+    reasons, limits = [f"breaks rule {error['rule']}" for error in errors[:1]], drift_limits(recipe)
+    reasons += broken_limits(row, limits)
+    verdict: VerdictRow = {
         "name": variant.path.name,
         "passed": not reasons,
         "reason": "; ".join(reasons) or None,
         "check_errors": len(errors),
     }
+    if reasons:
+        verdict["cure"] = HELP_DAMAGE if errors else cure(row, limits)
+    return verdict
 
 
 def plan_recipe(recipe: Recipe) -> list[Row]:

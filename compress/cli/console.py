@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from compress.cli.labels import COUNTER, label, size, texts
+from compress.cli.labels import COUNTER, label, texts
+from compress.core.units import format_bytes
 
 Row = dict[str, Any]
 LINE_SECONDS = 5  # between two lines of one counter where stderr is no terminal: a log of a long run stays readable
@@ -191,4 +192,4 @@ def print_written(path: Path | str, *facts: str, next_command: str | None = None
 
 def size_fact(count: int, reference: int | None = None) -> str:
     """A size, and its share of the size in FP16: "1.17 GB, 38 % of FP16"."""
-    return size(count) + (f", {100 * count / reference:.0f} % of FP16" if reference else "")
+    return format_bytes(count) + (f", {100 * count / reference:.0f} % of FP16" if reference else "")

@@ -9,7 +9,7 @@ from compress.cli.console import emit, report
 from compress.cli.history import append_history, check_history_options, history_options
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, json_option, make_settings, restart_option, settings_options, shared_option
-from compress.evaluate.drift.cells import with_error
+from compress.core.proportion import ENOUGH
 from compress.evaluate.tasks.settings import OUT, RuntimeSettings, TaskSettings
 
 Row = dict[str, Any]
@@ -48,7 +48,7 @@ def command(
 ) -> None:
     """Score each CKPT and the reference on the same tasks: questions, Python, mathematics, JSON, multi-turn.
 
-    Retention is the candidate's score over the reference's. Its 95 % interval comes from resampling the items.
+    Retention is the candidate's score over the reference's. Its 95 % interval holds with few items too.
     Retention is n/a if the reference scores 0. Answers are greedy. Generated Python runs in a sandbox.
 
     \b
@@ -82,24 +82,31 @@ def check_options(tasks: TaskSettings, out: Path | None, restart: bool) -> None:
 
 
 def columns(row: Row) -> Row:
-    """A row for the terminal."""
-    candidate = row["role"] == "candidate"
+    """A row for the terminal. Scores are 0 to 100, as in `watch` and `history`."""
+    candidate, few = row["role"] == "candidate", row["items"] < ENOUGH
     return {
         "name": row["name"],
         "kind": row["kind"],
         "items": row["items"],
         "errors": row["errors"] or None,
         "empty": row["empty"] or None,
-        "score": with_error(row["score"], row["score_se"], 2) if row["score"] is not None else "n/a",
+        "score (0 to 100)": points(row["score"]),
+        "95 % interval of score": interval(row, "score", 100),
         "retention": percent(row["retention"]) if candidate else None,
-        "95 % interval": interval(row) if candidate else None,
+        "95 % interval": interval(row, "retention", 1, " %") if candidate else None,
+        "note": "too few items to tell" if candidate and few else None,
     }
+
+
+def points(score: float | None) -> str:
+    return "n/a" if score is None else f"{100 * score:.1f}"
 
 
 def percent(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.0f} %"
 
 
-def interval(row: Row) -> str | None:
-    low, high = row["retention_low"], row["retention_high"]
-    return None if low is None else f"{low:.0f} to {high:.0f} %"
+def interval(row: Row, key: str, scale: float, unit: str = "") -> str | None:
+    """The interval of a figure as text; None without one."""
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    return None if low is None else f"{scale * low:.0f} to {scale * high:.0f}{unit}"

@@ -56,4 +56,12 @@ def command(file: Path, name: str | None, kind: str | None, tag: str | None, as_
 
     filters = {key: value for key, value in (("name", name), ("kind", kind), ("tag", tag)) if value is not None}
     rows = [row for row in read_verdicts(file) if all(row.get(key) == value for key, value in filters.items())]
-    emit(rows if as_json else [{key: row.get(key) for key in COLUMNS} for row in rows], as_json=as_json)
+    emit(rows if as_json else [terminal_row(row) for row in rows], as_json=as_json)
+
+
+def terminal_row(row: Mapping[str, Any]) -> dict[str, object]:
+    """A verdict for the terminal. Scores are 0 to 100, as in `eval` and `watch`."""
+    shown = {key: row.get(key) for key in COLUMNS}
+    score, tokens = row.get("score"), row.get("tokens")
+    errors = {f"{key}_se": row.get(f"{key}_se") for key in ("kl", "perplexity")}
+    return shown | errors | {"score": None if score is None else 100 * score, "tokens_scored": tokens}

@@ -7,16 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from compress.core.units import format_bytes
+
 COUNTER = re.compile(r"(\d+)/(\d+)")  # "3/30": progress of a job
-
-
-def size(count: float) -> str:
-    """Bytes in B, kB, MB or GB, three significant digits: 1_170_000_000 -> "1.17 GB"."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(count) >= factor:
-            value = count / factor
-            return f"{value:,.{max(0, 3 - len(str(int(abs(value)))))}f} {unit}"
-    return f"{count:,.0f} B"
 
 
 def duration(seconds: float) -> str:
@@ -55,13 +48,13 @@ def show(value: Any) -> str:
 
 
 LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "activation_memory": ("activation memory", size),
+    "activation_memory": ("activation memory", format_bytes),
     "align_loss": ("alignment loss", show),
     "batch": ("batch size", show),
     "best_step": ("best step", show),
     "bits_per_parameter": ("bits per parameter", show),
     "bits_per_weight": ("bits per weight", show),
-    "bytes": ("size", size),
+    "bytes": ("size", format_bytes),
     "bytes_per_token": ("bytes per token", show),
     "ce": ("cross-entropy", show),
     "check_errors": ("errors of check", show),
@@ -75,9 +68,9 @@ LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "eval_samples": ("evaluation windows", show),
     "eval_seq_len": ("tokens per evaluation window", show),
     "factor": ("KL reduced by a factor of", show),
-    "float16_bytes": ("size in FP16", size),
+    "float16_bytes": ("size in FP16", format_bytes),
     "head_bits": ("output head", bits),
-    "int4_bytes": ("size in 4 bits", size),
+    "int4_bytes": ("size in 4 bits", format_bytes),
     "kl": ("KL", nats),
     "kl_after": ("KL after", nats),
     "kl_before": ("KL before", nats),
@@ -87,7 +80,7 @@ LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "mean_error": ("mean error", show),
     "mean_rtn_error": ("mean error of plain rounding", show),
     "memory": ("memory by part", show),
-    "memory_bytes": ("memory needed", size),
+    "memory_bytes": ("memory needed", format_bytes),
     "more_damping": ("linears with extra damping", show),
     "nll": ("loss of the reference", nats),
     "out": ("output", show),
@@ -98,6 +91,7 @@ LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "prompts_per_second": ("prompts per second", show),
     "rtn_error": ("error of plain rounding", show),
     "rtn_kl": ("KL of plain rounding", nats),
+    "score": ("score (0 to 100)", lambda value: f"{value:.1f}"),
     "scaled": ("linears scaled by AWQ", show),
     "seconds": ("time", duration),
     "seq_len": ("tokens per window", show),

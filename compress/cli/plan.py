@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from compress.cli.console import emit, imports, progress, report, results
-from compress.cli.labels import size
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, Parsed, json_option, shared_option
 from compress.core.config import FORMAT_NAMES, METHODS, STORAGE_DTYPES, QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
+from compress.core.units import format_bytes
 
 if TYPE_CHECKING:
     from compress.core.rows import PlanRow
@@ -129,7 +129,7 @@ def print_command(line: str, *, as_json: bool) -> None:
 def table_row(row: "PlanRow", harm: str) -> dict[str, object]:
     """A layout as a row of the terminal's table, at most 100 columns wide."""
     return {
-        "size": size(row["bytes"]),
+        "size": format_bytes(row["bytes"]),
         "head": row["head_bits"],
         "embed": row["embedding_bits"],
         "8 bits": "all" if " " in (row["eight_bit"] or "") else row["eight_bit"] or "-",

@@ -45,7 +45,7 @@ def command(recipe: Path, restart: bool, dry_run: bool, as_json: bool) -> None:
     print_result(result, as_json)
     for row in result["verdicts"]:
         if not row["passed"]:
-            raise GateFailure(f"{row['name']}: {row['reason']}; see {result['report']}")
+            raise GateFailure(f"{row['name']}: {row['reason']}; {row['cure']}; see {result['report']}")
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:

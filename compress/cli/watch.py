@@ -9,6 +9,7 @@ import click
 from compress.cli.console import emit, report
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, json_option, make_settings, settings_options, shared_option
+from compress.evaluate.drift.cells import with_error
 from compress.evaluate.history.settings import WatchSettings
 
 if TYPE_CHECKING:
@@ -69,8 +70,9 @@ def terminal_row(row: "ChangeRow") -> dict[str, object]:
     return {
         "kind": "KL" if row["kind"] == "kl" else row["kind"],
         "items": row["items"] or None,
-        "before": None if row["before"] is None else f"{row['before']:.{digits}f}",
-        "now": None if row["now"] is None else f"{row['now']:.{digits}f}",
+        "scored tokens": row["tokens"],
+        "before": None if row["before"] is None else with_error(row["before"], row["before_se"], digits),
+        "now": None if row["now"] is None else with_error(row["now"], row["now_se"], digits),
         "change": format_change(row),
         "95 % interval": None if low is None else f"{low:+.{digits}f} to {high:+.{digits}f}",
         "fell": fell(row),

@@ -155,6 +155,8 @@ class CompareRow(CheckpointPart, DriftPart, BreakdownPart, WindowsPart, TeacherP
     blocks: NotRequired[Annotated[list[BlockRow], "with --locate: one row per block"]]
     passed: NotRequired[Annotated[bool, "true if every limit holds; absent without a limit"]]
     reason: NotRequired[Annotated[str | None, "broken limits in words; null if every limit holds"]]
+    cure: NotRequired[Annotated[str, "with a broken limit: what to try"]]
+    unsure: NotRequired[Annotated[str, "kinds of task with too few items to tell whether min_retention holds"]]
 
 
 class VerdictRow(TypedDict):
@@ -163,6 +165,8 @@ class VerdictRow(TypedDict):
     name: Annotated[str, "name of the checkpoint"]
     passed: Annotated[bool, "true if every limit holds"]
     reason: Annotated[str | None, "broken limits in words; null if every limit holds"]
+    cure: NotRequired[Annotated[str, "with a broken limit: what to try"]]
+    unsure: NotRequired[Annotated[str, "kinds of task with too few items to tell whether min_retention holds"]]
     check_errors: NotRequired[Annotated[int, "in a recipe: number of broken check rules"]]
 
 
@@ -229,6 +233,9 @@ class ChangeRow(TypedDict):
     items: Annotated[int, "number of paired tasks or documents"]
     before: Annotated[float | None, "value in the baseline"]
     now: Annotated[float | None, "value in this run"]
+    before_se: Annotated[float | None, "standard error of before; null for a kind of task"]
+    now_se: Annotated[float | None, "standard error of now; null for a kind of task"]
+    tokens: Annotated[int | None, "number of scored tokens in this run; null for a kind of task"]
     change: Annotated[float | None, "`now` minus `before`, in `unit`; for perplexity, in % of `before`"]
     change_low: Annotated[float | None, "lower end of the 95 % interval of change"]
     change_high: Annotated[float | None, "upper end of the 95 % interval of change"]

@@ -58,17 +58,18 @@ def test_without_a_sandbox_python_is_rejected_before_any_work(tiny_llama, tmp_pa
 
 
 def row(kind: str, retention: float | None, **others: int) -> dict:
-    about = {"name": "awq", "role": "candidate", "kind": kind, "items": 4, "errors": 0}
+    about = {"name": "awq", "role": "candidate", "kind": kind, "items": 60, "errors": 0}
     return about | {"retention": retention} | others
 
 
 def test_the_gate_names_every_kind_below_the_limit_and_no_other():
     with pytest.raises(GateFailure) as caught:
         check_retention(
-            [row("qa", 84.9), row("math", 85.0), row("json", None), row("python", 20.0), row("all", 50.0)], 85
+            [row("qa", 84.9), row("math", 85.0), row("json", None), row("python", 20.0, items=5), row("all", 50.0)], 85
         )
     assert caught.value.message.startswith(
-        "awq: qa retains 84.9 %; awq: python retains 20.0 %, less than 85 %; quantize"
+        "awq: qa retains 84.9 % on 60 tasks; "
+        "awq: python retains 20.0 % on 5 tasks, too few to tell, less than 85 %; quantize"
     )
     check_retention([row("qa", 85.0), row("json", None), row("all", 85.0)], 85)
 

@@ -38,7 +38,10 @@ def test_a_broken_limit_exits_with_3_and_names_value_limit_and_remedy(tiny_llama
     result = verify(tiny_llama, rounded, "--eval-text", text, option, limit)
     assert result.exit_code == 3
     line = error_line(result)
-    assert f"{rounded.name}: {words} " in line and f"is above the limit {limit:g}; try another method" in line
+    assert (
+        f"{rounded.name}: {words} " in line
+        and f"is above the limit {limit:g} ({option[2:].replace('-', '_')}); try another method" in line
+    )
     assert "perplexity" in result.stdout  # the row is printed all the same
 
 

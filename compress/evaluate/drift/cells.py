@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from compress.core.rows import BlockRow, CompareRow
+from compress.core.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,6 @@ class Figure:
         return self.of_reference or row["role"] == "candidate"
 
 
-def format_size(count: int) -> str:
-    """Bytes as "1.17 GB" or "114.0 MB"."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
 def with_error(value: float, error: float | None, digits: int) -> str:
     """ "35.62 ± 2.61"; without the error if it is None."""
     return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
@@ -66,7 +62,7 @@ def estimate(
 
 FIGURES: dict[str, Figure] = {
     "method": Figure(lambda row: Cell(row["method"] or "–", small=f"in {row['format']}")),
-    "size": Figure(lambda row: Cell(format_size(row["bytes"])), best="bytes"),
+    "size": Figure(lambda row: Cell(format_bytes(row["bytes"])), best="bytes"),
     "bits per weight": Figure(
         lambda row: Cell(f"{row['bits_per_weight']:.2f}", small=f"{row['bits_per_parameter']:.2f}")
     ),
@@ -112,7 +108,9 @@ def columns(rows: Sequence[CompareRow]) -> list[str]:
 def terminal_row(row: CompareRow) -> dict[str, object]:
     """A row for the terminal: name, format and figures in words and units, and the verdict if there is one."""
     figures = {name: None if cell is None else str(cell) for name, cell in cells(row).items()}
-    verdict = {"passed": row["passed"]} if "passed" in row else {}
+    verdict: dict[str, object] = {}
+    if "passed" in row:
+        verdict = {"passed": row.get("unsure", True) if row["passed"] else False, "limit": row.get("reason")}
     return {"checkpoint": row["name"], "format": row["format"], **figures, **verdict}
 
 

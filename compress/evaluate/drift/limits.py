@@ -5,12 +5,19 @@ A limit has the name of its option: `max_size` (bytes), `max_kl` (nats per token
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from compress.core.errors import GateFailure
+from compress.core.proportion import ENOUGH
 from compress.core.rows import BlockRow, CompareRow, RetentionRow, VerdictRow
+from compress.core.units import format_bytes
 
 Limits = Mapping[str, float | None]
 HELP_DRIFT = "try another method, a smaller group size or more calibration text; `qcompress plan` lists the options"
+HELP_SIZE = (
+    "try larger groups, fewer bits for the head, or a smaller model; `qcompress plan --max-size` lists what fits"
+)
+HELP_BOTH = "smaller groups lower the KL but need more bytes: try another method, --tune, or a smaller model"
 HELP_DAMAGE = "the weights are damaged: quantize or download the checkpoint again"
 
 
@@ -25,8 +32,29 @@ def make_verdicts(
             continue
         tasks = [task for task in retention if task["digest"] == row["digest"] and task["role"] == "candidate"]
         reasons = [*broken_limits(row, limits), *low_retention(tasks, limits.get("min_retention"))]
-        verdicts.append({"name": row["name"], "passed": not reasons, "reason": "; ".join(reasons) or None})
+        verdict: VerdictRow = {"name": row["name"], "passed": not reasons, "reason": "; ".join(reasons) or None}
+        if reasons:
+            verdict["cure"] = cure(row, limits)
+        if unsure := few_tasks(tasks, limits.get("min_retention")):
+            verdict["unsure"] = unsure
+        verdicts.append(verdict)
     return verdicts
+
+
+def cure(row: CompareRow, limits: Limits) -> str:
+    """What helps against the limits that a row breaks. Smaller groups lower the drift and make files larger."""
+    if outliers(row):
+        return HELP_DAMAGE
+    large = exceeds(row["bytes"], limits.get("max_size"))
+    drifted = any(exceeds(row[key], limits.get(f"max_{key}")) for key in ("kl", "perplexity_ratio"))
+    if large:
+        return HELP_BOTH if drifted else HELP_SIZE
+    return HELP_DRIFT
+
+
+def exceeds(value: float, limit: float | None) -> bool:
+    """Whether a value breaks a limit; NaN breaks every limit, and nothing breaks None."""
+    return limit is not None and not value <= limit
 
 
 def add_verdicts(rows: Sequence[CompareRow], verdicts: Sequence[VerdictRow]) -> list[CompareRow]:
@@ -38,26 +66,34 @@ def add_verdicts(rows: Sequence[CompareRow], verdicts: Sequence[VerdictRow]) -> 
 def add_verdict(row: CompareRow, verdict: VerdictRow | None) -> CompareRow:
     if verdict is None:
         return row
-    return {**row, "passed": verdict["passed"], "reason": verdict["reason"]}
+    more: CompareRow = {**row, "passed": verdict["passed"], "reason": verdict["reason"]}
+    if "cure" in verdict:
+        more["cure"] = verdict["cure"]
+    if "unsure" in verdict:
+        more["unsure"] = verdict["unsure"]
+    return more
 
 
 def check_verdicts(rows: Sequence[CompareRow]) -> None:
     """Raise GateFailure if a candidate failed; it names every such candidate, the reason and what to do."""
     failed = [row for row in rows if not row.get("passed", True)]
     if failed:
-        lines = [f"{row['name']}: {row['reason']}; {HELP_DAMAGE if outliers(row) else HELP_DRIFT}" for row in failed]
+        lines = [f"{row['name']}: {row['reason']}; {row['cure']}" for row in failed]
         raise GateFailure("; ".join(lines))
 
 
 def broken_limits(row: CompareRow, limits: Limits) -> list[str]:
     """Every limit that a row breaks, in words: blocks, size, drift. NaN breaks every limit."""
     reasons = [blocks] if (blocks := format_outliers(row)) else []
-    if (size := limits.get("max_size")) is not None and row["bytes"] > size:
-        reasons.append(f"{row['bytes']:,} bytes exceed --max-size by {row['bytes'] - size:,.0f}")
-    if (limit := limits.get("max_kl")) is not None and not row["kl"] <= limit:
-        reasons.append(f"KL {row['kl']:.4g} nats is above the limit {limit:g}")
-    if (limit := limits.get("max_perplexity_ratio")) is not None and not row["perplexity_ratio"] <= limit:
-        reasons.append(f"perplexity ratio {row['perplexity_ratio']:.4g} is above the limit {limit:g}")
+    if exceeds(row["bytes"], size := limits.get("max_size")):
+        texts = [format_bytes(count) for count in (row["bytes"], size or 0, row["bytes"] - (size or 0))]
+        reasons.append(f"size {texts[0]} is above the limit {texts[1]} (max_size) by {texts[2]}")
+    if exceeds(row["kl"], limit := limits.get("max_kl")):
+        reasons.append(f"KL {row['kl']:.4g} nats is above the limit {limit:g} (max_kl)")
+    if exceeds(row["perplexity_ratio"], limit := limits.get("max_perplexity_ratio")):
+        reasons.append(
+            f"perplexity ratio {row['perplexity_ratio']:.4g} is above the limit {limit:g} (max_perplexity_ratio)"
+        )
     return reasons
 
 
@@ -91,5 +127,20 @@ def low_retention(tasks: Sequence[RetentionRow], minimum: float | None) -> list[
     scored = {kind: retention for kind, retention in kinds.items() if retention is not None}
     if not scored:
         return ["no kind of task has a retention"]
-    low = [f"{kind} retains {retention:.1f} %" for kind, retention in scored.items() if retention < minimum]
-    return [f"{', '.join(low)}, less than {minimum:g} %"] if low else []
+    low = [format_retention(row) for row in tasks if row["kind"] in scored and scored[row["kind"]] < minimum]
+    return [f"{', '.join(low)}, less than {minimum:g} % (min_retention)"] if low else []
+
+
+def format_retention(row: Mapping[str, Any]) -> str:
+    """The retention of a kind of task in words, with the number of tasks: "qa retains 84.9 % on 60 tasks"."""
+    few = ", too few to tell" if row["items"] < ENOUGH else ""
+    return f"{row['kind']} retains {row['retention']:.1f} % on {row['items']} task{'s' * (row['items'] != 1)}{few}"
+
+
+def few_tasks(tasks: Sequence[RetentionRow], minimum: float | None) -> str | None:
+    """The kinds with too few tasks to tell whether a limit on retention holds, in words; None without one."""
+    few = [row for row in tasks if row["kind"] != "all" and row["retention"] is not None and row["items"] < ENOUGH]
+    if minimum is None or not few:
+        return None
+    counts = [f"{row['kind']} {row['items']}" for row in few]
+    return f"too few tasks to tell: {', '.join(counts)}"

@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from compress.evaluate.drift.cells import Cell, format_size
+from compress.evaluate.drift.cells import Cell
 
 Row = dict[str, Any]
 LEFT = ' class="left"'
@@ -32,11 +32,6 @@ def cell_html(cell: Cell) -> str:
 
 def dot(colour: str) -> str:
     return f'<span class="dot" style="background:{colour}"></span>'
-
-
-def megabytes(count: int) -> str:
-    """Bytes in GB or MB."""
-    return format_size(count)
 
 
 def section(title: str, about: str, *parts: str) -> str:

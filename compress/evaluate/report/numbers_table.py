@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from compress.core.rows import CompareRow
+from compress.core.units import format_bytes
 from compress.evaluate.drift.cells import FIGURES, cells, columns
 from compress.evaluate.report.html import (
     LEFT,
     cell_html,
     framed,
     line,
-    megabytes,
     section,
     table,
 )
@@ -123,7 +123,7 @@ def draw_budget(axes: Axes, budget: float, right: float, top: float) -> None:
     axes.axvline(budget, color=INK, lw=1.3, ls=(0, (4, 3)))
     left = budget > 0.5 * right
     axes.annotate(
-        f"limit {megabytes(round(budget * 1e6))}",
+        f"limit {format_bytes(round(budget * 1e6))}",
         (budget, top),
         xytext=(-6 if left else 6, -12),
         textcoords="offset points",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from compress.core.proportion import ENOUGH
 from compress.core.rows import RetentionRow
 from compress.evaluate.report.html import count, dot, esc, section
 from compress.evaluate.report.report_data import ReportData, css_colour
@@ -18,7 +19,7 @@ def retention_section(data: ReportData) -> str:
     name = data.score_reference
     about = (
         f"Retention: a checkpoint's score over that of {name} on the same tasks. The thin line is the 95 % interval "
-        f"from resampling the tasks. The solid mark is {name}, 100 %{target_words(data)}."
+        f"of that ratio. The solid mark is {name}, 100 %{target_words(data)}."
     )
     groups = "".join(kind_group(data, kind, axis) for kind in sorted(kinds, key=lambda kind: kind == "all"))
     return section("Task scores", about, f'<div class="kinds">{groups}</div>')
@@ -39,7 +40,9 @@ def kind_group(data: ReportData, kind: str, axis: float) -> str:
     """A kind's heading with the score that retention is measured against, and a bar per candidate."""
     rows = [row for row in data.retention if row["kind"] == kind]
     base = next((row for row in rows if row["role"] == "reference"), None)
-    scored = f"{data.score_reference} scores {base['score']:.2f}" if base and base["score"] is not None else ""
+    scored = (
+        f"{data.score_reference} scores {100 * base['score']:.0f} of 100" if base and base["score"] is not None else ""
+    )
     items = count(rows[0]["items"], "task")
     about = f"mean over all kinds, {items}" if kind == "all" else " · ".join(part for part in (items, scored) if part)
     bars = "".join(bar(data, row, axis) for row in rows if row["role"] == "candidate")
@@ -70,12 +73,13 @@ def place(value: float, axis: float) -> str:
 
 
 def numbers(row: RetentionRow) -> str:
-    """The retention and its interval as text; "n/a" if the reference scores 0."""
+    """The retention and its interval as text, and a remark on too few tasks; "n/a" if the reference scores 0."""
     if row["retention"] is None:
         return "n/a"
+    few = " <small>too few tasks to tell</small>" if row["items"] < ENOUGH else ""
     low, high = row["retention_low"], row["retention_high"]
     interval = "" if low is None or high is None else f" <small>{low:.0f} to {high:.0f}</small>"
-    return f"{row['retention']:.0f} %{interval}"
+    return f"{row['retention']:.0f} %{interval}{few}"
 
 
 def troubles(row: RetentionRow) -> str:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from compress.evaluate.report.html import Row, dot, esc, line, megabytes, section, table
+from compress.core.units import format_bytes
+from compress.evaluate.report.html import Row, dot, esc, line, section, table
 from compress.evaluate.report.report_data import ReportData, css_colour
 
 Cell = Callable[[Row, str], str]
@@ -23,7 +24,7 @@ def rate(row: Row, key: str) -> str:
 
 
 def size(row: Row, key: str) -> str:
-    return megabytes(row[key])
+    return format_bytes(row[key])
 
 
 def number(row: Row, key: str) -> str:
@@ -90,7 +91,7 @@ def hardware_part(data: ReportData, rows: Sequence[Row]) -> str:
     for hardware in dict.fromkeys(row["hardware"] for row in rows):
         by_name = {row["name"]: row for row in rows if row["hardware"] == hardware}
         title = next(iter(by_name.values())).get("hardware_title") or hardware
-        memory = megabytes(next(iter(by_name.values()))["memory_bytes"])
+        memory = format_bytes(next(iter(by_name.values()))["memory_bytes"])
         cells = "".join(fit_cell(by_name.get(name)) for name in names)
         lines.append(f"<tr><th>{esc(title)} <small>{memory}</small></th>{cells}</tr>")
     places = {row["name"]: index for index, row in enumerate(data.rows)}

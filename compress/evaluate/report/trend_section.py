@@ -15,7 +15,8 @@ from compress.evaluate.report.plots import MUTE, render, series, short
 from compress.evaluate.report.report_data import ReportData
 
 Value = Literal["score", "kl"]
-LINES: dict[Value, str] = {"score": "Task score, mean over kinds", "kl": "KL divergence, nats per token"}
+LINES: dict[Value, str] = {"score": "Task score, 0 to 100, mean over kinds", "kl": "KL divergence, nats per token"}
+SCALES: dict[Value, float] = {"score": 100.0, "kl": 1.0}
 Points = list[tuple[datetime, float, str | None]]  # time, value, tag
 
 
@@ -55,7 +56,7 @@ def points_by_name(data: ReportData, key: Value) -> dict[str, Points]:
     points: dict[str, Points] = {row["name"]: [] for row in data.candidates}
     for row in data.history:
         if row["name"] in points and key in row:
-            points[row["name"]].append((datetime.fromisoformat(row["time"]), row[key], row.get("tag")))
+            points[row["name"]].append((datetime.fromisoformat(row["time"]), SCALES[key] * row[key], row.get("tag")))
     return points
 
 

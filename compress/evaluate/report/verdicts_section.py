@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 
 from compress.core.rows import CompareRow, VerdictRow
-from compress.evaluate.drift.cells import estimate
-from compress.evaluate.report.html import cell_html, count, dot, esc, megabytes, percent
+from compress.core.units import format_bytes
+from compress.evaluate.drift.cells import estimate, with_error
+from compress.evaluate.report.html import cell_html, count, dot, esc, percent
 from compress.evaluate.report.report_data import ReportData, css_colour
 
 NO_BREAK = "\u00a0"
@@ -36,12 +37,12 @@ def lead(data: ReportData) -> str:
     row = data.reference
     start = "without a start token" if row["start_token"] is None else f"each after start token {row['start_token']}"
     size = data.limits.get("max_size")
-    budget = f" Size limit: {megabytes(size)}." if size else ""
+    budget = f" Size limit: {format_bytes(size)}." if size else ""
     windows = f"{count(row['n_samples'], 'window')} of {row['seq_len']} tokens"
     text = f"the text {esc(row['text'])}" if row["text"] else "unnamed text"
     perplexity = cell_html(estimate(row["perplexity"], row["perplexity_se"], 2))
     return (
-        f"{teacher_words(data)}Reference: <b>{esc(row['name'])}</b>, {megabytes(row['bytes'])}, perplexity "
+        f"{teacher_words(data)}Reference: <b>{esc(row['name'])}</b>, {format_bytes(row['bytes'])}, perplexity "
         f"{perplexity}. Measured on {row['tokens']:,} scored tokens of "
         f"{text}, {windows} {start}.{budget}"
     )
@@ -55,7 +56,7 @@ def teacher_words(data: ReportData) -> str:
     perplexity = cell_html(estimate(teacher["perplexity"], teacher["perplexity_se"], 2))
     loss = cell_html(estimate(row["teacher_kl"], row["teacher_kl_se"], 3))
     return (
-        f"Teacher: <b>{esc(teacher['name'])}</b>, {megabytes(teacher['bytes'])}, perplexity {perplexity}. "
+        f"Teacher: <b>{esc(teacher['name'])}</b>, {format_bytes(teacher['bytes'])}, perplexity {perplexity}. "
         f"Without quantization, {esc(row['name'])} is {loss} nats per token from it. "
     )
 
@@ -71,10 +72,13 @@ def card(data: ReportData, index: int) -> str:
     method = [f"method {row['method']}"] if row["method"] else []
     kind = " · ".join([*method, f"format {row['format']}", f"{row['bits_per_weight']:.2f} bits per weight"])
     meters = [
-        meter(percent(row["top1"], 1), "same next token", row["top1"], colour),
-        meter(megabytes(row["bytes"]), f"{percent(size)} of the reference's size", min(size, 1), colour),
+        meter(percent(row["top1"], 1), f"same next token, {count(row['tokens'], 'token')}", row["top1"], colour),
+        meter(format_bytes(row["bytes"]), f"{percent(size)} of the reference's size", min(size, 1), colour),
         meter(
-            f"{row['kl']:.4f}", "KL divergence, nats per token", share_of(row["kl"], furthest, data.candidates), colour
+            with_error(row["kl"], row["kl_se"], 4),
+            "KL divergence, nats per token",
+            share_of(row["kl"], furthest, data.candidates),
+            colour,
         ),
         *teacher_meter(row, colour),
         meter(f"× {row['perplexity_ratio']:.3f}", "the reference's perplexity", None, colour),
@@ -91,7 +95,14 @@ def teacher_meter(row: CompareRow, colour: str) -> list[str]:
     """The KL from the teacher; [] without one."""
     if "teacher_kl" not in row:
         return []
-    return [meter(f"{row['teacher_kl']:.4f}", "KL divergence from the teacher, nats per token", None, colour)]
+    return [
+        meter(
+            with_error(row["teacher_kl"], row["teacher_kl_se"], 4),
+            "KL divergence from the teacher, nats per token",
+            None,
+            colour,
+        )
+    ]
 
 
 def retention_meter(data: ReportData, row: CompareRow, colour: str) -> list[str]:
@@ -99,7 +110,12 @@ def retention_meter(data: ReportData, row: CompareRow, colour: str) -> list[str]
     base = data.score_reference
     rows = [r for r in data.retention if (r["digest"], r["role"], r["kind"]) == (row["digest"], "candidate", "all")]
     return [
-        meter(f"{r['retention']:.0f} %", f"of the task score of {base}", min(r["retention"] / 100, 1), colour)
+        meter(
+            f"{r['retention']:.0f} %",
+            f"of the task score of {base}, {count(r['items'], 'task')}",
+            min(r["retention"] / 100, 1),
+            colour,
+        )
         for r in rows
         if r["retention"] is not None
     ]
@@ -120,7 +136,10 @@ def verdict_line(row: CompareRow, candidates: Sequence[CompareRow], verdict: Ver
     parts = []
     if verdict is not None:
         words = "✓ within all limits" if verdict["passed"] else f"✕ {verdict['reason']}"
-        parts.append(f'<b class="{"good" if verdict["passed"] else "bad"}">{esc(words)}</b>')
+        if verdict["passed"] and "unsure" in verdict:
+            parts.append(f"<b>{esc(verdict['unsure'])}</b>")
+        else:
+            parts.append(f'<b class="{"good" if verdict["passed"] else "bad"}">{esc(words)}</b>')
     if len(candidates) > 1:
         parts.append(esc(standing(row, candidates)))
     return f'<p class="verdict">{" · ".join(parts)}</p>' if parts else ""

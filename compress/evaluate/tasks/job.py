@@ -9,6 +9,7 @@ from compress.checkpoint.read import Checkpoint
 from compress.core.errors import GateFailure, QCompressError
 from compress.core.interrupt import RESUME, on_interrupt
 from compress.core.lock import output_lock
+from compress.evaluate.drift.limits import format_retention
 from compress.evaluate.tasks.benchmarks import benchmark_rows, transformers_model
 from compress.evaluate.tasks.runner import OpenRuntime, TaskRun, retention_rows
 from compress.evaluate.tasks.settings import RuntimeSettings, TaskSettings
@@ -108,7 +109,7 @@ def check_retention(rows: Sequence[Row], minimum: float) -> None:
         raise GateFailure(f"{min(missing)}: no kind has a retention: {missing_reason(rows)}")
     low = [row for row in measured if row["kind"] != "all" and row["retention"] < minimum]
     if low:
-        kinds = "; ".join(f"{row['name']}: {row['kind']} retains {row['retention']:.1f} %" for row in low)
+        kinds = "; ".join(f"{row['name']}: {format_retention(row)}" for row in low)
         raise GateFailure(f"{kinds}, less than {minimum:g} %; {CURE}")
 
 

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from compress.core.errors import QCompressError
+from compress.evaluate.drift.limits import HELP_DRIFT
 from compress.evaluate.report import ReportData, write_report
 from compress.evaluate.report import make_report as make_page
 from compress.evaluate.report.blocks_section import describe
@@ -52,7 +53,9 @@ def test_the_page_embeds_the_rows_unchanged(make_row, make_rows, linears):
     rows = make_rows(make_row("a", record={"rows": linears}), make_row(EVIL, kl=0.1 + 0.2))
     assert embedded(make_report(rows)) == {"rows": rows}
     verdicts = [{"name": "a", "passed": True, "reason": None}]
-    verdicts += [{"name": EVIL, "passed": False, "reason": "KL 0.3 nats is above the limit 0.2"}]
+    verdicts += [
+        {"name": EVIL, "passed": False, "reason": "KL 0.3 nats is above the limit 0.2 (max_kl)", "cure": HELP_DRIFT}
+    ]
     assert embedded(make_report(rows, limits={"max_kl": 0.2})) == {
         "rows": rows, "verdicts": verdicts, "limits": {"max_kl": 0.2}
     }  # fmt: skip
@@ -107,7 +110,7 @@ def test_names_texts_and_records_cannot_inject_markup(make_row, make_rows, linea
     record |= {"rows": [row | {"linear": EVIL} for row in linears], "loss": curve}
     rows = make_rows(make_row(EVIL, format=EVIL, method=EVIL, text=EVIL, digest=EVIL, record=record), make_row("b"))
     rows[0] |= {"name": EVIL + "0", "text": EVIL, "record": record}
-    retention = [{"digest": EVIL, "role": "candidate", "kind": EVIL, "retention": 50.0}]
+    retention = [{"digest": EVIL, "role": "candidate", "kind": EVIL, "retention": 50.0, "items": 1}]
     assert EVIL in ReportData(rows, retention=retention, limits={"min_retention": 85}).verdict_by_name[EVIL]["reason"]
     retention[0] |= {"name": EVIL, "items": 1, "errors": 0, "empty": 0, "score": 0.5, "score_se": None, "runtime": EVIL}
     retention[0] |= {"retention_low": None, "retention_high": None, "suite": EVIL, "suite_digest": EVIL}
@@ -301,5 +304,5 @@ def test_a_teacher_outside_the_comparison_is_named_with_its_score(full_data):
         for row in full_data.retention
     ]
     text = retention_section(replace(full_data, retention=rows))
-    assert "teacher smollm2 scores 0.50" in text and "the reference" not in text
+    assert "teacher smollm2 scores 50 of 100" in text and "the reference" not in text
     assert "the reference scores 0.50" in retention_section(full_data)

@@ -1,0 +1,12 @@
+"""Sizes in bytes as people read them. Every table, message and report uses these words; JSON has bytes."""
+
+STEPS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+def format_bytes(count: float) -> str:
+    """Bytes with a decimal unit: "1.17 GB", "16.0 GB", "108.3 MB", "4.1 kB", "999 B"."""
+    for unit, factor in STEPS:
+        if abs(count) >= factor:
+            value = count / factor
+            return f"{value:.2f} {unit}" if unit == "GB" and abs(value) < 10 else f"{value:,.1f} {unit}"
+    return f"{count:,.0f} B"
