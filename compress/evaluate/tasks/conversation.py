@@ -44,4 +44,11 @@ def score(expected: Expected, answers: Sequence[str]) -> Score:
     return Score(value, reasons[0] if reasons else f"{len(scores)} of {len(scores)} turns right")
 
 
-KIND = Kind(name="multi-turn", max_tokens=48, instruction={"en": ""}, check=check, score=score)
+KIND = Kind(
+    name="multi-turn",
+    max_tokens=48,
+    instruction={"en": ""},
+    check=check,
+    score=score,
+    example=lambda expected: [right[0] if right else "x" for right in expected["answers"]],
+)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from compress.sandbox.run import SandboxError
+
 EMPTY = "empty"
 Expected = Mapping[str, Any]
 
@@ -32,7 +34,8 @@ class Kind:
     """A kind of task.
 
     `instruction`, by language, precedes the first turn. An answer ends after `max_tokens`. `check` raises ValueError
-    for an item that cannot be scored. `score` is a pure function.
+    for an item that cannot be scored. `score` is a pure function. `example` returns answers that a working scorer can
+    score, one per turn.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Kind:
     instruction: Mapping[str, str]
     check: Callable[[Item], None]
     score: Callable[[Expected, Sequence[str]], Score]
+    example: Callable[[Expected], list[str]]
 
     def first_turn(self, item: Item) -> str:
         """The first turn with its instruction. A language without an instruction gets the English one."""
@@ -48,12 +52,26 @@ class Kind:
 
 
 def score_item(kind: Kind, item: Item, answers: Sequence[str]) -> Score:
-    """The score of a model's answers, one per turn. An exception in a scorer is an error, not a wrong answer."""
+    """The score of a model's answers, one per turn.
+
+    An exception that the answers cause scores 0. The value is None only if the scorer fails on its example too.
+    """
+    score = score_answers(kind, item.expected, answers)
+    if score.value is not None:
+        return score
+    example = score_answers(kind, item.expected, kind.example(item.expected))
+    return score if example.value is None else Score(0.0, f"cannot be scored: {score.reason}")
+
+
+def score_answers(kind: Kind, expected: Expected, answers: Sequence[str]) -> Score:
+    """The score, with a value of None for an exception in the scorer. Raises SandboxError, which no answer causes."""
     if not any(answer.strip() for answer in answers):
         return Score(0.0, EMPTY)
     try:
-        return kind.score(item.expected, answers)
-    except Exception as error:  # a fault of the scorer, not of the model
+        return kind.score(expected, answers)
+    except SandboxError:
+        raise
+    except Exception as error:
         return Score(None, f"error: {type(error).__name__}: {error}")
 
 

@@ -6,15 +6,18 @@ A path in `values` joins keys and indices with dots. Texts are compared without 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
+from jsonschema_specifications import REGISTRY
+from referencing.exceptions import Unresolvable
 
 from compress.evaluate.tasks.item import Expected, Item, Kind, Score, check_one_turn
 from compress.evaluate.tasks.spelling import excerpt, normalize
 
+DATA_KEYS = ("const", "enum", "default", "examples")  # keys whose values are no schemas
 DECODER = json.JSONDecoder()
 
 
@@ -28,6 +31,29 @@ def check(item: Item) -> None:
         Draft202012Validator.check_schema(item.expected["schema"])
     except SchemaError as error:
         raise ValueError(f"expected.schema is not a JSON schema: {error.message}") from None
+    for reference in references(item.expected["schema"]):
+        try:
+            validator(item.expected["schema"]).evolve(schema={"$ref": reference}).is_valid(None)
+        except Unresolvable:
+            raise ValueError(f"expected.schema: $ref {reference} does not exist in the schema") from None
+
+
+def validator(schema: Any) -> Draft202012Validator:
+    """The schema's validator. It resolves references inside the schema only, and downloads nothing."""
+    return Draft202012Validator(schema, registry=REGISTRY)
+
+
+def references(schema: Any) -> Iterator[str]:
+    """Every $ref of a schema without $id, which changes what a $ref means."""
+    if isinstance(schema, dict) and "$id" not in schema:
+        if isinstance(schema.get("$ref"), str):
+            yield schema["$ref"]
+        for key, part in schema.items():
+            if key not in DATA_KEYS:
+                yield from references(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from references(part)
 
 
 def find_json(answer: str) -> Any:
@@ -38,7 +64,9 @@ def find_json(answer: str) -> Any:
         if sign in "{[" and start >= end:
             try:
                 value, end = DECODER.raw_decode(answer, start)
-            except (json.JSONDecodeError, RecursionError):
+            except RecursionError:
+                raise ValueError("no JSON, nested too deeply") from None
+            except ValueError:  # no JSON here, or a number of more than 4300 digits
                 continue
             candidates.append((end - start, value))
     if not candidates:
@@ -64,10 +92,10 @@ def score(expected: Expected, answers: Sequence[str]) -> Score:
     """1 if the answer's JSON is valid and holds every required value."""
     try:
         value = find_json(answers[0])
-    except ValueError:
-        return Score(0.0, f"no JSON: {excerpt(answers[0])}")
-    if error := best_match(Draft202012Validator(expected["schema"]).iter_errors(value)):
-        return Score(0.0, f"not valid: {excerpt(error.message)}")
+    except ValueError as error:
+        return Score(0.0, f"{error}: {excerpt(answers[0])}")
+    if fault := best_match(validator(expected["schema"]).iter_errors(value)):
+        return Score(0.0, f"not valid: {excerpt(fault.message)}")
     for path, target in expected.get("values", {}).items():
         try:
             part = value_at(value, path)
@@ -87,4 +115,5 @@ KIND = Kind(
     },
     check=check,
     score=score,
+    example=lambda expected: ["{}"],
 )

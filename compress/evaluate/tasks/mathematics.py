@@ -6,6 +6,7 @@ A decimal of at least two places is right if it equals the expected number round
 0.3 is not.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -16,12 +17,15 @@ from compress.evaluate.tasks.spelling import excerpt
 
 ANNOUNCED = re.compile(r"####|\\boxed|\banswer\b|答案|\btherefore\b|因此|所以|∴", re.IGNORECASE)
 ROUNDED_PLACES = 2
+ANNOUNCEMENTS = 50  # the last ones that are read: an answer can repeat them without end
+LONGEST = 100  # characters of an expected number
+LOG_2 = math.log10(2)
 
 
 def check(item: Item) -> None:
     check_one_turn(item)
     number = item.expected.get("number")
-    if not isinstance(number, str) or len(find_numbers(number)) != 1:
+    if not isinstance(number, str) or len(number) > LONGEST or len(find_numbers(number)) != 1:
         raise ValueError('expected.number must be a text with one number, like "12" or "3/4"')
 
 
@@ -31,7 +35,7 @@ def final_number(answer: str) -> tuple[Fraction, int] | None:
     It is the first number after the last announcement ("Answer:", \\boxed, 答案, ####) that has one, else the last
     number. If that line has an equals sign, the number after it counts: "the answer is 3 + 4 = 7".
     """
-    for match in reversed(list(ANNOUNCED.finditer(answer))):
+    for match in reversed(list(ANNOUNCED.finditer(answer))[-ANNOUNCEMENTS:]):
         line = answer[match.end() :].strip().partition("\n")[0]
         if "=" in line and find_numbers(line.rpartition("=")[2]):
             line = line.rpartition("=")[2]
@@ -48,13 +52,26 @@ def agrees(value: Fraction, places: int, expected: Fraction) -> bool:
 
 def score(expected: Expected, answers: Sequence[str]) -> Score:
     """1 if the final number is the expected one."""
-    final, (target, _) = final_number(answers[0]), find_numbers(expected["number"])[0]
+    target, _ = find_numbers(expected["number"])[0]
+    try:
+        final = final_number(answers[0])
+    except (ValueError, RecursionError):  # more digits than Python reads (4300), or more units than a numeral has
+        return Score(0.0, f"a number is too long: {excerpt(answers[0])}")
     if final is None:
         return Score(0.0, f"no number: {excerpt(answers[0])}")
     value, places = final
     if agrees(value, places, target):
         return Score(1.0, f"{expected['number']} is right")
-    return Score(0.0, f"{float(value):g} is not {expected['number']}")
+    return Score(0.0, f"{shown(value)} is not {expected['number']}")
+
+
+def shown(value: Fraction) -> str:
+    """The value in six digits, or the size of one that a float cannot hold."""
+    try:
+        return f"{float(value):g}"
+    except OverflowError:
+        digits = (abs(value.numerator).bit_length() - value.denominator.bit_length()) * LOG_2
+        return f"a number of about {digits:.0f} digits"
 
 
 KIND = Kind(
@@ -66,4 +83,5 @@ KIND = Kind(
     },
     check=check,
     score=score,
+    example=lambda expected: [expected["number"]],
 )

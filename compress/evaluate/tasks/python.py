@@ -89,4 +89,5 @@ KIND = Kind(
     },
     check=check,
     score=score,
+    example=lambda expected: [f"def {expected['function']}(*values, **options): pass"],
 )

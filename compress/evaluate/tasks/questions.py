@@ -37,4 +37,5 @@ KIND = Kind(
     instruction={"en": "Answer the question with a few words.", "zh": "请用几个词简短回答问题。"},
     check=check,
     score=score,
+    example=lambda expected: [expected["answers"][0]],
 )

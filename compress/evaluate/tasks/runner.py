@@ -25,14 +25,17 @@ import numpy as np
 from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.atomic import write_atomic
+from compress.core.errors import QCompressError
 from compress.core.proportion import mean_interval, score_interval
 from compress.evaluate.names import short_names
 from compress.evaluate.tasks.answer_log import AnswerLog, json_line
-from compress.evaluate.tasks.item import EMPTY, Item, Score, score_item
+from compress.evaluate.tasks.item import EMPTY, Item, Score
 from compress.evaluate.tasks.prompting import answer_items
 from compress.evaluate.tasks.retention import Retention, retention_by_kind
-from compress.evaluate.tasks.suite import KINDS, Suite
+from compress.evaluate.tasks.scoring import Scorer
+from compress.evaluate.tasks.suite import Suite
 from compress.runtimes.protocol import Runtime, open_runtime
+from compress.sandbox.run import SandboxError
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
@@ -111,9 +114,18 @@ def score_checkpoint(checkpoint: Checkpoint, name: str, run: TaskRun, report: Re
             for count, (item, answers) in enumerate(answered, done + 1):
                 log.add(item.id, answers)
                 report({"checkpoint": name, "items": f"{count}/{total}"})
-    scores = {item.id: score_item(KINDS[item.kind], item, log.answers[item.id]) for item in run.items}
+    scores = score_items(run.items, log.answers)
     write_scores(scores_file(run.out, name), run.items, scores, log.answers)
     return scores
+
+
+def score_items(items: Sequence[Item], answers: Mapping[str, list[str]]) -> dict[str, Score]:
+    """The score of every item by id. QCompressError if generated code cannot run."""
+    try:
+        with closing(Scorer()) as scorer:
+            return {item.id: scorer.score(item, answers[item.id]) for item in items}
+    except SandboxError as error:
+        raise QCompressError(f"{error}; run the same command again, answers are stored") from error
 
 
 def scores_file(folder: Path, name: str) -> Path:

@@ -7,12 +7,13 @@ A row is a plain dict: id, kind, turns, and `answers`, one entry per checkpoint,
     score reason     from `eval`; None for answers that were not scored
 """
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from calibration.files import parse_json, text_lines
+from calibration.files import text_lines
 from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import PathOrCheckpoint
 from compress.core.errors import QCompressError
@@ -50,10 +51,18 @@ def read_scores(file: Path) -> dict[str, Row]:
     """The lines that `write_scores` wrote, by item id. QCompressError if the file is missing or too old."""
     if not file.is_file():
         raise QCompressError(f"{file}: missing; pass the folder of `qcompress eval --out` with --eval")
-    rows = [parse_json(line, where) for line, where in text_lines(file)]
+    rows = [stored_row(line, where) for line, where in text_lines(file)]
     if any(not isinstance(row, dict) or "turns" not in row for row in rows):
         raise QCompressError(f"{file}: has no prompts; run the same `qcompress eval` again, stored answers are reused")
     return {row["id"]: row | {"score": row["value"]} for row in rows}
+
+
+def stored_row(line: str, where: str) -> Any:
+    """The value of a stored line. An answer can hold half a character, unlike a suite."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise QCompressError(f"{where}: not JSON ({error}); run the same `qcompress eval` again") from None
 
 
 def difference(sample: Row) -> float:

@@ -81,7 +81,9 @@ def _checked(line: str, where: str, taken: set[str]) -> Item:
         item = parse_item(row)
         if item.id in taken:
             raise ValueError(f"id {item.id} is not unique")
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise QCompressError(f"{where}: nested too deeply; correct or remove the line") from None
+    except ValueError as error:
         raise QCompressError(f"{where}: {error}; correct or remove the line") from None
     return item
 

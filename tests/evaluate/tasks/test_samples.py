@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_a_damaged_answer_file_is_named(folder, line):
 
 def test_fresh_answers_are_to_the_same_prompts_for_all_checkpoints(tiny_llama, tiny_qwen2, monkeypatch):
     for kind in KINDS.values():
-        monkeypatch.setitem(KINDS, kind.name, type(kind)(kind.name, 4, kind.instruction, kind.check, kind.score))
+        monkeypatch.setitem(KINDS, kind.name, replace(kind, max_tokens=4))
     samples = fresh_samples([tiny_llama, tiny_qwen2], 3)
     assert [row["kind"] for row in samples] == list(KINDS)[:3]
     assert all([answer["name"] for answer in row["answers"]] == ["llama", "qwen2"] for row in samples)

@@ -1,13 +1,14 @@
 """Scorers and suites: right and wrong answers, their reasons, and rejected items."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 
 from compress.core.errors import QCompressError
 from compress.evaluate.tasks import conversation, json_schema, mathematics, python, questions
-from compress.evaluate.tasks.item import Item, Kind, Score, score_item
+from compress.evaluate.tasks.item import Item, Score, score_item
 from compress.evaluate.tasks.numbers import find_numbers, read_numeral
 from compress.evaluate.tasks.spelling import names
 from compress.evaluate.tasks.suite import load_suite, parse_item, select
@@ -163,7 +164,7 @@ def test_an_exception_in_a_scorer_is_not_a_wrong_answer():
     def broken(expected, answers):
         raise KeyError("x")
 
-    kind = Kind("qa", 8, {"en": ""}, lambda item: None, broken)
+    kind = replace(questions.KIND, score=broken)
     assert score_item(kind, parse_item(ROW), ["Mia"]) == Score(None, "error: KeyError: 'x'")
 
 
