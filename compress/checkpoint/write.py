@@ -19,7 +19,7 @@ from torch import Tensor
 from compress.checkpoint.door.files import INDEX
 from compress.checkpoint.door.rope import both_rope_spellings
 from compress.checkpoint.read import DTYPE_NAMES, RECORD, TensorInfo, read_tensor
-from compress.checkpoint.record import DIGESTS, digests_text, tensor_digest
+from compress.checkpoint.record import tensor_digest, write_digests
 from compress.core.atomic import file_errors
 from compress.core.errors import QCompressError
 from compress.model.blocks import make_config
@@ -233,7 +233,7 @@ class CheckpointWriter:
         extra: dict[str, str] | None = None,
         inspect: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write config, digests, index and the tokenizer of `source`, then rename the directory to `out`.
+        """Write config, index, the tokenizer of `source` and digests, then rename the directory to `out`.
 
         `extra` maps file names to texts. `inspect` is called with the complete directory before the rename; if it
         raises, nothing is published. ValueError if a planned tensor was never written.
@@ -253,10 +253,8 @@ class CheckpointWriter:
             self.folder.rename(self.out)
 
     def _write_small_files(self, config: dict[str, Any], source: Path | None, extra: dict[str, str]) -> None:
-        """Write config.json, digests, index, the tokenizer of `source`, and the texts in `extra`."""
+        """Write config.json, index, the tokenizer of `source`, the texts in `extra`, and the digests of it all."""
         write_json(self.folder / "config.json", config)
-        digests = {name: self._digest(name) for name in self.specs}
-        (self.folder / DIGESTS).write_text(digests_text(config, digests), encoding="utf-8")
         if len(self.shards) > 1:
             total = sum(spec.bytes for spec in self.specs.values())
             places = {name: shard.file for name, shard in sorted(self._shard_of.items())}
@@ -265,6 +263,8 @@ class CheckpointWriter:
             copy_tokenizer(source, self.folder)
         for name, text in extra.items():
             (self.folder / name).write_text(text, encoding="utf-8")
+        digests = {name: self._digest(name) for name in self.specs}
+        write_digests(self.folder, config, digests, {name: (one.dtype, one.shape) for name, one in self.specs.items()})
 
     def sync(self) -> None:
         """Flush all weight files to the disk."""

@@ -18,6 +18,7 @@ from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.model_card import CARD, write_card
 from compress.checkpoint.read import RECORD, Checkpoint, PathOrCheckpoint, read_json
+from compress.checkpoint.record import refresh_file_digests
 from compress.checkpoint.workdir import check_same_settings, open_work, read_journal, write_journal
 from compress.checkpoint.write import check_room, write_json
 from compress.core.config import AUTO, METHODS, QuantizeConfig
@@ -154,6 +155,7 @@ def publish(folder: Path, out: Path, rows: list[Row]) -> None:
     record = Checkpoint(path).record | {"candidates": rows}
     write_json(path / RECORD, record)
     (path / CARD).write_text(write_card(record), encoding="utf-8")
+    refresh_file_digests(path)
     if out.exists():
         out.rmdir()  # open_folder has checked that it is empty
     path.rename(out)

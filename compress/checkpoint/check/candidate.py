@@ -1,6 +1,5 @@
-"""The input of every rule: a checkpoint, and the modules that its config.json declares.
+"""The input of every rule: a checkpoint, the modules that its config.json declares, and its source if there is one.
 
-The table of modules comes from the model's code on the meta device, the fused layers of vLLM from `model.families`.
 `declared_quantized` and `scheme` compute from config.json alone which modules vLLM builds as quantized, and how.
 """
 
@@ -11,20 +10,21 @@ from typing import Any
 
 import torch
 
+from compress.checkpoint.check.prompt_files import PromptFiles
+from compress.checkpoint.check.provenance import Provenance
+from compress.checkpoint.check.table import Matrix, Table
 from compress.checkpoint.formats import FORMATS, Format, model_dtype
 from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.record import read_digests
 from compress.checkpoint.schemes import awq_key, ct_weights, flatten, gptq_override
 from compress.core.errors import QCompressError
 from compress.core.grid import Scheme
-from compress.model.blocks import find_blocks, make_skeleton
-from compress.model.families import FUSED, find_family, find_linears
 
 Finding = dict[str, Any]
 Findings = Iterator[Finding]
 QUANT = "quantization_config"
 ABSENT = "nothing"
 PACKED = ("qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
-ROW_PARALLEL = ("heads", "rows")  # a linear fed by another linear is cut along its inputs
 
 
 def error(value: Any, expected: Any, consequence: str, **where: str) -> Finding:
@@ -44,78 +44,46 @@ def short(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """A module that could be packed: its shape (out, inn), and whether the architecture has a bias."""
-
-    out: int
-    inn: int
-    bias: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """The modules that config.json declares: `linears` of the blocks, `head`, `embedding`, shapes of all parameters.
-
-    `state_names` are all names of the state dict. `fused` maps vLLM's layers to the linears it loads into them.
-    `row_parallel` linears are split along their inputs.
-    """
-
-    linears: dict[str, Matrix]
-    head: str
-    embedding: str
-    vocabulary: Matrix
-    parameters: dict[str, tuple[int, ...]]
-    state_names: frozenset[str]
-    fused: dict[str, tuple[str, ...]]
-    row_parallel: frozenset[str]
-
-
-EMPTY_TABLE = Table({}, "lm_head", "embedding", Matrix(0, 0), {}, frozenset(), {}, frozenset())
-
-
-def make_table(config: dict[str, Any]) -> Table:
-    """The table of a config.json. QCompressError if transformers cannot build a causal LM from it."""
-    try:
-        model = make_skeleton(config)
-        path, layers = find_blocks(model)
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, ZeroDivisionError) as problem:
-        raise QCompressError(" ".join(str(problem).split())[:200]) from None
-    names = {module: name for name, module in model.named_modules()}
-    embedding = model.get_input_embeddings()
-    parameters = {name: (*parameter.shape,) for name, parameter in model.named_parameters()}
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
-    linears, fused, row_parallel = {}, {}, set()
-    family = find_family(model.config.model_type)
-    for i, block in enumerate(layers):
-        for name, linear in find_linears(block).items():
-            linears[f"{path}.{i}.{name}"] = Matrix(linear.out_features, linear.in_features, linear.bias is not None)
-        for name, shards in (family.fused if family else FUSED).items():
-            full = tuple(f"{path}.{i}.{shard}" for shard in shards)
-            if all(shard in linears for shard in full):
-                fused[f"{path}.{i}.{name}"] = full
-        for stage in family.stages if family else ():
-            if stage.feeder and stage.feeder.kind in ROW_PARALLEL:
-                row_parallel |= {f"{path}.{i}.{name}" for name in stage.linears}
-    return Table(
-        linears,
-        names.get(model.get_output_embeddings(), "lm_head"),
-        names[embedding],
-        Matrix(*parameters[f"{names[embedding]}.weight"]),
-        {name: shape for name, shape in parameters.items() if name not in tied},
-        frozenset(model.state_dict()),
-        fused,
-        frozenset(row_parallel),
-    )
-
-
-@dataclass(frozen=True)
 class Candidate:
-    """A checkpoint, its module table, the number of ranks that serve it, and its source checkpoint or None."""
+    """A checkpoint, its module table, the number of ranks that serve it, and its source checkpoint or None.
+
+    `source_named` is False for a source that only the record names.
+    """
 
     checkpoint: Checkpoint
     table: Table
     tensor_parallel_size: int = 1
     source: Checkpoint | None = None
+    source_named: bool = False
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What the record tells about how the checkpoint was made."""
+        return Provenance(self.checkpoint.record, self.config, self.table)
+
+    @property
+    def compared_source(self) -> Checkpoint | None:
+        """The source, if the weights must equal it; None for a trained or cut student."""
+        return None if self.provenance.trained and self.format is None else self.source
+
+    @property
+    def prompt_source(self) -> Checkpoint | None:
+        """The source, if the tokenizer must equal it: the user names it, or the files have no digests."""
+        if self.source is None:
+            return None
+        other_student = self.provenance.trained and self.checkpoint.record.get("student")
+        digests = self.digests or {}
+        return None if other_student or ("files" in digests and not self.source_named) else self.source
+
+    @cached_property
+    def prompt(self) -> PromptFiles:
+        """The tokenizer's files, the chat template and generation_config.json."""
+        return PromptFiles(self.checkpoint.path)
+
+    @cached_property
+    def digests(self) -> dict[str, dict[str, str]] | None:
+        """The digests that were written with the checkpoint; None without them."""
+        return read_digests(self.checkpoint.path)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -142,6 +110,11 @@ class Candidate:
             return model_dtype(self.config)
         except QCompressError:
             return torch.float16
+
+    @property
+    def packed_tables(self) -> set[str]:
+        """The packed ones of embedding and head."""
+        return {self.table.embedding, self.table.head} & self.packed.keys()
 
     @cached_property
     def matrices(self) -> dict[str, Matrix]:

@@ -1,7 +1,8 @@
 """The validator: check a checkpoint against every rule that makes a loader stop or compute wrong text.
 
 Each rule is a function from a Candidate to findings. This file opens the checkpoint and runs all rules. C rules read
-config.json, T rules the tensors, D rules the digests. O rules concern older loaders, TP tensor parallelism.
+config.json, T rules the tensors, P rules the files that make prompts, D rules the digests. O rules concern older
+loaders, TP tensor parallelism.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint.check import config_rules as config_rules
+from compress.checkpoint.check import digest_rules as digest_rules
+from compress.checkpoint.check import factor_rules as factor_rules
 from compress.checkpoint.check import fidelity_rules as fidelity_rules
 from compress.checkpoint.check import method_rules as method_rules
+from compress.checkpoint.check import source_rules as source_rules
+from compress.checkpoint.check import template_rules as template_rules
 from compress.checkpoint.check import tensor_rules as tensor_rules
+from compress.checkpoint.check import tokenizer_rules as tokenizer_rules
 from compress.checkpoint.check import value_rules as value_rules
-from compress.checkpoint.check.candidate import EMPTY_TABLE, Candidate, Finding, Findings, error, make_table, warning
+from compress.checkpoint.check.candidate import Candidate, Finding, Findings, error, warning
+from compress.checkpoint.check.table import EMPTY_TABLE, make_table
 from compress.checkpoint.read import (
     INDEX,
     Checkpoint,
@@ -50,6 +57,7 @@ RULES = (
     Rule("C8", method_rules.groups_by_name),
     Rule("C9", config_rules.consistent_tie_flags, modules=False),
     Rule("C9", config_rules.tie_flag_matches_tensors),
+    Rule("C10", source_rules.config_matches_source),
     Rule("S10", config_rules.no_unread_keys, modules=False),
     Rule("O1", config_rules.rope_in_both_spellings, modules=False),
     Rule("O2", config_rules.dtype_in_both_spellings, modules=False),
@@ -66,9 +74,19 @@ RULES = (
     Rule("T10", value_rules.finite_parameters),
     Rule("T11", tensor_rules.no_unknown_tensors),
     Rule("T12", fidelity_rules.codes_match_source),
+    Rule("T13", source_rules.tensors_match_source),
+    Rule("T14", factor_rules.factors_match_source),
     Rule("TP", tensor_rules.tensor_parallel),
-    Rule("D1", value_rules.tensors_match_digests, modules=False),
-    Rule("D2", value_rules.config_matches_digests, modules=False),
+    Rule("P1", tokenizer_rules.readable_files, modules=False),
+    Rule("P2", tokenizer_rules.ids_fit_vocabulary, modules=False),
+    Rule("P3", tokenizer_rules.files_agree, modules=False),
+    Rule("P4", template_rules.template_renders, modules=False),
+    Rule("P5", template_rules.valid_generation, modules=False),
+    Rule("P6", source_rules.prompts_match_source, modules=False),
+    Rule("D1", digest_rules.tensors_match_digests, modules=False),
+    Rule("D2", digest_rules.config_matches_digests, modules=False),
+    Rule("D3", digest_rules.files_match_digests, modules=False),
+    Rule("D4", digest_rules.digests_complete, modules=False),
 )
 
 
@@ -104,7 +122,7 @@ def check_checkpoint(
         stop = "transformers cannot build a causal language model from it, and vLLM stops"
         rows.append(stamp("C2", error(problem.message, "a supported architecture", stop, file="config.json")))
         rules = tuple(rule for rule in RULES if not rule.modules)
-    candidate = Candidate(checkpoint, table, tensor_parallel_size, find_source(checkpoint, source))
+    candidate = Candidate(checkpoint, table, tensor_parallel_size, find_source(checkpoint, source), source is not None)
     return rows + [stamp(rule.id, finding) for rule in rules for finding in findings(rule, candidate)]
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from compress.checkpoint.check.candidate import PACKED, Candidate, Findings, Matrix, error, misfit, warning
+from compress.checkpoint.check.candidate import PACKED, Candidate, Findings, error, misfit, warning
+from compress.checkpoint.check.table import Matrix
 from compress.checkpoint.write import TensorSpec
 from compress.core.grid import Scheme
 

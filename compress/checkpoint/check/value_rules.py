@@ -1,9 +1,7 @@
-"""Rules T5, T7, T10, T12 and D1–D2: the values inside the tensors.
+"""Rules T5, T7 and T10: the values inside the tensors.
 
 Every rule is a generator: it takes a Candidate and yields its findings.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +9,6 @@ from torch import Tensor
 from calibration.statistics import all_finite
 from compress.checkpoint.check.candidate import Candidate, Findings, error, warning
 from compress.checkpoint.formats import quantized_as
-from compress.checkpoint.record import DIGESTS, config_digests, read_digests, tensor_digest
 from compress.core.grid import SMALLEST_SCALE, QuantizedWeight, split_groups
 
 LARGEST_SCALE = 65504.0
@@ -88,34 +85,3 @@ def finite_parameters(candidate: Candidate) -> Findings:
             yield warning(
                 "all zeros", "trained numbers", "vLLM loads it, but it was probably never written", tensor=name
             )
-
-
-def tensors_match_digests(candidate: Candidate) -> Findings:
-    """D1: every tensor has the digest computed when it was written."""
-    digests = read_digests(candidate.checkpoint.path)
-    if digests is None:
-        return
-    stored, names = digests["tensors"], candidate.checkpoint.tensors
-    silent = "vLLM loads it, and its outputs differ from the measured ones (no error)"
-    for name in sorted(stored.keys() - names.keys()):
-        yield error("missing", "as written", silent, tensor=name)
-    for name in sorted(names.keys() - stored.keys()):
-        yield error("present", "absent, as written", silent, tensor=name)
-    for name in names.keys() & stored.keys():
-        if tensor_digest(candidate.checkpoint.tensor(name)) != stored[name]:
-            yield error("differs from what was written", f"the digest in {DIGESTS}", silent, tensor=name)
-
-
-def config_matches_digests(candidate: Candidate) -> Findings:
-    """D2: every key of config.json has the digest computed when it was written."""
-    digests = read_digests(candidate.checkpoint.path)
-    if digests is None:
-        return
-    stored, current = digests["config"], config_digests(candidate.config)
-    for key in sorted(stored.keys() | current.keys()):
-        if stored.get(key) != current.get(key):
-            value: Any = (
-                "missing" if key not in current else "new" if key not in stored else "differs from what was written"
-            )
-            other = "loaders build another model than the one measured"
-            yield error(value, f"the digest in {DIGESTS}", other, key=key)

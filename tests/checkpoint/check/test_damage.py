@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from compress.checkpoint.check.candidate import EMPTY_TABLE, Candidate
+from compress.checkpoint.check.candidate import Candidate
+from compress.checkpoint.check.digest_rules import config_matches_digests
 from compress.checkpoint.check.run import check_checkpoint
-from compress.checkpoint.check.value_rules import config_matches_digests
+from compress.checkpoint.check.table import EMPTY_TABLE
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import DIGESTS
 

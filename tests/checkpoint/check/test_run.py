@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compress.checkpoint import vllm_models
-from compress.checkpoint.check.candidate import make_table
 from compress.checkpoint.check.fidelity_rules import implausible_codes, measure_similarity, source_differences
 from compress.checkpoint.check.run import RULES, check_checkpoint
+from compress.checkpoint.check.table import make_table
 from compress.checkpoint.read import RECORD, Checkpoint
 from compress.checkpoint.record import DIGESTS, record_text
 from compress.core import pack
@@ -133,7 +133,7 @@ def test_a_changed_tensor_is_named(copied):
 def test_malformed_digests_are_an_error_and_not_a_crash(copied):
     path = copied("llama", "awq")
     (path / DIGESTS).write_text("[]")
-    assert rules(path) == {"D1", "D2"}
+    assert rules(path) == {"D1", "D2", "D3"}
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_permuted_awq_codes_and_zeros_are_reported_only_with_the_source(copied, 
     path = copied("llama", "awq")
     edit_tensors(path, qweight=in_another_order, qzeros=in_another_order)
     assert not rules(path)
-    assert rules(path, source=good("llama", "plain")) == {"T12"}
+    assert "T12" in rules(path, source=good("llama", "plain"))
 
 
 def test_zeros_off_by_one_are_reported_with_the_source(copied, good):
@@ -215,7 +215,7 @@ def test_the_source_in_the_record_is_used_only_if_unchanged(copied, good, tmp_pa
     origin = {"path": str(source), "digest": Checkpoint(source).digest}
     (path / RECORD).write_text(record_text("quantize", {}, source=origin))
     edit_tensors(path, qweight=in_another_order, qzeros=in_another_order)
-    assert rules(path) == {"T12"}
+    assert {"T12", "D4"} <= rules(path)
     edit_config(source, model_type="qwen2")
     assert not rules(path)
 
@@ -227,8 +227,8 @@ def test_two_swapped_words_are_a_warning_with_the_source(copied, good):
     assert findings[0]["value"].endswith(("output 1", "output 2")) and {row["level"] for row in findings} == {"warning"}
 
 
-def test_another_model_as_source_breaks_rule_t12(good):
-    assert rules(good("llama", "awq"), source=good("qwen2", "plain")) == {"T12"}
+def test_another_model_as_source_is_an_error(good):
+    assert rules(good("llama", "awq"), source=good("qwen2", "plain")) >= {"C10", "T12", "T13", "T14"}
 
 
 def test_folded_scales_do_not_lower_the_similarity():

@@ -1,6 +1,7 @@
 """A training that was killed goes on to the same bytes; one that met a full disk or other settings says so."""
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from compress.checkpoint.read import Checkpoint, read_json
+from compress.checkpoint.read import RECORD, Checkpoint, read_json
+from compress.checkpoint.record import DIGESTS
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig, LoopConfig
 from compress.distill.job import distill_checkpoint
@@ -60,8 +62,11 @@ def killed_at(count: int) -> Any:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file's bytes, the folder's own name left out of the record."""
-    return {path.name: path.read_bytes().replace(str(folder).encode(), b"OUT") for path in folder.iterdir()}
+    """Every file's bytes, the folder's own name left out of the record, and the record's digest with it."""
+    contents = {path.name: path.read_bytes().replace(str(folder).encode(), b"OUT") for path in folder.iterdir()}
+    digests = json.loads(contents[DIGESTS])
+    assert digests["files"].pop(RECORD)
+    return contents | {DIGESTS: json.dumps(digests).encode()}
 
 
 @pytest.fixture(scope="module", params=[PLAIN, STAGED, ADAPTED], ids=["plain", "staged", "adapters, own answers"])

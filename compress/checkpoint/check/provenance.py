@@ -1,0 +1,96 @@
+"""How a checkpoint was made, as far as its record tells: which linears AWQ scaled, what was tuned, and from what.
+
+Without a record, any linear of a known family may have been scaled by AWQ.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from compress.checkpoint.check.table import Table
+from compress.model.families import Family, Stage, find_family
+
+MADE_BY_TRAINING = ("distill", "init-student")  # commands whose weights are not those of their source
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The record of a checkpoint ({} without one), its config.json and its module table."""
+
+    record: dict[str, Any]
+    config: dict[str, Any]
+    table: Table
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights were trained or cut, so that they differ from those of the recorded source."""
+        return self.record.get("command") in MADE_BY_TRAINING
+
+    @property
+    def method(self) -> str | None:
+        """The method that quantized it; None without a record."""
+        settings = self.record.get("settings")
+        method = settings.get("method") if isinstance(settings, dict) else None
+        return method if isinstance(method, str) else None
+
+    @property
+    def rounded_to_nearest(self) -> bool:
+        return self.method == "rtn" and not self.record.get("tune")
+
+    def is_tuned(self, name: str) -> bool:
+        """Whether tuning has trained this parameter: norms and biases of the blocks."""
+        return bool(self.record.get("tune")) and name.startswith(tuple(f"{block}." for block in self.table.block_names))
+
+    @cached_property
+    def family(self) -> Family | None:
+        return find_family(str(self.config.get("model_type")))
+
+    @cached_property
+    def _scaled_linears(self) -> set[str] | None:
+        """The linears that the record marks as scaled; None if it has no rows."""
+        rows = self.record.get("rows")
+        if self.record.get("command") != "quantize" or not isinstance(rows, list):
+            return None
+        listed = [row for row in rows if isinstance(row, dict)]
+        return {f"{row.get('block')}.{row.get('linear')}" for row in listed if row.get("scaled")}
+
+    def is_scaled(self, block: str, stage: Stage) -> bool:
+        """Whether AWQ has scaled, or may have scaled, the inputs of a stage."""
+        if stage.feeder is None or self.family is None:
+            return False
+        return self._scaled_linears is None or f"{block}.{stage.linears[0]}" in self._scaled_linears
+
+    def scaled_stages(self) -> Iterator[tuple[str, Stage]]:
+        """(block, stage) of every stage that is or may be scaled."""
+        for block in self.table.block_names:
+            for stage in self.family.stages if self.family else ():
+                if self.is_scaled(block, stage):
+                    yield block, stage
+
+    @cached_property
+    def feeding_rows(self) -> dict[str, int]:
+        """{linear: how many of its last outputs feed a scaled stage}."""
+        heads, kv_heads = self.heads
+        counts: dict[str, int] = {}
+        for block, stage in self.scaled_stages():
+            inputs = self.table.linears[f"{block}.{stage.linears[0]}"].inn
+            assert stage.feeder is not None
+            if stage.feeder.kind == "rows":
+                counts[f"{block}.{stage.feeder.module}"] = inputs
+            elif stage.feeder.kind == "heads":
+                counts[f"{block}.{stage.feeder.module}"] = inputs // heads * kv_heads
+        return counts
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """The numbers of query heads and of key-value heads."""
+        heads = self.config.get("num_attention_heads") or 1
+        return heads, self.config.get("num_key_value_heads") or heads
+
+    @cached_property
+    def scaled_parameters(self) -> frozenset[str]:
+        """Norm weights and biases that feed a scaled stage, so they may differ from the source."""
+        kinds = {"norm": "weight", "rows": "bias", "heads": "bias"}
+        fed = ((block, stage.feeder) for block, stage in self.scaled_stages() if stage.feeder)
+        return frozenset(f"{block}.{feeder.module}.{kinds[feeder.kind]}" for block, feeder in fed)

@@ -1,0 +1,216 @@
+"""Rules C10, T13 and P6: config.json, the unpacked tensors and the prompt files are those of the source checkpoint.
+
+Quantizing copies all of them. Exceptions are in the record: AWQ scales what feeds a packed linear (T14 compares those
+factors), and tuning trains the norms and biases of the blocks.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.checkpoint.check.candidate import ABSENT, Candidate, Findings, error, short, warning
+from compress.checkpoint.check.prompt_files import (
+    ADDED,
+    GENERATION,
+    MERGES,
+    SETTINGS,
+    SPECIAL_MAP,
+    TOKENIZER,
+    VOCABULARY,
+    PromptFiles,
+    canonical,
+    merge_lines,
+    merge_pairs,
+    token_text,
+)
+from compress.checkpoint.check.tokenizer_rules import OTHER_TOKENS, readable
+from compress.checkpoint.read import Checkpoint
+from compress.core.errors import QCompressError
+from compress.model.blocks import make_config
+
+IGNORED = frozenset(  # keys of config.json that do not change what the model computes, or that other rules compare
+    {
+        *("quantization_config", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache"),
+        *("rope_theta", "rope_scaling", "output_attentions", "output_hidden_states", "return_dict", "problem_type"),
+        *("id2label", "label2id", "initializer_range", "attention_dropout", "hidden_dropout", "_model_name_or_path"),
+        *("pretraining_tp", "chunk_size_feed_forward", "_attn_implementation", "_attn_implementation_autoset"),
+        *("return_dict_in_generate", "torchscript", "auto_map", "tie_encoder_decoder", "license", "finetuning_task"),
+    }
+)
+OTHER_MODEL = "vLLM computes another function than the source, and answers worse (no error)"
+OTHER_WEIGHTS = "vLLM loads it and computes with other weights than the source (no error)"
+UNCOMPARED = frozenset(  # keys that no runtime follows, or that P3 and P4 compare
+    {
+        *("tokenizer_class", "transformers_version", "_from_model_config", "name_or_path", "is_local", "backend"),
+        *("local_files_only", "special_tokens_map_file", "tokenizer_file", "auto_map", "processor_class"),
+        *("chat_template", "added_tokens_decoder", "extra_special_tokens", "additional_special_tokens"),
+    }
+)
+FOLLOWED: dict[str, tuple[frozenset[str], str]] = {  # keys that vLLM follows, and what another value leads to
+    SETTINGS: (
+        frozenset(
+            {
+                *("bos_token", "eos_token", "pad_token", "unk_token", "add_bos_token", "add_eos_token"),
+                *("add_prefix_space", "split_special_tokens", "clean_up_tokenization_spaces", "do_lower_case"),
+            }
+        ),
+        "vLLM uses another special token or setting of the tokenizer (no error)",
+    ),
+    GENERATION: (
+        frozenset(
+            {
+                *("bos_token_id", "eos_token_id", "pad_token_id", "temperature", "top_k", "top_p", "min_p"),
+                *("repetition_penalty", "presence_penalty", "frequency_penalty", "max_new_tokens"),
+            }
+        ),
+        "vLLM samples or ends answers in another way (no error)",
+    ),
+}
+TUNED_FACTOR = (0.5, 2.0)  # of a trained norm or bias
+
+
+def config_matches_source(candidate: Candidate) -> Findings:
+    """C10: config.json describes the model of the source: sizes, activation, eps, rope, special tokens."""
+    source = candidate.compared_source
+    if source is None:
+        return
+    try:
+        ours, theirs = resolved(candidate.config), resolved(source.config)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return  # C2
+    skipped = IGNORED | ({"tie_word_embeddings"} if candidate.packed_tables else set())
+    for key in sorted((ours.keys() | theirs.keys()) - skipped):
+        if ours.get(key) != theirs.get(key):
+            value, expected = (short(one.get(key, ABSENT)) for one in (ours, theirs))
+            yield error(value, f"{expected}, as in the source", OTHER_MODEL, key=key)
+
+
+def resolved(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json as transformers resolves it: defaults filled in, one spelling of rope."""
+    return make_config(config).to_dict() | {"architectures": config.get("architectures")}
+
+
+def tensors_match_source(candidate: Candidate) -> Findings:
+    """T13: unpacked tensors equal those of the source, in the dtype in which they are stored."""
+    source = candidate.compared_source
+    if source is None:
+        return
+    names = candidate.table.parameters.keys() & candidate.checkpoint.tensors.keys()
+    for name in sorted(names | (candidate.checkpoint.tensors.keys() & source.tensors.keys())):
+        module, _, suffix = name.rpartition(".")
+        original = f"{candidate.source_name(module)}.{suffix}"
+        if original in source.tensors:
+            yield from tensor_difference(candidate, name, source, original)
+        elif name in candidate.table.parameters:
+            yield error("present", "absent, as in the source", OTHER_WEIGHTS, tensor=name)
+
+
+def tensor_difference(candidate: Candidate, name: str, source: Checkpoint, original: str) -> Findings:
+    """The finding of one tensor, unless it equals its original or the record allows the difference."""
+    ours, theirs = candidate.checkpoint.tensors[name], source.tensors[original]
+    if ours.shape != theirs.shape:
+        yield error(list(ours.shape), f"{list(theirs.shape)}, as in the source", OTHER_WEIGHTS, tensor=name)
+        return
+    stored, expected = candidate.checkpoint.tensor(name), source.tensor(original)
+    if equal_as_stored(stored, expected) or name in candidate.provenance.scaled_parameters:
+        return
+    if not stored.is_floating_point() or not candidate.provenance.is_tuned(name):
+        yield error(difference(stored, expected), "the numbers of the source", OTHER_WEIGHTS, tensor=name)
+        return
+    factors = strong_factors(stored.float(), expected.float())
+    low, high = factors.min().item(), factors.max().item()
+    if low < TUNED_FACTOR[0] or high > TUNED_FACTOR[1]:
+        allowed = f"{TUNED_FACTOR[0]:g} to {TUNED_FACTOR[1]:g} times the source, after tuning"
+        yield error(f"{low:.2f} to {high:.2f} times the source", allowed, OTHER_WEIGHTS, tensor=name)
+
+
+def equal_as_stored(stored: Tensor, source: Tensor) -> bool:
+    """Whether a tensor is its source, rounded to the dtype in which it is stored."""
+    return torch.equal(stored, source.to(stored.dtype))
+
+
+def strong_factors(stored: Tensor, source: Tensor) -> Tensor:
+    """stored / source of the numbers that are not small against the rest; [1] if all are."""
+    strong = source.abs() > 0.1 * source.abs().mean()
+    return stored[strong] / source[strong] if strong.any() else torch.ones(1)
+
+
+def difference(stored: Tensor, source: Tensor) -> str:
+    """How a tensor differs from its source, in words."""
+    ours, theirs = stored.float().flatten(), source.float().flatten()
+    changed = int((ours != source.to(stored.dtype).float().flatten()).sum())
+    energy = theirs.square().sum()
+    factor = f", {(ours * theirs).sum() / energy:.3g} times the source" if energy > 0 else ""
+    return f"{changed} of {ours.numel()} numbers differ{factor}"
+
+
+def prompts_match_source(candidate: Candidate) -> Findings:
+    """P6: tokenizer, special tokens, chat template and generation settings are those of the source."""
+    source = candidate.prompt_source
+    if source is None:
+        return
+    ours, theirs = candidate.prompt, PromptFiles(source.path)
+    yield from missing_files(ours, theirs)
+    if readable(ours, TOKENIZER) and readable(theirs, TOKENIZER):
+        yield from same_tokenizer(ours, theirs)
+    for name in (SETTINGS, GENERATION, SPECIAL_MAP, ADDED, VOCABULARY):
+        if readable(ours, name) and readable(theirs, name):
+            yield from same_values(name, ours.read(name), theirs.read(name))
+    try:
+        yield from same_texts(ours, theirs)
+    except QCompressError:
+        return  # P1
+
+
+def missing_files(ours: PromptFiles, theirs: PromptFiles) -> Findings:
+    """P6: every prompt file of the source exists, and there are no others."""
+    for name in (TOKENIZER, "tokenizer.model", SETTINGS, GENERATION, SPECIAL_MAP, ADDED, VOCABULARY, MERGES):
+        row = error if name in (TOKENIZER, SETTINGS, GENERATION) else warning
+        other = "vLLM uses defaults in its place (no error), or stops" if row is error else "older loaders need it"
+        if theirs.has(name) and not ours.has(name):
+            yield row("missing", "present, as in the source", other, file=name)
+        elif ours.has(name) and not theirs.has(name):
+            yield warning("present", "absent, as in the source", "loaders take settings from it", file=name)
+
+
+def same_tokenizer(ours: PromptFiles, theirs: PromptFiles) -> Findings:
+    """P6: every part of tokenizer.json equals the source's. Merges may be stored in either of their two forms."""
+    parts = {key: value for key, value in ours.tokenizer.items() if key not in ("model", "version")}
+    others = {key: value for key, value in theirs.tokenizer.items() if key not in ("model", "version")}
+    model, other = ours.tokenizer.get("model") or {}, theirs.tokenizer.get("model") or {}
+    parts |= {f"model.{key}": value for key, value in model.items() if key != "merges"}
+    others |= {f"model.{key}": value for key, value in other.items() if key != "merges"}
+    parts["model.merges"], others["model.merges"] = merge_pairs(model.get("merges")), merge_pairs(other.get("merges"))
+    for key in sorted(parts.keys() | others.keys()):
+        if canonical(parts.get(key)) != canonical(others.get(key)):
+            row = warning if key in ("truncation", "padding") else error
+            yield row("differs", "as in the source", OTHER_TOKENS, key=f"{TOKENIZER}: {key}")
+
+
+def same_values(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> Findings:
+    """P6: a JSON file has the values of the source's. Special tokens may be stored as text or as an object."""
+    followed, consequence = FOLLOWED.get(name, (None, "older loaders split text into other tokens (no error)"))
+    keys = [key for key in sorted(ours.keys() | theirs.keys()) if followed is None or key not in UNCOMPARED]
+    changed = [key for key in keys if plain(ours.get(key)) != plain(theirs.get(key))]
+    for key in changed:
+        value, expected = (short(one.get(key, ABSENT)) for one in (ours, theirs))
+        row = error if followed is None or key in followed else warning
+        yield row(value, f"{expected}, as in the source", consequence, key=f"{name}: {key}")
+
+
+def plain(value: Any) -> str:
+    """A value to compare: a special token as its text."""
+    text = token_text(value)
+    return canonical(value if text is None else text)
+
+
+def same_texts(ours: PromptFiles, theirs: PromptFiles) -> Findings:
+    """P6: the chat template and merges.txt are those of the source."""
+    if (ours.template or "").strip() != (theirs.template or "").strip():
+        value = ABSENT if ours.template is None else "another template"
+        other = "vLLM writes other prompts than those of the source, and the model answers worse (no error)"
+        yield error(value, "the chat template of the source", other, file="chat_template.jinja")
+    first, second = ours.text(MERGES), theirs.text(MERGES)
+    if first is not None and second is not None and merge_lines(first) != merge_lines(second):
+        yield error("differs", "as in the source", "older loaders split text into other tokens (no error)", file=MERGES)
