@@ -1,7 +1,6 @@
 """qcompress check: the rules that a checkpoint must keep for vLLM and other loaders."""
 
 from collections import Counter
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,6 @@ from compress.core.errors import GateFailure, QCompressError
 
 if TYPE_CHECKING:
     from compress.checkpoint.read import Checkpoint
-
-ROWS_PER_RULE = 8  # a systematic mistake breaks a rule once per linear
 
 
 @click.command("check", cls=Command)
@@ -33,7 +30,7 @@ ROWS_PER_RULE = 8  # a systematic mistake breaks a rule once per linear
     "--source",
     group="Essentials",
     type=MODEL,
-    help="16-bit checkpoint to compare the packed weights with. "
+    help="16-bit checkpoint to compare weights, config.json and tokenizer with. "
     "[default: the source named in qcompress.json, if it still exists unchanged]",
 )
 @history_options
@@ -49,19 +46,24 @@ def command(
     """Check that vLLM can load CKPT and that every loader reads the same weights.
 
     CKPT may be unquantized, awq, gptq or compressed-tensors, written by qcompress or by another tool. Prints one line
-    per broken rule: the value, the expected value, and what vLLM does with it. The exit code is 3 if there is an error,
-    and 0 if there are only warnings.
+    per kind of finding: the value, the expected value, and what vLLM does with it. Then it prints what was compared.
+    The exit code is 3 if there is an error, and 0 if there are only warnings.
 
     \b
     qcompress check smollm2-awq
     qcompress check qwen-gptq --tensor-parallel-size 2 --source qwen
     """
     from compress.checkpoint.check.run import check_checkpoint
-    from compress.checkpoint.record import DIGESTS
 
     check_history_options(history, tag)
     opened = open_readable(checkpoint)
-    rows = check_checkpoint(opened or checkpoint, tensor_parallel_size=tensor_parallel_size, source=source)
+    compared: list[str] = []
+    rows = check_checkpoint(
+        opened or checkpoint,
+        tensor_parallel_size=tensor_parallel_size,
+        source=source,
+        report=lambda row: compared.append(row["compared"]),
+    )
     if history:
         append_history(history, tag, "check", [verdict(checkpoint, opened, rows)])
     if as_json:
@@ -69,8 +71,8 @@ def command(
     else:
         for line in format_rows(rows):
             results.print(line, markup=False)
-    if not (checkpoint / DIGESTS).is_file():
-        progress.print(f"{checkpoint}: has no {DIGESTS}, so changed tensors cannot be detected", markup=False)
+    for sentence in compared:
+        (progress if as_json else results).print(f"compared {sentence}", markup=False)
     errors = sum(row["level"] == "error" for row in rows)
     warnings = count_text(len(rows) - errors, "warning")
     if errors:
@@ -103,17 +105,23 @@ def verdict(path: Path, checkpoint: "Checkpoint | None", rows: list[dict[str, An
 
 
 def format_rows(rows: list[dict[str, Any]]) -> list[str]:
-    """One line per row, at most ROWS_PER_RULE for consecutive rows of one rule and level."""
+    """One line per kind of finding: the first one, and how many more have the same rule and consequence."""
     lines = []
-    for (rule, level), group in groupby(rows, lambda row: (row["rule"], row["level"])):
-        same_rule = list(group)
-        for row in same_rule[:ROWS_PER_RULE]:
-            where = next((str(row[key]) for key in ("tensor", "key", "file") if key in row), "")
-            value = f"{row['value']} (expected: {row['expected']})"
-            lines.append(f"{level:<7}  {rule:<3}  {where}: {value}: {row['consequence']}")
-        if len(same_rule) > ROWS_PER_RULE:
-            lines.append(f"{level:<7}  {rule:<3}  and {len(same_rule) - ROWS_PER_RULE} more; --json lists all")
+    for same in group_equal(rows):
+        row = same[0]
+        where = next((str(row[key]) for key in ("tensor", "key", "file") if key in row), "")
+        more = f" (and {len(same) - 1} more; --json lists all)" if len(same) > 1 else ""
+        value = f"{row['value']} (expected: {row['expected']})"
+        lines.append(f"{row['level']:<7}  {row['rule']:<3}  {where}: {value}: {row['consequence']}{more}")
     return lines
+
+
+def group_equal(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows of one rule, level and consequence together, in the order of the first of each."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["rule"], row["level"], row["consequence"]), []).append(row)
+    return list(groups.values())
 
 
 def count_text(number: int, noun: str) -> str:

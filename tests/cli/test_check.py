@@ -8,7 +8,6 @@ from click.testing import CliRunner
 
 from compress.checkpoint.record import DIGESTS
 from compress.cli import cli
-from compress.cli.check import ROWS_PER_RULE
 
 
 def run(*arguments):
@@ -63,13 +62,25 @@ def test_a_checkpoint_without_digests_passes_with_a_notice(good, tmp_path):
     path = shutil.copytree(good("llama", "awq"), tmp_path / "model")
     (path / DIGESTS).unlink()
     result = run(path)
-    assert result.exit_code == 0 and DIGESTS in result.stderr
+    assert result.exit_code == 0 and f"no {DIGESTS}" in result.stdout
 
 
-def test_a_mistake_in_every_linear_prints_few_lines(good, tmp_path):
+def test_a_mistake_in_every_linear_prints_one_line(good, tmp_path):
     path = shutil.copytree(good("llama", "gptq"), tmp_path / "model")
     config = json.loads((path / "config.json").read_text())
     config["quantization_config"]["group_size"] = 64
     (path / "config.json").write_text(json.dumps(config))
-    lines = [line for line in run(path).stdout.splitlines() if line.startswith("error    T3")]
-    assert len(lines) == ROWS_PER_RULE + 1 and "more; --json lists all" in lines[-1]
+    (line,) = [line for line in run(path).stdout.splitlines() if line.startswith("error    T3")]
+    rows = [row for row in json.loads(run(path, "--json").stdout) if row["rule"] == "T3"]
+    assert f"(and {len(rows) - 1} more; --json lists all)" in line and len(rows) > 8
+
+
+def test_the_comparisons_are_printed_with_their_counts(good, tmp_path):
+    shown = run(good("llama", "awq"), "--source", good("llama", "plain")).stdout
+    assert f"compared 14 packed linears with {good('llama', 'plain')}: all match" in shown
+    assert "nothing with a source checkpoint" in run(good("llama", "awq")).stdout
+
+
+def test_json_prints_the_comparisons_on_stderr(good):
+    result = run(good("llama", "awq"), "--json")
+    assert json.loads(result.stdout) is not None and "with their digests: all match" in result.stderr

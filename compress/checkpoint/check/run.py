@@ -1,17 +1,20 @@
 """The validator: check a checkpoint against every rule that makes a loader stop or compute wrong text.
 
-Each rule is a function from a Candidate to findings. This file opens the checkpoint and runs all rules. C rules read
-config.json, T rules the tensors, P rules the files that make prompts, D rules the digests. O rules concern older
-loaders, TP tensor parallelism.
+Each rule is a function from a Candidate to findings. This file opens the checkpoint and runs all rules:
+
+    F   those that every command applies first      P   tokenizer, chat template, generation_config.json
+    C   config.json                                 D   the digests stored with the checkpoint
+    T   tensors                                     O   older loaders
+    TP  tensor parallelism                          S   keys that change the weights
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from compress.checkpoint.check import config_rules as config_rules
 from compress.checkpoint.check import digest_rules as digest_rules
+from compress.checkpoint.check import door_rules as door_rules
 from compress.checkpoint.check import factor_rules as factor_rules
 from compress.checkpoint.check import fidelity_rules as fidelity_rules
 from compress.checkpoint.check import method_rules as method_rules
@@ -21,6 +24,7 @@ from compress.checkpoint.check import tensor_rules as tensor_rules
 from compress.checkpoint.check import tokenizer_rules as tokenizer_rules
 from compress.checkpoint.check import value_rules as value_rules
 from compress.checkpoint.check.candidate import Candidate, Finding, Findings, error, warning
+from compress.checkpoint.check.compared import comparisons
 from compress.checkpoint.check.table import EMPTY_TABLE, make_table
 from compress.checkpoint.read import (
     INDEX,
@@ -32,8 +36,7 @@ from compress.checkpoint.read import (
     weight_files,
 )
 from compress.core.errors import QCompressError
-
-Row = dict[str, Any]
+from compress.core.report import Report, Row, silent
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Rule:
 
 
 RULES = (
+    Rule("F1", door_rules.passes_door, modules=False),
     Rule("C1", config_rules.supported_method),
     Rule("C2", config_rules.supported_model),
     Rule("C3", config_rules.single_quantization_config, modules=False),
@@ -91,13 +95,18 @@ RULES = (
 
 
 def check_checkpoint(
-    model: PathOrCheckpoint, *, tensor_parallel_size: int = 1, source: PathOrCheckpoint | None = None
+    model: PathOrCheckpoint,
+    *,
+    tensor_parallel_size: int = 1,
+    source: PathOrCheckpoint | None = None,
+    report: Report = silent,
 ) -> list[Row]:
     """One row per broken rule: rule; tensor, key or file; value, expected, consequence, level.
 
     `tensor_parallel_size` is the number of ranks that will serve the model. `source` is the 16-bit checkpoint it was
     quantized from; without one, the source in the checkpoint's record is used if its digest is unchanged. Levels are
-    "error" and "warning". QCompressError for a directory that is no checkpoint.
+    "error" and "warning". `report` receives a row {"compared": sentence} per comparison. Raises QCompressError if
+    `model` is not a checkpoint.
     """
     path = model.path if isinstance(model, Checkpoint) else Path(model)
     if not path.is_dir():
@@ -123,7 +132,17 @@ def check_checkpoint(
         rows.append(stamp("C2", error(problem.message, "a supported architecture", stop, file="config.json")))
         rules = tuple(rule for rule in RULES if not rule.modules)
     candidate = Candidate(checkpoint, table, tensor_parallel_size, find_source(checkpoint, source), source is not None)
-    return rows + [stamp(rule.id, finding) for rule in rules for finding in findings(rule, candidate)]
+    rows += [stamp(rule.id, finding) for rule in rules for finding in findings(rule, candidate)]
+    for sentence in comparisons(candidate, rows):
+        report({"compared": sentence})
+    return rows
+
+
+def prompt_findings(checkpoint: Checkpoint) -> list[Row]:
+    """The rows of the P rules alone: the tokenizer's files, the chat template and generation_config.json."""
+    candidate = Candidate(checkpoint, EMPTY_TABLE)
+    rules = [rule for rule in RULES if rule.id.startswith("P")]
+    return [stamp(rule.id, finding) for rule in rules for finding in findings(rule, candidate)]
 
 
 def stamp(rule: str, finding: Finding) -> Row:

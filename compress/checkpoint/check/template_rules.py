@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from calibration.bounded import bounded
 from compress.checkpoint.check.candidate import Candidate, Findings, error, short, warning
 from compress.checkpoint.check.prompt_files import GENERATION, SETTINGS, TEMPLATE, TOKENIZER, PromptFiles
 from compress.checkpoint.check.tokenizer_rules import readable
@@ -52,7 +53,8 @@ def template_renders(candidate: Candidate) -> Findings:
 def render(files: PromptFiles, template: str, turns: list[dict[str, str]]) -> str:
     """The prompt of a conversation, as transformers and vLLM render it."""
     call: Any = render_jinja_template  # its annotation says str; it returns a list of prompts, and indices
-    prompts, _ = call([turns], chat_template=template, add_generation_prompt=True, **files.specials)
+    with bounded():
+        prompts, _ = call([turns], chat_template=template, add_generation_prompt=True, **files.specials)
     return str(prompts[0])
 
 

@@ -24,6 +24,8 @@ from compress.checkpoint.check.prompt_files import (
     merge_pairs,
     token_text,
 )
+from compress.checkpoint.door.fault import Faults
+from compress.checkpoint.door.tokenizer import id_faults
 from compress.core.errors import QCompressError
 
 MOST_UNREACHABLE = 0.001  # share of a vocabulary; 0 in the BPE tokenizers of the supported families
@@ -77,15 +79,13 @@ def readable(files: PromptFiles, name: str) -> bool:
 def ids_fit_vocabulary(candidate: Candidate) -> Findings:
     """P2: every token has one id below vocab_size, every id has a token, and merges produce the vocabulary."""
     files = candidate.prompt
-    rows = vocabulary_size(candidate.config)
     if not readable(files, TOKENIZER):
         return
     ids = files.ids
-    beyond = sorted((number, token) for token, number in ids.items() if rows is not None and number >= rows)
-    if beyond:
-        number, token = beyond[0]
-        value = f"token {short(token)!r} has id {number}" + (f", and {len(beyond) - 1} more" * (len(beyond) > 1))
-        yield error(value, f"ids below vocab_size {rows}", NO_ROW, file=TOKENIZER)
+    faults = list(rowless_ids(candidate))
+    if faults:
+        more = f", and {len(faults) - 1} more" * (len(faults) > 1)
+        yield error(f"{faults[0].text}{more}", "a row for every token", NO_ROW, file=TOKENIZER)
     yield from shared_ids(files)
     missing = set(range(max(ids.values(), default=-1) + 1)) - set(ids.values())
     if missing:
@@ -93,6 +93,16 @@ def ids_fit_vocabulary(candidate: Candidate) -> Findings:
         nothing = "vLLM prints nothing for such an id; other tools pad the vocabulary or stop"
         yield warning(value, f"a token for every id up to {max(ids.values())}", nothing, file=TOKENIZER)
     yield from unreachable_tokens(files)
+
+
+def rowless_ids(candidate: Candidate) -> Faults:
+    """Tokens that texts can contain and that have no row in the embedding."""
+    files, rows = candidate.prompt, candidate.checkpoint.vocabulary_rows
+    if rows is None or (files.has(SETTINGS) and not readable(files, SETTINGS)):
+        return
+    added = {str(token.get("content")): bool(token.get("special")) for token in added_tokens(files)}
+    roles = [files.ids.get(token) for token in files.specials.values()]
+    yield from id_faults(files.ids, rows, added, roles, files.template or "")
 
 
 def vocabulary_size(config: dict[str, Any]) -> int | None:
