@@ -29,7 +29,7 @@ from compress.model.families import Feeder, Stage
 OUTPUT, INPUT = (0.5, 2.0), (0.67, 1.5)
 CLOSE = 0.8  # cosine of an input's column with its source
 GROUP = (0.2, 4.0)
-ROUNDING = 1.2  # steps; rounding to nearest stays below 0.75
+ROUNDING = 0.75  # steps; rounding to nearest stays below 0.6, scales being rounded too
 MATTERS = 0.01  # of the mean energy; a smaller change is lost in the rounding
 WRONG = "vLLM loads it and computes with other weights than the source (no error)"
 
@@ -106,7 +106,7 @@ def linear_findings(candidate: Candidate, fit: Fit) -> Findings:
         yield from unlike_one(one.groups.flatten(), one.energy.flatten(), GROUP, "group", tensor)
         if candidate.provenance.rounded_to_nearest and one.furthest.max() > ROUNDING:
             place = int(one.furthest.argmax()) // one.furthest.shape[1]
-            value = f"a code of output {place} is {one.furthest.max():.1f} steps from the source"
+            value = f"a code of output {place} is {one.furthest.max():.2f} steps from the source"
             yield error(value, "at most 0.5, as the method rtn rounds", WRONG, tensor=tensor)
 
 

@@ -39,7 +39,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Factors:
-    """Of one linear: t (out,), the factor and energy (out, groups) of every group, and the largest error in steps."""
+    """Of one linear: t (out,); of every group (out, groups) its factor, its energy, and its largest error in steps."""
 
     outputs: Tensor
     groups: Tensor
@@ -72,14 +72,21 @@ def fit_outputs(pair: Pair, inputs: Tensor) -> Factors:
     for _, weight, source in pair.pieces(len(pair.source)):
         stored, fitted = weight.dequantize(), source * inputs
         outputs = ratio((stored * fitted).sum(1), fitted.square().sum(1))
+        steps = largest_step(weight, stored - fitted)
         fitted = fitted * outputs[:, None]
         ours, theirs = (split_groups(one, weight.group_size) for one in (stored, fitted))
         energy = theirs.square().sum(-1)
-        steps = ((ours - theirs) / away_from_zero(weight.scales)[..., None]).abs().amax(-1)
         parts.append(Factors(outputs, ratio((ours * theirs).sum(-1), energy), energy, steps))
     return Factors(
         *(torch.cat([getattr(part, name) for part in parts]) for name in ("outputs", "groups", "energy", "furthest"))
     )
+
+
+def largest_step(weight: QuantizedWeight, errors: Tensor) -> Tensor:
+    """(out, groups): the largest error in steps. The lowest and the highest code are left out: rounding clips there."""
+    inner = (weight.codes > 0) & (weight.codes < 2**weight.bits - 1)
+    steps = split_groups(errors * inner, weight.group_size) / away_from_zero(weight.scales)[..., None]
+    return steps.abs().amax(-1)
 
 
 def ratio(above: Tensor, below: Tensor) -> Tensor:
