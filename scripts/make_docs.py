@@ -57,6 +57,47 @@ Specifications are from public pages. None of this hardware was available.
 """
 
 
+GGUF = """\
+# GGUF files
+
+`qcompress import` uses every tensor and every metadata key of a `.gguf` file, or refuses the file and names the key or
+tensor. Nothing is guessed: two imports of one file are equal byte by byte. After writing, every tensor is compared with
+the `gguf` package's own dequantization.
+
+- A split model is read from all its parts; give any one of them. A missing part is named.
+- Files of `general.type` other than `model`, such as adapters, are refused.
+- All tensor types that the `gguf` package dequantizes are read: F32, F16, BF16, Q4_0 to Q8_0, the K types and others.
+- Other `general.*` keys and the notes of other programs, such as `quantize.*`, are not needed.
+
+## Architectures
+
+{architectures}
+Rows of queries and keys are put back into the order of transformers in llama, granite and smollm3. The 1 that files of
+Gemma and Nemotron add to the weights of norms is subtracted. `rope_freqs.weight` and `rope_factors_*.weight` become
+`rope_parameters`.
+
+## Keys of every architecture
+
+`ARCH` is the value of `general.architecture`. A key that is in no table is refused.
+
+{keys}
+## Further keys of one architecture
+
+{own}
+## Keys of the tokenizer
+
+{tokenizer}
+## How text is split
+
+`tokenizer.ggml.pre` of byte-level vocabularies (`gpt2`) names the rule. Known names:
+
+{splits}
+A name that is missing here is refused; if the file has no name, the import warns. Cure for both: `--tokenizer FOLDER`
+with the original model's tokenizer. Its vocabulary must be that of the file. It is written to the checkpoint, and the
+result row shows how many lines of a multilingual sample both tokenizers encode equally.
+"""
+
+
 CHECK_RULES = """\
 # Check rules
 
@@ -369,6 +410,45 @@ def supported_page() -> str:
     )
 
 
+def gguf_page() -> str:
+    """What the import does with each key, from the tables in compress/checkpoint/gguf."""
+    from compress.checkpoint.gguf.architectures import ARCHITECTURES
+    from compress.checkpoint.gguf.keys import BASE, RMS
+    from compress.checkpoint.gguf.splits import NAMES
+    from compress.checkpoint.gguf.vocabulary import TOKENIZER_KEYS
+
+    common, head = BASE | RMS, ("key", "", "meaning")
+    own = [
+        [f"`{name}.{key}`", *gguf_use(row)]
+        for name, one in ARCHITECTURES.items()
+        for key, row in one.keys.items()
+        if row != common.get(key)
+    ]
+    groups: dict[str, list[str]] = {}
+    for name, rule in NAMES.items():
+        groups.setdefault(rule.split + (f": {rule.warning}" if rule.warning else ""), []).append(f"`{name}`")
+    return GGUF.format(
+        architectures=table(
+            ("`general.architecture`", "model type"),
+            [[f"`{n}`", f"`{a.model_type}`"] for n, a in ARCHITECTURES.items()],
+        ),
+        keys=table(head, [[f"`ARCH.{name}`", *gguf_use(row)] for name, row in common.items()]),
+        own=table(head, own),
+        tokenizer=table(head, [[f"`{name}`", *gguf_use(row)] for name, row in TOKENIZER_KEYS.items()]),
+        splits=table(("rule", "names"), [[rule, ", ".join(names)] for rule, names in groups.items()]),
+    )
+
+
+def gguf_use(key: Any) -> list[str]:
+    """Whether a key of a .gguf file is used, refused or not needed, and what it becomes."""
+    if key.kind == "harmless":
+        return ["not needed", key.meaning]
+    if key.kind == "only":
+        values = " or ".join(f"`{value}`" for value in key.values)
+        return [f"refused unless {values}" if values else "refused", key.meaning]
+    return ["used", f"`{key.config}`" if key.config else key.meaning]
+
+
 def in_vllm(model_type: str) -> bool:
     """True if vLLM supports the architecture that transformers uses for a model type."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -496,6 +576,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/exit-codes.md": exit_codes_page,
     "reference/check-rules.md": check_rules_page,
     "reference/supported.md": supported_page,
+    "reference/gguf.md": gguf_page,
     "reference/python-api.md": api_page,
     "results/quality.md": with_table("results/quality.md", quality_table),
     "contributing/architecture.md": with_table("contributing/architecture.md", layers_table),

@@ -1,104 +1,26 @@
 """The tokenizer of a .gguf file, or that of the original model, compared with the file's vocabulary.
 
-transformers builds it from tokens and merges. The file only names the rule that splits text into words; where
-transformers does not follow that name, it is applied here. Names and rules: llama.cpp's src/llama-vocab.cpp.
+transformers builds it from tokens and merges; what it does not read from the file is applied here.
 """
 
 import json
-from collections import Counter
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from compress.checkpoint.gguf.keys import Key, check_only, elsewhere, harmless, only, shown
+from compress.checkpoint.gguf.keys import shown
 from compress.checkpoint.gguf.shards import GgufModel
+from compress.checkpoint.gguf.splits import NAMES, UNNAMED, SplitRule, apply_rule, byte_letters, drop_space
+from compress.checkpoint.gguf.vocabulary import CURE, adds, check_keys, read_tokens
 from compress.core.errors import QCompressError
 
-CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-START = r"[^\r\n\p{L}\p{N}]?"
-CASED = (rf"{START}{UPPER}*{LOWER}+", rf"{START}{UPPER}+{LOWER}*")
-SPLITS = {
-    "gpt2": None,  # the pattern of ByteLevel
-    "digits": None,  # each digit alone, then the same pattern
-    "llama3": rf"{CONTRACTIONS}|{START}\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{REST}",
-    "qwen2": rf"{CONTRACTIONS}|{START}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{REST}",
-    "tekken": rf"{CASED[0]}|{CASED[1]}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{REST}",
-    "gpt4o": rf"{CASED[0]}{CONTRACTIONS}?|{CASED[1]}{CONTRACTIONS}?|\p{{N}}{{1,3}}"
-    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{REST}",
-}
-
-
-@dataclass(frozen=True)
-class SplitRule:
-    """How text is split, whether a word that is a token stays whole, what is put before it, and NFC normalization.
-
-    `warning` states where ids differ from the original's.
-    """
-
-    split: str
-    ignore_merges: bool = False
-    add_bos: bool = False
-    normalize: bool = False
-    warning: str = ""
-
-
-LLAMA3 = SplitRule("llama3", ignore_merges=True, add_bos=True)
-NAMES = {
-    **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "midm-2.0", "lfm2"), LLAMA3),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), SplitRule("llama3")),
-    "tekken": SplitRule("tekken", ignore_merges=True, add_bos=True),
-    "qwen2": SplitRule("qwen2", normalize=True),
-    **dict.fromkeys(("deepseek-r1-qwen", "stablelm2", "megrez", "kormo", "hunyuan", "solar-open"), SplitRule("qwen2")),
-    **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), SplitRule("gpt4o")),
-    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), SplitRule("digits")),
-    "smollm": SplitRule("gpt2", warning="a number after two spaces, and numerals such as ², have other token ids"),
-    **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat"), SplitRule("gpt2")),
-}
-UNNAMED = (None, "", "default")  # llama.cpp guesses, and warns
 DERIVED = ("gemma", "gemma2", "gemma3")  # transformers derives the merges from the order of tokens
+
 SAMPLED, MIN_REACHABLE = 400, 0.5  # tokens that must encode to themselves; a sound tokenizer reaches nearly all
 
-FIM = ("pre", "suf", "mid", "pad", "rep", "sep")
-TOKENIZER_KEYS = {
-    "tokenizer.ggml.model": elsewhere("the kind: gpt2 (byte-level BPE) or llama (SentencePiece)"),
-    "tokenizer.ggml.pre": elsewhere("the rule that splits text into words"),
-    "tokenizer.ggml.tokens": elsewhere("the vocabulary"),
-    "tokenizer.ggml.token_type": elsewhere("special and added tokens"),
-    "tokenizer.ggml.scores": elsewhere("the order of merges, if the file has no merges"),
-    "tokenizer.ggml.merges": elsewhere("the merges"),
-    "tokenizer.ggml.bos_token_id": elsewhere("`bos_token_id`"),
-    "tokenizer.ggml.eos_token_id": elsewhere("`eos_token_id`"),
-    "tokenizer.ggml.eot_token_id": elsewhere("a further `eos_token_id`"),
-    "tokenizer.ggml.eom_token_id": elsewhere("a further `eos_token_id`"),
-    "tokenizer.ggml.unknown_token_id": elsewhere("`unk_token_id`"),
-    "tokenizer.ggml.padding_token_id": elsewhere("`pad_token_id`"),
-    "tokenizer.ggml.add_bos_token": elsewhere("whether each text begins with the token of its beginning"),
-    "tokenizer.ggml.add_eos_token": elsewhere("whether each text ends with the token of its end"),
-    "tokenizer.ggml.add_space_prefix": elsewhere("whether SentencePiece puts a space before a text"),
-    "tokenizer.chat_template": elsewhere("the chat template"),
-    "tokenizer.ggml.add_sep_token": only(False, meaning="separators are not supported"),
-    "tokenizer.ggml.remove_extra_whitespaces": only(False, meaning="removing spaces is not supported"),
-    "tokenizer.ggml.normalizer.lowercase": only(False, meaning="lower-casing is not supported"),
-    "tokenizer.ggml.precompiled_charsmap": only(meaning="this normalizer is not supported"),
-    "tokenizer.ggml.suppress_tokens": only(meaning="suppressed tokens are not supported"),
-    "tokenizer.chat_templates": harmless("the names of further templates"),
-    "tokenizer.huggingface.json": harmless("the same tokenizer in another form"),
-    "tokenizer.ggml.token_type_count": harmless("used by encoders only"),
-    **{
-        f"tokenizer.ggml.{name}_token_id": harmless("a name of a token, not needed to run the model")
-        for name in ("seperator", "mask", "cls", "prefix", "suffix", "middle", *(f"fim_{part}" for part in FIM))
-    },
-}
-SPECIAL = ("bos", "eos", "unknown", "padding", "eot", "eom")
-CURE = "give the original's tokenizer with --tokenizer FOLDER"
 SAMPLE = (
     "The café's 1,234,567 users paid $3.50 each; we've DON'T I'LL they're.\n\n\tif x >= 10**6: return x_y[0]  # ok",
     "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. Où est l'hôtel? ¿Qué pasó en el año 1999?",
@@ -138,87 +60,6 @@ def compare_ids(model: GgufModel, original: PreTrainedTokenizerBase) -> dict[str
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text)["input_ids"])
-
-
-def read_tokens(model: GgufModel) -> list[str]:
-    """The vocabulary. QCompressError if it is missing, has a token twice, or is larger than the embedding."""
-    tokens = model.metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or not tokens:
-        raise model.fail("has no list tokenizer.ggml.tokens", "give a file with a vocabulary")
-    embedding = model.tensors.get("token_embd.weight")
-    rows = embedding.shape[0] if embedding is not None else 0
-    if len(tokens) > rows:
-        raise model.fail(f"has {len(tokens):,} tokens, token_embd.weight has {rows:,} rows")
-    if len(set(tokens)) != len(tokens):
-        twice, _ = Counter(tokens).most_common(1)[0]
-        raise model.fail(f"tokenizer.ggml.tokens has {shown(twice)} twice")
-    return tokens
-
-
-def check_keys(model: GgufModel) -> None:
-    """QCompressError for an unknown or refused tokenizer key, or a list whose length or values do not fit."""
-    for name, value in model.metadata.items():
-        if not name.startswith("tokenizer.") or name.startswith("tokenizer.chat_template."):
-            continue
-        key = TOKENIZER_KEYS.get(name)
-        if key is None:
-            raise model.fail(f"{name} is {shown(value)}: this key is unknown and may change token ids", CURE)
-        if key.kind == "only":
-            check_refused(model, name, key)
-    count = len(model.metadata["tokenizer.ggml.tokens"])
-    for name in ("token_type", "scores"):
-        values = model.metadata.get(f"tokenizer.ggml.{name}")
-        if values is not None and (not isinstance(values, np.ndarray) or len(values) != count):
-            raise model.fail(f"tokenizer.ggml.{name} is not one number for each of {count:,} tokens")
-    for name in SPECIAL:
-        token_id(model, name)
-    check_merges(model)
-    if not isinstance(model.metadata.get("tokenizer.chat_template", ""), str):
-        raise model.fail("tokenizer.chat_template is not text")
-
-
-def check_refused(model: GgufModel, name: str, key: Key) -> None:
-    if not key.values:
-        raise model.fail(f"has {name}: {key.meaning}", CURE)
-    check_only(model, name, key)
-
-
-def check_merges(model: GgufModel) -> None:
-    """QCompressError for a merge that is not two tokens of the vocabulary that join to a third."""
-    kind = model.metadata.get("tokenizer.ggml.model")
-    merges = model.metadata.get("tokenizer.ggml.merges")
-    if kind not in ("gpt2", "llama"):
-        raise model.fail(f"tokenizer.ggml.model is {shown(kind)}, not gpt2 or llama", CURE)
-    if merges is None:
-        if kind == "gpt2" or model.metadata.get("tokenizer.ggml.scores") is None:
-            raise model.fail("has no tokenizer.ggml.merges" + (" and no scores" if kind == "llama" else ""), CURE)
-        return
-    if not isinstance(merges, list):
-        raise model.fail("tokenizer.ggml.merges is not a list of texts")
-    vocabulary = set(model.metadata["tokenizer.ggml.tokens"])
-    for index, merge in enumerate(merges):
-        parts = merge.split(" ")
-        if len(parts) != 2 or not {*parts, "".join(parts)} <= vocabulary:
-            raise model.fail(f"tokenizer.ggml.merges[{index}] is {shown(merge)}, not two tokens that join to a third")
-
-
-def token_id(model: GgufModel, name: str) -> int | None:
-    """A special token's id; None without the key. QCompressError if it is not an id of the vocabulary."""
-    key = f"tokenizer.ggml.{name}_token_id"
-    value, count = model.metadata.get(key), len(model.metadata["tokenizer.ggml.tokens"])
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < count:
-        raise model.fail(f"{key} is {shown(value)}, not one of {count:,} tokens")
-    return value
-
-
-def stop_ids(model: GgufModel) -> list[int]:
-    """The ids that end an answer: eos first, then the ends of a turn and of a message."""
-    if "tokenizer.ggml.tokens" not in model.metadata:
-        return []
-    ids = [token_id(model, name) for name in ("eos", "eot", "eom")]
-    return list(dict.fromkeys(one for one in ids if one is not None))
 
 
 def check_name(model: GgufModel) -> str | None:
@@ -289,17 +130,6 @@ def drop_surplus(tokenizer: Any, count: int) -> None:
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state | {"added_tokens": inside}))
 
 
-def adds(model: GgufModel, name: str, *, default: bool) -> bool:
-    """Whether a token is put at an end of each text. QCompressError if it is, but the file does not say which."""
-    value = model.metadata.get(f"tokenizer.ggml.add_{name}_token", default)
-    if not isinstance(value, bool):
-        raise model.fail(f"tokenizer.ggml.add_{name}_token is {shown(value)}, not true or false")
-    known = token_id(model, name) is not None
-    if value and not known and f"tokenizer.ggml.add_{name}_token" in model.metadata:
-        raise model.fail(f"tokenizer.ggml.add_{name}_token is true, but {name}_token_id is missing")
-    return value and known
-
-
 def load_gguf(model: GgufModel, settings: dict[str, Any]) -> Any:
     """transformers' reading of the file, alone in a folder, so that no file beside it is taken for a part of it."""
     with TemporaryDirectory() as folder:
@@ -310,39 +140,6 @@ def load_gguf(model: GgufModel, settings: dict[str, Any]) -> Any:
             )
         except Exception as error:  # the tokenizers package raises nothing narrower
             raise model.fail(f"no tokenizer can be built from it ({one_line(error)})", CURE) from None
-
-
-def apply_rule(backend: Tokenizer, rule: SplitRule) -> None:
-    """Split as the rule does."""
-    level = pre_tokenizers.ByteLevel
-    if pattern := SPLITS[rule.split]:
-        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-        backend.pre_tokenizer = pre_tokenizers.Sequence([split, level(add_prefix_space=False, use_regex=False)])
-    elif rule.split == "digits":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, level(add_prefix_space=False)])
-    if rule.ignore_merges:
-        backend.model.ignore_merges = True
-    if rule.normalize:
-        backend.normalizer = normalizers.NFC()
-
-
-@cache
-def byte_letters() -> dict[str, int]:
-    """The byte that each letter of the byte-level alphabet stands for."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
-def drop_space(backend: Tokenizer) -> None:
-    """Put no space before a text, and remove none after decoding."""
-    if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
-        from tokenizers import decoders
-
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=False)
-        parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        backend.decoder = decoders.Sequence(parts)
 
 
 def load_reference(folder: Path) -> PreTrainedTokenizerBase:

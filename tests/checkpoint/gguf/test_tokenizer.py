@@ -8,7 +8,8 @@ from transformers import AutoTokenizer, GemmaTokenizer, LlamaTokenizer, PreTrain
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from compress.checkpoint.gguf.importer import import_gguf
-from compress.checkpoint.gguf.tokenizer import NAMES, SAMPLE, SPLITS
+from compress.checkpoint.gguf.splits import NAMES, SPLITS
+from compress.checkpoint.gguf.tokenizer import SAMPLE
 from compress.core.errors import QCompressError
 
 LINES = [*SAMPLE, "a  b\t\n\n c 12345678 x=1;", "<|end|>hi<|end|> <|endoftext|>", "I'd WE'LL it's 3.14²", ""]
