@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 
+from compress.checkpoint.read import read_header
 from compress.checkpoint.write import partial_path
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
@@ -112,6 +113,58 @@ def test_changed_activations_are_refused(tiny_llama, tmp_path):
     file.write_bytes(b"\0" + file.read_bytes()[1:])
     with pytest.raises(QCompressError, match=r"activations-1-0.bin: the file has changed since.*--restart"):
         quantize_checkpoint(tiny_llama, out, settings())
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_a_finished_block_that_changed_on_disk_is_refused_by_name(tiny_llama, tmp_path, method):
+    out = interrupted(tiny_llama, tmp_path / "out", "2/2", method=method)
+    file = partial_path(out) / "model.safetensors"
+    info = read_header(file)["model.layers.1.mlp.down_proj.qweight"]
+    data = bytearray(file.read_bytes())
+    data[info.offset] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(QCompressError, match=r"layers\.1\.mlp\.down_proj\.qweight changed since.*--restart"):
+        quantize_checkpoint(tiny_llama, out, settings(method=method))
+    quantize_checkpoint(tiny_llama, out, settings(method=method), restart=True)
+    quantize_checkpoint(tiny_llama, tmp_path / "whole", settings(method=method))
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_source_that_changes_during_the_run_is_refused(tiny_llama, tmp_path, name):
+    source = shutil.copytree(tiny_llama, tmp_path / "source")
+    data = bytearray((source / name).read_bytes())
+
+    def change(row):
+        if row.get("block") == "1/2":
+            data[-2] ^= 1
+            (source / name).write_bytes(data)
+
+    with pytest.raises(QCompressError, match="source: the files changed during the run"):
+        quantize_checkpoint(source, tmp_path / "out", settings("rtn"), report=change)
+    assert not (tmp_path / "out").exists() and leftovers(tmp_path / "out") == []
+
+
+def test_a_damaged_journal_is_refused_with_the_cure(tiny_llama, tmp_path):
+    out = interrupted(tiny_llama, tmp_path / "out")
+    (work_path(out) / "journal.json").write_text("{")
+    with pytest.raises(QCompressError, match=r"journal\.json: the journal .* is damaged; start again with --restart"):
+        quantize_checkpoint(tiny_llama, out, settings())
+    quantize_checkpoint(tiny_llama, out, settings(), restart=True)
+    assert leftovers(out) == []
+
+
+def test_files_of_other_programs_in_the_work_folder_stay(tiny_llama, tmp_path):
+    note = work_path(tmp_path / "out") / "note.txt"
+    note.parent.mkdir()
+    note.write_text("mine")
+    with pytest.raises(QCompressError, match=r"another job or program, because it contains note\.txt"):
+        quantize_checkpoint(tiny_llama, tmp_path / "out", settings("rtn"))
+    note.unlink()
+    out = interrupted(tiny_llama, tmp_path / "out")
+    note.write_text("mine")
+    quantize_checkpoint(tiny_llama, out, settings())
+    assert note.read_text() == "mine" and leftovers(out) == [work_path(out)]
 
 
 @pytest.mark.parametrize("restart", [False, True])

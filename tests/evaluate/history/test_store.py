@@ -1,14 +1,16 @@
 import json
+import os
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from click.testing import CliRunner
 
 from compress.cli import cli
 from compress.core.errors import QCompressError
-from compress.evaluate.history.store import append_verdicts, read_verdicts
+from compress.evaluate.history.store import append_verdicts, database_error, read_verdicts
 
 ROWS = [{"name": "awq", "digest": "sha256:1", "kind": kind, "score": 0.5, "retention": None} for kind in ("qa", "all")]
 
@@ -68,3 +70,49 @@ def test_eval_stores_its_rows_and_history_filters_them(tiny_llama, tmp_path):
     shown = CliRunner().invoke(cli, ["history", str(history), "--kind", "qa", "--json"])
     assert [row["role"] for row in json.loads(shown.stdout)] == ["reference", "candidate"]
     assert "qa" in CliRunner().invoke(cli, ["history", str(history)]).stdout
+
+
+def test_a_locked_a_damaged_and_a_foreign_history_have_a_line_each(tmp_path, monkeypatch):
+    file = tmp_path / "verdicts.sqlite"
+    append_verdicts(file, "eval", ROWS)
+    short = partial(sqlite3.connect, timeout=0)
+    monkeypatch.setattr("compress.evaluate.history.store.sqlite3.connect", short)
+    with closing(short(file)) as other:
+        other.execute("begin exclusive")
+        with pytest.raises(QCompressError, match=r"verdicts\.sqlite: another program has locked it; wait for it"):
+            append_verdicts(file, "eval", ROWS)
+    with closing(short(tmp_path / "app.sqlite")) as database, database:
+        database.execute("create table users (name text)")
+    before = (tmp_path / "app.sqlite").read_bytes()
+    with pytest.raises(QCompressError, match=r"app\.sqlite: is not a history, it has the table users"):
+        append_verdicts(tmp_path / "app.sqlite", "eval", ROWS)
+    assert (tmp_path / "app.sqlite").read_bytes() == before
+    with closing(short(file)) as database, database:
+        database.execute("update verdicts set row = '{' where rowid = 2")
+    with pytest.raises(QCompressError, match=r"verdicts\.sqlite: row 2: is damaged"):
+        read_verdicts(file)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (sqlite3.SQLITE_CANTOPEN, "it cannot be opened; check the permissions"),
+        (sqlite3.SQLITE_READONLY_DIRECTORY, "permission denied"),
+        (sqlite3.SQLITE_IOERR_WRITE, "the disk reports an error"),
+        (sqlite3.SQLITE_FULL, "the disk is full, "),
+        (sqlite3.SQLITE_CORRUPT, "the database is damaged"),
+        (sqlite3.SQLITE_NOTADB, "is not a history"),
+    ],
+)
+def test_every_error_of_the_database_is_one_true_sentence(tmp_path, code, words):
+    error = sqlite3.OperationalError("x")
+    error.sqlite_errorcode = code
+    line = database_error(tmp_path / "h.sqlite", error)
+    assert line.startswith(f"{tmp_path / 'h.sqlite'}: {words}") and "\n" not in line
+
+
+def test_a_history_that_is_no_regular_file_is_rejected(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for call in (lambda: append_verdicts(tmp_path / "pipe", "eval", ROWS), lambda: read_verdicts(tmp_path / "pipe")):
+        with pytest.raises(QCompressError, match="is not a regular file"):
+            call()
