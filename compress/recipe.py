@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
+from calibration.errors import CalibrationError
+from calibration.files import check_regular, read_text
 from compress.core.config import EVAL_SAMPLES, EVAL_SEQ_LEN, QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
 from compress.core.options import METADATA
 from compress.distill.config import DistillConfig, StageConfig
 
+MAX_BYTES, MAX_VALUES = 1_000_000, 10_000  # of a recipe: a long one has 100 lines
 OUTPUTS = ("eval", "student", "stages.json", "report.json", "report.html")  # names in the folder
 SHAPES = {  # pydantic's error type -> the YAML to write
     "list_type": "a list, one entry per line, each after a dash",
@@ -145,16 +148,42 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file. QCompressError if it has no keys or cannot be read."""
+    """The keys of a YAML file. Raises QCompressError if it has no keys or cannot be read."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise QCompressError(f"{path}: cannot be read ({type(error).__name__}); give a YAML recipe") from None
-    except yaml.YAMLError as error:
-        raise QCompressError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+        check_regular(path)
+        if path.stat().st_size > MAX_BYTES:
+            raise QCompressError(f"{path}: has more than {MAX_BYTES:,} bytes; give a YAML recipe")
+        text = read_text(path)
+    except CalibrationError as error:
+        raise QCompressError(str(error)) from None
+    value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         raise QCompressError(f"{path}: has no keys; see recipes/quickstart.yaml")
     return value
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text. Raises QCompressError, beginning with `where`, for text that cannot be used."""
+    try:
+        value = yaml.safe_load(text)
+    except RecursionError:
+        raise QCompressError(f"{where}: is nested too deeply; write it as in recipes/quickstart.yaml") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, thousands of digits
+        raise QCompressError(f"{where}: is not valid YAML ({' '.join(str(error).split()):.200}); correct it") from None
+    if has_too_many_values(value):
+        raise QCompressError(f"{where}: its aliases unfold to more than {MAX_VALUES:,} values; write fewer of them")
+    return value
+
+
+def has_too_many_values(value: Any) -> bool:
+    """Whether a value has more than MAX_VALUES parts, each counted as often as an alias repeats it."""
+    count, waiting = 0, [value]
+    while waiting and count <= MAX_VALUES:
+        part = waiting.pop()
+        parts = [*part.keys(), *part.values()] if isinstance(part, dict) else part if isinstance(part, list) else []
+        count += len(parts)
+        waiting += parts
+    return count > MAX_VALUES
 
 
 def check_names(path: Path, names: list[str]) -> None:
@@ -171,13 +200,10 @@ def parse_stage(text: str) -> dict[str, Any]:
     QCompressError names the wrong key and the nearest valid one.
     """
     try:
-        value = yaml.safe_load(text if text.lstrip().startswith("{") else f"{{{text}}}")
+        value = parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}", f"--stage {text:.200}")
         return StagePart.model_validate(value).model_dump()
-    except yaml.YAMLError:
-        cure = "write it as in a recipe: {name: task, text: [chats.jsonl], steps: 100}"
-        raise QCompressError(f"--stage {text!r}: is not valid YAML; {cure}") from None
     except ValidationError as error:
-        raise QCompressError(f"--stage {text!r}: {first_error(error, StagePart)}") from None
+        raise QCompressError(f"--stage {text:.200}: {first_error(error, StagePart)}") from None
 
 
 def first_error(error: ValidationError, section: type[RecipeSection] | None = None) -> str:

@@ -79,7 +79,7 @@ def front_matter(card: Path) -> Record:
         return {}
     try:
         value = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
