@@ -50,7 +50,7 @@ def test_a_missing_checkpoint_is_named_in_the_error(tmp_path):
 def test_measured_rows_are_printed_and_stored_in_the_history(tiny_llama, rounded, tmp_path, monkeypatch):
     script = tmp_path / "stand_in.py"
     line = {"sample": {"ttft_s": 0.5, "generate_s": 1.0, "latency_s": 1.5, "decode_tokens_per_s": 31.0}}
-    script.write_text(f"import sys\nopen(sys.argv[2], 'a').write({json.dumps(line)!r})\n")
+    script.write_text(f"import sys\nopen(sys.argv[2], 'a').write({json.dumps(line)!r} + chr(10))\n")
     monkeypatch.setitem(speed.WORKERS, "transformers", "stand_in")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     file = tmp_path / "verdicts.sqlite"
@@ -72,7 +72,7 @@ def test_without_any_measurement_rows_are_printed_and_the_exit_code_is_1(tiny_ll
 
 def test_measurements_before_a_failure_count_as_success(tiny_llama, tmp_path, monkeypatch):
     line = {"sample": {"ttft_s": 0.5, "latency_s": 1.5}}
-    script = f"import sys\nopen(sys.argv[2], 'a').write({json.dumps(line)!r})\nraise ValueError('no room')\n"
+    script = f"import sys\nopen(sys.argv[2], 'a').write({json.dumps(line)!r} + chr(10))\nraise ValueError('no room')\n"
     (tmp_path / "halts.py").write_text(script)
     monkeypatch.setitem(speed.WORKERS, "transformers", "halts")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

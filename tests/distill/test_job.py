@@ -227,8 +227,8 @@ def test_a_run_that_exceeds_the_memory_is_refused_before_it_starts(tiny_llama, t
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--blocks", "3"], "num_layers=3: a student is cut out of its teacher, which has 2"),
-        (["--num-heads", "3"], "num_heads=3 is not a multiple of num_kv_heads=2"),
+        (["--blocks", "3"], "num_layers=3: the student is cut out of the teacher, which has 2"),
+        (["--num-heads", "3"], "num_heads=3 must be a multiple of num_kv_heads=2"),
         (["--student", "nowhere"], "nowhere: no such directory"),
         ([], "nothing given"),
         (["--blocks", "1", "--text", "nowhere.txt"], "nowhere.txt"),

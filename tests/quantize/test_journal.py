@@ -125,7 +125,7 @@ def test_a_finished_block_that_changed_on_disk_is_refused_by_name(tiny_llama, tm
     file.write_bytes(data)
     with pytest.raises(QCompressError, match=r"layers\.1\.mlp\.down_proj\.qweight changed since.*--restart"):
         quantize_checkpoint(tiny_llama, out, settings(method=method))
-    quantize_checkpoint(tiny_llama, out, settings(method=method), restart=True)
+    quantize_checkpoint(tiny_llama, out, settings(method=method), RunOptions(restart=True))
     quantize_checkpoint(tiny_llama, tmp_path / "whole", settings(method=method))
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -141,7 +141,7 @@ def test_a_source_that_changes_during_the_run_is_refused(tiny_llama, tmp_path, n
             (source / name).write_bytes(data)
 
     with pytest.raises(QCompressError, match="source: the files changed during the run"):
-        quantize_checkpoint(source, tmp_path / "out", settings("rtn"), report=change)
+        quantize_checkpoint(source, tmp_path / "out", settings("rtn"), RunOptions(report=change))
     assert not (tmp_path / "out").exists() and leftovers(tmp_path / "out") == []
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_journal_is_refused_with_the_cure(tiny_llama, tmp_path):
     (work_path(out) / "journal.json").write_text("{")
     with pytest.raises(QCompressError, match=r"journal\.json: the journal .* is damaged; start again with --restart"):
         quantize_checkpoint(tiny_llama, out, settings())
-    quantize_checkpoint(tiny_llama, out, settings(), restart=True)
+    quantize_checkpoint(tiny_llama, out, settings(), RunOptions(restart=True))
     assert leftovers(out) == []
 
 

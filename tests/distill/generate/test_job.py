@@ -270,9 +270,9 @@ def test_every_kind_of_prompt_is_read_without_its_answer(ask, tmp_path, name, te
     [
         ('{"prompt": "a"}\n{"prompt": 3}\n', "line 2: `prompt` is int, not a string"),
         ('{"prompt": "a"}\n\n{"question": "b"}\n', r"line 3: no usable key in \['question'\]"),
-        ('{"prompt": "a"}\n{"prompt"\n', "line 2: malformed JSON"),
+        ('{"prompt": "a"}\n{"prompt"\n', "line 2: invalid JSON"),
         ('{"instruction": " ", "input": ""}\n', "line 1: `instruction` is empty"),
-        ('{"messages": [{"role": "assistant", "content": "a"}]}\n', "line 1: all messages are the assistant's"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}\n', "line 1: all messages have the role assistant"),
         ("", r"the file is empty \(0 bytes\)"),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_narrower_student_records_that_activations_chose_it(tiny_qwen2: Path, 
 
 def test_an_impossible_shape_leaves_no_files(tiny_llama: Path, tmp_path: Path):
     code, _, shown = run(tiny_llama, "--out", tmp_path / "cut", "--blocks", 3)
-    assert code == 1 and "num_layers=3: a student is cut out of its teacher, which has 2" in shown
+    assert code == 1 and "num_layers=3: the student is cut out of the teacher, which has 2" in shown
     assert not list(tmp_path.iterdir())
 
 
