@@ -107,7 +107,7 @@ def all_finite(tensor: Tensor) -> bool:
     """True if no value is NaN or infinite. Unlike `isfinite`, this allocates no mask."""
     if not tensor.numel():
         return True
-    low, high = torch.aminmax(tensor)
+    low, high = torch.aminmax(tensor.float() if tensor.element_size() == 1 else tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 

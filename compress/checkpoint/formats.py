@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.checkpoint.door.dtypes import unreadable_faults
+from compress.checkpoint.door.fault import refuse
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.schemes import (
     Schemes,
@@ -187,7 +189,11 @@ def quantized_as(checkpoint: Checkpoint, module: str, scheme: Scheme) -> Quantiz
 
 
 def weight_reader(checkpoint: Checkpoint) -> Callable[[str], Tensor]:
-    """A function that returns a parameter by its Hugging Face name. Packed ones are dequantized to float32."""
+    """A function that returns a parameter by its Hugging Face name. Packed ones are dequantized to float32.
+
+    Raises QCompressError if the checkpoint is quantized in a format that cannot be read.
+    """
+    refuse(checkpoint.path, unreadable_faults(checkpoint))
     row = format_of(checkpoint)
 
     def read(name: str) -> Tensor:

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from calibration.start import StartToken, choose_start
 from compress.checkpoint.door.config_values import ACTIVATION_KEYS
+from compress.checkpoint.door.dtypes import unreadable_faults
 from compress.checkpoint.door.fault import refuse
 from compress.checkpoint.door.files import CONFIG
 from compress.checkpoint.door.rules import settings_faults
@@ -25,21 +26,24 @@ from compress.model.blocks import BlockModel, find_blocks, load_all, make_config
 START_WINDOWS, START_LENGTH = 4, 128  # enough for a stable comparison, and short next to a job
 
 
-def open_causal_lm(source: PathOrCheckpoint) -> Checkpoint:
+def open_causal_lm(source: PathOrCheckpoint, *, readable: bool = True) -> Checkpoint:
     """The checkpoint at a path, after all rules of the door. A `Checkpoint` is settled too, if it is not yet.
 
     Raises QCompressError with the first broken rule: it is not a causal LM of transformers, its files contradict each
     other, or its weights cannot be read as they are. No weights are read, except a head beside a tied embedding.
+    Without `readable`, formats are allowed that only another runtime can read, such as FP8 in vLLM.
     """
     checkpoint = open_checkpoint(source)
     if not checkpoint.settled:
         settle(checkpoint)
+    if readable:
+        refuse(checkpoint.path, unreadable_faults(checkpoint))
     return checkpoint
 
 
-def open_for_text(source: PathOrCheckpoint) -> Checkpoint:
+def open_for_text(source: PathOrCheckpoint, *, readable: bool = True) -> Checkpoint:
     """`open_causal_lm` for commands that read or write text: the tokenizer is loaded and checked too."""
-    checkpoint = open_causal_lm(source)
+    checkpoint = open_causal_lm(source, readable=readable)
     checkpoint.tokenizer  # noqa: B018  fails here, before any work
     return checkpoint
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.checkpoint.door.files import INDEX
+from compress.checkpoint.door.files import INDEX, read_json
 from compress.checkpoint.door.rope import both_rope_spellings
 from compress.checkpoint.read import DTYPE_NAMES, RECORD, TensorInfo, read_tensor
 from compress.checkpoint.record import tensor_digest, write_digests
@@ -294,7 +294,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
     path = target / "tokenizer_config.json"
     if path.is_file():
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
         if settings.get("tokenizer_class") == "TokenizersBackend":
             write_json(path, settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
 

@@ -89,7 +89,7 @@ def generate(
     from compress.distill.generate.choose import choose_runtime
     from compress.distill.generate.job import generate_answers
 
-    checkpoint, gpu = open_causal_lm(teacher), rank if ranks > 1 else None
+    checkpoint, gpu = open_causal_lm(teacher, readable=False), rank if ranks > 1 else None
     with ExitStack() as stack:
         place: dict[str, Any] = {"device": device, "gpu": gpu, "stack": stack, "report": report}
         return generate_answers(

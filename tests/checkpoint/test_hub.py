@@ -51,6 +51,7 @@ def test_pickled_weights_are_never_downloaded(requests):
     resolve_model(ID)
     files = ["model.safetensors", "config.json", "tokenizer.json", "merges.txt", "chat_template.jinja"]
     rejected = ["pytorch_model.bin", "training_args.pt", "tokenizer.pkl", "original/model.safetensors", "run.py"]
+    rejected += ["consolidated.safetensors", "consolidated-00001-of-00002.safetensors"]
     options = {key: requests[0][1][key] for key in ("allow_patterns", "ignore_patterns")}
     assert list(filter_repo_objects([*files, *rejected], **options)) == files
 

@@ -1,7 +1,8 @@
 """Quantized weights, recognized by tensor dtypes, tensor names and other tools' config files.
 
 Codes that are read as weights give a wrong model without an error. So every sign of a quantization that config.json
-does not describe in a supported format is refused. A new tool is one row of a table.
+does not describe is refused, and so is a description that cannot be read, except for a runtime that can. A new tool is
+one row of a table.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -42,18 +43,17 @@ SUPPORTED = ("awq", "gptq", "compressed-tensors")
 CODED = ("weight", *(name for name in SUFFIXES if name.endswith("_blocks")))
 
 
-def quantization_faults(checkpoint: "Checkpoint") -> Faults:
-    """Quantized weights that config.json does not describe, or that cannot be read."""
-    quantization = checkpoint.quantization
-    if quantization is None:
-        yield from undeclared(checkpoint)
-    else:
-        yield from unsupported(quantization)
+def unreadable_faults(checkpoint: "Checkpoint") -> Faults:
+    """Weights in a format that config.json describes, but that only other runtimes can read."""
+    if checkpoint.quantization is not None:
+        yield from unsupported(checkpoint.quantization)
         yield from coded_weights(checkpoint, "a dtype that cannot be read")
 
 
-def undeclared(checkpoint: "Checkpoint") -> Faults:
+def quantization_faults(checkpoint: "Checkpoint") -> Faults:
     """Signs of a quantization in a checkpoint whose config.json has no quantization_config."""
+    if checkpoint.quantization is not None:
+        return
     for file, tool in FILES.items():
         if (checkpoint.path / file).exists():
             yield Fault(file, "", f"already quantized by {tool}", f"{CURE}, or delete the file if it is a leftover")

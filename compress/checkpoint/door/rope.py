@@ -5,6 +5,7 @@ keys describe full_attention, and rope_local_base_freq describes sliding_attenti
 Source: transformers 5.19, modeling_rope_utils.py and models/gemma3/configuration_gemma3.py.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,9 +27,9 @@ REQUIRED: dict[str, tuple[str, ...]] = {  # rope type -> keys that transformers 
 RENAMED = {"phi3": {"su": "longrope", "yarn": "longrope"}}  # model type -> old rope types that transformers renames
 LISTS = ("short_factor", "long_factor")
 NUMBERS = (
-    *("factor", "low_freq_factor", "high_freq_factor", "rope_theta", "attention_factor", "beta_fast", "beta_slow"),
-    *("mscale", "mscale_all_dim", "partial_rotary_factor"),
+    *("factor", "low_freq_factor", "high_freq_factor", "rope_theta", "beta_fast", "beta_slow", "partial_rotary_factor"),
 )
+SCALES = ("attention_factor", "mscale", "mscale_all_dim")
 FAMILIAR = frozenset({"rope_type", "rope_theta", "partial_rotary_factor"})
 CURE = "keep one of the two spellings"
 Rope = Mapping[str, Any]
@@ -70,7 +71,7 @@ def value_faults(key: str, rope: Any, config: Mapping[str, Any]) -> Faults:
     kind = rope_type(rope, config)
     if not isinstance(kind, str) or kind not in REQUIRED:
         known = ", ".join(REQUIRED)
-        yield Fault(CONFIG, key, f"rope type {kind!r:.60} is unknown to transformers", f"known: {known}")
+        yield Fault(CONFIG, key, f"rope type {json.dumps(kind)[:60]} is unknown to transformers", f"known: {known}")
         return
     for name in REQUIRED[kind]:
         if rope.get(name) is None and not (name in config and config[name] is not None):
@@ -96,6 +97,8 @@ def valid(name: str, value: Any) -> bool:
         return isinstance(value, list) and bool(value) and all(map(is_number, value))
     if name == "original_max_position_embeddings":
         return is_size(value)
+    if name in SCALES:
+        return is_number(value) and value >= 0
     return name not in NUMBERS or (is_number(value) and value > 0)
 
 

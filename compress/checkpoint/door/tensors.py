@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from compress.checkpoint.door.dtypes import unreadable_faults
 from compress.checkpoint.door.fault import Fault, Faults
 from compress.checkpoint.door.files import CONFIG
 from compress.checkpoint.door.sizes import BLOCK, BLOCK_KEYS, first_size
@@ -35,6 +36,8 @@ def tensor_faults(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
     if has_renamed_tensors(model):
         return
     yield from tie_faults(checkpoint, model)
+    if any(unreadable_faults(checkpoint)):
+        return  # the names of packed tensors are unknown
     yield from unknown_tensors(checkpoint, model)
     yield from missing_tensors(checkpoint, model)
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (TOKENIZER, "tokenizer.model", "vocab.json")
-JSON_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+JSON_FILES = (
+    *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    "generation_config.json",
+)
 TEMPLATE = "chat_template.jinja"
 MAX_TEMPLATE = 1_000_000
 ROLES = ("bos_token_id", "eos_token_id", "unk_token_id")  # tokens that are put into texts without being in them
@@ -130,7 +133,7 @@ def id_faults(
     `added` maps added tokens to whether they are special. A special token beyond the embedding is allowed if no role
     and no template uses it: Gemma 3 1B is published with an image token that its embedding lacks.
     """
-    for token, index in vocabulary.items():
+    for token, index in sorted(vocabulary.items(), key=lambda pair: pair[1]):
         if 0 <= index < rows:
             continue
         if index < 0 or index in roles or token in template or not added.get(token, False):

@@ -100,7 +100,7 @@ def generate_answers(
     with output_lock(out, rank=rank, ranks=ranks), on_interrupt(lambda: kept(out)):
         if restart:
             discard_answers(out, ranks)
-        checkpoint = open_for_text(teacher)
+        checkpoint = open_for_text(teacher, readable=False)
         fitting, too_long = read_prompts(checkpoint, prompts, sampling, limit)
         facts = describe(checkpoint, [*fitting, *too_long], sampling)
         length = max(len(prompt.ids) for prompt in fitting) + sampling.max_tokens

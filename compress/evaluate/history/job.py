@@ -53,7 +53,7 @@ def watch_checkpoint(
     pick_device(settings.device)
     name = settings.name or model_name(path)
     baseline = find_baseline(read_verdicts(history), settings.baseline, name, where=str(history))
-    checkpoint = open_for_text(path)
+    checkpoint = open_for_text(path, readable=False)
     parts: list[Changes] = []
     if baseline.tasks:
         parts.append(watch_tasks(checkpoint, baseline, settings, report))

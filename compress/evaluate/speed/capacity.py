@@ -135,7 +135,7 @@ def overhead(config: dict[str, Any]) -> int:
 def read_footprint(path: Path) -> ModelFootprint:
     """The footprint of a checkpoint, or of a config.json, given as a file or as a folder without weights."""
     if path.is_dir() and any(path.glob("*.safetensors*")):
-        return checkpoint_footprint(open_causal_lm(path))
+        return checkpoint_footprint(open_causal_lm(path, readable=False))
     file = path / "config.json" if path.is_dir() else path
     config = read_json(file)
     check_causal_lm(file.parent, config)

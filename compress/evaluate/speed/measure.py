@@ -101,7 +101,7 @@ def speed_rows(
     """
     timing = timing.complete()
     runtime = pick_runtime(timing.runtime, resources.device)
-    checkpoints = [open_causal_lm(source) for source in sources]
+    checkpoints = [open_causal_lm(source, readable=runtime != "vllm") for source in sources]
     for checkpoint in checkpoints:
         tokens = timing.numbers["prompt_tokens"] + timing.numbers["new_tokens"]
         check_context(checkpoint.path, checkpoint.config, tokens)

@@ -101,7 +101,7 @@ def benchmark_rows(
     QCompressError without lm-eval, or if `task_data` lacks a file.
     """
     settings = [task_settings(name, task_data) for name in tasks]
-    checkpoints = [open_for_text(source) for source in (reference, *candidates)]
+    checkpoints = [open_for_text(source, readable=runtime != "vllm") for source in (reference, *candidates)]
     names = short_names([checkpoint.path for checkpoint in checkpoints])
     scored: list[Scores] = []
     rows: list[Row] = []

@@ -73,9 +73,8 @@ def retention_rows(
     report: Report = lambda row: None,
 ) -> list[Row]:
     """All rows, the reference's first. Writes answers, scores and `eval.json` into `run.out`."""
-    checkpoints = [open_for_text(source) for source in (reference, *candidates)]
-    for checkpoint in checkpoints:
-        _ = checkpoint.tokenizer  # a missing tokenizer fails here, before any model runs
+    readable = run.settings.get("runtime") != "vllm"
+    checkpoints = [open_for_text(source, readable=readable) for source in (reference, *candidates)]
     names = short_names([checkpoint.path for checkpoint in checkpoints])
     scored: list[Scores] = []
     rows: list[Row] = []

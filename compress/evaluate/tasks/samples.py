@@ -95,7 +95,7 @@ def fresh_samples(
     samples: list[Row] = [
         {"id": item.id, "kind": item.kind, "turns": list(item.turns), "answers": []} for item in items
     ]
-    checkpoints = [open_for_text(source) for source in sources]
+    checkpoints = [open_for_text(source, readable=False) for source in sources]
     names = short_names([checkpoint.path for checkpoint in checkpoints])
     for name, checkpoint in zip(names, checkpoints, strict=True):
         with closing(open_runtime(checkpoint)) as runtime:

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import load_model, open_causal_lm, open_for_text
 from compress.checkpoint.vllm_models import NO_FLOAT16
+from compress.core.errors import QCompressError
 from compress.model.families import FAMILIES
 from tests.checkpoint.door.conftest import edit_config, edit_tensors
 
@@ -66,6 +68,19 @@ def test_a_config_file_of_another_quantizer_is_refused(model, refused, name):
 def test_a_description_of_unreadable_weights_is_refused(model, refused, values):
     edit_config(model, **values)
     refused(model, "config.json", "16-bit checkpoint")
+
+
+FP8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+
+
+def test_a_described_fp8_model_opens_only_for_a_runtime_that_can_read_it(model, refused):
+    edit_config(model, **FP8)
+    scale = {f"{DOWN}__weight_scale_inv": torch.ones(1, 1), f"{DOWN}__input_scale": torch.ones(1)}
+    edit_tensors(model, **{f"{DOWN}__weight": CODES.to(torch.float8_e4m3fn)}, **scale)
+    refused(model, "quant_method", "'fp8' is not supported")
+    assert open_for_text(model, readable=False)
+    with pytest.raises(QCompressError, match="not supported"):
+        weight_reader(open_causal_lm(model, readable=False))
 
 
 def test_codes_are_not_read_as_weights_beside_a_supported_description(model, refused):
