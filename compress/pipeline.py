@@ -264,7 +264,7 @@ def plan_recipe(recipe: Recipe) -> list[Row]:
         file = recipe.student_config or (Path(config.student) / "config.json" if config.student else None)
         plan = make_distill_plan(model, config, read_json(file) if file else None)
         rows.append({"stage": "student", **distill_plan_row(plan, config)})
-        model = plan.student
+        model = plan.student | {"dtype": config.dtype}  # as it will be stored
     return rows + [plan_variant(recipe, part, model) for part in recipe.quantize]
 
 

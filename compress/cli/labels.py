@@ -65,6 +65,7 @@ LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "eta": ("time left", duration),
     "eval_kl": ("KL on evaluation text", nats),
     "eval_text": ("evaluation text", show),
+    "eval_nll": ("cross-entropy on evaluation text", show),
     "eval_samples": ("evaluation windows", show),
     "eval_seq_len": ("tokens per evaluation window", show),
     "factor": ("KL reduced by a factor of", show),

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from compress.core.errors import BadValueError
 from compress.model.blocks import Weights, find_blocks, make_config, make_skeleton, parameter_shapes, plain_config
-from compress.model.families import find_linears
 from compress.model.width import Importance, Shape, narrow
 
 CONFIG_KEYS = {
@@ -105,24 +104,9 @@ def student_config(config: dict[str, Any], shape: Shape, blocks: Sequence[int]) 
 
 
 def plan_size(config: dict[str, Any]) -> dict[str, int]:
-    """The number of parameters, and the bytes in float16 and in 4 bits, without file headers. Only the config is read.
-
-    4-bit linears have one float16 scale and one 4-bit zero per group. The group size is the largest of 128, 64 and 32
-    that divides the inputs. All other parameters are float16.
-    """
-    model = make_skeleton(config)
-    path, layers = find_blocks(model)
-    linears = {f"{path}.{i}.{n}.weight" for i, block in enumerate(layers) for n in find_linears(block)}
-    shapes = parameter_shapes(config)
-    counts = {name: prod(shape) for name, shape in shapes.items()}
-    four_bit = sum(int4_bytes(*shapes[name]) if name in linears else 2 * count for name, count in counts.items())  # type: ignore[arg-type]
-    total = sum(counts.values())
-    return {"parameters": total, "float16_bytes": 2 * total, "int4_bytes": four_bit}
-
-
-def int4_bytes(out: int, inn: int) -> int:
-    group = next((size for size in (128, 64, 32) if inn % size == 0), None)
-    return 2 * out * inn if group is None else out * inn // 2 + out * (inn // group) * 5 // 2
+    """Parameters, and bytes in float16 without file headers, from the config alone."""
+    total = sum(prod(shape) for shape in parameter_shapes(config).values())
+    return {"parameters": total, "float16_bytes": 2 * total}
 
 
 def cut(

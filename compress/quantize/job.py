@@ -29,7 +29,7 @@ from compress.model.blocks import BlockModel, parameter_shapes
 from compress.model.precision import fastest_matmul_dtype
 from compress.quantize.blocks.lockstep import Schedule
 from compress.quantize.blocks.loop import QuantizeJob, quantize_blocks, work_bytes
-from compress.quantize.blocks.memory_estimate import ACTIVATION_MEMORY, choose_schedule, estimate_memory, resident
+from compress.quantize.blocks.memory_estimate import ACTIVATION_MEMORY, PROCESS, choose_schedule, estimate_memory
 from compress.quantize.calibrate import job_start, job_windows
 from compress.quantize.journal import shared_journal
 from compress.quantize.layout.budget import plan_within
@@ -97,7 +97,7 @@ def quantize_checkpoint(
     config = replace(config, compute_dtype=choose_compute_dtype(config, plan, run.device))
     blocks = make_blocks(checkpoint, config, run.device)
     memory_bytes = estimate_memory(blocks, plan, config, run.activation_memory)
-    check_memory(checkpoint.path, memory_bytes - resident())
+    check_memory(checkpoint.path, memory_bytes - PROCESS)
     settings = job_settings(checkpoint, plan, config) | {"processes": run.processes.count, "device": run.device}
     disk_bytes = plan.bytes + work_bytes(blocks, plan, config)
     with shared_journal(out, settings, disk_bytes, run.processes, restart=run.restart) as journal:

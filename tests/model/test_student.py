@@ -263,9 +263,6 @@ def test_planned_sizes_equal_those_of_the_stored_model(tiny_llama: Path):
     size = plan_size(checkpoint.config)
     assert size["parameters"] == sum(info.bytes for info in checkpoint.tensors.values()) // 2
     assert size["float16_bytes"] == sum(info.bytes for info in checkpoint.tensors.values())
-    linears = [i.shape for n, i in checkpoint.tensors.items() if "proj" in n]
-    saved = sum(2 * o * i - (o * i // 2 + o * (i // (128 if i % 128 == 0 else 64)) * 5 // 2) for o, i in linears)
-    assert size["int4_bytes"] == size["float16_bytes"] - saved
 
 
 def test_a_narrow_qwen2_student_has_a_qwen2_config():

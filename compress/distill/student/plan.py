@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from calibration.corpus import check_source
 from compress.checkpoint.door.files import CONFIG, has_weights, read_config_file
 from compress.checkpoint.load import check_causal_lm, open_for_text
+from compress.checkpoint.packed_size import plain_int4_bytes
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.core.report import Row
@@ -86,10 +89,11 @@ def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = Non
             f"importance {settings.importance}: {why}, so nothing is chosen; leave --importance out, or reduce a "
             "width (--intermediate-size, --hidden-size, --num-heads)"
         )
-    sizes = plan_size(teacher), plan_size(config)
-    big, small = (size["parameters"] for size in sizes)
-    parts = memory_parts(big, small, config, settings, MICRO_TOKENS["cpu"])
-    return StudentPlan(teacher, config, shape, *sizes, parts)
+    large, small = plan_size(teacher), plan_size(config)
+    int4 = plain_int4_bytes(config, getattr(torch, settings.dtype))
+    sizes = small | ({} if int4 is None else {"int4_bytes": int4})
+    parts = memory_parts(large["parameters"], small["parameters"], config, settings, MICRO_TOKENS["cpu"])
+    return StudentPlan(teacher, config, shape, large, sizes, parts)
 
 
 def check_dtype(config: Json, dtype: str) -> None:

@@ -4,8 +4,6 @@ The estimate adds up the process, its tokenizer, one block in float32 with its c
 memory: measuring the start token, a forward pass, solving a stage, or tuning. The page cache is not counted.
 """
 
-import psutil
-
 from compress.checkpoint.load import START_LENGTH, START_WINDOWS
 from compress.core.config import TUNE_BATCH, QuantizeConfig
 from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
@@ -16,14 +14,10 @@ from compress.quantize.layout.plan import LayoutPlan
 from compress.quantize.methods.error_correction import covariance_rows
 
 ACTIVATION_MEMORY = 1_000_000_000  # bytes: default limit for the activations of paused micro-batches
+PROCESS = 430_000_000  # measured bytes of Python, torch and transformers before the job starts
 TOKENIZER = 2_000  # measured bytes per vocabulary entry, including the tokens of the calibration text
 FREED = 200_000_000  # measured bytes of freed small tensors that the C library does not return
 BATCH_TOKENS = 2048  # tokens per micro-batch: enough for fast matrix products, few enough for the CPU's cache
-
-
-def resident() -> int:
-    """The resident memory of this process, in bytes."""
-    return psutil.Process().memory_info().rss
 
 
 def paused_bytes(blocks: BlockModel, plan: LayoutPlan, tokens: int) -> int:
@@ -52,7 +46,7 @@ def estimate_memory(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig
         work = max(forward_bytes(blocks, plan, config), *(stage_bytes(shape) for shape in stage_shapes(block)))
         kept = paused if paused <= limit else 0
         steps += [2 * table_bytes(blocks) + head_bytes(blocks), 5 * weights + kept + work]
-    return resident() + TOKENIZER * blocks.model.config.vocab_size + FREED + max(steps)
+    return PROCESS + TOKENIZER * blocks.model.config.vocab_size + FREED + max(steps)
 
 
 def table_bytes(blocks: BlockModel) -> int:
@@ -86,7 +80,7 @@ def stage_bytes(shape: tuple[int, int]) -> int:
 
 def forward_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> int:
     """Bytes of a forward pass: the linears' outputs for one micro-batch, and the largest statistics."""
-    batch = min(config.samples * config.seq_len, max(BATCH_TOKENS, config.seq_len))
+    batch = max(BATCH_TOKENS, config.seq_len)  # the windows that measure the start token are as many
     statistics = max(statistics_bytes(shape, config.error_correction > 0) for shape in plan.linears.values())
     return 3 * paused_bytes(blocks, plan, batch) + statistics
 
