@@ -14,7 +14,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
@@ -26,13 +26,22 @@ from compress.core.errors import QCompressError
 from compress.core.options import METADATA
 from compress.distill.config import DistillConfig, StageConfig
 
+<<<<<<< HEAD
 MAX_BYTES, MAX_VALUES = 1_000_000, 10_000  # of a recipe: a long one has 100 lines
 OUTPUTS = ("eval", "student", "stages.json", "report.json", "report.html")  # names in the folder
+=======
+OUTPUTS = ("eval", "results", "student", "stages.json", "report.json", "report.html")  # names in the folder
+>>>>>>> d624750 (Recipes are builds: unchanged stages are skipped at once, changed ones and all that follow are made again)
 SHAPES = {  # pydantic's error type -> the YAML to write
     "list_type": "a list, one entry per line, each after a dash",
     "model_type": "keys with values, such as {name: value}, or remove the key",
     "invalid_key": "a word as the key; numbers are no keys",
 }
+
+
+def size_of(value: Any) -> Any:
+    """Bytes from a text such as 8GB; any other value is returned unchanged, for pydantic to check."""
+    return parse_size(value) if isinstance(value, str) else value
 
 
 class RecipeSection(BaseModel):
@@ -102,6 +111,21 @@ class EvalPart(RecipeSection):
     batch_size: int = Field(default=8, ge=1, description="Items answered at once.")
 
 
+class BenchPart(RecipeSection):
+    """The speed and memory of the report: measured here, and predicted for GPUs and boards."""
+
+    runtime: Literal["auto", "transformers", "vllm"] = Field(default="auto", description="Runtime that is measured.")
+    quick: bool = Field(default=False, description="Use the smaller defaults of `bench --quick`.")
+    prompt_tokens: int | None = Field(default=None, ge=1, description="Prompt length of a request, in tokens.")
+    new_tokens: int | None = Field(default=None, ge=2, description="Answer length of a request, in tokens.")
+    batch_size: int | None = Field(default=None, ge=1, description="Concurrent requests when throughput is measured.")
+    repeats: int | None = Field(default=None, ge=1, description="Repeats of each measurement in one process.")
+    hardware: tuple[str, ...] = Field(default=(), description="GPUs and boards to predict for, or `all`.")
+    gpu_memory: Annotated[int | None, BeforeValidator(size_of)] = Field(
+        default=None, description="Also predict for a GPU with this much memory, such as 8GB."
+    )
+
+
 class Recipe(RecipeSection):
     """A teacher, and the checkpoints made from it below `out`."""
 
@@ -117,6 +141,7 @@ class Recipe(RecipeSection):
     quantize: list[QuantizePart] = []
     verify: VerifyPart = VerifyPart()
     eval: EvalPart | None = Field(default=None, description="Tasks that every model solves. None: no tasks.")
+    bench: BenchPart | None = Field(default=None, description="Speed and memory. None: not measured.")
 
     def distill_config(self) -> DistillConfig | None:
         """The settings of the distillation, None without one. ValueError for impossible values."""
@@ -228,5 +253,6 @@ def section_at(place: tuple[Any, ...]) -> type[RecipeSection]:
         "quantize": QuantizePart,
         "verify": VerifyPart,
         "eval": EvalPart,
+        "bench": BenchPart,
     }
     return parts.get(str(place[0]), Recipe) if place else Recipe

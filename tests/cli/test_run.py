@@ -1,5 +1,8 @@
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,8 @@ def test_the_bundled_recipes_are_valid(path):
 def test_a_7b_recipe_is_planned_without_weights():
     path = next(path for path in RECIPES if "7b" in path.stem)
     rows = json.loads(invoke("run", path, "--dry-run", "--json").stdout)
+    assert [row["action"] for row in rows] == ["make"] * len(rows)
+    rows = [row for row in rows if row["command"] in ("distill", "quantize")]
     assert rows[0]["teacher_parameters"] == 7_615_616_512
     assert rows[0]["parameters"] == 1_543_714_304
     assert rows[0]["tokens_read"] >= 100_000_000 and rows[0]["memory_bytes"] > 10**10
@@ -72,25 +77,87 @@ def test_an_unknown_key_is_named_with_the_nearest_valid_one(tmp_path, change, wo
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_finished_stages_are_skipped_and_changed_ones_rejected(tiny_llama, tmp_path):
-    path = write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out"))
-    first = invoke("run", path)
-    assert first.exit_code == 0, first.output
-    weights = tmp_path / "out/q/model.safetensors"
-    written = weights.stat().st_mtime_ns
-    again = invoke("run", path, "--json")
-    assert again.exit_code == 0 and again.stderr.count("unchanged") == 2 and weights.stat().st_mtime_ns == written
-    rows = json.loads(again.stdout)
-    assert rows["verdicts"][0]["passed"] and (tmp_path / "out/report.html").is_file()
-    assert rows["distill"]["factor"] > 0
+def stages(result):
+    """The stages that a run made, and those that it skipped, from its progress lines."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("stage ")]
+    skipped = {line.split()[1] for line in lines if " skipped " in line}
+    return {line.split()[1] for line in lines} - skipped, skipped
 
-    changed = small(tiny_llama, tmp_path / "out")
-    changed["quantize"][0]["group_size"] = 32
-    refused = invoke("run", write(path, changed))
-    assert refused.exit_code == 1 and "group_size (0 → 32)" in refused.output and weights.stat().st_mtime_ns == written
-    assert invoke("run", path, "--restart").exit_code == 0
-    assert weights.stat().st_mtime_ns != written
+
+ALL = {"student", "q", "r", "results/check-q.json", "results/check-r.json", "results/compare.json", "report.html"}
+
+
+def two_variants(teacher, out):
+    part = {"method": "rtn"}
+    return small(teacher, out, quantize=[{"name": "q", **part}, {"name": "r", "group_size": 64, **part}])
+
+
+@pytest.fixture(scope="module")
+def first_build(tiny_llama, tmp_path_factory):
+    """The folder of a recipe with two variants after its first run."""
+    folder = tmp_path_factory.mktemp("build")
+    first = invoke("run", write(folder / "recipe.yaml", two_variants(tiny_llama, folder / "out")))
+    assert first.exit_code == 0, first.output
+    assert stages(first) == (ALL, set())
+    return folder
+
+
+@pytest.fixture
+def built(first_build, tiny_llama, tmp_path):
+    """A copy of the built folder: (path of the recipe, its value)."""
+    shutil.copytree(first_build / "out", tmp_path / "out")
+    value = two_variants(tiny_llama, tmp_path / "out")
+    return write(tmp_path / "recipe.yaml", value), value
+
+
+@pytest.mark.slow
+def test_an_unchanged_recipe_skips_every_stage_and_imports_no_torch(built):
+    path, _ = built
+    code = f"import sys; from compress.cli import cli; cli(['run', {str(path)!r}, '--json'], standalone_mode=False); "
+    code += "assert not {'torch', 'transformers'} & set(sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert stages(result) == (set(), ALL)
+    assert json.loads(result.stdout)["verdicts"][0]["passed"]
+
+
+def test_a_changed_limit_only_writes_the_report_again(built):
+    path, value = built
+    result = invoke("run", write(path, value | {"verify": value["verify"] | {"max_kl": 1e-9}}))
+    assert result.exit_code == 3 and "above the limit" in result.output
+    assert stages(result) == ({"report.html"}, ALL - {"report.html"})
+
+
+@pytest.mark.slow
+def test_a_changed_group_size_makes_its_variant_and_what_follows(built):
+    path, value = built
+    value["quantize"][0]["group_size"] = 32
+    planned = invoke("run", write(path, value), "--dry-run", "--json")
+    made = {"q", "results/check-q.json", "results/compare.json", "report.html"}
+    assert {row["stage"] for row in json.loads(planned.stdout) if row["action"] == "make"} == made
+    result = invoke("run", path)
+    assert result.exit_code == 0 and stages(result) == (made, ALL - made)
+    assert "group_size (0 → 32)" in result.stderr
+    assert not list(path.parent.glob("out/.*"))
+
+
+@pytest.mark.slow
+def test_restart_makes_every_stage_again(built):
+    path, _ = built
+    assert stages(invoke("run", path, "--restart")) == (ALL, set())
+
+
+@pytest.mark.slow
+def test_an_output_without_an_entry_is_accepted_after_the_same_start(built):
+    path, _ = built
+    state = json.loads((path.parent / "out/stages.json").read_text())
+    state["started"]["q"] = state["finished"].pop("q")["inputs"]
+    (path.parent / "out/stages.json").write_text(json.dumps(state))
+    assert stages(invoke("run", path)) == (set(), ALL)
+    state["started"].clear()
+    (path.parent / "out/stages.json").write_text(json.dumps(state))
+    refused = invoke("run", path)
+    assert refused.exit_code == 1 and "was not made by this recipe" in refused.output
 
 
 def test_an_exceeded_limit_exits_with_3_after_the_report(tiny_llama, tmp_path):
@@ -131,7 +198,9 @@ def test_a_damaged_output_is_not_skipped(tiny_llama, tmp_path):
     data[-9] ^= 1
     weights.write_bytes(data)
     result = invoke("run", path)
-    assert result.exit_code == 1 and "the weights have changed since they were written" in result.output
+    assert result.exit_code == 1 and "the output has changed since this recipe wrote it" in result.output
+    planned = invoke("run", path, "--dry-run")
+    assert planned.exit_code == 1 and "refuse" in planned.output
 
 
 @pytest.mark.slow

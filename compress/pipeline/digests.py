@@ -1,0 +1,49 @@
+"""Digests of checkpoints, texts and result files. A file is read again only if its size, times or inode changed."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from calibration.corpus import parse_source, source_digest
+from compress.core.errors import QCompressError
+
+SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer and template of a checkpoint
+
+
+class Digests:
+    """Digests by path. `stored` holds the entries of an earlier run; `entries` those of this run, as plain data."""
+
+    def __init__(self, stored: dict[str, Any] | None = None) -> None:
+        self.stored = stored or {}
+        self.entries: dict[str, Any] = {}
+
+    def file(self, path: Path) -> str:
+        """sha256 of a file's bytes, as "sha256:HEX". Raises QCompressError if the file is missing."""
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise QCompressError(f"{path}: cannot be read ({error.strerror})") from error
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        entry = self.stored.get(str(path))
+        if not (isinstance(entry, dict) and entry.get("state") == state):
+            with path.open("rb") as stream:
+                entry = {"state": state, "digest": f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"}
+        self.entries[str(path)] = entry
+        return str(entry["digest"])
+
+    def checkpoint(self, folder: Path) -> str:
+        """One digest of all weights, config, tokenizer and template files of a checkpoint."""
+        if not folder.is_dir():
+            raise QCompressError(f"{folder}: no such directory; give a folder with config.json and *.safetensors")
+        files = {file for pattern in ("*.safetensors", *SMALL_FILES) for file in folder.glob(pattern)}
+        lines = [f"{file.name} {self.file(file)}" for file in sorted(files)]
+        return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def output(self, path: Path) -> str:
+        """The digest of a stage's output: a checkpoint's folder or a result file."""
+        return self.checkpoint(path) if path.is_dir() else self.file(path)
+
+    def text(self, source: str) -> str:
+        """The digest of a text: of the file's bytes, or of the documents behind a built-in name or a hub dataset."""
+        name = parse_source(source).name
+        return self.file(Path(name)) if Path(name).is_file() else source_digest(name)

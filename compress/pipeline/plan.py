@@ -1,0 +1,35 @@
+"""The plan of a recipe from config.json files alone: parameters, exact bytes, memory, tokens."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compress.recipe import Recipe, VariantSection
+
+Row = dict[str, Any]
+
+
+def plan_recipe(recipe: "Recipe") -> list[Row]:
+    """The plan of every checkpoint that the recipe writes, by "stage"."""
+    from compress.checkpoint.hub import resolve_model
+    from compress.checkpoint.read import read_json
+    from compress.distill.student.plan import make_plan, plan_row
+
+    model = read_json(recipe.teacher_config or resolve_model(recipe.teacher) / "config.json")
+    rows: list[Row] = []
+    config = recipe.distill_config()
+    if config is not None:
+        file = recipe.student_config or (Path(config.student) / "config.json" if config.student else None)
+        plan = make_plan(model, config, read_json(file) if file else None)
+        rows.append({"stage": "student", **plan_row(plan, config)})
+        model = plan.student | {"dtype": config.dtype}  # as it will be stored
+    return rows + [plan_variant(recipe, part, model) for part in recipe.quantize]
+
+
+def plan_variant(recipe: "Recipe", part: "VariantSection", model: Row) -> Row:
+    """The plan of one variant of the student with config.json `model`."""
+    from compress.quantize.job import plan_without_weights
+    from compress.quantize.layout.plan import plan_row
+
+    config, name = part.config(), str(recipe.student_path)
+    return {"stage": part.name, **plan_row(name, plan_without_weights(name, model, config), config)}

@@ -1,0 +1,147 @@
+"""run_recipe() and dry_run(): decide for every stage of a recipe, then write what is missing or out of date."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.checkpoint.hub import resolve_model
+from compress.core.errors import QCompressError
+from compress.core.interrupt import RESUME, on_interrupt
+from compress.core.lock import output_lock
+from compress.core.report import Report, silent
+from compress.pipeline.digests import Digests
+from compress.pipeline.models import OpenCheckpoints
+from compress.pipeline.plan import plan_recipe
+from compress.pipeline.stage import RECORD, Action, BuildState, Decision, RecipeStage, cure, decide
+from compress.pipeline.stages import Stages
+from compress.pipeline.state import STATE, load_state, replaced, save_state
+
+if TYPE_CHECKING:
+    from compress.recipe import Recipe
+
+Row = dict[str, Any]
+
+
+class Build:
+    """A recipe, its stages, and what is stored about their last run."""
+
+    def __init__(self, recipe: "Recipe", report: Report) -> None:
+        self.recipe, self.report = recipe, report
+        self.state: BuildState = load_state(recipe.out)
+        self.digests = Digests(self.state.files)
+        self.checkpoints = OpenCheckpoints()
+        self.stages = Stages(recipe, self.checkpoints, report).all()
+
+    def decisions(self, *, restart: bool = False) -> list[Decision]:
+        """What happens to each stage. With `restart`, every output that qcompress wrote is made again."""
+        remade: set[Path] = set()
+        decisions = []
+        for stage in self.stages:
+            decision = decide(stage, self.state, self.digests, remade)
+            if restart and stage.out.exists():
+                decision = restarted(stage, decision)
+            remade |= {stage.out} if decision.action is Action.MAKE else set()
+            decisions.append(decision)
+        return decisions
+
+    def make(self, stage: RecipeStage, decision: Decision, *, restart: bool) -> None:
+        """Write one output and record it. An interrupted run with the same inputs is continued."""
+        self.report({"stage": stage.name, "command": stage.command, "reason": decision.reason, "out": str(stage.out)})
+        inputs = stage.inputs(self.digests)
+        discard = restart or self.state.started.get(stage.name, inputs) != inputs
+        self.state.started[stage.name] = inputs
+        save_state(self.recipe.out, self.state, self.digests)
+        self.checkpoints.pop(stage.out, None)
+        with replaced(stage):
+            stage.make(discard)
+        self.record(stage, inputs)
+
+    def skip(self, stage: RecipeStage, decision: Decision) -> None:
+        """Report a stage that is up to date, and record it if an earlier run ended before it could."""
+        self.report({"stage": stage.name, "skipped": decision.reason, "out": str(stage.out)})
+        if stage.name not in self.state.finished:
+            self.record(stage, stage.inputs(self.digests))
+
+    def record(self, stage: RecipeStage, inputs: Row) -> None:
+        """Store the inputs and the digest of a finished output."""
+        self.state.finished[stage.name] = {"inputs": inputs, "output": self.digests.output(stage.out)}
+        self.state.started.pop(stage.name, None)
+        save_state(self.recipe.out, self.state, self.digests)
+
+
+def restarted(stage: RecipeStage, decision: Decision) -> Decision:
+    """The decision with --restart on an output that exists: only a checkpoint of another program is refused."""
+    if decision.action is Action.REFUSE and "never removed" in cure(stage):
+        return decision
+    return Decision(Action.MAKE, "--restart")
+
+
+def run_recipe(recipe: "Recipe", *, restart: bool = False, report: Report = silent) -> Row:
+    """Run the stages that are missing or out of date; returns the content of report.json and "report", its HTML file.
+
+    All decisions, sizes and texts are checked before the first stage. A variant that breaks a rule or exceeds a limit
+    has a verdict with the reason. `restart` makes every stage again.
+    Raises QCompressError if an output was not made by this recipe or was changed afterwards.
+    """
+    recipe = recipe.model_copy(update={"teacher": resolve_model(recipe.teacher)})
+    with output_lock(recipe.out), on_interrupt(lambda: kept(recipe.out)):
+        build = Build(recipe, report)
+        decisions = build.decisions(restart=restart)
+        check_decisions(build, decisions)
+        for stage, decision in zip(build.stages, decisions, strict=True):
+            if decision.action is Action.MAKE:
+                build.make(stage, decision, restart=restart)
+            else:
+                build.skip(stage, decision)
+        return read_results(recipe)
+
+
+def kept(out: Path) -> str | None:
+    """What an interrupt leaves, as one line; None if no stage has finished."""
+    return f"finished stages are kept in {out}; {RESUME}" if (out / STATE).is_file() else None
+
+
+def check_decisions(build: Build, decisions: Sequence[Decision]) -> None:
+    """Raise QCompressError for the first refused stage. If anything is made, plan it and read all texts."""
+    for stage, decision in zip(build.stages, decisions, strict=True):
+        if decision.action is Action.REFUSE:
+            raise QCompressError(f"{stage.out}: {decision.reason}")
+    if any(decision.action is Action.MAKE for decision in decisions):
+        check_before_work(build)
+
+
+def check_before_work(build: Build) -> None:
+    """Plan all checkpoints and read all texts, so that a wrong size or text fails before the first stage."""
+    plan_recipe(build.recipe)
+    for text in sorted({text for stage in build.stages for text in stage.texts}):
+        build.digests.text(text)
+
+
+def read_results(recipe: "Recipe") -> Row:
+    """The content of report.json, and "report": the path of the HTML file. Without variants only "distill"."""
+    page, record = recipe.out / "report.html", recipe.student_path / RECORD
+    if recipe.quantize:
+        rows: Row = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+        return rows | {"report": str(page)}
+    return {"distill": json.loads(record.read_text(encoding="utf-8"))["rows"][0]} if recipe.distill else {}
+
+
+def dry_run(recipe: "Recipe") -> list[Row]:
+    """One row per stage: "stage", "command", "action" (skip, make or refuse), "reason"; checkpoints with their plan.
+
+    Raises QCompressError for a size or a shape that is impossible.
+    """
+    plans = {row["stage"]: row for row in plan_recipe(recipe)}
+    build = Build(recipe.model_copy(update={"teacher": local_teacher(recipe)}), silent)
+    pairs = zip(build.stages, build.decisions(), strict=True)
+    return [
+        {"stage": stage.name, "command": stage.command, "action": str(decision.action), "reason": decision.reason}
+        | plans.get(stage.name, {})
+        for stage, decision in pairs
+    ]
+
+
+def local_teacher(recipe: "Recipe") -> Path:
+    """The teacher's folder. A recipe with `teacher_config` is planned without the teacher's files."""
+    return recipe.teacher if recipe.teacher_config else resolve_model(recipe.teacher)

@@ -1,0 +1,128 @@
+"""One stage of a recipe: what it writes, what that depends on, and whether it has to run."""
+
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from compress.core.changes import changed_keys
+from compress.pipeline.digests import Digests
+
+Row = dict[str, Any]
+RECORD = "qcompress.json"  # every checkpoint that qcompress writes has one
+CHECKPOINT_COMMANDS = ("distill", "quantize")
+RESULTS = "results"  # folder of the result files
+
+
+def result_file(folder: Path, name: str) -> Path:
+    """The file of a result below the recipe's folder."""
+    return folder / RESULTS / f"{name}.json"
+
+
+def check_file(folder: Path, variant: str) -> Path:
+    """The file with the findings of `check` on one variant."""
+    return result_file(folder, f"check-{variant}")
+
+
+class Action(StrEnum):
+    """What happens to a stage."""
+
+    SKIP = "skip"
+    MAKE = "make"
+    REFUSE = "refuse"
+
+
+class Decision(NamedTuple):
+    """What happens to a stage, and why."""
+
+    action: Action
+    reason: str
+
+
+@dataclass(frozen=True)
+class RecipeStage:
+    """A checkpoint or a result file to write, everything that it depends on, and the call that writes it.
+
+    `name` is the path of the output below the recipe's folder. `sources` are checkpoints, `texts` names or files,
+    `results` files of earlier stages. `make(restart)` writes the output; `restart` discards an interrupted run.
+    """
+
+    name: str
+    command: str
+    out: Path
+    settings: Row
+    make: Callable[[bool], object]
+    sources: tuple[Path, ...] = ()
+    texts: tuple[str, ...] = ()
+    results: tuple[Path, ...] = ()
+
+    @property
+    def writes_checkpoint(self) -> bool:
+        return self.command in CHECKPOINT_COMMANDS
+
+    def inputs(self, digests: Digests) -> Row:
+        """Everything that the output depends on, as plain data: settings, version, and digests by name."""
+        return {
+            "command": self.command,
+            "settings": json.loads(json.dumps(self.settings, default=str)),
+            "sources": {source.name: digests.checkpoint(source) for source in self.sources},
+            "texts": {text: digests.text(text) for text in self.texts},
+            "results": {file.name: digests.file(file) for file in self.results},
+            "version": version("qcompress"),
+        }
+
+
+@dataclass
+class BuildState:
+    """The content of `stages.json`: by stage, the inputs of a started run, and inputs and digest of its output."""
+
+    started: Row = field(default_factory=dict)
+    finished: Row = field(default_factory=dict)
+    files: Row = field(default_factory=dict)
+
+
+def decide(stage: RecipeStage, state: BuildState, digests: Digests, remade: Collection[Path]) -> Decision:
+    """Whether a stage is skipped, made or refused. `remade` are the outputs that stages before it write again."""
+    if not stage.out.exists():
+        return Decision(Action.MAKE, "no output yet")
+    finished = state.finished.get(stage.name)
+    if finished is None:
+        return unrecorded(stage, state, digests, remade)
+    if finished["output"] != digests.output(stage.out):
+        return Decision(Action.REFUSE, f"the output has changed since this recipe wrote it; {cure(stage)}")
+    if before := [path.name for path in (*stage.sources, *stage.results) if path in remade]:
+        return Decision(Action.MAKE, f"{', '.join(before)} is made again")
+    changes = describe_changes(finished["inputs"], stage.inputs(digests))
+    return Decision(Action.MAKE, f"changed: {changes}") if changes else Decision(Action.SKIP, "unchanged")
+
+
+def unrecorded(stage: RecipeStage, state: BuildState, digests: Digests, remade: Collection[Path]) -> Decision:
+    """The decision on an output that `stages.json` does not list as finished.
+
+    It is complete if this recipe started it with the same inputs: a run may end after the output and before the entry.
+    """
+    inputs_exist = not {*stage.sources, *stage.results} & {*remade}
+    if stage.name in state.started and inputs_exist and state.started[stage.name] == stage.inputs(digests):
+        return Decision(Action.SKIP, "unchanged")
+    return Decision(Action.REFUSE, f"the output was not made by this recipe; {cure(stage)}")
+
+
+def cure(stage: RecipeStage) -> str:
+    """How a user goes on after a refusal: --restart only replaces what qcompress wrote."""
+    if stage.writes_checkpoint and not (stage.out / RECORD).is_file():
+        return "it was not made by qcompress, so it is never removed: set another `out`"
+    return "use --restart to make it again, or set another `out`"
+
+
+def describe_changes(old: Row, new: Row) -> str:
+    """The differences between the inputs of two runs in words; "" if there are none."""
+    settings = (old.get("settings") or {}, new["settings"])
+    names = [f"{key} ({settings[0].get(key)} → {settings[1].get(key)})" for key in changed_keys(*settings)]
+    for kind in ("sources", "texts", "results"):
+        names += changed_keys(old.get(kind) or {}, new[kind])
+    if old.get("version") != new["version"]:
+        names.append(f"qcompress ({old.get('version')} → {new['version']})")
+    return ", ".join(names)

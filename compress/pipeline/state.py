@@ -1,0 +1,68 @@
+"""Read and write `stages.json`, and replace the output of a stage."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from compress.core.atomic import write_atomic
+from compress.core.errors import QCompressError
+from compress.pipeline.digests import Digests
+from compress.pipeline.stage import RECORD, BuildState, RecipeStage
+
+STATE = "stages.json"
+
+
+def load_state(folder: Path) -> BuildState:
+    """The state in a recipe's folder; an empty one if the folder has none. Raises QCompressError for a damaged file."""
+    file = folder / STATE
+    if not file.is_file():
+        return BuildState()
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        return BuildState(value["started"], value["finished"], value["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        cure = "remove it to begin with an empty state"
+        raise QCompressError(f"{file}: cannot be read ({type(error).__name__}: {error}); {cure}") from error
+
+
+def save_state(folder: Path, state: BuildState, digests: Digests) -> None:
+    """Write `stages.json` with the digests of all files that this run has read."""
+    state.files = digests.stored | digests.entries
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / STATE, (json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+@contextmanager
+def replaced(stage: RecipeStage) -> Iterator[None]:
+    """Context that moves an old checkpoint aside, and removes it when the new one is complete.
+
+    If the stage fails, the old checkpoint returns to its place. Raises QCompressError for files of another program.
+    """
+    old = stage.out.with_name(f".{stage.out.name}.replaced")
+    if stage.writes_checkpoint and stage.out.exists():
+        remove_checkpoint(old)
+        check_ours(stage.out)
+        stage.out.rename(old)
+    try:
+        yield
+    except BaseException:
+        if old.exists() and not stage.out.exists():
+            old.rename(stage.out)
+        raise
+    remove_checkpoint(old)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a folder that qcompress wrote, if it exists."""
+    if folder.exists():
+        check_ours(folder)
+        shutil.rmtree(folder)
+
+
+def check_ours(folder: Path) -> None:
+    """Raise QCompressError if qcompress did not write this folder."""
+    if not (folder / RECORD).is_file():
+        raise QCompressError(f"{folder}: was not made by qcompress, so it is not removed; set another `out`")
