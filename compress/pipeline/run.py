@@ -107,6 +107,9 @@ def check_decisions(build: Build, decisions: Sequence[Decision]) -> None:
     for stage, decision in zip(build.stages, decisions, strict=True):
         if decision.action is Action.REFUSE:
             raise QCompressError(f"{stage.out}: {decision.reason}")
+    table = build.recipe.out / "report.json"
+    if table.exists() and not {"report.html"} & {*build.state.finished, *build.state.started}:
+        raise QCompressError(f"{table}: was not made by this recipe; move it away, or set another `out`")
     if any(decision.action is Action.MAKE for decision in decisions):
         check_before_work(build)
 
