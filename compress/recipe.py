@@ -26,12 +26,8 @@ from compress.core.errors import QCompressError
 from compress.core.options import METADATA
 from compress.distill.config import DistillConfig, StageConfig
 
-<<<<<<< HEAD
 MAX_BYTES, MAX_VALUES = 1_000_000, 10_000  # of a recipe: a long one has 100 lines
-OUTPUTS = ("eval", "student", "stages.json", "report.json", "report.html")  # names in the folder
-=======
 OUTPUTS = ("eval", "results", "student", "stages.json", "report.json", "report.html")  # names in the folder
->>>>>>> d624750 (Recipes are builds: unchanged stages are skipped at once, changed ones and all that follow are made again)
 SHAPES = {  # pydantic's error type -> the YAML to write
     "list_type": "a list, one entry per line, each after a dash",
     "model_type": "keys with values, such as {name: value}, or remove the key",
