@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -19,6 +20,7 @@ from compress.core.errors import QCompressError
 
 DERIVED = ("gemma", "gemma2", "gemma3")  # transformers derives the merges from the order of tokens
 
+CONTROL, ADDED = 3, (3, 4)  # types of special tokens, and of all tokens that are matched whole in a text
 SAMPLED, MIN_REACHABLE = 400, 0.5  # tokens that must encode to themselves; a sound tokenizer reaches nearly all
 
 SAMPLE = (
@@ -86,7 +88,7 @@ def build_tokenizer(model: GgufModel) -> PreTrainedTokenizerBase:
         "add_eos_token": adds(model, "eos", default=False),
     }
     tokenizer = load_gguf(model, {name: True for name, value in ends.items() if value})
-    drop_surplus(tokenizer, len(model.metadata["tokenizer.ggml.tokens"]))
+    mend_added(model, tokenizer, byte_level=byte_level)
     backend = tokenizer.backend_tokenizer
     if byte_level:
         apply_rule(backend, rule)
@@ -122,12 +124,39 @@ def token_text(model: GgufModel, token: str) -> str | None:
     return token[1:].replace("▁", " ") if token.startswith("▁") else None
 
 
-def drop_surplus(tokenizer: Any, count: int) -> None:
-    """Remove the tokens that transformers adds beyond the vocabulary, such as GPT-2's <|endoftext|> for Llama 3."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    inside = [token for token in state["added_tokens"] if token["id"] < count]
-    if len(inside) < len(state["added_tokens"]):
-        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state | {"added_tokens": inside}))
+def mend_added(model: GgufModel, tokenizer: Any, *, byte_level: bool) -> None:
+    """Give special and added tokens their ids, and remove tokens beyond the vocabulary.
+
+    transformers spells a token such as <｜User｜> in bytes and adds it once more at the end. GPT-2's <|endoftext|> is
+    added to vocabularies without it, such as that of Llama 3.
+    """
+    tokens, types = model.metadata["tokenizer.ggml.tokens"], model.metadata.get("tokenizer.ggml.token_type")
+    backend = tokenizer.backend_tokenizer
+    state = json.loads(backend.to_str())
+    special = (
+        {} if types is None else {index: types[index] == CONTROL for index in np.flatnonzero(np.isin(types, ADDED))}
+    )
+    lost = [index for index in special if byte_level and backend.token_to_id(tokens[index]) != index]
+    kept = [token for token in state["added_tokens"] if token["id"] < len(tokens) and token["id"] not in lost]
+    if not lost and len(kept) == len(state["added_tokens"]):
+        return
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    mended = [{"id": int(one), "content": tokens[one], **plain, "special": bool(special[one])} for one in lost]
+    state["added_tokens"] = sorted(kept + mended, key=lambda token: token["id"])
+    if lost:
+        state["model"]["vocab"] = {
+            token if index in special else spell_bytes(token): index for index, token in enumerate(tokens)
+        }
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+
+
+def spell_bytes(token: str) -> str:
+    """A token in the letters of the byte-level alphabet; unchanged if it is spelled in them."""
+    letters = byte_letters()
+    if all(letter in letters for letter in token):
+        return token
+    spelling = {byte: letter for letter, byte in letters.items()}
+    return "".join(spelling[byte] for byte in token.encode())
 
 
 def load_gguf(model: GgufModel, settings: dict[str, Any]) -> Any:
@@ -154,10 +183,9 @@ def load_reference(folder: Path) -> PreTrainedTokenizerBase:
 
 def check_vocabulary(model: GgufModel, folder: Path, original: PreTrainedTokenizerBase, tokens: list[str]) -> None:
     """QCompressError unless each token of the original has its id in the file too."""
-    alphabet = {byte: letter for letter, byte in byte_letters().items()}
     for token, index in sorted(original.get_vocab().items(), key=lambda item: item[1]):
         stored = tokens[index] if index < len(tokens) else None
-        spellings = (stored, (stored or "").replace(" ", "▁"), "".join(alphabet[b] for b in (stored or "").encode()))
+        spellings = (stored, (stored or "").replace(" ", "▁"), spell_bytes(stored or ""))
         if token not in spellings:
             raise QCompressError(
                 f"{folder}: token {index} is {shown(token)}, {model.path} has {shown(stored)}; "

@@ -78,6 +78,34 @@ def test_every_line_has_the_ids_of_the_original(make_spec, tmp_path, name):
     assert max(imported.get_vocab().values()) < spec.tensors["token_embd.weight"].shape[0] and "warning" not in row
 
 
+def test_special_and_added_tokens_of_other_letters_keep_their_ids(make_spec, tmp_path):
+    original = byte_level("stablelm2")
+    original.add_special_tokens({"additional_special_tokens": ["<｜User｜>"]})
+    original.add_tokens(["  ", "ﬁ nal"])
+    spec = with_vocabulary(make_spec, original, **{"tokenizer.ggml.pre": "deepseek-r1-qwen"})
+    added, count = {"<｜User｜>": 3, "  ": 4, "ﬁ nal": 4}, len(spec.metadata["tokenizer.ggml.tokens"])
+    spec.metadata["tokenizer.ggml.token_type"][-3:] = [
+        added[token] for token in spec.metadata["tokenizer.ggml.tokens"][-3:]
+    ]
+    spec.metadata["tokenizer.ggml.eos_token_id"] = original.convert_tokens_to_ids("<｜User｜>")
+    imported, _ = import_tokenizer(spec, tmp_path)
+    for line in (*LINES, "a<｜User｜>b", "x  y", "the ﬁ nal", "<｜User｜>  ﬁ nal"):
+        assert imported.encode(line) == original.encode(line), line
+    assert imported.eos_token == "<｜User｜>" and max(imported.get_vocab().values()) < count
+    assert imported.decode(original.encode("a<｜User｜>b"), skip_special_tokens=True) == "ab"
+
+
+@pytest.mark.parametrize(("name", "whole"), [("llama-bpe", True), ("tekken", True), ("smaug-bpe", False)])
+def test_a_word_without_merges_stays_whole_where_it_does_in_the_original(make_spec, tmp_path, name, whole):
+    state = json.loads(byte_level(name).backend_tokenizer.to_str())
+    word = state["model"]["vocab"]["Ġzyzzyva"] = len(state["model"]["vocab"])
+    original = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), bos_token="<s>")
+    spec = with_vocabulary(make_spec, original, **{"tokenizer.ggml.pre": name})
+    imported, _ = import_tokenizer(spec, tmp_path)
+    assert imported.encode("a zyzzyva b") == original.encode("a zyzzyva b")
+    assert (word in imported.encode("a zyzzyva b")) is whole
+
+
 def test_smollm_splits_numbers_as_always_and_warns(make_spec, tmp_path):
     original = byte_level("starcoder")
     spec = with_vocabulary(make_spec, original, **{"tokenizer.ggml.pre": "smollm"})
