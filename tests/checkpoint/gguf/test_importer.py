@@ -113,6 +113,14 @@ DAMAGE = {
         lambda spec: spec.set(embedding_length=128),
         "token_embd.weight has shape (128, 64), its metadata gives (128, 128)",
     ),
+    "a vast head": (
+        lambda spec: spec.set(attention__head_count=1, attention__head_count_kv=1, rope__dimension_count=2**30),
+        "times the size of a head is 1,073,741,824, but no tensor has a size above 128",
+    ),
+    "a vast MLP": (
+        lambda spec: spec.set(feed_forward_length=2**31 - 1),
+        "feed_forward_length is 2,147,483,647, but no",
+    ),
     "no heads": (lambda spec: spec.set(attention__head_count=0), "attention.head_count is 0, not a whole number"),
     "an adapter": (
         lambda spec: spec.metadata.update({"general.type": "adapter"}),
