@@ -91,10 +91,10 @@ def distill(
 
     Returns:
         A row with `out`, `parameters`, `kl_before`, `kl_after` (nats per token on the evaluation text), `steps` and
-        `seconds`. If several processes run, all but the first one get an empty row.
+        `seconds`. If several processes train, only the first one gets this row; the others get {}.
 
     Raises:
-        QCompressError: The teacher or a text cannot be used, or no step made the student better.
+        QCompressError: The teacher or a text is not usable, or training did not improve the student.
         ValueError: A setting has an impossible value.
         TypeError: There is no setting of that name.
 
@@ -147,6 +147,7 @@ def verify(
     seq_len: int = 512,
     max_kl: float | None = None,
     max_perplexity_ratio: float | None = None,
+    device: str = "auto",
     report: Report = silent,
 ) -> CompareRow:
     """Measure how far a candidate has drifted from its reference, on text outside their calibration and training.
@@ -159,6 +160,7 @@ def verify(
         seq_len: Tokens per window.
         max_kl: Limit on the mean KL(reference ‖ candidate) in nats per token.
         max_perplexity_ratio: Limit on the candidate's perplexity divided by the reference's.
+        device: "cpu", "cuda", or "auto" for a GPU if torch finds one.
         report: Receives one row per step of progress.
 
     Returns:
@@ -174,7 +176,9 @@ def verify(
     """
     from compress.evaluate.drift.limits import add_verdicts, make_verdicts
 
-    row = compare(reference, [candidate], eval_text=eval_text, samples=samples, seq_len=seq_len, report=report)[1]
+    row = compare(
+        reference, [candidate], eval_text=eval_text, samples=samples, seq_len=seq_len, device=device, report=report
+    )[1]
     verdicts = make_verdicts([row], [], {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio})
     return add_verdicts([row], verdicts)[0]
 
@@ -188,6 +192,7 @@ def compare(
     samples: int = 24,
     seq_len: int = 512,
     html: Model | None = None,
+    device: str = "auto",
     report: Report = silent,
 ) -> list[CompareRow]:
     """Compare checkpoints with one reference: size, perplexity, KL and agreement on the same windows.
@@ -195,15 +200,16 @@ def compare(
     Args:
         reference: The checkpoint to measure against.
         candidates: The checkpoints to measure.
-        teacher: Model that the reference was distilled from. None compares with the reference only.
+        teacher: Model from which the reference was distilled. With None, only the reference is compared.
         eval_text: Evaluation text: a name or a file.
         samples: Number of windows.
         seq_len: Tokens per window.
         html: File for the HTML report. Without it, no report is written.
+        device: "cpu", "cuda", or "auto" for a GPU if torch finds one.
         report: Receives one row per step of progress.
 
     Returns:
-        One row per checkpoint, as `verify` returns it: the teacher's if there is one, the reference's, the candidates'.
+        One row per checkpoint, as `verify` returns it, in this order: teacher (if not None), reference, candidates.
 
     Raises:
         QCompressError: A checkpoint or the text cannot be used, or one of them was calibrated on the text.
@@ -212,6 +218,7 @@ def compare(
         >>> [(row["name"], row["kl"]) for row in compare("qwen", ["qwen-awq", "qwen-gptq"])[1:]]  # doctest: +SKIP
         [('qwen-awq', 0.041), ('qwen-gptq', 0.058)]
     """
+    from compress.core.device import pick_device
     from compress.evaluate.drift.compare import compare_with_teacher
     from compress.evaluate.drift.windows import evaluation_windows
     from compress.evaluate.report import ReportData, check_replaceable, write_report
@@ -221,15 +228,16 @@ def compare(
     first, others = resolve_model(reference), [resolve_model(each) for each in candidates]
     top = [] if teacher is None else [resolve_model(teacher)]
     models = [*top, first, *others]
-    windows = evaluation_windows(models[0], models[1:], eval_text, n_samples=samples, seq_len=seq_len)
-    rows = compare_with_teacher(top[0] if top else None, first, others, windows, report=report)
+    on = pick_device(device)
+    windows = evaluation_windows(models[0], models[1:], eval_text, n_samples=samples, seq_len=seq_len, device=on)
+    rows = compare_with_teacher(top[0] if top else None, first, others, windows, device=on, report=report)
     if html is not None:
         write_report(Path(html), ReportData(rows[len(top) :], teacher=rows[0] if top else None))
     return rows
 
 
 def check_names(function: str, settings: dict[str, Any], *configs: type) -> None:
-    """Raise TypeError, with the nearest valid name, if a setting is not in any of the configs."""
+    """Raises TypeError, with the nearest valid name, if a setting is not in any of the configs."""
     names = [one.name for config in configs for one in fields(config)]
     for name in settings:
         if name not in names:

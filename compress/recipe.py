@@ -1,4 +1,4 @@
-"""Recipes: a whole job in one YAML file, checked before anything runs.
+"""Recipes: one YAML file describes a whole job. It is checked before anything runs.
 
 teacher: models/teacher          a folder or a hub id
 out: runs/first                  the folder for all outputs
@@ -31,7 +31,7 @@ OUTPUTS = ("eval", "results", "student", "stages.json", "report.json", "report.h
 SHAPES = {  # pydantic's error type -> the YAML to write
     "list_type": "a list, one entry per line, each after a dash",
     "model_type": "keys with values, such as {name: value}, or remove the key",
-    "invalid_key": "a word as the key; numbers are no keys",
+    "invalid_key": "a word as the key, not a number",
 }
 
 
@@ -47,7 +47,10 @@ class RecipeSection(BaseModel):
 
 
 def options(settings: Any, skip: Sequence[str] = ()) -> dict[str, Any]:
-    """The fields of a settings class for pydantic: name -> (type, default); text is parsed as on the command line."""
+    """The fields of a settings class, as pydantic needs them: (type, default) by name.
+
+    Text is parsed as on the command line.
+    """
     hints = get_type_hints(settings)
     kept = [field for field in fields(settings) if field.name not in skip]
     defaults = {field.name: ... if field.default is MISSING else field.default for field in kept}
@@ -55,7 +58,7 @@ def options(settings: Any, skip: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def recipe_type(field: dataclasses.Field[Any], hint: Any) -> Any:
-    """The type of a recipe key. The option's `parse`, if any, is applied to text such as 2GB."""
+    """The type of a recipe key. If the option has a `parse` function, it reads text such as 2GB."""
     parse = field.metadata[METADATA].parse if METADATA in field.metadata else None
     if parse is None:
         return hint
@@ -100,11 +103,11 @@ class VerifyPart(RecipeSection):
 
 
 class EvalPart(RecipeSection):
-    """The tasks of the report: scores against the teacher, and answers side by side."""
+    """The tasks whose scores and answers the report shows."""
 
-    limit: int | None = Field(default=None, ge=1, description="Most items per kind of task. None: all items.")
+    limit: int | None = Field(default=None, ge=1, description="Maximum number of items per kind of task. None: all.")
     answers: int = Field(default=5, ge=0, description="Number of prompts whose answers the report shows.")
-    batch_size: int = Field(default=8, ge=1, description="Items answered at once.")
+    batch_size: int = Field(default=8, ge=1, description="Items per batch.")
 
 
 class BenchPart(RecipeSection):
@@ -123,9 +126,9 @@ class BenchPart(RecipeSection):
 
 
 class Recipe(RecipeSection):
-    """A teacher, and the checkpoints made from it below `out`."""
+    """A whole job: a teacher, and the checkpoints to make from it in the folder `out`."""
 
-    teacher: Path = Field(description="The 16-bit checkpoint to begin with: a folder or a hub id.")
+    teacher: Path = Field(description="The 16-bit checkpoint to start from: a folder or a hub id.")
     teacher_config: Path | None = Field(
         default=None, description="The teacher's config.json, for planning without weights."
     )
@@ -140,7 +143,7 @@ class Recipe(RecipeSection):
     bench: BenchPart | None = Field(default=None, description="Speed and memory. None: not measured.")
 
     def distill_config(self) -> DistillConfig | None:
-        """The settings of the distillation, None without one. ValueError for impossible values."""
+        """The settings of the distillation, or None if there is none. Raises ValueError if a value is invalid."""
         return None if self.distill is None else DistillConfig(**self.distill.model_dump())  # type: ignore[attr-defined]
 
     def variant_path(self, part: VariantSection) -> Path:
@@ -148,12 +151,15 @@ class Recipe(RecipeSection):
 
     @property
     def student_path(self) -> Path:
-        """The 16-bit model that is quantized: the distilled student, or the teacher in a recipe without distill."""
+        """The 16-bit checkpoint that is quantized: the student, or the teacher if the recipe has no distillation."""
         return self.out / "student" if self.distill else self.teacher
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The recipe in a YAML file. QCompressError names the file, the wrong key and the nearest valid one."""
+    """The recipe in a YAML file. Raises QCompressError if a key or a value is wrong.
+
+    The error names the file, the wrong key and the nearest valid key.
+    """
     value = read_yaml(path)
     try:
         recipe = Recipe.model_validate(value)
@@ -179,7 +185,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise QCompressError(str(error)) from None
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
-        raise QCompressError(f"{path}: has no keys; see recipes/quickstart.yaml")
+        raise QCompressError(
+            f"{path}: the file is {YAML_TYPES.get(type(value), 'a single value')}, but a recipe must be a mapping with "
+            "keys such as teacher and out; see recipes/quickstart.yaml"
+        )
     return value
 
 
@@ -208,7 +217,7 @@ def has_too_many_values(value: Any) -> bool:
 
 
 def check_names(path: Path, names: list[str]) -> None:
-    """Raise QCompressError if two variants share a name, or a variant has the name of another output."""
+    """Raises QCompressError if two variants share a name, or if a variant has the name of another output."""
     if len({*names, *OUTPUTS}) < len(names) + len(OUTPUTS):
         raise QCompressError(
             f"{path}: quantize names must differ from each other and from {', '.join(OUTPUTS)}: {names}"
@@ -216,9 +225,9 @@ def check_names(path: Path, names: list[str]) -> None:
 
 
 def parse_stage(text: str) -> dict[str, Any]:
-    """One training stage from one line of YAML: "{name: task, text: [chats.jsonl], steps: 100}", braces optional.
+    """One training stage from a line of YAML such as "{name: task, text: [chats.jsonl], steps: 100}".
 
-    QCompressError names the wrong key and the nearest valid one.
+    The braces are optional. Raises QCompressError, with the nearest valid key, if a key is wrong.
     """
     try:
         value = parse_yaml(text if text.lstrip().startswith("{") else f"{{{text}}}", f"--stage {text:.200}")
@@ -228,7 +237,10 @@ def parse_stage(text: str) -> dict[str, Any]:
 
 
 def first_error(error: ValidationError, section: type[RecipeSection] | None = None) -> str:
-    """The first error as one line; for an unknown key, with the nearest valid one. `section` None: a whole recipe."""
+    """The first error as one line. For an unknown key, the line also names the nearest valid key.
+
+    `section` is the section with the error; None means a whole recipe.
+    """
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] in SHAPES:

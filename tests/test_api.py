@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import compress
 from compress import api
@@ -79,3 +80,10 @@ def test_a_misspelled_setting_is_named_with_the_nearest():
 def test_a_missing_model_is_a_qcompress_error(tmp_path):
     with pytest.raises(QCompressError, match="no such directory"):
         api.check(tmp_path / "none")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_verify_and_compare_run_on_the_requested_device(tiny_llama, text):
+    for run in (lambda **on: api.verify(tiny_llama, tiny_llama, **on), lambda **on: api.compare(tiny_llama, [], **on)):
+        with pytest.raises(QCompressError, match="--device cuda: torch finds no GPU"):
+            run(eval_text=str(text), device="cuda", **SMALL)

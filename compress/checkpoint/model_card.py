@@ -171,9 +171,9 @@ def quantized(record: Record) -> str:
         lines.append(f"| bytes of all weights | {size['bytes']:,}, {share:.1%} of the source |")
         lines.append(f"| bits per quantized weight, scales included | {size['bits_per_weight']:.2f} |")
     if rows:
-        own, plain = (sum(row[key] for row in rows) / len(rows) for key in ("error", "rtn_error"))
+        error, plain = (sum(row[key] for row in rows) / len(rows) for key in ("error", "rtn_error"))
         lines.append(f"| quantized linears | {len(rows)} |")
-        lines.append(f"| output energy lost, mean over the linears | {own:.4g} |")
+        lines.append(f"| output energy lost, mean over the linears | {error:.4g} |")
         lines.append(f"| the same by plain rounding | {plain:.4g} |")
     if trained := record.get("tune"):
         lines.append(f"| KL to the source before tuning, held-out windows | {trained['kl_before']:.4g} |")
@@ -184,8 +184,8 @@ def quantized(record: Record) -> str:
 
 def candidates(record: Record) -> list[str]:
     """The table of candidates that `--method auto` compared; [] for other methods."""
-    found = record.get("candidates") or []
-    lines = [f"| {row['candidate']} | {row['eval_kl']:.4g} |" for row in found]
+    rows = record.get("candidates") or []
+    lines = [f"| {row['candidate']} | {row['eval_kl']:.4g} |" for row in rows]
     head = [
         "",
         "Tried, and judged on held-out windows:",

@@ -1,8 +1,8 @@
-"""The command line: read options, call one function, print the result. No work happens here.
+"""The command line. Each command has one file: it reads options, calls one function and prints the result.
 
-One file per command. Heavy imports stay inside the command's function, so `qcompress --help` is instant.
+Heavy imports stay inside the commands' functions, so `qcompress --help` is instant.
 
-Shell completion comes from click; one of these lines in the shell's start-up file turns it on:
+Shell completion comes from click. Add one of these lines to the shell's start-up file:
 
     eval "$(_QCOMPRESS_COMPLETE=bash_source qcompress)"            # ~/.bashrc
     eval "$(_QCOMPRESS_COMPLETE=zsh_source qcompress)"             # ~/.zshrc
@@ -19,7 +19,7 @@ import click
 
 from compress.cli.net import net
 
-SPINS = "10000"  # a quarter of a millisecond: most waits are shorter
+SPINS = "10000"  # a waiting thread spins for a quarter of a millisecond before it sleeps: most waits are shorter
 
 COMMAND_GROUPS = {
     "Prepare": {
@@ -27,7 +27,7 @@ COMMAND_GROUPS = {
         "init-student": "Cut a smaller student out of a teacher.",
         "generate": "Write a teacher's answers to prompts, as training text.",
         "capture": "Store a teacher's outputs for later training.",
-        "cache": "Inspect what capture stored.",
+        "cache": "Inspect stored outputs of a teacher.",
     },
     "Make": {
         "distill": "Train a smaller student to match a teacher.",
@@ -49,19 +49,19 @@ COMMAND_GROUPS = {
 }
 SHORT_HELP = {name: text for commands in COMMAND_GROUPS.values() for name, text in commands.items()}
 COMMANDS = tuple(SHORT_HELP)
-MODULES = {"import": "import_gguf", "init-student": "init_student"}  # names that Python does not allow
+MODULES = {"import": "import_gguf", "init-student": "init_student"}  # Python does not allow the commands' names
 
 
 def machine_is_idle() -> bool:
-    """Whether this thread is the only runnable one on the machine, according to /proc/loadavg, else False."""
+    """Whether /proc/loadavg lists this thread as the only runnable thread. False if there is no such file."""
     try:
         return Path("/proc/loadavg").read_text().split()[3].startswith("1/")
     except (OSError, IndexError):
         return False
 
 
-# torch reads these when it loads OpenMP, so they are set first. Sleeping threads wake up late; spinning threads
-# slow down other programs on the same cores.
+# OpenMP reads these variables when torch loads it, so they are set before. Sleeping threads wake up late, but spinning
+# threads slow down other programs on the same cores.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ |= {"GOMP_SPINCOUNT": SPINS} if machine_is_idle() else {"OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -80,7 +80,7 @@ class LazyGroup(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """The command of `args`. UsageError for an unknown name, with the nearest command."""
+        """The command that `args` names. Raises UsageError, with the nearest command, if the name is unknown."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -89,7 +89,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands under their group's heading, all in one column. Imports no command."""
+        """Write the list of commands, with a heading for each group. No command is imported for this."""
         width = max(map(len, COMMANDS))
         for title, commands in COMMAND_GROUPS.items():
             with formatter.section(title):
@@ -102,19 +102,16 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="qcompress")
-@click.option("-q", "--quiet", is_flag=True, help="Print no progress, only results and errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Print every progress row in full.")
-@click.option("--debug", is_flag=True, help="Print the traceback of an error.")
-def cli(quiet: bool, verbose: bool, debug: bool) -> None:
+@verbosity_options
+@click.pass_context
+def cli(ctx: click.Context, **_: bool) -> None:
     """Make language models small enough for the edge, and measure what was lost.
+
+    -q, -v and --debug also work after COMMAND.
 
     \b
     qcompress quantize qwen -o qwen-awq
     qcompress verify qwen qwen-awq
     qcompress COMMAND -h
     """
-    from compress.cli.console import set_verbosity
-
-    if quiet and verbose:
-        raise click.UsageError("--quiet and --verbose exclude each other; use one of them.")
-    set_verbosity(quiet=quiet, verbose=verbose)
+    apply_verbosity(ctx)

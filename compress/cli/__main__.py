@@ -1,4 +1,4 @@
-"""`python -m compress.cli`, for launchers of several processes."""
+"""Run the command line by `python -m compress.cli`, as launchers of several processes do."""
 
 from compress.cli import cli
 

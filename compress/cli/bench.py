@@ -1,4 +1,4 @@
-"""qcompress bench: speed and memory of checkpoints, and the hardware they fit on."""
+"""qcompress bench: measure speed and memory of checkpoints, and predict the hardware that they fit."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from compress.cli.history import append_history, check_history_options, history_
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, json_option, make_settings, settings_options
 from compress.core.errors import QCompressError
+from compress.core.sizes import format_bytes
 from compress.evaluate.speed.settings import Prediction, Resources, Timing
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ def command(
     show(measured, predicted, as_json)
     append_history(history, tag, "bench", measured)
     if measured and all(row["error"] and row["ttft_s"] is None for row in measured):
-        raise QCompressError(f"{measured[0]['path']}: nothing could be measured: {measured[0]['error']}")
+        raise QCompressError(f"{measured[0]['path']}: all measurements failed: {measured[0]['error']}")
 
 
 def check_options(prediction: Prediction, resources: Resources) -> None:
-    """Raise UsageError for an option of the prediction without --hardware or --gpu-memory."""
+    """Raises UsageError if an option needs --hardware or --gpu-memory, and neither is given."""
     if not prediction.hardware and resources.gpu_memory is None:
         for name in ("predict_only", "packed"):
             if getattr(prediction, name):
@@ -61,7 +62,7 @@ def check_options(prediction: Prediction, resources: Resources) -> None:
 
 
 def show(measured: Sequence["SpeedRow"], predicted: Sequence["CapacityRow"], as_json: bool) -> None:
-    """Print all rows as JSON, or measured and predicted rows as one table each, with errors and notes below."""
+    """Print all rows as JSON, or as two tables: measured rows, with errors and notes, and predicted rows."""
     if as_json:
         emit([*measured, *predicted], as_json=True)
         return
@@ -79,28 +80,27 @@ def show(measured: Sequence["SpeedRow"], predicted: Sequence["CapacityRow"], as_
 
 
 def measured_columns(row: Row) -> Row:
-    """A measured row for the terminal: each figure with its gain over the first checkpoint."""
+    """A measured row of the terminal's table: each figure with its gain over the first checkpoint."""
+    batch = row["largest_batch"]
     return {
         "name": row["name"],
-        "weights MB": with_gain(row, "weights_bytes", 1e-6, 1),
-        "peak MB": with_gain(row, "peak_bytes", 1e-6, 0),
+        "weights": bytes_with_gain(row, "weights_bytes"),
+        "peak memory": bytes_with_gain(row, "peak_bytes"),
         "first token ms": with_spread(row, "ttft_s", 1e3, 0),
         "generation s": with_spread(row, "generate_s", 1, 2),
         "tokens/s": with_spread(row, "decode_tokens_per_s", 1, 1),
         f"tokens/s at batch {row['batch_size']}": with_spread(row, "throughput_tokens_per_s", 1, 1),
-        "largest batch": with_gain(row, "largest_batch", 1, 0),
+        "largest batch": None if batch is None else f"{batch:,}{gain_text(row, 'largest_batch')}",
     }
 
 
-def with_gain(row: Row, key: str, unit: float, digits: int) -> str | None:
-    """A figure and its gain in %."""
-    if row[key] is None:
-        return None
-    return f"{row[key] * unit:,.{digits}f}{gain_text(row, key)}"
+def bytes_with_gain(row: Row, key: str) -> str | None:
+    """A size in GB or MB, and its gain in %."""
+    return None if row[key] is None else f"{format_bytes(row[key])}{gain_text(row, key)}"
 
 
 def with_spread(row: Row, key: str, unit: float, digits: int) -> str | None:
-    """A median, its minimum and maximum in brackets, and its gain in %."""
+    """A median, the minimum and maximum in brackets, and the gain in %."""
     if row[key] is None:
         return None
     low, high = row[f"{key}_low"] * unit, row[f"{key}_high"] * unit
@@ -114,14 +114,14 @@ def gain_text(row: Row, key: str) -> str:
 
 
 def predicted_columns(row: Row) -> Row:
-    """A predicted row for the terminal."""
+    """A predicted row of the terminal's table."""
     estimate = row["decode_tokens_per_s_estimate"]
     return {
         "name": row["name"],
         "hardware": row["hardware_title"],
-        "weights GB": f"{row['weights_bytes'] / 1e9:.2f}",
-        "usable GB": f"{row['usable_bytes'] / 1e9:.2f}",
-        "KV kB/token": f"{row['kv_bytes_per_token'] / 1e3:.1f}",
+        "weights": format_bytes(row["weights_bytes"]),
+        "usable memory": format_bytes(row["usable_bytes"]),
+        "KV cache per token": format_bytes(row["kv_bytes_per_token"]),
         "fits": "yes" if row["fits"] else f"no: {row['reason']}",
         "longest context": row["longest_context"],
         "largest batch": row["largest_batch"],

@@ -1,4 +1,4 @@
-"""qcompress cache: inspect a directory that `qcompress capture` wrote."""
+"""qcompress cache: inspect a cache that `qcompress capture` wrote."""
 
 from pathlib import Path
 

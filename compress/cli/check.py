@@ -1,4 +1,4 @@
-"""qcompress check: the rules that a checkpoint must keep for vLLM and other loaders."""
+"""qcompress check: test a checkpoint against the rules of vLLM and other loaders."""
 
 from collections import Counter
 from pathlib import Path
@@ -85,7 +85,7 @@ def command(
 
 
 def open_readable(path: Path) -> "Checkpoint | None":
-    """The open checkpoint; None if its files are unreadable, which `check_checkpoint` reports."""
+    """The opened checkpoint, or None if its files are unreadable. `check_checkpoint` reports the reason."""
     from compress.checkpoint.read import Checkpoint
 
     try:
@@ -95,7 +95,7 @@ def open_readable(path: Path) -> "Checkpoint | None":
 
 
 def verdict(path: Path, checkpoint: "Checkpoint | None", rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row for the history: name, digest ("none" for unreadable files), `passed`, and counts by rule."""
+    """The row for the history: name, digest, `passed`, and counts by rule. Unreadable files have digest "none"."""
     from compress.checkpoint.hub import model_name
 
     digest = checkpoint.digest if checkpoint else "none"

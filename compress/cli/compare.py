@@ -1,4 +1,4 @@
-"""qcompress compare: checkpoints side by side against one reference, in the terminal or as an HTML report."""
+"""qcompress compare: compare checkpoints with one reference, in the terminal or in an HTML report."""
 
 import shlex
 import sys
@@ -27,7 +27,7 @@ from compress.evaluate.drift.settings import CompareLimits, DriftSettings, Repor
     "--teacher",
     group="Essentials",
     type=MODEL,
-    help="Model that REFERENCE was distilled from: adds the distance of every checkpoint from it.",
+    help="Model from which REFERENCE was distilled. Adds each checkpoint's distance from this model.",
 )
 @settings_options(DriftSettings, CompareLimits, ReportSettings)
 @history_options
@@ -43,9 +43,9 @@ def command(
 ) -> None:
     """Compare each CKPT with REFERENCE: size, perplexity, KL divergence, agreement. Exit code 3 if a limit is broken.
 
-    All checkpoints read the same evaluation windows. ± is one standard error, with windows as the sampling unit. KL is
-    KL(reference ‖ candidate) in nats per token. Top-5 agreement is the share of tokens whose most likely token is in
-    the candidate's top 5. A report is written even if a limit is broken.
+    All checkpoints read the same evaluation windows. ± is one standard error, from resampling windows. KL is
+    KL(reference ‖ candidate) in nats per token. Top-5 agreement is the share of positions where the candidate's top 5
+    contain the reference's most likely token. A report is written even if a limit is broken.
 
     \b
     qcompress compare smollm2 smollm2-awq smollm2-gptq
@@ -95,7 +95,7 @@ def check_options(limits: CompareLimits, page: ReportSettings) -> None:
 
 
 def show_rows(rows: Sequence[CompareRow]) -> None:
-    """Print the table, and for each candidate with located blocks their table."""
+    """Print the table of checkpoints. With --locate, a table of blocks follows for each candidate."""
     emit([terminal_row(row) for row in rows], as_json=False)
     for row in rows:
         if row.get("blocks"):

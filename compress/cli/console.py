@@ -1,4 +1,4 @@
-"""The one place that writes to the terminal: progress to stderr, results to stdout."""
+"""All output to the terminal: progress goes to stderr, results go to stdout."""
 
 import gc
 import json
@@ -18,18 +18,18 @@ from compress.cli.labels import COUNTER, label, texts
 from compress.core.units import format_bytes
 
 Row = dict[str, Any]
-LINE_SECONDS = 5  # between two lines of one counter where stderr is no terminal: a log of a long run stays readable
-SAMPLE_SECONDS = 3600  # of progress that the time left is estimated from: a block may take minutes
-MILESTONES = ("eval_kl",)  # a step with one of these stays on the terminal, above the bar
+LINE_SECONDS = 5  # seconds between two progress lines in a log file, so that a log of a long run stays readable
+SAMPLE_SECONDS = 3600  # the time left is estimated from this many seconds, because a block may take minutes
+MILESTONES = ("eval_kl",)  # rows with one of these keys are also printed as lines above the progress bar
 
 progress = Console(stderr=True, highlight=False, soft_wrap=True)
 results = Console(highlight=False, soft_wrap=True)
-unfolded = Console(highlight=False, width=1000)  # tables in a pipe or a file, where nothing has to fit
+unfolded = Console(highlight=False, width=1000)  # for tables in a pipe or a file, which need not fit a screen
 
 
 @contextmanager
 def imports() -> Iterator[None]:
-    """Context for a command's heavy imports. Garbage collection skips their objects, which live until the end."""
+    """A context for a command's heavy imports. Garbage collection then skips the imported objects, which never die."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -43,9 +43,9 @@ def imports() -> Iterator[None]:
 class Reporter:
     """Shows report rows on stderr; jobs call it as `report(row)`.
 
-    A row with a counter, such as {"block": "3/30"}, moves a progress bar on a terminal. Elsewhere it is a line: the
-    first and the last row always, others at most every LINE_SECONDS. A row without a counter is always a line. `quiet`
-    shows nothing; `verbose` shows every row as a line.
+    A row with a counter, such as {"block": "3/30"}, moves a progress bar if stderr is a terminal. Otherwise it becomes
+    a line; between the first and the last row, there is at most one line every LINE_SECONDS. A row without a counter is
+    always a line. `quiet` shows nothing. `verbose` shows every row as a line.
     """
 
     def __init__(self, console: Console) -> None:
@@ -79,14 +79,14 @@ class Reporter:
         return False
 
     def advance(self, key: str, row: Row) -> None:
-        """Move the bar of this counter; the first row creates the bar."""
+        """Move the progress bar of this counter. The counter's first row creates the bar."""
         done, total = map(int, row[key].split("/"))
         title = " ".join(str(value) for value in row.values() if isinstance(value, str | Path) and value != row[key])
         details = {name: value for name, value in row.items() if name not in ("eta", "seconds")}
         details = {name: value for name, value in details.items() if isinstance(value, int | float)}
         bars = self.open_bars()
         task = self.tasks.get((title, key))
-        if task is None or bars.tasks[bars.task_ids.index(task)].completed > done:  # a second pass over the same name
+        if task is None or bars.tasks[bars.task_ids.index(task)].completed > done:  # the counter has started again
             task = bars.add_task(escape(f"{title} {label(key)}".strip()), total=total, details="")
             self.tasks[title, key] = task
         bars.update(task, completed=done, details=pairs(details))
@@ -107,7 +107,7 @@ class Reporter:
         return self.bars
 
     def close(self) -> None:
-        """Leave the bars as they stand; the next counter begins new ones."""
+        """Stop all bars. They stay on the screen, and the next counter creates new ones."""
         if self.bars is not None:
             self.bars.stop()
         self.bars, self.tasks, self.printed = None, {}, 0.0
@@ -117,7 +117,7 @@ report = Reporter(progress)
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
-    """Set what stderr shows from now on: only errors (`quiet`), or every row as a line (`verbose`)."""
+    """Set what stderr shows from now on. `quiet` shows only errors; `verbose` shows every row as a line."""
     report.quiet, report.verbose, progress.quiet = quiet, verbose, quiet
 
 
@@ -127,7 +127,7 @@ def counter_key(row: Row) -> str | None:
 
 
 def pairs(row: Row) -> str:
-    """A row as one line of text with rich's markup."""
+    """The keys and values of a row as one line, with rich's markup."""
     shown = {key: value for key, value in row.items() if value is not None}
     return "  ".join(f"[dim]{label(key)}[/dim] {escape(text)}" for key, text in texts(shown).items())
 
@@ -147,7 +147,7 @@ def emit(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, as_json: bool
 
 
 def print_facts(row: Row) -> None:
-    """One row, a label and its value per line."""
+    """Print one row: each line has a label and a value."""
     shown = texts(row)
     width = max((len(label(key)) for key in shown), default=0)
     for key, text in shown.items():
@@ -155,7 +155,7 @@ def print_facts(row: Row) -> None:
 
 
 def print_table(rows: list[Row], title: str | None) -> None:
-    """Several rows, a column per key; on a terminal that is too narrow, a block of lines per row."""
+    """Print several rows as a table with a column per key, or as blocks of lines if the terminal is too narrow."""
     table = Table(title=title, box=None, header_style="bold")
     lines = [texts(row) for row in rows]
     columns = list(dict.fromkeys(key for line in lines for key in line))
@@ -173,7 +173,7 @@ def print_table(rows: list[Row], title: str | None) -> None:
 
 
 def print_blocks(rows: list[Row], title: str | None) -> None:
-    """Every row as lines of label and value, separated by empty lines."""
+    """Print each row as lines of labels and values. An empty line separates rows."""
     if title:
         results.print(title, markup=False)
     for row in rows:
@@ -182,7 +182,7 @@ def print_blocks(rows: list[Row], title: str | None) -> None:
 
 
 def print_written(path: Path | str, *facts: str, next_command: str | None = None, as_json: bool = False) -> None:
-    """The closing line of a job: its output, facts in brackets, the command to run next. Nothing with --json."""
+    """Print the closing line of a job: the output, facts in brackets, and the next command. Nothing with --json."""
     report.close()
     if as_json:
         return

@@ -54,7 +54,7 @@ def command(teacher: Path, out: Path, restart: bool, dry_run: bool, as_json: boo
     step's windows between processes.
 
     Keys of --stage: name, text, eval_text, replay, on_policy, and the options under Loss and Schedule with underscores.
-    replay is the share of earlier stages' text. With on_policy, the student writes the text itself.
+    replay is the share of text that repeats earlier stages. With on_policy, the student writes the text itself.
 
     \b
     qcompress distill smollm2 --blocks 20 -o student

@@ -1,4 +1,4 @@
-"""qcompress eval: task scores of candidates, and their share of the reference's scores."""
+"""qcompress eval: score checkpoints on tasks, and compute each candidate's share of the reference's score."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import click
 
 from compress.cli.console import emit, report
 from compress.cli.history import append_history, check_history_options, history_options
-from compress.cli.model_path import MODEL
+from compress.cli.model_path import MODEL, OutPath
 from compress.cli.options import Command, json_option, make_settings, restart_option, settings_options, shared_option
 from compress.core.proportion import ENOUGH
 from compress.evaluate.tasks.settings import OUT, RuntimeSettings, TaskSettings
@@ -22,13 +22,13 @@ Row = dict[str, Any]
     group="Essentials",
     type=MODEL,
     required=True,
-    help="Checkpoint that retention is measured against.",
+    help="Checkpoint whose score counts as 100 % retention, usually the 16-bit one.",
 )
 @shared_option(
     "-o",
     "--out",
     group="Essentials",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OutPath(file_okay=False, path_type=Path),
     help="Folder for answers and scores. An interrupted run resumes from it.",
     show_default=str(OUT),
 )
@@ -74,7 +74,7 @@ def command(
 
 
 def check_options(tasks: TaskSettings, out: Path | None, restart: bool) -> None:
-    """Raise UsageError for options of a suite together with --tasks, and for --task-data without --tasks."""
+    """Raises UsageError if options of a suite are used with --tasks, or --task-data without --tasks."""
     if tasks.tasks is None and tasks.task_data:
         raise click.UsageError("--task-data needs --tasks")
     if tasks.tasks is not None and (tasks.kind or tasks.suite or out or restart):

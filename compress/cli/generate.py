@@ -84,7 +84,7 @@ def generate(
     ranks: int,
     restart: bool,
 ) -> Any:
-    """The row of the finished job. The runtime closes when the job ends."""
+    """Run the job; returns its row. The runtime is closed when the job ends."""
     from compress.checkpoint.load import open_causal_lm
     from compress.distill.generate.choose import choose_runtime
     from compress.distill.generate.job import generate_answers

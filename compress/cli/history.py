@@ -1,4 +1,4 @@
-"""qcompress history: the stored verdicts; and the options with which other commands store theirs."""
+"""qcompress history: show stored verdicts. Also the options with which other commands store verdicts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ COLUMNS = ("time", "command", "tag", "name", "kind", "score", "retention", "chan
 
 
 def history_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--history and --tag, the arguments of `append_history`."""
+    """A decorator that adds --history and --tag, the first two arguments of `append_history`."""
     file = "SQLite file that the verdict is appended to, or a folder with history.sqlite."
     command = shared_option("--tag", group="Report", help="Label of the verdict in the history, such as v1.")(command)
     return shared_option("--history", group="Report", type=click.Path(path_type=Path), help=file)(command)
 
 
 def append_history(history: Path | None, tag: str | None, command: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append the rows to the history, if there is one."""
+    """Append the rows to the history. Does nothing without --history."""
     from compress.evaluate.history.store import append_verdicts
 
     if history:
@@ -28,7 +28,10 @@ def append_history(history: Path | None, tag: str | None, command: str, rows: Se
 
 
 def check_history_options(history: Path | None, tag: str | None) -> None:
-    """Before any work, raise UsageError for --tag without --history, QCompressError if the file is not a history."""
+    """Raises UsageError if --tag is used without --history. Raises QCompressError if the file is not a history.
+
+    Commands call this before any work.
+    """
     from compress.evaluate.history.store import append_verdicts
 
     if tag is not None and history is None:

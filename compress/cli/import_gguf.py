@@ -1,4 +1,4 @@
-"""qcompress import: convert a .gguf file to a Hugging Face checkpoint."""
+"""qcompress import: convert a GGUF file to a Hugging Face checkpoint."""
 
 from pathlib import Path
 
@@ -29,8 +29,8 @@ from compress.cli.options import Command, json_option, out_option, shared_option
 def command(model: Path, out: Path, dtype: str, tokenizer: Path | None, as_json: bool) -> None:
     """Convert MODEL.gguf to a 16-bit Hugging Face checkpoint with tokenizer and chat template.
 
-    Every tensor and every metadata key of MODEL is used, or the file is refused. MODEL may be any part of a split
-    model, such as NAME-00001-of-00003.gguf; the other parts are read from the same folder.
+    A tensor or metadata key that cannot be converted is an error. MODEL may be any part of a split model, such as
+    NAME-00001-of-00003.gguf; the other parts are read from the same folder.
 
     \b
     qcompress import SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2

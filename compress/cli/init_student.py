@@ -35,15 +35,15 @@ TRAINING_ONLY = (
     "--config",
     group="Student",
     type=click.Path(path_type=Path),
-    help="Take all sizes of the student from this config.json, in place of the options above.",
+    help="Take all sizes of the student from this config.json. Excludes all other options that set a size.",
 )
 @json_option
 def command(teacher: Path, out: Path, config: Path | None, as_json: bool, **options: Any) -> None:
     """Cut a student out of TEACHER, a folder or a hub id, without training it.
 
-    --blocks keeps the first and the last block and removes consecutive blocks between them: those whose removal changes
-    predictions on --text least. A narrower shape keeps the channels and heads with the largest activations on --text.
-    The report shows parameters, bytes in FP16 and in 4 bits, and the KL to the teacher on --eval-text.
+    --blocks removes consecutive blocks, never the first or the last. It picks those whose removal changes predictions
+    on the beginning of --text least, and prints the KL of this cut. A narrower shape keeps the channels and heads with
+    the largest activations on --text. The result lists sizes, and "KL before training" to the teacher on --eval-text.
 
     \b
     qcompress init-student smollm2 --blocks 20 -o cut

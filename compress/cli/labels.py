@@ -1,6 +1,6 @@
-"""Words and units for the keys of report rows: the one table that the terminal's tables and progress lines read.
+"""Words and units for the keys of report rows, as tables and progress lines in the terminal show them.
 
-JSON keeps the keys and plain numbers. A key without an entry is shown with spaces for underscores.
+JSON keeps the keys and plain numbers. If a key has no entry here, spaces replace its underscores.
 """
 
 import re
@@ -36,7 +36,7 @@ def bits(value: float) -> str:
 
 
 def show(value: Any) -> str:
-    """A value without a unit: 4 significant digits, thousands separated, yes or no, "3 of 30" for a counter."""
+    """A value without a unit, as text: 4 significant digits, thousands separators, yes or no, and "3 of 30"."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -58,6 +58,7 @@ LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "bytes_per_token": ("bytes per token", show),
     "ce": ("cross-entropy", show),
     "check_errors": ("errors of check", show),
+    "cut_kl": ("KL of this cut, on the beginning of --text", nats),
     "embedding_bits": ("embedding", bits),
     "entropy": ("teacher's entropy", nats),
     "error": ("error", show),
@@ -73,8 +74,8 @@ LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "head_bits": ("output head", bits),
     "int4_bytes": ("size in 4 bits", format_bytes),
     "kl": ("KL", nats),
-    "kl_after": ("KL after", nats),
-    "kl_before": ("KL before", nats),
+    "kl_after": ("KL after training", nats),
+    "kl_before": ("KL before training", nats),
     "kl_blocks": ("KL after blocks alone", nats),
     "linears": ("quantized linears", show),
     "loss": ("loss", show),
@@ -107,28 +108,28 @@ LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "transformers": ("runs in transformers", show),
     "vllm_cpu": ("runs in vLLM on a CPU", show),
     "vllm_gpu": ("runs in vLLM on a GPU", show),
-    "worst_kl": ("KL of the worst choice", nats),
+    "worst_cut_kl": ("KL of the worst cut, on the same text", nats),
 }
 
 
 def label(key: str) -> str:
-    """The words for a key."""
+    """The words that stand for a key."""
     return LABELS[key][0] if key in LABELS else key.replace("_", " ")
 
 
 def error_key(key: str) -> str:
-    """The key of the standard error of `key`."""
+    """The key under which a row stores the standard error of `key`."""
     return f"{key}_se"
 
 
 def texts(row: dict[str, Any]) -> dict[str, str]:
-    """The values of a row as text by key. A standard error follows its value: "17.91 ± 0.43"."""
+    """The values of a row as text, by key. A standard error joins the text of its value: "17.91 ± 0.43"."""
     errors = {error_key(key) for key in row}
     return {key: value_text(key, value, row.get(error_key(key))) for key, value in row.items() if key not in errors}
 
 
 def value_text(key: str, value: Any, error: float | None = None) -> str:
-    """A value in the unit of its key, with its standard error if there is one; text stays as it is."""
+    """A value as text, in the unit of its key, and followed by its standard error if that is known."""
     if key in LABELS and isinstance(value, int | float) and not isinstance(value, bool):
         text = LABELS[key][1](value)
     else:

@@ -1,13 +1,15 @@
-"""The type of MODEL, TEACHER and CKPT on the command line: a folder, or a model on the Hugging Face hub."""
+"""The types of paths on the command line. MODEL, TEACHER and CKPT are folders or models on the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
+from compress.core.atomic import check_parent
+
 
 class FilledPath(click.Path):
-    """A path. Usage error for empty text, which would mean the current folder."""
+    """A path. Empty text is a usage error, because it would mean the current folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "":
@@ -15,8 +17,17 @@ class FilledPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class OutPath(FilledPath):
+    """A path to write. A path below a file is an error."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        check_parent(Path(path))
+        return path
+
+
 class ModelPath(FilledPath):
-    """A path, or a hub id such as Qwen/Qwen2.5-1.5B-Instruct or ORG/NAME@REVISION, which is downloaded."""
+    """A path or a hub id, such as Qwen/Qwen2.5-1.5B-Instruct or ORG/NAME@REVISION. A hub id is downloaded."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -31,7 +42,7 @@ MODEL = ModelPath()
 
 
 def as_typed(path: Path) -> str:
-    """A model as a user types it: the hub id of a downloaded one, else the path."""
+    """A model as a user would type it: the hub id if it was downloaded, else the path."""
     from compress.checkpoint.hub import hub_name
 
     return hub_name(path) or str(path)

@@ -1,6 +1,6 @@
-"""Command-line options: generated from settings classes, shared by commands, shown in groups.
+"""Command-line options. Most are generated from settings classes, and some are shared by several commands.
 
-A command is declared with `cls=Command`; options of one `group` stand together in its help.
+A command is declared with `cls=Command`. Its help lists the options of each `group` together.
 """
 
 import dataclasses
@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
-from compress.cli.model_path import FilledPath
-from compress.core.options import Setting, settings_of
+from compress.cli.model_path import OutPath
+from compress.core.options import DEVICE_HELP, DEVICES, Setting, settings_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C")
@@ -37,8 +37,16 @@ GROUPS = (
 )
 
 
+VERBOSITY = {  # options that work before and after the command's name
+    ("-q", "--quiet"): "Print no progress, only results and errors.",
+    ("-v", "--verbose"): "Print every progress row in full.",
+    ("--debug",): "Print the traceback of an error.",
+}
+VERBOSITY_NAMES = ("quiet", "verbose", "debug")
+
+
 class GroupedOption(click.Option):
-    """A click option that belongs to a group of the help page."""
+    """A click option that belongs to one `group` of the help page."""
 
     def __init__(self, *args: Any, group: str = "Run control", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -46,7 +54,19 @@ class GroupedOption(click.Option):
 
 
 class Command(click.Command):
-    """A command whose help page lists its options group by group."""
+    """A command whose help lists options group by group. The options in VERBOSITY work too, but are not listed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += [GroupedOption(flags, is_flag=True, hidden=True) for flags in VERBOSITY]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        root = ctx.find_root()
+        flags = {name: ctx.params.pop(name) for name in VERBOSITY_NAMES}
+        if root is not ctx:
+            root.params |= {name: value or root.params.get(name, False) for name, value in flags.items()}
+            apply_verbosity(root)
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -59,13 +79,30 @@ class Command(click.Command):
                 formatter.write_dl(groups[group])
 
 
+def verbosity_options(function: F) -> F:
+    """A decorator that adds the options in VERBOSITY."""
+    for flags, help in reversed(VERBOSITY.items()):
+        function = click.option(*flags, is_flag=True, help=help)(function)
+    return function
+
+
+def apply_verbosity(root: click.Context) -> None:
+    """Set what stderr shows, as the parameters of `qcompress` request. Raises UsageError for -q together with -v."""
+    from compress.cli.console import set_verbosity
+
+    quiet, verbose = root.params["quiet"], root.params["verbose"]
+    if quiet and verbose:
+        raise click.UsageError("--quiet and --verbose exclude each other; use one of them.")
+    set_verbosity(quiet=quiet, verbose=verbose)
+
+
 def group_order(group: str) -> int:
-    """The position of a group on a help page; a group outside GROUPS comes before the last one."""
+    """The position of a group on a help page. A group that GROUPS does not list comes before the last one."""
     return GROUPS.index(group) if group in GROUPS else len(GROUPS) - 1
 
 
 class Parsed(click.ParamType):
-    """Type of an option whose text is read by `parse`; a ValueError becomes a usage error that names the option."""
+    """The type of an option whose text `parse` reads. Its ValueError becomes a usage error that names the option."""
 
     name = "text"
 
@@ -82,9 +119,9 @@ class Parsed(click.ParamType):
 
 
 def settings_options(*configs: type, skip: Iterable[str] = ()) -> Callable[[F], F]:
-    """Decorator: one click option per field of the settings classes, except the fields named in `skip`.
+    """A decorator that adds one click option per field of the settings classes, except the fields named in `skip`.
 
-    If two classes have a field of the same name, the option is that of the first class.
+    If two classes have a field of the same name, the first class defines the option.
     """
     settings = {setting.name: setting for config in reversed(configs) for setting in settings_of(config)}
     ordered = dict.fromkeys(setting.name for config in configs for setting in settings_of(config))
@@ -119,7 +156,7 @@ def click_option(setting: Setting) -> Callable[[F], F]:
 
 
 def value_type(setting: Setting) -> dict[str, Any]:
-    """The `type` of a click option, or `is_flag`."""
+    """The arguments of click.option that set the type of a value: `type`, or `is_flag` for a bool."""
     about = setting.option
     if about.parse is not None:
         choices = "|".join(map(str, about.choices))
@@ -128,6 +165,8 @@ def value_type(setting: Setting) -> dict[str, Any]:
         return {"type": click.Choice(list(about.choices))}
     if setting.type is bool:
         return {} if about.flag and "/" in about.flag else {"is_flag": True}
+    if setting.name == "out":
+        return {"type": OutPath(path_type=Path)}
     if about.is_path or setting.type is Path:
         return {"type": click.Path(path_type=Path if setting.type is Path else None)}
     if setting.type not in (int, float):
@@ -143,7 +182,7 @@ def value_type(setting: Setting) -> dict[str, Any]:
 
 
 def make_settings(config: type[C], values: dict[str, Any]) -> C:
-    """An instance of a settings class from a command's parameters; parameters of other classes are ignored."""
+    """An instance of a settings class, from a command's parameters. Other parameters are ignored."""
     names = {one.name for one in dataclasses.fields(config)}  # type: ignore[arg-type]
     return config(**{name: value for name, value in values.items() if name in names})
 
@@ -156,23 +195,23 @@ def set_options() -> set[str]:
 
 
 def shared_option(*names: str, group: str, **settings: Any) -> Callable[[F], F]:
-    """An option that several commands have."""
+    """A decorator that adds an option to a `group` of the help page."""
     return click.option(*names, cls=GroupedOption, group=group, **settings)
 
 
 def out_option(help: str, **settings: Any) -> Callable[[F], F]:
-    """`-o/--out`, required: where the command writes."""
-    kind = FilledPath(path_type=Path, **settings)
+    """A decorator that adds the required option -o/--out: the path that the command writes."""
+    kind = OutPath(path_type=Path, **settings)
     return shared_option("-o", "--out", group="Essentials", type=kind, required=True, help=help)
 
 
 device_option = shared_option(
     "--device",
     group="Resources",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
+    type=click.Choice(DEVICES),
+    default=DEVICES[0],
     show_default=True,
-    help="Device that runs the model. auto: a GPU if torch finds one, else the CPU.",
+    help=DEVICE_HELP,
 )
 restart_option = shared_option(
     "--restart", group="Run control", is_flag=True, help="Discard the work of an interrupted run and begin again."

@@ -1,4 +1,4 @@
-"""qcompress plan: the layouts that vLLM loads, their exact sizes, and the one to choose."""
+"""qcompress plan: list the layouts that vLLM loads with their exact sizes, and recommend one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,7 +107,7 @@ def command(
 
 
 def print_overview(overview: "Overview", *, show_all: bool, measured: bool, as_json: bool) -> None:
-    """The layouts as JSON rows or as the terminal's table, with notes where a layout is recommended."""
+    """Print the layouts as JSON or as a table. Notes follow the table if a layout is recommended."""
     shown = overview.shown(show_all=show_all)
     rows = [overview.row(each) for each in shown]
     texts = [overview.harm_text(each) for each in shown]
@@ -117,7 +117,7 @@ def print_overview(overview: "Overview", *, show_all: bool, measured: bool, as_j
 
 
 def print_command(line: str, *, as_json: bool) -> None:
-    """The command line that makes the recommended layout. With --json it goes to stderr."""
+    """Print the command that makes the recommended layout. With --json it goes to stderr."""
     if as_json:
         progress.print(line, markup=False)
         return
@@ -127,7 +127,7 @@ def print_command(line: str, *, as_json: bool) -> None:
 
 
 def table_row(row: "PlanRow", harm: str) -> dict[str, object]:
-    """A layout as a row of the terminal's table, at most 100 columns wide."""
+    """The row of a layout in the terminal's table. The table is at most 100 columns wide."""
     return {
         "size": format_bytes(row["bytes"]),
         "head": row["head_bits"],
@@ -141,7 +141,7 @@ def table_row(row: "PlanRow", harm: str) -> dict[str, object]:
 
 
 def print_notes(shown: int, total: int, *, measured: bool) -> None:
-    """What the table's words mean, and how to see more."""
+    """Print an explanation of the table's words, and how to list more layouts."""
     harm = "the measured KL in nats" if measured else "an estimate against plain 4 bits; --measure measures it"
     results.print('\nThe first row is recommended. Linears named under "8 bits" have 8 bits, all others 4.')
     results.print(f"Harm is {harm}. Every layout runs in vLLM on a GPU.")

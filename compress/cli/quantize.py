@@ -1,4 +1,4 @@
-"""qcompress quantize: a 16-bit checkpoint in 4 bits."""
+"""qcompress quantize: turn a 16-bit checkpoint into a 4-bit one."""
 
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def check_texts(config: QuantizeConfig) -> None:
 
 
 def print_closing(model: Path, out: Path, as_json: bool) -> None:
-    """Print the closing line: the size, and its share of MODEL's size."""
+    """Print the closing line, with the size of the checkpoint and its share of MODEL's size."""
     from compress.checkpoint.read import Checkpoint
 
     sizes = Checkpoint(out).record["size"]

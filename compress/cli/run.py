@@ -1,4 +1,4 @@
-"""qcompress run: a whole job from one file."""
+"""qcompress run: run all steps of a recipe, a YAML file."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""qcompress verify: is a candidate close enough to its reference?"""
+"""qcompress verify: measure the drift of a candidate from its reference, and check limits."""
 
 from dataclasses import asdict
 from pathlib import Path

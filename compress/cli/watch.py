@@ -1,4 +1,4 @@
-"""qcompress watch: has a checkpoint become worse since its baseline?"""
+"""qcompress watch: measure whether a checkpoint got worse since its baseline."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,12 +57,12 @@ def show_rows(rows: Sequence["ChangeRow"], tag: str, *, as_json: bool) -> None:
 
 
 def fell(row: "ChangeRow") -> bool | str:
-    """Whether a figure got worse, or that its items cannot show it."""
+    """Whether a figure got worse, or the words "too few items to tell"."""
     return "too few items to tell" if row["too_few"] and not row["fell"] else row["fell"]
 
 
 def terminal_row(row: "ChangeRow") -> dict[str, object]:
-    """A change in words and units."""
+    """A change as a row of the terminal's table."""
     from compress.evaluate.history.job import format_change
 
     digits = DIGITS[row["unit"]]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.core.errors import QCompressError
+from compress.core.sizes import format_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CAUSES = {  # errno -> what is wrong; what to do. Nothing that the program itself could cause
@@ -55,6 +56,13 @@ def write_atomic(path: Path, *pieces: Any) -> None:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+
+def check_parent(path: Path) -> None:
+    """Raises QCompressError if `path` lies below a file, where nothing can be written."""
+    parent = next((parent for parent in path.absolute().parents if parent.exists()), None)
+    if parent is not None and not parent.is_dir():
+        raise QCompressError(f"{path}: {parent} is a file, not a folder; give another --out")
 
 
 @contextmanager

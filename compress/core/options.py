@@ -10,6 +10,8 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 METADATA = "option"
+DEVICES = ("auto", "cpu", "cuda")  # the first is the default
+DEVICE_HELP = "Device that runs the model. auto: a GPU if torch finds one, else the CPU."
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,7 @@ def option(default: Any, help: str, **settings: Any) -> Any:
 
 def device_setting() -> Any:
     """The field `device`, for every settings class whose command loads a model."""
-    help = "Device that runs the model. auto: a GPU if torch finds one, else the CPU."
-    return option("auto", help, group="Resources", choices=("auto", "cpu", "cuda"))
+    return option(DEVICES[0], DEVICE_HELP, group="Resources", choices=DEVICES)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Perplexity: exp of the mean nll in nats per token, with a standard error.
 
-The sampling unit is the window, because tokens of one window share context. A mean over all tokens of windows with
-different lengths is a ratio of two sums. Its standard error is that of the ratio estimator (Cochran 1977, Sampling
-Techniques, section 6.5); the delta method carries it through exp.
+Windows are treated as independent samples, because the tokens of one window share context. Windows differ in their
+numbers of tokens, so a mean over tokens is a ratio of two sums, with the standard error of a ratio estimator (Cochran
+1977, Sampling Techniques, section 6.5). The delta method carries this error through exp.
 """
 
 import math
@@ -16,16 +16,16 @@ from compress.core.errors import BadValueError
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its standard error, which is None for a single window."""
+    """A mean and its standard error. For a single window the error is None."""
 
     value: float
     se: float | None
 
 
 def window_mean(values: Tensor, windows: Tensor) -> Estimate:
-    """The mean of `values` (count,), one per token; `windows` (count,) int64 has the window of each token.
+    """The mean over tokens of `values` (count,). `windows` (count,) int64 holds the window of each token.
 
-    Raises ValueError without tokens.
+    Raises ValueError if there are 0 tokens.
     """
     tokens = torch.bincount(windows).double()
     return sums_mean(torch.zeros_like(tokens).index_add_(0, windows, values.double()), tokens)
@@ -47,9 +47,9 @@ def sums_mean(sums: Tensor, tokens: Tensor) -> Estimate:
 
 
 def exponential(estimate: Estimate) -> Estimate:
-    """exp of an estimate: nll -> perplexity, a difference of nlls -> a ratio of perplexities.
+    """exp of an estimate. It turns an nll into a perplexity, and a difference of nlls into a ratio of perplexities.
 
-    Raises ValueError on overflow: only a damaged model has a mean nll of 709 nats.
+    Raises ValueError if exp overflows. That takes a mean nll of 709 nats, which only a damaged model has.
     """
     try:
         value = math.exp(estimate.value)
@@ -61,5 +61,5 @@ def exponential(estimate: Estimate) -> Estimate:
 
 
 def next_token_nll(log_probs: Tensor, tokens: Tensor) -> Tensor:
-    """(count, vocab) log-probabilities and the (count,) next tokens -> (count,) nats."""
+    """The nll of each next token, (count,) nats, from log-probabilities (count, vocab) and `tokens` (count,)."""
     return -log_probs.gather(1, tokens[:, None])[:, 0]

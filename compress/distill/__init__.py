@@ -1,1 +1,1 @@
-"""Teacher to student: losses, training, the distillation job."""
+"""Distillation: train a smaller student to match a teacher."""

@@ -18,7 +18,7 @@ CODECS = ("hidden", "hybrid", "topk")
 RUNTIMES = ("auto", "vllm", "transformers")
 IMPORTANCES = ("activations", "weights")
 STEPS = 100
-TEMPERATURE = 2.0  # the default of distill, and of a cache that holds for one temperature
+TEMPERATURE = 2.0  # the default of distill and of `capture --codec hybrid` and `topk`
 SHAPE = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
 TEXT_HELP = "Training text: NAME of a built-in text, or FILE; =WEIGHT sets its share. Repeatable."
 SEQ_LEN_HELP = "Tokens per window."
@@ -27,27 +27,27 @@ TEACHERS = "the teacher's"
 
 
 def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
-    """ValueError for a value that is none of the choices."""
+    """Raises ValueError if the value is not one of the choices. None passes."""
     if value is not None and value not in choices:
         raise BadValueError(f"{name}={value}: must be one of {', '.join(choices)}")
 
 
 def check_at_least(smallest: int, **values: int | None) -> None:
-    """ValueError for the first number below `smallest`; None passes."""
+    """Raises ValueError if a value is below `smallest`. None passes. The error names the value."""
     for name, value in values.items():
         if value is not None and value < smallest:
             raise BadValueError(f"{name}={value}: must be {smallest} or more")
 
 
 def check_positive(**values: float | None) -> None:
-    """ValueError for the first number that is not above 0 and finite; None passes."""
+    """Raises ValueError if a value is 0, negative, infinite or NaN. None passes. The error names the value."""
     for name, value in values.items():
         if value is not None and not (value > 0 and isfinite(value)):
             raise BadValueError(f"{name}={value}: must be above 0 and finite")
 
 
 def as_tuple(text: Any) -> tuple[str, ...]:
-    """One text source or several as a tuple."""
+    """A tuple of text sources: a single string becomes a tuple with one element."""
     return (text,) if isinstance(text, str) else tuple(text)
 
 
@@ -55,7 +55,7 @@ def as_tuple(text: Any) -> tuple[str, ...]:
 class StudentConfig:
     """The student: an existing checkpoint, a number of the teacher's blocks, or a shape cut out of the teacher.
 
-    A size of None is the teacher's. `blocks` means the same as `num_layers` alone.
+    A size of None is copied from the teacher. `blocks` has the same effect as `num_layers`.
     """
 
     student: str | None = option(
@@ -87,7 +87,7 @@ class StudentConfig:
     )
 
     def check_student(self) -> None:
-        """ValueError unless exactly one kind of student is chosen, in possible sizes."""
+        """Raises ValueError if no student or several kinds of student are chosen, or if a size is below 1."""
         shape = {name: getattr(self, name) for name in SHAPE if getattr(self, name) is not None}
         kinds = [name for name in ("student", "blocks") if getattr(self, name) is not None]
         if len(kinds) + bool(shape) != 1:
@@ -99,7 +99,7 @@ class StudentConfig:
         check_choice("importance", self.importance, IMPORTANCES)
 
     def sizes(self) -> dict[str, int | None]:
-        """The student's shape, by the field names of model.width.Shape."""
+        """The student's sizes; the keys are the field names of model.width.Shape."""
         return {name: getattr(self, name) for name in SHAPE} | ({"num_layers": self.blocks} if self.blocks else {})
 
 
@@ -126,7 +126,7 @@ class LossConfig:
     )
 
     def check_loss(self) -> None:
-        """ValueError for a weight, temperature or divergence that cannot be used."""
+        """Raises ValueError if a weight, the temperature or the divergence is invalid."""
         check_choice("divergence", self.divergence, DIVERGENCES)
         if not 0 < self.beta < 1:
             raise BadValueError(f"beta={self.beta}: must lie between 0 and 1, both excluded")
@@ -139,7 +139,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How long training takes: one step is `batch_size` windows of `seq_len` tokens."""
+    """The length of training. One step reads `batch_size` windows of `seq_len` tokens."""
 
     steps: int | None = option(
         None, "Optimizer steps.", group="Schedule", minimum=1, default_text=f"{STEPS}, unless --tokens is given"
@@ -152,7 +152,7 @@ class ScheduleConfig:
     seed: int = option(0, SEED_HELP, group="Run control", default_text="0")
 
     def check_schedule(self) -> None:
-        """ValueError for a length, size or rate that cannot be used."""
+        """Raises ValueError if a length, a size or the learning rate is invalid."""
         if self.steps is not None and self.tokens is not None:
             raise BadValueError(f"steps={self.steps} and tokens={self.tokens}: give only one of them")
         check_at_least(1, steps=self.steps, tokens=self.tokens, batch_size=self.batch_size, eval_every=self.eval_every)
@@ -174,7 +174,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """What is trained and kept in memory: adapters, checkpointed activations, packed documents, the output's dtype."""
+    """Settings that change memory: LoRA adapters, gradient checkpointing, packing, and the dtype of the output."""
 
     lora_rank: int = option(
         0,
@@ -195,14 +195,14 @@ class MemoryConfig:
     )
     packing: str = option(
         "documents",
-        "Attention between documents in one window. documents: each sees only itself; full: all earlier tokens.",
+        "Attention inside a window. documents: only within the same document; full: to all earlier tokens.",
         group="Text",
         choices=PACKINGS,
     )
     dtype: str = option("float16", "Dtype of the written checkpoint.", group="Resources", choices=DTYPES)
 
     def check_memory(self) -> None:
-        """ValueError for adapters, a packing or a dtype that cannot be used."""
+        """Raises ValueError if the LoRA settings, the packing or the dtype are invalid."""
         check_choice("packing", self.packing, PACKINGS)
         check_choice("dtype", self.dtype, DTYPES)
         if self.lora_rank < 0:
@@ -213,16 +213,16 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(LossConfig, ScheduleConfig, MemoryConfig):
-    """Everything that the training loop reads."""
+    """All settings that the training loop reads."""
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """What the student reads. `eval_text` is never trained on; `cache` replaces the teacher during training."""
+    """The student's training text and evaluation text. With `cache`, stored targets replace the running teacher."""
 
     text: tuple[str, ...] = option(("default",), TEXT_HELP)
     eval_text: str = option(
-        "heldout", "Text that measures the KL to the teacher: NAME or FILE. It is never trained on."
+        "heldout", "Evaluation text, NAME or FILE: the KL to the teacher is measured on it. It is never trained on."
     )
     cache: str | None = option(
         None, "Directory written by `qcompress capture`, used in place of the teacher.", group="Text", is_path=True
@@ -231,7 +231,7 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSchedule:
-    """The schedule of one stage; None means the value of the whole run."""
+    """The schedule of one stage. A field of None uses the run's value."""
 
     steps: int | None = None
     tokens: int | None = None
@@ -243,7 +243,7 @@ class StageSchedule:
 
 @dataclass(frozen=True, kw_only=True)
 class StageLoss:
-    """The loss of one stage; None means the value of the whole run."""
+    """The loss of one stage. A field of None uses the run's value."""
 
     alpha: float | None = None
     temperature: float | None = None
@@ -254,10 +254,10 @@ class StageLoss:
 
 @dataclass(frozen=True)
 class StageConfig(StageSchedule, StageLoss):
-    """One stage of a distillation, and the settings in which it differs from the whole run.
+    """One stage of a distillation: its name, and the settings that differ from the run's settings.
 
-    `replay` is the share of text repeated from earlier stages, 0 to below 1. With `on_policy` the student continues
-    the beginnings of windows and is trained on its own text.
+    `replay` is the share of the stage's text that repeats earlier stages, from 0 to below 1. With `on_policy` the
+    student writes the rest of each window and is trained on the text that it wrote.
     """
 
     name: str
@@ -275,15 +275,15 @@ class StageConfig(StageSchedule, StageLoss):
             raise BadValueError(f"stage {self.name}: replay={self.replay} must be from 0 to below 1")
 
     def changes(self) -> dict[str, Any]:
-        """The fields that are set, by name: neither None nor False, and no replay of 0."""
+        """The fields that differ from their defaults, by name."""
         values = {"name": self.name, **asdict(self)}
         values = {name: value for name, value in values.items() if value is not None and value is not False}
         return {name: value for name, value in values.items() if value or name != "replay"}
 
     def overrides(self) -> dict[str, Any]:
-        """The settings of the whole run that this stage changes.
+        """The run's settings that this stage replaces, by name.
 
-        An on-policy stage has no cross-entropy by default: its tokens are the student's, not true labels.
+        By default an on-policy stage has no cross-entropy, because the student wrote its tokens: they are not labels.
         """
         values = {"divergence": "reverse_kl", "alpha": 1.0, "temperature": 1.0} if self.on_policy else {}
         values |= {k: v for k, v in self.changes().items() if k not in ("name", "replay", "on_policy")}
@@ -293,9 +293,9 @@ class StageConfig(StageSchedule, StageLoss):
 
 @dataclass(frozen=True)
 class DistillConfig(StudentConfig, TrainConfig, TextConfig):
-    """All settings that decide the student's bytes.
+    """All settings that determine the student's bytes.
 
-    Each of the `stages` starts from the best weights of the one before; without stages the run is a single stage.
+    Each of the `stages` starts from the best weights of the previous stage. A run without `stages` has one stage.
     """
 
     stages: tuple[StageConfig, ...] = ()
@@ -316,7 +316,11 @@ class DistillConfig(StudentConfig, TrainConfig, TextConfig):
         self.check_stages()
 
     def check_stages(self) -> None:
-        """ValueError for equal names, a replay in the first stage, a cache, or settings of a stage that clash."""
+        """Raises ValueError if the stages cannot run.
+
+        Names must differ, the first stage cannot replay, a cache allows no stages, and each stage's settings must be
+        valid.
+        """
         stages = tuple(StageConfig(**stage) if isinstance(stage, dict) else stage for stage in self.stages)
         object.__setattr__(self, "stages", stages)
         names = [stage.name for stage in stages]
@@ -329,7 +333,10 @@ class DistillConfig(StudentConfig, TrainConfig, TextConfig):
         self.resolved()
 
     def resolved(self) -> tuple["DistillConfig", ...]:
-        """The complete settings of every stage; a run without stages returns itself. ValueError names the stage."""
+        """The complete settings of every stage. A run without stages returns a tuple with itself.
+
+        Raises ValueError, with the name of the stage, if its settings are invalid.
+        """
         settings = []
         for stage in self.stages:
             try:
@@ -350,19 +357,19 @@ class DistillConfig(StudentConfig, TrainConfig, TextConfig):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """Every text source of the run, once each."""
+        """All text sources of the run, without repetitions."""
         names = [name for stage in self.resolved() for name in (*stage.text, stage.eval_text)]
         return tuple(dict.fromkeys([*names, self.eval_text]))
 
     def settings(self) -> dict[str, Any]:
-        """The values that the checkpoint's record stores: every field, and the number of steps."""
+        """The values stored in the checkpoint's record: every field, and the number of steps."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return values | {"stages": [stage.changes() for stage in self.stages], "total_steps": self.total_steps}
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """Where a training runs, and how it is measured, saved and logged. `restart` discards saved work."""
+    """The device, evaluation windows, saved states and logs of a training. `restart` discards saved work."""
 
     save_every: int = option(
         100,
@@ -390,9 +397,9 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """How a teacher's targets are stored. None means the codec's default.
+    """The codec that stores a teacher's targets, and its settings. A field of None uses the codec's default.
 
-    hybrid and topk store probabilities at one temperature; `dtype` applies to the hidden states of hidden.
+    Codecs hybrid and topk store probabilities at `temperature`. Codec hidden stores hidden states in `dtype`.
     """
 
     codec: str = option(
@@ -402,7 +409,7 @@ class CodecConfig:
     )
     temperature: float | None = option(
         None,
-        "Temperature of stored probabilities, for hybrid and topk. distill must use the same.",
+        "Temperature of the probabilities that hybrid and topk store. Give distill the same --temperature.",
         group="Targets",
         above=0,
         default_text=f"{TEMPERATURE:g}, as in distill",
@@ -411,7 +418,7 @@ class CodecConfig:
         None, "Likeliest tokens stored per position.", group="Targets", minimum=1, default_text="hybrid 12, topk 50"
     )
     draws: int = option(
-        10, "Random draws per position from the remaining tokens, for hybrid.", group="Targets", minimum=1
+        10, "Tokens that hybrid draws at random per position, from all but the top-k.", group="Targets", minimum=1
     )
     renormalise: bool = option(
         True, "Scale the probabilities stored by topk to sum to 1.", group="Targets", flag="--renormalise/--raw"
@@ -421,7 +428,7 @@ class CodecConfig:
     )
 
     def check_codec(self) -> None:
-        """ValueError for a codec setting that cannot be used."""
+        """Raises ValueError if a setting of the codec is invalid."""
         check_choice("codec", self.codec, CODECS)
         check_positive(temperature=self.temperature)
         if self.codec == "hidden" and self.temperature is not None:
@@ -432,7 +439,10 @@ class CodecConfig:
         check_choice("dtype", self.dtype, (*DTYPES, "float32"))
 
     def codec_settings(self, vocab: int, dtype: str) -> dict[str, Any]:
-        """Name and settings of the codec over `vocab` tokens, as the manifest stores them; `dtype` is the teacher's."""
+        """The codec's name and settings, as the manifest stores them.
+
+        `vocab` is the number of tokens. `dtype` is the teacher's dtype; it applies when the field `dtype` is None.
+        """
         temperature = TEMPERATURE if self.temperature is None else self.temperature
         sparse: dict[str, Any] = {"name": self.codec, "vocab": vocab, "temperature": temperature}
         size = {} if self.top_k is None else {"top_k": self.top_k}
@@ -446,14 +456,14 @@ class CodecConfig:
 
 @dataclass(frozen=True)
 class CaptureConfig(CodecConfig):
-    """The targets of a cache and the text that they belong to. `packing` must equal the distillation's."""
+    """All settings of a capture: codec, text and windows. `distill` must use the same text, windows and `packing`."""
 
     text: tuple[str, ...] = option(("default",), TEXT_HELP)
     samples: int = option(1024, "Number of windows; fewer when the text is shorter.", minimum=1)
     seq_len: int = option(256, SEQ_LEN_HELP, group="Text", minimum=2)
     packing: str = option(
         "documents",
-        "Attention between documents in one window. distill must use the same.",
+        "Attention inside a window: within the same document, or to all earlier tokens. Give distill the same.",
         group="Text",
         choices=PACKINGS,
     )
@@ -471,9 +481,9 @@ class CaptureConfig(CodecConfig):
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """How answers are generated and which of them are written."""
+    """All settings of a generation: sampling, limits, runtime and batch size."""
 
-    max_tokens: int = option(512, "Most tokens of one answer.", minimum=1)
+    max_tokens: int = option(512, "Maximum number of tokens in one answer.", minimum=1)
     temperature: float = option(
         0.0,
         "Sampling temperature. 0 always takes the likeliest token.",
@@ -482,17 +492,17 @@ class GenerateConfig:
         default_text="0",
     )
     top_p: float = option(
-        1.0, "Probability mass to sample from: the likeliest tokens that reach it.", above=0, maximum=1
+        1.0, "Sample only from the likeliest tokens whose probabilities add up to this.", above=0, maximum=1
     )
     limit: int | None = option(
-        None, "Number of prompts, from the start of the file.", group="Limits", minimum=1, default_text="all"
+        None, "Answer only the first prompts of the file: this many.", group="Limits", minimum=1, default_text="all"
     )
     keep_truncated: bool = option(
-        False, "Keep answers that --max-tokens cut off. Without it they are left out.", group="Limits"
+        False, "Keep answers that --max-tokens cut off. By default they are left out.", group="Limits"
     )
     runtime: str = option(
         "auto",
-        "Runtime that generates. auto: the one that began the file, else vLLM if it starts, else transformers.",
+        "Runtime that generates. auto: for a resumed run its runtime, else vLLM if it starts, else transformers.",
         group="Resources",
         choices=RUNTIMES,
     )

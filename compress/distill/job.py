@@ -1,6 +1,6 @@
 """distill_checkpoint(): train a smaller student to match a teacher, and measure the distance before and after.
 
-The student is written when training has finished; until then nothing exists at `out`.
+The student is written after training; until then nothing exists at `out`.
 """
 
 import os
@@ -52,18 +52,18 @@ from compress.distill.training.stage_runner import Finished, Run, keep_alignment
 from compress.distill.training.yardstick import Distance, Yardstick, with_errors, yardstick_windows
 
 LOOP = LoopConfig()
-STATE_BYTES = 28  # bytes per parameter of two saved states: weights, Adam's moments, the best weights
+STATE_BYTES = 28  # bytes per parameter for two saved states of weights, Adam's moments and best weights
 
 
 def distill_checkpoint(
     teacher: PathOrCheckpoint, out: Path, settings: DistillConfig, report: Report = silent, *, loop: LoopConfig = LOOP
 ) -> Row:
-    """Distill `teacher` into a student at `out`; returns the summary row. Nothing is left at `out` when it fails.
+    """Distill `teacher` into a student at `out`; returns the summary row. If this fails, nothing is left at `out`.
 
-    An interrupted run continues from its last saved state to the same curve and weights. With a cache the teacher runs
-    on the evaluation text only. The first of several processes writes and reports; the others return {}.
-    QCompressError for bad input, a cache of other settings, a student with another tokenizer, and training without
-    any improvement.
+    An interrupted run continues from its last saved state, to the same curve and weights. With a cache, the teacher
+    runs on the evaluation text only. Of several processes, only the first writes and reports; the others return {}.
+    Raises QCompressError if an input is bad, if the cache was captured with other settings, if the student has another
+    tokenizer, or if training does not improve the student.
     """
     teacher = open_for_text(teacher)
     plan = plan_distill(teacher, settings)
@@ -85,9 +85,9 @@ def distill_checkpoint(
 
 @dataclass(frozen=True)
 class DistillJob:
-    """The inputs of a distillation. `student` is an existing checkpoint, or None for a student cut out of the teacher.
+    """The inputs of a distillation. `student` is an existing checkpoint, or None to cut one out of the teacher.
 
-    `report` discards rows in all processes but the first.
+    Only the first process prints rows: in the others, `report` discards them.
     """
 
     teacher: Checkpoint
@@ -102,7 +102,7 @@ class DistillJob:
 
 @dataclass(frozen=True)
 class TrainingText:
-    """The stages, the text of each, and the cache of the teacher's targets if the run uses one."""
+    """The stages of the run, the text of each stage, and the cache, if the run uses one."""
 
     stages: list[TextStage]
     texts: list[Text]
@@ -110,7 +110,7 @@ class TrainingText:
 
 
 def job_settings(teacher: Checkpoint, student: Checkpoint | None, settings: DistillConfig) -> Row:
-    """Everything that determines the student's bytes: settings, digests of inputs, versions."""
+    """All values that determine the student's bytes: settings, digests of inputs, versions of packages."""
     inputs: Row = {"teacher": teacher.digest} | ({"student": student.digest} if student else {})
     inputs["small_files"] = small_files_digest(student or teacher)
     inputs |= {"texts": {text: source_digest(text) for text in settings.texts}, "processes": place()[1]}
@@ -120,7 +120,7 @@ def job_settings(teacher: Checkpoint, student: Checkpoint | None, settings: Dist
 
 
 def distill(job: DistillJob, loop: LoopConfig) -> None:
-    """Train and write the student, and store the summary row in the journal."""
+    """Train the student, write it, and store the summary row in the journal."""
     started, settings, report = time.perf_counter(), job.settings, job.report
     tokenizer, vocab = job.teacher.tokenizer, common_vocabulary(job.plan, job.teacher.tokenizer)
     report(plan_row(job.plan, settings))
@@ -138,7 +138,7 @@ def distill(job: DistillJob, loop: LoopConfig) -> None:
         report(yardstick.row() | distance_row("before", before))
     alignment = make_alignment(student.model, teacher, text.stages, settings.seed)
     targets: Teacher = CachedTeacher(text.cache, text.texts[0].windows, teacher) if text.cache else teacher
-    del teacher  # with a cache, training needs its head only
+    del teacher  # with a cache, training needs only the teacher's head
     run = Run(student.model, targets, vocab, tokenizer.eos_token_id, alignment, report, job.journal, loop.save_every)
     finished = run_stages(run, text.stages, text.texts, evaluators)
     check_gain(finished, job.journal)
@@ -155,7 +155,10 @@ def distill(job: DistillJob, loop: LoopConfig) -> None:
 
 
 def read_training_text(job: DistillJob, teacher: Model, vocab: int) -> TrainingText:
-    """Stages, their texts and the cache. QCompressError for a cache of another run, or text that cannot be used."""
+    """Read the stages, their texts and the cache.
+
+    Raises QCompressError if the cache does not fit the run, or if a text is unreadable or too short.
+    """
     settings, tokenizer = job.settings, job.teacher.tokenizer
     cache = open_cache(settings, job.teacher, vocab) if settings.cache else None
     stages = make_stages(settings)
@@ -167,7 +170,7 @@ def read_training_text(job: DistillJob, teacher: Model, vocab: int) -> TrainingT
 
 
 def make_student(job: DistillJob, text: TrainingText, vocab: int) -> StudentModel:
-    """The untrained student. QCompressError when it cannot generate the text of an on-policy stage."""
+    """Make the untrained student. Raises QCompressError if it cannot generate text for an on-policy stage."""
     if job.student is not None:
         student = load_student(job.student, job.plan, job.device)
     else:
@@ -180,7 +183,10 @@ def make_student(job: DistillJob, text: TrainingText, vocab: int) -> StudentMode
 
 
 def training_device(name: str, teacher: Checkpoint, plan: StudentPlan, settings: DistillConfig) -> torch.device:
-    """The device of the training, for --device `name`. QCompressError for a CPU without memory for all processes."""
+    """The device that trains. `name` is the value of --device.
+
+    Raises QCompressError if the CPU's memory is too small for all processes.
+    """
     device = make_accelerator(name).device
     if device.type == "cpu":
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -191,33 +197,33 @@ def training_device(name: str, teacher: Checkpoint, plan: StudentPlan, settings:
 
 
 def make_evaluators(teacher: Model, eval_windows: Sequence[Windows], vocab: int) -> list[StudentEvaluator]:
-    """An evaluator for each of these windows; the teacher runs once on equal windows."""
+    """One evaluator for each element of `eval_windows`. Equal windows share an evaluator, so the teacher runs once."""
     distinct = {windows_digest(windows): windows for windows in eval_windows}
     evaluators = {digest: StudentEvaluator(teacher, windows, vocab) for digest, windows in distinct.items()}
     return [evaluators[windows_digest(windows)] for windows in eval_windows]
 
 
 def check_gain(finished: Sequence[Finished], journal: TrainingJournal) -> None:
-    """QCompressError when training improved nothing. Saved work stays only if the run ended early."""
+    """Raises QCompressError if no stage improved the student. Saved work stays only if the run stopped early."""
     if any(one.trained.best_step for one in finished):
         return
     stage, trained = finished[-1].stage, finished[-1].trained
     if trained.stopped:
-        reason = f"{trained.stopped}, before the student was better than untrained"
+        reason = f"training stopped at {trained.stopped}, before it improved the student"
     else:
         values = [row["eval_kl"] for row in trained.curve if "eval_kl" in row]
         tokens = f"{finished[-1].tokens_scored:,} tokens of {stage.settings.eval_text}"
-        kl = f"KL on {tokens} {finished[-1].kl_before:.4g} before, best {min(values):.4g}"
-        reason = f"none of {len(trained.curve)} steps improved the student, {kl}"
+        kl = f"KL on {tokens} was {finished[-1].kl_before:.4g} before training, at best {min(values):.4g} after"
+        reason = f"{len(trained.curve)} steps did not improve the student, {kl}"
         journal.forget()
     again = ", with --restart" if journal.file else ""
     where, rate = f"stage {stage.name}: " if stage.name else "", stage.settings.learning_rate
     cure = f"lower --learning-rate {rate:g} or raise --steps{again}"
-    raise QCompressError(f"{where}{reason}; nothing was written: {cure}")
+    raise QCompressError(f"{where}{reason}; no student was written; {cure}")
 
 
 def scores_row(yardstick: Yardstick, before: Distance, after: Distance) -> Row:
-    """KL to the teacher on held-out windows before and after, the ratio of both, and perplexities."""
+    """The student's KL to the teacher before and after training, their ratio, and perplexities, on held-out windows."""
     teacher = with_errors(perplexity_teacher=yardstick.teacher_perplexity)
     kl = with_errors(kl_before=before.kl, kl_after=after.kl) | {"factor": before.kl.value / after.kl.value}
     perplexities = with_errors(perplexity_before=before.perplexity, perplexity_after=after.perplexity)
@@ -225,12 +231,12 @@ def scores_row(yardstick: Yardstick, before: Distance, after: Distance) -> Row:
 
 
 def distance_row(when: str, distance: Distance) -> Row:
-    """The figures of an untrained or trained student, by names that end in `when`."""
+    """A student's KL and perplexity as a row. The keys end in `when`, which is "before" or "after" training."""
     return with_errors(**{f"kl_{when}": distance.kl, f"perplexity_{when}": distance.perplexity})
 
 
 def training_row(finished: Sequence[Finished]) -> Row:
-    """Steps and tokens of the whole run, the step of its weights, why it stopped, and the row of every named stage."""
+    """Steps and tokens of the whole run, its best step, the reason of an early stop, and a row for each named stage."""
     rows = [one.row() for one in finished]
     best = max(row["best_step"] for row in rows)
     summed = {key: sum(row[key] for row in rows) for key in ("steps", "tokens_read")}
@@ -252,7 +258,7 @@ def record(
     finished: Sequence[Finished],
     row: Row,
 ) -> str:
-    """The text of qcompress.json: settings, inputs, loss curve, and the evaluation text of the whole run."""
+    """The text of the student's qcompress.json: settings, inputs, loss curve, and the run's evaluation text."""
     return record_text(
         "distill",
         job.settings.settings(),
@@ -271,7 +277,7 @@ def record(
 
 
 def joined_manifest(texts: Sequence[Text]) -> Row:
-    """The manifest of the first text, with the sources and tokens of all texts."""
+    """One manifest for all texts: the first text's manifest, with the sources and tokens of all."""
     manifests = [text.windows.manifest for text in texts]
     if len(manifests) == 1:
         return manifests[0]
@@ -280,7 +286,7 @@ def joined_manifest(texts: Sequence[Text]) -> Row:
 
 
 def stage_record(one: Finished, text: Text) -> Row:
-    """A stage in the record: its row and its texts."""
+    """The record's entry for a stage: its report row and its texts."""
     row = {key: value for key, value in one.row().items() if key != "stage"}
     return {
         "name": one.stage.name,

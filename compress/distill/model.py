@@ -1,4 +1,4 @@
-"""A causal LM as training and capture run it: hidden states and the head, never whole logits."""
+"""The model that training and capture run: it returns hidden states and the head, never the full logits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,16 +16,16 @@ MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}  # per forward pass: fast matrix prod
 
 
 class Model:
-    """A causal LM that returns hidden states after the final norm, and the head that turns them into logits."""
+    """A causal LM that returns its final hidden states, and the output head that turns them into logits."""
 
     def __init__(self, model: Any, device: torch.device):
         self.model = model.to(device)
         self.head: Head = find_head(model.config.to_dict())
 
     def side(self, ids: Tensor, documents: Tensor | None = None) -> LogitSource:
-        """(batch, seq) ids -> hidden states of all positions but the last, and the head.
+        """Run (batch, seq) ids; returns the hidden states of all positions except the last, and the head.
 
-        Each of the `documents`, (batch, seq), attends to itself only.
+        Tokens attend only within their document; `documents`, (batch, seq), holds each token's document number.
         """
         apart = attention(documents, self.model)
         hidden = self.model.base_model(ids, use_cache=False, **apart).last_hidden_state[:, :-1]
@@ -34,7 +34,10 @@ class Model:
     def states(
         self, ids: Tensor, blocks: Sequence[int], documents: Tensor | None = None
     ) -> tuple[LogitSource, list[Tensor]]:
-        """`side`, and the outputs (batch, seq - 1, width) of `blocks`, numbered from 1; the last is after the norm."""
+        """The result of `side`, and the outputs of `blocks`, (batch, seq - 1, width) each.
+
+        Blocks are numbered from 1. The output of the last block is taken after the final norm.
+        """
         apart = attention(documents, self.model)
         outputs = self.model.base_model(ids, use_cache=False, output_hidden_states=True, **apart)
         side = LogitSource(outputs.last_hidden_state[:, :-1], self.model.get_output_embeddings().weight, self.head)
@@ -42,14 +45,14 @@ class Model:
 
 
 def open_model(source: PathOrCheckpoint, dtype: torch.dtype, device: torch.device) -> Model:
-    """A checkpoint's model. QCompressError for an output head that the loss does not support."""
+    """The model of a checkpoint. Raises QCompressError if the loss does not support its output head."""
     model = Model(load_model(source, dtype), device)
     check_head(model, str(source))
     return model
 
 
 def working_dtype(device: torch.device) -> torch.dtype:
-    """The dtype in which a teacher runs."""
+    """The dtype in which a teacher runs: bfloat16 on a GPU, float32 on a CPU."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
@@ -59,7 +62,7 @@ def micro_batch(seq_len: int, device: torch.device) -> int:
 
 
 def check_head(model: Model, name: str) -> None:
-    """QCompressError when the model's logits differ from those that `Head` computes from its hidden states."""
+    """Raises QCompressError if the model's own logits differ from the logits that `Head` computes."""
     ids = torch.arange(8, device=model.model.device)[None]
     with torch.no_grad():
         side, expected = model.side(ids), model.model(ids, use_cache=False).logits[:, :-1].float()

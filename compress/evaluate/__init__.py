@@ -1,1 +1,1 @@
-"""Proof: perplexity, drift, comparison, report."""
+"""Measurements of a checkpoint: drift, perplexity, task scores, speed, and the report that shows them."""

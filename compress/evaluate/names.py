@@ -8,11 +8,11 @@ from compress.checkpoint.hub import model_name
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, or NAME of a hub model; the whole path if two paths end alike."""
+    """A short name for each path: its last part, or NAME of a hub model. Paths with equal ends keep their full path."""
     return unique_names([model_name(path) for path in paths], paths)
 
 
 def unique_names(names: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """The names; a name that occurs twice is replaced by its path."""
+    """The names, except that a name that occurs twice is replaced by the path."""
     count = Counter(names)
     return [name if count[name] == 1 else str(path) for name, path in zip(names, paths, strict=True)]

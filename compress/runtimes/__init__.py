@@ -1,1 +1,1 @@
-"""What runs a model: transformers or vLLM behind one protocol, and the CPU kernel that vLLM lacks."""
+"""Runtimes run a model: transformers and vLLM, behind one protocol. Also the CPU kernel that vLLM lacks."""

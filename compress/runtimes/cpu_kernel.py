@@ -1,8 +1,9 @@
-"""vLLM's 4-bit matrix product on a CPU, `torch.ops._C.cpu_gemm_wna16`, which vLLM ships for AVX-512 only.
+"""The 4-bit matrix product that vLLM uses on a CPU, for CPUs without AVX-512.
 
-`register` is a `vllm.general_plugins` entry point, so vLLM calls it in every process. It adds the operator if vLLM has
-none. `wna16.c` computes the product; it is compiled once per user. Without a compiler or AVX2, torch computes it, much
-more slowly, with one warning.
+vLLM ships this operator, `torch.ops._C.cpu_gemm_wna16`, for AVX-512 only. `register` is a `vllm.general_plugins` entry
+point, so vLLM calls it in every process; it adds the operator if vLLM lacks it. `wna16.c` computes the product and is
+compiled once per user. Without a compiler or without AVX2, torch computes the product, much more slowly, and a warning
+is printed once.
 """
 
 import ctypes
@@ -28,14 +29,14 @@ SCHEMA = (
 )
 SOURCE = Path(__file__).with_name("wna16.c")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-mavx2", "-mfma", "-mf16c")
-BLOCK = 16  # outputs stored together in q_weight
+BLOCK = 16  # outputs whose codes lie together in q_weight
 
 logger = logging.getLogger(__name__)
-_libraries: list[Any] = []  # torch removes an operator when its Library is garbage-collected
+_libraries: list[Any] = []  # kept forever: torch removes an operator when its Library is garbage-collected
 
 
 def register() -> None:
-    """Add the operator to vLLM if it is missing. Does nothing a second time, on a GPU, or without vLLM."""
+    """Add the operator to vLLM if it is missing. Does nothing on a GPU, without vLLM, or in a second call."""
     if find_spec("vllm") is None:
         return
     from vllm.platforms import current_platform
@@ -63,10 +64,10 @@ def gemm(
     pack_factor: int,
     isa_hint: str,
 ) -> None:
-    """output (tokens, N) = input (tokens, K) Wᵀ + bias (N), in the dtype of the input.
+    """Compute output (tokens, N) = input (tokens, K) Wᵀ + bias (N), in the dtype of the input.
 
-    q_weight is (N / 16, 2 K) int32, scales (groups, N), zeros (groups, N / 8) int32, or None if every zero is 8.
-    `pack_factor` is always 8, and `isa_hint` names an instruction set; neither changes the result.
+    `q_weight` is (N / 16, 2 K) int32, `scales` (groups, N), and `zeros` (groups, N / 8) int32, or None if every zero
+    is 8. `pack_factor` is always 8. `isa_hint` names an instruction set. Neither of the two changes the result.
     """
     reason = uncompiled_reason(input.dtype)
     if reason:
@@ -77,7 +78,7 @@ def gemm(
 
 
 def dequantize(q_weight: "Tensor", scales: "Tensor", zeros: "Tensor | None") -> "Tensor":
-    """Wᵀ as (K, N) float32."""
+    """The unpacked weight Wᵀ, (K, N) float32."""
     from compress.core.pack import unpack_words
 
     groups, outputs = scales.shape
@@ -90,13 +91,13 @@ def dequantize(q_weight: "Tensor", scales: "Tensor", zeros: "Tensor | None") -> 
 def gemm_in_torch(
     input: "Tensor", q_weight: "Tensor", scales: "Tensor", zeros: "Tensor | None", bias: "Tensor | None"
 ) -> "Tensor":
-    """The same product in torch, with the whole weight unpacked. Tests compare the compiled kernel with it."""
+    """The same product in torch, which unpacks the whole weight. Tests compare the compiled kernel with it."""
     result = input.float() @ dequantize(q_weight, scales, zeros)
     return (result if bias is None else result + bias.float()).to(input.dtype)
 
 
 class GemmArguments(ctypes.Structure):
-    """`gemm_arguments` in wna16.c, field for field."""
+    """The struct `gemm_arguments` of wna16.c, with the same fields in the same order."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "codes", "scales", "zeros", "bias", "y")),
@@ -113,9 +114,9 @@ def gemm_in_c(
     zeros: "Tensor | None",
     bias: "Tensor | None",
 ) -> None:
-    """`gemm` with the compiled kernel, for float16 and bfloat16.
+    """`gemm` by the compiled kernel, for float16 and bfloat16.
 
-    ValueError if shapes or dtypes disagree: the kernel would read past the end of a tensor.
+    Raises ValueError if shapes or dtypes disagree, because the kernel would read past the end of a tensor.
     """
     import torch
 
@@ -141,7 +142,7 @@ def gemm_in_c(
 
 @cache
 def uncompiled_reason(dtype: Any) -> str:
-    """Why the compiled kernel cannot be used for activations of this dtype; empty if it can."""
+    """The reason why the compiled kernel cannot run activations of this dtype, or "" if it can."""
     import torch
 
     if dtype not in (torch.float16, torch.bfloat16):
@@ -163,11 +164,11 @@ def warn_once(reason: str) -> None:
 
 @cache
 def compiled() -> ctypes.CDLL:
-    """The loaded kernel. It shares threads with torch: its OpenMP calls bind to the library that torch loaded."""
+    """The loaded kernel. It uses torch's threads, because its OpenMP calls bind to the library that torch loaded."""
     folder = cache_folder()
     if folder:
         return ctypes.CDLL(str(compile_kernel(folder)))
-    with tempfile.TemporaryDirectory() as scratch:  # a loaded library needs its file no longer
+    with tempfile.TemporaryDirectory() as scratch:  # once a library is loaded, its file may be removed
         return ctypes.CDLL(str(compile_kernel(Path(scratch))))
 
 
@@ -182,9 +183,10 @@ def cache_folder() -> Path | None:
 
 
 def compile_kernel(folder: Path) -> Path:
-    """The compiled library in `folder`; compiles it if it is missing.
+    """The path of the compiled library in `folder`. It is compiled first if the file is missing.
 
-    The file name has a digest of source, flags and CPU type. Raises OSError or CalledProcessError.
+    The file name contains a digest of source, flags and CPU type. Raises OSError or CalledProcessError if compiling
+    fails.
     """
     compiler = shlex.split(os.environ.get("CC") or "cc")
     recipe = [*compiler, *FLAGS, platform.machine()]

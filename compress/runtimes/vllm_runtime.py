@@ -1,10 +1,10 @@
-"""vLLM as a runtime in this process, so that its memory is this process's memory.
+"""vLLM as a runtime in this process, so that the memory of this process includes vLLM's.
 
 python -m compress.runtimes.vllm_runtime REQUEST.json LINES.jsonl
     measures a checkpoint for `qcompress bench`; compress/runtimes/timing.py describes both files
 
-Bench uses no prefix cache and ignores the end token. On a CPU, vLLM does not compile the model and `--kv-cache` sets
-the size of its KV cache. On a GPU, vLLM uses `memory` bytes, or its default share.
+`bench` turns off the prefix cache and ignores the end token. On a CPU, vLLM does not compile the model, and
+`--kv-cache` sets the size of the KV cache. On a GPU, vLLM uses `memory` bytes, or its default share of the memory.
 """
 
 import os
@@ -21,7 +21,7 @@ SHARE = 0.92  # vLLM's default gpu_memory_utilization
 
 
 class VllmRuntime:
-    """A checkpoint in vLLM. `kv_bytes_per_token` turns vLLM's cache size into bytes; `options` are passed to vLLM."""
+    """A checkpoint in vLLM. `kv_bytes_per_token` converts vLLM's cache size to bytes. vLLM gets `options`."""
 
     def __init__(
         self, checkpoint: str, length: int, *, dtype: Dtype = "auto", kv_bytes_per_token: int = 0, **options: Any
@@ -79,7 +79,7 @@ class VllmRuntime:
         return torch.cuda.max_memory_reserved() if self.cuda else resident_peak()
 
     def largest_batch(self, peaks: dict[int, int]) -> tuple[int, str]:
-        """vLLM's count of requests that fit, less the page that it reserves; at most `max_num_seqs`."""
+        """The number of requests that fit in vLLM's cache without its reserved page, at most `max_num_seqs`."""
         config = self.llm.llm_engine.vllm_config
         cache, limit = config.cache_config, config.scheduler_config.max_num_seqs
         pages = cache.num_gpu_blocks
@@ -91,13 +91,13 @@ class VllmRuntime:
 
 
 def answer_of(output: Any) -> Answer:
-    """A vLLM output without the token that ended it."""
+    """The answer in a vLLM output, without the end token."""
     ended = output.finish_reason == "stop"
     return Answer(list(output.token_ids)[: -1 if ended else None], ended)
 
 
 def memory_share(memory: int | None) -> float:
-    """The share of the GPU that vLLM may use: `memory` bytes, at most vLLM's default."""
+    """The share of the GPU's memory that vLLM may use: `memory` bytes, but at most vLLM's default share."""
     import torch
 
     total = torch.cuda.get_device_properties(0).total_memory

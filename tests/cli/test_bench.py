@@ -1,6 +1,7 @@
 """qcompress bench: one-line errors, rows for machines, tables for people, history."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def test_a_config_alone_is_predicted_for_all_hardware():
     fits = {(row["name"], row["hardware"]): row["fits"] for row in rows}
     assert not fits["qwen2.5-7b-instruct", "rtx-4060"] and fits["qwen2.5-7b-instruct as awq", "rtx-4060"]
     shown = bench(CONFIG, "--gpu-memory", "8GB", "--predict-only")
-    assert shown.exit_code == 0 and "bytes too many" in shown.stdout
+    assert shown.exit_code == 0 and "9.16 GB too much" in shown.stdout
+    assert "15.23 GB" in shown.stdout and "57.3 kB" in shown.stdout and "15231" not in shown.stdout
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,7 @@ def test_measured_rows_are_printed_and_stored_in_the_history(tiny_llama, rounded
     file = tmp_path / "verdicts.sqlite"
     result = bench(tiny_llama, rounded, "--quick", "--runtime", "transformers", "--history", file)
     assert result.exit_code == 0, result.output
+    assert re.search(r"\d\.\d [kM]B ", result.stdout) and "weights" in result.stdout
     assert "500 (500–500)" in result.stdout and "128 prompt tokens, 32 new tokens" in result.stdout
     stored = json.loads(CliRunner().invoke(cli, ["history", str(file), "--json"]).stdout)
     assert [row["command"] for row in stored] == ["bench"] * 2 and stored[1]["decode_tokens_per_s_gain"] == 0

@@ -90,6 +90,23 @@ def test_a_failed_gate_keeps_its_exit_code_with_debug():
 def test_quiet_and_verbose_exclude_each_other():
     result = invoke("-q", "-v", "check", "x")
     assert result.exit_code == 2 and "--quiet and --verbose exclude each other" in result.output
+    for line in (("-q", "check", "x", "-v"), ("check", "x", "-q", "-v"), ("cache", "inspect", "x", "-vq")):
+        assert "--quiet and --verbose exclude each other" in invoke(*line).output
+
+
+@pytest.mark.parametrize("line", [("-q", "check", "x"), ("check", "x", "-q"), ("cache", "inspect", "-q", "x")])
+def test_quiet_works_before_and_after_the_command(line):
+    invoke(*line)
+    assert (report.quiet, report.verbose) == (True, False)
+    invoke("check", "x", "--verbose")
+    assert (report.quiet, report.verbose) == (False, True)
+    invoke("check", "x")
+    assert (report.quiet, report.verbose) == (False, False)
+
+
+def test_debug_works_after_the_command():
+    assert "Traceback" in invoke("check", "no-folder", "--debug").output
+    assert "Traceback" not in invoke("check", "no-folder").output
 
 
 @pytest.mark.parametrize("variables", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {}])

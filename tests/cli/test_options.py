@@ -8,6 +8,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from compress.cli import COMMANDS, cli
+from compress.cli.model_path import OutPath
 from compress.cli.options import Command, device_option, make_settings, out_option, settings_options
 from compress.core.config import parse_size
 from compress.core.options import option
@@ -65,3 +67,22 @@ def test_help_lists_options_in_groups():
     places = [text.index(f"\n{group}:") for group in ("Essentials", "Layout", "Calibration", "Tuning", "Resources")]
     assert places == sorted(places)
     assert "no limit" in text
+
+
+WRITERS = [
+    name for name in COMMANDS if "out" in {param.name for param in cli.get_command(click.Context(cli), name).params}
+]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_command_with_out_refuses_a_path_below_a_file(name):
+    params = {param.name: param for param in cli.get_command(click.Context(cli), name).params}
+    assert isinstance(params["out"].type, OutPath)
+
+
+def test_an_out_below_a_file_is_one_error_line(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for command in (["import", "x.gguf"], ["quantize", "x"], ["distill", "x", "--blocks", "1"], ["capture", "x"]):
+        result = CliRunner().invoke(cli, [*command, "-o", str(tmp_path / "file/sub")])
+        assert result.exit_code == 1 and result.output.count("\n") == 1
+        assert f"{tmp_path / 'file'} is a file, not a folder; give another --out" in result.output

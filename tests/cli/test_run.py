@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from compress.cli import cli
 from compress.core.errors import QCompressError
+from compress.pipeline import resolve_models
 from compress.recipe import load_recipe
 
 RECIPES = sorted(Path(__file__).parents[2].joinpath("recipes").glob("*.yaml"))
@@ -186,7 +187,7 @@ def test_restart_never_removes_files_of_another_program(tiny_llama, tmp_path):
     (tmp_path / "out/student").mkdir(parents=True)
     (tmp_path / "out/student/thesis.txt").write_text("mine")
     result = invoke("run", write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out")), "--restart")
-    assert result.exit_code == 1 and "not made by qcompress" in result.output
+    assert result.exit_code == 1 and "qcompress did not write this folder" in result.output
     assert (tmp_path / "out/student/thesis.txt").read_text() == "mine"
 
 
@@ -219,7 +220,7 @@ def test_the_eval_section_puts_scores_and_answers_into_the_report(tiny_llama, tm
     [
         ("quantize: {name: awq}", "quantize: write a list, one entry per line, each after a dash"),
         ("eval: [a]", "eval: write keys with values, such as {name: value}, or remove the key"),
-        ("5: x", "5: write a word as the key; numbers are no keys"),
+        ("5: x", "5: write a word as the key, not a number"),
     ],
 )
 def test_recipe_error_names_the_yaml_to_write(tmp_path, text, message):
@@ -227,3 +228,28 @@ def test_recipe_error_names_the_yaml_to_write(tmp_path, text, message):
     path.write_text(f"teacher: model\nout: runs\n{text}\n", encoding="utf-8")
     with pytest.raises(QCompressError, match=re.escape(f"{path}: {message}")):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("- teacher: a\n", "is a list"), ("", "is empty"), ("teacher", "is a single value")]
+)
+def test_a_recipe_that_is_not_a_mapping_is_named_so(tmp_path, text, words):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(QCompressError, match=f"recipe.yaml: the file {words}, but a recipe must be a mapping"):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_recipe_cannot_write_below_a_file(tiny_llama, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    result = invoke("run", write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "file/out")))
+    assert result.exit_code == 1 and "is a file, not a folder" in result.output
+
+
+def test_the_student_of_a_recipe_may_be_a_hub_id(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **options: str(tiny_llama))
+    distill = {"student": "org/small", "steps": 1, "batch_size": 2, "seq_len": 32}
+    path = write(tmp_path / "recipe.yaml", small("org/large", tmp_path / "out", distill=distill))
+    rows = json.loads(invoke("run", path, "--dry-run", "--json").stdout)
+    assert rows[0]["stage"] == "student" and rows[0]["parameters"] == rows[0]["teacher_parameters"]
+    recipe = resolve_models(load_recipe(path))
+    assert recipe.teacher == tiny_llama and recipe.distill_config().student == str(tiny_llama)

@@ -55,8 +55,8 @@ def test_an_unchanged_checkpoint_exits_with_0_every_time(rounded, history, tiny_
         assert [row["kind"] for row in rows] == ["qa", "all", "kl", "perplexity"]
         assert all(row["change"] == 0 and not row["fell"] for row in rows) and rows[0]["before"] == 100
     assert not list((history.parent / "watch").iterdir())  # the next run asks anew
-    found = json.loads(invoke("history", history, "--json").stdout)
-    assert [row["kind"] for row in found if row["command"] == "watch" and "kind" in row] == ["qa", "all"] * 2
+    rows = json.loads(invoke("history", history, "--json").stdout)
+    assert [row["kind"] for row in rows if row["command"] == "watch" and "kind" in row] == ["qa", "all"] * 2
 
 
 def test_a_fallen_checkpoint_exits_with_3_and_names_every_change(tiny_qwen2, rounded, history, tiny_llama, text):

@@ -6,13 +6,14 @@ import pytest
 
 from compress import losses
 from compress.cli import capture, distill
+from compress.cli.options import VERBOSITY_NAMES
 from compress.distill.config import DIVERGENCES, STEPS, CaptureConfig, DistillConfig, LoopConfig
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "nothing given"),
+        ({}, "no option given"),
         ({"blocks": 3, "student": "other"}, "student, blocks given"),
         ({"blocks": 3, "num_layers": 3}, "blocks, num_layers given"),
         ({"blocks": 0}, "blocks=0"),
@@ -55,16 +56,16 @@ def test_the_options_offer_exactly_the_implemented_divergences():
         (
             distill.command,
             DistillConfig,
-            {"teacher", "out", "dry_run", "as_json"} | {one.name for one in fields(LoopConfig)},
+            {"teacher", "out", "dry_run", "as_json", *VERBOSITY_NAMES} | {one.name for one in fields(LoopConfig)},
         ),
-        (capture.command, CaptureConfig, {"teacher", "out", "rank", "ranks", "restart", "as_json"}),
+        (capture.command, CaptureConfig, {"teacher", "out", "rank", "ranks", "restart", "as_json", *VERBOSITY_NAMES}),
     ],
 )
 def test_flags_and_fields_have_the_same_names_and_defaults(command, config, others):
     options = {option.name: option for option in command.params}
-    ours = set(options) - others
-    assert ours == {field.name for field in fields(config)}
+    names = set(options) - others
+    assert names == {field.name for field in fields(config)}
     defaults = {
-        name: None if "UNSET" in repr(options[name].default).upper() else options[name].default for name in ours
+        name: None if "UNSET" in repr(options[name].default).upper() else options[name].default for name in names
     }
     assert defaults == {field.name: field.default for field in fields(config)}

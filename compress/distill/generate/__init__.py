@@ -1,1 +1,1 @@
-"""The teacher's own answers to prompts, as text to distill from."""
+"""Generation of training text: the teacher answers prompts."""

@@ -1,10 +1,10 @@
-"""Answers on disk during generation: one file per process next to the result, one line per batch.
+"""The files of a generation. Each process appends to a partial file next to the result, one line per batch.
 
-    .answers.jsonl.0-of-2.part      first line: the settings; then {"batch": 7, "answers": …}
-    answers.jsonl                   written when every batch is finished
-    answers.jsonl.manifest.json     the same first line, and counts
+    .answers.jsonl.0-of-2.part      the settings in the first line, then lines {"batch": 7, "answers": …}
+    answers.jsonl                   the result, written when all batches are finished
+    answers.jsonl.manifest.json     the settings, and counts of prompts and answers
 
-The unfinished last line of a killed process is removed. Files of other settings are refused.
+A killed process can leave an incomplete last line; the next run removes it. Files with other settings are an error.
 """
 
 import json
@@ -19,7 +19,7 @@ from compress.distill.targets.cache import differing
 
 Facts = dict[str, Any]
 Batches = dict[int, list[list[Any]]]
-"""Batch number -> [text, tokens, ended] for each of its prompts."""
+"""For each batch number, a list with [text, tokens, ended] for each prompt."""
 
 
 def manifest_path(out: Path) -> Path:
@@ -27,26 +27,29 @@ def manifest_path(out: Path) -> Path:
 
 
 def part_paths(out: Path) -> list[Path]:
-    """The partial files of all processes next to `out`."""
+    """The partial files of all processes that write `out`."""
     return sorted(out.parent.glob(f".{out.name}.*-of-*.part"))
 
 
 def find_facts(out: Path) -> Facts | None:
-    """The settings of `out`, finished or not; None if it does not exist. QCompressError for a foreign file."""
+    """The settings of a finished or interrupted run that writes `out`, or None if there was no run.
+
+    Raises QCompressError if `out` exists but qcompress did not write it.
+    """
     if manifest_path(out).is_file():
         return dict(parse(manifest_path(out).read_text(encoding="utf-8"), manifest_path(out), 1)["facts"])
-    for path in part_paths(out):  # before `out` itself, which a killed process may have left without its manifest
+    for path in part_paths(out):  # checked first: a process killed at the end leaves `out` without its manifest
         for line in whole_lines(path)[:1]:
             return dict(parse(line, path, 1))
     if out.exists():
-        raise QCompressError(f"{out}: exists and was not written by `qcompress generate`; give another --out")
+        raise QCompressError(f"{out}: the file exists, but `qcompress generate` did not write it; give another --out")
     return None
 
 
 def discard_answers(out: Path, processes: int) -> None:
-    """Remove the answers of an interrupted run; a finished `out` stays.
+    """Remove the answers of an interrupted run. A finished `out` stays.
 
-    QCompressError when several processes run: one of them would remove what another has just written.
+    Raises QCompressError if several processes run, because one could remove answers that another has just written.
     """
     if processes > 1:
         raise QCompressError(f"{out}: --restart works in one process only; remove .{out.name}.*.part, then start again")
@@ -60,14 +63,16 @@ def discard_answers(out: Path, processes: int) -> None:
 
 
 def refuse_other(out: Path, theirs: Facts, ours: Facts) -> None:
-    """QCompressError that names the first setting that differs."""
+    """Raises QCompressError if the settings differ. The error names the first difference."""
     difference = differing(theirs, ours)
     if difference:
-        raise QCompressError(f"{out}: was begun with another {difference}; use another --out, or --restart")
+        raise QCompressError(
+            f"{out}: an earlier run began this file with other settings, {difference}; give another --out, or --restart"
+        )
 
 
 def read_parts(out: Path, facts: Facts) -> Batches:
-    """The batches that any process has finished."""
+    """All finished batches in the partial files of all processes."""
     batches: Batches = {}
     for path in part_paths(out):
         lines = [parse(line, path, number) for number, line in enumerate(whole_lines(path), 1)]
@@ -78,7 +83,7 @@ def read_parts(out: Path, facts: Facts) -> Batches:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """The lines that end with a newline."""
+    """All complete lines of a file: those that end with a newline."""
     return path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
 
 
@@ -87,15 +92,15 @@ def parse(line: str, path: Path, number: int) -> Any:
         return json.loads(line)
     except ValueError:
         raise QCompressError(
-            f"{path}: line {number} is not an answer; remove the file, and its batches run again"
+            f"{path}: line {number} is damaged; remove the file, then the same command generates its batches again"
         ) from None
 
 
 class AnswerFile:
-    """The partial file of one process."""
+    """The partial file of one process. It starts with the settings; `add` appends a batch."""
 
     def __init__(self, out: Path, facts: Facts, rank: int, ranks: int):
-        """Create the file, or remove the unfinished line of a killed process."""
+        """Create the file, or remove an incomplete last line from an existing file."""
         self.path = out.with_name(f".{out.name}.{rank}-of-{ranks}.part")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         written = self.path.read_bytes() if self.path.is_file() else b""

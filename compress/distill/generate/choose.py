@@ -1,4 +1,4 @@
-"""Which runtime generates the answers: the one of an interrupted run, else vLLM if it works, else transformers."""
+"""The choice of the runtime that generates the answers."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,9 +24,10 @@ def choose_runtime(
     gpu: int | None = None,
     report: Report = silent,
 ) -> RuntimeChoice:
-    """The runtime called `name`. "auto" is the one that began `out`, else vLLM if it starts, else transformers.
+    """The runtime called `name`, or for "auto" the first of these that is possible:
 
-    `length` is the most tokens of a prompt and its answer. A started vLLM is closed with `stack`.
+    the runtime of the interrupted run that began `out`, vLLM if it starts, transformers. `length` is the maximum number
+    of tokens of a prompt with its answer. `stack` closes a started vLLM.
     """
     if name == "auto":
         name = (find_facts(out) or {}).get("runtime", "auto")
@@ -40,7 +41,7 @@ def choose_runtime(
 
 
 def transformers_choice(batch_size: int | None = None, device: str = "auto", gpu: int | None = None) -> RuntimeChoice:
-    """transformers, in float32 on a CPU and in bfloat16 on a GPU."""
+    """The choice of transformers. The dtype is float32 on a CPU and bfloat16 on a GPU."""
     dtype = "bfloat16" if pick_device(device) == "cuda" else "float32"
 
     def opened(checkpoint: Checkpoint, length: int) -> Runtime:
@@ -50,7 +51,7 @@ def transformers_choice(batch_size: int | None = None, device: str = "auto", gpu
 
 
 def vllm_choice(batch_size: int | None, device: str, gpu: int | None) -> RuntimeChoice:
-    """vLLM, in the checkpoint's dtype. QCompressError if it cannot be used."""
+    """The choice of vLLM, in the checkpoint's dtype. Raises QCompressError if vLLM is not usable here."""
     pick_runtime("vllm", device)
 
     def opened(checkpoint: Checkpoint, length: int) -> Runtime:
@@ -60,7 +61,10 @@ def vllm_choice(batch_size: int | None, device: str, gpu: int | None) -> Runtime
 
 
 def try_vllm(checkpoint: Checkpoint, length: int, gpu: int | None, stack: ExitStack, report: Report) -> Runtime | None:
-    """vLLM, started and tested with one token; None if that fails, and the reason is reported."""
+    """Start vLLM and generate one token as a test; returns the runtime.
+
+    If that fails, returns None and reports the reason.
+    """
     runtime = open_runtime("vllm", checkpoint, length=length, gpu=gpu)
     stack.callback(runtime.close)
     try:

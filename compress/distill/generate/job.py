@@ -1,7 +1,7 @@
 """generate_answers(): generate a teacher's answers to prompts, through its chat template.
 
-Prompts form fixed batches; rank r of n answers batches r, r + n, … A batch is written whole or not at all, and each
-prompt has a seed, so answers depend neither on interruptions nor on the number of processes.
+Prompts form fixed batches. With n processes, rank r answers the batches r, r + n, r + 2n, … Each prompt has a seed and
+each batch is written completely or not at all. So interruptions and the number of processes never change the answers.
 """
 
 import hashlib
@@ -48,7 +48,10 @@ SILENCE = 5.0  # seconds between two lines of progress
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends with a question: its number in the file, its source line, and its token ids."""
+    """A conversation that ends with a question.
+
+    `number` counts the prompts of the file from 0. `source` names file and line for messages. `ids` are the tokens.
+    """
 
     number: int
     source: str
@@ -58,9 +61,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class GenerateJob:
-    """The inputs of one generation. `facts` holds everything that determines the answers.
+    """The inputs of one generation. `facts` holds all values that determine the answers.
 
-    `length` is the maximum number of tokens of a prompt and its answer.
+    `length` is the maximum number of tokens of a prompt with its answer.
     """
 
     teacher: Checkpoint
@@ -87,12 +90,13 @@ def generate_answers(
     restart: bool = False,
     report: Report = silent,
 ) -> Row:
-    """Answer this rank's batches; the last rank to finish writes `out`. Returns the summary row.
+    """Answer this rank's batches; returns the summary row. The rank that finishes last writes `out`.
 
-    QCompressError for bad input, for an `out` of other settings, and for a full disk; the same call then continues from
-    the finished batches. `choose` returns the runtime for a maximum length; it is called after the prompts are checked.
-    `limit` takes the first prompts only. Truncated answers are left out unless `keep_truncated`, empty answers always,
-    and prompts without room for an answer are skipped; the row counts each. `restart` discards unfinished work.
+    `choose` returns the runtime for a maximum length; it is called after the prompts are checked. `limit` answers only
+    the first prompts. Empty answers are left out, and truncated answers too unless `keep_truncated` is set. Prompts
+    that leave too little room for an answer are skipped. The summary row counts all of these. `restart` removes
+    unfinished work first. Raises QCompressError if an input is bad, if `out` was begun with other settings, or if the
+    disk is full. Finished batches stay, and the same call then continues.
     """
     started = time.perf_counter()
     if not 0 <= rank < ranks:
@@ -123,13 +127,16 @@ def kept(out: Path) -> str | None:
 def read_prompts(
     teacher: Checkpoint, path: Path, sampling: Sampling, limit: int | None
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts that leave room for `max_tokens` in the teacher's context, and prompts that do not.
+    """Two lists: the prompts that leave room for `max_tokens` in the teacher's context, and the prompts that do not.
 
-    QCompressError or CalibrationError names the line of an invalid prompt; QCompressError when none fits.
+    Raises QCompressError or CalibrationError, with the line, if a prompt is invalid. Raises QCompressError if no prompt
+    leaves enough room.
     """
     tokenizer = teacher.tokenizer
     if not has_template(tokenizer):
-        raise QCompressError(f"{teacher}: has no chat template; add chat_template.jinja, or take an instruct model")
+        raise QCompressError(
+            f"{teacher}: the tokenizer has no chat template; add chat_template.jinja, or use an instruct model"
+        )
     room = int(teacher.config.get("max_position_embeddings") or 2**31) - sampling.max_tokens
     fitting: list[Prompt] = []
     too_long: list[Prompt] = []
@@ -143,14 +150,14 @@ def read_prompts(
         raise QCompressError(f"{path}: has no prompts; write one per line")
     if not fitting:
         raise QCompressError(
-            f"{path}: {len(too_long)} prompts, none leaves {sampling.max_tokens} tokens of the teacher's context "
-            "for an answer; lower --max-tokens or give shorter prompts"
+            f"{path}: all {len(too_long)} prompts are too long, the teacher's context must also hold an answer of "
+            f"{sampling.max_tokens} tokens; lower --max-tokens or give shorter prompts"
         )
     return fitting, too_long
 
 
 def describe(teacher: Checkpoint, prompts: Sequence[Prompt], sampling: Sampling) -> Facts:
-    """Everything that determines the answers, under the names of the options."""
+    """All values that determine the answers, under the names of the options."""
     ordered = [prompt.messages for prompt in sorted(prompts, key=lambda prompt: prompt.number)]
     text = json.dumps(ordered, sort_keys=True, ensure_ascii=False)
     return {
@@ -163,13 +170,13 @@ def describe(teacher: Checkpoint, prompts: Sequence[Prompt], sampling: Sampling)
 
 
 def batches(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
-    """Batches of prompts of similar length, which need little padding."""
+    """Batches of `size` prompts. Prompts of similar length share a batch, so little padding is needed."""
     ordered = sorted(prompts, key=lambda prompt: (len(prompt.ids), prompt.number))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def is_whole(out: Path, facts: Facts) -> bool:
-    """Whether `out` is finished. QCompressError when its work was begun with other settings."""
+    """Whether `out` is finished. Raises QCompressError if an earlier run began it with other settings."""
     theirs = find_facts(out)
     if theirs is not None:
         refuse_other(out, theirs, facts)
@@ -177,7 +184,7 @@ def is_whole(out: Path, facts: Facts) -> bool:
 
 
 def answer_batches(job: GenerateJob, rank: int, ranks: int, report: Report) -> None:
-    """Answer this rank's missing batches. The teacher is opened only if one is missing."""
+    """Answer this rank's missing batches. The teacher is loaded only if a batch is missing."""
     finished = answered(job)
     if finished is None:
         return
@@ -195,16 +202,16 @@ def answer_batches(job: GenerateJob, rank: int, ranks: int, report: Report) -> N
 
 
 def answered(job: GenerateJob) -> Batches | None:
-    """The batches that any process has finished; None when another process has already written `out`."""
+    """The batches that all processes together have finished, or None if another process has already written `out`."""
     try:
         batches = read_parts(job.out, job.facts)
-    except FileNotFoundError:  # another process removed it
+    except FileNotFoundError:  # another process wrote `out` and removed the partial files
         return None
     return None if manifest_path(job.out).is_file() else batches
 
 
 def answer(job: GenerateJob, group: Sequence[Prompt], runtime: Runtime) -> list[list[Any]]:
-    """[text, tokens, ended] for each prompt of a batch."""
+    """Generate a batch; returns [text, tokens, ended] for each prompt."""
     seeds = [job.sampling.seed_of(prompt.ids, prompt.number) for prompt in group]
     answers = runtime.generate([prompt.ids for prompt in group], job.sampling, seeds)
     return [
@@ -213,7 +220,7 @@ def answer(job: GenerateJob, group: Sequence[Prompt], runtime: Runtime) -> list[
 
 
 class Meter:
-    """Reports prompts, rates and seconds left, every few seconds and at the end."""
+    """Reports answered prompts, speed and remaining seconds, every few seconds and at the end."""
 
     def __init__(self, total: int, report: Report):
         self.total, self.report, self.prompts, self.tokens = total, report, 0, 0
@@ -231,9 +238,9 @@ class Meter:
 
 
 def publish(job: GenerateJob) -> None:
-    """Write `out` and its manifest in the order of the prompts, then remove the partial files.
+    """Write `out`, in the order of the prompts, and its manifest; then remove the partial files.
 
-    Does nothing while batches are missing, or when another process has already done it.
+    Does nothing if batches are missing, or if another process has already written `out`.
     """
     finished = answered(job)
     if finished is None or len(finished) < len(job.groups):
@@ -253,7 +260,7 @@ def publish(job: GenerateJob) -> None:
 
 
 def conversations(job: GenerateJob, batches: Batches) -> tuple[list[Row], dict[str, int]]:
-    """The rows of `out`, and the counts of prompts, answers, tokens and answers left out by reason."""
+    """The rows of `out`, and counts: prompts, answers, tokens, and the answers left out for each reason."""
     counts = {"prompts": 0, "answers": 0, "tokens": 0, "truncated": 0, "empty": 0, "too_long": len(job.too_long)}
     rows = []
     for index, group in enumerate(job.groups):
@@ -269,10 +276,10 @@ def conversations(job: GenerateJob, batches: Batches) -> tuple[list[Row], dict[s
 
 
 def summary(job: GenerateJob) -> Row:
-    """The counts of a finished `out`, or the number of finished batches."""
+    """The summary row: counts if `out` is finished, otherwise the number of finished batches."""
     row = {"out": str(job.out), "runtime": job.facts["runtime"]}
     finished = answered(job)
     if finished is None:
         counts = read_json(manifest_path(job.out))["counts"]
         return row | counts | {"kept_truncated": job.facts["keep_truncated"] or None}
-    return row | {"batches": f"{len(finished)} of {len(job.groups)}", "next": "other processes have the rest to answer"}
+    return row | {"batches": f"{len(finished)} of {len(job.groups)}", "next": "other processes answer the rest"}

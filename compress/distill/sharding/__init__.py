@@ -1,1 +1,1 @@
-"""Several processes: plain data parallelism, FSDP2 and DeepSpeed ZeRO."""
+"""Training in several processes: replicas, FSDP2 and DeepSpeed ZeRO."""

@@ -1,9 +1,10 @@
-"""DeepSpeed's ZeRO: every process holds a share of Adam's moments (stage 1), and of the gradients too (stage 2).
+"""DeepSpeed's ZeRO: each process holds a part of Adam's moments (stage 1), and of the gradients too (stage 2).
 
     Rajbhandari et al. 2019, https://arxiv.org/abs/1910.02054
 
-Parameters stay whole in every process. DeepSpeed joins the trained parameters of a group in one flat tensor, and each
-process updates one slice of it. AdamW's state belongs to such slices; only this file maps slices to parameters.
+Every process holds all parameters. DeepSpeed joins the trained parameters of a group into one flat tensor, and each
+process updates one slice of that tensor. The optimizer state belongs to slices; only this file maps slices to
+parameters.
 """
 
 import math
@@ -18,11 +19,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 STAGES = ("2", "1")  # the first is the default
-BUCKET = 2**25  # values per message, 128 MiB; DeepSpeed's default allocates 2 GB on every step
+BUCKET = 2**25  # values per message (128 MiB); DeepSpeed's default would allocate 2 GB in every step
 
 
 class AutocastObjective(nn.Module):
-    """An objective that enters autocast itself, because DeepSpeed disables the autocast around its engine."""
+    """An objective that runs in autocast. DeepSpeed's engine disables any autocast around it, so this enters again."""
 
     def __init__(self, objective: nn.Module, autocast: Callable[[], AbstractContextManager[None]]):
         super().__init__()
@@ -34,7 +35,7 @@ class AutocastObjective(nn.Module):
 
 
 class Zero(nn.Module):
-    """An objective in a DeepSpeed engine, which clips gradients and updates this process's share of the parameters."""
+    """An objective in a DeepSpeed engine. The engine clips gradients and updates this process's slice."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Zero(nn.Module):
         super().__init__()
         stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", STAGES[0]))
         config = {
-            "train_micro_batch_size_per_gpu": 1,  # required by DeepSpeed, which uses it for sample counts only
+            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed requires this value, but only counts samples with it
             "gradient_clipping": max_norm,
             "zero_optimization": {"stage": stage, "reduce_bucket_size": BUCKET, "allgather_bucket_size": BUCKET},
         }
@@ -56,7 +57,7 @@ class Zero(nn.Module):
             import deepspeed
 
             if not torch.cuda.is_available():
-                deepspeed.ops.__compatible_ops__ = {}  # otherwise it compiles an inference kernel for a minute
+                deepspeed.ops.__compatible_ops__ = {}  # otherwise DeepSpeed compiles an unused kernel for a minute
             self.engine, *_ = deepspeed.initialize(
                 model=AutocastObjective(objective, autocast), optimizer=optimizer, config=config
             )
@@ -65,25 +66,25 @@ class Zero(nn.Module):
         return self.engine(*arguments)
 
     def step(self) -> float:
-        """Take one optimizer step; returns the gradient norm before clipping, or inf if the step was skipped."""
+        """Take one optimizer step; returns the gradient norm before clipping, or inf if DeepSpeed skipped the step."""
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm())
         return norm if norm >= 0 else math.inf  # DeepSpeed returns -1 for a norm that is not finite
 
     def end(self) -> None:
-        """Free the engine's memory: its hooks and the parameters reference each other."""
+        """Free the engine's memory. Without this call it stays, since hooks and parameters reference each other."""
         self.engine.destroy()
 
 
 def is_partitioned(parameter: Tensor) -> bool:
-    """Whether ZeRO partitions the moments of a parameter."""
+    """Whether ZeRO divides the parameter's moments among the processes."""
     return hasattr(parameter, "_hp_mapping")
 
 
 def local_part(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[Tensor, slice, slice] | None:
-    """The part of a parameter that this process updates: (flat tensor, slice of the parameter, slice of the tensor).
+    """The part of a parameter that this process updates, or None if other processes update all of it.
 
-    None if other processes update all of it.
+    Returns (flat tensor, slice of the parameter, the same slice in the flat tensor).
     """
     mapping = parameter._hp_mapping  # type: ignore[attr-defined]
     if mapping is None:
@@ -94,7 +95,7 @@ def local_part(optimizer: torch.optim.Optimizer, parameter: Tensor) -> tuple[Ten
 
 
 def zero_moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """The whole optimizer state of a partitioned parameter. All processes call this together, after a step."""
+    """The full optimizer state of a partitioned parameter. All processes must call this together, after a step."""
     part, moments = local_part(optimizer, parameter), dict(next(iter(optimizer.state.values())))
     for key, value in moments.items():
         if value.ndim:  # the step count is a scalar
@@ -109,7 +110,7 @@ def zero_moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[st
 
 @torch.no_grad()
 def load_zero(optimizer: torch.optim.Optimizer, parameter: Tensor, moments: dict[str, Tensor]) -> None:
-    """Copy a partitioned parameter's value and its whole moments into this process's part."""
+    """Copy this process's part of a parameter's value and moments into the flat tensor and the optimizer."""
     part = local_part(optimizer, parameter)
     if part is None:
         return

@@ -2,10 +2,10 @@
 
     https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 
-FSDP2 shards parameters, gradients and Adam's moments; ZeRO (`deepspeed`) shards moments, and with stage 2 gradients.
-accelerate shards on GPUs only and trains replicas elsewhere without a warning, so only its settings are read here.
-A sharded parameter is whole only during its module's forward pass: `run_unsharded` runs code that needs the whole
-student. `unsharded_model` ends the sharding, so a sharded student never leaves the training loop.
+FSDP2 shards parameters, gradients and Adam's moments. ZeRO (`deepspeed`) shards moments, and in stage 2 gradients too.
+This file reads accelerate's settings and shards with PyTorch: accelerate itself would train replicas on CPUs without a
+warning. FSDP2 gathers a parameter only during the forward pass of its module, so `run_unsharded` runs the code that
+needs all parameters at once. `unsharded_model` ends the sharding before the training loop returns the student.
 """
 
 import math
@@ -28,11 +28,11 @@ from compress.model.blocks import find_blocks, load_all
 
 T = TypeVar("T")
 DEEPSPEED, FSDP = "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"
-UNSUPPORTED = {  # environment variable of the launcher -> its name for users
+UNSUPPORTED = {  # environment variable of the launcher -> the feature's name in messages
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
-UNSUPPORTED_FSDP = {  # environment variable -> what to do
+UNSUPPORTED_FSDP = {  # environment variable -> the cure in the message
     "FSDP_OFFLOAD_PARAMS": "leave out fsdp_offload_params, or use --lora-rank",
     "FSDP_ACTIVATION_CHECKPOINTING": "leave out fsdp_activation_checkpointing and use --gradient-checkpointing",
 }
@@ -40,7 +40,7 @@ UNSUPPORTED_FSDP = {  # environment variable -> what to do
 PARTS = "set zero_stage: 1 or 2; FSDP with fsdp_version: 2 also shards parameters, MULTI_GPU shards nothing"
 WHOLE_STEP = "leave it out: --batch-size counts the windows of a whole step"
 NO_OFFLOAD = "leave it out, or use --lora-rank"
-DEEPSPEED_SETTINGS = {  # key -> environment variable, supported values (the default first), what to do otherwise
+DEEPSPEED_SETTINGS = {  # key -> environment variable, supported values (the default first), the cure in the message
     "deepspeed_config_file": ("DEEPSPEED_CONFIG_FILE", ("none",), "leave it out and set zero_stage: 1 or 2"),
     "zero_stage": ("DEEPSPEED_ZERO_STAGE", STAGES, PARTS),
     "offload_optimizer_device": ("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", ("none",), NO_OFFLOAD),
@@ -49,21 +49,21 @@ DEEPSPEED_SETTINGS = {  # key -> environment variable, supported values (the def
     "mixed_precision": (
         "MIXED_PRECISION",
         ("no", "bf16"),
-        "leave it out: bfloat16 on GPUs that support it, else float32",
+        "leave it out: distill uses bfloat16 on GPUs that support it, else float32",
     ),
     "gradient_clipping": ("GRADIENT_CLIPPING", ("none", "1.0", "1"), "leave it out: distill clips gradients at norm 1"),
 }
 
 
 def is_set(name: str) -> bool:
-    """Whether a flag is set in the environment."""
+    """Whether the environment variable `name` is set to 1, true or yes."""
     return os.environ.get(name, "false").lower() in ("1", "true", "yes")
 
 
 def check_launch() -> str | None:
-    """How the launcher shards the training: FSDP, DEEPSPEED, or None for replicas.
+    """The sharding that the launcher requests: FSDP, DEEPSPEED, or None for replicas.
 
-    QCompressError for settings that distill would ignore or that would fail.
+    Raises QCompressError if the launcher sets anything that distill does not support.
     """
     for name, feature in UNSUPPORTED.items():
         if is_set(name):
@@ -86,7 +86,7 @@ def check_launch() -> str | None:
 
 
 def check_deepspeed() -> None:
-    """QCompressError for DeepSpeed settings that would be ignored, and if DeepSpeed is not installed."""
+    """Raises QCompressError if DeepSpeed is not installed, or if a DeepSpeed setting would have no effect here."""
     for option, (name, supported, cure) in DEEPSPEED_SETTINGS.items():
         value = os.environ.get(f"ACCELERATE_{name}", supported[0])
         if value.lower() not in supported:
@@ -98,9 +98,9 @@ def check_deepspeed() -> None:
 
 
 def make_accelerator(device: str = "auto") -> Accelerator:
-    """The accelerator of this process for --device `device`; bfloat16 activations on GPUs that support it.
+    """The accelerator of this process. `device` is the value of --device. GPUs use bfloat16 if they support it.
 
-    QCompressError for launcher settings that distill does not support.
+    Raises QCompressError if the launcher sets anything that distill does not support.
     """
     check_launch()
     cpu = pick_device(device) == "cpu"
@@ -110,11 +110,17 @@ def make_accelerator(device: str = "auto") -> Accelerator:
 
 
 class ShardedObjective(nn.Module):
-    """An objective whose parameters are sharded over all processes: block by block, and all others as one unit."""
+    """An objective whose parameters are sharded over all processes.
+
+    Each block is one unit of sharding, and all other parameters together are another.
+    """
 
     def __init__(self, objective: nn.Module, model: Any):
-        """`model` is the student inside `objective`. Parameters are gathered in float32, and autocast rounds the inputs
-        of products as in replicas. So losses and evaluation scores have the same precision."""
+        """`model` is the student inside `objective`.
+
+        Parameters are gathered in float32, and autocast rounds the inputs of matrix products, as in replicas. Losses
+        and evaluation scores therefore have the same precision as with replicas.
+        """
         super().__init__()
         self.objective = objective
         reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() not in ("false", "shard_grad_op")
@@ -123,13 +129,13 @@ class ShardedObjective(nn.Module):
         fully_shard(self)
 
     def forward(self, *arguments: Any, work: Callable[..., Any] | None = None) -> Any:
-        """The objective of the arguments, or the result of `work`, called while the parameters are whole."""
+        """Call the objective, or `work` if it is given. During the call all parameters are gathered."""
         return (work or self.objective)(*arguments)
 
 
 @torch.no_grad()
 def run_unsharded(module: nn.Module, work: Callable[[], T]) -> T:
-    """The result of `work`, called with whole parameters. All processes call this together."""
+    """Call `work` while all parameters are gathered; returns its result. All processes must call this together."""
     if not isinstance(module, ShardedObjective):
         return work()
     try:
@@ -141,9 +147,10 @@ def run_unsharded(module: nn.Module, work: Callable[[], T]) -> T:
 
 
 def no_sync(accelerator: Accelerator, module: nn.Module, on: bool) -> AbstractContextManager[None]:
-    """A context in which replicas do not sum their gradients, if `on`: another micro-batch of the same step follows.
+    """A context for a backward pass. With `on`, replicas do not yet sum gradients over processes.
 
-    FSDP sums at once, because waiting gradients would be whole in every process. DeepSpeed's engine decides itself.
+    `on` is True for all micro-batches of a step but the last. FSDP ignores it and sums at once: unsummed gradients are
+    unsharded and would need more memory. DeepSpeed's engine gets the same flag.
     """
     if isinstance(module, Zero):
         module.engine.set_gradient_accumulation_boundary(not on)
@@ -152,7 +159,7 @@ def no_sync(accelerator: Accelerator, module: nn.Module, on: bool) -> AbstractCo
 
 
 def backward(accelerator: Accelerator, module: nn.Module, loss: Tensor) -> None:
-    """Gradients of the sum of all processes' losses."""
+    """Run the backward pass. The gradients belong to the sum of the losses of all processes."""
     loss = loss * accelerator.num_processes  # replicas, FSDP and DeepSpeed average gradients over processes
     if isinstance(module, Zero):
         module.engine.backward(loss)
@@ -161,9 +168,9 @@ def backward(accelerator: Accelerator, module: nn.Module, loss: Tensor) -> None:
 
 
 def update(module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float) -> float:
-    """Take one optimizer step and drop the gradients; returns their norm before clipping to `max_norm`.
+    """Take one optimizer step and clear the gradients; returns the gradient norm before clipping to `max_norm`.
 
-    The step is skipped if the norm is not finite.
+    If the norm is not finite, the weights do not change.
     """
     if isinstance(module, Zero):
         return module.step()
@@ -176,13 +183,13 @@ def update(module: nn.Module, optimizer: torch.optim.Optimizer, max_norm: float)
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """The whole optimizer state of a parameter, in main memory."""
+    """The optimizer state of a parameter, unsharded and in main memory."""
     state = zero_moments(optimizer, parameter) if is_partitioned(parameter) else optimizer.state.get(parameter, {})
     return {key: copy_to_cpu(torch.as_tensor(value)) for key, value in state.items()}
 
 
 def load_moments(optimizer: torch.optim.Optimizer, states: dict[nn.Parameter, dict[str, Tensor]]) -> None:
-    """Load whole moments into the optimizer. The parameters must have their values already."""
+    """Load unsharded moments into the optimizer. Load the values of the parameters before."""
     if any(is_partitioned(parameter) for parameter in states):
         for parameter, moments_of in states.items():
             load_zero(optimizer, parameter, moments_of)
@@ -197,17 +204,17 @@ def load_moments(optimizer: torch.optim.Optimizer, states: dict[nn.Parameter, di
 
 
 def copy_to_cpu(tensor: Tensor) -> Tensor:
-    """A whole copy in main memory of a tensor that may be sharded. All processes call this together."""
+    """An unsharded copy of a tensor, in main memory. All processes must call this together."""
     return full_tensor(tensor).to("cpu", copy=True)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded. All processes call this together."""
+    """The unsharded tensor; an unsharded tensor is returned as it is. All processes must call this together."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, sharded as `like` is; scalars stay whole."""
+    """The unsharded `tensor`, sharded in the same way as `like`. Scalars stay unsharded."""
     if not hasattr(like, "full_tensor") or tensor.ndim == 0:
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -217,12 +224,12 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def unsharded_model(model: Any, weights: dict[str, Tensor]) -> Any:
-    """A plain model of the same config with these weights, in float32, to replace a sharded one."""
+    """A new model with the config of `model` and these weights, in float32 and unsharded."""
     return load_all(model.config.to_dict(), weights.__getitem__, torch.float32)
 
 
 def unshard(module: nn.Module) -> None:
-    """Replace the sharded parameters of a module without blocks by whole ones. All processes call this together."""
+    """Replace each sharded parameter of a module by an unsharded one. All processes must call this together."""
     for name, parameter in list(module.named_parameters()):
         owner, _, last = name.rpartition(".")
         whole = nn.Parameter(full_tensor(parameter.detach()).clone(), requires_grad=parameter.requires_grad)

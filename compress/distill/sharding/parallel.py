@@ -1,6 +1,7 @@
-"""Data parallelism: every process trains on some of each step's windows. All processes read the same windows.
+"""Data parallelism: each process trains on some of each step's windows.
 
-Started by `torchrun` or `accelerate launch`; with one process, every function returns its argument.
+`torchrun` or `accelerate launch` starts the processes. All processes read the same text. With one process, every
+function here returns its argument.
 """
 
 from typing import TypeVar
@@ -15,9 +16,9 @@ T = TypeVar("T")
 
 
 def share(batch: Batch) -> Batch:
-    """This process's windows of a step: every n-th window, as many as in the other processes.
+    """This process's windows of a step: with n processes, every n-th window.
 
-    Where the number of windows is not divisible, a window is repeated with an empty mask.
+    All processes get the same number of windows. Missing windows are filled with a copy whose mask is empty.
     """
     rank, count = place()
     if count == 1:
@@ -29,7 +30,7 @@ def share(batch: Batch) -> Batch:
 
 
 def add_up(sums: dict[str, float], device: torch.device) -> dict[str, float]:
-    """The sums of every number over all processes, in all processes."""
+    """Each number, summed over all processes. All processes get the sums."""
     if place()[1] == 1:
         return sums
     total = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
@@ -38,5 +39,5 @@ def add_up(sums: dict[str, float], device: torch.device) -> dict[str, float]:
 
 
 def from_first(value: T) -> T:
-    """The first process's value, in all processes."""
+    """The value of the first process. All processes get it."""
     return first(lambda: value)

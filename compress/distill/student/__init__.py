@@ -1,1 +1,1 @@
-"""The student before any training: which weights it starts with, how large it is, what training it takes."""
+"""The student before training: its first weights, its size, and the memory that training needs."""

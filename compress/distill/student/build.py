@@ -1,4 +1,4 @@
-"""The student before training: cut out of the teacher, or loaded from an existing checkpoint."""
+"""The student before training. It is cut out of the teacher or loaded from an existing checkpoint."""
 
 import json
 from dataclasses import dataclass, replace
@@ -31,9 +31,10 @@ IMPORTANCE_WINDOWS, IMPORTANCE_LENGTH = 16, 256
 
 @dataclass(frozen=True)
 class StudentModel:
-    """The student before training: model, config.json, the teacher's blocks that it keeps, and the KL of every cut.
+    """The student before training: its model and its config.json.
 
-    `width` describes how its channels were chosen; None if it is as wide as its teacher.
+    `blocks` are the numbers of the teacher's blocks that it keeps. `sweep` maps the first removed block of each
+    possible cut to the KL of that cut. `width` describes how channels were chosen; None means that no width changed.
     """
 
     model: Model
@@ -44,24 +45,24 @@ class StudentModel:
 
 
 def check_tokenizers(teacher: Checkpoint, student: Checkpoint) -> None:
-    """QCompressError when an existing student has another tokenizer than its teacher."""
+    """Raises QCompressError if an existing student and the teacher have different tokenizers."""
     large, small = teacher.tokenizer.get_vocab(), student.tokenizer.get_vocab()
     if large != small or spell_vocabulary(teacher.tokenizer) != spell_vocabulary(student.tokenizer):
         raise QCompressError(
-            f"{student}: tokenizer of {len(small):,} tokens, {teacher} has {len(large):,} "
-            f"({len(large.items() & small.items()):,} are equal); give a student of the teacher's family, "
+            f"{student}: the tokenizer has {len(small):,} tokens, that of {teacher} has {len(large):,}, and "
+            f"{len(large.items() & small.items()):,} are equal; give a student with the teacher's tokenizer, "
             "or cut one with --blocks"
         )
 
 
 def common_vocabulary(plan: StudentPlan, tokenizer: Any) -> int:
-    """The number of tokens in both models and in the tokenizer; the rest of a vocabulary is padding."""
+    """The number of token ids that both models and the tokenizer have. Higher ids are padding."""
     tokens = max(tokenizer.get_vocab().values()) + 1
     return min(int(plan.teacher["vocab_size"]), int(plan.student["vocab_size"]), tokens)
 
 
 def load_student(checkpoint: Checkpoint, plan: StudentPlan, device: torch.device) -> StudentModel:
-    """An existing student, in float32 on `device`."""
+    """Load an existing student, in float32 on `device`."""
     return StudentModel(open_model(checkpoint, torch.float32, device), plan.student)
 
 
@@ -74,18 +75,17 @@ def cut_student(
     device: torch.device,
     report: Report,
 ) -> StudentModel:
-    """A student cut out of the teacher `source`, in float32 on `device`."""
+    """Cut a student out of the teacher `source`; returns it in float32 on `device`."""
     weights, sweep = weight_reader(source), None
     blocks = tuple(range(plan.shape.num_layers))
     if plan.removed:
         ids, mask = (tensor[:SWEEP_WINDOWS, :SWEEP_LENGTH] for tensor in (windows.ids, windows.mask))
-        mask = mask if mask[:, 1:].any() else torch.ones_like(mask)  # the first tokens of a chat may all be the user's
+        mask = mask if mask[:, 1:].any() else torch.ones_like(mask)  # a chat may begin with a long user turn
         sweep = sweep_depth(source.config, weights, plan.removed, ids, mask, vocab)
         blocks = choose_blocks(sweep, len(blocks) + plan.removed, plan.removed)
         gone = min(sweep, key=lambda start: (sweep[start], start))
-        report(
-            {"removed_blocks": f"{gone}-{gone + plan.removed - 1}", "kl": sweep[gone], "worst_kl": max(sweep.values())}
-        )
+        removed, worst = f"{gone}-{gone + plan.removed - 1}", max(sweep.values())
+        report({"removed_blocks": removed, "cut_kl": sweep[gone], "worst_cut_kl": worst})
     importance, width = measure_width(source.config, weights, plan, blocks, settings, windows.ids, device)
     if width:
         report({"narrowed_by": width["importance"], "importance_tokens": width["tokens"]})
@@ -103,10 +103,10 @@ def measure_width(
     ids: Tensor,
     device: torch.device,
 ) -> tuple[ActivationImportance | None, Row | None]:
-    """The importance of channels for a narrower student, and its description for the record.
+    """The importance of channels for a narrower student, and a description for the record.
 
-    (None, None) for a student as wide as its teacher; importance None if the weights decide. Activations are measured
-    on the first few of `ids` (windows, seq_len), with the kept blocks only.
+    Both are None if the student is as wide as its teacher. The importance is None if the weights rank the channels.
+    Activations are measured on the first windows of `ids` (windows, seq_len), through the kept blocks only.
     """
     teacher = shape_of(config)
     if plan.shape.same_width(teacher):
@@ -121,7 +121,7 @@ def measure_width(
 
 
 def save_student(out: Path, student: StudentModel, weights: dict[str, Tensor], tokenizer: Path, record: str) -> None:
-    """Write the checkpoint: weights, config, the tokenizer's files, record and model card."""
+    """Write the student's checkpoint: weights, config, tokenizer files, record and model card."""
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     config = {**student.config, "dtype": dtype, "architectures": [type(student.model.model).__name__]}
     pairs = [(TensorSpec(name, t.dtype, tuple(t.shape)), t) for name, t in weights.items()]

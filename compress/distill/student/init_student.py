@@ -36,30 +36,32 @@ PLANNED = ("student", "teacher_parameters", "parameters", "float16_bytes", "int4
 
 
 def take_sizes(config: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The options with the sizes of a config.json. QCompressError when a size option is given too."""
+    """The options, with the sizes of a config.json added. Raises QCompressError if an option also sets a size."""
     sizes = [name for name in ("blocks", *SHAPE) if options.get(name) is not None]
     if sizes:
-        raise QCompressError(f"{config}: sets all sizes; leave out --config or --{sizes[0].replace('_', '-')}")
+        raise QCompressError(
+            f"{config}: --config already sets all sizes; leave out --config or --{sizes[0].replace('_', '-')}"
+        )
     shape = shape_of(read_json(config))
     return options | {name: getattr(shape, name) for name in SHAPE}
 
 
 def uneven(shape: Shape, teacher: Shape) -> str | None:
-    """A note about reduced widths that are no multiple of 128; None if there are none."""
+    """A note that names the reduced widths that 128 does not divide, or None if 128 divides all."""
     widths = {name: getattr(shape, name) for name in ("hidden_size", "intermediate_size")}
     odd = [f"{name}={size}" for name, size in widths.items() if size % EVEN and size != getattr(teacher, name)]
     if not odd:
         return None
-    return f"{', '.join(odd)}: no multiple of {EVEN}, so groups of {EVEN} do not fit and matrix products are slower"
+    return f"{', '.join(odd)}: not divisible by {EVEN}, so groups of {EVEN} do not fit and matrix products are slower"
 
 
 def init_student(
     teacher: PathOrCheckpoint, out: Path, settings: DistillConfig, report: Report = silent, *, loop: LoopConfig = LOOP
 ) -> Row:
-    """Write the untrained student to `out`; returns sizes, and KL and perplexity on held-out windows.
+    """Write the untrained student to `out`; returns a row with sizes, and with KL and perplexity on held-out windows.
 
-    It reads shape, texts, seq_len, seed and dtype of the settings; of `loop` the device and the windows. Nothing is
-    left at `out` when it fails.
+    Of the settings, only shape, texts, seq_len, seed and dtype are used; of `loop`, only device and windows. If this
+    fails, nothing is left at `out`.
     """
     started = time.perf_counter()
     teacher = open_for_text(teacher)
@@ -77,7 +79,7 @@ def init_student(
     student = cut_student(teacher, plan, settings, text.windows, vocab, torch_device, report)
     del model
     weights = snapshot(student.model.model, getattr(torch, settings.dtype))
-    restore(student.model.model, weights)  # measured as stored
+    restore(student.model.model, weights)  # the student is measured with its stored, rounded weights
     row = {
         "out": str(out),
         **sizes,
@@ -90,7 +92,7 @@ def init_student(
 
 
 def score_student(student: StudentModel, yardstick: Yardstick) -> Row:
-    """KL to the teacher on the held-out windows, and the perplexity of both."""
+    """The student's KL to the teacher, and the perplexities of both, on held-out windows."""
     distance, teacher = yardstick.measure(student.model), yardstick.teacher_perplexity
     figures = with_errors(kl_before=distance.kl, perplexity_teacher=teacher, perplexity_before=distance.perplexity)
     return figures | yardstick.row()
@@ -99,7 +101,7 @@ def score_student(student: StudentModel, yardstick: Yardstick) -> Row:
 def record(
     teacher: Checkpoint, settings: DistillConfig, text: Text, heldout: Windows, student: StudentModel, row: Row
 ) -> str:
-    """The text of qcompress.json: settings, inputs, and how the student was cut."""
+    """The text of the student's qcompress.json: settings, inputs, and how the student was cut."""
     return record_text(
         "init-student",
         {name: getattr(settings, name) for name in RECORDED},

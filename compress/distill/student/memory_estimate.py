@@ -1,4 +1,4 @@
-"""An estimate of the memory of a training, in bytes, part by part: for each process, on a CPU, in float32."""
+"""An estimate of the memory that training needs, per process, on a CPU, in float32."""
 
 from typing import Any
 
@@ -8,15 +8,16 @@ from compress.model.malloc import saved_numbers
 
 Json = dict[str, Any]
 FLOAT = 4
-LIBRARIES = 600_000_000  # Python, torch and transformers, measured
+LIBRARIES = 600_000_000  # measured: Python, torch and transformers after import
 
 
 def memory_parts(
     teacher: int, student: int, config: Json, settings: DistillConfig, micro_tokens: int
 ) -> dict[str, int]:
-    """Bytes by purpose. `teacher` and `student` are numbers of parameters; `config` is the student's.
+    """Bytes for each purpose. `teacher` and `student` are numbers of parameters. `config` is the student's.
 
-    With a cache, the whole teacher is loaded before training and only its head during it; the larger peak counts.
+    With a cache, the whole teacher is in memory before training, but only its head during training. The larger of the
+    two peaks is returned.
     """
     width, vocab = int(config["hidden_size"]), int(config["vocab_size"])
     learning = adapter_parameters(config, settings.lora_rank) if settings.lora_rank else student
@@ -36,9 +37,9 @@ def memory_parts(
 
 
 def activations(config: Json, settings: DistillConfig, micro_tokens: int) -> int:
-    """The number of values that autograd stores for one micro-batch and allocates in one block's backward pass.
+    """The number of values that autograd stores for one micro-batch, and that a block's backward pass allocates.
 
-    With `gradient_checkpointing`, the inputs of all blocks and the activations of one block.
+    With `gradient_checkpointing`, autograd stores the inputs of all blocks, and the activations of one block.
     """
     width, blocks, length = int(config["hidden_size"]), int(config["num_hidden_layers"]), settings.seq_len
     tokens = length * min(settings.batch_size, max(1, micro_tokens // length))
@@ -47,13 +48,13 @@ def activations(config: Json, settings: DistillConfig, micro_tokens: int) -> int
 
 
 def adapter_parameters(config: Json, rank: int) -> int:
-    """The approximate number of adapter parameters: four linears of the width, three between width and channels."""
+    """The approximate number of adapter parameters. Assumes four attention linears and three MLP linears per block."""
     width, channels = int(config["hidden_size"]), int(config["intermediate_size"])
     return int(config["num_hidden_layers"]) * rank * (8 * width + 3 * (width + channels))
 
 
 def cures(settings: DistillConfig) -> str:
-    """Options that reduce memory, as one line."""
+    """A list of options that reduce memory, as text for a message."""
     options = [] if settings.gradient_checkpointing else ["--gradient-checkpointing"]
     options += [] if settings.cache else ["--cache (keeps only the teacher's head)"]
     options += [] if settings.lora_rank else ["--lora-rank"]
@@ -61,5 +62,5 @@ def cures(settings: DistillConfig) -> str:
 
 
 def format_parts(parts: dict[str, int]) -> str:
-    """The parts in GB, as one line."""
+    """The parts in GB, as text for a message."""
     return ", ".join(f"{name.replace('_', ' ')} {value / 1e9:.2f}" for name, value in parts.items()) + " GB"

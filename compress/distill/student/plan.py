@@ -1,4 +1,4 @@
-"""The plan of a distillation, from two config.json files: sizes and memory, without reading weights."""
+"""The plan of a distillation: sizes and memory. It reads the config.json files, but no weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """Both configs, the student's shape and sizes, and the estimated memory of training in bytes."""
+    """The configs of teacher and student, the student's shape, sizes, and the estimated memory of training in bytes."""
 
     teacher: Json
     student: Json
@@ -38,7 +38,7 @@ class StudentPlan:
 
     @property
     def memory(self) -> int:
-        """The peak memory of one process in bytes, on a CPU."""
+        """The estimated peak memory of one process on a CPU, in bytes."""
         return sum(self.memory_parts.values())
 
     @property
@@ -48,13 +48,13 @@ class StudentPlan:
 
 
 def read_config(source: PathOrCheckpoint) -> Json:
-    """The config.json of a 16-bit causal LM. Raises QCompressError for any other model.
+    """The config.json of a 16-bit causal LM. Raises QCompressError if `source` is any other model.
 
-    A folder with weights is opened, and its tokenizer is loaded, so that whatever is wrong is reported here.
+    A folder with weights is opened completely and its tokenizer is loaded, so that every fault is reported here.
     """
     path = source.path if isinstance(source, Checkpoint) else Path(source)
     if not path.is_dir():
-        raise QCompressError(f"{path}: no such directory; give a directory with config.json and *.safetensors")
+        raise QCompressError(f"{path}: directory not found; give a directory with config.json and *.safetensors")
     if isinstance(source, Checkpoint) or has_weights(path):
         config = open_for_text(source).config
     else:
@@ -63,22 +63,22 @@ def read_config(source: PathOrCheckpoint) -> Json:
     quantization = config.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method")
-        raise QCompressError(f"{path}: already quantized ({method}); give the 16-bit checkpoint")
+        raise QCompressError(f"{path}: this checkpoint is already quantized ({method}); give the 16-bit checkpoint")
     return config
 
 
 def plan_distill(teacher: PathOrCheckpoint, settings: DistillConfig) -> StudentPlan:
-    """The plan for a teacher; no weights are read. Raises ValueError for an impossible shape."""
+    """The plan for a teacher. No weights are read. Raises ValueError if the student cannot have the requested shape."""
     student = read_config(Path(settings.student)) if settings.student else None
     return make_plan(read_config(teacher), settings, student)
 
 
 def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = None) -> StudentPlan:
-    """The plan for the config of a teacher, and of an existing student if there is one."""
+    """The plan for the teacher's config. `student` is the config of an existing student, or None to cut one."""
     check_dtype(teacher if student is None else student, settings.dtype)
     if student is None:
         shape = student_shape(teacher, **settings.sizes())
-        config = student_config(teacher, shape, range(shape.num_layers))  # the same whichever blocks stay
+        config = student_config(teacher, shape, range(shape.num_layers))  # the choice of blocks changes no size
     else:
         shape, config = shape_of(student), plain_config(student)
     if settings.importance and (settings.student or shape.same_width(shape_of(teacher))):
@@ -86,7 +86,7 @@ def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = Non
             f"--student {settings.student} is not cut" if settings.student else "the student is as wide as its teacher"
         )
         raise QCompressError(
-            f"importance {settings.importance}: {why}, so nothing is chosen; leave --importance out, or reduce a "
+            f"importance {settings.importance}: {why}, so no channels are removed; leave out --importance, or reduce a "
             "width (--intermediate-size, --hidden-size, --num-heads)"
         )
     large, small = plan_size(teacher), plan_size(config)
@@ -97,14 +97,17 @@ def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = Non
 
 
 def check_dtype(config: Json, dtype: str) -> None:
-    """QCompressError for a family whose activations overflow float16; vLLM refuses such checkpoints."""
+    """Raises QCompressError if `dtype` is float16 and the family's activations overflow float16.
+
+    vLLM refuses such checkpoints.
+    """
     family = find_family(str(config.get("model_type")))
     if dtype == "float16" and family is not None and not family.float16:
         raise QCompressError(f"dtype float16: activations of {config['model_type']} overflow it; use --dtype bfloat16")
 
 
 def plan_row(plan: StudentPlan, settings: DistillConfig) -> Row:
-    """The plan as a report row."""
+    """The plan as a report row, with the length of training."""
     shape, sizes = plan.shape, plan.student_size
     return {
         "student": f"{plan.student['model_type']}, {shape.num_layers} blocks, hidden {shape.hidden_size}, "
@@ -119,7 +122,10 @@ def plan_row(plan: StudentPlan, settings: DistillConfig) -> Row:
 
 
 def check_inputs(settings: DistillConfig) -> Row:
-    """Texts and cache as a report row; only their beginnings are read. QCompressError for an unreadable text."""
+    """A report row that names texts and cache. Raises QCompressError if a text is unreadable.
+
+    Only the beginning of each file is read.
+    """
     for text in settings.texts:
         check_source(text)
     row: Row = {"texts": ", ".join(settings.texts)}

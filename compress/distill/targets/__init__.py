@@ -1,1 +1,1 @@
-"""The teacher's targets on disk: codecs, capture, the cache and the teacher that reads it."""
+"""The teacher's targets on disk: codecs, capture, the cache, and a teacher that reads from it."""

@@ -1,11 +1,18 @@
-"""Teacher targets on disk: a manifest of all inputs, and shards with checksums.
+"""A cache of teacher targets on disk: a manifest of all inputs, and shards with checksums.
 
-    manifest.json                         teacher, tokenizer, chat template, text, codec: digests and settings
-    targets-00003-of-00016.safetensors    `shard_windows` windows each, written atomically
+    manifest.json                         digests and settings of teacher, tokenizer, chat template, text and codec
+    targets-00003-of-00016.safetensors    a shard: `shard_windows` windows, written atomically
 
-A shard holds `window` (window numbers), `ids` (digests of the windows), `ends` (end of each window's rows), the codec's
-tensors with a row per unmasked token, the digest of its manifest, and a checksum. Its bytes depend on the manifest and
-its number only, so an interrupted capture ends in the same bytes.
+A shard contains these tensors:
+
+    window      the number of each window
+    ids         a digest of each window's token ids
+    ends        where each window's rows end
+    codec.*     the codec's tensors, with one row per unmasked token
+    manifest    the digest of the manifest
+    checksum    the digest of all other tensors
+
+The manifest and the shard's number determine the shard's bytes, so a resumed capture ends in the same bytes.
 """
 
 import hashlib
@@ -35,10 +42,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Manifest:
-    """The inputs of the targets. `teacher`, `head`, `tokenizer`, `chat_template` and `windows` are digests.
+    """All values that determine the targets. `teacher`, `head`, `tokenizer`, `chat_template` and `windows` are digests.
 
-    `data` is the manifest of the windows, with their start token; `windows` covers ids, mask and documents; `width` is
-    the teacher's.
+    `windows` covers token ids, masks and documents. `data` describes the text and the start token. `width` is the size
+    of the teacher's hidden states.
     """
 
     teacher: str
@@ -57,20 +64,20 @@ class Manifest:
 
     @cached_property
     def digest(self) -> Tensor:
-        """sha256 of the manifest, (32,) uint8."""
+        """The sha256 of the manifest's text, (32,) uint8."""
         return digest_bytes(self.text().encode())
 
     @property
     def files(self) -> list[str]:
-        """The names of all shards."""
+        """The file names of all shards, in order."""
         count = -(-int(self.data["n_samples"]) // self.shard_windows)
         return [f"targets-{i:05d}-of-{count:05d}.safetensors" for i in range(count)]
 
     def facts(self) -> dict[str, Any]:
-        """Everything that a cache and a run must share, under the names of the options."""
+        """The values that a cache and a training run must share, under the names of the options."""
         data = {key: self.data[key] for key in ("seq_len", "seed", "start_token")}
         data["samples"] = self.data["n_samples"]
-        data["packing"] = self.data.get("packing", "full")  # caches without the key have this packing
+        data["packing"] = self.data.get("packing", "full")  # a cache without this key was captured with "full"
         sources = [source["digest"] for source in self.data["sources"]]
         named = {"codec": self.codec["name"], **{k: v for k, v in self.codec.items() if k != "name"}}
         rest = {"windows": self.windows, "shard_windows": self.shard_windows, "format": self.format}
@@ -79,7 +86,7 @@ class Manifest:
 
 
 def differing(stored: dict[str, Any], current: dict[str, Any]) -> str:
-    """The first value that differs from the stored one, as "name: A stored, B now"; "" if all are equal."""
+    """The first difference, as "name: A stored, B now", or "" if all of `current` equals `stored`."""
     for name, value in current.items():
         if stored.get(name) != value:
             return f"{name}: {short(stored.get(name))} stored, {short(value)} now"
@@ -87,14 +94,14 @@ def differing(stored: dict[str, Any], current: dict[str, Any]) -> str:
 
 
 def short(value: Any) -> Any:
-    """A value for messages; digests are shortened."""
+    """A value as messages show it: digests are shortened."""
     if isinstance(value, list):
         return ", ".join(str(short(one)) for one in value)
     return f"{value[:19]}…" if str(value).startswith("sha256:") else value
 
 
 def windows_digest(windows: Windows) -> str:
-    """sha256 over ids, mask and, if present, documents."""
+    """The sha256 of the windows' token ids, masks and, if present, documents."""
     documents = [] if windows.documents is None else [windows.documents]
     return f"sha256:{tensor_digest(torch.cat([windows.ids, windows.mask.long(), *documents], 1))}"
 
@@ -104,12 +111,12 @@ def digest_bytes(data: bytes) -> Tensor:
 
 
 def window_digests(ids: Tensor) -> Tensor:
-    """(windows, seq_len) ids -> (windows, 32) uint8, a digest of each."""
+    """A digest of each window, (windows, 32) uint8, from token ids (windows, seq_len)."""
     return torch.stack([digest_bytes(row.numpy().astype("<i8").tobytes()) for row in ids.cpu()])
 
 
 def checksum(tensors: Parts) -> Tensor:
-    """sha256 over names, dtypes, shapes and bytes, (32,) uint8; without `checksum` itself."""
+    """The sha256 of all names, dtypes, shapes and bytes, (32,) uint8. The tensor `checksum` is left out."""
     names = sorted(tensors.keys() - {"checksum"})
     lines = [
         f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {tensor_digest(tensors[name])}" for name in names
@@ -120,7 +127,7 @@ def checksum(tensors: Parts) -> Tensor:
 def discard_shards(out: Path, processes: int) -> None:
     """Remove an interrupted capture from `out`. A complete cache and a directory without a manifest stay.
 
-    QCompressError when several processes run: one would remove the shards that another has just written.
+    Raises QCompressError if several processes run, because one could remove shards that another has just written.
     """
     if processes > 1:
         raise QCompressError(f"{out}: --restart works in one process only; remove the directory, then start again")
@@ -131,16 +138,18 @@ def discard_shards(out: Path, processes: int) -> None:
 
 
 def open_folder(out: Path, manifest: Manifest) -> Manifest:
-    """Create the directory and its manifest, or accept an equal one; returns the manifest on disk.
+    """Create the directory with the manifest, or accept an existing equal manifest; returns the manifest on disk.
 
-    Measured values, such as those of the start token, may differ in their last digits between machines. QCompressError
-    names any other difference.
+    Measurements stored in `data` may differ in their last digits from machine to machine; they are not compared.
+    Raises QCompressError if any other value differs.
     """
     out.mkdir(parents=True, exist_ok=True)
     if (out / MANIFEST).is_file():
         difference = differing(read_manifest(out).facts(), manifest.facts())
         if difference:
-            raise QCompressError(f"{out}: is a cache of another {difference}; give another --out, or --restart")
+            raise QCompressError(
+                f"{out}: this cache was captured with other settings, {difference}; give another --out, or --restart"
+            )
         return read_manifest(out)
     other_files = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     if other_files:
@@ -151,12 +160,12 @@ def open_folder(out: Path, manifest: Manifest) -> Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a cache. QCompressError for another format or an unknown codec."""
+    """The manifest of a cache. Raises QCompressError if its format or its codec is unknown."""
     if not (path / MANIFEST).is_file():
-        raise QCompressError(f"{path}: has no {MANIFEST}; give a directory written by `qcompress capture`")
+        raise QCompressError(f"{path}: {MANIFEST} is missing; give a directory written by `qcompress capture`")
     value = read_json(path / MANIFEST)
     if value.keys() != {field.name for field in fields(Manifest)} or value["format"] != FORMAT:
-        raise QCompressError(f"{path / MANIFEST}: is not a manifest of format {FORMAT}; capture again")
+        raise QCompressError(f"{path / MANIFEST}: the manifest does not have format {FORMAT}; capture again")
     if value["codec"].get("name") not in CODECS:
         raise QCompressError(
             f"{path / MANIFEST}: codec {value['codec'].get('name')} is not supported; use {', '.join(CODECS)}"
@@ -165,7 +174,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> None:
-    """Write shard `index` with the manifest's digest and a checksum; leftovers of a killed run are removed."""
+    """Write shard `index`, with the manifest's digest and a checksum. Removes partial files of a killed run."""
     tensors = tensors | {"manifest": manifest.digest}
     tensors["checksum"] = checksum(tensors)
     specs = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
@@ -179,8 +188,8 @@ def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> No
 
 
 def read_shard(path: Path, manifest: Manifest) -> Parts:
-    """The tensors of a shard, memory-mapped and verified. QCompressError when their bytes have changed."""
-    bytes_ = np.memmap(path, np.uint8, "c")  # private: pages may be written to, the file never is
+    """The tensors of a shard, memory-mapped and verified. Raises QCompressError if the bytes have changed."""
+    bytes_ = np.memmap(path, np.uint8, "c")  # copy on write: changes stay in memory
     tensors = {}
     for name, info in read_header(path).items():
         flat = torch.from_numpy(bytes_[info.offset : info.offset + info.bytes])
@@ -188,14 +197,17 @@ def read_shard(path: Path, manifest: Manifest) -> Parts:
             flat.view(info.dtype).view(info.shape) if info.bytes else torch.empty(info.shape, dtype=info.dtype)
         )
     if not torch.equal(tensors.get("manifest", torch.empty(0)), manifest.digest):
-        raise QCompressError(f"{path}: belongs to another {MANIFEST}; remove it and capture again")
+        raise QCompressError(f"{path}: this shard belongs to another {MANIFEST}; remove the file and capture again")
     if not torch.equal(tensors.get("checksum", torch.empty(0)), checksum(tensors)):
         raise QCompressError(f"{path}: checksum mismatch; remove the file and capture again")
     return tensors
 
 
 class Cache:
-    """A complete cache: `manifest`, `codec`, and the rows of every window. QCompressError when shards are missing."""
+    """A complete cache: manifest, codec, and the stored rows of every window.
+
+    Raises QCompressError if shards are missing.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -210,25 +222,26 @@ class Cache:
         self._shards: dict[int, Parts] = {}
 
     def check(self, **facts: Any) -> None:
-        """QCompressError that names the first of these facts that differs from the cache's."""
+        """Raises QCompressError if the cache has other values than `facts`. The error names the first difference."""
         difference = differing(self.manifest.facts(), facts)
         if difference:
             raise QCompressError(
-                f"{self.path}: differs from this run in {difference}; use the same setting, or capture again"
+                f"{self.path}: the cache has another setting than this run, {difference}; "
+                "use the stored setting, or capture again"
             )
 
     def shard(self, index: int) -> Parts:
-        """The tensors of a shard, verified when first read."""
+        """The tensors of a shard. The first call reads and verifies them."""
         if index not in self._shards:
             self._shards[index] = read_shard(self.path / self.manifest.files[index], self.manifest)
         return self._shards[index]
 
     def rows(self, window: int, digest: Tensor) -> Parts:
-        """The codec's tensors of one window. QCompressError when its ids differ from the captured ones."""
+        """The codec's tensors of one window. Raises QCompressError if the window has other tokens than captured."""
         index, place = divmod(window, self.manifest.shard_windows)
         shard = self.shard(index)
         if not torch.equal(shard["ids"][place], digest):
-            raise QCompressError(f"{self.path}: window {window} has other tokens than this run; capture again")
+            raise QCompressError(f"{self.path}: window {window} was captured with other tokens; capture again")
         start, end = int(shard["ends"][place - 1]) if place else 0, int(shard["ends"][place])
         return {name: shard[f"codec.{name}"][start:end] for name in codec_names(shard)}
 
@@ -238,15 +251,18 @@ def codec_names(shard: Parts) -> Sequence[str]:
 
 
 def settings_cache(settings: DistillConfig) -> Cache:
-    """The cache of the settings. QCompressError if its manifest differs from them, or its codec cannot serve them."""
+    """Open `settings.cache`.
+
+    Raises QCompressError if the cache was captured with other settings, or if its codec cannot give the divergence.
+    """
     cache = Cache(str(settings.cache))
     cache.check(seq_len=settings.seq_len, seed=settings.seed, packing=settings.packing)
     if not cache.codec.sparse:
         return cache
     if settings.divergence != "kl":
         raise QCompressError(
-            f"{cache.path}: --divergence {settings.divergence} needs all probabilities, codec "
-            f"{cache.manifest.codec['name']} stores a few; use --divergence kl, or capture with --codec hidden"
+            f"{cache.path}: --divergence {settings.divergence} needs the probabilities of all tokens, but codec "
+            f"{cache.manifest.codec['name']} stores only a few; use --divergence kl, or capture with --codec hidden"
         )
     cache.check(temperature=settings.temperature)
     return cache

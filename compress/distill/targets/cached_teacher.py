@@ -1,4 +1,4 @@
-"""Training from a cache: checks that it belongs to this run, its windows, and a teacher that reads it."""
+"""Training from a cache: check that the cache fits the run, build its windows, and read targets as a teacher."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from compress.losses import LogitSource, Targets, next_tokens
 
 
 def open_cache(settings: DistillConfig, teacher: Checkpoint, vocab: int) -> Cache:
-    """`settings_cache`, checked against the teacher. QCompressError names the first difference."""
+    """Open the cache of the settings. Raises QCompressError if another teacher or tokenizer wrote it."""
     cache = settings_cache(settings)
     facts: dict[str, Any] = {
         "tokenizer": tokenizer_digest(teacher.tokenizer),
@@ -32,7 +32,10 @@ def open_cache(settings: DistillConfig, teacher: Checkpoint, vocab: int) -> Cach
 
 
 def cache_text(cache: Cache, settings: DistillConfig, tokenizer: Any) -> Text:
-    """The captured windows, built again from the text, and evaluation windows. QCompressError if the text changed."""
+    """The captured windows, built again from the text, and evaluation windows.
+
+    Raises QCompressError if the text has changed since the capture.
+    """
     data = cache.manifest.data
     size = {"seq_len": settings.seq_len, "seed": settings.seed}
     start = StartToken(**data["start"])
@@ -43,10 +46,13 @@ def cache_text(cache: Cache, settings: DistillConfig, tokenizer: Any) -> Text:
 
 
 class CachedTeacher:
-    """Replaces the teacher in training: `side(ids)` returns the stored targets of captured windows."""
+    """Replaces the teacher during training: `side(ids)` returns the stored targets of captured windows."""
 
     def __init__(self, cache: Cache, windows: Windows, teacher: Model):
-        """Only the head and the device of `teacher` are kept. QCompressError for equal windows with different masks."""
+        """Keeps only the head and the device of `teacher`.
+
+        Raises QCompressError if two windows have equal tokens but different masks or documents.
+        """
         weight = teacher.model.get_output_embeddings().weight.detach()
         self.cache, self.windows = cache, windows
         self._head = LogitSource(weight[:0], weight, teacher.head)
@@ -62,9 +68,9 @@ class CachedTeacher:
                 )
 
     def side(self, ids: Tensor, documents: Tensor | None = None) -> Targets:
-        """(batch, seq) ids -> targets (batch, seq - 1, …), zeros where masked.
+        """The targets of (batch, seq) ids, as (batch, seq - 1, …). Masked positions hold zeros.
 
-        `documents` is ignored: the capture separated them already.
+        `documents` is ignored, because the capture already separated the documents.
         """
         places = [self._places[row.numpy().tobytes()] for row in window_digests(ids)]
         windows = [self.cache.rows(place, self._digests[place]) for place in places]

@@ -1,7 +1,7 @@
-"""capture_teacher(): store a teacher's targets for every unmasked token in a cache.
+"""capture_teacher(): write a cache with a teacher's targets for every unmasked token.
 
-Rank r of n processes writes shards r, r + n, … Complete shards are kept, so an interrupted capture continues where it
-stopped.
+With n processes, rank r writes the shards r, r + n, r + 2n, … An interrupted capture keeps its complete shards and
+continues with the next one.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from compress.core.errors import QCompressError
 from compress.core.interrupt import RESUME, on_interrupt
 from compress.core.lock import output_lock
 from compress.core.report import Report, Row, silent
+from compress.core.sizes import format_bytes
 from compress.distill.config import CaptureConfig
 from compress.distill.model import Model, micro_batch, open_model, working_dtype
 from compress.distill.targets.cache import (
@@ -50,10 +51,10 @@ def capture_teacher(
     restart: bool = False,
     report: Report = silent,
 ) -> Row:
-    """Write this rank's shards of the teacher's cache at `out`; returns the summary row.
+    """Write this rank's shards to the cache `out`; returns the summary row.
 
-    QCompressError for bad input, a directory with another cache, or a full disk. Complete shards then stay, and the
-    same command continues.
+    Raises QCompressError if an input is bad, if `out` holds a cache with other settings, or if the disk is full.
+    Complete shards stay; the same call then continues.
     """
     if not 0 <= rank < ranks:
         raise QCompressError(f"rank {rank} of {ranks}: ranks count from 0 to {ranks - 1}")
@@ -92,7 +93,7 @@ def write_cache(
 
 
 def read_windows(settings: CaptureConfig, tokenizer: Any, model: Model) -> tuple[Windows, Row]:
-    """The windows, and their manifest with the start token."""
+    """The windows, and a description of their text that includes the start token."""
     size = {"seq_len": settings.seq_len, "seed": settings.seed}
     start = find_start(settings.text, tokenizer, model.model, settings.samples, size)
     windows = counting_windows(settings.text, tokenizer, settings.samples, size, start, settings.packing)
@@ -100,7 +101,7 @@ def read_windows(settings: CaptureConfig, tokenizer: Any, model: Model) -> tuple
 
 
 def make_manifest(teacher: Checkpoint, model: Model, windows: Windows, data: Row, settings: CaptureConfig) -> Manifest:
-    """The manifest: everything that determines the targets. ValueError for impossible numbers of a codec."""
+    """The manifest of the cache. Raises ValueError if a number of the codec's settings is out of range."""
     config, tokenizer = model.model.config, teacher.tokenizer
     dtype = str(teacher.config.get("dtype") or "float16").removeprefix("torch.")
     vocab = min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1)
@@ -120,24 +121,28 @@ def make_manifest(teacher: Checkpoint, model: Model, windows: Windows, data: Row
 
 
 def check_disk(out: Path, windows: Windows, codec: Codec, width: int) -> None:
-    """QCompressError if the disk is too small for the shards that are still to be written."""
+    """Raises QCompressError if the disk has too little room for the shards that are not yet written."""
     folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     stored = sum(file.stat().st_size for file in out.glob("targets-*")) if out.is_dir() else 0
     needed = int(windows.mask[:, 1:].sum()) * codec.bytes_per_token(width) - stored
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise QCompressError(
-            f"{out}: needs {needed:,} bytes, {folder} has {free:,} free; make room, or use --codec hybrid"
+            f"{out}: the cache needs {format_bytes(needed)}, but {folder} has {format_bytes(free)} free; "
+            "make room, or use --codec hybrid"
         )
 
 
 def shard_slice(manifest: Manifest, index: int) -> slice:
-    """The windows of a shard."""
+    """The range of window numbers that shard `index` contains."""
     return slice(index * manifest.shard_windows, (index + 1) * manifest.shard_windows)
 
 
 def fill_shard(out: Path, manifest: Manifest, index: int, model: Model, windows: Windows, codec: Codec) -> None:
-    """Write a shard, or verify an existing one. QCompressError for a full disk or a damaged shard."""
+    """Write a shard, or verify it if the file exists.
+
+    Raises QCompressError if the disk is full, or if an existing shard is damaged.
+    """
     path = out / manifest.files[index]
     if path.is_file():
         read_shard(path, manifest)
@@ -154,7 +159,10 @@ def fill_shard(out: Path, manifest: Manifest, index: int, model: Model, windows:
 
 @torch.no_grad()
 def encode_windows(model: Model, batch: Batch, codec: Codec, uniform: Tensor) -> Parts:
-    """The codec's rows of all unmasked tokens, window by window; `uniform` is (windows, seq_len - 1)."""
+    """The codec's tensors, with one row per unmasked token, in the order of the windows.
+
+    `uniform` holds the random numbers of the codec, (windows, seq_len - 1).
+    """
     device, parts = model.model.device, []
     micro = micro_batch(batch.ids.shape[1], device)
     for part, numbers in zip(batch.split(micro), uniform.split(micro), strict=True):
@@ -166,7 +174,11 @@ def encode_windows(model: Model, batch: Batch, codec: Codec, uniform: Tensor) ->
 
 
 def uniform_numbers(ids: Tensor, first: int, seed: int) -> Tensor:
-    """(windows, seq_len - 1) float64 in [0, 1), determined by the seed, each window's number and its ids."""
+    """Random numbers in [0, 1), (windows, seq_len - 1) float64.
+
+    A window's numbers depend only on the seed, on the window's number and on its token ids. `first` is the number of
+    the first window.
+    """
     rows = []
     for number, row in enumerate(window_digests(ids), first):
         digest = hashlib.sha256(f"{seed} {number} ".encode() + row.numpy().tobytes()).digest()

@@ -1,13 +1,14 @@
 """Codecs store a teacher's targets for a token in few bytes. A new codec is one class here and one row in CODECS.
 
-    hidden   the final hidden state: exact for every temperature and divergence; decoding needs the teacher's head
-    hybrid   the top_k likeliest tokens with their probabilities, and draws from the others: unbiased, one temperature
-    topk     the top_k likeliest tokens only: biased, since the minimum of the loss is not the teacher; for comparison
+    hidden   The final hidden state. Exact for every temperature and divergence. Decoding needs the teacher's head.
+    hybrid   The top_k likeliest tokens with probabilities, and random draws from the others. Unbiased, for one
+             temperature.
+    topk     The top_k likeliest tokens only. Biased: the loss is not smallest at the teacher. For comparison.
 
-hybrid: let r be the probability of all tokens but the top_k. Each of the `draws` draws has the weight r / draws, so
-every token's expected weight is its probability. Sampling is systematic: one uniform number per token, and equal steps
-through the cumulative tail (Madow 1949, https://doi.org/10.1214/aoms/1177729988). "Sparse Logit Sampling", ACL 2025,
-compares such draws with top-k.
+hybrid gives each of its `draws` draws the weight r / draws, where r is the total probability of the tokens outside the
+top_k. A token's expected weight therefore equals its probability. Sampling is systematic: one uniform number per
+position, then equal steps through the cumulative tail (Madow 1949, https://doi.org/10.1214/aoms/1177729988). "Sparse
+Logit Sampling", ACL 2025, compares such draws with top-k.
 """
 
 from collections.abc import Iterator
@@ -27,27 +28,34 @@ Parts = dict[str, Tensor]
 
 
 class Codec(Protocol):
-    """`biased`: the mean of many caches is not the teacher. `sparse`: valid for one temperature and vocabulary."""
+    """A codec of teacher targets.
+
+    `biased`: targets averaged over many caches do not equal the teacher's probabilities. `sparse`: targets are valid
+    for one temperature and one vocabulary.
+    """
 
     biased: bool
     sparse: bool
 
     def bytes_per_token(self, width: int) -> int:
-        """The size of one encoded token, for hidden states of `width`."""
+        """The bytes of one encoded token. `width` is the size of a hidden state."""
         ...
 
     def encode(self, side: LogitSource, uniform: Tensor) -> Parts:
-        """Hidden states (tokens, width) with head, uniform numbers (tokens,) -> tensors with a row per token."""
+        """Encode hidden states (tokens, width); returns tensors with one row per token.
+
+        `uniform` holds one random number per token, (tokens,).
+        """
         ...
 
     def decode(self, parts: Parts, side: LogitSource) -> Targets:
-        """Encoded rows, of any leading shape, -> targets of the loss, with the head and on the device of `side`."""
+        """Decode rows of any leading shape into targets for the loss. Head and device come from `side`."""
         ...
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """The hidden state after the final norm, in `dtype`."""
+    """Stores the hidden state after the final norm, in `dtype`."""
 
     dtype: str = "float16"
     biased, sparse = False, False
@@ -68,7 +76,7 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Hybrid:
-    """ids of the top_k tokens and of the draws, 3 bytes each; float16 log p of the top_k and of the tail; entropy."""
+    """Stores token ids (3 bytes each) of the top_k and the draws, float16 log p of top_k and tail, and the entropy."""
 
     vocab: int
     temperature: float = 1.0
@@ -97,15 +105,14 @@ class Hybrid:
         p = parts["log_p"].float().exp()
         draws = (p[..., -1:] / self.draws).expand(*p.shape[:-1], self.draws)
         weights = torch.cat([p[..., :-1], draws], -1)
-        weights = weights / weights.sum(-1, keepdim=True).clamp(
-            min=torch.finfo(p.dtype).tiny
-        )  # float16 rounded the logs
+        total = weights.sum(-1, keepdim=True)  # not exactly 1: float16 rounded the logs
+        weights = weights / total.clamp(min=torch.finfo(p.dtype).tiny)
         return to_device(Sparse(unpack_ids(parts["ids"]), weights, parts["entropy"], self.vocab), side)
 
 
 @dataclass(frozen=True)
 class TopK:
-    """ids of the top_k tokens, 3 bytes each, and their log p. `renormalise` scales the weights to sum to 1."""
+    """Stores token ids (3 bytes each) and float16 log p of the top_k. `renormalise` scales the weights to sum to 1."""
 
     vocab: int
     temperature: float = 1.0
@@ -131,7 +138,7 @@ CODECS: dict[str, type[Hidden] | type[Hybrid] | type[TopK]] = {"hidden": Hidden,
 
 
 def make_codec(settings: dict[str, Any]) -> Codec:
-    """The codec with a manifest's settings, which include its "name". ValueError for impossible numbers."""
+    """The codec for a manifest's settings, including the codec's "name". Raises ValueError if a number is invalid."""
     options = {key: value for key, value in settings.items() if key != "name"}
     codec = CODECS[settings["name"]](**options)
     kept, vocab = options.get("top_k", 1), options.get("vocab", 2)
@@ -141,7 +148,10 @@ def make_codec(settings: dict[str, Any]) -> Codec:
 
 
 def probability_chunks(side: LogitSource, vocab: int, temperature: float) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks of rows with their probabilities (rows, vocab), float32. All chunks share one buffer of CHUNK_LOGITS."""
+    """Pairs of a slice of rows and their probabilities, (rows, vocab) float32.
+
+    All chunks use the same buffer of CHUNK_LOGITS values, so each is valid only until the next.
+    """
     hidden, weight, count = side.hidden.float(), side.weight[:vocab].float(), max(1, CHUNK_LOGITS // vocab)
     logits, p = (hidden.new_empty(min(count, len(hidden)), vocab) for _ in range(2))
     for start in range(0, max(1, len(hidden)), count):
@@ -153,11 +163,11 @@ def probability_chunks(side: LogitSource, vocab: int, temperature: float) -> Ite
 
 
 def concatenate(parts: list[Parts]) -> Parts:
-    """The rows of all parts in order, by name; {} without parts."""
+    """The tensors of all parts, joined by name along the rows. {} if `parts` is empty."""
     return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else {})}
 
 
 def to_device(sparse: Sparse, side: LogitSource) -> Sparse:
-    """The targets, on the device of `side`."""
+    """The targets, moved to the device of `side`."""
     ids, weights, entropy = (tensor.to(side.weight.device) for tensor in sparse[:3])
     return Sparse(ids, weights, entropy, sparse.vocab)

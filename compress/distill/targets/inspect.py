@@ -1,4 +1,4 @@
-"""inspect_cache(): the contents of a cache as a report row, after a check of every shard."""
+"""inspect_cache(): verify all shards of a cache, and describe its contents in a report row."""
 
 from pathlib import Path
 
@@ -8,9 +8,10 @@ from compress.distill.targets.codecs import Codec, make_codec
 
 
 def inspect_cache(path: Path) -> Row:
-    """Codec, text, tokens and bytes; for codec hybrid also the teacher's mean entropy (nats) and tail probability.
+    """A report row with the cache's codec, text, tokens, bytes and missing shards.
 
-    Missing shards are listed. QCompressError for a shard with a wrong checksum.
+    For codec hybrid also the teacher's mean entropy in nats, and the mean probability outside the top_k. Raises
+    QCompressError if a shard has a wrong checksum.
     """
     manifest = read_manifest(path)
     codec = make_codec(manifest.codec)
@@ -21,13 +22,13 @@ def inspect_cache(path: Path) -> Row:
 
 
 def facts(manifest: Manifest, codec: Codec) -> Row:
-    """The manifest's facts with shortened digests."""
+    """The facts of the manifest, with shortened digests."""
     values = {name: short(value) for name, value in manifest.facts().items() if name != "codec"}
     return {"codec": manifest.codec["name"], "biased": codec.biased, **values}
 
 
 def measure(path: Path, manifest: Manifest, files: list[str]) -> Row:
-    """Tokens and bytes of these shards, and means over their tokens."""
+    """Tokens and bytes of the shards in `files`, and mean values per token."""
     tokens = size = 0
     sums: dict[str, float] = {}
     for name in files:

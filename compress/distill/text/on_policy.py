@@ -1,7 +1,8 @@
-"""On-policy text: the student continues the beginnings of windows, and the teacher scores what it generated.
+"""On-policy text: the student writes the second part of each window, and the teacher scores the written tokens.
 
-Agarwal et al. 2023, https://arxiv.org/abs/2306.13649. Tokens are drawn at temperature 1 with random numbers that depend
-on seed, step and row only, so a step can be repeated. In a conversation the student begins where an answer begins.
+Agarwal et al. 2023, https://arxiv.org/abs/2306.13649. Tokens are drawn at temperature 1. The random numbers depend only
+on seed, step and row, so a repeated step draws the same tokens. In a conversation the student writes from the beginning
+of an answer.
 """
 
 from typing import Any
@@ -12,16 +13,16 @@ from torch import Tensor
 
 from compress.distill.text.packing import Batch, attention, later_first_tokens
 
-PROMPT = 0.5  # share of a window that is the prompt, if no answer begins near there
-NEAR = 0.25  # largest distance between an answer's beginning and PROMPT, as a share of the window
+PROMPT = 0.5  # the prompt's share of a window, if no answer begins near the middle
+NEAR = 0.25  # how far from PROMPT an answer may begin, as a share of the window
 
 
 @torch.no_grad()
 def continue_windows(model: Any, batch: Batch, *, seed: int, step: int, vocab: int, end: int | None) -> Batch:
-    """(batch, seq) windows -> windows of the same shape: the prompt, then generated tokens, which alone count.
+    """Windows of the same shape (batch, seq): each keeps its prompt, and `model` generates the rest.
 
-    Generated tokens belong to the prompt's last document. After `end` a row is filled with `end`, which does not count.
-    Only the first `vocab` ids are generated.
+    The loss mask covers only the generated tokens, up to and including the first `end`; later positions hold `end`.
+    Generated tokens belong to the prompt's last document. Only ids below `vocab` are generated.
     """
     source, (count, length) = batch.ids.device, batch.ids.shape
     prompts = prompt_lengths(batch.mask, batch.documents).to(model.device)
@@ -49,7 +50,7 @@ def continue_windows(model: Any, batch: Batch, *, seed: int, step: int, vocab: i
 
 
 def extend_last_document(documents: Tensor | None, prompts: Tensor) -> Tensor | None:
-    """(batch, seq) documents, in which the last document of each prompt extends to the end of the window."""
+    """Document numbers (batch, seq), changed so that the last document of each prompt fills the rest of the window."""
     if documents is None:
         return None
     positions = torch.arange(documents.shape[1], device=documents.device)
@@ -57,7 +58,7 @@ def extend_last_document(documents: Tensor | None, prompts: Tensor) -> Tensor | 
 
 
 def slice_attention(arguments: dict[str, Any], first: int, end: int) -> dict[str, Any]:
-    """The arguments of `attention` for the tokens from `first` to before `end`."""
+    """The results of `attention`, cut to the tokens `first` to `end` - 1."""
     if not arguments:
         return {}
     return {
@@ -67,11 +68,15 @@ def slice_attention(arguments: dict[str, Any], first: int, end: int) -> dict[str
 
 
 def prompt_lengths(mask: Tensor, documents: Tensor | None = None) -> Tensor:
-    """(batch, seq) mask -> (batch,) int64, 1 to seq - 1: where an answer near the middle begins, else the middle."""
+    """(batch,) int64: the number of prompt tokens in each window, 1 to seq - 1.
+
+    A prompt ends where an answer begins, if that is near the middle; otherwise it ends in the middle. `mask` is the
+    loss mask, (batch, seq).
+    """
     length = mask.shape[1]
     middle = max(1, min(length - 1, int(PROMPT * length)))
     begins = mask[:, 1:] & ~mask[:, :-1]
-    if documents is not None:  # first tokens of documents are masked too, but no answer follows them
+    if documents is not None:  # a document's first token is masked too, but no answer begins after it
         begins[:, 1:] &= ~later_first_tokens(documents)[:, :-1]
     distance = (torch.arange(1, length, device=mask.device) - middle).abs().expand(len(mask), -1)
     distance = distance.masked_fill(~begins, length)
@@ -80,14 +85,14 @@ def prompt_lengths(mask: Tensor, documents: Tensor | None = None) -> Tensor:
 
 
 def uniform_numbers(seed: int, step: int, batch: int, count: int) -> Tensor:
-    """(batch, count) in [0, 1). Each row has its generator, so a row does not depend on the number of rows."""
+    """(batch, count) numbers in [0, 1). Each row has a generator, so its numbers do not depend on `batch`."""
     seeds = [np.random.SeedSequence([seed % 2**32, step, row]).generate_state(1)[0] for row in range(batch)]
     generators = (torch.Generator().manual_seed(int(value)) for value in seeds)
     return torch.stack([torch.rand(count, generator=generator) for generator in generators])
 
 
 def draw(logits: Tensor, numbers: Tensor) -> Tensor:
-    """(batch, vocab) logits, (batch,) uniform numbers -> (batch,) ids, drawn from the softmax by inverting its sum."""
+    """(batch,) token ids, drawn from the softmax of (batch, vocab) logits by (batch,) uniform numbers."""
     total = logits.softmax(-1).cumsum(-1)
     ids = torch.searchsorted(total, numbers[:, None] * total[:, -1:], right=True)
     return ids.squeeze(1).clamp(max=logits.shape[1] - 1)

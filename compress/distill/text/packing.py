@@ -1,12 +1,12 @@
 """Attention masks and positions that separate the documents of one window.
 
 A token attends to earlier tokens of its document, and to the window's start token if there is one. Positions count from
-the beginning of the document; the start token has position 0. So a document has the same hidden states as alone, after
-a start token, whatever its neighbours are. A document that two windows share counts as two. The first token of a later
-document has nothing to be predicted from, so the loss leaves it out.
+the beginning of the document; the start token has position 0. So the other documents of a window never change a
+document's hidden states. If a window ends inside a document, the next window treats the rest as a new document. No
+earlier token predicts the first token of a second or later document, so the loss leaves that token out.
 
-`documents` (batch, seq) int64 is the document number of every token, or START for a start token. Sliding windows slide
-within documents. Windows with one document need no mask.
+`documents` (batch, seq) int64 holds the document number of every token, or START for a start token. A sliding window
+counts positions within the document. Windows with one document need no mask.
 """
 
 from dataclasses import replace
@@ -21,14 +21,17 @@ from compress.losses import LogitSource
 
 START = -1
 KINDS = {"full_attention", "sliding_attention"}
-PROBE, BEFORE = 8, 3  # tokens of the tested document, and of the document before it
+PROBE, BEFORE = 8, 3  # tokens of the tested document, and tokens of the document before it
 TOLERANCE = {torch.float32: 1e-3}  # largest relative difference of a hidden state; ROUGH for 16-bit dtypes
 ROUGH = 0.1
-CURE = "so the documents of a window cannot be separated; use --packing full"
+CURE = "so qcompress cannot separate the documents of a window; use --packing full"
 
 
 class Batch(NamedTuple):
-    """Windows: ids, loss mask and documents, each (batch, seq). `documents` None: tokens attend to all earlier ones."""
+    """Windows: token ids, loss mask and document numbers, (batch, seq) each.
+
+    If `documents` is None, each token attends to all earlier tokens of its window.
+    """
 
     ids: Tensor
     mask: Tensor
@@ -49,7 +52,7 @@ class Batch(NamedTuple):
 
 
 class LogitModel(Protocol):
-    """A model that returns its hidden states and its head."""
+    """A model with a method `side`, which returns hidden states and the output head."""
 
     model: Any
 
@@ -62,7 +65,10 @@ def as_batch(windows: Windows) -> Batch:
 
 
 def pack(windows: Windows, packing: str) -> Windows:
-    """The windows, prepared for `packing`. "full" drops `documents`; else first tokens of later ones are masked."""
+    """The windows, prepared for `packing`.
+
+    "full" drops `documents`. "documents" masks the first token of every document after the first.
+    """
     manifest = windows.manifest | {"packing": packing}
     if packing == "full" or windows.documents is None:
         return replace(windows, manifest=manifest, documents=None)
@@ -74,17 +80,17 @@ def pack(windows: Windows, packing: str) -> Windows:
 
 
 def later_first_tokens(documents: Tensor) -> Tensor:
-    """(batch, seq - 1) bool for tokens 1, 2, …: the first token of a document that follows another document."""
+    """(batch, seq - 1) bool: whether tokens 1, 2, … begin a new document after another document."""
     return (documents[:, 1:] != documents[:, :-1]) & (documents[:, :-1] != START)
 
 
 def single_document(documents: Tensor | None) -> bool:
-    """Whether every window holds one document at most."""
+    """Whether every window holds at most one document."""
     return documents is None or bool(((documents == documents[:, -1:]) | (documents == START)).all())
 
 
 def positions(documents: Tensor) -> Tensor:
-    """(batch, seq) int64: the position of every token in its document, from 0, or from 1 after a start token."""
+    """(batch, seq) int64: each token's position in its document. Counts from 0, or from 1 after a start token."""
     index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -93,7 +99,10 @@ def positions(documents: Tensor) -> Tensor:
 
 
 def visible(documents: Tensor, window: int | None = None) -> Tensor:
-    """(batch, 1, seq, seq) bool: the tokens (last axis) that each one attends to, at most `window` positions back."""
+    """(batch, 1, seq, seq) bool: whether the token on the third axis attends to the token on the last axis.
+
+    With `window`, a token attends to itself and the `window` - 1 positions before it.
+    """
     ones = torch.ones(documents.shape[1], documents.shape[1], dtype=torch.bool, device=documents.device)
     seen = (documents[:, :, None] == documents[:, None, :]) | (documents[:, None, :] == START)
     seen &= ones.tril()
@@ -104,13 +113,13 @@ def visible(documents: Tensor, window: int | None = None) -> Tensor:
 
 
 def sliding_window(config: Any, length: int) -> int | None:
-    """The model's sliding window in tokens; None if it has none, or one of `length` tokens or more."""
+    """The model's sliding window in tokens, or None if the model attends to all of `length` tokens."""
     window = getattr(config, "sliding_window", None)
     return window if window is not None and window < length else None
 
 
 def attention(documents: Tensor | None, model: Any) -> dict[str, Any]:
-    """Arguments that make a transformers `model` separate documents; {} if there is one per window."""
+    """Arguments with which a transformers `model` separates documents; {} if each window holds one document."""
     if documents is None or single_document(documents):
         return {}
     config, window = model.config, sliding_window(model.config, documents.shape[1])
@@ -125,7 +134,7 @@ def attention(documents: Tensor | None, model: Any) -> dict[str, Any]:
 
 
 def format_mask(seen: Tensor, model: Any) -> Tensor:
-    """A mask as the model's attention reads it: bool, or for eager attention 0 and the smallest number."""
+    """The bool mask `seen`, converted for the model: eager attention adds 0 or the smallest number to the scores."""
     if model.config._attn_implementation != "eager":
         return seen
     least = torch.finfo(model.dtype).min
@@ -134,9 +143,9 @@ def format_mask(seen: Tensor, model: Any) -> Tensor:
 
 @torch.no_grad()
 def check_packing(model: LogitModel, name: str, packing: str, seq_len: int) -> None:
-    """QCompressError for a model that cannot separate the documents of a window, unless `packing` is "full".
+    """Raises QCompressError if the model cannot separate the documents of a window. `packing` "full" always passes.
 
-    A document must have the same hidden states alone and after another document.
+    The test: a document must have the same hidden states alone and after another document.
     """
     if packing == "full":
         return
@@ -151,20 +160,23 @@ def check_packing(model: LogitModel, name: str, packing: str, seq_len: int) -> N
     try:
         packed = model.side(ids, documents).hidden[:, 1 + BEFORE :].float()
     except (TypeError, ValueError) as error:
-        raise QCompressError(f"{name}: {kind} accepts no document mask ({error}), {CURE}") from error
+        raise QCompressError(f"{name}: {kind} rejects the document mask ({error}), {CURE}") from error
     difference = float(((packed - alone).norm(dim=-1) / alone.norm(dim=-1)).max())
     if not difference <= TOLERANCE.get(model.model.dtype, ROUGH):
         raise QCompressError(
-            f"{name}: hidden states of {kind} change by {difference:.2g} after another document, {CURE}"
+            f"{name}: a preceding document changes the hidden states of {kind} by {difference:.2g}, {CURE}"
         )
 
 
 def check_on_policy(model: Any, packing: str, seq_len: int) -> None:
-    """QCompressError if generation with a sliding window would drop tokens that the document mask refers to."""
+    """Raises QCompressError if an on-policy stage cannot separate documents.
+
+    During generation a sliding window drops old tokens from the cache, so the document mask no longer fits.
+    """
     window = sliding_window(model.config, seq_len)
     if packing != "full" and window is not None:
         kind = type(model).__name__
         raise QCompressError(
             f"on_policy: {kind} generates with a sliding window of {window} tokens, shorter than --seq-len {seq_len}, "
-            f"{CURE}, or a shorter --seq-len"
+            f"{CURE}, or lower --seq-len"
         )

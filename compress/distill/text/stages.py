@@ -1,4 +1,4 @@
-"""The stages of a distillation: settings and text of each, with a share of earlier stages' text repeated.
+"""The stages of a distillation. Each has its settings and its text; the text may repeat a share of earlier stages.
 
 A distillation without stages is one stage without a name.
 """
@@ -17,7 +17,7 @@ from compress.distill.text.windows import Text, find_start, read_text
 
 @dataclass(frozen=True)
 class TextStage:
-    """One stage: its name, its complete settings, and its text including repeated text."""
+    """One stage: name, complete settings, and text sources, including sources repeated from earlier stages."""
 
     name: str
     settings: DistillConfig
@@ -25,12 +25,12 @@ class TextStage:
     on_policy: bool = False
 
     def named(self) -> Row:
-        """The start of its report rows: its name, or nothing for a run without stages."""
+        """The stage's name as the first entry of a report row; empty for a stage without a name."""
         return {"stage": self.name} if self.name else {}
 
     @property
     def needed(self) -> int:
-        """The number of windows that it reads, repeated ones included."""
+        """The number of windows that the stage reads. A window that is read twice counts twice."""
         return self.settings.total_steps * self.settings.batch_size
 
 
@@ -47,9 +47,9 @@ def make_stages(settings: DistillConfig) -> list[TextStage]:
 
 
 def mix(text: Sequence[str], earlier: Sequence[Sequence[str]], replay: float) -> tuple[str, ...]:
-    """Sources whose weights sum to 1: 1 - `replay` for `text`, the rest divided equally among `earlier` stages.
+    """Sources with weights: `text` gets the share 1 - `replay`, and the `earlier` stages divide `replay` equally.
 
-    Sources of one stage keep their relative weights. A source that occurs twice is listed once.
+    Within a stage, sources keep their relative weights. A source of several stages is listed once.
     """
     if not replay:
         return tuple(text)
@@ -64,7 +64,7 @@ def mix(text: Sequence[str], earlier: Sequence[Sequence[str]], replay: float) ->
 
 
 def stage_texts(stages: Sequence[TextStage], tokenizer: Any, teacher: Any) -> list[Text]:
-    """The text of every stage. All windows begin with the start token measured on the first stage's text."""
+    """The text of every stage. All stages use one start token, which is measured on the first stage's text."""
     sizes = [{"seq_len": stage.settings.seq_len, "seed": stage.settings.seed} for stage in stages]
     start = find_start(stages[0].text, tokenizer, teacher, stages[0].needed, sizes[0])
     return [
@@ -74,11 +74,12 @@ def stage_texts(stages: Sequence[TextStage], tokenizer: Any, teacher: Any) -> li
 
 
 def check_untrained(texts: Sequence[Text], heldout: Windows) -> None:
-    """QCompressError when any stage trains on an evaluation text: of a stage, or that of the whole run, `heldout`."""
+    """Raises QCompressError if any stage trains on an evaluation text. `heldout` holds the run's evaluation windows."""
     trained = {source["digest"] for text in texts for source in text.windows.manifest["sources"]}
     for windows in (*(text.eval_windows for text in texts), heldout):
         for source in windows.manifest["sources"]:
             if source["digest"] in trained:
                 raise QCompressError(
-                    f"{source['name']}: another stage trains on it, so it cannot be an --eval-text; give another"
+                    f"{source['name']}: another stage trains on this text, so it cannot be an --eval-text; "
+                    "give another text"
                 )

@@ -1,4 +1,4 @@
-"""The windows of a distillation: their number, their start token, and a check that some of their tokens count."""
+"""Training and evaluation windows of a distillation. Each source must have at least one token that enters the loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ START_WINDOWS, START_LENGTH = 4, 256
 
 @dataclass(frozen=True)
 class Text:
-    """The training windows, the evaluation windows, and the start token of both."""
+    """Training windows, evaluation windows, and the start token that both use."""
 
     windows: Windows
     eval_windows: Windows
@@ -35,21 +35,23 @@ def read_text(
     start: StartToken,
     packing: str,
 ) -> Text:
-    """`count` training windows and a few evaluation windows, all beginning with `start`; `size` is seq_len and seed.
+    """`count` training windows and a few evaluation windows. Each window begins with the token `start`.
 
-    Fewer windows come back when the text is shorter. QCompressError when a text is in both sets, or when no token of
-    a set counts.
+    `size` holds seq_len and seed. A short text gives fewer windows. Raises QCompressError if the evaluation text is
+    also a training text, or if all tokens of a source are masked.
     """
     windows = counting_windows(text, tokenizer, count, size, start, packing)
     evaluation = counting_windows([eval_text], tokenizer, max(1, EVAL_TOKENS // size["seq_len"]), size, start, packing)
     seen = {source["digest"] for source in windows.manifest["sources"]}
     if seen & {source["digest"] for source in evaluation.manifest["sources"]}:
-        raise QCompressError(f"{eval_text}: is trained on, so it cannot be the --eval-text; give another text")
+        raise QCompressError(
+            f"{eval_text}: the student trains on this text, so it cannot be the --eval-text; give another text"
+        )
     return Text(windows, evaluation, start)
 
 
 def train_text(settings: DistillConfig, tokenizer: Any, teacher: Any) -> Text:
-    """Training and evaluation windows, with the start token measured on the teacher."""
+    """Training and evaluation windows. The start token is the one that suits the teacher best."""
     size = {"seq_len": settings.seq_len, "seed": settings.seed}
     count = settings.total_steps * settings.batch_size
     start = find_start(settings.text, tokenizer, teacher, count, size)
@@ -57,7 +59,7 @@ def train_text(settings: DistillConfig, tokenizer: Any, teacher: Any) -> Text:
 
 
 def find_start(sources: Sequence[str], tokenizer: Any, teacher: Any, count: int, size: dict[str, int]) -> StartToken:
-    """The start token that suits the teacher, measured on the first few windows of the text."""
+    """The start token with which the teacher predicts best, measured on the first windows of the text."""
     few = fitting_windows(sources, tokenizer, min(count, START_WINDOWS), size)
     return measure_start(teacher, tokenizer, few.ids[:, :START_LENGTH].to(teacher.device))
 
@@ -65,7 +67,7 @@ def find_start(sources: Sequence[str], tokenizer: Any, teacher: Any, count: int,
 def counting_windows(
     sources: Sequence[str], tokenizer: Any, count: int, size: dict[str, int], start: StartToken, packing: str
 ) -> Windows:
-    """Packed windows that begin with `start`. QCompressError for a source in which no token counts."""
+    """Packed windows that begin with `start`. Raises QCompressError if all tokens of a source are masked."""
     windows = pack(fitting_windows(sources, tokenizer, count, {**size, "start_token": start.token}), packing)
     empty = [source for source in windows.manifest["sources"] if not source["tokens_counted"]]
     if not windows.mask[:, 1:].any():
@@ -73,14 +75,14 @@ def counting_windows(
     if empty:
         tokens, samples = empty[0]["tokens"], empty[0]["documents"]
         raise QCompressError(
-            f"{empty[0]['name']}: 0 of {tokens:,} tokens count in the loss, in {samples:,} samples; "
+            f"{empty[0]['name']}: {samples:,} samples with {tokens:,} tokens, but 0 tokens to train on; "
             "give conversations with assistant turns, give plain text, or leave the file out"
         )
     return windows
 
 
 def fitting_windows(sources: Sequence[str], tokenizer: Any, count: int, size: dict[str, Any]) -> Windows:
-    """`count` windows, or as many as the text holds. CalibrationError for a text shorter than one window."""
+    """`count` windows, or fewer if the text is short. Raises CalibrationError if it is shorter than one window."""
     while True:
         try:
             return build_windows(sources, tokenizer, n_samples=count, **size)
@@ -91,7 +93,7 @@ def fitting_windows(sources: Sequence[str], tokenizer: Any, count: int, size: di
 
 
 def text_row(text: Text, sources: Sequence[str], needed: int) -> Row:
-    """The report row of a text: sources, windows, epochs in `needed` windows, start token."""
+    """The report row of a text: sources, windows, start token, and the epochs that `needed` windows take."""
     windows = len(text.windows.ids)
     row = {"text": ", ".join(sources), "windows": windows, "epochs": round(needed / windows, 2)}
     return row | {"start_token": text.start.token}

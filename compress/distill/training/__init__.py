@@ -1,1 +1,1 @@
-"""The training loop, its state on disk, and what a stage may add to it."""
+"""The training loop, its saved state, and its optional parts: LoRA, hidden-state alignment, gradient checkpointing."""

@@ -1,11 +1,11 @@
-"""Alignment of hidden states: a loss between a student's block and the teacher's block at the same depth.
+"""Alignment of hidden states: a loss between each block of the student and the teacher's block at the same depth.
 
     L_align = mean over mapped blocks and tokens of ½ ‖u_s − u_t‖²,     u_s = P h_s / ‖P h_s‖,  u_t = h_t / ‖h_t‖
 
-That is 1 − cos(P h_s, h_t), and exactly 0 for equal states. A squared error would be dominated by a few channels that
-are a thousand times larger than the others. All blocks share one P (teacher width, student width), because they write
-to one residual stream. P starts as the identity for equal widths, else as a random orthogonal matrix. The last block's
-state is taken after the final norm. P is used in training only and is not part of the student.
+The distance ½ ‖u_s − u_t‖² equals 1 − cos(P h_s, h_t), and is exactly 0 for equal states. In a plain squared error, a
+few channels a thousand times larger than the others would dominate. All blocks share one P (teacher width, student
+width), because all write to one residual stream. P starts as the identity for equal widths, else as a random orthogonal
+matrix. The last block's state is taken after the final norm. P serves training only; the student does not contain it.
 """
 
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ from compress.checkpoint.write import TensorSpec, plan_shard
 from compress.core.atomic import write_atomic
 from compress.losses import LogitSource, Targets, token_mean
 
-HOLD = 0.5  # share of the run at full weight; then the weight falls to 0, so the end minimizes the loss alone
+HOLD = 0.5  # share of the run at full weight; then the weight falls linearly to 0
 Pairs = Sequence[tuple[int, int]]
 
 
 class Aligned(NamedTuple):
-    """A teacher's targets, and the hidden states of its blocks, (batch, seq - 1, width) each."""
+    """A teacher's targets, and the hidden states after its blocks, (batch, seq - 1, width) each."""
 
     targets: Targets
     states: list[Tensor]
 
 
 class Blocks(Protocol):
-    """A model that returns the outputs of its blocks."""
+    """A model with a method `states`, which returns logits and the outputs of blocks."""
 
     def states(
         self, ids: Tensor, blocks: Sequence[int], documents: Tensor | None = None
@@ -39,7 +39,7 @@ class Blocks(Protocol):
 
 
 class AlignedTeacher:
-    """A teacher that returns hidden states with its targets."""
+    """A teacher whose `side` returns targets together with hidden states."""
 
     def __init__(self, teacher: Blocks, pairs: Pairs):
         self.teacher, self.blocks = teacher, [block for _, block in pairs]
@@ -49,18 +49,21 @@ class AlignedTeacher:
 
 
 def map_blocks(student: int, teacher: int) -> list[tuple[int, int]]:
-    """Pairs (student's block, teacher's block), counted from 1, at the same relative depth; the last two match."""
+    """Pairs (student's block, teacher's block) at the same relative depth, counted from 1. The last blocks pair up."""
     return [(block, max(1, round(block * teacher / student))) for block in range(1, student + 1)]
 
 
 def align_weight(step: int, steps: int, weight: float) -> float:
-    """The weight at a step, counted from 1: full for the first half, then linear to 0 after the last step."""
+    """The weight of the alignment at a step: constant in the first half of the run, then falling linearly towards 0.
+
+    Steps count from 1.
+    """
     left = 1 - (step - 1) / steps
     return weight * min(1.0, left / (1 - HOLD))
 
 
 class Alignment(nn.Module):
-    """The projection P, and the distance between states of student and teacher."""
+    """The alignment loss of a student's and a teacher's hidden states, with its projection P."""
 
     def __init__(self, student: int, teacher: int, pairs: Pairs, seed: int = 0):
         """`student` and `teacher` are widths; `pairs` counts blocks from 1."""
@@ -71,7 +74,10 @@ class Alignment(nn.Module):
             nn.init.orthogonal_(self.projection, generator=torch.Generator().manual_seed(seed))
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor], keep: Tensor, total: float) -> Tensor:
-        """The sum of one micro-batch over `total` tokens, averaged over pairs. States are (batch, seq, width)."""
+        """The distances of one micro-batch, summed over the tokens in `keep`, divided by `total`, averaged over pairs.
+
+        States are (batch, seq, width).
+        """
         distances = [
             token_mean(distance(states @ self.projection.T.to(states.dtype), target), keep, total)
             for states, target in zip(student, teacher, strict=True)
@@ -80,13 +86,13 @@ class Alignment(nn.Module):
 
 
 def distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """½ ‖u − v‖² of the unit vectors along the last axis, in float32: 1 minus their cosine."""
+    """1 minus the cosine between student and teacher along the last axis, in float32."""
     unit, other = (nn.functional.normalize(state.float(), dim=-1) for state in (student, teacher))
     return (unit - other).square().sum(-1) / 2
 
 
 def save_alignment(path: Path, alignment: Alignment) -> None:
-    """Write the projection to a safetensors file, atomically."""
+    """Write the projection P to a safetensors file, atomically."""
     tensor = alignment.projection.detach().float().cpu().contiguous()
     shard = plan_shard(path.name, [TensorSpec("projection", tensor.dtype, tuple(tensor.shape))])
     write_atomic(path, shard.header, tensor.reshape(-1).view(torch.uint8).numpy().data)

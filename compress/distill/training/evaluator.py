@@ -1,4 +1,4 @@
-"""The evaluation of a student: KL to its teacher and nll on text that is never trained on."""
+"""Evaluation of a student: its KL to the teacher, and its nll, on the evaluation text."""
 
 from typing import NamedTuple
 
@@ -11,14 +11,14 @@ from compress.losses import LogitSource, cross_entropy, distill_loss, next_token
 
 
 class Scores(NamedTuple):
-    """On the evaluation text: mean KL(teacher ‖ student) at temperature 1 and the student's nll, in nats per token."""
+    """Mean KL(teacher ‖ student) at temperature 1, and the student's nll, on the evaluation text. Nats per token."""
 
     kl: float
     nll: float
 
 
 class StudentEvaluator:
-    """Measures a student on windows that are never trained on. The teacher's states are computed once."""
+    """Measures a student on evaluation windows. The teacher's hidden states are computed once and kept."""
 
     @torch.no_grad()
     def __init__(self, teacher: Model, windows: Windows, vocab: int):
@@ -35,7 +35,7 @@ class StudentEvaluator:
 
     @torch.no_grad()
     def measure(self, student: Model) -> Scores:
-        """KL to the teacher and nll of a student on these windows."""
+        """The student's KL to the teacher, and its nll, on the evaluation windows."""
         kl = nll = 0.0
         for part, teacher in self.parts:
             side = student.side(part.ids, part.documents)

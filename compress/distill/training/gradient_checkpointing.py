@@ -1,6 +1,6 @@
-"""Gradient checkpointing: only each block's input is stored, and the block runs again in the backward pass.
+"""Gradient checkpointing: the forward pass stores only each block's input; the backward pass runs the block again.
 
-Loss and gradients stay the same. It takes a third more time; activations of one block exist at a time.
+Only one block's activations are in memory at a time. Training takes a third longer; loss and gradients stay the same.
 https://arxiv.org/abs/1604.06174
 """
 
@@ -13,17 +13,17 @@ from compress.core.errors import QCompressError
 
 @contextmanager
 def recomputing(model: Any, on: bool) -> Iterator[None]:
-    """A block in which a transformers `model` recomputes its blocks in the backward pass, if `on`.
+    """Inside `with recomputing(model, True)`, the backward pass of a transformers model uses gradient checkpointing.
 
-    Only the blocks themselves get training mode, so dropout inside them stays off. QCompressError for a model without
-    support.
+    `on` False changes nothing. Only the block modules enter training mode, so dropout inside a block stays off.
+    Raises QCompressError if the model does not support gradient checkpointing.
     """
     if not on:
         yield
         return
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise QCompressError(
-            f"gradient_checkpointing: {type(model).__name__} does not support it; leave out --gradient-checkpointing"
+            f"{type(model).__name__} does not support gradient checkpointing; leave out --gradient-checkpointing"
         )
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     blocks = [part for part in model.modules() if getattr(part, "gradient_checkpointing", False)]

@@ -1,4 +1,4 @@
-"""The progress of a training on disk, so that a killed run continues to the same curve and weights.
+"""The saved progress of a training. A killed run continues from it, to the same loss curve and weights.
 
 The folder `.OUT.distill` exists next to the student until the student is written. It holds `journal.json` (settings,
 notes, the loss curve of every started stage), and one file of tensors (weights, Adam's moments, best weights,
@@ -46,7 +46,10 @@ def work_path(out: Path) -> Path:
 
 @dataclass
 class Progress:
-    """The progress of a stage: steps, curve, best step and evaluation KL so far, whether it ended and why."""
+    """The progress of a stage: its steps, loss curve and best evaluation so far.
+
+    `over` means that the stage has finished. `stopped` is the reason if training stopped early.
+    """
 
     step: int = 0
     curve: list[Row] = field(default_factory=list)
@@ -57,7 +60,7 @@ class Progress:
 
 
 class TrainingJournal:
-    """The journal of the training that writes `out`, opened by `open_journal`. Only the first process `writes`."""
+    """The saved progress of the training that writes `out`. `writes` is True in the first process only."""
 
     def __init__(self, out: Path, settings: Row):
         self.out, self.folder = out, work_path(out)
@@ -69,28 +72,31 @@ class TrainingJournal:
 
     @property
     def published(self) -> bool:
-        """Whether the run was killed after writing its student and before removing its work folder."""
+        """Whether the student is written already. True if the run was killed before it removed its work folder."""
         return "row" in self.notes and (self.out / "config.json").is_file() and not partial_path(self.out).exists()
 
     def progress(self, stage: int) -> Progress | None:
-        """The progress of `stage`; None before its start."""
+        """The saved progress of `stage`, or None if nothing is saved."""
         return Progress(**self.stages[stage]) if stage < len(self.stages) else None
 
     def tensors(self, stage: int) -> dict[str, Tensor]:
-        """The saved tensors of `stage` if it is the last started one, else {}: older stages have only progress."""
+        """The saved tensors of `stage`, or {}: only the stage that started last has saved tensors."""
         if self.file is None or stage != len(self.stages) - 1:
             return {}
         return {name: read_tensor(name, info) for name, info in read_header(self.folder / self.file).items()}
 
     def note(self, name: str, make: Callable[[], T]) -> T:
-        """The stored value of `name`; on the first call, the value of `make`, which is stored as plain data."""
+        """The stored value of `name`. The first call stores the result of `make`, converted to JSON types."""
         if name not in self.notes:
             self.notes[name] = plain(make())
             self.save()
         return self.notes[name]  # type: ignore[no-any-return]
 
     def keep(self, stage: int, progress: Progress, tensors: dict[str, Tensor]) -> None:
-        """Save this state. QCompressError when the disk is full; the previous state then stays."""
+        """Save the progress and the tensors of a stage.
+
+        Raises QCompressError if the disk is full. The previous state then stays.
+        """
         if not self.writes:
             return
         name = f"state-{stage}-{progress.step:08d}{'-over' if progress.over else ''}.safetensors"
@@ -116,7 +122,7 @@ class TrainingJournal:
         self.notes, self.stages, self.file = value["notes"], value["stages"], value["file"]
 
     def forget(self) -> None:
-        """Drop the saved state, so that nothing is left when the run ends."""
+        """Mark the saved state as useless: `open_journal` then removes the work folder at the end."""
         self.file = None
 
     def clear(self) -> None:
@@ -134,10 +140,11 @@ class TrainingJournal:
 
 @contextmanager
 def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False) -> Iterator[TrainingJournal]:
-    """The journal of a training, new or loaded, locked while open. Without a saved state nothing is left at the end.
+    """Open the journal of a training: a new one, or that of an interrupted run. The work folder is locked meanwhile.
 
-    QCompressError for an existing `out`, a disk without `needed` bytes, a training that is still running, or an
-    interrupted one with other settings; `restart` removes its work instead.
+    `restart` removes the work of an interrupted run first. If no state is saved at the end, the folder is removed.
+    Raises QCompressError if `out` exists, if the disk has less than `needed` bytes free, if the training is still
+    running, or if the interrupted run had other settings.
     """
     journal = TrainingJournal(out, settings)
     with output_lock(out), on_interrupt(journal.kept):
@@ -159,7 +166,7 @@ def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False
 
 @contextmanager
 def shared_journal(out: Path, settings: Row, needed: int, *, restart: bool = False) -> Iterator[TrainingJournal]:
-    """`open_journal` in the first of several processes; the others get a read-only copy."""
+    """Call `open_journal` in the first of several processes. The other processes get a journal that writes nothing."""
     if place()[0]:
         journal = first(lambda: TrainingJournal(out, settings))
         journal.writes = False
@@ -172,9 +179,9 @@ def shared_journal(out: Path, settings: Row, needed: int, *, restart: bool = Fal
 
 @dataclass(frozen=True)
 class StateSaver:
-    """Saves the state of one stage `every` so many steps; without a journal it saves nothing.
+    """Saves the state of one stage whenever `every` steps have passed. Without a journal it saves nothing.
 
-    `beside` is a module that is trained with the student in some stages, and saved in all.
+    `beside` is a module outside the student, such as the alignment. Every saved state contains its parameters.
     """
 
     journal: TrainingJournal | None = None
@@ -183,7 +190,7 @@ class StateSaver:
     beside: nn.Module | None = None
 
     def load(self) -> tuple[Progress, dict[str, Tensor]] | None:
-        """The progress and the tensors of the stage; None before its start."""
+        """The saved progress and tensors of the stage, or None if nothing is saved. Restores `beside`."""
         progress = self.journal.progress(self.stage) if self.journal else None
         if self.journal is None or progress is None:
             return None
@@ -195,7 +202,7 @@ class StateSaver:
         return progress, tensors
 
     def due(self, step: int) -> bool:
-        """Whether the state after this step is to be saved."""
+        """Whether a state must be saved after this step."""
         return self.journal is not None and self.every > 0 and step % self.every == 0
 
     def keep(self, progress: Progress, tensors: dict[str, Tensor]) -> None:
@@ -208,7 +215,7 @@ class StateSaver:
         return {f"beside.{name}": parameter for name, parameter in named}
 
     def note(self, name: str, make: Callable[[], T]) -> T:
-        """This stage's stored value of `name`; on the first call, the value of `make`."""
+        """The stage's stored value of `name`. The first call stores the result of `make`."""
         return self.journal.note(f"{self.stage}.{name}", make) if self.journal else make()
 
 
@@ -225,10 +232,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def tensor_bytes(tensor: Tensor) -> Any:
-    """A tensor's bytes in memory, without a copy."""
+    """The bytes of a CPU tensor, as a buffer without a copy."""
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def plain(value: Any) -> Any:
-    """A value after a round trip through JSON."""
+    """The value, converted to JSON types: what `json.loads` returns for its JSON text."""
     return json.loads(json.dumps(value, default=str))

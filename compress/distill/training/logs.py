@@ -1,6 +1,6 @@
-"""Training logs: JSON lines next to the student, and TensorBoard event files.
+"""Training logs: a JSON-lines file next to the student, and TensorBoard event files.
 
-Both contain values that differ between runs, such as speed. The loss curve itself is in the student's record.
+Logs also contain values that differ from run to run, such as speed. The student's record stores the loss curve only.
 """
 
 import json
@@ -15,15 +15,16 @@ from compress.core.report import Report, Row
 
 
 def log_path(out: Path) -> Path:
-    """The JSON-lines file with loss, speed and time left of every step, of all runs that wrote `out`."""
+    """The JSON-lines log of the student `out`: loss, speed and remaining time of each step. Later runs append to it."""
     return out.with_name(f"{out.name}.distill.jsonl")
 
 
 @contextmanager
 def logged(report: Report, out: Path, log_dir: str | None) -> Iterator[Report]:
-    """`report`, which also appends rows with a loss to the log of `out` and to event files in `log_dir`.
+    """A report function that calls `report` and also logs each row that has a loss.
 
-    QCompressError when `log_dir` is set and TensorBoard is not installed.
+    Rows go to the log of `out`, and to event files in `log_dir` if it is set. Raises QCompressError if `log_dir` is set
+    but TensorBoard is not installed.
     """
     writer = open_writer(log_dir) if log_dir else None
 
@@ -48,12 +49,12 @@ def open_writer(log_dir: str) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise QCompressError("--log-dir: needs tensorboard; pip install 'qcompress[train]'") from None
+        raise QCompressError("--log-dir: the package tensorboard is missing; pip install 'qcompress[train]'") from None
     return SummaryWriter(log_dir)
 
 
 def write_scalars(writer: Any, row: Row) -> None:
-    """Write every number of a step, prefixed with the stage's name if it has one."""
+    """Write every number of a step's row. The stage's name, if any, precedes the number's name."""
     step, stage = int(str(row["step"]).partition("/")[0]), row.get("stage")
     for name, value in row.items():
         if isinstance(value, int | float) and name != "eta":

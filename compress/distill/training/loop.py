@@ -1,7 +1,8 @@
-"""The training loop, on accelerate: AdamW, warm-up and cosine, clipping, the best weights by evaluation KL.
+"""The training loop, on accelerate: AdamW, warm-up and cosine schedule, clipped gradients.
 
-The teacher, or its cache, runs once per micro-batch. The loss of a step is the mean over all its unmasked tokens,
-whatever the number of micro-batches. Weights are float32; activations are bfloat16 on GPUs that support it.
+The loop keeps the weights with the lowest evaluation KL. The teacher, or its cache, runs once per micro-batch. The loss
+of a step is the mean over the step's unmasked tokens; the number of micro-batches does not change it. Weights are
+float32; activations are bfloat16 on GPUs that support it.
 """
 
 import math
@@ -47,14 +48,17 @@ from compress.distill.training.lora import adapted, plain_parameters
 from compress.distill.training.state import best_weights, load_state, over_state, take_state
 from compress.losses import Loss, Targets, distill_loss, next_tokens, token_mean
 
-Rewrite = Callable[[int, Batch], Batch]  # step and its windows -> the windows to train on
+Rewrite = Callable[[int, Batch], Batch]  # from a step's number and windows to the windows to train on
 MAX_NORM = 1.0
 BETAS = (0.9, 0.95)
 
 
 @dataclass
 class Trained:
-    """The best weights in their stored dtype, their step (0: untrained) and evaluation KL, and the loss curve."""
+    """The result of a training: loss curve, and the best weights with their step and evaluation KL.
+
+    Weights are in the stored dtype. Step 0 means untrained.
+    """
 
     weights: dict[str, Tensor]
     best_step: int
@@ -64,7 +68,7 @@ class Trained:
 
 
 class AlignedLoss(NamedTuple):
-    """A Loss with `align`, the unweighted mean distance between hidden states."""
+    """A `Loss` with one more part: `align`, the mean distance between hidden states, not yet weighted."""
 
     loss: Tensor
     kl: Tensor
@@ -73,13 +77,13 @@ class AlignedLoss(NamedTuple):
 
 
 class Teacher(Protocol):
-    """A source of targets (batch, seq - 1, …) for ids (batch, seq): a model, or a cache of its outputs."""
+    """A source of targets, either a model or a cache. For ids (batch, seq) the targets are (batch, seq - 1, …)."""
 
     def side(self, ids: Tensor, documents: Tensor | None = None) -> Targets | Aligned: ...
 
 
 class Objective(nn.Module):
-    """Student and loss in one module, so that a wrapper for distributed training wraps both."""
+    """The student and the loss as one module. A wrapper for distributed training can then wrap both together."""
 
     def __init__(self, student: Model, settings: TrainConfig, vocab: int, alignment: Alignment | None = None):
         super().__init__()
@@ -88,7 +92,7 @@ class Objective(nn.Module):
         self._side, self._states = student.side, student.states
 
     def groups(self) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups: the student's weights or adapters, then the projection."""
+        """Parameter groups of the optimizer: first the student's trainable weights, then the alignment's projection."""
         groups = [[p for p in self.student.parameters() if p.requires_grad]]
         groups += [] if self.alignment is None else [list(self.alignment.parameters())]
         return [{"params": group} for group in groups]
@@ -120,11 +124,12 @@ def train(
     rewrite: Rewrite | None = None,
     saver: StateSaver = NOWHERE,
 ) -> Trained:
-    """Train `student` in place; returns its best weights in `dtype`, adapters merged. `kl_before` is the untrained KL.
+    """Train `student` in place; returns the best weights in `dtype`, with adapters merged, and the loss curve.
 
-    Only adapters are trained if `student` has any. `alignment` is trained too; it needs a teacher that returns
-    `Aligned`. `rewrite` replaces the windows of a step. `saver` continues an interrupted run to the same curve and
-    weights. Training stops at the first loss or gradient that is not finite; `stopped` gives the reason.
+    `kl_before` is the student's evaluation KL before training. A student with adapters trains only these. `alignment`
+    is trained too; the teacher must then return `Aligned`. `rewrite` replaces each step's windows. `saver` resumes an
+    interrupted run, with the same curve and weights. Training stops at the first loss or gradient that is not finite;
+    `stopped` then holds the reason.
     """
     result, saved = Trained(snapshot(student.model, dtype), 0, kl_before), saver.load()
     if saved is not None:
@@ -145,7 +150,7 @@ def train(
 
 @dataclass(frozen=True)
 class OptimizerStep:
-    """One optimizer step: the objective, the module that wraps it for the launcher, and the optimizer."""
+    """The parts of an optimizer step. `module` is the objective, wrapped for the launcher of the processes."""
 
     accelerator: Accelerator
     objective: Objective
@@ -155,7 +160,7 @@ class OptimizerStep:
     rewrite: Rewrite | None
 
     def run(self, step: int, batch: Batch, teacher: Teacher) -> tuple[Row, float]:
-        """Train on `batch`; returns its mean losses and the gradient norm before clipping."""
+        """Train on `batch`; returns the mean losses, and the gradient norm before clipping."""
         if self.rewrite is not None:
             batch = run_unsharded(self.module, partial(self.rewrite, step, batch))
         steps = self.settings.total_steps
@@ -169,7 +174,7 @@ class OptimizerStep:
 
 @dataclass(frozen=True)
 class TrainingLoop:
-    """Steps, evaluations and saved states of one training. `result` is updated in place."""
+    """Runs the steps of one training, evaluates the student and saves states. It updates `result` in place."""
 
     optimizer_step: OptimizerStep
     student: Model
@@ -181,7 +186,7 @@ class TrainingLoop:
     saver: StateSaver
 
     def run(self, batches: Iterable[tuple[int, Batch]]) -> None:
-        """Train on all batches, or up to the first loss or gradient that is not finite."""
+        """Train on all batches. Stops early at a loss or gradient that is not finite."""
         settings, curve, seconds = self.optimizer_step.settings, self.result.curve, 0.0
         for count, (step, batch) in enumerate(batches, 1):
             started = time.perf_counter()
@@ -199,7 +204,7 @@ class TrainingLoop:
                 self.save(step)
 
     def evaluate(self, step: int) -> None:
-        """Measure the student, and keep its weights if they are the best so far."""
+        """Measure the student, and keep a copy of its weights if its KL is the lowest so far."""
         scores = run_unsharded(self.optimizer_step.module, partial(self.evaluator.measure, self.student))
         keep_if_best(self.result, step, scores, self.student.model, self.dtype)
 
@@ -221,7 +226,7 @@ def make_optimizer_step(
 
 
 def finish_training(module: nn.Module, student: Model, alignment: Alignment | None, result: Trained) -> None:
-    """Undo sharding and drop all gradients, so that `student` is a plain model."""
+    """Turn `student` into a plain model again: remove sharding and gradients."""
     if isinstance(module, Zero):
         module.end()
     if isinstance(module, ShardedObjective | Zero):
@@ -237,7 +242,7 @@ def take_over(result: Trained, reached: Progress, tensors: dict[str, Tensor]) ->
 
 
 def prepare(accelerator: Accelerator, objective: Objective) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The objective, wrapped as the launcher requests (alone, replicated or sharded), and its optimizer."""
+    """The objective, wrapped as the launcher requests (plain, replicated or sharded), and the optimizer."""
     launcher = check_launch() if dist.is_initialized() else None
     if launcher == DEEPSPEED:
         optimizer = make_optimizer(objective)
@@ -252,7 +257,10 @@ def make_optimizer(objective: Objective) -> torch.optim.Optimizer:
 
 
 def end_sharding(student: Model, alignment: Alignment | None, result: Trained) -> None:
-    """Give `student` an unsharded model with its best weights, and `alignment` its whole projection."""
+    """Replace the sharded model of `student` and the projection of `alignment` by unsharded ones.
+
+    The new model has the best weights.
+    """
     student.model = unsharded_model(student.model, result.weights).to(student.model.device)
     if alignment is not None:
         unshard(alignment)
@@ -264,7 +272,7 @@ def progress(result: Trained, step: int, *, over: bool = False) -> Progress:
 
 
 def accumulate(accelerator: Accelerator, objective: nn.Module, teacher: Teacher, batch: Batch) -> Row:
-    """Add up the gradients of one step's windows, one micro-batch at a time; returns its mean loss, kl and ce."""
+    """Add up the gradients of one step, one micro-batch at a time; returns the step's mean loss, kl and ce."""
     total = float(batch.mask[:, 1:].sum())
     sums = {"loss": 0.0, "kl": 0.0, "ce": 0.0}
     device = accelerator.device
@@ -285,7 +293,10 @@ def accumulate(accelerator: Accelerator, objective: nn.Module, teacher: Teacher,
 
 
 def keep_if_best(result: Trained, step: int, scores: Scores, model: nn.Module, dtype: torch.dtype) -> None:
-    """Add evaluation KL and nll to the curve; keep the weights if the first process's KL is the lowest so far."""
+    """Add evaluation KL and nll to the curve. Keep the weights if the KL is the lowest so far.
+
+    All processes use the KL that the first process measured.
+    """
     kl, nll = from_first(scores)
     result.curve[-1] |= {"eval_kl": kl, "eval_nll": nll}
     if kl < result.best_kl:
@@ -293,19 +304,25 @@ def keep_if_best(result: Trained, step: int, scores: Scores, model: nn.Module, d
 
 
 def snapshot(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A copy of every parameter in main memory, adapters merged, without a tied head. QCompressError on overflow."""
+    """Copies of all parameters in main memory, in `dtype`, with adapters merged. A tied head is left out.
+
+    Raises QCompressError if a value overflows `dtype`.
+    """
     pairs = ((name, full_tensor(p.detach())) for name, p in plain_parameters(model))
     return {name: cast_finite(name, p, dtype).to("cpu", copy=p.dtype == dtype) for name, p in pairs}
 
 
 def restore(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy the weights of a snapshot into a model."""
+    """Copy the weights of a `snapshot` back into the model."""
     for name, parameter in model.named_parameters():
         parameter.data.copy_(weights[name])
 
 
 def read_batches(windows: Windows, settings: TrainConfig, first: int = 1) -> Iterator[tuple[int, Batch]]:
-    """(step, `batch_size` windows) from step `first` to the last. Used-up windows repeat in a new order."""
+    """Pairs of a step's number and its windows, from step `first` to the last.
+
+    When all windows have been read, they repeat in a new order.
+    """
     count, needed = len(windows.ids), settings.total_steps * settings.batch_size
     generator = torch.Generator().manual_seed(settings.seed)
     orders = [torch.arange(count)] + [
@@ -317,7 +334,7 @@ def read_batches(windows: Windows, settings: TrainConfig, first: int = 1) -> Ite
 
 
 def progress_row(row: Row, step: int, seconds: float, settings: TrainConfig) -> Row:
-    """The curve's row with the speed and the seconds left, at `seconds` per step."""
+    """The row of a step with its speed and the remaining time. `seconds` is the mean time of a step."""
     speed = settings.batch_size * settings.seq_len / seconds
     left = (settings.total_steps - step) * seconds
     return {**row, "step": f"{step}/{settings.total_steps}", "tokens_per_second": round(speed, 1), "eta": round(left)}

@@ -1,8 +1,8 @@
-"""Low-rank adapters (peft): only they are trained, and they are merged into the weights before writing.
+"""LoRA: low-rank adapters (peft). Training changes only the adapters; they are merged before the student is written.
 
     W' = W + (alpha / rank) B A,     https://arxiv.org/abs/2106.09685
 
-`plain_parameters` yields merged weights under their original names, so every written checkpoint is a plain one.
+`plain_parameters` yields merged weights under their original names, so a written checkpoint never contains adapters.
 """
 
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from compress.core.errors import QCompressError
 
-INSIDE = ".base_layer"  # peft's name for the linear inside an adapter
+INSIDE = ".base_layer"  # peft's name for the original linear inside an adapter module
 
 
 @contextmanager
 def adapters(model: Any, rank: int, alpha: float | None = None, seed: int = 0) -> Iterator[None]:
-    """A block in which every linear but the head has an adapter, and only adapters are trainable.
+    """Inside `with adapters(model, rank)`, all linears except the head have adapters, and only these are trainable.
 
-    Rank 0 does nothing. `seed` initializes A. The adapters are removed at the end without merging: read the merged
-    weights with `plain_parameters` before. QCompressError if peft is not installed.
+    Rank 0 adds no adapters. `seed` initializes A. The end of the `with` removes the adapters without merging, so call
+    `plain_parameters` inside it. Raises QCompressError if peft is not installed.
     """
     if not rank:
         yield
@@ -30,7 +30,7 @@ def adapters(model: Any, rank: int, alpha: float | None = None, seed: int = 0) -
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise QCompressError("--lora-rank: needs peft; pip install 'qcompress[train]'") from None
+        raise QCompressError("--lora-rank: the package peft is missing; pip install 'qcompress[train]'") from None
     settings = LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=linears(model))  # type: ignore[arg-type]
     learning = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with torch.random.fork_rng():
@@ -44,22 +44,22 @@ def adapters(model: Any, rank: int, alpha: float | None = None, seed: int = 0) -
             setattr(model.get_submodule(parent), child, module.get_base_layer())
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(learning[name])
-        del model.peft_config  # with it, peft would treat the next adapters as a second set
+        del model.peft_config  # otherwise peft would add the next adapters as a second set
 
 
 def linears(model: Any) -> list[str]:
-    """The full names of all linears except the head."""
+    """The full module names of all linears except the head."""
     head = model.get_output_embeddings()
     return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and part is not head]
 
 
 def adapted(model: nn.Module) -> list[tuple[str, Any]]:
-    """The modules with an adapter, and their names."""
+    """The (name, module) pairs of all modules that have an adapter."""
     return [(name, module) for name, module in model.named_modules() if hasattr(module, "get_delta_weight")]
 
 
 def plain_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter under its name without adapters, with its adapter merged."""
+    """The (name, parameter) pairs that the model would have without adapters. The values include the adapters."""
     wrapped = dict(adapted(model))
     for name, parameter in model.named_parameters():
         owner, _, kind = name.rpartition(".")

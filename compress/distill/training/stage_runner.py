@@ -25,7 +25,10 @@ from compress.distill.training.lora import adapters
 
 @dataclass(frozen=True)
 class Run:
-    """What all stages share. `end` is the token that ends an answer; `alignment` is None if no stage uses it."""
+    """The objects that all stages share. `end` is the id of the token that ends an answer.
+
+    `alignment` is None if all stages have align_weight 0.
+    """
 
     student: Model
     teacher: Teacher
@@ -39,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Finished:
-    """The result of one stage, with steps counted from the start of the run."""
+    """The result of one stage. Its steps count from the start of the run, not of the stage."""
 
     stage: TextStage
     trained: Trained
@@ -47,7 +50,7 @@ class Finished:
     tokens_scored: int
 
     def row(self) -> Row:
-        """Its report row: KL on a few windows of the stage's evaluation text before and after, steps and tokens."""
+        """The report row of the stage: steps, tokens, and KL before and after training on a few evaluation windows."""
         settings, trained = self.stage.settings, self.trained
         tokens = len(trained.curve) * settings.batch_size * settings.seq_len
         return {
@@ -63,7 +66,7 @@ class Finished:
 
 
 def make_alignment(student: Model, teacher: Model, stages: Sequence[TextStage], seed: int) -> Alignment | None:
-    """The alignment of student and teacher; None if no stage has an align_weight."""
+    """The alignment of student and teacher, or None if all stages have align_weight 0."""
     if not any(stage.settings.align_weight for stage in stages):
         return None
     small, large = student.model.config, teacher.model.config
@@ -74,9 +77,10 @@ def make_alignment(student: Model, teacher: Model, stages: Sequence[TextStage], 
 def run_stages(
     run: Run, stages: Sequence[TextStage], texts: Sequence[Text], evaluators: Sequence[StudentEvaluator]
 ) -> list[Finished]:
-    """Train `run.student` through `stages`; it ends with the last stage's best weights, as stored.
+    """Train `run.student` stage by stage, in place; returns a result for each stage.
 
-    A stage without a gain on its evaluation text leaves the weights unchanged. A loss that is not finite ends the run.
+    Each stage ends with its best weights, rounded to the stored dtype. If a stage does not lower the KL on its
+    evaluation text, the weights stay as before it. The run stops at a loss that is not finite.
     """
     finished: list[Finished] = []
     for stage, text, evaluator in zip(stages, texts, evaluators, strict=True):
@@ -93,7 +97,10 @@ def run_stages(
 def run_stage(
     run: Run, stage: TextStage, windows: Windows, evaluator: StudentEvaluator, done: int, saver: StateSaver = NOWHERE
 ) -> Finished:
-    """Train one stage after `done` earlier steps. A resumed stage that is not the last one returns only its curve."""
+    """Train one stage; `done` counts the steps of earlier stages.
+
+    If an interrupted run had already finished the stage, it returns the saved curve without training.
+    """
     settings, student = stage.settings, run.student
     alignment = run.alignment if settings.align_weight else None
     kl_before = saver.note("kl_before", lambda: from_first(evaluator.measure(student).kl))
@@ -119,7 +126,10 @@ def run_stage(
 
 
 def teacher_for(teacher: Teacher, alignment: Alignment | None) -> Teacher:
-    """The teacher, with hidden states if `alignment` needs them. ValueError for a cache, which has none."""
+    """The teacher; with `alignment`, a teacher that also returns hidden states.
+
+    Raises ValueError if `alignment` is set and the teacher is a cache: caches contain no hidden states of blocks.
+    """
     if alignment is None:
         return teacher
     if not isinstance(teacher, Model):
@@ -130,7 +140,7 @@ def teacher_for(teacher: Teacher, alignment: Alignment | None) -> Teacher:
 
 
 def student_answers(run: Run, settings: DistillConfig, done: int) -> Rewrite:
-    """The windows of an on-policy stage: their beginnings, continued by the student."""
+    """A function that replaces a batch's windows: each keeps its beginning, and the student writes the rest."""
 
     def rewrite(step: int, batch: Batch) -> Batch:
         return continue_windows(
@@ -141,11 +151,11 @@ def student_answers(run: Run, settings: DistillConfig, done: int) -> Rewrite:
 
 
 def alignment_path(out: Path) -> Path:
-    """The file of the projection, next to the student."""
+    """The path of the alignment's projection, a file next to the student."""
     return out.with_name(f"{out.name}.align.safetensors")
 
 
 def keep_alignment(run: Run, out: Path) -> None:
-    """Write the projection, if there is one."""
+    """Write the alignment's projection next to the student, if the run has an alignment."""
     if run.alignment is not None:
         save_alignment(alignment_path(out), run.alignment)

@@ -1,6 +1,7 @@
 """The state of a training as named tensors: parameters, Adam's moments, random-number states.
 
-All tensors are whole and in main memory, even if parameters are sharded. All processes must call these together.
+The tensors are unsharded and in main memory, even if the parameters are sharded over processes. All processes must call
+each function at the same time.
 """
 
 import torch
@@ -14,7 +15,7 @@ PARAMETER, OPTIMIZER, BEST, RANDOM = "parameter", "optimizer", "best", "random"
 
 
 def take_state(module: nn.Module, optimizer: torch.optim.Optimizer, best: Tensors) -> Tensors:
-    """Copies of the state, under "parameter.NAME", "optimizer.KEY.NAME", "best.NAME" and "random.DEVICE.RANK"."""
+    """A copy of the whole state. Names: "parameter.NAME", "optimizer.KEY.NAME", "best.NAME", "random.DEVICE.RANK"."""
     tensors = over_state(best) | take_random()
     for name, parameter in module.named_parameters():
         tensors[f"{PARAMETER}.{name}"] = copy_to_cpu(parameter.detach())
@@ -24,7 +25,7 @@ def take_state(module: nn.Module, optimizer: torch.optim.Optimizer, best: Tensor
 
 
 def load_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Restore the parameters, moments and this process's random numbers from `take_state`."""
+    """Restore parameters, moments and this process's random-number state from the result of `take_state`."""
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -39,17 +40,17 @@ def load_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Ten
 
 
 def over_state(best: Tensors) -> Tensors:
-    """The state of a finished stage: its best weights."""
+    """The state of a finished stage: only its best weights, under "best.NAME"."""
     return {f"{BEST}.{name}": tensor for name, tensor in best.items()}
 
 
 def best_weights(tensors: Tensors) -> Tensors:
-    """The best weights among a state's tensors."""
+    """The best weights of a state, under their parameter names."""
     return {name.removeprefix(f"{BEST}."): value for name, value in tensors.items() if name.startswith(f"{BEST}.")}
 
 
 def take_random() -> Tensors:
-    """The random-number states of every process, by device and rank."""
+    """The random-number states of all processes, under "random.DEVICE.RANK"."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()

@@ -1,7 +1,7 @@
-"""The distance of a student to its teacher on held-out windows: the figures that `verify` and `compare` print too.
+"""The distance of a student from its teacher on held-out windows, in the same figures as `verify` and `compare`.
 
-Teacher and student run in float32, as there, whatever the teacher's dtype in training. The teacher runs block by block,
-so that memory holds one block of it.
+Teacher and student run in float32, as in those commands, even if the teacher had another dtype during training. The
+teacher runs block by block, so that one of its blocks is in memory at a time.
 """
 
 from collections.abc import Iterator
@@ -23,16 +23,16 @@ from compress.model.blocks import BlockModel
 
 
 class Distance(NamedTuple):
-    """Mean KL(teacher ‖ student) in nats per token and the student's perplexity, each with its standard error."""
+    """Mean KL(teacher ‖ student) in nats per token, and the student's perplexity. Both have a standard error."""
 
     kl: Estimate
     perplexity: Estimate
 
 
 class Yardstick:
-    """Measures students on `windows`. The teacher's states after its final norm are computed once and kept on the CPU.
+    """Measures students on `windows`. Only the token ids below `vocab` are compared.
 
-    Only the first `vocab` tokens are compared.
+    The teacher's states after the final norm are computed once and kept on the CPU.
     """
 
     @torch.no_grad()
@@ -55,7 +55,7 @@ class Yardstick:
 
     @torch.no_grad()
     def measure(self, student: Model) -> Distance:
-        """The distance of a student in memory, on the same device."""
+        """The distance of a student from the teacher. The student is on the same device."""
         weight, kl, nll = self.head_weight(), [], []
         for ids, mask, states in self.parts():
             teacher = LogitSource(states, weight, self.head)
@@ -69,13 +69,13 @@ class Yardstick:
         return self.blocks.weights(self.blocks.head_name).float()
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Micro-batches on the device: ids, mask, and the teacher's states of all positions but the last."""
+        """Yields micro-batches on the device: ids, mask, and the teacher's states at all positions except the last."""
         columns = (self.windows.ids, self.windows.mask, self.states[:, :-1])
         for ids, mask, states in zip(*(column.split(self.micro) for column in columns), strict=True):
             yield ids.to(self.device), mask.to(self.device), states.to(self.device)
 
     def row(self) -> Row:
-        """What was measured on: the text, the windows, the number of scored tokens."""
+        """The evaluation data as a row: text, windows, and number of scored tokens."""
         n_samples, seq_len = self.windows.ids.shape
         text = " + ".join(source["name"] for source in self.windows.manifest["sources"])
         sizes = {"eval_samples": n_samples, "eval_seq_len": seq_len, "tokens_scored": int(self.tokens.sum())}
@@ -83,7 +83,10 @@ class Yardstick:
 
 
 def normed_states(blocks: BlockModel, ids: Tensor, micro: int) -> Tensor:
-    """(n, seq, width) float32 states after the final norm for (n, seq) ids, `micro` windows at a time, on the CPU."""
+    """The states after the final norm, (n, seq, width) float32 on the CPU, of token ids (n, seq).
+
+    `micro` windows run at a time.
+    """
     states = torch.empty(*ids.shape, int(blocks.model.config.hidden_size))
     with blocks.embedding_and_norm():
         for part, place in zip(ids.split(micro), states.split(micro), strict=True):
@@ -99,15 +102,15 @@ def normed_states(blocks: BlockModel, ids: Tensor, micro: int) -> Tensor:
 
 
 def yardstick_windows(teacher: Checkpoint, text: str, n_samples: int, seq_len: int, device: torch.device) -> Windows:
-    """The held-out windows of a teacher, fewer or shorter if the text is; `start` in their manifest.
+    """The held-out windows of a teacher. A short text gives fewer or shorter windows.
 
-    QCompressError if none of their tokens is scored.
+    Their manifest has the start token as `start`. Raises QCompressError if no token of the windows is scored.
     """
     start = heldout_start(teacher, str(device))
     windows = heldout_windows(text, teacher.tokenizer, start["token"], n_samples=n_samples, seq_len=seq_len, fit=True)
     if not windows.mask[:, 1:].any():
         raise QCompressError(
-            f"{text}: none of the {windows.ids.numel():,} tokens is scored (in a chat, only the assistant's are); "
+            f"{text}: 0 of {windows.ids.numel():,} tokens are scored; in a chat, only the assistant's tokens are; "
             "use another --eval-text"
         )
     windows.manifest[START] = start
@@ -115,5 +118,5 @@ def yardstick_windows(teacher: Checkpoint, text: str, n_samples: int, seq_len: i
 
 
 def with_errors(**estimates: Estimate) -> Row:
-    """Values by name, each followed by NAME_se, its standard error or None."""
+    """A row with each estimate's value under NAME, and its standard error, or None, under NAME_se."""
     return {key: value for name, one in estimates.items() for key, value in ((name, one.value), (f"{name}_se", one.se))}

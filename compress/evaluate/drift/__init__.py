@@ -1,1 +1,1 @@
-"""How far a candidate's predictions are from the reference's: KL, agreement, perplexity, by token and by block."""
+"""Drift: the distance between a candidate's and the reference's predictions. KL, agreement, perplexity, blocks."""

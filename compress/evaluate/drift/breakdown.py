@@ -1,7 +1,7 @@
 """Drift by position in a window, by document, and at the worst tokens with their context.
 
-Tokens early in a window have little context, late ones have all of it. Documents in another language, or tables, drift
-differently from prose.
+Tokens early in a window have little context, and late tokens have much. Tables, and documents in another language,
+drift differently from prose.
 """
 
 from itertools import pairwise
@@ -14,13 +14,13 @@ from calibration.windows import Windows
 from compress.core.rows import BreakdownPart, DocumentRow, GuessRow, PositionRow, WorstRow
 from compress.evaluate.drift.metrics import TokenDrift
 
-FIRST_EDGE = 16  # end of the first range of positions; every next range ends at twice that
+FIRST_EDGE = 16  # the first range of positions ends here; each later range ends at twice the end of the previous one
 DOCUMENTS = 100
-CONTEXT_TOKENS = 32  # shown before a worst token
+CONTEXT_TOKENS = 32  # tokens of context that are shown before a worst token
 
 
 class Means(TypedDict):
-    """Means over the tokens of one group, nats per token."""
+    """Mean values over the tokens of one group, in nats per token."""
 
     tokens: int
     reference_nll: float
@@ -29,7 +29,7 @@ class Means(TypedDict):
 
 
 def break_down(drift: TokenDrift, windows: Windows, tokenizer: Any) -> BreakdownPart:
-    """Drift by position, by document and at the worst tokens. `documents` is [] for windows without document names."""
+    """Drift by position, by document and at the worst tokens. `documents` is [] if windows have no document names."""
     return {
         "positions": position_rows(drift, windows.ids.shape[1]),
         "documents": document_rows(drift, windows),
@@ -38,7 +38,7 @@ def break_down(drift: TokenDrift, windows: Windows, tokenizer: Any) -> Breakdown
 
 
 def position_rows(drift: TokenDrift, seq_len: int) -> list[PositionRow]:
-    """One row per range of positions that has a scored token."""
+    """One row per range of positions. Ranges without a scored token are left out."""
     edges = position_edges(seq_len)
     group = torch.bucketize(drift.places[:, 1] + 1, torch.tensor(edges[1:]), right=True)
     ranges = list(pairwise(edges))
@@ -49,7 +49,7 @@ def position_rows(drift: TokenDrift, seq_len: int) -> list[PositionRow]:
 
 
 def position_edges(seq_len: int) -> list[int]:
-    """0, 16, 32, 64, … and `seq_len`."""
+    """The ends of the ranges of positions: 0, 16, 32, 64, … and at last `seq_len`."""
     edges = [0, FIRST_EDGE]
     while edges[-1] < seq_len:
         edges.append(2 * edges[-1])
@@ -57,7 +57,7 @@ def position_edges(seq_len: int) -> list[int]:
 
 
 def document_rows(drift: TokenDrift, windows: Windows) -> list[DocumentRow]:
-    """One row per document, at most DOCUMENTS, the highest mean KL first."""
+    """One row for each of the DOCUMENTS documents with the highest mean KL, the highest first."""
     if windows.documents is None:
         return []
     group = documents_at(drift.places, windows.documents)
@@ -69,12 +69,15 @@ def document_rows(drift: TokenDrift, windows: Windows) -> list[DocumentRow]:
 
 
 def documents_at(places: Tensor, documents: Tensor) -> Tensor:
-    """(count,) document index of the token after each of the (count, 2) `places`."""
+    """The document number of each predicted token, (count,). `places` (count, 2) holds its window and position - 1."""
     return documents[places[:, 0], places[:, 1] + 1]
 
 
 def group_means(drift: TokenDrift, group: Tensor, count: int) -> dict[int, Means]:
-    """{group: means over its tokens}; `group` (tokens,) int64 has each token's, 0 to `count` - 1. No empty groups."""
+    """The mean values of each group. `group` (tokens,) int64 assigns each token to a group, 0 to `count` - 1.
+
+    Groups without tokens are left out.
+    """
     tokens = torch.bincount(group, minlength=count).double()
 
     def mean(values: Tensor) -> Tensor:
@@ -94,7 +97,7 @@ def group_means(drift: TokenDrift, group: Tensor, count: int) -> dict[int, Means
 
 
 def worst_rows(drift: TokenDrift, windows: Windows, tokenizer: Any) -> list[WorstRow]:
-    """The tokens with the largest KL as text, the largest first."""
+    """The tokens with the largest KL, as text with context. The largest KL comes first."""
     worst = drift.worst
     if worst is None:
         return []
@@ -122,6 +125,6 @@ def worst_rows(drift: TokenDrift, windows: Windows, tokenizer: Any) -> list[Wors
 
 
 def guess_rows(ids: Tensor, probabilities: Tensor, tokenizer: Any) -> list[GuessRow]:
-    """Token ids and probabilities as text and numbers."""
+    """One row per token id: the token as text, and its probability."""
     pairs = zip(ids.tolist(), probabilities.tolist(), strict=True)
     return [{"token": tokenizer.decode([token]), "probability": value} for token, value in pairs]

@@ -1,6 +1,6 @@
 """The figures of a comparison as text: one table for the terminal and the HTML report.
 
-Only this module decides how many digits and which unit a figure of a `CompareRow` is shown with.
+Only this module sets digits and units for the figures of a `CompareRow`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from compress.core.units import format_bytes
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure: its text, its standard error, a second figure in small print, its 95 % interval. "" means none."""
+    """One figure: text, standard error, a second figure in small print, 95 % interval. "" leaves a part out."""
 
     text: str
     error: str = ""
@@ -20,15 +20,16 @@ class Cell:
     interval: str = ""
 
     def __str__(self) -> str:
-        """The cell in a terminal: text, and the error if there is one."""
+        """The cell as the terminal shows it: the text, followed by the standard error if it is known."""
         return f"{self.text} ± {self.error}" if self.error else self.text
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One column: how to format it, and the key whose best value is bold.
+    """One column of a comparison. `cell` formats a row. `best` is the key whose best value is bold.
 
-    `of_reference`: whether a reference has it. `of_teacher`: it compares with the teacher, so the reference has it too.
+    `of_reference` is True if the reference has the figure. `of_teacher` is True if the figure compares with the
+    teacher; then the reference has it too.
     """
 
     cell: Callable[[CompareRow], Cell]
@@ -37,21 +38,21 @@ class Figure:
     of_teacher: bool = False
 
     def applies(self, row: CompareRow) -> bool:
-        """Whether the row has this figure."""
+        """Whether this row has the figure."""
         if self.of_teacher:
             return "teacher_kl" in row and row["role"] != "teacher"
         return self.of_reference or row["role"] == "candidate"
 
 
 def with_error(value: float, error: float | None, digits: int) -> str:
-    """ "35.62 ± 2.61"; without the error if it is None."""
+    """A value with its standard error, "35.62 ± 2.61", or only the value if `error` is None."""
     return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def estimate(
     value: float, error: float | None, digits: int, ends: tuple[float | None, float | None] | None = None
 ) -> Cell:
-    """A cell with a standard error and a 95 % interval, as far as they exist."""
+    """A cell with a value, and with its standard error and 95 % interval where these are not None."""
     low, high = ends or (None, None)
     return Cell(
         f"{value:.{digits}f}",
@@ -96,17 +97,17 @@ FIGURES: dict[str, Figure] = {
 
 
 def cells(row: CompareRow) -> dict[str, Cell | None]:
-    """The figures of a row by column; None for a model's comparison with itself, and without a teacher."""
+    """The figures of a row, by column. Figures that do not apply to the row are None."""
     return {name: figure.cell(row) if figure.applies(row) else None for name, figure in FIGURES.items()}
 
 
 def columns(rows: Sequence[CompareRow]) -> list[str]:
-    """The columns that at least one row has."""
+    """The names of all columns in which at least one row has a figure."""
     return [name for name, figure in FIGURES.items() if any(figure.applies(row) for row in rows)]
 
 
 def terminal_row(row: CompareRow) -> dict[str, object]:
-    """A row for the terminal: name, format and figures in words and units, and the verdict if there is one."""
+    """A row of the terminal's table: name, format, figures as text, and the verdict if the row has one."""
     figures = {name: None if cell is None else str(cell) for name, cell in cells(row).items()}
     verdict: dict[str, object] = {}
     if "passed" in row:
@@ -115,7 +116,7 @@ def terminal_row(row: CompareRow) -> dict[str, object]:
 
 
 def terminal_block(row: BlockRow) -> dict[str, object]:
-    """A located block for the terminal."""
+    """The row of a block, as the terminal's table shows it."""
     excess = row.get("excess")
     return {
         "block": row["block"],

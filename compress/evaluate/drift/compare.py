@@ -1,6 +1,6 @@
-"""Checkpoints side by side: one `CompareRow` each, with its size and its drift from the reference.
+"""Compare checkpoints: one `CompareRow` for each, with size and drift from the reference.
 
-The rows are the only source of numbers for the terminal, JSON and the HTML report.
+The terminal, JSON and the HTML report take all numbers from these rows.
 """
 
 from collections.abc import Sequence
@@ -30,14 +30,17 @@ from compress.model.blocks import linear_shapes, make_skeleton
 def drift_row(
     reference: PathOrCheckpoint, candidate: PathOrCheckpoint, windows: Windows, **settings: Any
 ) -> CompareRow:
-    """The row of one candidate. `settings` are those of `compare_rows`."""
+    """The row of one candidate. `settings` are keyword arguments of `compare_rows`."""
     return compare_rows(reference, [candidate], windows, **settings)[1]
 
 
 def compare_rows(
     reference: PathOrCheckpoint, candidates: Sequence[PathOrCheckpoint], windows: Windows, **settings: Any
 ) -> list[CompareRow]:
-    """One row per checkpoint, the reference's first. `settings` and errors are those of `compare_with_teacher`."""
+    """One row per checkpoint, the reference's first. `settings` are keyword arguments of `compare_with_teacher`.
+
+    Raises the same errors as `compare_with_teacher`.
+    """
     return compare_with_teacher(None, reference, candidates, windows, **settings)
 
 
@@ -54,15 +57,15 @@ def compare_with_teacher(
     device: str = "auto",
     report: Report = lambda row: None,
 ) -> list[CompareRow]:
-    """One row per checkpoint: the teacher's if there is one, then the reference's, then those of the candidates.
+    """One row per checkpoint, in this order: teacher (if not None), reference, candidates.
 
-    Every model runs once, one at a time. Rows with a teacher have a `TeacherPart`.
+    Each model runs once, one at a time. With a teacher, the other rows also have the keys of `TeacherPart`.
 
-    `cache` is a folder for the reference's hidden states: a second call with it does not run the reference. `locate`
-    adds `blocks`, the drift of each block alone. `device` (auto, cpu or cuda) runs the models in float32. `micro_batch`
-    and `chunk` change speed and memory, never the result.
-    Raises QCompressError for text that a checkpoint was calibrated on, for different tokenizers and for numbers that
-    are not finite; ValueError for ids beyond the shared vocabulary.
+    `cache` is a folder for the reference's hidden states: a second call reads them instead of running the reference.
+    `locate` adds `blocks`, the drift of each block alone. Models run in float32 on `device` (auto, cpu or cuda).
+    `micro_batch` and `chunk` change speed and memory, never the result.
+    Raises QCompressError if a checkpoint was calibrated on the text, if tokenizers differ, or if a result is not
+    finite. Raises ValueError if a token id is outside the shared vocabulary.
     """
     device = pick_device(device)
     first, *others = [open_causal_lm(source) for source in (reference, *candidates)]
@@ -91,7 +94,7 @@ def compare_with_teacher(
 
 @dataclass(frozen=True)
 class RowMaker:
-    """Makes the rows of one comparison. `names` are the rows' names by path."""
+    """Makes the rows of one comparison. `names` maps paths to names."""
 
     windows: Windows
     vocabulary: int
@@ -101,7 +104,10 @@ class RowMaker:
     def row(
         self, checkpoint: Checkpoint, role: str, change: TokenDrift, from_teacher: Sequence[TokenDrift]
     ) -> CompareRow:
-        """The row of a checkpoint from its drift; `from_teacher` has its drift from the teacher, or nothing."""
+        """The row of a checkpoint. `change` is its drift from the reference.
+
+        `from_teacher` holds its drift from the teacher; it is empty if there is no teacher.
+        """
         means, parts = summarize(change, self.windows, self.reference)
         row: CompareRow = {
             **describe(checkpoint, self.names[checkpoint.path], role),
@@ -115,7 +121,7 @@ class RowMaker:
 
 
 def check_vocabulary(checkpoints: Sequence[Checkpoint], windows: Windows) -> int:
-    """The number of tokens that all checkpoints share. ValueError for windows with other tokens."""
+    """The number of token ids that all checkpoints share. Raises ValueError if the windows hold a higher id."""
     check_text_unseen(windows.manifest, checkpoints)
     vocabulary = shared_vocabulary(checkpoints)
     if (highest := int(windows.ids.max())) >= vocabulary:
@@ -127,7 +133,7 @@ def check_vocabulary(checkpoints: Sequence[Checkpoint], windows: Windows) -> int
 
 
 def teacher_part(means: DriftPart) -> TeacherPart:
-    """The drift from the teacher under the names that tell it from the drift from the reference."""
+    """The drift from the teacher, under keys that begin with teacher_."""
     return {
         "teacher_kl": means["kl"],
         "teacher_kl_se": means["kl_se"],
@@ -145,7 +151,7 @@ def summarize(drift: TokenDrift, windows: Windows, reference: Checkpoint) -> tup
 
 
 def describe(checkpoint: Checkpoint, name: str, role: str) -> CheckpointPart:
-    """Name, format and size of a checkpoint. Reads headers, no tensor."""
+    """Name, format and size of a checkpoint. Only the headers of its weight files are read."""
     record = checkpoint.record
     row = format_of(checkpoint)
     dtype = str(model_dtype(checkpoint.config)).removeprefix("torch.")
@@ -165,12 +171,15 @@ def describe(checkpoint: Checkpoint, name: str, role: str) -> CheckpointPart:
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:
-    """The number of parameters of the model; tied weights count once."""
+    """The number of the model's parameters. Tied weights count once."""
     return sum(parameter.numel() for parameter in make_skeleton(checkpoint.config).parameters())
 
 
 def bits_per_weight(checkpoint: Checkpoint) -> float:
-    """Bits on disk per weight of the quantized linears, scales and zeros included; of all linears if none is packed."""
+    """Bits on disk per weight of the quantized linears, including scales and zeros.
+
+    Without quantized linears, the mean over all linears.
+    """
     row, shapes = format_of(checkpoint), linear_shapes(checkpoint.config)
     packed = {name for name in shapes if row and f"{name}.{row.packed}" in checkpoint.tensors} or set(shapes)
     parts = [name.rpartition(".") for name in checkpoint.tensors]

@@ -1,9 +1,10 @@
 """Run a checkpoint over windows, one block in memory at a time, and keep the final hidden states.
 
-States larger than MEMORY_STATES are in a memory-mapped temporary file, so they need not fit in memory.
+States larger than MEMORY_STATES go to a memory-mapped temporary file, so they need not fit in memory.
 
-States are float32: small next to logits (a 7B model has 3,584 numbers per token against 152,064). Float16 moved
-SmolLM2-135M's perplexity by 4e-4 and overflows on massive activations; bfloat16 moved its KL by 1e-4.
+States are float32. They are much smaller than logits: a 7B model has 3,584 numbers per token against 152,064. Smaller
+dtypes change the results: float16 moved SmolLM2-135M's perplexity by 4e-4 and overflows on massive activations, and
+bfloat16 moved the model's KL by 1e-4.
 """
 
 import tempfile
@@ -24,16 +25,16 @@ from compress.model.blocks import BlockModel
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
-MICRO_BATCH_TOKENS = 2048  # enough for efficient matrix products, and fits the cache
+MICRO_BATCH_TOKENS = 2048  # enough for efficient matrix products, few enough for the processor's cache
 MEMORY_STATES = 2**30  # bytes of hidden states that stay in memory, per checkpoint
 SECONDS_BETWEEN_REPORTS = 10.0
 
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """A checkpoint and its `hidden` states (n_samples, seq_len, hidden_size) after the last block, float32.
+    """A checkpoint and its hidden states after the last block, (n_samples, seq_len, hidden_size) float32.
 
-    The states are in CPU memory or in a file; the model's blocks and its logits are on the model's device.
+    The states are in CPU memory or in a file. Blocks and logits are on the model's device.
     """
 
     checkpoint: Checkpoint
@@ -42,14 +43,14 @@ class HiddenStates:
 
     @contextmanager
     def head(self) -> Iterator[None]:
-        """Context in which final norm and head are in memory. `logits` needs it."""
+        """A context that keeps the final norm and the head in memory. Call `logits` inside it."""
         with self.model.embedding_and_norm(head=True):
             yield
 
     def logits(self, places: Tensor) -> Tensor:
-        """(count, vocab) float32 logits of the next token at `places` (count, 2), pairs of window and position.
+        """The logits of the next token, (count, vocab) float32, at `places` (count, 2): pairs of window and position.
 
-        Final norm, head, scaling and softcaps run in the model's code.
+        The model's own code computes final norm, head, scaling and softcaps.
         """
         states = self.hidden[places[:, 0], places[:, 1]].to(self.model.device)
         return self.model.logits(states[None])[0].float()
@@ -64,10 +65,10 @@ def read_windows(
     micro_batch: int | None = None,
     report: Report = lambda row: None,
 ) -> HiddenStates:
-    """Run the checkpoint over (n_samples, seq_len) ids.
+    """Run the checkpoint over token ids (n_samples, seq_len).
 
-    Each block runs on all windows before the next one is loaded, so memory holds one block. `micro_batch` windows run
-    at a time: it changes the speed, never the result.
+    Each block runs on all windows before the next block is loaded, so one block is in memory at a time. A forward pass
+    runs `micro_batch` windows; this number changes the speed, never the result.
     """
     model = BlockModel(checkpoint.config, weight_reader(checkpoint), device=device)
     size = micro_batch or max(1, MICRO_BATCH_TOKENS // ids.shape[1])
@@ -79,7 +80,7 @@ def read_windows(
     for index, module in model.in_order():
         run = model.runner(module, index)
         for part in hidden.split(size):
-            part.copy_(run(part))  # a view: the states are overwritten in place
+            part.copy_(run(part))  # `part` is a view, so this overwrites the states in place
         now = time.perf_counter()
         if index + 1 == len(model) or now - reported > SECONDS_BETWEEN_REPORTS:
             report(
@@ -94,7 +95,7 @@ def read_windows(
 
 
 def make_states(shape: tuple[int, ...]) -> Tensor:
-    """Uninitialized float32 states of `shape`; in an unnamed file if larger than MEMORY_STATES."""
+    """An uninitialized float32 tensor. It lies in an unnamed file if it is larger than MEMORY_STATES."""
     count = prod(shape)
     if 4 * count <= MEMORY_STATES:
         return torch.empty(shape)
@@ -103,12 +104,15 @@ def make_states(shape: tuple[int, ...]) -> Tensor:
 
 
 def scored_places(mask: Tensor) -> Tensor:
-    """(count, 2) window and position of every scored logit. A logit is scored if its next token is in `mask`."""
+    """The window and position of each scored prediction, (count, 2).
+
+    A position is scored if `mask` includes the next token.
+    """
     return mask[:, 1:].nonzero()
 
 
 def check_finite(checkpoint: Checkpoint, values: Tensor, places: Tensor, what: str) -> None:
-    """Raise QCompressError with the checkpoint and the first window unless all `values` (count,) are finite."""
+    """Raises QCompressError if one of `values` (count,) is not finite. The error names checkpoint and window."""
     wrong = (~values.isfinite()).nonzero()
     if len(wrong):
         value, (window, position) = values[wrong[0]].item(), places[wrong[0, 0]].tolist()

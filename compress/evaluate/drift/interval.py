@@ -1,9 +1,9 @@
-"""Bootstrap intervals of means over tokens. The resampling unit is the window: its tokens share context.
+"""Bootstrap intervals of means over tokens. Whole windows are redrawn, because the tokens of a window share context.
 
-A redraw gives every window a count. All figures of a redraw use the same counts, so differences and ratios are paired.
-The percentiles are those of Hesterberg's expanded interval (2015, "What Teachers Should Know About the Bootstrap",
-https://doi.org/10.1080/00031305.2015.1089789): with few windows, the plain
-percentiles are too narrow. With fewer than FEW, Student's interval widens them.
+A redraw gives each window a count. All figures use the same counts, so differences and ratios are paired. With few
+windows a plain percentile interval is too narrow, so this one is Hesterberg's expanded interval (2015, "What Teachers
+Should Know About the Bootstrap", https://doi.org/10.1080/00031305.2015.1089789). With fewer than FEW windows, it is
+widened to contain Student's interval.
 """
 
 import math
@@ -19,9 +19,9 @@ from compress.core.perplexity import sums_mean
 
 DRAWS = 2000
 CONFIDENCE = 0.95
-TAIL = 0.025  # share of redraws below a plain 95 % interval
-FEW = 12  # windows; with fewer, Student's interval counts too
-BATCH_COUNTS = 4_000_000  # window counts in memory at a time
+TAIL = 0.025  # the share of redraws below a plain 95 % interval, and also the share above it
+FEW = 12  # with fewer windows than this, the interval also contains Student's interval
+BATCH_COUNTS = 4_000_000  # number of window counts in memory at a time
 Values = NDArray[np.float64]
 Bounds = tuple[float, float]
 Interval = tuple[float | None, float | None]
@@ -38,12 +38,12 @@ class PerplexityIntervals(TypedDict):
 
 
 def mean_interval(values: Tensor, windows: Tensor, *, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """The interval of the mean over tokens of (count,) `values`; (None, None) for a single window."""
+    """The interval of the mean of `values` (count,), or (None, None) for a single window."""
     return sums_interval(window_sums(windows, values), draws=draws, seed=seed)
 
 
 def sums_interval(sums: Values, *, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """The same from (windows, 2): the number of tokens of every window, and the sum of its values."""
+    """The interval of a mean over tokens. `sums` (windows, 2) holds each window's token count and sum of values."""
     drawn = redrawn_means(sums, draws=draws, seed=seed)
     if drawn is None:
         return None, None
@@ -53,9 +53,9 @@ def sums_interval(sums: Values, *, draws: int = DRAWS, seed: int = 0) -> Interva
 def perplexity_intervals(
     reference_nll: Tensor, nll: Tensor, windows: Tensor, *, draws: int = DRAWS, seed: int = 0
 ) -> PerplexityIntervals:
-    """The perplexity difference candidate - reference with its interval, and the interval of their ratio.
+    """The difference of the perplexities, candidate - reference, its interval, and the interval of their ratio.
 
-    The nlls are (count,) nats. Intervals of a single window are None.
+    The nlls are (count,), in nats. With a single window, the intervals are None.
     """
     sums = window_sums(windows, reference_nll, nll)
     reference, candidate = np.exp(sums[:, 1:].sum(0) / sums[:, 0].sum()).tolist()
@@ -79,7 +79,10 @@ def perplexity_intervals(
 
 
 def few_bounds(sums: Values) -> Bounds | None:
-    """Student's interval of a mean from (windows, 2) sums; None for FEW windows or more, which a bootstrap serves."""
+    """Student's interval of a mean over tokens, or None if there are FEW windows or more.
+
+    `sums` (windows, 2) holds each window's number of tokens and sum of values.
+    """
     if len(sums) >= FEW:
         return None
     mean = sums_mean(torch.from_numpy(sums[:, 1].copy()), torch.from_numpy(sums[:, 0].copy()))
@@ -88,14 +91,14 @@ def few_bounds(sums: Values) -> Bounds | None:
 
 
 def outer(drawn: Interval, few: Bounds | None) -> Bounds:
-    """The smallest interval that holds both; redraws of a few windows vary too little."""
+    """The smallest interval that contains both. Redraws of a few windows vary too little, so `few` widens `drawn`."""
     low, high = drawn
     assert low is not None and high is not None
     return (low, high) if few is None else (min(low, few[0]), max(high, few[1]))
 
 
 def window_sums(windows: Tensor, *columns: Tensor) -> Values:
-    """(windows with tokens, 1 + columns): the token count of each window, and the sums of its values."""
+    """One row per window that has tokens: the number of tokens, then the sum of each column over the window."""
     _, index = windows.unique(return_inverse=True)
     count = int(index.max()) + 1
     filled = [torch.ones(len(windows), dtype=torch.float64), *(column.double() for column in columns)]
@@ -104,7 +107,7 @@ def window_sums(windows: Tensor, *columns: Tensor) -> Values:
 
 
 def redrawn_means(sums: Values, *, draws: int, seed: int) -> Values | None:
-    """(columns, draws) means over the tokens of redrawn windows; None for a single window."""
+    """The mean of each column in each redraw, (columns, draws), or None for a single window."""
     count = len(sums)
     if count < 2:
         return None
@@ -120,7 +123,7 @@ def redrawn_means(sums: Values, *, draws: int, seed: int) -> Values | None:
 
 
 def interval_bounds(drawn: Values, tail: float = TAIL) -> Interval:
-    """The quantiles `tail` and 1 - `tail` of redraws; (None, None) without redraws."""
+    """The quantiles `tail` and 1 - `tail` of the redraws, or (None, None) if `drawn` is empty."""
     if not len(drawn):
         return None, None
     low, high = np.quantile(drawn, [tail, 1 - tail])
@@ -128,12 +131,15 @@ def interval_bounds(drawn: Values, tail: float = TAIL) -> Interval:
 
 
 def expanded_tail(count: int, confidence: float = CONFIDENCE) -> float:
-    """The share of redraws below the interval, Φ(-√(n / (n - 1)) · t), for n = `count` windows."""
+    """The share of redraws below the expanded interval: Φ(-√(n / (n - 1)) · t), with n = `count` windows."""
     return NormalDist().cdf(-math.sqrt(count / (count - 1)) * student_quantile(0.5 + confidence / 2, count - 1))
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Student's t: exact for `freedom` 1 and 2, else 3 digits of the expansion by Abramowitz and Stegun, 26.7.5."""
+    """A quantile of Student's t distribution: exact for `freedom` 1 and 2, otherwise accurate to 3 digits.
+
+    The approximation is the expansion 26.7.5 of Abramowitz and Stegun.
+    """
     if freedom == 1:
         return math.tan(math.pi * (probability - 0.5))
     if freedom == 2:

@@ -21,11 +21,11 @@ def measure_drift(
     *,
     teacher: Checkpoint | None = None,
 ) -> list[CompareRow]:
-    """One row per checkpoint on the same windows: the teacher's if there is one, the reference's, the candidates'.
+    """One row per checkpoint, all on the same windows, in this order: teacher (if not None), reference, candidates.
 
-    The first of `checkpoints` is the reference. Windows begin with the start token that the first row's model needs.
+    The first of `checkpoints` is the reference. All windows begin with the start token of the first row's model.
 
-    QCompressError for `--device cuda` without a GPU, before any work.
+    Raises QCompressError, before any work, if the device is cuda and torch finds no GPU.
     """
     device = pick_device(settings.device)
     reference, *candidates = checkpoints

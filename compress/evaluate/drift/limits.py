@@ -1,7 +1,8 @@
-"""Limits on a candidate, and the verdicts that follow. Gates, reports and recipes share them.
+"""Limits on a candidate, and the resulting verdicts. Commands, reports and recipes share them.
 
-A limit has the name of its option: `max_size` (bytes), `max_kl` (nats per token), `max_perplexity_ratio`, and
-`min_retention` (% on every kind of task). None means no limit. A block that --locate marks as an outlier always fails.
+Each limit is named after its option: `max_size` (bytes), `max_kl` (nats per token), `max_perplexity_ratio`, and
+`min_retention` (% on every kind of task). A limit of None is not checked. If --locate marks a block as an outlier, the
+candidate always fails.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ HELP_DAMAGE = "the weights are damaged: quantize or download the checkpoint agai
 def make_verdicts(
     candidates: Sequence[CompareRow], retention: Sequence[RetentionRow], limits: Limits
 ) -> list[VerdictRow]:
-    """A verdict for every candidate that has a limit or located blocks. Retention is matched by digest."""
+    """One verdict for each candidate that has a limit or located blocks. Retention rows are matched by digest."""
     limited = any(limit is not None for limit in limits.values())
     verdicts: list[VerdictRow] = []
     for row in candidates:
@@ -58,7 +59,7 @@ def exceeds(value: float, limit: float | None) -> bool:
 
 
 def add_verdicts(rows: Sequence[CompareRow], verdicts: Sequence[VerdictRow]) -> list[CompareRow]:
-    """The rows, with `passed` and `reason` added from their verdicts. Rows without a verdict are unchanged."""
+    """The rows, with `passed` and `reason` added from the verdicts. Rows without a verdict are unchanged."""
     by_name = {verdict["name"]: verdict for verdict in verdicts}
     return [add_verdict(row, by_name.get(row["name"])) for row in rows]
 
@@ -75,7 +76,7 @@ def add_verdict(row: CompareRow, verdict: VerdictRow | None) -> CompareRow:
 
 
 def check_verdicts(rows: Sequence[CompareRow]) -> None:
-    """Raise GateFailure if a candidate failed; it names every such candidate, the reason and what to do."""
+    """Raises GateFailure if a candidate failed. The error names each failed candidate, the reason and a cure."""
     failed = [row for row in rows if not row.get("passed", True)]
     if failed:
         lines = [f"{row['name']}: {row['reason']}; {row['cure']}" for row in failed]
@@ -83,7 +84,7 @@ def check_verdicts(rows: Sequence[CompareRow]) -> None:
 
 
 def broken_limits(row: CompareRow, limits: Limits) -> list[str]:
-    """Every limit that a row breaks, in words: blocks, size, drift. NaN breaks every limit."""
+    """The limits that a row breaks, in words. NaN breaks every limit."""
     reasons = [blocks] if (blocks := format_outliers(row)) else []
     if exceeds(row["bytes"], size := limits.get("max_size")):
         texts = [format_bytes(count) for count in (row["bytes"], size or 0, row["bytes"] - (size or 0))]
@@ -98,12 +99,12 @@ def broken_limits(row: CompareRow, limits: Limits) -> list[str]:
 
 
 def outliers(row: CompareRow) -> list[BlockRow]:
-    """The outlier blocks of a candidate, the largest score first."""
+    """The outlier blocks of a candidate. The largest score comes first."""
     return sorted((block for block in row.get("blocks") or () if block["outlier"]), key=lambda block: -block["score"])
 
 
 def format_outliers(row: CompareRow) -> str:
-    """The outlier blocks in words; "" if there are none."""
+    """The outlier blocks in words, or "" if no block is an outlier."""
     blocks = [format_block(block) for block in outliers(row)]
     if not blocks:
         return ""
@@ -111,7 +112,7 @@ def format_outliers(row: CompareRow) -> str:
 
 
 def format_block(block: BlockRow) -> str:
-    """Number, gain and error of a block, or of its only outlier linear."""
+    """A block's number, gain and error as text. If one linear is the outlier, the linear's figures instead."""
     name = block.get("linear")
     linear = next((linear for linear in block.get("linears") or () if linear["name"] == name), None)
     gain, error = (block["gain"], block["error"]) if linear is None else (linear["gain"], linear["error"])
@@ -120,7 +121,10 @@ def format_block(block: BlockRow) -> str:
 
 
 def low_retention(tasks: Sequence[RetentionRow], minimum: float | None) -> list[str]:
-    """The kinds of task with less than `minimum` % retention, in words, or that no kind has a retention."""
+    """The kinds of task with a retention below `minimum` %, in words.
+
+    If no kind has a retention, the only entry states that.
+    """
     if minimum is None:
         return []
     kinds = {row["kind"]: row["retention"] for row in tasks if row["kind"] != "all"}

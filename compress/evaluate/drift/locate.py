@@ -1,22 +1,23 @@
-"""Locate drift: run every block alone on the reference's inputs, and find the blocks that differ from the rest.
+"""Locate drift: run each block alone on the reference's inputs, and find the blocks that differ from the rest.
 
-With x the reference's input of a block, and u(x) = block(x) - x its update,
+Let x be the reference's input of a block, and u(x) = block(x) - x the block's update. Two figures compare the updates:
 
     error = ‖u_candidate - u_reference‖² / ‖u_reference‖²          gain = ⟨u_candidate, u_reference⟩ / ‖u_reference‖²
 
-each the median over tokens, so that a few massive activations do not dominate. Every linear has the same two figures
-for its output; its error is over all tokens, as in the record. A linear is left out if AWQ may have folded another
-linear's column scales into its rows. Rounding scatters around a gain of 1; a wrong scale, a lost zero or a swapped
-tensor does not. Errors of one block never reach the next, so a damaged block differs from the others of its checkpoint.
+Both are medians over tokens, so that a few massive activations do not dominate. Each linear has the same two figures
+for its output, but its error is a mean over all tokens, as in the record. AWQ may fold the column scales of one linear
+into the rows of another; such rows are not compared. Rounding scatters around a gain of 1; a wrong scale, a lost zero
+or a swapped tensor does not. Each block gets the reference's input, so errors never add up from block to block.
 
 The score of a value is its distance from the median of all blocks, in robust deviations (1.4826 · median absolute
 deviation). A block is an outlier if one of these scores exceeds OUTLIER:
 
-    gain of the block, among all blocks
-    log of its linears' errors over those in the record, only above the median; without a record, of the block's error
-    gain of one of its linears, among the linears of the same name
+    gain      the block's gain, among all blocks
+    error     the log of its linears' errors over their recorded errors, if above the median; without a record, the log
+              of the block's error
+    linears   the gain of a linear, among the linears of the same name
 
-The last score finds q_proj, whose errors hardly change the block's update.
+The last score detects a damaged q_proj, which hardly changes the block's update.
 """
 
 import math
@@ -36,12 +37,12 @@ from compress.core.rows import BlockRow, LinearRow
 from compress.evaluate.drift.hidden_states import MICRO_BATCH_TOKENS, Report
 from compress.model.blocks import Block, BlockModel
 
-TOKENS = 4096  # run through every block: enough to separate damage from rounding
+TOKENS = 4096  # tokens that run through each block: enough to separate damage from rounding
 OUTLIER = 12.0  # eight undamaged checkpoints reach 8.7, one with scales 5 % off at least 28
-# smallest deviation that counts, whatever the scatter: of a block's gain, a linear's gain, a ratio of errors
+# smaller deviations never count: of a block's gain, of a linear's gain, of a ratio of errors
 LEAST_GAIN, LEAST_LINEAR_GAIN, LEAST_ERROR = 0.01, 0.03, 1.25
 NOT_FINITE = 1e9  # score of NaN and Inf
-DEVIATION = 1.4826  # standard deviation of a normal distribution in median absolute deviations
+DEVIATION = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 Run = Callable[[Tensor], Tensor]
 Outputs = dict[str, Tensor]
 
@@ -62,9 +63,9 @@ def locate_drift(
     *,
     device: str = "cpu",
 ) -> list[BlockRow]:
-    """One row per block, in order. Two blocks and the states of TOKENS tokens are in memory.
+    """One row per block, in order. Two blocks and the hidden states of TOKENS tokens are in memory at a time.
 
-    QCompressError if the candidate's blocks differ from the reference's in number or width.
+    Raises QCompressError if the two models differ in the number or the width of their blocks.
     """
     model, candidate_model = open_blocks(reference, device), open_blocks(candidate, device)
     check_same_blocks(reference, model, candidate, candidate_model)
@@ -91,21 +92,21 @@ def open_blocks(checkpoint: Checkpoint, device: str) -> BlockModel:
 
 
 def check_same_blocks(reference: Checkpoint, model: BlockModel, candidate: Checkpoint, other: BlockModel) -> None:
-    """Raise QCompressError unless both models have the same number of blocks and the same width."""
+    """Raises QCompressError if the two models differ in the number or the width of their blocks."""
     (count, width), (blocks, size) = ((len(one), int(one.model.config.hidden_size)) for one in (model, other))
     if (count, width) != (blocks, size):
         raise QCompressError(
-            f"{candidate}: has {blocks} blocks of width {size}, {reference} {count} of {width}; --locate compares "
-            "blocks one by one: use the checkpoint that was quantized as REFERENCE"
+            f"{candidate}: the model has {blocks} blocks of width {size}, but {reference} has {count} of width "
+            f"{width}; --locate compares block by block: give as REFERENCE the checkpoint that was quantized"
         )
 
 
 def compare_blocks(
     index: int, reference: Side, candidate: Side, states: Sequence[Tensor], recorded: dict[tuple[str, str], float]
 ) -> tuple[BlockRow, list[Tensor]]:
-    """The row of one block on the reference's `states`, and the reference's outputs, which are the next block's input.
+    """The row of one block, and the reference's outputs, which are the inputs of the next block.
 
-    `recorded` holds errors of the record by block and linear.
+    `states` are the reference's inputs of this block. `recorded` maps (block, linear) to the error in the record.
     """
     block, other = reference.block, candidate.block
     names = [name for name in block.linears if name in other.linears and name not in row_feeders(block)]
@@ -136,14 +137,14 @@ def compare_blocks(
 
 
 def row_feeders(block: Block) -> set[str]:
-    """Names of linears into whose rows another linear's column scales may have been folded."""
+    """The names of all linears whose rows AWQ may have scaled, to cancel the column scales of another linear."""
     feeders = [stage.feeder for stage in block.stages or () if stage.feeder is not None]
     return {feeder.module for feeder in feeders if feeder.kind != "norm"}
 
 
 @contextmanager
 def watch_outputs(block: Block, names: Sequence[str]) -> Iterator[Outputs]:
-    """Context that stores the latest outputs of these linears of a block, by name."""
+    """A context that records the latest output of each of these linears of a block, by name."""
     outputs: Outputs = {}
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -161,26 +162,32 @@ def watch_outputs(block: Block, names: Sequence[str]) -> Iterator[Outputs]:
 
 
 def token_sums(target: Tensor, measured: Tensor) -> Tensor:
-    """(batch, seq, out) outputs -> (tokens, 3) float64: ‖measured - target‖², ⟨measured, target⟩, ‖target‖²."""
+    """For each token ‖measured - target‖², ⟨measured, target⟩ and ‖target‖², (tokens, 3) float64.
+
+    The outputs `target` and `measured` are (batch, seq, out).
+    """
     sums = (measured - target).square().sum(-1), (measured * target).sum(-1), target.square().sum(-1)
     return torch.stack(sums, dim=-1).flatten(end_dim=-2).double()
 
 
 def linear_row(name: str, sums: Tensor, recorded: float | None) -> LinearRow:
-    """The error over all tokens and the median gain, from (tokens, 3) sums of `token_sums`."""
+    """The row of a linear: its error over all tokens and its median gain. `sums` is the result of `token_sums`."""
     error, _, energy = sums.sum(0).tolist()
     gain = (sums[:, 1] / sums[:, 2].clamp(min=1e-30)).median().item()
     return {"name": name, "error": error / max(energy, 1e-30), "gain": gain, "recorded": recorded}
 
 
 def recorded_errors(checkpoint: Checkpoint) -> dict[tuple[str, str], float]:
-    """The error of every linear in the record, by block and local name; {} without a record."""
+    """The error of each linear in the checkpoint's record, by block and local name; {} if it has no record."""
     rows = [row for row in checkpoint.record.get("rows") or () if {"block", "linear", "error"} <= row.keys()]
     return {(row["block"], row["linear"]): row["error"] for row in rows}
 
 
 def score_blocks(rows: Sequence[BlockRow]) -> list[BlockRow]:
-    """The rows with new keys: `score`, `outlier`, and `linear`, the only linear that is an outlier, if any."""
+    """The rows with three new keys: `score`, `outlier`, and `linear`.
+
+    `linear` names the outlier if exactly one linear of the block is an outlier; otherwise it is None.
+    """
     gains = [abs(score) for score in deviations([row["gain"] for row in rows], least=LEAST_GAIN)]
     excesses = [row["excess"] for row in rows]
     errors = [excess for excess in excesses if excess]
@@ -192,7 +199,7 @@ def score_blocks(rows: Sequence[BlockRow]) -> list[BlockRow]:
 
 
 def score_block(row: BlockRow, linears: list[LinearRow], score: float) -> BlockRow:
-    """One row of `score_blocks`, from its scored linears and the `score` of the block's update."""
+    """One row of `score_blocks`. `linears` are the block's scored linears; `score` belongs to the block's update."""
     worst = max(linears, key=lambda linear: linear["score"], default=None)
     highest = score if worst is None else max(score, worst["score"])
     linear = worst["name"] if worst is not None and worst["score"] > OUTLIER >= score else None
@@ -200,7 +207,7 @@ def score_block(row: BlockRow, linears: list[LinearRow], score: float) -> BlockR
 
 
 def score_linears(rows: Sequence[BlockRow]) -> list[list[LinearRow]]:
-    """The linears of every block, with a new key `score`: the deviation of the gain among linears of the same name."""
+    """The linears of every block, with a new key `score`: how far the gain is from that of linears of the same name."""
     gains: dict[str, list[float]] = {}
     for row in rows:
         for linear in row["linears"]:
@@ -210,9 +217,9 @@ def score_linears(rows: Sequence[BlockRow]) -> list[list[LinearRow]]:
 
 
 def deviations(values: Sequence[float], *, least: float) -> list[float]:
-    """The distance of each value from the median, in robust deviations; positive above it.
+    """The distance of each value from the median, in robust deviations. Values above the median are positive.
 
-    Distances below `least` are 0, and values that are not finite are NOT_FINITE. The scatter is at least
+    A distance below `least` becomes 0. A value that is not finite becomes NOT_FINITE. The deviation is at least
     `least` / OUTLIER.
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0]

@@ -2,8 +2,8 @@
 
     KL(reference ‖ candidate) = Σ p_reference (log p_reference - log p_candidate), in nats, one number per token
 
-The other figures are top-1 and top-5 agreement and the ratio of perplexities. All compare the same tokens, so their
-standard errors are those of paired observations: much smaller than the error of either perplexity.
+The other figures are top-1 agreement, top-5 agreement and the ratio of perplexities. Both models are compared on the
+same tokens, so the standard errors are those of paired observations: much smaller than the error of either perplexity.
 """
 
 from dataclasses import dataclass
@@ -18,19 +18,20 @@ from compress.evaluate.drift.hidden_states import HiddenStates, check_finite, sc
 from compress.evaluate.drift.interval import mean_interval, perplexity_intervals
 
 CHUNK = 256  # tokens per matrix product of the head; larger is no faster
-STRIP_LOGITS = 1_572_864  # logits compared at once: 6 MB per model stay in the processor's cache
-TOP = 5  # tokens of the candidate, for top-5 agreement
-PREFERRED = 3  # tokens shown per model
+STRIP_LOGITS = 1_572_864  # logits compared at once: 6 MB per model, which fit in the processor's cache
+TOP = 5  # the candidate's most likely tokens that count for top-5 agreement
+PREFERRED = 3  # most likely tokens that are shown for each model
 WORST = 20
 QUANTILES = (0.5, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
 class TokenDrift:
-    """The drift at every scored token, each (count,): both nlls and the KL in nats, and two agreements.
+    """The drift at every scored token. Each field is (count,): both nlls and the KL, in nats, and two agreements.
 
-    `agrees`: both models have the same most likely token. `agrees5`: the reference's most likely token is in the
-    candidate's top 5. `places` (count, 2) holds window and position of the logits. `worst` describes the WORST tokens.
+    `agrees` means that both models have the same most likely token. `agrees5` means that the reference's most likely
+    token is in the candidate's top 5. `places` (count, 2) holds the window and position of the logits. `worst`
+    describes the tokens with the largest KL.
     """
 
     places: Tensor
@@ -43,15 +44,15 @@ class TokenDrift:
 
     @property
     def window(self) -> Tensor:
-        """(count,) window of every scored token: the sampling unit."""
+        """The window of every scored token, (count,). Standard errors treat windows as independent samples."""
         return self.places[:, 0]
 
 
 @dataclass(frozen=True)
 class Preferred:
-    """The most likely tokens of both models at the tokens with the largest KL, the largest first.
+    """The most likely tokens of both models, at the positions with the largest KL. The largest KL comes first.
 
-    `index` (few,) points into the scored tokens; ids and probabilities are (few, PREFERRED).
+    `index` (few,) holds the numbers of these scored tokens. Ids and probabilities are (few, PREFERRED).
     """
 
     index: Tensor
@@ -65,10 +66,10 @@ class Preferred:
 def token_drift(
     reference: HiddenStates, candidate: HiddenStates, windows: Windows, *, vocabulary: int, chunk: int = CHUNK
 ) -> TokenDrift:
-    """The drift at every token in the windows' mask, over the first `vocabulary` tokens.
+    """The drift at every token in the windows' mask, over the token ids below `vocabulary`.
 
     Logits of `chunk` tokens exist at a time; `chunk` changes speed and memory, never the result. Raises QCompressError,
-    with the checkpoint and the first window, for a number that is not finite.
+    with the checkpoint and the first window, if a number is not finite.
     """
     places = scored_places(windows.mask)
     parts = []
@@ -90,16 +91,17 @@ def token_drift(
 
 
 def compare_strips(reference: Tensor, candidate: Tensor, tokens: Tensor) -> list[tuple[Tensor, ...]]:
-    """Run `compare_chunk` on a few rows at a time; results are in CPU memory. Overwrites the logits."""
+    """Run `compare_chunk` on a few rows at a time; returns its results in CPU memory. Overwrites the logits."""
     rows = max(1, STRIP_LOGITS // reference.shape[1])
     strips = zip(reference.split(rows), candidate.split(rows), tokens.split(rows), strict=True)
     return [tuple(column.cpu() for column in compare_chunk(*strip)) for strip in strips]
 
 
 def compare_chunk(reference: Tensor, candidate: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-    """(count, vocab) logits of both and the (count,) next tokens -> both nlls, KL, both agreements; each (count,).
+    """Both nlls, the KL and both agreements, (count,) each.
 
-    Overwrites the logits. If tokens tie for the candidate's highest probability, each of them agrees.
+    The logits are (count, vocab), the next `tokens` (count,). Overwrites the logits. If several tokens share the
+    candidate's highest probability, each of them counts as agreement.
     """
     reference, candidate = log_probabilities(reference), log_probabilities(candidate)
     nlls = next_token_nll(reference, tokens), next_token_nll(candidate, tokens)
@@ -111,22 +113,22 @@ def compare_chunk(reference: Tensor, candidate: Tensor, tokens: Tensor) -> tuple
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """(count, vocab) logits -> log-probabilities, float32, written over the logits.
+    """The log-probabilities of (count, vocab) logits, float32. Overwrites the logits.
 
-    `log_softmax` sums a row in order and loses the far tail next to a likely token: 1.6e-5 nats of SmolLM2-135M's nll.
-    `logsumexp` sums in pairs and is 3e-9 nats off.
+    `log_softmax` adds a row's terms in order, so small terms are lost next to a large one: an error of 1.6e-5 nats in
+    SmolLM2-135M's nll. `logsumexp` adds in pairs; its error is 3e-9 nats.
     """
     return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 
 def preferred_tokens(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(few, vocab) logits -> ids and probabilities of the most likely tokens, each (few, PREFERRED), in CPU memory."""
+    """Ids and probabilities of the most likely tokens, (few, PREFERRED) each, in CPU memory. Logits: (few, vocab)."""
     best = log_probabilities(logits).topk(min(PREFERRED, logits.shape[1]))
     return best.indices.cpu(), best.values.exp().cpu()
 
 
 def summarize_drift(drift: TokenDrift) -> DriftPart:
-    """The means over all tokens. Standard errors and intervals are None for a single window."""
+    """Mean values over all tokens. For a single window, standard errors and intervals are None."""
     perplexity = exponential(window_mean(drift.nll, drift.window))
     reference = exponential(window_mean(drift.reference_nll, drift.window))
     ratio = exponential(window_mean(drift.nll.double() - drift.reference_nll.double(), drift.window))
@@ -156,6 +158,6 @@ def summarize_drift(drift: TokenDrift) -> DriftPart:
 
 
 def no_drift(drift: TokenDrift) -> TokenDrift:
-    """The reference's drift from itself: KL 0 and full agreement."""
+    """The reference's drift from itself: a KL of 0 and full agreement."""
     zero, one = torch.zeros_like(drift.kl), torch.ones_like(drift.agrees)
     return TokenDrift(drift.places, drift.reference_nll, drift.reference_nll, zero, one, one)

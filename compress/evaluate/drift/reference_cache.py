@@ -3,9 +3,9 @@
     manifest.json          digests of reference and token ids, sizes, start token, checksum of the states
     hidden.safetensors     `hidden` (n_samples, seq_len, width) float32, after the last block: exact
 
-States take a hundredth of the bytes of the log-probabilities that follow from them. They are memory-mapped. The
-manifest is written last: a folder without it is incomplete and is written again. States from a CPU and from a GPU
-differ only by float32 rounding, so each device reads states from both.
+Hidden states take a hundredth of the bytes of log-probabilities. They are memory-mapped. The manifest is written last:
+a folder without a manifest is incomplete and is written again. States from a CPU and from a GPU differ only by float32
+rounding, so a run on either device reads both.
 """
 
 import json
@@ -24,13 +24,14 @@ from compress.checkpoint.record import tensor_digest
 from compress.checkpoint.write import TensorSpec, plan_shard
 from compress.core.atomic import write_atomic
 from compress.core.errors import QCompressError
+from compress.core.sizes import format_bytes
 from compress.distill.targets.cache import differing
 from compress.evaluate.drift.hidden_states import HiddenStates, Report, read_windows
 from compress.model.blocks import BlockModel
 
 MANIFEST, STATES = "manifest.json", "hidden.safetensors"
 FORMAT = 1
-CACHED_START = "heldout_start"  # caches of earlier versions have `start`, measured on other windows
+CACHED_START = "heldout_start"  # not `start`: earlier versions stored a start token of other windows there
 Row = dict[str, Any]
 
 
@@ -43,10 +44,10 @@ def read_reference(
     micro_batch: int | None = None,
     report: Report = lambda row: None,
 ) -> HiddenStates:
-    """The reference's hidden states: from `folder` if it has them, else computed and stored there. None as `folder`
-    stores nothing.
+    """The reference's hidden states. They are read from `folder`, or computed and stored there.
 
-    QCompressError if the folder is damaged or belongs to another reference or text; the message names the difference.
+    Without a `folder` they are only computed. Raises QCompressError if the folder is damaged, or if it belongs to
+    another reference or text; the error names the difference.
     """
     if folder is None:
         return read_windows(checkpoint, windows.ids, device=device, micro_batch=micro_batch, report=report)
@@ -65,7 +66,7 @@ def read_reference(
 
 
 def cache_key(checkpoint: Checkpoint, windows: Windows) -> Row:
-    """Everything the states depend on, by name."""
+    """All values that determine the states, by name."""
     n_samples, seq_len = windows.ids.shape
     return {
         "format": FORMAT,
@@ -81,7 +82,7 @@ def cache_key(checkpoint: Checkpoint, windows: Windows) -> Row:
 
 
 def cached_start(folder: Path | None, checkpoint: Checkpoint) -> Row | None:
-    """The reference's measured start token stored in `folder`; None without one, or if it is another reference's."""
+    """The start token stored in `folder`, or None if it has none or belongs to another reference."""
     manifest = None if folder is None else read_manifest(folder)
     if manifest is None or manifest["reference"] != checkpoint.digest:
         return None
@@ -90,47 +91,49 @@ def cached_start(folder: Path | None, checkpoint: Checkpoint) -> Row | None:
 
 
 def read_manifest(folder: Path) -> Row | None:
-    """The manifest of a folder, or None without one. QCompressError if another program wrote it."""
+    """The manifest of a folder, or None if there is no file. Raises QCompressError if another program wrote it."""
     file = folder / MANIFEST
     if not file.is_file():
         return None
     manifest = read_json(file)
     if manifest.get("format") != FORMAT or "checksum" not in manifest or "reference" not in manifest:
         raise QCompressError(
-            f"{file}: is not a manifest of a reference cache; pass another folder to --reference-cache"
+            f"{file}: this manifest does not belong to a reference cache; pass another folder to --reference-cache"
         )
     return manifest
 
 
 def check_cache_key(folder: Path, manifest: Row, key: Row) -> None:
-    """Raise QCompressError with the first difference if the stored key is not `key`."""
+    """Raises QCompressError, with the first difference, if the stored key differs from `key`."""
     difference = differing(manifest, key)
     if difference:
         raise QCompressError(
-            f"{folder}: the cache belongs to another {difference}; pass another --reference-cache, or remove the folder"
+            f"{folder}: this cache stores the states of another run, {difference}; pass another --reference-cache, or "
+            "remove the folder"
         )
 
 
 def check_folder(folder: Path, needed: int) -> None:
-    """Raise QCompressError for a folder with other files, or a disk with less than `needed` bytes free."""
+    """Raises QCompressError if the folder contains other files, or if the disk has less than `needed` bytes free."""
     strangers = [file.name for file in folder.glob("[!.]*") if file.name not in (MANIFEST, STATES)]
     if strangers or (folder.exists() and not folder.is_dir()):
         raise QCompressError(
-            f"{folder}: {f'contains {strangers[0]}' if strangers else 'is a file'}; "
-            f"pass a new folder to --reference-cache"
+            f"{folder}: {f'the folder contains {strangers[0]}' if strangers else 'this path is a file'}; "
+            "pass a new folder to --reference-cache"
         )
     room = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(room).free
     if free < needed:
         raise QCompressError(
-            f"{folder}: needs {needed:,} bytes, but {room} has {free:,} free; free some space or pass another folder"
+            f"{folder}: the hidden states need {format_bytes(needed)}, but {room} has {format_bytes(free)} free; "
+            "free some space or pass another folder"
         )
 
 
 def save_states(folder: Path, hidden: Tensor, key: Row) -> None:
-    """Write the states, then the manifest with their checksum, each atomically."""
+    """Write the states, then the manifest with the checksum of the states. Each write is atomic."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".*.partial"):  # from an interrupted write
+    for stale in folder.glob(".*.partial"):  # left by an interrupted write
         stale.unlink()
     shard = plan_shard(STATES, [TensorSpec("hidden", hidden.dtype, tuple(hidden.shape))])
     write_atomic(folder / STATES, shard.header, hidden.contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -139,15 +142,15 @@ def save_states(folder: Path, hidden: Tensor, key: Row) -> None:
 
 
 def load_states(folder: Path, manifest: Row) -> Tensor:
-    """The memory-mapped states. QCompressError unless shape and checksum match the manifest."""
+    """The memory-mapped states. Raises QCompressError if shape or checksum differ from the manifest."""
     file = folder / STATES
     if not file.is_file():
-        raise QCompressError(f"{file}: missing, but {MANIFEST} exists; remove {folder} and run again")
+        raise QCompressError(f"{file}: the file is missing, although {MANIFEST} exists; remove {folder} and run again")
     info = read_header(file).get("hidden")
     shape = (manifest["n_samples"], manifest["seq_len"], manifest["width"])
     if info is None or info.dtype != torch.float32 or info.shape != shape:
-        raise QCompressError(f"{file}: does not contain states of shape {shape}; remove {folder} and run again")
-    mapped = np.memmap(file, np.uint8, "c", offset=0)  # copy-on-write: the file never changes
+        raise QCompressError(f"{file}: the file has no states of shape {shape}; remove {folder} and run again")
+    mapped = np.memmap(file, np.uint8, "c", offset=0)  # copy on write: changes stay in memory
     hidden = torch.from_numpy(mapped[info.offset :]).view(info.dtype).view(info.shape)
     if f"sha256:{tensor_digest(hidden)}" != manifest["checksum"]:
         raise QCompressError(f"{file}: the checksum does not match; remove {folder} and run again")

@@ -6,12 +6,12 @@ from pathlib import Path
 from compress.core.config import EVAL_SAMPLES, EVAL_SEQ_LEN, parse_size
 from compress.core.options import device_setting, option
 
-ANSWERS = 5  # prompts shown when --eval is a folder
+ANSWERS = 5  # prompts that the report shows by default if --eval is a folder
 
 
 @dataclass(frozen=True)
 class DriftSettings:
-    """The windows to measure drift on, and what to store or locate on the way."""
+    """The evaluation windows, the reference cache, and whether to locate drift by block."""
 
     eval_text: str = option(
         "heldout", "Evaluation text: a file, or the name of an embedded text. Text used for calibration is refused."
@@ -31,7 +31,7 @@ class DriftSettings:
 
 @dataclass(frozen=True)
 class DriftLimits:
-    """Limits of `verify`; None means no limit."""
+    """The limits that `verify` checks. A limit of None is not checked."""
 
     max_kl: float | None = option(
         None, "Limit on the mean KL(reference ‖ candidate), in nats per token.", group="Limits", minimum=0
@@ -43,7 +43,7 @@ class DriftLimits:
 
 @dataclass(frozen=True)
 class CompareLimits:
-    """Limits of `compare`; None means no limit."""
+    """The limits that `compare` checks. A limit of None is not checked."""
 
     max_size: int | None = option(
         None,
@@ -65,7 +65,7 @@ class CompareLimits:
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """The HTML report and the files it shows."""
+    """The HTML report, and the results of other commands that it shows."""
 
     html: Path | None = option(None, "HTML report to write: one file, readable offline.", group="Report")
     eval: Path | None = option(
@@ -76,7 +76,7 @@ class ReportSettings:
     )
     answers: int | None = option(
         None,
-        "Number of prompts to show with every checkpoint's answers, which come from --eval or else are generated now.",
+        "Number of prompts to show with the answers of every checkpoint. Without --eval, answers are generated now.",
         group="Report",
         minimum=0,
         default_text=f"{ANSWERS} if --eval is a folder, else 0",

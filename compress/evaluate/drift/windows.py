@@ -1,7 +1,7 @@
 """Evaluation windows, and the checks that make a comparison on them valid.
 
-Text that a checkpoint was calibrated or trained on is refused. So are different tokenizers: the same ids would be
-different words.
+Text that a checkpoint was calibrated or trained on is an error. Different tokenizers are an error too: with them, the
+same ids mean different words.
 """
 
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ def evaluation_windows(
     cache: Path | None = None,
     device: str = "cpu",
 ) -> Windows:
-    """`n_samples` windows of `text` (an embedded name or a file), with the start token that the reference needs.
+    """`n_samples` windows of `text` (an embedded name or a file), with the start token that suits the reference.
 
-    Without `start`, the start token comes from the reference's record or from `cache`, else it is measured on
-    `device`. `fit` takes fewer or shorter windows of a shorter text. Raises QCompressError if a checkpoint was
-    calibrated on `text` or no token is scored, CalibrationError if it cannot be read.
+    If `start` is None, the start token comes from the reference's record or from `cache`, or else it is measured on
+    `device`. With `fit`, a short text gives fewer or shorter windows. Raises QCompressError if a checkpoint was
+    calibrated on `text`, or if no token is scored. Raises CalibrationError if `text` is unreadable.
     """
     checkpoints = [open_for_text(source) for source in (reference, *candidates)]  # fails early
     first = checkpoints[0]
@@ -57,7 +57,7 @@ def evaluation_windows(
 
 
 def check_text_unseen(manifest: dict[str, Any], checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise QCompressError if a checkpoint's record contains the digest of a text in these windows."""
+    """Raises QCompressError if a checkpoint's record contains the digest of a text in these windows."""
     texts = {source["digest"]: source["name"] for source in manifest.get("sources", ())}
     for checkpoint in checkpoints:
         calibration = checkpoint.record.get("calibration") or {}
@@ -65,18 +65,22 @@ def check_text_unseen(manifest: dict[str, Any], checkpoints: Sequence[Checkpoint
             if source.get("digest") in texts:
                 name, digest = texts[source["digest"]], source["digest"][:19]
                 raise QCompressError(
-                    f"{checkpoint.path / RECORD}: was calibrated on {name} ({digest}…); use another --eval-text"
+                    f"{checkpoint.path / RECORD}: the checkpoint was calibrated on {name} ({digest}…); "
+                    "use another --eval-text"
                 )
 
 
 def shared_vocabulary(checkpoints: Sequence[Checkpoint]) -> int:
-    """The number of tokens that all models and tokenizers share; padding of the vocabulary is excluded."""
+    """The number of token ids that all models and tokenizers share. Padding of the vocabulary does not count."""
     sizes = [int(make_config(checkpoint.config).vocab_size) for checkpoint in checkpoints]
     return min(*sizes, *(tokenizer_size(checkpoint.tokenizer) for checkpoint in checkpoints))
 
 
 def check_tokenizers(reference: Checkpoint, candidates: Sequence[Checkpoint], ids: Tensor, vocabulary: int) -> None:
-    """Raise QCompressError if a candidate has other tokens, or splits the text of `ids` (n, seq) differently."""
+    """Raises QCompressError if a candidate's tokenizer has other tokens, or splits the text of `ids` differently.
+
+    `ids` are tokens of the reference, (n, seq).
+    """
     tokenizer: Any = reference.tokenizer
     tokens, text = tokens_below(tokenizer, vocabulary), tokenizer.decode(ids.flatten().tolist())
     for candidate in candidates:

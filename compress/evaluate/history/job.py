@@ -1,4 +1,4 @@
-"""The job of `watch`: repeat a baseline's measurements on a checkpoint and compare."""
+"""The job of `watch`: repeat the measurements of a baseline on a checkpoint, and compare."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ CHANGES = {"points": "{:+.1f} points", "nats": "{:+.4f} nats", "%": "{:+.2f} %"}
 
 @dataclass(frozen=True)
 class Changes:
-    """The changes of one measurement, and the verdicts to store in the history."""
+    """The changes of one measurement (tasks or drift), and the verdicts to store in the history."""
 
     rows: list[ChangeRow]
     verdicts: list[Row]
@@ -46,9 +46,10 @@ class Changes:
 def watch_checkpoint(
     path: Path, history: Path, settings: WatchSettings, *, tag: str | None = None, report: Report = lambda row: None
 ) -> list[ChangeRow]:
-    """The changes of tasks and drift since the baseline. Appends the verdicts to the history under `tag`.
+    """The changes of task scores and drift since the baseline. Appends new verdicts to the history under `tag`.
 
-    QCompressError if the baseline does not exist or cannot be repeated, or for `--device cuda` without a GPU.
+    Raises QCompressError if the history has no such baseline, if the baseline is not repeatable, or if the device is
+    cuda and torch finds no GPU.
     """
     pick_device(settings.device)
     name = settings.name or model_name(path)
@@ -70,7 +71,7 @@ def watch_checkpoint(
 
 
 def watch_tasks(checkpoint: Checkpoint, baseline: Baseline, settings: WatchSettings, report: Report) -> Changes:
-    """Score the baseline's items again. The answers of a finished run are removed, so the next run starts anew."""
+    """Score the items of the baseline again. Afterwards the stored answers are removed, so the next run starts anew."""
     first = baseline.first_row
     suite = load_suite(settings.suite or (Path(first["suite_file"]) if first.get("suite_file") else None))
     items = baseline_items(baseline, suite)
@@ -94,14 +95,14 @@ def watch_tasks(checkpoint: Checkpoint, baseline: Baseline, settings: WatchSetti
 
 
 def change_part(row: ChangeRow) -> Row:
-    """The part of a change that is stored with a verdict."""
+    """The keys of a change that the history stores with a verdict."""
     return {key: row[key] for key in ("change", "change_low", "change_high", "fell")}
 
 
 def watch_drift(
     checkpoint: Checkpoint, reference: Path, baseline: Baseline, settings: WatchSettings, report: Report
 ) -> Changes:
-    """Measure KL and perplexity again on the baseline's windows."""
+    """Measure KL and perplexity again, on the windows of the baseline."""
     before = baseline.drift
     assert before is not None
     opened = open_for_text(reference)
@@ -115,12 +116,12 @@ def watch_drift(
 
 
 def format_change(row: ChangeRow) -> str:
-    """The change with its unit, "n/a" without a pair."""
+    """The change with its unit, or "n/a" if the baseline and now have nothing in common."""
     return "n/a" if row["change"] is None else CHANGES[row["unit"]].format(row["change"])
 
 
 def check_falls(rows: Sequence[ChangeRow], tag: str) -> None:
-    """Raise GateFailure if a kind of task fell; it names every such kind and the change."""
+    """Raises GateFailure if a result got worse. The error names each such result and its change."""
     fallen = [row for row in rows if row["fell"]]
     if fallen:
         changes = ", ".join(f"{row['kind']} {format_change(row)}" for row in fallen)

@@ -9,7 +9,7 @@ from compress.core.options import device_setting, option
 
 @dataclass(frozen=True)
 class WatchSettings:
-    """The baseline to compare with, and the files to repeat its measurements."""
+    """The baseline, and the files that are needed to repeat the baseline's measurements."""
 
     baseline: str = option(MISSING, "Tag of the stored verdicts to compare with.", metavar="TAG")
     name: str | None = option(

@@ -1,4 +1,4 @@
-"""The history: verdicts of all commands in one SQLite file, with time, command, digest and the whole row."""
+"""The history: one SQLite file with the verdicts of all commands. Each has time, command, digest and the full row."""
 
 import json
 import sqlite3
@@ -13,8 +13,8 @@ from compress.core.errors import QCompressError
 from compress.core.rows import HistoryRow
 
 Row = dict[str, Any]
-FILE = "history.sqlite"  # inside a folder
-LEFT_OUT = ("record",)  # is in the checkpoint, which the digest identifies
+FILE = "history.sqlite"  # the file's name if --history is a folder
+LEFT_OUT = ("record",)  # not stored: the checkpoint has the record, and the digest identifies the checkpoint
 TABLE = """
 create table if not exists verdicts (
     time text not null,     -- UTC, ISO 8601
@@ -38,7 +38,7 @@ INSERT = "insert into verdicts (time, command, name, digest, row, tag) values (?
 
 
 def history_file(path: Path) -> Path:
-    """`path`, or history.sqlite in it if it is a folder."""
+    """The history file: `path` itself, or history.sqlite inside `path` if that is a folder."""
     return path / FILE if path.is_dir() else path
 
 
@@ -66,7 +66,10 @@ def database_error(file: Path, error: sqlite3.DatabaseError) -> str:
 def append_verdicts(
     path: Path, command: str, rows: Sequence[Mapping[str, Any]], *, tag: str | None = None, time: datetime | None = None
 ) -> None:
-    """Append all rows, or none on an error. Rows need `name` and `digest`. QCompressError if `path` is another file."""
+    """Append all rows, or none of them if an error occurs. Each row needs `name` and `digest`.
+
+    Raises QCompressError if `path` is a file of another kind.
+    """
     file, now = history_file(path), (time or datetime.now(UTC)).isoformat(timespec="seconds")
     lines = [(now, command, row["name"], row["digest"], row_json(row), tag) for row in rows]
     with file_errors(file):

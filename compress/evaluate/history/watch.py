@@ -1,7 +1,7 @@
-"""Has a checkpoint fallen since a baseline? The same tasks and the same text, compared in pairs.
+"""Has a checkpoint got worse since a baseline? Both are compared on the same tasks and the same text.
 
-Scores are paired by item, KL and nll by document. A fall is significant if the whole 95 % interval of the change is on
-the worse side of 0. Fewer than ENOUGH items cannot show one.
+Scores are paired by item, KL and nll by document. A result got worse if the whole 95 % interval of its change is on the
+worse side of 0. Fewer than ENOUGH items are too few for such an interval.
 """
 
 import math
@@ -25,31 +25,39 @@ Row = Mapping[str, Any]
 Values = NDArray[np.float64]
 Pair = tuple[float | None, float | None]
 DRIFT_COMMANDS = ("verify", "compare")
-NOISE = {"kl": 1e-4, "perplexity": 0.05}  # nats, %: another processor or torch version changes as much
+NOISE = {"kl": 1e-4, "perplexity": 0.05}  # nats, %: changes that another processor or torch version can cause
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The last verdicts on one checkpoint under one tag: `tasks` is by kind, `drift` may be None."""
+    """The last verdicts on one checkpoint under one tag.
+
+    `tasks` maps kinds of task to rows. `drift` is the row of verify or compare, or None if there is none.
+    """
 
     tag: str
     name: str
     tasks: Mapping[str, Row]
     drift: Row | None
-    reference: str | None  # digest of the reference of `drift`
+    reference: str | None  # digest of the checkpoint that `drift` was measured against
 
     @property
     def first_row(self) -> Row:
-        """The first task row; suite and settings are the same in all of them."""
+        """The first task row. All task rows have the same suite and settings."""
         return next(iter(self.tasks.values()))
 
 
 def find_baseline(verdicts: Sequence[Row], tag: str, name: str, *, where: str = "the history") -> Baseline:
-    """The baseline of `name`, else of the only candidate under the tag. QCompressError if the choice is not unique."""
+    """The baseline of the checkpoint `name`, or of the only candidate that has verdicts under the tag.
+
+    Raises QCompressError if the tag has no verdicts, or verdicts on several other checkpoints.
+    """
     tagged = [row for row in verdicts if row["tag"] == tag]
     if not tagged:
         tags = ", ".join(sorted({row["tag"] for row in verdicts if row["tag"]})) or "none"
-        raise QCompressError(f"{where}: has no tag {tag}; its tags: {tags}; store one with qcompress eval --tag {tag}")
+        raise QCompressError(
+            f"{where}: tag {tag} not found; the tags are {tags}; store one with qcompress eval --tag {tag}"
+        )
     names = list(dict.fromkeys(row["name"] for row in tagged))
     candidates = list(dict.fromkeys(row["name"] for row in tagged if row.get("role") == "candidate"))
     if name not in names:
@@ -72,7 +80,7 @@ def find_baseline(verdicts: Sequence[Row], tag: str, name: str, *, where: str = 
 
 
 def reference_digest(tagged: Sequence[Row], drift: Row | None) -> str | None:
-    """The digest of the reference that `drift` was measured against; None if it was not stored."""
+    """The digest of the checkpoint that `drift` was measured against, or None if the history does not store it."""
     if drift and drift.get("reference_digest"):
         return str(drift["reference_digest"])
     same = [row for row in tagged if drift and row["command"] == "compare" and row["time"] == drift["time"]]
@@ -80,11 +88,12 @@ def reference_digest(tagged: Sequence[Row], drift: Row | None) -> str | None:
 
 
 def baseline_items(baseline: Baseline, suite: Suite) -> list[Item]:
-    """The items of the baseline's scores. QCompressError, with both digests, if the suite changed."""
+    """The items that the baseline scored. Raises QCompressError, with both digests, if the suite has changed."""
     first = baseline.first_row
     if first.get("suite_digest") is None:
         raise QCompressError(
-            f"{baseline.tag}: uses {first['suite']}, which watch cannot repeat; run qcompress eval --tag with a suite"
+            f"{baseline.tag}: the baseline used {first['suite']}, but watch repeats only suites; run qcompress eval "
+            "--tag with a suite"
         )
     if first["suite_digest"] != suite.digest:
         raise QCompressError(
@@ -96,7 +105,7 @@ def baseline_items(baseline: Baseline, suite: Suite) -> list[Item]:
 
 
 def check_same(baseline: Baseline, **now: Any) -> None:
-    """Raise QCompressError for the first value of `now` that differs from the baseline's."""
+    """Raises QCompressError if a value of `now` differs from the baseline's. The error names the first one."""
     for key, value in now.items():
         before = baseline.reference if key == "reference" else (baseline.drift or {}).get(key)
         if before is not None and before != value:
@@ -104,7 +113,10 @@ def check_same(baseline: Baseline, **now: Any) -> None:
 
 
 def task_changes(baseline: Baseline, scores: Scores, *, max_drop: float | None = None) -> list[ChangeRow]:
-    """One row per kind of task and one for their mean. A drop of more than `max_drop` points is a fall too."""
+    """One row per kind of task, and one for the mean of the kinds.
+
+    A drop of more than `max_drop` points counts as a fall even if it is not significant.
+    """
     now = values(scores)
     rows: list[ChangeRow] = []
     for kind, row in baseline.tasks.items():
@@ -118,7 +130,7 @@ def task_changes(baseline: Baseline, scores: Scores, *, max_drop: float | None =
 
 
 def mean_change(name: str, rows: Sequence[ChangeRow], max_drop: float | None) -> ChangeRow | None:
-    """The row of the mean over the kinds with a score; None if no kind has one."""
+    """The row of the mean over all kinds that have a score, or None if no kind has a score."""
     pairs = [(row["before"], row["now"]) for row in rows if row["before"] is not None and row["now"] is not None]
     if not pairs:
         return None
@@ -130,7 +142,10 @@ def mean_change(name: str, rows: Sequence[ChangeRow], max_drop: float | None) ->
 
 
 def task_row(name: str, kind: str, items: int, scores: Pair, interval: Pair, max_drop: float | None) -> ChangeRow:
-    """The row of one kind from both mean scores and the interval of their difference, in points."""
+    """The row of one kind. `scores` are the mean scores before and now, `interval` belongs to their difference.
+
+    Changes are in points.
+    """
     before, now = scores
     change = None if before is None or now is None else now - before
     low, high = interval
@@ -156,7 +171,7 @@ def task_row(name: str, kind: str, items: int, scores: Pair, interval: Pair, max
 
 
 def drift_changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any], *, seed: int = 0) -> list[ChangeRow]:
-    """The changes of KL and perplexity, paired by document if both rows have all documents."""
+    """The changes of KL and perplexity. They are paired by document if both rows list all documents."""
     tokens, kl, nll = paired_documents(before, now)
     kl_change = now["kl"] - before["kl"]
     growth = 100 * (now["perplexity"] / before["perplexity"] - 1)
@@ -174,7 +189,10 @@ def drift_changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any], 
 
 
 def unpaired_interval(change: float, before: float | None, now: float | None) -> Pair:
-    """The change ± two standard errors, from the errors of both sides; (None, None) if one is None."""
+    """The interval change ± two standard errors. The inputs are the standard errors before and now.
+
+    If one of them is None, the interval is (None, None).
+    """
     if before is None or now is None:
         return None, None
     error = 2 * math.hypot(before, now)
@@ -189,7 +207,7 @@ def figure_row(
     change: float,
     interval: Pair,
 ) -> ChangeRow:
-    """The change of one figure of a `CompareRow`. It fell if the interval is above 0 and the change above NOISE."""
+    """The row of one figure of a `CompareRow`. It got worse if the interval is above 0 and the change above NOISE."""
     low, high = interval
     return {
         "name": name,
@@ -210,7 +228,10 @@ def figure_row(
 
 
 def paired_documents(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Values, Values, Values]:
-    """(documents,) tokens, and summed differences of KL and nll; empty unless both rows have every token."""
+    """Three (documents,) arrays: tokens, and the differences of KL and of nll, summed over each document's tokens.
+
+    The arrays are empty if a row's documents do not cover all tokens.
+    """
     old, new = ({row["document"]: row for row in one.get("documents") or ()} for one in (before, now))
     complete = all(sum(row["tokens"] for row in rows.values()) == before["tokens"] for rows in (old, new))
     if not complete or old.keys() != new.keys():

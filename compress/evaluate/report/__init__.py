@@ -1,7 +1,7 @@
-"""The comparison as one HTML file: no network, no script, readable on a phone, light and dark.
+"""The comparison as one HTML file. It needs no network and no script, fits a phone, and has a light and a dark style.
 
-Every number is formatted from rows, and the file holds the same rows as JSON (`<script id="rows">`). Each section is
-one file with a function from `ReportData` to HTML; it returns "" without data.
+All numbers come from rows, and the file contains the same rows as JSON (`<script id="rows">`). Each section of the page
+is a module with a function that turns `ReportData` into HTML, or into "" if the data is missing.
 """
 
 from compress.evaluate.report.page import check_replaceable, make_report, write_report

@@ -1,4 +1,4 @@
-"""Drift by block: each block alone on the reference's inputs, measured by `compare --locate`."""
+"""The section "Drift by block". `compare --locate` measures each block alone, on the reference's inputs."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +14,7 @@ from compress.evaluate.report.html import dot, esc, framed, section
 from compress.evaluate.report.plots import BAD, MUTE, log_ticks, render, series, short
 from compress.evaluate.report.report_data import ReportData, css_colour
 
-FLOOR = 1e-9  # smallest value on a log axis
+FLOOR = 1e-9  # the smallest value that a log axis shows
 
 
 def blocks_section(data: ReportData) -> str:
@@ -32,7 +32,7 @@ def blocks_section(data: ReportData) -> str:
 
 
 def verdict(data: ReportData, index: int) -> str:
-    """One line per candidate: its outlier blocks with their figures, or that it has none."""
+    """A line for one candidate: its outlier blocks with their figures, or the words "no outlier"."""
     row = data.rows[index]
     if not row.get("blocks"):
         return ""
@@ -42,7 +42,10 @@ def verdict(data: ReportData, index: int) -> str:
 
 
 def describe(block: BlockRow) -> str:
-    """A block's gain, error and worst linear: the only outlier, else the largest error over the record's."""
+    """A block's gain, error and worst linear.
+
+    The worst linear is the only outlier, or else the one whose error exceeds its recorded error most.
+    """
     linears = block.get("linears") or ()
     recorded = all(row["recorded"] for row in linears)
     worst = max(linears, key=lambda row: row["error"] / ((recorded and row["recorded"]) or 1), default=None)
@@ -52,7 +55,7 @@ def describe(block: BlockRow) -> str:
 
 
 def draw_blocks(figure: Figure, narrow: bool, candidates: Sequence[CompareRow]) -> None:
-    """Gain and error by block, a line per candidate, rings around outliers."""
+    """Draw gain and error by block: a line per candidate, with rings around outliers."""
     gain, error = figure.subplots(nrows=2) if narrow else figure.subplots(ncols=2)
     for index, row in enumerate(candidates):
         blocks = row.get("blocks") or []
@@ -69,7 +72,7 @@ def draw_blocks(figure: Figure, narrow: bool, candidates: Sequence[CompareRow]) 
 
 
 def draw_line(axes: Axes, blocks: Sequence[BlockRow], key: Literal["gain", "error"], colour: str, label: str) -> None:
-    """One candidate's gain or error over its blocks."""
+    """Draw the gain or the error of one candidate's blocks."""
     if blocks:
         x, y = ([block["block"] for block in blocks], [max(block[key], FLOOR) for block in blocks])
         axes.plot(x, y, color=colour, lw=1.8, label=label)

@@ -1,4 +1,4 @@
-"""Results of eval and bench on the compared checkpoints, read from JSON and matched by digest."""
+"""Read results of eval and bench from JSON, and match them with the compared checkpoints by digest."""
 
 import json
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ EVAL = "eval.json"
 
 
 def load_results(checkpoints: Sequence[Checkpoint], evaluated: Path | None, bench: Path | None) -> dict[str, list[Row]]:
-    """{"retention", "speed"}: the rows of both files on the `checkpoints`, the reference first.
+    """The rows of both files on the `checkpoints`, under "retention" and "speed". The reference comes first.
 
-    Files are read before any model runs, so a wrong one fails early.
+    Files are read before any model runs, so a wrong file fails early.
     """
     names = short_names([checkpoint.path for checkpoint in checkpoints])
     named = zip(names, checkpoints, strict=True) if evaluated or bench else ()
@@ -30,7 +30,10 @@ def load_results(checkpoints: Sequence[Checkpoint], evaluated: Path | None, benc
 
 
 def read_rows(file: Path, needed: Sequence[str]) -> list[Row]:
-    """The rows of a file that a command wrote with --json. QCompressError if it has no rows or a row lacks a key."""
+    """The rows of a file that a command wrote with --json.
+
+    Raises QCompressError if the file has no rows, or if a row lacks a key of `needed`.
+    """
     try:
         check_regular(file)
         value = parse_json(read_text(file), str(file))
@@ -58,21 +61,23 @@ def not_finite(value: Any) -> bool:
 
 
 def retention_of(path: Path, compared: Sequence[Row]) -> list[Row]:
-    """The rows of `eval` on the compared checkpoints, from its folder or JSON.
+    """The rows of `eval` on the compared checkpoints. `path` is the --out folder of `eval`, or its JSON output.
 
-    QCompressError if the reference differs or no row belongs to a candidate.
+    Raises QCompressError if the results have another reference, or if they contain no row on a candidate.
     """
     file = path / EVAL if path.is_dir() else path
     rows = read_rows(file, ("name", "digest", "role", "kind", "items", "errors", "empty", "score", "retention"))
     base, reference = compared[0], next((row for row in rows if row["role"] == "reference"), None)
     if reference is None or reference["digest"] != base["digest"]:
         name = reference["name"] if reference else "nothing"
-        raise QCompressError(f"{file}: was measured against {name}, not {base['name']}; run qcompress eval again")
+        raise QCompressError(
+            f"{file}: these results were measured against {name}, not {base['name']}; run qcompress eval again"
+        )
     return matched(file, rows, compared)
 
 
 def speed_of(file: Path, compared: Sequence[Row]) -> list[Row]:
-    """The rows of `bench` on the compared checkpoints: measured ones by digest, predicted ones by name."""
+    """The rows of `bench` on the compared checkpoints. Measured rows are matched by digest, predictions by name."""
     rows = read_rows(file, ("name", "digest", "kind"))
     measured = [row for row in rows if row["kind"] == "measured"]
     measured = matched(file, measured, compared) if measured else []
@@ -81,12 +86,12 @@ def speed_of(file: Path, compared: Sequence[Row]) -> list[Row]:
 
 
 def matched(file: Path, rows: Sequence[Row], compared: Sequence[Row]) -> list[Row]:
-    """The rows with the digest of a compared checkpoint. QCompressError if no candidate has one."""
+    """The rows with the digest of a compared checkpoint. Raises QCompressError if no row belongs to a candidate."""
     digests = {row["digest"] for row in compared}
     matching = [row for row in rows if row["digest"] in digests]
     if not {row["digest"] for row in matching} & {row["digest"] for row in compared[1:]}:
         names = ", ".join(dict.fromkeys(row["name"] for row in rows))
         raise QCompressError(
-            f"{file}: has rows for {names}, but for no candidate in its present state; run the command again"
+            f"{file}: these results are for {names}, but no candidate has the same files now; run the command again"
         )
     return matching

@@ -1,4 +1,4 @@
-"""Drift in the text: by position in the window, by document, and at the worst tokens in context."""
+"""The section "Drift in the text": by position in the window, by document, and at the worst tokens with context."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,7 +15,7 @@ WORST = 10
 
 
 def drift_section(data: ReportData) -> str:
-    """The section; "" if no row has a breakdown."""
+    """The section as HTML, or "" if no row has a breakdown."""
     drawn = [row for row in data.candidates if row.get("positions")]
     parts = [positions(data)] if drawn else []
     parts += [details(data, index) for index in range(1, len(data.rows))]
@@ -34,7 +34,7 @@ def positions(data: ReportData) -> str:
 
 
 def draw_positions(figure: Figure, narrow: bool, candidates: Sequence[CompareRow]) -> None:
-    """A step line per candidate over ranges of positions, both axes logarithmic."""
+    """Draw KL over ranges of positions: a step line per candidate, on logarithmic axes."""
     axes = figure.subplots()
     for index, row in enumerate(candidates):
         buckets = row.get("positions") or []
@@ -51,7 +51,7 @@ def draw_positions(figure: Figure, narrow: bool, candidates: Sequence[CompareRow
 
 
 def details(data: ReportData, index: int) -> str:
-    """A candidate's documents and worst tokens, folded; "" without them."""
+    """A candidate's documents and worst tokens, as a folded block, or "" if there are none."""
     row = data.rows[index]
     body = documents(row.get("documents") or []) + worst(row.get("worst") or [])
     return folded(row["name"], body, open_=False, mark=dot(css_colour(index))) if body else ""
@@ -72,7 +72,7 @@ def documents(rows: Sequence[DocumentRow]) -> str:
 
 
 def worst(rows: Sequence[WorstRow]) -> str:
-    """The tokens with the largest KL: context, token, and the most likely tokens of both models."""
+    """A list of the tokens with the largest KL: each with its context and the most likely tokens of both models."""
     lines = [
         f'<li><span class="kl">{row["kl"]:.2f} nats</span> <q>{esc(row["before"])}<mark>{esc(row["token"])}</mark></q>'
         f"<p><small>reference predicts</small> {guesses(row['reference'])} "

@@ -23,7 +23,7 @@ def percent(value: float, digits: int = 0) -> str:
 
 
 def cell_html(cell: Cell) -> str:
-    """A figure as HTML: errors and second figures small, the interval on a separate line."""
+    """A figure as HTML. Errors and second figures are small; the interval has a separate line."""
     error = f" <small>± {cell.error}</small>" if cell.error else ""
     small = f" <small>{esc(cell.small)}</small>" if cell.small else ""
     interval = f"<br><small>{cell.interval}</small>" if cell.interval else ""
@@ -45,12 +45,12 @@ def framed(picture: str, label: str) -> str:
 
 
 def folded(name: str, body: str, *, open_: bool = False, mark: str = "") -> str:
-    """A block that folds: `name` is text; `body`, and `mark` before the name, are HTML."""
+    """A block that folds. `name` is text. `body` is HTML, and so is `mark`, which precedes the name."""
     return f"<details{' open' if open_ else ''}><summary>{mark}{esc(name)}</summary>{body}</details>"
 
 
 def table(head: Sequence[str], lines: Sequence[str], *, left: Sequence[str] = (), more: str = "") -> str:
-    """A scrolling table: `head` has headings as text, `more` has headings as HTML, `lines` are `<tr>` as HTML."""
+    """A scrolling table. `head` holds headings as text, `more` headings as HTML, and `lines` holds `<tr>` elements."""
     cells = "".join(f"<th{LEFT if name in left else ''}>{esc(name)}</th>" for name in head) + more
     return (
         f'<div class="scroll" tabindex="0"><table><thead><tr>{cells}</tr></thead>'
@@ -59,6 +59,6 @@ def table(head: Sequence[str], lines: Sequence[str], *, left: Sequence[str] = ()
 
 
 def line(name: str, colour: str, cells: Sequence[str], *, note: str | None = None) -> str:
-    """A checkpoint's row: coloured name with a small `note` below it, then `<td>` cells as HTML."""
+    """A checkpoint's `<tr>`: its coloured name, a small `note` below the name, then the cells, which are `<td>`."""
     below = f"<br><small>{esc(note)}</small>" if note else ""
     return f'<tr><th title="{esc(name)}">{dot(colour)}{esc(name)}{below}</th>{"".join(cells)}</tr>'

@@ -1,4 +1,4 @@
-"""The job of `compare`: measure the drift, read the other commands' results, write the report."""
+"""The job of `compare`: measure drift, read results of other commands, and write the report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,9 +23,9 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows of a comparison with their verdicts, and the other results that its report shows.
+    """The rows and verdicts of a comparison, and the results of other commands that the report shows.
 
-    `rows` begins with the reference's; `teacher` is the teacher's row, None without a teacher.
+    `rows` starts with the reference's row. `teacher` is the teacher's row, or None.
     """
 
     checkpoints: Sequence[Checkpoint]
@@ -38,7 +38,7 @@ class Comparison:
 
     @property
     def all_rows(self) -> list[CompareRow]:
-        """The teacher's row if there is one, then `rows`."""
+        """The teacher's row, if there is a teacher, followed by `rows`."""
         return [*([] if self.teacher is None else [self.teacher]), *self.rows]
 
 
@@ -51,9 +51,9 @@ def compare_checkpoints(
     *,
     teacher: Path | None = None,
 ) -> Comparison:
-    """Compare `sources` with their first, the reference, and with `teacher`.
+    """Compare `sources` with the first of them, the reference, and with `teacher` if it is not None.
 
-    Files are read before any model runs, so a wrong one fails early.
+    Files are read before any model runs, so a wrong file fails early.
     """
     checkpoints = [open_causal_lm(path) for path in sources]
     results = load_results(checkpoints, settings.eval, settings.bench)
@@ -73,7 +73,7 @@ def compare_checkpoints(
 def store_report(
     path: Path, comparison: Comparison, history: Path | None, command: str, report: Report = lambda row: None
 ) -> None:
-    """Write the HTML report. Without stored answers, generates as many as were requested."""
+    """Write the HTML report. If answers were requested but none are stored, they are generated first."""
     samples = comparison.samples
     if comparison.new_answers:
         answers = fresh_samples(comparison.checkpoints, comparison.new_answers, report=report)

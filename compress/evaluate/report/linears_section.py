@@ -1,4 +1,4 @@
-"""Quantization and distillation from the checkpoints' records: error of every linear, loss curve."""
+"""Two sections from the checkpoints' records: the error of each linear, and the loss curve of a distillation."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,13 +21,13 @@ CURVES = {
 
 
 def linear_rows(row: CompareRow) -> list[Row]:
-    """The errors of linears in a checkpoint's record; [] without them."""
+    """The errors of linears in a checkpoint's record, or [] if the record has none."""
     keys = ("block", "linear", "error", "rtn_error")
     return [one for one in row["record"].get("rows") or () if all(key in one for key in keys)]
 
 
 def linears_section(data: ReportData) -> str:
-    """The error of every linear, for each candidate whose method is not plain rounding."""
+    """The section with the error of every linear. Candidates made by plain rounding are left out."""
     parts: list[str] = []
     for index, row in sorted(enumerate(data.candidates), key=lambda pair: pair[1]["kl"]):
         errors = linear_rows(row)
@@ -48,7 +48,7 @@ def linears_section(data: ReportData) -> str:
 
 
 def training_section(data: ReportData) -> str:
-    """The loss curve of each distilled checkpoint, and the KL to its teacher before and after."""
+    """The section with each distilled checkpoint: loss curve, and KL to the teacher before and after training."""
     parts = []
     for index, row in enumerate(data.rows):
         curve = [step for step in row["record"].get("loss") or () if "step" in step and "loss" in step]
@@ -62,7 +62,7 @@ def training_section(data: ReportData) -> str:
 
 
 def gain(record: Row) -> str:
-    """KL to the teacher on evaluation text before and after, else the number of steps."""
+    """A sentence with the KL to the teacher before and after training, or else with the number of steps."""
     result = next((row for row in record.get("rows") or () if {"kl_before", "kl_after", "factor"} <= row.keys()), None)
     if result is None:
         return f"{count(len(record['loss']), 'step')} recorded."
@@ -72,7 +72,7 @@ def gain(record: Row) -> str:
 
 
 def draw_linears(figure: Figure, narrow: bool, rows: Sequence[Row], colour: str) -> None:
-    """A panel per kind of linear: its error and plain rounding's in every block."""
+    """Draw one panel per kind of linear: its error by block, and the error of plain rounding."""
     kinds = list(dict.fromkeys(row["linear"] for row in rows))
     blocks = list(dict.fromkeys(row["block"] for row in rows))
     columns = min(len(kinds), 2 if narrow else 4)
@@ -94,7 +94,7 @@ def draw_linears(figure: Figure, narrow: bool, rows: Sequence[Row], colour: str)
 
 
 def draw_loss(figure: Figure, narrow: bool, curve: Sequence[Row], colour: str) -> None:
-    """Loss, KL, cross-entropy and KL on evaluation text over the steps."""
+    """Draw loss, KL, cross-entropy and evaluation KL over the steps."""
     axes = figure.subplots()
     styles: dict[str, Row] = {
         "loss": {"color": colour, "lw": 2.2},
@@ -117,7 +117,7 @@ def draw_loss(figure: Figure, narrow: bool, curve: Sequence[Row], colour: str) -
 
 
 def stage_borders(curve: Sequence[Row]) -> list[tuple[int, str]]:
-    """The first step and name of every stage; [] without stages."""
+    """The first step and the name of each stage, or [] if the run had no stages."""
     first: dict[str, int] = {}
     for row in curve:
         if row.get("stage"):

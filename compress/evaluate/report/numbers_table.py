@@ -1,4 +1,4 @@
-"""Size against KL as a picture, and the table of all figures of a comparison."""
+"""The picture of size against KL, and the table with all figures of a comparison."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from compress.evaluate.report.plots import INK, MUTE, log_ticks, render, series,
 from compress.evaluate.report.report_data import ReportData, css_colour
 
 AGREEMENTS = ("top1", "top5")
-LOWEST = 1e-7  # smallest KL on a log axis
+LOWEST = 1e-7  # the smallest KL that a log axis shows
 
 
 def size_section(data: ReportData) -> str:
@@ -40,7 +40,7 @@ def size_section(data: ReportData) -> str:
 
 
 def figures_section(data: ReportData) -> str:
-    """The table of all figures."""
+    """The section with the table of all figures."""
     about = (
         "± is one standard error; below it is the 95 % interval from resampling windows. Bits per weight count the "
         "quantized linears; the small figure counts all parameters. Perplexity ratio: candidate over reference. KL is "
@@ -56,7 +56,10 @@ def figures_section(data: ReportData) -> str:
 
 
 def table_line(index: int, row: CompareRow, data: ReportData, names: Sequence[str]) -> str:
-    """A checkpoint's line; `index` -1 is the teacher's. With several candidates, the best value of a column is bold."""
+    """The table row of one checkpoint. `index` -1 is the teacher.
+
+    With several candidates, the best value of a column is bold.
+    """
     line_cells = []
     for name in names:
         cell = cells(row)[name]
@@ -75,7 +78,7 @@ def is_best(row: CompareRow, key: str | None, rows: Sequence[CompareRow]) -> boo
 
 
 def draw_drift(figure: Figure, narrow: bool, rows: Sequence[CompareRow], limits: Mapping[str, Any]) -> None:
-    """Size against KL, and the distribution of KL over tokens."""
+    """Draw two panels: size against KL, and the distribution of KL over tokens."""
     shape: dict[str, Any] = {"nrows": 2, "height_ratios": (3, 2)} if narrow else {"ncols": 2, "width_ratios": (3, 2)}
     size, spread = figure.subplots(**shape)
     size_against_kl(size, rows[0], rows[1:], limits)
@@ -85,7 +88,7 @@ def draw_drift(figure: Figure, narrow: bool, rows: Sequence[CompareRow], limits:
 def size_against_kl(
     axes: Axes, reference: CompareRow, candidates: Sequence[CompareRow], limits: Mapping[str, Any]
 ) -> None:
-    """A point per candidate, the reference as a diamond, the area beyond a limit shaded."""
+    """Draw a point per candidate and a diamond for the reference. The area beyond a limit is shaded."""
     max_size, max_kl = limits.get("max_size"), limits.get("max_kl")
     for index, row in enumerate(candidates):
         error = 2 * (row["kl_se"] or 0)
@@ -118,7 +121,7 @@ def size_against_kl(
 
 
 def draw_budget(axes: Axes, budget: float, right: float, top: float) -> None:
-    """The size limit in MB as a dashed line, the area beyond it shaded, the label on the wider side."""
+    """Draw the size limit in MB: a dashed line, a shaded area beyond it, and a label on the side with more room."""
     axes.axvspan(budget, right, color=MUTE, alpha=0.12, lw=0)
     axes.axvline(budget, color=INK, lw=1.3, ls=(0, (4, 3)))
     left = budget > 0.5 * right
@@ -149,7 +152,7 @@ def label_points(axes: Axes, candidates: Sequence[CompareRow], top: float, right
 
 
 def spread_labels(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights, moved up so that none are closer than `gap`. Their order stays."""
+    """The heights of labels, moved up so that neighbours are at least `gap` apart. Their order stays."""
     moved, last = list(heights), -math.inf
     for index in sorted(range(len(heights)), key=heights.__getitem__):
         last = moved[index] = max(heights[index], last + gap)
@@ -157,7 +160,7 @@ def spread_labels(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def kl_spread(axes: Axes, candidates: Sequence[CompareRow]) -> None:
-    """Median, mean, 95th and 99th percentile of KL on a log axis, a line per candidate."""
+    """Draw median, mean, 95th and 99th percentile of the KL per token, a line per candidate, on a log axis."""
     for index, row in enumerate(candidates):
         place, colour = len(candidates) - 1 - index, series(index)
         low, p95, p99 = (max(value, LOWEST) for value in (row["kl_median"], row["kl_p95"], row["kl_p99"]))

@@ -1,4 +1,4 @@
-"""The page: all sections in reading order, and their rows as JSON."""
+"""The page of the report: all sections in reading order, and their rows as JSON."""
 
 import json
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def write_report(path: Path, data: ReportData) -> None:
 
 
 def make_report(data: ReportData) -> str:
-    """The HTML of the report. ValueError for numbers that are not finite."""
+    """The HTML of the report. Raises ValueError if a number is not finite."""
     title = data.title or f"{data.reference['name']} and {count(len(data.candidates), 'candidate')}"
     template = resources.files("compress.evaluate.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
     return Template(template).substitute(
@@ -73,6 +73,6 @@ def make_report(data: ReportData) -> str:
 
 
 def embed(value: Row) -> str:
-    """JSON that is safe inside HTML. ValueError for numbers that are not finite."""
+    """The value as JSON that is safe inside HTML. Raises ValueError if a number is not finite."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,6 +1,7 @@
-"""Report rows as inline SVG with the page's fonts and its light and dark colours, in two widths.
+"""Plots of report rows as inline SVG, in two widths, with the fonts and the colours of the page.
 
-Colours are placeholders that become CSS variables. Equal rows give equal bytes.
+Plots are drawn in placeholder colours. CSS variables replace these, so a plot follows the page's light or dark style.
+Equal rows give equal bytes.
 """
 
 import io
@@ -16,8 +17,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 Row = dict[str, Any]
 Draw = Callable[[Figure, bool], None]
-LONGEST = 26  # longest name in a picture, characters
-WIDE, NARROW = 9.6, 4.8  # inches at 72 dots: the widths of the two SVGs, in points
+LONGEST = 26  # characters of the longest name in a picture
+WIDE, NARROW = 9.6, 4.8  # widths of the two SVGs in inches of 72 points
 SERIES = tuple(f"#0000{number:02x}" for number in range(1, 8))  # placeholders, see COLOURS
 INK, MUTE, LINE, BAD = "#0000a1", "#0000a2", "#0000a3", "#0000a4"
 COLOURS = {INK: "--ink", MUTE: "--mute", LINE: "--line", BAD: "--bad"} | {
@@ -53,7 +54,10 @@ def series(index: int) -> str:
 
 
 def render(draw: Draw, *, height: float, narrow_height: float, name: str) -> str:
-    """The picture of `draw` as HTML in two widths; CSS shows one. Heights are in inches; `name` must be unique."""
+    """The picture that `draw` makes, as HTML in two widths; CSS shows one of them.
+
+    Heights are in inches. `name` must be unique on the page.
+    """
     return "".join(
         f'<div class="{kind}">{one_svg(draw, kind == "narrow", size, f"{name}-{kind}")}</div>'
         for kind, size in (("wide", (WIDE, height)), ("narrow", (NARROW, narrow_height)))
@@ -79,7 +83,7 @@ def short(name: str) -> str:
 
 
 def log_ticks(axes: Axes, which: str) -> None:
-    """Place ticks at about five powers of ten, such as 0.01; on a short axis also between them."""
+    """Place ticks at about five powers of ten, such as 0.01. A short axis also has ticks between them."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))

@@ -1,4 +1,4 @@
-"""Provenance: the text and command of the report, and the record of every checkpoint."""
+"""The section "Provenance": the text and the command of the report, and the record of each checkpoint."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def provenance_section(data: ReportData) -> str:
 
 
 def this_report(data: ReportData) -> Row:
-    """Text, sizes and command of the measurement."""
+    """The measurement behind the report: text, sizes and command, as names and values."""
     first = data.reference
     values: Row = {
         "evaluation text": first["text"],
@@ -55,13 +55,13 @@ def record_facts(row: CompareRow) -> Row:
 
 
 def definition_list(values: Row) -> str:
-    """Names and values side by side; None and "" are left out."""
+    """An HTML list of names and values. Values of None and "" are left out."""
     pairs = ((key, value) for key, value in values.items() if value not in (None, ""))
     return f"<dl>{''.join(f'<dt>{esc(key)}</dt><dd>{fact(value)}</dd>' for key, value in pairs)}</dl>"
 
 
 def fact(value: Any) -> str:
-    """A value as HTML; digests and commands in a fixed-width font."""
+    """A value as HTML. Digests and commands have a fixed-width font."""
     if isinstance(value, list | tuple):
         value = ", ".join(map(str, value))
     text = str(value)

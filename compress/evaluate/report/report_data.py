@@ -1,4 +1,4 @@
-"""The data of a report: the rows of every command on the compared checkpoints."""
+"""The data of a report: rows of several commands on the compared checkpoints."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -9,19 +9,17 @@ from compress.core.rows import CompareRow, RetentionRow, SampleRow, TrendRow, Ve
 from compress.evaluate.drift.limits import make_verdicts
 
 Row = dict[str, Any]
-SERIES = 7  # colours of the page
+SERIES = 7  # number of colours for candidates
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """`rows` of `compare_rows`, the reference's first; other fields are shown if they are not empty.
+    """All rows that a report shows. The report leaves out empty fields.
 
-    `teacher` is the teacher's row of `compare_with_teacher`; the other rows then have their distance from it.
-
-    `retention` comes from `eval`, `speed` from `bench`, `samples` from `stored_samples`, `history` from `trend_rows`.
-    `limits` are by option (`max_size` in bytes). Verdicts follow from limits and located blocks; `verdicts`, from a
-    caller with more rules, take precedence. `command` is the command line of the report. ValueError without a
-    candidate.
+    `rows` and `teacher` come from `compare_with_teacher`; `rows` starts with the reference. `retention` comes from
+    `eval`, `speed` from `bench`, `samples` from `stored_samples` and `history` from `trend_rows`. `limits` maps options
+    to limits; `max_size` is in bytes. Verdicts are computed from limits and located blocks, unless `verdicts` is set.
+    `command` is the command line of the report. Raises ValueError if `rows` has no candidate.
     """
 
     rows: Sequence[CompareRow]
@@ -45,7 +43,7 @@ class ReportData:
 
     @property
     def table_rows(self) -> list[CompareRow]:
-        """The rows of the table of figures: the teacher's if there is one, the reference's, the candidates'."""
+        """The rows of the table of figures, in this order: teacher (if not None), reference, candidates."""
         return [*([] if self.teacher is None else [self.teacher]), *self.rows]
 
     @property
@@ -54,22 +52,22 @@ class ReportData:
 
     @cached_property
     def verdict_by_name(self) -> dict[str, VerdictRow]:
-        """The verdict of every candidate that has a limit or located blocks, by name."""
+        """The verdicts by candidate. A candidate without limits and located blocks has no verdict."""
         verdicts = make_verdicts(self.candidates, self.retention, self.limits)
         return {row["name"]: row for row in (*verdicts, *self.verdicts)}
 
     @property
     def score_reference(self) -> str:
-        """What retention is measured against: "the reference", or "teacher NAME" if `rows` has no teacher."""
+        """The name of the model that retention refers to: "the reference", or "teacher NAME" if it is not compared."""
         base = next((row for row in self.retention if row["role"] == "reference"), None)
         return "the reference" if base is None or self.index_of(base["digest"]) == 0 else f"teacher {base['name']}"
 
     def index_of(self, digest: str | None) -> int | None:
-        """The index in `rows` of the checkpoint with this digest; None if it is not compared."""
+        """The index in `rows` of the checkpoint with this digest, or None if `rows` does not contain it."""
         return next((index for index, row in enumerate(self.rows) if row["digest"] == digest), None)
 
     def machine_readable(self) -> Row:
-        """All shown rows by field; empty fields are left out."""
+        """All rows that the report shows, by field. Empty fields are left out."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         values["verdicts"] = list(self.verdict_by_name.values())
         shown = {key: value for key, value in values.items() if value and key not in ("title", "command")}
@@ -77,7 +75,7 @@ class ReportData:
 
 
 def series_of(index: int) -> int:
-    """The colour number of the checkpoint at this index of the rows; -1 is the reference's grey."""
+    """The colour number of the checkpoint at this index of the rows. The reference has -1, which is grey."""
     return -1 if index == 0 else (index - 1) % SERIES
 
 

@@ -1,4 +1,4 @@
-"""Retention as bars: each candidate's share of the reference's score, by kind of task."""
+"""The section "Retention": bars with each candidate's share of the reference's score, by kind of task."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from compress.core.rows import RetentionRow
 from compress.evaluate.report.html import count, dot, esc, section
 from compress.evaluate.report.report_data import ReportData, css_colour
 
-WIDEST = 160  # longest axis, %; intervals beyond it are cut off
+WIDEST = 160  # the longest axis ends at this %; longer intervals are cut off
 NAMES = {"qa": "Questions", "python": "Python", "math": "Mathematics", "json": "JSON", "multi-turn": "Conversation"}
 
 
@@ -31,13 +31,13 @@ def target_words(data: ReportData) -> str:
 
 
 def axis_end(rows: Sequence[RetentionRow]) -> float:
-    """The upper end of the axis, %."""
+    """The upper end of the axis in %."""
     values = [value for row in rows for value in (row["retention"], row["retention_high"]) if value is not None]
     return min(WIDEST, max(110.0, 1.02 * max(values, default=100.0)))
 
 
 def kind_group(data: ReportData, kind: str, axis: float) -> str:
-    """A kind's heading with the score that retention is measured against, and a bar per candidate."""
+    """One kind of task: a heading with the reference's score, and a bar per candidate."""
     rows = [row for row in data.retention if row["kind"] == kind]
     base = next((row for row in rows if row["role"] == "reference"), None)
     scored = (
@@ -51,7 +51,7 @@ def kind_group(data: ReportData, kind: str, axis: float) -> str:
 
 
 def bar(data: ReportData, row: RetentionRow, axis: float) -> str:
-    """One candidate on one kind: name, bar with interval, numbers."""
+    """One candidate on one kind of task: name, bar with interval, numbers."""
     index = data.index_of(row["digest"])
     colour = css_colour(index or 0)
     name = row["name"] if index is None else data.rows[index]["name"]
@@ -83,7 +83,7 @@ def numbers(row: RetentionRow) -> str:
 
 
 def troubles(row: RetentionRow) -> str:
-    """Counts of scorer errors and empty answers, which a score alone hides."""
+    """The numbers of scorer errors and of empty answers, as HTML. A score alone would hide them."""
     counts = ((row["errors"], "scorer error"), (row["empty"], "empty answer"))
     words = [count(number, noun) for number, noun in counts if number]
     return f"<small>{esc(', '.join(words))}</small>" if words else ""

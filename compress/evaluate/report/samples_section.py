@@ -1,4 +1,4 @@
-"""The answers of all checkpoints to the same prompts, side by side."""
+"""The section "Answers side by side": the answers of all checkpoints to the same prompts."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def samples_section(data: ReportData) -> str:
 
 
 def sample_block(data: ReportData, sample: SampleRow) -> str:
-    """The prompt, then one column per checkpoint."""
+    """One prompt, followed by a column of answers per checkpoint."""
     turns = numbered(sample["turns"])
     prompt = "".join(f"<p>{mark(number, len(sample['turns']))}{esc(text)}</p>" for number, text in turns)
     kind = esc(NAMES.get(sample["kind"], sample["kind"]))
@@ -33,12 +33,12 @@ def numbered(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def mark(number: str, count: int) -> str:
-    """The number of a turn; "" for a single one."""
+    """The number of a turn as HTML, or "" if the conversation has a single turn."""
     return f"<small>{number}</small> " if count > 1 else ""
 
 
 def answer_block(data: ReportData, answer: AnswerRow) -> str:
-    """A checkpoint's answers, one per turn, and their score."""
+    """One checkpoint's answers, one per turn, and their score."""
     index = data.index_of(answer["digest"])
     name = answer["name"] if index is None else data.rows[index]["name"]
     texts = "".join(
@@ -49,7 +49,7 @@ def answer_block(data: ReportData, answer: AnswerRow) -> str:
 
 
 def grade(answer: AnswerRow) -> str:
-    """✓, ✕ or the score in %, with the scorer's reason as tooltip; "" without a score."""
+    """✓, ✕ or the score in %, with the scorer's reason as tooltip. "" if the answer was not scored."""
     if answer["score"] is None:
         return ""
     score = answer["score"]

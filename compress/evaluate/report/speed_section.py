@@ -1,4 +1,4 @@
-"""Speed and memory from `qcompress bench`: measured figures, and the hardware that each checkpoint fits."""
+"""Two sections from `qcompress bench`: measured speed and memory, and the hardware that each checkpoint fits."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ Cell = Callable[[Row, str], str]
 
 
 def seconds(row: Row, key: str) -> str:
-    """The median, and the range of the repeats."""
+    """A median of the repeats, followed by their range."""
     value, low, high = row[key], row.get(f"{key}_low"), row.get(f"{key}_high")
     unit, factor = ("ms", 1000) if value < 1 else ("s", 1)
     spread = "" if low is None or high is None else f" <small>{factor * low:.3g}–{factor * high:.3g}</small>"
@@ -31,7 +31,7 @@ def number(row: Row, key: str) -> str:
     return f"{row[key]:,}" + ("" if row.get(f"{key}_ran") in (None, True) else " <small>predicted</small>")
 
 
-COLUMNS: dict[str, tuple[str, Cell]] = {  # key: heading, cell
+COLUMNS: dict[str, tuple[str, Cell]] = {  # key of a row -> the column's heading, and the function for its cells
     "weights_bytes": ("weights", size),
     "peak_bytes": ("peak memory", size),
     "ttft_s": ("time to first token", seconds),
@@ -62,7 +62,7 @@ def measured_part(data: ReportData, rows: Sequence[Row]) -> str:
 
 
 def speed_line(data: ReportData, row: Row) -> str:
-    """A checkpoint's line. A figure that failed is empty, with the reason below the name."""
+    """The table row of one checkpoint. A missing figure is empty, and the reason is below the name."""
     index = data.index_of(row["digest"])
     cells = [
         f"<td>{'' if row.get(key) is None else cell(row, key)}{gain(row.get(f'{key}_gain'))}</td>"
@@ -80,7 +80,7 @@ def gain(value: float | None) -> str:
 
 
 def hardware_part(data: ReportData, rows: Sequence[Row]) -> str:
-    """A line per hardware, a column per checkpoint: whether it fits, largest batch, longest context."""
+    """A table with a row per hardware and a column per checkpoint: fit, largest batch, longest context."""
     names = list(dict.fromkeys(row["name"] for row in rows))
     first = rows[0]
     about = (

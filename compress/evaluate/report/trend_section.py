@@ -1,4 +1,4 @@
-"""Scores and KL of the compared checkpoints over time, from the history."""
+"""The section with scores and KL of the compared checkpoints over time, from the history."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -21,7 +21,7 @@ Points = list[tuple[datetime, float, str | None]]  # time, value, tag
 
 
 def trend_section(data: ReportData) -> str:
-    """The section; "" if no checkpoint has two verdicts."""
+    """The section as HTML, or "" if no checkpoint has two verdicts."""
     values = {key: points_by_name(data, key) for key in LINES}
     drawn = {key: lines for key, lines in values.items() if any(len(points) > 1 for points in lines.values())}
     if not drawn:
@@ -39,7 +39,7 @@ def trend_section(data: ReportData) -> str:
 
 
 def trend_rows(verdicts: Sequence[Mapping[str, Any]], compared: Sequence[CompareRow]) -> list[TrendRow]:
-    """The scores and KLs of the compared candidates in a history."""
+    """The scores and KLs that a history stores for the compared candidates."""
     names = {row["name"] for row in compared[1:]}
     keys = ("time", "command", "tag", "name", "digest", "kind", *LINES)
     return [
@@ -52,7 +52,7 @@ def trend_rows(verdicts: Sequence[Mapping[str, Any]], compared: Sequence[Compare
 
 
 def points_by_name(data: ReportData, key: Value) -> dict[str, Points]:
-    """The values of `key` over time, by candidate."""
+    """For each candidate, the values of `key` over time."""
     points: dict[str, Points] = {row["name"]: [] for row in data.candidates}
     for row in data.history:
         if row["name"] in points and key in row:
@@ -61,7 +61,7 @@ def points_by_name(data: ReportData, key: Value) -> dict[str, Points]:
 
 
 def draw_trend(figure: Figure, narrow: bool, drawn: Mapping[Value, Mapping[str, Points]], names: Sequence[str]) -> None:
-    """A panel per value, a line per candidate; tags label their points."""
+    """Draw a panel per value, with a line per candidate. Tags label points."""
     shape: dict[str, Any] = {"nrows": len(drawn)} if narrow else {"ncols": len(drawn)}
     grid = figure.subplots(**shape, squeeze=False)
     for axes, (key, lines) in zip(grid.flat, drawn.items(), strict=True):

@@ -1,4 +1,4 @@
-"""The top of the page: a headline, the measurement in one sentence, and a card with the verdict per candidate."""
+"""The top of the page: a headline, a summary of the measurement, and for each candidate a card with its verdict."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ SAME_SIZE = 1.01  # sizes within one percent count as equal
 
 
 def headline(data: ReportData) -> str:
-    """One sentence: the candidate with the lowest KL among those within their limits, and what it lost.
+    """A sentence about the best candidate: of those within their limits, the one with the lowest KL.
 
-    With a teacher, the loss against the teacher and the loss against the 16-bit reference are named separately.
+    With a teacher, the sentence has two distances: from the teacher and from the 16-bit reference.
     """
     passing = [row for row in data.candidates if data.verdict_by_name.get(row["name"], {"passed": True})["passed"]]
     if not passing:
@@ -33,7 +33,7 @@ def headline(data: ReportData) -> str:
 
 
 def lead(data: ReportData) -> str:
-    """The reference and the evaluation text in two sentences, and the size limit if there is one."""
+    """Two sentences about the reference and the evaluation text, and one about the size limit, if any."""
     row = data.reference
     start = "without a start token" if row["start_token"] is None else f"each after start token {row['start_token']}"
     size = data.limits.get("max_size")
@@ -49,7 +49,7 @@ def lead(data: ReportData) -> str:
 
 
 def teacher_words(data: ReportData) -> str:
-    """The teacher, and the reference's distance from it, in two sentences; "" without a teacher."""
+    """Two sentences about the teacher and the reference's distance from it, or "" if there is no teacher."""
     row, teacher = data.reference, data.teacher
     if teacher is None:
         return ""
@@ -66,7 +66,7 @@ def cards(data: ReportData) -> str:
 
 
 def card(data: ReportData, index: int) -> str:
-    """A candidate: name, method, figures as bars, verdict."""
+    """The card of one candidate: name, method, figures as bars, and the verdict."""
     row, colour = data.rows[index], css_colour(index)
     size, furthest = row["bytes"] / data.reference["bytes"], max(r["kl"] for r in data.candidates)
     method = [f"method {row['method']}"] if row["method"] else []
@@ -92,7 +92,7 @@ def card(data: ReportData, index: int) -> str:
 
 
 def teacher_meter(row: CompareRow, colour: str) -> list[str]:
-    """The KL from the teacher; [] without one."""
+    """The bar of the KL from the teacher, or [] if there is no teacher."""
     if "teacher_kl" not in row:
         return []
     return [
@@ -106,7 +106,7 @@ def teacher_meter(row: CompareRow, colour: str) -> list[str]:
 
 
 def retention_meter(data: ReportData, row: CompareRow, colour: str) -> list[str]:
-    """The mean retention over the kinds of task; [] without it."""
+    """The bar of the mean retention over the kinds of task, or [] if retention was not measured."""
     base = data.score_reference
     rows = [r for r in data.retention if (r["digest"], r["role"], r["kind"]) == (row["digest"], "candidate", "all")]
     return [
@@ -122,7 +122,7 @@ def retention_meter(data: ReportData, row: CompareRow, colour: str) -> list[str]
 
 
 def share_of(kl: float, furthest: float, candidates: Sequence[CompareRow]) -> float | None:
-    """The length of a KL's bar relative to the largest KL; None for a single candidate."""
+    """The length of a KL's bar, relative to the largest KL. None for a single candidate: its bar has no scale."""
     return None if len(candidates) < 2 or furthest <= 0 else max(kl, 0) / furthest
 
 
@@ -132,7 +132,7 @@ def meter(value: str, label: str, share: float | None, colour: str) -> str:
 
 
 def verdict_line(row: CompareRow, candidates: Sequence[CompareRow], verdict: VerdictRow | None) -> str:
-    """Pass or fail if there is a limit, and the comparison with the other candidates."""
+    """The verdict of a candidate, if it has limits, and its place among the other candidates."""
     parts = []
     if verdict is not None:
         words = "✓ within all limits" if verdict["passed"] else f"✕ {verdict['reason']}"
@@ -146,7 +146,7 @@ def verdict_line(row: CompareRow, candidates: Sequence[CompareRow], verdict: Ver
 
 
 def standing(row: CompareRow, candidates: Sequence[CompareRow]) -> str:
-    """A candidate's place among the others: worse than one in size and KL, closest, smallest, or in between."""
+    """A candidate's place among the others, in words: worse than another, closest, smallest, or a trade-off."""
     others = [other for other in candidates if other is not row]
     rivals = [other for other in others if beats(other, row)]
     if rivals:
@@ -158,6 +158,9 @@ def standing(row: CompareRow, candidates: Sequence[CompareRow]) -> str:
 
 
 def beats(other: CompareRow, row: CompareRow) -> bool:
-    """Whether the size is not larger, and the KL lower by more than two standard errors of the unpaired difference."""
+    """Whether `other` is not larger than `row`, and its KL is lower by more than two standard errors.
+
+    The standard error is that of the unpaired difference.
+    """
     error = math.hypot(other["kl_se"] or 0, row["kl_se"] or 0)
     return other["bytes"] <= SAME_SIZE * row["bytes"] and other["kl"] + 2 * error < row["kl"]

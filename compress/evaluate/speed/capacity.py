@@ -1,7 +1,8 @@
-"""Predicted fit, one `CapacityRow` per checkpoint and hardware: weights, KV cache and overhead.
+"""Predict whether a checkpoint fits on hardware, from the sizes of weights, KV cache and overhead.
 
-The numbers come from config.json and the headers of the weight files. No model is loaded. A KV cache holds a key and a
-value per block, KV head and token. On a GPU, vLLM allocates it in pages of 16 tokens.
+Each `CapacityRow` is one checkpoint on one hardware. The numbers come from config.json and from the headers of the
+weight files; no model is loaded. A KV cache holds a key and a value for each block, KV head and token. On a GPU, vLLM
+allocates it in pages of 16 tokens.
 """
 
 import math
@@ -20,21 +21,25 @@ from compress.checkpoint.read import Checkpoint, read_json
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.core.rows import CapacityRow
+from compress.core.sizes import format_bytes
 from compress.evaluate.names import unique_names
 from compress.evaluate.speed.hardware import Hardware, kernel_of, unsupported_reason
 from compress.model.blocks import find_vocabulary
 from compress.quantize.layout.plan import make_plan, read_source
 
 Row = dict[str, Any]
-PAGE = 16  # tokens per page of the KV cache on a GPU; vLLM calls a page a block
-CHUNK = 2048  # prompt tokens per step: the smallest of vLLM's defaults
-SEQUENCES = 256  # vLLM's default max_num_seqs: it reserves memory for the logits of so many requests
-LIBRARIES = 600_000_000  # bytes for CUDA context, kernels and workspaces: an allowance, not measured
+PAGE = 16  # tokens in a page of the KV cache on a GPU; vLLM's word for a page is block
+CHUNK = 2048  # prompt tokens that vLLM processes in one step: the smallest of its defaults
+SEQUENCES = 256  # vLLM's default max_num_seqs: it reserves memory for the logits of this many requests
+LIBRARIES = 600_000_000  # bytes for CUDA context, kernels and workspaces: assumed, not measured
 
 
 @dataclass(frozen=True)
 class KvBlock:
-    """KV-cache bytes of one decoder block per token, and the window in tokens; None keeps every token."""
+    """The KV cache of one decoder block: bytes per token, and the sliding window in tokens.
+
+    A window of None keeps every token.
+    """
 
     bytes: int
     window: int | None = None
@@ -42,7 +47,7 @@ class KvBlock:
 
 @dataclass(frozen=True)
 class ModelFootprint:
-    """What a prediction needs from a written or a planned checkpoint; sizes are in bytes."""
+    """The sizes of an existing or a planned checkpoint that a prediction needs, in bytes."""
 
     path: Path
     name: str
@@ -61,7 +66,10 @@ class ModelFootprint:
 
 
 def kv_blocks_of(config: dict[str, Any]) -> tuple[KvBlock, ...]:
-    """The KV cache of every decoder block. QCompressError for an architecture without a plain key-value cache."""
+    """The KV cache of every decoder block.
+
+    Raises QCompressError if the architecture has any other cache than keys and values.
+    """
     for key in ("kv_lora_rank", "state_size", "linear_num_key_heads"):
         if config.get(key):
             raise QCompressError(
@@ -75,7 +83,7 @@ def kv_blocks_of(config: dict[str, Any]) -> tuple[KvBlock, ...]:
 
 
 def windows_of(config: dict[str, Any]) -> list[int | None]:
-    """Attention window of each block in tokens; None for full attention."""
+    """The attention window of each block in tokens, or None for full attention."""
     count, window = config["num_hidden_layers"], config.get("sliding_window")
     kinds = config.get("layer_types")
     if kinds:
@@ -88,7 +96,7 @@ def windows_of(config: dict[str, Any]) -> list[int | None]:
 
 
 def uses_sliding_window(config: dict[str, Any], block: int) -> bool:
-    """Whether a block has a sliding window, for configs without layer_types."""
+    """Whether a block has a sliding window. Used for a config.json that has no layer_types."""
     kind = config.get("model_type")
     if kind in ("qwen2", "qwen3"):
         return bool(config.get("use_sliding_window")) and block >= config.get("max_window_layers", 0)
@@ -100,19 +108,19 @@ def uses_sliding_window(config: dict[str, Any], block: int) -> bool:
 
 
 def served_dtype(config: dict[str, Any]) -> torch.dtype:
-    """The dtype that vLLM computes in: the config's dtype, or float16 if that is float32."""
+    """The dtype in which vLLM computes: that of the config, or float16 if the config has float32."""
     dtype = model_dtype(config)
     return torch.float16 if dtype == torch.float32 else dtype
 
 
 def kv_bytes(blocks: Sequence[KvBlock], tokens: int, page: int = PAGE) -> int:
-    """KV-cache bytes of one request with this many tokens, in whole pages."""
+    """The KV-cache bytes of one request with this many tokens, rounded up to whole pages."""
     cached = [tokens if block.window is None else min(tokens, block.window) for block in blocks]
     return sum(block.bytes * math.ceil(count / page) * page for block, count in zip(blocks, cached, strict=True))
 
 
 def longest_within(blocks: Sequence[KvBlock], room: int, limit: int) -> int:
-    """The longest request in tokens whose KV cache fits in `room` bytes, at most `limit`."""
+    """The tokens of the longest request whose KV cache fits in `room` bytes, at most `limit`."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
@@ -133,7 +141,7 @@ def overhead(config: dict[str, Any]) -> int:
 
 
 def read_footprint(path: Path) -> ModelFootprint:
-    """The footprint of a checkpoint, or of a config.json, given as a file or as a folder without weights."""
+    """The footprint of a checkpoint. A config.json also works, or a folder that contains only a config.json."""
     if path.is_dir() and any(path.glob("*.safetensors*")):
         return checkpoint_footprint(open_causal_lm(path, readable=False))
     file = path / "config.json" if path.is_dir() else path
@@ -146,14 +154,14 @@ def read_footprint(path: Path) -> ModelFootprint:
 
 
 def read_footprints(paths: Sequence[Path]) -> list[ModelFootprint]:
-    """`read_footprint` of each path; equal names are replaced by paths."""
+    """The footprint of each path. Footprints with equal names are named by their paths."""
     footprints = [read_footprint(path) for path in paths]
     names = unique_names([one.name for one in footprints], paths)
     return [replace(one, name=name) for one, name in zip(footprints, names, strict=True)]
 
 
 def checkpoint_footprint(checkpoint: Checkpoint) -> ModelFootprint:
-    """The footprint of a checkpoint. vLLM loads float32 tensors in 16 bits."""
+    """The footprint of a checkpoint with weights. float32 tensors count 16 bits, because vLLM converts them."""
     size = served_dtype(checkpoint.config).itemsize
     sizes = {
         name: prod(info.shape) * size if info.dtype == torch.float32 else info.bytes
@@ -163,7 +171,7 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> ModelFootprint:
 
 
 def packed_footprint(plain: ModelFootprint, layout: str) -> ModelFootprint:
-    """The footprint of a 16-bit checkpoint or config.json after quantization to 4 bits in the format `layout`."""
+    """The footprint that a 16-bit checkpoint would have after quantization to 4 bits in the format `layout`."""
     source = read_source(plain.path)
     plan = make_plan(source, QuantizeConfig(method="rtn", format=layout))
     sizes = {spec.name: spec.bytes for spec in plan.specs}
@@ -172,7 +180,10 @@ def packed_footprint(plain: ModelFootprint, layout: str) -> ModelFootprint:
 
 
 def make_footprint(path: Path, name: str, config: dict[str, Any], sizes: dict[str, int]) -> ModelFootprint:
-    """The footprint of these tensor sizes. A token reads all weights, but the embedding only if it is also the head."""
+    """The footprint for these tensor sizes.
+
+    Each decoded token reads all weights, except an embedding that is not also the head.
+    """
     vocabulary = find_vocabulary(config)
     table = sum(size for tensor, size in sizes.items() if tensor.startswith(f"{vocabulary.embedding}."))
     total = sum(sizes.values())
@@ -182,7 +193,7 @@ def make_footprint(path: Path, name: str, config: dict[str, Any], sizes: dict[st
 def predict_rows(
     footprints: Sequence[ModelFootprint], hardware: Sequence[Hardware], prompt_tokens: int, new_tokens: int
 ) -> list[CapacityRow]:
-    """One row per checkpoint and hardware. QCompressError for a request longer than a model's context."""
+    """One row per checkpoint and hardware. Raises QCompressError if a request is longer than a model's context."""
     for one in footprints:
         check_context(one.path, one.config, prompt_tokens + new_tokens)
     return [
@@ -195,7 +206,10 @@ def predict_rows(
 def predict_paths(
     paths: Sequence[Path], hardware: Sequence[Hardware], packed: str | None, prompt_tokens: int, new_tokens: int
 ) -> list[CapacityRow]:
-    """`predict_rows` of paths; with a format in `packed`, also of each unquantized checkpoint packed in that format."""
+    """The predictions for these paths.
+
+    With a format in `packed`, each unquantized checkpoint has a second prediction, as if packed in that format.
+    """
     footprints = []
     for one in read_footprints(paths):
         footprints.append(one)
@@ -205,7 +219,7 @@ def predict_paths(
 
 
 def check_context(path: Path, config: dict[str, Any], tokens: int) -> None:
-    """Raise QCompressError for a request of more tokens than the model's context."""
+    """Raises QCompressError if a request has more tokens than the model's context."""
     limit = config.get("max_position_embeddings")
     if limit and tokens > limit:
         raise QCompressError(
@@ -215,7 +229,7 @@ def check_context(path: Path, config: dict[str, Any], tokens: int) -> None:
 
 
 def predict(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new_tokens: int, index: int) -> CapacityRow:
-    """The row of one checkpoint on one hardware; `index` 0 is the reference."""
+    """The row of one checkpoint on one hardware. `index` is the checkpoint's number; 0 is the reference."""
     row: Row = {
         "kind": "predicted",
         "name": model.name,
@@ -246,7 +260,7 @@ def hardware_facts(hardware: Hardware, config: dict[str, Any]) -> Row:
 
 
 def fit_facts(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new_tokens: int) -> Row:
-    """The part of a row that states what fits."""
+    """The part of a row that states whether and how much fits."""
     tokens = prompt_tokens + new_tokens
     request = kv_bytes(model.blocks, tokens)
     room = hardware.usable - model.weights - overhead(model.config)
@@ -258,7 +272,7 @@ def fit_facts(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new
         "new_tokens": new_tokens,
         "request_tokens": tokens,
         "fits": fits,
-        "reason": unsupported or (None if fits else f"{request - room:,} bytes too many"),
+        "reason": unsupported or (None if fits else f"{format_bytes(request - room)} too much"),
         "context_limit": model.context_limit,
         "longest_context": 0 if unsupported else longest_within(model.blocks, room, model.context_limit),
         "largest_batch": 0 if unsupported else min(max(room // request, 0), SEQUENCES),
@@ -267,7 +281,7 @@ def fit_facts(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new
 
 
 def estimate(model: ModelFootprint, hardware: Hardware, tokens: int) -> float | None:
-    """Upper bound of decoded tokens per second at batch size 1: bandwidth over bytes of weights and cache."""
+    """An upper bound of decoded tokens per second at batch size 1: bandwidth over the bytes that a token reads."""
     if hardware.bandwidth is None:
         return None
     return hardware.bandwidth / (model.read + kv_bytes(model.blocks, tokens))

@@ -1,4 +1,4 @@
-"""Edge boards and GPUs as a table: memory, bandwidth, compute capability, and what vLLM runs on them.
+"""A table of edge boards and GPUs: memory, bandwidth and compute capability. And the vLLM kernels that they support.
 
 Bandwidth is bus width times data rate, from public specification pages. Compute capability is from NVIDIA's list,
 https://developer.nvidia.com/cuda-gpus; the RTX 3060's is from its specification page. vLLM's limits are from the source
@@ -55,7 +55,10 @@ HARDWARE = (
 
 
 def find_hardware(names: tuple[str, ...]) -> list[Hardware]:
-    """The table's rows with these names, without repeats; all rows for "all". QCompressError for an unknown name."""
+    """The table's rows with these names, each once. "all" means every row.
+
+    Raises QCompressError if a name is unknown.
+    """
     table = {hardware.name: hardware for hardware in HARDWARE}
     if "all" in names:
         return list(HARDWARE)
@@ -67,12 +70,15 @@ def find_hardware(names: tuple[str, ...]) -> list[Hardware]:
 
 
 def memory_only(size: int) -> Hardware:
-    """A GPU with `size` bytes of memory; bandwidth and compute capability are unknown."""
+    """A GPU with `size` bytes of memory. Its bandwidth and compute capability are unknown."""
     return Hardware("gpu-memory", f"{size / 1e9:g} GB", size, UTILIZATION)
 
 
 def kernel_of(hardware: Hardware, config: dict[str, Any]) -> str | None:
-    """The vLLM kernel that multiplies packed weights, or "none: " and the reason. None if the hardware is unknown."""
+    """The name of the vLLM kernel that multiplies packed weights, or "none: " and the reason.
+
+    None if the hardware's compute capability is unknown.
+    """
     if hardware.capability is None:
         return None
     dtype = config.get("dtype") or config.get("torch_dtype")
@@ -83,9 +89,10 @@ def kernel_of(hardware: Hardware, config: dict[str, Any]) -> str | None:
 
 
 def unsupported_reason(hardware: Hardware, config: dict[str, Any]) -> str | None:
-    """Why vLLM cannot serve the checkpoint on this hardware in 16 bits, whatever its size; None if it can.
+    """The reason why vLLM cannot serve the checkpoint on this hardware in 16 bits, or None if it can.
 
-    vLLM would serve unquantized weights of a family without float16 support in float32, at twice the size.
+    The size plays no role here. Some families overflow float16; without bfloat16, vLLM would serve their unquantized
+    weights in float32, at twice the size.
     """
     if hardware.capability is None:
         return None

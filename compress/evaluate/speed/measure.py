@@ -1,4 +1,4 @@
-"""Speed and memory of checkpoints: one `SpeedRow` each, measured in a separate process."""
+"""Measure speed and memory of checkpoints. Each is measured in a separate process and gets one `SpeedRow`."""
 
 import json
 import os
@@ -52,7 +52,7 @@ POLL_SECONDS = 0.1
 
 @dataclass
 class Lines:
-    """All lines that the measuring processes of one checkpoint wrote, by their kind."""
+    """All lines that the measuring processes of one checkpoint wrote, sorted by kind."""
 
     facts: list[Row] = field(default_factory=list)
     samples: list[Row] = field(default_factory=list)
@@ -75,7 +75,7 @@ def bench_rows(
     prediction: Prediction,
     report: Report = lambda row: None,
 ) -> tuple[list[SpeedRow], list[CapacityRow]]:
-    """Measured rows and predicted rows. Predictions come first, because they take no time and can fail."""
+    """The measured rows and the predicted rows. Predictions are made first: they take no time, and may fail."""
     timing = timing.complete()
     hardware = find_hardware(prediction.hardware)
     hardware += [memory_only(resources.gpu_memory)] if resources.gpu_memory else []
@@ -93,11 +93,12 @@ def speed_rows(
     *,
     report: Report = lambda row: None,
 ) -> list[SpeedRow]:
-    """One row per checkpoint; the first is the reference.
+    """One row per checkpoint. The first checkpoint is the reference.
 
-    Every round starts one process per checkpoint, every second round in reverse order: a machine that slows down slows
-    all of them. A process that fails or takes longer than the timeout ends its checkpoint's rounds, and the row states
-    the reason. QCompressError for a path without a checkpoint, or a request longer than a model's context.
+    Every round starts one process per checkpoint, every second round in reverse order, so that a machine that slows
+    down slows all checkpoints. If a process fails or exceeds the timeout, its checkpoint is measured no further, and
+    the row states the reason. Raises QCompressError if a path has no checkpoint, or if a request is longer than a
+    model's context.
     """
     timing = timing.complete()
     runtime = pick_runtime(timing.runtime, resources.device)
@@ -122,7 +123,7 @@ def progress_row(checkpoint: Checkpoint, number: int, lines: Lines) -> Row:
 
 
 def run_once(request: Row, runtime: str, resources: Resources, lines: Lines) -> None:
-    """Start the measuring process of one round, wait for it, and collect its lines."""
+    """Start the measuring process of one round, wait until it ends, and collect its lines."""
     lines.add({"facts": {"load_average": os.getloadavg()[0]}})
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
         files = [Path(folder) / name for name in ("request.json", "lines.jsonl")]
@@ -161,15 +162,16 @@ def make_request(checkpoint: Checkpoint, timing: Timing, resources: Resources, n
 
 
 def worker_environment(kv_cache_gib: int) -> dict[str, str]:
-    """The environment of a measuring process, without this program's settings for how OpenMP threads wait."""
+    """The environment of a measuring process. This program's settings for waiting OpenMP threads are removed."""
     inherited = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     return {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)} | inherited
 
 
 def wait(worker: "subprocess.Popen[bytes]", timeout: float) -> tuple[int | None, int]:
-    """(exit code, peak bytes) of a process; the code is None if it ran longer than `timeout` seconds.
+    """Wait for a process; returns its exit code and its peak bytes.
 
-    Kills the process group at the end, so that no child of the process stays.
+    If it runs longer than `timeout` seconds, the exit code is None. At the end the whole process group is killed, so
+    that no child process stays.
     """
     end, peak, code = time.monotonic() + timeout, 0, None
     try:
@@ -184,7 +186,7 @@ def wait(worker: "subprocess.Popen[bytes]", timeout: float) -> tuple[int | None,
 
 
 def failure_reason(code: int | None, peak: int, timeout: float, output: str) -> str:
-    """Why a measuring process failed, in one line."""
+    """The reason why a measuring process failed, in one line."""
     memory = f"peak memory {peak / 1e9:.2f} GB"
     if code is None:
         return f"not finished after {timeout:g} s ({memory}); raise --timeout, or use --quick or smaller numbers"
@@ -198,7 +200,7 @@ def failure_reason(code: int | None, peak: int, timeout: float, output: str) -> 
 
 
 def make_row(index: int, checkpoint: Checkpoint, lines: Lines, timing: Timing) -> Row:
-    """The row of a checkpoint, before gains are added. Facts come from the last process; peaks are the highest."""
+    """The row of a checkpoint, still without gains. Facts come from the last process, peaks from the highest."""
     facts: Row = {}
     for part in lines.facts:
         facts |= {key: value for key, value in part.items() if value is not None}
@@ -225,12 +227,12 @@ def make_row(index: int, checkpoint: Checkpoint, lines: Lines, timing: Timing) -
 
 
 def highest(facts: Sequence[Row], key: str) -> Any:
-    """The largest value under a key; None without one."""
+    """The largest value under a key, or None if no row has the key."""
     return max((part[key] for part in facts if part.get(key) is not None), default=None)
 
 
 def medians(samples: Sequence[Row], *, spread: bool = False) -> Row:
-    """The median of every sampled figure; with `spread`, also its minimum and maximum."""
+    """The median of every sampled figure. With `spread`, the minimum and maximum too."""
     row: Row = {}
     for key in SAMPLED:
         values = [sample[key] for sample in samples if key in sample]
@@ -241,7 +243,10 @@ def medians(samples: Sequence[Row], *, spread: bool = False) -> Row:
 
 
 def gains(row: Row, reference: Row) -> Row:
-    """Improvement over the reference in %, positive if the candidate is better; None in the reference's row."""
+    """The improvement of each figure over the reference in %. Positive means better.
+
+    In the reference's row all are None.
+    """
     return {f"{key}_gain": gain(row, reference, key) for key in GAINS}
 
 

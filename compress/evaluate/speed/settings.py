@@ -1,4 +1,4 @@
-"""The settings of `qcompress bench`: what is measured, with which resources, and what is predicted."""
+"""The settings of `qcompress bench`: requests, resources and predictions."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,10 @@ QUICK = {"prompt_tokens": 128, "new_tokens": 32, "batch_size": 2, "repeats": 2}
 
 @dataclass(frozen=True)
 class Timing:
-    """What is measured. None takes the value of FULL, or of QUICK with `quick`; see `complete`."""
+    """The requests to measure, and the number of repeats.
+
+    `complete` replaces None by the value in FULL, or with `quick` by the value in QUICK.
+    """
 
     runtime: str = option(
         "auto",
@@ -49,7 +52,10 @@ class Timing:
     )
 
     def complete(self) -> "Timing":
-        """The same settings with a number in place of every None. ValueError for numbers that contradict each other."""
+        """The same settings, with a number in place of every None.
+
+        Raises ValueError if two numbers contradict each other.
+        """
         defaults: dict[str, Any] = QUICK if self.quick else FULL
         settings = replace(self, **{key: n for key, n in defaults.items() if getattr(self, key) is None})
         if settings.numbers["new_tokens"] < 2:
@@ -63,13 +69,13 @@ class Timing:
 
     @property
     def numbers(self) -> dict[str, int]:
-        """Prompt tokens, new tokens, batch size and repeats of complete settings."""
+        """Prompt tokens, new tokens, batch size and repeats, by name. Only for complete settings."""
         return {key: int(getattr(self, key)) for key in FULL}
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a measuring process may use."""
+    """The device, dtype, memory and time that a measuring process may use."""
 
     device: str = device_setting()
     dtype: str = option(
@@ -89,7 +95,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is predicted from headers, without loading a model."""
+    """The hardware and format to predict for. Predictions read headers and load no model."""
 
     hardware: tuple[str, ...] = option(
         (),

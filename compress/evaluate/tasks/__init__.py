@@ -1,5 +1,5 @@
-"""Scored tasks: five kinds, one file each, and the bundled suite in `data/`.
+"""Scored tasks of five kinds. Each kind has a module, and a file of items in `data/`, the bundled suite.
 
-A kind is a row of `suite.KINDS`: a check of its items, an instruction for the model, and a pure function from answers
-to a score.
+A kind is a row of `suite.KINDS`. It has a check for items, an instruction for the model, and a pure function that
+scores answers.
 """

@@ -1,7 +1,7 @@
-"""Answers on disk, one line per item, written at once: an interrupted run resumes with the next item.
+"""The answers of a checkpoint on disk, one line per item. An interrupted run resumes with the next item.
 
-The first line is a header: checkpoint digest, suite digest, generation settings. A log with another header is rejected,
-and the error names the difference.
+The first line is a header with the digests of checkpoint and suite, and with all settings that can change an answer.
+If the header differs from that of the present run, an error names the difference.
 """
 
 import json
@@ -12,13 +12,17 @@ from compress.core.atomic import file_errors
 from compress.core.errors import QCompressError
 
 Header = dict[str, Any]
+CHANGES = {"checkpoint": "the checkpoint's files have changed", "suite": "the tasks have changed"}  # values are digests
 
 
 class AnswerLog:
-    """The stored answers by item id; `add` stores one more."""
+    """The stored answers, by item id. `add` stores the answers to one more item."""
 
     def __init__(self, path: Path, header: Header, *, restart: bool = False) -> None:
-        """Open or create the file; `restart` discards its answers. QCompressError if its header differs."""
+        """Open or create the file. `restart` discards stored answers.
+
+        Raises QCompressError if the stored header differs from `header`.
+        """
         self.path = path
         self.answers: dict[str, list[str]] = {}
         if restart:
@@ -39,7 +43,7 @@ class AnswerLog:
             file.write(json_line(row))
 
     def _read(self, header: Header) -> None:
-        """Read all complete lines. An interruption can leave half a last line; it is removed."""
+        """Read all complete lines. An incomplete last line, which an interruption can leave, is removed."""
         text = self.path.read_bytes().decode("utf-8", errors="ignore")
         complete = text[: text.rfind("\n") + 1]
         if complete != text:
@@ -55,20 +59,28 @@ class AnswerLog:
             raise QCompressError(f"{self.path}: line {number}: not a JSON object; use --restart") from None
 
     def _check_header(self, header: Header, stored: Header) -> None:
-        old = flatten(stored)
-        for key, value in flatten(header).items():
-            if old.get(key) != value:
-                raise QCompressError(
-                    f"{self.path}: holds answers with {key} {old.get(key)}, not {value}; "
-                    "use --restart to discard them, or another --out"
-                )
+        changes = describe_changes(flatten(stored), flatten(header))
+        if changes:
+            raise QCompressError(
+                f"{self.path}: since these answers were stored, {' and '.join(changes)}; discard them with --restart, "
+                "or give another --out"
+            )
+
+
+def describe_changes(stored: Header, current: Header) -> list[str]:
+    """Every value that differs from the stored header, in words. Digests are not printed."""
+    return [
+        CHANGES.get(key, f"{key.replace('_', ' ')} changed from {stored.get(key)} to {value}")
+        for key, value in current.items()
+        if stored.get(key) != value
+    ]
 
 
 def json_line(row: dict[str, Any]) -> bytes:
-    """The row as one line of JSON. A lone surrogate, which UTF-8 cannot hold, is written as its JSON escape."""
+    """The row as one line of JSON. UTF-8 cannot store a lone surrogate, so that is written as a JSON escape."""
     return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", errors="backslashreplace")
 
 
 def flatten(header: Header) -> Header:
-    """The header with its settings as separate keys, so that an error names the one that differs."""
+    """The header, with each of its settings as a separate key. An error can then name the setting that differs."""
     return {key: value for key, value in header.items() if key != "settings"} | dict(header.get("settings") or {})

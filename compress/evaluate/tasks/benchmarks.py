@@ -1,7 +1,8 @@
-"""Standard benchmarks through lm-eval, downloaded or from a local folder. The rows are those of `runner.py`.
+"""Standard benchmarks, run by lm-eval (https://github.com/EleutherAI/lm-evaluation-harness).
 
-https://github.com/EleutherAI/lm-evaluation-harness. The score is a task's first metric after its last filter. HumanEval
-is defined here: lm-eval's version runs generated code without a sandbox.
+Their data are downloaded or read from a local folder. Rows have the keys that `runner.py` describes. The score is the
+task's first metric after its last filter. HumanEval has its own definition here, because lm-eval runs generated code
+without a sandbox.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,12 +27,12 @@ from compress.sandbox.python import run_python
 
 Report = Callable[[Row], None]
 OpenModel = Callable[[Checkpoint, int], AbstractContextManager[Any]]
-"""(checkpoint, batch size) -> lm-eval's model of the checkpoint."""
+"""A function from (checkpoint, batch size) to lm-eval's model of the checkpoint."""
 BODY_ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
 
 
 def run_completion(doc: Mapping[str, Any], completions: Sequence[str]) -> dict[str, float]:
-    """HumanEval's pass@1 of one completion: runs the code and the task's tests in the sandbox."""
+    """HumanEval's pass@1 of one completion. The code and the task's tests run in the sandbox."""
     function = doc["entry_point"]
     tests = [doc["test"], f"check({function})"]
     outcome = run_python(whole_program(doc, completions[0]), function, tests, setup=doc["prompt"])
@@ -39,7 +40,10 @@ def run_completion(doc: Mapping[str, Any], completions: Sequence[str]) -> dict[s
 
 
 def whole_program(doc: Mapping[str, Any], completion: str) -> str:
-    """The prompt and its completion; if a chat model repeats the whole function, the prompt and that function."""
+    """The program to test: the prompt followed by its completion.
+
+    If a chat model repeats the whole function, the repeated function takes the place of the completion.
+    """
     if f"def {doc['entry_point']}" in completion:
         return f"{doc['prompt']}\n{whole_lines(find_code(completion, doc['entry_point']))}"
     ends = [completion.find(end) for end in BODY_ENDS if end in completion]
@@ -48,7 +52,7 @@ def whole_program(doc: Mapping[str, Any], completion: str) -> str:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task with local data: file by split, and settings that replace lm-eval's."""
+    """A benchmark that can run from local data: its file for each split, and settings that replace lm-eval's."""
 
     files: Mapping[str, str]
     settings: Mapping[str, Any] | None = None
@@ -76,7 +80,7 @@ NAMES = {"humaneval": "humaneval_contained"}  # under the name "humaneval", lm-e
 def transformers_model(
     checkpoint: Checkpoint, batch_size: int, *, device: str = "auto", dtype: str = "float32"
 ) -> Iterator[Any]:
-    """lm-eval's model of a checkpoint in transformers."""
+    """lm-eval's model of a checkpoint, run by transformers."""
     from lm_eval.models.huggingface import HFLM
 
     tokenizer: Any = checkpoint.tokenizer
@@ -95,10 +99,10 @@ def benchmark_rows(
     open_model: OpenModel = transformers_model,
     report: Report = lambda row: None,
 ) -> list[Row]:
-    """Rows of all checkpoints, the reference's first: one per task and one for their mean.
+    """The rows of all checkpoints, the reference's first: one per task, and one for the mean of the tasks.
 
-    `limit` takes the first items of each task. `runtime` is the name of the runtime that `open_model` opens.
-    QCompressError without lm-eval, or if `task_data` lacks a file.
+    `limit` runs only the first items of each task. `runtime` names the runtime that `open_model` opens. Raises
+    QCompressError if lm-eval is not installed, or if a file is missing in `task_data`.
     """
     settings = [task_settings(name, task_data) for name in tasks]
     checkpoints = [open_for_text(source, readable=runtime != "vllm") for source in (reference, *candidates)]
@@ -116,7 +120,7 @@ def benchmark_rows(
 
 
 def task_settings(name: str, data: Path | None) -> str | dict[str, Any]:
-    """lm-eval's argument for a task: the name, or settings that change lm-eval's."""
+    """The argument of lm-eval for a task: its name, or a dict of settings that replace lm-eval's."""
     benchmark = BENCHMARKS.get(name)
     if benchmark is None and data:
         raise QCompressError(
@@ -132,7 +136,10 @@ def task_settings(name: str, data: Path | None) -> str | dict[str, Any]:
 
 
 def write_task(settings: str | dict[str, Any], lm_eval: Path, folder: Path) -> str | dict[str, Any]:
-    """Write settings with an `include` to a file, because lm-eval reads includes in files only; return others as is."""
+    """The settings as lm-eval accepts them.
+
+    Settings with an `include` are written to a file, because lm-eval reads includes only in files.
+    """
     if isinstance(settings, str) or "include" not in settings:
         return settings
     file = folder / f"{settings['task']}.yaml"
@@ -141,11 +148,13 @@ def write_task(settings: str | dict[str, Any], lm_eval: Path, folder: Path) -> s
 
 
 def find_data(file: Path) -> Path:
-    """The file or its gzipped version. QCompressError if both are missing."""
+    """The path of the file, or of its gzipped version. Raises QCompressError if both are missing."""
     for path in (file, file.with_name(f"{file.name}.gz")):
         if path.is_file():
             return path
-    raise QCompressError(f"{file}: missing, and {file.name}.gz too; pass the folder that holds it with --task-data")
+    raise QCompressError(
+        f"{file}: this file and {file.name}.gz are missing; pass the folder that contains one of them with --task-data"
+    )
 
 
 def run_tasks(
@@ -156,7 +165,7 @@ def run_tasks(
     batch_size: int,
     open_model: OpenModel,
 ) -> Scores:
-    """The score of every sample, by task. QCompressError if lm-eval is not installed."""
+    """The scores of all samples, by task. Raises QCompressError if lm-eval is not installed."""
     try:
         import lm_eval
         import lm_eval.models.huggingface  # fails here if a dependency is missing, before a model is loaded
@@ -174,7 +183,7 @@ def run_tasks(
 
 
 def sample_scores(samples: Sequence[Row]) -> dict[str, Score]:
-    """The first metric of every sample after the task's last filter, by document number, in order."""
+    """The score of each sample by document number: the task's first metric after its last filter."""
     last = samples[-1].get("filter")
     rows = sorted((row for row in samples if row.get("filter") == last), key=lambda row: row["doc_id"])
     return {str(row["doc_id"]): Score(float(row[row["metrics"][0]]), "") for row in rows}

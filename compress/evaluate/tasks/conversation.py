@@ -1,9 +1,9 @@
-"""Multi-turn consistency: a later turn asks for a fact of an earlier turn.
+"""Multi-turn consistency: a later turn asks for a fact from an earlier turn.
 
     expected: {"answers": [null, null, ["Mia"]], "refused": [null, null, ["Max"]]}
 
-One entry per turn; null means any answer is right. The model's answers stay in the conversation. The score is the share
-of correct turns among those with an entry.
+Both lists have one entry per turn; with null, any answer is right. The model's answers stay in the conversation. The
+score is the share of right answers among the turns that have an entry.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def _check_turns(item: Item, key: str) -> None:
 
 
 def score(expected: Expected, answers: Sequence[str]) -> Score:
-    """The share of correct turns; the reason is that of the first wrong one."""
+    """The share of right turns. The reason comes from the first wrong turn."""
     refused = expected.get("refused") or [None] * len(answers)
     scores = [
         (number, score_fact({"answers": right, "refused": wrong or ()}, answer))

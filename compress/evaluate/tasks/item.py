@@ -20,7 +20,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Item:
-    """One task: the user's turns, and what its kind expects of the answers."""
+    """One task: the turns of the user, and the expected answers in the form that its kind defines."""
 
     id: str
     kind: str
@@ -46,7 +46,7 @@ class Kind:
     example: Callable[[Expected], list[str]]
 
     def first_turn(self, item: Item) -> str:
-        """The first turn with its instruction. A language without an instruction gets the English one."""
+        """The first turn, preceded by the instruction in its language, or else in English."""
         instruction = self.instruction.get(item.language, self.instruction["en"])
         return f"{instruction}\n\n{item.turns[0]}" if instruction else item.turns[0]
 
@@ -76,12 +76,12 @@ def score_answers(kind: Kind, expected: Expected, answers: Sequence[str]) -> Sco
 
 
 def check_texts(value: Any, what: str) -> None:
-    """Raise ValueError unless `value` is a list of one or more texts, none of them blank."""
+    """Raises ValueError if `value` is not a list of texts, or is empty, or contains a blank text."""
     if not (isinstance(value, list) and value and all(isinstance(text, str) and text.strip() for text in value)):
         raise ValueError(f"{what} must be a list of texts that are not blank")
 
 
 def check_one_turn(item: Item) -> None:
-    """Raise ValueError unless the item has one turn."""
+    """Raises ValueError if the item does not have exactly one turn."""
     if len(item.turns) != 1:
         raise ValueError(f"turns: {item.kind} needs exactly one, not {len(item.turns)}")

@@ -1,4 +1,4 @@
-"""The job of `qcompress eval`: run a suite or benchmarks on all checkpoints, and check the limit on retention."""
+"""The job of `qcompress eval`: run a suite or benchmarks on all checkpoints, and check the retention limit."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,7 +33,7 @@ def suite_rows(
     restart: bool = False,
     report: Report = lambda row: None,
 ) -> list[Row]:
-    """The rows of a suite. Answers and scores are stored in `out`; an interrupted run resumes from them."""
+    """Run a suite on all checkpoints; returns their rows. `out` stores answers, so an interrupted run resumes."""
     suite = load_suite(tasks.suite)
     items = select(suite, tasks.kind, tasks.limit)
     if any(item.kind == "python" for item in items):
@@ -59,7 +59,7 @@ def lm_eval_rows(
     runtime: RuntimeSettings,
     report: Report = lambda row: None,
 ) -> list[Row]:
-    """The rows of lm-eval benchmarks; lm-eval prints progress on stderr."""
+    """Run lm-eval benchmarks on all checkpoints; returns their rows. lm-eval prints its progress on stderr."""
     names = (tasks.tasks or "").split(",")
     if "humaneval" in names:
         check_sandbox(report)
@@ -79,7 +79,7 @@ def lm_eval_rows(
 
 
 def runtime_and_dtype(settings: RuntimeSettings) -> tuple[str, str]:
-    """The runtime's name and the dtype: float32 in transformers and the checkpoint's in vLLM, unless it is set."""
+    """The name of the runtime, and the dtype. By default float32 in transformers, and the checkpoint's in vLLM."""
     name = pick_runtime(settings.runtime, settings.device)
     return name, settings.dtype or {"transformers": "float32", "vllm": "auto"}[name]
 
@@ -94,7 +94,10 @@ def runtime_opener(name: str, dtype: str, device: str = "auto") -> OpenRuntime:
 
 
 def check_sandbox(report: Report) -> None:
-    """Report which sandbox layers this machine has for generated code. QCompressError if the sandbox cannot start."""
+    """Report the sandbox layers that this machine has for generated code.
+
+    Raises QCompressError if the sandbox does not start.
+    """
     try:
         report({"sandbox": "", **containment()})
     except SandboxError as error:
@@ -102,7 +105,10 @@ def check_sandbox(report: Report) -> None:
 
 
 def check_retention(rows: Sequence[Row], minimum: float) -> None:
-    """Raise GateFailure that names every candidate and kind below `minimum`, or a candidate without any retention."""
+    """Raises GateFailure if a retention is below `minimum`, or if a candidate has no retention at all.
+
+    The error names every such candidate and kind.
+    """
     candidates = [row for row in rows if row["role"] == "candidate"]
     measured = [row for row in candidates if row["retention"] is not None]
     if missing := {row["name"] for row in candidates} - {row["name"] for row in measured}:
@@ -114,7 +120,7 @@ def check_retention(rows: Sequence[Row], minimum: float) -> None:
 
 
 def missing_reason(rows: Sequence[Row]) -> str:
-    """Why there is no retention: the scorers failed, or the reference scores 0."""
+    """The reason why no retention exists: the scorers failed, or the reference scores 0."""
     errors = sum(row["errors"] for row in rows if row["kind"] != "all")
     if errors and not any(row["items"] for row in rows):
         return f"scorers failed on all {errors} answers; --out holds the reasons"

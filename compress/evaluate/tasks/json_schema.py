@@ -1,8 +1,8 @@
-"""JSON that must be valid by a schema (jsonschema, draft 2020-12) and hold the required values.
+"""JSON answers. They must be valid by a schema (jsonschema, draft 2020-12) and contain the required values.
 
     expected: {"schema": {"type": "object", ...}, "values": {"user.name": "Mia", "tags.0": "new"}}
 
-A path in `values` joins keys and indices with dots. Texts are compared without case, numbers by value.
+A path in `values` joins keys and indices with dots. Texts are compared in lower case, numbers by value.
 """
 
 import json
@@ -57,7 +57,10 @@ def references(schema: Any) -> Iterator[str]:
 
 
 def find_json(answer: str) -> Any:
-    """The longest JSON object or list in the answer, with or without a code fence. ValueError if there is none."""
+    """The longest JSON object or list in the answer, with or without a code fence.
+
+    Raises ValueError if the answer contains no JSON.
+    """
     candidates: list[tuple[int, Any]] = []
     end = 0
     for start, sign in enumerate(answer):
@@ -75,21 +78,21 @@ def find_json(answer: str) -> Any:
 
 
 def value_at(value: Any, path: str) -> Any:
-    """The value under a dotted path. KeyError, IndexError or TypeError if there is none."""
+    """The value at a dotted path. Raises KeyError, IndexError or TypeError if the path does not exist."""
     for key in path.split("."):
         value = value[int(key)] if isinstance(value, list) and key.isdecimal() else value[key]
     return value
 
 
 def equal(value: Any, target: Any) -> bool:
-    """Whether values agree: texts without case, width and punctuation, numbers by value (true is not 1)."""
+    """Whether two values agree. Case, width and punctuation of texts are ignored; true and 1 differ."""
     if isinstance(value, str) and isinstance(target, str):
         return normalize(value) == normalize(target)
     return isinstance(value, bool) == isinstance(target, bool) and bool(value == target)
 
 
 def score(expected: Expected, answers: Sequence[str]) -> Score:
-    """1 if the answer's JSON is valid and holds every required value."""
+    """1 if the answer's JSON is valid and contains all required values, else 0."""
     try:
         value = find_json(answers[0])
     except ValueError as error:

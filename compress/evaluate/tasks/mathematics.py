@@ -1,9 +1,8 @@
-"""Mathematics: the answer's final number against the expected one, exactly.
+"""Mathematics: the answer's final number must equal the expected number exactly.
 
     expected: {"number": "3/4"}
 
-A decimal of at least two places is right if it equals the expected number rounded to as many places: 0.33 is 1/3, but
-0.3 is not.
+A decimal with two or more places may be rounded: 0.33 counts as 1/3, but 0.3 does not.
 """
 
 import math
@@ -30,10 +29,10 @@ def check(item: Item) -> None:
 
 
 def final_number(answer: str) -> tuple[Fraction, int] | None:
-    """The final number of the answer, and how many decimal places it has.
+    """The final number of the answer and the count of its decimal places, or None if the answer has no number.
 
-    It is the first number after the last announcement ("Answer:", \\boxed, 答案, ####) that has one, else the last
-    number. If that line has an equals sign, the number after it counts: "the answer is 3 + 4 = 7".
+    The final number follows the last announcement ("Answer:", \\boxed, 答案, ####); without an announcement it is the
+    last number. In a line with an equals sign, the number after the sign counts: "the answer is 3 + 4 = 7".
     """
     for match in reversed(list(ANNOUNCED.finditer(answer))[-ANNOUNCEMENTS:]):
         line = answer[match.end() :].strip().partition("\n")[0]
@@ -46,7 +45,7 @@ def final_number(answer: str) -> tuple[Fraction, int] | None:
 
 
 def agrees(value: Fraction, places: int, expected: Fraction) -> bool:
-    """Equal, or equal after rounding to `places`."""
+    """Whether both numbers are equal, or become equal when `expected` is rounded to `places`."""
     return value == expected or (places >= ROUNDED_PLACES and abs(value - expected) <= Fraction(1, 2 * 10**places))
 
 

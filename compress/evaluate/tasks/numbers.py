@@ -1,4 +1,4 @@
-"""Numbers in text, exactly: 1,234.5, -3/4, \\frac{3}{4}, 1 1/2, 12%, 三百零五, 三分之二."""
+"""Find numbers in text, as exact fractions: 1,234.5, -3/4, \\frac{3}{4}, 1 1/2, 12%, 三百零五, 三分之二."""
 
 import re
 import unicodedata
@@ -16,16 +16,16 @@ CHINESE = re.compile(rf"(?P<sign>负)?(?:(?P<bottom>{NUMERAL})分之(?P<top>{NUM
 
 
 def find_numbers(text: str) -> list[tuple[Fraction, int]]:
-    """Every number in the text, in order, each with its count of decimal places.
+    """All numbers in the text, in order, each with the count of its decimal places.
 
-    Chinese numerals count only in a text without digits: 一 is also a word ("一共有 12 个").
+    Chinese numerals count only if the text has no digits, because 一 is also a word ("一共有 12 个").
     """
     text = unicodedata.normalize("NFKC", text).replace("⁄", "/")
     return [_arabic(match) for match in ARABIC.finditer(text) if _is_number(match)] or _chinese_numbers(text)
 
 
 def _is_number(match: re.Match[str]) -> bool:
-    """False for a fraction with a zero denominator."""
+    """Whether the match is a number. A fraction whose denominator is 0 is not."""
     return not any(match[name] is not None and int(match[name]) == 0 for name in ("below", "bottom"))
 
 
@@ -52,9 +52,9 @@ def _chinese_numbers(text: str) -> list[tuple[Fraction, int]]:
 
 
 def read_numeral(numeral: str) -> int:
-    """三千零五十 -> 3050, 二〇二四 -> 2024, 一亿三千万 -> 130000000.
+    """The value of a Chinese numeral: 三千零五十 -> 3050, 二〇二四 -> 2024, 一亿三千万 -> 130000000.
 
-    A final digit without a unit counts tenths of the last unit: 一百二 -> 120.
+    A final digit without a unit counts tenths of the previous unit: 一百二 -> 120.
     """
     for unit, size in UNITS.items():
         if unit in numeral:

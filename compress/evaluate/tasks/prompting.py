@@ -1,4 +1,4 @@
-"""From items to prompts and from token ids to answers: turn by turn, through the chat template, in batches."""
+"""Ask a model the items of a suite: in batches, turn by turn, through the chat template."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -11,21 +11,21 @@ from compress.evaluate.tasks.suite import KINDS
 from compress.runtimes.protocol import Runtime
 
 Message = dict[str, str]
-LABELS = {"user": "Question:", "assistant": "Answer:"}  # the format for a model without a chat template
+LABELS = {"user": "Question:", "assistant": "Answer:"}  # used if the tokenizer has no chat template
 
 
 def answer_items(
     runtime: Runtime, tokenizer: Any, items: Sequence[Item], batch_size: int
 ) -> Iterator[tuple[Item, list[str]]]:
-    """Every item with the model's greedy answers, one per turn, as soon as its batch is done."""
+    """Yields each item with the model's greedy answers, one per turn, as soon as the item's batch is done."""
     for group in batches(items, batch_size):
         yield from zip(group, converse(runtime, tokenizer, group), strict=True)
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    """Batches of items with the same number of turns, those with short answers and short prompts first.
+    """Batches of items with the same number of turns. Items with short answers and short prompts come first.
 
-    A batch decodes as long as its longest answer, so that items of similar answer lengths are neighbours.
+    A batch takes as long as its longest answer, so items with answers of similar length share a batch.
     """
     for _, same in groupby(sorted(items, key=cost), key=lambda item: len(item.turns)):
         alike = list(same)
@@ -38,7 +38,7 @@ def cost(item: Item) -> tuple[int, int, str, int]:
 
 
 def converse(runtime: Runtime, tokenizer: Any, items: Sequence[Item]) -> list[list[str]]:
-    """The answers to all turns of a batch. Each answer becomes part of its item's conversation."""
+    """Answer all turns of a batch. Each answer becomes part of the item's conversation."""
     limits = [KINDS[item.kind].max_tokens for item in items]
     conversations: list[list[Message]] = [[] for _ in items]
     for turn in range(len(items[0].turns)):
@@ -53,7 +53,10 @@ def converse(runtime: Runtime, tokenizer: Any, items: Sequence[Item]) -> list[li
 
 
 def encode(tokenizer: Any, messages: Sequence[Message]) -> Ids:
-    """Token ids of the conversation and the start of the next answer. Thinking is off if the template allows that."""
+    """The token ids of a conversation, followed by the beginning of the next answer.
+
+    Thinking is turned off if the chat template can do that.
+    """
     if has_template(tokenizer):
         where = f"{getattr(tokenizer, 'name_or_path', '')}: task of {len(messages)} messages"
         return encode_text(tokenizer, render_prompt(tokenizer, messages, where))
@@ -62,6 +65,6 @@ def encode(tokenizer: Any, messages: Sequence[Message]) -> Ids:
 
 
 def decode(tokenizer: Any, ids: Ids) -> str:
-    """The text of an answer. A model without a chat template may continue with a new question, which is cut off."""
+    """The text of an answer. A model without a chat template may add a new question; that part is cut off."""
     text = str(tokenizer.decode(ids, skip_special_tokens=True))
     return (text if has_template(tokenizer) else text.partition(f"\n{LABELS['user']}")[0]).strip()

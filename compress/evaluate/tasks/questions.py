@@ -1,4 +1,4 @@
-"""Open questions about a short fact. An answer is right if it has an accepted spelling and no refused one.
+"""Open questions about a short fact. A right answer contains an accepted spelling and no refused spelling.
 
     expected: {"answers": ["8", "eight"], "refused": ["6"]}
 
@@ -19,7 +19,7 @@ def check(item: Item) -> None:
 
 
 def score_fact(expected: Expected, answer: str) -> Score:
-    """1 if the answer has an accepted spelling and no refused one, else 0."""
+    """1 if the answer contains an accepted spelling and no refused spelling, else 0."""
     if wrong := first_named(answer, expected.get("refused", ())):
         return Score(0.0, f"contains {wrong}")
     if right := first_named(answer, expected["answers"]):

@@ -2,8 +2,7 @@
 
     retention = 100 · mean(candidate) / mean(reference)
 
-over the same items. Both scores come from the same items, so items that are hard for both cancel. Retention is None if
-the reference scores 0.
+Both means are over the same items, so the difficulty of items cancels. Retention is None if the reference scores 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Retention:
-    """Value and 95 % interval in %; None if the reference scores 0. `items` is a count."""
+    """A retention and its 95 % interval, in %. Both are None if the reference scores 0. `items` is a number."""
 
     value: float | None
     low: float | None
@@ -30,16 +29,17 @@ class Retention:
 def retention_by_kind(
     reference: Mapping[str, Sequence[float | None]], candidate: Mapping[str, Sequence[float | None]]
 ) -> tuple[dict[str, Retention], Retention]:
-    """Retention of every kind, and the mean over the kinds with a retention.
+    """The retention of each kind, and the mean over all kinds that have a retention.
 
-    Scores are 0 to 1, in the same order of items. None, a scorer's error, leaves out the item for both checkpoints.
+    Scores are 0 to 1, in the same order of items for both checkpoints. A score of None is a scorer's error; the item is
+    then left out for both.
     """
     kinds = {kind: retention(*paired(reference[kind], candidate[kind])) for kind in reference}
     return kinds, mean_retention(list(kinds.values()))
 
 
 def retention(reference: Values, candidate: Values) -> Retention:
-    """The retention of paired scores, each (items,)."""
+    """The retention of paired scores. `reference` and `candidate` are (items,), in the same order of items."""
     if not reference.sum() > 0:
         return Retention(None, None, None, len(reference))
     low, high = ratio_interval(reference.tolist(), candidate.tolist())
@@ -47,7 +47,7 @@ def retention(reference: Values, candidate: Values) -> Retention:
 
 
 def mean_retention(kinds: Sequence[Retention]) -> Retention:
-    """The mean over the kinds that have a retention, and the items of all kinds."""
+    """The mean over all kinds that have a retention. `items` of the result counts the items of all kinds."""
     items, values, bounds = sum(kind.items for kind in kinds), list[float](), list[Bounds]()
     for kind in kinds:
         if kind.value is not None and kind.low is not None and kind.high is not None:
@@ -59,7 +59,7 @@ def mean_retention(kinds: Sequence[Retention]) -> Retention:
 
 
 def paired(reference: Sequence[float | None], candidate: Sequence[float | None]) -> tuple[Values, Values]:
-    """The scores of both checkpoints, each (items,), for the items that have both."""
+    """The scores of both checkpoints, (items,) each. Items without both scores are left out."""
     pairs = [pair for pair in zip(reference, candidate, strict=True) if None not in pair]
     both = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     return both[:, 0], both[:, 1]

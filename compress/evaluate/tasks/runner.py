@@ -1,16 +1,16 @@
 """Run a suite on checkpoints, one model at a time, and compute each candidate's retention.
 
-A row is a plain dict, one per checkpoint and kind; kind "all" is the mean over the kinds:
+There is one row per checkpoint and kind of task; the kind "all" is the mean over the kinds. A row is a dict:
 
-    name role kind                            role is "reference" or "candidate"
-    items errors empty                        scored items; items that the scorer failed on; empty answers, scored 0
-    score score_se                            mean, 0 to 1, and its standard error (None for a single item)
-    score_low score_high                      95 % interval of score
-    retention retention_low retention_high    %, None for the reference and if the reference scores 0
-    scores                                    score by item id, None for a scorer's error; {} for "all"
-    suite suite_file suite_digest             suite_file is None for the bundled suite
-    digest runtime settings                   of the checkpoint; what generated the answers, and everything that could
-                                              change one
+    name, role, kind                            role is "reference" or "candidate"
+    items, errors, empty                        counts: scored items, scorer errors, empty answers (they score 0)
+    score, score_se                             mean score from 0 to 1, and its standard error (None for a single item)
+    score_low, score_high                       95 % interval of the mean score
+    retention, retention_low, retention_high    in %; None for the reference, and if the reference scores 0
+    scores                                      score by item id; None for a scorer's error; {} in the row "all"
+    suite, suite_file, suite_digest             suite_file is None for the bundled suite
+    digest                                      of the checkpoint
+    runtime, settings                           the runtime that generated the answers, and its settings
 """
 
 import json
@@ -39,22 +39,22 @@ from compress.sandbox.run import SandboxError
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
-Scores = dict[str, dict[str, Score]]  # by kind, then by item id, in the order of the items
+Scores = dict[str, dict[str, Score]]  # kind -> item id -> score, in the order of the items
 OpenRuntime = Callable[[Checkpoint], Runtime]
 ALL = "all"
 
 
 def open_transformers(checkpoint: Checkpoint) -> Runtime:
-    """The checkpoint in transformers, in float32."""
+    """Open the checkpoint in transformers, in float32."""
     return open_runtime("transformers", checkpoint, dtype="float32")
 
 
 @dataclass(frozen=True)
 class TaskRun:
-    """How a suite is run. `batch_size` changes speed and memory, never an answer.
+    """The suite, the runtime and the folder of a run. `batch_size` changes speed and memory, never an answer.
 
-    `settings` are all settings that can change an answer; they are stored with the answers and must match on resume.
-    `restart` discards stored answers.
+    `settings` are all settings that can change an answer. They are stored with the answers, and a resumed run must have
+    the same. `restart` discards stored answers.
     """
 
     suite: Suite
@@ -89,7 +89,7 @@ def retention_rows(
 
 
 def origin(checkpoint: Checkpoint, run: TaskRun) -> Row:
-    """The part of a row that describes suite, checkpoint and settings."""
+    """The part of a row that describes the suite, the checkpoint and the settings."""
     return {
         "suite": run.suite.name,
         "suite_file": str(run.suite.file) if run.suite.file else None,
@@ -101,7 +101,7 @@ def origin(checkpoint: Checkpoint, run: TaskRun) -> Row:
 
 
 def score_checkpoint(checkpoint: Checkpoint, name: str, run: TaskRun, report: Report) -> dict[str, Score]:
-    """The score of every item by id. Stored answers are reused; scores are always computed again."""
+    """The score of each item, by id. Stored answers are reused, but scores are always computed again."""
     header = {"checkpoint": checkpoint.digest, "suite": run.suite.digest, "settings": dict(run.settings)}
     log = AnswerLog(run.out / f"{stem(name)}.answers.jsonl", header, restart=run.restart)
     missing = [item for item in run.items if item.id not in log.answers]
@@ -138,7 +138,7 @@ def stem(name: str) -> str:
 
 
 def by_kind(scores: Mapping[str, Score], items: Sequence[Item]) -> Scores:
-    """The scores grouped by the kind of their item."""
+    """The scores, grouped by kind of task."""
     groups: Scores = {}
     for item in items:
         groups.setdefault(item.kind, {})[item.id] = scores[item.id]
@@ -146,7 +146,7 @@ def by_kind(scores: Mapping[str, Score], items: Sequence[Item]) -> Scores:
 
 
 def score_rows(scores: Scores, reference: Scores | None) -> list[Row]:
-    """One row per kind and one for their mean; with retention if there is a reference."""
+    """One row per kind, and one for their mean. With a `reference`, rows have a retention."""
     retention = retention_by_kind(values(reference), values(scores)) if reference else None
     rows: list[Row] = []
     for kind, by_id in scores.items():
@@ -164,12 +164,12 @@ def score_rows(scores: Scores, reference: Scores | None) -> list[Row]:
 
 
 def values(scores: Scores) -> dict[str, list[float | None]]:
-    """By kind, the score of every item as a number, or None."""
+    """For each kind, the scores of all items as numbers. A scorer's error is None."""
     return {kind: [score.value for score in by_id.values()] for kind, by_id in scores.items()}
 
 
 def score_figures(scores: Sequence[Score]) -> Row:
-    """Counts of items, and their mean score with its standard error and interval."""
+    """The counts of items, errors and empty answers, and the mean score with its standard error and interval."""
     numbers = [score.value for score in scores if score.value is not None]
     low, high = score_interval(sum(numbers), len(numbers)) if numbers else (None, None)
     return {
@@ -184,7 +184,7 @@ def score_figures(scores: Sequence[Score]) -> Row:
 
 
 def retention_figures(retention: Retention | None) -> Row:
-    """The retention keys of a row; None for the reference."""
+    """The retention keys of a row. Their values are None if `retention` is None, as for the reference."""
     figures = (None, None, None) if retention is None else (retention.value, retention.low, retention.high)
     return dict(zip(("retention", "retention_low", "retention_high"), figures, strict=True))
 
@@ -192,7 +192,7 @@ def retention_figures(retention: Retention | None) -> Row:
 def write_scores(
     path: Path, items: Sequence[Item], scores: Mapping[str, Score], answers: Mapping[str, list[str]]
 ) -> None:
-    """Write one line per item for people to read: id, kind, turns, value, reason, answers."""
+    """Write one line per item, for people: id, kind, turns, score, reason, answers."""
     lines = [
         {"id": item.id, "kind": item.kind, "turns": list(item.turns)}
         | asdict(scores[item.id])

@@ -1,10 +1,10 @@
-"""The answers of all checkpoints to the same prompts, side by side, for people to read.
+"""The answers of all checkpoints to the same prompts, for people to compare.
 
-A row is a plain dict: id, kind, turns, and `answers`, one entry per checkpoint, the reference first:
+A row is a dict with the keys id, kind, turns and answers. The answers have one entry per checkpoint, reference first:
 
-    name digest      the checkpoint
+    name, digest     the checkpoint
     answers          one text per turn
-    score reason     from `eval`; None for answers that were not scored
+    score, reason    from `eval`; None if the answers were not scored
 """
 
 import json
@@ -28,10 +28,10 @@ Report = Callable[[Row], None]
 
 
 def stored_samples(folder: Path, rows: Sequence[Row], count: int) -> list[Row]:
-    """`count` prompts with the answers that `eval` stored in `folder`, for the checkpoints of eval's `rows`.
+    """`count` prompts with the answers that `eval` stored in `folder`. `rows` are the rows of that `eval`.
 
-    Kinds alternate. Within a kind, prompts with the largest difference in score come first, then those with different
-    answers, then the rest. QCompressError if a file is missing.
+    Kinds alternate. Within a kind, prompts with the largest difference in score come first, then prompts with different
+    answers, then the rest. Raises QCompressError if a file is missing.
     """
     digests = {row["name"]: row["digest"] for row in rows}
     lines = {name: read_scores(scores_file(folder, name)) for name in digests}
@@ -48,7 +48,7 @@ def stored_samples(folder: Path, rows: Sequence[Row], count: int) -> list[Row]:
 
 
 def read_scores(file: Path) -> dict[str, Row]:
-    """The lines that `write_scores` wrote, by item id. QCompressError if the file is missing or too old."""
+    """The lines that `write_scores` wrote, by item id. Raises QCompressError if the file is missing or too old."""
     if not file.is_file():
         raise QCompressError(f"{file}: missing; pass the folder of `qcompress eval --out` with --eval")
     rows = [stored_row(line, where) for line, where in text_lines(file)]
@@ -66,14 +66,14 @@ def stored_row(line: str, where: str) -> Any:
 
 
 def difference(sample: Row) -> float:
-    """How much the checkpoints differ: the range of their scores, plus 0.1 for different texts."""
+    """How much the checkpoints differ on a prompt: the range of their scores, plus 0.1 if their texts differ."""
     scores = [answer["score"] or 0 for answer in sample["answers"]]
     texts = {"\n".join(answer["answers"]) for answer in sample["answers"]}
     return max(scores) - min(scores) + 0.1 * (len(texts) > 1)
 
 
 def alternate_kinds(samples: Sequence[Row], count: int) -> list[Row]:
-    """The first `count` samples: one of each kind, then the second of each kind, and so on."""
+    """`count` samples: the first of each kind, then the second of each kind, and so on."""
     groups = [[row for row in samples if row["kind"] == kind] for kind in KINDS]
     longest = max(map(len, groups))
     ordered = [group[place] for place in range(longest) for group in groups if place < len(group)]
@@ -87,7 +87,7 @@ def fresh_samples(
     open_runtime: OpenRuntime = open_transformers,
     report: Report = lambda row: None,
 ) -> list[Row]:
-    """`count` prompts of the bundled suite with new greedy answers of every checkpoint. Nothing is scored."""
+    """`count` prompts of the bundled suite, with new greedy answers of every checkpoint. The answers are not scored."""
     suite = load_suite()
     chosen = select(suite, limit=-(-count // len(KINDS)))
     ordered = alternate_kinds([{"kind": item.kind, "item": item} for item in chosen], count)

@@ -12,7 +12,7 @@ OUT = Path("build/eval")
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """Which tasks are run: a suite, or benchmarks of lm-eval."""
+    """The tasks to run: a suite, or benchmarks of lm-eval."""
 
     kind: tuple[str, ...] = option((), "Run only this kind of task. Repeatable.", group="Tasks", choices=KIND_NAMES)
     suite: Path | None = option(
@@ -48,7 +48,7 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class RuntimeSettings:
-    """What generates the answers."""
+    """The runtime that generates the answers, and its settings."""
 
     runtime: str = option(
         "transformers",

@@ -1,4 +1,4 @@
-"""Whether an answer has one of several spellings, ignoring case, accents, width and punctuation."""
+"""Find spellings in an answer. Case, accents, width and punctuation are ignored."""
 
 import re
 import unicodedata
@@ -10,14 +10,14 @@ CJK = re.compile(r"[\u3400-\u9fff]")
 
 
 def normalize(text: str) -> str:
-    """Lower case, half width, no accents or articles, single spaces between words: "Café, the" -> "cafe"."""
+    """The text in lower case and half width, without accents, articles and punctuation: "Café, the" -> "cafe"."""
     decomposed = unicodedata.normalize("NFKD", re.sub(r"(?<=\d),(?=\d{3})", "", text).casefold())
     plain = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     return " ".join(ARTICLES.sub(" ", NOT_A_WORD.sub(" ", plain)).split())
 
 
 def names(answer: str, spelling: str) -> bool:
-    """Whether the answer has the spelling as whole words; Chinese, which has no spaces, anywhere in the answer."""
+    """Whether the answer contains the spelling as whole words. Chinese has no spaces, so any place counts."""
     words, text = normalize(spelling), normalize(answer)
     if not words:
         return False
@@ -27,7 +27,7 @@ def names(answer: str, spelling: str) -> bool:
 
 
 def first_named(answer: str, spellings: Sequence[str]) -> str | None:
-    """The first spelling that the answer has, or None."""
+    """The first of `spellings` that the answer contains, or None."""
     return next((spelling for spelling in spellings if names(answer, spelling)), None)
 
 

@@ -1,8 +1,8 @@
-"""A suite: items in a .jsonl file, one per line, checked on reading; and the five kinds as a table.
+"""A suite: a .jsonl file with one item per line. And the table of the five kinds of task.
 
     {"id": "qa-en-01", "kind": "qa", "language": "en", "turns": ["…"], "expected": {…}}
 
-The bundled suite is one such file per kind in `data/`. --suite replaces it.
+Reading a suite checks all items. The bundled suite has one file per kind in `data/`; --suite replaces it.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ FIELDS = {"id": str, "kind": str, "language": str, "turns": list, "expected": di
 
 @dataclass(frozen=True)
 class Suite:
-    """Items, and the digest of everything that can change a score: items, instructions, token limits.
+    """A suite's items, and a digest of all values that can change a score: items, instructions, token limits.
 
     `file` is None for the bundled suite.
     """
@@ -39,7 +39,7 @@ class Suite:
 
 
 def load_suite(file: Path | None = None) -> Suite:
-    """The suite of a file, or the bundled one. QCompressError, with file and line, for a malformed item."""
+    """The suite in `file`, or the bundled suite. Raises QCompressError, with file and line, if an item is malformed."""
     files = [file] if file else [DATA / f"{name}.jsonl" for name in KINDS]
     items: list[Item] = []
     for path in files:
@@ -51,7 +51,10 @@ def load_suite(file: Path | None = None) -> Suite:
 
 
 def select(suite: Suite, kinds: Sequence[str] = (), limit: int | None = None) -> list[Item]:
-    """Items of `kinds` (all if empty), at most `limit` per kind, evenly spread. QCompressError if a kind has none."""
+    """The items of `kinds`, at most `limit` per kind, evenly spread over the suite. () selects all kinds.
+
+    Raises QCompressError if the suite has no items of a kind.
+    """
     chosen: list[Item] = []
     for kind in kinds or KINDS:
         items = [item for item in suite.items if item.kind == kind]
@@ -89,7 +92,7 @@ def _checked(line: str, where: str, taken: set[str]) -> Item:
 
 
 def parse_item(row: Any) -> Item:
-    """The item of a row, checked by its kind. ValueError states what is wrong."""
+    """The item of a row, checked by its kind. Raises ValueError, with the reason, if the row is malformed."""
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, not {type(row).__name__}")
     for field, expected in FIELDS.items():

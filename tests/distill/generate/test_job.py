@@ -163,8 +163,8 @@ def test_a_killed_command_ends_in_the_same_bytes(tiny_llama, tmp_path):
     arguments += ["--max-tokens", "48", "--batch-size", "2", "--runtime", "transformers", "--keep-truncated"]
     program = [sys.executable, "-c", "from compress.cli import cli; cli()", *arguments]
     process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wanted = random.randrange(1, 6)
-    while process.poll() is None and sum(path.read_bytes().count(b"\n") for path in part_paths(out)) <= wanted:
+    count = random.randrange(1, 6)
+    while process.poll() is None and sum(path.read_bytes().count(b"\n") for path in part_paths(out)) <= count:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -191,11 +191,11 @@ def test_a_finished_file_of_answers_is_not_generated_again(ask, runtime, whole, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampling": replace(DRAWN, seed=4)}, "another seed: 3 stored, 4 now"),
-        ({"sampling": replace(DRAWN, temperature=0.5)}, "another temperature: 1.0 stored, 0.5 now"),
-        ({"sampling": replace(DRAWN, max_tokens=7)}, "another max_tokens: 6 stored, 7 now"),
-        ({"limit": 4}, "another prompts: sha256:"),
-        ({"keep_truncated": False}, "another keep_truncated: True stored, False now"),
+        ({"sampling": replace(DRAWN, seed=4)}, "other settings, seed: 3 stored, 4 now"),
+        ({"sampling": replace(DRAWN, temperature=0.5)}, "other settings, temperature: 1.0 stored, 0.5 now"),
+        ({"sampling": replace(DRAWN, max_tokens=7)}, "other settings, max_tokens: 6 stored, 7 now"),
+        ({"limit": 4}, "other settings, prompts: sha256:"),
+        ({"keep_truncated": False}, "other settings, keep_truncated: True stored, False now"),
     ],
 )
 @pytest.mark.parametrize("state", ["whole", "part"])
@@ -215,7 +215,9 @@ def test_other_settings_are_refused_by_name_and_harm_nothing(ask, runtime, whole
 
 def test_a_file_of_another_program_is_not_overwritten(ask, tmp_path):
     (tmp_path / "answers.jsonl").write_text("my own\n")
-    with pytest.raises(QCompressError, match="was not written by `qcompress generate`; give another --out"):
+    with pytest.raises(
+        QCompressError, match="the file exists, but `qcompress generate` did not write it; give another --out"
+    ):
         ask(tmp_path / "answers.jsonl")
     assert (tmp_path / "answers.jsonl").read_text() == "my own\n"
 
@@ -236,13 +238,13 @@ def test_truncated_empty_and_too_long_answers_are_dropped_and_counted(tiny_llama
         Sampling(3),
         choose=lambda length: RuntimeChoice("-", 8, lambda checkpoint, length: StandIn(generate)),
     )
-    found = {name: row[name] for name in ("prompts", "answers", "tokens", "truncated", "empty", "too_long")}
-    assert found == {"prompts": 4, "answers": 1, "tokens": 2, "truncated": 1, "empty": 1, "too_long": 1}
+    counts = {name: row[name] for name in ("prompts", "answers", "tokens", "truncated", "empty", "too_long")}
+    assert counts == {"prompts": 4, "answers": 1, "tokens": 2, "truncated": 1, "empty": 1, "too_long": 1}
     assert [line["prompt"] for line in lines(tmp_path / "out.jsonl")] == [0]
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "found"),
+    ("name", "text", "conversations"),
     [
         ("a.txt", "who?\n\nwhy?\n", [["who?"], ["why?"]]),
         ("a.json", '[{"instruction": "Add.", "input": "1 2", "output": "3"}]', [["Add.\n\n1 2"]]),
@@ -258,11 +260,11 @@ def test_truncated_empty_and_too_long_answers_are_dropped_and_counted(tiny_llama
         ),
     ],
 )
-def test_every_kind_of_prompt_is_read_without_its_answer(ask, tmp_path, name, text, found):
+def test_every_kind_of_prompt_is_read_without_its_answer(ask, tmp_path, name, text, conversations):
     (tmp_path / name).write_text(text)
     ask(tmp_path / "answers.jsonl", prompts=tmp_path / name)
     rows = lines(tmp_path / "answers.jsonl")
-    assert [[message["content"] for message in row["messages"][:-1]] for row in rows] == found
+    assert [[message["content"] for message in row["messages"][:-1]] for row in rows] == conversations
 
 
 @pytest.mark.parametrize(
@@ -288,7 +290,7 @@ def test_a_full_disk_is_one_line_and_the_answers_so_far_stay(ask, runtime, whole
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr("compress.distill.generate.job.write_atomic", full)
-    with pytest.raises(QCompressError, match=r"answers.jsonl: the disk is full, [\d,]+ bytes free; make room"):
+    with pytest.raises(QCompressError, match=r"answers.jsonl: the disk is full, [\d.,]+ .?B free; make room"):
         ask(tmp_path / "answers.jsonl")
     monkeypatch.undo()
     ask(tmp_path / "answers.jsonl", runtime=failing(runtime, 0))
@@ -326,7 +328,7 @@ def test_restart_replaces_an_interrupted_run_of_other_settings(ask, runtime, who
     out = tmp_path / "other" / "answers.jsonl"
     with pytest.raises(KeyboardInterrupt):
         ask(out, Sampling(3), runtime=failing(runtime, 1))
-    with pytest.raises(QCompressError, match="another max_tokens"):
+    with pytest.raises(QCompressError, match="other settings, max_tokens"):
         ask(out)
     ask(out, restart=True)
     assert same(out, whole)

@@ -136,13 +136,13 @@ def test_two_processes_train_the_student_of_one_even_when_resumed(tiny_llama, tm
     assert [process.exitcode for process in pair] == [0, 0]
     expected = Checkpoint(tmp_path / "one")
     for name in ways:
-        found = Checkpoint(tmp_path / name)
-        assert found.config == expected.config and list(found.tensors) == list(expected.tensors)
-        for ours, theirs in zip(*(Checkpoint(one.path).record["loss"] for one in (expected, found)), strict=True):
-            assert theirs.pop("stage") == ours["stage"]
-            assert theirs == pytest.approx({key: value for key, value in ours.items() if key != "stage"}, rel=1e-4)
+        student = Checkpoint(tmp_path / name)
+        assert student.config == expected.config and list(student.tensors) == list(expected.tensors)
+        for row, other in zip(*(Checkpoint(one.path).record["loss"] for one in (expected, student)), strict=True):
+            assert other.pop("stage") == row["stage"]
+            assert other == pytest.approx({key: value for key, value in row.items() if key != "stage"}, rel=1e-4)
         for tensor in expected.tensors:
-            torch.testing.assert_close(*(one.tensor(tensor).float() for one in (expected, found)), rtol=0, atol=2e-3)
+            torch.testing.assert_close(*(one.tensor(tensor).float() for one in (expected, student)), rtol=0, atol=2e-3)
     aligned = [(tmp_path / f"{name}.align.safetensors").stat().st_size for name in ("one", *ways)]
     assert len(set(aligned)) == 1 and not list(tmp_path.glob(".*"))
 

@@ -36,9 +36,14 @@ def test_a_shorter_student_is_a_checkpoint_of_some_of_the_teachers_blocks(tiny_q
     (kept,) = record["blocks"]
     assert record.get("width") is None
     assert record["sweep"][str(1 - kept)] == min(record["sweep"].values())
-    theirs, ours = (Checkpoint(path).tensor for path in (tiny_qwen2, tmp_path / "cut"))
+    teacher, student = (Checkpoint(path).tensor for path in (tiny_qwen2, tmp_path / "cut"))
     name = "self_attn.q_proj.bias"
-    assert torch.equal(ours(f"model.layers.0.{name}"), theirs(f"model.layers.{kept}.{name}"))
+    assert torch.equal(student(f"model.layers.0.{name}"), teacher(f"model.layers.{kept}.{name}"))
+
+
+def test_the_kl_of_the_cut_and_the_kl_before_training_have_different_names(tiny_qwen2: Path, tmp_path: Path):
+    _, result, shown = run(tiny_qwen2, "--out", tmp_path / "cut", "--blocks", 1)
+    assert "KL before training" in result and "KL of this cut, on the beginning of --text" in shown
 
 
 def test_a_students_shape_may_be_that_of_a_config(tiny_qwen2: Path, tmp_path: Path):
@@ -51,17 +56,17 @@ def test_a_students_shape_may_be_that_of_a_config(tiny_qwen2: Path, tmp_path: Pa
     (tmp_path / "small.json").write_text(json.dumps(small | {"layer_types": ["full_attention"]}))
     code, _, shown = run(tiny_qwen2, "--out", tmp_path / "cut", "--config", tmp_path / "small.json")
     assert code == 0, shown
-    found = load_model(tmp_path / "cut").config
-    assert {name: getattr(found, name) for name in sizes} == sizes
+    config = load_model(tmp_path / "cut").config
+    assert {name: getattr(config, name) for name in sizes} == sizes
     code, _, shown = run(tiny_qwen2, "--out", tmp_path / "two", "--config", tmp_path / "small.json", "--blocks", 1)
-    assert code == 1 and "small.json: sets all sizes; leave out --config or --blocks" in shown
+    assert code == 1 and "small.json: --config already sets all sizes; leave out --config or --blocks" in shown
 
 
 def test_a_teacher_cut_to_the_same_shape_is_unchanged(tiny_llama: Path, tmp_path: Path):
     _, text, _ = run(tiny_llama, "--out", tmp_path / "cut", "--blocks", 2, "--json")
     assert json.loads(text)["kl_before"] == pytest.approx(0, abs=1e-6)
-    theirs, ours = Checkpoint(tiny_llama), Checkpoint(tmp_path / "cut")
-    assert all(torch.equal(ours.tensor(name), theirs.tensor(name)) for name in theirs.tensors)
+    teacher, student = Checkpoint(tiny_llama), Checkpoint(tmp_path / "cut")
+    assert all(torch.equal(student.tensor(name), teacher.tensor(name)) for name in teacher.tensors)
 
 
 def test_a_narrower_student_records_that_activations_chose_it(tiny_qwen2: Path, tmp_path: Path):
@@ -70,15 +75,15 @@ def test_a_narrower_student_records_that_activations_chose_it(tiny_qwen2: Path, 
         code, _, shown = run(*narrow, "--out", tmp_path / out)
         assert code == 0, shown
     assert run(*narrow, "--out", tmp_path / "weights", "--importance", "weights")[0] == 0
-    found, again, weights = (tmp_path / out for out in ("cut", "again", "weights"))
-    assert Checkpoint(found).record["width"] == {
+    cut, again, weights = (tmp_path / out for out in ("cut", "again", "weights"))
+    assert Checkpoint(cut).record["width"] == {
         "importance": "activations",
         "windows": 16,
         "seq_len": 32,
         "tokens": 512,
     }
     assert Checkpoint(weights).record["width"] == {"importance": "weights", "windows": 0, "seq_len": 0, "tokens": 0}
-    bytes_of = [(path / "model.safetensors").read_bytes() for path in (found, again, weights)]
+    bytes_of = [(path / "model.safetensors").read_bytes() for path in (cut, again, weights)]
     assert bytes_of[0] == bytes_of[1] != bytes_of[2]
 
 
@@ -93,14 +98,14 @@ def test_an_impossible_shape_leaves_no_files(tiny_llama: Path, tmp_path: Path):
     [
         (1536, 8960, None),
         (3584, 18944, None),
-        (1500, 8960, "hidden_size=1500: no multiple of 128"),
+        (1500, 8960, "hidden_size=1500: not divisible by 128"),
         (1500, 64, "hidden_size=1500, intermediate_size=64: no"),
     ],
 )
 def test_a_width_cut_to_no_multiple_of_128_is_reported(hidden, channels, note):
     teacher = Shape(3584, 18944, 28, 28, 4, 128)
-    found = uneven(replace(teacher, hidden_size=hidden, intermediate_size=channels), teacher)
-    assert found is None if note is None else found.startswith(note)
+    text = uneven(replace(teacher, hidden_size=hidden, intermediate_size=channels), teacher)
+    assert text is None if note is None else text.startswith(note)
 
 
 def test_a_width_of_the_teacher_is_not_reported():

@@ -20,9 +20,9 @@ def parts(**options):
 
 
 def test_weights_gradients_and_moments_are_exact():
-    found = parts()
+    estimate = parts()
     names = ("teacher", "student", "gradients", "moments", "best_weights")
-    assert [found[name] for name in names] == [4 * 10**7, 4 * 10**6, 4 * 10**6, 8 * 10**6, 2 * 10**6]
+    assert [estimate[name] for name in names] == [4 * 10**7, 4 * 10**6, 4 * 10**6, 8 * 10**6, 2 * 10**6]
 
 
 @pytest.mark.parametrize("documents", [1, 2])
@@ -37,11 +37,11 @@ def test_the_numbers_that_autograd_keeps_of_a_block_are_counted_to_five_percent(
 
 def count_saved(model, documents):
     """float32 numbers that autograd keeps of a forward over 64 tokens, parameters left out."""
-    own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+    parameters, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        kept.update({storage.data_ptr(): storage.nbytes()} if storage.data_ptr() not in own else {})
+        kept.update({storage.data_ptr(): storage.nbytes()} if storage.data_ptr() not in parameters else {})
         return tensor
 
     ids, apart = torch.arange(64)[None], torch.arange(64)[None] // (64 // documents)

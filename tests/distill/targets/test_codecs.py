@@ -53,9 +53,9 @@ def test_ids_come_back_and_the_low_byte_lies_first():
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("float16", 1e-3), ("bfloat16", 1e-2)])
 def test_hidden_states_come_back_with_the_teachers_head(dtype, tolerance):
     side, codec = teacher(head=Head(scale=0.5)), Hidden(dtype)
-    found = codec.decode(codec.encode(side, uniform(0)), side)
-    torch.testing.assert_close(found.hidden, side.hidden, rtol=tolerance, atol=tolerance)
-    assert found.head == side.head and found.weight is side.weight
+    decoded = codec.decode(codec.encode(side, uniform(0)), side)
+    torch.testing.assert_close(decoded.hidden, side.hidden, rtol=tolerance, atol=tolerance)
+    assert decoded.head == side.head and decoded.weight is side.weight
 
 
 def test_a_hidden_state_that_overflows_is_refused():
@@ -80,10 +80,10 @@ def test_the_likeliest_tokens_of_a_hybrid_target_are_exact_in_every_draw():
     p = dense(side, 1.0)
     best, ids = p.topk(4)
     for seed in range(3):
-        found = codec.decode(codec.encode(side, uniform(seed)), side)
-        torch.testing.assert_close(spread(found).gather(-1, ids), best, rtol=3e-3, atol=0)
-        torch.testing.assert_close(found.weights.sum(-1), torch.ones(TOKENS))
-        torch.testing.assert_close(found.entropy, -(p * p.log()).sum(-1), rtol=1e-4, atol=1e-5)
+        decoded = codec.decode(codec.encode(side, uniform(seed)), side)
+        torch.testing.assert_close(spread(decoded).gather(-1, ids), best, rtol=3e-3, atol=0)
+        torch.testing.assert_close(decoded.weights.sum(-1), torch.ones(TOKENS))
+        torch.testing.assert_close(decoded.entropy, -(p * p.log()).sum(-1), rtol=1e-4, atol=1e-5)
 
 
 def test_a_draw_never_names_a_likeliest_token():
@@ -98,8 +98,8 @@ def test_a_tail_without_mass_weighs_nothing():
     certain = side._replace(
         hidden=torch.eye(WIDTH)[:2] * 1e4, weight=torch.eye(WIDTH).repeat(10, 1) * torch.arange(60)[:, None]
     )
-    found = codec.decode(codec.encode(certain, uniform(0)[:2]), certain)
-    assert found.weights[:, 0].tolist() == [1, 1] and not found.weights[:, 1:].any()
+    decoded = codec.decode(codec.encode(certain, uniform(0)[:2]), certain)
+    assert decoded.weights[:, 0].tolist() == [1, 1] and not decoded.weights[:, 1:].any()
 
 
 def test_topk_is_biased_by_the_dropped_tokens_and_marked_as_biased():
@@ -107,9 +107,9 @@ def test_topk_is_biased_by_the_dropped_tokens_and_marked_as_biased():
     p = dense(side, 1.0)
     for renormalise, total in ((True, torch.ones(TOKENS)), (False, p.topk(5).values.sum(-1))):
         codec = TopK(VOCAB, 1.0, top_k=5, renormalise=renormalise)
-        found = codec.decode(codec.encode(side, uniform(0)), side)
-        torch.testing.assert_close(found.weights.sum(-1), total, rtol=1e-3, atol=0)
-        assert codec.biased and torch.equal(found.ids, p.topk(5).indices)
+        decoded = codec.decode(codec.encode(side, uniform(0)), side)
+        torch.testing.assert_close(decoded.weights.sum(-1), total, rtol=1e-3, atol=0)
+        assert codec.biased and torch.equal(decoded.ids, p.topk(5).indices)
     assert not Hybrid.biased and not Hidden.biased
 
 
@@ -139,5 +139,5 @@ def test_no_tokens_are_no_rows_of_the_same_shape(codec):
     "settings", [{"name": "topk", "vocab": 9, "top_k": 9}, {"name": "hybrid", "vocab": 99, "draws": 0}]
 )
 def test_impossible_codec_settings_are_named(settings):
-    with pytest.raises(ValueError, match=r"top_k must be 1 to (8|98), draws 1 or more"):
+    with pytest.raises(ValueError, match=r"top_k must be from 1 to (8|98), and draws must be 1 or more"):
         make_codec(settings)

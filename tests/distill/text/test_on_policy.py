@@ -31,8 +31,8 @@ def go_on(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
     options = {"seed": 0, "step": 1, "vocab": 40, "end": None} | changed
-    found = continue_windows(random_llama(), Batch(ids, mask, documents), **options)
-    return found.ids, found.mask
+    continued = continue_windows(random_llama(), Batch(ids, mask, documents), **options)
+    return continued.ids, continued.mask
 
 
 def test_the_prompt_stays_and_only_generated_tokens_count():
@@ -70,16 +70,16 @@ def test_every_token_is_drawn_as_the_model_sees_the_whole_text():
 def test_the_student_continues_and_sees_only_the_last_document_of_a_prompt():
     documents = torch.tensor([[0] * 5 + [1] * 11, [2] * 16, [-1, *[3] * 6, *[4] * 6, *[5] * 3]])
     mask = torch.ones(3, 16, dtype=torch.bool)
-    found = continue_windows(random_llama(), Batch(IDS, mask, documents), seed=0, step=1, vocab=40, end=None)
-    assert found.documents is not None and found.documents[2].tolist() == [-1, *[3] * 6, *[4] * 9]
+    continued = continue_windows(random_llama(), Batch(IDS, mask, documents), seed=0, step=1, vocab=40, end=None)
+    assert continued.documents is not None and continued.documents[2].tolist() == [-1, *[3] * 6, *[4] * 9]
     numbers = uniform_numbers(0, 1, 3, 16)
     for row, (first, start) in enumerate(((5, []), (0, []), (7, [0]))):
-        alone = torch.cat([found.ids[row, start].view(-1), found.ids[row, first:]])[None]
+        alone = torch.cat([continued.ids[row, start].view(-1), continued.ids[row, first:]])[None]
         with torch.no_grad():
             logits = random_llama()(alone).logits[0, :, :40].float()
         for place in range(8, 16):
             drawn = draw(logits[None, place - first + len(start) - 1], numbers[row : row + 1, place])
-            assert drawn == found.ids[row, place]
+            assert drawn == continued.ids[row, place]
 
 
 def test_the_first_token_of_a_document_makes_no_answer_of_the_second():
@@ -104,8 +104,8 @@ def test_a_window_of_two_tokens_still_has_a_prompt_and_an_answer():
 
 def test_draws_follow_the_distribution():
     logits = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(20_000, 3)
-    found = draw(logits, torch.rand(20_000, generator=torch.Generator().manual_seed(0))).bincount(minlength=3) / 20_000
-    torch.testing.assert_close(found, torch.tensor([0.1, 0.2, 0.7]), rtol=0, atol=0.02)
+    shares = draw(logits, torch.rand(20_000, generator=torch.Generator().manual_seed(0))).bincount(minlength=3) / 20_000
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.2, 0.7]), rtol=0, atol=0.02)
 
 
 def test_reverse_kl_alone_is_the_default_loss_of_an_on_policy_stage(tiny_llama: Path, tmp_path: Path):

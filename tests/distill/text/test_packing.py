@@ -22,7 +22,7 @@ from transformers import (
 from calibration.windows import Windows, build_windows
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
-from compress.distill.config import CaptureConfig, DistillConfig, TrainConfig
+from compress.distill.config import CaptureConfig, DistillConfig
 from compress.distill.job import distill_checkpoint
 from compress.distill.model import Model
 from compress.distill.targets.cache import windows_digest
@@ -42,22 +42,9 @@ from compress.distill.text.packing import (
 )
 from compress.distill.training.evaluator import StudentEvaluator
 from compress.distill.training.gradient_checkpointing import recomputing
-from compress.distill.training.loop import Objective, accumulate, make_accelerator
 from compress.losses import cross_entropy, next_tokens
+from tests.distill.random_models import CPU, SIZES, step_gradients
 
-CPU = torch.device("cpu")
-SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "initializer_range": 0.5,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 FIRST, SECOND = torch.randint(3, 40, (2, 7), generator=torch.Generator().manual_seed(5))
 MODELS: dict[str, Any] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
@@ -85,58 +72,53 @@ def window(*parts: torch.Tensor, start: int | None = None) -> Batch:
     return Batch(ids[None], mask, documents[None])
 
 
-def states(found: Model, batch: Batch) -> torch.Tensor:
+def states(network: Model, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
-        return found.side(batch.ids, batch.documents).hidden[0]
+        return network.side(batch.ids, batch.documents).hidden[0]
 
 
 @pytest.mark.parametrize("start", [None, 1])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_documents_hidden_states_are_those_it_has_alone(name, start):
-    found, before = model(name), 7 + (start is not None)
-    alone = states(found, window(SECOND, start=start))[start is not None :]
-    packed = states(found, window(FIRST, SECOND, FIRST, start=start))
+    network, before = model(name), 7 + (start is not None)
+    alone = states(network, window(SECOND, start=start))[start is not None :]
+    packed = states(network, window(FIRST, SECOND, FIRST, start=start))
     torch.testing.assert_close(packed[before : before + 6], alone, rtol=1e-5, atol=2e-6)
-    everything = states(found, window(FIRST, SECOND, FIRST, start=start)._replace(documents=None))
+    everything = states(network, window(FIRST, SECOND, FIRST, start=start)._replace(documents=None))
     assert (everything[before : before + 6] - alone).abs().max() > 1e-2
-
-
-def losses(student: Model, teacher: Model, batch: Batch) -> tuple[dict[str, float], list[torch.Tensor]]:
-    objective = Objective(student, TrainConfig(), 40).requires_grad_(True)
-    objective.zero_grad()
-    row = accumulate(make_accelerator(), objective, teacher, batch)
-    return row, [parameter.grad.clone() for parameter in objective.parameters()]
 
 
 def test_a_documents_loss_and_gradients_do_not_change_with_its_neighbours():
     pair = model(seed=1), model(seed=2)
     full: list[float] = []
-    found = []
+    results = []
     for neighbour in (FIRST, FIRST.flip(0)):
         batch = window(neighbour, SECOND)
         batch.mask[:, :8] = False
-        found.append(losses(*pair, batch))
-        full.append(losses(*pair, batch._replace(documents=None))[0]["loss"])
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6) and full[0] != pytest.approx(full[1], rel=1e-3)
-    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
-        kept = slice(None) if ours.shape[0] != 40 else SECOND.unique()  # rows of the neighbour's tokens say nothing
-        torch.testing.assert_close(ours[kept], theirs[kept], rtol=1e-4, atol=1e-6)
+        results.append(step_gradients(*pair, batch))
+        full.append(step_gradients(*pair, batch._replace(documents=None))[0]["loss"])
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6) and full[0] != pytest.approx(full[1], rel=1e-3)
+    for first, second in zip(results[0][1], results[1][1], strict=True):
+        kept = (
+            slice(None) if first.shape[0] != 40 else SECOND.unique()
+        )  # the neighbour's tokens change only their own rows
+        torch.testing.assert_close(first[kept], second[kept], rtol=1e-4, atol=1e-6)
 
 
 def test_gradient_checkpointing_changes_no_bit_of_a_packed_step():
     student, teacher, batch = model(seed=1), model(seed=2), window(FIRST, SECOND, start=1)
-    found = []
+    results = []
     for on in (False, True):
         with recomputing(student.model, on):
-            found.append(losses(student, teacher, batch))
-    assert found[0][0] == found[1][0]
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[0][1], found[1][1], strict=True))
+            results.append(step_gradients(student, teacher, batch))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(first, second) for first, second in zip(results[0][1], results[1][1], strict=True))
 
 
 def test_windows_of_one_document_take_the_plain_path_bit_for_bit():
-    found, batch = model(), window(torch.cat([FIRST, SECOND]), start=1)
+    network, batch = model(), window(torch.cat([FIRST, SECOND]), start=1)
     assert single_document(batch.documents) and not single_document(window(FIRST, SECOND).documents)
-    assert torch.equal(states(found, batch), states(found, batch._replace(documents=None)))
+    assert torch.equal(states(network, batch), states(network, batch._replace(documents=None)))
 
 
 def test_positions_begin_anew_and_all_see_the_start_token():
@@ -156,14 +138,14 @@ def test_positions_begin_anew_and_all_see_the_start_token():
 
 def test_full_packing_leaves_windows_as_they_were(tiny_llama):
 
-    made = build_windows(["default"], Checkpoint(tiny_llama).tokenizer, n_samples=20, seq_len=64, start_token=1)
-    full, packed = pack(made, "full"), pack(made, "documents")
-    assert full.documents is None and torch.equal(full.mask, made.mask) and torch.equal(full.ids, made.ids)
+    windows = build_windows(["default"], Checkpoint(tiny_llama).tokenizer, n_samples=20, seq_len=64, start_token=1)
+    full, packed = pack(windows, "full"), pack(windows, "documents")
+    assert full.documents is None and torch.equal(full.mask, windows.mask) and torch.equal(full.ids, windows.ids)
     assert packed.documents is not None and (packed.documents[:, 0] == START).all()
-    assert torch.equal(packed.documents[:, 1:], made.documents[:, 1:])
-    lost = made.mask & ~packed.mask
-    borders = made.documents[:, 2:] != made.documents[:, 1:-1]
-    assert torch.equal(lost[:, 2:], borders & made.mask[:, 2:]) and not lost[:, :2].any()
+    assert torch.equal(packed.documents[:, 1:], windows.documents[:, 1:])
+    lost = windows.mask & ~packed.mask
+    borders = windows.documents[:, 2:] != windows.documents[:, 1:-1]
+    assert torch.equal(lost[:, 2:], borders & windows.mask[:, 2:]) and not lost[:, :2].any()
     assert len({windows_digest(one) for one in (full, packed, replace(packed, documents=packed.documents + 2))}) == 3
 
 

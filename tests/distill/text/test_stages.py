@@ -138,7 +138,7 @@ def test_a_stage_that_diverges_ends_the_run_and_keeps_the_stage_before(tiny_llam
 
 def test_a_text_that_another_stage_trains_on_cannot_be_held_out(tiny_llama, task, tmp_path):
     stages = ({"name": "a", "steps": 1, "eval_text": str(task)}, {"name": "b", "steps": 1, "text": [str(task)]})
-    with pytest.raises(QCompressError, match=r"task.txt: another stage trains on it"):
+    with pytest.raises(QCompressError, match=r"task.txt: another stage trains on this text"):
         distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(stages=stages, **SHORT))
 
 

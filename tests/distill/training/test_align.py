@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from calibration.windows import Windows
 from compress.checkpoint.read import Checkpoint, read_header
 from compress.distill.config import DistillConfig, TrainConfig
 from compress.distill.job import distill_checkpoint
@@ -15,26 +13,17 @@ from compress.distill.text.packing import as_batch
 from compress.distill.training.align import AlignedTeacher, Alignment, align_weight, distance, map_blocks
 from compress.distill.training.loop import Objective, accumulate, make_accelerator
 from compress.losses import Loss
-
-CPU = torch.device("cpu")
+from tests.distill.random_models import random_llama as make_llama
+from tests.distill.random_models import random_windows
 
 
 def random_llama(seed: int, blocks: int = 3, width: int = 16) -> Model:
-    torch.manual_seed(seed)
-    shape = {"intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.5}
-    config = LlamaConfig(vocab_size=40, hidden_size=width, num_hidden_layers=blocks, **shape)
-    return Model(LlamaForCausalLM(config).eval(), CPU)
-
-
-def random_windows(count: int = 4) -> Windows:
-    generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(0, 40, (count, 12), generator=generator)
-    return Windows(ids, torch.rand(count, 12, generator=generator) > 0.3, {})
+    return make_llama(seed, num_hidden_layers=blocks, hidden_size=width)
 
 
 def step(student: Model, teacher: Model, alignment: Alignment, weight: float) -> tuple[dict[str, float], Objective]:
     """One step's row, and the objective with its gradients."""
-    settings, windows = TrainConfig(batch_size=4, seq_len=12, alpha=1.0, align_weight=weight), random_windows()
+    settings, windows = TrainConfig(batch_size=4, seq_len=12, alpha=1.0, align_weight=weight), random_windows(4, seed=3)
     student.model.requires_grad_(True)
     objective = Objective(student, settings, 40, alignment)
     answers = AlignedTeacher(teacher, alignment.pairs)
@@ -54,14 +43,16 @@ def test_the_last_blocks_are_a_pair_and_depths_are_proportional():
 
 def test_the_loss_is_one_less_the_mean_cosine_over_pairs_and_tokens_that_count():
     student, teacher = random_llama(1, blocks=2), random_llama(2, width=32)
-    alignment, windows = Alignment(16, 32, [(1, 2), (2, 3)]), random_windows()
+    alignment, windows = Alignment(16, 32, [(1, 2), (2, 3)]), random_windows(4, seed=3)
     row, _ = step(student, teacher, alignment, 0.5)
     keep = windows.mask[:, 1:]
     with torch.no_grad():
         states = [m.model.base_model(windows.ids, output_hidden_states=True).hidden_states for m in (student, teacher)]
         cosines = [
-            torch.cosine_similarity(states[0][ours][:, :-1] @ alignment.projection.T, states[1][theirs][:, :-1], -1)
-            for ours, theirs in alignment.pairs
+            torch.cosine_similarity(
+                states[0][block][:, :-1] @ alignment.projection.T, states[1][teacher_block][:, :-1], -1
+            )
+            for block, teacher_block in alignment.pairs
         ]
     expected = sum(1 - cosine[keep].mean() for cosine in cosines).item() / 2
     assert row["align"] == pytest.approx(expected, rel=1e-4)
@@ -99,8 +90,8 @@ def test_the_weight_is_whole_for_half_the_run_and_then_falls_to_nothing():
 
 
 def test_a_states_length_never_changes_its_distance():
-    ours, theirs = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(distance(1000 * ours, theirs), distance(ours, 0.01 * theirs))
+    student, teacher = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(distance(1000 * student, teacher), distance(student, 0.01 * teacher))
 
 
 def test_the_projection_lies_beside_the_student_and_never_in_it(tiny_llama: Path, tmp_path: Path):

@@ -38,7 +38,9 @@ def test_numbers_go_to_tensorboard_by_stage_and_step():
 def test_a_log_dir_without_tensorboard_names_the_package_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with (
-        pytest.raises(QCompressError, match=r"--log-dir: needs tensorboard; pip install 'qcompress\[train\]'"),
+        pytest.raises(
+            QCompressError, match=r"--log-dir: the package tensorboard is missing; pip install 'qcompress\[train\]'"
+        ),
         logged(print, tmp_path / "student", str(tmp_path / "logs")),
     ):
         pass

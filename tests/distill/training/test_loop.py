@@ -17,7 +17,6 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from calibration.windows import Windows
 from compress.checkpoint.load import load_model
 from compress.core.errors import QCompressError
 from compress.distill.config import TrainConfig
@@ -37,31 +36,12 @@ from compress.distill.training.loop import (
     train,
 )
 from compress.losses import distill_loss, next_tokens
-
-CPU = torch.device("cpu")
-SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.5,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-
-
-def random_windows(count: int, seed: int, seq_len: int = 12) -> Windows:
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, 40, (count, seq_len), generator=generator)
-    return Windows(ids, torch.rand(count, seq_len, generator=generator) > 0.3, {})
+from tests.distill.random_models import CPU, SIZES, random_windows, step_gradients
+from tests.distill.random_models import random_llama as make_llama
 
 
 def random_llama(seed: int) -> Model:
-    torch.manual_seed(seed)
-    return Model(LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)).eval(), CPU)
+    return make_llama(seed, num_hidden_layers=1, tie_word_embeddings=True)
 
 
 @pytest.fixture
@@ -76,8 +56,8 @@ def run(pair: tuple[Model, Model], **settings: Any) -> tuple[Trained, StudentEva
     evaluator = StudentEvaluator(teacher, random_windows(6, seed=9), 40)
     before = evaluator.measure(student).kl
     windows = random_windows(16, seed=8)
-    made = TrainConfig(**options)
-    result = train(student, teacher, windows, evaluator, made, kl_before=before, dtype=torch.float32)
+    train_config = TrainConfig(**options)
+    result = train(student, teacher, windows, evaluator, train_config, kl_before=before, dtype=torch.float32)
     return result, evaluator, before
 
 
@@ -119,21 +99,17 @@ def test_a_student_that_is_its_teacher_stays_where_it_is(pair):
 @pytest.mark.parametrize("tokens", [12, 24, 36, 1024])
 def test_micro_batches_never_change_a_step(pair, monkeypatch, tokens):
     student, teacher = pair
-    settings, windows = TrainConfig(batch_size=5, seq_len=12), random_windows(5, seed=3)
+    windows = random_windows(5, seed=3)
     windows.mask[2] = False
-    accelerator = make_accelerator()
 
     def gradients(micro: int) -> tuple[dict[str, float], list[torch.Tensor]]:
         monkeypatch.setitem(MICRO_TOKENS, "cpu", micro)
-        objective = Objective(student, settings, 40).requires_grad_(True)
-        objective.zero_grad()
-        row = accumulate(accelerator, objective, teacher, as_batch(windows))
-        return row, [p.grad.clone() for p in objective.parameters()]
+        return step_gradients(student, teacher, as_batch(windows), batch_size=5, seq_len=12)
 
     whole, part = gradients(10**6), gradients(tokens)
     assert part[0] == pytest.approx(whole[0], rel=1e-5)
-    for ours, theirs in zip(part[1], whole[1], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    for first, second in zip(part[1], whole[1], strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("divergence", ["kl", "reverse_kl", "jsd"])
@@ -142,10 +118,10 @@ def test_the_settings_choose_the_divergence(pair, divergence):
     windows = random_windows(2, seed=3)
     settings = TrainConfig(batch_size=2, seq_len=12, divergence=divergence, beta=0.3)
     target = teacher.side(windows.ids)
-    found = Objective(student, settings, 40)(as_batch(windows), target, 7.0)
+    loss = Objective(student, settings, 40)(as_batch(windows), target, 7.0)
     labels, keep = next_tokens(windows.ids, windows.mask)
     options = {"alpha": 0.7, "temperature": 2.0, "divergence": divergence, "beta": 0.3, "total": 7.0}
-    assert torch.equal(found.loss, distill_loss(student.side(windows.ids), target, labels, keep, **options).loss)
+    assert torch.equal(loss.loss, distill_loss(student.side(windows.ids), target, labels, keep, **options).loss)
 
 
 def test_a_step_is_the_mean_over_all_tokens_that_count(pair, monkeypatch):
@@ -154,32 +130,31 @@ def test_a_step_is_the_mean_over_all_tokens_that_count(pair, monkeypatch):
     settings, windows = TrainConfig(batch_size=5, seq_len=12), random_windows(5, seed=3)
     objective = Objective(student, settings, 40).requires_grad_(True)
     row = accumulate(make_accelerator(), objective, teacher, as_batch(windows))
-    found = student.model.model.norm.weight.grad.clone()
+    gradient = student.model.model.norm.weight.grad.clone()
     objective.zero_grad()
     keep = windows.mask[:, 1:]
-    ours, theirs = (m.model(windows.ids, use_cache=False).logits[:, :-1][keep] for m in (student, teacher))
-    log_s, p_t = (ours / 2).log_softmax(-1), (theirs / 2).softmax(-1)
+    student_logits, teacher_logits = (
+        m.model(windows.ids, use_cache=False).logits[:, :-1][keep] for m in (student, teacher)
+    )
+    log_s, p_t = (student_logits / 2).log_softmax(-1), (teacher_logits / 2).softmax(-1)
     kl = 4 * (p_t * (p_t.log() - log_s)).sum(-1).mean()
-    ce = torch.nn.functional.cross_entropy(ours, windows.ids[:, 1:][keep])
+    ce = torch.nn.functional.cross_entropy(student_logits, windows.ids[:, 1:][keep])
     (0.7 * kl + 0.3 * ce).backward()
     assert row == pytest.approx({"loss": (0.7 * kl + 0.3 * ce).item(), "kl": kl.item(), "ce": ce.item()}, rel=1e-4)
-    torch.testing.assert_close(found, student.model.model.norm.weight.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradient, student.model.model.norm.weight.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_gradient_checkpointing_changes_no_bit_of_a_step(pair):
     student, teacher = pair
-    windows, found, calls = random_windows(5, seed=3), [], []
+    windows, results, calls = random_windows(5, seed=3), [], []
     student.model.config.attention_dropout = 0.5
     student.model.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
     for on in (False, True):
-        objective = Objective(student, TrainConfig(batch_size=5, seq_len=12), 40).requires_grad_(True)
-        objective.zero_grad()
         with recomputing(student.model, on):
-            row = accumulate(make_accelerator(), objective, teacher, as_batch(windows))
-        found.append((row, [p.grad.clone() for p in objective.parameters()]))
+            results.append(step_gradients(student, teacher, as_batch(windows), batch_size=5, seq_len=12))
         assert not any(part.training for part in student.model.modules())
-    assert found[0][0] == found[1][0] and len(calls) == 3  # once, then once and again
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[0][1], found[1][1], strict=True))
+    assert results[0][0] == results[1][0] and len(calls) == 3  # once, then once and again
+    assert all(torch.equal(first, second) for first, second in zip(results[0][1], results[1][1], strict=True))
 
 
 def test_training_that_blows_up_stops_and_keeps_the_last_good_weights(pair):
@@ -250,12 +225,12 @@ def test_heldout_scores_are_those_of_the_whole_logits(tiny_llama: Path, tiny_qwe
     evaluator = StudentEvaluator(teacher, windows, 100)
     keep, labels = windows.mask[:, 1:], windows.ids[:, 1:][windows.mask[:, 1:]]
     with torch.no_grad():
-        ours, theirs = (
+        student_log_p, teacher_log_p = (
             m.model(windows.ids, use_cache=False).logits[:, :-1][keep][:, :100].log_softmax(-1)
             for m in (student, teacher)
         )
-    kl = (theirs.exp() * (theirs - ours)).sum(-1).mean()
-    found = evaluator.measure(student)
-    torch.testing.assert_close(torch.tensor(found.kl), kl, rtol=1e-4, atol=1e-5)
-    for score, logits in ((found.nll, ours), (evaluator.teacher_nll, theirs)):
+    kl = (teacher_log_p.exp() * (teacher_log_p - student_log_p)).sum(-1).mean()
+    scores = evaluator.measure(student)
+    torch.testing.assert_close(torch.tensor(scores.kl), kl, rtol=1e-4, atol=1e-5)
+    for score, logits in ((scores.nll, student_log_p), (evaluator.teacher_nll, teacher_log_p)):
         assert score == pytest.approx(-logits.gather(1, labels[:, None]).mean().item(), rel=1e-5)

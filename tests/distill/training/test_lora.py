@@ -6,26 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from calibration.windows import Windows
 from compress.checkpoint.read import Checkpoint
 from compress.distill.config import DistillConfig, TrainConfig
 from compress.distill.job import distill_checkpoint
-from compress.distill.model import Model
 from compress.distill.training.evaluator import StudentEvaluator
 from compress.distill.training.loop import restore, snapshot, train
 from compress.distill.training.lora import adapted, adapters, plain_parameters
+from tests.distill.random_models import random_llama
 
 pytest.importorskip("peft")
-CPU = torch.device("cpu")
-
-
-def random_llama(seed: int) -> Model:
-    torch.manual_seed(seed)
-    shape: dict[str, Any] = {"intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}
-    config = LlamaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, initializer_range=0.5, **shape)
-    return Model(LlamaForCausalLM(config).eval(), CPU)
 
 
 def random_windows(count: int, seed: int) -> Windows:
@@ -68,8 +59,8 @@ def test_rank_0_leaves_the_model_alone():
     student = random_llama(1)
     with adapters(student.model, 0):
         assert not adapted(student.model)
-        ours, plain = dict(plain_parameters(student.model)), dict(student.model.named_parameters())
-        assert ours.keys() == plain.keys() and all(ours[name] is plain[name] for name in plain)
+        merged, plain = dict(plain_parameters(student.model)), dict(student.model.named_parameters())
+        assert merged.keys() == plain.keys() and all(merged[name] is plain[name] for name in plain)
 
 
 def test_leaving_makes_the_model_plain_again_even_after_an_error():
@@ -87,14 +78,14 @@ def test_leaving_makes_the_model_plain_again_even_after_an_error():
 
 
 def test_adapters_begin_the_same_whatever_was_drawn_before():
-    found = []
+    results = []
     for seed in (3, 4):
         student = random_llama(1)
         torch.manual_seed(seed)
         with adapters(student.model, 2):
-            found.append([p.clone() for name, p in student.model.named_parameters() if "lora_A" in name])
+            results.append([p.clone() for name, p in student.model.named_parameters() if "lora_A" in name])
         torch.testing.assert_close(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(seed)))
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
 
 
 def test_a_fresh_adapter_changes_nothing():
@@ -108,10 +99,10 @@ def test_the_written_student_is_a_plain_checkpoint(tiny_llama: Path, tmp_path: P
     short = {"alpha": 1.0, "steps": 6, "seq_len": 32, "learning_rate": 5e-3, "eval_every": 2}
     row = distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(blocks=1, lora_rank=4, **short))
     assert row["kl_after"] < row["kl_before"]
-    found, teacher = Checkpoint(tmp_path / "out"), Checkpoint(tiny_llama)
-    assert set(found.tensors) == {name for name in teacher.tensors if "layers.1." not in name}
-    assert torch.equal(found.tensor("model.norm.weight"), teacher.tensor("model.norm.weight"))
-    assert torch.equal(found.tensor("model.embed_tokens.weight"), teacher.tensor("model.embed_tokens.weight"))
+    student, teacher = Checkpoint(tmp_path / "out"), Checkpoint(tiny_llama)
+    assert set(student.tensors) == {name for name in teacher.tensors if "layers.1." not in name}
+    assert torch.equal(student.tensor("model.norm.weight"), teacher.tensor("model.norm.weight"))
+    assert torch.equal(student.tensor("model.embed_tokens.weight"), teacher.tensor("model.embed_tokens.weight"))
 
 
 @pytest.mark.parametrize("settings", [{"lora_rank": -1}, {"lora_alpha": 4.0}, {"lora_rank": 2, "lora_alpha": -1.0}])

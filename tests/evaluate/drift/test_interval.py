@@ -31,8 +31,8 @@ def test_the_interval_of_drift_covers_the_true_value_in_95_percent_of_runs():
     """24 windows, as by default; tokens inside a window are correlated, harm is skewed. Truth: exp(0.1)."""
     generator, inside = np.random.default_rng(11), 0
     for run in range(RUNS):
-        ours, theirs, window = correlated_nlls(generator, 24)
-        intervals = perplexity_intervals(ours, theirs, window, draws=500, seed=run)
+        reference, candidate, window = correlated_nlls(generator, 24)
+        intervals = perplexity_intervals(reference, candidate, window, draws=500, seed=run)
         inside += intervals["perplexity_ratio_low"] <= math.exp(0.1) <= intervals["perplexity_ratio_high"]
     assert 0.92 <= inside / RUNS <= 0.975
 
@@ -57,8 +57,8 @@ def test_the_interval_of_few_windows_covers_the_true_value_in_90_percent(count):
 def test_the_interval_of_8_windows_covers_the_true_value_as_often():
     generator, inside = np.random.default_rng(12), 0
     for run in range(RUNS):
-        ours, _, window = correlated_nlls(generator, 8)
-        low, high = mean_interval(ours, window, draws=500, seed=run)
+        reference, _, window = correlated_nlls(generator, 8)
+        low, high = mean_interval(reference, window, draws=500, seed=run)
         inside += low <= 3 <= high
     assert 0.92 <= inside / RUNS <= 0.975
 
@@ -79,16 +79,16 @@ def test_the_interval_of_retention_covers_the_true_value_as_often():
 
 
 def test_repeated_tokens_never_narrow_the_interval():
-    ours, theirs, window = correlated_nlls(np.random.default_rng(3), 24)
-    once = perplexity_intervals(ours, theirs, window)
-    thrice = perplexity_intervals(ours.repeat(3), theirs.repeat(3), window.repeat(3))
+    reference, candidate, window = correlated_nlls(np.random.default_rng(3), 24)
+    once = perplexity_intervals(reference, candidate, window)
+    thrice = perplexity_intervals(reference.repeat(3), candidate.repeat(3), window.repeat(3))
     assert thrice == pytest.approx(once)
 
 
 def test_pairing_narrows_the_interval_of_the_perplexity_ratio():
-    ours, theirs, window = correlated_nlls(np.random.default_rng(4), 24)
-    intervals = perplexity_intervals(ours, theirs, window)
-    low, high = mean_interval(theirs, window)
+    reference, candidate, window = correlated_nlls(np.random.default_rng(4), 24)
+    intervals = perplexity_intervals(reference, candidate, window)
+    low, high = mean_interval(candidate, window)
     paired = math.log(intervals["perplexity_ratio_high"] / intervals["perplexity_ratio_low"])
     assert paired < 0.4 * (high - low)
     assert (
@@ -96,7 +96,7 @@ def test_pairing_narrows_the_interval_of_the_perplexity_ratio():
         < intervals["perplexity_difference"]
         < intervals["perplexity_difference_high"]
     )
-    assert intervals["perplexity_difference"] == pytest.approx(theirs.mean().exp() - ours.mean().exp())
+    assert intervals["perplexity_difference"] == pytest.approx(candidate.mean().exp() - reference.mean().exp())
 
 
 def test_the_interval_depends_on_the_seed_but_not_on_window_numbers():

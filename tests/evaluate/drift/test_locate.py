@@ -111,9 +111,9 @@ def test_locate_adds_blocks_to_every_candidate(deep, rounded_deep, windows):
 
 
 def test_a_candidate_with_other_blocks_is_rejected(tiny_llama, narrow, deep, windows):
-    with pytest.raises(QCompressError, match=r"has 2 blocks of width 32, .* 2 of 64"):
+    with pytest.raises(QCompressError, match=r"has 2 blocks of width 32, .* 2 of width 64"):
         locate(tiny_llama, narrow, windows)
-    with pytest.raises(QCompressError, match=r"has 2 blocks of width 64, .* 8 of 64"):
+    with pytest.raises(QCompressError, match=r"has 2 blocks of width 64, .* 8 of width 64"):
         locate(deep, tiny_llama, windows)
 
 

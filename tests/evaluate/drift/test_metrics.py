@@ -19,10 +19,10 @@ def plain_figures(reference, candidate, windows, vocabulary=128):
     """The same figures from whole models, full logits and float64."""
     ids, scored = windows.ids, windows.mask[:, 1:]
     logits = [load_model(path)(ids).logits[:, :-1, :vocabulary] for path in (reference, candidate)]
-    ours, theirs = (part.double().log_softmax(-1)[scored] for part in logits)
+    reference, candidate = (part.double().log_softmax(-1)[scored] for part in logits)
     tokens = ids[:, 1:][scored][:, None]
-    kl = (ours.exp() * (ours - theirs)).sum(-1)
-    nlls = [-part.gather(1, tokens).mean().item() for part in (ours, theirs)]
+    kl = (reference.exp() * (reference - candidate)).sum(-1)
+    nlls = [-part.gather(1, tokens).mean().item() for part in (reference, candidate)]
     return {
         "reference_perplexity": math.exp(nlls[0]),
         "perplexity": math.exp(nlls[1]),
@@ -31,8 +31,8 @@ def plain_figures(reference, candidate, windows, vocabulary=128):
         "kl_median": kl.quantile(0.5).item(),
         "kl_p95": kl.quantile(0.95).item(),
         "kl_p99": kl.quantile(0.99).item(),
-        "top5": (theirs.topk(5).indices == ours.argmax(-1, keepdim=True)).any(-1).double().mean().item(),
-        "top1": (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item(),
+        "top5": (candidate.topk(5).indices == reference.argmax(-1, keepdim=True)).any(-1).double().mean().item(),
+        "top1": (reference.argmax(-1) == candidate.argmax(-1)).double().mean().item(),
     }
 
 
@@ -151,7 +151,7 @@ def test_a_token_of_probability_0_is_rejected(tiny_qwen2, windows, change_copy, 
 def test_ids_beyond_the_shared_vocabulary_are_rejected(tiny_llama, windows):
     ids = windows.ids.clone()
     ids[0, 0] = 128
-    with pytest.raises(ValueError, match="token 128, the models share 128"):
+    with pytest.raises(ValueError, match="token id 128, but the models share only 128"):
         drift_row(tiny_llama, tiny_llama, replace(windows, ids=ids))
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
+from compress.core.sizes import format_bytes
 from compress.evaluate.drift import hidden_states as reading
 from compress.evaluate.drift import reference_cache
 from compress.evaluate.drift.compare import compare_rows
@@ -49,11 +50,13 @@ def test_another_reference_and_other_windows_are_rejected_by_name(
     tiny_llama, tiny_qwen2, windows, make_windows, filled
 ):
     folder, _ = filled
-    with pytest.raises(QCompressError, match=r"another reference: sha256:\w+… stored, sha256:\w+… now; pass another"):
+    with pytest.raises(
+        QCompressError, match=r"another run, reference: sha256:\w+… stored, sha256:\w+… now; pass another"
+    ):
         compare_rows(tiny_qwen2, [tiny_llama], windows, cache=folder)
-    with pytest.raises(QCompressError, match="another n_samples: 5 stored, 4 now"):
+    with pytest.raises(QCompressError, match="another run, n_samples: 5 stored, 4 now"):
         compare_rows(tiny_llama, [tiny_llama], make_windows(n_samples=4), cache=folder)
-    with pytest.raises(QCompressError, match="another windows: "):
+    with pytest.raises(QCompressError, match="another run, windows: "):
         compare_rows(tiny_llama, [tiny_llama], make_windows(seed=9), cache=folder)
 
 
@@ -82,7 +85,7 @@ def cut_the_end(folder):
         (flip_a_bit, "checksum does not match"),
         (cut_the_end, "the header lists"),
         (lambda folder: (folder / "hidden.safetensors").unlink(), "missing"),
-        (lambda folder: (folder / "manifest.json").write_text("{}"), "is not a manifest of a reference cache"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), "does not belong to a reference cache"),
     ],
 )
 def test_a_damaged_cache_is_rejected_and_named(tiny_llama, windows, filled, damage, words):
@@ -120,7 +123,7 @@ def test_a_full_disk_is_rejected_before_any_work(tiny_llama, windows, tmp_path, 
     usage = reference_cache.shutil._ntuple_diskusage(100, 90, 10)
     monkeypatch.setattr(reference_cache.shutil, "disk_usage", lambda path: usage)
     needed = 5 * 24 * 64 * 4
-    with pytest.raises(QCompressError, match=f"needs {needed:,} bytes, .* has 10 free"):
+    with pytest.raises(QCompressError, match=f"the hidden states need {format_bytes(needed)}, but .* has 10 B free"):
         compare_rows(tiny_llama, [tiny_llama], windows, cache=tmp_path / "cache")
 
 

@@ -26,10 +26,10 @@ def test_rows_are_matched_by_digest_and_other_rows_left_out(tmp_path):
 
 def test_rows_of_other_checkpoints_are_rejected_by_name(tmp_path):
     file = write(tmp_path / "x.json", [row("other", "o", "reference"), row("awq", "a")])
-    with pytest.raises(QCompressError, match=r"x\.json: was measured against other, not base"):
+    with pytest.raises(QCompressError, match=r"x\.json: these results were measured against other, not base"):
         retention_of(file, COMPARED)
     write(file, [row("base", "b", "reference"), row("awq", "old")])
-    with pytest.raises(QCompressError, match="has rows for base, awq, but for no candidate in its present state"):
+    with pytest.raises(QCompressError, match="are for base, awq, but no candidate has the same files now"):
         retention_of(file, COMPARED)
 
 

@@ -111,7 +111,7 @@ def test_weights_overhead_and_requests_fill_the_memory_exactly():
     assert row["kv_bytes_per_request"] == 1536 * row["kv_bytes_per_token"]
     short = replace(ORIN, share=(ORIN.usable - room + row["kv_bytes_per_request"] - 8) / ORIN.memory)
     too_large = predict(model, short, 1024, 512, 0)
-    assert not too_large["fits"] and "bytes too many" in too_large["reason"] and too_large["largest_batch"] == 0
+    assert not too_large["fits"] and "8 B too much" in too_large["reason"] and too_large["largest_batch"] == 0
 
 
 def test_the_estimate_is_bandwidth_over_bytes():

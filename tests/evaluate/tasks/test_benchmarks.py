@@ -56,7 +56,7 @@ def test_local_data_changes_nothing_else_of_a_task(data, tmp_path):
 
 def test_missing_data_is_named_in_the_error(data):
     (data / "HumanEval.jsonl").unlink()
-    with pytest.raises(QCompressError, match=r"HumanEval\.jsonl: missing, and HumanEval\.jsonl\.gz too"):
+    with pytest.raises(QCompressError, match=r"HumanEval\.jsonl: this file and HumanEval\.jsonl\.gz are missing"):
         task_settings("humaneval", data)
     with pytest.raises(QCompressError, match="mmlu: --task-data supports gsm8k, humaneval only"):
         task_settings("mmlu", data)

@@ -198,7 +198,7 @@ PYTHON_ROW = ROW | {"kind": "python", "expected": {"function": "f", "tests": ["a
         (PYTHON_ROW, "is not Python"),
         ({**TURNS_ROW, "expected": {"answers": [["a"]]}}, "must have 2 entries, one per turn"),
         ({**TURNS_ROW, "expected": {"answers": [None, None]}}, "at least one turn needs an entry"),
-        (ROW, "id a is not unique"),
+        (ROW, "id a occurs twice"),
     ],
 )
 def test_a_malformed_item_is_rejected_with_file_and_line(tmp_path, row, reason):
