@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from compress.cli.net import net
+from compress.cli.options import apply_verbosity, verbosity_options
 
 SPINS = "10000"  # a waiting thread spins for a quarter of a millisecond before it sleeps: most waits are shorter
 
@@ -96,7 +97,7 @@ class LazyGroup(click.Group):
                 formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        with net(debug=bool(ctx.params.get("debug"))):
+        with net(ctx.params):
             return super().invoke(ctx)
 
 

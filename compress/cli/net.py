@@ -1,14 +1,14 @@
-"""The net under every command: an expected error is one line, every other exception is reported as a bug.
+"""Errors of commands: an expected error is one line, and every other exception is reported as a bug.
 
-Expected are QCompressError and CalibrationError, raised where the file is known; a cause outside of the program, such
-as a missing permission (`cause_of`); and too little memory.
+Expected errors are QCompressError and CalibrationError, causes outside of the program such as a missing permission
+(`cause_of`), and too little memory.
 """
 
 import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -45,8 +45,11 @@ def last_file() -> LastFile:
 
 
 @contextmanager
-def net(*, debug: bool) -> Iterator[None]:
-    """Context of a command: exceptions and interrupts become one line on stderr and an exit code."""
+def net(params: Mapping[str, Any]) -> Iterator[None]:
+    """A context for a command: exceptions and interrupts become one line on stderr and an exit code.
+
+    `params` are the parameters of `qcompress`. Their "debug" is read at an error, since a command can set it.
+    """
     last_file().path = ""
     try:
         with sigterm_raises():
@@ -59,6 +62,7 @@ def net(*, debug: bool) -> Iterator[None]:
         raise click.exceptions.Exit(exit_code(interrupt)) from None
     except Exception as error:
         end_progress()
+        debug = bool(params.get("debug"))
         if debug:
             click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
         if isinstance(error, click.ClickException) or getattr(error, "errno", None) == errno.EPIPE:
@@ -69,14 +73,14 @@ def net(*, debug: bool) -> Iterator[None]:
 
 
 def end_progress() -> None:
-    """Close the progress bars, so that an error or a result starts on an empty line."""
+    """Close the progress bars, so that the next output starts on a new line."""
     from compress.cli.console import report
 
     report.close()
 
 
 def error_line(error: Exception, path: str = "", *, debug: bool) -> str:
-    """The line for an exception that is no QCompressError; `path` is the file that was opened last."""
+    """The line for an exception other than QCompressError. `path` is the file that was opened last."""
     if isinstance(error, CalibrationError):
         return str(error)
     name, message = type(error).__name__, " ".join(str(error).split())
@@ -90,7 +94,7 @@ def error_line(error: Exception, path: str = "", *, debug: bool) -> str:
 
 
 def outside_cause(error: OSError, path: str) -> str | None:
-    """The line for an OSError whose cause is outside of the program, else None."""
+    """The line for an OSError whose cause is outside of the program. None for any other OSError."""
     if error.errno in FULL and error.filename is None:
         place = f"; the last file opened was {path}" if path else ""
         return f"the disk is full{place}; make room and run the same command again"

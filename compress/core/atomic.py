@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from compress.core.errors import QCompressError
-from compress.core.sizes import format_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CAUSES = {  # errno -> what is wrong; what to do. Nothing that the program itself could cause

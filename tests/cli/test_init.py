@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from calibration.errors import CalibrationError
 from compress.cli import COMMAND_GROUPS, COMMANDS, SHORT_HELP, SPINS, LazyGroup, cli, machine_is_idle
+from compress.cli.console import report
 from compress.core.errors import BadValueError, GateFailure, QCompressError
 
 

@@ -153,7 +153,10 @@ def open_folder(out: Path, manifest: Manifest) -> Manifest:
         return read_manifest(out)
     other_files = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     if other_files:
-        raise QCompressError(f"{out}: contains {other_files[0]} but no {MANIFEST}; give a new directory")
+        raise QCompressError(
+            f"{out}: this directory contains {other_files[0]} but no {MANIFEST}, so it is not a cache; "
+            "give a new directory"
+        )
     with file_errors(out / MANIFEST):
         write_atomic(out / MANIFEST, manifest.text().encode())
     return read_manifest(out)

@@ -36,7 +36,7 @@ from compress.distill.sharding.fsdp import copy_to_cpu
 T = TypeVar("T")
 JOURNAL = "journal.json"
 FILES = ("state-*.safetensors",)  # in the work folder
-ALGORITHM = 2  # raise it when equal settings would train differently, so that older runs cannot be continued
+ALGORITHM = 2  # raise this when a change of the code changes the training: saved runs of older code then stop
 
 
 def work_path(out: Path) -> Path:
@@ -116,7 +116,7 @@ class TrainingJournal:
         write_journal(self.folder / JOURNAL, value)
 
     def load(self) -> None:
-        """Load the progress of an interrupted run. QCompressError names the settings that have changed."""
+        """Load the progress of an interrupted run. Raises QCompressError, with names, if settings have changed."""
         value = read_journal(self.folder / JOURNAL, ("settings", "notes", "stages", "file"))
         check_same_settings(self.folder, value["settings"], self.settings)
         self.notes, self.stages, self.file = value["notes"], value["stages"], value["file"]
@@ -126,7 +126,7 @@ class TrainingJournal:
         self.file = None
 
     def clear(self) -> None:
-        """Remove the work, the journal last: it identifies the folder until then."""
+        """Remove all files of the work folder. The journal goes last, because it marks the folder as qcompress's."""
         clear_work(self.folder, JOURNAL, FILES)
 
     def discard(self) -> None:

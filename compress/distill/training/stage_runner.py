@@ -134,7 +134,7 @@ def teacher_for(teacher: Teacher, alignment: Alignment | None) -> Teacher:
         return teacher
     if not isinstance(teacher, Model):
         raise BadValueError(
-            f"align_weight: {type(teacher).__name__} has no hidden states of blocks; leave out --align-weight"
+            f"align_weight: a {type(teacher).__name__} has no hidden states of blocks; leave out --align-weight"
         )
     return AlignedTeacher(teacher, alignment.pairs)
 

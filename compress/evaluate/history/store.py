@@ -97,7 +97,7 @@ def read_verdicts(path: Path) -> list[HistoryRow]:
     """All verdicts, oldest first. QCompressError for a missing file or a damaged row."""
     file = history_file(path)
     if not file.exists():
-        raise QCompressError(f"{file}: no such file; create it with qcompress eval --history {file}")
+        raise QCompressError(f"{file}: file not found; create it with qcompress eval --history {file}")
     with opened(file) as database:
         database.row_factory = sqlite3.Row
         lines = [dict(row) for row in database.execute("select * from verdicts order by rowid")]

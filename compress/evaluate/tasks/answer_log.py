@@ -56,7 +56,9 @@ class AnswerLog:
         try:
             return dict(json.loads(line))
         except (ValueError, TypeError, RecursionError):
-            raise QCompressError(f"{self.path}: line {number}: not a JSON object; use --restart") from None
+            raise QCompressError(
+                f"{self.path}: line {number} is not a JSON object; discard the stored answers with --restart"
+            ) from None
 
     def _check_header(self, header: Header, stored: Header) -> None:
         changes = describe_changes(flatten(stored), flatten(header))

@@ -53,7 +53,9 @@ def read_scores(file: Path) -> dict[str, Row]:
         raise QCompressError(f"{file}: missing; pass the folder of `qcompress eval --out` with --eval")
     rows = [stored_row(line, where) for line, where in text_lines(file)]
     if any(not isinstance(row, dict) or "turns" not in row for row in rows):
-        raise QCompressError(f"{file}: has no prompts; run the same `qcompress eval` again, stored answers are reused")
+        raise QCompressError(
+            f"{file}: this file stores no prompts; run the same `qcompress eval` again, it reuses the stored answers"
+        )
     return {row["id"]: row | {"score": row["value"]} for row in rows}
 
 
