@@ -77,7 +77,7 @@ class VariantSection(RecipeSection):
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", description="Folder of the variant, below `out`.")
 
     def config(self) -> QuantizeConfig:
-        """The settings of the job. ValueError for impossible values, and for a key that has no effect."""
+        """The settings of the job. Raises ValueError if a value is invalid or a key has no effect."""
         config = QuantizeConfig(**self.model_dump(exclude={"name"}))
         config.check_used(self.model_fields_set)
         return config

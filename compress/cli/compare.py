@@ -75,7 +75,10 @@ def command(
 
 
 def check_options(limits: CompareLimits, page: ReportSettings) -> None:
-    """Raise UsageError for an option that needs another one, QCompressError if the report cannot be written."""
+    """Raises UsageError if an option needs another option that is missing.
+
+    Raises QCompressError if the report cannot be written.
+    """
     if limits.min_retention is not None and not page.eval:
         raise click.UsageError("--min-retention needs --eval")
     if page.html is None:

@@ -107,6 +107,6 @@ def percent(value: float | None) -> str:
 
 
 def interval(row: Row, key: str, scale: float, unit: str = "") -> str | None:
-    """The interval of a figure as text; None without one."""
+    """The interval of a figure as text, or None if the figure has no interval."""
     low, high = row[f"{key}_low"], row[f"{key}_high"]
     return None if low is None else f"{scale * low:.0f} to {scale * high:.0f}{unit}"

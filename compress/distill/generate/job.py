@@ -120,7 +120,7 @@ def generate_answers(
 
 
 def kept(out: Path) -> str | None:
-    """What an interrupt leaves, as one line; None if nothing."""
+    """A line about the work that is kept after an interrupt, or None if no work is kept."""
     return f"finished batches are kept in {part_paths(out)[0]}; {RESUME}" if part_paths(out) else None
 
 

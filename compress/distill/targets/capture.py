@@ -63,7 +63,7 @@ def capture_teacher(
 
 
 def kept(out: Path) -> str | None:
-    """What an interrupt leaves, as one line; None if nothing."""
+    """A line about the work that is kept after an interrupt, or None if no work is kept."""
     return f"complete shards are kept in {out}; {RESUME}" if any(out.glob("targets-*.safetensors")) else None
 
 

@@ -134,7 +134,7 @@ class TrainingJournal:
         remove_work(self.folder, JOURNAL, FILES)
 
     def kept(self) -> str | None:
-        """What an interrupt leaves, as one line; None if nothing."""
+        """A line about the work that is kept after an interrupt, or None if no work is kept."""
         return f"the last saved state is kept in {self.folder}; {RESUME}" if self.file else None
 
 

@@ -142,7 +142,7 @@ def format_retention(row: Mapping[str, Any]) -> str:
 
 
 def few_tasks(tasks: Sequence[RetentionRow], minimum: float | None) -> str | None:
-    """The kinds with too few tasks to tell whether a limit on retention holds, in words; None without one."""
+    """The kinds of task that have too few tasks for a verdict on retention, in words, or None if there are none."""
     few = [row for row in tasks if row["kind"] != "all" and row["retention"] is not None and row["items"] < ENOUGH]
     if minimum is None or not few:
         return None

@@ -83,7 +83,7 @@ def append_verdicts(
 
 
 def check_no_other_tables(database: sqlite3.Connection, file: Path) -> None:
-    """Raise QCompressError for the database of another program: with tables, but without `verdicts`."""
+    """Raises QCompressError if the database belongs to another program: it has tables, but no table `verdicts`."""
     tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
     if tables and "verdicts" not in tables:
         raise QCompressError(f"{file}: is not a history, it has the table {tables[0]}; pass another file to --history")
@@ -94,7 +94,7 @@ def row_json(row: Mapping[str, Any]) -> str:
 
 
 def read_verdicts(path: Path) -> list[HistoryRow]:
-    """All verdicts, oldest first. QCompressError for a missing file or a damaged row."""
+    """All verdicts, the oldest first. Raises QCompressError if the file is missing or a row is damaged."""
     file = history_file(path)
     if not file.exists():
         raise QCompressError(f"{file}: file not found; create it with qcompress eval --history {file}")

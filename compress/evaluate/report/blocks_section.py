@@ -44,7 +44,8 @@ def verdict(data: ReportData, index: int) -> str:
 def describe(block: BlockRow) -> str:
     """A block's gain, error and worst linear.
 
-    The worst linear is the only outlier, or else the one whose error exceeds its recorded error most.
+    If exactly one linear is an outlier, that is the worst linear. Otherwise it is the linear with the largest ratio of
+    its error to its recorded error.
     """
     linears = block.get("linears") or ()
     recorded = all(row["recorded"] for row in linears)

@@ -39,7 +39,7 @@ SECTIONS: tuple[Callable[[ReportData], str], ...] = (
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise QCompressError for an existing file that is not such a report: it is never overwritten."""
+    """Raises QCompressError if the file exists and is not a report of qcompress. Such a file is never overwritten."""
     if not path.exists():
         return
     with file_errors(path):

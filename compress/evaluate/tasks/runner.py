@@ -119,7 +119,7 @@ def score_checkpoint(checkpoint: Checkpoint, name: str, run: TaskRun, report: Re
 
 
 def score_items(items: Sequence[Item], answers: Mapping[str, list[str]]) -> dict[str, Score]:
-    """The score of every item by id. QCompressError if generated code cannot run."""
+    """The score of each item, by id. Raises QCompressError if generated code cannot run here."""
     try:
         with closing(Scorer()) as scorer:
             return {item.id: scorer.score(item, answers[item.id]) for item in items}
