@@ -227,8 +227,8 @@ def compare(
         check_replaceable(Path(html))
     first, others = resolve_model(reference), [resolve_model(each) for each in candidates]
     top = [] if teacher is None else [resolve_model(teacher)]
-    (top_or_first, *rest), on = [*top, first, *others], pick_device(device)
-    windows = evaluation_windows(top_or_first, rest, eval_text, n_samples=samples, seq_len=seq_len, device=on)
+    models, on = [*top, first, *others], pick_device(device)
+    windows = evaluation_windows(models[0], models[1:], eval_text, n_samples=samples, seq_len=seq_len, device=on)
     rows = compare_with_teacher(top[0] if top else None, first, others, windows, device=on, report=report)
     if html is not None:
         write_report(Path(html), ReportData(rows[len(top) :], teacher=rows[0] if top else None))
