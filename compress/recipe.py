@@ -40,6 +40,9 @@ def size_of(value: Any) -> Any:
     return parse_size(value) if isinstance(value, str) else value
 
 
+YAML_TYPES = {list: "a list", type(None): "empty"}
+
+
 class RecipeSection(BaseModel):
     """A section of a recipe. An unknown key is an error."""
 

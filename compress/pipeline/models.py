@@ -1,17 +1,34 @@
-"""The checkpoints of a run, each opened at first use."""
+"""The models of a recipe: folders in place of hub ids, and checkpoints that are opened at their first use."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from compress.checkpoint.hub import resolve_model
 
 if TYPE_CHECKING:
     from compress.checkpoint.read import Checkpoint
+    from compress.recipe import Recipe
 
 
 class OpenCheckpoints(dict[Path, "Checkpoint"]):
-    """Checkpoints by path, each opened at first use. Remove the entry of a path before writing there."""
+    """Checkpoints by path. Each is opened at its first use. Remove a path's entry before writing to the path."""
 
     def __missing__(self, path: Path) -> "Checkpoint":
         from compress.checkpoint.load import open_causal_lm
 
         self[path] = open_causal_lm(path)
         return self[path]
+
+
+def resolve_models(recipe: "Recipe", *, planned: bool = False) -> "Recipe":
+    """The recipe with folders in place of hub ids. Models that are not in the hub's cache are downloaded.
+
+    If the recipe is only `planned`, models with a config.json in the recipe keep their names.
+    """
+    changes: dict[str, Any] = {}
+    if not (planned and recipe.teacher_config):
+        changes["teacher"] = resolve_model(recipe.teacher)
+    student = getattr(recipe.distill, "student", None)
+    if recipe.distill is not None and student is not None and not (planned and recipe.student_config):
+        changes["distill"] = recipe.distill.model_copy(update={"student": str(resolve_model(student))})
+    return recipe.model_copy(update=changes)

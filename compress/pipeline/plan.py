@@ -1,6 +1,5 @@
-"""The plan of a recipe from config.json files alone: parameters, exact bytes, memory, tokens."""
+"""The plan of a recipe: parameters, exact bytes, memory and tokens. Only config.json files are read."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,7 +9,7 @@ Row = dict[str, Any]
 
 
 def plan_recipe(recipe: "Recipe") -> list[Row]:
-    """The plan of every checkpoint that the recipe writes, by "stage"."""
+    """One row for each checkpoint that the recipe writes. The key "stage" names it."""
     from compress.checkpoint.hub import resolve_model
     from compress.checkpoint.read import read_json
     from compress.distill.student.plan import make_plan, plan_row
@@ -19,7 +18,7 @@ def plan_recipe(recipe: "Recipe") -> list[Row]:
     rows: list[Row] = []
     config = recipe.distill_config()
     if config is not None:
-        file = recipe.student_config or (Path(config.student) / "config.json" if config.student else None)
+        file = recipe.student_config or (resolve_model(config.student) / "config.json" if config.student else None)
         plan = make_plan(model, config, read_json(file) if file else None)
         rows.append({"stage": "student", **plan_row(plan, config)})
         model = plan.student | {"dtype": config.dtype}  # as it will be stored
@@ -27,7 +26,7 @@ def plan_recipe(recipe: "Recipe") -> list[Row]:
 
 
 def plan_variant(recipe: "Recipe", part: "VariantSection", model: Row) -> Row:
-    """The plan of one variant of the student with config.json `model`."""
+    """The plan of one variant. `model` is the config.json of the checkpoint that is quantized."""
     from compress.quantize.job import plan_without_weights
     from compress.quantize.layout.plan import plan_row
 

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.checkpoint.hub import resolve_model
+from compress.core.atomic import check_parent
 from compress.core.errors import QCompressError
 from compress.core.interrupt import RESUME, on_interrupt
 from compress.core.lock import output_lock
 from compress.core.report import Report, silent
 from compress.pipeline.digests import Digests
-from compress.pipeline.models import OpenCheckpoints
+from compress.pipeline.models import OpenCheckpoints, resolve_models
 from compress.pipeline.plan import plan_recipe
 from compress.pipeline.stage import RECORD, Action, BuildState, Decision, RecipeStage, cure, decide
 from compress.pipeline.stages import Stages
@@ -84,7 +84,8 @@ def run_recipe(recipe: "Recipe", *, restart: bool = False, report: Report = sile
     has a verdict with the reason. `restart` makes every stage again.
     Raises QCompressError if an output was not made by this recipe or was changed afterwards.
     """
-    recipe = recipe.model_copy(update={"teacher": resolve_model(recipe.teacher)})
+    recipe = resolve_models(recipe)
+    check_parent(recipe.out)
     with output_lock(recipe.out), on_interrupt(lambda: kept(recipe.out)):
         build = Build(recipe, report)
         decisions = build.decisions(restart=restart)
@@ -98,12 +99,12 @@ def run_recipe(recipe: "Recipe", *, restart: bool = False, report: Report = sile
 
 
 def kept(out: Path) -> str | None:
-    """What an interrupt leaves, as one line; None if no stage has finished."""
+    """A line about the outputs that are kept after an interrupt, or None if no stage has finished."""
     return f"finished stages are kept in {out}; {RESUME}" if (out / STATE).is_file() else None
 
 
 def check_decisions(build: Build, decisions: Sequence[Decision]) -> None:
-    """Raise QCompressError for the first refused stage. If anything is made, plan it and read all texts."""
+    """Raises QCompressError if a stage is refused. If a stage is made, all are planned and all texts read."""
     for stage, decision in zip(build.stages, decisions, strict=True):
         if decision.action is Action.REFUSE:
             raise QCompressError(f"{stage.out}: {decision.reason}")
@@ -133,18 +134,13 @@ def read_results(recipe: "Recipe") -> Row:
 def dry_run(recipe: "Recipe") -> list[Row]:
     """One row per stage: "stage", "command", "action" (skip, make or refuse), "reason"; checkpoints with their plan.
 
-    Raises QCompressError for a size or a shape that is impossible.
+    Raises QCompressError if a size or a shape is impossible.
     """
     plans = {row["stage"]: row for row in plan_recipe(recipe)}
-    build = Build(recipe.model_copy(update={"teacher": local_teacher(recipe)}), silent)
+    build = Build(resolve_models(recipe, planned=True), silent)
     pairs = zip(build.stages, build.decisions(), strict=True)
     return [
         {"stage": stage.name, "command": stage.command, "action": str(decision.action), "reason": decision.reason}
         | plans.get(stage.name, {})
         for stage, decision in pairs
     ]
-
-
-def local_teacher(recipe: "Recipe") -> Path:
-    """The teacher's folder. A recipe with `teacher_config` is planned without the teacher's files."""
-    return recipe.teacher if recipe.teacher_config else resolve_model(recipe.teacher)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from compress.cli import cli
 from compress.core.errors import QCompressError
-from compress.pipeline import resolve_models
+from compress.pipeline.models import resolve_models
 from compress.recipe import load_recipe
 
 RECIPES = sorted(Path(__file__).parents[2].joinpath("recipes").glob("*.yaml"))
