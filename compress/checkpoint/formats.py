@@ -37,7 +37,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """`symmetric` lists the grids that the format can hold; `load` is the inverse of `save`."""
+    """`symmetric` lists the grids that the format supports; `load` is the inverse of `save`."""
 
     name: str
     symmetric: tuple[bool, ...]
@@ -135,7 +135,7 @@ FORMATS = {
 
 
 def format_of(checkpoint: Checkpoint) -> Format | None:
-    """The format of a checkpoint; None if it is unquantized. QCompressError for an unsupported format."""
+    """The format of a checkpoint, or None if it is not quantized. Raises QCompressError if it is unsupported."""
     if checkpoint.quantization is None:
         return None
     method = str(checkpoint.quantization.get("quant_method"))
@@ -146,7 +146,7 @@ def format_of(checkpoint: Checkpoint) -> Format | None:
 
 
 def model_dtype(config: dict[str, Any]) -> torch.dtype:
-    """The dtype in config.json; float16 if there is none. QCompressError for an unsupported one."""
+    """The dtype in config.json, float16 by default. Raises QCompressError if it is unsupported."""
     name = str(config.get("dtype") or config.get("torch_dtype") or "float16").removeprefix("torch.")
     dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
     if name not in dtypes:
@@ -167,7 +167,7 @@ def packed_config(config: dict[str, Any], row: Format, schemes: Schemes, unquant
 
 
 def quantized_weight(checkpoint: Checkpoint, module: str) -> QuantizedWeight:
-    """Codes, scales and zeros of the packed linear at a module path. ValueError if their shapes do not match."""
+    """Codes, scales and zeros of the packed linear at a module path. Raises ValueError if shapes do not match."""
     row = format_of(checkpoint)
     if row is None:
         raise QCompressError(f"{checkpoint}: is not quantized, so {module} has no codes; give a quantized one")
@@ -176,7 +176,7 @@ def quantized_weight(checkpoint: Checkpoint, module: str) -> QuantizedWeight:
 
 
 def quantized_as(checkpoint: Checkpoint, module: str, scheme: Scheme) -> QuantizedWeight:
-    """Codes, scales and zeros of one packed linear that is stored in `scheme`. ValueError if shapes do not match."""
+    """Codes, scales and zeros of a linear packed in `scheme`. Raises ValueError if shapes do not match."""
     row = format_of(checkpoint)
     assert row is not None
     weight = row.load(lambda suffix: checkpoint.tensor(f"{module}.{suffix}"), scheme)

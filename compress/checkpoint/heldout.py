@@ -66,7 +66,7 @@ def heldout_start(checkpoint: Checkpoint, device: str = "cpu") -> Row:
 
 
 def recorded_start(checkpoint: Checkpoint) -> Row | None:
-    """The measurement in the checkpoint's record; None without one."""
+    """The measurement in the checkpoint's record, or None."""
     start = checkpoint.record.get(START)
     return start if isinstance(start, dict) and "token" in start else None
 

@@ -18,8 +18,8 @@ OTHER_COPIES = ["*/*", "consolidated*.safetensors"]  # the same weights in other
 def resolve_model(text: str | os.PathLike[str]) -> Path:
     """The local folder of a model: a path as it is, or the downloaded files of a hub id.
 
-    An existing path wins over a hub id. QCompressError with the `hf download` command where the hub cannot be reached
-    or has no such model.
+    An existing path wins over a hub id. Raises QCompressError, with the `hf download` command, if the hub cannot be
+    reached or has no such model.
     """
     path, match = Path(text), HUB_ID.fullmatch(os.fspath(text))
     if match is None or path.exists() or path.suffix in FILE_SUFFIXES:
@@ -48,7 +48,7 @@ def download(repo: str, revision: str | None) -> Path:
 
 
 def hub_name(path: Path) -> str | None:
-    """ORG/NAME of a folder in the hub's cache (models--ORG--NAME/snapshots/REVISION); None for any other folder."""
+    """ORG/NAME of a folder in the hub's cache (models--ORG--NAME/snapshots/REVISION), else None."""
     folder = path.resolve()
     cached = folder.parents[1].name if folder.parent.name == "snapshots" else ""
     return cached.removeprefix("models--").replace("--", "/", 1) if cached.startswith("models--") else None

@@ -110,7 +110,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of the chat template; "none" without one."""
+    """sha256 of the chat template, or "none" if the tokenizer has no template."""
     template = getattr(tokenizer, "chat_template", None)
     text = json.dumps(template, sort_keys=True, ensure_ascii=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}" if template else "none"
@@ -122,7 +122,7 @@ def tokenizer_size(tokenizer: Any) -> int:
 
 
 def start_candidate(tokenizer: PreTrainedTokenizerBase, config: dict[str, object]) -> int | None:
-    """The beginning-of-sequence id of the tokenizer, else of the config; None if both lack it."""
+    """The beginning-of-sequence id of the tokenizer, or else of the config. None means that neither has one."""
     token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else config.get("bos_token_id")
     return token if isinstance(token, int) else None
 

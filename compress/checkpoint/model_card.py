@@ -1,6 +1,6 @@
 """The model card: README.md with the hub's front matter, generated from a checkpoint's record alone.
 
-https://huggingface.co/docs/hub/model-cards. It holds no dates, times or paths, so equal records give equal bytes.
+https://huggingface.co/docs/hub/model-cards. It contains no dates, times or paths, so equal records give equal bytes.
 Missing values are left out.
 """
 
@@ -61,7 +61,7 @@ def find_name(path: Path) -> str:
 
 
 def find_license(path: Path) -> str | None:
-    """The licence in the checkpoint's model card, else that of its LICENSE file, else None."""
+    """The licence in the checkpoint's model card, or else in its LICENSE file, or None."""
     license_ = front_matter(path / CARD).get("license")
     if isinstance(license_, str):
         return license_
@@ -112,8 +112,8 @@ def card_matter(record: Record) -> Record:
 def kinds(record: Record) -> list[str]:
     """The hub's tags: distillation, or quantization with its method and format."""
     if record["command"] == "quantize":
-        given = record["settings"]
-        return ["quantization", "4-bit", *(str(given[key]) for key in ("method", "format") if given.get(key))]
+        options = record["settings"]
+        return ["quantization", "4-bit", *(str(options[key]) for key in ("method", "format") if options.get(key))]
     return ["distillation"]
 
 
@@ -188,7 +188,7 @@ def candidates(record: Record) -> list[str]:
     lines = [f"| {row['candidate']} | {row['eval_kl']:.4g} |" for row in rows]
     head = [
         "",
-        "Tried, and judged on held-out windows:",
+        "Candidates, compared on held-out windows:",
         "",
         "| method | KL to the source, nats per token |",
         "|---|---|",
@@ -217,15 +217,15 @@ def data(record: Record) -> str:
 
 def settings(record: Record) -> str:
     """The section of settings, without None and local paths."""
-    given = shown(record["settings"])
-    if given.get("stages"):
-        given["stages"] = [shown(stage) for stage in given["stages"]]
-    text = json.dumps(given, indent=2, ensure_ascii=False, default=str)
+    options = shown(record["settings"])
+    if options.get("stages"):
+        options["stages"] = [shown(stage) for stage in options["stages"]]
+    text = json.dumps(options, indent=2, ensure_ascii=False, default=str)
     return f"## Settings\n\n```json\n{text}\n```\n\nEverything else is in `qcompress.json`."
 
 
-def shown(given: Record) -> Record:
-    return {name: value for name, value in given.items() if value not in (None, []) and name not in HIDDEN}
+def shown(options: Record) -> Record:
+    return {name: value for name, value in options.items() if value not in (None, []) and name not in HIDDEN}
 
 
 def loading() -> str:

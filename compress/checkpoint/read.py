@@ -104,7 +104,7 @@ class Checkpoint:
 
     @property
     def quantization(self) -> dict[str, Any] | None:
-        """The quantization_config of config.json; None for an unquantized checkpoint."""
+        """The quantization_config of config.json, or None if the checkpoint is not quantized."""
         return self.config.get("quantization_config")
 
     @cached_property
@@ -119,7 +119,7 @@ class Checkpoint:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """The content of qcompress.json: how the checkpoint was made. {} for a checkpoint without one."""
+        """The content of qcompress.json: how the checkpoint was made. {} if the file does not exist."""
         file = self.path / RECORD
         return read_json(file) if file.is_file() else {}
 
@@ -130,13 +130,13 @@ class Checkpoint:
 
     @property
     def vocabulary_rows(self) -> int | None:
-        """The rows of the embedding on disk, or vocab_size if the embedding is packed; None if both are unknown."""
+        """The rows of the embedding on disk, or vocab_size if the embedding is packed, or None."""
         rows = [info.shape[0] for name, info in self.tensors.items() if EMBEDDING.search(name) and info.shape]
         size = self.config.get("vocab_size")
         return rows[0] if rows else size if is_size(size) else None
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor as stored. Raises QCompressError if there is no tensor of this name."""
+        """The tensor as stored. Raises QCompressError if no tensor has this name."""
         if name not in self.tensors:
             raise QCompressError(f"{self.path}: no tensor {name}; fetch the checkpoint again")
         return read_tensor(name, self.tensors[name])
@@ -200,7 +200,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             raise QCompressError(f"{file}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
         length = int.from_bytes(start, "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
-            raise QCompressError(f"{file}: {size} bytes are too few for its header; fetch the file again")
+            raise QCompressError(f"{file}: {size} bytes are too few for the header; fetch the file again")
         header = parse_header(file, stream.read(length))
     infos = {name: tensor_info(file, name, entry, 8 + length) for name, entry in header.items()}
     check_contiguous(file, ((*entry["data_offsets"], name) for name, entry in header.items()), size - 8 - length)

@@ -64,7 +64,7 @@ def flatten(value: Any) -> list[str]:
 
 
 def awq_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
-    """The awq config. ValueError if the schemes differ, since awq has one scheme for all modules."""
+    """The awq config, which has one scheme for all modules. Raises ValueError if the schemes differ."""
     base = base_scheme(schemes)
     if set(schemes.values()) != {base}:
         other = next(module for module, scheme in schemes.items() if scheme != base)
@@ -120,7 +120,7 @@ def skip_rule(module: str) -> str:
 
 
 def gptq_override(quant: dict[str, Any], name: str) -> Any:
-    """The first matching `dynamic` rule of a module: False to skip it, its settings, or None for no rule."""
+    """The first `dynamic` rule of a module: its settings, False to skip the module, or None without a rule."""
     dynamic = quant.get("dynamic")
     for pattern, settings in dynamic.items() if isinstance(dynamic, dict) else ():
         if matches(pattern.removeprefix("-:").removeprefix("+:"), name):
@@ -129,7 +129,7 @@ def gptq_override(quant: dict[str, Any], name: str) -> Any:
 
 
 def gptq_scheme(quant: dict[str, Any], module: str, dtype: torch.dtype) -> Scheme:
-    """The scheme of a module. QCompressError for act-order groups and other checkpoint formats."""
+    """The scheme of a module. Raises QCompressError if groups are in act order or checkpoint_format is not gptq."""
     if quant.get("desc_act") and quant.get("group_size") != -1:
         raise QCompressError("quantization_config: desc_act true is not supported; use desc_act false")
     if quant.get("checkpoint_format", "gptq") != "gptq":
@@ -188,7 +188,7 @@ CT_CLASSES = {"linear": "Linear", "embedding": "VocabParallelEmbedding", "head":
 def ct_weights(quant: dict[str, Any], name: str, what: str) -> dict[str, Any] | None:
     """The `weights` of the first config group that matches a module, by name or else by class.
 
-    None if `ignore` lists the module or no group matches.
+    The result is None if `ignore` lists the module or no group matches.
     """
     if any(ct_match(name, entry) for entry in flatten(quant.get("ignore"))):
         return None
@@ -211,7 +211,7 @@ def ct_class(target: str, what: str) -> bool:
 
 
 def ct_scheme(quant: dict[str, Any], module: str, dtype: torch.dtype) -> Scheme:
-    """The scheme of a module; group size -1 is one group per row. QCompressError if no config group matches."""
+    """The scheme of a module; group size -1 is one group per row. Raises QCompressError if no group matches."""
     weights = ct_weights(quant, module, kind(module))
     if weights is None:
         raise QCompressError(f"quantization_config: no config group matches {module}, though it is packed; add one")

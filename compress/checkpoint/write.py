@@ -122,7 +122,7 @@ def check_out(out: Path) -> None:
 
 
 def check_ours(folder: Path) -> None:
-    """Raise QCompressError for a temporary directory with files and without this program's marker or record."""
+    """Raises QCompressError if a temporary directory has files, but no marker or record of this program."""
     ours = any((folder / name).is_file() for name in (UNFINISHED, RECORD))
     if not ours and folder.exists() and any(folder.iterdir()):
         raise QCompressError(
@@ -149,7 +149,7 @@ class CheckpointWriter:
     def __init__(self, out: Path, specs: Sequence[TensorSpec], *, keep: bool = False, shard_bytes: int = SHARD_BYTES):
         """`keep` reuses the files of an interrupted run of the same plan; add the names it wrote to `written`.
 
-        Raises ValueError for a duplicate name, QCompressError if `check_room` does.
+        Raises ValueError if two tensors have one name, QCompressError if `check_room` does.
         """
         self.out, self.folder = out, partial_path(out)
         self.specs = {spec.name: spec for spec in specs}
@@ -185,7 +185,7 @@ class CheckpointWriter:
             file.truncate(shard.bytes)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor at its offset. ValueError if its name, dtype or shape differs from the plan."""
+        """Write one tensor at its offset. Raises ValueError if its name, dtype or shape differs from the plan."""
         spec = self.specs.get(name)
         if spec is None or tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} was not planned; the plan has {spec}")
@@ -202,7 +202,7 @@ class CheckpointWriter:
         return {name: digest for name, digest in self._digests.items() if name.startswith(prefix)}
 
     def accept(self, digests: Mapping[str, str], *, unknown: Container[str] = ()) -> None:
-        """Take over tensors of an interrupted run. QCompressError for one whose bytes have changed since.
+        """Take over tensors of an interrupted run. Raises QCompressError if the bytes of one have changed since.
 
         Tensors in `unknown` are not compared.
         """
@@ -236,7 +236,7 @@ class CheckpointWriter:
         """Write config, index, the tokenizer of `source` and digests, then rename the directory to `out`.
 
         `extra` maps file names to texts. `inspect` is called with the complete directory before the rename; if it
-        raises, nothing is published. ValueError if a planned tensor was never written.
+        raises, nothing is published. Raises ValueError if a planned tensor was never written.
         """
         missing = sorted(self.specs.keys() - self.written)
         if missing:

@@ -28,7 +28,7 @@ CURE = "fetch the tokenizer files again, or use those of the model it was made f
 
 
 def load_tokenizer(folder: Path, rows: int | None) -> "PreTrainedTokenizerBase":
-    """The tokenizer in a folder, for an embedding of `rows` rows (None if unknown).
+    """The tokenizer in a folder, for an embedding of `rows` rows (None: unknown).
 
     Raises QCompressError if a file is missing or malformed, if the chat template is not valid Jinja, or if the
     tokenizer can return ids that have no row.
@@ -50,7 +50,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def check_files(folder: Path) -> None:
-    """Raises QCompressError for a tokenizer file that is not valid JSON, too large, or no regular file."""
+    """Raises QCompressError for a tokenizer file that is not valid JSON, too large, or not a regular file."""
     for name in JSON_FILES:
         if (folder / name).exists():
             read_json(folder / name)

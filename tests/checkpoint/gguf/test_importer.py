@@ -106,7 +106,7 @@ DAMAGE = {
         "has the tensor blk.0.extra.weight, which the model does not have;",
     ),
     "a transposed tensor": (transpose, "blk.1.ffn_up.weight has shape (64, 96), its metadata gives (96, 64)"),
-    "a weight that is not a number": (poison, "blk.1.ffn_up.weight: holds NaN or infinite values"),
+    "a weight that is not a number": (poison, "blk.1.ffn_up.weight: NaN or infinite values"),
     "a missing block": (drop_block, "has tensors of 1 blocks, its metadata gives 2"),
     "too many blocks": (lambda spec: spec.set(block_count=10**9), "llama.block_count is 1,000,000,000, more than 512"),
     "another width": (
