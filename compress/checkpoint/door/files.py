@@ -122,8 +122,7 @@ def json_kind(value: Any) -> str:
 
 def read_config_file(file: Path) -> dict[str, Any]:
     """The content of a config.json. {"__float__": "Infinity"}, as transformers 5 writes it, becomes a number."""
-    config: dict[str, Any] = plain_values(file, read_json(file))
-    return config
+    return {key: plain_values(file, value, 1) for key, value in read_json(file).items()}
 
 
 def plain_values(file: Path, value: Any, depth: int = 0) -> Any:

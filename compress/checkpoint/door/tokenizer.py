@@ -69,7 +69,9 @@ def build(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer.decode(tokenizer("a text of a few words")["input_ids"])  # some wrong settings fail at first use
+        return tokenizer
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a panic of the Rust library is not an Exception

@@ -116,9 +116,10 @@ def test_a_hub_cache_opens_through_its_links(model):
         (b'{"a": ' * 200 + b"1" + b"}" * 200, "levels"),
         (b"[1]", "expected a JSON object, found a list"),
         (b"null", "found null"),
+        (b'{"__float__": "Infinity"}', "not a causal language model"),
         (b"\xff\xfe{", "not valid JSON"),
     ],
-    ids=["mark", "pointer", "digits", "deep", "list", "null", "UTF-16"],
+    ids=["mark", "pointer", "digits", "deep", "list", "null", "number", "UTF-16"],
 )
 def test_a_config_that_is_not_plain_json_is_refused(model, refused, text, words):
     (model / "config.json").write_bytes(text)

@@ -50,7 +50,9 @@ def test_a_tokenizer_that_cannot_be_used_is_refused(model, refused, name):
     refused(model, "tokenizer.json", text=True)
 
 
-@pytest.mark.parametrize("text", ["\ufeff{}", "[]", '{"bos_token": 3}', '{"tokenizer_class": 5}', "{"])
+@pytest.mark.parametrize(
+    "text", ["\ufeff{}", "[]", '{"bos_token": 3}', '{"tokenizer_class": 5}', "{", '{"model_max_length": "0"}']
+)
 def test_a_malformed_tokenizer_config_is_refused(model, refused, text):
     (model / "tokenizer_config.json").write_text(text, encoding="utf-8")
     refused(model, "tokenizer", text=True)
