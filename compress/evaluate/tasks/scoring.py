@@ -14,6 +14,7 @@ from typing import Any
 
 from compress.evaluate.tasks.item import Item, Score, score_answers
 from compress.evaluate.tasks.suite import KINDS
+from compress.sandbox.layers import end_with
 from compress.sandbox.run import SandboxError
 
 SECONDS = 30  # for one answer; generated code has 10 of them
@@ -50,7 +51,7 @@ class Scorer:
     def _ask(self, item: Item, answers: Sequence[str]) -> Score | None:
         """The process's score, or None if it ended."""
         if self.process is None:
-            self.process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self.process = subprocess.Popen([*COMMAND, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdin and self.process.stdout
         request = {"kind": item.kind, "expected": item.expected, "answers": list(answers)}
         try:
@@ -69,7 +70,9 @@ class Scorer:
 
 
 def main() -> None:
-    """Answer requests until stdin ends. SIGALRM ends this process after SECONDS, whatever it does."""
+    """Answer requests of the process whose id is the last argument. SIGALRM ends an answer after SECONDS."""
+    if sys.platform.startswith("linux"):
+        end_with(int(sys.argv[-1]))
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no reply
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, and then this process by the end of stdin

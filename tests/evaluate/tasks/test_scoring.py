@@ -1,8 +1,11 @@
 """What an answer causes scores 0, in bounded time; only a scorer that fails on its example has no score."""
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +142,35 @@ def test_an_answer_that_ends_the_scorer_scores_0(scorer, monkeypatch):
     item = replace(ITEMS["qa"], expected={"answers": ["Mia"]})
     assert scorer.score(item, ["Bo"]).value == 0
     assert scorer.score(item, ["Mia"]).value == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel ends processes with their parent on Linux")
+def test_all_processes_end_with_a_killed_parent():
+    item = replace(ITEMS["python"], expected={"function": "f", "tests": ["f()"]})
+    code = "from compress.evaluate.tasks.scoring import Scorer\nfrom compress.evaluate.tasks.item import Item\n"
+    code += f"Scorer().score({item!r}, ['def f():\\n  while True: pass'])"
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        end = time.monotonic() + 30
+        while len(descendants(parent.pid)) < 3 and time.monotonic() < end:
+            time.sleep(0.05)
+        processes = descendants(parent.pid)
+        parent.kill()
+    assert len(processes) == 3  # of the scores, of the answer, of the tests
+    end = time.monotonic() + 5
+    while any(running(process) for process in processes) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not [process for process in processes if running(process)]
+
+
+def descendants(process: int) -> list[int]:
+    """The ids of the children of a process, and of their children."""
+    children = [int(text) for text in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return [one for child in children for one in (child, *descendants(child))]
+
+
+def running(process: int) -> bool:
+    status = Path(f"/proc/{process}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
 
 
 def test_a_scorer_that_always_ends_has_no_score(scorer, monkeypatch):
