@@ -117,9 +117,29 @@ TESTS = ["x = [1, 2]", "assert f(x) == [1, 2, 41 + 1]", "assert list(map(f, [[1]
 TESTS += ["assert all(f([y]) == [y, 42] for y in range(3)) and f([]) == sorted(f([]), key=abs) == [42]"]
 
 
-@pytest.mark.parametrize("code", FORGERIES.values(), ids=FORGERIES)
+ENDLESS = ("patch the harness", "a signal handler", "recursion", "an endless message")
+CASES = [
+    pytest.param(code, id=name, marks=pytest.mark.slow if name in ENDLESS else ()) for name, code in FORGERIES.items()
+]
+
+
+@pytest.mark.parametrize("code", CASES)
 def test_the_forgery_passes_no_test(code):
     assert run_python(code, "f", TESTS, SHORT).status != "passed"
+
+
+PIPES = """import os, stat
+def is_pipe(descriptor):
+    try: return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+    except OSError: return False
+pipes = [descriptor for descriptor in range(64) if is_pipe(descriptor)]
+"""
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_verdict_in_one_pipe_passes_no_test(place):
+    code = PIPES + f"def f(x):\n  try: os.write(pipes[{place}], {VERDICT})\n  finally: os._exit(0)"
+    assert run_python(code, "f", TESTS, SHORT).status in ("exited", "error")
 
 
 def test_the_right_function_passes_the_same_tests():

@@ -30,8 +30,8 @@ def call(name: str, data: bytes = b"", limits: Limits = SHORT, imports: tuple[st
         ("return_text", "error", "TypeError: return_text must return bytes, not str"),
         ("leave", "exited", "SystemExit: 0"),
         ("leave_at_once", "exited", "ended with code 0 before the function returned"),
-        ("loop", "cpu", "exceeded the CPU time limit"),
-        ("loop_on", "killed", "ended by signal 9"),
+        pytest.param("loop", "cpu", "exceeded the CPU time limit", marks=pytest.mark.slow),
+        pytest.param("loop_on", "killed", "ended by signal 9", marks=pytest.mark.slow),
         ("sleep", "timeout", "exceeded the time limit"),
         ("abort", "killed", "ended by signal"),
         ("fill_memory", "memory", "MemoryError"),
@@ -43,7 +43,7 @@ def call(name: str, data: bytes = b"", limits: Limits = SHORT, imports: tuple[st
         ("flood_the_channel", "output", "wrote more than 1,000 bytes"),
         ("write_a_status", "exited", "ended with code 3"),
         ("write_nonsense", "exited", "ended with code 0"),
-        ("close_the_channel", "exited", "ended with code None"),
+        pytest.param("close_the_channel", "exited", "ended with code None", marks=pytest.mark.slow),
     ],
 )
 def test_the_status_states_how_the_run_ended(function, status, detail):
