@@ -66,10 +66,15 @@ def load_documents(source: str) -> list[Document]:
     Raises CalibrationError if the source cannot be read or no document contains text.
     """
     name = parse_source(source).name
-    documents = [document for document in _read(name) if not document.is_empty]
+    documents = list(iterate_documents(name))
     if not documents:
         raise CalibrationError(f"{name}: the text is empty; name a source that contains text")
     return documents
+
+
+def iterate_documents(name: str) -> Iterator[Document]:
+    """The documents that contain text, read as they are used. Raises CalibrationError if one cannot be read."""
+    return (document for document in _read(name) if not document.is_empty)
 
 
 def check_source(source: str) -> None:
@@ -78,9 +83,13 @@ def check_source(source: str) -> None:
     Raises CalibrationError if the source cannot be read or no document has text.
     """
     name = parse_source(source).name
-    on_hub = name not in EMBEDDED and not readers.is_file_name(name) and hub.is_hub_name(name)
-    if not on_hub and all(document.is_empty for document in _read(name)):
+    if not is_on_hub(name) and all(document.is_empty for document in _read(name)):
         raise CalibrationError(f"{name}: the text is empty; name a source that contains text")
+
+
+def is_on_hub(name: str) -> bool:
+    """True if a source without its weight is a hub dataset."""
+    return name not in EMBEDDED and not readers.is_file_name(name) and hub.is_hub_name(name)
 
 
 def source_digest(source: str) -> str:

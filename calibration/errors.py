@@ -9,8 +9,11 @@ class CalibrationError(ValueError):
 
 
 class TooShortError(CalibrationError):
-    """The text has too few tokens. `fitting` is the number of windows that it can fill."""
+    """The text of `source` has too few tokens. A window takes `body` tokens from all sources together.
 
-    def __init__(self, message: str, fitting: int):
+    `tokens` is the length of the text, and `fitting` the number of windows that it can fill.
+    """
+
+    def __init__(self, message: str, *, source: str, tokens: int, body: int, fitting: int):
         super().__init__(message)
-        self.fitting = fitting
+        self.source, self.tokens, self.body, self.fitting = source, tokens, body, fitting

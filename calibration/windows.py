@@ -129,7 +129,7 @@ def _shares(
     `counts` are the numbers of calibration windows and held-out windows. A window has `body` tokens of text.
     """
     shares: list[_Share] = []
-    quotas, held = (_quotas([source.weight for source in sources], count * body) for count in counts)
+    quotas, held = (divide_tokens([source.weight for source in sources], count * body) for count in counts)
     for source, quota, more in zip(sources, quotas, held, strict=True):
         documents = load_documents(source.name)
         share = _Share(source, digest_documents(documents), quota + more, more, answers_only)
@@ -137,7 +137,7 @@ def _shares(
         rng.shuffle(documents)
         _fill(share, documents, tokenizer)
         if share.tokens < share.quota:
-            raise _too_short(share, sum(counts), body)
+            raise too_short(source.name, share.tokens, share.quota, sum(counts), body)
         shares.append(share)
     return shares
 
@@ -166,7 +166,7 @@ def _parted(pieces: list[Piece], tokens: int) -> tuple[list[Piece], list[Piece]]
     return before, []
 
 
-def _quotas(weights: list[float], total: int) -> list[int]:
+def divide_tokens(weights: list[float], total: int) -> list[int]:
     """The number of tokens for each weight. The numbers are whole and add up to `total`."""
     ends = [round(total * sum(weights[:count]) / sum(weights)) for count in range(len(weights) + 1)]
     return [end - start for start, end in pairwise(ends)]
@@ -178,14 +178,14 @@ def _fill(share: _Share, documents: Iterable[Document], tokenizer: Any) -> None:
         needed = share.quota - share.tokens
         if needed == 0:
             return
-        ids, mask = _encode(document, tokenizer, needed, share.answers_only)
+        ids, mask = encode_document(document, tokenizer, needed, share.answers_only)
         share.pieces.append((ids[:needed], mask[:needed], document.source))
         share.documents += 1
         share.tokens += min(needed, len(ids))
         share.tokens_dropped += max(0, len(ids) - needed)
 
 
-def _encode(document: Document, tokenizer: Any, needed: int, answers_only: bool) -> Encoded:
+def encode_document(document: Document, tokenizer: Any, needed: int, answers_only: bool) -> Encoded:
     """The ids and mask of a document, ending with the end-of-sequence token. Long text may stop at `needed` tokens."""
     end = getattr(tokenizer, "eos_token_id", None)
     if document.messages is not None and (has_template(tokenizer) or document.text is None):
@@ -262,18 +262,18 @@ def _check_twin(share: _Share, others: list[_Share]) -> None:
             )
 
 
-def _too_short(share: _Share, n_samples: int, body: int) -> TooShortError:
-    name, available, quota = share.source.name, share.tokens, share.quota
-    fitting = n_samples * available // quota
-    if available < body <= quota:
+def too_short(name: str, available: int, quota: int, n_samples: int, body: int) -> TooShortError:
+    """The error for a source with `available` tokens, of which `n_samples` windows of `body` tokens need `quota`."""
+    fitting, alone = n_samples * available // quota, quota == n_samples * body
+    facts: dict[str, Any] = {"source": name, "tokens": available, "body": body, "fitting": fitting}
+    if alone and available < body:
         return TooShortError(
-            f"{name}: the text has {available} tokens, but a window needs {body}; add text or lower --seq-len", fitting
+            f"{name}: the text has {available} tokens, but a window needs {body}; add text or lower --seq-len", **facts
         )
-    alone = quota == n_samples * body
-    cure = f"lower --samples to {fitting}" if fitting else "lower --samples or --seq-len"
+    cure = f"lower --samples to {fitting}" if fitting else "lower --seq-len"
     needs = f"{n_samples} windows of {body} tokens need {quota}" if alone else f"its weight requires {quota}"
     return TooShortError(
         f"{name}: the text has {available} tokens, but {needs}; {cure}{'' if alone else ', lower its weight'}, "
         "or add text",
-        fitting,
+        **facts,
     )

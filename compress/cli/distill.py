@@ -76,7 +76,7 @@ def command(teacher: Path, out: Path, restart: bool, dry_run: bool, as_json: boo
         from compress.distill.student.plan import check_inputs, plan_distill, plan_row
 
         check_out(out)
-        emit(plan_row(plan_distill(teacher, settings), settings) | check_inputs(settings), as_json=as_json)
+        emit(plan_row(plan_distill(teacher, settings), settings) | check_inputs(settings, teacher), as_json=as_json)
         return
     from compress.distill.job import distill_checkpoint
 

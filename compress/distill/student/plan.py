@@ -8,7 +8,8 @@ import torch
 
 from calibration.corpus import check_source
 from compress.checkpoint.door.files import CONFIG, has_weights, read_config_file
-from compress.checkpoint.load import check_causal_lm, open_for_text
+from compress.checkpoint.door.tokenizer import has_tokenizer, load_tokenizer
+from compress.checkpoint.load import check_causal_lm, open_for_text, start_candidate
 from compress.checkpoint.packed_size import plain_int4_bytes
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.errors import QCompressError
@@ -17,6 +18,8 @@ from compress.distill.config import DistillConfig
 from compress.distill.model import MICRO_TOKENS
 from compress.distill.student.memory_estimate import format_parts, memory_parts
 from compress.distill.targets.cache import settings_cache
+from compress.distill.text.shortage import check_fits
+from compress.distill.text.stages import make_stages
 from compress.model.blocks import plain_config
 from compress.model.families import find_family
 from compress.model.student import plan_size, shape_of, student_config, student_shape
@@ -121,15 +124,25 @@ def plan_row(plan: StudentPlan, settings: DistillConfig) -> Row:
     }
 
 
-def check_inputs(settings: DistillConfig) -> Row:
-    """A report row that names texts and cache. Raises QCompressError if a text is unreadable.
+def check_inputs(settings: DistillConfig, teacher: Path | None = None) -> Row:
+    """A report row that names texts and cache. Only the beginning of each file is read.
 
-    Only the beginning of each file is read.
+    Raises QCompressError if a text is unreadable or, where `teacher` has a tokenizer, does not fill its windows.
     """
     for text in settings.texts:
         check_source(text)
+    if teacher is not None and has_tokenizer(teacher) and not settings.cache:
+        check_lengths(settings, teacher)
     row: Row = {"texts": ", ".join(settings.texts)}
     if settings.cache:
         cache = settings_cache(settings)
         row["cache"] = f"{cache.path}, {cache.manifest.codec['name']}"
     return row
+
+
+def check_lengths(settings: DistillConfig, teacher: Path) -> None:
+    """Raises QCompressError, with the stage's name, if a text is too short for one window. Reads no weights."""
+    tokenizer = load_tokenizer(teacher, None)
+    start = start_candidate(tokenizer, read_config_file(teacher / CONFIG)) is not None
+    for stage in make_stages(settings):
+        check_fits(stage, tokenizer, start=start)

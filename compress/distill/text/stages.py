@@ -12,17 +12,22 @@ from calibration.windows import Windows
 from compress.core.errors import QCompressError
 from compress.core.report import Row
 from compress.distill.config import DistillConfig
+from compress.distill.text.shortage import text_errors
 from compress.distill.text.windows import Text, find_start, read_text
 
 
 @dataclass(frozen=True)
 class TextStage:
-    """One stage: name, complete settings, and text sources, including sources repeated from earlier stages."""
+    """One stage: name, complete settings, and text sources, including sources repeated from earlier stages.
+
+    `replay` is the share of repeated text.
+    """
 
     name: str
     settings: DistillConfig
     text: tuple[str, ...]
     on_policy: bool = False
+    replay: float = 0.0
 
     def named(self) -> Row:
         """The stage's name as the first entry of a report row; empty for a stage without a name."""
@@ -42,7 +47,7 @@ def make_stages(settings: DistillConfig) -> list[TextStage]:
     stages = []
     for number, (stage, complete) in enumerate(zip(settings.stages, resolved, strict=True)):
         text = mix(complete.text, [earlier.text for earlier in resolved[:number]], stage.replay)
-        stages.append(TextStage(stage.name, complete, text, stage.on_policy))
+        stages.append(TextStage(stage.name, complete, text, stage.on_policy, stage.replay))
     return stages
 
 
@@ -66,11 +71,16 @@ def mix(text: Sequence[str], earlier: Sequence[Sequence[str]], replay: float) ->
 def stage_texts(stages: Sequence[TextStage], tokenizer: Any, teacher: Any) -> list[Text]:
     """The text of every stage. All stages use one start token, which is measured on the first stage's text."""
     sizes = [{"seq_len": stage.settings.seq_len, "seed": stage.settings.seed} for stage in stages]
-    start = find_start(stages[0].text, tokenizer, teacher, stages[0].needed, sizes[0])
-    return [
-        read_text(stage.text, stage.settings.eval_text, tokenizer, stage.needed, size, start, stage.settings.packing)
-        for stage, size in zip(stages, sizes, strict=True)
-    ]
+    with text_errors(stages[0]):
+        start = find_start(stages[0].text, tokenizer, teacher, stages[0].needed, sizes[0])
+    texts = []
+    for stage, size in zip(stages, sizes, strict=True):
+        settings = stage.settings
+        with text_errors(stage):
+            texts.append(
+                read_text(stage.text, settings.eval_text, tokenizer, stage.needed, size, start, settings.packing)
+            )
+    return texts
 
 
 def check_untrained(texts: Sequence[Text], heldout: Windows) -> None:

@@ -1,8 +1,9 @@
 """Training and evaluation windows of a distillation. Each source must have at least one token that enters the loss."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from calibration.errors import TooShortError
 from calibration.start import StartToken
@@ -15,6 +16,15 @@ from compress.distill.text.packing import pack
 
 EVAL_TOKENS = 1024
 START_WINDOWS, START_LENGTH = 4, 256
+Built = TypeVar("Built")
+
+
+class NoShareError(QCompressError):
+    """A source is so small a part of the text that it contributes none of the `total` tokens. `source` is its label."""
+
+    def __init__(self, source: str, total: int):
+        super().__init__(f"{source}: its weight gives it 0 of {total:,} tokens; raise its weight, or leave it out")
+        self.source, self.total = source, total
 
 
 @dataclass(frozen=True)
@@ -41,13 +51,18 @@ def read_text(
     also a training text, or if all tokens of a source are masked.
     """
     windows = counting_windows(text, tokenizer, count, size, start, packing)
-    evaluation = counting_windows([eval_text], tokenizer, max(1, EVAL_TOKENS // size["seq_len"]), size, start, packing)
+    evaluation = counting_windows([eval_text], tokenizer, eval_windows(size["seq_len"]), size, start, packing)
     seen = {source["digest"] for source in windows.manifest["sources"]}
     if seen & {source["digest"] for source in evaluation.manifest["sources"]}:
         raise QCompressError(
             f"{eval_text}: the student trains on this text, so it cannot be the --eval-text; give another text"
         )
     return Text(windows, evaluation, start)
+
+
+def eval_windows(seq_len: int) -> int:
+    """The number of evaluation windows of this length."""
+    return max(1, EVAL_TOKENS // seq_len)
 
 
 def train_text(settings: DistillConfig, tokenizer: Any, teacher: Any) -> Text:
@@ -69,6 +84,7 @@ def counting_windows(
 ) -> Windows:
     """Packed windows that begin with `start`. Raises QCompressError if all tokens of a source are masked."""
     windows = pack(fitting_windows(sources, tokenizer, count, {**size, "start_token": start.token}), packing)
+    check_shares({source["name"]: source["tokens"] for source in windows.manifest["sources"]})
     empty = [source for source in windows.manifest["sources"] if not source["tokens_counted"]]
     if not windows.mask[:, 1:].any():
         empty = windows.manifest["sources"]
@@ -81,11 +97,23 @@ def counting_windows(
     return windows
 
 
+def check_shares(tokens: dict[str, int]) -> None:
+    """Raises NoShareError if a source contributes no token. `tokens` has the number by the source's label."""
+    for source, count in tokens.items():
+        if not count:
+            raise NoShareError(source, sum(tokens.values()))
+
+
 def fitting_windows(sources: Sequence[str], tokenizer: Any, count: int, size: dict[str, Any]) -> Windows:
     """`count` windows, or fewer if the text is short. Raises CalibrationError if it is shorter than one window."""
+    return fit(partial(build_windows, sources, tokenizer, **size), count)
+
+
+def fit(build: Callable[..., Built], count: int) -> Built:
+    """`build(n_samples=count)`, or with the largest smaller number that the text fills. TooShortError if none fits."""
     while True:
         try:
-            return build_windows(sources, tokenizer, n_samples=count, **size)
+            return build(n_samples=count)
         except TooShortError as error:
             if error.fitting < 1:
                 raise

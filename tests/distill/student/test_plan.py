@@ -27,7 +27,7 @@ def test_a_dry_run_refuses_texts_and_caches_that_cannot_be_read(tmp_path):
     assert check_inputs(DistillConfig(**size, text=(f"{good}=2",)))["texts"] == f"{good}=2, heldout"
     for name, what in (
         ("gone.txt", "no such file"),
-        ("bad.jsonl", "line 1: malformed"),
+        ("bad.jsonl", "line 1: invalid JSON"),
         ("blank.txt", "contains text"),
     ):
         for option in ({"eval_text": str(tmp_path / name)}, {"stages": ({"name": "a", "text": str(tmp_path / name)},)}):
