@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from compress.cli.labels import COUNTER, label, texts
+from compress.cli.labels import COUNTER, label, texts, visible
 from compress.core.units import format_bytes
 
 Row = dict[str, Any]
@@ -128,7 +128,7 @@ def counter_key(row: Row) -> str | None:
 
 def pairs(row: Row) -> str:
     """The keys and values of a row as one line, with rich's markup."""
-    shown = {key: value for key, value in row.items() if value is not None}
+    (shown,) = visible([row])
     return "  ".join(f"[dim]{label(key)}[/dim] {escape(text)}" for key, text in texts(shown).items())
 
 
@@ -139,7 +139,7 @@ def emit(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any], *, as_json: bool
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
         return
     rows = [rows] if isinstance(rows, Mapping) else list(rows)
-    flat = [{k: v for k, v in row.items() if v is not None and not isinstance(v, dict | list)} for row in rows]
+    flat = [{k: v for k, v in row.items() if not isinstance(v, dict | list)} for row in visible(rows)]
     if len(flat) == 1:
         print_facts(flat[0])
     else:

@@ -4,7 +4,7 @@ JSON keeps the keys and plain numbers. If a key has no entry here, spaces replac
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from compress.core.units import format_bytes
@@ -59,10 +59,12 @@ LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ce": ("cross-entropy", show),
     "check_errors": ("errors of check", show),
     "cut_kl": ("KL of this cut, on the beginning of --text", nats),
+    "eight_bit": ("linears in 8 bits", show),
     "embedding_bits": ("embedding", bits),
     "entropy": ("teacher's entropy", nats),
     "error": ("error", show),
     "error_before": ("error before", show),
+    "empty": ("empty answers", show),
     "eta": ("time left", duration),
     "eval_kl": ("KL on evaluation text", nats),
     "eval_text": ("evaluation text", show),
@@ -103,13 +105,25 @@ LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "tokens_read": ("tokens read", show),
     "tokens_scored": ("scored tokens", show),
     "tokens_per_second": ("tokens per second", show),
+    "too_long": ("prompts too long", show),
     "top1": ("top-1 agreement", percent),
     "top5": ("top-5 agreement", percent),
     "transformers": ("runs in transformers", show),
+    "truncated": ("truncated answers", show),
     "vllm_cpu": ("runs in vLLM on a CPU", show),
     "vllm_gpu": ("runs in vLLM on a GPU", show),
     "worst_cut_kl": ("KL of the worst cut, on the same text", nats),
 }
+
+
+QUIET = ("check_errors", "eight_bit", "empty", "errors", "more_damping", "outliers", "scaled", "too_long", "truncated")
+"""Counts that people see only if they are above 0. JSON has them always."""
+
+
+def visible(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without values of None, and without the QUIET counts that are 0 in every row."""
+    zero = {key for key in QUIET if not any(row.get(key) for row in rows)}
+    return [{key: value for key, value in row.items() if key not in zero and value is not None} for row in rows]
 
 
 def label(key: str) -> str:

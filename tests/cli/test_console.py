@@ -1,5 +1,6 @@
 import gc
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -116,3 +117,20 @@ def test_a_narrow_terminal_shows_a_block_of_lines_per_row(monkeypatch, width, co
     lines = file.getvalue().splitlines()
     assert any("first" in line and "17.25" in line for line in lines) is columns
     assert all(len(line.rstrip()) <= width or "p" * 30 in line for line in lines)
+
+
+@pytest.mark.parametrize(("rows", "shown"), [([0, 0], False), ([0, 2], True), ([3, 0], True)])
+def test_a_count_is_a_column_only_if_a_row_is_above_0(capsys, rows, shown):
+    emit([{"name": f"m{index}", "check_errors": count} for index, count in enumerate(rows)], as_json=False)
+    assert ("errors of check" in capsys.readouterr().out) is shown
+
+
+def test_counts_of_0_and_none_stay_in_json_but_not_for_people(capsys):
+    row = {"eight_bit": 0, "more_damping": 0, "scaled": None, "linears": 210}
+    emit(row, as_json=False)
+    assert capsys.readouterr().out == "quantized linears  210\n"
+    emit(row, as_json=True)
+    assert json.loads(capsys.readouterr().out) == row
+    report, file = make_reporter(terminal=False)
+    report({**row, "eight_bit": 3})
+    assert file.getvalue() == "linears in 8 bits 3  quantized linears 210\n"
