@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from compress.cli.console import emit, print_written, report
+from compress.cli.console import emit, print_written, report, results
 from compress.cli.model_path import MODEL, as_typed
 from compress.cli.options import (
     Command,
@@ -66,10 +66,21 @@ def command(
     sampling = make_settings(Sampling, options)
     row = generate(teacher, prompts, out, settings, sampling, device=device, rank=rank, ranks=ranks, restart=restart)
     emit(row, as_json=as_json)
-    if "answers" in row:
-        facts = f"{row['answers']:,} answers"
-        command_line = f"qcompress distill {as_typed(teacher)} --student STUDENT --text {out} -o trained"
-        print_written(out, facts, next_command=command_line, as_json=as_json)
+    if "answers" in row and not as_json:
+        print_closing(row, teacher, out, sampling)
+
+
+def print_closing(row: dict[str, Any], teacher: Path, out: Path, sampling: Sampling) -> None:
+    """The prompts that were left out, a line per reason, then what was written, or that nothing was to be done."""
+    from compress.distill.generate.left_out import left_out_lines
+
+    for line in left_out_lines(row["left_out"], sampling.max_tokens):
+        results.print(line, markup=False)
+    command_line = f"qcompress distill {as_typed(teacher)} --student STUDENT --text {out} -o trained"
+    if "skipped" in row:
+        results.print(f"Nothing to do: {out} is complete, and settings and prompts are unchanged.", markup=False)
+    else:
+        print_written(out, f"{row['answers']:,} answers", next_command=command_line)
 
 
 def generate(

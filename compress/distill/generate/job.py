@@ -40,6 +40,7 @@ from compress.distill.generate.answers import (
     refuse_other,
 )
 from compress.distill.generate.choose import transformers_choice
+from compress.distill.generate.left_out import EMPTY, TOO_LONG, TRUNCATED, place
 from compress.runtimes.protocol import Runtime, RuntimeChoice
 
 Messages = Sequence[Mapping[str, Any]]
@@ -94,9 +95,10 @@ def generate_answers(
 
     `choose` returns the runtime for a maximum length; it is called after the prompts are checked. `limit` answers only
     the first prompts. Empty answers are left out, and truncated answers too unless `keep_truncated` is set. Prompts
-    that leave too little room for an answer are skipped. The summary row counts all of these. `restart` removes
-    unfinished work first. Raises QCompressError if an input is bad, if `out` was begun with other settings, or if the
-    disk is full. Finished batches stay, and the same call then continues.
+    that leave too little room for an answer are skipped. The summary row counts all of these and lists them in
+    `left_out`. A finished `out` of the same settings is kept, and the row has `skipped`. `restart` removes unfinished
+    work first. Raises QCompressError if an input is bad, if `out` was begun with other settings, or if the disk is
+    full. Finished batches stay, and the same call then continues.
     """
     started = time.perf_counter()
     if not 0 <= rank < ranks:
@@ -113,10 +115,12 @@ def generate_answers(
         job = GenerateJob(
             checkpoint, out, sampling, runtime, facts, batches(fitting, runtime.batch_size), too_long, length
         )
-        if not is_whole(out, job.facts):
+        finished = is_whole(out, job.facts)
+        if not finished:
             answer_batches(job, rank, ranks, report)
             publish(job)
-        return summary(job) | {"seconds": round(time.perf_counter() - started, 1)}
+        skipped = {"skipped": "unchanged"} if finished else {}
+        return summary(job) | skipped | {"seconds": round(time.perf_counter() - started, 1)}
 
 
 def kept(out: Path) -> str | None:
@@ -245,13 +249,13 @@ def publish(job: GenerateJob) -> None:
     finished = answered(job)
     if finished is None or len(finished) < len(job.groups):
         return
-    rows, counts = conversations(job, finished)
+    rows, counts, left_out = conversations(job, finished)
     if not rows:
         raise QCompressError(
             f"{job.out}: no answer is left: {counts['truncated']} are truncated and {counts['empty']} are empty; "
             "raise --max-tokens or set --keep-truncated, with --restart"
         )
-    manifest = {"facts": job.facts, "counts": counts}
+    manifest = {"facts": job.facts, "counts": counts, "left_out": left_out}
     with file_errors(job.out):
         write_atomic(job.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
         write_atomic(manifest_path(job.out), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
@@ -259,20 +263,25 @@ def publish(job: GenerateJob) -> None:
         path.unlink(missing_ok=True)
 
 
-def conversations(job: GenerateJob, batches: Batches) -> tuple[list[Row], dict[str, int]]:
-    """The rows of `out`, and counts: prompts, answers, tokens, and the answers left out for each reason."""
-    counts = {"prompts": 0, "answers": 0, "tokens": 0, "truncated": 0, "empty": 0, "too_long": len(job.too_long)}
-    rows = []
+def conversations(job: GenerateJob, batches: Batches) -> tuple[list[Row], dict[str, int], list[Row]]:
+    """The rows of `out`; the counts of prompts, answers, tokens and reasons; place and reason of prompts left out."""
+    counts = {"prompts": 0, "answers": 0, "tokens": 0, TRUNCATED: 0, EMPTY: 0, TOO_LONG: len(job.too_long)}
+    rows, left_out = [], [(prompt, TOO_LONG) for prompt in job.too_long]
     for index, group in enumerate(job.groups):
         for prompt, (text, tokens, ended) in zip(group, batches[index], strict=True):
-            counts["truncated"] += not ended
-            counts["empty"] += not text.strip()
-            if text.strip() and (ended or job.facts["keep_truncated"]):
-                messages = [*prompt.messages, {"role": "assistant", "content": text}]
-                rows.append({"messages": messages, "prompt": prompt.number, "tokens": tokens, "truncated": not ended})
+            empty = not text.strip()
+            counts[TRUNCATED] += not ended
+            counts[EMPTY] += empty
+            if empty or not (ended or job.facts["keep_truncated"]):
+                left_out.append((prompt, EMPTY if empty else TRUNCATED))
+                continue
+            messages = [*prompt.messages, {"role": "assistant", "content": text}]
+            rows.append({"messages": messages, "prompt": prompt.number, "tokens": tokens, "truncated": not ended})
     counts |= {"answers": len(rows), "tokens": sum(row["tokens"] for row in rows)}
     counts["prompts"] = sum(map(len, job.groups)) + len(job.too_long)
-    return sorted(rows, key=lambda row: row["prompt"]), counts
+    left_out.sort(key=lambda each: each[0].number)
+    places = [{"prompt": place(prompt.source), "reason": reason} for prompt, reason in left_out]
+    return sorted(rows, key=lambda row: row["prompt"]), counts, places
 
 
 def summary(job: GenerateJob) -> Row:
@@ -280,6 +289,7 @@ def summary(job: GenerateJob) -> Row:
     row = {"out": str(job.out), "runtime": job.facts["runtime"]}
     finished = answered(job)
     if finished is None:
-        counts = read_json(manifest_path(job.out))["counts"]
-        return row | counts | {"kept_truncated": job.facts["keep_truncated"] or None}
+        manifest = read_json(manifest_path(job.out))
+        kept = {"kept_truncated": job.facts["keep_truncated"] or None, "left_out": manifest.get("left_out", [])}
+        return row | manifest["counts"] | kept
     return row | {"batches": f"{len(finished)} of {len(job.groups)}", "next": "other processes answer the rest"}

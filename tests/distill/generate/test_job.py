@@ -231,16 +231,23 @@ def test_truncated_empty_and_too_long_answers_are_dropped_and_counted(tiny_llama
     def generate(prompts: Any, sampling: Any, seeds: Any) -> list[Answer]:
         return [next(answers[word] for word in answers if word in tokenizer.decode(ids)) for ids in prompts]
 
-    row = generate_answers(
-        tiny_llama,
-        tmp_path / "prompts.jsonl",
-        tmp_path / "out.jsonl",
-        Sampling(3),
-        choose=lambda length: RuntimeChoice("-", 8, lambda checkpoint, length: StandIn(generate)),
-    )
+    def run() -> dict[str, Any]:
+        return generate_answers(
+            tiny_llama,
+            tmp_path / "prompts.jsonl",
+            tmp_path / "out.jsonl",
+            Sampling(3),
+            choose=lambda length: RuntimeChoice("-", 8, lambda checkpoint, length: StandIn(generate)),
+        )
+
+    row = run()
     counts = {name: row[name] for name in ("prompts", "answers", "tokens", "truncated", "empty", "too_long")}
     assert counts == {"prompts": 4, "answers": 1, "tokens": 2, "truncated": 1, "empty": 1, "too_long": 1}
     assert [line["prompt"] for line in lines(tmp_path / "out.jsonl")] == [0]
+    reasons = {one["prompt"]: one["reason"] for one in row["left_out"]}
+    assert reasons == {"line 2": "empty", "line 3": "too_long", "line 4": "truncated"}
+    again = run()
+    assert again == row | {"skipped": "unchanged", "seconds": again["seconds"]}
 
 
 @pytest.mark.parametrize(
