@@ -5,6 +5,7 @@ Expected errors are QCompressError and CalibrationError, causes outside of the p
 """
 
 import errno
+import io
 import os
 import sys
 import traceback
@@ -51,6 +52,7 @@ def net(params: Mapping[str, Any]) -> Iterator[None]:
     `params` are the parameters of `qcompress`. Their "debug" is read at an error, since a command can set it.
     """
     last_file().path = ""
+    escape_unprintable()
     try:
         with sigterm_raises():
             yield
@@ -70,6 +72,13 @@ def net(params: Mapping[str, Any]) -> Iterator[None]:
         raise QCompressError(error_line(error, last_file().path, debug=debug)) from error
     finally:
         end_progress()
+
+
+def escape_unprintable() -> None:
+    """Print a character that the terminal's encoding lacks as its escape: half a character, a byte of a file name."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def end_progress() -> None:
