@@ -72,9 +72,9 @@ the `gguf` package's own dequantization.
 ## Architectures
 
 {architectures}
-Rows of queries and keys are put back into the order of transformers in llama, granite and smollm3. The 1 that files of
-Gemma and Nemotron add to the weights of norms is subtracted. `rope_freqs.weight` and `rope_factors_*.weight` become
-`rope_parameters`.
+Rows of queries and keys are put back into the order of transformers in llama, granite and smollm3, value heads in
+qwen35. The 1 that files of Gemma, Nemotron and qwen35 add to the weights of norms is subtracted. `rope_freqs.weight`
+and `rope_factors_*.weight` become `rope_parameters`.
 
 ## Keys of every architecture
 

@@ -25,6 +25,7 @@ from compress.checkpoint.gguf.keys import (
     optional_number,
     shown,
 )
+from compress.checkpoint.gguf.qwen35 import QWEN35, finish_qwen35, qwen35_layout
 from compress.checkpoint.gguf.shards import GgufModel
 
 Config = dict[str, Any]
@@ -37,7 +38,7 @@ class Architecture:
     `head_dim`: config.json has this key; otherwise heads have hidden_size / num_attention_heads channels.
     `partial`: only some channels of a head may be rotated. `interleaved`: rows of queries and keys are reordered.
     `offset`: what the file adds to the weights of norms. `switches`: keys of config.json that are true if the file has
-    a tensor. `finish` adds to config.json what is not a copy of one key.
+    a tensor. `finish` adds what is not a copy of one key. `layout` gives further fields of a `Parameter`.
     """
 
     model_type: str
@@ -48,6 +49,7 @@ class Architecture:
     offset: float = 0.0
     switches: dict[str, str] = field(default_factory=dict)
     finish: Callable[[GgufModel, Config], Config] | None = None
+    layout: Callable[[str, Config], dict[str, Any]] | None = None
 
 
 def gemma_scaling(model: GgufModel, config: Config, large: int) -> Config:
@@ -152,6 +154,15 @@ ARCHITECTURES = {
     "llama": Architecture("llama", LLAMA, head_dim=True, interleaved=True, switches=BIAS | MLP_BIAS),
     "qwen2": Architecture("qwen2", LLAMA),
     "qwen3": Architecture("qwen3", LLAMA, head_dim=True, switches=BIAS),
+    "qwen35": Architecture(
+        "qwen3_5_text",
+        LLAMA | QWEN35,
+        head_dim=True,
+        partial=True,
+        offset=1.0,
+        finish=finish_qwen35,
+        layout=qwen35_layout,
+    ),
     "gemma": Architecture("gemma", LLAMA, head_dim=True, offset=1.0),
     "gemma2": Architecture("gemma2", LLAMA | SOFTCAPS | WINDOW, head_dim=True, offset=1.0, finish=finish_gemma2),
     "gemma3": Architecture("gemma3_text", LLAMA | WINDOW | GEMMA3, head_dim=True, offset=1.0, finish=finish_gemma3),

@@ -112,11 +112,13 @@ def one_kv(model: GgufModel, prefix: str, config: Config) -> int:
 
 
 def rotary(model: GgufModel, prefix: str, architecture: Architecture, size: int) -> Config:
-    """`rope_parameters`, with the rotated share of a head. QCompressError if the architecture rotates all channels."""
+    """`rope_parameters`, and the rotated share of a head, which transformers reads at the top level too.
+
+    QCompressError if the metadata rotates a part of a head and the architecture rotates all of it.
+    """
     channels = optional_count(model, f"{prefix}.rope.dimension_count") or size
     if channels % 2 or channels > size or (channels != size and not architecture.partial):
         raise model.fail(f"{prefix}.rope.dimension_count is {channels}, heads have {size} channels")
     parameters = rope_parameters(model, prefix, channels)
-    return {
-        "rope_parameters": parameters | ({"partial_rotary_factor": channels / size} if architecture.partial else {})
-    }
+    share = {"partial_rotary_factor": channels / size} if architecture.partial else {}
+    return {"rope_parameters": parameters | share, **share}

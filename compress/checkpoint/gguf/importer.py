@@ -61,7 +61,8 @@ def import_gguf(
     total = sum(int(np.prod(parameter.shape)) for parameter in parameters.values())
     row = {"file": str(file), "out": str(out), "architecture": written["architectures"][0], "parameters": total}
     tied = {} if cosine is None else {"tied": f"head and embedding were one matrix, cosine {cosine:.4f}"}
-    return row | tied | facts
+    left_out = {"left_out": f"{model.left_out} tensors of multi-token prediction"} if model.left_out else {}
+    return row | tied | left_out | facts
 
 
 def check_package(file: Path) -> None:
@@ -98,7 +99,8 @@ def plan_parameters(model: GgufModel, config: Config) -> tuple[dict[str, Paramet
             shapes[name],
             tensor,
             heads=per_head if architecture.interleaved else None,
-            offset=architecture.offset if tensor.name.endswith("norm.weight") else 0.0,
+            offset=architecture.offset if tensor.name.endswith("norm.weight") and "ssm_" not in tensor.name else 0.0,
+            **(architecture.layout(tensor.name, config) if architecture.layout else {}),
         )
     note_origin(model, skeleton.config)
     return parameters, skeleton
@@ -205,7 +207,8 @@ def reference_rows(parameter: Parameter) -> Iterator[tuple[int, Tensor]]:
 
     tensor, heads = parameter.tensor, parameter.heads
     count, width = tensor.shape[0], tensor.bytes // tensor.rows
-    whole = heads is not None or len(tensor.shape) == 1
+    moved = parameter.rows is not None or parameter.columns is not None
+    whole = heads is not None or moved or len(tensor.shape) == 1
     step = tensor.rows if whole else max(1, CHUNK // tensor.shape[-1])
     for start in range(0, tensor.rows, step):
         size = min(step, tensor.rows - start) * width
@@ -213,7 +216,12 @@ def reference_rows(parameter: Parameter) -> Iterator[tuple[int, Tensor]]:
         values = torch.from_numpy(dequantize(stored, GGMLQuantizationType(tensor.type))) - parameter.offset
         if heads is not None:
             values = values.reshape(heads, count // heads // 2, 2, -1).transpose(1, 2)
-        yield start, values.reshape(count, -1) if whole else values
+        values = values.reshape(count, -1) if whole else values
+        if parameter.rows is not None:
+            values = values[torch.from_numpy(parameter.rows)]
+        if parameter.columns is not None:
+            values = values[:, torch.from_numpy(parameter.columns)]
+        yield start, torch.from_numpy(np.log(-values.numpy())) if parameter.logarithm else values
 
 
 def import_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> Config:

@@ -21,7 +21,7 @@ class GgufModel:
         """QCompressError if a part is missing or damaged, or belongs to another model."""
         first = read_file(path)
         count = first.metadata.get("split.count", 1)
-        self.path = path
+        self.path, self.left_out = path, 0
         self.files = part_paths(path, count) if is_number(count) and count > 1 else [path]
         parts = [first if file == path else read_part(file, self.files) for file in self.files]
         self.metadata = {key: value for key, value in parts[0].metadata.items() if key not in SPLIT}
@@ -52,6 +52,12 @@ class GgufModel:
                 f"{self.path}: the {len(self.files)} parts hold {len(self.tensors)} tensors, split.tensors.count is "
                 f"{expected}; fetch the parts again"
             )
+
+    def leave_out(self, blocks: range) -> None:
+        """Forget the tensors of some blocks; `left_out` counts them."""
+        dropped = {name for name in self.tensors for block in blocks if name.startswith(f"blk.{block}.")}
+        self.tensors = {name: tensor for name, tensor in self.tensors.items() if name not in dropped}
+        self.left_out = len(dropped)
 
     def fail(self, problem: str, cure: str = "fetch the file again") -> QCompressError:
         """The error of a problem in this model, with its cure."""

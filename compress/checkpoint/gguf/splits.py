@@ -23,6 +23,7 @@ SPLITS = {
     "digits": None,  # each digit alone, then the same pattern
     "llama3": rf"{CONTRACTIONS}|{START}\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{REST}",
     "qwen2": rf"{CONTRACTIONS}|{START}\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{REST}",
+    "qwen35": rf"{CONTRACTIONS}|{START}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{REST}",
     "tekken": rf"{CASED[0]}|{CASED[1]}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{REST}",
     "gpt4o": rf"{CASED[0]}{CONTRACTIONS}?|{CASED[1]}{CONTRACTIONS}?|\p{{N}}{{1,3}}"
     rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{REST}",
@@ -50,6 +51,7 @@ NAMES = {
     **dict.fromkeys(("dbrx", "smaug-bpe"), SplitRule("llama3")),
     "tekken": SplitRule("tekken", ignore_merges=True, add_bos=True),
     "qwen2": SplitRule("qwen2", normalize=True),
+    "qwen35": SplitRule("qwen35", normalize=True),
     **dict.fromkeys(("deepseek-r1-qwen", "stablelm2", "megrez", "kormo", "hunyuan", "solar-open"), SplitRule("qwen2")),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), SplitRule("gpt4o")),
     **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), SplitRule("digits")),

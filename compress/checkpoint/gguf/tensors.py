@@ -24,7 +24,8 @@ CHUNK = 2**24  # values that are dequantized at a time: 64 MiB in float32
 class Parameter:
     """A parameter of the model: its name and shape, the tensor that stores it, and how to undo the conversion.
 
-    `heads` is set if rows are interleaved per head, `offset` is what the file adds to each value.
+    `heads` is set if rows are interleaved per head, `offset` is what the file adds to each value. `rows` and `columns`
+    are the stored places of each row and column, None in order. `logarithm`: the file has -exp(value).
     """
 
     name: str
@@ -32,12 +33,15 @@ class Parameter:
     tensor: GgufTensor
     heads: int | None = None
     offset: float = 0.0
+    rows: np.ndarray | None = None
+    columns: np.ndarray | None = None
+    logarithm: bool = False
 
     @property
     def order(self) -> np.ndarray | None:
         """The stored row of each row of the parameter; None if they are in order."""
         if self.heads is None:
-            return None
+            return self.rows
         rows = self.tensor.shape[0]
         return np.arange(rows).reshape(self.heads, rows // self.heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
@@ -55,12 +59,14 @@ class Parameter:
         order, vector = self.order, len(self.tensor.shape) == 1
         if vector:
             values = dequantize_rows(self.tensor, slice(0, 1))[0]
-            yield (values if order is None else values[order]) - np.float32(self.offset)
+            values = (values if order is None else values[order]) - np.float32(self.offset)
+            yield np.log(-values) if self.logarithm else values
             return
         step = max(1, CHUNK // self.tensor.shape[-1])
         for start in range(0, self.tensor.rows, step):
             rows = slice(start, start + step) if order is None else order[start : start + step]
-            yield dequantize_rows(self.tensor, rows) - np.float32(self.offset)
+            values = dequantize_rows(self.tensor, rows) - np.float32(self.offset)
+            yield values if self.columns is None else np.ascontiguousarray(values[:, self.columns])
 
 
 def dequantize_rows(tensor: GgufTensor, rows: slice | np.ndarray) -> np.ndarray:
@@ -97,7 +103,8 @@ def gguf_names(architecture: str, blocks: int, names: list[str]) -> dict[str, st
     from gguf.tensor_mapping import get_tensor_name_map
 
     table = get_tensor_name_map({name: arch for arch, name in MODEL_ARCH_NAMES.items()}[architecture], blocks)
-    found = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
+    suffixes = (".weight", ".bias")
+    found = {name: table.get_name(name.replace(".dt_bias", ".dt_proj.bias"), try_suffixes=suffixes) for name in names}
     unnamed = [name for name, gguf_name in found.items() if gguf_name is None]
     if unnamed:
         raise ValueError(f"{architecture}: gguf's table has no name for {unnamed[0]}; install a newer gguf package")

@@ -25,7 +25,7 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 3,
     "pad_token_id": 3,
 }
-MODEL_TYPES = {"gemma3": "gemma3_text"}
+MODEL_TYPES = {"gemma3": "gemma3_text", "qwen35": "qwen3_5_text"}
 INTERLEAVED = ("llama", "granite", "smollm3")
 OFFSET = ("gemma", "gemma2", "gemma3", "nemotron")
 FLOAT32 = GGMLQuantizationType.F32
@@ -105,7 +105,10 @@ def stored_tensors(model: PreTrainedModel, architecture: str) -> dict[str, np.nd
     table = get_tensor_name_map(numbers[architecture], config.num_hidden_layers)
     tensors = {}
     for name, parameter in model.named_parameters():
-        stored, values = table.get_name(name, try_suffixes=(".weight", ".bias")), parameter.detach().numpy()
+        stored, values = (
+            table.get_name(name.replace("dt_bias", "dt_proj.bias"), try_suffixes=(".weight", ".bias")),
+            parameter.detach().numpy(),
+        )
         if architecture in INTERLEAVED and ".q_proj." in name:
             values = interleave(values, config.num_attention_heads)
         if architecture in INTERLEAVED and ".k_proj." in name:

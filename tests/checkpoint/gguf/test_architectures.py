@@ -1,11 +1,14 @@
 """A model that is written as its converter writes it and imported again computes the same logits."""
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from compress.checkpoint.gguf.architectures import ARCHITECTURES
 from compress.checkpoint.gguf.importer import import_gguf
 from compress.checkpoint.load import load_model
+from compress.core.errors import QCompressError
 
 THETA = {"rope_type": "default", "rope_theta": 5000.0}
 GEMMA3_ROPE = {
@@ -118,8 +121,8 @@ CASES = {
     ),
     "starcoder2": ({"rope_parameters": THETA}, {"rope__freq_base": 5000.0}),
     "stablelm": (
-        {"rope_parameters": THETA | {"partial_rotary_factor": 0.25}, "use_qkv_bias": True},
-        {"rope__freq_base": 5000.0, "rope__dimension_count": 4, "use_parallel_residual": False},
+        {"rope_parameters": THETA | {"partial_rotary_factor": 0.75}, "use_qkv_bias": True},
+        {"rope__freq_base": 5000.0, "rope__dimension_count": 12, "use_parallel_residual": False},
     ),
     "nemotron": (
         {"rope_parameters": THETA | {"partial_rotary_factor": 0.5}},
@@ -128,8 +131,62 @@ CASES = {
 }
 
 
+QWEN35 = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_value_head_dim": 4,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 5000.0,
+        "mrope_section": [2, 2, 2],
+        "mrope_interleaved": True,
+        "partial_rotary_factor": 0.75,
+    },
+}
+QWEN35_KEYS = {
+    "rope__freq_base": 5000.0,
+    "rope__dimension_count": 12,
+    "rope__dimension_sections": [2, 2, 2, 0],
+    "attention__key_length": 16,
+    "attention__value_length": 16,
+    "full_attention_interval": 4,
+    "ssm__conv_kernel": 3,
+    "ssm__state_size": 8,
+    "ssm__group_count": 2,
+    "ssm__time_step_rank": 6,
+    "ssm__inner_size": 24,
+}
+
+
 def test_every_architecture_has_a_round_trip():
-    assert {name.split()[0] for name in CASES} == set(ARCHITECTURES)
+    assert {*(name.split()[0] for name in CASES), "qwen35"} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("further", [0, 1])
+def test_qwen_3_5_has_the_weights_that_transformers_reads(make_spec, tmp_path, further):
+    _, spec = make_spec("qwen35", **QWEN35)
+    generator = np.random.default_rng(1)
+    for name, values in spec.tensors.items():  # as the file stores them, whatever the order
+        spec.tensors[name] = generator.uniform(-3, -0.1 if name.endswith("ssm_a") else 3, values.shape).astype(
+            np.float32
+        )
+    if further:
+        spec.tensors["blk.4.nextn.eh_proj.weight"] = np.ones((64, 128), np.float32)
+        spec.set(block_count=5, nextn_predict_layers=1)
+    file = spec.set(**QWEN35_KEYS).write(tmp_path / "model.gguf")
+    row = import_gguf(file, tmp_path / "out", dtype=torch.float32)
+    imported = load_model(tmp_path / "out")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32).eval()
+    expected = dict(theirs.named_parameters())
+    for path, ours in imported.named_parameters():
+        assert torch.allclose(ours, expected[path], rtol=1e-5, atol=1e-6), path
+    assert torch.allclose(logits(imported), logits(theirs), rtol=1e-3, atol=1e-3)
+    assert ("left_out" in row) is bool(further)
 
 
 def logits(model):
@@ -149,3 +206,20 @@ def test_an_imported_model_computes_the_logits_of_the_original(make_spec, tiny_l
     for (path, ours), (_, theirs) in zip(imported.named_parameters(), model.named_parameters(), strict=True):
         assert torch.equal(ours, theirs), path
     assert torch.allclose(logits(imported), logits(model), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"ssm__inner_size": 25}, "the sizes of qwen35.ssm or qwen35.nextn_predict_layers do not fit together"),
+        ({"ssm__state_size": 2**31}, "qwen35.ssm.state_size is "),
+        ({"nextn_predict_layers": 9}, "do not fit together"),
+        ({"rope__dimension_sections": 3}, "qwen35.rope.dimension_sections is 3, not a list"),
+    ],
+)
+def test_sizes_of_linear_attention_that_do_not_fit_are_refused(make_spec, tmp_path, keys, words):
+    _, spec = make_spec("qwen35", **QWEN35)
+    file = spec.set(**QWEN35_KEYS | keys).write(tmp_path / "model.gguf")
+    with pytest.raises(QCompressError) as error:
+        import_gguf(file, tmp_path / "out")
+    assert words in error.value.message
