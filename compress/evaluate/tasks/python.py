@@ -29,21 +29,25 @@ def check(item: Item) -> None:
             raise ValueError(f"expected.tests: {test!r} is not Python: {error.msg}") from None
         except (MemoryError, RecursionError):
             raise ValueError("expected.tests: a test is nested too deeply") from None
-    if undefined := undefined_names(item.expected["tests"], item.expected["function"]):
-        raise ValueError(f"expected.tests: no test defines {min(undefined)}; use {item.expected['function']} only")
+    _check_names(ast.parse("\n".join(item.expected["tests"])), item.expected["function"])
 
 
-def undefined_names(tests: Sequence[str], function: str) -> set[str]:
-    """Names that the tests read, except the function, Python's names and those that the tests define."""
-    nodes = list(ast.walk(ast.parse("\n".join(tests))))
+def _check_names(tests: ast.Module, function: str) -> None:
+    """Raise ValueError for tests that read a name of the answer, or pass a function, which cannot be sent."""
+    nodes = list(ast.walk(tests))
     names = [(node.id, isinstance(node.ctx, ast.Load)) for node in nodes if isinstance(node, ast.Name)]
     imported = [node.asname or node.name.split(".")[0] for node in nodes if isinstance(node, ast.alias)]
-    if "*" in imported:
-        return set()
-    defined = {function, *dir(builtins), *imported, *(name for name, loaded in names if not loaded)}
+    defined = {function, *imported, *(name for name, loaded in names if not loaded)}
     defined |= {node.arg for node in nodes if isinstance(node, ast.arg)}
     defined |= {str(getattr(node, "name", "")) for node in nodes}
-    return {name for name, loaded in names if loaded} - defined
+    undefined = {name for name, loaded in names if loaded} - defined - set(dir(builtins))
+    if undefined and "*" not in imported:
+        raise ValueError(f"expected.tests: no test defines {min(undefined)}; use {function} only")
+    calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == function]
+    for value in [value for call in calls for value in (*call.args, *(option.value for option in call.keywords))]:
+        name = value.id if isinstance(value, ast.Name) and value.id not in defined else ""
+        if isinstance(value, ast.Lambda) or callable(getattr(builtins, name, None)):
+            raise ValueError(f"expected.tests: {function} gets a function; tests can pass plain values only")
 
 
 def find_code(answer: str, function: str) -> str:

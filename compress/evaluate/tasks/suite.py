@@ -83,7 +83,7 @@ def _checked(line: str, where: str, taken: set[str]) -> Item:
     try:
         item = parse_item(row)
         if item.id in taken:
-            raise ValueError(f"id {item.id} is not unique")
+            raise ValueError(f"id {item.id} occurs twice")
     except RecursionError:
         raise QCompressError(f"{where}: nested too deeply; correct or remove the line") from None
     except ValueError as error:

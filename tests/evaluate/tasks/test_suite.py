@@ -182,6 +182,24 @@ TURNS_ROW = ROW | {"kind": "multi-turn", "turns": ["a", "b"]}
 PYTHON_ROW = ROW | {"kind": "python", "expected": {"function": "f", "tests": ["assert f(1"]}}
 
 
+def python_row(*tests):
+    return ROW | {"kind": "python", "expected": {"function": "f", "tests": list(tests)}}
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        ["assert f(1) == 2 and all(f(x) for x in [1]) and (lambda y: f(y))(1)"],
+        ["import math\nassert f(math.pi) == 3", "from os import path as p\nassert p"],
+        ["max = 3\nassert f(max) == 4", "try: f(1)\nexcept ValueError as e: assert e.args"],
+        ["def check(candidate): assert candidate(1) == 2", "check(f)"],
+        ["from math import *\nassert f(pi) == 3"],
+    ],
+)
+def test_ordinary_tests_are_accepted(tests):
+    parse_item(python_row(*tests))
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -196,6 +214,9 @@ PYTHON_ROW = ROW | {"kind": "python", "expected": {"function": "f", "tests": ["a
         ({**ROW, "kind": "math", "expected": {"number": "many"}}, "expected.number must be"),
         (JSON_ROW, "is not a JSON schema: 'objekt'"),
         (PYTHON_ROW, "is not Python"),
+        (python_row("assert f(1) == g(2)"), "no test defines g; use f only"),
+        (python_row("assert f(lambda x: x) == 1"), "f gets a function; tests can pass plain values only"),
+        (python_row("assert f([1], key=len) == 1"), "f gets a function"),
         ({**TURNS_ROW, "expected": {"answers": [["a"]]}}, "must have 2 entries, one per turn"),
         ({**TURNS_ROW, "expected": {"answers": [None, None]}}, "at least one turn needs an entry"),
         (ROW, "id a occurs twice"),
