@@ -27,6 +27,7 @@ from compress.core.grid import Scheme, away_from_zero
 from compress.model.families import Feeder, Stage
 
 OUTPUT, INPUT = (0.5, 2.0), (0.67, 1.5)
+TYPICAL = 0.06  # median distance of a factor from 1 over the inputs that a norm feeds; 0.01 in healthy checkpoints
 CLOSE = 0.8  # cosine of an input's column with its source
 GROUP = (0.2, 4.0)
 ROUNDING = 0.75  # steps; rounding to nearest stays below 0.6, scales being rounded too
@@ -130,7 +131,7 @@ def feeder_findings(candidate: Candidate, block: str, fit: Fit, fits: list[Fit])
         name = f"{block}.{feeder.module}.weight"
         ours, theirs = (norm_weight(one, name, feeder) for one in (candidate.checkpoint, candidate.compared_source))
         if ours is not None and theirs is not None and ours.shape == theirs.shape == fit.inputs.factors.shape:
-            yield from unlike_inputs(fit, ours / away_from_zero(theirs), theirs.square(), name)
+            yield from unlike_norm(fit, ours, theirs, name)
     else:
         name = f"{block}.{feeder.module}"
         factors = next((one.factors[name] for one in fits if name in one.factors), None)
@@ -148,7 +149,21 @@ def unlike_inputs(fit: Fit, feeding: Tensor, power: Tensor, tensor: str) -> Find
     `power` is the energy of what feeds each input.
     """
     close = fit.inputs.cosines.abs() > CLOSE
-    yield from unlike_one(fit.inputs.factors * feeding, fit.inputs.energy * power * close, INPUT, "input", tensor)
+    product = fit.inputs.factors * feeding
+    yield from unlike_one(product, fit.inputs.energy * power * close, INPUT, "input", tensor)
+
+
+def unlike_norm(fit: Fit, ours: Tensor, theirs: Tensor, name: str) -> Findings:
+    """The finding for a norm that neither equals its source nor makes up for the factors of the inputs it feeds."""
+    feeding = ours / away_from_zero(theirs)
+    found = list(unlike_inputs(fit, feeding, theirs.square(), name))
+    yield from found
+    close = fit.inputs.cosines.abs() > CLOSE
+    if not found and close.any() and not torch.equal(ours, theirs):
+        typical = (fit.inputs.factors * feeding - 1).abs()[close].median().item()
+        if typical > TYPICAL:
+            value = f"the median input is off the source by {typical:.0%}"
+            yield error(value, f"at most {TYPICAL:.0%}", WRONG, tensor=name)
 
 
 def spread(candidate: Candidate, rows: Tensor, inputs: int) -> Tensor:

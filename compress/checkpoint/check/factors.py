@@ -49,7 +49,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class InputFactors:
-    """s (in,), the energy (in,) of the source, and the cosine (in,) of every input's column with its source."""
+    """s (in,), the energy (in,) of the source, and the cosine (in,) of every input's column with it; 0 for zeros."""
 
     factors: Tensor
     energy: Tensor
@@ -63,7 +63,8 @@ def fit_inputs(pairs: Sequence[Pair]) -> InputFactors:
         for _, weight, source in pair.pieces(pair.free):
             stored = weight.dequantize()
             sums += torch.stack([(stored * source).sum(0), source.square().sum(0), stored.square().sum(0)])
-    return InputFactors(ratio(sums[0], sums[1]), sums[1], ratio(sums[0], (sums[1] * sums[2]).sqrt()))
+    cosines = sums[0] / (sums[1] * sums[2]).sqrt().clamp(min=1e-12)
+    return InputFactors(ratio(sums[0], sums[1]), sums[1], cosines)
 
 
 def fit_outputs(pair: Pair, inputs: Tensor) -> Factors:

@@ -12,7 +12,7 @@ parameters to hide a wrong layout. The rest is rounding error. Measured on SmolL
     gain of a group                0.88–1.14   0.41–1.75           any                   0.64 – 1.31
 
 An error needs a low cosine over all inputs or outputs with one remainder modulo 8, which a wrong layout mixes up. A
-single output or group gives only a warning, because gptq can move weak ones far.
+single output or group gives only a warning, because gptq can move weak ones far, unless it is unlike its source.
 At most ROWS random outputs of a weight are compared, since a wrong layout affects all outputs.
 
 Without a source, only properties of all trained weights are checked: weights lie near 0, and the zeros of asymmetric
@@ -31,6 +31,7 @@ from compress.core.grid import QuantizedWeight, away_from_zero, split_groups
 
 ROWS, WORD = 1024, 8
 LEAST_COSINE, LEAST_ROW_COSINE, MOST_SHIFT = 0.5, 0.3, 0.25
+LOST_ROW_COSINE = 0.15
 GAINS = (0.4, 1.9)  # of a group, against the median of its output
 LEAST_CORRELATION, MOST_OFFSET, MOST_SPREAD = 0.5, 0.75, 5.0
 ENOUGH_GROUPS, VARYING = 64, 0.3
@@ -89,7 +90,8 @@ def source_differences(weight: QuantizedWeight, source: Tensor, rows: Tensor) ->
         )
     elif similarity.row_cosine < LEAST_ROW_COSINE:
         where = f"cosine {similarity.row_cosine:.3f} to the source in output {int(rows[similarity.row])}"
-        yield warning(where, f"at least {LEAST_ROW_COSINE}", UNUSUAL)
+        row = error if similarity.row_cosine < LOST_ROW_COSINE else warning
+        yield row(where, f"at least {LEAST_ROW_COSINE}", UNUSUAL)
     if abs(similarity.shift) > MOST_SHIFT:
         yield error(f"{similarity.shift:.2f} steps off the source on average", f"at most {MOST_SHIFT}", NOISE)
     low, high = similarity.gains

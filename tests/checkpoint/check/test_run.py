@@ -220,11 +220,11 @@ def test_the_source_in_the_record_is_used_only_if_unchanged(copied, good, tmp_pa
     assert not rules(path)
 
 
-def test_two_swapped_words_are_a_warning_with_the_source(copied, good):
+def test_two_swapped_words_are_an_error_with_the_source(copied, good):
     path = copied("llama", "gptq")
     edit_tensors(path, qweight=lambda words: torch.cat([words[:, :1], words[:, 2:3], words[:, 1:2], words[:, 3:]], 1))
     findings = [row for row in check_checkpoint(path, source=good("llama", "plain")) if row["rule"] == "T12"]
-    assert findings[0]["value"].endswith(("output 1", "output 2")) and {row["level"] for row in findings} == {"warning"}
+    assert findings[0]["value"].endswith(("output 1", "output 2")) and findings[0]["level"] == "error"
 
 
 def test_another_model_as_source_is_an_error(good):
