@@ -33,7 +33,7 @@ def test_a_sample_of_wounds_is_noticed(wounds, clinic):
     assert [row for row in rows if row["digests"] != "error" or row["source"] is None] == []
 
 
-def test_a_wound_that_rounding_hides_is_noticed_with_digests_only(wounds, clinic):
+def test_damage_that_rounding_hides_is_noticed_with_digests_only(wounds, clinic):
     case = ("packed values", "the lowest bit of one code", "gptq", 0)
     (row,) = wounds.examine(clinic, [case])
     assert row["digests"] == "error" and row["source"] is None

@@ -57,7 +57,7 @@ class Provenance:
 
     def is_scaled(self, block: str, stage: Stage) -> bool:
         """Whether AWQ has scaled, or may have scaled, the inputs of a stage."""
-        if stage.feeder is None or self.family is None:
+        if stage.feeder is None or self.family is None or self.config.get("quantization_config") is None:
             return False
         return self._scaled_linears is None or f"{block}.{stage.linears[0]}" in self._scaled_linears
 
