@@ -56,9 +56,20 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message], where: str) -> st
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """The token ids of `text`, without special tokens before or after it."""
+    """The token ids of `text`, without special tokens before or after it.
+
+    Raises CalibrationError if an id has no row in the model's embedding, as far as the tokenizer knows its
+    `embedding_rows`: a few models are published with special tokens that they cannot read.
+    """
     encoded = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return list(encoded["input_ids"])
+    ids = list(encoded["input_ids"])
+    rows = getattr(tokenizer, "embedding_rows", None)
+    if rows is not None and max(ids, default=0) >= rows:
+        token = tokenizer.convert_ids_to_tokens(max(ids))
+        raise CalibrationError(
+            f"the text contains {token!r}, token {max(ids)}, but the model has only {rows} tokens; remove it there"
+        )
+    return ids
 
 
 def _marked(tokenizer: Any, messages: Sequence[Message], where: str) -> tuple[list[int], list[bool]]:

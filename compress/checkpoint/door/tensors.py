@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 PACKED = ("qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape")
 CODES = ("qweight", "weight_packed")
 HARMLESS = re.compile(  # computed buffers of old checkpoints, and scales of a quantized KV cache
-    r"(rotary_emb\.inv_freq|\.[qkv]_scale|\.(output|input)_scale|\.attn\.(masked_)?bias|position_ids)$"
+    r"(rotary_emb\.inv_freq|\.[qkv]_scale|\.(output|input)_scale|\.(self_)?attn\.(masked_)?bias"
+    r"|\.attention\.(masked_)?bias|position_ids)$"
 )
 ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\b")
 ROWS = 16384
@@ -82,9 +83,10 @@ def unknown_tensors(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Fault
     """Tensors that belong to no parameter of the model: vLLM stops at them."""
     state = model.state_dict().keys() | {head_name(model)}
     patterns = [re.compile(text) for text in ignored_patterns(model)]
+    suffixes = PACKED if checkpoint.quantization is None else (*PACKED, "bias")  # AutoGPTQ writes biases of zeros
     for name, info in checkpoint.tensors.items():
         module, _, suffix = name.rpartition(".")
-        packed = suffix in PACKED and f"{module}.weight" in state
+        packed = suffix in suffixes and f"{module}.weight" in state
         if name in state or packed or ".experts." in name or HARMLESS.search(name):
             continue
         if any(pattern.search(name) for pattern in patterns):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.bounded import bounded
-from compress.checkpoint.door.fault import Fault, Faults
+from compress.checkpoint.door.fault import Fault, Faults, refuse
 from compress.checkpoint.door.files import check_regular, read_bytes, read_json
 from compress.core.errors import QCompressError
 
@@ -39,8 +39,8 @@ def load_tokenizer(folder: Path, rows: int | None) -> "PreTrainedTokenizerBase":
     tokenizer = build(folder)
     check_template(folder, tokenizer)
     if rows is not None:
-        for fault in tokenizer_faults(tokenizer, rows):
-            raise QCompressError(fault.line(folder))
+        refuse(folder, tokenizer_faults(tokenizer, rows))
+        tokenizer.embedding_rows = rows  # read by calibration.chat.encode_text
     return tokenizer
 
 

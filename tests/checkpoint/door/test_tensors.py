@@ -132,6 +132,17 @@ def test_unknown_missing_and_misshapen_tensors_are_refused(model, refused):
     refused(model, "model.norm.weight", "shape [63]", "requires [64]")
 
 
+def test_biases_of_zeros_beside_codes_pass(good, tmp_path):
+    path = shutil.copytree(good("llama", "gptq"), tmp_path / "model")
+    edit_tensors(path, model__layers__0__self_attn__k_proj__bias=torch.zeros(32))
+    assert open_causal_lm(path)
+
+
+@pytest.mark.parametrize("kind", ["awq", "gptq", "ct", "ct-asym", "gptq-ends", "ct-ends"])
+def test_a_quantized_checkpoint_of_every_format_passes(good, kind):
+    assert open_for_text(good("qwen2", kind))
+
+
 def test_computed_buffers_of_old_checkpoints_pass(model):
     edit_tensors(model, model__layers__0__self_attn__rotary_emb__inv_freq=torch.zeros(8))
     assert open_causal_lm(model)

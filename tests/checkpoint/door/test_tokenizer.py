@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from calibration.chat import encode_text
+from calibration.errors import CalibrationError
 from compress.checkpoint.door.tokenizer import id_faults, template_fault
 from compress.checkpoint.load import open_for_text
 from tests.checkpoint.door.conftest import edit_config
@@ -75,7 +77,10 @@ def test_tokens_beyond_the_embedding_are_refused(model, refused):
 
 def test_a_special_token_beyond_is_refused_only_if_something_writes_it(model, refused):
     add_token(model, 130, "<image>", special=True)
-    assert open_for_text(model)  # as in Gemma 3 1B
+    tokenizer = open_for_text(model).tokenizer  # as in Gemma 3 1B
+    assert encode_text(tokenizer, "a text")
+    with pytest.raises(CalibrationError, match="contains '<image>', token 128, but the model has only 128 tokens"):
+        encode_text(tokenizer, "an <image> in a text")
     (model / "chat_template.jinja").write_text("<image>{{ messages[0].content }}")
     refused(model, "'<image>' has id 128", text=True)
 
