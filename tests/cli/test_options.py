@@ -86,3 +86,52 @@ def test_an_out_below_a_file_is_one_error_line(tmp_path):
         result = CliRunner().invoke(cli, [*command, "-o", str(tmp_path / "file/sub")])
         assert result.exit_code == 1 and result.output.count("\n") == 1
         assert f"{tmp_path / 'file'} is a file, not a folder; give another --out" in result.output
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ("", "write it as 2GB"),
+        ("0.1", "add a unit, such as 0.1GB"),
+        ("2000000000", "add a unit"),
+        ("\u0663GB", "write it as 2GB"),
+        ("1e3GB", "write it as 2GB"),
+        ("-1GB", "write it as 2GB"),
+        ("1.2.3GB", "write it as 2GB"),
+        ("9" * 500 + "GB", "write it as 2GB"),
+    ],
+)
+@pytest.mark.parametrize("command", [["quantize", "x", "-o", "y"], ["plan", "x"], ["bench", "x", "--gpu-memory"]])
+def test_a_size_without_a_unit_or_in_other_digits_is_refused(size, words, command):
+    options = [*command, size] if command[-1] == "--gpu-memory" else [*command, "--max-size", size]
+    result = CliRunner().invoke(cli, options)
+    assert result.exit_code == 2 and words in result.output, result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--method", "rtn", "--text", "no-such-file"], "--text"),
+        (["--method", "rtn", "--samples", "4"], "--samples"),
+        (["--method", "rtn", "--activation-memory", "2GB"], "--activation-memory"),
+        (["--method", "rtn", "--tune", "1", "--damp-percent", "0.1"], "--damp-percent"),
+        (["--method", "awq", "--error-correction", "0", "--damp-percent", "0.1"], "--damp-percent"),
+    ],
+)
+def test_an_option_without_an_effect_is_refused_by_name(tiny_llama, tmp_path, options, name):
+    result = CliRunner().invoke(cli, ["quantize", str(tiny_llama), "-o", str(tmp_path / "out"), "--dry-run", *options])
+    assert result.exit_code == 1 and f"Error: {name}: has no effect with --method {options[1]}" in result.output
+
+
+@pytest.mark.parametrize(
+    "options", [["--method", "rtn", "--tune", "1", "--samples", "4"], ["--method", "awq", "--damp-percent", "0.1"]]
+)
+def test_an_option_with_an_effect_is_not_refused(tiny_llama, tmp_path, options):
+    result = CliRunner().invoke(cli, ["quantize", str(tiny_llama), "-o", str(tmp_path / "out"), "--dry-run", *options])
+    assert result.exit_code == 0, result.output
+
+
+def test_a_dry_run_reads_the_calibration_text(tiny_llama, tmp_path):
+    options = ["-o", str(tmp_path / "out"), "--dry-run", "--text", str(tmp_path / "gone.txt")]
+    result = CliRunner().invoke(cli, ["quantize", str(tiny_llama), *options])
+    assert result.exit_code == 1 and "gone.txt: no such file" in result.output
