@@ -53,7 +53,7 @@ def test_a_file_that_is_no_history_is_rejected_and_unchanged(tmp_path):
     file.write_text("not a database, but long enough to have a header of one hundred bytes" * 3)
     before = file.read_bytes()
     for call in (lambda: append_verdicts(file, "eval", ROWS), lambda: read_verdicts(file)):
-        with pytest.raises(QCompressError, match=r"notes\.txt: this file is not a history"):
+        with pytest.raises(QCompressError, match=r"notes\.txt: is not a history"):
             call()
     assert file.read_bytes() == before
     with pytest.raises(QCompressError, match="file not found"):
