@@ -231,7 +231,8 @@ def test_recipe_error_names_the_yaml_to_write(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("- teacher: a\n", "is a list"), ("", "is empty"), ("teacher", "is a single value")]
+    ("text", "words"),
+    [("- teacher: a\n", "is a list"), ("# nothing yet\n", "is empty"), ("teacher", "is a single value")],
 )
 def test_a_recipe_that_is_not_a_mapping_is_named_so(tmp_path, text, words):
     (tmp_path / "recipe.yaml").write_text(text)
