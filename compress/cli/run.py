@@ -9,7 +9,7 @@ from compress.cli.console import emit, print_written, report
 from compress.cli.options import Command, dry_run_option, json_option, shared_option
 from compress.core.errors import GateFailure, QCompressError
 
-TRAINING = ("parameters", "float16_bytes", "steps", "best_step", "tokens_read", "stopped")  # the table has the rest
+TRAINING = ("parameters", "float16_bytes", "steps", "best_step", "tokens_read", "stopped")  # keys not in the table
 DECISION = ("stage", "command", "action", "reason")
 
 
@@ -45,7 +45,7 @@ def command(recipe: Path, restart: bool, dry_run: bool, as_json: bool) -> None:
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:
-    """The distillation, the comparison and the verdicts, then the closing line."""
+    """Print the distillation, the comparison, the verdicts and the closing line."""
     if as_json:
         emit(result, as_json=True)
         return

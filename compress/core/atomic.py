@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.core.errors import QCompressError
+from compress.core.sizes import format_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CAUSES = {  # errno -> what is wrong; what to do. Nothing that the program itself could cause
@@ -99,4 +100,4 @@ def full_disk(path: Path, kept: str = "") -> str:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     cure = f"make room and run the same command again{', ' if kept else ''}{kept}"
-    return f"{path}: the disk is full, {free:,} bytes free; {cure}"
+    return f"{path}: the disk is full, {format_bytes(free)} free; {cure}"

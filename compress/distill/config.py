@@ -91,7 +91,7 @@ class StudentConfig:
         shape = {name: getattr(self, name) for name in SHAPE if getattr(self, name) is not None}
         kinds = [name for name in ("student", "blocks") if getattr(self, name) is not None]
         if len(kinds) + bool(shape) != 1:
-            names = ", ".join([*kinds, *shape]) or "nothing"
+            names = ", ".join([*kinds, *shape]) or "no option"
             raise BadValueError(
                 f"student: {names} given; give exactly one of --student, --blocks, or a shape such as --num-layers"
             )
@@ -433,7 +433,8 @@ class CodecConfig:
         check_positive(temperature=self.temperature)
         if self.codec == "hidden" and self.temperature is not None:
             raise BadValueError(
-                f"temperature={self.temperature}: codec hidden holds for every temperature; leave it out"
+                f"temperature={self.temperature}: codec hidden stores no probabilities, so no temperature applies; "
+                "leave out --temperature"
             )
         check_at_least(1, draws=self.draws, top_k=self.top_k)
         check_choice("dtype", self.dtype, (*DTYPES, "float32"))

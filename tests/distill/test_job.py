@@ -231,8 +231,8 @@ def test_a_run_that_exceeds_the_memory_is_refused_before_it_starts(tiny_llama, t
     [
         (["--blocks", "3"], "num_layers=3: the student is cut out of the teacher, which has 2"),
         (["--num-heads", "3"], "num_heads=3 must be a multiple of num_kv_heads=2"),
-        (["--student", "nowhere"], "nowhere: no such directory"),
-        ([], "nothing given"),
+        (["--student", "nowhere"], "nowhere: directory not found"),
+        ([], "no option given"),
         (["--blocks", "1", "--text", "nowhere.txt"], "nowhere.txt"),
     ],
 )

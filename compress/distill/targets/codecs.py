@@ -143,7 +143,7 @@ def make_codec(settings: dict[str, Any]) -> Codec:
     codec = CODECS[settings["name"]](**options)
     kept, vocab = options.get("top_k", 1), options.get("vocab", 2)
     if not 1 <= kept < vocab or options.get("draws", 1) < 1:
-        raise BadValueError(f"codec {settings}: top_k must be 1 to {vocab - 1}, draws 1 or more")
+        raise BadValueError(f"codec {settings}: top_k must be from 1 to {vocab - 1}, and draws must be 1 or more")
     return codec
 
 

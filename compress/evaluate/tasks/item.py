@@ -33,8 +33,8 @@ class Item:
 class Kind:
     """A kind of task.
 
-    `instruction`, by language, precedes the first turn. An answer ends after `max_tokens`. `check` raises ValueError
-    for an item that cannot be scored. `score` is a pure function. `example` returns answers that a working scorer can
+    `instruction` precedes the first turn; its keys are languages. An answer has at most `max_tokens` tokens. `check`
+    raises ValueError if an item is malformed. `score` is a pure function. `example` returns answers that a working scorer can
     score, one per turn.
     """
 

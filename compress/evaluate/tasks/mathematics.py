@@ -50,7 +50,7 @@ def agrees(value: Fraction, places: int, expected: Fraction) -> bool:
 
 
 def score(expected: Expected, answers: Sequence[str]) -> Score:
-    """1 if the final number is the expected one."""
+    """1 if the final number is the expected number, else 0."""
     target, _ = find_numbers(expected["number"])[0]
     try:
         final = final_number(answers[0])

@@ -72,7 +72,7 @@ def retention_rows(
     run: TaskRun,
     report: Report = lambda row: None,
 ) -> list[Row]:
-    """All rows, the reference's first. Writes answers, scores and `eval.json` into `run.out`."""
+    """The rows of all checkpoints, the reference's first. Writes answers, scores and `eval.json` to `run.out`."""
     readable = run.settings.get("runtime") != "vllm"
     checkpoints = [open_for_text(source, readable=readable) for source in (reference, *candidates)]
     names = short_names([checkpoint.path for checkpoint in checkpoints])
