@@ -13,7 +13,7 @@ from compress.core.report import Report, silent
 from compress.pipeline.digests import Digests
 from compress.pipeline.models import OpenCheckpoints, resolve_models
 from compress.pipeline.plan import plan_recipe
-from compress.pipeline.stage import RECORD, Action, BuildState, Decision, RecipeStage, cure, decide
+from compress.pipeline.stage import RECORD, Action, BuildState, Decision, RecipeStage, decide, is_foreign
 from compress.pipeline.stages import Stages
 from compress.pipeline.state import STATE, load_state, replaced, save_state
 
@@ -72,9 +72,7 @@ class Build:
 
 def restarted(stage: RecipeStage, decision: Decision) -> Decision:
     """The decision with --restart on an output that exists: only a checkpoint of another program is refused."""
-    if decision.action is Action.REFUSE and "never removed" in cure(stage):
-        return decision
-    return Decision(Action.MAKE, "--restart")
+    return decision if is_foreign(stage) else Decision(Action.MAKE, "--restart")
 
 
 def run_recipe(recipe: "Recipe", *, restart: bool = False, report: Report = silent) -> Row:

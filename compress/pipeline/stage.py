@@ -92,7 +92,7 @@ def decide(stage: RecipeStage, state: BuildState, digests: Digests, remade: Coll
     if finished is None:
         return unrecorded(stage, state, digests, remade)
     if finished["output"] != digests.output(stage.out):
-        return Decision(Action.REFUSE, f"the output has changed since this recipe wrote it; {cure(stage)}")
+        return refuse(stage, "the output has changed since this recipe wrote it")
     if before := [path.name for path in (*stage.sources, *stage.results) if path in remade]:
         return Decision(Action.MAKE, f"{', '.join(before)} is made again")
     changes = describe_changes(finished["inputs"], stage.inputs(digests))
@@ -107,14 +107,19 @@ def unrecorded(stage: RecipeStage, state: BuildState, digests: Digests, remade: 
     inputs_exist = not {*stage.sources, *stage.results} & {*remade}
     if stage.name in state.started and inputs_exist and state.started[stage.name] == stage.inputs(digests):
         return Decision(Action.SKIP, "unchanged")
-    return Decision(Action.REFUSE, f"the output was not made by this recipe; {cure(stage)}")
+    return refuse(stage, "the output was not made by this recipe")
 
 
-def cure(stage: RecipeStage) -> str:
-    """How a user goes on after a refusal: --restart only replaces what qcompress wrote."""
-    if stage.writes_checkpoint and not (stage.out / RECORD).is_file():
-        return "it was not made by qcompress, so it is never removed: set another `out`"
-    return "use --restart to make it again, or set another `out`"
+def refuse(stage: RecipeStage, reason: str) -> Decision:
+    """The refusal of a stage with what to do: --restart only replaces what qcompress wrote."""
+    if is_foreign(stage):
+        return Decision(Action.REFUSE, "was not made by qcompress, so it is never removed; set another `out`")
+    return Decision(Action.REFUSE, f"{reason}; use --restart to make it again, or set another `out`")
+
+
+def is_foreign(stage: RecipeStage) -> bool:
+    """Whether another program made the folder at the stage's output."""
+    return stage.writes_checkpoint and stage.out.exists() and not (stage.out / RECORD).is_file()
 
 
 def describe_changes(old: Row, new: Row) -> str:

@@ -69,7 +69,7 @@ def test_a_text_that_is_too_short_is_an_error_unless_it_may_fit(tokenizer, tmp_p
     with pytest.raises(CalibrationError, match="tokens, but"):
         heldout_windows(str(tmp_path / "text.txt"), tokenizer, None)
     (tmp_path / "text.txt").write_text("a")
-    with pytest.raises(CalibrationError, match="one window needs 8"):
+    with pytest.raises(CalibrationError, match="a window needs 8"):
         heldout_windows(str(tmp_path / "text.txt"), tokenizer, None, fit=True)
 
 

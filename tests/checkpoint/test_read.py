@@ -146,7 +146,7 @@ def test_an_inconsistent_header_is_rejected(model, header):
 
 def test_a_header_longer_than_the_file_is_rejected(model):
     (model / "model.safetensors").write_bytes((2**60).to_bytes(8, "little") + b"{}")
-    check_rejected(model, "too few for its header")
+    check_rejected(model, "too few for the header")
 
 
 def test_a_tensor_in_two_files_is_rejected(model):

@@ -59,7 +59,7 @@ def test_a_text_without_a_scored_token_is_rejected(tiny_llama, rounded, tmp_path
     turns = [{"role": "user", "content": "word " * 900}, {"role": "assistant", "content": "yes"}]
     (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}))
     result = verify(tiny_llama, rounded, "--eval-text", tmp_path / "chat.jsonl")
-    assert result.exit_code == 1 and "0 of 128 tokens are scored" in error_line(result)
+    assert result.exit_code == 1 and "none of the 128 tokens is scored" in error_line(result)
 
 
 def test_the_embedded_text_is_the_default(tiny_llama, rounded):

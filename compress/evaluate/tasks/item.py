@@ -34,8 +34,8 @@ class Kind:
     """A kind of task.
 
     `instruction` precedes the first turn; its keys are languages. An answer has at most `max_tokens` tokens. `check`
-    raises ValueError if an item is malformed. `score` is a pure function. `example` returns answers that a working scorer can
-    score, one per turn.
+    raises ValueError if an item is malformed. `score` is a pure function. `example` returns answers that a working
+    scorer can score, one per turn.
     """
 
     name: str

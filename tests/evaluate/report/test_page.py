@@ -305,4 +305,4 @@ def test_a_teacher_outside_the_comparison_is_named_with_its_score(full_data):
     ]
     text = retention_section(replace(full_data, retention=rows))
     assert "teacher smollm2 scores 50 of 100" in text and "the reference" not in text
-    assert "the reference scores 0.50" in retention_section(full_data)
+    assert "the reference scores 50 of 100" in retention_section(full_data)
