@@ -15,6 +15,14 @@ SIZES = ["--samples", "8", "--seq-len", "32"]
 RESUME = "run the same command again to continue"
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also in tests that a shell started in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def stop_at(monkeypatch, number, is_moment):
     """Send the signal to this process when a progress row for which `is_moment` is true is reported, once."""
     sent = []
