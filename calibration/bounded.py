@@ -40,8 +40,11 @@ def limited_memory(memory: int) -> Iterator[None]:
 
 
 @contextmanager
-def limited_time(seconds: float) -> Iterator[None]:
-    """Context that raises TimeoutError in its body after `seconds`. No limit outside the main thread."""
+def limited_time(seconds: float, *, cpu: bool = False) -> Iterator[None]:
+    """Context that raises TimeoutError in its body after `seconds`, of CPU time with `cpu`.
+
+    No limit outside the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -49,10 +52,11 @@ def limited_time(seconds: float) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"it ran for more than {seconds:g} seconds")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timer, number = (signal.ITIMER_VIRTUAL, signal.SIGVTALRM) if cpu else (signal.ITIMER_REAL, signal.SIGALRM)
+    before = signal.signal(number, stop)
+    signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(timer, 0)
+        signal.signal(number, before)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from script_options import out_option, peers_option
 
 from compress.checkpoint.read import Checkpoint
 from compress.cli.console import emit, report
@@ -134,21 +135,8 @@ def trl_python(peers: Path) -> Path:
 
 @click.command(help=__doc__)
 @click.argument("teacher", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("build/bench-distill"),
-    show_default=True,
-    help="Folder for all outputs. An old folder is removed.",
-)
-@click.option(
-    "--peers",
-    type=click.Path(path_type=Path),
-    default=Path("build/peers"),
-    show_default=True,
-    help="Folder with the environments of scripts/install_peers.sh.",
-)
+@out_option("build/bench-distill", "Folder for all outputs. An old folder is removed.")
+@peers_option
 @click.option(
     "--only", multiple=True, type=click.Choice(NAMES), help="Run to measure. Repeatable.  [default: all four]"
 )

@@ -19,6 +19,7 @@ from typing import Any
 import click
 import torch
 from matplotlib.figure import Figure
+from script_options import out_option
 
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
@@ -158,14 +159,7 @@ def draw(rows: list[Row], perplexity: float) -> Figure:
 
 @click.command()
 @click.argument("teacher", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("build/bench-distill-curve"),
-    show_default=True,
-    help="Folder for all outputs.",
-)
+@out_option("build/bench-distill-curve", "Folder for all outputs.")
 @click.option("--text", "general", multiple=True, required=True, help="General text: TEXT[=WEIGHT]. Repeatable.")
 @click.option("--task", multiple=True, required=True, help="Text of the task: TEXT[=WEIGHT]. Repeatable.")
 @click.option("--eval-text", multiple=True, required=True, help="Evaluation text, never trained on. Repeatable.")

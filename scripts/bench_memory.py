@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import psutil
+from script_options import out_option
 
 from compress.cli.console import emit, report
 from compress.cli.options import json_option
@@ -109,14 +110,7 @@ def measure(model: Path, text: str, out: Path, config: QuantizeConfig, limit: st
 @click.option("--group-size", type=int, default=128, show_default=True, help="Weights per scale.")
 @click.option("--samples", type=int, default=128, show_default=True, help="Number of calibration windows.")
 @click.option("--seq-len", type=int, default=512, show_default=True, help="Tokens per calibration window.")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("build/bench-memory"),
-    show_default=True,
-    help="Folder for checkpoints and logs.",
-)
+@out_option("build/bench-memory", "Folder for checkpoints and logs.")
 @json_option
 def main(shallow: Path, deep: Path, text: str, method: str, limit: str, out: Path, as_json: bool, **sizes: Any) -> None:
     out.mkdir(parents=True, exist_ok=True)

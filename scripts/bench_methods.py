@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from script_options import out_option
 
 from compress.cli.console import emit, report
 from compress.cli.options import json_option
@@ -36,14 +37,7 @@ def timed(model: Path, out: Path, config: QuantizeConfig) -> float:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("text")
 @click.argument("eval_text")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("build/bench"),
-    show_default=True,
-    help="Folder for the checkpoints.",
-)
+@out_option("build/bench", "Folder for the checkpoints.")
 @click.option("--group-size", type=int, default=64, show_default=True, help="Weights per scale.")
 @click.option("--samples", type=int, default=64, show_default=True, help="Number of calibration windows.")
 @click.option("--seq-len", type=int, default=512, show_default=True, help="Tokens per window, of both texts.")

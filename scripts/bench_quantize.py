@@ -24,6 +24,7 @@ from typing import Any
 
 import click
 from roofline import matmul_rate, pass_flops
+from script_options import out_option, peers_option
 
 from calibration.windows import build_windows
 from compress.checkpoint.formats import format_of, quantized_weight
@@ -210,21 +211,8 @@ def score(model: Path, rows: list[Row], place: Callable[[str], Path], text: str,
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("text")
 @click.argument("eval_text")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("build/bench-quantize"),
-    show_default=True,
-    help="Folder for checkpoints and logs.",
-)
-@click.option(
-    "--peers",
-    type=click.Path(path_type=Path),
-    default=Path("build/peers"),
-    show_default=True,
-    help="Folder with the environments of scripts/install_peers.sh.",
-)
+@out_option("build/bench-quantize", "Folder for checkpoints and logs.")
+@peers_option
 @click.option(
     "--variant",
     "variants",

@@ -19,6 +19,7 @@ from typing import Any
 import click
 import torch
 from make_shape import make_shape
+from script_options import out_option
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -139,14 +140,7 @@ def padding_stays(before: Path, after: Path) -> bool:
 
 
 @click.command(help=__doc__)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("build/check-shapes"),
-    show_default=True,
-    help="Folder for all outputs. An old folder is removed.",
-)
+@out_option("build/check-shapes", "Folder for all outputs. An old folder is removed.")
 @click.option("--blocks", type=click.IntRange(1), default=2, show_default=True, help="Blocks of both models.")
 @click.option("--seq-len", type=click.IntRange(2), default=32, show_default=True, help="Tokens per window.")
 @json_option

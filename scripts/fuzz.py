@@ -13,7 +13,6 @@ import json
 import random
 import resource
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +25,8 @@ import click
 import yaml
 from click.testing import CliRunner
 from mutators import BYTES, VALUES
+
+from calibration.bounded import limited_time
 
 SECONDS, PEAK_BYTES = 20, 1_000_000_000  # CPU time, and growth of the peak memory, of one command
 ROWS = [{"text": "The river rises in the hills."}, {"prompt": "Who?", "response": "The cat."}]
@@ -129,7 +130,7 @@ def run_case(folder: Path, name: str, seed: int, case: int) -> list[Fault]:
         for command in COMMANDS[name]:
             arguments = [words.get(word, word) for word in command]
             before, started = peak_bytes(), time.process_time()
-            with cpu_limit(SECONDS):
+            with limited_time(SECONDS, cpu=True):
                 result = CliRunner().invoke(cli, arguments)
             reason = fault_of(result, time.process_time() - started, peak_bytes() - before)
             if reason:
@@ -153,22 +154,6 @@ def fault_of(result: Any, seconds: float, grown: int) -> str | None:
 
 def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextmanager
-def cpu_limit(seconds: float) -> Iterator[None]:
-    """Context that raises TimeoutError after so much CPU time."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise TimeoutError(f"{seconds:g} s of CPU time")
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
 
 
 @click.command()

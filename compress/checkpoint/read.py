@@ -5,7 +5,7 @@ The safetensors layout: 8 bytes of header length, a JSON header, the data (https
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -21,7 +21,9 @@ from compress.checkpoint.door.files import (
     CONFIG,
     INDEX,
     LFS,
+    RECORD,
     check_small_files,
+    lfs_error,
     read_config_file,
     read_json,
     weight_files,
@@ -55,7 +57,6 @@ DTYPES = {
     "F8_E8M0": torch.float8_e8m0fnu,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-RECORD = "qcompress.json"
 MAX_HEADER = 32_000_000  # bytes; 90,000 tensors take 10 million
 SUB_BYTE = ("F4", "F6_E2M3", "F6_E3M2")  # dtypes of quantized weights that torch has no counterpart of
 
@@ -115,7 +116,12 @@ class Checkpoint:
     @cached_property
     def digest(self) -> str:
         """sha256 over config.json and every weight file, as "sha256:HEX". Reads all weights, once."""
-        return files_digest([self.path / CONFIG, *self.files])
+        return files_digest(self.digest_files)
+
+    @property
+    def digest_files(self) -> list[Path]:
+        """config.json and the weight files: what `digest` covers."""
+        return [self.path / CONFIG, *self.files]
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -170,13 +176,15 @@ def open_checkpoint(source: PathOrCheckpoint) -> Checkpoint:
     return checkpoint
 
 
-def files_digest(files: Sequence[Path]) -> str:
+def file_sha256(file: Path) -> bytes:
+    """The 32 bytes of a file's sha256."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def files_digest(files: Sequence[Path], sha256: Callable[[Path], bytes] = file_sha256) -> str:
     """sha256 over the sha256 of each file in turn, as "sha256:HEX"."""
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return f"sha256:{total.hexdigest()}"
+    return f"sha256:{hashlib.sha256(b''.join(map(sha256, files))).hexdigest()}"
 
 
 def read_tensor(name: str, info: TensorInfo) -> Tensor:
@@ -197,7 +205,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     with file.open("rb") as stream:
         start = stream.read(8)
         if LFS.startswith(start) and start:
-            raise QCompressError(f"{file}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
+            raise lfs_error(file)
         length = int.from_bytes(start, "little")
         if size < 8 or length > min(size - 8, MAX_HEADER):
             raise QCompressError(f"{file}: {size} bytes are too few for the header; fetch the file again")

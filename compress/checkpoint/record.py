@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.checkpoint.door.files import DIGESTS
 from compress.checkpoint.read import MAX_HEADER, read_json
 from compress.core.errors import QCompressError
 
-DIGESTS = "qcompress.sha256.json"
 PARTS = ("config", "tensors", "shapes", "files")
 FIRST_PARTS = ("config", "tensors")  # the parts that checkpoints of the first version have
 

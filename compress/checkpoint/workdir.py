@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from compress.checkpoint.door.files import COPIED
 from compress.checkpoint.read import Checkpoint, files_digest
-from compress.checkpoint.write import COPIED
 from compress.core.atomic import file_errors, write_atomic
 from compress.core.changes import changed_keys
 from compress.core.errors import QCompressError

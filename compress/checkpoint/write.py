@@ -16,28 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.checkpoint.door.files import INDEX, read_json
+from compress.checkpoint.door.files import COPIED, INDEX, RECORD, read_json
 from compress.checkpoint.door.rope import both_rope_spellings
-from compress.checkpoint.read import DTYPE_NAMES, RECORD, TensorInfo, read_tensor
+from compress.checkpoint.read import DTYPE_NAMES, TensorInfo, read_tensor
 from compress.checkpoint.record import tensor_digest, write_digests
-from compress.core.atomic import file_errors
+from compress.core.atomic import file_errors, free_space
 from compress.core.errors import QCompressError
 from compress.model.blocks import make_config
 
 SHARD_BYTES = 4_000_000_000
 UNFINISHED = ".qcompress-unfinished"  # marks a temporary directory as this program's; removed when it gets its name
-COPIED = (  # files copied from the source checkpoint if they exist
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "generation_config.json",
-    "LICENSE",
-)
 
 
 @dataclass(frozen=True)
@@ -136,8 +124,7 @@ def check_room(out: Path, needed: int) -> None:
     Bytes that an interrupted run has already written are subtracted from `needed`.
     """
     check_out(out)
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
+    folder, free = free_space(out.parent)
     needed -= sum(file.stat().st_blocks * 512 for file in partial_path(out).glob("*.safetensors"))
     if free < needed:
         raise QCompressError(f"{out}: needs {needed:,} bytes, {folder} has {free:,} free; free some space")

@@ -11,7 +11,7 @@ from compress.cli.history import append_history, check_history_options, history_
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, json_option, make_settings, settings_options
 from compress.core.errors import QCompressError
-from compress.core.sizes import format_bytes
+from compress.core.units import format_bytes
 from compress.evaluate.speed.settings import Prediction, Resources, Timing
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def measured_columns(row: Row) -> Row:
 
 def bytes_with_gain(row: Row, key: str) -> str | None:
     """A size in GB or MB, and its gain in %."""
-    return None if row[key] is None else f"{format_bytes(row[key])}{gain_text(row, key)}"
+    return None if row[key] is None else f"{format_bytes(row[key], short=False)}{gain_text(row, key)}"
 
 
 def with_spread(row: Row, key: str, unit: float, digits: int) -> str | None:
@@ -119,9 +119,9 @@ def predicted_columns(row: Row) -> Row:
     return {
         "name": row["name"],
         "hardware": row["hardware_title"],
-        "weights": format_bytes(row["weights_bytes"]),
-        "usable memory": format_bytes(row["usable_bytes"]),
-        "KV cache per token": format_bytes(row["kv_bytes_per_token"]),
+        "weights": format_bytes(row["weights_bytes"], short=False),
+        "usable memory": format_bytes(row["usable_bytes"], short=False),
+        "KV cache per token": format_bytes(row["kv_bytes_per_token"], short=False),
         "fits": "yes" if row["fits"] else f"no: {row['reason']}",
         "longest context": row["longest_context"],
         "largest batch": row["largest_batch"],

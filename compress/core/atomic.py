@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.core.errors import QCompressError
-from compress.core.sizes import format_bytes
+from compress.core.units import format_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CAUSES = {  # errno -> what is wrong; what to do. Nothing that the program itself could cause
@@ -95,9 +95,14 @@ def cause_of(error: OSError, path: Path | None = None, kept: str = "") -> str | 
     return f"{path}: {causes[error.errno]}" if error.errno in causes else None
 
 
+def free_space(path: Path) -> tuple[Path, int]:
+    """The folder at or above `path` that exists, and the free bytes of its disk."""
+    folder = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    return folder, shutil.disk_usage(folder).free
+
+
 def full_disk(path: Path, kept: str = "") -> str:
     """One line for a full disk, with the free bytes."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
+    _, free = free_space(path.parent)
     cure = f"make room and run the same command again{', ' if kept else ''}{kept}"
-    return f"{path}: the disk is full, {format_bytes(free)} free; {cure}"
+    return f"{path}: the disk is full, {format_bytes(free, short=False)} free; {cure}"

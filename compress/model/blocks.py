@@ -252,6 +252,21 @@ class BlockModel:
 
         return run
 
+    def read(self, ids: Tensor, states: Tensor, size: int, done: Callable[[int], None] = lambda index: None) -> None:
+        """Write the states after the last block into `states` (n, seq, hidden), for token ids (n, seq).
+
+        Each block runs on all windows before the next one is loaded. `size` windows run at a time; their number changes
+        the speed, never the result. `done` is called with the index of each finished block.
+        """
+        with self.embedding_and_norm():
+            for part, place in zip(ids.split(size), states.split(size), strict=True):
+                place.copy_(self.embed(part))
+        for index, block in self.in_order():
+            run = self.runner(block, index)
+            for place in states.split(size):
+                place.copy_(run(place))  # `place` is a view, so this overwrites the states in place
+            done(index)
+
     @torch.no_grad()
     def nll(self, ids: Tensor, skip: int, vocabulary: int | None = None) -> float:
         """Mean nll of ids[:, skip:] in nats, for ids (batch, seq). A token is predicted from all tokens before it.

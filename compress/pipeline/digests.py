@@ -5,31 +5,33 @@ from pathlib import Path
 from typing import Any
 
 from calibration.corpus import parse_source, source_digest
+from compress.core.atomic import file_errors
 from compress.core.errors import QCompressError
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer and template of a checkpoint
 
 
 class Digests:
-    """Digests by path. `stored` holds the entries of an earlier run; `entries` those of this run, as plain data."""
+    """Digests by path. `files` holds what this run and earlier runs have read, as plain data for `stages.json`."""
 
-    def __init__(self, stored: dict[str, Any] | None = None) -> None:
-        self.stored = stored or {}
-        self.entries: dict[str, Any] = {}
+    def __init__(self, files: dict[str, Any] | None = None) -> None:
+        self.files = dict(files or {})
 
     def file(self, path: Path) -> str:
-        """sha256 of a file's bytes, as "sha256:HEX". Raises QCompressError if the file is missing."""
-        try:
+        """sha256 of a file's bytes, as "sha256:HEX". Raises QCompressError if the file cannot be read."""
+        with file_errors(path):
             stat = path.stat()
-        except OSError as error:
-            raise QCompressError(f"{path}: cannot be read ({error.strerror})") from error
-        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-        entry = self.stored.get(str(path))
-        if not (isinstance(entry, dict) and entry.get("state") == state):
-            with path.open("rb") as stream:
-                entry = {"state": state, "digest": f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"}
-        self.entries[str(path)] = entry
+            state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+            entry = self.files.get(str(path))
+            if not (isinstance(entry, dict) and entry.get("state") == state):
+                with path.open("rb") as stream:
+                    entry = {"state": state, "digest": f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"}
+                self.files[str(path)] = entry
         return str(entry["digest"])
+
+    def raw(self, path: Path) -> bytes:
+        """The 32 bytes of a file's sha256."""
+        return bytes.fromhex(self.file(path).removeprefix("sha256:"))
 
     def checkpoint(self, folder: Path) -> str:
         """One digest of all weights, config, tokenizer and template files of a checkpoint."""

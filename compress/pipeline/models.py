@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoint.hub import resolve_model
+from compress.pipeline.digests import Digests
 
 if TYPE_CHECKING:
     from compress.checkpoint.read import Checkpoint
@@ -11,13 +12,22 @@ if TYPE_CHECKING:
 
 
 class OpenCheckpoints(dict[Path, "Checkpoint"]):
-    """Checkpoints by path. Each is opened at its first use. Remove a path's entry before writing to the path."""
+    """Checkpoints by path. Each is opened at its first use. Remove a path's entry before writing to the path.
+
+    Their weights are hashed once, by `digests`.
+    """
+
+    def __init__(self, digests: Digests) -> None:
+        self.digests = digests
 
     def __missing__(self, path: Path) -> "Checkpoint":
         from compress.checkpoint.load import open_causal_lm
+        from compress.checkpoint.read import files_digest
 
-        self[path] = open_causal_lm(path)
-        return self[path]
+        checkpoint = open_causal_lm(path)
+        checkpoint.digest = files_digest(checkpoint.digest_files, self.digests.raw)
+        self[path] = checkpoint
+        return checkpoint
 
 
 def resolve_models(recipe: "Recipe", *, planned: bool = False) -> "Recipe":

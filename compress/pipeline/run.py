@@ -1,10 +1,10 @@
 """run_recipe() and dry_run(): decide for every stage of a recipe, then write what is missing or out of date."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.checkpoint.door.files import RECORD, read_json
 from compress.core.atomic import check_parent
 from compress.core.errors import QCompressError
 from compress.core.interrupt import RESUME, on_interrupt
@@ -13,7 +13,7 @@ from compress.core.report import Report, silent
 from compress.pipeline.digests import Digests
 from compress.pipeline.models import OpenCheckpoints, resolve_models
 from compress.pipeline.plan import plan_recipe
-from compress.pipeline.stage import RECORD, Action, BuildState, Decision, RecipeStage, decide, is_foreign
+from compress.pipeline.stage import Action, BuildState, Decision, RecipeStage, decide, is_foreign
 from compress.pipeline.stages import Stages
 from compress.pipeline.state import STATE, load_state, replaced, save_state
 
@@ -30,7 +30,7 @@ class Build:
         self.recipe, self.report = recipe, report
         self.state: BuildState = load_state(recipe.out)
         self.digests = Digests(self.state.files)
-        self.checkpoints = OpenCheckpoints()
+        self.checkpoints = OpenCheckpoints(self.digests)
         self.stages = Stages(recipe, self.checkpoints, report).all()
 
     def decisions(self, *, restart: bool = False) -> list[Decision]:
@@ -124,9 +124,8 @@ def read_results(recipe: "Recipe") -> Row:
     """The content of report.json, and "report": the path of the HTML file. Without variants only "distill"."""
     page, record = recipe.out / "report.html", recipe.student_path / RECORD
     if recipe.quantize:
-        rows: Row = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
-        return rows | {"report": str(page)}
-    return {"distill": json.loads(record.read_text(encoding="utf-8"))["rows"][0]} if recipe.distill else {}
+        return read_json(page.with_suffix(".json")) | {"report": str(page)}
+    return {"distill": read_json(record)["rows"][0]} if recipe.distill else {}
 
 
 def dry_run(recipe: "Recipe") -> list[Row]:

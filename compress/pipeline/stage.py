@@ -8,11 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compress.checkpoint.door.files import RECORD
 from compress.core.changes import changed_keys
 from compress.pipeline.digests import Digests
 
 Row = dict[str, Any]
-RECORD = "qcompress.json"  # every checkpoint that qcompress writes has one
 CHECKPOINT_COMMANDS = ("distill", "quantize")
 RESULTS = "results"  # folder of the result files
 
@@ -119,7 +119,12 @@ def refuse(stage: RecipeStage, reason: str) -> Decision:
 
 def is_foreign(stage: RecipeStage) -> bool:
     """Whether another program made the folder at the stage's output."""
-    return stage.writes_checkpoint and stage.out.exists() and not (stage.out / RECORD).is_file()
+    return stage.writes_checkpoint and stage.out.exists() and not is_ours(stage.out)
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether qcompress wrote a checkpoint: each one that it writes has a record."""
+    return (folder / RECORD).is_file()
 
 
 def describe_changes(old: Row, new: Row) -> str:

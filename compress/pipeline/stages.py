@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.core.atomic import file_errors, write_atomic
+from compress.core.atomic import write_atomic
 from compress.pipeline.models import OpenCheckpoints
 from compress.pipeline.stage import RESULTS, RecipeStage, check_file, result_file
 
@@ -139,7 +139,6 @@ class Stages:
 
         def make(restart: bool) -> None:
             out.parent.mkdir(parents=True, exist_ok=True)
-            with file_errors(out):
-                write_atomic(out, (json.dumps(rows(), indent=1, ensure_ascii=False) + "\n").encode())
+            write_atomic(out, (json.dumps(rows(), indent=1, ensure_ascii=False) + "\n").encode())
 
         return RecipeStage(f"{RESULTS}/{out.name}", command, out, settings, make, sources, texts)

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from compress.checkpoint.door.files import read_json
 from compress.core.atomic import write_atomic
 from compress.core.errors import QCompressError
 from compress.pipeline.digests import Digests
-from compress.pipeline.stage import RECORD, BuildState, RecipeStage
+from compress.pipeline.stage import BuildState, RecipeStage, is_ours
 
 STATE = "stages.json"
 
@@ -20,17 +21,15 @@ def load_state(folder: Path) -> BuildState:
     file = folder / STATE
     if not file.is_file():
         return BuildState()
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-        return BuildState(value["started"], value["finished"], value["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        cure = "remove it to begin with an empty state"
-        raise QCompressError(f"{file}: cannot be read ({type(error).__name__}: {error}); {cure}") from error
+    value = read_json(file)
+    if not all(isinstance(value.get(key), dict) for key in ("started", "finished", "files")):
+        raise QCompressError(f"{file}: not the state of a recipe; remove it to begin with an empty state")
+    return BuildState(value["started"], value["finished"], value["files"])
 
 
 def save_state(folder: Path, state: BuildState, digests: Digests) -> None:
     """Write `stages.json` with the digests of all files that this run has read."""
-    state.files = digests.stored | digests.entries
+    state.files = digests.files
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / STATE, (json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -64,5 +63,5 @@ def remove_checkpoint(folder: Path) -> None:
 
 def check_ours(folder: Path) -> None:
     """Raise QCompressError if qcompress did not write this folder."""
-    if not (folder / RECORD).is_file():
+    if not is_ours(folder):
         raise QCompressError(f"{folder}: was not made by qcompress, so it is not removed; set another `out`")

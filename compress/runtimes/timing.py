@@ -7,7 +7,6 @@ If the process dies, the lines of earlier measurements remain. The lines are
 Only `run_worker` reads and writes files.
 """
 
-import ctypes
 import json
 import random
 import signal
@@ -18,9 +17,9 @@ from pathlib import Path
 
 from compress.core.sampling import Ids
 from compress.runtimes.protocol import Row, TimedRuntime
+from compress.sandbox.kernel import PR_SET_PDEATHSIG, prctl
 
 WARM_UP = 8  # tokens generated before the first measurement
-PR_SET_PDEATHSIG = 1
 
 OpenTimed = Callable[[Row], TimedRuntime]
 
@@ -88,18 +87,13 @@ def confirm(runtime: TimedRuntime, prompts: Sequence[Ids], new_tokens: int) -> R
 
 def run_worker(open_timed: OpenTimed, files: Sequence[str]) -> None:
     """Main function of a measuring process: read the request from the first file, append lines to the second."""
-    end_with_parent()
+    if sys.platform == "linux":
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed bench leaves no process
     request = json.loads(Path(files[0]).read_text(encoding="utf-8"))
     with Path(files[1]).open("a", encoding="utf-8") as lines:
         for line in measure(open_timed(request), request):
             lines.write(json.dumps(line) + "\n")
             lines.flush()
-
-
-def end_with_parent() -> None:
-    """Make the Linux kernel kill this process when the parent process ends, for any reason."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def resident_peak(pid: int | str = "self") -> int:

@@ -1,7 +1,9 @@
-"""Three calls of the C library, through ctypes, with which a process drops rights."""
+"""Calls of the C library, through ctypes, with which a process drops rights or ends with its parent."""
 
 import ctypes
 import os
+
+PR_SET_PDEATHSIG = 1  # with a signal: the kernel sends it to this process when the parent process ends
 
 _library = ctypes.CDLL(None, use_errno=True)
 

@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compress.sandbox.kernel import prctl, unshare
+from compress.sandbox.kernel import PR_SET_PDEATHSIG, prctl, unshare
 from compress.sandbox.landlock import confine_files
 from compress.sandbox.seccomp import allow_calls
 
 NEW_NAMESPACES = 0x10000000 | 0x40000000 | 0x08000000 | 0x04000000  # user, network, IPC, host name
-PR_SET_PDEATHSIG = 1
 ENDING = "ends with its parent"
 SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/dev/null", "/dev/zero", "/dev/urandom")
 

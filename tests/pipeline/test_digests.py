@@ -11,7 +11,7 @@ def test_a_file_is_read_again_only_after_a_change(tmp_path):
     file.write_text("one")
     first = Digests()
     value = first.file(file)
-    marked = {str(file): first.entries[str(file)] | {"digest": "sha256:stored"}}
+    marked = {str(file): first.files[str(file)] | {"digest": "sha256:stored"}}
     assert Digests(marked).file(file) == "sha256:stored"
     file.write_text("two")
     assert Digests(marked).file(file) not in ("sha256:stored", value)
@@ -26,7 +26,7 @@ def test_a_file_with_restored_size_and_time_is_read_again(tmp_path):
     value, times = stored.file(file), file.stat()
     file.write_text("two")
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert Digests(stored.entries).file(file) != value
+    assert Digests(stored.files).file(file) != value
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "chat_template.jinja"])

@@ -11,16 +11,24 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from compress.checkpoint.read import read_json
+from compress.checkpoint.door.files import (
+    ADDED,
+    GENERATION,
+    MERGES,
+    SETTINGS,
+    SPECIAL_MAP,
+    TEMPLATE,
+    TOKENIZER,
+    VOCABULARY,
+    read_json,
+    read_utf8,
+)
 from compress.core.errors import QCompressError
 
-TOKENIZER, SETTINGS, GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
-SPECIAL_MAP, ADDED, VOCABULARY, MERGES = "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"
-TEMPLATE, TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
+TEMPLATE_JSON = "chat_template.json"
 JSON_FILES = (TOKENIZER, SETTINGS, SPECIAL_MAP, ADDED, VOCABULARY, GENERATION, TEMPLATE_JSON)
 TEXT_FILES = (TEMPLATE, MERGES)
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
-LFS = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -38,12 +46,7 @@ class PromptFiles:
 
     def text(self, name: str) -> str | None:
         """The text of a file; None if there is no such file. Raises QCompressError unless it is UTF-8."""
-        if not self.has(name):
-            return None
-        try:
-            return (self.folder / name).read_bytes().decode("utf-8")
-        except UnicodeDecodeError as problem:
-            raise QCompressError(f"{self.folder / name}: not UTF-8 text ({problem}); fetch the file again") from None
+        return read_utf8(self.folder / name) if self.has(name) else None
 
     @cached_property
     def tokenizer(self) -> dict[str, Any]:
@@ -101,12 +104,9 @@ def token_text(value: Any) -> str | None:
 
 def build_tokenizer(file: Path) -> Tokenizer:
     """The tokenizer in a tokenizer.json. Raises QCompressError if the tokenizers library cannot build it."""
-    raw = file.read_bytes()
-    if raw.startswith(LFS):
-        raise QCompressError(f"{file}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
-    read_json(file)
+    read_json(file)  # a pointer of Git LFS, damaged text and a file that is too large fail here
     try:
-        return Tokenizer.from_str(raw.decode("utf-8"))
+        return Tokenizer.from_file(str(file))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as problem:  # the library raises plain Exception, and a panic is no Exception

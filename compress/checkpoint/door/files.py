@@ -17,26 +17,14 @@ from compress.core.errors import QCompressError
 if TYPE_CHECKING:
     from compress.checkpoint.read import Checkpoint
 
-CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-SMALL_FILES = (  # read, or copied to the output
-    CONFIG,
-    INDEX,
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "README.md",
-    "LICENSE",
-    "qcompress.json",
-    "qcompress.sha256.json",
-)
+CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+RECORD, DIGESTS = "qcompress.json", "qcompress.sha256.json"
+TOKENIZER, SETTINGS, GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
+SPECIAL_MAP, ADDED, VOCABULARY, MERGES = "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"
+PIECES, TEMPLATE = "tokenizer.model", "chat_template.jinja"
+TOKENIZER_FILES = (TOKENIZER, SETTINGS, SPECIAL_MAP, ADDED, VOCABULARY, MERGES, PIECES, TEMPLATE)
+COPIED = (*TOKENIZER_FILES, GENERATION, "LICENSE")  # from the source to what is made from it, if they exist
+SMALL_FILES = (CONFIG, INDEX, *COPIED, "README.md", RECORD, DIGESTS)  # beside the weights
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_JSON = 64_000_000
 MAX_DEPTH = 100
@@ -95,8 +83,21 @@ def read_bytes(file: Path, limit: int = MAX_JSON) -> bytes:
     except OSError as error:
         raise QCompressError(f"{file}: cannot be read ({error.strerror}); check its permissions") from None
     if raw.startswith(LFS):
-        raise QCompressError(f"{file}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
+        raise lfs_error(file)
     return raw
+
+
+def lfs_error(file: Path) -> QCompressError:
+    """The error for a file that Git has not fetched."""
+    return QCompressError(f"{file}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
+
+
+def read_utf8(file: Path, limit: int = MAX_JSON) -> str:
+    """The text of a small regular file. Raises QCompressError for a larger one, and for text that is not UTF-8."""
+    try:
+        return read_bytes(file, limit).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise QCompressError(f"{file}: not UTF-8 at byte {error.start}; fetch the file again") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,19 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.bounded import bounded
 from compress.checkpoint.door.fault import Fault, Faults, refuse
-from compress.checkpoint.door.files import check_regular, read_bytes, read_json
+from compress.checkpoint.door.files import (
+    ADDED,
+    GENERATION,
+    PIECES,
+    SETTINGS,
+    SPECIAL_MAP,
+    TEMPLATE,
+    TOKENIZER,
+    VOCABULARY,
+    check_regular,
+    read_json,
+    read_utf8,
+)
 from compress.core.errors import QCompressError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOKENIZER = "tokenizer.json"
-TOKENIZER_FILES = (TOKENIZER, "tokenizer.model", "vocab.json")
-JSON_FILES = (
-    *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
-    "generation_config.json",
-)
-TEMPLATE = "chat_template.jinja"
+VOCABULARIES = (TOKENIZER, PIECES, VOCABULARY)
+JSON_FILES = (TOKENIZER, SETTINGS, SPECIAL_MAP, ADDED, VOCABULARY, GENERATION)
 MAX_TEMPLATE = 1_000_000
 ROLES = ("bos_token_id", "eos_token_id", "unk_token_id")  # tokens that are put into texts without being in them
 CURE = "fetch the tokenizer files again, or use those of the model it was made from"
@@ -46,7 +53,7 @@ def load_tokenizer(folder: Path, rows: int | None) -> "PreTrainedTokenizerBase":
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether the folder has a file with a vocabulary."""
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def check_files(folder: Path) -> None:
@@ -56,12 +63,7 @@ def check_files(folder: Path) -> None:
             read_json(folder / name)
     if (folder / TEMPLATE).exists():
         check_regular(folder / TEMPLATE)
-        try:
-            read_bytes(folder / TEMPLATE, MAX_TEMPLATE).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise QCompressError(
-                f"{folder / TEMPLATE}: not UTF-8 at byte {error.start}; fetch the file again"
-            ) from None
+        read_utf8(folder / TEMPLATE, MAX_TEMPLATE)
 
 
 def build(folder: Path) -> "PreTrainedTokenizerBase":
@@ -91,7 +93,7 @@ def check_template(folder: Path, tokenizer: Any) -> None:
             continue
         fault = template_fault(text)
         if fault:
-            where = folder / (TEMPLATE if (folder / TEMPLATE).is_file() else "tokenizer_config.json")
+            where = folder / (TEMPLATE if (folder / TEMPLATE).is_file() else SETTINGS)
             label = f"chat template {name!r}" if name else "the chat template"
             raise QCompressError(f"{where}: {label} {fault}; correct it, or fetch the file again")
 

@@ -5,7 +5,6 @@ continues with the next one.
 """
 
 import hashlib
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +17,13 @@ from calibration.windows import Windows
 from compress.checkpoint.load import open_for_text, template_digest, tokenizer_digest
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.record import tensor_digest
+from compress.core.atomic import free_space
 from compress.core.device import rank_device
 from compress.core.errors import QCompressError
 from compress.core.interrupt import RESUME, on_interrupt
 from compress.core.lock import output_lock
 from compress.core.report import Report, Row, silent
-from compress.core.sizes import format_bytes
+from compress.core.units import format_bytes
 from compress.distill.config import CaptureConfig
 from compress.distill.model import Model, micro_batch, open_model, working_dtype
 from compress.distill.targets.cache import (
@@ -122,15 +122,12 @@ def make_manifest(teacher: Checkpoint, model: Model, windows: Windows, data: Row
 
 def check_disk(out: Path, windows: Windows, codec: Codec, width: int) -> None:
     """Raises QCompressError if the disk has too little room for the shards that are not yet written."""
-    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     stored = sum(file.stat().st_size for file in out.glob("targets-*")) if out.is_dir() else 0
     needed = int(windows.mask[:, 1:].sum()) * codec.bytes_per_token(width) - stored
-    free = shutil.disk_usage(folder).free
+    folder, free = free_space(out)
     if free < needed:
-        raise QCompressError(
-            f"{out}: the cache needs {format_bytes(needed)}, but {folder} has {format_bytes(free)} free; "
-            "make room, or use --codec hybrid"
-        )
+        sizes = f"{format_bytes(needed, short=False)}, but {folder} has {format_bytes(free, short=False)} free"
+        raise QCompressError(f"{out}: the cache needs {sizes}; make room, or use --codec hybrid")
 
 
 def shard_slice(manifest: Manifest, index: int) -> slice:

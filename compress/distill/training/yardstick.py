@@ -88,13 +88,7 @@ def normed_states(blocks: BlockModel, ids: Tensor, micro: int) -> Tensor:
     `micro` windows run at a time.
     """
     states = torch.empty(*ids.shape, int(blocks.model.config.hidden_size))
-    with blocks.embedding_and_norm():
-        for part, place in zip(ids.split(micro), states.split(micro), strict=True):
-            place.copy_(blocks.embed(part))
-    for index, block in blocks.in_order():
-        run = blocks.runner(block, index)
-        for place in states.split(micro):
-            place.copy_(run(place))
+    blocks.read(ids, states, micro)
     with blocks.embedding_and_norm():
         for place in states.split(micro):
             place.copy_(blocks.final_norm(place.to(blocks.device)))

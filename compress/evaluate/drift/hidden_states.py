@@ -73,24 +73,17 @@ def read_windows(
     model = BlockModel(checkpoint.config, weight_reader(checkpoint), device=device)
     size = micro_batch or max(1, MICRO_BATCH_TOKENS // ids.shape[1])
     hidden = make_states((*ids.shape, int(model.model.config.hidden_size)))
-    with model.embedding_and_norm():
-        for part, place in zip(ids.split(size), hidden.split(size), strict=True):
-            place.copy_(model.embed(part))
     started = reported = time.perf_counter()
-    for index, module in model.in_order():
-        run = model.runner(module, index)
-        for part in hidden.split(size):
-            part.copy_(run(part))  # `part` is a view, so this overwrites the states in place
+
+    def done(index: int) -> None:
+        nonlocal reported
         now = time.perf_counter()
         if index + 1 == len(model) or now - reported > SECONDS_BETWEEN_REPORTS:
-            report(
-                {
-                    "reads": checkpoint.path.name,
-                    "block": f"{index + 1}/{len(model)}",
-                    "seconds": round(now - started, 1),
-                }
-            )
+            row = {"reads": checkpoint.path.name, "block": f"{index + 1}/{len(model)}"}
+            report(row | {"seconds": round(now - started, 1)})
             reported = now
+
+    model.read(ids, hidden, size, done)
     return HiddenStates(checkpoint, model, hidden)
 
 

@@ -9,7 +9,6 @@ rounding, so a run on either device reads both.
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint, read_header, read_json
 from compress.checkpoint.record import tensor_digest
 from compress.checkpoint.write import TensorSpec, plan_shard
-from compress.core.atomic import write_atomic
+from compress.core.atomic import free_space, write_atomic
 from compress.core.errors import QCompressError
-from compress.core.sizes import format_bytes
+from compress.core.units import format_bytes
 from compress.distill.targets.cache import differing
 from compress.evaluate.drift.hidden_states import HiddenStates, Report, read_windows
 from compress.model.blocks import BlockModel
@@ -121,13 +120,10 @@ def check_folder(folder: Path, needed: int) -> None:
             f"{folder}: {f'the folder contains {strangers[0]}' if strangers else 'this path is a file'}; "
             "pass a new folder to --reference-cache"
         )
-    room = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(room).free
+    room, free = free_space(folder)
     if free < needed:
-        raise QCompressError(
-            f"{folder}: the hidden states need {format_bytes(needed)}, but {room} has {format_bytes(free)} free; "
-            "free some space or pass another folder"
-        )
+        sizes = f"{format_bytes(needed, short=False)}, but {room} has {format_bytes(free, short=False)} free"
+        raise QCompressError(f"{folder}: the hidden states need {sizes}; free some space or pass another folder")
 
 
 def save_states(folder: Path, hidden: Tensor, key: Row) -> None:

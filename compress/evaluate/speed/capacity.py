@@ -21,7 +21,7 @@ from compress.checkpoint.read import Checkpoint, read_json
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.core.rows import CapacityRow
-from compress.core.sizes import format_bytes
+from compress.core.units import format_bytes
 from compress.evaluate.names import unique_names
 from compress.evaluate.speed.hardware import Hardware, kernel_of, unsupported_reason
 from compress.model.blocks import find_vocabulary
@@ -272,7 +272,7 @@ def fit_facts(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new
         "new_tokens": new_tokens,
         "request_tokens": tokens,
         "fits": fits,
-        "reason": unsupported or (None if fits else f"{format_bytes(request - room)} too much"),
+        "reason": unsupported or (None if fits else f"{format_bytes(request - room, short=False)} too much"),
         "context_limit": model.context_limit,
         "longest_context": 0 if unsupported else longest_within(model.blocks, room, model.context_limit),
         "largest_batch": 0 if unsupported else min(max(room // request, 0), SEQUENCES),

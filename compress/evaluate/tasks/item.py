@@ -57,10 +57,14 @@ def score_item(kind: Kind, item: Item, answers: Sequence[str]) -> Score:
     An exception that the answers cause scores 0. The value is None only if the scorer fails on its example too.
     """
     score = score_answers(kind, item.expected, answers)
-    if score.value is not None:
+    return blame(score, lambda: score_answers(kind, item.expected, kind.example(item.expected)))
+
+
+def blame(score: Score, score_example: Callable[[], Score]) -> Score:
+    """The score, with 0 for a failure of the scorer that its example does not share: the answers caused it."""
+    if score.value is not None or score_example().value is None:
         return score
-    example = score_answers(kind, item.expected, kind.example(item.expected))
-    return score if example.value is None else Score(0.0, f"cannot be scored: {score.reason}")
+    return Score(0.0, f"cannot be scored: {score.reason}")
 
 
 def score_answers(kind: Kind, expected: Expected, answers: Sequence[str]) -> Score:

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from compress.evaluate.tasks.item import Item, Score, score_answers
+from compress.evaluate.tasks.item import Item, Score, blame, score_answers
 from compress.evaluate.tasks.suite import KINDS
 from compress.sandbox.layers import end_with
 from compress.sandbox.run import SandboxError
 
 SECONDS = 30  # for one answer; generated code has 10 of them
+ENDED = Score(None, f"error: ended the scorer, or took more than {SECONDS} s")
 COMMAND = [sys.executable, "-m", "compress.evaluate.tasks.scoring"]
 
 
@@ -33,13 +34,7 @@ class Scorer:
         What the answers cause scores 0. The value is None only if the scorer fails on its example too. Raises
         SandboxError if generated code cannot run.
         """
-        score = self._ask(item, answers)
-        if score is not None and score.value is not None:
-            return score
-        score = score or Score(None, f"error: ended the scorer, or took more than {SECONDS} s")
-        example = self._ask(item, KINDS[item.kind].example(item.expected))
-        failed = example is None or example.value is None
-        return score if failed else Score(0.0, f"cannot be scored: {score.reason}")
+        return blame(self._ask(item, answers), lambda: self._ask(item, KINDS[item.kind].example(item.expected)))
 
     def close(self) -> None:
         """End the process."""
@@ -48,8 +43,8 @@ class Scorer:
             self.process.communicate()
         self.process = None
 
-    def _ask(self, item: Item, answers: Sequence[str]) -> Score | None:
-        """The process's score, or None if it ended."""
+    def _ask(self, item: Item, answers: Sequence[str]) -> Score:
+        """The process's score; ENDED if it ended."""
         if self.process is None:
             self.process = subprocess.Popen([*COMMAND, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdin and self.process.stdout
@@ -62,7 +57,7 @@ class Scorer:
         line = self.process.stdout.readline()
         if not line.endswith(b"\n"):
             self.close()
-            return None
+            return ENDED
         reply = json.loads(line)
         if "sandbox" in reply:
             raise SandboxError(reply["sandbox"])

@@ -1,13 +1,14 @@
 """A reference is read once for many candidates, and never mistaken for another."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
-from compress.core.sizes import format_bytes
+from compress.core.units import format_bytes
 from compress.evaluate.drift import hidden_states as reading
 from compress.evaluate.drift import reference_cache
 from compress.evaluate.drift.compare import compare_rows
@@ -120,10 +121,12 @@ def test_a_folder_with_other_files_is_rejected_before_any_work(tiny_llama, windo
 
 
 def test_a_full_disk_is_rejected_before_any_work(tiny_llama, windows, tmp_path, monkeypatch):
-    usage = reference_cache.shutil._ntuple_diskusage(100, 90, 10)
-    monkeypatch.setattr(reference_cache.shutil, "disk_usage", lambda path: usage)
+    usage = shutil._ntuple_diskusage(100, 90, 10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     needed = 5 * 24 * 64 * 4
-    with pytest.raises(QCompressError, match=f"the hidden states need {format_bytes(needed)}, but .* has 10 B free"):
+    with pytest.raises(
+        QCompressError, match=f"the hidden states need {format_bytes(needed, short=False)}, but .* has 10 B free"
+    ):
         compare_rows(tiny_llama, [tiny_llama], windows, cache=tmp_path / "cache")
 
 
