@@ -4,8 +4,6 @@ Headers are read and checked when a `Checkpoint` is made; tensors one at a time,
 The safetensors layout: 8 bytes of header length, a JSON header, the data (https://github.com/huggingface/safetensors).
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from compress.checkpoint.digest import files_digest, small_files_digest
 from compress.checkpoint.door.config_values import is_size
 from compress.checkpoint.door.fault import refuse
 from compress.checkpoint.door.files import (
@@ -22,6 +21,7 @@ from compress.checkpoint.door.files import (
     INDEX,
     LFS,
     RECORD,
+    check_folder,
     check_small_files,
     lfs_error,
     read_config_file,
@@ -87,8 +87,7 @@ class Checkpoint:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if not self.path.is_dir():
-            raise QCompressError(f"{path}: no such directory; give a folder with config.json and *.safetensors")
+        check_folder(self.path)
         check_small_files(self.path)
         self.config: dict[str, Any] = read_config_file(self.path / CONFIG)
         self.files = weight_files(self.path)
@@ -117,6 +116,11 @@ class Checkpoint:
     def digest(self) -> str:
         """sha256 over config.json and every weight file, as "sha256:HEX". Reads all weights, once."""
         return files_digest(self.digest_files)
+
+    @cached_property
+    def small_files_digest(self) -> str:
+        """sha256 over the tokenizer, the chat template and generation_config.json, as "sha256:HEX"."""
+        return small_files_digest(self.path)
 
     @property
     def digest_files(self) -> list[Path]:
@@ -174,17 +178,6 @@ def open_checkpoint(source: PathOrCheckpoint) -> Checkpoint:
     checkpoint = Checkpoint(source)
     refuse(checkpoint.path, checkpoint_faults(checkpoint))
     return checkpoint
-
-
-def file_sha256(file: Path) -> bytes:
-    """The 32 bytes of a file's sha256."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
-
-
-def files_digest(files: Sequence[Path], sha256: Callable[[Path], bytes] = file_sha256) -> str:
-    """sha256 over the sha256 of each file in turn, as "sha256:HEX"."""
-    return f"sha256:{hashlib.sha256(b''.join(map(sha256, files))).hexdigest()}"
 
 
 def read_tensor(name: str, info: TensorInfo) -> Tensor:

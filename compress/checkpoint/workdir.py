@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint.door.files import COPIED
-from compress.checkpoint.read import Checkpoint, files_digest
+from compress.checkpoint.digest import files_digest, small_files_digest
+from compress.checkpoint.read import Checkpoint
 from compress.core.atomic import file_errors, write_atomic
 from compress.core.changes import changed_keys
 from compress.core.errors import QCompressError
@@ -47,13 +47,13 @@ def check_same_settings(folder: Path, old: Row, new: Row) -> None:
 
 def check_weights_unchanged(source: Checkpoint) -> None:
     """Raise QCompressError if config.json or a weight file changed after the digest was computed. Reads them again."""
-    if files_digest([source.path / "config.json", *source.files]) != source.digest:
+    if files_digest(source.digest_files) != source.digest:
         raise QCompressError(mixed(source))
 
 
 def check_small_files_unchanged(source: Checkpoint, digest: str) -> None:
     """Raise QCompressError if the `small_files_digest` is not this one."""
-    if small_files_digest(source) != digest:
+    if small_files_digest(source.path) != digest:
         raise QCompressError(mixed(source))
 
 
@@ -62,11 +62,6 @@ def mixed(source: Checkpoint) -> str:
         f"{source}: the files changed during the run, so the result would mix two models and was not kept; "
         "run again when the files no longer change"
     )
-
-
-def small_files_digest(source: Checkpoint) -> str:
-    """The digest of the files that are copied into the result: tokenizer, chat template, generation_config.json."""
-    return files_digest([path for name in COPIED if (path := source.path / name).is_file()])
 
 
 def sync_folder(folder: Path) -> None:

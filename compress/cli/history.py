@@ -9,7 +9,20 @@ import click
 from compress.cli.console import emit
 from compress.cli.options import Command, json_option, shared_option
 
-COLUMNS = ("time", "command", "tag", "name", "kind", "score", "retention", "change", "kl", "perplexity", "passed")
+COLUMNS = (
+    "time",
+    "command",
+    "tag",
+    "name",
+    "kind",
+    "score",
+    "retention",
+    "change",
+    "kl",
+    "perplexity",
+    "measured",
+    "passed",
+)
 
 
 def history_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -43,7 +43,8 @@ def command(
     checkpoints = [open_causal_lm(path) for path in (reference, checkpoint)]
     rows = measure_drift(checkpoints, make_settings(DriftSettings, options), report)
     rows = add_verdicts(rows, make_verdicts(rows[1:], [], limits))
-    append_history(history, tag, "verify", [{**rows[1], "reference_digest": rows[0]["digest"]}])
+    digests = {f"reference_{key}": dict(rows[0])[key] for key in ("digest", "small_files_digest")}
+    append_history(history, tag, "verify", [{**rows[1], **digests}])
     if as_json:
         emit({**rows[1], "limits": limits}, as_json=True)
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.console import emit, report
+from compress.cli.console import emit, progress, report
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, json_option, make_settings, settings_options, shared_option
 from compress.evaluate.drift.cells import with_error
@@ -15,6 +15,7 @@ from compress.evaluate.history.settings import WatchSettings
 if TYPE_CHECKING:
     from compress.core.rows import ChangeRow
 
+FORCE = "Measure again with --force."
 DIGITS = {"points": 1, "nats": 4, "%": 2}
 
 
@@ -29,23 +30,37 @@ DIGITS = {"points": 1, "nats": 4, "%": 2}
 )
 @settings_options(WatchSettings)
 @shared_option("--tag", group="Report", help="Label of the new verdicts in the history.")
+@shared_option(
+    "--force", group="Run control", is_flag=True, help="Measure again even if the same files were measured before."
+)
 @json_option
-def command(checkpoint: Path, history: Path, tag: str | None, as_json: bool, **options: Any) -> None:
+def command(checkpoint: Path, history: Path, tag: str | None, force: bool, as_json: bool, **options: Any) -> None:
     """Repeat a baseline's measurements on CKPT and compare item by item. Exit code 3 if a result got worse.
 
     The baseline is the verdicts that eval, verify or compare stored under TAG. Items, text and runtime must be the
     same; if not, an error names the difference. A kind of task got worse if its change's 95 % interval is below 0, or
-    its score dropped by more than --max-drop points.
+    its score dropped by more than --max-drop points. If files, text, tasks, limits and software are those of an earlier
+    measurement, its result is printed at once.
 
     \b
     qcompress eval smollm2-awq --reference smollm2 --history verdicts.sqlite --tag v1
     qcompress verify smollm2 smollm2-awq --history verdicts.sqlite --tag v1
     qcompress watch smollm2-awq --baseline v1 --history verdicts.sqlite --reference smollm2
     """
-    from compress.evaluate.history.job import check_falls, watch_checkpoint
+    from compress.evaluate.history.falls import check_falls
+    from compress.evaluate.history.unchanged import prepare_watch
 
     settings = make_settings(WatchSettings, options)
-    rows = watch_checkpoint(checkpoint, history, settings, tag=tag, report=report)
+    run = prepare_watch(checkpoint, history, settings)
+    unchanged = None if force else run.unchanged()
+    if unchanged is None:
+        from compress.evaluate.history.job import watch_checkpoint
+
+        rows = watch_checkpoint(run, tag=tag, report=report)
+    else:
+        rows, since = unchanged
+        run.store_unchanged(rows, tag)
+        progress.print(f"Nothing was measured: files, text, tasks, limits and software are those of {since}. {FORCE}")
     show_rows(rows, settings.baseline, as_json=as_json)
     check_falls(rows, settings.baseline)
 
@@ -63,7 +78,7 @@ def fell(row: "ChangeRow") -> bool | str:
 
 def terminal_row(row: "ChangeRow") -> dict[str, object]:
     """A change as a row of the terminal's table."""
-    from compress.evaluate.history.job import format_change
+    from compress.evaluate.history.falls import format_change
 
     digits = DIGITS[row["unit"]]
     low, high = row["change_low"], row["change_high"]

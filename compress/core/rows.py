@@ -85,6 +85,7 @@ class CheckpointPart(TypedDict):
     bits_per_weight: Annotated[float, "bits on disk per weight of the quantized linears, scales and zeros included"]
     bits_per_parameter: Annotated[float, "bits on disk per parameter of the whole model"]
     digest: Annotated[str, "sha256 of the checkpoint"]
+    small_files_digest: Annotated[str, "sha256 of tokenizer, chat template and generation_config.json"]
     record: Annotated[dict[str, Any], "contents of the checkpoint's qcompress.json"]
 
 
@@ -127,6 +128,7 @@ class WindowsPart(TypedDict):
     """The part of a `CompareRow` that describes the evaluation windows."""
 
     text: Annotated[str | None, "name of the evaluation text"]
+    text_digest: Annotated[str | None, "sha256 of the evaluation text"]
     n_samples: Annotated[int, "number of windows"]
     seq_len: Annotated[int, "tokens per window"]
     tokens: Annotated[int, "number of scored tokens"]
@@ -175,6 +177,7 @@ class RetentionRow(TypedDict):
 
     name: Annotated[str, "name of the checkpoint"]
     digest: Annotated[str, "sha256 of the checkpoint"]
+    small_files_digest: Annotated[str, "sha256 of tokenizer, chat template and generation_config.json"]
     role: Annotated[str, "reference or candidate"]
     kind: Annotated[str, "kind of task, or `all` for the mean over the kinds"]
     items: Annotated[int, "number of scored tasks"]
@@ -241,6 +244,7 @@ class ChangeRow(TypedDict):
     change_high: Annotated[float | None, "upper end of the 95 % interval of change"]
     too_few: Annotated[bool, "true if there are too few tasks for a significant fall"]
     fell: Annotated[bool, "true if the checkpoint got significantly worse, or dropped by more than --max-drop"]
+    measured: Annotated[bool, "false if the same files were measured before, and the figures are from then"]
 
 
 class SpeedRow(TypedDict):
@@ -361,3 +365,4 @@ class HistoryRow(TypedDict):
     tag: Annotated[str | None, "label such as v1"]
     name: Annotated[str, "name of the checkpoint"]
     digest: Annotated[str, "sha256 of the checkpoint"]
+    software: Annotated[dict[str, str], "versions of qcompress and of the packages that run models, by name"]

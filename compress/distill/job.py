@@ -16,13 +16,14 @@ import torch
 
 from calibration.corpus import source_digest
 from calibration.windows import Windows
+from compress.checkpoint.digest import files_digest
 from compress.checkpoint.heldout import START
 from compress.checkpoint.load import open_for_text
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.model_card import origin
-from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, files_digest
+from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.record import record_text
-from compress.checkpoint.workdir import check_small_files_unchanged, check_weights_unchanged, small_files_digest
+from compress.checkpoint.workdir import check_small_files_unchanged, check_weights_unchanged
 from compress.core.distributed import first, place
 from compress.core.errors import QCompressError
 from compress.core.report import Report, Row, silent
@@ -112,7 +113,7 @@ class TrainingText:
 def job_settings(teacher: Checkpoint, student: Checkpoint | None, settings: DistillConfig) -> Row:
     """All values that determine the student's bytes: settings, digests of inputs, versions of packages."""
     inputs: Row = {"teacher": teacher.digest} | ({"student": student.digest} if student else {})
-    inputs["small_files"] = small_files_digest(student or teacher)
+    inputs["small_files"] = (student or teacher).small_files_digest
     inputs |= {"texts": {text: source_digest(text) for text in settings.texts}, "processes": place()[1]}
     if settings.cache:
         inputs["cache"] = files_digest([Path(settings.cache) / MANIFEST])

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from calibration.corpus import parse_source, source_digest
+from compress.checkpoint.door.files import check_folder
 from compress.core.atomic import file_errors
-from compress.core.errors import QCompressError
 
 SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer and template of a checkpoint
 
@@ -35,8 +35,7 @@ class Digests:
 
     def checkpoint(self, folder: Path) -> str:
         """One digest of all weights, config, tokenizer and template files of a checkpoint."""
-        if not folder.is_dir():
-            raise QCompressError(f"{folder}: no such directory; give a folder with config.json and *.safetensors")
+        check_folder(folder)
         files = {file for pattern in ("*.safetensors", *SMALL_FILES) for file in folder.glob(pattern)}
         lines = [f"{file.name} {self.file(file)}" for file in sorted(files)]
         return "sha256:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.checkpoint.digest import files_digest
 from compress.checkpoint.hub import resolve_model
 from compress.pipeline.digests import Digests
 
@@ -22,7 +23,6 @@ class OpenCheckpoints(dict[Path, "Checkpoint"]):
 
     def __missing__(self, path: Path) -> "Checkpoint":
         from compress.checkpoint.load import open_causal_lm
-        from compress.checkpoint.read import files_digest
 
         checkpoint = open_causal_lm(path)
         checkpoint.digest = files_digest(checkpoint.digest_files, self.digests.raw)

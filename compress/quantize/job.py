@@ -20,7 +20,6 @@ from compress.checkpoint.finite import check_finite
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
-from compress.checkpoint.workdir import small_files_digest
 from compress.checkpoint.write import CheckpointWriter
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
@@ -138,7 +137,7 @@ def job_settings(checkpoint: Checkpoint, plan: LayoutPlan, config: QuantizeConfi
     return {
         "model": str(checkpoint.path),
         "source": checkpoint.digest,
-        "small_files": small_files_digest(checkpoint),
+        "small_files": checkpoint.small_files_digest,
         **settings,
         "group_size": plan.scheme.group_size,
         "sym": plan.scheme.sym,

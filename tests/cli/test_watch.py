@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -47,16 +49,41 @@ def watch(checkpoint, history, reference, text, *options):
     return invoke("watch", checkpoint, "--baseline", "v1", "--reference", reference, *where, *options)
 
 
-def test_an_unchanged_checkpoint_exits_with_0_every_time(rounded, history, tiny_llama, text):
+def test_an_unchanged_checkpoint_measured_again_exits_with_0(rounded, history, tiny_llama, text):
     for _ in range(2):
-        result = watch(rounded, history, tiny_llama, text, "--json", "--max-drop", 0)
+        result = watch(rounded, history, tiny_llama, text, "--json", "--max-drop", 0, "--force")
         assert result.exit_code == 0, result.output
         rows = json.loads(result.stdout)
         assert [row["kind"] for row in rows] == ["qa", "all", "kl", "perplexity"]
         assert all(row["change"] == 0 and not row["fell"] for row in rows) and rows[0]["before"] == 100
+        assert all(row["measured"] for row in rows)
     assert not list((history.parent / "watch").iterdir())  # the next run asks anew
     rows = json.loads(invoke("history", history, "--json").stdout)
     assert [row["kind"] for row in rows if row["command"] == "watch" and "kind" in row] == ["qa", "all"] * 2
+
+
+@pytest.mark.slow
+def test_the_files_of_the_baseline_are_not_measured_and_import_no_torch(rounded, history, tiny_llama, text):
+    arguments = ["watch", rounded, "--baseline", "v1", "--history", history, "--reference", tiny_llama]
+    arguments = [*map(str, arguments), "--eval-text", str(text), "--tag", "night"]
+    code = f"import sys; from compress.cli import cli; cli({arguments!r}, standalone_mode=False); "
+    code += "assert not {'torch', 'transformers'} & set(sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Nothing was measured: files, text, tasks, limits and software are those of the bas" in result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines()[2:]] == ["qa", "all", "KL", "perplexity"]
+    (row,) = json.loads(invoke("history", history, "--tag", "night", "--json").stdout)
+    assert row["measured"] is False and row["passed"] is True and "kl" not in row
+
+
+def test_a_fall_that_was_measured_is_repeated_with_exit_code_3(tiny_qwen2, rounded, history, tiny_llama, text):
+    name = ("--name", rounded.name)
+    first, second = (watch(tiny_qwen2, history, tiny_llama, text, *name) for _ in range(2))
+    assert first.exit_code == second.exit_code == 3
+    assert first.stdout == second.stdout
+    assert "Nothing was measured" in second.stderr and "Nothing was measured" not in first.stderr
+    forced = watch(tiny_qwen2, history, tiny_llama, text, *name, "--force")
+    assert forced.exit_code == 3 and "Nothing was measured" not in forced.stderr
 
 
 def test_a_fallen_checkpoint_exits_with_3_and_names_every_change(tiny_qwen2, rounded, history, tiny_llama, text):

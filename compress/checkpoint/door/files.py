@@ -64,6 +64,12 @@ def hub_link(file: Path, folder: Path) -> bool:
     return parts.parent.name == "snapshots" and file.resolve().parent == parts.parent.parent / "blobs"
 
 
+def check_folder(folder: Path) -> None:
+    """Raises QCompressError if a checkpoint's path is not a folder."""
+    if not folder.is_dir():
+        raise QCompressError(f"{folder}: no such directory; give a folder with config.json and *.safetensors")
+
+
 def check_small_files(folder: Path) -> None:
     """Raises QCompressError if a file beside the weights is not a regular file inside the folder."""
     for name in SMALL_FILES:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from compress.checkpoint.digest import files_digest
 from compress.checkpoint.finite import cast_finite
 from compress.checkpoint.gguf.architectures import Config
 from compress.checkpoint.gguf.config import find_architecture, read_config
@@ -23,7 +24,7 @@ from compress.checkpoint.gguf.shards import GgufModel
 from compress.checkpoint.gguf.tensors import CHUNK, Parameter, gguf_names, match_tensors
 from compress.checkpoint.gguf.tokenizer import read_tokenizer
 from compress.checkpoint.gguf.vocabulary import stop_ids, token_id
-from compress.checkpoint.read import Checkpoint, files_digest
+from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import record_text
 from compress.checkpoint.write import CheckpointWriter, TensorSpec, both_spellings, check_room
 from compress.core.errors import QCompressError

@@ -166,6 +166,7 @@ def describe(checkpoint: Checkpoint, name: str, role: str) -> CheckpointPart:
         "bits_per_weight": bits_per_weight(checkpoint),
         "bits_per_parameter": 8 * checkpoint.bytes / parameters,
         "digest": checkpoint.digest,
+        "small_files_digest": checkpoint.small_files_digest,
         "record": record,
     }
 
@@ -195,8 +196,10 @@ def describe_windows(windows: Windows, vocabulary: int) -> WindowsPart:
     """The part of a row that describes the windows."""
     n_samples, seq_len = windows.ids.shape
     manifest = windows.manifest
+    sources = manifest.get("sources", ())
     return {
-        "text": " + ".join(source["name"] for source in manifest.get("sources", ())) or None,
+        "text": " + ".join(source["name"] for source in sources) or None,
+        "text_digest": " + ".join(source["digest"] for source in sources) or None,
         "n_samples": n_samples,
         "seq_len": seq_len,
         "tokens": len(scored_places(windows.mask)),

@@ -1,38 +1,30 @@
 """The job of `watch`: repeat the measurements of a baseline on a checkpoint, and compare."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compress.checkpoint.hub import model_name
 from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint
 from compress.core.device import pick_device
-from compress.core.errors import GateFailure, QCompressError
 from compress.core.interrupt import RESUME, on_interrupt
 from compress.core.lock import output_lock
 from compress.core.rows import ChangeRow
 from compress.evaluate.drift.compare import drift_row
 from compress.evaluate.drift.windows import evaluation_windows
+from compress.evaluate.history.baseline import Baseline
 from compress.evaluate.history.settings import WatchSettings
-from compress.evaluate.history.store import append_verdicts, read_verdicts
-from compress.evaluate.history.watch import (
-    Baseline,
-    baseline_items,
-    check_same,
-    drift_changes,
-    find_baseline,
-    task_changes,
-)
+from compress.evaluate.history.store import append_verdicts
+from compress.evaluate.history.unchanged import WatchRun, suite_file
+from compress.evaluate.history.watch import baseline_items, check_same, drift_changes, task_changes
 from compress.evaluate.tasks.job import check_sandbox, runtime_opener
 from compress.evaluate.tasks.runner import TaskRun, by_kind, origin, score_checkpoint, score_rows
 from compress.evaluate.tasks.suite import load_suite
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
-CHANGES = {"points": "{:+.1f} points", "nats": "{:+.4f} nats", "%": "{:+.2f} %"}
 
 
 @dataclass(frozen=True)
@@ -43,18 +35,14 @@ class Changes:
     verdicts: list[Row]
 
 
-def watch_checkpoint(
-    path: Path, history: Path, settings: WatchSettings, *, tag: str | None = None, report: Report = lambda row: None
-) -> list[ChangeRow]:
+def watch_checkpoint(run: WatchRun, *, tag: str | None = None, report: Report = lambda row: None) -> list[ChangeRow]:
     """The changes of task scores and drift since the baseline. Appends new verdicts to the history under `tag`.
 
-    Raises QCompressError if the history has no such baseline, if the baseline is not repeatable, or if the device is
-    cuda and torch finds no GPU.
+    Raises QCompressError if the baseline is not repeatable, or if the device is cuda and torch finds no GPU.
     """
+    settings, baseline = run.settings, run.baseline
     pick_device(settings.device)
-    name = settings.name or model_name(path)
-    baseline = find_baseline(read_verdicts(history), settings.baseline, name, where=str(history))
-    checkpoint = open_for_text(path, readable=False)
+    checkpoint = open_for_text(run.path, readable=False)
     parts: list[Changes] = []
     if baseline.tasks:
         parts.append(watch_tasks(checkpoint, baseline, settings, report))
@@ -64,16 +52,16 @@ def watch_checkpoint(
         parts.append(watch_drift(checkpoint, settings.reference, baseline, settings, report))
     elif baseline.drift is not None:
         report({"KL and perplexity": "not compared; set --reference"})
-    if not parts:
-        raise QCompressError(f"{history}: {baseline.tag} has only KL and perplexity, which need --reference")
-    append_verdicts(history, "watch", [row for part in parts for row in part.verdicts], tag=tag)
-    return [row for part in parts for row in part.rows]
+    rows = [row for part in parts for row in part.rows]
+    verdicts = [row for part in parts for row in part.verdicts]
+    append_verdicts(run.history, "watch", [*verdicts, run.summary(rows, measured=True)], tag=tag)
+    return rows
 
 
 def watch_tasks(checkpoint: Checkpoint, baseline: Baseline, settings: WatchSettings, report: Report) -> Changes:
     """Score the items of the baseline again. Afterwards the stored answers are removed, so the next run starts anew."""
     first = baseline.first_row
-    suite = load_suite(settings.suite or (Path(first["suite_file"]) if first.get("suite_file") else None))
+    suite = load_suite(suite_file(baseline, settings))
     items = baseline_items(baseline, suite)
     if any(item.kind == "python" for item in items):
         check_sandbox(report)
@@ -113,17 +101,3 @@ def watch_drift(
     now = drift_row(opened, checkpoint, windows, device=settings.device, report=report)
     verdict = {**now, "name": baseline.name, "baseline": baseline.tag}
     return Changes(drift_changes(baseline.name, before, now), [verdict])
-
-
-def format_change(row: ChangeRow) -> str:
-    """The change with its unit, or "n/a" if the baseline and now have nothing in common."""
-    return "n/a" if row["change"] is None else CHANGES[row["unit"]].format(row["change"])
-
-
-def check_falls(rows: Sequence[ChangeRow], tag: str) -> None:
-    """Raises GateFailure if a result got worse. The error names each such result and its change."""
-    fallen = [row for row in rows if row["fell"]]
-    if fallen:
-        changes = ", ".join(f"{row['kind']} {format_change(row)}" for row in fallen)
-        name = fallen[0]["name"]
-        raise GateFailure(f"{name} fell since {tag}: {changes}; restore the old checkpoint, or tag a new baseline")

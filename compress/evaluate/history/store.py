@@ -11,6 +11,7 @@ from typing import Any, cast
 from compress.core.atomic import file_errors, full_disk
 from compress.core.errors import QCompressError
 from compress.core.rows import HistoryRow
+from compress.core.versions import installed_versions
 
 Row = dict[str, Any]
 FILE = "history.sqlite"  # the file's name if --history is a folder
@@ -71,7 +72,8 @@ def append_verdicts(
     Raises QCompressError if `path` is a file of another kind.
     """
     file, now = history_file(path), (time or datetime.now(UTC)).isoformat(timespec="seconds")
-    lines = [(now, command, row["name"], row["digest"], row_json(row), tag) for row in rows]
+    software = {"software": installed_versions()}
+    lines = [(now, command, row["name"], row["digest"], row_json({**row, **software}), tag) for row in rows]
     with file_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     with opened(file) as database:

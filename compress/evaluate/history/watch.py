@@ -6,7 +6,6 @@ worse side of 0. Fewer than ENOUGH items are too few for such an interval.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -16,75 +15,16 @@ from compress.core.errors import QCompressError
 from compress.core.proportion import ENOUGH, difference_interval, mean_interval
 from compress.core.rows import ChangeRow
 from compress.evaluate.drift.interval import sums_interval
-from compress.evaluate.tasks.item import Item
+from compress.evaluate.history.baseline import Baseline
+from compress.evaluate.tasks.item import ALL, Item
 from compress.evaluate.tasks.retention import paired
-from compress.evaluate.tasks.runner import ALL, Scores, values
+from compress.evaluate.tasks.runner import Scores, values
 from compress.evaluate.tasks.suite import Suite
 
 Row = Mapping[str, Any]
 Values = NDArray[np.float64]
 Pair = tuple[float | None, float | None]
-DRIFT_COMMANDS = ("verify", "compare")
 NOISE = {"kl": 1e-4, "perplexity": 0.05}  # nats, %: changes that another processor or torch version can cause
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The last verdicts on one checkpoint under one tag.
-
-    `tasks` maps kinds of task to rows. `drift` is the row of verify or compare, or None if there is none.
-    """
-
-    tag: str
-    name: str
-    tasks: Mapping[str, Row]
-    drift: Row | None
-    reference: str | None  # digest of the checkpoint that `drift` was measured against
-
-    @property
-    def first_row(self) -> Row:
-        """The first task row. All task rows have the same suite and settings."""
-        return next(iter(self.tasks.values()))
-
-
-def find_baseline(verdicts: Sequence[Row], tag: str, name: str, *, where: str = "the history") -> Baseline:
-    """The baseline of the checkpoint `name`, or of the only candidate that has verdicts under the tag.
-
-    Raises QCompressError if the tag has no verdicts, or verdicts on several other checkpoints.
-    """
-    tagged = [row for row in verdicts if row["tag"] == tag]
-    if not tagged:
-        tags = ", ".join(sorted({row["tag"] for row in verdicts if row["tag"]})) or "none"
-        raise QCompressError(
-            f"{where}: tag {tag} not found; the tags are {tags}; store one with qcompress eval --tag {tag}"
-        )
-    names = list(dict.fromkeys(row["name"] for row in tagged))
-    candidates = list(dict.fromkeys(row["name"] for row in tagged if row.get("role") == "candidate"))
-    if name not in names:
-        if len(candidates) != 1:
-            raise QCompressError(
-                f"{where}: {tag} has verdicts on {', '.join(names)}, not on {name}; choose one with --name"
-            )
-        name = candidates[0]
-    rows = [row for row in tagged if row["name"] == name]
-    scored = [row for row in rows if row["command"] == "eval" and row["kind"] != ALL]
-    tasks = {row["kind"]: row for row in scored if row["time"] == scored[-1]["time"]}
-    drift = next(
-        (row for row in reversed(rows) if row["command"] in DRIFT_COMMANDS and row.get("role") == "candidate"), None
-    )
-    if not tasks and drift is None:
-        raise QCompressError(
-            f"{where}: {tag} has no verdict of eval, verify or compare on {name}; run one with --tag {tag}"
-        )
-    return Baseline(tag, name, tasks, drift, reference_digest(tagged, drift))
-
-
-def reference_digest(tagged: Sequence[Row], drift: Row | None) -> str | None:
-    """The digest of the checkpoint that `drift` was measured against, or None if the history does not store it."""
-    if drift and drift.get("reference_digest"):
-        return str(drift["reference_digest"])
-    same = [row for row in tagged if drift and row["command"] == "compare" and row["time"] == drift["time"]]
-    return next((row["digest"] for row in same if row.get("role") == "reference"), None)
 
 
 def baseline_items(baseline: Baseline, suite: Suite) -> list[Item]:
@@ -167,6 +107,7 @@ def task_row(name: str, kind: str, items: int, scores: Pair, interval: Pair, max
         "change_high": high,
         "too_few": few,
         "fell": fell,
+        "measured": True,
     }
 
 
@@ -224,6 +165,7 @@ def figure_row(
         "change_high": high,
         "too_few": False,
         "fell": low is not None and low > 0 and change > NOISE[kind],
+        "measured": True,
     }
 
 

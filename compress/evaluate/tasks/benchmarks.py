@@ -113,7 +113,8 @@ def benchmark_rows(
         report({"checkpoint": name, "tasks": ", ".join(tasks)})
         scored.append(run_tasks(checkpoint, settings, tasks, limit, batch_size, open_model))
         identity = {"name": name, "role": "candidate" if scored[1:] else "reference"}
-        origin: Row = {"suite": "lm-eval", "suite_file": None, "suite_digest": None, "digest": checkpoint.digest}
+        origin: Row = {"suite": "lm-eval", "suite_file": None, "suite_digest": None}
+        origin |= {"digest": checkpoint.digest, "small_files_digest": checkpoint.small_files_digest}
         origin |= {"runtime": runtime, "settings": {"tasks": ",".join(tasks), "limit": limit}}
         rows += [identity | row | origin for row in score_rows(scored[-1], scored[0] if scored[1:] else None)]
     return rows

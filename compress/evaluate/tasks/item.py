@@ -7,6 +7,7 @@ from typing import Any
 from compress.sandbox.run import SandboxError
 
 EMPTY = "empty"
+ALL = "all"  # the kind of a row that has the mean over the kinds
 Expected = Mapping[str, Any]
 
 

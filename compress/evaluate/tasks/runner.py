@@ -9,7 +9,7 @@ There is one row per checkpoint and kind of task; the kind "all" is the mean ove
     retention, retention_low, retention_high    in %; None for the reference, and if the reference scores 0
     scores                                      score by item id; None for a scorer's error; {} in the row "all"
     suite, suite_file, suite_digest             suite_file is None for the bundled suite
-    digest                                      of the checkpoint
+    digest, small_files_digest                  of the checkpoint: config and weights; tokenizer and template
     runtime, settings                           the runtime that generated the answers, and its settings
 """
 
@@ -29,7 +29,7 @@ from compress.core.errors import QCompressError
 from compress.core.proportion import mean_interval, score_interval
 from compress.evaluate.names import short_names
 from compress.evaluate.tasks.answer_log import AnswerLog, json_line
-from compress.evaluate.tasks.item import EMPTY, Item, Score
+from compress.evaluate.tasks.item import ALL, EMPTY, Item, Score
 from compress.evaluate.tasks.prompting import answer_items
 from compress.evaluate.tasks.retention import Retention, retention_by_kind
 from compress.evaluate.tasks.scoring import Scorer
@@ -41,7 +41,6 @@ Row = dict[str, Any]
 Report = Callable[[Row], None]
 Scores = dict[str, dict[str, Score]]  # kind -> item id -> score, in the order of the items
 OpenRuntime = Callable[[Checkpoint], Runtime]
-ALL = "all"
 
 
 def open_transformers(checkpoint: Checkpoint) -> Runtime:
@@ -95,6 +94,7 @@ def origin(checkpoint: Checkpoint, run: TaskRun) -> Row:
         "suite_file": str(run.suite.file) if run.suite.file else None,
         "suite_digest": run.suite.digest,
         "digest": checkpoint.digest,
+        "small_files_digest": checkpoint.small_files_digest,
         "runtime": run.settings["runtime"],
         "settings": dict(run.settings),
     }

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from compress.cli import cli
 from compress.core.errors import QCompressError
+from compress.core.versions import installed_versions
 from compress.evaluate.history.store import append_verdicts, database_error, read_verdicts
 
 ROWS = [{"name": "awq", "digest": "sha256:1", "kind": kind, "score": 0.5, "retention": None} for kind in ("qa", "all")]
@@ -20,7 +21,7 @@ def test_verdicts_are_read_in_the_order_they_were_appended(tmp_path):
     append_verdicts(file, "eval", ROWS, time=datetime(2025, 1, 2, tzinfo=UTC), tag="v1")
     append_verdicts(file.parent / "verdicts.sqlite", "verify", [ROWS[0] | {"record": {"rows": [1]}}])
     verdicts = read_verdicts(file)
-    first = {"time": "2025-01-02T00:00:00+00:00", "command": "eval", "tag": "v1"}
+    first = {"time": "2025-01-02T00:00:00+00:00", "command": "eval", "tag": "v1", "software": installed_versions()}
     assert verdicts[:2] == [first | row for row in ROWS]
     assert [row["command"] for row in verdicts] == ["eval", "eval", "verify"] and verdicts[2]["tag"] is None
     assert "record" not in verdicts[2]
