@@ -180,7 +180,7 @@ def history_figures(figures: Figures, models: Models, folder: Path) -> None:
     first, file = models.variants[0], folder / "history.sqlite"
     run("verify", models.student, first, *models.windows, "--history", file, "--tag", "v1")
     changes = {"--baseline": "v1", "--history": file, "--reference": models.student, "-o": folder / "watch"}
-    rows = run("watch", first, *(word for pair in changes.items() for word in pair))
+    rows = run("watch", first, "--force", *(word for pair in changes.items() for word in pair))
     tokens = run("history", file)[0]["tokens"]
     names = {"kl": f"kl of {first.name} on {tokens} tokens from {models.student.name}"}
     names["perplexity"] = f"perplexity of {first.name} on {tokens} tokens"
@@ -192,7 +192,8 @@ def history_figures(figures: Figures, models: Models, folder: Path) -> None:
             )
     for number, row in enumerate(run("history", file)):
         for kind, name in names.items():
-            figures.add(f"history {number}", name, row[kind])
+            if kind in row:
+                figures.add(f"history {number}", name, row[kind])
 
 
 @click.command(help=__doc__)

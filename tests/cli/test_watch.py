@@ -62,6 +62,12 @@ def test_an_unchanged_checkpoint_measured_again_exits_with_0(rounded, history, t
     assert [row["kind"] for row in rows if row["command"] == "watch" and "kind" in row] == ["qa", "all"] * 2
 
 
+def test_device_cuda_without_a_gpu_is_one_error_line(rounded, history, tiny_llama, text, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = watch(rounded, history, tiny_llama, text, "--force", "--device", "cuda")
+    assert result.exit_code == 1 and "--device cuda: torch finds no GPU" in result.stderr
+
+
 @pytest.mark.slow
 def test_the_files_of_the_baseline_are_not_measured_and_import_no_torch(rounded, history, tiny_llama, text):
     arguments = ["watch", rounded, "--baseline", "v1", "--history", history, "--reference", tiny_llama]

@@ -3,7 +3,7 @@
 Code in the folder is never run. `id_faults` works on the ids alone, so that the validator can use it too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 VOCABULARIES = (TOKENIZER, PIECES, VOCABULARY)
 JSON_FILES = (TOKENIZER, SETTINGS, SPECIAL_MAP, ADDED, VOCABULARY, GENERATION)
 MAX_TEMPLATE = 1_000_000
+MAX_ID = 2**24  # no vocabulary is larger, and the tokenizers library walks through all ids below the largest one
 ROLES = ("bos_token_id", "eos_token_id", "unk_token_id")  # tokens that are put into texts without being in them
 CURE = "fetch the tokenizer files again, or use those of the model it was made from"
 
@@ -60,10 +61,29 @@ def check_files(folder: Path) -> None:
     """Raises QCompressError for a tokenizer file that is not valid JSON, too large, or not a regular file."""
     for name in JSON_FILES:
         if (folder / name).exists():
-            read_json(folder / name)
+            check_ids(folder / name, read_json(folder / name))
     if (folder / TEMPLATE).exists():
         check_regular(folder / TEMPLATE)
         read_utf8(folder / TEMPLATE, MAX_TEMPLATE)
+
+
+def check_ids(file: Path, content: Mapping[str, Any]) -> None:
+    """Raises QCompressError for a token id of MAX_ID or more in a tokenizer file, before a tokenizer is built."""
+    for token, index in listed_ids(file.name, content):
+        if isinstance(index, int) and index >= MAX_ID:
+            raise QCompressError(f"{file}: token {token!r:.60} has id {index:,}; no vocabulary is that large; {CURE}")
+
+
+def listed_ids(name: str, content: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Pairs of token and id in tokenizer.json, vocab.json or added_tokens.json, whatever their types."""
+    if name in (VOCABULARY, ADDED):
+        yield from content.items()
+    if name == TOKENIZER:
+        model, added = content.get("model"), content.get("added_tokens")
+        vocabulary = model.get("vocab") if isinstance(model, dict) else None
+        yield from vocabulary.items() if isinstance(vocabulary, dict) else ()
+        rows = added if isinstance(added, list) else ()
+        yield from ((row.get("content"), row.get("id")) for row in rows if isinstance(row, dict))
 
 
 def build(folder: Path) -> "PreTrainedTokenizerBase":
