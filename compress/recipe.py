@@ -36,7 +36,7 @@ SHAPES = {  # pydantic's error type -> the YAML to write
 
 
 def size_of(value: Any) -> Any:
-    """Bytes from a text such as 8GB; any other value is returned unchanged, for pydantic to check."""
+    """The bytes in a text such as 8GB. Any other value is returned unchanged, so that pydantic checks it."""
     return parse_size(value) if isinstance(value, str) else value
 
 
@@ -102,7 +102,9 @@ class VerifyPart(RecipeSection):
     max_kl: float | None = Field(
         default=None, ge=0, description="Limit on the mean KL(student ‖ variant), nats per token."
     )
-    max_perplexity_ratio: float | None = Field(default=None, ge=0, description="Limit on the ratio of perplexities.")
+    max_perplexity_ratio: float | None = Field(
+        default=None, ge=0, description="Limit on a variant's perplexity over the student's."
+    )
 
 
 class EvalPart(RecipeSection):
@@ -114,7 +116,7 @@ class EvalPart(RecipeSection):
 
 
 class BenchPart(RecipeSection):
-    """The speed and memory of the report: measured here, and predicted for GPUs and boards."""
+    """The settings of the report's speed and memory: measured here, and predicted for GPUs and boards."""
 
     runtime: Literal["auto", "transformers", "vllm"] = Field(default="auto", description="Runtime that is measured.")
     quick: bool = Field(default=False, description="Use the smaller defaults of `bench --quick`.")
@@ -178,7 +180,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file. Raises QCompressError if it has no keys or cannot be read."""
+    """The mapping in a YAML file. Raises QCompressError if the file has no mapping or cannot be read."""
     try:
         check_regular(path)
         if path.stat().st_size > MAX_BYTES:
@@ -204,12 +206,17 @@ def parse_yaml(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, thousands of digits
         raise QCompressError(f"{where}: is not valid YAML ({' '.join(str(error).split()):.200}); correct it") from None
     if has_too_many_values(value):
-        raise QCompressError(f"{where}: its aliases unfold to more than {MAX_VALUES:,} values; write fewer of them")
+        raise QCompressError(
+            f"{where}: holds more than {MAX_VALUES:,} values once its aliases are replaced; use fewer aliases"
+        )
     return value
 
 
 def has_too_many_values(value: Any) -> bool:
-    """Whether a value has more than MAX_VALUES parts, each counted as often as an alias repeats it."""
+    """Whether a YAML value holds more than MAX_VALUES keys and values.
+
+    A part that aliases repeat counts at each repetition.
+    """
     count, waiting = 0, [value]
     while waiting and count <= MAX_VALUES:
         part = waiting.pop()
@@ -256,7 +263,7 @@ def first_error(error: ValidationError, section: type[RecipeSection] | None = No
 
 
 def section_at(place: tuple[Any, ...]) -> type[RecipeSection]:
-    """The section of a recipe at a place such as ("quantize", 0)."""
+    """The class of the recipe section at a path of keys, such as ("quantize", 0)."""
     if place[:2] == ("distill", "stages"):
         return StagePart
     parts: dict[str, type[RecipeSection]] = {

@@ -68,7 +68,10 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
 
 
 class LazyGroup(click.Group):
-    """Imports a command when it is called, lists commands by COMMAND_GROUPS, and runs them in the `net` for errors."""
+    """A click group that imports a command only when the command is called.
+
+    The help lists commands in the order of COMMAND_GROUPS. Commands run inside `net`, which reports their errors.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -106,7 +109,7 @@ class LazyGroup(click.Group):
 @verbosity_options
 @click.pass_context
 def cli(ctx: click.Context, **_: bool) -> None:
-    """Make language models small enough for the edge, and measure what was lost.
+    """Make language models small enough for edge devices, and measure what was lost.
 
     -q, -v and --debug also work after COMMAND.
 

@@ -1,4 +1,4 @@
-"""Run the command line by `python -m compress.cli`, as launchers of several processes do."""
+"""Run the command line by `python -m compress.cli`, as torchrun and accelerate launch do."""
 
 from compress.cli import cli
 

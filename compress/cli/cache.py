@@ -21,7 +21,7 @@ def command() -> None:
 @click.argument("cache", type=click.Path(path_type=Path))
 @json_option
 def inspect(cache: Path, as_json: bool) -> None:
-    """Print the contents of CACHE, a directory, and verify the checksum of every shard.
+    """Print the contents of the directory CACHE, and verify the checksum of every shard.
 
     Missing shards are listed.
 

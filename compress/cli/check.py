@@ -105,7 +105,7 @@ def verdict(path: Path, checkpoint: "Checkpoint | None", rows: list[dict[str, An
 
 
 def format_rows(rows: list[dict[str, Any]]) -> list[str]:
-    """One line per kind of finding: the first one, and how many more have the same rule and consequence."""
+    """One line per group of equal findings: the first finding, and the number of the others."""
     lines = []
     for same in group_equal(rows):
         row = same[0]
@@ -117,7 +117,7 @@ def format_rows(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def group_equal(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Rows of one rule, level and consequence together, in the order of the first of each."""
+    """The rows in groups of equal rule, level and consequence. Groups are in the order of their first rows."""
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["rule"], row["level"], row["consequence"]), []).append(row)
@@ -125,5 +125,5 @@ def group_equal(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def count_text(number: int, noun: str) -> str:
-    """For example "1 error" or "2 errors"."""
+    """A number and its noun, such as "1 error" or "2 errors"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

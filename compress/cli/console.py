@@ -29,7 +29,10 @@ unfolded = Console(highlight=False, width=1000)  # for tables in a pipe or a fil
 
 @contextmanager
 def imports() -> Iterator[None]:
-    """A context for a command's heavy imports. Garbage collection then skips the imported objects, which never die."""
+    """A context for a command's heavy imports.
+
+    Garbage collection then skips the imported objects, because they live as long as the process.
+    """
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -182,7 +185,7 @@ def print_blocks(rows: list[Row], title: str | None) -> None:
 
 
 def print_written(path: Path | str, *facts: str, next_command: str | None = None, as_json: bool = False) -> None:
-    """Print the closing line of a job: the output, facts in brackets, and the next command. Nothing with --json."""
+    """Print the closing line of a job: output, facts in brackets, next command. With --json, print nothing."""
     report.close()
     if as_json:
         return

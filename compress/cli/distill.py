@@ -39,7 +39,8 @@ from compress.distill.config import (
     multiple=True,
     default=(),
     metavar="YAML",
-    help="Add a training stage, such as '{name: task, text: [task.jsonl], steps: 100}'. Repeatable, run in order.",
+    help="Add a training stage, such as '{name: task, text: [task.jsonl], steps: 100}'. Repeatable. Stages run in the "
+    "order of the options.",
 )
 @settings_options(MemoryConfig, LoopConfig)
 @restart_option
@@ -48,7 +49,7 @@ from compress.distill.config import (
 def command(teacher: Path, out: Path, restart: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Distill TEACHER, a folder or a hub id, into a smaller student.
 
-    The student is an existing checkpoint (--student), a number of the teacher's blocks (--blocks) or a narrower shape.
+    The student is an existing checkpoint (--student), the teacher with fewer blocks (--blocks), or a narrower shape.
     Training minimizes alpha T² KL(teacher ‖ student) + (1 - alpha) CE. The weights with the lowest KL on --eval-text
     are written. Run the same command again to continue an interrupted run. torchrun and accelerate launch divide each
     step's windows between processes.

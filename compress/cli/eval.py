@@ -46,9 +46,9 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Score each CKPT and the reference on the same tasks: questions, Python, mathematics, JSON, multi-turn.
+    """Score each CKPT and the reference on the same tasks: questions, Python, mathematics, JSON, conversations.
 
-    Retention is the candidate's score over the reference's. Its 95 % interval holds with few items too.
+    Retention is the candidate's score over the reference's. Its 95 % interval is valid for few items too.
     Retention is n/a if the reference scores 0. Answers are greedy. Generated Python runs in a sandbox.
 
     \b
@@ -78,7 +78,9 @@ def check_options(tasks: TaskSettings, out: Path | None, restart: bool) -> None:
     if tasks.tasks is None and tasks.task_data:
         raise click.UsageError("--task-data needs --tasks")
     if tasks.tasks is not None and (tasks.kind or tasks.suite or out or restart):
-        raise click.UsageError("--tasks excludes --kind, --suite, --out and --restart: lm-eval stores no answers")
+        raise click.UsageError(
+            "--tasks runs lm-eval, so it excludes the options of a suite: --kind, --suite, --out and --restart"
+        )
 
 
 def columns(row: Row) -> Row:

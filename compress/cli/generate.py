@@ -71,7 +71,10 @@ def command(
 
 
 def print_closing(row: dict[str, Any], teacher: Path, out: Path, sampling: Sampling) -> None:
-    """The prompts that were left out, a line per reason, then what was written, or that nothing was to be done."""
+    """Print how many prompts were left out, one line per reason.
+
+    Then print what was written, or that the output was already complete.
+    """
     from compress.distill.generate.left_out import left_out_lines
 
     for line in left_out_lines(row["left_out"], sampling.max_tokens):

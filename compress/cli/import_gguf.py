@@ -23,7 +23,7 @@ from compress.cli.options import Command, json_option, out_option, shared_option
     "--tokenizer",
     group="Essentials",
     type=click.Path(path_type=Path),
-    help="Folder with the original model's tokenizer. It is compared with MODEL's vocabulary and written.",
+    help="Folder with the original model's tokenizer. It must match MODEL's vocabulary, and is copied to the output.",
 )
 @json_option
 def command(model: Path, out: Path, dtype: str, tokenizer: Path | None, as_json: bool) -> None:

@@ -36,7 +36,10 @@ def bits(value: float) -> str:
 
 
 def show(value: Any) -> str:
-    """A value without a unit, as text: 4 significant digits, thousands separators, yes or no, and "3 of 30"."""
+    """A value as text, without a unit: yes or no, a number with 4 digits or thousands separators, or a text.
+
+    A counter such as "3/30" becomes "3 of 30".
+    """
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -121,7 +124,7 @@ QUIET = ("check_errors", "eight_bit", "empty", "errors", "more_damping", "outlie
 
 
 def visible(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows without values of None, and without the QUIET counts that are 0 in every row."""
+    """The rows for people: without values of None, and without each QUIET count that is 0 in every row."""
     zero = {key for key in QUIET if not any(row.get(key) for row in rows)}
     return [{key: value for key, value in row.items() if key not in zero and value is not None} for row in rows]
 

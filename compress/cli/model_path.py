@@ -18,7 +18,7 @@ class FilledPath(click.Path):
 
 
 class OutPath(FilledPath):
-    """A path to write. A path below a file is an error."""
+    """A path to write. A path whose parent is a file is an error."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = super().convert(value, param, ctx)

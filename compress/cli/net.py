@@ -49,7 +49,7 @@ def last_file() -> LastFile:
 def net(params: Mapping[str, Any]) -> Iterator[None]:
     """A context for a command: exceptions and interrupts become one line on stderr and an exit code.
 
-    `params` are the parameters of `qcompress`. Their "debug" is read at an error, since a command can set it.
+    `params` are the parameters of `qcompress`. The key "debug" is read only at an error, because a command can set it.
     """
     last_file().path = ""
     escape_unprintable()
@@ -75,7 +75,10 @@ def net(params: Mapping[str, Any]) -> Iterator[None]:
 
 
 def escape_unprintable() -> None:
-    """Print a character that the terminal's encoding lacks as its escape: half a character, a byte of a file name."""
+    """Print characters that the terminal's encoding lacks as backslash escapes.
+
+    Such characters are half a surrogate pair, or a byte of a file name that is not text.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -97,7 +97,7 @@ def apply_verbosity(root: click.Context) -> None:
 
 
 def group_order(group: str) -> int:
-    """The position of a group on a help page. A group that GROUPS does not list comes before the last one."""
+    """The position of a group on a help page. A group that GROUPS does not list comes before the last group."""
     return GROUPS.index(group) if group in GROUPS else len(GROUPS) - 1
 
 

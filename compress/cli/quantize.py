@@ -86,7 +86,7 @@ def command(
 
 
 def check_texts(config: QuantizeConfig) -> None:
-    """CalibrationError for a calibration text that cannot be read."""
+    """Raises CalibrationError if a calibration text cannot be read."""
     from calibration.corpus import check_source
 
     for text in config.text if config.reads_text else ():

@@ -71,7 +71,10 @@ def print_comparison(result: dict[str, Any]) -> None:
 
 
 def print_plan(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """What happens to every stage, then the plan of every checkpoint. Raises QCompressError for a refused stage."""
+    """Print what happens to every stage, then the plan of every checkpoint.
+
+    Raises QCompressError for a refused stage.
+    """
     if as_json:
         emit(rows, as_json=True)
     else:

@@ -72,7 +72,7 @@ def show_rows(rows: Sequence["ChangeRow"], tag: str, *, as_json: bool) -> None:
 
 
 def fell(row: "ChangeRow") -> bool | str:
-    """Whether a figure got worse, or the words "too few items to tell"."""
+    """Whether a figure got worse, or the text "too few items to tell" if the items allow no verdict."""
     return "too few items to tell" if row["too_few"] and not row["fell"] else row["fell"]
 
 

@@ -198,7 +198,7 @@ class CalibrationConfig:
 
     text: tuple[str, ...] = option(
         ("default",),
-        "Calibration text: a file or the name of a bundled text. =WEIGHT after it sets its share. Repeatable.",
+        "Calibration text: a built-in NAME or a FILE. Repeatable. FILE=2 doubles the weight of a text in the mixture.",
         group="Calibration",
         metavar="TEXT",
     )

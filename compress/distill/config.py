@@ -20,7 +20,7 @@ IMPORTANCES = ("activations", "weights")
 STEPS = 100
 TEMPERATURE = 2.0  # the default of distill and of `capture --codec hybrid` and `topk`
 SHAPE = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
-TEXT_HELP = "Training text: NAME of a built-in text, or FILE; =WEIGHT sets its share. Repeatable."
+TEXT_HELP = "Training text: a built-in NAME or a FILE. Repeatable. FILE=2 doubles the weight of a text in the mixture."
 SEQ_LEN_HELP = "Tokens per window."
 SEED_HELP = "Seed of all random numbers."
 TEACHERS = "the teacher's"
@@ -64,13 +64,21 @@ class StudentConfig:
         is_path=True,
         metavar="MODEL",
     )
-    blocks: int | None = option(None, "Number of the teacher's blocks to keep.", minimum=1)
-    hidden_size: int | None = option(None, "Width of the student.", group="Student", minimum=1, default_text=TEACHERS)
+    blocks: int | None = option(
+        None, "How many of the teacher's blocks the student keeps. All other sizes stay as in the teacher.", minimum=1
+    )
+    hidden_size: int | None = option(
+        None, "Width of the student's hidden states.", group="Student", minimum=1, default_text=TEACHERS
+    )
     intermediate_size: int | None = option(
         None, "MLP channels in each block of the student.", group="Student", minimum=1, default_text=TEACHERS
     )
     num_layers: int | None = option(
-        None, "Number of blocks in the student.", group="Student", minimum=1, default_text=TEACHERS
+        None,
+        "Number of blocks in the student. Use it in place of --blocks to set other sizes too.",
+        group="Student",
+        minimum=1,
+        default_text=TEACHERS,
     )
     num_heads: int | None = option(
         None, "Query heads in each block of the student.", group="Student", minimum=1, default_text=TEACHERS
@@ -108,7 +116,11 @@ class LossConfig:
     """The training loss: alpha · T² · divergence + (1 − alpha) · cross-entropy + align_weight · alignment."""
 
     alpha: float = option(
-        0.7, "Weight of the divergence; the cross-entropy has weight 1 - alpha.", group="Loss", minimum=0, maximum=1
+        0.7,
+        "Weight of the divergence in the loss. The cross-entropy has the weight 1 - alpha.",
+        group="Loss",
+        minimum=0,
+        maximum=1,
     )
     temperature: float = option(
         TEMPERATURE, "Temperature that softens both distributions in the divergence.", group="Loss", above=0
@@ -116,10 +128,16 @@ class LossConfig:
     divergence: str = option(
         "kl", "Divergence between the teacher's and the student's distributions.", group="Loss", choices=DIVERGENCES
     )
-    beta: float = option(0.5, "Weight of the teacher in the mixture of jsd.", group="Loss", above=0, below=1)
+    beta: float = option(
+        0.5,
+        "Weight of the teacher's probabilities in the mixture that --divergence jsd uses.",
+        group="Loss",
+        above=0,
+        below=1,
+    )
     align_weight: float = option(
         0.0,
-        "Weight of the distance between hidden states of teacher and student.",
+        "Weight in the loss of the distance between the teacher's and the student's hidden states.",
         group="Loss",
         minimum=0,
         default_text="0, off",
@@ -222,7 +240,7 @@ class TextConfig:
 
     text: tuple[str, ...] = option(("default",), TEXT_HELP)
     eval_text: str = option(
-        "heldout", "Evaluation text, NAME or FILE: the KL to the teacher is measured on it. It is never trained on."
+        "heldout", "Text to measure the KL to the teacher on: a built-in NAME or a FILE. It is never trained on."
     )
     cache: str | None = option(
         None, "Directory written by `qcompress capture`, used in place of the teacher.", group="Text", is_path=True
@@ -404,12 +422,13 @@ class CodecConfig:
 
     codec: str = option(
         "hidden",
-        "Storage of the targets. hidden: exact hidden states; hybrid: unbiased sample; topk: likeliest tokens, biased.",
+        "What the cache stores. hidden: exact hidden states; hybrid: the likeliest tokens and a sample of the others, "
+        "unbiased; topk: only the likeliest tokens, biased.",
         choices=CODECS,
     )
     temperature: float | None = option(
         None,
-        "Temperature of the probabilities that hybrid and topk store. Give distill the same --temperature.",
+        "Temperature of the probabilities that hybrid and topk store. Use the same --temperature in distill.",
         group="Targets",
         above=0,
         default_text=f"{TEMPERATURE:g}, as in distill",
@@ -464,7 +483,7 @@ class CaptureConfig(CodecConfig):
     seq_len: int = option(256, SEQ_LEN_HELP, group="Text", minimum=2)
     packing: str = option(
         "documents",
-        "Attention inside a window: within the same document, or to all earlier tokens. Give distill the same.",
+        "Attention inside a window: within the same document, or to all earlier tokens. Use the same value in distill.",
         group="Text",
         choices=PACKINGS,
     )
@@ -496,14 +515,18 @@ class GenerateConfig:
         1.0, "Sample only from the likeliest tokens whose probabilities add up to this.", above=0, maximum=1
     )
     limit: int | None = option(
-        None, "Answer only the first prompts of the file: this many.", group="Limits", minimum=1, default_text="all"
+        None,
+        "Number of prompts to answer, from the beginning of the file.",
+        group="Limits",
+        minimum=1,
+        default_text="all",
     )
     keep_truncated: bool = option(
         False, "Keep answers that --max-tokens cut off. By default they are left out.", group="Limits"
     )
     runtime: str = option(
         "auto",
-        "Runtime that generates. auto: for a resumed run its runtime, else vLLM if it starts, else transformers.",
+        "Runtime that generates. auto: the runtime of the interrupted run, else vLLM if it starts, else transformers.",
         group="Resources",
         choices=RUNTIMES,
     )

@@ -25,7 +25,7 @@ class DriftSettings:
     )
     device: str = device_setting()
     locate: bool = option(
-        False, "Also run each block alone on the reference's inputs, and report outliers.", group="Measurement"
+        False, "Also run each block alone on the reference's inputs, and report outlier blocks.", group="Measurement"
     )
 
 

@@ -69,7 +69,7 @@ class Timing:
 
     @property
     def numbers(self) -> dict[str, int]:
-        """Prompt tokens, new tokens, batch size and repeats, by name. Only for complete settings."""
+        """Prompt tokens, new tokens, batch size and repeats, by name. The settings must be complete."""
         return {key: int(getattr(self, key)) for key in FULL}
 
 
