@@ -12,7 +12,10 @@ SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")  # config, tokenizer and
 
 
 class Digests:
-    """Digests by path. `files` holds what this run and earlier runs have read, as plain data for `stages.json`."""
+    """Digests by path. `files` holds the digests that this run and earlier runs have computed.
+
+    `files` is plain data, which `stages.json` stores.
+    """
 
     def __init__(self, files: dict[str, Any] | None = None) -> None:
         self.files = dict(files or {})

@@ -27,9 +27,9 @@ Limits = dict[str, float | None]
 
 
 def compare_variants(recipe: Recipe, checkpoints: OpenCheckpoints, paths: Sequence[Path], report: Report) -> Row:
-    """{"compare"}: the rows of the student and all variants; with a distillation also "teacher", and "distill".
+    """The drift rows of the student and all variants, under the key "compare".
 
-    "distill" is the row of the student's record.
+    With a distillation, "teacher" holds the teacher's row, and "distill" the row from the student's record.
     """
     student, variants = checkpoints[recipe.student_path], [checkpoints[path] for path in paths]
     verify, teacher = recipe.verify, checkpoints[recipe.teacher] if recipe.distill else None
@@ -49,9 +49,10 @@ def student_row(student: Checkpoint) -> Row:
 
 
 def run_tasks(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
-    """{"retention", "samples"}: scores of the student and its variants against the teacher, and stored answers.
+    """Task scores against the teacher, under the key "retention", and stored answers, under "samples".
 
-    A recipe without a distillation compares its variants with the teacher. Raises ValueError without an eval section.
+    The student and its variants are scored, or only the variants if the recipe has no distillation. Raises ValueError
+    if the recipe has no eval section.
     """
     if recipe.eval is None:
         raise ValueError("the recipe has no eval section")
@@ -63,7 +64,10 @@ def run_tasks(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
 
 
 def run_bench(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
-    """{"speed"}: measured and predicted rows of the student and its variants."""
+    """Measured and predicted rows of the student and its variants, under the key "speed".
+
+    Raises ValueError if the recipe has no bench section.
+    """
     if recipe.bench is None:
         raise ValueError("the recipe has no bench section")
     paths = [recipe.student_path, *variants]
@@ -72,7 +76,7 @@ def run_bench(recipe: Recipe, variants: Sequence[Path], report: Report) -> Row:
 
 
 def bench_settings(bench: BenchPart) -> tuple[Timing, Resources, Prediction]:
-    """The settings of `bench` that a recipe names; all others have their defaults."""
+    """The settings of `bench` in a recipe. A setting that the recipe leaves out has its default."""
     timing = Timing(
         runtime=bench.runtime,
         quick=bench.quick,
@@ -100,7 +104,10 @@ def write_page(page: Path, variants: Sequence[str], results: Sequence[Path], lim
 
 
 def make_verdict(name: str, row: CompareRow, findings: Sequence[Row], limits: Limits) -> VerdictRow:
-    """Whether a variant breaks no rule and no limit; `reason` has the first broken rule and every broken limit."""
+    """The verdict on a variant: it passes if it breaks no rule and no limit.
+
+    `reason` has the first broken rule and every broken limit.
+    """
     errors = [finding for finding in findings if finding["level"] == "error"]
     reasons = [f"breaks rule {error['rule']}" for error in errors[:1]]
     reasons += broken_limits(row, limits)

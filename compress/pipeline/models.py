@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class OpenCheckpoints(dict[Path, "Checkpoint"]):
-    """Checkpoints by path. Each is opened at its first use. Remove a path's entry before writing to the path.
+    """Checkpoints by path. Each is opened at its first use, and `digests` hashes its weights.
 
-    Their weights are hashed once, by `digests`.
+    Before a path is written again, its entry must be removed.
     """
 
     def __init__(self, digests: Digests) -> None:
@@ -31,9 +31,9 @@ class OpenCheckpoints(dict[Path, "Checkpoint"]):
 
 
 def resolve_models(recipe: "Recipe", *, planned: bool = False) -> "Recipe":
-    """The recipe with folders in place of hub ids. Models that are not in the hub's cache are downloaded.
+    """The recipe with a folder in place of each hub id. Models that are not in the hub's cache are downloaded.
 
-    If the recipe is only `planned`, models with a config.json in the recipe keep their names.
+    If the recipe is only `planned`, a model whose config.json the recipe names is not downloaded and keeps its hub id.
     """
     changes: dict[str, Any] = {}
     if not (planned and recipe.teacher_config):

@@ -58,7 +58,10 @@ class Build:
         self.record(stage, inputs)
 
     def skip(self, stage: RecipeStage, decision: Decision) -> None:
-        """Report a stage that is up to date, and record it if an earlier run ended before it could."""
+        """Report a stage that is up to date.
+
+        An earlier run may have ended after it wrote the output. The output is then recorded now.
+        """
         self.report({"stage": stage.name, "skipped": decision.reason, "out": str(stage.out)})
         if stage.name not in self.state.finished:
             self.record(stage, stage.inputs(self.digests))
@@ -71,7 +74,7 @@ class Build:
 
 
 def restarted(stage: RecipeStage, decision: Decision) -> Decision:
-    """The decision with --restart on an output that exists: only a checkpoint of another program is refused."""
+    """The decision with --restart on an output that exists: make it again, unless another program wrote it."""
     return decision if is_foreign(stage) else Decision(Action.MAKE, "--restart")
 
 
@@ -102,7 +105,7 @@ def kept(out: Path) -> str | None:
 
 
 def check_decisions(build: Build, decisions: Sequence[Decision]) -> None:
-    """Raises QCompressError if a stage is refused. If a stage is made, all are planned and all texts read."""
+    """Raises QCompressError if a stage is refused. If a stage will be made, `check_before_work` runs."""
     for stage, decision in zip(build.stages, decisions, strict=True):
         if decision.action is Action.REFUSE:
             raise QCompressError(f"{stage.out}: {decision.reason}")
@@ -121,7 +124,10 @@ def check_before_work(build: Build) -> None:
 
 
 def read_results(recipe: "Recipe") -> Row:
-    """The content of report.json, and "report": the path of the HTML file. Without variants only "distill"."""
+    """The content of report.json, and "report": the path of the HTML file.
+
+    Without variants there is no report; "distill" is then the only key.
+    """
     page, record = recipe.out / "report.html", recipe.student_path / RECORD
     if recipe.quantize:
         return read_json(page.with_suffix(".json")) | {"report": str(page)}
@@ -129,9 +135,9 @@ def read_results(recipe: "Recipe") -> Row:
 
 
 def dry_run(recipe: "Recipe") -> list[Row]:
-    """One row per stage: "stage", "command", "action" (skip, make or refuse), "reason"; checkpoints with their plan.
+    """One row per stage, with the keys "stage", "command", "action" (skip, make or refuse) and "reason".
 
-    Raises QCompressError if a size or a shape is impossible.
+    The row of a checkpoint also has the keys of its plan. Raises QCompressError if a size or a shape is impossible.
     """
     plans = {row["stage"]: row for row in plan_recipe(recipe)}
     build = Build(resolve_models(recipe, planned=True), silent)

@@ -18,7 +18,7 @@ RESULTS = "results"  # folder of the result files
 
 
 def result_file(folder: Path, name: str) -> Path:
-    """The file of a result below the recipe's folder."""
+    """The path of the result file called `name` in the recipe's folder."""
     return folder / RESULTS / f"{name}.json"
 
 
@@ -46,8 +46,8 @@ class Decision(NamedTuple):
 class RecipeStage:
     """A checkpoint or a result file to write, everything that it depends on, and the call that writes it.
 
-    `name` is the path of the output below the recipe's folder. `sources` are checkpoints, `texts` names or files,
-    `results` files of earlier stages. `make(restart)` writes the output; `restart` discards an interrupted run.
+    `name` is the path of the output below the recipe's folder. `sources` are checkpoints, `texts` are names or files,
+    and `results` are files of earlier stages. `make(restart)` writes the output; `restart` discards an interrupted run.
     """
 
     name: str
@@ -77,7 +77,11 @@ class RecipeStage:
 
 @dataclass
 class BuildState:
-    """The content of `stages.json`: by stage, the inputs of a started run, and inputs and digest of its output."""
+    """The content of `stages.json`.
+
+    By stage, `started` holds the inputs of an unfinished run; `finished` holds the inputs and the digest of the output.
+    `files` holds the digests of all files that were read.
+    """
 
     started: Row = field(default_factory=dict)
     finished: Row = field(default_factory=dict)
@@ -85,7 +89,10 @@ class BuildState:
 
 
 def decide(stage: RecipeStage, state: BuildState, digests: Digests, remade: Collection[Path]) -> Decision:
-    """Whether a stage is skipped, made or refused. `remade` are the outputs that stages before it write again."""
+    """Whether a stage is skipped, made or refused.
+
+    `remade` holds the outputs that earlier stages will write again.
+    """
     if not stage.out.exists():
         return Decision(Action.MAKE, "no output yet")
     finished = state.finished.get(stage.name)
@@ -102,7 +109,8 @@ def decide(stage: RecipeStage, state: BuildState, digests: Digests, remade: Coll
 def unrecorded(stage: RecipeStage, state: BuildState, digests: Digests, remade: Collection[Path]) -> Decision:
     """The decision on an output that `stages.json` does not list as finished.
 
-    It is complete if this recipe started it with the same inputs: a run may end after the output and before the entry.
+    The output is complete if this recipe started its stage with the same inputs: a run can end between the output and
+    its entry in `stages.json`.
     """
     inputs_exist = not {*stage.sources, *stage.results} & {*remade}
     if stage.name in state.started and inputs_exist and state.started[stage.name] == stage.inputs(digests):
@@ -111,19 +119,22 @@ def unrecorded(stage: RecipeStage, state: BuildState, digests: Digests, remade: 
 
 
 def refuse(stage: RecipeStage, reason: str) -> Decision:
-    """The refusal of a stage with what to do: --restart only replaces what qcompress wrote."""
+    """A decision that refuses a stage, and advises what to do.
+
+    It advises --restart only for an output of qcompress, because no other output is ever replaced.
+    """
     if is_foreign(stage):
         return Decision(Action.REFUSE, "was not made by qcompress, so it is never removed; set another `out`")
     return Decision(Action.REFUSE, f"{reason}; use --restart to make it again, or set another `out`")
 
 
 def is_foreign(stage: RecipeStage) -> bool:
-    """Whether another program made the folder at the stage's output."""
+    """Whether the stage writes a checkpoint, and another program made the folder in its place."""
     return stage.writes_checkpoint and stage.out.exists() and not is_ours(stage.out)
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether qcompress wrote a checkpoint: each one that it writes has a record."""
+    """Whether qcompress wrote the checkpoint in this folder. Every such checkpoint has a record."""
     return (folder / RECORD).is_file()
 
 

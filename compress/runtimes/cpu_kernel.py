@@ -91,7 +91,7 @@ def dequantize(q_weight: "Tensor", scales: "Tensor", zeros: "Tensor | None") -> 
 def gemm_in_torch(
     input: "Tensor", q_weight: "Tensor", scales: "Tensor", zeros: "Tensor | None", bias: "Tensor | None"
 ) -> "Tensor":
-    """The same product in torch, which unpacks the whole weight. Tests compare the compiled kernel with it."""
+    """The product of `gemm`, in torch, which unpacks the whole weight. Tests compare the compiled kernel with it."""
     result = input.float() @ dequantize(q_weight, scales, zeros)
     return (result if bias is None else result + bias.float()).to(input.dtype)
 

@@ -57,7 +57,7 @@ class TimedRuntime(Runtime, Protocol):
 class RuntimeChoice:
     """A choice of runtime: its name, the prompts per batch, and a function that opens it.
 
-    `open` takes a checkpoint and the tokens of the longest request.
+    `open` takes a checkpoint and the number of tokens of the longest request.
     """
 
     name: str

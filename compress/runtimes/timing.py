@@ -65,10 +65,10 @@ def measure(runtime: TimedRuntime, request: Row) -> Iterator[Row]:
 
 
 def time_request(runtime: TimedRuntime, prompt: Ids, new_tokens: int) -> Row:
-    """The figures of one repeat. It generates the first token alone, then the whole answer.
+    """The figures of one repeat: the time to the first token, then the time of the whole answer.
 
-    The generation time is the difference of the two times. On a busy machine the first can be the longer one; such a
-    repeat has no generation time.
+    The generation time is the difference of the two. On a busy machine the time to the first token can exceed the time
+    of the whole answer; such a repeat has no generation time.
     """
     first, total = seconds(runtime, [prompt], 1), seconds(runtime, [prompt], new_tokens)
     rest = total - first

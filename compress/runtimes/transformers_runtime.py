@@ -116,7 +116,7 @@ class TransformersRuntime:
 
 
 def open_timed(request: Row) -> TransformersRuntime:
-    """The runtime that a bench request describes."""
+    """Open the runtime that a request of `qcompress bench` describes."""
     checkpoint = open_causal_lm(request["checkpoint"])
     return TransformersRuntime(checkpoint, device=request["device"], dtype=request["dtype"], request=request)
 

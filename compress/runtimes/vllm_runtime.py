@@ -97,7 +97,10 @@ def answer_of(output: Any) -> Answer:
 
 
 def memory_share(memory: int | None) -> float:
-    """The share of the GPU's memory that vLLM may use: `memory` bytes, but at most vLLM's default share."""
+    """The share of the GPU's memory that vLLM may use, 0 to 1.
+
+    It amounts to `memory` bytes, but is at most vLLM's default share.
+    """
     import torch
 
     total = torch.cuda.get_device_properties(0).total_memory
@@ -105,7 +108,7 @@ def memory_share(memory: int | None) -> float:
 
 
 def open_timed(request: Row) -> VllmRuntime:
-    """The runtime that a bench request describes."""
+    """Open the runtime that a request of `qcompress bench` describes."""
     import torch
 
     options: Row = {"max_num_seqs": request["max_batch_size"], "disable_log_stats": False}

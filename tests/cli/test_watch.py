@@ -95,7 +95,7 @@ def test_a_fall_that_was_measured_is_repeated_with_exit_code_3(tiny_qwen2, round
 def test_a_fallen_checkpoint_exits_with_3_and_names_every_change(tiny_qwen2, rounded, history, tiny_llama, text):
     result = watch(tiny_qwen2, history, tiny_llama, text, "--name", rounded.name)
     assert result.exit_code == 3, result.output
-    assert f"Error: {rounded.name} fell since v1: qa -100.0 points, all -100.0 points, kl +" in result.stderr
+    assert f"Error: {rounded.name} got worse since v1: qa -100.0 points, all -100.0 points, kl +" in result.stderr
     assert "fell" in result.stdout and "yes" in result.stdout
 
 

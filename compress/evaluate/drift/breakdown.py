@@ -49,7 +49,7 @@ def position_rows(drift: TokenDrift, seq_len: int) -> list[PositionRow]:
 
 
 def position_edges(seq_len: int) -> list[int]:
-    """The ends of the ranges of positions: 0, 16, 32, 64, … and at last `seq_len`."""
+    """The borders of the ranges of positions, in tokens: 0, 16, 32, 64, …, `seq_len`."""
     edges = [0, FIRST_EDGE]
     while edges[-1] < seq_len:
         edges.append(2 * edges[-1])
@@ -69,14 +69,18 @@ def document_rows(drift: TokenDrift, windows: Windows) -> list[DocumentRow]:
 
 
 def documents_at(places: Tensor, documents: Tensor) -> Tensor:
-    """The document number of each predicted token, (count,). `places` (count, 2) holds its window and position - 1."""
+    """The document number of each predicted token, (count,).
+
+    A row of `places` (count, 2) is the window and the position of the logits. The predicted token is one position
+    later.
+    """
     return documents[places[:, 0], places[:, 1] + 1]
 
 
 def group_means(drift: TokenDrift, group: Tensor, count: int) -> dict[int, Means]:
-    """The mean values of each group. `group` (tokens,) int64 assigns each token to a group, 0 to `count` - 1.
+    """Number of tokens, mean nlls and mean KL of each group. Groups without tokens are left out.
 
-    Groups without tokens are left out.
+    `group` (tokens,) int64 assigns each token to a group, 0 to `count` - 1.
     """
     tokens = torch.bincount(group, minlength=count).double()
 

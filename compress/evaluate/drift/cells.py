@@ -1,4 +1,4 @@
-"""The figures of a comparison as text: one table for the terminal and the HTML report.
+"""The figures of a comparison as text, for the terminal and for the HTML report.
 
 Only this module sets digits and units for the figures of a `CompareRow`.
 """
@@ -12,7 +12,10 @@ from compress.core.units import format_bytes
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure: text, standard error, a second figure in small print, 95 % interval. "" leaves a part out."""
+    """One figure as text: value, standard error, a second figure in small print, and 95 % interval.
+
+    A part that does not exist is an empty text.
+    """
 
     text: str
     error: str = ""
@@ -26,10 +29,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Figure:
-    """One column of a comparison. `cell` formats a row. `best` is the key whose best value is bold.
+    """One column of a comparison. `cell` formats the figure of a row.
 
-    `of_reference` is True if the reference has the figure. `of_teacher` is True if the figure compares with the
-    teacher; then the reference has it too.
+    In this column, the row with the best value of the key `best` is bold. `of_reference` is True if the reference has
+    the figure. `of_teacher` is True if the figure compares a model with the teacher; then the reference has the figure
+    too.
     """
 
     cell: Callable[[CompareRow], Cell]
@@ -38,7 +42,7 @@ class Figure:
     of_teacher: bool = False
 
     def applies(self, row: CompareRow) -> bool:
-        """Whether this row has the figure."""
+        """Whether a row has this figure. The reference, for example, has no KL."""
         if self.of_teacher:
             return "teacher_kl" in row and row["role"] != "teacher"
         return self.of_reference or row["role"] == "candidate"

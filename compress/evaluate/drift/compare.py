@@ -30,7 +30,7 @@ from compress.model.blocks import linear_shapes, make_skeleton
 def drift_row(
     reference: PathOrCheckpoint, candidate: PathOrCheckpoint, windows: Windows, **settings: Any
 ) -> CompareRow:
-    """The row of one candidate. `settings` are keyword arguments of `compare_rows`."""
+    """The `CompareRow` of one candidate. `settings` are keyword arguments of `compare_rows`."""
     return compare_rows(reference, [candidate], windows, **settings)[1]
 
 
@@ -94,7 +94,7 @@ def compare_with_teacher(
 
 @dataclass(frozen=True)
 class RowMaker:
-    """Makes the rows of one comparison. `names` maps paths to names."""
+    """Makes the rows of one comparison. `names` maps the paths of checkpoints to the names in their rows."""
 
     windows: Windows
     vocabulary: int
@@ -104,9 +104,9 @@ class RowMaker:
     def row(
         self, checkpoint: Checkpoint, role: str, change: TokenDrift, from_teacher: Sequence[TokenDrift]
     ) -> CompareRow:
-        """The row of a checkpoint. `change` is its drift from the reference.
+        """The `CompareRow` of a checkpoint. `change` is its drift from the reference.
 
-        `from_teacher` holds its drift from the teacher; it is empty if there is no teacher.
+        `from_teacher` holds its drift from the teacher as the only element, or is empty if there is no teacher.
         """
         means, parts = summarize(change, self.windows, self.reference)
         row: CompareRow = {
@@ -126,7 +126,7 @@ def check_vocabulary(checkpoints: Sequence[Checkpoint], windows: Windows) -> int
     vocabulary = shared_vocabulary(checkpoints)
     if (highest := int(windows.ids.max())) >= vocabulary:
         raise BadValueError(
-            f"evaluate.compare: the windows hold token {highest}, the models share {vocabulary:,} tokens"
+            f"evaluate.compare: token id {highest} in the windows is too large: all models share {vocabulary:,} ids"
         )
     check_tokenizers(checkpoints[0], checkpoints[1:], windows.ids, vocabulary)
     return vocabulary

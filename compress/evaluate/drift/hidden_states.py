@@ -88,7 +88,10 @@ def read_windows(
 
 
 def make_states(shape: tuple[int, ...]) -> Tensor:
-    """An uninitialized float32 tensor. It lies in an unnamed file if it is larger than MEMORY_STATES."""
+    """An uninitialized float32 tensor in memory.
+
+    A tensor of more than MEMORY_STATES bytes is memory-mapped from a temporary file instead.
+    """
     count = prod(shape)
     if 4 * count <= MEMORY_STATES:
         return torch.empty(shape)

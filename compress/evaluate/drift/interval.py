@@ -1,9 +1,9 @@
 """Bootstrap intervals of means over tokens. Whole windows are redrawn, because the tokens of a window share context.
 
-A redraw gives each window a count. All figures use the same counts, so differences and ratios are paired. With few
-windows a plain percentile interval is too narrow, so this one is Hesterberg's expanded interval (2015, "What Teachers
-Should Know About the Bootstrap", https://doi.org/10.1080/00031305.2015.1089789). With fewer than FEW windows, it is
-widened to contain Student's interval.
+A redraw draws as many windows as there are, with replacement. All figures use the same redraws, so differences and
+ratios are paired. With few windows a plain percentile interval is too narrow, so this one is Hesterberg's expanded
+interval (2015, "What Teachers Should Know About the Bootstrap", https://doi.org/10.1080/00031305.2015.1089789). With
+fewer than FEW windows, it is widened to contain Student's interval.
 """
 
 import math
@@ -38,12 +38,18 @@ class PerplexityIntervals(TypedDict):
 
 
 def mean_interval(values: Tensor, windows: Tensor, *, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """The interval of the mean of `values` (count,), or (None, None) for a single window."""
+    """The 95 % interval of the mean of `values` (count,), or (None, None) for a single window.
+
+    `windows` (count,) holds the window of each value.
+    """
     return sums_interval(window_sums(windows, values), draws=draws, seed=seed)
 
 
 def sums_interval(sums: Values, *, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """The interval of a mean over tokens. `sums` (windows, 2) holds each window's token count and sum of values."""
+    """The 95 % interval of a mean over tokens, or (None, None) for a single window.
+
+    `sums` (windows, 2) holds each window's number of tokens and sum of values.
+    """
     drawn = redrawn_means(sums, draws=draws, seed=seed)
     if drawn is None:
         return None, None
@@ -91,7 +97,10 @@ def few_bounds(sums: Values) -> Bounds | None:
 
 
 def outer(drawn: Interval, few: Bounds | None) -> Bounds:
-    """The smallest interval that contains both. Redraws of a few windows vary too little, so `few` widens `drawn`."""
+    """The smallest interval that contains the interval of the redraws, `drawn`, and Student's interval, `few`.
+
+    A `few` of None has no effect. Redraws of a few windows vary too little, so `drawn` alone would be too narrow.
+    """
     low, high = drawn
     assert low is not None and high is not None
     return (low, high) if few is None else (min(low, few[0]), max(high, few[1]))
@@ -131,14 +140,18 @@ def interval_bounds(drawn: Values, tail: float = TAIL) -> Interval:
 
 
 def expanded_tail(count: int, confidence: float = CONFIDENCE) -> float:
-    """The share of redraws below the expanded interval: Φ(-√(n / (n - 1)) · t), with n = `count` windows."""
+    """The share of redraws below the expanded interval: Φ(-√(n / (n - 1)) · t), with n = `count` windows.
+
+    t is the quantile of Student's distribution with n - 1 degrees of freedom.
+    """
     return NormalDist().cdf(-math.sqrt(count / (count - 1)) * student_quantile(0.5 + confidence / 2, count - 1))
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """A quantile of Student's t distribution: exact for `freedom` 1 and 2, otherwise accurate to 3 digits.
+    """The quantile of Student's t distribution with `freedom` degrees of freedom.
 
-    The approximation is the expansion 26.7.5 of Abramowitz and Stegun.
+    It is exact for 1 and 2 degrees of freedom, and otherwise accurate to 3 digits: the expansion 26.7.5 of Abramowitz
+    and Stegun.
     """
     if freedom == 1:
         return math.tan(math.pi * (probability - 0.5))

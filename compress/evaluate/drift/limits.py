@@ -43,7 +43,10 @@ def make_verdicts(
 
 
 def cure(row: CompareRow, limits: Limits) -> str:
-    """What helps against the limits that a row breaks. Smaller groups lower the drift and make files larger."""
+    """Advice for the limits that a row breaks, as the end of an error line.
+
+    Smaller groups lower the drift but make files larger, so a row that breaks both limits gets separate advice.
+    """
     if outliers(row):
         return HELP_DAMAGE
     large = exceeds(row["bytes"], limits.get("max_size"))
@@ -54,7 +57,7 @@ def cure(row: CompareRow, limits: Limits) -> str:
 
 
 def exceeds(value: float, limit: float | None) -> bool:
-    """Whether a value breaks a limit; NaN breaks every limit, and nothing breaks None."""
+    """Whether a value is above a limit. NaN is above every limit. No value is above a limit of None."""
     return limit is not None and not value <= limit
 
 
@@ -112,7 +115,10 @@ def format_outliers(row: CompareRow) -> str:
 
 
 def format_block(block: BlockRow) -> str:
-    """A block's number, gain and error as text. If one linear is the outlier, the linear's figures instead."""
+    """A block's number, gain and error as text.
+
+    If exactly one linear of the block is an outlier, the text has the linear's name, gain and error.
+    """
     name = block.get("linear")
     linear = next((linear for linear in block.get("linears") or () if linear["name"] == name), None)
     gain, error = (block["gain"], block["error"]) if linear is None else (linear["gain"], linear["error"])

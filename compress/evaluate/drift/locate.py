@@ -5,16 +5,17 @@ Let x be the reference's input of a block, and u(x) = block(x) - x the block's u
     error = ‖u_candidate - u_reference‖² / ‖u_reference‖²          gain = ⟨u_candidate, u_reference⟩ / ‖u_reference‖²
 
 Both are medians over tokens, so that a few massive activations do not dominate. Each linear has the same two figures
-for its output, but its error is a mean over all tokens, as in the record. AWQ may fold the column scales of one linear
-into the rows of another; such rows are not compared. Rounding scatters around a gain of 1; a wrong scale, a lost zero
-or a swapped tensor does not. Each block gets the reference's input, so errors never add up from block to block.
+for its output, but its error is a mean over all tokens, as in the checkpoint's record. AWQ may fold the column scales
+of one linear into the rows of another; such rows are not compared. Rounding leaves every gain near 1. A wrong scale, a
+lost zero or a swapped tensor moves a gain away from 1. Each block gets the reference's input, so errors never add up
+from block to block.
 
 The score of a value is its distance from the median of all blocks, in robust deviations (1.4826 · median absolute
 deviation). A block is an outlier if one of these scores exceeds OUTLIER:
 
     gain      the block's gain, among all blocks
-    error     the log of its linears' errors over their recorded errors, if above the median; without a record, the log
-              of the block's error
+    error     the log of (error / recorded error), as a median over the block's linears; without a record, the log of
+              the block's error. Blocks below the median have no such score
     linears   the gain of a linear, among the linears of the same name
 
 The last score detects a damaged q_proj, which hardly changes the block's update.
@@ -48,7 +49,7 @@ Outputs = dict[str, Tensor]
 
 
 class Side(NamedTuple):
-    """A block and the function that runs it."""
+    """A block of the reference or of the candidate, and the function that runs the block."""
 
     block: Block
     run: Run
@@ -97,7 +98,7 @@ def check_same_blocks(reference: Checkpoint, model: BlockModel, candidate: Check
     if (count, width) != (blocks, size):
         raise QCompressError(
             f"{candidate}: the model has {blocks} blocks of width {size}, but {reference} has {count} of width "
-            f"{width}; --locate compares block by block: give as REFERENCE the checkpoint that was quantized"
+            f"{width}; --locate compares block by block, so REFERENCE must be the checkpoint that was quantized"
         )
 
 
@@ -199,7 +200,10 @@ def score_blocks(rows: Sequence[BlockRow]) -> list[BlockRow]:
 
 
 def score_block(row: BlockRow, linears: list[LinearRow], score: float) -> BlockRow:
-    """One row of `score_blocks`. `linears` are the block's scored linears; `score` belongs to the block's update."""
+    """One row of `score_blocks`.
+
+    `linears` are the block's linears with their scores. `score` is the score of the block's update.
+    """
     worst = max(linears, key=lambda linear: linear["score"], default=None)
     highest = score if worst is None else max(score, worst["score"])
     linear = worst["name"] if worst is not None and worst["score"] > OUTLIER >= score else None
@@ -207,7 +211,11 @@ def score_block(row: BlockRow, linears: list[LinearRow], score: float) -> BlockR
 
 
 def score_linears(rows: Sequence[BlockRow]) -> list[list[LinearRow]]:
-    """The linears of every block, with a new key `score`: how far the gain is from that of linears of the same name."""
+    """The linears of every block, with a new key `score`.
+
+    The score is the distance of a linear's gain from the median gain of all linears with its name, in robust
+    deviations.
+    """
     gains: dict[str, list[float]] = {}
     for row in rows:
         for linear in row["linears"]:
@@ -219,7 +227,7 @@ def score_linears(rows: Sequence[BlockRow]) -> list[list[LinearRow]]:
 def deviations(values: Sequence[float], *, least: float) -> list[float]:
     """The distance of each value from the median, in robust deviations. Values above the median are positive.
 
-    A distance below `least` becomes 0. A value that is not finite becomes NOT_FINITE. The deviation is at least
+    A distance below `least` becomes 0. A value that is not finite becomes NOT_FINITE. The robust deviation is at least
     `least` / OUTLIER.
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0]

@@ -27,11 +27,11 @@ QUANTILES = (0.5, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class TokenDrift:
-    """The drift at every scored token. Each field is (count,): both nlls and the KL, in nats, and two agreements.
+    """The drift at every scored token. All tensors are (count,), except `places` (count, 2).
 
-    `agrees` means that both models have the same most likely token. `agrees5` means that the reference's most likely
-    token is in the candidate's top 5. `places` (count, 2) holds the window and position of the logits. `worst`
-    describes the tokens with the largest KL.
+    The nlls and the KL are in nats. `agrees` is True if both models have the same most likely token. `agrees5` is True
+    if the reference's most likely token is in the candidate's top 5. `places` holds the window and position of the
+    logits. `worst` describes the tokens with the largest KL.
     """
 
     places: Tensor
@@ -52,7 +52,8 @@ class TokenDrift:
 class Preferred:
     """The most likely tokens of both models, at the positions with the largest KL. The largest KL comes first.
 
-    `index` (few,) holds the numbers of these scored tokens. Ids and probabilities are (few, PREFERRED).
+    Ids and probabilities are (few, PREFERRED). `index` (few,) holds the index of each position in the fields of
+    `TokenDrift`.
     """
 
     index: Tensor
@@ -68,8 +69,8 @@ def token_drift(
 ) -> TokenDrift:
     """The drift at every token in the windows' mask, over the token ids below `vocabulary`.
 
-    Logits of `chunk` tokens exist at a time; `chunk` changes speed and memory, never the result. Raises QCompressError,
-    with the checkpoint and the first window, if a number is not finite.
+    Logits of only `chunk` tokens are in memory at a time; `chunk` changes speed and memory, never the result. Raises
+    QCompressError, with the checkpoint and the first window, if a number is not finite.
     """
     places = scored_places(windows.mask)
     parts = []
@@ -91,17 +92,17 @@ def token_drift(
 
 
 def compare_strips(reference: Tensor, candidate: Tensor, tokens: Tensor) -> list[tuple[Tensor, ...]]:
-    """Run `compare_chunk` on a few rows at a time; returns its results in CPU memory. Overwrites the logits."""
+    """The results of `compare_chunk` on a few rows at a time, in CPU memory. Overwrites the logits."""
     rows = max(1, STRIP_LOGITS // reference.shape[1])
     strips = zip(reference.split(rows), candidate.split(rows), tokens.split(rows), strict=True)
     return [tuple(column.cpu() for column in compare_chunk(*strip)) for strip in strips]
 
 
 def compare_chunk(reference: Tensor, candidate: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-    """Both nlls, the KL and both agreements, (count,) each.
+    """The reference's nll, the candidate's nll, the KL, top-1 agreement and top-5 agreement, (count,) each.
 
-    The logits are (count, vocab), the next `tokens` (count,). Overwrites the logits. If several tokens share the
-    candidate's highest probability, each of them counts as agreement.
+    The logits are (count, vocab), and the next `tokens` are (count,). Overwrites the logits. If several tokens share
+    the candidate's highest probability, each of them counts as agreement.
     """
     reference, candidate = log_probabilities(reference), log_probabilities(candidate)
     nlls = next_token_nll(reference, tokens), next_token_nll(candidate, tokens)

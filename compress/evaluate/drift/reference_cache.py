@@ -113,7 +113,10 @@ def check_cache_key(folder: Path, manifest: Row, key: Row) -> None:
 
 
 def check_folder(folder: Path, needed: int) -> None:
-    """Raises QCompressError if the folder contains other files, or if the disk has less than `needed` bytes free."""
+    """Raises QCompressError if the folder cannot hold the cache.
+
+    It must have no files but those of a reference cache, and its disk must have `needed` bytes free.
+    """
     strangers = [file.name for file in folder.glob("[!.]*") if file.name not in (MANIFEST, STATES)]
     if strangers or (folder.exists() and not folder.is_dir()):
         raise QCompressError(
@@ -123,7 +126,9 @@ def check_folder(folder: Path, needed: int) -> None:
     room, free = free_space(folder)
     if free < needed:
         sizes = f"{format_bytes(needed, short=False)}, but {room} has {format_bytes(free, short=False)} free"
-        raise QCompressError(f"{folder}: the hidden states need {sizes}; free some space or pass another folder")
+        raise QCompressError(
+            f"{folder}: the hidden states need {sizes}; free some space or use another --reference-cache"
+        )
 
 
 def save_states(folder: Path, hidden: Tensor, key: Row) -> None:

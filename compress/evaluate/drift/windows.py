@@ -93,8 +93,8 @@ def check_tokenizers(reference: Checkpoint, candidates: Sequence[Checkpoint], id
             )
         if encode(tokenizer, text) != encode(candidate.tokenizer, text):
             raise QCompressError(
-                f"{candidate}: the tokenizer has the tokens of {reference} but splits the same {len(text):,} "
-                "characters differently; copy the tokenizer files of one to the other"
+                f"{candidate}: the tokenizer has the same tokens as that of {reference}, but splits the same "
+                f"{len(text):,} characters differently; use the same tokenizer files in both checkpoints"
             )
 
 

@@ -40,7 +40,7 @@ def find_baseline(verdicts: Sequence[Row], tag: str, name: str, *, where: str = 
     if not tagged:
         tags = ", ".join(sorted({row["tag"] for row in verdicts if row["tag"]})) or "none"
         raise QCompressError(
-            f"{where}: tag {tag} not found; the tags are {tags}; store one with qcompress eval --tag {tag}"
+            f"{where}: tag {tag} not found; the tags are {tags}; store a baseline with qcompress eval --tag {tag}"
         )
     names = list(dict.fromkeys(row["name"] for row in tagged))
     candidates = list(dict.fromkeys(row["name"] for row in tagged if row.get("role") == "candidate"))
@@ -58,7 +58,7 @@ def find_baseline(verdicts: Sequence[Row], tag: str, name: str, *, where: str = 
     )
     if not tasks and drift is None:
         raise QCompressError(
-            f"{where}: {tag} has no verdict of eval, verify or compare on {name}; run one with --tag {tag}"
+            f"{where}: {tag} has no verdict of eval, verify or compare on {name}; run one of them with --tag {tag}"
         )
     digests = (reference_digest(tagged, drift, key) for key in ("digest", "small_files_digest"))
     return Baseline(tag, name, tasks, drift, *digests)

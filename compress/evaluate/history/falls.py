@@ -9,7 +9,7 @@ CHANGES = {"points": "{:+.1f} points", "nats": "{:+.4f} nats", "%": "{:+.2f} %"}
 
 
 def format_change(row: ChangeRow) -> str:
-    """The change with its unit, or "n/a" if the baseline and now have nothing in common."""
+    """The change with its unit, such as "+0.5 points", or "n/a" if no item was scored both times."""
     return "n/a" if row["change"] is None else CHANGES[row["unit"]].format(row["change"])
 
 
@@ -19,4 +19,6 @@ def check_falls(rows: Sequence[ChangeRow], tag: str) -> None:
     if fallen:
         changes = ", ".join(f"{row['kind']} {format_change(row)}" for row in fallen)
         name = fallen[0]["name"]
-        raise GateFailure(f"{name} fell since {tag}: {changes}; restore the old checkpoint, or tag a new baseline")
+        raise GateFailure(
+            f"{name} got worse since {tag}: {changes}; restore the old checkpoint or store a new baseline"
+        )

@@ -45,7 +45,10 @@ def history_file(path: Path) -> Path:
 
 @contextmanager
 def opened(file: Path) -> Iterator[sqlite3.Connection]:
-    """The database in a file, in one transaction. QCompressError, with the cause, if it cannot be used."""
+    """A context with the database in a file, in one transaction.
+
+    Raises QCompressError, with the cause, if the file cannot be used.
+    """
     if file.exists() and not file.is_file():
         raise QCompressError(f"{file}: is not a regular file; pass another file to --history")
     try:
@@ -69,7 +72,7 @@ def append_verdicts(
 ) -> None:
     """Append all rows, or none of them if an error occurs. Each row needs `name` and `digest`.
 
-    Raises QCompressError if `path` is a file of another kind.
+    Raises QCompressError if the file at `path` is not a history.
     """
     file, now = history_file(path), (time or datetime.now(UTC)).isoformat(timespec="seconds")
     software = {"software": installed_versions()}
@@ -107,10 +110,10 @@ def read_verdicts(path: Path) -> list[HistoryRow]:
 
 
 def read_row(line: Mapping[str, Any], where: str) -> HistoryRow:
-    """One verdict of the table. QCompressError, beginning with `where`, if its JSON is damaged."""
+    """One verdict of the table. Raises QCompressError, beginning with `where`, if its JSON is damaged."""
     try:
         value = dict(json.loads(line["row"]))
     except (KeyError, TypeError, ValueError, RecursionError):
-        raise QCompressError(f"{where}: is damaged; remove the row or use another history") from None
+        raise QCompressError(f"{where}: the JSON is damaged; remove the row or use another history") from None
     keys = ("time", "command", "tag")
     return cast("HistoryRow", {key: line.get(key) for key in keys} | value)

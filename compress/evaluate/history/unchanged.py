@@ -1,7 +1,8 @@
 """Was the same checkpoint measured before, with the same reference, text, tasks, limits and software?
 
-Digests of files decide, and nothing heavy is imported. Every watch stores a summary with its inputs and its changes. A
-watch with the inputs of the last summary has its changes; a watch with the files of the baseline has no change.
+Digests of files decide, and nothing heavy is imported. Every watch stores a summary with its inputs and its changes. If
+a watch has the inputs of the last summary, it has the same changes. If it has the files of the baseline, every change
+is 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,10 @@ class WatchRun:
     inputs: dict[str, Any]
 
     def unchanged(self) -> tuple[list[ChangeRow], str] | None:
-        """The changes if these inputs were measured before, and words for when. None if they were not."""
+        """The changes and the time of an earlier measurement of the same inputs, or None if there is none.
+
+        The time is a text, such as "the measurement of 2026-01-31T12:00:00+00:00" or "the baseline v1".
+        """
         if self.last is not None and self.last["inputs"] == self.inputs:
             rows = [{**row, "measured": False} for row in self.last["changes"]]
             return cast("list[ChangeRow]", rows), self.last["since"]
@@ -75,14 +79,17 @@ def prepare_watch(path: Path, history: Path, settings: WatchSettings) -> WatchRu
     verdicts = read_verdicts(history)
     baseline = find_baseline(verdicts, settings.baseline, settings.name or model_name(path), where=str(history))
     if not baseline.tasks and not settings.reference:
-        raise QCompressError(f"{history}: {baseline.tag} has only KL and perplexity, which need --reference")
+        raise QCompressError(f"{history}: tag {baseline.tag} has only KL and perplexity; add --reference")
     return WatchRun(
         path, history, settings, baseline, last_summary(verdicts, baseline), read_inputs(path, baseline, settings)
     )
 
 
 def last_summary(verdicts: Sequence[Row], baseline: Baseline) -> Row | None:
-    """The last summary of a watch against this baseline. `since` has words for when its figures were measured."""
+    """The last summary of a watch against this baseline, or None if there is none.
+
+    The key `since` is added: a text with the time at which the summary's figures were measured.
+    """
     names = {"command": "watch", "name": baseline.name, "baseline": baseline.tag}
     rows = [row for row in verdicts if "inputs" in row and all(row.get(key) == value for key, value in names.items())]
     if not rows:
@@ -118,7 +125,10 @@ def suite_file(baseline: Baseline, settings: WatchSettings) -> Path | None:
 
 
 def baseline_inputs(baseline: Baseline, *, with_drift: bool) -> dict[str, Any]:
-    """The inputs that the baseline's own verdicts were measured with. A missing one is None, which equals no input."""
+    """The inputs with which the baseline's verdicts were measured.
+
+    An input that the history does not store is None, which differs from every present input.
+    """
     drift = baseline.drift if with_drift else None
     rows = [*baseline.tasks.values(), *([drift] if drift else [])]
     inputs = {key: common(rows, key) for key in ("digest", "small_files_digest", "software")}
@@ -155,7 +165,7 @@ def no_changes(baseline: Baseline, *, with_drift: bool) -> list[ChangeRow]:
 
 
 def no_change(name: str, kind: str, unit: Unit, items: int, figures: Mapping[str, Any]) -> ChangeRow:
-    """The row of one figure whose `value` is that of the baseline, because the files are."""
+    """The row of one figure without a change. `figures` holds its value, standard error and token count."""
     value, error = figures["value"], figures.get("se")
     change = None if value is None else 0.0
     return {

@@ -32,24 +32,24 @@ def baseline_items(baseline: Baseline, suite: Suite) -> list[Item]:
     first = baseline.first_row
     if first.get("suite_digest") is None:
         raise QCompressError(
-            f"{baseline.tag}: the baseline used {first['suite']}, but watch repeats only suites; run qcompress eval "
-            "--tag with a suite"
+            f"{baseline.tag}: the baseline has scores of {first['suite']}, which watch cannot repeat; store a baseline "
+            "with qcompress eval --tag, without --tasks"
         )
     if first["suite_digest"] != suite.digest:
         raise QCompressError(
             f"{baseline.tag}: the baseline used suite {first['suite']} ({first['suite_digest']}), this run uses "
-            f"{suite.name} ({suite.digest}); pass the baseline's suite with --suite, or tag a new baseline"
+            f"{suite.name} ({suite.digest}); pass the baseline's suite with --suite, or store a new baseline"
         )
     items = {item.id: item for item in suite.items}
     return [items[item] for row in baseline.tasks.values() for item in row["scores"]]
 
 
 def check_same(baseline: Baseline, **now: Any) -> None:
-    """Raises QCompressError if a value of `now` differs from the baseline's. The error names the first one."""
+    """Raises QCompressError, with the first difference, if a value of `now` differs from the baseline's."""
     for key, value in now.items():
         before = baseline.reference if key == "reference" else (baseline.drift or {}).get(key)
         if before is not None and before != value:
-            raise QCompressError(f"{baseline.tag}: {key} was {before}, now it is {value}; tag a new baseline")
+            raise QCompressError(f"{baseline.tag}: {key} was {before}, now it is {value}; store a new baseline")
 
 
 def task_changes(baseline: Baseline, scores: Scores, *, max_drop: float | None = None) -> list[ChangeRow]:
@@ -82,9 +82,9 @@ def mean_change(name: str, rows: Sequence[ChangeRow], max_drop: float | None) ->
 
 
 def task_row(name: str, kind: str, items: int, scores: Pair, interval: Pair, max_drop: float | None) -> ChangeRow:
-    """The row of one kind. `scores` are the mean scores before and now, `interval` belongs to their difference.
+    """The row of one kind of task. `scores` are the baseline's mean score and the present one, in points.
 
-    Changes are in points.
+    `interval` is the 95 % interval of their difference, in points.
     """
     before, now = scores
     change = None if before is None or now is None else now - before
@@ -130,9 +130,9 @@ def drift_changes(name: str, before: Mapping[str, Any], now: Mapping[str, Any], 
 
 
 def unpaired_interval(change: float, before: float | None, now: float | None) -> Pair:
-    """The interval change ± two standard errors. The inputs are the standard errors before and now.
+    """The interval of a change that is not paired: change ± two standard errors of the difference.
 
-    If one of them is None, the interval is (None, None).
+    `before` and `now` are the standard errors of the two values. If one of them is None, the interval is (None, None).
     """
     if before is None or now is None:
         return None, None
@@ -148,7 +148,10 @@ def figure_row(
     change: float,
     interval: Pair,
 ) -> ChangeRow:
-    """The row of one figure of a `CompareRow`. It got worse if the interval is above 0 and the change above NOISE."""
+    """The row of one figure of a `CompareRow`, KL or perplexity.
+
+    The figure got worse if the interval of its change is above 0 and the change is above NOISE.
+    """
     low, high = interval
     return {
         "name": name,

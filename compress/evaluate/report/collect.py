@@ -16,9 +16,9 @@ EVAL = "eval.json"
 
 
 def load_results(checkpoints: Sequence[Checkpoint], evaluated: Path | None, bench: Path | None) -> dict[str, list[Row]]:
-    """The rows of both files on the `checkpoints`, under "retention" and "speed". The reference comes first.
+    """The rows of `eval` and `bench` on the compared checkpoints, under "retention" and "speed".
 
-    Files are read before any model runs, so a wrong file fails early.
+    The first of `checkpoints` is the reference. Files are read before any model runs, so a wrong file fails early.
     """
     names = short_names([checkpoint.path for checkpoint in checkpoints])
     named = zip(names, checkpoints, strict=True) if evaluated or bench else ()
@@ -40,7 +40,7 @@ def read_rows(file: Path, needed: Sequence[str]) -> list[Row]:
     except CalibrationError as error:
         raise QCompressError(f"{error}; pass the output of a command with --json") from None
     if not_finite(value):
-        raise QCompressError(f"{file}: contains NaN or Infinity; run the command that wrote it again")
+        raise QCompressError(f"{file}: contains NaN or Infinity; write the file again with the same command")
     rows = value if isinstance(value, list) else [value]
     for number, row in enumerate(rows, 1):
         missing = [key for key in needed if not isinstance(row, dict) or key not in row]
@@ -92,6 +92,6 @@ def matched(file: Path, rows: Sequence[Row], compared: Sequence[Row]) -> list[Ro
     if not {row["digest"] for row in matching} & {row["digest"] for row in compared[1:]}:
         names = ", ".join(dict.fromkeys(row["name"] for row in rows))
         raise QCompressError(
-            f"{file}: these results are for {names}, but no candidate has the same files now; run the command again"
+            f"{file}: these results are for {names}, but the candidates have other files; run the command again"
         )
     return matching

@@ -51,7 +51,7 @@ def draw_positions(figure: Figure, narrow: bool, candidates: Sequence[CompareRow
 
 
 def details(data: ReportData, index: int) -> str:
-    """A candidate's documents and worst tokens, as a folded block, or "" if there are none."""
+    """A candidate's documents and worst tokens, as a collapsible block, or "" if there are none."""
     row = data.rows[index]
     body = documents(row.get("documents") or []) + worst(row.get("worst") or [])
     return folded(row["name"], body, open_=False, mark=dot(css_colour(index))) if body else ""

@@ -23,7 +23,7 @@ def percent(value: float, digits: int = 0) -> str:
 
 
 def cell_html(cell: Cell) -> str:
-    """A figure as HTML. Errors and second figures are small; the interval has a separate line."""
+    """A figure as HTML. Standard errors and second figures are small; the interval has a separate line."""
     error = f" <small>± {cell.error}</small>" if cell.error else ""
     small = f" <small>{esc(cell.small)}</small>" if cell.small else ""
     interval = f"<br><small>{cell.interval}</small>" if cell.interval else ""
@@ -35,7 +35,7 @@ def dot(colour: str) -> str:
 
 
 def section(title: str, about: str, *parts: str) -> str:
-    """A heading, a paragraph that explains it, and HTML."""
+    """A section as HTML: a heading, a paragraph that explains the section, and further parts."""
     return f"<h2>{esc(title)}</h2><p>{esc(about)}</p>{''.join(parts)}"
 
 
@@ -45,7 +45,7 @@ def framed(picture: str, label: str) -> str:
 
 
 def folded(name: str, body: str, *, open_: bool = False, mark: str = "") -> str:
-    """A block that folds. `name` is text. `body` is HTML, and so is `mark`, which precedes the name."""
+    """A collapsible block. `name` is text. `body` is HTML, and so is `mark`, which stands before the name."""
     return f"<details{' open' if open_ else ''}><summary>{mark}{esc(name)}</summary>{body}</details>"
 
 

@@ -23,7 +23,7 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The rows and verdicts of a comparison, and the results of other commands that the report shows.
+    """The result of `compare`: drift rows with verdicts, and the results of `eval` and `bench` for the report.
 
     `rows` starts with the reference's row. `teacher` is the teacher's row, or None.
     """

@@ -35,7 +35,9 @@ class ReportData:
 
     def __post_init__(self) -> None:
         if len(self.rows) < 2:
-            raise ValueError(f"evaluate.report: {len(self.rows)} rows; a report needs a reference and a candidate")
+            raise ValueError(
+                f"evaluate.report: number of rows is {len(self.rows)}, but a report needs a reference and a candidate"
+            )
 
     @property
     def reference(self) -> CompareRow:

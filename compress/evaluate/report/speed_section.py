@@ -10,7 +10,7 @@ Cell = Callable[[Row, str], str]
 
 
 def seconds(row: Row, key: str) -> str:
-    """A median of the repeats, followed by their range."""
+    """A median time in ms or s, followed by the smallest and the largest time."""
     value, low, high = row[key], row.get(f"{key}_low"), row.get(f"{key}_high")
     unit, factor = ("ms", 1000) if value < 1 else ("s", 1)
     spread = "" if low is None or high is None else f" <small>{factor * low:.3g}–{factor * high:.3g}</small>"

@@ -61,7 +61,7 @@ def points_by_name(data: ReportData, key: Value) -> dict[str, Points]:
 
 
 def draw_trend(figure: Figure, narrow: bool, drawn: Mapping[Value, Mapping[str, Points]], names: Sequence[str]) -> None:
-    """Draw a panel per value, with a line per candidate. Tags label points."""
+    """Draw one panel per key of `drawn`, with a line per candidate. A tag is the label of its point."""
     shape: dict[str, Any] = {"nrows": len(drawn)} if narrow else {"ncols": len(drawn)}
     grid = figure.subplots(**shape, squeeze=False)
     for axes, (key, lines) in zip(grid.flat, drawn.items(), strict=True):

@@ -129,10 +129,10 @@ def longest_within(blocks: Sequence[KvBlock], room: int, limit: int) -> int:
 
 
 def overhead(config: dict[str, Any]) -> int:
-    """Bytes in addition to weights and KV cache: libraries, activations of one chunk, float32 logits, the sampler's
-    copy.
+    """The bytes that a model needs besides weights and KV cache.
 
-    Per token, activations are two residuals and the widest of attention and MLP: 4 x hidden + 3 x intermediate.
+    They are libraries, activations of one chunk of tokens, float32 logits, and the sampler's copy of the logits. Per
+    token, residuals, attention and MLP are counted as 4 x hidden + 3 x intermediate activations.
     """
     hidden, intermediate = config["hidden_size"], config.get("intermediate_size") or 4 * config["hidden_size"]
     chunk = CHUNK * (4 * hidden + 3 * intermediate) * served_dtype(config).itemsize
@@ -208,7 +208,7 @@ def predict_paths(
 ) -> list[CapacityRow]:
     """The predictions for these paths.
 
-    With a format in `packed`, each unquantized checkpoint has a second prediction, as if packed in that format.
+    If `packed` names a format, each unquantized checkpoint gets a second prediction, as if quantized to this format.
     """
     footprints = []
     for one in read_footprints(paths):

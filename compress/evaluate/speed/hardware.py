@@ -2,7 +2,8 @@
 
 Bandwidth is bus width times data rate, from public specification pages. Compute capability is from NVIDIA's list,
 https://developer.nvidia.com/cuda-gpus; the RTX 3060's is from its specification page. vLLM's limits are from the source
-of 0.32.0: marlin.py, marlin_utils.py and auto_awq.py need 7.5, bfloat16 needs 8.0. Nothing was tested on this hardware.
+of vLLM 0.32.0: marlin.py, marlin_utils.py and auto_awq.py need compute capability 7.5, and bfloat16 needs 8.0. Nothing
+was tested on this hardware.
 """
 
 from dataclasses import dataclass
@@ -91,8 +92,8 @@ def kernel_of(hardware: Hardware, config: dict[str, Any]) -> str | None:
 def unsupported_reason(hardware: Hardware, config: dict[str, Any]) -> str | None:
     """The reason why vLLM cannot serve the checkpoint on this hardware in 16 bits, or None if it can.
 
-    The size plays no role here. Some families overflow float16; without bfloat16, vLLM would serve their unquantized
-    weights in float32, at twice the size.
+    Memory is not compared here. Some families overflow float16, and hardware without bfloat16 would serve their
+    unquantized weights in float32, at twice the size.
     """
     if hardware.capability is None:
         return None

@@ -52,7 +52,7 @@ POLL_SECONDS = 0.1
 
 @dataclass
 class Lines:
-    """All lines that the measuring processes of one checkpoint wrote, sorted by kind."""
+    """The lines that the measuring processes of one checkpoint wrote, split into facts and samples."""
 
     facts: list[Row] = field(default_factory=list)
     samples: list[Row] = field(default_factory=list)
@@ -75,7 +75,10 @@ def bench_rows(
     prediction: Prediction,
     report: Report = lambda row: None,
 ) -> tuple[list[SpeedRow], list[CapacityRow]]:
-    """The measured rows and the predicted rows. Predictions are made first: they take no time, and may fail."""
+    """The measured rows and the predicted rows.
+
+    Predictions come first. They take no time, so an error in them ends the command before any measurement.
+    """
     timing = timing.complete()
     hardware = find_hardware(prediction.hardware)
     hardware += [memory_only(resources.gpu_memory)] if resources.gpu_memory else []
@@ -95,9 +98,9 @@ def speed_rows(
 ) -> list[SpeedRow]:
     """One row per checkpoint. The first checkpoint is the reference.
 
-    Every round starts one process per checkpoint, every second round in reverse order, so that a machine that slows
-    down slows all checkpoints. If a process fails or exceeds the timeout, its checkpoint is measured no further, and
-    the row states the reason. Raises QCompressError if a path has no checkpoint, or if a request is longer than a
+    Every round starts one process per checkpoint. Every second round runs in reverse order, so that a machine that
+    slows down slows all checkpoints. If a process fails or exceeds the timeout, its checkpoint is not measured again,
+    and the row states the reason. Raises QCompressError if a path has no checkpoint, or if a request is longer than a
     model's context.
     """
     timing = timing.complete()
@@ -142,8 +145,10 @@ def run_once(request: Row, runtime: str, resources: Resources, lines: Lines) -> 
 
 
 def make_request(checkpoint: Checkpoint, timing: Timing, resources: Resources, number: int) -> Row:
-    """What a measuring process reads. `memory` is the GPU memory it may use; only the last round runs the largest
-    batch."""
+    """The request that a measuring process reads. `number` is the round, from 0.
+
+    `memory` is the number of bytes on the GPU that the process may use. Only the last round runs the largest batch.
+    """
     timing = timing.complete()
     blocks = kv_blocks_of(checkpoint.config)
     tokens = timing.numbers["prompt_tokens"] + timing.numbers["new_tokens"]
@@ -162,7 +167,10 @@ def make_request(checkpoint: Checkpoint, timing: Timing, resources: Resources, n
 
 
 def worker_environment(kv_cache_gib: int) -> dict[str, str]:
-    """The environment of a measuring process. This program's settings for waiting OpenMP threads are removed."""
+    """The environment of a measuring process, with the size of vLLM's KV cache.
+
+    OMP_WAIT_POLICY and GOMP_SPINCOUNT are left out, because the command line sets them for this process only.
+    """
     inherited = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     return {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)} | inherited
 
@@ -200,7 +208,10 @@ def failure_reason(code: int | None, peak: int, timeout: float, output: str) -> 
 
 
 def make_row(index: int, checkpoint: Checkpoint, lines: Lines, timing: Timing) -> Row:
-    """The row of a checkpoint, still without gains. Facts come from the last process, peaks from the highest."""
+    """The row of a checkpoint, without gains.
+
+    Facts are those of the last process. Peak memory and load average are the highest of all processes.
+    """
     facts: Row = {}
     for part in lines.facts:
         facts |= {key: value for key, value in part.items() if value is not None}
@@ -245,7 +256,7 @@ def medians(samples: Sequence[Row], *, spread: bool = False) -> Row:
 def gains(row: Row, reference: Row) -> Row:
     """The improvement of each figure over the reference in %. Positive means better.
 
-    In the reference's row all are None.
+    In the reference's row, all gains are None.
     """
     return {f"{key}_gain": gain(row, reference, key) for key in GAINS}
 

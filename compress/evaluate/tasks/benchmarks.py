@@ -42,7 +42,7 @@ def run_completion(doc: Mapping[str, Any], completions: Sequence[str]) -> dict[s
 def whole_program(doc: Mapping[str, Any], completion: str) -> str:
     """The program to test: the prompt followed by its completion.
 
-    If a chat model repeats the whole function, the repeated function takes the place of the completion.
+    A chat model may repeat the whole function. The repeated function is then appended, and overrides the prompt's.
     """
     if f"def {doc['entry_point']}" in completion:
         return f"{doc['prompt']}\n{whole_lines(find_code(completion, doc['entry_point']))}"
@@ -80,7 +80,7 @@ NAMES = {"humaneval": "humaneval_contained"}  # under the name "humaneval", lm-e
 def transformers_model(
     checkpoint: Checkpoint, batch_size: int, *, device: str = "auto", dtype: str = "float32"
 ) -> Iterator[Any]:
-    """lm-eval's model of a checkpoint, run by transformers."""
+    """A context with a checkpoint as a model object of lm-eval, run by transformers."""
     from lm_eval.models.huggingface import HFLM
 
     tokenizer: Any = checkpoint.tokenizer
@@ -137,9 +137,9 @@ def task_settings(name: str, data: Path | None) -> str | dict[str, Any]:
 
 
 def write_task(settings: str | dict[str, Any], lm_eval: Path, folder: Path) -> str | dict[str, Any]:
-    """The settings as lm-eval accepts them.
+    """A task in a form that lm-eval accepts: its name, its settings, or the path of a YAML file.
 
-    Settings with an `include` are written to a file, because lm-eval reads includes only in files.
+    Settings with an `include` are written to a file in `folder`, because lm-eval reads includes only in files.
     """
     if isinstance(settings, str) or "include" not in settings:
         return settings

@@ -15,7 +15,7 @@ from compress.evaluate.tasks.questions import score_fact
 
 def check(item: Item) -> None:
     if len(item.turns) < 2:
-        raise ValueError("turns: a conversation needs at least two")
+        raise ValueError("turns: a conversation needs at least two turns")
     for key in ("answers", "refused"):
         _check_turns(item, key)
     if not any(item.expected["answers"]):

@@ -1,4 +1,4 @@
-"""Items, scores, and the row that describes a kind of task."""
+"""Items, scores, and the description of a kind of task."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,21 +55,27 @@ class Kind:
 def score_item(kind: Kind, item: Item, answers: Sequence[str]) -> Score:
     """The score of a model's answers, one per turn.
 
-    An exception that the answers cause scores 0. The value is None only if the scorer fails on its example too.
+    An answer that makes the scorer fail scores 0. The value is None only if the scorer fails on its example too.
     """
     score = score_answers(kind, item.expected, answers)
     return blame(score, lambda: score_answers(kind, item.expected, kind.example(item.expected)))
 
 
 def blame(score: Score, score_example: Callable[[], Score]) -> Score:
-    """The score, with 0 for a failure of the scorer that its example does not share: the answers caused it."""
+    """The score of an answer, with 0 in place of None if the scorer works on its example.
+
+    If the scorer fails on its example too, the scorer is at fault, not the answer, and the value stays None.
+    """
     if score.value is not None or score_example().value is None:
         return score
     return Score(0.0, f"cannot be scored: {score.reason}")
 
 
 def score_answers(kind: Kind, expected: Expected, answers: Sequence[str]) -> Score:
-    """The score, with a value of None for an exception in the scorer. Raises SandboxError, which no answer causes."""
+    """The score of a model's answers. The value is None if the scorer raises an exception.
+
+    Raises SandboxError if the sandbox does not work on this machine. No answer can cause this error.
+    """
     if not any(answer.strip() for answer in answers):
         return Score(0.0, EMPTY)
     try:
@@ -89,4 +95,4 @@ def check_texts(value: Any, what: str) -> None:
 def check_one_turn(item: Item) -> None:
     """Raises ValueError if the item does not have exactly one turn."""
     if len(item.turns) != 1:
-        raise ValueError(f"turns: {item.kind} needs exactly one, not {len(item.turns)}")
+        raise ValueError(f"turns: {item.kind} needs exactly one turn, not {len(item.turns)}")

@@ -79,7 +79,7 @@ def lm_eval_rows(
 
 
 def runtime_and_dtype(settings: RuntimeSettings) -> tuple[str, str]:
-    """The name of the runtime, and the dtype. By default float32 in transformers, and the checkpoint's in vLLM."""
+    """The runtime's name, and the dtype: by default float32 in transformers, the checkpoint's dtype in vLLM."""
     name = pick_runtime(settings.runtime, settings.device)
     return name, settings.dtype or {"transformers": "float32", "vllm": "auto"}[name]
 
@@ -94,14 +94,14 @@ def runtime_opener(name: str, dtype: str, device: str = "auto") -> OpenRuntime:
 
 
 def check_sandbox(report: Report) -> None:
-    """Report the sandbox layers that this machine has for generated code.
+    """Report which sandbox layers this machine has to contain generated code.
 
     Raises QCompressError if the sandbox does not start.
     """
     try:
         report({"sandbox": "", **containment()})
     except SandboxError as error:
-        raise QCompressError(f"{error}; leave out python tasks with --kind") from error
+        raise QCompressError(f"{error}; choose other tasks than python with --kind") from error
 
 
 def check_retention(rows: Sequence[Row], minimum: float) -> None:

@@ -44,7 +44,7 @@ def validator(schema: Any) -> Draft202012Validator:
 
 
 def references(schema: Any) -> Iterator[str]:
-    """Every $ref of a schema without $id, which changes what a $ref means."""
+    """Every $ref of a schema. Parts with an $id are left out, because an $id changes what a $ref means."""
     if isinstance(schema, dict) and "$id" not in schema:
         if isinstance(schema.get("$ref"), str):
             yield schema["$ref"]
@@ -68,7 +68,7 @@ def find_json(answer: str) -> Any:
             try:
                 value, end = DECODER.raw_decode(answer, start)
             except RecursionError:
-                raise ValueError("no JSON, nested too deeply") from None
+                raise ValueError("the JSON is nested too deeply") from None
             except ValueError:  # no JSON here, or a number of more than 4300 digits
                 continue
             candidates.append((end - start, value))

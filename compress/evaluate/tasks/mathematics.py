@@ -45,7 +45,10 @@ def final_number(answer: str) -> tuple[Fraction, int] | None:
 
 
 def agrees(value: Fraction, places: int, expected: Fraction) -> bool:
-    """Whether both numbers are equal, or become equal when `expected` is rounded to `places`."""
+    """Whether both numbers are equal, or become equal when `expected` is rounded to `places` decimal places.
+
+    Numbers with fewer than ROUNDED_PLACES decimal places must be equal.
+    """
     return value == expected or (places >= ROUNDED_PLACES and abs(value - expected) <= Fraction(1, 2 * 10**places))
 
 
@@ -65,7 +68,10 @@ def score(expected: Expected, answers: Sequence[str]) -> Score:
 
 
 def shown(value: Fraction) -> str:
-    """The value in six digits, or the size of one that a float cannot hold."""
+    """The value as text with six digits.
+
+    If the value is too large for a float, the text states its number of digits instead.
+    """
     try:
         return f"{float(value):g}"
     except OverflowError:

@@ -2,7 +2,7 @@
 
     expected: {"function": "double", "tests": ["assert double(2) == 4"]}
 
-Tests exchange plain values with the function, and use no other name of the answer.
+Tests run in another process than the answer: they only call its function, with plain values.
 """
 
 import ast
@@ -33,7 +33,10 @@ def check(item: Item) -> None:
 
 
 def _check_names(tests: ast.Module, function: str) -> None:
-    """Raise ValueError for tests that read a name of the answer, or pass a function, which cannot be sent."""
+    """Raise ValueError for a test that a separate process cannot run.
+
+    Such a test reads a name that only the answer defines, or passes a function as an argument.
+    """
     nodes = list(ast.walk(tests))
     names = [(node.id, isinstance(node.ctx, ast.Load)) for node in nodes if isinstance(node, ast.Name)]
     imported = [node.asname or node.name.split(".")[0] for node in nodes if isinstance(node, ast.alias)]
@@ -42,12 +45,12 @@ def _check_names(tests: ast.Module, function: str) -> None:
     defined |= {str(getattr(node, "name", "")) for node in nodes}
     undefined = {name for name, loaded in names if loaded} - defined - set(dir(builtins))
     if undefined and "*" not in imported:
-        raise ValueError(f"expected.tests: no test defines {min(undefined)}; use {function} only")
+        raise ValueError(f"expected.tests: name {min(undefined)} is undefined; call only {function} and built-ins")
     calls = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == function]
     for value in [value for call in calls for value in (*call.args, *(option.value for option in call.keywords))]:
         name = value.id if isinstance(value, ast.Name) and value.id not in defined else ""
         if isinstance(value, ast.Lambda) or callable(getattr(builtins, name, None)):
-            raise ValueError(f"expected.tests: {function} gets a function; tests can pass plain values only")
+            raise ValueError(f"expected.tests: a test passes a function to {function}; pass plain values only")
 
 
 def find_code(answer: str, function: str) -> str:
@@ -60,7 +63,10 @@ def find_code(answer: str, function: str) -> str:
 
 
 def whole_lines(code: str) -> str:
-    """The code without its last lines that do not parse: prose, or a line cut off by the token limit."""
+    """The longest beginning of the code that parses, in whole lines, or all of the code if no beginning parses.
+
+    The rest is prose, or a line that the token limit cut off.
+    """
     lines = code.split("\n")
     for end in range(len(lines), 0, -1):
         try:

@@ -18,7 +18,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Retention:
-    """A retention and its 95 % interval, in %. Both are None if the reference scores 0. `items` is a number."""
+    """A retention and its 95 % interval, in %. Both are None if the reference scores 0. `items` counts scored items."""
 
     value: float | None
     low: float | None

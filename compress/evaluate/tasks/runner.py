@@ -124,7 +124,7 @@ def score_items(items: Sequence[Item], answers: Mapping[str, list[str]]) -> dict
         with closing(Scorer()) as scorer:
             return {item.id: scorer.score(item, answers[item.id]) for item in items}
     except SandboxError as error:
-        raise QCompressError(f"{error}; run the same command again, answers are stored") from error
+        raise QCompressError(f"{error}; then run the same command again: all answers are stored") from error
 
 
 def scores_file(folder: Path, name: str) -> Path:

@@ -60,7 +60,10 @@ def read_scores(file: Path) -> dict[str, Row]:
 
 
 def stored_row(line: str, where: str) -> Any:
-    """The value of a stored line. An answer can hold half a character, unlike a suite."""
+    """The JSON value of a stored line. Raises QCompressError, beginning with `where`, if the line is not JSON.
+
+    An answer can contain half a character (a lone surrogate), so this function accepts it.
+    """
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:

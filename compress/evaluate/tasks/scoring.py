@@ -1,4 +1,4 @@
-"""Scores answers in a process of its own: an answer that makes a scorer hang or crash scores 0, and the run goes on.
+"""Score answers in a separate process. An answer that makes a scorer hang or crash scores 0, and scoring continues.
 
 The process reads lines {"kind", "expected", "answers"} and writes lines {"value", "reason"}.
 """
@@ -23,7 +23,7 @@ COMMAND = [sys.executable, "-m", "compress.evaluate.tasks.scoring"]
 
 
 class Scorer:
-    """The scoring process, started at the first answer and again after one that ended it."""
+    """The scoring process. It is started at the first answer, and again after an answer has ended it."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
@@ -31,20 +31,20 @@ class Scorer:
     def score(self, item: Item, answers: Sequence[str]) -> Score:
         """The score of a model's answers, one per turn.
 
-        What the answers cause scores 0. The value is None only if the scorer fails on its example too. Raises
-        SandboxError if generated code cannot run.
+        An answer that makes the scorer fail scores 0. The value is None only if the scorer fails on its example too.
+        Raises SandboxError if generated code cannot run.
         """
         return blame(self._ask(item, answers), lambda: self._ask(item, KINDS[item.kind].example(item.expected)))
 
     def close(self) -> None:
-        """End the process."""
+        """End the scoring process."""
         if self.process:
             self.process.kill()
             self.process.communicate()
         self.process = None
 
     def _ask(self, item: Item, answers: Sequence[str]) -> Score:
-        """The process's score; ENDED if it ended."""
+        """The score from the scoring process, or ENDED if that process has ended."""
         if self.process is None:
             self.process = subprocess.Popen([*COMMAND, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdin and self.process.stdout
@@ -65,7 +65,11 @@ class Scorer:
 
 
 def main() -> None:
-    """Answer requests of the process whose id is the last argument. SIGALRM ends an answer after SECONDS."""
+    """The scoring process: read one request per line of stdin, write one reply per line of stdout.
+
+    An answer that takes longer than SECONDS ends the process by SIGALRM. On Linux, the process also ends with its
+    parent, whose id is the last argument.
+    """
     if sys.platform.startswith("linux"):
         end_with(int(sys.argv[-1]))
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")

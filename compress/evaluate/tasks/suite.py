@@ -51,9 +51,9 @@ def load_suite(file: Path | None = None) -> Suite:
 
 
 def select(suite: Suite, kinds: Sequence[str] = (), limit: int | None = None) -> list[Item]:
-    """The items of `kinds`, at most `limit` per kind, evenly spread over the suite. () selects all kinds.
+    """The items of `kinds`, at most `limit` per kind, evenly spread over the suite. An empty `kinds` selects all kinds.
 
-    Raises QCompressError if the suite has no items of a kind.
+    Raises QCompressError if the suite has no items of one of the kinds.
     """
     chosen: list[Item] = []
     for kind in kinds or KINDS:

@@ -151,7 +151,7 @@ def test_a_token_of_probability_0_is_rejected(tiny_qwen2, windows, change_copy, 
 def test_ids_beyond_the_shared_vocabulary_are_rejected(tiny_llama, windows):
     ids = windows.ids.clone()
     ids[0, 0] = 128
-    with pytest.raises(ValueError, match="the windows hold token 128, the models share 128 tokens"):
+    with pytest.raises(ValueError, match="token id 128 in the windows is too large: all models share 128 ids"):
         drift_row(tiny_llama, tiny_llama, replace(windows, ids=ids))
 
 

@@ -17,6 +17,6 @@ def test_every_fallen_result_is_named_and_no_other():
         {"name": "awq", "kind": kind, "change": -9.0, "unit": "points", "fell": kind != "math"}
         for kind in ("qa", "math", "json")
     ]
-    with pytest.raises(GateFailure, match=r"awq fell since v1: qa -9.0 points, json -9.0 points;"):
+    with pytest.raises(GateFailure, match=r"awq got worse since v1: qa -9.0 points, json -9.0 points;"):
         check_falls(rows, "v1")
     check_falls(rows[1:2], "v1")

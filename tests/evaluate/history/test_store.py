@@ -90,7 +90,7 @@ def test_a_locked_a_damaged_and_a_foreign_history_have_a_line_each(tmp_path, mon
     assert (tmp_path / "app.sqlite").read_bytes() == before
     with closing(short(file)) as database, database:
         database.execute("update verdicts set row = '{' where rowid = 2")
-    with pytest.raises(QCompressError, match=r"verdicts\.sqlite: row 2: is damaged"):
+    with pytest.raises(QCompressError, match=r"verdicts\.sqlite: row 2: the JSON is damaged"):
         read_verdicts(file)
 
 

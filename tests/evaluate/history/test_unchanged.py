@@ -111,5 +111,5 @@ def test_a_baseline_of_an_older_version_is_measured(job, tmp_path):
 
 def test_a_baseline_of_drift_alone_needs_a_reference(job, tmp_path):
     append_verdicts(tmp_path / "drift.sqlite", "verify", read_verdicts(job[1])[1:], tag="v1")
-    with pytest.raises(QCompressError, match="v1 has only KL and perplexity, which need --reference"):
+    with pytest.raises(QCompressError, match="tag v1 has only KL and perplexity; add --reference"):
         prepare_watch(job[0], tmp_path / "drift.sqlite", replace(job[2], reference=None))

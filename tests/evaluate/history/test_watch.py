@@ -70,7 +70,7 @@ def test_another_suite_is_rejected_with_both_digests():
         baseline_items(stored, suite)
     same = eval_row("awq", "qa", [1], suite_digest=suite.digest) | {"scores": {suite.items[3].id: 1.0}}
     assert baseline_items(Baseline("v1", "awq", {"qa": same}, None, None), suite) == [suite.items[3]]
-    with pytest.raises(QCompressError, match="watch repeats only suites"):
+    with pytest.raises(QCompressError, match="which watch cannot repeat"):
         baseline_items(
             Baseline("v1", "awq", {"gsm8k": eval_row("awq", "gsm8k", [1], suite_digest=None)}, None, None), suite
         )
