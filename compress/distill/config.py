@@ -65,7 +65,9 @@ class StudentConfig:
         metavar="MODEL",
     )
     blocks: int | None = option(
-        None, "How many of the teacher's blocks the student keeps. All other sizes stay as in the teacher.", minimum=1
+        None,
+        "Number of the teacher's blocks that the student keeps. All other sizes stay as in the teacher.",
+        minimum=1,
     )
     hidden_size: int | None = option(
         None, "Width of the student's hidden states.", group="Student", minimum=1, default_text=TEACHERS
@@ -422,8 +424,8 @@ class CodecConfig:
 
     codec: str = option(
         "hidden",
-        "What the cache stores. hidden: exact hidden states; hybrid: the likeliest tokens and a sample of the others, "
-        "unbiased; topk: only the likeliest tokens, biased.",
+        "Outputs to store. hidden: exact hidden states. hybrid: the likeliest tokens and a sample of the others, "
+        "unbiased. topk: only the likeliest tokens, biased.",
         choices=CODECS,
     )
     temperature: float | None = option(
