@@ -43,6 +43,9 @@ COMMAND_GROUPS = {
         "eval": "Score checkpoints on tasks and measure retention.",
         "bench": "Measure speed and memory, and predict hardware fit.",
     },
+    "Use": {
+        "serve": "Serve checkpoints with a chat page and an API.",
+    },
     "Watch": {
         "history": "Show stored results.",
         "watch": "Compare a checkpoint with its stored baseline.",

@@ -4,7 +4,8 @@ The argmax of log p - log(exponential noise) is a random sample from p (https://
 is greedy decoding of noisy scores. Each prompt has its own random generator.
 """
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +35,22 @@ def continue_prompts(
         pad_token_id=pad,
     )
     return [before_stop(row, stops) for row in outputs[:, length:].tolist()]
+
+
+@torch.inference_mode()
+def stream_tokens(model: Any, prompt: Ids, sampling: Sampling, stops: set[int], seed: int = 0) -> Iterator[int]:
+    """The tokens that `continue_prompts` returns for one prompt, each as soon as it is known."""
+    ids, cache = torch.tensor([prompt], device=model.device), None
+    choose = add_noise([seed], sampling, ids.device) if sampling.temperature else None
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    for _ in range(sampling.max_tokens):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, **last_only)
+        scores = output.logits[:, -1]
+        token = int((choose(ids, scores) if choose else scores).argmax())
+        if token in stops:
+            return
+        yield token
+        ids, cache = torch.tensor([[token]], device=model.device), output.past_key_values
 
 
 def before_stop(ids: Ids, stops: set[int]) -> Answer:

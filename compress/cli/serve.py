@@ -1,0 +1,79 @@
+"""qcompress serve: checkpoints behind a chat page and an OpenAI-compatible API."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compress.cli.console import report, results
+from compress.cli.model_path import MODEL
+from compress.cli.options import Command, dry_run_option, make_settings, settings_options, shared_option
+from compress.core.errors import QCompressError
+from compress.serve.settings import TOKEN_VARIABLE, Address, Engines, check_packages
+
+if TYPE_CHECKING:
+    from compress.serve.plan import PlannedEngine
+
+
+@click.command("serve", cls=Command)
+@click.argument("checkpoints", metavar="[CKPT...]", nargs=-1, type=MODEL)
+@settings_options(Address, Engines)
+@shared_option(
+    "--token",
+    group="Essentials",
+    envvar=TOKEN_VARIABLE,
+    help=f"Secret that clients must send, at least 12 characters. Better set {TOKEN_VARIABLE}: other users can read "
+    "command lines.",
+)
+@dry_run_option
+def command(checkpoints: tuple[Path, ...], token: str | None, dry_run: bool, **options: Any) -> None:
+    """Serve each CKPT by vLLM behind a chat page, and behind /v1/chat/completions for other clients.
+
+    Each checkpoint is checked first, as by `check`. Context, requests at once and queue are computed from the memory.
+    The page shows one question's answers of several checkpoints side by side. It reads pdf, docx, xlsx, xls, csv, txt,
+    md and json files in a sandbox, and keeps nothing on disk. Without vLLM, transformers answers slowly.
+
+    \b
+    qcompress serve qwen-awq
+    qcompress serve qwen qwen-awq --context 8192
+    qcompress serve qwen-awq --tensor-parallel-size 4 --host 0.0.0.0
+    qcompress serve --upstream http://127.0.0.1:8000
+    """
+    check_packages()
+    address, engines = make_settings(Address, options), make_settings(Engines, options)
+    access = address.access(token)
+    if not checkpoints and engines.upstream is None:
+        raise click.UsageError("Missing argument 'CKPT', or --upstream URL.")
+    from compress.serve import plan, run
+
+    def started() -> None:
+        results.print(f"Serving at {page_url(address)}; Ctrl-C ends it.", markup=False)
+
+    if engines.upstream is not None:
+        if dry_run:
+            raise QCompressError("--dry-run: nothing is started with --upstream; leave one of them out")
+        return run.serve_upstream(checkpoints, address, access, engines, started=started)
+    planned = plan.plan_engines(checkpoints, engines)
+    for one in planned:
+        print_plan(one)
+    if not dry_run:
+        run.serve_engines(planned, address, access, engines, report=report, started=started)
+
+
+def page_url(address: Address) -> str:
+    """The URL of the page. The token is not part of it."""
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"http://{host}:{address.port}"
+
+
+def print_plan(planned: "PlannedEngine") -> None:
+    """Print the sizes of an engine, why they are so, and its command line without the key."""
+    sizes, start = planned.sizes, planned.command
+    results.print(
+        f"{planned.name}: {planned.runtime}, context {sizes.context:,} tokens, {sizes.sequences} requests at once, "
+        f"queue of {sizes.queue}; {sizes.facts}",
+        markup=False,
+    )
+    variables = [f"{name}={value}" for name, value in start.variables.items() if value != start.key]
+    results.print(f"  {' '.join(variables)} {shlex.join(start.arguments)}", markup=False)

@@ -1,0 +1,1 @@
+"""Uploaded files as text. Each file is read in the sandbox."""

@@ -1,0 +1,64 @@
+"""Word files as text, with python-docx: paragraphs and tables in their order. Headings and tables become Markdown."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from compress.serve.documents.content import Content, DocumentError
+from compress.serve.documents.tables import TableText
+
+LEVELS = 6
+UNREAD = {"footnotes": "footnotes", "comments": "comments"}
+
+
+def read_docx(data: bytes) -> Content:
+    """The text of the body. DocumentError if python-docx cannot read the file."""
+    import docx
+
+    try:
+        document = docx.Document(io.BytesIO(data))
+        table = TableText()
+        for part in document.iter_inner_content():
+            if hasattr(part, "rows"):
+                table.add(rows_of(part))
+            else:
+                table.lines += paragraph(part)
+        notes = [*table.notes, *unread_parts(document)]
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:  # python-docx raises errors of every kind for damaged files
+        raise DocumentError(f"the docx is damaged: {type(error).__name__}: {str(error)[:120]}") from None
+    return Content("docx", table.text.strip(), notes)
+
+
+def paragraph(part: Any) -> list[str]:
+    """The lines of a paragraph: Markdown for headings and list items."""
+    text, style = part.text.strip(), (part.style.name or "" if part.style is not None else "")
+    if not text:
+        return []
+    if style.startswith("Heading ") and style[8:].isdecimal():
+        return ["#" * min(int(style[8:]), LEVELS) + f" {text}", ""]
+    return [f"- {text}"] if style.startswith("List") else [text, ""]
+
+
+def rows_of(table: Any) -> Iterator[list[str]]:
+    """The texts of a table's cells. A merged cell has its text once."""
+    seen: set[Any] = set()
+    for row in table.rows:
+        texts = []
+        for cell in row.cells:
+            texts.append("" if cell._tc in seen else cell_text(cell))
+            seen.add(cell._tc)
+        yield texts
+
+
+def cell_text(cell: Any) -> str:
+    """The text of a cell, tables inside it included."""
+    parts = [cell.text, *(" ".join(texts) for inner in cell.tables for texts in rows_of(inner))]
+    return " ".join(parts)
+
+
+def unread_parts(document: Any) -> list[str]:
+    """A note for each kind of part that is not read."""
+    names = " ".join(str(part.partname) for part in document.part.package.iter_parts())
+    return [f"{word} were not read" for part, word in UNREAD.items() if f"/{part}.xml" in names]

@@ -1,0 +1,125 @@
+"""Fit a long text into a number of tokens: its first part, or the parts that match a question best.
+
+Parts are ranked by BM25 (Robertson and Zaragoza, 2009). They keep their order in the text, and every gap is marked.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Count = Callable[[str], int]  # the tokens of a text
+PART = 800  # characters, about 200 tokens
+GAP = "[…]"
+WORD = re.compile(r"[㐀-鿿]+|[^\W_㐀-鿿]+")
+HEAD_ROWS = 2  # of a Markdown table: the head and the line below it
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The text that fits, and how many of all parts it holds."""
+
+    text: str
+    parts: int
+    of: int
+
+
+def first_part(text: str, room: int, count: Count) -> Fitted:
+    """The longest beginning, in whole parts, that has at most `room` tokens. It ends with GAP if anything is missing.
+
+    If the first part alone is too long, it is cut between two characters.
+    """
+    pieces = split(text)
+    if count(text) <= room:
+        return Fitted(text, len(pieces), len(pieces))
+    number = how_many(pieces, room, count)
+    if number:
+        return Fitted(join(pieces, range(number)), number, len(pieces))
+    length = longest_beginning(pieces[0], room, count)
+    return Fitted(f"{pieces[0][:length]}\n{GAP}" if length else "", 0, len(pieces))
+
+
+def best_parts(text: str, question: str, room: int, count: Count) -> Fitted:
+    """The parts that match the question best, in the order of the text, with at most `room` tokens."""
+    pieces = split(text)
+    order = [number for number, score in rank(pieces, question) if score > 0]
+    number = how_many([pieces[number] for number in order], room, count)
+    chosen = sorted(order[:number])
+    return Fitted(join(pieces, chosen) if chosen else "", number, len(pieces))
+
+
+def how_many(pieces: Sequence[str], room: int, count: Count) -> int:
+    """How many of the first pieces have at most `room` tokens, when a GAP may stand beside each."""
+    gap = count(f"\n{GAP}\n")
+    for number, piece in enumerate(pieces):
+        room -= count(piece) + gap
+        if room < 0:
+            return number
+    return len(pieces)
+
+
+def longest_beginning(text: str, room: int, count: Count) -> int:
+    """The largest number of characters whose text with a GAP has at most `room` tokens, by halving."""
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if count(f"{text[:middle]}\n{GAP}") <= room else (low, middle - 1)
+    return low
+
+
+def join(pieces: Sequence[str], numbers: Sequence[int] | range) -> str:
+    """The pieces with these numbers. GAP stands for the pieces between them."""
+    lines: list[str] = []
+    last = -1
+    for number in numbers:
+        lines += [GAP] if number != last + 1 else []
+        lines.append(pieces[number])
+        last = number
+    return "\n".join(lines + ([GAP] if last != len(pieces) - 1 else []))
+
+
+def split(text: str) -> list[str]:
+    """The text in parts of about PART characters, cut between lines. Parts of a table repeat its head."""
+    parts: list[list[str]] = [[]]
+    head: list[str] = []
+    size = 0
+    for line in lines_of(text):
+        in_table = line.startswith("|")
+        head = [*head, line] if in_table and len(head) < HEAD_ROWS else head if in_table else []
+        if size + len(line) > PART and parts[-1]:
+            parts.append([*head] if in_table and line not in head else [])
+            size = sum(map(len, parts[-1]))
+        parts[-1].append(line)
+        size += len(line)
+    return ["\n".join(part) for part in parts]
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of the text. Lines of more than PART characters are cut, except in tables."""
+    lines = []
+    for line in text.split("\n"):
+        whole = line.startswith("|") or len(line) <= PART
+        lines += [line] if whole else [line[start : start + PART] for start in range(0, len(line), PART)]
+    return lines
+
+
+def rank(pieces: Sequence[str], question: str) -> list[tuple[int, float]]:
+    """The number and the BM25 score of each part, best first."""
+    import bm25s
+
+    query = words(question)
+    corpus = [words(piece) for piece in pieces]
+    if not query or not any(corpus):
+        return []
+    index = bm25s.BM25(k1=1.5, b=0.75)
+    index.index(corpus, show_progress=False)
+    scores = index.get_scores(query).tolist()
+    return sorted(enumerate(scores), key=lambda pair: -pair[1])
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case. Chinese has no spaces, so each pair of its characters is a word."""
+    result = []
+    for run in WORD.findall(text.lower()):
+        chinese = "㐀" <= run[0] <= "鿿" and len(run) > 1
+        result += [run[place : place + 2] for place in range(len(run) - 1)] if chinese else [run]
+    return result

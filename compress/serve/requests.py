@@ -1,0 +1,46 @@
+"""Read the body of a request, within a time."""
+
+import json
+from typing import Any
+
+import anyio
+from starlette.requests import Request
+
+from compress.serve.errors import RefusedError
+
+SECONDS = 60.0
+
+
+async def read_body(request: Request, kind: str, seconds: float = SECONDS) -> bytes:
+    """The whole body. Raises RefusedError for another content type, or if it does not arrive in time.
+
+    A form of another site cannot have these content types, so it cannot send anything that is accepted.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
+        raise RefusedError(415, f"the content type must be {kind}")
+    try:
+        with anyio.fail_after(seconds):
+            return await request.body()
+    except TimeoutError:
+        raise RefusedError(400, f"the body did not arrive within {seconds:g} s") from None
+
+
+async def read_json(request: Request) -> Any:
+    """The JSON value of the body. Raises RefusedError if it is no JSON."""
+    body = await read_body(request, "application/json")
+    try:
+        return json.loads(body, parse_constant=refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(400, f"the body is no JSON: {str(error)[:120]}") from None
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The JSON object of the body. Raises RefusedError for any other value."""
+    value = await read_json(request)
+    if not isinstance(value, dict):
+        raise RefusedError(400, "the body must be a JSON object")
+    return value
+
+
+def refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")

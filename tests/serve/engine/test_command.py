@@ -1,0 +1,57 @@
+"""vLLM's command line: computed sizes, a pinned JSON backend, and no secret that other users can read."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs qcompress[serve]")
+
+from compress.serve.engine.command import fallback_command, vllm_command
+from compress.serve.engine.probe import Environment
+from compress.serve.engine.sizes import EngineSizes
+
+SIZES = EngineSizes(4096, 7, 28, "bfloat16", 0.46)
+
+
+def command(environment, gpus=1):
+    return vllm_command(Path("/models/m"), "m", Path("/run/0.sock"), environment, SIZES, gpus)
+
+
+def option(made, name):
+    return made.arguments[made.arguments.index(name) + 1]
+
+
+def test_the_sizes_are_on_the_command_line():
+    made = command(Environment("/venv/bin/python", "0.32.0", 4, 80 * 10**9, 90), gpus=4)
+    assert made.arguments[:3] == ["/venv/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
+    values = {
+        "--model": "/models/m",
+        "--uds": "/run/0.sock",
+        "--served-model-name": "m",
+        "--max-model-len": "4096",
+        "--max-num-seqs": "7",
+        "--max-num-queued-reqs": "28",
+        "--dtype": "bfloat16",
+        "--tensor-parallel-size": "4",
+        "--gpu-memory-utilization": "0.46",
+        "--structured-outputs-config.backend": "xgrammar",
+    }
+    assert {name: option(made, name) for name in values} == values
+
+
+def test_the_key_is_random_and_only_in_the_environment():
+    made, other = (command(Environment("python", "0.32.0")) for _ in range(2))
+    assert made.key != other.key and len(made.key) > 30
+    assert made.variables["VLLM_API_KEY"] == made.key
+    assert made.key not in " ".join(made.arguments) and made.key not in repr(made)
+
+
+def test_a_cpu_has_no_share_of_a_gpu_and_runs_json_on_the_first_model_runner():
+    made = command(Environment("python", "0.32.0"))
+    assert "--gpu-memory-utilization" not in made.arguments and "--enforce-eager" in made.arguments
+    assert made.variables["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+
+
+def test_no_engine_reports_anything_or_asks_a_hub():
+    for made in (command(Environment("python", "0.32.0")), fallback_command(Path("m"), "m", Path("s"), SIZES)):
+        assert made.variables["HF_HUB_OFFLINE"] == "1" and made.variables["VLLM_NO_USAGE_STATS"] == "1"

@@ -1,0 +1,84 @@
+"""transformers behind the API: the same text as its other runtime, streamed, stopped and validated."""
+
+import json
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs qcompress[serve]")
+
+import httpx2
+
+from calibration.chat import encode_text, render_prompt
+from compress.checkpoint.load import open_for_text, stop_tokens
+from compress.core.sampling import Sampling
+from compress.model.sample import continue_prompts
+from compress.serve.fallback.answer import FallbackModel, before_stop_text, with_json_rule
+from compress.serve.fallback.server import FallbackServer
+from tests.serve.conftest import running
+
+MESSAGES = [{"role": "user", "content": "the quick brown fox"}]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama):
+    return FallbackModel(open_for_text(tiny_llama), 256, "cpu")
+
+
+@pytest.fixture(scope="module")
+def client(model):
+    with running(FallbackServer(model, "tiny").app) as url, httpx2.Client(base_url=url, trust_env=False) as opened:
+        yield opened
+
+
+def ask(client, **fields):
+    return client.post("/v1/chat/completions", json={"messages": MESSAGES, "temperature": 0, **fields})
+
+
+def streamed(client, **fields):
+    lines = ask(client, stream=True, stream_options={"include_usage": True}, **fields).text.splitlines()
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    text = "".join(choice["delta"].get("content", "") for event in events for choice in event["choices"])
+    return text, events
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_the_stream_and_the_whole_answer_are_the_runtimes_text(client, model, tiny_llama, temperature):
+    ids = encode_text(model.tokenizer, render_prompt(model.tokenizer, MESSAGES, "test"))
+    sampling = Sampling(20, temperature, 0.9, 5)
+    stops = stop_tokens(open_for_text(tiny_llama))
+    (answer,) = continue_prompts(model.model, [ids], sampling, stops, [sampling.seed_of(ids, 0)])
+    expected = model.tokenizer.decode(answer.ids, skip_special_tokens=True)
+    options = {"max_tokens": 20, "temperature": temperature, "top_p": 0.9, "seed": 5}
+    whole = ask(client, **options).json()
+    assert whole["choices"][0]["message"]["content"] == expected
+    text, events = streamed(client, **options)
+    assert text == expected and len(events) > 5
+    assert whole["usage"] == events[-1]["usage"]
+    assert whole["usage"]["prompt_tokens"] == len(ids)
+
+
+def test_a_cut_answer_ends_with_the_reason_length(client):
+    _, events = streamed(client, max_tokens=3)
+    assert events[-2]["choices"][0]["finish_reason"] == "length" and events[-1]["usage"]["completion_tokens"] == 3
+
+
+def test_a_conversation_beyond_the_context_is_refused(client):
+    response = ask(client, messages=[{"role": "user", "content": "the quick brown fox " * 200}])
+    assert response.status_code == 400 and "256" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("stops", "text"), [(["wo"], "hello "), (["l", "e"], "h"), (["none"], "hello world"), ([], "hello world")]
+)
+def test_text_ends_before_the_first_stop_however_it_is_cut(stops, text):
+    for size in (1, 2, 3, 20):
+        pieces = ["hello world"[start : start + size] for start in range(0, 11, size)]
+        assert "".join(before_stop_text(iter(pieces), stops)) == text
+
+
+def test_a_json_request_adds_the_schema_to_the_system_message():
+    format = {"type": "json_schema", "json_schema": {"schema": {"type": "array"}}}
+    (system, *rest) = with_json_rule([{"role": "system", "content": "Be brief."}, *MESSAGES], format)
+    assert system["content"].startswith("Be brief.") and '{"type": "array"}' in system["content"] and rest == MESSAGES
+    assert with_json_rule(MESSAGES, {"type": "json_object"})[0]["role"] == "system"
+    assert with_json_rule(MESSAGES, {"type": "text"}) == MESSAGES
