@@ -46,7 +46,7 @@ SETTINGS = "auto.json"
 def quantize(model: PathOrCheckpoint, out: Path, config: QuantizeConfig, run: RunOptions = DEFAULT_RUN) -> Row:
     """Quantize `model` into `out` with the config's method, or with the best method. Returns the summary row.
 
-    Arguments and errors are those of `quantize_checkpoint`. A killed run continues in the same way.
+    Arguments and errors are those of `quantize_checkpoint`. After a kill, the same call continues the run.
     """
     if config.method != AUTO:
         return quantize_checkpoint(model, out, config, run)
@@ -83,7 +83,7 @@ def try_methods(config: QuantizeConfig, attempt: Callable[[QuantizeConfig], Row]
 
 
 def candidate_row(path: Path, evaluator: "CandidateScorer | None", processes: Processes) -> Row:
-    """The KL of the candidate at `path` on held-out windows. Only the first process measures, with its `evaluator`."""
+    """The name and the held-out KL of the candidate at `path`. The first process measures it for all processes."""
     return {"candidate": path.name, "eval_kl": processes.first(lambda: evaluator.kl(path) if evaluator else 0.0)}
 
 
@@ -98,7 +98,7 @@ def best_of(rows: list[Row]) -> Row:
 
 
 def open_folder(model: PathOrCheckpoint, out: Path, config: QuantizeConfig, *, restart: bool) -> Path:
-    """The hidden folder of finished candidates beside `out`: a new one, or that of an interrupted run.
+    """The hidden folder beside `out` that holds finished candidates: a new one, or the one of an interrupted run.
 
     Raises QCompressError if the interrupted run had other settings, `out` is not empty, or the disk is too full.
     """
@@ -120,9 +120,9 @@ def open_folder(model: PathOrCheckpoint, out: Path, config: QuantizeConfig, *, r
 
 @dataclass(frozen=True)
 class CandidateScorer:
-    """Measures candidates against the 16-bit model.
+    """Measures candidates against the 16-bit model `teacher`.
 
-    It holds that model, the held-out windows (n, seq_len), and the model's states after its last block.
+    `ids` are the held-out windows (n, seq_len). `states` are the teacher's states after its last block.
     """
 
     teacher: BlockModel
@@ -140,7 +140,7 @@ class CandidateScorer:
 
 @torch.no_grad()
 def make_evaluator(model: PathOrCheckpoint, config: QuantizeConfig, device: str) -> CandidateScorer:
-    """The evaluator on a config's held-out windows. They begin with the same start token as calibration windows."""
+    """The scorer on the held-out windows of `config`. They begin with the start token of the calibration windows."""
     checkpoint, plan = plan_quantize(model, replace(config, method="rtn"))
     config = replace(config, compute_dtype=choose_compute_dtype(config, plan, device))
     teacher = make_blocks(checkpoint, config, device)

@@ -32,7 +32,7 @@ def calibration_windows(
 
 
 def job_start(blocks: BlockModel, tokenizer: Any, config: QuantizeConfig) -> StartToken:
-    """Measure the start token of a job's windows. Matrix products have the same dtype as in the job's blocks."""
+    """Measure the start token of a job's windows. Matrix products have the dtype that the job's blocks use."""
     with matmul_in(block_matmul_dtype(config, blocks.device)):
         return windows_start(blocks, tokenizer, config.text, **window_size(config))
 
@@ -57,7 +57,7 @@ def job_windows(tokenizer: Any, config: CalibrationConfig, start_token: int | No
 def block_matmul_dtype(config: MethodConfig, device: torch.device) -> torch.dtype:
     """The dtype to pass to `matmul_in` for a job's blocks: `compute_dtype` on a CPU, float32 on a GPU.
 
-    float32 changes nothing. A GPU's blocks are already loaded in `compute_dtype`.
+    On a GPU, blocks are already loaded in `compute_dtype`, and passing float32 does not change that.
     """
     return getattr(torch, config.compute_dtype) if device.type == "cpu" else torch.float32
 

@@ -47,7 +47,7 @@ from compress.quantize.publish import finish
 def plan_quantize(model: PathOrCheckpoint, config: QuantizeConfig) -> tuple[Checkpoint, LayoutPlan]:
     """The open checkpoint and its exact plan. No weights are read.
 
-    Raises QCompressError if the model cannot be quantized. A tokenizer is copied to the result, so it is checked even
+    Raises QCompressError if the model cannot be quantized. The tokenizer is copied to the result, so it is checked even
     if the method reads no text.
     """
     checkpoint = open_causal_lm(model)
@@ -64,7 +64,7 @@ def plan_without_weights(name: str, model: dict[str, Any], config: QuantizeConfi
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a quantization runs, apart from its settings.
+    """The options of a run that are not part of `QuantizeConfig`.
 
     `restart` removes the finished blocks of an earlier run. `activation_memory` is the RAM in bytes for activations
     between the stages of a block; it changes the speed, never the result. Each of several `processes` runs its share
@@ -113,7 +113,7 @@ def quantize_checkpoint(
 def choose_compute_dtype(config: QuantizeConfig, plan: LayoutPlan, device: str) -> str:
     """The dtype of matrix products. For "auto", the fastest dtype of this CPU, or the checkpoint's dtype on a GPU.
 
-    Raises QCompressError if it is float16 on a CPU.
+    Raises QCompressError if the config sets float16 and the device is a CPU.
     """
     if config.compute_dtype == "float16" and device == "cpu":
         raise QCompressError("--compute-dtype float16: statistics overflow on a CPU; use bfloat16 or float32")
@@ -166,7 +166,7 @@ def write_checkpoint(job: QuantizeJob, schedule: Schedule) -> None:
 
 
 def read_windows(job: QuantizeJob) -> Windows:
-    """The job's windows. A measurement decides if they begin with a start token; the journal stores its result."""
+    """The job's windows. A measurement decides whether they begin with a start token; the journal stores it."""
     journal, tokenizer = job.journal, job.checkpoint.tokenizer
 
     def measure() -> Row:
@@ -183,7 +183,7 @@ def read_windows(job: QuantizeJob) -> Windows:
 
 
 def summary(job: QuantizeJob, rows: list[Row], seconds: float) -> Row:
-    """The row that the command prints: plan, mean errors, number of linears with raised damping, seconds and more."""
+    """The row that the command prints: plan, mean errors, seconds, and how many linears were scaled or damped more."""
     damping = job.config.damp_percent
     return {
         **plan_row(str(job.checkpoint.path), job.plan, job.config),

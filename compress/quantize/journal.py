@@ -64,7 +64,7 @@ class QuantizeJournal:
         return bool(self.blocks) and (self.out / "config.json").is_file() and not partial_path(self.out).exists()
 
     def done(self, rows: list[Row], activations: list[str] | None, tensors: dict[str, str]) -> None:
-        """Record that the next block is on disk: report rows, digests of each process's activations and of tensors."""
+        """Record that the next block is on disk: its report rows, and digests of its tensors and activations."""
         timeless = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
         self.blocks.append({"rows": timeless, "activations": activations, "tensors": tensors})
         self.save()
@@ -75,7 +75,7 @@ class QuantizeJournal:
         write_journal(self.folder / JOURNAL, value)
 
     def load(self) -> None:
-        """Read the journal of an interrupted run. Raises QCompressError, with their names, if settings differ."""
+        """Read the journal of an interrupted run. Raises QCompressError with the names of settings that differ."""
         value = read_journal(self.folder / JOURNAL, ("settings", "notes", "blocks"))
         check_same_settings(partial_path(self.out), value["settings"], self.settings)
         self.notes, self.blocks = value["notes"], value["blocks"]

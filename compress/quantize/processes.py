@@ -26,7 +26,7 @@ class Processes:
     count: int = 1
 
     def mine(self, parts: Sequence[T]) -> list[T]:
-        """The parts that this process works on."""
+        """The items of `parts` that this process works on."""
         return list(parts[self.rank :: self.count])
 
     def mean(self, value: Tensor, tokens: int) -> Tensor:
@@ -37,11 +37,11 @@ class Processes:
         return value
 
     def total(self, number: int) -> int:
-        """The sum of all processes' values of `number`."""
+        """The sum of `number` over all processes."""
         return sum(self.gather(number))
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, in rank order."""
+        """The list of `value` from every process, in rank order."""
         return all_values(value)
 
     def first(self, make: Callable[[], T]) -> T:

@@ -46,7 +46,7 @@ def finish(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None) 
 
 
 def check_source(job: QuantizeJob) -> None:
-    """Raise QCompressError if the source changed during the run; finished blocks are removed then."""
+    """Raise QCompressError if the source changed during the run. Its finished blocks are then removed."""
     try:
         check_weights_unchanged(job.checkpoint)
         check_small_files_unchanged(job.checkpoint, job.journal.settings["small_files"])
@@ -95,7 +95,7 @@ def job_record(job: QuantizeJob, windows: Windows | None, tables: list[Row]) -> 
 def check_written(folder: Path, source: Checkpoint) -> None:
     """Raise GateFailure if the validator finds an error in the written checkpoint.
 
-    Faults of the tokenizer's files do not count if the source has them too: they were copied, not made.
+    A fault in the tokenizer's files does not count if the source has the same fault, because the files are copies.
     """
     errors = [row for row in check_checkpoint(folder, source=source) if row["level"] == "error"]
     copied = {place(row) for row in prompt_findings(source)} if any(map(place, errors)) else set()
@@ -107,5 +107,5 @@ def check_written(folder: Path, source: Checkpoint) -> None:
 
 
 def place(row: Row) -> tuple[str, str] | None:
-    """The rule and the file or key of a fault in the tokenizer's files; None for another fault."""
+    """The rule, and the file or key, of a fault in the tokenizer's files; None for a fault elsewhere."""
     return (row["rule"], str(row.get("key", row.get("file")))) if row["rule"].startswith("P") else None

@@ -37,14 +37,15 @@ class Store(Protocol):
 
 
 class States(Outputs, Iterable[Tensor], Protocol):
-    """Tensors that are written by their number and read in the order of these numbers."""
+    """The outputs of a block, one tensor per micro-batch: written by index, and read in the order of the indices."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The same windows in the 16-bit model: the block's inputs, and a place for its outputs, each (batch, seq, hidden).
+    """One block in the 16-bit model, on the same windows as in the quantized model.
 
-    `store(number)` returns an empty store for the reference tensors of stage `number`.
+    `batches` are the block's inputs, and `outputs` stores its outputs, each (batch, seq, hidden). `store(number)`
+    returns an empty store for the reference tensors of stage `number`.
     """
 
     batches: Batches
@@ -56,7 +57,7 @@ class Reference:
 class QuantizedBlock:
     """The result for one block: quantized weights and changed parameters by path, and one report row per linear.
 
-    Folding AWQ's scales changes norms and biases.
+    The changed parameters are norms and biases into which AWQ's scales are folded.
     """
 
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
@@ -65,7 +66,7 @@ class QuantizedBlock:
 
 
 def stages_of(block: Block, run: Callable[[Tensor], Tensor], sample: Tensor) -> list[Stage]:
-    """The block's stages from the family table. If it does not cover all linears, stages are traced on `sample`.
+    """The block's stages from the family table. If the table misses a linear, the stages are traced on `sample`.
 
     Raises ValueError if a linear is never called.
     """
@@ -115,8 +116,8 @@ def record_references(
 ) -> dict[tuple[str, ...], Iterable[Tensor]]:
     """Run the 16-bit block and record each stage's reference tensors, before any weight is replaced.
 
-    A stage's reference tensors are its inputs. If its output is added to the residual stream, they are that stream
-    after the addition.
+    A stage's reference tensors are its inputs. If the stage's output is added to the residual stream, its reference
+    tensors are the residual stream after the addition.
     """
     sources = reference_sources(stages)
     stores: dict[str, Store] = {}
@@ -135,7 +136,7 @@ def record_references(
 
 
 def reference_sources(stages: Sequence[Stage]) -> dict[Stage, str | None]:
-    """For each stage, the module whose inputs are the stage's reference tensors. None means the block's outputs."""
+    """For each stage, the module whose inputs are the stage's reference tensors; None if they are block outputs."""
     residual = [stage for stage in stages if stage.residual]
     sources: dict[Stage, str | None] = {stage: stage.linears[0] for stage in stages}
     sources |= {stage: following.residual for stage, following in pairwise(residual)}
@@ -169,7 +170,10 @@ def quantize_stage(
 def solve_stage(
     block: Block, stage: Stage, statistics: StageStatistics, settings: BlockSettings, processes: Processes
 ) -> tuple[Problem, Solution]:
-    """The stage's problem, without its factor, and the method's solution. A ValueError names the first linear."""
+    """The problem of a stage, without the Hessian's factor, and the method's solution.
+
+    Raises ValueError with the name of the stage's first linear.
+    """
     release_memory()  # the forward pass has freed memory that the factor needs
     try:
         problem = stage_problem(block, stage, statistics, settings, processes)
@@ -181,7 +185,7 @@ def solve_stage(
 
 
 def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, settings: BlockSettings) -> None:
-    """Divide the feeder's outputs by `scale`: store its changed norm, or its changed rows and bias, in `result`."""
+    """Fold AWQ's `scale` into the feeder: store the changed norm, or the changed rows and bias, in `result`."""
     if feeder.kind == "norm":
         weight = block.module.get_parameter(f"{feeder.module}.weight")
         result.changed[f"{feeder.module}.weight"] = fold_norm(weight, scale, feeder.offset)
@@ -196,7 +200,7 @@ def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, se
 def error_rows(
     block: Block, stage: Stage, problem: Problem, solution: Solution, effective: Tensor, seconds: float
 ) -> list[Row]:
-    """One report row per linear of a stage. The stage's `seconds` are divided in proportion to linears' outputs."""
+    """One report row per linear of a stage. A linear's share of `seconds` is proportional to its number of outputs."""
     rows, start = [], 0
     for name in stage.linears:
         outputs = block.linears[name].out_features

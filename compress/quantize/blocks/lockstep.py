@@ -22,21 +22,21 @@ Stage = tuple[str, ...]
 
 
 class Batches(Protocol):
-    """Micro-batches by number: a list of tensors, or a file."""
+    """The inputs of a block: micro-batches, read by index from a list or a file."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Tensor: ...
 
 
 class Outputs(Protocol):
-    """A store for outputs by number."""
+    """A store for the outputs of a block: each micro-batch's output is written by the index of the micro-batch."""
 
     def __setitem__(self, index: int, tensor: Tensor, /) -> None: ...
 
 
 @dataclass(frozen=True)
 class BlockPass:
-    """A pass of all micro-batches (batch, seq, hidden) through one block. `outputs` receives `run` of each of them."""
+    """One pass of all micro-batches (batch, seq, hidden) through a block. `outputs` stores what `run` returns."""
 
     block: Block
     stages: Sequence[Stage]
@@ -50,7 +50,7 @@ Schedule = Callable[[BlockPass, AtStage], None]
 
 
 def trace_stages(linears: dict[str, nn.Linear], run: Callable[[], object]) -> list[Stage]:
-    """Groups of linears with the same input, in order of their first call. Families outside the table need this."""
+    """Groups of linears with the same input, in call order. Used for model families that are not in the table."""
     groups: list[tuple[Tensor, list[str]]] = []
 
     def record(name: str, x: Tensor) -> None:
@@ -65,10 +65,10 @@ def trace_stages(linears: dict[str, nn.Linear], run: Callable[[], object]) -> li
 
 
 def lockstep(work: BlockPass, at_stage: AtStage) -> None:
-    """Run the pass, and call `at_stage(stage, inputs)` once per stage, in one go through the block.
+    """Run each micro-batch once through the block, and call `at_stage(stage, inputs)` once per stage.
 
-    `at_stage` gets the stage's inputs of all micro-batches, and may change weights. Raises ValueError if a micro-batch
-    reaches the stages in another order.
+    `inputs` are the stage's inputs for all micro-batches. `at_stage` may change weights. Raises ValueError if a
+    micro-batch reaches the stages in another order.
     """
     stage_of = {name: index for index, stage in enumerate(work.stages) for name in stage}
     scheduler, residuals = greenlet.getcurrent(), {}
@@ -97,15 +97,16 @@ def lockstep(work: BlockPass, at_stage: AtStage) -> None:
 
 
 def watched(block: Block, linears: Iterable[str]) -> dict[str, nn.Module]:
-    """By path: the modules whose input is the residual stream, then the linears."""
+    """The modules to watch, by path: first those whose input is the residual stream, then the linears."""
     paths = {stage.residual for stage in block.stages or () if stage.residual}
     return {path: block.module.get_submodule(path) for path in (*paths, *linears)}
 
 
 def stage_input(work: BlockPass, arrival: object, index: int) -> StageInput:
-    """The stage input in `arrival`. An arrival is (stage number, stage input), or the block's output.
+    """The input of stage `index` for a micro-batch that has paused there.
 
-    Raises ValueError if it is not an arrival at stage `index`.
+    `arrival` is (stage number, stage input), or the block's output if the micro-batch did not pause. Raises ValueError
+    unless it paused at stage `index`.
     """
     if isinstance(arrival, tuple) and arrival[0] == index:
         return arrival[1]
@@ -118,7 +119,7 @@ class Reached(Exception):
 
 
 def replay(work: BlockPass, at_stage: AtStage) -> None:
-    """Run the pass with the same result as `lockstep`, bit for bit. Every stage runs the block from its start.
+    """Run the pass with the same result as `lockstep`, bit for bit. For every stage, the block runs from its start.
 
     Only one micro-batch is in memory.
     """

@@ -85,7 +85,7 @@ def solve_block(
     settings: BlockSettings,
     schedule: Schedule,
 ) -> QuantizedBlock:
-    """Quantize one block on its inputs. With error correction, half of each file holds the 16-bit model's states."""
+    """Quantize one block. With error correction, the second half of each file holds the 16-bit model's states."""
     run = job.blocks.runner(block, index)
     if not settings.error_correction:
         return quantize_block(block, run, inputs, settings, outputs, schedule, job.processes)
@@ -124,7 +124,7 @@ def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
 
 
 def work_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> int:
-    """Bytes on disk of a block's inputs and outputs.
+    """Disk space in bytes for a block's inputs and outputs.
 
     With error correction, both are stored for two models, and the stages' reference tensors are stored as well.
     """

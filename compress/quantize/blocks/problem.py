@@ -22,9 +22,10 @@ from compress.quantize.processes import Processes
 class BlockSettings:
     """The options that are the same for all blocks of a checkpoint.
 
-    `eight_bit` holds the full paths of the linears that get 8 bits and a symmetric grid: of each stage, all linears or
-    none. All other linears get `scheme`. A value head has `head_dim` channels and feeds `query_heads_per_kv_head` query
-    heads. On a CPU, matrix products are computed in `matmul_dtype`; sums and codes are float32.
+    `eight_bit` holds the full paths of the linears that get 8 bits and a symmetric grid. It contains either all linears
+    of a stage or none. All other linears get `scheme`. A value head has `head_dim` channels and feeds
+    `query_heads_per_kv_head` query heads. On a CPU, matrix products are computed in `matmul_dtype`; sums and codes are
+    float32.
     """
 
     method: str
@@ -127,7 +128,7 @@ def corrected(problem: Problem, covariance: ErrorCovariance, strength: float, pr
 def reduced_hessian(hessian: Hessian, processes: Processes) -> Tensor:
     """The Hessian over the tokens of all processes, shrunk in place by `shrunk`.
 
-    Raises ValueError if it is empty or not finite.
+    Raises ValueError if the Hessian is empty or not finite.
     """
     tokens = processes.total(hessian.tokens)
     if not tokens:
@@ -147,5 +148,5 @@ def reduced_covariance(covariance: ErrorCovariance, processes: Processes) -> Ten
 
 
 def heads_per_feeder_head(feeder: Feeder | None, settings: BlockSettings) -> int:
-    """The number of neighbouring query heads that share scales, because one value head feeds them. Otherwise 1."""
+    """The number of neighbouring query heads that share scales: those of one value head; 1 without value heads."""
     return settings.query_heads_per_kv_head if feeder is not None and feeder.kind == "heads" else 1

@@ -2,8 +2,8 @@
 
 If `sensitivity.py` has measured the weights, harm is a sum of KLs in nats. Otherwise it is the mean relative error of
 rounding normal weights, which only ranks layouts. The largest of G normal numbers lies near the quantile
-(G - 3/8) / (G + 1/4) (Blom 1958). A grid cuts twice that value into 2^bits - 1 steps. Rounding to steps of size s has
-the mean square error s² / 12.
+(G - 3/8) / (G + 1/4) (Blom 1958). A grid covers twice this largest number in 2^bits - 1 steps. Rounding to steps of
+size s has the mean square error s² / 12.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -68,7 +68,7 @@ def layouts(source: SourceModel, config: QuantizeConfig, formats: Sequence[str])
 
 
 def eight_bit_choices(model_type: str) -> list[tuple[str, ...]]:
-    """The values of `eight_bit` to try: no stage, each stage alone, all stages. A stage has its first linear's name."""
+    """The values of `eight_bit` to try: no stage, each stage alone, all stages. Its first linear names a stage."""
     family = find_family(model_type)
     stages = tuple(stage.linears[0].rpartition(".")[2] for stage in family.stages) if family else ()
     return [(), *((stage,) for stage in stages), *([stages] if stages else [])]
@@ -77,7 +77,8 @@ def eight_bit_choices(model_type: str) -> list[tuple[str, ...]]:
 def rounding_error(scheme: Scheme) -> float:
     """Expected ‖ΔW‖² / ‖W‖² of rounding normal weights with this scheme.
 
-    A symmetric grid covers the larger side of its group twice. This is estimated by a group of twice as many weights.
+    A symmetric grid spans the largest absolute weight of its group on both sides of 0. The largest absolute value of G
+    weights is estimated by the largest value of 2 G weights.
     """
     count = scheme.group_size * (2 if scheme.sym else 1)
     extreme = NormalDist().inv_cdf((count - 3 / 8) / (count + 1 / 4))
@@ -85,7 +86,7 @@ def rounding_error(scheme: Scheme) -> float:
 
 
 def estimated_harm(source: SourceModel) -> Harm:
-    """A function of a plan: the mean relative rounding error over all matrices. It only ranks layouts."""
+    """A function that returns a plan's mean relative rounding error over all matrices. It only ranks layouts."""
     table = source.vocabulary.rows * source.vocabulary.width
     weights = sum(map(prod, source.linears.values())) + 2 * table
 
@@ -102,7 +103,7 @@ def choose(candidates: Sequence[LayoutChoice], max_size: int | None) -> LayoutCh
 
 
 def worthwhile(candidates: Sequence[LayoutChoice]) -> list[LayoutChoice]:
-    """The ranked layouts, without dominated ones. Another layout dominates one if it is as small and less harmful."""
+    """The ranked layouts, except those for which a less harmful layout is at most as large."""
     kept: list[LayoutChoice] = []
     for each in candidates:
         if not kept or each.plan.bytes < kept[-1].plan.bytes:
@@ -122,7 +123,7 @@ def plan_within(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
 
 
 def cure(source: SourceModel, config: QuantizeConfig) -> str:
-    """The end of an error: options that fit `max_size`, in the same format if possible; else the smallest layout."""
+    """The cure of an error: options that fit `max_size`, in the same format if possible; else the smallest layout."""
     assert config.max_size is not None
     other_formats = [name for name in FORMAT_NAMES if name != config.format]
     harm, candidates = estimated_harm(source), []
@@ -136,7 +137,7 @@ def cure(source: SourceModel, config: QuantizeConfig) -> str:
 
 
 def format_misfit(candidates: Sequence[LayoutChoice], max_size: int) -> str:
-    """The end of an error if no layout fits: it names the smallest layout."""
+    """The cure of an error if no layout fits `max_size`. It names the smallest layout."""
     if not candidates:
         return "vLLM can load this model in no layout"
     least = min(candidates, key=lambda each: each.plan.bytes)
@@ -168,7 +169,7 @@ def format_flags(config: QuantizeConfig, previous: QuantizeConfig | None = None)
 
 
 def loaders(plan: LayoutPlan) -> dict[str, bool]:
-    """For each program, True if it loads the layout.
+    """Which runtimes load the layout: {runtime: True or False}.
 
     vLLM loads every planned layout on a GPU. On a CPU, vLLM loads only layouts with 4 bits everywhere and without a
     packed embedding. transformers also loads no packed embedding. It loads a packed head or mixed bits in

@@ -25,7 +25,7 @@ from compress.model.families import find_family
 
 @dataclass(frozen=True)
 class Choice:
-    """A layout, and the model that gets it: the content of config.json, and the vocabulary matrices."""
+    """A layout, and the model to be stored in it: the content of config.json, and the shape of head and embedding."""
 
     config: QuantizeConfig
     model: dict[str, Any]
@@ -116,15 +116,15 @@ def choose_schemes(where: str, choice: Choice, linears: dict[str, tuple[int, int
 def in_bits(base: Scheme, bits: int, rows: int) -> Scheme:
     """The scheme of a module with `bits` per code and `rows` outputs.
 
-    It is symmetric for 8 bits, and if `rows` is not a multiple of 8, because zero points are packed by eights.
+    It is symmetric for 8 bits, and if `rows` is not a multiple of 8, because 8 zero points share a word.
     """
     return Scheme(bits, base.group_size, base.sym or bits == 8 or rows % 8 != 0, base.dtype)
 
 
 def eight_bit_linears(choice: Choice, linears: dict[str, tuple[int, int]]) -> set[str]:
-    """The linears whose paths contain a text of `eight_bit`, and the linears that vLLM fuses with them.
+    """The linears whose paths contain one of the names in `eight_bit`, and the linears that vLLM fuses with them.
 
-    vLLM fuses linears that share an input. Raises QCompressError if a text is not in any path.
+    vLLM fuses linears that share an input. Raises QCompressError if no path contains a name.
     """
     family = find_family(choice.model_type)
     stages = [stage.linears for stage in family.stages] if family else []
@@ -133,14 +133,14 @@ def eight_bit_linears(choice: Choice, linears: dict[str, tuple[int, int]]) -> se
         matches = {name for name in linears if f".{part}." in f".{name}."}
         if not matches:
             raise QCompressError(
-                f"--eight-bit {part}: the path of no linear contains this text; paths look like {min(linears)}"
+                f"--eight-bit {part}: no linear has this name in its path; paths look like {min(linears)}"
             )
         named |= matches
     return {name for name in linears if any(linear in named for linear in fused_linears(name, stages))}
 
 
 def fused_linears(name: str, stages: list[tuple[str, ...]]) -> list[str]:
-    """The full paths of all linears in the stage of `name`, which includes `name`."""
+    """The full paths of the linear `name` and of all other linears in its stage."""
     for stage in stages:
         for local in stage:
             if name.endswith(f".{local}"):

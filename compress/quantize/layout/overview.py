@@ -55,7 +55,7 @@ class Overview:
         return fits or candidates
 
     def row(self, candidate: LayoutChoice) -> PlanRow:
-        """A layout as a row for --json. The recommended layout has the key `take`."""
+        """A layout as a row for --json. Only the row of the recommended layout has the key `take`."""
         config, plan = candidate.config, candidate.plan
         row: Row = {
             "format": config.format,
@@ -94,7 +94,8 @@ def make_overview(
     """Rank all layouts that the runtime `runs_in` loads. Without `runs_in`, rank all layouts.
 
     `formats` limits the formats; if it is empty, all formats are ranked. All settings outside the layout come from
-    `config`. `measure` reads the weights at `model` and measures harm in nats. Raises QCompressError if there are none.
+    `config`. `measure` reads the weights of `model` and measures harm in nats. Raises QCompressError if weights are to
+    be measured and `model` has none.
     """
     plans = plan_layouts(source, config or QuantizeConfig(), formats or FORMAT_NAMES)
     if runs_in is not None:
@@ -108,7 +109,7 @@ def make_overview(
 def plain_layout(candidates: Sequence[LayoutChoice]) -> LayoutChoice | None:
     """The candidate with 4 bits in all linears, 16 bits in head and embedding, and the largest group size.
 
-    Of several formats, the first in FORMAT_NAMES is returned. None if there is no such candidate.
+    If several formats have such a candidate, the first format in FORMAT_NAMES wins. None if there is no such candidate.
     """
     plain = [each for each in candidates if (each.config.head_bits, each.config.embedding_bits) == (16, 16)]
     plain = [each for each in plain if not each.config.eight_bit]
@@ -117,14 +118,14 @@ def plain_layout(candidates: Sequence[LayoutChoice]) -> LayoutChoice | None:
 
 
 def spread(candidates: list[LayoutChoice], count: int) -> list[LayoutChoice]:
-    """At most `count` candidates at even distances, with the first and the last one."""
+    """At most `count` evenly spaced candidates, including the first and the last."""
     if len(candidates) <= count:
         return candidates
     return [candidates[round(index * (len(candidates) - 1) / (count - 1))] for index in range(count)]
 
 
 def quantize_command(model: Path, config: QuantizeConfig) -> str:
-    """The command line that writes this layout. Without weights at `model`, it has MODEL in place of their folder."""
+    """The command line that writes this layout. It names the folder of `model`, or MODEL if that has no weights."""
     folder = model.parent if model.is_file() else model
     weights = shlex.quote(str(folder)) if any(folder.glob("*.safetensors")) else "MODEL"
     name = model.stem if model.is_file() and model.name != "config.json" else model_name(folder)

@@ -129,7 +129,7 @@ def legal_group_sizes(linears: dict[str, tuple[int, int]]) -> list[int]:
 def choose_group_size(linears: dict[str, tuple[int, int]], group_size: int) -> int:
     """`group_size`, or the largest legal group size if it is 0.
 
-    Raises QCompressError if the size does not divide the inputs of all linears. The message names a linear.
+    Raises QCompressError, with the name of a linear, if the size does not divide the inputs of this linear.
     """
     legal = legal_group_sizes(linears)
     size = group_size or (legal[0] if legal else GROUP_SIZES[-1])
@@ -142,7 +142,7 @@ def choose_group_size(linears: dict[str, tuple[int, int]], group_size: int) -> i
 
 
 def group_size_reason(plan: LayoutPlan) -> str | None:
-    """The reason why `auto` did not choose a larger group size. It names a linear that the next size does not divide.
+    """The reason why `auto` chose no larger group size: a linear whose inputs the next larger size does not divide.
 
     None if `auto` chose the largest group size.
     """
@@ -190,7 +190,7 @@ def make_plan(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
 
 
 def table_sources(vocabulary: Vocabulary, schemes: Schemes) -> dict[str, str]:
-    """For each packed head or embedding, the parameter with its weights. A tied head has those of the embedding."""
+    """{packed head or embedding: the parameter with its weights}. A tied head has the weights of the embedding."""
     head = vocabulary.embedding if vocabulary.tied else vocabulary.head
     sources = {vocabulary.embedding: vocabulary.embedding, vocabulary.head: head}
     return {name: f"{source}.weight" for name, source in sources.items() if name in schemes}

@@ -1,9 +1,9 @@
 """Sensitivity of each part of a model: KL(model ‖ model with only that part rounded), in nats per token.
 
-A part is the head, the embedding, or one stage of all blocks. A stage is the linears that share an input. The KL of a
-part is measured for one grid, by plain rounding. For other grids it is scaled by their rounding error ‖ΔW‖² / ‖W‖²,
-because the KL of a small change grows with its square. The KLs of all parts are summed. The sum is an estimate that
-ranks layouts; `qcompress verify` measures a finished checkpoint.
+A part is the head, the embedding, or one stage: the linears that share an input, such as q, k and v, taken from every
+block. The KL of a part is measured for one grid, by plain rounding. For other grids the KL is scaled by their rounding
+error ‖ΔW‖² / ‖W‖², because the KL of a small change grows with its square. The KLs of all parts are summed. The sum is
+an estimate that ranks layouts; `qcompress verify` measures a finished checkpoint.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -62,7 +62,7 @@ def find_parts(source: SourceModel) -> list[ModelPart]:
 
 
 def in_stage(source: SourceModel, names: Sequence[str]) -> Iterator[str]:
-    """The linears of one stage in all blocks. Their paths end with one of the stage's `names`."""
+    """The linears of one stage, from every block: their paths end with one of `names`."""
     return (module for module in source.linears if any(module.endswith(name) for name in names))
 
 
@@ -75,8 +75,8 @@ def measure_parts(
 ) -> list[ModelPart]:
     """Measure every part: its KL on (n, seq) ids, and its rounding error with each scheme.
 
-    One block is in memory at a time. The model runs once unquantized, then once per part, rounded with the coarsest
-    scheme.
+    One block is in memory at a time. The model runs once unquantized. Then it runs once per part, with only this part
+    rounded to the coarsest scheme.
     """
     schemes = list(dict.fromkeys(schemes))
     coarsest = max(schemes, key=rounding_error)
@@ -107,7 +107,7 @@ def rounded(weights: Weights, names: Sequence[str], scheme: Scheme) -> Weights:
 
 
 def mean_errors(weights: Weights, names: Sequence[str], schemes: Sequence[Scheme]) -> dict[Scheme, float]:
-    """‖ΔW‖² / ‖W‖² of the weights called `names`, by scheme. Each weight is sampled by about SAMPLE rows."""
+    """‖ΔW‖² / ‖W‖² of the weights called `names`, by scheme, measured on about SAMPLE rows of each weight."""
     total, errors = 0.0, dict.fromkeys(schemes, 0.0)
     for name in names:
         weight = weights(name)
@@ -120,7 +120,10 @@ def mean_errors(weights: Weights, names: Sequence[str], schemes: Sequence[Scheme
 
 @torch.no_grad()
 def log_probabilities(source: SourceModel, ids: Tensor, reads: tuple[Weights, ...]) -> Iterator[Tensor]:
-    """The log-probabilities (seq, vocab) of each window. `reads` holds the weights of embedding, blocks and head."""
+    """The log-probabilities (seq, vocab) of each window.
+
+    `reads` are three functions that return a weight by its name: for the embedding, the blocks and the head.
+    """
     embedding, body, head = reads
     model = BlockModel(source.model, embedding)
     with model.embedding_and_norm():
@@ -144,7 +147,7 @@ def mean_kl(reference: Tensor, candidate: Iterable[Tensor]) -> float:
 
 
 def measured_harm(parts: Sequence[ModelPart], schemes: Iterable[Scheme]) -> Harm:
-    """A function of a plan: its harm, the sum of the KLs of all parts in nats per token."""
+    """A function that returns a plan's harm: the sum of the KLs of all parts, in nats per token."""
     coarsest = max(schemes, key=rounding_error)
     return lambda plan: sum(part.harm(plan.schemes, coarsest) for part in parts)
 

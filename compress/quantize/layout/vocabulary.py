@@ -46,7 +46,7 @@ def join(slices: list[dict[str, Tensor]], suffix: str) -> Tensor:
 
 
 def round_table(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
-    """Round a float32 slice (rows, width). Only a 4-bit grid is searched for the least squared error."""
+    """Round a float32 slice (rows, width): plainly to 8 bits, or to the 4-bit grid with the least squared error."""
     if scheme.bits == 8:
         return rtn(weight, scheme)
     equal_importance = torch.ones(weight.shape[1])

@@ -47,8 +47,8 @@ def search_scale(
     """The scale of each input channel, (in,) float32: the power of the activation size with the least output error.
 
     The search tries 7 to 9 of the 20 RATIOS on about SEARCH_ROWS outputs. Ratio 0 means no scaling and wins a tie.
-    Heads have `head_dim` channels. Each `query_heads_per_kv_head` neighbouring heads get the same scales, because one
-    value head feeds them.
+    Heads have `head_dim` channels. Neighbouring query heads share their scales in groups of `query_heads_per_kv_head`,
+    because one value head feeds each group.
     """
     weight = weight[:: max(1, len(weight) // SEARCH_ROWS)]
     energy = mean_over_shared(hessian.diagonal(), query_heads_per_kv_head, head_dim).clamp(min=1e-12)

@@ -94,8 +94,8 @@ def correct_weight(
 ) -> Tensor:
     """Compute W + strength · C H⁻¹ in place of the weight W (out, in), and return it.
 
-    `factor` is the factor of H (in, in). `covariance` comes from `ErrorCovariance.take` and is overwritten. It is C;
-    with `from_inputs`, C is the product of W and `covariance`, computed in `matmul_dtype`.
+    `factor` is the factor of H (in, in). `covariance` comes from `ErrorCovariance.take` and is overwritten. It is C, or
+    with `from_inputs` the matrix (in, in) with C = W · `covariance`. That product is computed in `matmul_dtype`.
     """
     original_order, rows = torch.argsort(factor.order), max(1, MAX_NUMBERS // weight.shape[1])
     for part in covariance.split(rows):

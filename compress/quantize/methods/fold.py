@@ -16,14 +16,14 @@ from compress.model.families import Feeder
 
 
 def fold_norm(weight: Tensor, scale: Tensor, offset: float) -> Tensor:
-    """The weight (hidden,) that makes a norm divide its output by `scale`. A norm adds `offset` to its weight."""
+    """The weight (hidden,) that makes a norm divide its output by `scale`. The norm multiplies by weight + `offset`."""
     return (weight.float() + offset) / scale - offset
 
 
 def per_row(scale: Tensor, feeder: Feeder, query_heads_per_kv_head: int, head_dim: int) -> Tensor:
     """Reduce `scale` (in,) to one scale per row of the feeder, (rows,).
 
-    A value head feeds several query heads. They have equal scales, so the first one's are taken.
+    A value head feeds several query heads. These heads have equal scales, so the scales of the first head are taken.
     """
     if feeder.kind != "heads" or query_heads_per_kv_head == 1:
         return scale

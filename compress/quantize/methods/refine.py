@@ -96,7 +96,7 @@ def move_codes(
 def move_scales(scales: Tensor, slope: Tensor, curvature: Tensor, dtype: torch.dtype) -> Tensor:
     """The scale of each output (out,) with the least loss, from the slope and half the curvature of the loss.
 
-    An old scale is kept if the new scale has a higher loss or the other sign, or is too small to be stored in `dtype`.
+    The old scale is kept if the new one has a higher loss or the opposite sign, or is too small to store in `dtype`.
     """
     best = (scales - slope / curvature.clamp(min=TINY)).to(dtype).float()
     change = best - scales

@@ -21,9 +21,9 @@ from compress.quantize.methods.rtn import rtn
 class Problem:
     """One stage as a method sees it: the stacked weight (out, in) of its linears, and the hessian (in, in) of inputs.
 
-    If `scalable`, a method may scale input channels. Each `query_heads_per_kv_head` neighbouring heads of `head_dim`
-    channels then get the same scales. `factor` is the Hessian's factor; if it is None, the method computes it. On a
-    CPU, matrix products that do not need float32 are computed in `matmul_dtype`.
+    If `scalable`, a method may scale input channels. Neighbouring heads of `head_dim` channels then share their scales
+    in groups of `query_heads_per_kv_head`. `factor` is the Hessian's factor; if it is None, the method computes it. On
+    a CPU, matrix products that do not need float32 are computed in `matmul_dtype`.
     """
 
     weight: Tensor

@@ -79,7 +79,8 @@ def train_block(
 def first_states(model: BlockModel, ids: Tensor, settings: TuneSettings) -> Tensor:
     """The input of the first block, (n, seq, hidden). The model needs an open `embedding_and_norm`.
 
-    Windows are embedded in the same batches as in training, so that the model prepares every batch shape.
+    Windows are embedded in the batches of training, because `embed` also records the arguments that blocks need for
+    each batch shape.
     """
     return torch.cat([model.embed(part) for part in parts_of(ids, settings)])
 
@@ -91,7 +92,7 @@ def advance(model: BlockModel, index: int, states: Tensor, settings: TuneSetting
 
 
 def parts_of(windows: Tensor, settings: TuneSettings) -> list[Tensor]:
-    """Split the windows into batches: first training windows, then held-out windows. No batch has windows of both."""
+    """Split the windows into batches: first training windows, then held-out windows. No batch mixes the two."""
     trained = len(windows) - settings.held_out
     return [*windows[:trained].split(settings.batch), *windows[trained:].split(settings.batch)]
 

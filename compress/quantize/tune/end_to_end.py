@@ -185,12 +185,12 @@ class ScaleTrainer:
 
 
 def product(gradient: Tensor, output: Tensor) -> Tensor:
-    """A scalar function of `output` that has this `gradient`."""
+    """A scalar whose gradient with respect to `output` is `gradient`."""
     return (output * gradient).sum()
 
 
 def logit_source(model: BlockModel, hidden: Tensor) -> LogitSource:
-    """The source of a model's logits, as the loss needs it, from the states (batch, seq, hidden) after the last block.
+    """What the loss needs to compute a model's logits from its states (batch, seq, hidden) after the last block.
 
     The model needs an open `embedding_and_norm(head=True)`.
     """

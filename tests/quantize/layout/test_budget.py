@@ -94,7 +94,7 @@ REFUSED = [
     ("tiny_llama", {"head_bits": 4}, "tied.*--embedding-bits 8"),
     ("tiny_llama", {"embedding_bits": 8}, "tied.*--head-bits 4"),
     ("tiny_qwen2", {"method": "awq", "format": "awq", "head_bits": 8}, "--format awq: .* cannot store 8 bits"),
-    ("tiny_qwen2", {"eight_bit": ("z_proj",)}, "--eight-bit z_proj: the path of no linear"),
+    ("tiny_qwen2", {"eight_bit": ("z_proj",)}, "--eight-bit z_proj: no linear has this name"),
 ]
 
 
