@@ -28,12 +28,12 @@ PACKED = ("qweight", "qzeros", "scales", "g_idx", "weight_packed", "weight_scale
 
 
 def error(value: Any, expected: Any, consequence: str, **where: str) -> Finding:
-    """A broken rule: value and expected value at a `tensor`, `key` or `file`; `consequence` is what loaders do then."""
+    """The finding of a broken rule at a `tensor`, `key` or `file`. `consequence` is what loaders do with the value."""
     return {**where, "value": value, "expected": expected, "consequence": consequence, "level": "error"}
 
 
 def warning(value: Any, expected: Any, consequence: str, **where: str) -> Finding:
-    """Like `error`, for a checkpoint that still computes the right text."""
+    """A finding like that of `error`, for a fault with which the checkpoint still computes the right text."""
     return {**error(value, expected, consequence, **where), "level": "warning"}
 
 
@@ -47,7 +47,7 @@ def short(value: Any) -> str:
 class Candidate:
     """A checkpoint, its module table, the number of ranks that serve it, and its source checkpoint or None.
 
-    `source_named` is False for a source that only the record names.
+    `source_named` is True if the caller named the source, and False if the source comes from the record.
     """
 
     checkpoint: Checkpoint
@@ -58,17 +58,17 @@ class Candidate:
 
     @cached_property
     def provenance(self) -> Provenance:
-        """What the record tells about how the checkpoint was made."""
+        """How the checkpoint was made, according to its record."""
         return Provenance(self.checkpoint.record, self.config, self.table)
 
     @property
     def compared_source(self) -> Checkpoint | None:
-        """The source, if the weights must equal it; None for a trained or cut student."""
+        """The source that the weights are compared with; None for a student, whose weights are trained or cut."""
         return None if self.provenance.trained and self.format is None else self.source
 
     @property
     def prompt_source(self) -> Checkpoint | None:
-        """The source, if the tokenizer must equal it: the user names it, or the files have no digests."""
+        """The source that the prompt files are compared with; None if they have digests and no source was named."""
         if self.source is None:
             return None
         other_student = self.provenance.trained and self.checkpoint.record.get("student")
@@ -113,7 +113,7 @@ class Candidate:
 
     @property
     def packed_tables(self) -> set[str]:
-        """The packed ones of embedding and head."""
+        """The module paths of the embedding and the head, without those that are not packed."""
         return {self.table.embedding, self.table.head} & self.packed.keys()
 
     @cached_property
@@ -147,7 +147,7 @@ class Candidate:
         return {self.table.head: "head", self.table.embedding: "embedding"}.get(name, "linear")
 
     def source_name(self, name: str) -> str:
-        """The module of the source with the same weights: for a head that was tied, the embedding."""
+        """The source's module that holds the weights of `name`: the embedding for a head that is tied in the source."""
         tied = name == self.table.head and self.source and f"{name}.weight" not in self.source.tensors
         return self.table.embedding if tied else name
 
@@ -214,7 +214,7 @@ def declared_quantized(candidate: Candidate, name: str) -> bool:
 
 
 def skipped(candidate: Candidate) -> list[str]:
-    """AWQ's modules_to_not_convert. If it is empty, the modules with float tensors only, as in vLLM."""
+    """AWQ's modules_to_not_convert. If that list is empty, the modules whose tensors are all floats, as in vLLM."""
     listed = flatten(candidate.quant.get("modules_to_not_convert"))
     if listed:
         return listed

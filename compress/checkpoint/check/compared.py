@@ -1,6 +1,6 @@
 """What the validator has compared, in sentences: a check that compares little must not look like one that compares all.
 
-Linears and tensors are counted, and those with an error are counted apart.
+Each sentence states how many linears, tensors or keys were compared, and how many of them have an error.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def comparisons(candidate: Candidate, rows: Sequence[Row]) -> Iterator[str]:
-    """One sentence per comparison: with the digests, with the source, and of the prompt files with one another."""
+    """One sentence per comparison: with the digests, with the source, and between the prompt files."""
     yield with_digests(candidate, rows)
     yield from with_source(candidate, rows)
     files = candidate.prompt

@@ -1,7 +1,7 @@
 """Rules C1–C3, C9, S10 and O1–O3: config.json, tokenizer and other files beside the weights.
 
-Every rule is a generator: it takes a Candidate and yields its findings. Consequences are from the sources of
-the vLLM version in `vllm_models`. "(no error)" marks wrong text without an error message.
+Every rule is a generator: it takes a Candidate and yields its findings. The consequences that it states were read in
+vLLM's source code, version VLLM_VERSION. "(no error)" marks wrong text without an error message.
 """
 
 import transformers

@@ -1,7 +1,7 @@
 """Rules D1–D4: tensors, config.json and files are those that were written, by the digests of qcompress.sha256.json.
 
-A file may be formatted anew or stored in another order: its values have digests of their own, so that is a warning.
-Checkpoints of qcompress's first version have digests of config.json and the tensors only.
+Each key of config.json and each tensor has its own digest. So a file whose values are unchanged, but formatted or
+ordered differently, gives only a warning. Checkpoints of qcompress's first version have no digests of other files.
 """
 
 from fnmatch import fnmatch
@@ -108,7 +108,7 @@ def file_finding(name: str, value: str, expected: str) -> dict[str, str]:
 
 
 def digests_complete(candidate: Candidate) -> Findings:
-    """D4: the digest file has every part that the record lists, so that no change can hide."""
+    """D4: the digest file has every part that the record lists, so that no change goes unnoticed."""
     record = candidate.checkpoint.record
     if not record:
         return

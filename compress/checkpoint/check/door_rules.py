@@ -1,6 +1,6 @@
-"""Rule F1: the checkpoint passes the rules that qcompress applies before any work, each with what a runtime does.
+"""Rule F1: the checkpoint passes the rules that qcompress applies before any work.
 
-Commands stop at the first fault; the validator lists all of them.
+Commands stop at the first fault. The validator lists all faults, and adds what a runtime does with each.
 """
 
 from collections.abc import Callable

@@ -1,17 +1,19 @@
-"""Rule T14: the factors between packed linears and their source are 1, or those of AWQ, which cancel.
+"""Rule T14: no packed linear is scaled against its source, except by AWQ's factors, which cancel.
 
-No loader sees that a linear is negated, doubled, or has one scale twenty times too large. The record lists which
-linears AWQ has scaled; without a record every linear of a known family may be scaled, if its feeder makes up for it.
-Measured on SmolLM2-135M, groups of 64, over all linears, where the factor matters:
+No loader detects that a linear is negated, doubled, or has one scale twenty times too large. AWQ scales the inputs of a
+linear, and divides the outputs of its feeder by the same factors. The feeder is the module that feeds the linear. The
+record lists which linears AWQ has scaled. Without a record, AWQ may have scaled any linear of a known family.
+These factors were measured on all linears of SmolLM2-135M, with groups of 64. Factors of very small weights are left
+out:
 
                                              awq+gptq        gptq           rtn
     an output                                0.96 – 1.02     0.96 – 1.02    0.97 – 1.03
-    an input, times what feeds it            0.83 – 1.26     0.85 – 1.06    0.85 – 1.06
+    an input, times the factor of its feeder 0.83 – 1.26     0.85 – 1.06    0.85 – 1.06
     a group                                  0.81 – 1.48     0.41 – 1.75    0.91 – 1.08
     the largest error of a code, in steps    12              12             0.7
 
-gptq gives inputs that are always near 0 any weights, so an input counts only if its column is close to the source's:
-there cosines are below 0.1, and a wrong factor does not change the cosine.
+gptq may give any weights to an input that is always near 0. The cosine between the column of such an input and its
+source is below 0.1. So only inputs with a cosine above CLOSE are compared. A wrong factor does not change the cosine.
 """
 
 from dataclasses import dataclass
@@ -70,7 +72,7 @@ def factors_match_source(candidate: Candidate) -> Findings:
 
 
 def make_pair(candidate: Candidate, name: str, scheme: Scheme, feeding: int = 0) -> Pair | None:
-    """A packed module and its source; None if T7 or T12 reports that they cannot be compared."""
+    """A packed module and its source; None if they cannot be compared, which T7 or T12 reports."""
     source = candidate.compared_source
     original = f"{candidate.source_name(name)}.weight"
     assert source is not None
@@ -112,7 +114,7 @@ def linear_findings(candidate: Candidate, fit: Fit) -> Findings:
 
 
 def unlike_one(factors: Tensor, energy: Tensor, limits: tuple[float, float], what: str, tensor: str) -> Findings:
-    """The finding for factors outside of `limits`, where they matter."""
+    """A finding if factors are outside `limits` and change more than the share MATTERS of the mean energy."""
     low, high = limits
     matters = (factors - 1).square() * energy > MATTERS * energy.mean()
     bad = ((factors < low) | (factors > high)) & matters
@@ -123,7 +125,7 @@ def unlike_one(factors: Tensor, energy: Tensor, limits: tuple[float, float], wha
 
 
 def feeder_findings(candidate: Candidate, block: str, fit: Fit, fits: list[Fit]) -> Findings:
-    """T14 for the inputs of a stage: their factors, times those of what feeds them, are 1."""
+    """T14 for the inputs of a stage: the factor of an input, times the factor of its feeder's output, is 1."""
     feeder = fit.stage.feeder
     if not fit.scaled or feeder is None:
         yield from unlike_inputs(fit, torch.ones(1), torch.ones(1), fit.pairs[0].name)
@@ -144,9 +146,9 @@ def feeder_findings(candidate: Candidate, block: str, fit: Fit, fits: list[Fit])
 
 
 def unlike_inputs(fit: Fit, feeding: Tensor, power: Tensor, tensor: str) -> Findings:
-    """The finding for inputs whose factor, times the factor `feeding` of what feeds them, is not 1.
+    """A finding if the factor of an input, times the factor `feeding` of the output that feeds it, is not 1.
 
-    `power` is the energy of what feeds each input.
+    `power` is the energy of that output.
     """
     close = fit.inputs.cosines.abs() > CLOSE
     product = fit.inputs.factors * feeding
@@ -154,7 +156,7 @@ def unlike_inputs(fit: Fit, feeding: Tensor, power: Tensor, tensor: str) -> Find
 
 
 def unlike_norm(fit: Fit, ours: Tensor, theirs: Tensor, name: str) -> Findings:
-    """The finding for a norm that neither equals its source nor makes up for the factors of the inputs it feeds."""
+    """A finding if a norm neither equals its source nor cancels the factors of the inputs that it feeds."""
     feeding = ours / away_from_zero(theirs)
     found = list(unlike_inputs(fit, feeding, theirs.square(), name))
     yield from found
@@ -167,20 +169,20 @@ def unlike_norm(fit: Fit, ours: Tensor, theirs: Tensor, name: str) -> Findings:
 
 
 def spread(candidate: Candidate, rows: Tensor, inputs: int) -> Tensor:
-    """One number per input from one per feeding row: a value head feeds several query heads."""
+    """Repeat one number per row of the feeder to one number per input, since a value head feeds several query heads."""
     kv_heads = candidate.provenance.heads[1]
     return rows if len(rows) == inputs else rows.view(kv_heads, 1, -1).expand(-1, inputs // len(rows), -1).reshape(-1)
 
 
 def norm_weight(checkpoint: Checkpoint | None, name: str, feeder: Feeder) -> Tensor | None:
-    """The numbers that a norm multiplies by; None if the checkpoint lacks it."""
+    """The numbers that a norm multiplies by; None if the checkpoint has no tensor `name`."""
     if checkpoint is None or name not in checkpoint.tensors:
         return None
     return checkpoint.tensor(name).float() + feeder.offset
 
 
 def bias_findings(candidate: Candidate, name: str, fit: Fit, rows: int) -> Findings:
-    """T14 for the bias of a feeder: its last `rows` numbers are divided as the rows are."""
+    """T14 for the bias of a feeder: its last `rows` numbers cancel the factors of the inputs, as its rows do."""
     source = candidate.compared_source
     if source is None or name not in candidate.checkpoint.tensors or name not in source.tensors:
         return

@@ -1,8 +1,9 @@
 """The factors between the packed linears of a stage and their source: W' ≈ t · W · s.
 
-s is one factor per input, the same for all linears of the stage; t is one per output. Both are least-squares fits over
-all numbers, in pieces of ROWS rows. AWQ multiplies inputs by s and divides what feeds them, so s and the feeder cancel.
-Only outputs that feed a later stage have a t; s is fitted without them.
+W is the source and W' the packed weight. s is one factor per input, the same for all linears of the stage; t is one
+factor per output. Both are least-squares fits over all weights, ROWS rows at a time. AWQ multiplies the weights of an
+input by s, and divides the output that feeds the input by s, so the two cancel. Only outputs that feed a later stage
+have a factor t. The other outputs determine s.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ ROWS = 1024
 
 @dataclass(frozen=True)
 class Pair:
-    """A packed linear and its (out, in) source. The last `feeding` outputs feed a later stage, so they may have a t."""
+    """A packed linear and its (out, in) source. The last `feeding` outputs feed a later stage: they may have a t."""
 
     name: str
     weight: QuantizedWeight
@@ -27,7 +28,7 @@ class Pair:
 
     @property
     def free(self) -> int:
-        """The number of outputs without a factor of their own; all outputs if every one feeds a stage."""
+        """The number of outputs that feed no later stage. They come first and have no factor t."""
         return len(self.source) - self.feeding
 
     def pieces(self, end: int) -> Iterator[tuple[slice, QuantizedWeight, Tensor]]:
@@ -39,7 +40,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Factors:
-    """Of one linear: t (out,); of every group (out, groups) its factor, its energy, and its largest error in steps."""
+    """The factors of one linear: `outputs` (out,) is t, and `groups` (out, groups) are the factors of the groups.
+
+    `energy` is the energy of each group, and `furthest` its largest error in steps, both (out, groups).
+    """
 
     outputs: Tensor
     groups: Tensor
@@ -49,7 +53,10 @@ class Factors:
 
 @dataclass(frozen=True)
 class InputFactors:
-    """s (in,), the energy (in,) of the source, and the cosine (in,) of every input's column with it; 0 for zeros."""
+    """The factors s of the inputs, and the energies of the source's columns, both (in,).
+
+    `cosines` (in,) compare the column of each input with its source. The cosine of a column of zeros is 0.
+    """
 
     factors: Tensor
     energy: Tensor
@@ -57,7 +64,7 @@ class InputFactors:
 
 
 def fit_inputs(pairs: Sequence[Pair]) -> InputFactors:
-    """The factor of every input over the outputs without a t; 1 where the source is 0."""
+    """The factor of every input, fitted on the outputs without a factor t; 1 if the source's column is 0."""
     sums = torch.zeros(3, pairs[0].source.shape[1])
     for pair in pairs:
         for _, weight, source in pair.pieces(pair.free):
@@ -84,7 +91,7 @@ def fit_outputs(pair: Pair, inputs: Tensor) -> Factors:
 
 
 def largest_step(weight: QuantizedWeight, errors: Tensor) -> Tensor:
-    """(out, groups): the largest error in steps. The lowest and the highest code are left out: rounding clips there."""
+    """The largest error of each group in steps, (out, groups), without the lowest and highest code, which may clip."""
     inner = (weight.codes > 0) & (weight.codes < 2**weight.bits - 1)
     steps = split_groups(errors * inner, weight.group_size) / away_from_zero(weight.scales)[..., None]
     return steps.abs().amax(-1)

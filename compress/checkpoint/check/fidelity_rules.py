@@ -6,13 +6,14 @@ parameters to hide a wrong layout. The rest is rounding error. Measured on SmolL
 
                                    rtn, awq    gptq, 16 windows    wrong nibble order    zeros off by one
     cosine of the whole weight     ≥ 0.991     ≥ 0.953             ≤ 0.61                0.91 – 0.95
-    of the worst place in a word   ≥ 0.990     ≥ 0.785             ≤ 0.37                0.88 – 0.95
+    of the worst position          ≥ 0.990     ≥ 0.785             ≤ 0.37                0.88 – 0.95
     cosine of the worst output     ≥ 0.97      ≥ 0.38              ≤ 0.45                0.73 – 0.93
     mean error in steps            ≤ 0.01      ≤ 0.035             ≤ 0.02                0.97 – 1.00
     gain of a group                0.88–1.14   0.41–1.75           any                   0.64 – 1.31
 
-An error needs a low cosine over all inputs or outputs with one remainder modulo 8, which a wrong layout mixes up. A
-single output or group gives only a warning, because gptq can move weak ones far, unless it is unlike its source.
+A position is every eighth input or output: 8 codes share a word, and a wrong layout mixes up their order. A gain is the
+factor between W' and the fit. A low cosine of a position is an error. A low cosine of one output, or an unusual gain of
+one group, is only a warning, because gptq can move small weights far. A cosine below LOST_ROW_COSINE is an error again.
 At most ROWS random outputs of a weight are compared, since a wrong layout affects all outputs.
 
 Without a source, only properties of all trained weights are checked: weights lie near 0, and the zeros of asymmetric
@@ -79,7 +80,7 @@ def implausible_codes(weight: QuantizedWeight) -> Iterator[Finding]:
 
 
 def source_differences(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Iterator[Finding]:
-    """Differences of these rows from the source that rounding and AWQ scales cannot explain."""
+    """Findings for differences between `rows` of a weight and the source that rounding and AWQ cannot explain."""
     if source.shape[1] != weight.codes.shape[1] or len(source) <= int(rows.max()):
         yield error(f"{weight.codes.shape[1]} inputs", f"{list(source.shape)}, as in the source", NOISE)
         return
@@ -101,7 +102,12 @@ def source_differences(weight: QuantizedWeight, source: Tensor, rows: Tensor) ->
 
 @dataclass(frozen=True)
 class Similarity:
-    """Lowest cosine of a position in a word and of a row, mean error in steps, lowest and highest gain of a group."""
+    """The similarity of a packed weight to its source.
+
+    `cosine` is the lowest cosine of the positions in a word, and `place` names this position. `row_cosine` is the
+    lowest cosine of an output, and `row` its index. `shift` is the mean error in steps. `gains` are the lowest and the
+    highest gain of a group.
+    """
 
     cosine: float
     place: str
@@ -136,7 +142,7 @@ def measure_similarity(weight: QuantizedWeight, source: Tensor, rows: Tensor) ->
 
 
 def worst_place(products: Tensor, numbers: Tensor, what: str) -> tuple[float, str]:
-    """The lowest cosine over inputs or outputs with equal index modulo 8, and which ones."""
+    """The lowest cosine over every eighth input or output, and the text that names these inputs or outputs."""
     places = torch.zeros(3, WORD).index_add_(1, numbers % WORD, products)
     lowest = cosines(places)
     return lowest.min().item(), f"{what} {int(lowest.argmin())} of every {WORD}"
@@ -148,7 +154,7 @@ def cosines(products: Tensor) -> Tensor:
 
 
 def group_gains(stored: Tensor, fitted: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """(out, groups) each: least-squares factor from `fitted` to `stored`, and the energy of `fitted`."""
+    """The least-squares factor from `fitted` to `stored`, and the energy of `fitted`, per group: both (out, groups)."""
     ours, theirs = split_groups(stored, group_size), split_groups(fitted, group_size)
     energy = theirs.square().sum(-1)
     return ratio((ours * theirs).sum(-1), energy), energy

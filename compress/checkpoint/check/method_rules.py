@@ -111,7 +111,7 @@ def ct_keys(candidate: Candidate) -> Findings:
 
 
 def groups_by_name(candidate: Candidate) -> Findings:
-    """C8: compressed-tensors has the same weights settings for each linear and for vLLM's fused layer."""
+    """C8: config_groups of compressed-tensors have the same settings for a linear and the vLLM layer that fuses it."""
     if not candidate.format or candidate.format.name != "compressed-tensors":
         return
     for name, shards in candidate.table.fused.items():
@@ -196,7 +196,7 @@ def skip_list(candidate: Candidate) -> Findings:
 
 
 def rules_by_name(candidate: Candidate) -> Findings:
-    """C8: `dynamic` rules agree for each linear and vLLM's fused layer, and select exactly the packed modules."""
+    """C8: `dynamic` rules agree on a linear and the vLLM layer that fuses it, and select exactly the packed modules."""
     if not candidate.format or candidate.format.name != "gptq":
         return
     quant = candidate.quant
@@ -242,7 +242,7 @@ def override_text(override: Any) -> str:
 
 
 def disagreements(candidate: Candidate) -> Iterator[tuple[str, bool, bool]]:
-    """(name, packed on disk, quantized by config.json) of linears for which the two differ."""
+    """(linear, whether it is packed on disk, whether config.json quantizes it), if the two answers differ."""
     for name in candidate.table.linears:
         is_packed, is_declared = name in candidate.packed, declared_quantized(candidate, name)
         if is_packed != is_declared and (is_packed or f"{name}.weight" in candidate.checkpoint.tensors):

@@ -33,7 +33,7 @@ ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 @dataclass(frozen=True)
 class PromptFiles:
-    """The prompt files of a folder, each read at first use. Raises QCompressError for a malformed one."""
+    """The prompt files of a folder, each read at first use. Raises QCompressError if that file is malformed."""
 
     folder: Path
 

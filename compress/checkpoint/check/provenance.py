@@ -1,4 +1,4 @@
-"""How a checkpoint was made, as far as its record tells: which linears AWQ scaled, what was tuned, and from what.
+"""How a checkpoint was made, according to its record: the method, the linears that AWQ scaled, and what was tuned.
 
 Without a record, any linear of a known family may have been scaled by AWQ.
 """
@@ -29,7 +29,7 @@ class Provenance:
 
     @property
     def method(self) -> str | None:
-        """The method that quantized it; None without a record."""
+        """The method that quantized the checkpoint; None without a record."""
         settings = self.record.get("settings")
         method = settings.get("method") if isinstance(settings, dict) else None
         return method if isinstance(method, str) else None
@@ -70,7 +70,7 @@ class Provenance:
 
     @cached_property
     def feeding_rows(self) -> dict[str, int]:
-        """{linear: how many of its last outputs feed a scaled stage}."""
+        """{linear: number of its outputs, counted from the last one, that feed a scaled stage}."""
         heads, kv_heads = self.heads
         counts: dict[str, int] = {}
         for block, stage in self.scaled_stages():
@@ -90,7 +90,7 @@ class Provenance:
 
     @cached_property
     def scaled_parameters(self) -> frozenset[str]:
-        """Norm weights and biases that feed a scaled stage, so they may differ from the source."""
+        """The norm weights and biases that may differ from the source, because they feed a stage that AWQ scaled."""
         kinds = {"norm": "weight", "rows": "bias", "heads": "bias"}
         fed = ((block, stage.feeder) for block, stage in self.scaled_stages() if stage.feeder)
         return frozenset(f"{block}.{feeder.module}.{kinds[feeder.kind]}" for block, feeder in fed)

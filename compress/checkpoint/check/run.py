@@ -2,7 +2,7 @@
 
 Each rule is a function from a Candidate to findings. This file opens the checkpoint and runs all rules:
 
-    F   those that every command applies first      P   tokenizer, chat template, generation_config.json
+    F   what every command checks first             P   tokenizer, chat template, generation_config.json
     C   config.json                                 D   the digests stored with the checkpoint
     T   tensors                                     O   older loaders
     TP  tensor parallelism                          S   keys that change the weights
@@ -41,7 +41,7 @@ from compress.core.report import Report, Row, silent
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule's id, its function, and whether that needs the module table of the model (`modules`)."""
+    """A rule: its id, its function, and whether the function needs the model's modules (`modules`)."""
 
     id: str
     find: Callable[[Candidate], Findings]
@@ -101,12 +101,12 @@ def check_checkpoint(
     source: PathOrCheckpoint | None = None,
     report: Report = silent,
 ) -> list[Row]:
-    """One row per broken rule: rule; tensor, key or file; value, expected, consequence, level.
+    """One row per broken rule, with its id, its tensor, key or file, and value, expected, consequence and level.
 
-    `tensor_parallel_size` is the number of ranks that will serve the model. `source` is the 16-bit checkpoint it was
-    quantized from; without one, the source in the checkpoint's record is used if its digest is unchanged. Levels are
-    "error" and "warning". `report` receives a row {"compared": sentence} per comparison. Raises QCompressError if
-    `model` is not a checkpoint.
+    `tensor_parallel_size` is the number of ranks that will serve the model. `source` is the 16-bit checkpoint that
+    `model` was quantized from. Without `source`, the source in the record of `model` is used if its digest is
+    unchanged. The level is "error" or "warning". `report` receives a row {"compared": sentence} per comparison. Raises
+    QCompressError if `model` is not a checkpoint.
     """
     path = model.path if isinstance(model, Checkpoint) else Path(model)
     if not path.is_dir():
@@ -146,7 +146,7 @@ def prompt_findings(checkpoint: Checkpoint) -> list[Row]:
 
 
 def stamp(rule: str, finding: Finding) -> Row:
-    """The row of a finding: the rule's id and the place first."""
+    """The row of a finding. Its first keys are the rule's id and the tensor, key or file."""
     where = [key for key in ("tensor", "key", "file") if key in finding]
     return {"rule": rule, **{key: finding[key] for key in where}, **finding}
 

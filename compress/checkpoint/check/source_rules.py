@@ -1,7 +1,7 @@
 """Rules C10, T13 and P6: config.json, the unpacked tensors and the prompt files are those of the source checkpoint.
 
-Quantizing copies all of them. Exceptions are in the record: AWQ scales what feeds a packed linear (T14 compares those
-factors), and tuning trains the norms and biases of the blocks.
+Quantizing copies all of them, with two exceptions that the record states. AWQ scales the norms and biases that feed a
+packed linear, and T14 compares those factors. Tuning trains the norms and biases of the blocks.
 """
 
 from typing import Any
@@ -107,7 +107,7 @@ def tensors_match_source(candidate: Candidate) -> Findings:
 
 
 def tensor_difference(candidate: Candidate, name: str, source: Checkpoint, original: str) -> Findings:
-    """The finding of one tensor, unless it equals its original or the record allows the difference."""
+    """A finding if the tensor `name` differs from `original` in the source and the record does not explain it."""
     ours, theirs = candidate.checkpoint.tensors[name], source.tensors[original]
     if ours.shape != theirs.shape:
         yield error(list(ours.shape), f"{list(theirs.shape)}, as in the source", OTHER_WEIGHTS, tensor=name)
@@ -131,7 +131,7 @@ def equal_as_stored(stored: Tensor, source: Tensor) -> bool:
 
 
 def strong_factors(stored: Tensor, source: Tensor) -> Tensor:
-    """stored / source of the numbers that are not small against the rest; [1] if all are."""
+    """The factors stored / source, without those of numbers far below the mean; [1] if no number remains."""
     strong = source.abs() > 0.1 * source.abs().mean()
     return stored[strong] / source[strong] if strong.any() else torch.ones(1)
 
@@ -164,7 +164,7 @@ def prompts_match_source(candidate: Candidate) -> Findings:
 
 
 def missing_files(ours: PromptFiles, theirs: PromptFiles) -> Findings:
-    """P6: every prompt file of the source exists, and there are no others."""
+    """P6: the checkpoint has the prompt files of the source and no others."""
     for name in (TOKENIZER, "tokenizer.model", SETTINGS, GENERATION, SPECIAL_MAP, ADDED, VOCABULARY, MERGES):
         row = error if name in (TOKENIZER, SETTINGS, GENERATION) else warning
         other = "vLLM uses defaults in its place (no error), or stops" if row is error else "older loaders need it"
@@ -175,7 +175,7 @@ def missing_files(ours: PromptFiles, theirs: PromptFiles) -> Findings:
 
 
 def same_tokenizer(ours: PromptFiles, theirs: PromptFiles) -> Findings:
-    """P6: every part of tokenizer.json equals the source's. Merges may be stored in either of their two forms."""
+    """P6: every part of tokenizer.json equals that of the source. A merge may be stored as "a b" or as ["a", "b"]."""
     parts = {key: value for key, value in ours.tokenizer.items() if key not in ("model", "version")}
     others = {key: value for key, value in theirs.tokenizer.items() if key not in ("model", "version")}
     model, other = ours.tokenizer.get("model") or {}, theirs.tokenizer.get("model") or {}
@@ -189,7 +189,7 @@ def same_tokenizer(ours: PromptFiles, theirs: PromptFiles) -> Findings:
 
 
 def same_values(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> Findings:
-    """P6: a JSON file has the values of the source's. Special tokens may be stored as text or as an object."""
+    """P6: a JSON file has the same values as in the source. Special tokens may be stored as text or as an object."""
     followed, consequence = FOLLOWED.get(name, (None, "older loaders split text into other tokens (no error)"))
     keys = [key for key in sorted(ours.keys() | theirs.keys()) if followed is None or key not in UNCOMPARED]
     changed = [key for key in keys if plain(ours.get(key)) != plain(theirs.get(key))]
@@ -200,7 +200,7 @@ def same_values(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> Find
 
 
 def plain(value: Any) -> str:
-    """A value to compare: a special token as its text."""
+    """A JSON value in the form to compare. A special token is reduced to its text."""
     text = token_text(value)
     return canonical(value if text is None else text)
 

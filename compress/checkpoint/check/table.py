@@ -1,4 +1,7 @@
-"""The modules that config.json declares, from the model's code on the meta device and the fused layers of vLLM."""
+"""The modules of the model that config.json describes, and the layers into which vLLM fuses them.
+
+The model's own code lists the modules on the meta device, so no weight is read.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +24,11 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Table:
-    """The modules that config.json declares: `linears` of the blocks, `head`, `embedding`, shapes of all parameters.
+    """The modules that config.json declares: `linears` of the blocks, `head` and `embedding`.
 
-    `state_names` are all names of the state dict; `block_names` the paths of the decoder blocks. `fused` maps vLLM's
-    layers to the linears it loads into them.
-    `row_parallel` linears are split along their inputs.
+    `vocabulary` is the shape of head and embedding, and `parameters` has the shapes of all parameters. `state_names`
+    are all names of the state dict. `fused` maps each fused layer of vLLM to its linears. Tensor parallelism splits
+    `row_parallel` linears along their inputs. `block_names` are the paths of the decoder blocks.
     """
 
     linears: dict[str, Matrix]

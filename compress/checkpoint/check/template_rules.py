@@ -22,7 +22,7 @@ LOST_TEXT = "vLLM sends the model a prompt without this text, and it answers som
 
 
 def template_renders(candidate: Candidate) -> Findings:
-    """P4: the chat template renders one and two turns, with all their text, and its markers are single tokens."""
+    """P4: the chat template renders one and two turns without losing text, and each of its markers is one token."""
     files = candidate.prompt
     if files.has(SETTINGS) and not readable(files, SETTINGS):
         return

@@ -80,7 +80,7 @@ def shapes(candidate: Candidate) -> Findings:
 
 
 def divisible_shapes(candidate: Candidate) -> Findings:
-    """T4: groups and words divide every packed matrix, and vLLM has a fast kernel for its shape."""
+    """T4: every packed matrix divides into whole groups and words, and vLLM has a fast kernel for its shape."""
     for name, scheme in candidate.schemes.items():
         reason = scheme and misfit(candidate.matrices[name], scheme)
         if reason:
@@ -141,7 +141,7 @@ def awq_zeros(candidate: Candidate) -> Findings:
 
 
 def fused_layers_match(candidate: Candidate) -> Findings:
-    """T8: the linears of a fused layer have one scheme, and exactly the biases of the architecture exist."""
+    """T8: the linears of a fused layer have one scheme. The checkpoint has the architecture's biases and no others."""
     for fused, shards in candidate.table.fused.items():
         kinds = {shard: candidate.schemes.get(shard, "plain") for shard in shards}
         if len(set(kinds.values())) > 1:
@@ -163,7 +163,7 @@ def kind_text(kind: Scheme | str | None) -> str:
 
 
 def float_parameter(candidate: Candidate, name: str, shape: tuple[int, ...]) -> Findings:
-    """Findings unless a parameter exists as a float tensor of this shape."""
+    """A finding unless the checkpoint has the parameter `name` as a float tensor of this shape."""
     info = candidate.checkpoint.tensors.get(name)
     if info is None:
         yield error("missing", list(shape), UNSET, tensor=name)

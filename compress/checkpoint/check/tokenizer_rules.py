@@ -61,7 +61,7 @@ def readable_files(candidate: Candidate) -> Findings:
 
 
 def problems(name: str, read: Any, argument: str, consequence: str) -> Findings:
-    """The finding of a file that `read` cannot read."""
+    """A finding if `read(argument)` fails. The finding names the file `name`."""
     try:
         read(argument)
     except QCompressError as problem:
@@ -140,7 +140,7 @@ def added_tokens(files: PromptFiles) -> list[dict[str, Any]]:
 
 
 def unreachable_tokens(files: PromptFiles) -> Findings:
-    """P2: a BPE vocabulary holds what merges produce, single characters, bytes and added tokens, and nothing else."""
+    """P2: each token of a BPE vocabulary is the result of a merge, a single character, a byte or an added token."""
     model = files.tokenizer.get("model") or {}
     if model.get("type") != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return
@@ -180,13 +180,13 @@ def ids_in_range(file: str, values: dict[str, Any], rows: int | None) -> Finding
 
 
 def token_numbers(value: Any) -> list[int]:
-    """A token id or a list of ids as a list, without invalid entries."""
+    """The valid token ids in a value, which is one id or a list of ids."""
     values = value if isinstance(value, list) else [value]
     return [number for number in values if type(number) is int and number >= 0]
 
 
 def special_tokens(files: PromptFiles) -> Findings:
-    """P3: the special tokens exist, and special_tokens_map.json and added_tokens_decoder have the same ones."""
+    """P3: special tokens are in the vocabulary; special_tokens_map.json and added_tokens_decoder list the same ones."""
     for role, token in files.specials.items():
         if token not in files.ids:
             new = "transformers adds it with an id after the last, which the embedding may lack"
@@ -267,7 +267,7 @@ def older_files(files: PromptFiles) -> Findings:
 
 
 def differing(files: PromptFiles, name: str) -> Iterator[tuple[str, Any]]:
-    """(token, id) of a file that tokenizer.json does not have."""
+    """The (token, id) pairs of the file `name` that tokenizer.json does not contain."""
     for token, number in files.read(name).items() if readable(files, name) else ():
         if files.ids.get(token) != number:
             yield token, number

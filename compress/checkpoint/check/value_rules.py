@@ -17,7 +17,7 @@ GPTQ_ZEROS = {4: 0x77777777, 8: 0x7F7F7F7F}  # every zero 8 (128), stored as zer
 
 
 def gptq_order(candidate: Candidate) -> Findings:
-    """T5: every zero of a GPTQ checkpoint is the middle code and its columns are in order, as vLLM assumes."""
+    """T5: in a GPTQ checkpoint, every zero is the middle code, and the columns are in order. vLLM assumes both."""
     if not candidate.format or candidate.format.name != "gptq":
         return
     for name, matrix, scheme in candidate.sound():
@@ -59,7 +59,7 @@ def valid_scales(candidate: Candidate) -> Findings:
 
 
 def bad_scales(scales: Tensor, sym: bool) -> dict[str, Tensor]:
-    """{expected value: (mask) scales that violate it}."""
+    """{text of the expected value: mask of the scales that violate it}."""
     return {
         "a finite number": ~torch.isfinite(scales),
         NOT_ZERO if sym else POSITIVE: scales == 0 if sym else scales <= 0,
