@@ -37,7 +37,11 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Format:
-    """`symmetric` lists the grids that the format supports; `load` is the inverse of `save`."""
+    """One on-disk format. `symmetric` has True if it stores symmetric grids, and False if it stores asymmetric ones.
+
+    `specs` lists the tensors of a packed module. `load` is the inverse of `save`. `config` makes the
+    quantization_config, and `scheme` reads a module's scheme from it. `packed` is the name of the tensor with codes.
+    """
 
     name: str
     symmetric: tuple[bool, ...]

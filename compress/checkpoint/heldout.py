@@ -1,8 +1,8 @@
-"""Held-out windows: every command that measures a model takes its windows from here, so a figure has one value.
+"""Held-out windows: every command that measures a model takes its windows from here, so all measure the same text.
 
-Windows follow from text, number, length, seed and start token. Whether they begin with a start token is a property of
-the model: it is measured once, always on the same embedded text, and copied to every checkpoint made from the model.
-The text, number and length of the evaluation windows do not change it.
+The windows depend on their text, number, length and seed, and on the start token. Whether they begin with a start token
+is a property of the model. It is measured once, always on the same built-in text, and copied to every checkpoint that
+is made from the model. So it does not depend on the evaluation windows.
 """
 
 from dataclasses import asdict
@@ -36,7 +36,7 @@ def heldout_windows(
     seed: int = 0,
     fit: bool = False,
 ) -> Windows:
-    """`n_samples` windows of `text`, a built-in name or a file. Every token sees all earlier ones of its window.
+    """`n_samples` windows of `text`, a built-in name or a file. A token attends to all earlier ones of its window.
 
     With `fit`, a shorter text gives fewer windows, and a text shorter than one window gives shorter windows. Raises
     CalibrationError for text that cannot be read; without `fit` also for text that is too short.
@@ -56,7 +56,7 @@ def heldout_windows(
 
 
 def heldout_start(checkpoint: Checkpoint, device: str = "cpu") -> Row:
-    """The start token of a model's held-out windows as a `StartToken` in plain data: recorded, else measured."""
+    """The start token of a model's held-out windows: a `StartToken` as a dict, from the record or else measured."""
     recorded = recorded_start(checkpoint)
     if recorded is not None:
         return recorded
@@ -66,7 +66,7 @@ def heldout_start(checkpoint: Checkpoint, device: str = "cpu") -> Row:
 
 
 def recorded_start(checkpoint: Checkpoint) -> Row | None:
-    """The measurement in the checkpoint's record, or None."""
+    """The start token in the checkpoint's record: a `StartToken` as a dict, or None."""
     start = checkpoint.record.get(START)
     return start if isinstance(start, dict) and "token" in start else None
 

@@ -28,7 +28,7 @@ def resolve_model(text: str | os.PathLike[str]) -> Path:
 
 
 def download(repo: str, revision: str | None) -> Path:
-    """The folder of a hub model in the local cache, fetched where it is not complete there."""
+    """The folder of a hub model in the local cache. Files that the cache lacks are downloaded."""
     from huggingface_hub import errors, snapshot_download
 
     name = f"{repo}@{revision}" if revision else repo

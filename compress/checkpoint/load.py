@@ -1,4 +1,4 @@
-"""Load a checkpoint of any supported format as a transformers model, and measure how its windows should begin."""
+"""Load a checkpoint as a transformers model, and measure whether its windows should begin with a start token."""
 
 import hashlib
 import json
@@ -27,11 +27,11 @@ START_WINDOWS, START_LENGTH = 4, 128  # enough for a stable comparison, and shor
 
 
 def open_causal_lm(source: PathOrCheckpoint, *, readable: bool = True) -> Checkpoint:
-    """The checkpoint at a path, after all rules of the door. A `Checkpoint` is settled too, if it is not yet.
+    """The checkpoint at a path, after all rules of the door. An open `Checkpoint` is checked if it was not checked yet.
 
     Raises QCompressError with the first broken rule: it is not a causal LM of transformers, its files contradict each
-    other, or its weights cannot be read as they are. No weights are read, except a head beside a tied embedding.
-    Without `readable`, formats are allowed that only another runtime can read, such as FP8 in vLLM.
+    other, or its weights cannot be read as they are. No weights are read, except to compare a head with the embedding
+    it is tied to. Without `readable`, formats are allowed that only another runtime can read, such as FP8 in vLLM.
     """
     checkpoint = open_checkpoint(source)
     if not checkpoint.settled:
@@ -98,7 +98,7 @@ def stop_tokens(checkpoint: Checkpoint) -> set[int]:
 
 
 def spell_vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a text made of 256 sampled tokens. Equal vocabularies can still split it differently."""
+    """Token ids of a text that is made of 256 tokens. Tokenizers with equal vocabularies may split it differently."""
     size = len(tokenizer.get_vocab())
     return list(tokenizer(tokenizer.decode(list(range(0, size, max(1, size // 256)))))["input_ids"])
 
@@ -138,7 +138,7 @@ def window_nll(model: PreTrainedModel, ids: Tensor, skip: int, vocabulary: int) 
 
 
 def measure_blocks_start(blocks: BlockModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> StartToken:
-    """Whether windows should begin with the start token: the lower nll on a few of `ids` decides."""
+    """Choose whether windows begin with the start token, by the lower nll on a few of the windows `ids`."""
     candidate = start_candidate(tokenizer, blocks.model.config.to_dict())
     return choose_start(ids[:START_WINDOWS, :START_LENGTH], candidate, blocks.nll)
 

@@ -8,7 +8,7 @@ from compress.core.errors import QCompressError
 
 
 def check_memory(what: str | Path, needed: int, cure: str = "fewer or shorter windows, or a larger machine") -> None:
-    """Raises QCompressError if a job on `what` needs more bytes than are available. `cure` names what needs less."""
+    """Raises QCompressError if a job on `what` needs more memory than is available. `cure` names what would help."""
     available = psutil.virtual_memory().available
     if needed > available:
         raise QCompressError(

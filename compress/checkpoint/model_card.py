@@ -162,7 +162,7 @@ def score(row: Record, key: str) -> str:
 
 
 def quantized(record: Record) -> str:
-    """Sizes, errors against plain rounding, what tuning brought, and the candidates that `auto` chose among."""
+    """The results of a quantization: sizes, errors, KL before and after tuning, and the candidates of `auto`."""
     size = record.get("size") or {}
     rows = [row for row in record.get("rows") or [] if {"error", "rtn_error"} <= row.keys()]
     lines = []

@@ -1,4 +1,4 @@
-"""Read a Hugging Face checkpoint directory: config.json and safetensors shards, nothing executed, nothing outside it.
+"""Read a Hugging Face checkpoint directory: config.json and safetensors files. No code in the directory is run.
 
 Headers are read and checked when a `Checkpoint` is made; tensors one at a time, on demand, straight into memory.
 The safetensors layout: 8 bytes of header length, a JSON header, the data (https://github.com/huggingface/safetensors).

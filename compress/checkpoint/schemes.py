@@ -32,7 +32,7 @@ def kind(module: str) -> str:
 
 
 def base_scheme(schemes: Schemes) -> Scheme:
-    """The most common scheme of the linears, or of all modules if none is a linear. It is the config's default."""
+    """The default scheme of a config: the most common one of the linears, or of all modules without linears."""
     linears = [scheme for module, scheme in schemes.items() if kind(module) == "linear"]
     return Counter(linears or schemes.values()).most_common(1)[0][0]
 
@@ -156,7 +156,7 @@ def ct_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
 
 
 def ct_target(module: str, usual: bool) -> str:
-    """A target that every loader matches: vLLM matches some embeddings only by class, and its head only by name."""
+    """The target of a module in a config group. vLLM matches some embeddings only by class, the head only by name."""
     by_kind = {"head": f"re:.*{HEAD}$", "embedding": "Embedding"}
     return by_kind.get(kind(module)) or ("Linear" if usual else f"re:{layer_pattern(module)}")
 

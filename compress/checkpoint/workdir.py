@@ -24,7 +24,7 @@ def write_journal(path: Path, value: Row) -> None:
 
 
 def read_journal(path: Path, keys: Sequence[str]) -> Row:
-    """The journal with these keys. QCompressError if it is damaged or of another program; the files stay then."""
+    """The content of a journal. Raises QCompressError, and keeps all files, if it is damaged or lacks one of `keys`."""
     try:
         with file_errors(path):
             value = json.loads(path.read_bytes())
@@ -52,7 +52,7 @@ def check_weights_unchanged(source: Checkpoint) -> None:
 
 
 def check_small_files_unchanged(source: Checkpoint, digest: str) -> None:
-    """Raise QCompressError if the `small_files_digest` is not this one."""
+    """Raise QCompressError if the source's `small_files_digest` is no longer `digest`."""
     if small_files_digest(source.path) != digest:
         raise QCompressError(mixed(source))
 
@@ -74,9 +74,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_work(folder: Path, journal: str) -> bool:
-    """Create the work folder; returns whether an interrupted run left its `journal` there.
+    """Create the work folder. Returns whether an interrupted run left its `journal` there.
 
-    QCompressError for a folder with other files and no journal: another program made it.
+    Raises QCompressError if the folder has files but no journal, because another program made it then.
     """
     with file_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,9 +97,9 @@ def check_no_strangers(folder: Path, strangers: Sequence[Path]) -> None:
 
 
 def clear_work(folder: Path, journal: str, files: Sequence[str]) -> None:
-    """Delete a job's work files, named by the patterns `files`, and the `journal` last.
+    """Delete the work files that match the patterns `files`, and at last the `journal`.
 
-    Until then the journal marks them as this program's, so an interrupted deletion can be continued.
+    The journal marks the files as this program's, so an interrupted deletion can be continued.
     """
     for pattern in (PARTIAL, *files):
         for path in folder.glob(pattern):

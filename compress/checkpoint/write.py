@@ -94,7 +94,7 @@ def partial_path(out: Path) -> Path:
 
 
 def check_out(out: Path) -> None:
-    """Raises QCompressError if a finished checkpoint cannot be renamed to `out`: a link, a mount point, a full folder.
+    """Raises QCompressError if a checkpoint cannot be renamed to `out`: a link, a mount point or a folder with files.
 
     The checkpoint is written beside `out` and takes its place by a rename, which replaces an empty folder only.
     """
@@ -134,9 +134,9 @@ class CheckpointWriter:
     """Writes a planned checkpoint, tensor by tensor, in any order. `out` stays empty until `publish`."""
 
     def __init__(self, out: Path, specs: Sequence[TensorSpec], *, keep: bool = False, shard_bytes: int = SHARD_BYTES):
-        """`keep` reuses the files of an interrupted run of the same plan; add the names it wrote to `written`.
+        """`keep` reuses the files of an interrupted run of the same plan. Call `accept` for the tensors in them.
 
-        Raises ValueError if two tensors have one name, QCompressError if `check_room` does.
+        Raises ValueError if two tensors have one name, and QCompressError if `check_room` does.
         """
         self.out, self.folder = out, partial_path(out)
         self.specs = {spec.name: spec for spec in specs}
@@ -240,7 +240,7 @@ class CheckpointWriter:
             self.folder.rename(self.out)
 
     def _write_small_files(self, config: dict[str, Any], source: Path | None, extra: dict[str, str]) -> None:
-        """Write config.json, index, the tokenizer of `source`, the texts in `extra`, and the digests of it all."""
+        """Write config.json, index, the tokenizer of `source`, the texts in `extra`, and the digests of all files."""
         write_json(self.folder / "config.json", config)
         if len(self.shards) > 1:
             total = sum(spec.bytes for spec in self.specs.values())

@@ -143,13 +143,13 @@ def config_faults(config: dict[str, Any], prefix: str = "") -> Faults:
 
 
 def value_fault(key: str, value: Any, expected: str) -> Fault:
-    """The fault of one value; a short one is quoted, of any other only the type is named."""
+    """The fault of one value. A plain value is quoted; for a list or an object, only its type is named."""
     shown = "" if isinstance(value, list | dict) else f" {value!r:.60}"
     return Fault(CONFIG, key, f"{json_kind(value)}{shown}, expected {expected}", "correct it, or fetch the file again")
 
 
 def nan_paths(value: Any, path: str) -> Iterator[str]:
-    """The paths of all NaN in a JSON value."""
+    """The paths of all NaN numbers in a JSON value."""
     if isinstance(value, float) and math.isnan(value):
         yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

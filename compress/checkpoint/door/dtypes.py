@@ -1,8 +1,8 @@
 """Quantized weights, recognized by tensor dtypes, tensor names and other tools' config files.
 
-Codes that are read as weights give a wrong model without an error. So every sign of a quantization that config.json
-does not describe is refused, and so is a description that cannot be read, except for a runtime that can. A new tool is
-one row of a table.
+Codes that are read as weights give a wrong model without an error. So a checkpoint is refused if it shows any sign of a
+quantization that config.json does not describe. It is also refused if config.json describes an unsupported format,
+unless the command passes the checkpoint to a runtime that can read it. A new tool is one row of a table.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,7 @@ def coded_weights(checkpoint: "Checkpoint", text: str) -> Faults:
 
 
 def coded_names(checkpoint: "Checkpoint") -> Faults:
-    """Tensors that only a quantized layer has, by their names."""
+    """Tensors whose names occur only in quantized layers."""
     modules: dict[str, set[str]] = {}
     for name, info in checkpoint.tensors.items():
         module, _, suffix = name.rpartition(".")

@@ -9,7 +9,10 @@ from compress.core.errors import QCompressError
 
 @dataclass(frozen=True)
 class Fault:
-    """A file of the checkpoint ("" for the folder), the key in it or "", what is wrong, and what to do."""
+    """One reason to refuse a checkpoint: the file, the key in it, what is wrong, and what to do.
+
+    `file` is "" if the whole folder is at fault. `key` is "" if the whole file is at fault.
+    """
 
     file: str
     key: str

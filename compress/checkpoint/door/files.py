@@ -1,6 +1,7 @@
-"""Files on disk: regular ones inside the folder, bounded JSON, and weights that all loaders pick in the same way.
+"""Rules for files: regular files inside the folder, JSON of limited size, and the same weights for all loaders.
 
-`weight_files` lists what is read. `file_faults` finds folders of which transformers and vLLM read different files.
+`weight_files` lists the weight files that are read. `file_faults` finds folders in which transformers and vLLM would
+read different files.
 """
 
 import errno
@@ -36,7 +37,7 @@ KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISCHR, "
 
 
 def check_regular(file: Path, missing: str = "missing; fetch the checkpoint again") -> None:
-    """Raises QCompressError if `file` is missing, a loop of links, a pipe, a device or a folder. Nothing is opened."""
+    """Raises QCompressError if `file` is missing, a loop of links, a pipe, a device or a folder. It is not opened."""
     try:
         mode = file.stat().st_mode
     except OSError as error:
@@ -59,7 +60,7 @@ def check_inside(file: Path, folder: Path) -> None:
 
 
 def hub_link(file: Path, folder: Path) -> bool:
-    """A link …/snapshots/REVISION/file -> …/blobs/HASH, the layout of the hub's cache."""
+    """Whether a link has the layout of the hub's cache: …/snapshots/REVISION/file -> …/blobs/HASH."""
     parts = folder.resolve()
     return parts.parent.name == "snapshots" and file.resolve().parent == parts.parent.parent / "blobs"
 
@@ -80,7 +81,7 @@ def check_small_files(folder: Path) -> None:
 
 
 def read_bytes(file: Path, limit: int = MAX_JSON) -> bytes:
-    """The content of a small regular file. Raises QCompressError for one that is larger than `limit` bytes."""
+    """The content of a small regular file. Raises QCompressError if it is larger than `limit` bytes."""
     size = file.stat().st_size
     if size > limit:
         raise QCompressError(f"{file}: {size:,} bytes, more than the {limit:,} that are read; fetch the file again")
@@ -99,7 +100,7 @@ def lfs_error(file: Path) -> QCompressError:
 
 
 def read_utf8(file: Path, limit: int = MAX_JSON) -> str:
-    """The text of a small regular file. Raises QCompressError for a larger one, and for text that is not UTF-8."""
+    """The text of a small regular file. Raises QCompressError if it is not UTF-8 or is larger than `limit` bytes."""
     try:
         return read_bytes(file, limit).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -122,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def json_kind(value: Any) -> str:
-    """The JSON name of a value's type, with its article."""
+    """The JSON name of a value's type, with its article, such as "an object"."""
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
     return names.get(type(value), "null")
 
@@ -133,9 +134,9 @@ def read_config_file(file: Path) -> dict[str, Any]:
 
 
 def plain_values(file: Path, value: Any, depth: int = 0) -> Any:
-    """A JSON value in which {"__float__": "Infinity"} and its kin are numbers.
+    """A JSON value in which {"__float__": "Infinity"}, {"__float__": "NaN"} and the like are replaced by their numbers.
 
-    Raises QCompressError for more than MAX_DEPTH levels of lists and objects.
+    Raises QCompressError if lists and objects are nested more than MAX_DEPTH levels deep.
     """
     if depth > MAX_DEPTH:
         raise QCompressError(f"{file}: more than {MAX_DEPTH} levels of lists and objects; fetch the file again")
@@ -147,7 +148,10 @@ def plain_values(file: Path, value: Any, depth: int = 0) -> Any:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: those in its index, or all. Each one is regular and inside the folder."""
+    """The safetensors files of a checkpoint: those in its index, or all files without an index.
+
+    Raises QCompressError if there are none, or if one is missing, not a regular file, or outside the folder.
+    """
     index = path / INDEX
     if index.is_symlink() or index.exists():
         weight_map = read_json(index).get("weight_map")
@@ -174,7 +178,7 @@ def has_weights(path: Path) -> bool:
 
 
 def no_weights(path: Path) -> QCompressError:
-    """The error for a folder without safetensors files: it names pickles, which are never read."""
+    """The error for a folder without safetensors files. If the folder has pickled weights, the error names one."""
     pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES)
     if pickles:
         return QCompressError(f"{path / pickles[0]}: pickled weights can run code; save them as safetensors")

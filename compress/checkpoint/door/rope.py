@@ -1,7 +1,7 @@
-"""Rotary embeddings in one meaning: transformers 4 reads rope_theta and rope_scaling, transformers 5 rope_parameters.
+"""Rotary embeddings in two spellings: transformers 4 reads rope_theta and rope_scaling, transformers 5 rope_parameters.
 
-If both spellings are present they must agree, since each loader follows another one. Per layer type (Gemma 3), the old
-keys describe full_attention, and rope_local_base_freq describes sliding_attention.
+If config.json has both spellings, they must agree, because some loaders follow one and some the other. Gemma 3 has
+settings per layer type: the old keys describe full_attention, and rope_local_base_freq describes sliding_attention.
 Source: transformers 5.19, modeling_rope_utils.py and models/gemma3/configuration_gemma3.py.
 """
 
@@ -48,7 +48,7 @@ def rope_faults(config: Mapping[str, Any]) -> Faults:
 
 
 def rope_parts(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """(key, settings) of every set of rope settings in a config.json."""
+    """(key, settings) of every set of rope settings in a config.json: one set per layer type, or a single set."""
     new, old = config.get("rope_parameters") or {}, config.get("rope_scaling")
     parts = [("rope_scaling", old)] if old else []
     if is_nested(new):
@@ -71,14 +71,15 @@ def value_faults(key: str, rope: Any, config: Mapping[str, Any]) -> Faults:
     kind = rope_type(rope, config)
     if not isinstance(kind, str) or kind not in REQUIRED:
         known = ", ".join(REQUIRED)
-        yield Fault(CONFIG, key, f"rope type {json.dumps(kind)[:60]} is unknown to transformers", f"known: {known}")
+        yield Fault(CONFIG, key, f"rope type {json.dumps(kind)[:60]} is unknown to transformers", f"use one of {known}")
         return
     for name in REQUIRED[kind]:
         if rope.get(name) is None and not (name in config and config[name] is not None):
             yield Fault(CONFIG, key, f"rope type {kind} needs {name}", "add it, or fetch the file again")
     for name, value in rope.items():
         if value is not None and not valid(name, value):
-            yield Fault(CONFIG, f"{key}.{name}", f"{value!r:.60} is not usable", "correct it, or fetch the file again")
+            text = f"{value!r:.60} has the wrong type or is out of range"
+            yield Fault(CONFIG, f"{key}.{name}", text, "correct it, or fetch the file again")
     old, new = rope.get("type"), rope.get("rope_type")
     if None not in (old, new) and old != new and old != "mrope":
         yield Fault(CONFIG, key, f"type is {old!r:.60}, but rope_type is {new!r:.60}", CURE)
@@ -103,7 +104,7 @@ def valid(name: str, value: Any) -> bool:
 
 
 def contradictions(config: Mapping[str, Any], new: Rope, old: Rope | None) -> Faults:
-    """Old and new spellings that differ: rope_theta, rope_local_base_freq, rope_scaling, and the scaling's length."""
+    """Settings that differ between the old and the new spelling: bases, partial rotation and scaling."""
     full = (new.get(FULL) or {}) if is_nested(new) else new
     sliding = (new.get(SLIDING) or {}) if is_nested(new) else {}
     where = f"rope_parameters.{FULL}" if is_nested(new) else "rope_parameters"
@@ -122,7 +123,7 @@ def contradictions(config: Mapping[str, Any], new: Rope, old: Rope | None) -> Fa
 
 
 def scaling_faults(config: Mapping[str, Any], where: str, new: Rope, old: Rope) -> Faults:
-    """rope_scaling must repeat the new settings, and rope_theta must survive: transformers 5 prefers rope_scaling."""
+    """Settings of rope_scaling that differ from rope_parameters: transformers 5 prefers rope_scaling, if it exists."""
     kinds = rope_type(old, config), rope_type(new, config)
     if kinds[0] != kinds[1]:
         yield Fault(CONFIG, "rope_scaling", f"type {kinds[0]}, but {where} has type {kinds[1]}", CURE)
@@ -134,7 +135,7 @@ def scaling_faults(config: Mapping[str, Any], where: str, new: Rope, old: Rope) 
 
 
 def with_default(name: str, rope: Rope, config: Mapping[str, Any]) -> Any:
-    """A rope setting; the length before scaling defaults to the model's."""
+    """The rope setting `name`. The context length before scaling defaults to that of the model."""
     if rope.get(name) is None and name == "original_max_position_embeddings":
         return config.get(name) or config.get("max_position_embeddings")
     return rope.get(name)
@@ -145,9 +146,9 @@ LOCAL_THETA = ("gemma3_text", "gemma3n_text")  # model types whose old spelling 
 
 
 def both_rope_spellings(config: dict[str, Any], resolved: Rope | None) -> dict[str, Any]:
-    """The rope keys of a config.json in both spellings, from what transformers resolved. {} without rope settings.
+    """The rope keys of a config.json in both spellings, from the settings that transformers resolved from it.
 
-    An existing rope_scaling is kept, since `rope_faults` found it equal.
+    {} if the model has no rope settings. An existing rope_scaling is kept: `rope_faults` has compared it before.
     """
     if not resolved:
         return {}

@@ -1,6 +1,7 @@
-"""Sizes in config.json against the weights on disk, by headers alone: nothing is built that the files cannot hold.
+"""Compare the sizes in config.json with the headers of the weight files.
 
-transformers allocates what config.json declares, so a size that no file confirms is refused before the model is built.
+transformers allocates memory for the sizes that config.json declares. So a size for which the files are too small is
+refused before a model is built.
 """
 
 import re
@@ -34,7 +35,7 @@ def count_blocks(names: Mapping[str, Any]) -> int:
 
 
 def matrices(config: Mapping[str, Any]) -> dict[str, int]:
-    """{keys: number of elements} of the largest matrices that a config.json declares, in one block and one expert."""
+    """{keys of the two sizes: number of elements} of the largest matrices that a config.json declares in a block."""
     width = first_size(config, WIDTH_KEYS)
     if width is None:
         return {}
@@ -48,10 +49,10 @@ def matrices(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def declared_faults(config: Mapping[str, Any]) -> Faults:
-    """Sizes that no model has, from config.json alone."""
+    """Sizes in config.json that are larger than in any published model."""
     blocks = first_size(config, BLOCK_KEYS)
     if blocks and blocks[1] > MAX_BLOCKS:
-        yield Fault(CONFIG, blocks[0], f"{blocks[1]:,} blocks, more than the {MAX_BLOCKS:,} that are supported", CURE)
+        yield Fault(CONFIG, blocks[0], f"{blocks[1]:,} blocks, but at most {MAX_BLOCKS:,} are supported", CURE)
     for keys, elements in matrices(config).items():
         if elements > MAX_ELEMENTS:
             yield Fault(CONFIG, keys, f"{elements:,} numbers in one matrix, more than any model has", CURE)

@@ -1,7 +1,7 @@
-"""Stored tensors against the parameters of the model that config.json describes: all present, none unknown, one tie.
+"""Compare the stored tensors with the parameters of the model that config.json describes: none missing, none unknown.
 
-The parameters come from the model's own code on the meta device, so no weight is read, except to compare a head with
-the embedding it is tied to.
+The parameters come from the model's own code on the meta device. No weight is read, except to compare a stored head
+with the embedding if config.json ties the two.
 """
 
 import re
@@ -30,7 +30,7 @@ ROWS = 16384
 
 
 def tensor_faults(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
-    """Tensors that are missing, unknown, of another shape, or a trained head in a model that is tied.
+    """Tensors that are missing, unknown or of another shape, and a head that differs from the embedding it is tied to.
 
     Experts are skipped, and so are models whose tensors transformers renames when it loads them.
     """
@@ -63,7 +63,7 @@ def embedding_name(model: "PreTrainedModel") -> str:
 
 
 def tie_faults(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
-    """A tied model must not have a head of its own: some loaders drop it, others use it."""
+    """A stored head that differs from the embedding it is tied to: some loaders drop it, others use it."""
     head, table, tensors = head_name(model), embedding_name(model), checkpoint.tensors
     if not model.config.tie_word_embeddings or head not in tensors or table not in tensors:
         return
@@ -74,7 +74,7 @@ def tie_faults(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
 
 
 def same_rows(one: Tensor, other: Tensor) -> bool:
-    """Whether two matrices have the same values, compared a few rows at a time."""
+    """Whether two matrices have the same values. They are compared ROWS rows at a time."""
     pairs = zip(one.split(ROWS), other.split(ROWS), strict=True)
     return all(rows.to(others.dtype).equal(others) for rows, others in pairs)
 
@@ -95,7 +95,7 @@ def unknown_tensors(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Fault
 
 
 def ignored_patterns(model: "PreTrainedModel") -> list[str]:
-    """Patterns of tensors that the model's class leaves unread, such as those of multi-token prediction."""
+    """Patterns for names of tensors that the model's class does not read, such as those of multi-token prediction."""
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
     return [pattern for pattern in patterns if isinstance(pattern, str)]
 

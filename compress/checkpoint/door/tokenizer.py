@@ -1,4 +1,4 @@
-"""The tokenizer and chat template of a checkpoint: readable, and no token id beyond the embedding.
+"""Load and check the tokenizer and chat template of a checkpoint: no token id may lie beyond the embedding.
 
 Code in the folder is never run. `id_faults` works on the ids alone, so that the validator can use it too.
 """
@@ -36,7 +36,7 @@ CURE = "fetch the tokenizer files again, or use those of the model it was made f
 
 
 def load_tokenizer(folder: Path, rows: int | None) -> "PreTrainedTokenizerBase":
-    """The tokenizer in a folder, for an embedding of `rows` rows (None: unknown).
+    """The tokenizer in a folder, for an embedding of `rows` rows. If `rows` is None, ids are not checked.
 
     Raises QCompressError if a file is missing or malformed, if the chat template is not valid Jinja, or if the
     tokenizer can return ids that have no row.
@@ -87,7 +87,7 @@ def listed_ids(name: str, content: Mapping[str, Any]) -> Iterator[tuple[Any, Any
 
 
 def build(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer as transformers builds it. Raises QCompressError for files that it cannot use, in whatever way."""
+    """The tokenizer as transformers builds it. Raises QCompressError if transformers fails for any reason."""
     from transformers import AutoTokenizer
 
     try:
@@ -119,7 +119,7 @@ def check_template(folder: Path, tokenizer: Any) -> None:
 
 
 def template_fault(text: Any) -> str | None:
-    """Why a chat template cannot be compiled, or None. Jinja computes constants while it compiles."""
+    """Why a chat template cannot be compiled, or None. Memory is limited, because Jinja computes constants in it."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     if not isinstance(text, str):
@@ -152,7 +152,7 @@ def wrapped(tokenizer: Any) -> list[int]:
 def id_faults(
     vocabulary: Mapping[str, int], rows: int, added: Mapping[str, bool], roles: list[Any], template: str
 ) -> Faults:
-    """Ids of `vocabulary` beyond an embedding of `rows` rows, which would be read outside of it.
+    """Tokens of `vocabulary` whose ids have no row in an embedding of `rows` rows.
 
     `added` maps added tokens to whether they are special. A special token beyond the embedding is allowed if no role
     and no template uses it: Gemma 3 1B is published with an image token that its embedding lacks.
