@@ -1,6 +1,6 @@
 """The architectures that can be imported: which keys each uses, and the config.json they become.
 
-A new architecture is one row of ARCHITECTURES. What its converter writes:
+A new architecture is one row of ARCHITECTURES. llama.cpp's converters show which keys and tensors its files have:
 https://github.com/ggml-org/llama.cpp/tree/master/conversion.
 """
 
@@ -33,12 +33,13 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Architecture:
-    """One value of general.architecture: the model type of transformers, its keys, and how values were converted.
+    """An architecture: its model type in transformers, its metadata keys, and how llama.cpp converts its tensors.
 
-    `head_dim`: config.json has this key; otherwise heads have hidden_size / num_attention_heads channels.
-    `partial`: only some channels of a head may be rotated. `interleaved`: rows of queries and keys are reordered.
-    `offset`: what the file adds to the weights of norms. `switches`: keys of config.json that are true if the file has
-    a tensor. `finish` adds what is not a copy of one key. `layout` gives further fields of a `Parameter`.
+    With `head_dim`, config.json has that key; otherwise a head has hidden_size / num_attention_heads channels. With
+    `partial`, positions may rotate only some channels of a head. With `interleaved`, the file reorders the rows of
+    queries and keys. `offset` is the number that the file adds to the weights of norms. `switches` maps keys of
+    config.json to tensors: a key is true if the file has its tensor. `finish` returns the keys of config.json that are
+    not copies of a metadata key. `layout` returns further fields of a `Parameter`.
     """
 
     model_type: str
@@ -53,7 +54,10 @@ class Architecture:
 
 
 def gemma_scaling(model: GgufModel, config: Config, large: int) -> Config:
-    """Gemma scales queries by head_dim; its largest size, by hidden_size / heads. The file does not store which."""
+    """The `query_pre_attn_scalar` of a Gemma model: hidden_size / heads for a model of `large` blocks, else head_dim.
+
+    The file does not store it.
+    """
     usual = config["head_dim"]
     per_head = config["hidden_size"] // config["num_attention_heads"]
     return {"query_pre_attn_scalar": per_head if config["num_hidden_layers"] == large else usual}
@@ -64,7 +68,7 @@ def finish_gemma2(model: GgufModel, config: Config) -> Config:
 
 
 def finish_gemma3(model: GgufModel, config: Config) -> Config:
-    """Sliding and full attention have their own rotary bases. Five sliding blocks come before each full one."""
+    """Gemma 3: sliding and full attention have different rotary bases. By default, every sixth block is full."""
     sliding_theta = optional_number(model, "gemma3.rope.freq_base_swa", 10_000.0)
     parts = {
         "full_attention": config["rope_parameters"],
@@ -94,7 +98,7 @@ def finish_granite(model: GgufModel, config: Config) -> Config:
 
 
 def finish_phi3(model: GgufModel, config: Config) -> Config:
-    """A window of 0 is full attention. The context before scaling stands at the top level too."""
+    """Phi 3: a window of 0 means full attention. config.json has the context length before scaling at its top level."""
     window = model.metadata.get("phi3.attention.sliding_window", 0)
     sliding = None if window == 0 else optional_count(model, "phi3.attention.sliding_window")
     original = optional_count(model, "phi3.rope.scaling.original_context_length")
@@ -112,7 +116,7 @@ def finish_lfm2(model: GgufModel, config: Config) -> Config:
     name = "lfm2.attention.head_count_kv"
     heads = model.metadata.get(name)
     if not isinstance(heads, np.ndarray) or len(heads) != config["num_hidden_layers"] or len(set(heads) - {0}) != 1:
-        raise model.fail(f"{name} is {shown(heads)}, not one number per block, 0 for convolutions")
+        raise model.fail(f"{name} is {shown(heads)}, not a list with one number per block (0 for a convolution)")
     types = ["full_attention" if one else "conv" for one in heads]
     return {
         "num_key_value_heads": int(max(heads)),

@@ -13,7 +13,10 @@ OTHER_PROGRAMS = ("adapter", "clip", "diffusion", "xielu")  # namespaces of llam
 
 
 def find_architecture(model: GgufModel) -> tuple[str, Architecture]:
-    """(name, row) of the model. QCompressError for an adapter, another kind of file, or an unknown architecture."""
+    """The name of the architecture, and its row in ARCHITECTURES.
+
+    Raises QCompressError for an adapter, another kind of file, or an unknown architecture.
+    """
     kind = model.metadata.get("general.type", "model")
     if kind != "model":
         raise model.fail(f"general.type is {kind!r}, not model", "import the model itself")
@@ -25,7 +28,10 @@ def find_architecture(model: GgufModel) -> tuple[str, Architecture]:
 
 
 def read_config(model: GgufModel) -> Config:
-    """The keys of config.json that the file describes. QCompressError for a key that is unknown or has a bad value."""
+    """The keys of config.json that the file describes.
+
+    Raises QCompressError if a metadata key is unknown or has a bad value.
+    """
     prefix, architecture = find_architecture(model)
     config: Config = {"model_type": architecture.model_type}
     for name in REQUIRED:
@@ -51,17 +57,17 @@ def read_config(model: GgufModel) -> Config:
 
 
 def check_namespaces(model: GgufModel, prefix: str) -> None:
-    """QCompressError for a key of another architecture. Notes of other programs, such as quantize.*, are harmless."""
+    """Raises QCompressError for a metadata key of another architecture. Notes such as quantize.* are harmless."""
     from gguf.constants import MODEL_ARCH_NAMES
 
     for name in model.metadata:
         space = name.partition(".")[0]
         if space != prefix and (space in OTHER_PROGRAMS or space in MODEL_ARCH_NAMES.values()):
-            raise model.fail(f"has the metadata key {name}, its architecture is {prefix}", "import another model")
+            raise model.fail(f"has the metadata key {name}, but its architecture is {prefix}", "import another model")
 
 
 def own_keys(model: GgufModel, prefix: str, architecture: Architecture) -> dict[str, Key]:
-    """The row of each metadata key of this architecture. QCompressError for a key without a row."""
+    """{metadata key of this architecture: its row in the tables}. Raises QCompressError for a key without a row."""
     names = [name for name in model.metadata if name.startswith(f"{prefix}.")]
     for name in names:
         if name.removeprefix(f"{prefix}.") not in architecture.keys:
@@ -71,25 +77,25 @@ def own_keys(model: GgufModel, prefix: str, architecture: Architecture) -> dict[
 
 
 def check_norm(model: GgufModel, prefix: str, architecture: Architecture) -> None:
-    """QCompressError without the constant that norms add to a variance."""
+    """Raises QCompressError if the file lacks the epsilon of its norms."""
     name = next(f"{prefix}.{name}" for name, key in architecture.keys.items() if key.kind == "epsilon")
     if name not in model.metadata:
         raise model.fail(f"lacks the metadata key {name}")
 
 
 def vocabulary(model: GgufModel, config: Config) -> Config:
-    """The number of rows of the embedding. QCompressError if the metadata gives another one."""
+    """`vocab_size`, the number of rows of the embedding. Raises QCompressError if the metadata contradicts it."""
     embedding = model.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise model.fail("lacks the tensor token_embd.weight with two dimensions")
     rows = embedding.shape[0]
     if config.get("vocab_size", rows) != rows:
-        raise model.fail(f"token_embd.weight has {rows:,} rows, vocab_size is {config['vocab_size']:,}")
+        raise model.fail(f"token_embd.weight has {rows:,} rows, but vocab_size is {config['vocab_size']:,}")
     return {"vocab_size": rows}
 
 
 def head_size(model: GgufModel, prefix: str, architecture: Architecture, config: Config) -> int:
-    """The channels of a head. QCompressError if config.json cannot express the key's value."""
+    """The number of channels of a head. Raises QCompressError if config.json cannot express it."""
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     stated = optional_count(model, f"{prefix}.attention.key_length")
     if stated is None and architecture.head_dim and not architecture.partial:
@@ -99,26 +105,27 @@ def head_size(model: GgufModel, prefix: str, architecture: Architecture, config:
         raise model.fail(f"{heads} heads of {size} channels do not make {prefix}.embedding_length {hidden}")
     value = optional_count(model, f"{prefix}.attention.value_length") or size
     if value != size:
-        raise model.fail(f"{prefix}.attention.value_length is {value}, keys have {size}", "import another model")
+        raise model.fail(f"{prefix}.attention.value_length is {value}, but keys have {size}", "import another model")
     if heads % one_kv(model, prefix, config):
         raise model.fail(f"{heads} heads are not a multiple of {prefix}.attention.head_count_kv")
     return size
 
 
 def one_kv(model: GgufModel, prefix: str, config: Config) -> int:
-    """The key-value heads, of the attention blocks where only some blocks attend."""
+    """The number of key-value heads in a block. Blocks without attention, which have 0, do not count."""
     heads = model.metadata.get(f"{prefix}.attention.head_count_kv")
     return max(1, int(max(heads))) if isinstance(heads, np.ndarray) and len(heads) else config["num_key_value_heads"]
 
 
 def rotary(model: GgufModel, prefix: str, architecture: Architecture, size: int) -> Config:
-    """`rope_parameters`, and the rotated share of a head, which transformers reads at the top level too.
+    """`rope_parameters` and, if only a part of a head is rotated, `partial_rotary_factor`: the rotated share.
 
-    QCompressError if the metadata rotates a part of a head and the architecture rotates all of it.
+    transformers reads `partial_rotary_factor` at the top level of config.json too. Raises QCompressError if the
+    metadata rotates a part of a head, but the architecture always rotates all of it.
     """
     channels = optional_count(model, f"{prefix}.rope.dimension_count") or size
     if channels % 2 or channels > size or (channels != size and not architecture.partial):
-        raise model.fail(f"{prefix}.rope.dimension_count is {channels}, heads have {size} channels")
+        raise model.fail(f"{prefix}.rope.dimension_count is {channels}, but heads have {size} channels")
     parameters = rope_parameters(model, prefix, channels)
     share = {"partial_rotary_factor": channels / size} if architecture.partial else {}
     return {"rope_parameters": parameters | share, **share}

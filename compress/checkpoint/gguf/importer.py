@@ -41,8 +41,9 @@ def import_gguf(
 ) -> dict[str, Any]:
     """Write `file` as a checkpoint in `dtype`; returns a row with file, out, architecture and parameters.
 
-    `file` may be one part of a split model. `tokenizer` is a folder with the original's tokenizer: it is compared with
-    the file's vocabulary and written. QCompressError if anything in the file is missing, unknown or damaged.
+    `file` may be one part of a split model. `tokenizer` is a folder with the tokenizer of the original model. It is
+    compared with the file's vocabulary, and written in place of the file's tokenizer. Raises QCompressError if anything
+    in the file is missing, unknown or damaged.
     """
     check_package(file)
     with output_lock(out):
@@ -67,7 +68,7 @@ def import_gguf(
 
 
 def check_package(file: Path) -> None:
-    """QCompressError without the gguf package."""
+    """Raises QCompressError if the gguf package is not installed."""
     try:
         import gguf  # noqa: F401
     except ImportError as error:
@@ -77,9 +78,9 @@ def check_package(file: Path) -> None:
 
 
 def plan_parameters(model: GgufModel, config: Config) -> tuple[dict[str, Parameter], PreTrainedModel]:
-    """Every parameter with the tensor that holds it, by name, and the model without weights.
+    """{name: parameter with the tensor that stores it}, and the model without weights.
 
-    QCompressError unless the file has exactly the tensors of the model.
+    Raises QCompressError unless the file has exactly the tensors of the model.
     """
     prefix, architecture = find_architecture(model)
     check_blocks(model, config["num_hidden_layers"])
@@ -87,7 +88,8 @@ def plan_parameters(model: GgufModel, config: Config) -> tuple[dict[str, Paramet
     try:
         skeleton = make_skeleton(dict.fromkeys(TOKEN_IDS) | config)
     except (ValueError, TypeError, KeyError, ArithmeticError) as error:
-        raise model.fail(f"its metadata makes no model ({' '.join(str(error).split())[:200]})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise model.fail(f"transformers cannot build a model from its metadata ({reason})") from None
     shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
     names = gguf_names(prefix, config["num_hidden_layers"], list(shapes))
     tensors = match_tensors(model, names, shapes)
@@ -108,14 +110,14 @@ def plan_parameters(model: GgufModel, config: Config) -> tuple[dict[str, Paramet
 
 
 def check_blocks(model: GgufModel, blocks: int) -> None:
-    """QCompressError unless the file has a tensor in the last block, so that a skeleton is never larger than it."""
+    """Raises QCompressError unless the file has tensors of every block that its metadata counts."""
     numbers = {name.split(".")[1] for name in model.tensors if name.startswith("blk.")}
     if str(blocks - 1) not in numbers or len(numbers) != blocks:
-        raise model.fail(f"has tensors of {len(numbers)} blocks, its metadata gives {blocks}")
+        raise model.fail(f"has tensors of {len(numbers)} blocks, but its metadata gives {blocks}")
 
 
 def check_sizes(model: GgufModel, prefix: str, config: Config) -> None:
-    """QCompressError for a size that is larger than every size of a tensor, before anything of that size is made."""
+    """Raises QCompressError if a size in the metadata exceeds all sizes of tensors, before memory is allocated."""
     largest = max(size for tensor in model.tensors.values() for size in tensor.shape)
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     sizes = {
@@ -130,7 +132,7 @@ def check_sizes(model: GgufModel, prefix: str, config: Config) -> None:
 
 
 def note_origin(model: GgufModel, config: PretrainedConfig) -> None:
-    """Add the file's name and the id of its unknown token to config.json, after the model type."""
+    """Add the model's name and the id of the token for unknown text to `config`, after the model type."""
     name = model.metadata.get("general.name")
     notes: Config = {"model_type": config.model_type, "_model_name_or_path": name if isinstance(name, str) else None}
     if "tokenizer.ggml.tokens" in model.metadata:
@@ -141,16 +143,16 @@ def note_origin(model: GgufModel, config: PretrainedConfig) -> None:
 
 
 def ends(model: GgufModel, reference: Path | None) -> Config:
-    """`eos_token_id` where several tokens end an answer."""
+    """`eos_token_id` as a list, if several tokens end an answer; {} if only one does."""
     ids = stop_ids(model) if reference is None else []
     return {"eos_token_id": ids} if len(ids) > 1 else {}
 
 
 def tie_head(parameters: dict[str, Parameter]) -> float | None:
-    """The lowest cosine of head and embedding, if both were rounded from one matrix; None if they differ.
+    """Tie head and embedding if both were rounded from one matrix. Returns their lowest cosine, or None if they differ.
 
-    llama.cpp stores a tied matrix twice, the head in more bits than the embedding. The embedding's parameter then reads
-    the head's tensor.
+    llama.cpp stores a tied matrix twice, with more bits in the head than in the embedding. So the parameter of the
+    embedding then reads the head's tensor.
     """
     by_tensor = {parameter.tensor.name: parameter for parameter in parameters.values()}
     embedding, head = by_tensor[EMBEDDING], by_tensor.get(HEAD)
@@ -164,7 +166,7 @@ def tie_head(parameters: dict[str, Parameter]) -> float | None:
 
 
 def lowest_cosine(one: Parameter, other: Parameter) -> float:
-    """The mean cosine of the rows, for the part of the matrix where it is lowest."""
+    """The lowest mean cosine between the rows of two matrices, over parts of CHUNK values."""
     pairs = zip(one.parts(), other.parts(), strict=True)
     cosines = [torch.cosine_similarity(torch.from_numpy(a), torch.from_numpy(b)).mean().item() for a, b in pairs]
     return min(cosines)
@@ -185,10 +187,10 @@ def write_parameters(
 
 
 def compare(folder: Path, parameters: list[Parameter], dtype: torch.dtype) -> None:
-    """Compare the written checkpoint with gguf's own dequantization of the file, bit by bit. ValueError if it differs.
+    """Compare the written checkpoint with gguf's own dequantization of the file, bit by bit.
 
-    Here the whole tensor is dequantized first and its rows are reordered afterwards, so a slip in the order of rows or
-    in the parts that `Parameter.read` uses is found.
+    Here a tensor is dequantized before its rows are reordered. `Parameter.read` reorders rows first and works in parts,
+    so the comparison finds mistakes in both. Raises ValueError if a bit differs.
     """
     checkpoint = Checkpoint(folder)
     if checkpoint.tensors.keys() != {parameter.name for parameter in parameters}:
@@ -202,7 +204,7 @@ def compare(folder: Path, parameters: list[Parameter], dtype: torch.dtype) -> No
 
 
 def reference_rows(parameter: Parameter) -> Iterator[tuple[int, Tensor]]:
-    """The first row and the float32 values of each part of the tensor; the whole tensor if it has heads."""
+    """(first row, float32 values) of each part of a tensor. A tensor whose rows or columns move is a single part."""
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 

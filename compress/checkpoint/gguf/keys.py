@@ -1,7 +1,7 @@
-"""What happens to each metadata key of a .gguf file: used, harmless, or refused. The table behind the reference page.
+"""Tables that state for each metadata key of a .gguf file whether it is used, harmless or refused.
 
-A key that is not in these tables is refused by its name, since it may change the model. `architectures.py` combines
-them; what llama.cpp reads: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-model.cpp.
+A key that is not in these tables is refused by its name, since it may change the model. `architectures.py` combines the
+tables. llama.cpp reads the keys in https://github.com/ggml-org/llama.cpp/blob/master/src/llama-model.cpp.
 """
 
 import math
@@ -17,14 +17,14 @@ MAX_COUNT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Key:
-    """One row. `kind` is how the value is read; `config` is the key of config.json that takes it, else None.
+    """How a metadata key is read. `config` is the key of config.json that gets the value, or None.
 
-    kind "count":    a whole number of at least 1; a list with one value per block must repeat one value
-    kind "epsilon":  a number above 0 and below 1
-    kind "number":   a finite number above 0
-    kind "elsewhere": `meaning` names what reads it
-    kind "only":     refused unless it is one of `values`, because config.json cannot express others
-    kind "harmless": not needed, for the reason in `meaning`
+    kind "count":     a whole number of at least 1; if it is a list with one number per block, all must be equal
+    kind "epsilon":   a number above 0 and below 1
+    kind "number":    a finite number above 0
+    kind "elsewhere": other code reads the value, for the key of config.json or the purpose in `meaning`
+    kind "only":      the file is refused unless the value is in `values`, since config.json cannot express others
+    kind "harmless":  the value is not needed, for the reason in `meaning`
     """
 
     kind: str
@@ -110,7 +110,7 @@ BASE = SIZES | ROPE | LIMITS
 
 
 def read_value(model: GgufModel, name: str, key: Key) -> Any:
-    """The value of a used key as int or float. QCompressError if it is not a number in the range of its kind."""
+    """The value of a used key as int or float. Raises QCompressError if it is outside the range of the key's kind."""
     value = one_value(model, name)
     if key.kind == "count":
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_COUNT:
@@ -123,7 +123,7 @@ def read_value(model: GgufModel, name: str, key: Key) -> Any:
 
 
 def one_value(model: GgufModel, name: str) -> Any:
-    """A metadata value; for a list with one number per block, the number that all of them are."""
+    """A metadata value. For a list with one number per block, which must all be equal, that number."""
     value = model.metadata[name]
     if not isinstance(value, np.ndarray):
         return value
@@ -133,7 +133,7 @@ def one_value(model: GgufModel, name: str) -> Any:
 
 
 def check_only(model: GgufModel, name: str, key: Key) -> None:
-    """QCompressError if the value is not one that needs no place in config.json."""
+    """Raises QCompressError unless the value is in `key.values`, since config.json cannot express any other."""
     value = one_value(model, name)
     if not any(isinstance(value, bool) == isinstance(one, bool) and value == one for one in key.values):
         raise model.fail(f"{name} is {shown(value)}: {key.meaning}", "import another model")
@@ -146,10 +146,10 @@ def shown(value: Any) -> str:
 
 
 def optional_number(model: GgufModel, name: str, default: float | None = None) -> float | None:
-    """A finite number above 0, or `default` without the key."""
+    """A finite number above 0; `default` if the key is missing."""
     return read_value(model, name, Key("number")) if name in model.metadata else default
 
 
 def optional_count(model: GgufModel, name: str) -> int | None:
-    """A whole number of at least 1; None without the key."""
+    """A whole number of at least 1; None if the key is missing."""
     return read_value(model, name, Key("count")) if name in model.metadata else None

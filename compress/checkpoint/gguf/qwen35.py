@@ -1,7 +1,4 @@
-"""Qwen 3.5: blocks of linear attention, whose value heads llama.cpp stores in another order.
-
-The test compares the result with the weights that transformers reads from the same file.
-"""
+"""Qwen 3.5: most blocks have linear attention. llama.cpp stores the value heads of these blocks in another order."""
 
 import math
 from typing import Any
@@ -27,7 +24,7 @@ QWEN35 = {
 
 
 def finish_qwen35(model: GgufModel, config: Config) -> Config:
-    """Linear attention in all blocks but each last of an interval. Blocks that predict further tokens are left out."""
+    """The keys of config.json for linear attention. Blocks for multi-token prediction are left out of the model."""
     sizes = {name: optional_count(model, f"qwen35.{name}") for name in QWEN35_SIZES}
     for name, size in sizes.items():
         if size is None or size > MAX_LINEAR:
@@ -53,7 +50,10 @@ def finish_qwen35(model: GgufModel, config: Config) -> Config:
 
 
 def qwen35_layout(name: str, config: Config) -> dict[str, Any]:
-    """The file lists value heads as (heads per key head, key heads); transformers lists them the other way round."""
+    """The order of rows or columns of a tensor with value heads.
+
+    The file lists value heads as (heads per key head, key heads), transformers as (key heads, heads per key head).
+    """
     part = name.removeprefix("blk.").partition(".")[2]
     keys, size = config["linear_num_key_heads"], config["linear_value_head_dim"]
     before = 2 * keys * config["linear_key_head_dim"] if part.startswith(("attn_qkv", "ssm_conv1d")) else 0

@@ -1,8 +1,8 @@
-"""The header of a .gguf file, read within bounds: metadata values and the place of every tensor.
+"""Read the header of a .gguf file: the metadata values, and where the bytes of each tensor lie.
 
 Every count and length is compared with the size of the file before it is used, so a damaged file costs neither time nor
-memory. The layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Values: int, float, bool, str, a list of
-str, or a numpy array.
+memory. The layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A metadata value becomes an int, float,
+bool, str, a list of str, or a numpy array.
 """
 
 import mmap
@@ -45,7 +45,7 @@ class GgufTensor:
 
     @property
     def rows(self) -> int:
-        """The product of all sizes but the last; each row is stored in whole blocks."""
+        """The number of rows: the product of all sizes but the last."""
         return prod(self.shape[:-1])
 
     @property
@@ -57,7 +57,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The header of one file."""
+    """The header of a .gguf file: its metadata, and its tensors by name."""
 
     path: Path
     metadata: dict[str, Any]
@@ -74,12 +74,12 @@ class Cursor:
         return refusal(self.path, problem, cure)
 
     def take(self, count: int, what: str) -> int:
-        """The position of the next `count` bytes, which are skipped."""
+        """Skip `count` bytes and return the position of the first one. `what` names them in an error."""
         start, end = self.position, self.position + count
         if end > len(self.data):
-            raise self.fail(f"cut short: {what} ends at byte {end:,}, the file has {len(self.data):,}")
+            raise self.fail(f"cut short: {what} ends at byte {end:,}, but the file has {len(self.data):,} bytes")
         if end > MAX_HEADER:
-            raise self.fail(f"the header reaches byte {end:,} in {what}, more than {MAX_HEADER:,}")
+            raise self.fail(f"{what} makes the header {end:,} bytes long, more than {MAX_HEADER:,}")
         self.position = end
         return start
 
@@ -100,7 +100,7 @@ class Cursor:
             raise self.fail(f"{what} is not UTF-8 text") from None
 
     def value(self, kind: int, key: str) -> Any:
-        """One metadata value."""
+        """Read a metadata value of the type with the number `kind`."""
         if kind == STRING:
             return self.string(key)
         if kind == ARRAY:
@@ -122,18 +122,18 @@ class Cursor:
         if self.strings > MAX_STRINGS:
             raise self.fail(f"{key} has {count:,} texts, more than {MAX_STRINGS:,}")
         if 8 * count > len(self.data) - self.position:
-            raise self.fail(f"cut short: {key} has {count:,} texts, the file ends before")
+            raise self.fail(f"cut short: {key} has {count:,} texts, but the file ends before the last")
         return [self.string(key) for _ in range(count)]
 
 
 def refusal(path: Path, problem: str, cure: str) -> QCompressError:
-    """The error of a problem in a file: one line, whatever characters its names have."""
+    """The error for a problem in a file, as one line. Characters that cannot be printed become question marks."""
     text = problem if len(problem) <= 400 else f"{problem[:397]}..."
     return QCompressError(f"{path}: {''.join(c if c.isprintable() else '?' for c in text)}; {cure}")
 
 
 def read_file(path: Path) -> GgufFile:
-    """The header of a file. QCompressError if it is missing, cut short, or breaks a rule of the format."""
+    """The header of a .gguf file. Raises QCompressError if it is missing, cut short, or breaks a rule of the format."""
     if not path.is_file():
         raise QCompressError(f"{path}: no such file; give a .gguf file")
     with path.open("rb") as stream:
@@ -144,7 +144,7 @@ def read_file(path: Path) -> GgufFile:
 
 
 def read_header(cursor: Cursor) -> GgufFile:
-    """Metadata, then the table of tensors, then where the data begins."""
+    """Read a header: the metadata, then the table of tensors. The data of the tensors begins after it."""
     cursor.take(4, "the magic number")
     version = cursor.number("<I", "the version")
     if version & 0xFFFF == 0:
@@ -164,7 +164,7 @@ def read_header(cursor: Cursor) -> GgufFile:
 
 
 def read_count(cursor: Cursor, what: str, limit: int) -> int:
-    """The number of tensors or keys, if the file can hold so many."""
+    """The number of tensors or keys. Raises QCompressError if it exceeds `limit` or the room in the file."""
     count = cursor.number("<Q", f"the {what} count")
     room = (len(cursor.data) - cursor.position) // PARTS[what]
     if count > min(limit, room):
@@ -200,19 +200,19 @@ def place_tensors(
         count = stored_bytes(cursor, name, shape, kind)
         end = start + offset + count
         if end > len(cursor.data):
-            raise cursor.fail(f"cut short: {name} ends at byte {end:,}, the file has {len(cursor.data):,}")
+            raise cursor.fail(f"cut short: {name} ends at byte {end:,}, but the file has {len(cursor.data):,} bytes")
         tensors[name] = GgufTensor(name, shape, kind, cursor.path, start + offset, count)
         expected = offset + -(-count // alignment) * alignment
     return tensors
 
 
 def stored_bytes(cursor: Cursor, name: str, shape: tuple[int, ...], kind: int) -> int:
-    """The bytes of a tensor. QCompressError for an unknown type or a row that is not a whole number of blocks."""
+    """The size of a tensor in bytes. Raises QCompressError if its type is unknown or its rows are not whole blocks."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if kind not in [one.value for one in GGMLQuantizationType]:
         raise cursor.fail(f"{name} has the unknown ggml type {kind}", "install a newer gguf package")
     block, width = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     if 0 in shape or shape[-1] % block:
-        raise cursor.fail(f"{name} has shape {shape}, rows are stored in blocks of {block}")
+        raise cursor.fail(f"{name} has shape {shape}, but its rows are stored in blocks of {block} values")
     return prod(shape) // block * width

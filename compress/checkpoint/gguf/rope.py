@@ -24,17 +24,20 @@ Rope = dict[str, Any]
 
 
 def rope_parameters(model: GgufModel, prefix: str, rotary: int) -> Rope:
-    """The parameters of `rotary` channels per head. QCompressError for a scaling that config.json cannot express."""
+    """`rope_parameters` of config.json for `rotary` rotated channels per head.
+
+    Raises QCompressError if config.json cannot express the scaling.
+    """
     theta = optional_number(model, f"{prefix}.rope.freq_base", THETA)
     rope: Rope = {"rope_theta": theta}
     kind = scaling_type(model, prefix)
     if LONG in model.tensors or SHORT in model.tensors:
         if FREQUENCIES in model.tensors:
-            raise model.fail(f"has {FREQUENCIES} and {LONG}", "import another model")
+            raise model.fail(f"has both {FREQUENCIES} and {LONG}", "import another model")
         return rope | longrope(model, prefix, rotary, kind)
     if FREQUENCIES in model.tensors:
         if kind != "none":
-            raise model.fail(f"has {FREQUENCIES} and {prefix}.rope.scaling.type {kind}", "import another model")
+            raise model.fail(f"has both {FREQUENCIES} and {prefix}.rope.scaling.type {kind}", "import another model")
         return rope | factors_scaling(model, factors(model, FREQUENCIES, rotary), float(theta or THETA))
     if kind == "linear":
         return rope | {"rope_type": "linear", "factor": scaling_factor(model, prefix)}
@@ -46,7 +49,7 @@ def rope_parameters(model: GgufModel, prefix: str, rotary: int) -> Rope:
 
 
 def scaling_type(model: GgufModel, prefix: str) -> str:
-    """none, linear, yarn or longrope. As in llama.cpp, a factor without a type scales linearly."""
+    """The type of scaling: none, linear, yarn or longrope. As in llama.cpp, a factor without a type scales linearly."""
     name = f"{prefix}.rope.scaling.type"
     kind = model.metadata.get(name)
     if kind is None:
@@ -57,7 +60,7 @@ def scaling_type(model: GgufModel, prefix: str) -> str:
 
 
 def scaling_factor(model: GgufModel, prefix: str) -> float:
-    """How many times longer the context becomes; 1 without a key."""
+    """The factor by which scaling makes the context longer; 1 if the key is missing."""
     for name in (f"{prefix}.rope.scaling.factor", f"{prefix}.rope.scale_linear"):
         if model.metadata.get(name, 0) != 0:  # llama.cpp reads 0 as 1
             return float(optional_number(model, name) or 1.0)
@@ -65,7 +68,11 @@ def scaling_factor(model: GgufModel, prefix: str) -> float:
 
 
 def yarn(model: GgufModel, prefix: str) -> Rope:
-    """YaRN. llama.cpp multiplies its own magnitude, 1 + ln(factor) / 10, by attn_factor; transformers replaces it."""
+    """The parameters of YaRN.
+
+    llama.cpp multiplies the magnitude 1 + ln(factor) / 10 by attn_factor. In transformers, attention_factor is the
+    whole magnitude.
+    """
     factor = scaling_factor(model, prefix)
     original = optional_count(model, f"{prefix}.rope.scaling.original_context_length")
     original = original or optional_count(model, f"{prefix}.context_length")
@@ -81,12 +88,15 @@ def yarn(model: GgufModel, prefix: str) -> Rope:
 
 
 def factors(model: GgufModel, name: str, rotary: int) -> np.ndarray:
-    """The float32 factors (rotary / 2,) of a tensor. QCompressError for another length or a factor not above 0."""
+    """The float32 factors (rotary / 2,) of a tensor.
+
+    Raises QCompressError if the tensor has another length or a factor is not above 0.
+    """
     if name not in model.tensors:
         raise model.fail(f"lacks the tensor {name}")
     tensor = model.tensors[name]
     if tensor.shape != (rotary // 2,):
-        raise model.fail(f"{name} has shape {tensor.shape}, {rotary} rotated channels need ({rotary // 2},)")
+        raise model.fail(f"{name} has shape {tensor.shape}, but {rotary} rotated channels need ({rotary // 2},)")
     values = dequantize_rows(tensor, slice(0, 1))[0]
     if not (np.isfinite(values) & (values > 0)).all():
         raise model.fail(f"{name} has a factor that is not above 0")
@@ -94,7 +104,7 @@ def factors(model: GgufModel, name: str, rotary: int) -> np.ndarray:
 
 
 def factors_scaling(model: GgufModel, values: np.ndarray, theta: float) -> Rope:
-    """The scaling whose factors these are: none, linear, or that of Llama 3 (`low_freq_factor` 1)."""
+    """The scaling that has the factors `values`: none, linear, or that of Llama 3 with `low_freq_factor` 1."""
     if np.allclose(values, values[0], rtol=TOLERANCE):
         factor = float(values[0])
         return {"rope_type": "default"} if abs(factor - 1) < TOLERANCE else {"rope_type": "linear", "factor": factor}
@@ -112,9 +122,9 @@ def factors_scaling(model: GgufModel, values: np.ndarray, theta: float) -> Rope:
 
 
 def llama3_candidates(values: np.ndarray, theta: float, factor: float) -> Iterator[tuple[float, int]]:
-    """Pairs of high_freq_factor and original context, the usual ones first, then those that the ramp follows from.
+    """Pairs (high_freq_factor, original context) to try: first the usual ones, then those computed from the ramp.
 
-    On the ramp, original / wavelength = 1 + smooth · (high_freq_factor - 1).
+    The ramp is where `values` lie between 1 and `factor`: original / wavelength = 1 + smooth · (high_freq_factor - 1).
     """
     yield from ((ratio, original) for ratio in RATIOS for original in (8192, *LENGTHS))
     ramp = (values > 1 + TOLERANCE) & (values < factor * (1 - TOLERANCE))
@@ -134,20 +144,20 @@ def nice(value: float) -> float:
 
 
 def llama3_factors(count: int, theta: float, factor: float, ratio: float, original: int) -> np.ndarray:
-    """What the frequencies are divided by: 1 for short waves, `factor` for long ones, a ramp between (Llama 3.1)."""
+    """The divisors of the frequencies in Llama 3.1: 1 for short waves, `factor` for long ones, a ramp between them."""
     smooth = np.clip((original / wavelengths(count, theta) - 1) / (ratio - 1), 0, 1)
     return 1 / ((1 - smooth) / factor + smooth)
 
 
 def wavelengths(count: int, theta: float) -> np.ndarray:
-    """Tokens per turn of each rotated pair (count,)."""
+    """The wavelength of each rotated pair of channels (count,), in tokens per full turn."""
     return 2 * math.pi * theta ** (np.arange(count) / count)
 
 
 def longrope(model: GgufModel, prefix: str, rotary: int, kind: str) -> Rope:
-    """LongRoPE: both lists of factors. The magnitude is stored only where it differs from transformers' own."""
+    """The parameters of LongRoPE. `attention_factor` is left out if it equals the default of transformers."""
     if prefix != "phi3" or kind not in ("none", "longrope"):
-        raise model.fail(f"has {LONG}, {prefix} with {kind} scaling does not use it", "import another model")
+        raise model.fail(f"has {LONG}, but {prefix} with {kind} scaling does not use it", "import another model")
     original = optional_count(model, f"{prefix}.rope.scaling.original_context_length")
     context = optional_count(model, f"{prefix}.context_length")
     if original is None or context is None:

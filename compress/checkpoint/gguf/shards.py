@@ -1,6 +1,6 @@
 """A model in one .gguf file or in the parts that llama.cpp's gguf-split makes (NAME-00001-of-00003.gguf).
 
-Only the first part has the metadata; each part has its own tensors. Any part stands for the whole model.
+Only the first part has the metadata; each part has its own tensors. The path of any part opens the whole model.
 """
 
 import re
@@ -18,7 +18,7 @@ class GgufModel:
     """All parts of a model: `files` in order, `metadata` without the keys of the split, `tensors` of all parts."""
 
     def __init__(self, path: Path):
-        """QCompressError if a part is missing or damaged, or belongs to another model."""
+        """Raises QCompressError if a part is missing or damaged, or belongs to another model."""
         first = read_file(path)
         count = first.metadata.get("split.count", 1)
         self.path, self.left_out = path, 0
@@ -35,7 +35,7 @@ class GgufModel:
         number, count = (part.metadata.get(key) for key in SPLIT[:2])
         if len(self.files) > 1 and (number, count) != (index, len(self.files)):
             raise QCompressError(
-                f"{part.path}: its header has split.no {number} of {count}, its name part {index + 1} of "
+                f"{part.path}: its header has split.no {number} of {count}, but its name is part {index + 1} of "
                 f"{len(self.files)}; fetch the parts again"
             )
         for key, value in part.metadata.items():
@@ -49,36 +49,36 @@ class GgufModel:
     def _check_count(self, expected: Any) -> None:
         if expected != len(self.tensors):
             raise QCompressError(
-                f"{self.path}: the {len(self.files)} parts hold {len(self.tensors)} tensors, split.tensors.count is "
-                f"{expected}; fetch the parts again"
+                f"{self.path}: the {len(self.files)} parts hold {len(self.tensors)} tensors, but split.tensors.count "
+                f"is {expected}; fetch the parts again"
             )
 
     def leave_out(self, blocks: range) -> None:
-        """Forget the tensors of some blocks; `left_out` counts them."""
+        """Drop the tensors of some blocks. `left_out` is the number of these tensors."""
         dropped = {name for name in self.tensors for block in blocks if name.startswith(f"blk.{block}.")}
         self.tensors = {name: tensor for name, tensor in self.tensors.items() if name not in dropped}
         self.left_out = len(dropped)
 
     def fail(self, problem: str, cure: str = "fetch the file again") -> QCompressError:
-        """The error of a problem in this model, with its cure."""
+        """The error for a problem in this model: one line with the path, the problem and the cure."""
         return refusal(self.path, problem, cure)
 
 
 def part_paths(path: Path, count: int) -> list[Path]:
-    """The files of a split model, in order. QCompressError if `path` is not named as one of `count` parts."""
+    """The files of a split model, in order. Raises QCompressError if the name of `path` is not that of a part."""
     match = PART.fullmatch(path.name)
     if match is None or int(match["count"]) != count:
         raise QCompressError(
             f"{path}: is one of {count} parts, so its name must end in -0000N-of-{count:05d}.gguf; "
-            "put all parts in one folder under their first names"
+            "put all parts in one folder under their original names"
         )
     return [path.with_name(f"{match['name']}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1)]
 
 
 def read_part(file: Path, files: list[Path]) -> GgufFile:
-    """One part of a split model. QCompressError if it is missing."""
+    """One part of a split model. Raises QCompressError if it is missing."""
     if not file.is_file():
-        raise QCompressError(f"{file}: missing; the model has {len(files)} parts, put all of them in {file.parent}")
+        raise QCompressError(f"{file}: missing; put all {len(files)} parts of the model in {file.parent}")
     return read_file(file)
 
 

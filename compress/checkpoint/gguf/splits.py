@@ -32,9 +32,10 @@ SPLITS = {
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How text is split, whether a word that is a token stays whole, what is put before it, and NFC normalization.
+    """How text is split into words: by the pattern SPLITS[split].
 
-    `warning` states where ids differ from the original's.
+    With `ignore_merges`, a word that is in the vocabulary stays whole. With `add_bos`, each text begins with the start
+    token. With `normalize`, text is normalized to NFC first. `warning` states where ids differ from the original's.
     """
 
     split: str
@@ -63,7 +64,7 @@ UNNAMED = (None, "", "default")  # llama.cpp guesses, and warns
 
 
 def apply_rule(backend: Tokenizer, rule: SplitRule) -> None:
-    """Split as the rule does."""
+    """Set the splitting, merging and normalization of a tokenizer to those of `rule`."""
     level = pre_tokenizers.ByteLevel
     if pattern := SPLITS[rule.split]:
         split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")

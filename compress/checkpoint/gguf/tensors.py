@@ -1,7 +1,7 @@
-"""Every parameter of the model from one tensor of the file, and every tensor of the file used.
+"""Match each parameter of the model with one tensor of the file. No tensor may be left over.
 
-gguf's table gives the names. llama.cpp's converters change some values, which is undone here: rows of queries and keys
-are reordered for interleaved rotation, and norms of Gemma and Nemotron hold their weight plus 1.
+gguf's table gives the names. llama.cpp's converters change some values, and this module undoes the changes. Rows of
+queries and keys are reordered for interleaved rotation. Norms of Gemma and Nemotron are stored as their weight plus 1.
 """
 
 from collections.abc import Iterator
@@ -24,8 +24,9 @@ CHUNK = 2**24  # values that are dequantized at a time: 64 MiB in float32
 class Parameter:
     """A parameter of the model: its name and shape, the tensor that stores it, and how to undo the conversion.
 
-    `heads` is set if rows are interleaved per head, `offset` is what the file adds to each value. `rows` and `columns`
-    are the stored places of each row and column, None in order. `logarithm`: the file has -exp(value).
+    `heads` is the number of heads if the rows of each head are interleaved. `offset` is the number that the file adds
+    to each value. `rows` and `columns` are the stored indices of the rows and columns, or None if they are in order.
+    With `logarithm`, the file stores -exp(value).
     """
 
     name: str
@@ -39,14 +40,14 @@ class Parameter:
 
     @property
     def order(self) -> np.ndarray | None:
-        """The stored row of each row of the parameter; None if they are in order."""
+        """The index of the stored row for each row of the parameter; None if the rows are in order."""
         if self.heads is None:
             return self.rows
         rows = self.tensor.shape[0]
         return np.arange(rows).reshape(self.heads, rows // self.heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
     def read(self, dtype: torch.dtype) -> Tensor:
-        """The values in `dtype`. QCompressError if one is not finite, or overflows it."""
+        """The values in `dtype`. Raises QCompressError if a value is not finite or overflows `dtype`."""
         parts = [cast_finite(self.label, torch.from_numpy(part), dtype) for part in self.parts()]
         return torch.cat(parts).reshape(self.shape)
 
@@ -55,7 +56,7 @@ class Parameter:
         return f"{self.tensor.file}: {self.tensor.name}"
 
     def parts(self) -> Iterator[np.ndarray]:
-        """The float32 values in order, at most CHUNK of them at a time."""
+        """The float32 values in the order of the parameter, at most CHUNK of them at a time."""
         order, vector = self.order, len(self.tensor.shape) == 1
         if vector:
             values = dequantize_rows(self.tensor, slice(0, 1))[0]
@@ -70,7 +71,7 @@ class Parameter:
 
 
 def dequantize_rows(tensor: GgufTensor, rows: slice | np.ndarray) -> np.ndarray:
-    """Some rows of a tensor as float32 (rows, columns), by the gguf package."""
+    """Some rows of a tensor as float32 (rows, columns), dequantized by the gguf package."""
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -98,7 +99,7 @@ def type_name(tensor: GgufTensor) -> str:
 
 
 def gguf_names(architecture: str, blocks: int, names: list[str]) -> dict[str, str]:
-    """The name in a .gguf file of each parameter of the model, by gguf's table of this architecture."""
+    """{parameter of the model: its tensor's name in a .gguf file}, from the gguf package's table."""
     from gguf.constants import MODEL_ARCH_NAMES
     from gguf.tensor_mapping import get_tensor_name_map
 
@@ -112,22 +113,25 @@ def gguf_names(architecture: str, blocks: int, names: list[str]) -> dict[str, st
 
 
 def match_tensors(model: GgufModel, names: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> dict[str, GgufTensor]:
-    """The tensor of each parameter. QCompressError if a tensor is missing, is left over, or has another shape or type.
+    """{parameter of the model: its tensor}. rope.py reads the tensors in ROPE_FACTORS, which have no parameter.
 
-    A shape may differ by sizes of 1, which ggml leaves out. The factors of rope.py are used there.
+    Raises QCompressError if a tensor is missing, left over, or of another shape or type. ggml leaves out sizes of 1, so
+    they do not count.
     """
     missing = sorted(set(names.values()) - model.tensors.keys())
     surplus = sorted(model.tensors.keys() - set(names.values()) - set(ROPE_FACTORS))
     if missing:
         raise model.fail(f"lacks the tensor {missing[0]}" + more(missing))
     if surplus:
-        raise model.fail(f"has the tensor {surplus[0]}, which the model does not have{more(surplus)}", "import another")
+        text = f"has the tensor {surplus[0]}{more(surplus)}, which the model does not have"
+        raise model.fail(text, "import another model")
     matched = {name: model.tensors[gguf_name] for name, gguf_name in names.items()}
     for name, tensor in matched.items():
         if squeezed(tensor.shape) != squeezed(shapes[name]):
-            raise model.fail(f"{tensor.name} has shape {tensor.shape}, its metadata gives {shapes[name]}")
+            raise model.fail(f"{tensor.name} has shape {tensor.shape}, but its metadata gives {shapes[name]}")
         if not can_dequantize(tensor.type):
-            raise model.fail(f"{tensor.name} has the ggml type {type_name(tensor)}", "import a file of another type")
+            text = f"{tensor.name} has the ggml type {type_name(tensor)}, which the gguf package cannot dequantize"
+            raise model.fail(text, "import a file of another type")
     return matched
 
 
@@ -136,5 +140,5 @@ def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def more(names: list[str]) -> str:
-    """How many further names an error line leaves out."""
+    """The end of a list in an error line: how many of `names` follow after the first."""
     return f" and {len(names) - 1} more" if len(names) > 1 else ""

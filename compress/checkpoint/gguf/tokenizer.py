@@ -1,6 +1,7 @@
-"""The tokenizer of a .gguf file, or that of the original model, compared with the file's vocabulary.
+"""The tokenizer for a .gguf file: built from the file, or taken from the original model and compared with the file.
 
-transformers builds it from tokens and merges; what it does not read from the file is applied here.
+transformers builds a tokenizer from the file's tokens and merges. This module adds what transformers does not read: the
+rule that splits text into words, added tokens, and whether a space is put before a text.
 """
 
 import json
@@ -34,9 +35,9 @@ SAMPLE = (
 
 
 def read_tokenizer(model: GgufModel, reference: Path | None) -> tuple[PreTrainedTokenizerBase, dict[str, Any]]:
-    """The tokenizer and what to report about it. QCompressError if its token ids would differ from the original's.
+    """The tokenizer, and report values about it. Raises QCompressError if its ids would differ from the original's.
 
-    With a `reference` folder that tokenizer is taken; its vocabulary must be that of the file.
+    With `reference`, the tokenizer in that folder is taken. It must have the vocabulary of the file.
     """
     tokens = read_tokens(model)
     if reference is None:
@@ -49,7 +50,7 @@ def read_tokenizer(model: GgufModel, reference: Path | None) -> tuple[PreTrained
 
 
 def compare_ids(model: GgufModel, original: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """How many lines of SAMPLE the file's own tokenizer encodes like the original's; nothing if it cannot be built."""
+    """How many lines of SAMPLE the file's tokenizer encodes like `original`; {} if the file's cannot be built."""
     try:
         check_keys(model)
         check_name(model)
@@ -65,7 +66,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def check_name(model: GgufModel) -> str | None:
-    """A warning if token ids may differ from the original's. QCompressError if the splitting rule is unknown."""
+    """A warning if ids may differ from the original's, or None. Raises QCompressError for an unknown splitting rule."""
     architecture = model.metadata.get("general.architecture")
     if model.metadata["tokenizer.ggml.model"] != "gpt2":
         derived = architecture in DERIVED and "tokenizer.ggml.merges" not in model.metadata
@@ -74,7 +75,7 @@ def check_name(model: GgufModel) -> str | None:
     if name in UNNAMED:
         return f"the file has no tokenizer.ggml.pre: token ids may differ from the original's; {CURE}"
     if name not in NAMES:
-        raise model.fail(f"tokenizer.ggml.pre is {shown(name)}: it is unknown how it splits text", CURE)
+        raise model.fail(f"tokenizer.ggml.pre is {shown(name)}, an unknown rule for splitting text", CURE)
     warning = NAMES[name].warning
     return f"{warning} than in the original; {CURE}" if warning else None
 
@@ -99,7 +100,7 @@ def build_tokenizer(model: GgufModel) -> PreTrainedTokenizerBase:
 
 
 def check_reachable(model: GgufModel, backend: Tokenizer) -> None:
-    """QCompressError if most tokens cannot come out of their own text, so that words fall into single characters."""
+    """Raises QCompressError if most tokens do not encode to themselves, but to several shorter tokens."""
     tokens, types = model.metadata["tokenizer.ggml.tokens"], model.metadata.get("tokenizer.ggml.token_type")
     texts = {
         index: token_text(model, token) for index, token in enumerate(tokens) if types is None or types[index] == 1
@@ -112,7 +113,7 @@ def check_reachable(model: GgufModel, backend: Tokenizer) -> None:
 
 
 def token_text(model: GgufModel, token: str) -> str | None:
-    """The text that should encode to one token; None where a space put before each text is in the way."""
+    """The text that encodes to `token` alone; None if no text does, because a space is put before each text."""
     if model.metadata["tokenizer.ggml.model"] == "gpt2":
         letters = byte_letters()
         return bytes(letters[letter] for letter in token if letter in letters).decode(errors="replace")
@@ -127,8 +128,8 @@ def token_text(model: GgufModel, token: str) -> str | None:
 def mend_added(model: GgufModel, tokenizer: Any, *, byte_level: bool) -> None:
     """Give special and added tokens their ids, and remove tokens beyond the vocabulary.
 
-    transformers spells a token such as <｜User｜> in bytes and adds it once more at the end. GPT-2's <|endoftext|> is
-    added to vocabularies without it, such as that of Llama 3.
+    transformers spells a token such as <｜User｜> in bytes, and adds it a second time with a new id. It also adds the
+    token <|endoftext|> of GPT-2 to vocabularies that lack it, such as that of Llama 3.
     """
     tokens, types = model.metadata["tokenizer.ggml.tokens"], model.metadata.get("tokenizer.ggml.token_type")
     backend = tokenizer.backend_tokenizer
@@ -151,7 +152,7 @@ def mend_added(model: GgufModel, tokenizer: Any, *, byte_level: bool) -> None:
 
 
 def spell_bytes(token: str) -> str:
-    """A token in the letters of the byte-level alphabet; unchanged if it is spelled in them."""
+    """A token in the letters of the byte-level alphabet; unchanged if it already has these letters only."""
     letters = byte_letters()
     if all(letter in letters for letter in token):
         return token
@@ -160,7 +161,7 @@ def spell_bytes(token: str) -> str:
 
 
 def load_gguf(model: GgufModel, settings: dict[str, Any]) -> Any:
-    """transformers' reading of the file, alone in a folder, so that no file beside it is taken for a part of it."""
+    """The tokenizer that transformers builds from the file. It sees the file in a folder without any other file."""
     with TemporaryDirectory() as folder:
         (Path(folder) / "model.gguf").symlink_to(model.files[0].resolve())
         try:
@@ -168,11 +169,11 @@ def load_gguf(model: GgufModel, settings: dict[str, Any]) -> Any:
                 folder, gguf_file="model.gguf", local_files_only=True, **settings
             )
         except Exception as error:  # the tokenizers package raises nothing narrower
-            raise model.fail(f"no tokenizer can be built from it ({one_line(error)})", CURE) from None
+            raise model.fail(f"transformers cannot build its tokenizer ({one_line(error)})", CURE) from None
 
 
 def load_reference(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder. QCompressError if there is none; no code of the folder is run."""
+    """The tokenizer of a folder. Raises QCompressError if there is none. No code in the folder is run."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise QCompressError(f"{folder}: has no tokenizer.json; give the folder of the original's tokenizer")
     try:
@@ -182,13 +183,13 @@ def load_reference(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def check_vocabulary(model: GgufModel, folder: Path, original: PreTrainedTokenizerBase, tokens: list[str]) -> None:
-    """QCompressError unless each token of the original has its id in the file too."""
+    """Raises QCompressError unless each token of the original has the same id in the file."""
     for token, index in sorted(original.get_vocab().items(), key=lambda item: item[1]):
         stored = tokens[index] if index < len(tokens) else None
         spellings = (stored, (stored or "").replace(" ", "▁"), spell_bytes(stored or ""))
         if token not in spellings:
             raise QCompressError(
-                f"{folder}: token {index} is {shown(token)}, {model.path} has {shown(stored)}; "
+                f"{folder}: token {index} is {shown(token)}, but {shown(stored)} in {model.path}; "
                 "give the tokenizer of the same model"
             )
 

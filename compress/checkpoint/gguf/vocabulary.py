@@ -46,14 +46,14 @@ CURE = "give the original's tokenizer with --tokenizer FOLDER"
 
 
 def read_tokens(model: GgufModel) -> list[str]:
-    """The vocabulary. QCompressError if it is missing, has a token twice, or is larger than the embedding."""
+    """The vocabulary. Raises QCompressError if it is missing, has a token twice, or is larger than the embedding."""
     tokens = model.metadata.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise model.fail("has no list tokenizer.ggml.tokens", "give a file with a vocabulary")
     embedding = model.tensors.get("token_embd.weight")
     rows = embedding.shape[0] if embedding is not None else 0
     if len(tokens) > rows:
-        raise model.fail(f"has {len(tokens):,} tokens, token_embd.weight has {rows:,} rows")
+        raise model.fail(f"has {len(tokens):,} tokens, but token_embd.weight has {rows:,} rows")
     if len(set(tokens)) != len(tokens):
         twice, _ = Counter(tokens).most_common(1)[0]
         raise model.fail(f"tokenizer.ggml.tokens has {shown(twice)} twice")
@@ -61,7 +61,7 @@ def read_tokens(model: GgufModel) -> list[str]:
 
 
 def check_keys(model: GgufModel) -> None:
-    """QCompressError for an unknown or refused tokenizer key, or a list whose length or values do not fit."""
+    """Raises QCompressError for an unknown or refused tokenizer key, or a list of the wrong length or type."""
     for name, value in model.metadata.items():
         if not name.startswith("tokenizer.") or name.startswith("tokenizer.chat_template."):
             continue
@@ -89,7 +89,7 @@ def check_refused(model: GgufModel, name: str, key: Key) -> None:
 
 
 def check_merges(model: GgufModel) -> None:
-    """QCompressError for a merge that is not two tokens of the vocabulary that join to a third."""
+    """Raises QCompressError unless each merge is two tokens of the vocabulary that together spell a third token."""
     kind = model.metadata.get("tokenizer.ggml.model")
     merges = model.metadata.get("tokenizer.ggml.merges")
     if kind not in ("gpt2", "llama"):
@@ -108,7 +108,7 @@ def check_merges(model: GgufModel) -> None:
 
 
 def token_id(model: GgufModel, name: str) -> int | None:
-    """A special token's id; None without the key. QCompressError if it is not an id of the vocabulary."""
+    """A special token's id; None if the key is missing. Raises QCompressError if the vocabulary has no such id."""
     key = f"tokenizer.ggml.{name}_token_id"
     value, count = model.metadata.get(key), len(model.metadata["tokenizer.ggml.tokens"])
     if value is None:
@@ -127,7 +127,10 @@ def stop_ids(model: GgufModel) -> list[int]:
 
 
 def adds(model: GgufModel, name: str, *, default: bool) -> bool:
-    """Whether a token is put at an end of each text. QCompressError if it is, but the file does not say which."""
+    """Whether the token `name` (bos or eos) is added to each text.
+
+    Raises QCompressError if the file sets it to true and has no id for the token.
+    """
     value = model.metadata.get(f"tokenizer.ggml.add_{name}_token", default)
     if not isinstance(value, bool):
         raise model.fail(f"tokenizer.ggml.add_{name}_token is {shown(value)}, not true or false")

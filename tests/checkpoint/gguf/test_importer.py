@@ -105,13 +105,13 @@ DAMAGE = {
         lambda spec: spec.tensors.update({"blk.0.extra.weight": np.ones(4, np.float32)}),
         "has the tensor blk.0.extra.weight, which the model does not have;",
     ),
-    "a transposed tensor": (transpose, "blk.1.ffn_up.weight has shape (64, 96), its metadata gives (96, 64)"),
+    "a transposed tensor": (transpose, "blk.1.ffn_up.weight has shape (64, 96), but its metadata gives (96, 64)"),
     "a weight that is not a number": (poison, "blk.1.ffn_up.weight: NaN or infinite values"),
-    "a missing block": (drop_block, "has tensors of 1 blocks, its metadata gives 2"),
+    "a missing block": (drop_block, "has tensors of 1 blocks, but its metadata gives 2"),
     "too many blocks": (lambda spec: spec.set(block_count=10**9), "llama.block_count is 1,000,000,000, more than 512"),
     "another width": (
         lambda spec: spec.set(embedding_length=128),
-        "token_embd.weight has shape (128, 64), its metadata gives (128, 128)",
+        "token_embd.weight has shape (128, 64), but its metadata gives (128, 128)",
     ),
     "a vast head": (
         lambda spec: spec.set(attention__head_count=1, attention__head_count_kv=1, rope__dimension_count=2**30),
@@ -141,7 +141,7 @@ DAMAGE = {
     "an unknown key": (lambda spec: spec.set(new_trick=2), "llama.new_trick is 2: this key is unknown"),
     "a key of another architecture": (
         lambda spec: spec.metadata.update({"qwen2.rope.scaling.type": "yarn"}),
-        "has the metadata key qwen2.rope.scaling.type, its architecture is llama",
+        "has the metadata key qwen2.rope.scaling.type, but its architecture is llama",
     ),
     "some rotated channels": (lambda spec: spec.set(rope__dimension_count=8, attention__key_length=16), "is 8, heads"),
     "too many key-value heads": (lambda spec: spec.set(attention__head_count_kv=3), "are not a multiple of"),

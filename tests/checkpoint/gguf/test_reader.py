@@ -63,8 +63,8 @@ def test_version_2_and_another_alignment_are_read(tmp_path):
 BAD = {
     "empty": (b"", "its first four bytes are not GGUF"),
     "another format": (b"PK\3\4" + b"\0" * 50, "its first four bytes are not GGUF"),
-    "four bytes": (b"GGUF", "cut short: the version ends at byte 8, the file has 4"),
-    "twenty bytes": (header()[:20], "cut short: the key count ends at byte 24, the file has 20"),
+    "four bytes": (b"GGUF", "cut short: the version ends at byte 8, but the file has 4 bytes"),
+    "twenty bytes": (header()[:20], "cut short: the key count ends at byte 24, but the file has 20 bytes"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "is a big-endian GGUF file"),
     "version 1": (header(version=1), "is GGUF version 1, not 2 or 3"),
     "tensors without end": (header(tensors=HUGE), "has a tensor count of 9,223,372,036,854,775,808, but room for 0"),
@@ -73,7 +73,7 @@ BAD = {
     "a long text": (header(keys=1) + pair("a.b", 8, struct.pack("<Q", 2**40)), "a.b has 1,099,511,627,776 bytes"),
     "a long list": (header(keys=1) + pair("a.b", 9, struct.pack("<IQ", 4, HUGE)), "cut short: a.b ends at byte 36,"),
     "many texts": (header(keys=1) + pair("a.b", 9, struct.pack("<IQ", 8, HUGE)), "a.b has 9,223,372,036,854,775,808 t"),
-    "texts that end early": (header(keys=1) + pair("a.b", 9, struct.pack("<IQ", 8, 99)), "a.b has 99 texts, the file"),
+    "texts that end early": (header(keys=1) + pair("a.b", 9, struct.pack("<IQ", 8, 99)), "a.b has 99 texts, but the"),
     "a list of lists": (
         header(keys=1) + pair("a.b", 9, struct.pack("<IQ", 9, 1)),
         "a.b has a value of the unknown type",
@@ -89,7 +89,10 @@ BAD = {
     "no dimension": (header(1) + tensor("x", []), "x has 0 dimensions, not 1 to 4"),
     "a size of zero": (header(1) + tensor("x", [0, 4]), "x has shape (4, 0)"),
     "a vast tensor": (padded(header(1) + tensor("x", [HUGE, 2])), "cut short: x ends at byte"),
-    "half a block": (header(1) + tensor("x", [33], kind=2), "x has shape (33,), rows are stored in blocks of 32"),
+    "half a block": (
+        header(1) + tensor("x", [33], kind=2),
+        "x has shape (33,), but its rows are stored in blocks of 32",
+    ),
     "an unknown ggml type": (header(1) + tensor("x", [4], kind=99), "x has the unknown ggml type 99"),
     "a tensor twice": (
         padded(header(2) + tensor("x", [8]) + tensor("x", [8], offset=32)) + b"\0" * 64,
@@ -138,7 +141,7 @@ def test_a_header_beyond_the_limit_is_refused_before_it_is_read(tmp_path):
     file.write_bytes(header(keys=1) + pair("a.b", 9, struct.pack("<IQ", 0, 2 * MAX_HEADER)))
     with file.open("r+b") as stream:
         stream.truncate(3 * MAX_HEADER)
-    with pytest.raises(QCompressError, match=r"the header reaches byte 268,435,507 in a\.b, more than"):
+    with pytest.raises(QCompressError, match=r"a\.b makes the header 268,435,507 bytes long, more than"):
         read_file(file)
 
 

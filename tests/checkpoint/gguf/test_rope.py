@@ -112,7 +112,7 @@ REFUSED = {
     ),
     "factors and yarn": (
         lambda spec: yarn(spec).tensors.update({"rope_freqs.weight": np.ones(8, np.float32)}),
-        "has rope_freqs.weight and llama.rope.scaling.type yarn",
+        "has both rope_freqs.weight and llama.rope.scaling.type yarn",
     ),
     "factors of no known form": (
         lambda spec: spec.tensors.update({"rope_freqs.weight": np.arange(1, 9, dtype=np.float32)}),
@@ -128,7 +128,7 @@ REFUSED = {
     ),
     "long factors of a llama": (
         lambda spec: spec.tensors.update({"rope_factors_long.weight": np.ones(8, np.float32)}),
-        "has rope_factors_long.weight, llama with none scaling does not use it",
+        "has rope_factors_long.weight, but llama with none scaling does not use it",
     ),
     "a base that is not a number": (lambda spec: spec.set(rope__freq_base=math.nan), "freq_base is nan, not a number"),
 }

@@ -129,7 +129,7 @@ def test_an_unknown_rule_is_refused_and_an_absent_one_is_a_warning(make_spec, tm
     original = byte_level("gpt-2")
     spec = with_vocabulary(make_spec, original, **{"tokenizer.ggml.pre": "my-split"})
     with pytest.raises(
-        QCompressError, match=r"pre is 'my-split': it is unknown how it splits .* with --tokenizer FOLDER"
+        QCompressError, match=r"pre is 'my-split', an unknown rule for splitting text; .* with --tokenizer FOLDER"
     ):
         import_tokenizer(spec, tmp_path)
     for number, name in enumerate((None, "default")):
@@ -236,7 +236,7 @@ DAMAGE = {
     "a token twice": ({"tokenizer.ggml.tokens": ["a"] * 128}, "tokens has 'a' twice"),
     "too many tokens": (
         {"tokenizer.ggml.tokens": [f"t{i}" for i in range(129)]},
-        "129 tokens, token_embd.weight has 128",
+        "129 tokens, but token_embd.weight has 128",
     ),
     "no tokens": ({"tokenizer.ggml.tokens": None}, "has no list tokenizer.ggml.tokens"),
     "another kind": ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model is 'bert', not gpt2 or llama"),
