@@ -55,5 +55,5 @@ def hub_name(path: Path) -> str | None:
 
 
 def model_name(path: Path) -> str:
-    """The short name of a checkpoint: its folder's, or NAME of a hub model."""
+    """The short name of a checkpoint: the name of its folder, or NAME of a hub model ORG/NAME."""
     return (hub_name(path) or path.resolve().name).rpartition("/")[2]

@@ -129,9 +129,9 @@ def start_candidate(tokenizer: PreTrainedTokenizerBase, config: dict[str, object
 
 @torch.no_grad()
 def window_nll(model: PreTrainedModel, ids: Tensor, skip: int, vocabulary: int) -> float:
-    """Mean nll in nats of (n_samples, seq_len) ids[:, skip:], each token predicted from those before it.
+    """Mean nll of the tokens ids[:, skip:], in nats per token, for ids (n_samples, seq_len).
 
-    Only the first `vocabulary` logits are used; the others are padding.
+    Each token is predicted from those before it. Only the first `vocabulary` logits are used; the others are padding.
     """
     logits = model(ids, use_cache=False).logits[:, skip - 1 : -1, :vocabulary].float()
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, skip:].flatten()).item()

@@ -12,5 +12,5 @@ def check_memory(what: str | Path, needed: int, cure: str = "fewer or shorter wi
     available = psutil.virtual_memory().available
     if needed > available:
         raise QCompressError(
-            f"{what}: needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available; use {cure}"
+            f"{what}: needs about {needed / 1e9:.1f} GB of memory, but {available / 1e9:.1f} GB are free; use {cure}"
         )

@@ -1,7 +1,7 @@
 """The model card: README.md with the hub's front matter, generated from a checkpoint's record alone.
 
-https://huggingface.co/docs/hub/model-cards. It contains no dates, times or paths, so equal records give equal bytes.
-Missing values are left out.
+The card contains no dates, times or paths, so equal records give equal bytes. Values that the record lacks are left
+out. The hub's format: https://huggingface.co/docs/hub/model-cards.
 """
 
 import json

@@ -193,7 +193,7 @@ def read_tensor(name: str, info: TensorInfo) -> Tensor:
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """Names and places of a safetensors file's tensors, checked against the size of the file."""
+    """The `TensorInfo` of each tensor in a safetensors file, by name. The entries are checked against the file size."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -209,7 +209,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def tensor_info(file: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
-    """The place of a tensor. Raises QCompressError if its header entry is malformed or has the wrong size."""
+    """The `TensorInfo` of a header entry. Raises QCompressError if the entry is malformed or has the wrong size."""
     if is_entry(entry) and entry["dtype"] in SUB_BYTE:
         raise QCompressError(f"{file}: {name}: already quantized ({entry['dtype']}); give the 16-bit checkpoint")
     if not is_entry(entry) or entry["dtype"] not in DTYPES:

@@ -54,19 +54,19 @@ def shape_texts(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict
 
 
 def published_files(folder: Path) -> dict[str, Path]:
-    """Every file below `folder` by its relative name, without the digests, hidden files and hidden folders."""
+    """Every file below `folder` by its relative name, without the digest file, hidden files and hidden folders."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     visible = {name: path for name, path in files.items() if not any(part[0] == "." for part in name.split("/"))}
     return {name: path for name, path in visible.items() if name != DIGESTS}
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """sha256 of every published file by its relative name; of a weight file, of its header."""
+    """sha256 of every published file by its relative name. For a weight file, only its header is covered."""
     return {name: file_digest(path) for name, path in published_files(folder).items()}
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file; of a weight file, of its header."""
+    """sha256 of a file. For a weight file, only its header is covered."""
     with path.open("rb") as stream:
         if path.suffix != ".safetensors":
             return hashlib.file_digest(stream, "sha256").hexdigest()

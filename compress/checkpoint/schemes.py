@@ -129,7 +129,7 @@ def gptq_override(quant: dict[str, Any], name: str) -> Any:
 
 
 def gptq_scheme(quant: dict[str, Any], module: str, dtype: torch.dtype) -> Scheme:
-    """The scheme of a module. Raises QCompressError if groups are in act order or checkpoint_format is not gptq."""
+    """The scheme of a module. Raises QCompressError for desc_act with groups, or if checkpoint_format is not gptq."""
     if quant.get("desc_act") and quant.get("group_size") != -1:
         raise QCompressError("quantization_config: desc_act true is not supported; use desc_act false")
     if quant.get("checkpoint_format", "gptq") != "gptq":

@@ -127,7 +127,7 @@ def check_room(out: Path, needed: int) -> None:
     folder, free = free_space(out.parent)
     needed -= sum(file.stat().st_blocks * 512 for file in partial_path(out).glob("*.safetensors"))
     if free < needed:
-        raise QCompressError(f"{out}: needs {needed:,} bytes, {folder} has {free:,} free; free some space")
+        raise QCompressError(f"{out}: needs {needed:,} bytes, but {folder} has {free:,} free; free some space")
 
 
 class CheckpointWriter:
@@ -189,7 +189,7 @@ class CheckpointWriter:
         return {name: digest for name, digest in self._digests.items() if name.startswith(prefix)}
 
     def accept(self, digests: Mapping[str, str], *, unknown: Container[str] = ()) -> None:
-        """Take over tensors of an interrupted run. Raises QCompressError if the bytes of one have changed since.
+        """Mark tensors of an interrupted run as written. Raises QCompressError if the bytes of one have changed since.
 
         Tensors in `unknown` are not compared.
         """

@@ -73,7 +73,7 @@ def write_rest(job: QuantizeJob, writer: CheckpointWriter) -> list[Row]:
 def job_record(job: QuantizeJob, windows: Windows | None, tables: list[Row]) -> str:
     """The text of qcompress.json: the settings and the error of every linear.
 
-    It has no seconds, so that every run of a job writes the same text.
+    Seconds are left out, so that every run of a job writes the same text.
     """
     return record_text(
         "quantize",

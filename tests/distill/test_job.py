@@ -222,7 +222,7 @@ def test_a_run_that_exceeds_the_memory_is_refused_before_it_starts(tiny_llama, t
         available = 1000
 
     monkeypatch.setattr(psutil, "virtual_memory", Little)
-    with pytest.raises(QCompressError, match=r"llama: needs about .* GB of memory, 0.0 GB are available"):
+    with pytest.raises(QCompressError, match=r"llama: needs about .* GB of memory, but 0.0 GB are free"):
         distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(blocks=1, **SHORT))
 
 

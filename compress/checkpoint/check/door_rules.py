@@ -17,7 +17,7 @@ from compress.checkpoint.read import Checkpoint
 
 CONFIG_RULES: tuple[tuple[Callable[[dict[str, Any]], Faults], str], ...] = (
     (config_faults, "transformers stops, and vLLM stops or replaces the value"),
-    (rope_faults, "loaders follow one of the two: some compute other positions (no error), or stop"),
+    (rope_faults, "loaders follow one of the two spellings: some compute other positions (no error), or stop"),
 )
 CHECKPOINT_RULES: tuple[tuple[Callable[[Checkpoint], Faults], str], ...] = (
     (file_faults, "transformers and vLLM load different files (no error)"),

@@ -126,7 +126,7 @@ def shared_ids(files: PromptFiles) -> Findings:
         content, number = token.get("content"), token.get("id")
         actual = files.ids.get(str(content))
         if actual != number:
-            value = f"{short(content)!r} is listed with id {number}, and its id is {actual}"
+            value = f"{short(content)!r} is listed with id {number}, but has id {actual}"
             yield error(value, "one id", OTHER_TOKENS, file=TOKENIZER)
         if number in by_id:
             value = f"id {number} of {by_id[number]!r} and {short(content)!r}"
@@ -246,7 +246,7 @@ def other_ids(files: PromptFiles, sources: dict[str, dict[str, Any]]) -> Finding
         for file, values in sources.items() if number is not None else ():
             listed = token_numbers(values.get(f"{role}_token_id"))
             if listed and number not in listed:
-                other = "vLLM uses the tokenizer's; tools that read this file use another token"
+                other = "vLLM uses the token of the tokenizer; tools that read this file use another one"
                 yield warning(listed[0], f"{number} ({token})", other, key=f"{file}: {role}_token_id")
 
 

@@ -95,7 +95,7 @@ def read_bytes(file: Path, limit: int = MAX_JSON) -> bytes:
 
 
 def lfs_error(file: Path) -> QCompressError:
-    """The error for a file that Git has not fetched."""
+    """The error for a file that is a pointer of Git LFS, because Git has not fetched its content."""
     return QCompressError(f"{file}: a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
 
 

@@ -33,7 +33,7 @@ def finish_qwen35(model: GgufModel, config: Config) -> Config:
     further = model.metadata.get("qwen35.nextn_predict_layers", 0)
     blocks = config["num_hidden_layers"] - further if isinstance(further, int) else 0
     if inner % heads or heads % keys or not 1 <= blocks <= config["num_hidden_layers"]:
-        raise model.fail("the sizes of qwen35.ssm or qwen35.nextn_predict_layers do not fit together")
+        raise model.fail("the sizes in qwen35.ssm.*, or nextn_predict_layers and block_count, contradict each other")
     model.leave_out(range(blocks, config["num_hidden_layers"]))
     sections = model.metadata.get("qwen35.rope.dimension_sections")
     if not isinstance(sections, np.ndarray) or len(sections) > 4:

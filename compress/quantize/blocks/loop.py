@@ -126,7 +126,7 @@ def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
 def work_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> int:
     """Disk space in bytes for a block's inputs and outputs.
 
-    With error correction, both are stored for two models, and the stages' reference tensors are stored as well.
+    With error correction, the inputs and outputs in the 16-bit model, and the stages' reference tensors, are added.
     """
     tokens, width = config.samples * config.seq_len, blocks.model.config.hidden_size
     if config.method == "rtn":

@@ -115,7 +115,7 @@ def inverse_factor(hessian: Tensor, damp_percent: float) -> Factor:
 
 
 def damping(least: float) -> Iterator[float]:
-    """The dampings to try: `least`, then each ten times the one before; the last is MAX_DAMP."""
+    """The dampings to try: first `least`, then ten times more each time. The last one is MAX_DAMP."""
     while least < MAX_DAMP:
         yield least
         least *= 10

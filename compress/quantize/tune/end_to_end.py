@@ -61,7 +61,7 @@ def tune_model(
     """
     held_out, untrained = settings.held_out, student.snapshot()
     if not 0 < held_out < len(ids):
-        raise BadValueError(f"tuning: {len(ids)} windows are too few, because {held_out} are held out")
+        raise BadValueError(f"tuning: {len(ids)} windows are too few, because {held_out} are held out; raise --samples")
     with teacher.embedding_and_norm(head=True), student_model.embedding_and_norm(head=True):
         targets = tune_blocks(teacher, student_model, student, ids, settings, report)
         measure = partial(mean_kl, teacher, student_model, ids[-held_out:], targets[-held_out:], settings.batch)

@@ -46,7 +46,7 @@ def tune_checkpoint(job: QuantizeJob, writer: CheckpointWriter, ids: Tensor) -> 
 def tune_settings(job: QuantizeJob) -> TuneSettings:
     """The settings of tuning in this job.
 
-    With error correction, the first phase is left out: error correction has already fitted blocks to these windows.
+    After error correction, blocks are not trained alone, because they are already fitted to these windows.
     """
     matmul_dtype = block_matmul_dtype(job.config, job.blocks.device)
     alone = 0 if job.config.error_correction else TuneSettings.block_epochs

@@ -59,7 +59,7 @@ class TunedWeights:
             self.multipliers[name].copy_(value)
 
     def weights(self, name: str) -> Tensor:
-        """The parameter with this name in the 16-bit model, rounded as it will be stored."""
+        """The tuned value of the 16-bit model's parameter `name`, rounded as it will be stored."""
         return self.plain(name) if (module := self.module(name)) is None else self.packed(module).dequantize()
 
     def module(self, name: str) -> str | None:

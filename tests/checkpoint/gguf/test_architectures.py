@@ -211,9 +211,9 @@ def test_an_imported_model_computes_the_logits_of_the_original(make_spec, tiny_l
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"ssm__inner_size": 25}, "the sizes of qwen35.ssm or qwen35.nextn_predict_layers do not fit together"),
+        ({"ssm__inner_size": 25}, "the sizes in qwen35.ssm.*, or nextn_predict_layers and block_count, contradict"),
         ({"ssm__state_size": 2**31}, "qwen35.ssm.state_size is "),
-        ({"nextn_predict_layers": 9}, "do not fit together"),
+        ({"nextn_predict_layers": 9}, "nextn_predict_layers and block_count, contradict each other"),
         ({"rope__dimension_sections": 3}, "qwen35.rope.dimension_sections is 3, not a list"),
     ],
 )
