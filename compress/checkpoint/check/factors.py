@@ -91,7 +91,7 @@ def fit_outputs(pair: Pair, inputs: Tensor) -> Factors:
 
 
 def largest_step(weight: QuantizedWeight, errors: Tensor) -> Tensor:
-    """The largest error of each group in steps, (out, groups), without the lowest and highest code, which may clip."""
+    """The largest error of each group in steps, (out, groups). Lowest and highest codes are left out: they may clip."""
     inner = (weight.codes > 0) & (weight.codes < 2**weight.bits - 1)
     steps = split_groups(errors * inner, weight.group_size) / away_from_zero(weight.scales)[..., None]
     return steps.abs().amax(-1)

@@ -161,7 +161,7 @@ def contradicting_dtypes(config: dict[str, Any], prefix: str) -> Faults:
     """dtype and its old spelling torch_dtype must agree: some loaders read one, some the other."""
     new, old = (config.get(key) for key in DTYPE_KEYS)
     if new is not None and old is not None and new != old:
-        yield Fault(CONFIG, f"{prefix}dtype", f"{new!r}, but torch_dtype is {old!r}", "keep the right one of the two keys")
+        yield Fault(CONFIG, f"{prefix}dtype", f"{new!r}, but torch_dtype is {old!r}", "keep one of the two keys")
 
 
 def tokens_beyond(config: dict[str, Any], prefix: str = "") -> Faults:

@@ -126,7 +126,7 @@ def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
 def work_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> int:
     """Disk space in bytes for a block's inputs and outputs.
 
-    With error correction, the inputs and outputs in the 16-bit model, and the stages' reference tensors, are added.
+    Error correction also stores the inputs and outputs in the 16-bit model, and the reference tensors of the stages.
     """
     tokens, width = config.samples * config.seq_len, blocks.model.config.hidden_size
     if config.method == "rtn":
