@@ -169,7 +169,7 @@ def unlike_norm(fit: Fit, ours: Tensor, theirs: Tensor, name: str) -> Findings:
 
 
 def spread(candidate: Candidate, rows: Tensor, inputs: int) -> Tensor:
-    """Expand one number per row of the feeder to one per input. A value head feeds the inputs of several query heads."""
+    """Expand one number per row of the feeder to one per input. A value head feeds several query heads."""
     kv_heads = candidate.provenance.heads[1]
     return rows if len(rows) == inputs else rows.view(kv_heads, 1, -1).expand(-1, inputs // len(rows), -1).reshape(-1)
 

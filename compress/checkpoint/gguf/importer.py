@@ -204,7 +204,7 @@ def compare(folder: Path, parameters: list[Parameter], dtype: torch.dtype) -> No
 
 
 def reference_rows(parameter: Parameter) -> Iterator[tuple[int, Tensor]]:
-    """(first row, float32 values) of each part of a tensor. A tensor with reordered rows or columns is a single part."""
+    """(first row, float32 values) of each part of a tensor. A tensor with reordered rows or columns is one part."""
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
