@@ -2,7 +2,7 @@
 
 The windows depend on their text, number, length and seed, and on the start token. Whether they begin with a start token
 is a property of the model. It is measured once, always on the same built-in text, and copied to every checkpoint that
-is made from the model. So it does not depend on the evaluation windows.
+is made from the model. So this choice does not depend on the evaluation windows.
 """
 
 from dataclasses import asdict

@@ -53,7 +53,7 @@ def origin(checkpoint: Checkpoint) -> Record:
 
 
 def find_name(path: Path) -> str:
-    """The hub name in config.json or of a downloaded model, else the name of the directory."""
+    """The name of a checkpoint: its name on the hub, if config.json or the hub's cache has it, else its directory's."""
     name = read_json(path / "config.json").get("_name_or_path") if (path / "config.json").is_file() else None
     if isinstance(name, str) and HUB_NAME.fullmatch(name) and not Path(name).exists():
         return name

@@ -181,7 +181,7 @@ def open_checkpoint(source: PathOrCheckpoint) -> Checkpoint:
 
 
 def read_tensor(name: str, info: TensorInfo) -> Tensor:
-    """The tensor at its place in its file. Raises QCompressError if the file ends too early."""
+    """Read the tensor that `info` describes. Raises QCompressError if its file ends too early."""
     tensor = torch.empty(info.shape, dtype=info.dtype)
     if info.bytes:
         with info.file.open("rb") as file:

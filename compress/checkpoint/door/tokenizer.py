@@ -154,8 +154,9 @@ def id_faults(
 ) -> Faults:
     """Tokens of `vocabulary` whose ids have no row in an embedding of `rows` rows.
 
-    `added` maps added tokens to whether they are special. A special token beyond the embedding is allowed if no role
-    and no template uses it: Gemma 3 1B is published with an image token that its embedding lacks.
+    `added` maps added tokens to whether they are special. `roles` are the ids of tokens such as bos and eos. A special
+    token without a row is allowed if it has no role and is not in the chat template: Gemma 3 1B is published with an
+    image token that its embedding lacks.
     """
     for token, index in sorted(vocabulary.items(), key=lambda pair: pair[1]):
         if 0 <= index < rows:

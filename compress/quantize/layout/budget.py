@@ -172,8 +172,8 @@ def loaders(plan: LayoutPlan) -> dict[str, bool]:
     """Which runtimes load the layout: {runtime: True or False}.
 
     vLLM loads every planned layout on a GPU. On a CPU, vLLM loads only layouts with 4 bits everywhere and without a
-    packed embedding. transformers also loads no packed embedding. It loads a packed head or mixed bits in
-    compressed-tensors only.
+    packed embedding. transformers cannot load a packed embedding either. It loads a packed head or mixed bits only from
+    compressed-tensors.
     """
     schemes, only_blocks = plan.schemes, set(plan.schemes) == set(plan.linears)
     all_four = all(scheme.bits == 4 for scheme in schemes.values())

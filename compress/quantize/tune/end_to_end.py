@@ -174,7 +174,7 @@ class ScaleTrainer:
             states = block_states(self.model, ids)
         loss, gradient = kl_gradient(self.teacher, self.model, states.pop(), targets, ids)
         if not math.isfinite(loss):
-            raise BadValueError(f"tuning: the KL is {loss} with the learning rate {rate:g}; use a lower learning rate")
+            raise BadValueError(f"tuning: the KL is {loss} with the learning rate {rate:g}; quantize without --tune")
         for index in reversed(range(len(self.model))):
             with self.model.block(index) as block:
                 run, loss_of = self.model.runner(block, index), partial(product, gradient)
