@@ -11,7 +11,7 @@ from compress.core.errors import QCompressError
 
 HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 FILE_SUFFIXES = (".json", ".gguf", ".safetensors")
-WANTED_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 OTHER_COPIES = ["*/*", "consolidated*.safetensors"]  # the same weights in other formats: original/, onnx/, Mistral's
 
 
@@ -35,7 +35,7 @@ def download(repo: str, revision: str | None) -> Path:
     command = f"hf download {repo}{f' --revision {revision}' if revision else ''} --local-dir {repo.partition('/')[2]}"
     try:
         return Path(
-            snapshot_download(repo, revision=revision, allow_patterns=WANTED_FILES, ignore_patterns=OTHER_COPIES)
+            snapshot_download(repo, revision=revision, allow_patterns=MODEL_FILES, ignore_patterns=OTHER_COPIES)
         )
     except errors.RevisionNotFoundError:
         reason = f"the hub has no revision {revision} of this model; check it at https://huggingface.co/{repo}"

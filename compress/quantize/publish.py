@@ -98,14 +98,14 @@ def check_written(folder: Path, source: Checkpoint) -> None:
     A fault in the tokenizer's files does not count if the source has the same fault, because the files are copies.
     """
     errors = [row for row in check_checkpoint(folder, source=source) if row["level"] == "error"]
-    copied = {place(row) for row in prompt_findings(source)} if any(map(place, errors)) else set()
-    errors = [row for row in errors if not place(row) or place(row) not in copied]
+    copied = {prompt_fault(row) for row in prompt_findings(source)} if any(map(prompt_fault, errors)) else set()
+    errors = [row for row in errors if not prompt_fault(row) or prompt_fault(row) not in copied]
     if errors:
         raise GateFailure(
             f"{folder}: the checkpoint breaks {len(errors)} rules and was removed; first broken rule: {errors[0]}"
         )
 
 
-def place(row: Row) -> tuple[str, str] | None:
+def prompt_fault(row: Row) -> tuple[str, str] | None:
     """The rule, and the file or key, of a fault in the tokenizer's files; None for a fault elsewhere."""
     return (row["rule"], str(row.get("key", row.get("file")))) if row["rule"].startswith("P") else None

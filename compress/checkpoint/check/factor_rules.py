@@ -139,8 +139,8 @@ def feeder_findings(candidate: Candidate, block: str, fit: Fit, fits: list[Fit])
         factors = next((one.factors[name] for one in fits if name in one.factors), None)
         if factors is not None:
             rows, inputs = candidate.provenance.feeding_rows[name], len(fit.inputs.factors)
-            feeding = spread(candidate, factors.outputs[-rows:], inputs)
-            power = spread(candidate, factors.energy.sum(1)[-rows:], inputs)
+            feeding = per_input(candidate, factors.outputs[-rows:], inputs)
+            power = per_input(candidate, factors.energy.sum(1)[-rows:], inputs)
             yield from unlike_inputs(fit, feeding, power, name)
             yield from bias_findings(candidate, f"{name}.bias", fit, rows)
 
@@ -158,17 +158,17 @@ def unlike_inputs(fit: Fit, feeding: Tensor, power: Tensor, tensor: str) -> Find
 def unlike_norm(fit: Fit, ours: Tensor, theirs: Tensor, name: str) -> Findings:
     """A finding if a norm neither equals its source nor cancels the factors of the inputs that it feeds."""
     feeding = ours / away_from_zero(theirs)
-    found = list(unlike_inputs(fit, feeding, theirs.square(), name))
-    yield from found
+    findings = list(unlike_inputs(fit, feeding, theirs.square(), name))
+    yield from findings
     close = fit.inputs.cosines.abs() > CLOSE
-    if not found and close.any() and not torch.equal(ours, theirs):
+    if not findings and close.any() and not torch.equal(ours, theirs):
         typical = (fit.inputs.factors * feeding - 1).abs()[close].median().item()
         if typical > TYPICAL:
             value = f"the median input is off the source by {typical:.0%}"
             yield error(value, f"at most {TYPICAL:.0%}", WRONG, tensor=name)
 
 
-def spread(candidate: Candidate, rows: Tensor, inputs: int) -> Tensor:
+def per_input(candidate: Candidate, rows: Tensor, inputs: int) -> Tensor:
     """Expand one number per row of the feeder to one per input. A value head feeds several query heads."""
     kv_heads = candidate.provenance.heads[1]
     return rows if len(rows) == inputs else rows.view(kv_heads, 1, -1).expand(-1, inputs // len(rows), -1).reshape(-1)
@@ -189,5 +189,5 @@ def bias_findings(candidate: Candidate, name: str, fit: Fit, rows: int) -> Findi
     ours, theirs = (one.tensor(name).float() for one in (candidate.checkpoint, source))
     if ours.shape == theirs.shape:
         inputs = len(fit.inputs.factors)
-        feeding = spread(candidate, ours[-rows:] / away_from_zero(theirs[-rows:]), inputs)
-        yield from unlike_inputs(fit, feeding, spread(candidate, theirs[-rows:].square(), inputs), name)
+        feeding = per_input(candidate, ours[-rows:] / away_from_zero(theirs[-rows:]), inputs)
+        yield from unlike_inputs(fit, feeding, per_input(candidate, theirs[-rows:].square(), inputs), name)

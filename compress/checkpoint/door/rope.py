@@ -70,8 +70,8 @@ def value_faults(key: str, rope: Any, config: Mapping[str, Any]) -> Faults:
         return
     kind = rope_type(rope, config)
     if not isinstance(kind, str) or kind not in REQUIRED:
-        known = ", ".join(REQUIRED)
-        yield Fault(CONFIG, key, f"rope type {json.dumps(kind)[:60]} is unknown to transformers", f"use one of {known}")
+        types = ", ".join(REQUIRED)
+        yield Fault(CONFIG, key, f"rope type {json.dumps(kind)[:60]} is unknown to transformers", f"use one of {types}")
         return
     for name in REQUIRED[kind]:
         if rope.get(name) is None and not (name in config and config[name] is not None):

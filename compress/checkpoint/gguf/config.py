@@ -22,8 +22,8 @@ def find_architecture(model: GgufModel) -> tuple[str, Architecture]:
         raise model.fail(f"general.type is {kind!r}, not model", "import the model itself")
     name = model.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise model.fail(f"the architecture {shown(name)} cannot be imported", f"give a file of one of {known}")
+        supported = ", ".join(ARCHITECTURES)
+        raise model.fail(f"the architecture {shown(name)} cannot be imported", f"give a file of one of {supported}")
     return name, ARCHITECTURES[name]
 
 
@@ -38,7 +38,7 @@ def read_config(model: GgufModel) -> Config:
         if f"{prefix}.{name}" not in model.metadata:
             raise model.fail(f"lacks the metadata key {prefix}.{name}")
     check_namespaces(model, prefix)
-    for name, key in own_keys(model, prefix, architecture).items():
+    for name, key in architecture_keys(model, prefix, architecture).items():
         if key.kind == "only":
             check_only(model, name, key)
         elif key.config is not None:
@@ -66,7 +66,7 @@ def check_namespaces(model: GgufModel, prefix: str) -> None:
             raise model.fail(f"has the metadata key {name}, but its architecture is {prefix}", "import another model")
 
 
-def own_keys(model: GgufModel, prefix: str, architecture: Architecture) -> dict[str, Key]:
+def architecture_keys(model: GgufModel, prefix: str, architecture: Architecture) -> dict[str, Key]:
     """{metadata key of this architecture: its row in the tables}. Raises QCompressError for a key without a row."""
     names = [name for name in model.metadata if name.startswith(f"{prefix}.")]
     for name in names:

@@ -56,7 +56,7 @@ def import_gguf(
             del parameters["lm_head.weight"]
             skeleton.config.tie_word_embeddings = True
         chosen, facts = read_tokenizer(model, tokenizer)
-        written = import_config(skeleton, chosen, dtype) | ends(model, tokenizer)
+        written = import_config(skeleton, chosen, dtype) | stop_token_list(model, tokenizer)
         record = record_text("import", {"dtype": str(dtype).removeprefix("torch.")}, source=files_digest(model.files))
         extra = {"qcompress.json": record, **tokenizer_files(chosen, out)}
         write_parameters(out, list(parameters.values()), written, extra, dtype)
@@ -142,7 +142,7 @@ def note_origin(model: GgufModel, config: PretrainedConfig) -> None:
             setattr(config, key, value)
 
 
-def ends(model: GgufModel, reference: Path | None) -> Config:
+def stop_token_list(model: GgufModel, reference: Path | None) -> Config:
     """`eos_token_id` as a list, if several tokens end an answer; {} if only one does."""
     ids = stop_ids(model) if reference is None else []
     return {"eos_token_id": ids} if len(ids) > 1 else {}

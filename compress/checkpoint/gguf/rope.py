@@ -108,7 +108,7 @@ def factors_scaling(model: GgufModel, values: np.ndarray, theta: float) -> Rope:
     if np.allclose(values, values[0], rtol=TOLERANCE):
         factor = float(values[0])
         return {"rope_type": "default"} if abs(factor - 1) < TOLERANCE else {"rope_type": "linear", "factor": factor}
-    factor = nice(float(values.max()))
+    factor = rounded_if_whole(float(values.max()))
     for ratio, original in llama3_candidates(values, theta, factor) if factor > 1 else ():
         if np.allclose(values, llama3_factors(len(values), theta, factor, ratio, original), rtol=TOLERANCE):
             return {
@@ -138,7 +138,7 @@ def llama3_candidates(values: np.ndarray, theta: float, factor: float) -> Iterat
             yield 1 + float(span), round(float(waves[0] * (1 + smooth[0] * span)))
 
 
-def nice(value: float) -> float:
+def rounded_if_whole(value: float) -> float:
     """The whole number that a float32 was rounded from, else the value."""
     return float(round(value)) if abs(value - round(value)) < TOLERANCE else value
 

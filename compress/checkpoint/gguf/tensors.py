@@ -105,11 +105,11 @@ def gguf_names(architecture: str, blocks: int, names: list[str]) -> dict[str, st
 
     table = get_tensor_name_map({name: arch for arch, name in MODEL_ARCH_NAMES.items()}[architecture], blocks)
     suffixes = (".weight", ".bias")
-    found = {name: table.get_name(name.replace(".dt_bias", ".dt_proj.bias"), try_suffixes=suffixes) for name in names}
-    unnamed = [name for name, gguf_name in found.items() if gguf_name is None]
+    mapped = {name: table.get_name(name.replace(".dt_bias", ".dt_proj.bias"), try_suffixes=suffixes) for name in names}
+    unnamed = [name for name, gguf_name in mapped.items() if gguf_name is None]
     if unnamed:
         raise ValueError(f"{architecture}: gguf's table has no name for {unnamed[0]}; install a newer gguf package")
-    return {name: str(gguf_name) for name, gguf_name in found.items()}
+    return {name: str(gguf_name) for name, gguf_name in mapped.items()}
 
 
 def match_tensors(model: GgufModel, names: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> dict[str, GgufTensor]:
@@ -121,9 +121,9 @@ def match_tensors(model: GgufModel, names: dict[str, str], shapes: dict[str, tup
     missing = sorted(set(names.values()) - model.tensors.keys())
     surplus = sorted(model.tensors.keys() - set(names.values()) - set(ROPE_FACTORS))
     if missing:
-        raise model.fail(f"lacks the tensor {missing[0]}" + more(missing))
+        raise model.fail(f"lacks the tensor {missing[0]}" + and_more(missing))
     if surplus:
-        text = f"has the tensor {surplus[0]}{more(surplus)}, which the model does not have"
+        text = f"has the tensor {surplus[0]}{and_more(surplus)}, which the model does not have"
         raise model.fail(text, "import another model")
     matched = {name: model.tensors[gguf_name] for name, gguf_name in names.items()}
     for name, tensor in matched.items():
@@ -139,6 +139,6 @@ def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def more(names: list[str]) -> str:
+def and_more(names: list[str]) -> str:
     """The end of a list in an error line: how many of `names` follow after the first."""
     return f" and {len(names) - 1} more" if len(names) > 1 else ""

@@ -134,7 +134,7 @@ def adds(model: GgufModel, name: str, *, default: bool) -> bool:
     value = model.metadata.get(f"tokenizer.ggml.add_{name}_token", default)
     if not isinstance(value, bool):
         raise model.fail(f"tokenizer.ggml.add_{name}_token is {shown(value)}, not true or false")
-    known = token_id(model, name) is not None
-    if value and not known and f"tokenizer.ggml.add_{name}_token" in model.metadata:
+    has_id = token_id(model, name) is not None
+    if value and not has_id and f"tokenizer.ggml.add_{name}_token" in model.metadata:
         raise model.fail(f"tokenizer.ggml.add_{name}_token is true, but {name}_token_id is missing")
-    return value and known
+    return value and has_id
