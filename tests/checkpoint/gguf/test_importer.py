@@ -143,10 +143,13 @@ DAMAGE = {
         lambda spec: spec.metadata.update({"qwen2.rope.scaling.type": "yarn"}),
         "has the metadata key qwen2.rope.scaling.type, but its architecture is llama",
     ),
-    "some rotated channels": (lambda spec: spec.set(rope__dimension_count=8, attention__key_length=16), "is 8, heads"),
+    "some rotated channels": (
+        lambda spec: spec.set(rope__dimension_count=8, attention__key_length=16),
+        "is 8, but heads",
+    ),
     "too many key-value heads": (lambda spec: spec.set(attention__head_count_kv=3), "are not a multiple of"),
     "a text for a number": (lambda spec: spec.set(context_length="long"), "context_length is 'long', not a whole"),
-    "a vocabulary of another size": (lambda spec: spec.set(vocab_size=129), "128 rows, vocab_size is 129"),
+    "a vocabulary of another size": (lambda spec: spec.set(vocab_size=129), "128 rows, but vocab_size is 129"),
 }
 
 

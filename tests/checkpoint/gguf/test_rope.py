@@ -120,7 +120,7 @@ REFUSED = {
     ),
     "factors of another length": (
         lambda spec: spec.tensors.update({"rope_freqs.weight": np.ones(4, np.float32)}),
-        "rope_freqs.weight has shape (4,), 16 rotated channels need (8,)",
+        "rope_freqs.weight has shape (4,), but 16 rotated channels need (8,)",
     ),
     "a factor that is not a number": (
         lambda spec: spec.tensors.update({"rope_freqs.weight": np.full(8, np.nan, np.float32)}),

@@ -154,7 +154,7 @@ def test_the_tokenizer_of_another_model_is_refused(make_spec, tmp_path):
     byte_level("qwen2").save_pretrained(tmp_path / "other")
     spec = with_vocabulary(make_spec, byte_level("gpt-2"))
     with pytest.raises(
-        QCompressError, match=r"other: token \d+ is '.*', .*model\.gguf has '.*'; give the tokenizer of"
+        QCompressError, match=r"other: token \d+ is '.*', but '.*' in .*model\.gguf; give the tokenizer of"
     ):
         import_tokenizer(spec, tmp_path, tokenizer=tmp_path / "other")
     with pytest.raises(QCompressError, match=r"nothing: has no tokenizer\.json"):
