@@ -27,7 +27,7 @@ def test_any_part_stands_for_the_whole_model(llama, part, tmp_path, index):
 @pytest.mark.parametrize("index", [1, 2, 3])
 def test_a_missing_part_is_named(part, index):
     number(part, index).unlink()
-    with pytest.raises(QCompressError, match=rf"model-0000{index}-of-00003\.gguf: missing; put all 3 parts of the model in"):
+    with pytest.raises(QCompressError, match=rf"model-0000{index}-of-00003\.gguf: missing; put all 3 parts of the"):
         GgufModel(number(part, 1 if index > 1 else 2))
 
 
