@@ -17,7 +17,8 @@ STATM = Path("/proc/self/statm")
 def bounded(memory: int = MEMORY, seconds: float = SECONDS) -> Iterator[None]:
     """Context whose body may allocate `memory` more bytes and run for `seconds`.
 
-    Raises MemoryError or TimeoutError beyond them. Memory is limited on Linux only, time in the main thread only.
+    Raises MemoryError or TimeoutError if the body exceeds a limit. Memory is limited on Linux only, time in the main
+    thread only.
     """
     with limited_memory(memory), limited_time(seconds):
         yield
@@ -41,9 +42,9 @@ def limited_memory(memory: int) -> Iterator[None]:
 
 @contextmanager
 def limited_time(seconds: float, *, cpu: bool = False) -> Iterator[None]:
-    """Context that raises TimeoutError in its body after `seconds`, of CPU time with `cpu`.
+    """Context that raises TimeoutError in its body after `seconds`. With `cpu`, only CPU time is counted.
 
-    No limit outside the main thread.
+    Outside the main thread there is no limit.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

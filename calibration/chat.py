@@ -31,7 +31,7 @@ def encode_chat(
     template marks it with `{% generation %}`. Without `answers_only` the mask is True on all tokens.
 
     Raises CalibrationError, beginning with `where`, if the tokenizer has no chat template, or if the template fails or
-    renders no text. With `answers_only` also if it renders a turn differently once more turns follow.
+    renders no text. With `answers_only`, also if the template renders a turn differently when later turns follow.
     """
     if not has_template(tokenizer):
         raise CalibrationError(
@@ -58,8 +58,8 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message], where: str) -> st
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """The token ids of `text`, without special tokens before or after it.
 
-    Raises CalibrationError if an id has no row in the model's embedding, as far as the tokenizer knows its
-    `embedding_rows`: a few models are published with special tokens that they cannot read.
+    Raises CalibrationError if the model's embedding lacks an id, as it lacks some special tokens of a few models. This
+    is checked only if the tokenizer has the attribute `embedding_rows`.
     """
     encoded = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
     ids = list(encoded["input_ids"])
@@ -67,7 +67,8 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     if rows is not None and max(ids, default=0) >= rows:
         token = tokenizer.convert_ids_to_tokens(max(ids))
         raise CalibrationError(
-            f"the text contains {token!r}, token {max(ids)}, but the model has only {rows} tokens; remove it there"
+            f"the text contains the token {token!r} (id {max(ids)}), but the model has only {rows} tokens; "
+            "remove this token from the text"
         )
     return ids
 
@@ -93,15 +94,15 @@ def _by_prefixes(tokenizer: Any, messages: Sequence[Message], text: str, where: 
 def _span(tokenizer: Any, messages: Sequence[Message], turn: int, text: str, where: str) -> tuple[int, int]:
     """The start and end of an assistant turn in `text`, in characters: without its header, with its end-of-turn token.
 
-    Raises CalibrationError if the template renders the turn differently once more turns follow.
+    Raises CalibrationError if the template renders the turn differently when later turns follow.
     """
     opened = render(tokenizer, messages[:turn], where, add_generation_prompt=True)
     closed = render(tokenizer, messages[: turn + 1], where)
     if not (text.startswith(closed) and closed.startswith(opened)):
         raise CalibrationError(
-            f"{where}: message {turn + 1}: the chat template renders this turn differently once more turns follow, so "
-            "the assistant's tokens cannot be located; mark them with {% generation %} in "
-            "the template, or use rows with `text`"
+            f"{where}: message {turn + 1}: the chat template renders this turn differently when later turns follow, so "
+            "the assistant's tokens cannot be located; mark them with {% generation %} in the template, or use rows "
+            "with `text`"
         )
     trimmed = closed.rstrip()
     special = (*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values()))

@@ -55,7 +55,8 @@ def parse_source(source: str) -> TextSource:
         raise CalibrationError(f"{source}: the weight is {weight}, but must be above 0; raise it or remove the source")
     if not 1 / MAX_WEIGHT <= value <= MAX_WEIGHT:
         raise CalibrationError(
-            f"{source}: the weight is {weight}, but must be from {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}; write {name}=2.5"
+            f"{source}: the weight is {weight}, but must be from {1 / MAX_WEIGHT:g} to {MAX_WEIGHT:g}; "
+            f"write for example {name}=2.5"
         )
     return TextSource(name, value)
 
@@ -98,9 +99,10 @@ def source_digest(source: str) -> str:
 
 
 def digest_documents(documents: Iterable[Document]) -> str:
-    """The digest of the documents' text, "sha256:…". Names, file kinds, line ends and the order do not change it.
+    """The digest of the documents' text, "sha256:…".
 
-    A copy of a text under another name has the same digest. So evaluation text is recognised among training text.
+    Names, file kinds, line ends and the order of documents do not change it. A copy of a text under another name has
+    the same digest. So evaluation text is recognised among training text.
     """
     digests = sorted(_digest(_canonical(document)) for document in documents)
     return "sha256:" + hashlib.sha256("\n".join(digests).encode()).hexdigest()
@@ -120,7 +122,7 @@ def _read(name: str) -> Iterator[Document]:
 
 
 def _digest(text: str) -> str:
-    """sha256 of the UTF-8 text, in pieces: a copy of a large text would take as much memory again."""
+    """sha256 of the UTF-8 text, computed in pieces, because a copy of a large text takes much memory."""
     digest = hashlib.sha256()
     for start in range(0, len(text), PIECE):
         digest.update(text[start : start + PIECE].encode())

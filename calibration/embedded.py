@@ -65,7 +65,7 @@ def _written(name: str) -> Iterator[Document]:
 
 @cache
 def _topics() -> dict[str, list[Document]]:
-    """The documentation topics of each corpus. If several topics have a paragraph, only the first of them keeps it."""
+    """The documentation topics of each corpus. A paragraph that occurs in several topics stays in the first one."""
     topics = _pydoc_topics()
     rest = sorted(set(topics) - set(HELDOUT_TOPICS) - set(DEFAULT_TOPICS))
     seen: set[str] = set()

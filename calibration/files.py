@@ -43,7 +43,10 @@ def read_text(path: Path) -> str:
 
 
 def text_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(line, its place) of every line that is not blank. Raises CalibrationError for a line above MAX_ROW."""
+    """Pairs of a line and its place, such as "notes.txt: line 3". Blank lines are left out.
+
+    Raises CalibrationError if a line is longer than MAX_ROW.
+    """
     number, line = 1, ""
     for piece in text_pieces(path):
         *lines, rest = (line + piece).split("\n")
@@ -114,5 +117,5 @@ def parse_json(text: str, where: str) -> Any:
         raise CalibrationError(f"{where}: a number has too many digits; correct or remove it") from error
     if halved:
         code = f"\\u{ord(halved[0]):04x}"
-        raise CalibrationError(f"{where}: {code} is half a character; correct or remove it")
+        raise CalibrationError(f"{where}: {code} is half a surrogate pair, not a character; correct or remove it")
     return value

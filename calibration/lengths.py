@@ -1,4 +1,4 @@
-"""Check that sources are long enough for their windows. Reads each source up to the tokens that it must contribute."""
+"""Check that sources are long enough for their windows. Each source is read only until it has enough tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +8,9 @@ from calibration.windows import divide_tokens, encode_document, too_short
 
 
 def check_lengths(sources: Sequence[str], tokenizer: Any, *, n_samples: int, body: int) -> dict[str, int]:
-    """The tokens that each source, by label, contributes to `n_samples` windows of `body` tokens.
+    """The number of tokens that each source, by label, contributes to `n_samples` windows of `body` tokens.
 
-    Raises TooShortError as `build_windows` does if a source has fewer. A hub dataset is not read.
+    Raises TooShortError, as `build_windows` does, if a source has too few tokens. A hub dataset is not read.
     """
     texts = [parse_source(source) for source in sources]
     quotas = divide_tokens([text.weight for text in texts], n_samples * body)
@@ -22,7 +22,7 @@ def check_lengths(sources: Sequence[str], tokenizer: Any, *, n_samples: int, bod
 
 
 def count_tokens(text: TextSource, tokenizer: Any, limit: int) -> int:
-    """The tokens of a source, counted until there are `limit` of them."""
+    """The number of tokens of a source. Counting stops at `limit` or more tokens."""
     count = 0
     for document in iterate_documents(text.name):
         if count >= limit:

@@ -1,6 +1,6 @@
-"""Render conversations with a tokenizer's chat template, which is foreign code: any failure is one line.
+"""Render conversations with a tokenizer's chat template. A template is foreign code, so any failure is one line.
 
-transformers runs templates in Jinja's sandbox, which limits neither memory nor time; `bounded` does.
+transformers runs templates in Jinja's sandbox. `bounded` adds limits of memory and time, which this sandbox lacks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,21 +17,21 @@ GROWTH = 20
 def render(tokenizer: Any, messages: Sequence[Message], where: str, **options: Any) -> str:
     """The conversation as text, as the template renders it.
 
-    Raises CalibrationError, beginning with `where`, if the template fails, in whatever way, or renders too much.
+    Raises CalibrationError, beginning with `where`, if the template fails in any way or renders too long a text.
     """
     rows = [dict(message) for message in messages]
     text = guarded(lambda: tokenizer.apply_chat_template(rows, **(options | {"tokenize": False})), where, rows)
     limit = MAX_CHARACTERS + GROWTH * len(str(rows))
     if len(text) > limit:
         raise CalibrationError(
-            f"{where}: the chat template renders {len(text):,} characters, more than the {limit:,} that fit the row; "
-            "correct the template"
+            f"{where}: the chat template renders {len(text):,} characters, above the limit of {limit:,} for this "
+            "conversation; correct the template"
         )
     return str(text)
 
 
 def render_all(tokenizer: Any, messages: Sequence[Message], where: str, **options: Any) -> str:
-    """Like `render`, for a whole conversation: a template that renders no text raises CalibrationError too."""
+    """A whole conversation as text. Raises CalibrationError as `render` does, and also if the text is empty."""
     text = render(tokenizer, messages, where, **options)
     if not text.strip():
         raise CalibrationError(
@@ -41,7 +41,7 @@ def render_all(tokenizer: Any, messages: Sequence[Message], where: str, **option
 
 
 def guarded(call: Callable[[], Any], where: str, rows: Sequence[Message], memory: int = MEMORY) -> Any:
-    """The value of `call`, which runs a chat template, within limits of memory and time.
+    """Run `call`, which uses a chat template, within limits of memory and time, and return its value.
 
     Raises CalibrationError, beginning with `where`, for every exception: the template is foreign code.
     """

@@ -39,7 +39,7 @@ class Windows:
     document of the token after it. `documents` is None if the documents are unknown.
 
     `manifest` is plain data for JSON: the arguments, a digest of the ids, totals, and one row per source. In a row,
-    `tokens_counted` is the number of tokens that count in a loss, `tokens_dropped` that of tokens encoded but not used.
+    `tokens_counted` is the number of tokens that count in a loss. `tokens_dropped` were encoded but not used.
     """
 
     ids: Tensor
@@ -92,18 +92,21 @@ def build_windows(
 ) -> Windows:
     """Pack `sources` into windows. The same arguments give the same bytes.
 
-    A source is "NAME" or "FILE", each optionally with "=WEIGHT". Weights set the shares of the tokens. `held_out` more
-    windows follow the `n_samples` windows and do not change them. A `start_token` begins every window and is one of
-    its `seq_len` tokens. A single document is cut into consecutive windows, with the ids of the whole document.
-    With `answers_only`, only the assistant's tokens of a conversation count in the mask. Without it all tokens count,
-    and the chat template may render a turn differently once more turns follow.
+    A source is "NAME" or "FILE", each optionally with "=WEIGHT". Tokens are divided among sources by weight. `held_out`
+    more windows follow the `n_samples` windows and do not change them. A `start_token` begins every window and is one
+    of its `seq_len` tokens. A single document is cut into consecutive windows, with the ids of the whole document.
+    With `answers_only`, the mask is True only on the assistant's tokens of a conversation. Without it, the mask is True
+    on all tokens of text, and the chat template may render a turn differently when later turns follow.
 
     Raises CalibrationError if text cannot be read or is too short. Raises ValueError if a size is too small.
     """
     body = seq_len - (start_token is not None)
     if n_samples < 1 or body < 1 or held_out < 0 or not sources:
         sizes = f"n_samples={n_samples}, seq_len={seq_len}, held_out={held_out}, {len(sources)} sources"
-        raise ValueError(f"calibration.windows: {sizes} is too small; use at least one source, sample and text token")
+        raise ValueError(
+            f"calibration.windows: {sizes}: a size is too small; "
+            "use at least 1 source, 1 sample and 1 token of text per window"
+        )
     rng = random.Random(seed)
     texts = [parse_source(source) for source in sources]
     shares = _shares(texts, tokenizer, (n_samples, held_out), body, rng, answers_only)
@@ -124,7 +127,7 @@ def _shares(
     rng: random.Random,
     answers_only: bool,
 ) -> list[_Share]:
-    """The share of every source, filled with tokens. Raises TooShortError if a source has too few.
+    """The tokens that each source contributes. Raises TooShortError if a source has too few tokens.
 
     `counts` are the numbers of calibration windows and held-out windows. A window has `body` tokens of text.
     """
@@ -217,9 +220,10 @@ def _encode_beginning(tokenizer: Any, text: str, needed: int) -> list[int]:
 
 
 def _cut_place(text: str, position: int) -> tuple[int, bool]:
-    """The end of the line at `position`, without trailing blanks, or the end of the text in its last line; and True.
+    """The place of a cut near `position`, and whether a line or the text ends there.
 
-    False in a line of more than REACH further characters, which is cut at a blank in REACH, or at the position itself.
+    If a line or the text ends within REACH characters, the cut is at this end, without trailing blanks. Otherwise the
+    cut is at the next blank within REACH characters, or at `position` itself.
     """
     newline = text.find("\n", position, position + REACH)
     if newline >= 0:
@@ -263,7 +267,10 @@ def _check_twin(share: _Share, others: list[_Share]) -> None:
 
 
 def too_short(name: str, available: int, quota: int, n_samples: int, body: int) -> TooShortError:
-    """The error for a source with `available` tokens, of which `n_samples` windows of `body` tokens need `quota`."""
+    """The error for a source that has `available` tokens, but must contribute `quota` tokens.
+
+    `n_samples` windows of `body` tokens each are built from all sources together.
+    """
     fitting, alone = n_samples * available // quota, quota == n_samples * body
     facts: dict[str, Any] = {"source": name, "tokens": available, "body": body, "fitting": fitting}
     if alone and available < body:
@@ -271,7 +278,7 @@ def too_short(name: str, available: int, quota: int, n_samples: int, body: int) 
             f"{name}: the text has {available} tokens, but a window needs {body}; add text or lower --seq-len", **facts
         )
     cure = f"lower --samples to {fitting}" if fitting else "lower --seq-len"
-    needs = f"{n_samples} windows of {body} tokens need {quota}" if alone else f"its weight requires {quota}"
+    needs = f"{n_samples} windows of {body} tokens need {quota}" if alone else f"its weight requires {quota} tokens"
     return TooShortError(
         f"{name}: the text has {available} tokens, but {needs}; {cure}{'' if alone else ', lower its weight'}, "
         "or add text",

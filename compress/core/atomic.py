@@ -81,9 +81,9 @@ def file_errors(path: Path, kept: str = "finished parts are kept") -> Iterator[N
 
 
 def cause_of(error: OSError, path: Path | None = None, kept: str = "") -> str | None:
-    """One line with path, cause and cure, if the cause of an error is outside of the program. Otherwise None.
+    """One line with path, cause and cure of an error. None for an unexpected error, which is a bug.
 
-    Without `path`, the path is taken from the error, and a missing file counts as a bug.
+    Without `path`, the path is taken from the error, and a missing file is unexpected.
     """
     causes = CAUSES if path is None else CAUSES | MISSING
     if path is None and isinstance(error.filename, str | bytes):

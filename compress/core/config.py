@@ -39,23 +39,23 @@ def parse_size(text: str) -> int:
     """The bytes in a text such as "2GB", "1.5 GiB" or "800MB". Raises ValueError, with examples, for other text."""
     match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]i?B|B)?\s*", text, re.IGNORECASE | re.ASCII)
     if not match:
-        raise BadValueError(f"size {text!r}: write it as 2GB, 1.5GiB or 800MB")
+        raise BadValueError(f"size {text!r} is not valid; write it as 2GB, 1.5GiB or 800MB")
     if match[2] is None:
-        raise BadValueError(f"size {text!r}: add a unit, such as {text.strip()}GB")
+        raise BadValueError(f"size {text!r} has no unit; add a unit, such as {text.strip()}GB")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def parse_group_size(text: str) -> int:
     """The group size in "128", "64" or "32". "auto" gives 0. Raises ValueError for any other text."""
     if text not in ("auto", *map(str, GROUP_SIZES)):
-        raise BadValueError(f"group size {text!r}: choose auto, 128, 64 or 32")
+        raise BadValueError(f"group size {text!r} is not supported; choose auto, 128, 64 or 32")
     return 0 if text == "auto" else int(text)
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise ValueError if a value is not one of the choices of the option `name`."""
     if value not in choices:
-        raise BadValueError(f"{name} {value}: choose {', '.join(map(str, choices))}")
+        raise BadValueError(f"{name} {value} is not supported; choose one of {', '.join(map(str, choices))}")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class MethodConfig:
     )
     damp_percent: float = option(
         1e-4,
-        "Damping of GPTQ: this share of the Hessian's mean diagonal is added to its diagonal.",
+        "Damping of GPTQ: this fraction of the Hessian's mean diagonal is added to its diagonal.",
         group="Tuning",
         above=0,
         below=1,
@@ -192,8 +192,8 @@ class LayoutConfig:
 class CalibrationConfig:
     """The windows of text on which statistics are measured.
 
-    No method reads the `held_out` windows; they only measure KL. They follow the `samples` windows in the text. If the
-    text is too short for both, the last `held_out` of the `samples` windows are held out.
+    `held_out` more windows follow the `samples` windows in the text. No method reads them: they only measure KL. If the
+    text is too short for all these windows, methods read `held_out` fewer windows.
     """
 
     text: tuple[str, ...] = option(
@@ -240,13 +240,13 @@ class QuantizeConfig(CalibrationConfig, LayoutConfig, MethodConfig):
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """The settings without an effect on the result of the method."""
+        """The names of the settings that have no effect with this method."""
         calibration = () if self.reads_text else CALIBRATION_ONLY
         damps = self.method in ("gptq", "awq+gptq", AUTO) or (self.method == "awq" and self.error_correction > 0)
         return calibration if damps else (*calibration, "damp_percent")
 
     def check_used(self, names: Iterable[str]) -> None:
-        """Raise BadValueError if one of these settings, which the user has set, has no effect."""
+        """Raise BadValueError if a setting in `names` has no effect. `names` are the settings that the user set."""
         for name in self.unused:
             if name in names:
                 correction = " and --error-correction 0" if self.method == "awq" else ""

@@ -110,7 +110,7 @@ def full_range(low: Tensor, high: Tensor, scheme: Scheme, shrink: float | Tensor
 
 
 def find_grid(weight: Tensor, scheme: Scheme, importance: Tensor) -> tuple[Tensor, Tensor]:
-    """Search each group's grid with the least Σ importance · (weight - rounded)². Returns scales and zeros.
+    """Find the grid of each group with the least Σ importance · (weight - rounded)². Returns scales and zeros.
 
     Both are (out, groups) float32. `importance` (in,) is the mean square of each input, the diagonal of the Hessian.
     With ones, the search minimises the plain squared error. The candidates are the group's full range, and ranges
@@ -138,9 +138,9 @@ def find_rows_grid(grouped: Tensor, scheme: Scheme, importance: Tensor) -> tuple
 def signed_range(low: Tensor, high: Tensor, scheme: Scheme, shrink: float | Tensor) -> tuple[Tensor, Tensor]:
     """The scales and zeros of symmetric grids. The lowest code stands for `shrink` times the group's largest weight.
 
-    A symmetric grid has one more code below its zero than above it. The lowest code gives the largest magnitude. So the
-    largest weight is put there, and the scale is negative if that weight is positive. Steps are smaller than those of
-    `full_range`: with 4 bits, 15/16 of them.
+    A symmetric grid has one more code below its zero than above it. So the lowest code has the largest magnitude, and
+    the group's largest weight gets it. The scale is negative if that weight is positive. Steps are smaller than those
+    of `full_range`: with 4 bits, 15/16 of them.
     """
     middle = 2 ** (scheme.bits - 1)
     scales = torch.where(high > -low, high, low) * (-shrink / middle)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: both raise KeyboardInterrupt, so that jobs clean up. The exception has a line about kept work."""
+"""Ctrl-C and SIGTERM both raise KeyboardInterrupt, so that jobs clean up. A note of the exception names kept work."""
 
 import signal
 import threading

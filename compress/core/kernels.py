@@ -65,7 +65,7 @@ def link(function: FunctionType) -> FunctionType:
 
 
 def round_block(columns: Tensor, scales: Tensor, zeros: Tensor, rows: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
-    """Does the same as `round_block` in gptq.py."""
+    """Round the columns of a block. Has the arguments and the result of `round_block` in gptq.py."""
     offsets, errors = torch.empty(2, *columns.shape)
     round_tiles(*arrays(columns, scales, zeros, rows), np.float32(max_code), *arrays(offsets, errors))
     return offsets, errors
@@ -82,7 +82,7 @@ def move_group(
     max_code: int,
     dtype: torch.dtype,
 ) -> None:
-    """Does the same as `move_group` in refine.py."""
+    """Move a group's codes and scales, in place. Has the arguments and the result of `move_group` in refine.py."""
     assert codes.is_contiguous() and error.is_contiguous() and scales.is_contiguous()  # else a copy would be changed
     tensors = arrays(codes, error, scales, gradient, hessian, energy.reciprocal(), zeros)
     move_tiles(*tensors, np.float32(max_code), *scale_limits(dtype))
@@ -97,7 +97,7 @@ def scale_limits(dtype: torch.dtype) -> tuple[np.float32, np.float32, np.float32
 
 
 def best_grid(grouped: Tensor, importance: Tensor, scales: Tensor, zeros: Tensor, max_code: int) -> Tensor:
-    """Does the same as `best_grid` in grid.py."""
+    """The index of each group's best grid. Has the arguments and the result of `best_grid` in grid.py."""
     best = torch.empty(grouped.shape[:2], dtype=torch.int64)
     try_grids(*arrays(grouped, importance, scales, zeros), np.float32(max_code), best.numpy())
     return best
@@ -175,7 +175,10 @@ def move_tiles(  # type: ignore[no-untyped-def]
 def move_codes(  # type: ignore[no-untyped-def]
     codes, start, stop, zero, hessian, inverse, max_code, steps, sums, moved, slope, curvature
 ):
-    """Fill `moved` with q', and sum up slope / s and curvature. `sums` holds H q' of the earlier columns."""
+    """Fill `moved` with the new offsets q', and sum up slope / s and curvature. `move_tiles` explains the symbols.
+
+    `sums` holds H q' of the earlier columns.
+    """
     width = stop - start
     old, change, product = np.zeros((3, TILE), np.float32)
     for i in range(len(codes)):
@@ -203,7 +206,10 @@ def move_codes(  # type: ignore[no-untyped-def]
 
 @compiled()
 def move_scales(scale, slope, curvature, new_scale, smallest, largest, splitter):  # type: ignore[no-untyped-def]
-    """Fill `new_scale` with s' if s' can be stored and lowers the error, else with s. The sign never changes."""
+    """Fill `new_scale` with the new scales, or with the old scale where the new one raises the error.
+
+    The old scale also stays if the new one cannot be stored or has the other sign.
+    """
     for t in range(len(scale)):
         best = scale[t] - slope[t] / max(curvature[t], np.float32(TINY))
         wide = splitter * best

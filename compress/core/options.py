@@ -18,10 +18,10 @@ DEVICE_HELP = "Device that runs the model. auto: a GPU if torch finds one, else 
 class Option:
     """How one setting looks to a user.
 
-    `group` is the help section. `minimum` and `maximum` are inclusive bounds of a number, `above` and `below` exclusive
-    ones. `flag` replaces the option's name (`"--sym/--asym"`). `default_text` is shown as the default if the default is
-    None. `flag_value` is used if the command line gives the option without a value. `parse` turns text into the field's
-    value, and raises ValueError for text that it cannot read.
+    `group` is the help section. `minimum` and `maximum` are inclusive bounds of a number; `above` and `below` are
+    exclusive bounds. `flag` replaces the option's name (`"--sym/--asym"`). `default_text` is shown as the default if
+    the default is None. `flag_value` is used if the command line gives the option without a value. `parse` turns text
+    into the field's value, and raises ValueError for text that it cannot read.
     """
 
     help: str
@@ -52,7 +52,7 @@ def device_setting() -> Any:
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of a settings class. `type` is its type without None; `repeats` is True for a tuple of such values."""
+    """One field of a settings class: a value of `type`, or with `repeats` a tuple of such values."""
 
     name: str
     type: Any
@@ -68,7 +68,10 @@ def settings_of(config: type) -> list[Setting]:
 
 
 def make_setting(one: Field[Any], hint: Any) -> Setting:
-    """The setting of a field. The type `X | None` becomes X, and `tuple[X, ...]` becomes X with `repeats`."""
+    """The Setting of a dataclass field. `hint` is the field's type.
+
+    `type` is X for the hints `X`, `X | None` and `tuple[X, ...]`. `repeats` is True for a tuple.
+    """
     if get_origin(hint) in (Union, UnionType):
         hint = next(part for part in get_args(hint) if part is not type(None))
     repeats = get_origin(hint) is tuple

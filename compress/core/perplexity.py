@@ -1,8 +1,9 @@
 """Perplexity: exp of the mean nll in nats per token, with a standard error.
 
-Windows are treated as independent samples, because the tokens of one window share context. Windows differ in their
-numbers of tokens, so a mean over tokens is a ratio of two sums, with the standard error of a ratio estimator (Cochran
-1977, Sampling Techniques, section 6.5). The delta method carries this error through exp.
+The independent samples are windows, not tokens, because the tokens of one window share context. Windows differ in their
+numbers of tokens. So a mean over tokens is a ratio of two sums, and its standard error is that of a ratio estimator
+(Cochran 1977, Sampling Techniques, section 6.5). The delta method turns the standard error of the mean nll into that of
+the perplexity.
 """
 
 import math
@@ -32,9 +33,9 @@ def window_mean(values: Tensor, windows: Tensor) -> Estimate:
 
 
 def sums_mean(sums: Tensor, tokens: Tensor) -> Estimate:
-    """The mean over tokens from the sum of each window's values and its number of tokens, both (windows,) float64.
+    """The mean over tokens. `sums` are the sums of each window's values, `tokens` its numbers of tokens.
 
-    Raises ValueError without tokens.
+    Both are (windows,) float64. Raises ValueError if there are 0 tokens.
     """
     count, total = int((tokens > 0).sum()), tokens.sum()
     if not count:
@@ -49,7 +50,7 @@ def sums_mean(sums: Tensor, tokens: Tensor) -> Estimate:
 def exponential(estimate: Estimate) -> Estimate:
     """exp of an estimate. It turns an nll into a perplexity, and a difference of nlls into a ratio of perplexities.
 
-    Raises ValueError if exp overflows. That takes a mean nll of 709 nats, which only a damaged model has.
+    Raises ValueError if exp overflows: only a damaged model has a mean nll above 709 nats.
     """
     try:
         value = math.exp(estimate.value)

@@ -1,6 +1,6 @@
-"""Confidence intervals of task scores: closed forms that hold for few items too.
+"""Confidence intervals of task scores, by formulas that also hold for few items.
 
-A bootstrap of two equal items has no width. These intervals come from the binomial distribution, so they do:
+A bootstrap interval has no width if all items have equal scores. The formulas here always give a width:
 
     one score      exact (Clopper and Pearson 1934, https://doi.org/10.1093/biomet/26.4.404) up to EXACT items,
                    then Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953
@@ -8,8 +8,8 @@ A bootstrap of two equal items has no width. These intervals come from the binom
     a difference   Bonett and Price 2012, https://doi.org/10.3102/1076998611411915, both scores on the same items
     a mean         Zou and Donner 2008, https://doi.org/10.1002/sim.3095, of independent kinds of task
 
-Scores are 0 to 1. A score between 0 and 1 varies less than a binomial one of the same mean, so its interval is wider
-than needed.
+An item's score is from 0 to 1. The formulas assume that it is 0 or 1. Scores between 0 and 1 vary less, so their
+interval is wider than necessary.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,10 @@ def score_interval(right: float, items: int) -> Bounds:
 
 
 def exact_bound(right: int, items: int) -> float:
-    """The share of right items with which `right` or more of `items` are right in 2.5 % of samples; 0 for none."""
+    """The lower bound of the exact 95 % interval of a score, if `right` of `items` items are right.
+
+    With the bound as true score, 2.5 % of samples have `right` or more right items. It is 0 if `right` is 0.
+    """
     low, high = 0.0, 1.0 if right else 0.0
     for _ in range(STEPS):
         share = (low + high) / 2
@@ -41,7 +44,7 @@ def exact_bound(right: int, items: int) -> float:
 
 
 def wilson_interval(right: float, items: float, z: float = Z) -> Bounds:
-    """Wilson's interval of a mean score."""
+    """Wilson's interval of a mean score: `right` is the sum of the scores of `items` items."""
     centre, spread = 2 * right + z * z, z * sqrt(z * z + 4 * right * max(0.0, 1 - right / items))
     whole = 2 * (items + z * z)
     return max(0.0, (centre - spread) / whole), min(1.0, (centre + spread) / whole)
@@ -50,8 +53,8 @@ def wilson_interval(right: float, items: float, z: float = Z) -> Bounds:
 def ratio_interval(reference: Sequence[float], candidate: Sequence[float]) -> Bounds:
     """The interval of mean(candidate) / mean(reference), for a reference that does not score 0.
 
-    Items that both fail carry no information on the ratio. The two scores of the others have Wilson intervals whose z
-    is reduced, so that their quotient covers 95 %.
+    Items that both models fail do not change the ratio and are left out. On the other items, both scores get a Wilson
+    interval with a reduced z. The quotient of these two intervals then covers 95 %.
     """
     ours, theirs = sum(candidate), sum(reference)
     both = sum(min(pair) for pair in zip(reference, candidate, strict=True))
@@ -64,7 +67,7 @@ def ratio_interval(reference: Sequence[float], candidate: Sequence[float]) -> Bo
 
 
 def difference_interval(before: Sequence[float], after: Sequence[float]) -> Bounds:
-    """The interval of mean(after) - mean(before): Wald's, after one more item that rose and one that fell."""
+    """The interval of mean(after) - mean(before): Wald's, with one improved and one worsened item added."""
     changes = [new - old for old, new in zip(before, after, strict=True)]
     items = len(changes) + 2
     rose, fell = (1 + sum(max(sign * change, 0.0) for change in changes) for sign in (1, -1))
@@ -74,7 +77,7 @@ def difference_interval(before: Sequence[float], after: Sequence[float]) -> Boun
 
 
 def mean_interval(values: Sequence[float], bounds: Sequence[Bounds]) -> Bounds:
-    """The interval of the mean of independent values, from the interval of each."""
+    """The interval of the mean of independent values. `bounds` holds the interval of each value."""
     mean, count = sum(values) / len(values), len(values)
     below = hypot(*(value - low for value, (low, _) in zip(values, bounds, strict=True)))
     above = hypot(*(high - value for value, (_, high) in zip(values, bounds, strict=True)))

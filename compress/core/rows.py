@@ -56,7 +56,7 @@ class LinearRow(TypedDict):
     error: Annotated[float, "squared output error over squared output, all tokens"]
     gain: Annotated[float, "projection of the candidate's output on the reference's, median over tokens; 1 is exact"]
     recorded: Annotated[float | None, "error in the candidate's record; null without a record"]
-    score: NotRequired[Annotated[float, "distance of the gain from other blocks' gains, robust deviations"]]
+    score: NotRequired[Annotated[float, "distance of the gain from the gains of other blocks, in robust deviations"]]
 
 
 class BlockRow(TypedDict):
@@ -66,7 +66,7 @@ class BlockRow(TypedDict):
     name: Annotated[str, "path of the block in the model"]
     error: Annotated[float, "squared error over squared update, median over tokens"]
     gain: Annotated[float, "projection of the candidate's update on the reference's, median over tokens; 1 is exact"]
-    excess: Annotated[float | None, "median of measured over recorded error of the linears; null without a record"]
+    excess: Annotated[float | None, "median over the linears of measured error / recorded error; null without a record"]
     linears: Annotated[list[LinearRow], "linears of the block"]
     linear: NotRequired[Annotated[str | None, "the outlier, if it is a single linear; null otherwise"]]
     score: NotRequired[Annotated[float, "largest robust deviation of the block and its linears"]]
@@ -110,9 +110,9 @@ class DriftPart(TypedDict):
     kl_median: Annotated[float, "median KL of a token, nats"]
     kl_p95: Annotated[float, "95th percentile of KL, nats"]
     kl_p99: Annotated[float, "99th percentile of KL, nats"]
-    top1: Annotated[float, "share of tokens with the same most likely token in both models, 0 to 1"]
+    top1: Annotated[float, "share of positions where both models have the same most likely token, 0 to 1"]
     top1_se: Annotated[float | None, "standard error of top1; null for one window"]
-    top5: Annotated[float, "share of tokens whose most likely token is in the candidate's top 5, 0 to 1"]
+    top5: Annotated[float, "share of positions where the candidate's top 5 has the reference's top token, 0 to 1"]
     top5_se: Annotated[float | None, "standard error of top5; null for one window"]
 
 
@@ -145,7 +145,7 @@ class TeacherPart(TypedDict, total=False):
     teacher_kl_se: Annotated[float | None, "standard error of teacher_kl; null for one window"]
     teacher_kl_low: Annotated[float | None, "lower end of the 95 % interval of teacher_kl"]
     teacher_kl_high: Annotated[float | None, "upper end of the 95 % interval of teacher_kl"]
-    teacher_top1: Annotated[float, "share of tokens with the teacher's most likely token, 0 to 1"]
+    teacher_top1: Annotated[float, "share of positions with the same most likely token as the teacher, 0 to 1"]
     teacher_top1_se: Annotated[float | None, "standard error of teacher_top1; null for one window"]
     teacher_perplexity_ratio: Annotated[float, "perplexity over the teacher's perplexity"]
     teacher_perplexity_ratio_se: Annotated[float | None, "standard error of teacher_perplexity_ratio"]
@@ -288,7 +288,7 @@ class SpeedRow(TypedDict):
     decode_tokens_per_s: Annotated[float | None, "tokens per second of one request after its first token, median"]
     decode_tokens_per_s_low: Annotated[float | None, "minimum of decode_tokens_per_s"]
     decode_tokens_per_s_high: Annotated[float | None, "maximum of decode_tokens_per_s"]
-    throughput_tokens_per_s: Annotated[float | None, "new tokens of a batch over its total time, median"]
+    throughput_tokens_per_s: Annotated[float | None, "new tokens of a batch per second of its total time, median"]
     throughput_tokens_per_s_low: Annotated[float | None, "minimum of throughput_tokens_per_s"]
     throughput_tokens_per_s_high: Annotated[float | None, "maximum of throughput_tokens_per_s"]
     largest_batch: Annotated[int | None, "most concurrent requests of this length"]

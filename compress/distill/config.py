@@ -27,20 +27,20 @@ TEACHERS = "the teacher's"
 
 
 def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
-    """Raises ValueError if the value is not one of the choices. None passes."""
+    """Raises ValueError if the value is not one of the choices. The value None is valid."""
     if value is not None and value not in choices:
         raise BadValueError(f"{name}={value}: must be one of {', '.join(choices)}")
 
 
 def check_at_least(smallest: int, **values: int | None) -> None:
-    """Raises ValueError if a value is below `smallest`. None passes. The error names the value."""
+    """Raises ValueError, with the value, if a value is below `smallest`. The value None is valid."""
     for name, value in values.items():
         if value is not None and value < smallest:
             raise BadValueError(f"{name}={value}: must be {smallest} or more")
 
 
 def check_positive(**values: float | None) -> None:
-    """Raises ValueError if a value is 0, negative, infinite or NaN. None passes. The error names the value."""
+    """Raises ValueError, with the value, if a value is 0, negative, infinite or NaN. The value None is valid."""
     for name, value in values.items():
         if value is not None and not (value > 0 and isfinite(value)):
             raise BadValueError(f"{name}={value}: must be above 0 and finite")
@@ -276,8 +276,8 @@ class StageLoss:
 class StageConfig(StageSchedule, StageLoss):
     """One stage of a distillation: its name, and the settings that differ from the run's settings.
 
-    `replay` is the share of the stage's text that repeats earlier stages, from 0 to below 1. With `on_policy` the
-    student writes the rest of each window and is trained on the text that it wrote.
+    `replay` is the fraction of the stage's text that repeats earlier stages, from 0 to below 1. With `on_policy`, the
+    student writes the second part of each window and is trained on it.
     """
 
     name: str
@@ -290,7 +290,9 @@ class StageConfig(StageSchedule, StageLoss):
         if self.text is not None:
             object.__setattr__(self, "text", as_tuple(self.text))
         if not self.name.isidentifier():
-            raise BadValueError(f"stage {self.name!r}: use letters, digits and underscores, and begin with a letter")
+            raise BadValueError(
+                f"stage {self.name!r}: invalid name; use letters, digits and underscores, and begin with a letter"
+            )
         if not 0 <= self.replay < 1:
             raise BadValueError(f"stage {self.name}: replay={self.replay} must be from 0 to below 1")
 
@@ -331,7 +333,7 @@ class DistillConfig(StudentConfig, TrainConfig, TextConfig):
         if self.cache and self.align_weight:
             raise BadValueError(
                 f"align_weight={self.align_weight:g} and cache={self.cache}: a cache holds no hidden states of the "
-                "blocks; leave one of them out"
+                "blocks; leave out --align-weight or --cache"
             )
         self.check_stages()
 
@@ -345,15 +347,20 @@ class DistillConfig(StudentConfig, TrainConfig, TextConfig):
         object.__setattr__(self, "stages", stages)
         names = [stage.name for stage in stages]
         if len(set(names)) < len(names):
-            raise BadValueError(f"stages: names must differ: {', '.join(names)}")
+            raise BadValueError(f"stages: names must differ: {', '.join(names)}; give each stage its own name")
         if stages and stages[0].replay:
-            raise BadValueError(f"stage {names[0]}: replay={stages[0].replay:g}, but no stage comes before it")
+            raise BadValueError(
+                f"stage {names[0]}: replay={stages[0].replay:g}, but no stage comes before it; leave out its replay"
+            )
         if stages and self.cache:
-            raise BadValueError(f"{len(stages)} stages and cache={self.cache}: a cache holds one text; leave one out")
+            raise BadValueError(
+                f"{len(stages)} stages and cache={self.cache}: a cache holds the text of a run without stages; "
+                "leave out the stages or the cache"
+            )
         self.resolved()
 
     def resolved(self) -> tuple["DistillConfig", ...]:
-        """The complete settings of every stage. A run without stages returns a tuple with itself.
+        """The complete settings of every stage, in order. A run without stages counts as one stage.
 
         Raises ValueError, with the name of the stage, if its settings are invalid.
         """
@@ -436,10 +443,17 @@ class CodecConfig:
         default_text=f"{TEMPERATURE:g}, as in distill",
     )
     top_k: int | None = option(
-        None, "Likeliest tokens stored per position.", group="Targets", minimum=1, default_text="hybrid 12, topk 50"
+        None,
+        "Number of likeliest tokens that hybrid and topk store per position.",
+        group="Targets",
+        minimum=1,
+        default_text="hybrid 12, topk 50",
     )
     draws: int = option(
-        10, "Tokens that hybrid draws at random per position, from all but the top-k.", group="Targets", minimum=1
+        10,
+        "Number of tokens that hybrid draws at random per position, from all tokens but the --top-k.",
+        group="Targets",
+        minimum=1,
     )
     renormalise: bool = option(
         True, "Scale the probabilities stored by topk to sum to 1.", group="Targets", flag="--renormalise/--raw"
@@ -481,7 +495,7 @@ class CaptureConfig(CodecConfig):
     """All settings of a capture: codec, text and windows. `distill` must use the same text, windows and `packing`."""
 
     text: tuple[str, ...] = option(("default",), TEXT_HELP)
-    samples: int = option(1024, "Number of windows; fewer when the text is shorter.", minimum=1)
+    samples: int = option(1024, "Number of windows. A short text gives fewer windows.", minimum=1)
     seq_len: int = option(256, SEQ_LEN_HELP, group="Text", minimum=2)
     packing: str = option(
         "documents",

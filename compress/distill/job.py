@@ -61,8 +61,9 @@ def distill_checkpoint(
 ) -> Row:
     """Distill `teacher` into a student at `out`; returns the summary row. If this fails, nothing is left at `out`.
 
-    An interrupted run continues from its last saved state, to the same curve and weights. With a cache, the teacher
-    runs on the evaluation text only. Of several processes, only the first writes and reports; the others return {}.
+    An interrupted run continues from its last saved state and ends with the same curve and weights. With a cache, the
+    teacher runs on the evaluation text only. Of several processes, only the first writes and reports; the others
+    return {}.
     Raises QCompressError if an input is bad, if the cache was captured with other settings, if the student has another
     tokenizer, or if training does not improve the student.
     """
@@ -278,7 +279,7 @@ def record(
 
 
 def joined_manifest(texts: Sequence[Text]) -> Row:
-    """One manifest for all texts: the first text's manifest, with the sources and tokens of all."""
+    """One manifest for all texts: the first text's manifest, with the sources and the tokens of all texts."""
     manifests = [text.windows.manifest for text in texts]
     if len(manifests) == 1:
         return manifests[0]

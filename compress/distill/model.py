@@ -57,7 +57,7 @@ def working_dtype(device: torch.device) -> torch.dtype:
 
 
 def micro_batch(seq_len: int, device: torch.device) -> int:
-    """Windows per forward pass."""
+    """The number of windows that one forward pass reads."""
     return max(1, MICRO_TOKENS.get(device.type, MICRO_TOKENS["cpu"]) // seq_len)
 
 

@@ -31,7 +31,7 @@ HEAD_ROWS = 16384  # vocabulary rows per slice of the head: the whole head of a 
 class Block:
     """A decoder block with its weights in memory. Its name is a path such as "model.layers.3".
 
-    Linears and stages have paths inside the block. `stages` is None for an unknown family.
+    `linears` and `stages` name linears by their path inside the block. `stages` is None for an unknown family.
     """
 
     name: str
@@ -53,7 +53,7 @@ def make_config(config: dict[str, Any]) -> PretrainedConfig:
 
 @contextmanager
 def foreign_errors(what: str) -> Iterator[None]:
-    """Turn every exception of transformers into a ValueError: its code works on values of a file that it trusts."""
+    """Turn every exception of transformers into a ValueError: its code does not check all values of a config.json."""
     try:
         yield
     except StrictDataclassError as error:
@@ -65,7 +65,7 @@ def foreign_errors(what: str) -> Iterator[None]:
 
 
 def make_skeleton(config: dict[str, Any]) -> PreTrainedModel:
-    """The causal LM without weights: its parameters are on the meta device, its buffers are computed. In eval mode."""
+    """The causal LM in eval mode, without weights: its parameters are on the meta device, its buffers are computed."""
     settings = make_config(config)
     with foreign_errors("transformers cannot build this model"):
         with init_empty_weights(include_buffers=False), no_init_weights():
@@ -108,7 +108,7 @@ def move_buffers(module: nn.Module, device: torch.device) -> None:
 
 
 class Recorder(nn.Module):
-    """Stands in for a block. A call stores its input and arguments, and returns `inject`. Without it, the input."""
+    """Replaces a block. A call stores its input and arguments. It returns `inject`, or the input if that is None."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
@@ -271,7 +271,7 @@ class BlockModel:
     def nll(self, ids: Tensor, skip: int, vocabulary: int | None = None) -> float:
         """Mean nll of ids[:, skip:] in nats, for ids (batch, seq). A token is predicted from all tokens before it.
 
-        Only the first `vocabulary` tokens can be predicted; None: all rows of the head.
+        Only the first `vocabulary` tokens can be predicted. None means all tokens of the head.
         """
         with self.embedding_and_norm():
             hidden = self.embed(ids)
@@ -283,7 +283,10 @@ class BlockModel:
             return torch.cat([self._head_nll(states, part, skip, head) for states, part in pairs]).mean().item()
 
     def _head_nll(self, hidden: Tensor, ids: Tensor, skip: int, head: Tensor) -> Tensor:
-        """Every nll of `nll`, from the states after the last block, with HEAD_ROWS rows of `head` at a time."""
+        """The nll of each token of ids[:, skip:], from the states after the last block.
+
+        HEAD_ROWS rows of `head` are in memory at a time.
+        """
         out, totals, target_logits = self.model.get_output_embeddings(), [], []
         targets = ids[:, skip:, None].to(self.device)
         for start in range(0, len(head), HEAD_ROWS):
@@ -297,7 +300,7 @@ class BlockModel:
 
     @contextmanager
     def block(self, index: int, stored: dict[str, Tensor] | None = None) -> Iterator[Block]:
-        """Context with block `index` in memory. Its weights are read, or moved out of `stored`."""
+        """Context with block `index` in memory. Its weights are read from disk, or taken out of `stored`."""
         module, name = self._blocks[index], self.name(index)
         source = self.weights if stored is None else lambda path: stored.pop(path).to(self.device)
         fill(module, f"{name}.", source, self.dtype)

@@ -32,11 +32,12 @@ def choose_blocks(kl: dict[int, float], count: int, removed: int) -> tuple[int, 
 def sweep_depth(
     config: dict[str, Any], weights: Weights, removed: int, ids: Tensor, mask: Tensor, vocab: int | None = None
 ) -> dict[int, float]:
-    """Measure mean KL(teacher ‖ candidate) in nats over the tokens in `mask`. Returns it by the candidate's start.
+    """Measure mean KL(teacher ‖ candidate) in nats over the tokens in `mask`. The keys are the candidates' starts.
 
     A candidate is the teacher without `removed` blocks from its start on. The first and the last block are always kept,
     or one of them if only one block remains. `ids` and `mask` are (n_samples, seq_len). Only the first `vocab` logits
-    count, without padding. Raises ValueError if `removed` is not below the number of blocks, or no token counts.
+    are compared: the others are padding. Raises ValueError if `removed` is not below the number of blocks, or if all
+    tokens are masked.
     """
     model = BlockModel(config, weights)
     if not 1 <= removed < len(model):

@@ -10,11 +10,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Feeder:
-    """The module before some linears. Dividing its outputs undoes a scale on the linears' input channels.
+    """The module whose outputs some linears read. Dividing its outputs undoes a scale on the linears' input channels.
 
     kind "norm":  a norm, whose weight is divided; `offset` is the constant that it adds to its weight (1 in Gemma)
     kind "rows":  a linear, whose last in_features rows are divided (up_proj before down_proj)
-    kind "heads": a linear, whose value rows are divided; query heads with one value head share scales (before o_proj)
+    kind "heads": a linear, whose value rows are divided; query heads of one value head share scales (before o_proj)
     """
 
     module: str

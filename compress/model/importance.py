@@ -51,8 +51,8 @@ def measure_importance(
 ) -> ActivationImportance:
     """Measure the importance of every channel and head on ids (n_samples, seq_len).
 
-    One block is in memory at a time, and windows run one by one. Raises ValueError if a block lacks a linear that reads
-    one of the units.
+    One block is in memory at a time, and windows run one by one. Raises ValueError if a block has no linear that reads
+    the hidden channels, the MLP channels or the heads.
     """
     model = BlockModel(config, weights, device=device)
     settings = model.model.config
@@ -71,7 +71,10 @@ def measure_importance(
 def measure_block(
     block: Block, run: Callable[[Tensor], Tensor], windows: list[Tensor], heads: int
 ) -> dict[str, Tensor]:
-    """The importance of a block's units, by unit, on the CPU. Every window is replaced by the block's output for it."""
+    """The importance of a block's channels and heads, by unit, on the CPU.
+
+    In `windows`, every window is replaced by the block's output for it.
+    """
     linears = {path: linear for path, linear in block.linears.items() if path.rpartition(".")[2] in INPUT_UNITS}
     squares: dict[str, Tensor] = {}
 
@@ -92,6 +95,7 @@ def measure_block(
     if missing:
         units = ", ".join(sorted(missing))
         raise BadValueError(
-            f"{block.name}: the block has {len(block.linears)} linears, but none is known to read {units} channels"
+            f"{block.name}: none of its {len(block.linears)} linears is known to read {units} channels; "
+            "remove blocks instead of channels (num_layers)"
         )
     return importance

@@ -77,9 +77,9 @@ def fit_head_dim(shape: Shape, teacher: Shape, model_type: str) -> Shape:
         return shape
     if shape.hidden_size % (2 * shape.num_heads):
         raise BadValueError(
-            f"hidden_size={shape.hidden_size} must be an even multiple of num_heads={shape.num_heads} in a "
-            f"{model_type} model; give num_heads={shape.hidden_size // teacher.head_dim}, "
-            f"for heads of {teacher.head_dim} channels"
+            f"hidden_size={shape.hidden_size} must be a multiple of {2 * shape.num_heads} = 2 · num_heads, because "
+            f"each head of a {model_type} model needs an even number of channels; give "
+            f"num_heads={shape.hidden_size // teacher.head_dim}, for heads of {teacher.head_dim} channels"
         )
     return replace(shape, head_dim=shape.hidden_size // shape.num_heads)
 
@@ -104,7 +104,7 @@ def student_config(config: dict[str, Any], shape: Shape, blocks: Sequence[int]) 
 
 
 def plan_size(config: dict[str, Any]) -> dict[str, int]:
-    """Parameters, and bytes in float16 without file headers, from the config alone."""
+    """The number of parameters, and their bytes in float16. Only the config is read."""
     total = sum(prod(shape) for shape in parameter_shapes(config).values())
     return {"parameters": total, "float16_bytes": 2 * total}
 

@@ -136,7 +136,7 @@ def axes_of(name: str) -> tuple[Parts, ...]:
 
 
 def unit_sizes(shape: Shape) -> dict[str, int]:
-    """The number of channels along each unit's axis."""
+    """The length in channels of the axis of each unit: "hidden", "mlp", "query" and "kv"."""
     return {
         "hidden": shape.hidden_size,
         "mlp": shape.intermediate_size,
@@ -206,7 +206,10 @@ def block_units(importance: BlockImportance, teacher: Shape, shape: Shape) -> di
 
 
 def unit_norms(names: Sequence[str], weights: Weights, sizes: dict[str, int], unit: str, width: int) -> Tensor:
-    """For every `width` channels of a unit, the product of their norms in all matrices with the unit on an axis."""
+    """The importance of each head or channel of a unit: the product of its norms in all matrices with this unit.
+
+    A head or channel has `width` rows or columns in each of these matrices.
+    """
     norms = torch.ones(sizes[unit] // width)
     for name in names:
         for axis, parts in enumerate(axes_of(name)):

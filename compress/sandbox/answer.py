@@ -1,7 +1,7 @@
-"""The process of generated code: defines the function, then calls it for the process of the tests.
+"""The process of the generated code: it defines the function, and calls it when the process of the tests requests this.
 
-It receives arguments and sends values. It never holds a test or a verdict, so nothing that the code does here can pass
-a test except a right value.
+It receives arguments and sends values. It never receives a test or the verdict. So generated code passes a test only by
+sending the right value.
 """
 
 import builtins
@@ -29,7 +29,7 @@ def serve(data: bytes) -> bytes:
 
 
 def define(code: str, function: str, names: dict[str, Any]) -> None:
-    """Run the code in `names`. NameError if it does not define the function."""
+    """Run the code with the global names `names`. Raises NameError if the code does not define the function."""
     exec(compile(code, "<answer>", "exec"), names)
     if function not in names:
         raise NameError(f"name {function!r} is not defined")
@@ -44,7 +44,10 @@ def send_reply(replies: int, message: dict[str, Tree]) -> None:
 
 
 def reply_to(function: Any, call: dict[str, Tree]) -> dict[str, Tree]:
-    """The reply to one call: the value, the arguments that the call changed, and whether the value is one of them."""
+    """The reply to one call: the function's value, and the new values of the arguments that the call changed.
+
+    If the value is one of the arguments, "same" is the index of this argument.
+    """
     arguments = [decode(tree) for tree in call["arguments"]]
     options = {name: decode(tree) for name, tree in call["options"].items()}
     values = [*arguments, *options.values()]
@@ -59,13 +62,13 @@ def reply_to(function: Any, call: dict[str, Tree]) -> dict[str, Tree]:
 
 
 def changes(values: Sequence[Any], before: Sequence[Tree]) -> list[list[Tree]]:
-    """Place and new value of every mutable argument that differs from `before`."""
+    """The index and the new value of every mutable argument that differs from `before`."""
     after = [encode(value) if type(value) in MUTABLE else None for value in values]
     return [[place, tree] for place, (tree, old) in enumerate(zip(after, before, strict=True)) if tree != old]
 
 
 def reply(action: Callable[[], dict[str, Tree] | None]) -> dict[str, Tree]:
-    """The result of an action, or the exception that it raised, by the name of its first built-in class."""
+    """The result of an action. If it raises: the exception's arguments, and the name of its nearest built-in class."""
     try:
         return action() or {}
     except BaseException as error:  # also SystemExit and KeyboardInterrupt
@@ -74,7 +77,7 @@ def reply(action: Callable[[], dict[str, Tree] | None]) -> dict[str, Tree]:
 
 
 def plain(argument: Any) -> Tree:
-    """An exception's argument as a value, or its text."""
+    """An exception's argument, encoded. If it cannot be encoded, its text."""
     try:
         return encode(argument)
     except (TypeError, ValueError, RecursionError):

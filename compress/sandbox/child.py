@@ -1,7 +1,7 @@
-"""The contained process: reads a request and its data from stdin, drops its rights, calls one function.
+"""The contained process: it reads a request and data from stdin, gives up its rights, and calls one function.
 
-It writes to its channel: a line with the layers, a line with the status, and the function's bytes. Without the second
-line the function did not return, whatever the exit code.
+It writes to its channel: a line with the layers, a line with the status, and the bytes that the function returned. If
+the second line is missing, the function did not return, whatever the exit code.
 """
 
 import errno
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def load(request: dict[str, Any]) -> Callable[[bytes], bytes]:
-    """The function, after all imports. Afterwards this process has no writable file but its channel."""
+    """Import all modules of the request, and return its function. Then the channel is the only writable file."""
     own, sys.path = sys.path, request["path"]
     for name in request["imports"]:
         importlib.import_module(name)
@@ -50,7 +50,7 @@ def load(request: dict[str, Any]) -> Callable[[bytes], bytes]:
 
 
 def call(function: Callable[[bytes], bytes], data: bytes, limits: Limits) -> tuple[dict[str, str], bytes]:
-    """The status of a call, and its result."""
+    """Call the function. Returns the status of the call, and the bytes that the function returned."""
     try:
         output = function(data)
         if type(output) is not bytes:
@@ -70,7 +70,7 @@ def write(channel: int, header: dict[str, str], output: bytes = b"") -> None:
 
 
 def status_of(error: BaseException) -> str:
-    """The status of an exception: a limit of the sandbox, a failed test, or an error in the code."""
+    """The status of an exception: "memory", "refused", "exited", "failed" (by an assertion) or "error"."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return "memory"
     if isinstance(error, PermissionError) or "can't start new thread" in str(error):
@@ -81,11 +81,11 @@ def status_of(error: BaseException) -> str:
 
 
 def describe(error: BaseException, where: str = "") -> str:
-    """The exception and the place that raised it, in at most DETAIL characters."""
+    """The exception as text, after `where`, in at most DETAIL characters."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return (f"{where}: {text}" if where else text)[:DETAIL]
 
 
 def echo(data: bytes) -> bytes:
-    """The same bytes: tests whether this machine can contain a process."""
+    """Return the data. `containment` runs this to test whether this machine can contain a process."""
     return data

@@ -1,4 +1,4 @@
-"""Calls of the C library, through ctypes, with which a process drops rights or ends with its parent."""
+"""Call the C library through ctypes, so that a process gives up rights or ends with its parent."""
 
 import ctypes
 import os
@@ -9,17 +9,17 @@ _library = ctypes.CDLL(None, use_errno=True)
 
 
 def prctl(option: int, first: int = 0, second: object = 0) -> None:
-    """prctl(2). OSError with errno if the kernel refuses."""
+    """Call prctl(2). Raises OSError, with errno, if the kernel refuses."""
     _checked(_library.prctl(option, ctypes.c_ulong(first), second, 0, 0))
 
 
 def syscall(number: int, *arguments: object) -> int:
-    """The result of a system call, by its number. OSError with errno if the kernel refuses."""
+    """Call the kernel by the number of a system call. Raises OSError, with errno, if the kernel refuses."""
     return _checked(_library.syscall(ctypes.c_long(number), *arguments))
 
 
 def unshare(flags: int) -> None:
-    """unshare(2). OSError with errno if the kernel refuses."""
+    """Call unshare(2). Raises OSError, with errno, if the kernel refuses."""
     _checked(_library.unshare(ctypes.c_int(flags)))
 
 

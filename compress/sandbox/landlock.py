@@ -1,6 +1,6 @@
-"""Landlock: this process can read files below some folders, and change no file. It cannot be undone.
+"""Landlock: restrict this process to reading files below some folders. The restriction cannot be removed.
 
-https://docs.kernel.org/userspace-api/landlock.html. Rights that an older kernel lacks are refused by seccomp.
+https://docs.kernel.org/userspace-api/landlock.html. An older kernel restricts fewer actions; seccomp refuses the others.
 """
 
 import ctypes
@@ -27,12 +27,12 @@ class PathRule(ctypes.Structure):
 
 
 def version() -> int:
-    """Landlock's version in this kernel. OSError without Landlock."""
+    """Landlock's version in this kernel. Raises OSError if the kernel has no Landlock."""
     return syscall(CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION_FLAG))
 
 
 def confine_files(readable: Sequence[str]) -> str:
-    """Allow reading below `readable` only. OSError without Landlock."""
+    """Allow this process only to read, and only below the folders `readable`. Raises OSError without Landlock."""
     number = version()
     supported = FILE_RIGHTS[min(number, max(FILE_RIGHTS))]
     rules = Ruleset(supported, TCP if number >= 4 else 0, SCOPES if number >= 6 else 0)

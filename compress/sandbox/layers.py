@@ -1,6 +1,6 @@
-"""The layers that contain a process, in the order in which they are applied. Without one of them, nothing is run.
+"""The layers that contain a process, in the order in which they are applied. If a layer is missing, nothing is run.
 
-Only the namespaces can be absent: they repeat what seccomp forbids, and many containers do not offer them.
+Only the namespaces are optional: seccomp forbids the same actions, and many containers do not offer namespaces.
 """
 
 import os
@@ -24,8 +24,8 @@ SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/d
 class Limits:
     """Limits of one run: clock and CPU seconds, bytes of address space and of the result, threads, open files.
 
-    `processes` counts the process itself and its threads. More than 1 needs a user other than root, whose threads Linux
-    does not count. No file can be created.
+    `processes` counts the process itself and its threads. It must be 1 for root, because Linux does not limit the
+    threads of root. No file can be created.
     """
 
     seconds: float = 10.0
@@ -39,7 +39,7 @@ class Limits:
 def contain(limits: Limits, parent: int, packages: Sequence[str] = ()) -> dict[str, str]:
     """Drop all rights except computing and reading Python's library and `packages`. Returns each layer's state.
 
-    OSError, which names the layer, if this machine lacks one.
+    Raises OSError, which names the layer, if this machine lacks a layer.
     """
     if limits.processes > 1 and os.getuid() == 0:
         raise OSError("Linux does not limit the threads of root; run as another user, or with one process")
@@ -55,7 +55,7 @@ def contain(limits: Limits, parent: int, packages: Sequence[str] = ()) -> dict[s
 
 
 def apply(name: str, layer: Callable[[], str]) -> str:
-    """Apply one layer. An OSError names it."""
+    """Apply one layer, and return its state. Raises OSError, which names the layer, if that fails."""
     try:
         return layer()
     except (OSError, ValueError) as error:
@@ -63,7 +63,7 @@ def apply(name: str, layer: Callable[[], str]) -> str:
 
 
 def count_threads() -> str:
-    """OSError if modules have started threads: the next layers bind the calling thread only."""
+    """Raises OSError if imports have started threads, because the next layers restrict only the calling thread."""
     count = sum(1 for _ in Path("/proc/self/task").iterdir())
     if count > 1:
         raise OSError(f"the imports started {count - 1} threads")
@@ -71,7 +71,7 @@ def count_threads() -> str:
 
 
 def separate() -> str:
-    """Move this process into new namespaces, where it has no user's rights and no network."""
+    """Move this process into new namespaces, in which it has no network and no rights of a user."""
     try:
         unshare(NEW_NAMESPACES)
     except OSError as error:
@@ -80,7 +80,7 @@ def separate() -> str:
 
 
 def end_with(parent: int) -> str:
-    """Make the kernel kill this process when `parent` ends. OSError if that has happened already."""
+    """Make the kernel kill this process when `parent` ends. Raises OSError if `parent` has already ended."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         raise OSError("the parent has ended")
@@ -105,6 +105,6 @@ def limit_resources(limits: Limits) -> str:
 
 
 def library_folders() -> list[str]:
-    """Folders of the standard library and of the shared libraries that it loads, with links resolved."""
+    """The folders of the standard library, and of the shared libraries that it loads. Links are resolved."""
     library = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
     return [os.path.realpath(path) for path in [*library, *SYSTEM]]

@@ -1,4 +1,4 @@
-"""Run generated Python against tests, in two contained processes: one has the code, one the tests and the verdict."""
+"""Test generated Python in two contained processes: one runs the code, the other runs the tests."""
 
 import json
 import os
@@ -24,10 +24,11 @@ class Outcome:
 
 
 def run_python(code: str, function: str, tests: Sequence[str], limits: Limits = DEFAULT, *, setup: str = "") -> Outcome:
-    """Define `function` by `code`, then run `tests`, statements that call it and raise on failure.
+    """Run `code`, which defines `function`. Then run `tests`: statements that call the function and raise on failure.
 
-    Arguments and results pass between the processes by value. `setup` is run before the tests, in their process. Each
-    process has these limits; `seconds` is for both together. Raises SandboxError.
+    Arguments and results are copied between the two processes. `setup` is run before the tests, in their process.
+    `limits` apply to each process; `limits.seconds` apply to both together. Raises SandboxError if a process does not
+    start.
     """
     calls, replies = os.pipe(), os.pipe()
     ours, theirs = (calls[0], replies[1]), (calls[1], replies[0])  # of the answer, of the tests
@@ -45,9 +46,9 @@ def run_python(code: str, function: str, tests: Sequence[str], limits: Limits = 
 
 
 def outcome(verdict: Result, answer: Contained) -> Outcome:
-    """The outcome of the tests; if the answer's process ended before them, how the kernel ended it.
+    """The outcome of the tests. If the answer's process ended before the tests, the outcome says how it ended.
 
-    Only the process of the tests can pass them: what the answer's process wrote into its channel is not read.
+    Only the process of the tests decides whether they pass. The channel of the answer's process is not read.
     """
     if verdict.status != "returned":
         return Outcome(verdict.status, f"in the tests: {verdict.detail}")

@@ -43,7 +43,7 @@ class Result:
 
     `status` is returned, error (an exception), refused (a forbidden action), memory, cpu, timeout, output (too many
     bytes), killed (a signal) or exited (without returning). `output` is empty unless the function returned. `layers`
-    are those of `contain`.
+    has the state of each layer.
     """
 
     status: str
@@ -53,9 +53,10 @@ class Result:
 
 
 def run(function: str, data: bytes, limits: Limits = DEFAULT, imports: Sequence[str] = ()) -> Result:
-    """Call "module:function" on `data` in a contained process. Raises SandboxError.
+    """Call "module:function" with `data` in a contained process. Raises SandboxError if the process does not start.
 
-    `imports` are loaded first, while all files can be read. With imports, installed packages stay readable.
+    The modules `imports` are loaded first, while the process can read all files. With `imports`, it can read installed
+    packages later too.
     """
     with Contained(function, data, limits, imports) as process:
         return process.result(process.start())
@@ -118,7 +119,7 @@ class Contained:
             self.process.wait()
 
     def start(self) -> dict[str, str]:
-        """Wait until the layers are applied, and return them. Raises SandboxError if that fails."""
+        """Wait until the layers are applied. Returns each layer's state. Raises SandboxError if a layer fails."""
         self._read(time.monotonic() + START, lambda: b"\n" in self.received)
         line, _, rest = bytes(self.received).partition(b"\n")
         self.received = bytearray(rest)
@@ -130,7 +131,7 @@ class Contained:
         return layers
 
     def result(self, layers: dict[str, str]) -> Result:
-        """How the run ended, after `start`."""
+        """Wait for the end of the run, and return its result. `layers` is what `start` returned."""
         deadline = time.monotonic() + self.limits.seconds
         largest = self.limits.output + HEADER
         if not self._read(deadline, lambda: len(self.received) > largest):
@@ -146,7 +147,7 @@ class Contained:
         return Result(status, b"", detail, layers)
 
     def exit_code(self, patience: float) -> int | None:
-        """The exit code, or None if the process was still running after so many seconds and was killed."""
+        """Wait up to `patience` seconds for the exit code. After that, kill the process and return None."""
         try:
             return self.process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -154,7 +155,7 @@ class Contained:
             return None
 
     def _read(self, deadline: float, enough: Callable[[], bool]) -> bool:
-        """Read from the channel until `enough` or its end. False if the deadline came first."""
+        """Read the channel until `enough()` is True or the channel ends. Returns False if the deadline comes first."""
         poll = select.poll()
         poll.register(self.channel, select.POLLIN)
         while not enough():
@@ -168,7 +169,7 @@ class Contained:
 
 
 def parse_header(line: bytes) -> dict[str, str]:
-    """The line's JSON object of texts; {} for anything else, which only code that broke its bounds writes."""
+    """The JSON object in a line, if all its values are texts. {} for any other line, which the sandbox never writes."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -177,7 +178,7 @@ def parse_header(line: bytes) -> dict[str, str]:
 
 
 def describe_exit(code: int | None) -> tuple[str, str]:
-    """Status and detail of a process that ended without a result. A code of None: it was killed by this process."""
+    """The status and detail of a process that ended without a result. `code` is None if `exit_code` killed it."""
     if code == -signal.SIGXCPU:
         return "cpu", "exceeded the CPU time limit"
     if code is not None and code < 0:

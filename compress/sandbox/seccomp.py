@@ -31,7 +31,7 @@ class Program(ctypes.Structure):
 
 
 def steps(machine: int, *, threads: bool = False) -> list[Step]:
-    """The filter's steps on a machine, which is an index of `MACHINES`. `threads` allows new threads."""
+    """The steps of the filter. `machine` is a machine type's number in MACHINES. `threads` allows new threads."""
     allowed = [numbers for calls in ALLOWED.values() for numbers in calls.values()]
     program = [(LOAD, 0, 0, ARCH_AT), (EQUAL, 1, 0, AUDIT_ARCH[machine]), KILL, (LOAD, 0, 0, NUMBER_AT)]
     for numbers in allowed:
@@ -44,12 +44,12 @@ def steps(machine: int, *, threads: bool = False) -> list[Step]:
 
 
 def case(number: int | None, then: list[Step]) -> list[Step]:
-    """Steps that run `then`, which must end with a return, for this call only."""
+    """Steps that run the steps `then` if the call has this number. The last step of `then` must be a RETURN."""
     return [] if number is None else [(EQUAL, 0, len(then), number), *then]
 
 
 def check(call: Checked) -> list[Step]:
-    """Steps that allow or refuse a call by its argument's lower 32 bits, all that the kernel uses of flags."""
+    """Steps that check one argument of a call, and allow or refuse the call. Flags use only the lower 32 bits."""
     load = (LOAD, 0, 0, FIRST_ARGUMENT_AT + ARGUMENT_SIZE * call.argument)
     if call.forbidden:
         return [load, (ANY_BIT, 0, 1, call.forbidden), REFUSE, ALLOW]
@@ -57,10 +57,10 @@ def check(call: Checked) -> list[Step]:
 
 
 def allow_calls(*, threads: bool = False) -> str:
-    """Install the filter in this thread. OSError if the kernel lacks seccomp or for an unknown machine."""
+    """Install the filter in this thread. Raises OSError if the kernel lacks seccomp or the machine type is unknown."""
     machine = os.uname().machine
     if machine not in MACHINES:
-        raise OSError(f"unknown machine {machine}")
+        raise OSError(f"machine type {machine} is not supported; use {' or '.join(MACHINES)}")
     program = steps(MACHINES[machine], threads=threads)
     filters = (Filter * len(program))(*(Filter(*step) for step in program))
     prctl(PR_SET_NO_NEW_PRIVS, 1)

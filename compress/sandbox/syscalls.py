@@ -1,7 +1,8 @@
 """System calls that a contained process can use, by purpose, with their numbers on x86-64 and AArch64.
 
-All other calls fail, those of newer kernels too. No call here changes a file or reaches another process.
-Source: the kernel's arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h. None: no such call.
+All other calls fail, also calls that only newer kernels have. No call here changes a file or reaches another process.
+The number None means that the machine type lacks the call.
+Source: the kernel's arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h.
 """
 
 from dataclasses import dataclass
@@ -92,7 +93,10 @@ ALLOWED: dict[str, dict[str, Numbers]] = {
 
 @dataclass(frozen=True)
 class Checked:
-    """A call that is allowed for some values of one argument: one of `values`, or without any bit of `forbidden`."""
+    """A call that is allowed only for some values of one argument, which has the index `argument`.
+
+    If `forbidden` is set, the value must have none of its bits. Otherwise it must be one of `values`.
+    """
 
     numbers: Numbers
     argument: int

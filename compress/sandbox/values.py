@@ -1,4 +1,6 @@
-"""Plain values between two contained processes: lengths and JSON. Reading creates exact built-in types only.
+"""Send plain values between two contained processes: the length of a message, then JSON.
+
+Reading a message creates values of built-in types only, never of a subclass.
 
 A value is None, a bool, int, float, complex, str, bytes, list, tuple, dict, set or frozenset, or an iterator of values,
 which is read to its end. An instance of a subclass is sent as a value of its base class.
@@ -23,7 +25,7 @@ class BadMessageError(Exception):
 
 
 def send(descriptor: int, message: dict[str, Tree]) -> None:
-    """Write one message. ValueError if it is too large."""
+    """Write one message. Raises ValueError if it has more than LARGEST bytes."""
     text = json.dumps(message).encode()
     if len(text) > LARGEST:
         raise ValueError(f"the value has {len(text):,} bytes, more than {LARGEST:,}")
@@ -33,16 +35,16 @@ def send(descriptor: int, message: dict[str, Tree]) -> None:
 
 
 def receive(descriptor: int) -> dict[str, Tree]:
-    """The next message. EOFError if the other process has ended, BadMessageError for anything but a message."""
+    """The next message. Raises EOFError if the other process has ended, BadMessageError if the message is invalid."""
     (length,) = struct.unpack(">I", _read(descriptor, 4))
     if length > LARGEST:
-        raise BadMessageError(f"a message of {length:,} bytes, more than {LARGEST:,}")
+        raise BadMessageError(f"the message has {length:,} bytes, more than {LARGEST:,}")
     try:
         message = json.loads(_read(descriptor, length))
     except (ValueError, RecursionError) as error:
-        raise BadMessageError(f"not a message: {error}") from None
+        raise BadMessageError(f"the message is not JSON: {error}") from None
     if type(message) is not dict:
-        raise BadMessageError("not a message")
+        raise BadMessageError("the message is not a JSON object")
     return message
 
 
@@ -58,7 +60,7 @@ def _read(descriptor: int, length: int) -> bytes:
 
 
 def encode(value: Any) -> Tree:
-    """The value as JSON. TypeError for an object that is not plain, ValueError for an iterator that is too long."""
+    """Encode a value as JSON types. Raises TypeError if it is not plain, ValueError if an iterator is too long."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -80,19 +82,19 @@ def encode(value: Any) -> Tree:
 
 
 def _encode_items(value: Any) -> Tree:
-    """A tuple, a set, or any other iterable as an iterator."""
+    """Encode a tuple, a set or a frozenset. Any other iterable is encoded as an iterator."""
     if isinstance(value, tuple | set | frozenset):
         return {type_name(value): [encode(item) for item in value]}
     if not isinstance(value, Iterable) or isinstance(value, type):
         raise TypeError(f"{type(value).__name__} is not a plain value")
     items = list(islice(value, LONGEST + 1))
     if len(items) > LONGEST:
-        raise ValueError(f"more than {LONGEST:,} items")
+        raise ValueError(f"the iterator has more than {LONGEST:,} items")
     return {"iterator": [encode(item) for item in items]}
 
 
 def type_name(value: Any) -> str:
-    """The name of the built-in type that the value is an instance of."""
+    """The name of the value's nearest built-in type: "tuple" for a named tuple."""
     return next(kind.__name__ for kind in type(value).__mro__ if kind.__module__ == "builtins")
 
 
@@ -111,7 +113,7 @@ READERS: dict[str, Any] = {
 
 
 def decode(tree: Tree) -> Any:
-    """The value of a tree, built from exact built-in types. BadMessageError for a tree that is none of `encode`."""
+    """The value that `encode` turned into `tree`. Raises BadMessageError if `encode` cannot have made this tree."""
     if type(tree) is list:
         return [decode(item) for item in tree]
     if type(tree) is not dict:
@@ -120,11 +122,11 @@ def decode(tree: Tree) -> Any:
         ((kind, content),) = tree.items()
         return READERS[kind](content)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        raise BadMessageError(f"not a plain value: {error}") from None
+        raise BadMessageError(f"the message holds no plain value: {error}") from None
 
 
 def decode_all(trees: Sequence[Tree]) -> list[Any]:
-    """The values of a list of trees. BadMessageError for anything else."""
+    """Decode a list of trees. Raises BadMessageError if `trees` is not a list or a tree is invalid."""
     if type(trees) is not list:
-        raise BadMessageError("not a list of values")
+        raise BadMessageError("the message holds no list of values")
     return [decode(tree) for tree in trees]

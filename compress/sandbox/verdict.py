@@ -1,6 +1,7 @@
-"""The process of the tests: runs them, and calls the answer's function in the other process by value.
+"""The process of the tests: it runs the tests, and calls the answer's function, which runs in another process.
 
-The verdict is made here. The answer's process controls the values and exceptions of its function, and nothing else.
+Arguments and values are copied between the processes. The verdict is made here. The answer's process controls the
+values and exceptions of its function, and nothing else.
 """
 
 import ast
@@ -17,7 +18,7 @@ SETTLE = "settle the arguments"  # no Python name, so a test cannot hold it
 
 
 class StoppedError(BaseException):
-    """No further call is possible. A BaseException, because tests can catch exceptions."""
+    """No further call is possible. This is a BaseException, because a test can catch an Exception."""
 
     def __init__(self, status: str, detail: str) -> None:
         super().__init__(detail)
@@ -25,14 +26,14 @@ class StoppedError(BaseException):
 
 
 class AnswerError(Exception):
-    """An exception of the answer that has no built-in class, or one that must not pass through a test."""
+    """Replaces an exception of the answer that has no built-in class, or that would end a loop of a test early."""
 
 
 class Proxy:
-    """The answer's function, by value.
+    """Represents the answer's function in the process of the tests.
 
-    A call can change its arguments. They change here at once or, if `late`, after the test's statement: an expected
-    value in that statement is then computed from the arguments as they were.
+    A call can change its arguments. They change in this process at once or, with `late`, after the test's statement.
+    With `late`, an expected value in that statement is computed from the unchanged arguments.
     """
 
     def __init__(self, calls: int, replies: int, *, late: bool = False) -> None:
@@ -41,7 +42,7 @@ class Proxy:
         self.waiting: list[tuple[Any, Any]] = []
 
     def call(self, *arguments: Any, **options: Any) -> Any:
-        """The value of the answer's function, with the exceptions of the answer."""
+        """Call the answer's function. Returns its value, or raises its exception."""
         try:
             sent_options = {name: encode(value) for name, value in options.items()}
             send(self.calls, {"arguments": [encode(value) for value in arguments], "options": sent_options})
@@ -52,29 +53,29 @@ class Proxy:
         return self.take([*arguments, *options.values()], self.reply())
 
     def reply(self) -> dict[str, Tree]:
-        """The next reply; the first one is to the code itself. Raises the answer's exception."""
+        """Receive the next reply. The first reply is about the code itself. Raises the exception in the reply."""
         try:
             reply = receive(self.replies)
         except EOFError:
             raise StoppedError("gone", "the answer's process has ended") from None
         except BadMessageError as error:
-            raise StoppedError("error", f"the answer's process sent no value: {error}") from None
+            raise StoppedError("error", f"the answer's process sent an invalid reply: {error}") from None
         if "raised" in reply:
             raise exception(reply)
         return reply
 
     def take(self, values: Sequence[Any], reply: dict[str, Tree]) -> Any:
-        """The value of a reply, after the changes to mutable arguments."""
+        """The value in a reply. Changes to mutable arguments are applied now, or with `late` by the next `settle`."""
         try:
             value = decode(reply["value"])
             changed = [(values[place], decode(tree)) for place, tree in reply["changed"]]
             same = reply["same"]
             if any(type(old) is not type(new) or not hasattr(old, "clear") for old, new in changed):
-                raise BadMessageError("an argument changed its type")
+                raise BadMessageError("the reply changes the type of an argument")
             if same is not None and type(values[same]) is not type(value):
-                raise BadMessageError("not an argument")
+                raise BadMessageError("the value should be an argument, but has another type")
         except (BadMessageError, LookupError, TypeError, ValueError, RecursionError) as error:
-            raise StoppedError("error", f"the answer's process sent no value: {error}") from None
+            raise StoppedError("error", f"the answer's process sent an invalid reply: {error}") from None
         self.waiting += changed
         self.changed |= bool(changed) and value is not None
         if value is None or not self.late:
@@ -83,7 +84,7 @@ class Proxy:
         return value
 
     def settle(self) -> None:
-        """Apply the changes of earlier calls to the arguments."""
+        """Change the arguments of earlier calls in the same way as the calls changed the copies of them."""
         for old, new in self.waiting:
             old.clear()
             (old.extend if isinstance(old, list | bytearray) else old.update)(new)
@@ -91,7 +92,7 @@ class Proxy:
 
 
 def exception(reply: dict[str, Tree]) -> BaseException:
-    """The exception of a reply if it is built in, else AnswerError. StoppedError for an exit."""
+    """The exception in a reply if its class is built in, else an AnswerError. A StoppedError if the code exited."""
     name = reply["raised"]
     kind = getattr(builtins, name, None) if type(name) is str else None
     try:
@@ -106,7 +107,7 @@ def exception(reply: dict[str, Tree]) -> BaseException:
 
 
 class Settling(ast.NodeTransformer):
-    """Adds a call of `settle` after every statement."""
+    """Adds a call of `Proxy.settle` after every statement of a test."""
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
@@ -124,7 +125,7 @@ class Settling(ast.NodeTransformer):
 def run_all(data: bytes) -> bytes:
     """The verdict as JSON: {"status", "detail"}. The status is "passed", or that of the first failure.
 
-    Tests that pass although a call changed its arguments are run again with late changes.
+    If the tests pass although a call changed its arguments, they are run again with `late`, and must pass again.
     """
     request = json.loads(data)
     calls, replies = request["descriptors"]
@@ -136,7 +137,7 @@ def run_all(data: bytes) -> bytes:
 
 
 def run_tests(request: dict[str, Any], proxy: Proxy) -> dict[str, str] | None:
-    """The first failure of the tests, or None. Tests share their names, as in one file."""
+    """The first failure of the tests, or None. All tests share their global names, as in one file."""
     names: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins, SETTLE: proxy.settle}
     if failure := attempt("", lambda: exec(compile(request["setup"], "<setup>", "exec"), names)):
         return {"status": "tests", "detail": failure["detail"]}
@@ -150,7 +151,7 @@ def run_tests(request: dict[str, Any], proxy: Proxy) -> dict[str, str] | None:
 
 
 def attempt(where: str, action: Callable[[], Any]) -> dict[str, str] | None:
-    """Run an action; what it raised as {"status", "detail"}, or None."""
+    """Run an action. If it raises, returns the failure as {"status", "detail"}, otherwise None."""
     try:
         action()
     except StoppedError as stopped:

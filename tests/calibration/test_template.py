@@ -82,7 +82,7 @@ def test_the_limits_end_with_the_context():
 
 def test_without_a_mask_a_template_may_change_its_last_turn(make_tokenizer):
     tokenizer = make_tokenizer(QWEN3)
-    with pytest.raises(CalibrationError, match="differently once more turns follow"):
+    with pytest.raises(CalibrationError, match="differently when later turns follow"):
         encode_chat(tokenizer, TALK, WHERE)
     ids, mask = encode_chat(tokenizer, TALK, WHERE, answers_only=False)
     assert tokenizer.decode(ids) == tokenizer.apply_chat_template(TALK, tokenize=False) and all(mask)

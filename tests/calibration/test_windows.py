@@ -239,14 +239,14 @@ def test_a_text_too_short_for_n_samples_names_the_number_that_fits(many, long_te
     build_windows([many], tokenizer, n_samples=fitting, seq_len=16)
     with pytest.raises(CalibrationError, match=rf"{total} tokens, but .* need 160000; lower --samples to {fitting}"):
         build_windows([many], tokenizer, n_samples=10000, seq_len=16)
-    with pytest.raises(CalibrationError, match=r"its weight requires \d+; .*lower its weight"):
+    with pytest.raises(CalibrationError, match=r"its weight requires \d+ tokens; .*lower its weight"):
         build_windows([f"{many}=3", long_text], tokenizer, n_samples=500, seq_len=16)
 
 
 def test_a_share_shorter_than_a_window_names_the_tokens_of_the_share(tmp_path, long_text, tokenizer):
     path = tmp_path / "short.txt"
     path.write_text("the")
-    with pytest.raises(CalibrationError, match=r"2 tokens, but its weight requires 8; lower --samples to 1,"):
+    with pytest.raises(CalibrationError, match=r"2 tokens, but its weight requires 8 tokens; lower --samples to 1,"):
         build_windows([f"{path}=1", f"{long_text}=7"], tokenizer, n_samples=4, seq_len=16)
 
 

@@ -72,7 +72,7 @@ def text_cases(folder):
         "lines.txt.gz": "unpacks to more than 100 times",
         "deep.jsonl": "nested too deeply",
         "deep2.jsonl": "line 1: the JSON is nested too deeply",
-        "half.jsonl": "line 2: \\ud800 is half a character",
+        "half.jsonl": "line 2: \\ud800 is half a surrogate pair",
         "digits.jsonl": "line 1: a number has too many digits",
         "broken.parquet": "broken.parquet: the parquet file is damaged",
         "half.jsonl=1e308": "the weight is 1e308",

@@ -63,7 +63,7 @@ def discard_answers(out: Path, processes: int) -> None:
 
 
 def refuse_other(out: Path, theirs: Facts, ours: Facts) -> None:
-    """Raises QCompressError if the settings differ. The error names the first difference."""
+    """Raises QCompressError, with the first difference, if the earlier run's settings `theirs` differ from `ours`."""
     difference = differing(theirs, ours)
     if difference:
         raise QCompressError(
@@ -92,7 +92,7 @@ def parse(line: str, path: Path, number: int) -> Any:
         return json.loads(line)
     except ValueError:
         raise QCompressError(
-            f"{path}: line {number} is damaged; remove the file, then the same command generates its batches again"
+            f"{path}: line {number} is damaged; remove the file and run the same command again"
         ) from None
 
 

@@ -24,10 +24,10 @@ def choose_runtime(
     gpu: int | None = None,
     report: Report = silent,
 ) -> RuntimeChoice:
-    """The runtime called `name`, or for "auto" the first of these that is possible:
+    """Choose the runtime `name`. For "auto", choose vLLM if it starts, else transformers.
 
-    the runtime of the interrupted run that began `out`, vLLM if it starts, transformers. `length` is the maximum number
-    of tokens of a prompt with its answer. `stack` closes a started vLLM.
+    If an interrupted run began `out`, "auto" chooses the runtime of that run. `length` is the maximum number of tokens
+    of a prompt with its answer. `stack` closes a started vLLM.
     """
     if name == "auto":
         name = (find_facts(out) or {}).get("runtime", "auto")
@@ -41,7 +41,7 @@ def choose_runtime(
 
 
 def transformers_choice(batch_size: int | None = None, device: str = "auto", gpu: int | None = None) -> RuntimeChoice:
-    """The choice of transformers. The dtype is float32 on a CPU and bfloat16 on a GPU."""
+    """Choose the runtime transformers, in float32 on a CPU and in bfloat16 on a GPU."""
     dtype = "bfloat16" if pick_device(device) == "cuda" else "float32"
 
     def opened(checkpoint: Checkpoint, length: int) -> Runtime:
@@ -51,7 +51,7 @@ def transformers_choice(batch_size: int | None = None, device: str = "auto", gpu
 
 
 def vllm_choice(batch_size: int | None, device: str, gpu: int | None) -> RuntimeChoice:
-    """The choice of vLLM, in the checkpoint's dtype. Raises QCompressError if vLLM is not usable here."""
+    """Choose the runtime vLLM, in the checkpoint's dtype. Raises QCompressError if vLLM cannot run here."""
     pick_runtime("vllm", device)
 
     def opened(checkpoint: Checkpoint, length: int) -> Runtime:

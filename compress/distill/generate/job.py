@@ -49,9 +49,9 @@ SILENCE = 5.0  # seconds between two lines of progress
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends with a question.
+    """A prompt: messages that the model must answer, and their token `ids`.
 
-    `number` counts the prompts of the file from 0. `source` names file and line for messages. `ids` are the tokens.
+    `number` is the prompt's number in its file, from 0. `source` is the file and line that errors name.
     """
 
     number: int
@@ -93,12 +93,12 @@ def generate_answers(
 ) -> Row:
     """Answer this rank's batches; returns the summary row. The rank that finishes last writes `out`.
 
-    `choose` returns the runtime for a maximum length; it is called after the prompts are checked. `limit` answers only
-    the first prompts. Empty answers are left out, and truncated answers too unless `keep_truncated` is set. Prompts
-    that leave too little room for an answer are skipped. The summary row counts all of these and lists them in
-    `left_out`. A finished `out` of the same settings is kept, and the row has `skipped`. `restart` removes unfinished
-    work first. Raises QCompressError if an input is bad, if `out` was begun with other settings, or if the disk is
-    full. Finished batches stay, and the same call then continues.
+    `choose` returns the runtime for a maximum length; it is called after the prompts are checked. Only the first
+    `limit` prompts are answered. Empty answers are left out, and truncated answers too unless `keep_truncated` is set.
+    Prompts that leave too little room for an answer are skipped. The summary row counts the prompts without an answer
+    and lists them in `left_out`. If `out` is already finished with the same settings, it is kept, and the row has the
+    key `skipped`. `restart` removes unfinished work first. Raises QCompressError if an input is bad, if an earlier run
+    began `out` with other settings, or if the disk is full. Finished batches stay; the same call continues from them.
     """
     started = time.perf_counter()
     if not 0 <= rank < ranks:
@@ -154,7 +154,7 @@ def read_prompts(
         raise QCompressError(f"{path}: has no prompts; write one per line")
     if not fitting:
         raise QCompressError(
-            f"{path}: all {len(too_long)} prompts are too long, the teacher's context must also hold an answer of "
+            f"{path}: all {len(too_long)} prompts are too long: the teacher's context must also hold an answer of "
             f"{sampling.max_tokens} tokens; lower --max-tokens or give shorter prompts"
         )
     return fitting, too_long
@@ -253,7 +253,7 @@ def publish(job: GenerateJob) -> None:
     if not rows:
         raise QCompressError(
             f"{job.out}: no answer is left: {counts['truncated']} are truncated and {counts['empty']} are empty; "
-            "raise --max-tokens or set --keep-truncated, with --restart"
+            "start again with --restart and with a larger --max-tokens or --keep-truncated"
         )
     manifest = {"facts": job.facts, "counts": counts, "left_out": left_out}
     with file_errors(job.out):
@@ -264,7 +264,11 @@ def publish(job: GenerateJob) -> None:
 
 
 def conversations(job: GenerateJob, batches: Batches) -> tuple[list[Row], dict[str, int], list[Row]]:
-    """The rows of `out`; the counts of prompts, answers, tokens and reasons; place and reason of prompts left out."""
+    """The rows of `out`, the counts for the manifest, and a row for each prompt that is left out.
+
+    The counts are: prompts, answers, tokens, truncated answers, empty answers, and prompts that are too long. The row
+    of a prompt that is left out has its place in the file and the reason.
+    """
     counts = {"prompts": 0, "answers": 0, "tokens": 0, TRUNCATED: 0, EMPTY: 0, TOO_LONG: len(job.too_long)}
     rows, left_out = [], [(prompt, TOO_LONG) for prompt in job.too_long]
     for index, group in enumerate(job.groups):

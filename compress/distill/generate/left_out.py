@@ -1,4 +1,4 @@
-"""Prompts without an answer in the output: where they are in the file of prompts, why, and what changes that."""
+"""Lists the prompts that have no answer in the output: their places in the prompt file, the reason and the cure."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from compress.core.report import Row
 TRUNCATED, EMPTY, TOO_LONG = "truncated", "empty", "too_long"
 SHOWN = 10  # places per reason in a line
 REASONS = {
-    TRUNCATED: "the answer did not end within --max-tokens {max_tokens}; raise it, or set --keep-truncated",
+    TRUNCATED: "the answer did not end within --max-tokens {max_tokens}; raise --max-tokens or set --keep-truncated",
     EMPTY: "the answer is empty",
-    TOO_LONG: "the prompt leaves no room for --max-tokens {max_tokens} in the teacher's context; lower it",
+    TOO_LONG: "the prompt leaves no room for --max-tokens {max_tokens} in the teacher's context; lower --max-tokens",
 }
 
 

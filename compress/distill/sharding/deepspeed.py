@@ -23,7 +23,7 @@ BUCKET = 2**25  # values per message (128 MiB); DeepSpeed's default would alloca
 
 
 class AutocastObjective(nn.Module):
-    """An objective that runs in autocast. DeepSpeed's engine disables any autocast around it, so this enters again."""
+    """Runs an objective in autocast. DeepSpeed's engine turns autocast off; this module turns it on again."""
 
     def __init__(self, objective: nn.Module, autocast: Callable[[], AbstractContextManager[None]]):
         super().__init__()
@@ -45,7 +45,7 @@ class Zero(nn.Module):
         max_norm: float,
         autocast: Callable[[], AbstractContextManager[None]],
     ):
-        """Weights and gradients are float32. All processes call this together."""
+        """Weights and gradients are float32. All processes must call this together."""
         super().__init__()
         stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", STAGES[0]))
         config = {
@@ -72,7 +72,7 @@ class Zero(nn.Module):
         return norm if norm >= 0 else math.inf  # DeepSpeed returns -1 for a norm that is not finite
 
     def end(self) -> None:
-        """Free the engine's memory. Without this call it stays, since hooks and parameters reference each other."""
+        """Free the engine's memory. Python does not free it, because hooks and parameters reference each other."""
         self.engine.destroy()
 
 

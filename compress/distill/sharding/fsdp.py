@@ -147,10 +147,10 @@ def run_unsharded(module: nn.Module, work: Callable[[], T]) -> T:
 
 
 def no_sync(accelerator: Accelerator, module: nn.Module, on: bool) -> AbstractContextManager[None]:
-    """A context for a backward pass. With `on`, replicas do not yet sum gradients over processes.
+    """Context for the backward pass of one micro-batch. With `on`, replicas do not sum gradients over processes yet.
 
-    `on` is True for all micro-batches of a step but the last. FSDP ignores it and sums at once: unsummed gradients are
-    unsharded and would need more memory. DeepSpeed's engine gets the same flag.
+    `on` is True for all micro-batches of a step but the last. FSDP ignores `on` and sums after every micro-batch,
+    because gradients that are not summed are not sharded and need more memory. DeepSpeed's engine gets the same flag.
     """
     if isinstance(module, Zero):
         module.engine.set_gradient_accumulation_boundary(not on)
@@ -159,7 +159,7 @@ def no_sync(accelerator: Accelerator, module: nn.Module, on: bool) -> AbstractCo
 
 
 def backward(accelerator: Accelerator, module: nn.Module, loss: Tensor) -> None:
-    """Run the backward pass. The gradients belong to the sum of the losses of all processes."""
+    """Run the backward pass. The result is the gradient of the sum of all processes' losses."""
     loss = loss * accelerator.num_processes  # replicas, FSDP and DeepSpeed average gradients over processes
     if isinstance(module, Zero):
         module.engine.backward(loss)
@@ -189,7 +189,7 @@ def moments(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[s
 
 
 def load_moments(optimizer: torch.optim.Optimizer, states: dict[nn.Parameter, dict[str, Tensor]]) -> None:
-    """Load unsharded moments into the optimizer. Load the values of the parameters before."""
+    """Load unsharded moments into the optimizer. The values of the parameters must be loaded before."""
     if any(is_partitioned(parameter) for parameter in states):
         for parameter, moments_of in states.items():
             load_zero(optimizer, parameter, moments_of)

@@ -18,7 +18,8 @@ T = TypeVar("T")
 def share(batch: Batch) -> Batch:
     """This process's windows of a step: with n processes, every n-th window.
 
-    All processes get the same number of windows. Missing windows are filled with a copy whose mask is empty.
+    All processes get the same number of windows. A process with one window too few gets a copy of the first window,
+    with an empty mask.
     """
     rank, count = place()
     if count == 1:

@@ -105,8 +105,9 @@ def measure_width(
 ) -> tuple[ActivationImportance | None, Row | None]:
     """The importance of channels for a narrower student, and a description for the record.
 
-    Both are None if the student is as wide as its teacher. The importance is None if the weights rank the channels.
-    Activations are measured on the first windows of `ids` (windows, seq_len), through the kept blocks only.
+    Both are None if the student is as wide as its teacher. With the setting importance "weights", the importance is
+    None: it is computed later. Activations are measured on the first windows of `ids` (windows, seq_len), through the
+    kept blocks only.
     """
     teacher = shape_of(config)
     if plan.shape.same_width(teacher):

@@ -47,7 +47,7 @@ def take_sizes(config: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def uneven(shape: Shape, teacher: Shape) -> str | None:
-    """A note that names the reduced widths that 128 does not divide, or None if 128 divides all."""
+    """A note that lists the reduced widths that are no multiples of 128, or None if there are none."""
     widths = {name: getattr(shape, name) for name in ("hidden_size", "intermediate_size")}
     odd = [f"{name}={size}" for name, size in widths.items() if size % EVEN and size != getattr(teacher, name)]
     if not odd:

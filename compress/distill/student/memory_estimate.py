@@ -14,10 +14,10 @@ LIBRARIES = 600_000_000  # measured: Python, torch and transformers after import
 def memory_parts(
     teacher: int, student: int, config: Json, settings: DistillConfig, micro_tokens: int
 ) -> dict[str, int]:
-    """Bytes for each purpose. `teacher` and `student` are numbers of parameters. `config` is the student's.
+    """The bytes that training needs for each purpose, such as "gradients".
 
-    With a cache, the whole teacher is in memory before training, but only its head during training. The larger of the
-    two peaks is returned.
+    `teacher` and `student` are numbers of parameters. `config` is the student's config.json. With a cache, the whole
+    teacher is in memory before training, but only its head during training. The larger of the two peaks is returned.
     """
     width, vocab = int(config["hidden_size"]), int(config["vocab_size"])
     learning = adapter_parameters(config, settings.lora_rank) if settings.lora_rank else student
@@ -37,9 +37,10 @@ def memory_parts(
 
 
 def activations(config: Json, settings: DistillConfig, micro_tokens: int) -> int:
-    """The number of values that autograd stores for one micro-batch, and that a block's backward pass allocates.
+    """The number of values in memory during the backward pass of one micro-batch.
 
-    With `gradient_checkpointing`, autograd stores the inputs of all blocks, and the activations of one block.
+    These are the values that autograd stores, and the values that one block's backward pass allocates. With
+    `gradient_checkpointing`, autograd stores the inputs of all blocks, and the activations of one block.
     """
     width, blocks, length = int(config["hidden_size"]), int(config["num_hidden_layers"]), settings.seq_len
     tokens = length * min(settings.batch_size, max(1, micro_tokens // length))
@@ -62,5 +63,5 @@ def cures(settings: DistillConfig) -> str:
 
 
 def format_parts(parts: dict[str, int]) -> str:
-    """The parts in GB, as text for a message."""
+    """The memory for each purpose in GB, as text for a message."""
     return ", ".join(f"{name.replace('_', ' ')} {value / 1e9:.2f}" for name, value in parts.items()) + " GB"

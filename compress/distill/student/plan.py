@@ -127,7 +127,8 @@ def plan_row(plan: StudentPlan, settings: DistillConfig) -> Row:
 def check_inputs(settings: DistillConfig, teacher: Path | None = None) -> Row:
     """A report row that names texts and cache. Only the beginning of each file is read.
 
-    Raises QCompressError if a text is unreadable or, where `teacher` has a tokenizer, does not fill its windows.
+    Raises QCompressError if a text is unreadable or too short. Lengths are checked only if `teacher` has a tokenizer
+    and the run has no cache.
     """
     for text in settings.texts:
         check_source(text)

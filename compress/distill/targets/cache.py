@@ -86,7 +86,7 @@ class Manifest:
 
 
 def differing(stored: dict[str, Any], current: dict[str, Any]) -> str:
-    """The first difference, as "name: A stored, B now", or "" if all of `current` equals `stored`."""
+    """The first difference, as "name: A stored, B now". If all values in `current` are those in `stored`, ""."""
     for name, value in current.items():
         if stored.get(name) != value:
             return f"{name}: {short(stored.get(name))} stored, {short(value)} now"
@@ -240,11 +240,11 @@ class Cache:
         return self._shards[index]
 
     def rows(self, window: int, digest: Tensor) -> Parts:
-        """The codec's tensors of one window. Raises QCompressError if the window has other tokens than captured."""
+        """The codec's tensors of one window. Raises QCompressError if the window's tokens differ from the captured."""
         index, place = divmod(window, self.manifest.shard_windows)
         shard = self.shard(index)
         if not torch.equal(shard["ids"][place], digest):
-            raise QCompressError(f"{self.path}: window {window} was captured with other tokens; capture again")
+            raise QCompressError(f"{self.path}: window {window} had other tokens when it was captured; capture again")
         start, end = int(shard["ends"][place - 1]) if place else 0, int(shard["ends"][place])
         return {name: shard[f"codec.{name}"][start:end] for name in codec_names(shard)}
 
@@ -254,9 +254,9 @@ def codec_names(shard: Parts) -> Sequence[str]:
 
 
 def settings_cache(settings: DistillConfig) -> Cache:
-    """Open `settings.cache`.
+    """Open the cache that `settings` name.
 
-    Raises QCompressError if the cache was captured with other settings, or if its codec cannot give the divergence.
+    Raises QCompressError if the cache was captured with other settings, or its codec does not support the divergence.
     """
     cache = Cache(str(settings.cache))
     cache.check(seq_len=settings.seq_len, seed=settings.seed, packing=settings.packing)

@@ -1,4 +1,4 @@
-"""Training from a cache: check that the cache fits the run, build its windows, and read targets as a teacher."""
+"""Training from a cache: check that it fits the run, rebuild its windows, and use its targets instead of a teacher."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from compress.losses import LogitSource, Targets, next_tokens
 
 
 def open_cache(settings: DistillConfig, teacher: Checkpoint, vocab: int) -> Cache:
-    """Open the cache of the settings. Raises QCompressError if another teacher or tokenizer wrote it."""
+    """Open the cache that `settings` name. Raises QCompressError if it belongs to another teacher or tokenizer."""
     cache = settings_cache(settings)
     facts: dict[str, Any] = {
         "tokenizer": tokenizer_digest(teacher.tokenizer),

@@ -101,7 +101,7 @@ def read_windows(settings: CaptureConfig, tokenizer: Any, model: Model) -> tuple
 
 
 def make_manifest(teacher: Checkpoint, model: Model, windows: Windows, data: Row, settings: CaptureConfig) -> Manifest:
-    """The manifest of the cache. Raises ValueError if a number of the codec's settings is out of range."""
+    """The manifest of the cache. Raises ValueError if the codec's `top_k` or `draws` is out of range."""
     config, tokenizer = model.model.config, teacher.tokenizer
     dtype = str(teacher.config.get("dtype") or "float16").removeprefix("torch.")
     vocab = min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1)

@@ -138,7 +138,7 @@ CODECS: dict[str, type[Hidden] | type[Hybrid] | type[TopK]] = {"hidden": Hidden,
 
 
 def make_codec(settings: dict[str, Any]) -> Codec:
-    """The codec for a manifest's settings, including the codec's "name". Raises ValueError if a number is invalid."""
+    """The codec for a manifest's settings, which include its "name". Raises ValueError for a bad `top_k` or `draws`."""
     options = {key: value for key, value in settings.items() if key != "name"}
     codec = CODECS[settings["name"]](**options)
     kept, vocab = options.get("top_k", 1), options.get("vocab", 2)
@@ -148,9 +148,9 @@ def make_codec(settings: dict[str, Any]) -> Codec:
 
 
 def probability_chunks(side: LogitSource, vocab: int, temperature: float) -> Iterator[tuple[slice, Tensor]]:
-    """Pairs of a slice of rows and their probabilities, (rows, vocab) float32.
+    """Yields pairs: a slice of rows, and the probabilities of these rows, (rows, vocab) float32.
 
-    All chunks use the same buffer of CHUNK_LOGITS values, so each is valid only until the next.
+    All pairs share one buffer of CHUNK_LOGITS values. Use each pair before you request the next one.
     """
     hidden, weight, count = side.hidden.float(), side.weight[:vocab].float(), max(1, CHUNK_LOGITS // vocab)
     logits, p = (hidden.new_empty(min(count, len(hidden)), vocab) for _ in range(2))
@@ -163,7 +163,7 @@ def probability_chunks(side: LogitSource, vocab: int, temperature: float) -> Ite
 
 
 def concatenate(parts: list[Parts]) -> Parts:
-    """The tensors of all parts, joined by name along the rows. {} if `parts` is empty."""
+    """Join the tensors that have the same name, along their rows. Returns {} if `parts` is empty."""
     return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else {})}
 
 

@@ -10,8 +10,8 @@ from compress.distill.targets.codecs import Codec, make_codec
 def inspect_cache(path: Path) -> Row:
     """A report row with the cache's codec, text, tokens, bytes and missing shards.
 
-    For codec hybrid also the teacher's mean entropy in nats, and the mean probability outside the top_k. Raises
-    QCompressError if a shard has a wrong checksum.
+    For codec hybrid, the row also has the teacher's mean entropy in nats and the mean probability outside the top_k.
+    Raises QCompressError if a shard has a wrong checksum.
     """
     manifest = read_manifest(path)
     codec = make_codec(manifest.codec)
@@ -22,13 +22,13 @@ def inspect_cache(path: Path) -> Row:
 
 
 def facts(manifest: Manifest, codec: Codec) -> Row:
-    """The facts of the manifest, with shortened digests."""
+    """The codec's name, whether it is biased, and the manifest's settings with shortened digests."""
     values = {name: short(value) for name, value in manifest.facts().items() if name != "codec"}
     return {"codec": manifest.codec["name"], "biased": codec.biased, **values}
 
 
 def measure(path: Path, manifest: Manifest, files: list[str]) -> Row:
-    """Tokens and bytes of the shards in `files`, and mean values per token."""
+    """The numbers of tokens and bytes in the shards `files`, and means per token."""
     tokens = size = 0
     sums: dict[str, float] = {}
     for name in files:

@@ -1,6 +1,6 @@
-"""Errors of a stage whose text is too short: they name the stage, the text, the cause and a cure that works.
+"""Errors about a stage whose text is too short: each names the stage, the text, the cause, and settings that fit.
 
-`check_fits` finds such stages before any work.
+`check_fits` finds such a stage before any weights are read.
 """
 
 import math
@@ -23,7 +23,7 @@ DIGITS = 2  # significant digits of a share in a cure
 
 @contextmanager
 def text_errors(stage: "TextStage") -> Iterator[None]:
-    """Context that reads the stage's text: an error names the stage, and cures are keys or options of `distill`."""
+    """Context for code that reads a stage's text. Its errors name the stage, and the option or recipe key to change."""
     prefix = f"stage {stage.name}: " if stage.name else ""
     try:
         yield
@@ -36,7 +36,7 @@ def text_errors(stage: "TextStage") -> Iterator[None]:
 
 
 def shortage(stage: "TextStage", error: TooShortError) -> str:
-    """What a text that does not fill its share of one window lacks, and the settings with which it does."""
+    """A message: the tokens that one window needs from a text, the tokens that the text has, and settings that fit."""
     share = shares(stage.text).get(parse_source(error.source).label, 1.0)
     if is_evaluation(stage, error.source):
         share = 1.0
@@ -46,7 +46,7 @@ def shortage(stage: "TextStage", error: TooShortError) -> str:
         lower = round_down(stage.replay * error.tokens / needed)
         return (
             f"replay={stage.replay:g} requires {needed} tokens of {error.source} for a window of {error.body}, but "
-            f"the text has {error.tokens}; lower replay to {lower:g}, {length}, or add text to it"
+            f"this text has {error.tokens}; lower replay to {lower:g}, {length}, or make the text longer"
         )
     if share < 1:
         return (
@@ -57,7 +57,7 @@ def shortage(stage: "TextStage", error: TooShortError) -> str:
 
 
 def no_share(stage: "TextStage", error: NoShareError) -> str:
-    """Why a text contributes no token, and the smallest share with which it does."""
+    """A message: why a text contributes 0 tokens, and the smallest `replay` that makes it contribute a token."""
     if not is_replayed(stage, error.source):
         return str(error)
     share = shares(stage.text)[error.source]
@@ -69,19 +69,19 @@ def no_share(stage: "TextStage", error: NoShareError) -> str:
 
 
 def shares(text: tuple[str, ...]) -> dict[str, float]:
-    """The share of each source by its label. They sum to 1."""
+    """The fraction of the text that each source contributes, by the source's label. The fractions sum to 1."""
     sources = [parse_source(source) for source in text]
     whole = sum(source.weight for source in sources)
     return {source.label: source.weight / whole for source in sources}
 
 
 def is_evaluation(stage: "TextStage", source: str) -> bool:
-    """True if this source is only the stage's evaluation text."""
+    """True if `source` is the stage's evaluation text, and not one of its training texts."""
     return source == parse_source(stage.settings.eval_text).name and source not in names(stage.text)
 
 
 def is_replayed(stage: "TextStage", source: str) -> bool:
-    """True if this source, a name or a label, is in the stage's text only because an earlier stage is repeated."""
+    """True if the stage reads this source, a name or a label, only because it repeats an earlier stage."""
     label = parse_source(source).label
     return label in shares(stage.text) and label not in shares(stage.settings.text)
 
@@ -92,13 +92,13 @@ def names(text: tuple[str, ...]) -> set[str]:
 
 
 def round_down(value: float) -> float:
-    """The value with DIGITS significant digits, never above it."""
+    """The value, rounded down to DIGITS significant digits."""
     unit = 10.0 ** (math.floor(math.log10(abs(value))) - DIGITS + 1)
     return round(math.floor(value / unit) * unit, 12)
 
 
 def check_fits(stage: "TextStage", tokenizer: Any, *, start: bool) -> None:
-    """Raises QCompressError if the stage's text or evaluation text is too short. Reads little of a long text.
+    """Raises QCompressError if the stage's text or evaluation text is too short. Only the beginning of a text is read.
 
     `start` is True if windows begin with a start token.
     """

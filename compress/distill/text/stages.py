@@ -1,4 +1,4 @@
-"""The stages of a distillation. Each has its settings and its text; the text may repeat a share of earlier stages.
+"""The stages of a distillation. Each has its own settings and text. Part of the text can repeat earlier stages.
 
 A distillation without stages is one stage without a name.
 """
@@ -20,7 +20,7 @@ from compress.distill.text.windows import Text, find_start, read_text
 class TextStage:
     """One stage: name, complete settings, and text sources, including sources repeated from earlier stages.
 
-    `replay` is the share of repeated text.
+    `replay` is the fraction of the text that repeats earlier stages.
     """
 
     name: str
@@ -40,7 +40,7 @@ class TextStage:
 
 
 def make_stages(settings: DistillConfig) -> list[TextStage]:
-    """The stages of the settings, in order."""
+    """All stages of a run, in order."""
     resolved = settings.resolved()
     if not settings.stages:
         return [TextStage("", settings, settings.text)]
@@ -52,9 +52,10 @@ def make_stages(settings: DistillConfig) -> list[TextStage]:
 
 
 def mix(text: Sequence[str], earlier: Sequence[Sequence[str]], replay: float) -> tuple[str, ...]:
-    """Sources with weights: `text` gets the share 1 - `replay`, and the `earlier` stages divide `replay` equally.
+    """The sources of a stage and of the earlier stages that it repeats, with weights.
 
-    Within a stage, sources keep their relative weights. A source of several stages is listed once.
+    The sources in `text` get the weight 1 - `replay`. The `earlier` stages get equal parts of `replay`. Within a stage,
+    sources keep their relative weights. A source of several stages is listed once.
     """
     if not replay:
         return tuple(text)

@@ -20,7 +20,7 @@ Built = TypeVar("Built")
 
 
 class NoShareError(QCompressError):
-    """A source is so small a part of the text that it contributes none of the `total` tokens. `source` is its label."""
+    """A source contributes 0 of `total` tokens, because its weight is too small. `source` is its label."""
 
     def __init__(self, source: str, total: int):
         super().__init__(f"{source}: its weight gives it 0 of {total:,} tokens; raise its weight, or leave it out")
@@ -61,12 +61,12 @@ def read_text(
 
 
 def eval_windows(seq_len: int) -> int:
-    """The number of evaluation windows of this length."""
+    """The number of evaluation windows, if a window has `seq_len` tokens."""
     return max(1, EVAL_TOKENS // seq_len)
 
 
 def train_text(settings: DistillConfig, tokenizer: Any, teacher: Any) -> Text:
-    """Training and evaluation windows. The start token is the one that suits the teacher best."""
+    """Training and evaluation windows. Their start token is the one with which the teacher predicts best."""
     size = {"seq_len": settings.seq_len, "seed": settings.seed}
     count = settings.total_steps * settings.batch_size
     start = find_start(settings.text, tokenizer, teacher, count, size)
@@ -98,19 +98,22 @@ def counting_windows(
 
 
 def check_shares(tokens: dict[str, int]) -> None:
-    """Raises NoShareError if a source contributes no token. `tokens` has the number by the source's label."""
+    """Raises NoShareError if a source contributes 0 tokens. `tokens` maps each label to its number of tokens."""
     for source, count in tokens.items():
         if not count:
             raise NoShareError(source, sum(tokens.values()))
 
 
 def fitting_windows(sources: Sequence[str], tokenizer: Any, count: int, size: dict[str, Any]) -> Windows:
-    """`count` windows, or fewer if the text is short. Raises CalibrationError if it is shorter than one window."""
+    """`count` windows, or fewer if the text is short. Raises CalibrationError if the text does not fill one window."""
     return fit(partial(build_windows, sources, tokenizer, **size), count)
 
 
 def fit(build: Callable[..., Built], count: int) -> Built:
-    """`build(n_samples=count)`, or with the largest smaller number that the text fills. TooShortError if none fits."""
+    """Call `build(n_samples=count)`. If the text is too short, use the largest number of windows that it fills.
+
+    Raises TooShortError if the text does not fill one window.
+    """
     while True:
         try:
             return build(n_samples=count)
@@ -121,7 +124,7 @@ def fit(build: Callable[..., Built], count: int) -> Built:
 
 
 def text_row(text: Text, sources: Sequence[str], needed: int) -> Row:
-    """The report row of a text: sources, windows, start token, and the epochs that `needed` windows take."""
+    """The report row of a text: sources, windows, start token and epochs. The run reads `needed` windows in all."""
     windows = len(text.windows.ids)
     row = {"text": ", ".join(sources), "windows": windows, "epochs": round(needed / windows, 2)}
     return row | {"start_token": text.start.token}

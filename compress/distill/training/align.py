@@ -49,7 +49,10 @@ class AlignedTeacher:
 
 
 def map_blocks(student: int, teacher: int) -> list[tuple[int, int]]:
-    """Pairs (student's block, teacher's block) at the same relative depth, counted from 1. The last blocks pair up."""
+    """Pairs (student's block, teacher's block) at the same relative depth, counted from 1.
+
+    The last block of the student belongs to the last block of the teacher.
+    """
     return [(block, max(1, round(block * teacher / student))) for block in range(1, student + 1)]
 
 

@@ -1,9 +1,9 @@
-"""The saved progress of a training. A killed run continues from it, to the same loss curve and weights.
+"""The saved progress of a training. A killed run continues from it and ends with the same loss curve and weights.
 
 The folder `.OUT.distill` exists next to the student until the student is written. It holds `journal.json` (settings,
 notes, the loss curve of every started stage), and one file of tensors (weights, Adam's moments, best weights,
-random-number states). Tensors are written before the journal names them, and older ones removed after, so the journal
-is correct at every moment.
+random-number states). New tensors are written before the journal names them. Old tensors are removed afterwards. So the
+journal is correct at every moment.
 """
 
 import json
@@ -116,7 +116,7 @@ class TrainingJournal:
         write_journal(self.folder / JOURNAL, value)
 
     def load(self) -> None:
-        """Load the progress of an interrupted run. Raises QCompressError, with names, if settings have changed."""
+        """Load the progress of an interrupted run. Raises QCompressError, with the setting's name, if one differs."""
         value = read_journal(self.folder / JOURNAL, ("settings", "notes", "stages", "file"))
         check_same_settings(self.folder, value["settings"], self.settings)
         self.notes, self.stages, self.file = value["notes"], value["stages"], value["file"]
@@ -126,7 +126,7 @@ class TrainingJournal:
         self.file = None
 
     def clear(self) -> None:
-        """Remove all files of the work folder. The journal goes last, because it marks the folder as qcompress's."""
+        """Remove all files of the work folder. The journal is removed last: it marks the folder as a work folder."""
         clear_work(self.folder, JOURNAL, FILES)
 
     def discard(self) -> None:

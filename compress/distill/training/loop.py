@@ -150,7 +150,7 @@ def train(
 
 @dataclass(frozen=True)
 class OptimizerStep:
-    """The parts of an optimizer step. `module` is the objective, wrapped for the launcher of the processes."""
+    """The parts of an optimizer step. `module` is the objective, wrapped as the launcher requests."""
 
     accelerator: Accelerator
     objective: Objective

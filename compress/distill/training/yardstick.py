@@ -55,7 +55,7 @@ class Yardstick:
 
     @torch.no_grad()
     def measure(self, student: Model) -> Distance:
-        """The distance of a student from the teacher. The student is on the same device."""
+        """The distance of a student from the teacher. The student must be on `self.device`."""
         weight, kl, nll = self.head_weight(), [], []
         for ids, mask, states in self.parts():
             teacher = LogitSource(states, weight, self.head)
@@ -98,14 +98,14 @@ def normed_states(blocks: BlockModel, ids: Tensor, micro: int) -> Tensor:
 def yardstick_windows(teacher: Checkpoint, text: str, n_samples: int, seq_len: int, device: torch.device) -> Windows:
     """The held-out windows of a teacher. A short text gives fewer or shorter windows.
 
-    Their manifest has the start token as `start`. Raises QCompressError if no token of the windows is scored.
+    The manifest stores the start token under "start". Raises QCompressError if no token of the windows is scored.
     """
     start = heldout_start(teacher, str(device))
     windows = heldout_windows(text, teacher.tokenizer, start["token"], n_samples=n_samples, seq_len=seq_len, fit=True)
     if not windows.mask[:, 1:].any():
         raise QCompressError(
-            f"{text}: 0 of {windows.ids.numel():,} tokens are scored; in a chat, only the assistant's tokens are; "
-            "use another --eval-text"
+            f"{text}: 0 of {windows.ids.numel():,} tokens are scored, because only the assistant's answers are scored "
+            "in a conversation; use another --eval-text"
         )
     windows.manifest[START] = start
     return windows

@@ -80,7 +80,7 @@ def test_an_impossible_stage_is_named(stages, message):
 
 
 def test_stages_and_a_cache_are_not_mixed():
-    with pytest.raises(ValueError, match="1 stages and cache=c: a cache holds one text"):
+    with pytest.raises(ValueError, match="1 stages and cache=c: a cache holds the text of a run without stages"):
         DistillConfig(blocks=1, stages=({"name": "a"},), cache="c")
 
 

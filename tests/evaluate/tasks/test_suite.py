@@ -241,7 +241,9 @@ def test_only_a_newline_ends_an_item(tmp_path):
 
 def test_half_a_character_in_an_item_is_rejected_with_its_line(tmp_path):
     file = write(tmp_path / "suite.jsonl", ROW, ROW | {"id": "b", "turns": ["x \ud800"]})
-    with pytest.raises(QCompressError, match=r"suite\.jsonl: line 2: \\ud800 is half a character; correct"):
+    with pytest.raises(
+        QCompressError, match=r"suite\.jsonl: line 2: \\ud800 is half a surrogate pair, not a character; correct"
+    ):
         load_suite(file)
 
 
