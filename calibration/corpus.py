@@ -89,7 +89,7 @@ def check_source(source: str) -> None:
 
 
 def is_on_hub(name: str) -> bool:
-    """True if a source without its weight is a hub dataset."""
+    """True if `name`, a source without its weight, is a hub dataset."""
     return name not in EMBEDDED and not readers.is_file_name(name) and hub.is_hub_name(name)
 
 

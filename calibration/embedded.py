@@ -1,7 +1,7 @@
 """Text that needs no network: original text (data/*.jsonl, Apache-2.0) and text that CPython ships (PSF licence).
 
 `default` is for calibration, `heldout` for evaluation. `python` adds volume: more documentation and library code.
-The three share no paragraph of the documentation, no module and no row. CPython's part comes from the
+The three texts share no paragraph of the documentation, no module and no row. CPython's part comes from the
 running interpreter: the text depends on the Python version.
 """
 

@@ -60,7 +60,7 @@ def text_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def check_length(text: str, where: str) -> str:
-    """The text. Raises CalibrationError if it is longer than MAX_ROW."""
+    """Return the text. Raises CalibrationError if it is longer than MAX_ROW."""
     if len(text) > MAX_ROW:
         raise CalibrationError(f"{where}: is longer than {MAX_ROW:,} characters; split it into several rows")
     return text

@@ -1,7 +1,7 @@
 """Statistics of a linear's inputs: running means over tokens, in float32, on the device of the first input.
 
-Every token has the same weight, in batches of any size. The product of a batch may be computed in a 16-bit dtype. This
-rounds it once, an error far below the sampling error of any calibration text.
+Every token has the same weight, whatever the size of its batch. The product of a batch may be computed in a 16-bit
+dtype. This rounds the product once; the error is far below the sampling error of any calibration text.
 """
 
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ class Cross:
 def shrunk(hessian: Tensor, tokens: int) -> Tensor:
     """Shrink correlations in a mean of x xᵀ, in place: scale its diagonal by 1 + SHRINKAGE · √(in_features / tokens).
 
-    Few tokens overestimate the correlations of inputs. A larger diagonal shrinks all correlations by the same factor
+    A mean over few tokens overestimates correlations. A larger diagonal shrinks all correlations by the same factor
     (after Ledoit and Wolf 2004, https://doi.org/10.1016/S0047-259X(03)00096-4). The experiment log has measurements.
     """
     hessian.diagonal().mul_(1 + SHRINKAGE * (len(hessian) / tokens) ** 0.5)

@@ -62,7 +62,7 @@ class Setting:
 
 
 def settings_of(config: type) -> list[Setting]:
-    """The settings of a dataclass: the fields that `option` made, in the order of the class."""
+    """The settings of a dataclass: its fields that `option` made, in the same order."""
     hints = get_type_hints(config)
     return [make_setting(one, hints[one.name]) for one in fields(config) if METADATA in one.metadata]
 

@@ -33,7 +33,7 @@ def score_interval(right: float, items: int) -> Bounds:
 def exact_bound(right: int, items: int) -> float:
     """The lower bound of the exact 95 % interval of a score, if `right` of `items` items are right.
 
-    With the bound as true score, 2.5 % of samples have `right` or more right items. It is 0 if `right` is 0.
+    If the true score is this bound, 2.5 % of samples have `right` or more right items. For `right` 0, the bound is 0.
     """
     low, high = 0.0, 1.0 if right else 0.0
     for _ in range(STEPS):

@@ -50,7 +50,7 @@ class WorstRow(TypedDict):
 
 
 class LinearRow(TypedDict):
-    """One linear of a located block, run on the reference's inputs."""
+    """One linear of a block that `--locate` ran alone on the reference's inputs."""
 
     name: Annotated[str, "name inside the block, such as self_attn.q_proj"]
     error: Annotated[float, "squared output error over squared output, all tokens"]

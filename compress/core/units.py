@@ -1,4 +1,4 @@
-"""Sizes in bytes as people read them. Every table, message and report uses these words; JSON has bytes."""
+"""Format sizes in bytes for people. Tables, messages and reports use these units. JSON has plain numbers of bytes."""
 
 STEPS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 

@@ -1,1 +1,1 @@
-"""Architecture: families as a table, one block at a time, and smaller students. Imports transformers."""
+"""Model architecture: a table of families, models that run block by block, and smaller students."""

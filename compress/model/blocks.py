@@ -41,7 +41,7 @@ class Block:
 
 
 def make_config(config: dict[str, Any]) -> PretrainedConfig:
-    """The transformers config for the content of a config.json, without its quantization. `config` is not changed.
+    """The transformers config for the content of a config.json. Settings of quantization are left out.
 
     Raises ValueError if the model type is unknown or sizes contradict each other.
     """
@@ -386,5 +386,5 @@ def load_all(config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> Pr
 
 
 def plain_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A deep copy of config.json without its quantization."""
+    """A deep copy of a config.json without its settings of quantization."""
     return copy.deepcopy({key: value for key, value in config.items() if key != "quantization_config"})

@@ -23,7 +23,7 @@ def remaining_blocks(count: int, start: int, removed: int) -> tuple[int, ...]:
 def choose_blocks(kl: dict[int, float], count: int, removed: int) -> tuple[int, ...]:
     """The indices of the blocks to keep, from the KLs of `sweep_depth`.
 
-    The blocks are removed at the start with the smallest KL. The first start wins a tie.
+    The removed blocks begin at the start with the smallest KL. If several starts have this KL, the first one is taken.
     """
     return remaining_blocks(count, min(kl, key=lambda start: (kl[start], start)), removed)
 

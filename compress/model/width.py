@@ -232,7 +232,7 @@ def head_channels(teacher: int, student: int) -> Tensor:
 
 
 def rescale(name: str, tensor: Tensor, teacher: int, student: int) -> Tensor:
-    """Rescale a head's weights after channels were repeated or dropped, to keep the size of q·k/√d and the output."""
+    """Rescale a head's weights after channels were repeated or dropped: q·k/√d and the output keep their size."""
     module = name.split(".")[-2]
     if teacher == student or module not in ("q_proj", "k_proj", "v_proj", "o_proj"):
         return tensor

@@ -14,7 +14,7 @@ def prctl(option: int, first: int = 0, second: object = 0) -> None:
 
 
 def syscall(number: int, *arguments: object) -> int:
-    """Call the kernel by the number of a system call. Raises OSError, with errno, if the kernel refuses."""
+    """Make a system call, by its number, and return its result. Raises OSError, with errno, if the kernel refuses."""
     return _checked(_library.syscall(ctypes.c_long(number), *arguments))
 
 

@@ -1,6 +1,6 @@
 """Landlock: restrict this process to reading files below some folders. The restriction cannot be removed.
 
-https://docs.kernel.org/userspace-api/landlock.html. An older kernel restricts fewer actions; seccomp refuses the others.
+https://docs.kernel.org/userspace-api/landlock.html. Older kernels restrict fewer actions; seccomp refuses the rest.
 """
 
 import ctypes

@@ -84,7 +84,7 @@ class Proxy:
         return value
 
     def settle(self) -> None:
-        """Change the arguments of earlier calls in the same way as the calls changed the copies of them."""
+        """Apply the changes that earlier calls made to their arguments."""
         for old, new in self.waiting:
             old.clear()
             (old.extend if isinstance(old, list | bytearray) else old.update)(new)

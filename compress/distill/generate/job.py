@@ -151,7 +151,7 @@ def read_prompts(
         ids = encode_text(tokenizer, render_prompt(tokenizer, messages, where))
         (fitting if len(ids) <= room else too_long).append(Prompt(number, where, list(messages), ids))
     if not fitting and not too_long:
-        raise QCompressError(f"{path}: has no prompts; write one per line")
+        raise QCompressError(f"{path}: the file has no prompts; write one prompt per line")
     if not fitting:
         raise QCompressError(
             f"{path}: all {len(too_long)} prompts are too long: the teacher's context must also hold an answer of "

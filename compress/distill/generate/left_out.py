@@ -19,7 +19,7 @@ def place(source: str) -> str:
 
 
 def left_out_lines(left_out: Sequence[Row], max_tokens: int) -> list[str]:
-    """One line per reason. `left_out` has a row {"prompt": place, "reason": key} per prompt."""
+    """One line of text for each reason, with the places of its prompts. `left_out` has a row for each prompt."""
     lines = []
     for reason, text in REASONS.items():
         places = [row["prompt"] for row in left_out if row["reason"] == reason]

@@ -209,7 +209,7 @@ def copy_to_cpu(tensor: Tensor) -> Tensor:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The unsharded tensor; an unsharded tensor is returned as it is. All processes must call this together."""
+    """Unshard a tensor. A tensor that is not sharded is returned as it is. All processes must call this together."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -224,7 +224,7 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def unsharded_model(model: Any, weights: dict[str, Tensor]) -> Any:
-    """A new model with the config of `model` and these weights, in float32 and unsharded."""
+    """A new model with the config of `model` and with `weights`, in float32 and unsharded."""
     return load_all(model.config.to_dict(), weights.__getitem__, torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""Data parallelism: each process trains on some of each step's windows.
+"""Data parallelism: in each step, each process trains on a part of the windows.
 
 `torchrun` or `accelerate launch` starts the processes. All processes read the same text. With one process, every
 function here returns its argument.

@@ -49,8 +49,8 @@ def check_tokenizers(teacher: Checkpoint, student: Checkpoint) -> None:
     large, small = teacher.tokenizer.get_vocab(), student.tokenizer.get_vocab()
     if large != small or spell_vocabulary(teacher.tokenizer) != spell_vocabulary(student.tokenizer):
         raise QCompressError(
-            f"{student}: the tokenizer has {len(small):,} tokens, that of {teacher} has {len(large):,}, and "
-            f"{len(large.items() & small.items()):,} are equal; give a student with the teacher's tokenizer, "
+            f"{student}: the tokenizer has {len(small):,} tokens, that of {teacher} has {len(large):,}, and both share "
+            f"{len(large.items() & small.items()):,}; give a student with the teacher's tokenizer, "
             "or cut one with --blocks"
         )
 

@@ -36,7 +36,7 @@ PLANNED = ("student", "teacher_parameters", "parameters", "float16_bytes", "int4
 
 
 def take_sizes(config: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, with the sizes of a config.json added. Raises QCompressError if an option also sets a size."""
+    """The settings with the sizes of a config.json added. Raises QCompressError if an option also sets a size."""
     sizes = [name for name in ("blocks", *SHAPE) if options.get(name) is not None]
     if sizes:
         raise QCompressError(

@@ -86,7 +86,7 @@ class Manifest:
 
 
 def differing(stored: dict[str, Any], current: dict[str, Any]) -> str:
-    """The first difference, as "name: A stored, B now". If all values in `current` are those in `stored`, ""."""
+    """The first difference, as "name: A stored, B now". Returns "" if `stored` has all values of `current`."""
     for name, value in current.items():
         if stored.get(name) != value:
             return f"{name}: {short(stored.get(name))} stored, {short(value)} now"

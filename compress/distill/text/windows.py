@@ -23,7 +23,10 @@ class NoShareError(QCompressError):
     """A source contributes 0 of `total` tokens, because its weight is too small. `source` is its label."""
 
     def __init__(self, source: str, total: int):
-        super().__init__(f"{source}: its weight gives it 0 of {total:,} tokens; raise its weight, or leave it out")
+        super().__init__(
+            f"{source}: this text gives 0 of {total:,} tokens, because its weight is too small; "
+            "raise its weight, or leave the text out"
+        )
         self.source, self.total = source, total
 
 
@@ -98,7 +101,7 @@ def counting_windows(
 
 
 def check_shares(tokens: dict[str, int]) -> None:
-    """Raises NoShareError if a source contributes 0 tokens. `tokens` maps each label to its number of tokens."""
+    """Raises NoShareError if a source contributes 0 tokens. `tokens` is the number of tokens by source label."""
     for source, count in tokens.items():
         if not count:
             raise NoShareError(source, sum(tokens.values()))

@@ -116,7 +116,7 @@ class TrainingJournal:
         write_journal(self.folder / JOURNAL, value)
 
     def load(self) -> None:
-        """Load the progress of an interrupted run. Raises QCompressError, with the setting's name, if one differs."""
+        """Load the progress of an interrupted run. Raises QCompressError, with the name, if a setting differs."""
         value = read_journal(self.folder / JOURNAL, ("settings", "notes", "stages", "file"))
         check_same_settings(self.folder, value["settings"], self.settings)
         self.notes, self.stages, self.file = value["notes"], value["stages"], value["file"]
@@ -190,7 +190,7 @@ class StateSaver:
     beside: nn.Module | None = None
 
     def load(self) -> tuple[Progress, dict[str, Tensor]] | None:
-        """The saved progress and tensors of the stage, or None if nothing is saved. Restores `beside`."""
+        """The saved progress and tensors of the stage, or None if nothing is saved. Restores the module `beside`."""
         progress = self.journal.progress(self.stage) if self.journal else None
         if self.journal is None or progress is None:
             return None

@@ -80,7 +80,7 @@ def run_stages(
     """Train `run.student` stage by stage, in place; returns a result for each stage.
 
     Each stage ends with its best weights, rounded to the stored dtype. If a stage does not lower the KL on its
-    evaluation text, the weights stay as before it. The run stops at a loss that is not finite.
+    evaluation text, its changes are undone. The run stops at a loss that is not finite.
     """
     finished: list[Finished] = []
     for stage, text, evaluator in zip(stages, texts, evaluators, strict=True):

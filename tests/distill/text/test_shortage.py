@@ -86,7 +86,7 @@ def test_without_stages_the_cures_are_options(texts, tokenizer):
     settings: dict[str, Any] = {"blocks": 1, "steps": 3}
     with pytest.raises(QCompressError, match=r"^scrap.txt: its share .* lower --seq-len to \d+, or add text"):
         check(DistillConfig(text=("scrap.txt=9", "long.txt"), **settings), tokenizer)
-    with pytest.raises(QCompressError, match=r"^long.txt: its weight gives it 0 of .* raise its weight"):
+    with pytest.raises(QCompressError, match=r"^long.txt: this text gives 0 of .* raise its weight"):
         check(DistillConfig(text=("default", "long.txt=0.00001"), **settings), tokenizer)
 
 
