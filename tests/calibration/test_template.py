@@ -41,7 +41,7 @@ BROKEN = {
     "an indent of a gigabyte": ("{{ messages|tojson(indent=1000000000) }}", "memory"),
     "a multiplied text": ("{{ messages[0].content * 1000000000 }}", "memory"),
     "a wide field": ("{{ '%2000000000d' % (messages|length) }}", "memory"),
-    "more text than fits a row": ("{{ messages[0].content * 1000000 }}", "more than"),
+    "more text than the limit": ("{{ messages[0].content * 1000000 }}", "above the limit of"),
 }
 
 
