@@ -77,8 +77,8 @@ def fit_head_dim(shape: Shape, teacher: Shape, model_type: str) -> Shape:
         return shape
     if shape.hidden_size % (2 * shape.num_heads):
         raise BadValueError(
-            f"hidden_size={shape.hidden_size} must be a multiple of {2 * shape.num_heads}, twice the "
-            f"num_heads={shape.num_heads}: each head of a {model_type} model has an even number of channels; give "
+            f"hidden_size={shape.hidden_size} must be a multiple of {2 * shape.num_heads}, twice "
+            f"num_heads={shape.num_heads} (each head of a {model_type} model has an even number of channels); give "
             f"num_heads={shape.hidden_size // teacher.head_dim}, for heads of {teacher.head_dim} channels"
         )
     return replace(shape, head_dim=shape.hidden_size // shape.num_heads)

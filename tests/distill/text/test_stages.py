@@ -71,7 +71,7 @@ def test_without_stages_a_run_is_one_stage_of_the_same_settings():
         ([{"name": "a"}, {"name": "b", "replay": 1.0}], "stage b: replay=1.0"),
         ([{"name": "a", "alpha": 2.0}], "stage a: alpha=2.0"),
         ([{"name": "a", "steps": 2, "tokens": 2}], "stage a: steps=2 and tokens=2"),
-        ([{"name": "a b"}], "stage 'a b': use letters"),
+        ([{"name": "a b"}], "stage 'a b': invalid name; use letters"),
     ],
 )
 def test_an_impossible_stage_is_named(stages, message):
