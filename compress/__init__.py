@@ -1,4 +1,4 @@
-"""Make language models smaller: distill, quantize, check, verify, compare.
+"""Make language models smaller: distill, quantize, convert, check, verify, compare.
 
     from compress import quantize, verify
 
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compress.api import check as check
     from compress.api import compare as compare
+    from compress.api import convert as convert
     from compress.api import distill as distill
     from compress.api import quantize as quantize
     from compress.api import verify as verify
 
-__all__ = ["check", "compare", "distill", "quantize", "verify"]
+__all__ = ["check", "compare", "convert", "distill", "quantize", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
-"""The public Python functions: quantize, distill, check, verify, compare.
+"""The public Python functions: quantize, distill, convert, check, verify, compare.
 
-    from compress import check, compare, distill, quantize, verify
+    from compress import check, compare, convert, distill, quantize, verify
 
 A model is a folder, or a hub id such as "Qwen/Qwen2.5-1.5B-Instruct" or "ORG/NAME@REVISION". Settings have the names of
 the command line's options, with underscores. All functions return the rows that the commands print with --json.
@@ -111,6 +111,30 @@ def distill(
     config = DistillConfig(**settings)
     loop = LoopConfig(device=device, restart=restart)
     return distill_checkpoint(resolve_model(teacher), Path(out), config, report, loop=loop)
+
+
+def convert(checkpoint: Model, out: Model, to: str) -> Row:
+    """Write a quantized checkpoint in another layout: the same codes, scales and zeros.
+
+    Args:
+        checkpoint: A quantized checkpoint, also one of another tool.
+        out: Folder to write. It must be empty or missing.
+        to: "awq", "gptq" or "compressed-tensors".
+
+    Returns:
+        A row with `out`, `format`, `linears` and `bytes`.
+
+    Raises:
+        QCompressError: The checkpoint is not quantized, or the layout cannot store a weight exactly.
+        GateFailure: The written checkpoint breaks a rule. It is removed.
+
+    Example:
+        >>> convert("qwen-awq", "qwen-ct", "compressed-tensors")["linears"]  # doctest: +SKIP
+        196
+    """
+    from compress.ship.convert import convert as run_convert
+
+    return run_convert(resolve_model(checkpoint), Path(out), to)
 
 
 def check(model: Model, *, source: Model | None = None, tensor_parallel_size: int = 1) -> list[Row]:

@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS: list[tuple[int, tuple[str, ...]]] = [  # rank, rooms; the longest matching prefix decides
-    (7, ("compress.cli",)),
-    (6, ("compress.pipeline", "compress.api", "compress.serve")),
+    (7, ("compress.cli", "compress.api")),
+    (6, ("compress.pipeline", "compress.serve", "compress.ship")),
     (
         5,
         (

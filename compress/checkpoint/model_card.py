@@ -21,6 +21,7 @@ LICENSES = {  # beginning of the licence text -> its name on the hub
     "mit license": "mit",
     "bsd 3-clause": "bsd-3-clause",
 }
+QUANTIZED = ("quantize", "convert")  # commands that write quantized checkpoints
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 HIDDEN = ("student", "text", "eval_text", "cache")  # shown elsewhere in the card, or local paths
 SCORES = {
@@ -87,21 +88,22 @@ def front_matter(card: Path) -> Record:
 def write_card(record: Record) -> str:
     """The text of README.md for a record (the content of qcompress.json)."""
     matter = yaml.safe_dump(card_matter(record), sort_keys=False, allow_unicode=True)
-    figures = quantized(record) if record["command"] == "quantize" else results(record)
+    figures = quantized(record) if record["command"] in QUANTIZED else results(record)
     parts = [introduction(record), figures, data(record), settings(record), loading()]
     return f"---\n{matter}---\n\n" + "\n\n".join(part for part in parts if part) + "\n"
 
 
 def origins(record: Record) -> list[Record]:
     """The source checkpoints in the record: first the student, then the teacher or the quantized model."""
-    return [record[key] for key in ("student", "source") if isinstance(record.get(key), dict)]
+    keys = ("student", "source") if "source" in record else ("converted",)
+    return [record[key] for key in keys if isinstance(record.get(key), dict)]
 
 
 def card_matter(record: Record) -> Record:
     """The front matter. It has a licence only if all source checkpoints have the same one."""
     licenses = {one.get("license") for one in origins(record)}
     license_ = licenses.pop() if len(licenses) == 1 else None
-    quantized = record["command"] == "quantize"
+    quantized = record["command"] in QUANTIZED
     matter: Record = {"license": license_} if license_ else {}
     matter |= {"base_model": [name_of(one) for one in origins(record)]}
     matter |= {"base_model_relation": "quantized"} if quantized else {}
@@ -111,7 +113,7 @@ def card_matter(record: Record) -> Record:
 
 def kinds(record: Record) -> list[str]:
     """The hub's tags: distillation, or quantization with its method and format."""
-    if record["command"] == "quantize":
+    if record["command"] in QUANTIZED:
         options = record["settings"]
         return ["quantization", "4-bit", *(str(options[key]) for key in ("method", "format") if options.get(key))]
     return ["distillation"]
@@ -122,15 +124,17 @@ def name_of(one: Record) -> str:
 
 
 def introduction(record: Record) -> str:
-    source, versions = record.get("source", {}), record.get("versions", {})
+    source, versions = record.get("source") or record.get("converted", {}), record.get("versions", {})
     teacher = name_of(source)
     titles = {
         "quantize": (f"{teacher} in 4 bits", f"The weights of {teacher}, quantized"),
+        "convert": (f"{teacher} in 4 bits", f"The quantized weights of {teacher}, in another layout"),
         "distill": (f"A student of {teacher}", f"A smaller model that learned from {teacher}"),
     }
     title, sentence = titles.get(record["command"], (f"A smaller {teacher}", f"Cut out of {teacher}, not trained"))
     lines = [f"# {title}", "", f"{sentence} with `qcompress {record['command']}` {versions.get('qcompress', '')}."]
     roles = {"student": "student before training", "source": "source" if "4 bits" in title else "teacher"}
+    roles["converted"] = "converted from"
     lines += ["", "| | name | digest | license |", "|---|---|---|---|"]
     for key, role in roles.items():
         if isinstance(record.get(key), dict):

@@ -77,6 +77,7 @@ COMMANDS = {
     "init-student": ["--blocks", "1"],
     "quantize": ["--method", "rtn"],
     "distill": ["--blocks", "1", "--seq-len", "32", "--steps", "1"],
+    "convert": ["--to", "awq"],
     "capture": ["--samples", "8", "--seq-len", "32"],
 }
 

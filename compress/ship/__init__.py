@@ -1,0 +1,1 @@
+"""Ship: the same quantized model in the layout of another runtime."""

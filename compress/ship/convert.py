@@ -1,0 +1,215 @@
+"""Convert a quantized checkpoint to another layout of vLLM: the same codes, scales and zeros, packed in another way.
+
+    from                to awq                to gptq              to compressed-tensors
+    awq                 exact                 exact if all zeros   exact
+    gptq                exact, 4 bits only    exact                exact
+    compressed-tensors  exact, 4 bits only    exact if all zeros   exact
+
+"If all zeros": if every zero is the middle code, 2**(bits - 1), because gptq stores a symmetric grid. Nothing is
+quantized again: what a layout cannot hold exactly is refused, with the name of the linear.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.checkpoint.check.run import check_checkpoint
+from compress.checkpoint.check.table import make_table
+from compress.checkpoint.formats import FORMATS, Format, format_of, model_dtype, packed_config, quantized_as
+from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.model_card import CARD, origin, write_card
+from compress.checkpoint.read import RECORD, Checkpoint
+from compress.checkpoint.record import record_text
+from compress.checkpoint.schemes import HEAD, Schemes, kind
+from compress.checkpoint.write import CheckpointWriter, TensorSpec, both_spellings, check_out
+from compress.core.errors import GateFailure, QCompressError
+from compress.core.grid import QuantizedWeight, Scheme
+from compress.core.lock import output_lock
+from compress.core.report import Row
+
+LINEARS_ONLY = ("awq", "gptq")  # vLLM reads packed embeddings in compressed-tensors only
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A checkpoint, the format it has, the format to write, and shape (out, in) and scheme of each packed module."""
+
+    checkpoint: Checkpoint
+    source: Format
+    target: Format
+    shapes: dict[str, tuple[int, int]]
+    schemes: Schemes
+
+    def read(self, module: str) -> QuantizedWeight:
+        """Codes, scales and zeros of a packed module."""
+        return read_packed(self.checkpoint, self.source, module)
+
+    @property
+    def unquantized(self) -> list[str]:
+        """The linears of the model that are not packed. Loaders need their names."""
+        linears = make_table(self.checkpoint.config).linears
+        return [name for name in (*linears, HEAD) if name not in self.schemes]
+
+
+def convert(source: Path, out: Path, format_name: str) -> Row:
+    """Write the quantized checkpoint at `source` to the folder `out`, in the format `format_name`.
+
+    Returns a row with `out`, `format`, `linears` and `bytes`. Every written weight is unpacked again and compared with
+    the source's codes, scales and zeros. Raises QCompressError if the checkpoint is not quantized or the format cannot
+    hold a weight exactly, GateFailure if the result breaks a rule of `check`. Then nothing is written.
+    """
+    check_format(format_name)
+    checkpoint = open_causal_lm(source)
+    with output_lock(out):
+        check_out(out)
+        conversion = plan_conversion(checkpoint, format_name)
+        writer = CheckpointWriter(out, planned_specs(conversion))
+        try:
+            write_tensors(conversion, writer)
+            publish(conversion, writer)
+        except BaseException:
+            writer.discard()
+            raise
+    return {
+        "model": str(source),
+        "out": str(out),
+        "format": format_name,
+        "linears": len(conversion.schemes),
+        "bytes": Checkpoint(out).bytes,
+    }
+
+
+def check_format(name: str) -> None:
+    """Raises QCompressError if there is no format of this name."""
+    if name not in FORMATS:
+        raise QCompressError(f"to {name!r}: there is no such format; choose {', '.join(FORMATS)}")
+
+
+def plan_conversion(checkpoint: Checkpoint, format_name: str) -> Conversion:
+    """The conversion of a checkpoint. Raises QCompressError if the target cannot hold every weight exactly."""
+    source, target = format_of(checkpoint), FORMATS[format_name]
+    if source is None:
+        raise QCompressError(f"{checkpoint}: is not quantized; quantize it first with qcompress quantize")
+    shapes, schemes = {}, {}
+    for module in packed_modules(checkpoint, source):
+        weight = read_packed(checkpoint, source, module)
+        reason = misfit(weight, module, target)
+        if reason:
+            raise QCompressError(f"{checkpoint}: {module}: {reason}")
+        out, inn = weight.codes.shape
+        shapes[module], schemes[module] = (out, inn), target_scheme(checkpoint, source, module, weight, target)
+    return Conversion(checkpoint, source, target, shapes, schemes)
+
+
+def packed_modules(checkpoint: Checkpoint, source: Format) -> list[str]:
+    """The paths of all packed modules, in the order of the weight files."""
+    suffix = f".{source.packed}"
+    return [name.removesuffix(suffix) for name in checkpoint.tensors if name.endswith(suffix)]
+
+
+def read_packed(checkpoint: Checkpoint, source: Format, module: str) -> QuantizedWeight:
+    """Codes, scales and zeros of a packed module, as the checkpoint's own config describes it."""
+    assert checkpoint.quantization is not None
+    scheme = source.scheme(checkpoint.quantization, module, model_dtype(checkpoint.config))
+    return quantized_as(checkpoint, module, scheme)
+
+
+def misfit(weight: QuantizedWeight, module: str, target: Format) -> str | None:
+    """Why a format cannot hold a weight exactly, with the cure. None if it can."""
+    if target.name in LINEARS_ONLY and kind(module) == "embedding":
+        return f"{target.name} has no packed embeddings; use --to compressed-tensors"
+    if target.name == "awq" and weight.bits != 4:
+        return f"awq stores 4 bits, and this weight has {weight.bits}; use --to gptq or compressed-tensors"
+    middle = 2 ** (weight.bits - 1)
+    if False in target.symmetric or bool((weight.zeros == middle).all()):
+        return None
+    row, group = (weight.zeros != middle).nonzero()[0].tolist()
+    zero = int(weight.zeros[row, group])
+    return (
+        f"gptq stores symmetric grids with zero {middle}, but group {group} of row {row} has zero {zero}; "
+        "use --to compressed-tensors, or quantize with --format gptq"
+    )
+
+
+def target_scheme(
+    checkpoint: Checkpoint, source: Format, module: str, weight: QuantizedWeight, target: Format
+) -> Scheme:
+    """The scheme of a module in the target format, with the dtype of its stored scales."""
+    name = "weight_scale" if source.name == "compressed-tensors" else "scales"
+    sym = weight.sym if len(target.symmetric) > 1 else target.symmetric[0]
+    return Scheme(weight.bits, weight.group_size, sym, checkpoint.tensors[f"{module}.{name}"].dtype)
+
+
+def planned_specs(conversion: Conversion) -> list[TensorSpec]:
+    """Every tensor of the result: packed weights in the new layout, all others as they are."""
+    specs = []
+    for module, scheme in conversion.schemes.items():
+        parts = conversion.target.specs(*conversion.shapes[module], scheme)
+        specs += [TensorSpec(f"{module}.{part.name}", part.dtype, part.shape) for part in parts]
+    return specs + [TensorSpec(name, info.dtype, info.shape) for name, info in unpacked(conversion)]
+
+
+def unpacked(conversion: Conversion) -> Iterator[tuple[str, Any]]:
+    """Name and place of every tensor that is not part of a packed module's weight."""
+    biases = {f"{module}.bias" for module in conversion.schemes}
+    for name, info in conversion.checkpoint.tensors.items():
+        if name.rpartition(".")[0] not in conversion.schemes or name in biases:
+            yield name, info
+
+
+def write_tensors(conversion: Conversion, writer: CheckpointWriter) -> None:
+    """Write all tensors. Raises QCompressError if a weight does not come back unchanged from its new layout."""
+    for module, scheme in conversion.schemes.items():
+        weight = replace(conversion.read(module), sym=scheme.sym)
+        parts = conversion.target.save(weight, scheme.dtype)
+        check_equal(module, weight, conversion.target.load(parts.__getitem__, scheme))
+        for suffix, part in parts.items():
+            writer.write(f"{module}.{suffix}", part)
+    for name, _ in unpacked(conversion):
+        writer.write(name, conversion.checkpoint.tensor(name))
+
+
+def check_equal(module: str, weight: QuantizedWeight, written: QuantizedWeight) -> None:
+    """Raises QCompressError if codes, scales or zeros of a written weight differ from the original's."""
+    for name in ("codes", "scales", "zeros"):
+        if not torch.equal(getattr(weight, name), getattr(written, name)):
+            raise QCompressError(f"{module}: the new layout changes its {name}; report this as a bug")
+
+
+def publish(conversion: Conversion, writer: CheckpointWriter) -> None:
+    """Write config.json, tokenizer, record and card, and validate the folder before it gets its name."""
+    checkpoint, record = conversion.checkpoint, conversion_record(conversion, writer)
+    plain = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    config = packed_config(plain, conversion.target, conversion.schemes, conversion.unquantized)
+    ordered = {key: config[key] for key in (*checkpoint.config, *config)}  # in the source's order
+    writer.publish(
+        both_spellings(ordered),
+        source=checkpoint.path,
+        extra={RECORD: record, CARD: write_card(json.loads(record))},
+        inspect=check_written,
+    )
+
+
+def conversion_record(conversion: Conversion, writer: CheckpointWriter) -> str:
+    """The text of qcompress.json: the source's record if it has one, with the new format and where it came from."""
+    checkpoint, name = conversion.checkpoint, conversion.target.name
+    earlier = dict(checkpoint.record)
+    command = str(earlier.pop("command", "convert"))
+    settings = dict(earlier.pop("settings", None) or {}) | {"format": name}
+    for key in ("digests", "versions"):
+        earlier.pop(key, None)
+    if isinstance(earlier.get("size"), dict):
+        earlier["size"] = earlier["size"] | {"bytes": sum(shard.bytes for shard in writer.shards)}
+    converted = origin(checkpoint) | {"format": conversion.source.name}
+    return record_text(command, settings, **earlier | {"converted": converted})
+
+
+def check_written(folder: Path) -> None:
+    """Raises GateFailure if `check` finds an error in the written checkpoint."""
+    errors = [row for row in check_checkpoint(folder) if row["level"] == "error"]
+    if errors:
+        raise GateFailure(f"{folder}: the checkpoint breaks {len(errors)} rules and was removed; first: {errors[0]}")
