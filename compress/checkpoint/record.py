@@ -80,7 +80,7 @@ def write_digests(
     tensors: dict[str, str],
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]],
 ) -> None:
-    """Write the digests of a complete checkpoint folder: config.json, `tensors` by name, `shapes`, and all files."""
+    """Write the digest file of a complete checkpoint folder. `tensors` maps the names of tensors to their digests."""
     parts = (config_digests(config), dict(sorted(tensors.items())), shape_texts(shapes), file_digests(folder))
     (folder / DIGESTS).write_text(digests_text(dict(zip(PARTS, parts, strict=True))), encoding="utf-8")
 

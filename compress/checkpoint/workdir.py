@@ -76,7 +76,7 @@ def sync_folder(folder: Path) -> None:
 def open_work(folder: Path, journal: str) -> bool:
     """Create the work folder. Returns whether an interrupted run left its `journal` there.
 
-    Raises QCompressError if the folder has files but no journal, because another program made it then.
+    Raises QCompressError if the folder has files but no journal: then another program made it.
     """
     with file_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

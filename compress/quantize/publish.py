@@ -46,7 +46,7 @@ def finish(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None) 
 
 
 def check_source(job: QuantizeJob) -> None:
-    """Raise QCompressError if the source changed during the run. Its finished blocks are then removed."""
+    """Raise QCompressError if the source changed during the run. The finished blocks are then removed."""
     try:
         check_weights_unchanged(job.checkpoint)
         check_small_files_unchanged(job.checkpoint, job.journal.settings["small_files"])

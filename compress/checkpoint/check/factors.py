@@ -19,7 +19,7 @@ ROWS = 1024
 
 @dataclass(frozen=True)
 class Pair:
-    """A packed linear and its (out, in) source. The last `feeding` outputs feed a later stage: they may have a t."""
+    """A packed linear and its source (out, in). The last `feeding` outputs feed a later stage and may have a t."""
 
     name: str
     weight: QuantizedWeight

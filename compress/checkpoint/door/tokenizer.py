@@ -58,7 +58,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def check_files(folder: Path) -> None:
-    """Raises QCompressError for a tokenizer file that is not valid JSON, too large, or not a regular file."""
+    """Raises QCompressError for a tokenizer file that is not regular, not valid JSON, too large, or has a huge id."""
     for name in JSON_FILES:
         if (folder / name).exists():
             check_ids(folder / name, read_json(folder / name))

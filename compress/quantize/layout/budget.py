@@ -68,7 +68,10 @@ def layouts(source: SourceModel, config: QuantizeConfig, formats: Sequence[str])
 
 
 def eight_bit_choices(model_type: str) -> list[tuple[str, ...]]:
-    """The values of `eight_bit` to try: no stage, each stage alone, all stages. Its first linear names a stage."""
+    """The values of `eight_bit` to try: no stage, each stage alone, all stages.
+
+    The name of a stage is that of its first linear.
+    """
     family = find_family(model_type)
     stages = tuple(stage.linears[0].rpartition(".")[2] for stage in family.stages) if family else ()
     return [(), *((stage,) for stage in stages), *([stages] if stages else [])]

@@ -124,7 +124,7 @@ def in_bits(base: Scheme, bits: int, rows: int) -> Scheme:
 def eight_bit_linears(choice: Choice, linears: dict[str, tuple[int, int]]) -> set[str]:
     """The linears whose paths contain one of the names in `eight_bit`, and the linears that vLLM fuses with them.
 
-    vLLM fuses linears that share an input. Raises QCompressError if no path contains a name.
+    vLLM fuses linears that share an input. Raises QCompressError if a name occurs in no path.
     """
     family = find_family(choice.model_type)
     stages = [stage.linears for stage in family.stages] if family else []
