@@ -46,8 +46,8 @@ def command(
     """Check that vLLM can load CKPT and that every loader reads the same weights.
 
     CKPT may be unquantized, awq, gptq or compressed-tensors, written by qcompress or by another tool. Prints one line
-    per kind of finding: the value, the expected value, and what vLLM does with it. Then it prints what was compared.
-    The exit code is 3 if there is an error, and 0 if there are only warnings.
+    per kind of finding: the value, the expected value, and what vLLM does with it. After the findings, it prints what
+    was compared. The exit code is 3 if there is an error, and 0 if there are only warnings.
 
     \b
     qcompress check smollm2-awq

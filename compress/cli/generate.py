@@ -52,9 +52,9 @@ def command(
     """Generate answers of TEACHER, a folder or a hub id, as text for `distill` and `capture`.
 
     A row of --prompts has `messages`, `prompt`, or `instruction` with an optional `input`. The output has one
-    {"messages": ...} per line; only the answers count in the loss. Every prompt has a seed, so neither an interruption
-    nor the number of processes changes an answer. Run the same command again to continue. torchrun divides the prompts
-    between processes.
+    {"messages": ...} per line; only the answers count in the training loss. Every prompt has its own seed, so neither
+    an interruption nor the number of processes changes an answer. Run the same command again to continue. torchrun
+    divides the prompts between processes.
 
     \b
     qcompress generate qwen2.5-7b --prompts questions.jsonl -o answers.jsonl

@@ -41,9 +41,9 @@ TRAINING_ONLY = (
 def command(teacher: Path, out: Path, config: Path | None, as_json: bool, **options: Any) -> None:
     """Cut a student out of TEACHER, a folder or a hub id, without training it.
 
-    --blocks removes consecutive blocks, never the first or the last. It picks those whose removal changes predictions
-    on the beginning of --text least, and prints the KL of this cut. A narrower shape keeps the channels and heads with
-    the largest activations on --text. The result lists sizes, and "KL before training" to the teacher on --eval-text.
+    --blocks removes consecutive blocks, never the first or the last. Of all such cuts, it takes the one with the lowest
+    KL on the beginning of --text, and prints this KL. A narrower shape keeps the channels and heads with the largest
+    activations on --text. The result lists sizes, and as "KL before training" the KL to the teacher on --eval-text.
 
     \b
     qcompress init-student smollm2 --blocks 20 -o cut

@@ -21,9 +21,10 @@ DECISION = ("stage", "command", "action", "reason")
 def command(recipe: Path, restart: bool, dry_run: bool, as_json: bool) -> None:
     """Run the recipe RECIPE.yaml: distill, quantize, check, compare, and write a report.
 
-    A stage is skipped if its output is complete and nothing that it depends on has changed. A changed setting makes its
-    stage again, and all that depend on it. The exit code is 3 if a variant breaks a rule or exceeds a limit; the report
-    is written in any case. --dry-run prints what would be made and why, with sizes, memory and tokens.
+    A stage is skipped if its output is complete and nothing that it depends on has changed. A stage with a changed
+    setting runs again, and so do all stages that depend on it. The exit code is 3 if a variant breaks a rule or exceeds
+    a limit; the report is written in any case. --dry-run prints what would be made and why, with sizes, memory and
+    tokens.
 
     \b
     qcompress run recipes/quickstart.yaml

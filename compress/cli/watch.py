@@ -38,9 +38,9 @@ def command(checkpoint: Path, history: Path, tag: str | None, force: bool, as_js
     """Repeat a baseline's measurements on CKPT and compare item by item. Exit code 3 if a result got worse.
 
     The baseline is the verdicts that eval, verify or compare stored under TAG. Items, text and runtime must be the
-    same; if not, an error names the difference. A kind of task got worse if its change's 95 % interval is below 0, or
-    its score dropped by more than --max-drop points. If files, text, tasks, limits and software are those of an earlier
-    measurement, its result is printed at once.
+    same; if not, an error names the difference. A kind of task got worse if the 95 % interval of its change is below 0.
+    A drop of more than --max-drop points also counts. If files, text, tasks, limits and software are those of an
+    earlier measurement, its result is printed at once.
 
     \b
     qcompress eval smollm2-awq --reference smollm2 --history verdicts.sqlite --tag v1

@@ -127,7 +127,7 @@ class LayoutConfig:
     bits: int = 4
     group_size: int = option(
         0,
-        "Weights per scale. auto: the largest size that divides the inputs of every linear.",
+        "Weights per scale. auto: the largest size that divides the number of inputs of every linear.",
         group="Layout",
         choices=("auto", *map(str, GROUP_SIZES)),
         parse=parse_group_size,

@@ -409,7 +409,7 @@ class LoopConfig:
     )
     eval_samples: int = option(
         EVAL_SAMPLES,
-        "Number of evaluation windows that the KL and the perplexities are measured on.",
+        "Number of evaluation windows.",
         group="Text",
         minimum=1,
     )
@@ -499,7 +499,8 @@ class CaptureConfig(CodecConfig):
     seq_len: int = option(256, SEQ_LEN_HELP, group="Text", minimum=2)
     packing: str = option(
         "documents",
-        "Attention inside a window: within the same document, or to all earlier tokens. Use the same value in distill.",
+        "Attention inside a window. documents: only within the same document; full: to all earlier tokens. "
+        "Use the same value in distill.",
         group="Text",
         choices=PACKINGS,
     )

@@ -2,9 +2,9 @@
 
 States larger than MEMORY_STATES go to a memory-mapped temporary file, so they need not fit in memory.
 
-States are float32. They are much smaller than logits: a 7B model has 3,584 numbers per token against 152,064. Smaller
-dtypes change the results: float16 moved SmolLM2-135M's perplexity by 4e-4 and overflows on massive activations, and
-bfloat16 moved the model's KL by 1e-4.
+States are float32. They are much smaller than logits: for one token, a 7B model has 3,584 states but 152,064 logits.
+Smaller dtypes change the results: float16 moved SmolLM2-135M's perplexity by 4e-4 and overflows on massive activations,
+and bfloat16 moved the model's KL by 1e-4.
 """
 
 import tempfile

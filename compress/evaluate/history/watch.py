@@ -49,7 +49,9 @@ def check_same(baseline: Baseline, **now: Any) -> None:
     for key, value in now.items():
         before = baseline.reference if key == "reference" else (baseline.drift or {}).get(key)
         if before is not None and before != value:
-            raise QCompressError(f"{baseline.tag}: {key} was {before}, now it is {value}; store a new baseline")
+            raise QCompressError(
+                f"{baseline.tag}: the baseline has {key} {before}, this run has {value}; store a new baseline"
+            )
 
 
 def task_changes(baseline: Baseline, scores: Scores, *, max_drop: float | None = None) -> list[ChangeRow]:

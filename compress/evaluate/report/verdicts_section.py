@@ -158,7 +158,7 @@ def standing(row: CompareRow, candidates: Sequence[CompareRow]) -> str:
 
 
 def beats(other: CompareRow, row: CompareRow) -> bool:
-    """Whether `other` is not larger than `row`, and its KL is lower by more than two standard errors.
+    """Whether `other` is not larger than `row`, and the KL of `other` is lower by more than two standard errors.
 
     The standard error is that of the unpaired difference.
     """

@@ -86,7 +86,7 @@ class Resources:
     gpu_memory: int | None = option(
         None,
         "Also predict for a GPU with this much memory, such as 8GB or 7.5GiB. "
-        "Measurements use no more than that; vLLM uses 92 % of it.",
+        "Measurements use at most as much. vLLM uses 92 % of it.",
         group="Prediction",
         parse=parse_size,
         metavar="SIZE",

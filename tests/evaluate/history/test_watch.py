@@ -116,9 +116,9 @@ def test_differences_between_processors_never_count_as_a_fall():
 def test_another_text_or_reference_is_rejected_by_name():
     stored = Baseline("v1", "awq", {}, drift(0.2), "sha256:old")
     check_same(stored, reference="sha256:old", windows_digest="w")
-    with pytest.raises(QCompressError, match="v1: reference was sha256:old, now it is sha256:new"):
+    with pytest.raises(QCompressError, match="v1: the baseline has reference sha256:old, this run has sha256:new"):
         check_same(stored, reference="sha256:new")
-    with pytest.raises(QCompressError, match="v1: windows_digest was w, now it is v"):
+    with pytest.raises(QCompressError, match="v1: the baseline has windows_digest w, this run has v"):
         check_same(stored, windows_digest="v")
 
 
