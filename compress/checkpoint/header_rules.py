@@ -43,7 +43,7 @@ def parse_header(file: Path, text: bytes) -> dict[str, Any]:
 
 
 def single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs. Raises ValueError if a key is repeated."""
+    """The JSON object made of key-value `pairs`. Raises ValueError if a key is repeated."""
     value = dict(pairs)
     if len(value) != len(pairs):
         repeated = Counter(name for name, _ in pairs).most_common(1)[0][0]

@@ -13,8 +13,8 @@ parameters to hide a wrong layout. The rest is rounding error. Measured on SmolL
 
 A position is every eighth input or output: 8 codes share a word, and a wrong layout mixes up their order. A gain is the
 factor between W' and the fit. A low cosine of a position is an error. A low cosine of one output, or an unusual gain of
-one group, is only a warning, because gptq can move small weights far. A cosine below LOST_ROW_COSINE is an error again.
-At most ROWS random outputs of a weight are compared, since a wrong layout affects all outputs.
+one group, is only a warning, because gptq can move small weights far. Only an output with a cosine below
+LOST_ROW_COSINE is an error. At most ROWS random outputs of a weight are compared, since a wrong layout affects all.
 
 Without a source, only properties of all trained weights are checked: weights lie near 0, and the zeros of asymmetric
 groups correlate with their codes (≥ 0.91, and 0 if codes or zeros are permuted).

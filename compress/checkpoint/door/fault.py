@@ -1,4 +1,4 @@
-"""One reason to refuse a checkpoint, and the check of a table of such reasons."""
+"""A fault is one reason to refuse a checkpoint. `refuse` raises the first fault as an error."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

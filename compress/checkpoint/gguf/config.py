@@ -102,7 +102,7 @@ def head_size(model: GgufModel, prefix: str, architecture: Architecture, config:
         stated = optional_count(model, f"{prefix}.rope.dimension_count")
     size = stated or hidden // heads
     if not architecture.head_dim and (size != hidden // heads or hidden % heads):
-        raise model.fail(f"{heads} heads of {size} channels do not make {prefix}.embedding_length {hidden}")
+        raise model.fail(f"{heads} heads of {size} channels differ from {prefix}.embedding_length {hidden}")
     value = optional_count(model, f"{prefix}.attention.value_length") or size
     if value != size:
         raise model.fail(f"{prefix}.attention.value_length is {value}, but keys have {size}", "import another model")
