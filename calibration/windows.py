@@ -147,7 +147,7 @@ def _shares(
 
 def _in_order(shares: list[_Share], rng: random.Random) -> list[Piece]:
     """All pieces for calibration, then all held-out pieces. The pieces of all sources are mixed within each part."""
-    parts = zip(*(_parted(share.pieces, share.quota - share.held_out) for share in shares), strict=True)
+    parts = zip(*(_split_at(share.pieces, share.quota - share.held_out) for share in shares), strict=True)
     pieces: list[Piece] = []
     for part in parts:
         mixed = [piece for source_pieces in part for piece in source_pieces]
@@ -157,7 +157,7 @@ def _in_order(shares: list[_Share], rng: random.Random) -> list[Piece]:
     return pieces
 
 
-def _parted(pieces: list[Piece], tokens: int) -> tuple[list[Piece], list[Piece]]:
+def _split_at(pieces: list[Piece], tokens: int) -> tuple[list[Piece], list[Piece]]:
     """The pieces split in two: the first `tokens` tokens, and the rest. A piece across the border is cut."""
     before: list[Piece] = []
     for number, (ids, mask, name) in enumerate(pieces):

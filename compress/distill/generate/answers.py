@@ -62,7 +62,7 @@ def discard_answers(out: Path, processes: int) -> None:
         path.unlink()
 
 
-def refuse_other(out: Path, theirs: Facts, ours: Facts) -> None:
+def check_same_facts(out: Path, theirs: Facts, ours: Facts) -> None:
     """Raises QCompressError, with the first difference, if the earlier run's settings `theirs` differ from `ours`."""
     difference = differing(theirs, ours)
     if difference:
@@ -77,7 +77,7 @@ def read_parts(out: Path, facts: Facts) -> Batches:
     for path in part_paths(out):
         lines = [parse(line, path, number) for number, line in enumerate(whole_lines(path), 1)]
         if lines:
-            refuse_other(out, lines[0], facts)
+            check_same_facts(out, lines[0], facts)
         batches |= {line["batch"]: line["answers"] for line in lines[1:]}
     return batches
 

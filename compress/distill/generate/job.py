@@ -32,12 +32,12 @@ from compress.distill.generate.answers import (
     AnswerFile,
     Batches,
     Facts,
+    check_same_facts,
     discard_answers,
     find_facts,
     manifest_path,
     part_paths,
     read_parts,
-    refuse_other,
 )
 from compress.distill.generate.choose import transformers_choice
 from compress.distill.generate.left_out import EMPTY, TOO_LONG, TRUNCATED, place
@@ -183,7 +183,7 @@ def is_whole(out: Path, facts: Facts) -> bool:
     """Whether `out` is finished. Raises QCompressError if an earlier run began it with other settings."""
     theirs = find_facts(out)
     if theirs is not None:
-        refuse_other(out, theirs, facts)
+        check_same_facts(out, theirs, facts)
     return manifest_path(out).is_file() and out.is_file()
 
 

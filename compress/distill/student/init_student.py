@@ -46,7 +46,7 @@ def take_sizes(config: Path, options: dict[str, Any]) -> dict[str, Any]:
     return options | {name: getattr(shape, name) for name in SHAPE}
 
 
-def uneven(shape: Shape, teacher: Shape) -> str | None:
+def width_note(shape: Shape, teacher: Shape) -> str | None:
     """A note that lists the reduced widths that are no multiples of 128, or None if there are none."""
     widths = {name: getattr(shape, name) for name in ("hidden_size", "intermediate_size")}
     odd = [f"{name}={size}" for name, size in widths.items() if size % EVEN and size != getattr(teacher, name)]
@@ -69,7 +69,7 @@ def init_student(
     check_room(out, plan.student_size["float16_bytes"])
     check_memory(str(teacher), 4 * (plan.teacher_size["parameters"] + plan.student_size["parameters"]))
     sizes = {key: value for key, value in plan_row(plan, settings).items() if key in PLANNED}
-    note = uneven(plan.shape, shape_of(plan.teacher))
+    note = width_note(plan.shape, shape_of(plan.teacher))
     report(sizes | {"note": note})
     torch_device = torch.device(pick_device(loop.device))
     model = open_model(teacher, working_dtype(torch_device), torch_device)

@@ -13,7 +13,7 @@ from calibration.corpus import parse_source
 from calibration.errors import CalibrationError, TooShortError
 from calibration.lengths import check_lengths
 from compress.core.errors import QCompressError
-from compress.distill.text.windows import NoShareError, check_shares, eval_windows, fit
+from compress.distill.text.windows import NoTokensError, check_contributions, eval_windows, fit
 
 if TYPE_CHECKING:
     from compress.distill.text.stages import TextStage
@@ -29,8 +29,8 @@ def text_errors(stage: "TextStage") -> Iterator[None]:
         yield
     except TooShortError as error:
         raise QCompressError(prefix + shortage(stage, error)) from None
-    except NoShareError as error:
-        raise QCompressError(prefix + no_share(stage, error)) from None
+    except NoTokensError as error:
+        raise QCompressError(prefix + no_tokens(stage, error)) from None
     except (CalibrationError, QCompressError) as error:
         raise QCompressError(f"{prefix}{error}") from None
 
@@ -56,7 +56,7 @@ def shortage(stage: "TextStage", error: TooShortError) -> str:
     return f"{error.source}: the text has {error.tokens} tokens, but a window needs {error.body}; {length} or add text"
 
 
-def no_share(stage: "TextStage", error: NoShareError) -> str:
+def no_tokens(stage: "TextStage", error: NoTokensError) -> str:
     """A message: why a text contributes 0 tokens, and the smallest `replay` that makes it contribute a token."""
     if not is_replayed(stage, error.source):
         return str(error)
@@ -106,6 +106,6 @@ def check_fits(stage: "TextStage", tokenizer: Any, *, start: bool) -> None:
     least = min(shares(stage.text).values())
     windows = min(stage.needed, math.ceil(1 / (least * body)))  # enough that every source contributes a token
     with text_errors(stage):
-        check_shares(fit(partial(check_lengths, stage.text, tokenizer, body=body), windows))
+        check_contributions(fit(partial(check_lengths, stage.text, tokenizer, body=body), windows))
         evaluation = partial(check_lengths, [settings.eval_text], tokenizer, body=body)
         fit(evaluation, eval_windows(settings.seq_len))

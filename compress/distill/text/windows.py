@@ -19,7 +19,7 @@ START_WINDOWS, START_LENGTH = 4, 256
 Built = TypeVar("Built")
 
 
-class NoShareError(QCompressError):
+class NoTokensError(QCompressError):
     """A source contributes 0 of `total` tokens, because its weight is too small. `source` is its label."""
 
     def __init__(self, source: str, total: int):
@@ -87,7 +87,7 @@ def counting_windows(
 ) -> Windows:
     """Packed windows that begin with `start`. Raises QCompressError if all tokens of a source are masked."""
     windows = pack(fitting_windows(sources, tokenizer, count, {**size, "start_token": start.token}), packing)
-    check_shares({source["name"]: source["tokens"] for source in windows.manifest["sources"]})
+    check_contributions({source["name"]: source["tokens"] for source in windows.manifest["sources"]})
     empty = [source for source in windows.manifest["sources"] if not source["tokens_counted"]]
     if not windows.mask[:, 1:].any():
         empty = windows.manifest["sources"]
@@ -100,11 +100,11 @@ def counting_windows(
     return windows
 
 
-def check_shares(tokens: dict[str, int]) -> None:
-    """Raises NoShareError if a source contributes 0 tokens. `tokens` is the number of tokens by source label."""
+def check_contributions(tokens: dict[str, int]) -> None:
+    """Raises NoTokensError if a source contributes 0 tokens. `tokens` is the number of tokens by source label."""
     for source, count in tokens.items():
         if not count:
-            raise NoShareError(source, sum(tokens.values()))
+            raise NoTokensError(source, sum(tokens.values()))
 
 
 def fitting_windows(sources: Sequence[str], tokenizer: Any, count: int, size: dict[str, Any]) -> Windows:

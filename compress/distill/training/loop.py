@@ -45,7 +45,7 @@ from compress.distill.training.evaluator import Scores, StudentEvaluator
 from compress.distill.training.gradient_checkpointing import recomputing
 from compress.distill.training.journal import NOWHERE, Progress, StateSaver
 from compress.distill.training.lora import adapted, plain_parameters
-from compress.distill.training.state import best_weights, load_state, over_state, take_state
+from compress.distill.training.state import best_weights, finished_state, load_state, take_state
 from compress.losses import Loss, Targets, distill_loss, next_tokens, token_mean
 
 Rewrite = Callable[[int, Batch], Batch]  # from a step's number and windows to the windows to train on
@@ -133,7 +133,7 @@ def train(
     """
     result, saved = Trained(snapshot(student.model, dtype), 0, kl_before), saver.load()
     if saved is not None:
-        take_over(result, *saved)
+        copy_progress(result, *saved)
         if saved[0].over:
             return result
     optimizer_step = make_optimizer_step(student, settings, evaluator.vocab, alignment, rewrite)
@@ -144,7 +144,7 @@ def train(
     loop.run(read_batches(windows, settings, first))
     finish_training(optimizer_step.module, student, alignment, result)
     if not result.stopped and first <= settings.total_steps:
-        saver.keep(progress(result, settings.total_steps, over=True), over_state(result.weights))
+        saver.keep(progress(result, settings.total_steps, over=True), finished_state(result.weights))
     return result
 
 
@@ -235,7 +235,7 @@ def finish_training(module: nn.Module, student: Model, alignment: Alignment | No
         parameter.grad = None
 
 
-def take_over(result: Trained, reached: Progress, tensors: dict[str, Tensor]) -> None:
+def copy_progress(result: Trained, reached: Progress, tensors: dict[str, Tensor]) -> None:
     """Copy the progress of an interrupted run into a new result."""
     result.best_step, result.best_kl, result.curve = reached.best_step, reached.best_kl, reached.curve
     result.weights = best_weights(tensors)

@@ -16,7 +16,7 @@ PARAMETER, OPTIMIZER, BEST, RANDOM = "parameter", "optimizer", "best", "random"
 
 def take_state(module: nn.Module, optimizer: torch.optim.Optimizer, best: Tensors) -> Tensors:
     """A copy of the whole state. Names: "parameter.NAME", "optimizer.KEY.NAME", "best.NAME", "random.DEVICE.RANK"."""
-    tensors = over_state(best) | take_random()
+    tensors = finished_state(best) | take_random()
     for name, parameter in module.named_parameters():
         tensors[f"{PARAMETER}.{name}"] = copy_to_cpu(parameter.detach())
         for key, value in moments(optimizer, parameter).items():
@@ -39,7 +39,7 @@ def load_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Ten
     load_random(tensors)
 
 
-def over_state(best: Tensors) -> Tensors:
+def finished_state(best: Tensors) -> Tensors:
     """The state of a finished stage: only its best weights, under "best.NAME"."""
     return {f"{BEST}.{name}": tensor for name, tensor in best.items()}
 

@@ -13,7 +13,7 @@ from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
 from compress.cli import cli
-from compress.distill.student.init_student import uneven
+from compress.distill.student.init_student import width_note
 from compress.model.width import Shape
 
 
@@ -104,10 +104,10 @@ def test_an_impossible_shape_leaves_no_files(tiny_llama: Path, tmp_path: Path):
 )
 def test_a_width_cut_to_no_multiple_of_128_is_reported(hidden, channels, note):
     teacher = Shape(3584, 18944, 28, 28, 4, 128)
-    text = uneven(replace(teacher, hidden_size=hidden, intermediate_size=channels), teacher)
+    text = width_note(replace(teacher, hidden_size=hidden, intermediate_size=channels), teacher)
     assert text is None if note is None else text.startswith(note)
 
 
 def test_a_width_of_the_teacher_is_not_reported():
     teacher = Shape(576, 1536, 30, 9, 3, 64)
-    assert uneven(replace(teacher, num_layers=20), teacher) is None
+    assert width_note(replace(teacher, num_layers=20), teacher) is None
