@@ -176,7 +176,7 @@ def divide_tokens(weights: list[float], total: int) -> list[int]:
 
 
 def _fill(share: _Share, documents: Iterable[Document], tokenizer: Any) -> None:
-    """Add documents to the share until its quota is full. The unused rest of the last document counts as dropped."""
+    """Add documents to `share` until it has `quota` tokens. The unused rest of the last document counts as dropped."""
     for document in documents:
         needed = share.quota - share.tokens
         if needed == 0:
