@@ -129,7 +129,7 @@ def refuse(stage: RecipeStage, reason: str) -> Decision:
 
 
 def is_foreign(stage: RecipeStage) -> bool:
-    """Whether the stage writes a checkpoint, and another program made the folder in its place."""
+    """Whether the stage's output is a checkpoint folder that another program made."""
     return stage.writes_checkpoint and stage.out.exists() and not is_ours(stage.out)
 
 

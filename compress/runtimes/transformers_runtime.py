@@ -96,7 +96,7 @@ class TransformersRuntime:
     def largest_batch(self, peaks: dict[int, int]) -> tuple[int, str]:
         """The free memory, divided by the bytes of one request.
 
-        The bytes of one request are the slope of `peaks`, or the size of a request's KV cache if that is larger.
+        These bytes are the slope of `peaks` (peak bytes over batch size), or the request's KV cache if that is larger.
         """
         smallest, largest = min(peaks), max(peaks)
         slope = (peaks[largest] - peaks[smallest]) / (largest - smallest) if largest > smallest else 0

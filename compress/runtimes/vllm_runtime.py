@@ -21,7 +21,10 @@ SHARE = 0.92  # vLLM's default gpu_memory_utilization
 
 
 class VllmRuntime:
-    """A checkpoint in vLLM. `kv_bytes_per_token` converts vLLM's cache size to bytes. vLLM gets `options`."""
+    """A checkpoint in vLLM. vLLM's `LLM` receives `options`.
+
+    `kv_bytes_per_token` converts vLLM's cache size to bytes.
+    """
 
     def __init__(
         self, checkpoint: str, length: int, *, dtype: Dtype = "auto", kv_bytes_per_token: int = 0, **options: Any

@@ -45,9 +45,7 @@ def read_rows(file: Path, needed: Sequence[str]) -> list[Row]:
     for number, row in enumerate(rows, 1):
         missing = [key for key in needed if not isinstance(row, dict) or key not in row]
         if missing:
-            raise QCompressError(
-                f"{file}: row {number} has no {missing[0]}; pass the output of the command with --json"
-            )
+            raise QCompressError(f"{file}: row {number} has no key {missing[0]}; write the file again with --json")
     return rows
 
 

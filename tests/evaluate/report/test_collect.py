@@ -38,8 +38,8 @@ def test_rows_of_other_checkpoints_are_rejected_by_name(tmp_path):
     [
         ("{", "invalid JSON"),
         ('[{"name": NaN}]', "contains NaN"),
-        ("[1]", "row 1 has no name"),
-        ('[{"name": "a"}]', "row 1 has no digest"),
+        ("[1]", "row 1 has no key name"),
+        ('[{"name": "a"}]', "row 1 has no key digest"),
     ],
 )
 def test_a_malformed_result_file_is_named_with_the_defect(tmp_path, text, words):
