@@ -74,7 +74,7 @@ def load_documents(source: str) -> list[Document]:
 
 
 def iterate_documents(name: str) -> Iterator[Document]:
-    """The documents that contain text, read as they are used. Raises CalibrationError if one cannot be read."""
+    """The documents that contain text, read one at a time. Raises CalibrationError if one cannot be read."""
     return (document for document in _read(name) if not document.is_empty)
 
 

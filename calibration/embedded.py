@@ -100,7 +100,7 @@ def _modules(names: tuple[str, ...]) -> Iterator[Document]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    """Split a text into paragraphs, each with the blank lines after it. Joined, they are the text again."""
+    """Split a text into paragraphs, each with the blank lines after it. All paragraphs joined give the text."""
     return re.findall(r"\S.*?(?:\n\s*\n|\Z)|\s+\S.*?(?:\n\s*\n|\Z)", text, re.DOTALL)
 
 

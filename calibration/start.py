@@ -48,5 +48,5 @@ def _number(nll: float, how: str) -> float:
 
 
 def format_start_token(token: int | None) -> int | str:
-    """A start token as reports show it: its id, or "none"."""
+    """A start token as text for a report: its id, or "none"."""
     return "none" if token is None else token

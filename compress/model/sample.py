@@ -39,7 +39,7 @@ def continue_prompts(
 
 @torch.inference_mode()
 def stream_tokens(model: Any, prompt: Ids, sampling: Sampling, stops: set[int], seed: int = 0) -> Iterator[int]:
-    """The tokens that `continue_prompts` returns for one prompt, each as soon as it is known."""
+    """The tokens that `continue_prompts` returns for one prompt, each as soon as it is generated."""
     ids, cache = torch.tensor([prompt], device=model.device), None
     choose = add_noise([seed], sampling, ids.device) if sampling.temperature else None
     last_only = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}

@@ -94,7 +94,7 @@ def differing(stored: dict[str, Any], current: dict[str, Any]) -> str:
 
 
 def short(value: Any) -> Any:
-    """A value as messages show it: digests are shortened."""
+    """A value as text for a message. A digest is shortened."""
     if isinstance(value, list):
         return ", ".join(str(short(one)) for one in value)
     return f"{value[:19]}…" if str(value).startswith("sha256:") else value
