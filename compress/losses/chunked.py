@@ -83,7 +83,7 @@ def distill_loss(
 
     Before the softmax, both vocabularies are cut to the smaller one, and to `vocab`. Gradients reach the student's
     hidden states and head weight. `chunk` is a number of rows; by default a chunk has about CHUNK_LOGITS values. `beta`
-    is the teacher's share in the mixture of jsd. `total` is explained at `token_mean`.
+    is the teacher's weight in the mixture of jsd. `total` is the divisor of `token_mean`.
     Raises ValueError if a label is outside the vocabulary, or if sparse targets have another vocabulary or are used
     with another divergence than kl.
     """

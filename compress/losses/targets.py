@@ -55,7 +55,7 @@ class Targets(Protocol):
     def vocab(self) -> int: ...
 
     def only(self, kept: Tensor, vocab: int, dtype: torch.dtype) -> "Targets":
-        """The distributions that the flat mask `kept` selects, over the first `vocab` ids, in `dtype`, detached."""
+        """The distributions of the tokens in the flat mask `kept`, over the first `vocab` ids, in `dtype`, detached."""
         ...
 
     def compare(self, chunk: StudentChunk) -> Tensor:
