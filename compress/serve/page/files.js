@@ -6,6 +6,7 @@ import { make } from "./markdown.js";
 import { $, earlierTurns, messages, selectedModels, settings, state } from "./state.js";
 import { word } from "./words.js";
 
+const MARGIN = 24; // tokens that the service keeps free too
 const SHARE = 0.5; // of the context that the answer may keep at most, whatever its longest length
 
 /** Read files and add them to the next question, one after another. */
@@ -71,8 +72,8 @@ export async function fittingDocuments(question) {
   const files = readableFiles();
   const tight = files.length ? await tightest(question, files) : null;
   if (!tight || tight.tokens + tight.reserve <= tight.context) return files;
-  const without = (await count(tight.model, question, [])).tokens;
-  const room = tight.context - tight.reserve - without - 60 * files.length;
+  const without = await count(tight.model, question, files.map((file) => ({ ...file, text: "" })));
+  const room = tight.context - tight.reserve - without.tokens - MARGIN;
   if (room < 50) {
     await ask(word("tooLong"), [make("p", "", word("noRoom"))], [[word("close"), null]]);
     return null;
