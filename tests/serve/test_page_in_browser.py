@@ -238,7 +238,7 @@ def test_a_full_queue_is_explained_with_the_time_to_wait(opened):
         assert "Try again in" in page.locator(".answer .bad").inner_text()
 
 
-def test_a_token_is_asked_for_once_and_not_kept_in_the_address(opened, engine):
+def test_the_token_is_needed_once_and_leaves_the_address_bar(opened, engine):
     token = "a-token-of-24-characters"
     with opened(access=Access(token=token)) as (page, _):
         page.wait_for_selector("dialog[open] input")
