@@ -21,7 +21,7 @@ from compress.cli.options import json_option
 from compress.core.config import METHODS, QuantizeConfig, parse_size
 from compress.model.blocks import BlockModel
 from compress.quantize.blocks.memory_estimate import estimate_memory
-from compress.quantize.job import plan_quantize
+from compress.quantize.layout.job_plan import plan_quantize
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 0.05  # between two samples of memory

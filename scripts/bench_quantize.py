@@ -34,8 +34,9 @@ from compress.cli.console import emit, report
 from compress.cli.options import json_option
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.windows import evaluation_windows
-from compress.model.blocks import linear_shapes, make_config
+from compress.model.blocks import make_config
 from compress.model.precision import fastest_matmul_dtype
+from compress.model.shapes import linear_shapes
 
 Row = dict[str, Any]
 HERE = Path(__file__).resolve().parent

@@ -88,7 +88,7 @@ def make_source(out: Path, seed: int, text: str) -> Path:
     files["generation_config.json"] = json.dumps(ids | {"temperature": 0.7, "top_p": 0.9}, indent=2)
     values = config.to_dict() | {"architectures": ["Qwen2ForCausalLM"], "dtype": "float16"}
     halves = {name: parameter.half() for name, parameter in model.named_parameters()}
-    pairs = [(TensorSpec(name, half.dtype, tuple(half.shape)), half) for name, half in halves.items()]
+    pairs = [(TensorSpec.of(name, half), half) for name, half in halves.items()]
     save_checkpoint(out, json.loads(json.dumps(values, default=str)), pairs, extra=files)
     return out
 

@@ -17,7 +17,7 @@ from compress.checkpoint.record import DIGESTS
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.cli.console import emit
 from compress.core.errors import QCompressError
-from compress.model.blocks import linear_shapes
+from compress.model.shapes import linear_shapes
 
 SCALED = ("scales", "weight_scale", "weight")
 

@@ -18,7 +18,7 @@ from compress.checkpoint.read import read_json
 from compress.checkpoint.write import CheckpointWriter, TensorSpec, both_spellings
 from compress.cli.console import emit
 from compress.cli.options import json_option
-from compress.model.blocks import parameter_shapes
+from compress.model.shapes import parameter_shapes
 
 DEVIATION = 0.02
 ROWS = 4096  # rows drawn in float32 at a time
@@ -27,8 +27,8 @@ ROWS = 4096  # rows drawn in float32 at a time
 def random_parameter(spec: TensorSpec, generator: torch.Generator) -> Tensor:
     """A parameter: random numbers for a matrix, zeros for a bias, ones for a norm."""
     if len(spec.shape) == 1:
-        return (torch.zeros if spec.name.endswith("bias") else torch.ones)(spec.shape, dtype=spec.dtype)
-    tensor = torch.empty(spec.shape, dtype=spec.dtype)
+        return (torch.zeros if spec.name.endswith("bias") else torch.ones)(spec.shape, dtype=spec.dtype.torch)
+    tensor = torch.empty(spec.shape, dtype=spec.dtype.torch)
     for rows in tensor.split(ROWS):
         rows.copy_(DEVIATION * torch.randn(rows.shape, generator=generator))
     return tensor
@@ -47,7 +47,12 @@ def make_shape(config: dict[str, Any], out: Path, tokenizer: Path | None, seed: 
     except BaseException:
         writer.discard()
         raise
-    return {"out": str(out), "tensors": len(specs), "bytes": sum(spec.bytes for spec in specs), "dtype": str(dtype)}
+    return {
+        "out": str(out),
+        "tensors": len(specs),
+        "bytes": sum(spec.bytes for spec in specs),
+        "dtype": dtype.value,
+    }
 
 
 @click.command(help=__doc__)

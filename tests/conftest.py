@@ -73,7 +73,8 @@ def save_random(model: PreTrainedModel, out: Path, seed: int, dtype: torch.dtype
         parameter.copy_(centre + 0.1 * torch.randn(parameter.shape, generator=generator))
     tokenizer = make_tokenizer()
     config = import_config(model, tokenizer, dtype)
-    pairs = [(TensorSpec(name, dtype, tuple(one.shape)), one.to(dtype)) for name, one in model.named_parameters()]
+    tensors = {name: parameter.to(dtype) for name, parameter in model.named_parameters()}
+    pairs = [(TensorSpec.of(name, tensor), tensor) for name, tensor in tensors.items()]
     save_checkpoint(out, config, pairs, extra=tokenizer_files(tokenizer, out))
     return out
 

@@ -1,18 +1,16 @@
-"""The on-disk formats: tensor names, dtypes and shapes, and reading packed weights back.
+"""The on-disk formats: tensor names, dtypes and shapes, from sizes alone, and reading packed weights back.
 
     awq                 asymmetric, GEMM layout          AutoAWQ; vLLM auto_awq.py
     gptq                symmetric, v1 zeros, g_idx       GPTQModel; vLLM auto_gptq.py
     compressed-tensors  both, "pack-quantized"           vllm-project/compressed-tensors
 
-`pack.py` packs the bits, `schemes.py` reads and writes quantization_config. A new format is one row of FORMATS.
+`packing.py` makes the tensors, `schemes.py` reads and writes quantization_config. A new format is one row of FORMATS
+and one of PACKINGS.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from compress.checkpoint.door.dtypes import unreadable_faults
 from compress.checkpoint.door.fault import refuse
@@ -28,113 +26,79 @@ from compress.checkpoint.schemes import (
     kind,
 )
 from compress.checkpoint.write import TensorSpec
-from compress.core import pack
+from compress.core.dtypes import Dtype
 from compress.core.errors import BadValueError, QCompressError
-from compress.core.grid import QuantizedWeight, Scheme
+from compress.core.scheme import Scheme
 
-Tensors = dict[str, Tensor]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from compress.checkpoint.packing import Tensors
+    from compress.core.grid import QuantizedWeight
 
 
 @dataclass(frozen=True)
 class Format:
     """One on-disk format. `symmetric` has True if it stores symmetric grids, and False if it stores asymmetric ones.
 
-    `specs` lists the tensors of a packed module. `load` is the inverse of `save`. `config` makes the
-    quantization_config, and `scheme` reads a module's scheme from it. `packed` is the name of the tensor with codes.
+    `specs` lists the tensors of a packed module. `config` makes the quantization_config, and `scheme` reads a module's
+    scheme from it. `packed` is the name of the tensor with codes.
     """
 
     name: str
     symmetric: tuple[bool, ...]
     specs: Callable[[int, int, Scheme], list[TensorSpec]]
-    save: Callable[[QuantizedWeight, torch.dtype], Tensors]
-    load: Callable[[Callable[[str], Tensor], Scheme], QuantizedWeight]
     config: Callable[[Schemes, list[str]], dict[str, Any]]
-    scheme: Callable[[dict[str, Any], str, torch.dtype], Scheme]
+    scheme: Callable[[dict[str, Any], str, Dtype], Scheme]
     packed: str
+
+    def save(self, weight: "QuantizedWeight", dtype: "torch.dtype") -> "Tensors":
+        """The packed tensors of a weight by suffix, with scales in `dtype`."""
+        from compress.checkpoint.packing import PACKINGS
+
+        return PACKINGS[self.name].save(weight, dtype)
+
+    def load(self, read: Callable[[str], "Tensor"], scheme: Scheme) -> "QuantizedWeight":
+        """The inverse of `save`. `read` returns the tensor of a suffix."""
+        from compress.checkpoint.packing import PACKINGS
+
+        return PACKINGS[self.name].load(read, scheme)
 
 
 def awq_specs(out: int, inn: int, scheme: Scheme) -> list[TensorSpec]:
     groups = inn // scheme.group_size
     return [
-        TensorSpec("qweight", torch.int32, (inn, out // 8)),
-        TensorSpec("qzeros", torch.int32, (groups, out // 8)),
+        TensorSpec("qweight", Dtype.int32, (inn, out // 8)),
+        TensorSpec("qzeros", Dtype.int32, (groups, out // 8)),
         TensorSpec("scales", scheme.dtype, (groups, out)),
     ]
-
-
-def awq_save(weight: QuantizedWeight, dtype: torch.dtype) -> Tensors:
-    return {
-        "qweight": pack.pack_awq(weight.codes),
-        "qzeros": pack.pack_awq(weight.zeros),
-        "scales": weight.scales.T.to(dtype).contiguous(),
-    }
-
-
-def awq_load(read: Callable[[str], Tensor], scheme: Scheme) -> QuantizedWeight:
-    codes, zeros = pack.unpack_awq(read("qweight")), pack.unpack_awq(read("qzeros"))
-    return QuantizedWeight(codes, read("scales").T.float().contiguous(), zeros.float(), scheme.bits, sym=False)
 
 
 def gptq_specs(out: int, inn: int, scheme: Scheme) -> list[TensorSpec]:
     groups, per_word = inn // scheme.group_size, 32 // scheme.bits
     return [
-        TensorSpec("qweight", torch.int32, (inn // per_word, out)),
-        TensorSpec("qzeros", torch.int32, (groups, out // per_word)),
+        TensorSpec("qweight", Dtype.int32, (inn // per_word, out)),
+        TensorSpec("qzeros", Dtype.int32, (groups, out // per_word)),
         TensorSpec("scales", scheme.dtype, (groups, out)),
-        TensorSpec("g_idx", torch.int32, (inn,)),
+        TensorSpec("g_idx", Dtype.int32, (inn,)),
     ]
-
-
-def gptq_save(weight: QuantizedWeight, dtype: torch.dtype) -> Tensors:
-    columns = torch.arange(weight.codes.shape[1], dtype=torch.int32)
-    return {
-        "qweight": pack.pack_gptq_codes(weight.codes, weight.bits),
-        "qzeros": pack.pack_gptq_zeros(weight.zeros, weight.bits),
-        "scales": weight.scales.T.to(dtype).contiguous(),
-        "g_idx": columns // weight.group_size,
-    }
-
-
-def gptq_load(read: Callable[[str], Tensor], scheme: Scheme) -> QuantizedWeight:
-    codes = pack.unpack_gptq_codes(read("qweight"), scheme.bits)
-    zeros = pack.unpack_gptq_zeros(read("qzeros"), scheme.bits)
-    return QuantizedWeight(codes, read("scales").T.float().contiguous(), zeros.float(), scheme.bits, sym=True)
 
 
 def ct_specs(out: int, inn: int, scheme: Scheme) -> list[TensorSpec]:
     groups, per_word = inn // scheme.group_size, 32 // scheme.bits
     specs = [
-        TensorSpec("weight_packed", torch.int32, (out, inn // per_word)),
+        TensorSpec("weight_packed", Dtype.int32, (out, inn // per_word)),
         TensorSpec("weight_scale", scheme.dtype, (out, groups)),
-        TensorSpec("weight_shape", torch.int64, (2,)),
+        TensorSpec("weight_shape", Dtype.int64, (2,)),
     ]
-    return specs if scheme.sym else [*specs, TensorSpec("weight_zero_point", torch.int32, (out // per_word, groups))]
-
-
-def ct_save(weight: QuantizedWeight, dtype: torch.dtype) -> Tensors:
-    tensors = {
-        "weight_packed": pack.pack_ct_codes(weight.codes, weight.bits),
-        "weight_scale": weight.scales.to(dtype).contiguous(),
-        "weight_shape": torch.tensor(weight.codes.shape, dtype=torch.int64),
-    }
-    return tensors if weight.sym else {**tensors, "weight_zero_point": pack.pack_ct_zeros(weight.zeros, weight.bits)}
-
-
-def ct_load(read: Callable[[str], Tensor], scheme: Scheme) -> QuantizedWeight:
-    codes, scales = pack.unpack_ct_codes(read("weight_packed"), scheme.bits), read("weight_scale").float()
-    if scheme.sym:
-        zeros = torch.full_like(scales, 2 ** (scheme.bits - 1))
-    else:
-        zeros = pack.unpack_ct_zeros(read("weight_zero_point"), scheme.bits).float()
-    return QuantizedWeight(codes, scales, zeros, scheme.bits, sym=scheme.sym)
+    return specs if scheme.sym else [*specs, TensorSpec("weight_zero_point", Dtype.int32, (out // per_word, groups))]
 
 
 FORMATS = {
-    "awq": Format("awq", (False,), awq_specs, awq_save, awq_load, awq_config, awq_scheme, "qweight"),
-    "gptq": Format("gptq", (True,), gptq_specs, gptq_save, gptq_load, gptq_config, gptq_scheme, "qweight"),
-    "compressed-tensors": Format(
-        "compressed-tensors", (True, False), ct_specs, ct_save, ct_load, ct_config, ct_scheme, "weight_packed"
-    ),
+    "awq": Format("awq", (False,), awq_specs, awq_config, awq_scheme, "qweight"),
+    "gptq": Format("gptq", (True,), gptq_specs, gptq_config, gptq_scheme, "qweight"),
+    "compressed-tensors": Format("compressed-tensors", (True, False), ct_specs, ct_config, ct_scheme, "weight_packed"),
 }
 
 
@@ -149,13 +113,13 @@ def format_of(checkpoint: Checkpoint) -> Format | None:
     return FORMATS[method]
 
 
-def model_dtype(config: dict[str, Any]) -> torch.dtype:
+def model_dtype(config: dict[str, Any]) -> Dtype:
     """The dtype in config.json, float16 by default. Raises QCompressError if it is unsupported."""
     name = str(config.get("dtype") or config.get("torch_dtype") or "float16").removeprefix("torch.")
-    dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    dtypes = (Dtype.float16, Dtype.bfloat16, Dtype.float32)
     if name not in dtypes:
         raise QCompressError(f"config.json: dtype {name} is not supported; supported: {', '.join(dtypes)}")
-    return dtypes[name]
+    return Dtype(name)
 
 
 def packed_config(config: dict[str, Any], row: Format, schemes: Schemes, unquantized: list[str]) -> dict[str, Any]:
@@ -163,14 +127,14 @@ def packed_config(config: dict[str, Any], row: Format, schemes: Schemes, unquant
 
     A packed embedding has no weight to share with the head, so tie_word_embeddings becomes false.
     """
-    dtype = str(next(iter(schemes.values())).dtype).removeprefix("torch.")
+    dtype = next(iter(schemes.values())).dtype.value
     packed = {**config, "dtype": dtype, "torch_dtype": dtype, "quantization_config": row.config(schemes, unquantized)}
     if any(kind(module) == "embedding" for module in schemes):
         packed["tie_word_embeddings"] = False
     return packed
 
 
-def quantized_weight(checkpoint: Checkpoint, module: str) -> QuantizedWeight:
+def quantized_weight(checkpoint: Checkpoint, module: str) -> "QuantizedWeight":
     """Codes, scales and zeros of the packed linear at a module path. Raises ValueError if shapes do not match."""
     row = format_of(checkpoint)
     if row is None:
@@ -179,7 +143,7 @@ def quantized_weight(checkpoint: Checkpoint, module: str) -> QuantizedWeight:
     return quantized_as(checkpoint, module, row.scheme(checkpoint.quantization, module, model_dtype(checkpoint.config)))
 
 
-def quantized_as(checkpoint: Checkpoint, module: str, scheme: Scheme) -> QuantizedWeight:
+def quantized_as(checkpoint: Checkpoint, module: str, scheme: Scheme) -> "QuantizedWeight":
     """Codes, scales and zeros of a linear packed in `scheme`. Raises ValueError if shapes do not match."""
     row = format_of(checkpoint)
     assert row is not None
@@ -192,7 +156,7 @@ def quantized_as(checkpoint: Checkpoint, module: str, scheme: Scheme) -> Quantiz
     return weight
 
 
-def weight_reader(checkpoint: Checkpoint) -> Callable[[str], Tensor]:
+def weight_reader(checkpoint: Checkpoint) -> Callable[[str], "Tensor"]:
     """A function that returns a parameter by its Hugging Face name. Packed ones are dequantized to float32.
 
     Raises QCompressError if the checkpoint is quantized in a format that cannot be read.
@@ -200,7 +164,7 @@ def weight_reader(checkpoint: Checkpoint) -> Callable[[str], Tensor]:
     refuse(checkpoint.path, unreadable_faults(checkpoint))
     row = format_of(checkpoint)
 
-    def read(name: str) -> Tensor:
+    def read(name: str) -> "Tensor":
         module = name.removesuffix(".weight")
         if row is not None and name not in checkpoint.tensors and f"{module}.{row.packed}" in checkpoint.tensors:
             return quantized_weight(checkpoint, module).dequantize()

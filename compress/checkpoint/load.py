@@ -1,17 +1,13 @@
-"""Load a checkpoint as a transformers model, and measure whether its windows should begin with a start token."""
+"""Open a checkpoint after all rules of the door, and load it as a transformers model.
+
+transformers is imported to build models, and for a config.json that the table of architectures does not cover.
+"""
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.activations import ACT2FN
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-from calibration.start import StartToken, choose_start
 from compress.checkpoint.door.config_values import ACTIVATION_KEYS
 from compress.checkpoint.door.dtypes import unreadable_faults
 from compress.checkpoint.door.fault import refuse
@@ -21,9 +17,12 @@ from compress.checkpoint.door.tensors import tensor_faults
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint, open_checkpoint, read_json
 from compress.core.errors import QCompressError
-from compress.model.blocks import BlockModel, find_blocks, load_all, make_config, make_skeleton
+from compress.model.architectures import find_architecture
+from compress.model.shapes import model_shapes
 
-START_WINDOWS, START_LENGTH = 4, 128  # enough for a stable comparison, and short next to a job
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def open_causal_lm(source: PathOrCheckpoint, *, readable: bool = True) -> Checkpoint:
@@ -52,17 +51,27 @@ def settle(checkpoint: Checkpoint) -> None:
     """Apply the rules of the door that need the model's code. Raises QCompressError with the first broken rule."""
     check_causal_lm(checkpoint.path, checkpoint.config)
     try:
-        model = make_skeleton(checkpoint.config)
-        find_blocks(model)
+        shapes = model_shapes(checkpoint.config)
     except ValueError as error:
         raise QCompressError(f"{checkpoint.path / CONFIG}: {one_line(error)}; fetch it again") from None
-    refuse(checkpoint.path, tensor_faults(checkpoint, model))
+    refuse(checkpoint.path, tensor_faults(checkpoint, shapes))
     checkpoint.settled = True
 
 
 def check_causal_lm(path: Path, config: dict[str, Any]) -> None:
     """Raises QCompressError if a config.json does not describe a causal language model that transformers can make."""
     refuse(path, settings_faults(config))
+    if find_architecture(config) is None:
+        ask_transformers(path, config)
+
+
+def ask_transformers(path: Path, config: dict[str, Any]) -> None:
+    """`check_causal_lm` for a config.json that the table of architectures does not cover."""
+    from transformers.activations import ACT2FN
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from compress.model.blocks import make_config
+
     architectures = config.get("architectures") or ["no architecture"]
     supported = config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if not supported or not architectures[0].endswith("ForCausalLM"):
@@ -81,10 +90,17 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def load_model(source: PathOrCheckpoint, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The whole model in eval mode, packed linears dequantized. Raises ValueError if shapes and config disagree."""
+def load_model(source: PathOrCheckpoint, dtype: "torch.dtype | None" = None) -> "PreTrainedModel":
+    """The whole model in eval mode, in float32 if `dtype` is None, packed linears dequantized.
+
+    Raises ValueError if shapes and config disagree.
+    """
+    import torch
+
+    from compress.model.blocks import load_all
+
     checkpoint = open_causal_lm(source)
-    return load_all(checkpoint.config, weight_reader(checkpoint), dtype)
+    return load_all(checkpoint.config, weight_reader(checkpoint), dtype or torch.float32)
 
 
 def stop_tokens(checkpoint: Checkpoint) -> set[int]:
@@ -97,19 +113,19 @@ def stop_tokens(checkpoint: Checkpoint) -> set[int]:
     return {token for token in ids if isinstance(token, int)}
 
 
-def spell_vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def spell_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """Token ids of a text that is made of 256 tokens. Tokenizers with equal vocabularies may split it differently."""
     size = len(tokenizer.get_vocab())
     return list(tokenizer(tokenizer.decode(list(range(0, size, max(1, size // 256)))))["input_ids"])
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     """sha256 over the vocabulary and a sample encoding; it does not depend on the layout of the files."""
     text = json.dumps([sorted(tokenizer.get_vocab().items()), spell_vocabulary(tokenizer)], ensure_ascii=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def template_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     """sha256 of the chat template, or "none" if the tokenizer has no template."""
     template = getattr(tokenizer, "chat_template", None)
     text = json.dumps(template, sort_keys=True, ensure_ascii=False)
@@ -121,30 +137,7 @@ def tokenizer_size(tokenizer: Any) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def start_candidate(tokenizer: PreTrainedTokenizerBase, config: dict[str, object]) -> int | None:
+def start_candidate(tokenizer: "PreTrainedTokenizerBase", config: dict[str, object]) -> int | None:
     """The beginning-of-sequence id of the tokenizer, or else of the config. None means that neither has one."""
     token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else config.get("bos_token_id")
     return token if isinstance(token, int) else None
-
-
-@torch.no_grad()
-def window_nll(model: PreTrainedModel, ids: Tensor, skip: int, vocabulary: int) -> float:
-    """Mean nll of the tokens ids[:, skip:], in nats per token, for ids (n_samples, seq_len).
-
-    Each token is predicted from those before it. Only the first `vocabulary` logits are used; the others are padding.
-    """
-    logits = model(ids, use_cache=False).logits[:, skip - 1 : -1, :vocabulary].float()
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, skip:].flatten()).item()
-
-
-def measure_blocks_start(blocks: BlockModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> StartToken:
-    """Choose whether windows begin with the start token, by the lower nll on a few of the windows `ids`."""
-    candidate = start_candidate(tokenizer, blocks.model.config.to_dict())
-    return choose_start(ids[:START_WINDOWS, :START_LENGTH], candidate, blocks.nll)
-
-
-def measure_start(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Tensor) -> StartToken:
-    """Like `measure_blocks_start`, for a model that is in memory as a whole."""
-    candidate = start_candidate(tokenizer, model.config.to_dict())
-    size = tokenizer_size(tokenizer)
-    return choose_start(ids, candidate, lambda windows, skip: window_nll(model, windows, skip, size))

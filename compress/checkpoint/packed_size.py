@@ -2,16 +2,15 @@
 
 from typing import Any
 
-import torch
-
 from compress.checkpoint.formats import FORMATS
 from compress.checkpoint.write import TensorSpec, planned_bytes
 from compress.core.config import DEFAULT_FORMAT, GROUP_SIZES, QuantizeConfig
-from compress.core.grid import Scheme
-from compress.model.blocks import linear_shapes, parameter_shapes
+from compress.core.dtypes import Dtype
+from compress.core.scheme import Scheme
+from compress.model.shapes import linear_shapes, parameter_shapes
 
 
-def plain_int4_bytes(config: dict[str, Any], dtype: torch.dtype = torch.float16) -> int | None:
+def plain_int4_bytes(config: dict[str, Any], dtype: Dtype = Dtype.float16) -> int | None:
     """The size of all weight files, headers included, with scales and unpacked tensors in `dtype`.
 
     None if no group size divides the inputs of every linear, so that the model cannot be quantized.

@@ -10,9 +10,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from compress.checkpoint.digest import files_digest, small_files_digest
 from compress.checkpoint.door.config_values import is_size
 from compress.checkpoint.door.fault import refuse
@@ -30,31 +27,33 @@ from compress.checkpoint.door.files import (
 )
 from compress.checkpoint.door.rules import checkpoint_faults
 from compress.checkpoint.door.sizes import EMBEDDING
-from compress.checkpoint.door.tokenizer import load_tokenizer
+from compress.checkpoint.door.tokenizer import check_tokenizer, load_tokenizer
 from compress.checkpoint.header_rules import check_contiguous, is_entry, parse_header
+from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "C64": torch.complex64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E8M0": torch.float8_e8m0fnu,
+    "F64": Dtype.float64,
+    "F32": Dtype.float32,
+    "F16": Dtype.float16,
+    "BF16": Dtype.bfloat16,
+    "I64": Dtype.int64,
+    "I32": Dtype.int32,
+    "I16": Dtype.int16,
+    "I8": Dtype.int8,
+    "U8": Dtype.uint8,
+    "BOOL": Dtype.bool,
+    "U16": Dtype.uint16,
+    "U32": Dtype.uint32,
+    "U64": Dtype.uint64,
+    "C64": Dtype.complex64,
+    "F8_E4M3": Dtype.float8_e4m3fn,
+    "F8_E5M2": Dtype.float8_e5m2,
+    "F8_E8M0": Dtype.float8_e8m0fnu,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 32_000_000  # bytes; 90,000 tensors take 10 million
@@ -67,7 +66,7 @@ class TensorInfo:
 
     file: Path
     offset: int
-    dtype: torch.dtype
+    dtype: Dtype
     shape: tuple[int, ...]
 
     @property
@@ -138,6 +137,11 @@ class Checkpoint:
         """The tokenizer of this directory. Raises QCompressError if it cannot be used."""
         return load_tokenizer(self.path, self.vocabulary_rows)
 
+    def check_tokenizer(self) -> None:
+        """Raises QCompressError if `tokenizer` does. Does not import transformers for a familiar tokenizer."""
+        if "tokenizer" not in self.__dict__:
+            check_tokenizer(self.path, self.vocabulary_rows)
+
     @property
     def vocabulary_rows(self) -> int | None:
         """The rows of the embedding on disk, or vocab_size if the embedding is packed, or None."""
@@ -145,7 +149,7 @@ class Checkpoint:
         size = self.config.get("vocab_size")
         return rows[0] if rows else size if is_size(size) else None
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> "Tensor":
         """The tensor as stored. Raises QCompressError if no tensor has this name."""
         if name not in self.tensors:
             raise QCompressError(f"{self.path}: no tensor {name}; fetch the checkpoint again")
@@ -180,9 +184,11 @@ def open_checkpoint(source: PathOrCheckpoint) -> Checkpoint:
     return checkpoint
 
 
-def read_tensor(name: str, info: TensorInfo) -> Tensor:
+def read_tensor(name: str, info: TensorInfo) -> "Tensor":
     """Read the tensor that `info` describes. Raises QCompressError if its file ends too early."""
-    tensor = torch.empty(info.shape, dtype=info.dtype)
+    import torch
+
+    tensor = torch.empty(info.shape, dtype=info.dtype.torch)
     if info.bytes:
         with info.file.open("rb") as file:
             file.seek(info.offset)

@@ -13,14 +13,15 @@ import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from compress.checkpoint.door.files import DIGESTS
 from compress.checkpoint.read import MAX_HEADER, read_json
+from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTS = ("config", "tensors", "shapes", "files")
 FIRST_PARTS = ("config", "tensors")  # the parts that checkpoints of the first version have
@@ -34,9 +35,17 @@ def record_text(command: str, settings: dict[str, Any], **parts: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
-def tensor_digest(tensor: Tensor) -> str:
+def tensor_bytes(tensor: "Tensor") -> memoryview:
+    """A tensor's bytes as stored on disk."""
+    import torch
+
+    data: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return data
+
+
+def tensor_digest(tensor: "Tensor") -> str:
     """sha256 of a tensor's bytes as stored on disk, hexadecimal."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+    return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
 
 
 def config_digests(config: dict[str, Any]) -> dict[str, str]:
@@ -45,12 +54,9 @@ def config_digests(config: dict[str, Any]) -> dict[str, str]:
     return {key: hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}
 
 
-def shape_texts(tensors: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, str]:
+def shape_texts(tensors: dict[str, tuple[Dtype, tuple[int, ...]]]) -> dict[str, str]:
     """dtype and shape of every tensor by name, for example "float16 64 128"."""
-    return {
-        name: " ".join([str(dtype).removeprefix("torch."), *map(str, shape)])
-        for name, (dtype, shape) in sorted(tensors.items())
-    }
+    return {name: " ".join([dtype, *map(str, shape)]) for name, (dtype, shape) in sorted(tensors.items())}
 
 
 def published_files(folder: Path) -> dict[str, Path]:
@@ -78,7 +84,7 @@ def write_digests(
     folder: Path,
     config: dict[str, Any],
     tensors: dict[str, str],
-    shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]],
+    shapes: dict[str, tuple[Dtype, tuple[int, ...]]],
 ) -> None:
     """Write the digest file of a complete checkpoint folder. `tensors` maps the names of tensors to their digests."""
     parts = (config_digests(config), dict(sorted(tensors.items())), shape_texts(shapes), file_digests(folder))

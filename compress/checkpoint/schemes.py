@@ -12,10 +12,9 @@ import re
 from collections import Counter
 from typing import Any
 
-import torch
-
+from compress.core.dtypes import Dtype
 from compress.core.errors import BadValueError, QCompressError
-from compress.core.grid import Scheme
+from compress.core.scheme import Scheme
 from compress.model.families import FUSED
 
 HEAD = "lm_head"
@@ -85,7 +84,7 @@ def awq_key(quant: dict[str, Any], key: str) -> Any:
     return quant.get({"bits": "w_bit", "group_size": "q_group_size"}[key], quant.get(key))
 
 
-def awq_scheme(quant: dict[str, Any], module: str, dtype: torch.dtype) -> Scheme:
+def awq_scheme(quant: dict[str, Any], module: str, dtype: Dtype) -> Scheme:
     return Scheme(int(awq_key(quant, "bits") or 0), int(awq_key(quant, "group_size") or 0), False, dtype)
 
 
@@ -128,7 +127,7 @@ def gptq_override(quant: dict[str, Any], name: str) -> Any:
     return None
 
 
-def gptq_scheme(quant: dict[str, Any], module: str, dtype: torch.dtype) -> Scheme:
+def gptq_scheme(quant: dict[str, Any], module: str, dtype: Dtype) -> Scheme:
     """The scheme of a module. Raises QCompressError for desc_act with groups, or if checkpoint_format is not gptq."""
     if quant.get("desc_act") and quant.get("group_size") != -1:
         raise QCompressError("quantization_config: desc_act true is not supported; use desc_act false")
@@ -210,7 +209,7 @@ def ct_class(target: str, what: str) -> bool:
     return not target.startswith("re:") and target.lower() in CT_CLASSES[what].lower()
 
 
-def ct_scheme(quant: dict[str, Any], module: str, dtype: torch.dtype) -> Scheme:
+def ct_scheme(quant: dict[str, Any], module: str, dtype: Dtype) -> Scheme:
     """The scheme of a module; group size -1 is one group per row. Raises QCompressError if no group matches."""
     weights = ct_weights(quant, module, kind(module))
     if weights is None:

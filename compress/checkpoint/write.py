@@ -11,18 +11,18 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from compress.checkpoint.door.files import COPIED, INDEX, RECORD, read_json
 from compress.checkpoint.door.rope import both_rope_spellings
 from compress.checkpoint.read import DTYPE_NAMES, TensorInfo, read_tensor
-from compress.checkpoint.record import tensor_digest, write_digests
+from compress.checkpoint.record import tensor_bytes, tensor_digest, write_digests
 from compress.core.atomic import file_errors, free_space
+from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
-from compress.model.blocks import make_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHARD_BYTES = 4_000_000_000
 UNFINISHED = ".qcompress-unfinished"  # marks a temporary directory as this program's; removed when it gets its name
@@ -33,8 +33,13 @@ class TensorSpec:
     """Name, dtype and shape of a tensor to be written."""
 
     name: str
-    dtype: torch.dtype
+    dtype: Dtype
     shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, name: str, tensor: "Tensor") -> "TensorSpec":
+        """The spec of a tensor in memory."""
+        return cls(name, Dtype.of(tensor.dtype), tuple(tensor.shape))
 
     @property
     def bytes(self) -> int:
@@ -171,16 +176,16 @@ class CheckpointWriter:
             file.write(shard.header)
             file.truncate(shard.bytes)
 
-    def write(self, name: str, tensor: Tensor) -> None:
+    def write(self, name: str, tensor: "Tensor") -> None:
         """Write one tensor at its offset. Raises ValueError if its name, dtype or shape differs from the plan."""
         spec = self.specs.get(name)
-        if spec is None or tensor.dtype != spec.dtype or tuple(tensor.shape) != spec.shape:
+        if spec is None or spec != TensorSpec.of(name, tensor):
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} was not planned; the plan has {spec}")
         shard = self._shard_of[name]
         path = self.folder / shard.file
         with file_errors(path, self._kept), path.open("r+b") as file:
             file.seek(shard.offsets[name])
-            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.write(tensor_bytes(tensor))
         self._digests[name] = tensor_digest(tensor)
         self.written.add(name)
 
@@ -203,7 +208,7 @@ class CheckpointWriter:
                 self._digests[name] = digest
             self.written.add(name)
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> "Tensor":
         """Read a tensor back that this run or an interrupted one has written."""
         spec, shard = self.specs[name], self._shard_of[name]
         return read_tensor(name, TensorInfo(self.folder / shard.file, shard.offsets[name], spec.dtype, spec.shape))
@@ -296,6 +301,8 @@ def both_spellings(config: dict[str, Any]) -> dict[str, Any]:
         config["dtype"] = config["torch_dtype"] = config.get("dtype") or config.get("torch_dtype")
     rope = config.get("rope_parameters")
     if "model_type" in config:
+        from compress.model.blocks import make_config
+
         rope = getattr(make_config(config), "rope_parameters", None)
     return config | both_rope_spellings(config, rope)
 
@@ -303,7 +310,7 @@ def both_spellings(config: dict[str, Any]) -> dict[str, Any]:
 def save_checkpoint(
     out: Path,
     config: dict[str, Any],
-    tensors: Iterable[tuple[TensorSpec, Tensor]],
+    tensors: Iterable[tuple[TensorSpec, "Tensor"]],
     *,
     source: Path | None = None,
     extra: dict[str, str] | None = None,
@@ -313,7 +320,7 @@ def save_checkpoint(
     writer = CheckpointWriter(out, [spec for spec, _ in pairs])
     try:
         for spec, tensor in pairs:
-            writer.write(spec.name, tensor.to(spec.dtype))
+            writer.write(spec.name, tensor.to(spec.dtype.torch))
         writer.publish(both_spellings(config), source=source, extra=extra)
     except BaseException:
         writer.discard()

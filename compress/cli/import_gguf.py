@@ -6,6 +6,7 @@ import click
 
 from compress.cli.console import emit, print_written, size_fact
 from compress.cli.options import Command, json_option, out_option, shared_option
+from compress.core.errors import QCompressError
 
 
 @click.command("import", cls=Command)
@@ -36,6 +37,8 @@ def command(model: Path, out: Path, dtype: str, tokenizer: Path | None, as_json:
     qcompress import SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2
     qcompress import model-00001-of-00003.gguf --tokenizer original -o model
     """
+    if not model.exists():
+        raise QCompressError(f"{model}: no such file; give a .gguf file")
     import torch
 
     from compress.checkpoint.gguf.importer import import_gguf

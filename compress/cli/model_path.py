@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from compress.core.atomic import check_parent
+from compress.core.errors import QCompressError
 
 
 class FilledPath(click.Path):
@@ -35,7 +36,10 @@ class ModelPath(FilledPath):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from compress.checkpoint.hub import resolve_model
 
-        return super().convert(resolve_model(value) if value != "" else value, param, ctx)
+        path: Path = super().convert(resolve_model(value) if value != "" else value, param, ctx)
+        if not path.exists() and not path.is_symlink():  # before any import that takes seconds
+            raise QCompressError(f"{path}: no such directory; give a folder with config.json and *.safetensors")
+        return path
 
 
 MODEL = ModelPath()

@@ -63,19 +63,15 @@ def command(
     """
     config = QuantizeConfig(**settings)
     config.check_used(set_options())
+    if dry_run:
+        emit(plan(model, out, config), as_json=as_json)
+        return
     with imports():
-        from compress.checkpoint.write import check_out
         from compress.core.device import pick_device
         from compress.quantize.auto import quantize
-        from compress.quantize.job import RunOptions, plan_quantize
-        from compress.quantize.layout.plan import plan_row
+        from compress.quantize.job import RunOptions
         from compress.quantize.processes import join_processes
 
-    if dry_run:
-        check_out(out)
-        check_texts(config)
-        emit(plan_row(str(model), plan_quantize(model, config)[1], config), as_json=as_json)
-        return
     processes = join_processes()
     run = RunOptions(restart, activation_memory, pick_device(device), processes, report)
     row = quantize(model, out, config, run)
@@ -83,6 +79,17 @@ def command(
     if processes.rank == 0:
         emit(row, as_json=as_json)
         print_closing(model, out, as_json)
+
+
+def plan(model: Path, out: Path, config: QuantizeConfig) -> dict[str, Any]:
+    """The row that --dry-run prints. Raises QCompressError for what would be refused before any work."""
+    from compress.checkpoint.write import check_out
+    from compress.quantize.layout.job_plan import plan_quantize
+    from compress.quantize.layout.plan import plan_row
+
+    check_out(out)
+    check_texts(config)
+    return plan_row(str(model), plan_quantize(model, config)[1], config)
 
 
 def check_texts(config: QuantizeConfig) -> None:

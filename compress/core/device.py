@@ -1,8 +1,11 @@
 """Choose the device that runs a model, from the value of `--device`."""
 
-import torch
+from typing import TYPE_CHECKING
 
 from compress.core.errors import QCompressError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def pick_device(name: str = "auto") -> str:
@@ -10,14 +13,18 @@ def pick_device(name: str = "auto") -> str:
 
     Raises QCompressError if the option is "cuda" and torch finds no GPU.
     """
+    import torch
+
     gpu = torch.cuda.is_available()
     if name == "cuda" and not gpu:
         raise QCompressError("--device cuda: torch finds no GPU; use --device cpu, or install a torch build for CUDA")
     return "cuda" if gpu and name != "cpu" else "cpu"
 
 
-def rank_device(name: str, rank: int) -> torch.device:
+def rank_device(name: str, rank: int) -> "torch.device":
     """The device of the process with this rank. If `name` does not mean the CPU, ranks are spread over all GPUs."""
+    import torch
+
     if pick_device(name) == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", rank % torch.cuda.device_count())

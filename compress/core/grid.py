@@ -15,24 +15,10 @@ import torch
 from torch import Tensor
 
 from compress.core import kernels
-from compress.core.kernels import SMALLEST_SCALE
+from compress.core.scheme import SMALLEST_SCALE, Scheme
 
 SEARCHED_NUMBERS = 2**22  # weights per step of the search; the candidate grids take 3 bytes per weight
 SHRINKS = tuple(1 - step / 40 for step in range(24))  # tried widths, 1.0 down to 0.425 of the full range
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """How a weight is quantized: bits per code, columns per group, symmetric or not, and the dtype of stored scales."""
-
-    bits: int = 4
-    group_size: int = 128
-    sym: bool = False
-    dtype: torch.dtype = torch.float16
-
-    @property
-    def max_code(self) -> int:
-        return 2**self.bits - 1
 
 
 @dataclass(frozen=True)
@@ -104,7 +90,7 @@ def full_range(low: Tensor, high: Tensor, scheme: Scheme, shrink: float | Tensor
     if scheme.sym:
         high = torch.maximum(high, -low)
         low = -high
-    scales = ((high - low) / max_code).clamp(min=SMALLEST_SCALE).to(scheme.dtype).float()
+    scales = ((high - low) / max_code).clamp(min=SMALLEST_SCALE).to(scheme.dtype.torch).float()
     zeros = torch.full_like(scales, (max_code + 1) // 2) if scheme.sym else (-low / scales).round().clamp(0, max_code)
     return scales, zeros
 
@@ -144,7 +130,7 @@ def signed_range(low: Tensor, high: Tensor, scheme: Scheme, shrink: float | Tens
     """
     middle = 2 ** (scheme.bits - 1)
     scales = torch.where(high > -low, high, low) * (-shrink / middle)
-    scales = away_from_zero(scales).to(scheme.dtype).float()
+    scales = away_from_zero(scales).to(scheme.dtype.torch).float()
     return scales, torch.full_like(scales, middle)
 
 

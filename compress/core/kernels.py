@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SMALLEST_SCALE = 2.0**-14  # the smallest normal float16: smaller scales lose bits on disk
+from compress.core.scheme import SMALLEST_SCALE
+
 TINY = 1e-30  # keeps a division by the energy of a dead input finite
 TILE = 64  # outputs per tile: with 64 columns, a tile takes 16 KiB
 

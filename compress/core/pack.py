@@ -13,7 +13,8 @@ Sources: AutoAWQ (packing_utils.py), GPTQModel (qlinear), compressed-tensors (pa
 import torch
 from torch import Tensor
 
-AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+from compress.core.words import AWQ_ORDER
+
 AWQ_POSITION = tuple(AWQ_ORDER.index(column) for column in range(8))
 
 

@@ -11,8 +11,7 @@ from compress.checkpoint.read import PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.distill.text.packing import attention
 from compress.losses import Head, LogitSource, cross_entropy, find_head
-
-MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}  # per forward pass: fast matrix products in little memory
+from compress.losses.buffers import MICRO_TOKENS
 
 
 class Model:

@@ -16,12 +16,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from compress.losses.buffers import CHUNK_LOGITS
 from compress.losses.divergence import DIVERGENCES, Divergence
 from compress.losses.softmax import cross_entropy_into
 from compress.losses.targets import Head, LogitSource, StudentChunk, Targets
-
-CHUNK_LOGITS = 2**24  # values in one buffer of logits, 64 MiB
-LOSS_BUFFERS = 4  # number of buffers with CHUNK_LOGITS values each
 
 
 class Loss(NamedTuple):

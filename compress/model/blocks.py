@@ -5,7 +5,6 @@ A `Recorder` replaces every block in the model and stores the arguments of each 
 tensor by its parameter name, so this file does not depend on where tensors are stored.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,10 +16,13 @@ from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.initialization import no_init_weights
 
 from compress.core.errors import BadValueError
-from compress.model.families import Stage, find_family, find_linears
+from compress.model.config_keys import plain_config
+from compress.model.families import Stage, find_family
+from compress.model.shapes import Linear, ModelShapes, Vocabulary
 
 Weights = Callable[[str], Tensor]
 HEAD_WINDOWS = 4  # windows whose logits are in memory at a time
@@ -343,38 +345,41 @@ def find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     raise BadValueError(f"{type(model).__name__}: the model has no list of {count} decoder blocks")
 
 
-def linear_shapes(config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """The shape (out_features, in_features) of every linear in the decoder blocks, by its path. No weights are read."""
+def find_linears(block: nn.Module) -> dict[str, nn.Linear]:
+    """Every nn.Linear of a block, by its path inside the block."""
+    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
+
+
+def skeleton_shapes(config: dict[str, Any]) -> ModelShapes:
+    """The shapes of a causal LM of any type, from transformers' own code.
+
+    Raises ValueError if transformers cannot build it, or if it has no list of blocks.
+    """
     model = make_skeleton(config)
     path, layers = find_blocks(model)
-    linears = {f"{path}.{i}.{n}": m for i, block in enumerate(layers) for n, m in find_linears(block).items()}
-    return {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The paths of embedding and head, and the shape (rows, width) of both. `tied` is True if they are one matrix."""
-
-    embedding: str
-    head: str
-    rows: int
-    width: int
-    tied: bool
-
-
-def find_vocabulary(config: dict[str, Any]) -> Vocabulary:
-    """The vocabulary matrices that a config.json describes. No weights are read."""
-    model = make_skeleton(config)
     names = {module: name for name, module in model.named_modules()}
     table = model.get_input_embeddings()
     rows, width = table.get_parameter("weight").shape
-    head = names.get(model.get_output_embeddings(), "lm_head")
-    return Vocabulary(names[table], head, rows, width, bool(model.config.tie_word_embeddings))
-
-
-def parameter_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of every stored parameter, by name. A tied head is not stored. No weights are read."""
-    return {name: tuple(parameter.shape) for name, parameter in make_skeleton(config).named_parameters()}
+    linears = {
+        f"{path}.{i}.{name}": linear for i, block in enumerate(layers) for name, linear in find_linears(block).items()
+    }
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
+    return ModelShapes(
+        model.config.model_type,
+        {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
+        {name: Linear(one.out_features, one.in_features, one.bias is not None) for name, one in linears.items()},
+        Vocabulary(
+            names[table],
+            names.get(model.get_output_embeddings(), "lm_head"),
+            rows,
+            width,
+            bool(model.config.tie_word_embeddings),
+        ),
+        tuple(f"{path}.{i}" for i in range(len(layers))),
+        frozenset(model.state_dict()),
+        tuple(pattern for pattern in patterns if isinstance(pattern, str)),
+        bool(get_checkpoint_conversion_mapping(model.config.model_type)),
+    )
 
 
 def load_all(config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> PreTrainedModel:
@@ -383,8 +388,3 @@ def load_all(config: dict[str, Any], weights: Weights, dtype: torch.dtype) -> Pr
     fill(model, "", weights, dtype)
     model.tie_weights()
     return model
-
-
-def plain_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A deep copy of a config.json without its settings of quantization."""
-    return copy.deepcopy({key: value for key, value in config.items() if key != "quantization_config"})

@@ -5,8 +5,6 @@ A new family is one row of FAMILIES. No other file branches on the model type.
 
 from dataclasses import dataclass, replace
 
-from torch import nn
-
 
 @dataclass(frozen=True)
 class Feeder:
@@ -82,8 +80,3 @@ FAMILIES = (
 def find_family(model_type: str) -> Family | None:
     """The row of a model type. None for an unknown type; its stages are then traced, and no scale is folded."""
     return next((family for family in FAMILIES if model_type in family.model_types), None)
-
-
-def find_linears(block: nn.Module) -> dict[str, nn.Linear]:
-    """Every nn.Linear of a block, by its path inside the block."""
-    return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}

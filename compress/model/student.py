@@ -7,13 +7,18 @@ The student belongs to the teacher's family, so every loader supports it. Its pa
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from compress.core.errors import BadValueError
-from compress.model.blocks import Weights, find_blocks, make_config, make_skeleton, parameter_shapes, plain_config
-from compress.model.width import Importance, Shape, narrow
+from compress.model.architectures import find_architecture, layer_lists, sizes_of
+from compress.model.config_keys import plain_config
+from compress.model.shapes import Shape, model_shapes, parameter_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.model.blocks import Weights
+    from compress.model.width import Importance
 
 CONFIG_KEYS = {
     "hidden_size": "hidden_size",
@@ -22,12 +27,17 @@ CONFIG_KEYS = {
     "num_heads": "num_attention_heads",
     "num_kv_heads": "num_key_value_heads",
 }
+SIZES = ("hidden", "intermediate", "blocks", "heads", "kv_heads", "head")  # of `sizes_of`, in the order of Shape
 LAYER_LISTS = ("layer_types", "no_rope_layers")  # config lists with one entry per block
 NO_HEAD_DIM = ("qwen2",)  # for these types, vLLM computes hidden_size / num_heads and never reads head_dim
 
 
 def shape_of(config: dict[str, Any]) -> Shape:
     """The shape in a config.json. Raises ValueError if a size is missing or sizes contradict each other."""
+    if find_architecture(config):
+        return Shape(*(sizes_of(config)[name] for name in SIZES))
+    from compress.model.blocks import make_config
+
     full = make_config(config)
     sizes = {name: getattr(full, key, None) for name, key in CONFIG_KEYS.items()}
     missing = [CONFIG_KEYS[name] for name, value in sizes.items() if not isinstance(value, int)]
@@ -64,11 +74,20 @@ def student_shape(config: dict[str, Any], **sizes: int | None) -> Shape:
             f"give num_kv_heads={-(-shape.num_heads // teacher.group)} or more"
         )
     shape = fit_head_dim(shape, teacher, str(config.get("model_type")))
+    check_buildable(student_config(config, shape, range(shape.num_layers)))
+    return shape
+
+
+def check_buildable(config: dict[str, Any]) -> None:
+    """Raises ValueError if transformers rejects a student's config."""
+    if find_architecture(config):
+        return
+    from compress.model.blocks import make_config
+
     try:
-        make_config(student_config(config, shape, range(shape.num_layers)))
+        make_config(config)
     except (ValueError, TypeError) as error:
         raise BadValueError(f"a {config.get('model_type')} cannot have this shape: {error}") from None
-    return shape
 
 
 def fit_head_dim(shape: Shape, teacher: Shape, model_type: str) -> Shape:
@@ -88,19 +107,28 @@ def student_config(config: dict[str, Any], shape: Shape, blocks: Sequence[int]) 
     """The config.json of a student with this `shape` that keeps these `blocks` of the teacher."""
     if len(blocks) != shape.num_layers:
         raise BadValueError(f"model.student: {len(blocks)} blocks to keep, but num_layers is {shape.num_layers}")
-    teacher, student = make_config(config), plain_config(config)
+    student = plain_config(config)
     student.update({key: getattr(shape, name) for name, key in CONFIG_KEYS.items()})
-    for name in LAYER_LISTS:
-        entries = getattr(teacher, name, None)
-        if isinstance(entries, list):
-            student[name] = [entries[block] for block in blocks]
+    student |= {name: [entries[block] for block in blocks] for name, entries in block_lists(config).items()}
     if isinstance(student.get("max_window_layers"), int):
         student["max_window_layers"] = sum(block < student["max_window_layers"] for block in blocks)
     student["head_dim"] = shape.head_dim
-    if teacher.model_type in NO_HEAD_DIM and shape.head_dim * shape.num_heads == shape.hidden_size:
+    if config.get("model_type") in NO_HEAD_DIM and shape.head_dim * shape.num_heads == shape.hidden_size:
         del student["head_dim"]
     student.pop("_name_or_path", None)
     return student
+
+
+def block_lists(config: dict[str, Any]) -> dict[str, list[Any]]:
+    """The lists of a config with one entry per block, as transformers completes them."""
+    row = find_architecture(config)
+    if row is not None:
+        return layer_lists(config, row)
+    from compress.model.blocks import make_config
+
+    full = make_config(config)
+    lists = {name: getattr(full, name, None) for name in LAYER_LISTS}
+    return {name: entries for name, entries in lists.items() if isinstance(entries, list)}
 
 
 def plan_size(config: dict[str, Any]) -> dict[str, int]:
@@ -111,20 +139,22 @@ def plan_size(config: dict[str, Any]) -> dict[str, int]:
 
 def cut(
     config: dict[str, Any],
-    weights: Weights,
+    weights: "Weights",
     shape: Shape,
     blocks: Sequence[int],
-    importance: Importance | None = None,
-) -> tuple[dict[str, Any], Weights]:
+    importance: "Importance | None" = None,
+) -> tuple[dict[str, Any], "Weights"]:
     """The student's config, and a function that returns the student's parameters by name, cut from the teacher's.
 
     `importance` is indexed by the student's block numbers. Without it, importance is computed from the weights.
     Raises ValueError if the width changes and a parameter's module is not in AXES.
     """
-    teacher, path = shape_of(config), find_blocks(make_skeleton(config))[0]
+    from compress.model.width import narrow
+
+    teacher, path = shape_of(config), model_shapes(config).blocks[0].rpartition(".")[0]
     result = student_config(config, shape, blocks)
 
-    def deep(name: str) -> Tensor:
+    def deep(name: str) -> "Tensor":
         """The parameter `name` of a student that has fewer blocks but the teacher's width."""
         rest = name.removeprefix(f"{path}.")
         if rest == name:

@@ -12,7 +12,7 @@ one residual stream. MLP channels and heads are chosen per block.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from math import sqrt
 from typing import Protocol
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from compress.core.errors import BadValueError
 from compress.model.blocks import Weights
+from compress.model.shapes import Shape
 
 Parts = tuple[str | None, ...]  # the units along one axis, in order; an axis with None is never sliced
 NORM: tuple[Parts, ...] = (("hidden",),)
@@ -45,26 +46,6 @@ AXES: dict[str, tuple[Parts, ...]] = {
     "post_feedforward_layernorm": NORM,
     "norm": NORM,
 }
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a student, and the head_dim that follows from them."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-
-    @property
-    def group(self) -> int:
-        """Query heads per KV head."""
-        return self.num_heads // self.num_kv_heads
-
-    def same_width(self, other: "Shape") -> bool:
-        return all(getattr(self, f.name) == getattr(other, f.name) for f in fields(self) if f.name != "num_layers")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def plan_recipe(recipe: "Recipe") -> list[Row]:
 
 def plan_variant(recipe: "Recipe", part: "VariantSection", model: Row) -> Row:
     """The plan of one variant. `model` is the config.json of the checkpoint that is quantized."""
-    from compress.quantize.job import plan_without_weights
+    from compress.quantize.layout.job_plan import plan_without_weights
     from compress.quantize.layout.plan import plan_row
 
     config, name = part.config(), str(recipe.student_path)

@@ -9,7 +9,7 @@ import torch
 from calibration.errors import TooShortError
 from calibration.start import StartToken
 from calibration.windows import Windows, build_windows
-from compress.checkpoint.load import measure_blocks_start
+from compress.checkpoint.start import measure_blocks_start
 from compress.core.config import CalibrationConfig, MethodConfig, QuantizeConfig
 from compress.model.blocks import BlockModel
 from compress.model.precision import matmul_in

@@ -8,58 +8,30 @@ import time
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from calibration.corpus import source_digest
 from calibration.start import format_start_token
 from calibration.windows import Windows
-from compress.checkpoint.door.tokenizer import has_tokenizer
 from compress.checkpoint.finite import check_finite
-from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.write import CheckpointWriter
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.core.report import Report, Row, silent
-from compress.model.blocks import BlockModel, parameter_shapes
+from compress.model.blocks import BlockModel
 from compress.model.precision import fastest_matmul_dtype
 from compress.quantize.blocks.lockstep import Schedule
 from compress.quantize.blocks.loop import QuantizeJob, quantize_blocks, work_bytes
 from compress.quantize.blocks.memory_estimate import ACTIVATION_MEMORY, PROCESS, choose_schedule, estimate_memory
 from compress.quantize.calibrate import job_start, job_windows
 from compress.quantize.journal import shared_journal
-from compress.quantize.layout.budget import plan_within
-from compress.quantize.layout.plan import (
-    LayoutPlan,
-    SourceModel,
-    checkpoint_source,
-    group_size_reason,
-    plan_row,
-    storage_dtype,
-)
+from compress.quantize.layout.job_plan import plan_quantize
+from compress.quantize.layout.plan import LayoutPlan, group_size_reason, plan_row
 from compress.quantize.processes import ALONE, Processes
 from compress.quantize.publish import finish
-
-
-def plan_quantize(model: PathOrCheckpoint, config: QuantizeConfig) -> tuple[Checkpoint, LayoutPlan]:
-    """The open checkpoint and its exact plan. No weights are read.
-
-    Raises QCompressError if the model cannot be quantized. The tokenizer is copied to the result, so it is checked even
-    if the method reads no text.
-    """
-    checkpoint = open_causal_lm(model)
-    if config.reads_text or has_tokenizer(checkpoint.path):
-        checkpoint.tokenizer  # noqa: B018  fails here, before any work
-    return checkpoint, plan_within(checkpoint_source(checkpoint, config.dtype), config)
-
-
-def plan_without_weights(name: str, model: dict[str, Any], config: QuantizeConfig) -> LayoutPlan:
-    """The plan that `plan_quantize` returns, made from the content of a config.json. Errors call the model `name`."""
-    source = SourceModel(name, parameter_shapes(model), model, storage_dtype(model, config.dtype))
-    return plan_within(source, config)
 
 
 @dataclass(frozen=True)

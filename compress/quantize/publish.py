@@ -66,7 +66,7 @@ def write_rest(job: QuantizeJob, writer: CheckpointWriter) -> list[Row]:
         rows.append({"linear": module, **row})
         job.report(rows[-1])
     for name in writer.specs.keys() - writer.written:
-        writer.write(name, cast_finite(name, tensor(name), writer.specs[name].dtype))
+        writer.write(name, cast_finite(name, tensor(name), writer.specs[name].dtype.torch))
     return rows
 
 

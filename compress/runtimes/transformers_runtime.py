@@ -32,7 +32,8 @@ def load_on_device(checkpoint: Checkpoint, device: str = "auto", dtype: str = "f
     name = pick_device(device)
     if name == "cuda" and gpu is not None:
         name = f"cuda:{gpu % torch.cuda.device_count()}"
-    model: Any = load_model(checkpoint, model_dtype(checkpoint.config) if dtype == "auto" else getattr(torch, dtype))
+    stored = model_dtype(checkpoint.config).torch if dtype == "auto" else getattr(torch, dtype)
+    model: Any = load_model(checkpoint, stored)
     return model.to(name)
 
 

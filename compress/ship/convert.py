@@ -165,7 +165,7 @@ def write_tensors(conversion: Conversion, writer: CheckpointWriter) -> None:
     """Write all tensors. Raises QCompressError if a weight does not come back unchanged from its new layout."""
     for module, scheme in conversion.schemes.items():
         weight = replace(conversion.read(module), sym=scheme.sym)
-        parts = conversion.target.save(weight, scheme.dtype)
+        parts = conversion.target.save(weight, scheme.dtype.torch)
         check_equal(module, weight, conversion.target.load(parts.__getitem__, scheme))
         for suffix, part in parts.items():
             writer.write(f"{module}.{suffix}", part)

@@ -12,7 +12,7 @@ from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.schemes import Schemes
 from compress.checkpoint.write import TensorSpec, save_checkpoint
 from compress.core.grid import Scheme
-from compress.model.blocks import linear_shapes
+from compress.model.shapes import linear_shapes
 from compress.quantize.methods.rtn import rtn
 
 GROUP_SIZE = 32
@@ -29,8 +29,8 @@ def round_checkpoint(source: Path, out: Path, format_name: str, schemes: Schemes
         if module in schemes:
             scheme = schemes[module]
             weight = rtn(tensor, scheme)
-            parts = {f"{module}.{suffix}": part for suffix, part in row.save(weight, scheme.dtype).items()}
-        pairs += [(TensorSpec(key, part.dtype, tuple(part.shape)), part) for key, part in parts.items()]
+            parts = {f"{module}.{suffix}": part for suffix, part in row.save(weight, scheme.dtype.torch).items()}
+        pairs += [(TensorSpec.of(key, part), part) for key, part in parts.items()]
     ignore = [] if "lm_head" in schemes else ["lm_head"]
     save_checkpoint(out, packed_config(checkpoint.config, row, schemes, ignore), pairs, source=source)
     return out

@@ -17,6 +17,7 @@ from compress.checkpoint.formats import (
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.schemes import skip_rule
+from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.core.grid import QuantizedWeight, Scheme
 from compress.model.families import FUSED
@@ -73,7 +74,7 @@ def test_a_fixed_matrix_has_the_pinned_bytes_in_compressed_tensors():
 
 @every_kind
 def test_save_then_load_is_the_identity(name, sym):
-    row, scheme = FORMATS[name], Scheme(4, 32, sym, torch.float16)
+    row, scheme = FORMATS[name], Scheme(4, 32, sym, Dtype.float16)
     weight = rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym))
     back = row.load(row.save(weight, torch.float16).__getitem__, scheme)
     for part in ("codes", "scales", "zeros"):
@@ -82,21 +83,21 @@ def test_save_then_load_is_the_identity(name, sym):
 
 
 @every_kind
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [Dtype.float16, Dtype.bfloat16])
 def test_saved_tensors_match_the_planned_names_and_shapes(name, sym, dtype):
     row, scheme = FORMATS[name], Scheme(4, 32, sym, dtype)
-    saved = row.save(rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym, dtype=dtype)), dtype)
+    saved = row.save(rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym, dtype=dtype)), dtype.torch)
     assert {spec.name: (spec.dtype, spec.shape) for spec in row.specs(24, 96, scheme)} == {
-        key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in saved.items()
+        key: (Dtype.of(tensor.dtype), tuple(tensor.shape)) for key, tensor in saved.items()
     }
     assert all(tensor.is_contiguous() for tensor in saved.values())
 
 
 @every_kind
 def test_the_scheme_read_from_a_config_is_the_one_written(name, sym):
-    row, scheme = FORMATS[name], Scheme(4, 64, sym, torch.bfloat16)
+    row, scheme = FORMATS[name], Scheme(4, 64, sym, Dtype.bfloat16)
     config = row.config({Q: scheme}, ["lm_head"])
-    assert row.scheme(config, Q, torch.bfloat16) == scheme and config["quant_method"] == name
+    assert row.scheme(config, Q, Dtype.bfloat16) == scheme and config["quant_method"] == name
 
 
 def ct_scheme(sym: bool, group_size: int) -> QuantizationScheme:
@@ -106,7 +107,7 @@ def ct_scheme(sym: bool, group_size: int) -> QuantizationScheme:
 
 @pytest.mark.parametrize("sym", [True, False], ids=["sym", "asym"])
 def test_compressed_tensors_reads_our_bytes_as_the_same_weights(sym):
-    weight = rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym, dtype=torch.float32))
+    weight = rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym, dtype=Dtype.float32))
     saved = FORMATS["compressed-tensors"].save(weight, torch.float32)
     read = PackedQuantizationCompressor.decompress(saved, ct_scheme(sym, 32))
     assert torch.equal(read["weight"], weight.dequantize())
@@ -114,7 +115,7 @@ def test_compressed_tensors_reads_our_bytes_as_the_same_weights(sym):
 
 @pytest.mark.parametrize("sym", [True, False], ids=["sym", "asym"])
 def test_compressed_tensors_writes_the_same_bytes(sym):
-    weight = rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym, dtype=torch.float32))
+    weight = rtn(torch.randn(24, 96), Scheme(group_size=32, sym=sym, dtype=Dtype.float32))
     ours = FORMATS["compressed-tensors"].save(weight, torch.float32)
     state = {
         "weight": weight.dequantize(),
@@ -205,15 +206,15 @@ def test_a_wrong_group_size_is_rejected_with_both_numbers(good):
 
 
 def test_awq_is_read_under_its_older_key_names():
-    scheme = FORMATS["awq"].scheme({"w_bit": 4, "q_group_size": 64}, Q, torch.float16)
-    assert scheme == Scheme(4, 64, False, torch.float16)
+    scheme = FORMATS["awq"].scheme({"w_bit": 4, "q_group_size": 64}, Q, Dtype.float16)
+    assert scheme == Scheme(4, 64, False, Dtype.float16)
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "torch.float16"])
 def test_the_dtype_is_read_from_dtype_or_torch_dtype(name):
-    expected = getattr(torch, name.removeprefix("torch."))
+    expected = Dtype(name.removeprefix("torch."))
     assert model_dtype({"dtype": name}) == expected == model_dtype({"torch_dtype": name})
-    assert model_dtype({}) == torch.float16
+    assert model_dtype({}) == Dtype.float16
 
 
 def test_an_unknown_dtype_is_rejected():
@@ -228,5 +229,5 @@ def test_a_skip_rule_matches_only_its_module_and_the_fused_layer():
     assert all(re.match(pattern, name) for name in hit) and not any(re.match(pattern, name) for name in missed)
     assert "self_attn.qkv_proj" in FUSED
     skipped = ["lm_head", "model.layers.1.mlp.down_proj"]
-    config = FORMATS["gptq"].config({Q: Scheme(4, 32, True, torch.float16)}, skipped)
+    config = FORMATS["gptq"].config({Q: Scheme(4, 32, True, Dtype.float16)}, skipped)
     assert [re.match(p[2:], "model.layers.2.mlp.down_proj") for p in config["dynamic"]] == [None]

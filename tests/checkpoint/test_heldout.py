@@ -11,8 +11,8 @@ from calibration.windows import build_windows
 from compress.checkpoint import heldout
 from compress.checkpoint.heldout import heldout_start, heldout_windows, measure_start, recorded_start
 from compress.checkpoint.load import load_model
-from compress.checkpoint.load import measure_start as measure_in_memory
 from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.start import measure_start as measure_in_memory
 from compress.core.config import QuantizeConfig
 from compress.distill.config import DistillConfig
 from compress.distill.job import distill_checkpoint

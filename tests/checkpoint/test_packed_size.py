@@ -1,13 +1,13 @@
 """The size that a student is promised in 4 bits is the size of the files that quantize writes."""
 
 import pytest
-import torch
 
 from compress.checkpoint.packed_size import plain_int4_bytes
 from compress.checkpoint.read import Checkpoint, read_json
 from compress.core.config import QuantizeConfig
+from compress.core.dtypes import Dtype
 from compress.model.student import student_config, student_shape
-from compress.quantize.job import plan_quantize, plan_without_weights
+from compress.quantize.layout.job_plan import plan_quantize, plan_without_weights
 
 
 @pytest.mark.parametrize("name", ["tiny_llama", "tiny_qwen2"])
@@ -20,7 +20,7 @@ def test_the_size_in_4_bits_is_that_of_the_written_files(name, request):
 def test_the_size_of_a_sharded_model_counts_every_header(file, request):
     config = read_json(request.config.rootpath / f"recipes/configs/{file}.json")
     plan = plan_without_weights(file, config, QuantizeConfig(dtype="bfloat16"))
-    assert plain_int4_bytes(config, torch.bfloat16) == plan.bytes
+    assert plain_int4_bytes(config, Dtype.bfloat16) == plan.bytes
 
 
 def test_a_model_that_no_group_size_fits_has_no_size_in_4_bits(tiny_llama):

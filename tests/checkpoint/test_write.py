@@ -33,7 +33,7 @@ TENSORS = {
     "f.empty": torch.zeros(0, 3),
     "g.mask": torch.tensor([True, False, True]),
 }
-SPECS = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in TENSORS.items()]
+SPECS = [TensorSpec.of(name, tensor) for name, tensor in TENSORS.items()]
 
 
 def fill(writer: CheckpointWriter, names=TENSORS) -> CheckpointWriter:

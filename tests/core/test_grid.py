@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from compress.core import grid
+from compress.core.dtypes import Dtype
 from compress.core.grid import SMALLEST_SCALE, Scheme, find_grid, min_max, signed_range, split_groups
 from compress.quantize.methods.rtn import round_to_grid, rtn
 
@@ -56,7 +57,7 @@ def test_searching_in_slices_never_changes_the_grid(weight, sym, monkeypatch):
 
 def test_a_signed_grid_reaches_the_largest_weight_of_either_sign(weight):
     grouped = split_groups(weight, 32)
-    scales, zeros = signed_range(*torch.aminmax(grouped, dim=-1), Scheme(dtype=torch.float32), 1.0)
+    scales, zeros = signed_range(*torch.aminmax(grouped, dim=-1), Scheme(dtype=Dtype.float32), 1.0)
     largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)).squeeze(-1)
     assert torch.equal(-zeros * scales, largest)
     assert ((scales < 0) == (largest > 0)).all() and (scales < 0).any() and (scales > 0).any()
@@ -81,7 +82,7 @@ def test_rows_select_codes_scales_and_zeros(weight):
 
 
 def test_min_max_covers_the_weights(weight):
-    scales, zeros = min_max(split_groups(weight, 32), Scheme(dtype=torch.float32))
+    scales, zeros = min_max(split_groups(weight, 32), Scheme(dtype=Dtype.float32))
     low, high = -zeros * scales, (15 - zeros) * scales
     grouped = split_groups(weight, 32)
     assert (grouped.amin(-1) >= low - 0.51 * scales).all() and (grouped.amax(-1) <= high + 0.51 * scales).all()

@@ -71,7 +71,7 @@ def test_padding_rows_of_a_vocabulary_never_change_the_result(tiny_llama, tmp_pa
     plain, name = Checkpoint(tiny_llama), "model.embed_tokens.weight"
     tensors = {key: plain.tensor(key) for key in plain.tensors}
     tensors[name] = torch.cat([tensors[name], torch.randn(32, 64, generator=torch.Generator().manual_seed(0)).half()])
-    pairs = [(TensorSpec(key, t.dtype, tuple(t.shape)), t) for key, t in tensors.items()]
+    pairs = [(TensorSpec.of(key, t), t) for key, t in tensors.items()]
     save_checkpoint(tmp_path / "padded", plain.config | {"vocab_size": 160}, pairs, source=tiny_llama)
     rows, few = [], SHORT | {"steps": 8, "eval_every": 2, "learning_rate": 1e-3}
     for path in (tiny_llama, tmp_path / "padded"):

@@ -32,7 +32,7 @@ def changed_copy(source: Path, out: Path, change: Change) -> Path:
     checkpoint = Checkpoint(source)
     config, tensors = dict(checkpoint.config), {name: checkpoint.tensor(name) for name in checkpoint.tensors}
     change(config, tensors)
-    pairs = [(TensorSpec(name, tensor.dtype, tuple(tensor.shape)), tensor) for name, tensor in tensors.items()]
+    pairs = [(TensorSpec.of(name, tensor), tensor) for name, tensor in tensors.items()]
     save_checkpoint(out, config, pairs, source=source)
     return out
 

@@ -20,8 +20,9 @@ from transformers import (
 
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint
-from compress.model.blocks import Weights, load_all, make_config, parameter_shapes
+from compress.model.blocks import Weights, load_all, make_config
 from compress.model.depth import choose_blocks, remaining_blocks, sweep_depth
+from compress.model.shapes import parameter_shapes
 from compress.model.student import cut, plan_size, shape_of, student_config, student_shape
 from compress.model.width import head_channels
 

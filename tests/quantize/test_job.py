@@ -13,7 +13,8 @@ from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.write import partial_path
 from compress.core.config import METHODS, QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
-from compress.quantize.job import RunOptions, plan_quantize, quantize_checkpoint
+from compress.quantize.job import RunOptions, quantize_checkpoint
+from compress.quantize.layout.job_plan import plan_quantize
 
 
 def settings(method="gptq", format="gptq", **changes):

@@ -14,7 +14,7 @@ from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
-from compress.model.blocks import parameter_shapes
+from compress.model.shapes import parameter_shapes
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

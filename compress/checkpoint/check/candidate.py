@@ -3,13 +3,12 @@
 `declared_quantized` and `scheme` compute from config.json alone which modules vLLM builds as quantized, and how.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
-
+from compress.checkpoint.arrays import Array, as_float32, read_array
 from compress.checkpoint.check.prompt_files import PromptFiles
 from compress.checkpoint.check.provenance import Provenance
 from compress.checkpoint.check.table import Matrix, Table
@@ -17,8 +16,9 @@ from compress.checkpoint.formats import FORMATS, Format, model_dtype
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import read_digests
 from compress.checkpoint.schemes import awq_key, ct_weights, flatten, gptq_override
+from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
-from compress.core.grid import Scheme
+from compress.core.scheme import Scheme
 
 Finding = dict[str, Any]
 Findings = Iterator[Finding]
@@ -105,11 +105,11 @@ class Candidate:
         return f"{self.table.head}.weight" not in self.table.parameters
 
     @cached_property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Dtype:
         try:
             return model_dtype(self.config)
         except QCompressError:
-            return torch.float16
+            return Dtype.float16
 
     @property
     def packed_tables(self) -> set[str]:
@@ -141,6 +141,19 @@ class Candidate:
     def schemes(self) -> dict[str, Scheme | None]:
         """{packed module: its scheme in config.json, or None if that is missing or invalid}."""
         return {name: scheme(self, name) for name in self.packed}
+
+    def reader(self, module: str) -> Callable[[str], Array]:
+        """A function that returns a tensor of a module by its suffix."""
+        return lambda suffix: read_array(self.checkpoint, f"{module}.{suffix}")
+
+    def scales_path(self, module: str) -> str:
+        """The name of the scales of a packed module."""
+        return next(f"{module}.{suffix}" for suffix in ("scales", "weight_scale") if suffix in self.packed[module])
+
+    def scales(self, module: str) -> Array:
+        """The scales of a packed module as stored, in float32."""
+        path = self.scales_path(module)
+        return as_float32(read_array(self.checkpoint, path), self.checkpoint.tensors[path].dtype)
 
     def kind(self, name: str) -> str:
         """One of "head", "embedding" and "linear" for a module path."""

@@ -4,8 +4,9 @@ Every rule is a generator: it takes a Candidate and yields its findings. The con
 vLLM's source code, version VLLM_VERSION. "(no error)" marks wrong text without an error message.
 """
 
-import transformers
+import numpy as np
 
+from compress.checkpoint.arrays import read_data
 from compress.checkpoint.check.candidate import (
     ABSENT,
     QUANT,
@@ -16,6 +17,7 @@ from compress.checkpoint.check.candidate import (
     short,
     warning,
 )
+from compress.checkpoint.door.familiar_tokenizer import TOKENIZER_CLASSES
 from compress.checkpoint.formats import FORMATS
 from compress.checkpoint.read import read_json
 from compress.checkpoint.schemes import ct_groups, flatten
@@ -122,7 +124,7 @@ def redundant_head(candidate: Candidate, head: str, embedding: str) -> Findings:
     if embedding not in tensors:
         return
     same = tensors[head].shape == tensors[embedding].shape and tensors[head].dtype == tensors[embedding].dtype
-    if same and candidate.checkpoint.tensor(head).equal(candidate.checkpoint.tensor(embedding)):
+    if same and np.array_equal(read_data(head, tensors[head]), read_data(embedding, tensors[embedding])):
         yield warning(
             "stored twice", "the embedding only", "the model works, but its file is larger than needed", tensor=head
         )
@@ -203,6 +205,15 @@ def dtype_in_both_spellings(candidate: Candidate) -> Findings:
         yield error(old, dtype, "some loaders use torch_dtype, others dtype", key="torch_dtype")
 
 
+def is_tokenizer_class(name: str) -> bool:
+    """Whether transformers 5 has a tokenizer of this name."""
+    if name in TOKENIZER_CLASSES:
+        return True
+    import transformers
+
+    return hasattr(transformers, name)
+
+
 def tokenizer_for_both_versions(candidate: Candidate) -> Findings:
     """O3: there is a tokenizer, of a class that both transformers 4 and 5 can load."""
     path = candidate.checkpoint.path
@@ -218,6 +229,6 @@ def tokenizer_for_both_versions(candidate: Candidate) -> Findings:
     if name in ONLY_NEW_TOKENIZERS:
         stop = f"loaders with transformers 4 stop: Tokenizer class {name} does not exist"
         yield error(name, "PreTrainedTokenizerFast", stop, key=key)
-    elif isinstance(name, str) and not hasattr(transformers, name):
+    elif isinstance(name, str) and not is_tokenizer_class(name):
         stop = "transformers 5 has no such class: it stops, or uses the model's default tokenizer"
         yield warning(name, "PreTrainedTokenizerFast", stop, key=key)

@@ -6,6 +6,7 @@ ordered differently, gives only a warning. Checkpoints of qcompress's first vers
 
 from fnmatch import fnmatch
 
+from compress.checkpoint.arrays import stored_digest
 from compress.checkpoint.check.candidate import Candidate, Findings, error, short, warning
 from compress.checkpoint.read import INDEX, RECORD
 from compress.checkpoint.record import (
@@ -15,7 +16,6 @@ from compress.checkpoint.record import (
     file_digest,
     published_files,
     shape_texts,
-    tensor_digest,
 )
 
 WRITTEN = f"the digest in {DIGESTS}"
@@ -57,7 +57,7 @@ def tensors_match_digests(candidate: Candidate) -> Findings:
         shape = digests.get("shapes", {}).get(name, shapes[name])
         if shape != shapes[name]:
             yield error(shapes[name], f"{short(shape)}, as written", OTHER_OUTPUTS, tensor=name)
-        elif tensor_digest(candidate.checkpoint.tensor(name)) != stored[name]:
+        elif stored_digest(name, tensors[name]) != stored[name]:
             yield error(CHANGED, WRITTEN, OTHER_OUTPUTS, tensor=name)
 
 

@@ -1,8 +1,9 @@
 """Rule T12: the codes represent the source weights. No loader checks this: swapped nibbles load without an error.
 
-With a source checkpoint, every packed weight W' is compared with its source W. AWQ scales input channels and outputs,
-so W' ≈ t · W · s is fitted first, with one s per input and one t per output. The fit is exact for AWQ and has too few
-parameters to hide a wrong layout. The rest is rounding error. Measured on SmolLM2-135M, groups of 64:
+`code_rules.py` has what T12 checks without a source. With one, every packed weight W' is compared with its source W.
+AWQ scales input channels and outputs, so W' ≈ t · W · s is fitted first, with one s per input and one t per output. The
+fit is exact for AWQ and has too few parameters to hide a wrong layout. The rest is rounding error. Measured on
+SmolLM2-135M, groups of 64:
 
                                    rtn, awq    gptq, 16 windows    wrong nibble order    zeros off by one
     cosine of the whole weight     ≥ 0.991     ≥ 0.953             ≤ 0.61                0.91 – 0.95
@@ -15,9 +16,6 @@ A position is every eighth input or output: 8 codes share a word, and a wrong la
 factor between W' and the fit. A low cosine of a position is an error. A low cosine of one output, or an unusual gain of
 one group, is only a warning, because gptq can move small weights far. Only an output with a cosine below
 LOST_ROW_COSINE is an error. At most ROWS random outputs of a weight are compared, since a wrong layout affects all.
-
-Without a source, only properties of all trained weights are checked: weights lie near 0, and the zeros of asymmetric
-groups correlate with their codes (≥ 0.91, and 0 if codes or zeros are permuted).
 """
 
 from collections.abc import Iterator
@@ -27,56 +25,35 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint.check.candidate import Candidate, Finding, Findings, error, warning
-from compress.checkpoint.formats import format_of, quantized_as, weight_reader
+from compress.checkpoint.check.code_rules import NOISE
+from compress.checkpoint.formats import quantized_as, weight_reader
 from compress.core.grid import QuantizedWeight, away_from_zero, split_groups
 
 ROWS, WORD = 1024, 8
 LEAST_COSINE, LEAST_ROW_COSINE, MOST_SHIFT = 0.5, 0.3, 0.25
 LOST_ROW_COSINE = 0.15
 GAINS = (0.4, 1.9)  # of a group, against the median of its output
-LEAST_CORRELATION, MOST_OFFSET, MOST_SPREAD = 0.5, 0.75, 5.0
-ENOUGH_GROUPS, VARYING = 64, 0.3
 UNUSUAL = "vLLM loads it; rounding alone rarely causes this, error correction can"
-NOISE = "vLLM loads it and generates noise (no error)"
 
 
 def codes_match_source(candidate: Candidate) -> Findings:
-    """T12: packed weights match the source; without a source, they look like trained weights."""
-    read = weight_reader(candidate.source) if candidate.source else None
-    row = format_of(candidate.checkpoint) if candidate.format else None
+    """T12: packed weights match the source."""
+    if candidate.source is None or candidate.format is None:
+        return
+    read = weight_reader(candidate.source)
     for name, _, scheme in candidate.sound():
-        assert row is not None
-        weight, tensor = quantized_as(candidate.checkpoint, name, scheme), f"{name}.{row.packed}"
+        weight, tensor = quantized_as(candidate.checkpoint, name, scheme), f"{name}.{candidate.format.packed}"
         rows = sample(len(weight.codes))
         weight = replace(weight, codes=weight.codes[rows], scales=weight.scales[rows], zeros=weight.zeros[rows])
         if not torch.isfinite(weight.scales).all():
             continue  # T7
-        yield from (finding | {"tensor": tensor} for finding in implausible_codes(weight))
-        if read is not None:
-            source = read(f"{candidate.source_name(name)}.weight")
-            yield from (finding | {"tensor": tensor} for finding in source_differences(weight, source, rows))
+        source = read(f"{candidate.source_name(name)}.weight")
+        yield from (finding | {"tensor": tensor} for finding in source_differences(weight, source, rows))
 
 
 def sample(count: int) -> Tensor:
     """The indices of at most ROWS out of `count` rows, in order, the same every time."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:ROWS].sort().values
-
-
-def implausible_codes(weight: QuantizedWeight) -> Iterator[Finding]:
-    """Findings from codes and zeros alone, without a source."""
-    unit = 2 ** (weight.bits - 4)
-    offset = split_groups(weight.codes, weight.group_size).float() - weight.zeros[..., None]
-    mean, spread = offset.mean().item() / unit, offset.abs().mean().item() / unit
-    if abs(mean) > MOST_OFFSET:
-        yield error(f"codes are {mean:.2f} above their zeros on average", f"within {MOST_OFFSET} of 0", NOISE)
-    if spread > MOST_SPREAD:
-        yield error(f"codes are {spread:.2f} from their zeros on average", f"at most {MOST_SPREAD}", NOISE)
-    zeros, codes = weight.zeros.flatten(), (offset.mean(-1) + weight.zeros).flatten()
-    if not weight.sym and zeros.numel() >= ENOUGH_GROUPS and zeros.std() > VARYING * unit and codes.std() > 0:
-        correlation = torch.corrcoef(torch.stack([zeros, codes]))[0, 1].item()
-        if correlation < LEAST_CORRELATION:
-            expected = f"at least {LEAST_CORRELATION}; less if codes or zeros are permuted"
-            yield error(f"correlation {correlation:.2f} between zeros and codes", expected, NOISE)
 
 
 def source_differences(weight: QuantizedWeight, source: Tensor, rows: Tensor) -> Iterator[Finding]:

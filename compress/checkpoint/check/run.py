@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.checkpoint.check import code_rules as code_rules
 from compress.checkpoint.check import config_rules as config_rules
 from compress.checkpoint.check import digest_rules as digest_rules
 from compress.checkpoint.check import door_rules as door_rules
-from compress.checkpoint.check import factor_rules as factor_rules
-from compress.checkpoint.check import fidelity_rules as fidelity_rules
 from compress.checkpoint.check import method_rules as method_rules
 from compress.checkpoint.check import source_rules as source_rules
 from compress.checkpoint.check import template_rules as template_rules
 from compress.checkpoint.check import tensor_rules as tensor_rules
 from compress.checkpoint.check import tokenizer_rules as tokenizer_rules
+from compress.checkpoint.check import unpacked_rules as unpacked_rules
 from compress.checkpoint.check import value_rules as value_rules
 from compress.checkpoint.check.candidate import Candidate, Finding, Findings, error, warning
 from compress.checkpoint.check.compared import comparisons
@@ -46,6 +46,22 @@ class Rule:
     id: str
     find: Callable[[Candidate], Findings]
     modules: bool = True
+
+
+def codes_match_source(candidate: Candidate) -> Findings:
+    """T12: with a source, packed weights match it."""
+    if candidate.source is not None:  # the arithmetic needs torch, which is imported only then
+        from compress.checkpoint.check import fidelity_rules
+
+        yield from fidelity_rules.codes_match_source(candidate)
+
+
+def factors_match_source(candidate: Candidate) -> Findings:
+    """T14: no linear, output, input or group is negated or scaled against the source, unless its feeder cancels it."""
+    if candidate.compared_source is not None and candidate.format is not None:
+        from compress.checkpoint.check import factor_rules
+
+        yield from factor_rules.factors_match_source(candidate)
 
 
 RULES = (
@@ -77,9 +93,10 @@ RULES = (
     Rule("T10", tensor_rules.unpacked_parameters),
     Rule("T10", value_rules.finite_parameters),
     Rule("T11", tensor_rules.no_unknown_tensors),
-    Rule("T12", fidelity_rules.codes_match_source),
-    Rule("T13", source_rules.tensors_match_source),
-    Rule("T14", factor_rules.factors_match_source),
+    Rule("T12", code_rules.plausible_codes),
+    Rule("T12", codes_match_source),
+    Rule("T13", unpacked_rules.tensors_match_source),
+    Rule("T14", factors_match_source),
     Rule("TP", tensor_rules.tensor_parallel),
     Rule("P1", tokenizer_rules.readable_files, modules=False),
     Rule("P2", tokenizer_rules.ids_fit_vocabulary, modules=False),

@@ -1,13 +1,6 @@
-"""Rules C10, T13 and P6: config.json, the unpacked tensors and the prompt files are those of the source checkpoint.
-
-Quantizing copies all of them, with two exceptions that the record states. AWQ scales the norms and biases that feed a
-packed linear, and T14 compares those factors. Tuning trains the norms and biases of the blocks.
-"""
+"""Rules C10 and P6: config.json and the prompt files are those of the source checkpoint; quantizing copies them."""
 
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from compress.checkpoint.check.candidate import ABSENT, Candidate, Findings, error, short, warning
 from compress.checkpoint.check.prompt_files import (
@@ -25,9 +18,8 @@ from compress.checkpoint.check.prompt_files import (
     token_text,
 )
 from compress.checkpoint.check.tokenizer_rules import OTHER_TOKENS, readable
-from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
-from compress.model.blocks import make_config
+from compress.model.architectures import find_architecture
 
 IGNORED = frozenset(  # keys of config.json that do not change what the model computes, or that other rules compare
     {
@@ -39,7 +31,6 @@ IGNORED = frozenset(  # keys of config.json that do not change what the model co
     }
 )
 OTHER_MODEL = "vLLM computes another function than the source, and answers worse (no error)"
-OTHER_WEIGHTS = "vLLM loads it and computes with other weights than the source (no error)"
 UNCOMPARED = frozenset(  # keys that no runtime follows, or that P3 and P4 compare
     {
         *("tokenizer_class", "transformers_version", "_from_model_config", "name_or_path", "is_local", "backend"),
@@ -67,13 +58,12 @@ FOLLOWED: dict[str, tuple[frozenset[str], str]] = {  # keys that vLLM follows, a
         "vLLM samples or ends answers in another way (no error)",
     ),
 }
-TUNED_FACTOR = (0.5, 2.0)  # of a trained norm or bias
 
 
 def config_matches_source(candidate: Candidate) -> Findings:
     """C10: config.json describes the model of the source: sizes, activation, eps, rope, special tokens."""
     source = candidate.compared_source
-    if source is None:
+    if source is None or same_keys(candidate.config, source.config):
         return
     try:
         ours, theirs = resolved(candidate.config), resolved(source.config)
@@ -86,63 +76,28 @@ def config_matches_source(candidate: Candidate) -> Findings:
             yield error(value, f"{expected}, as in the source", OTHER_MODEL, key=key)
 
 
+def same_keys(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether two config.json certainly resolve to the same values: equal keys, and plain rope settings."""
+    if find_architecture(ours) is None or find_architecture(theirs) is None:
+        return False
+    skipped = {*IGNORED, "rope_parameters"}
+    kept, others = ({key: value for key, value in one.items() if key not in skipped} for one in (ours, theirs))
+    theta, other = (default_theta(config) for config in (ours, theirs))
+    return kept == others and theta is not None and theta == other
+
+
+def default_theta(config: dict[str, Any]) -> float | None:
+    """rope_theta of rope settings of the type default. None for other settings."""
+    rope = config.get("rope_parameters") or {"rope_type": "default"}
+    theta = rope.get("rope_theta", config.get("rope_theta"))
+    return theta if rope.get("rope_type") == "default" and not config.get("rope_scaling") else None
+
+
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
     """config.json as transformers resolves it: defaults filled in, one spelling of rope."""
+    from compress.model.blocks import make_config
+
     return make_config(config).to_dict() | {"architectures": config.get("architectures")}
-
-
-def tensors_match_source(candidate: Candidate) -> Findings:
-    """T13: unpacked tensors equal those of the source, in the dtype in which they are stored."""
-    source = candidate.compared_source
-    if source is None:
-        return
-    names = candidate.table.parameters.keys() & candidate.checkpoint.tensors.keys()
-    for name in sorted(names | (candidate.checkpoint.tensors.keys() & source.tensors.keys())):
-        module, _, suffix = name.rpartition(".")
-        original = f"{candidate.source_name(module)}.{suffix}"
-        if original in source.tensors:
-            yield from tensor_difference(candidate, name, source, original)
-        elif name in candidate.table.parameters:
-            yield error("present", "absent, as in the source", OTHER_WEIGHTS, tensor=name)
-
-
-def tensor_difference(candidate: Candidate, name: str, source: Checkpoint, original: str) -> Findings:
-    """A finding if the tensor `name` differs from `original` in the source and the record does not explain it."""
-    ours, theirs = candidate.checkpoint.tensors[name], source.tensors[original]
-    if ours.shape != theirs.shape:
-        yield error(list(ours.shape), f"{list(theirs.shape)}, as in the source", OTHER_WEIGHTS, tensor=name)
-        return
-    stored, expected = candidate.checkpoint.tensor(name), source.tensor(original)
-    if equal_as_stored(stored, expected) or name in candidate.provenance.scaled_parameters:
-        return
-    if not stored.is_floating_point() or not candidate.provenance.is_tuned(name):
-        yield error(difference(stored, expected), "the numbers of the source", OTHER_WEIGHTS, tensor=name)
-        return
-    factors = strong_factors(stored.float(), expected.float())
-    low, high = factors.min().item(), factors.max().item()
-    if low < TUNED_FACTOR[0] or high > TUNED_FACTOR[1]:
-        allowed = f"{TUNED_FACTOR[0]:g} to {TUNED_FACTOR[1]:g} times the source, after tuning"
-        yield error(f"{low:.2f} to {high:.2f} times the source", allowed, OTHER_WEIGHTS, tensor=name)
-
-
-def equal_as_stored(stored: Tensor, source: Tensor) -> bool:
-    """Whether a tensor is its source, rounded to the dtype in which it is stored."""
-    return torch.equal(stored, source.to(stored.dtype))
-
-
-def strong_factors(stored: Tensor, source: Tensor) -> Tensor:
-    """The factors stored / source, without those of numbers far below the mean; [1] if no number remains."""
-    strong = source.abs() > 0.1 * source.abs().mean()
-    return stored[strong] / source[strong] if strong.any() else torch.ones(1)
-
-
-def difference(stored: Tensor, source: Tensor) -> str:
-    """How a tensor differs from its source, in words."""
-    ours, theirs = stored.float().flatten(), source.float().flatten()
-    changed = int((ours != source.to(stored.dtype).float().flatten()).sum())
-    energy = theirs.square().sum()
-    factor = f", {(ours * theirs).sum() / energy:.3g} times the source" if energy > 0 else ""
-    return f"{changed} of {ours.numel()} numbers differ{factor}"
 
 
 def prompts_match_source(candidate: Candidate) -> Findings:

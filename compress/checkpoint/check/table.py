@@ -1,14 +1,11 @@
-"""The modules of the model that config.json describes, and the layers into which vLLM fuses them.
-
-The model's own code lists the modules on the meta device, so no weight is read.
-"""
+"""The modules of the model that config.json describes, and the layers into which vLLM fuses them."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from compress.core.errors import QCompressError
-from compress.model.blocks import find_blocks, make_skeleton
-from compress.model.families import FUSED, find_family, find_linears
+from compress.model.families import FUSED, find_family
+from compress.model.shapes import model_shapes
 
 ROW_PARALLEL = ("heads", "rows")  # a linear fed by another linear is cut along its inputs
 
@@ -48,8 +45,7 @@ EMPTY_TABLE = Table({}, "lm_head", "embedding", Matrix(0, 0), {}, frozenset(), {
 def make_table(config: dict[str, Any]) -> Table:
     """The table of a config.json. Raises QCompressError if transformers cannot build a causal LM from it."""
     try:
-        model = make_skeleton(config)
-        path, layers = find_blocks(model)
+        shapes = model_shapes(config)
     except (
         ValueError,
         TypeError,
@@ -61,30 +57,26 @@ def make_table(config: dict[str, Any]) -> Table:
         AssertionError,
     ) as problem:
         raise QCompressError(" ".join(str(problem).split())[:200]) from None
-    names = {module: name for name, module in model.named_modules()}
-    embedding = model.get_input_embeddings()
-    parameters = {name: (*parameter.shape,) for name, parameter in model.named_parameters()}
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
-    linears, fused, row_parallel = {}, {}, set()
-    family = find_family(model.config.model_type)
-    for i, block in enumerate(layers):
-        for name, linear in find_linears(block).items():
-            linears[f"{path}.{i}.{name}"] = Matrix(linear.out_features, linear.in_features, linear.bias is not None)
+    linears = {name: Matrix(one.out, one.inn, one.bias) for name, one in shapes.linears.items()}
+    fused, row_parallel = {}, set()
+    family = find_family(shapes.model_type)
+    for block in shapes.blocks:
         for name, shards in (family.fused if family else FUSED).items():
-            full = tuple(f"{path}.{i}.{shard}" for shard in shards)
+            full = tuple(f"{block}.{shard}" for shard in shards)
             if all(shard in linears for shard in full):
-                fused[f"{path}.{i}.{name}"] = full
+                fused[f"{block}.{name}"] = full
         for stage in family.stages if family else ():
             if stage.feeder and stage.feeder.kind in ROW_PARALLEL:
-                row_parallel |= {f"{path}.{i}.{name}" for name in stage.linears}
+                row_parallel |= {f"{block}.{name}" for name in stage.linears}
+    vocabulary = shapes.vocabulary
     return Table(
         linears,
-        names.get(model.get_output_embeddings(), "lm_head"),
-        names[embedding],
-        Matrix(*parameters[f"{names[embedding]}.weight"]),
-        {name: shape for name, shape in parameters.items() if name not in tied},
-        frozenset(model.state_dict()),
+        vocabulary.head,
+        vocabulary.embedding,
+        Matrix(vocabulary.rows, vocabulary.width),
+        shapes.parameters,
+        shapes.state_names,
         fused,
         frozenset(row_parallel),
-        tuple(f"{path}.{i}" for i in range(len(layers))),
+        shapes.blocks,
     )

@@ -5,12 +5,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from calibration.bounded import bounded
 from compress.checkpoint.check.candidate import Candidate, Findings, error, short, warning
 from compress.checkpoint.check.prompt_files import GENERATION, SETTINGS, TEMPLATE, TOKENIZER, PromptFiles
 from compress.checkpoint.check.tokenizer_rules import readable
+from compress.checkpoint.door.template import compile_template
 from compress.core.errors import QCompressError
 
 QUESTION, ANSWER, SECOND = "What is the capital of France?", "Paris is the capital.", "And how many people live there?"
@@ -52,10 +51,9 @@ def template_renders(candidate: Candidate) -> Findings:
 
 def render(files: PromptFiles, template: str, turns: list[dict[str, str]]) -> str:
     """The prompt of a conversation, as transformers and vLLM render it."""
-    call: Any = render_jinja_template  # its annotation says str; it returns a list of prompts, and indices
+    inputs = {"messages": turns, "tools": None, "documents": None, "add_generation_prompt": True}
     with bounded():
-        prompts, _ = call([turns], chat_template=template, add_generation_prompt=True, **files.specials)
-    return str(prompts[0])
+        return compile_template(template).render(**inputs, **files.specials)
 
 
 def unknown_markers(files: PromptFiles, text: str, place: str) -> Findings:

@@ -7,16 +7,16 @@ uninitialized and does not detect missing ones, so a missing tensor gives noise 
 import re
 from collections.abc import Callable, Iterator
 
-import torch
-
+from compress.checkpoint.arrays import read_array
 from compress.checkpoint.check.candidate import PACKED, Candidate, Findings, error, misfit, warning
 from compress.checkpoint.check.table import Matrix
 from compress.checkpoint.write import TensorSpec
-from compress.core.grid import Scheme
+from compress.core.dtypes import Dtype
+from compress.core.scheme import Scheme
 
 UNSET = "vLLM leaves it uninitialized and generates noise (no error)"
 HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.[qkv]_scale|\.(output|input)_scale)$")
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+FLOATS = (Dtype.float16, Dtype.bfloat16, Dtype.float32)
 
 
 def planned(candidate: Candidate) -> Iterator[tuple[str, TensorSpec]]:
@@ -36,7 +36,7 @@ def complete_modules(candidate: Candidate) -> Findings:
     for name, spec in planned(candidate):
         if f"{name}.{spec.name}" not in names and not (candidate.format.name == "awq" and spec.name == "qzeros"):
             unset = "GPTQModel, transformers and llama.cpp stop without it" if spec.name == "g_idx" else UNSET
-            yield error("missing", f"{spec.dtype} {spec.shape}", unset, tensor=f"{name}.{spec.name}")
+            yield error("missing", f"torch.{spec.dtype} {spec.shape}", unset, tensor=f"{name}.{spec.name}")
     for name in candidate.packed:
         if f"{name}.weight" in names:
             stop = f"vLLM stops: {name} has no parameter named weight"
@@ -54,12 +54,12 @@ def dtypes(candidate: Candidate) -> Findings:
         info = candidate.checkpoint.tensors.get(f"{name}.{spec.name}")
         if info is None or info.dtype == spec.dtype:
             continue
-        if spec.dtype.is_floating_point and info.dtype in (torch.float16, torch.bfloat16):
+        if spec.dtype.is_floating_point and info.dtype in (Dtype.float16, Dtype.bfloat16):
             cast = "vLLM casts the scales when it loads them, which can lose their last bits"
-            yield warning(str(info.dtype), str(spec.dtype), cast, tensor=f"{name}.{spec.name}")
+            yield warning(f"torch.{info.dtype}", f"torch.{spec.dtype}", cast, tensor=f"{name}.{spec.name}")
         else:
             copied = "vLLM copies the numbers into a tensor of the expected dtype, with a warning at most"
-            yield error(str(info.dtype), str(spec.dtype), copied, tensor=f"{name}.{spec.name}")
+            yield error(f"torch.{info.dtype}", f"torch.{spec.dtype}", copied, tensor=f"{name}.{spec.name}")
 
 
 def shapes(candidate: Candidate) -> Findings:
@@ -72,8 +72,8 @@ def shapes(candidate: Candidate) -> Findings:
         if info.shape != spec.shape:
             stop = "vLLM stops, or uses only the first rows (no error)"
             yield error(list(info.shape), list(spec.shape), stop, tensor=path)
-        elif spec.name == "weight_shape" and info.dtype == torch.int64:
-            stored, matrix = candidate.checkpoint.tensor(path).tolist(), candidate.matrices[name]
+        elif spec.name == "weight_shape" and info.dtype == Dtype.int64:
+            stored, matrix = read_array(candidate.checkpoint, path).tolist(), candidate.matrices[name]
             if stored != [matrix.out, matrix.inn]:
                 other = "vLLM ignores it; transformers unpacks to this shape and stops"
                 yield error(stored, [matrix.out, matrix.inn], other, tensor=path)
@@ -137,7 +137,7 @@ def awq_zeros(candidate: Candidate) -> Findings:
     if candidate.format and candidate.format.name == "awq":
         for name, spec in planned(candidate):
             if spec.name == "qzeros" and f"{name}.qzeros" not in candidate.checkpoint.tensors:
-                yield error("missing", f"{spec.dtype} {spec.shape}", UNSET, tensor=f"{name}.qzeros")
+                yield error("missing", f"torch.{spec.dtype} {spec.shape}", UNSET, tensor=f"{name}.qzeros")
 
 
 def fused_layers_match(candidate: Candidate) -> Findings:
@@ -169,7 +169,7 @@ def float_parameter(candidate: Candidate, name: str, shape: tuple[int, ...]) -> 
         yield error("missing", list(shape), UNSET, tensor=name)
     elif info.dtype not in FLOATS:
         yield error(
-            str(info.dtype), "a 16- or 32-bit float", "vLLM copies the integers into a float tensor", tensor=name
+            f"torch.{info.dtype}", "a 16- or 32-bit float", "vLLM copies the integers into a float tensor", tensor=name
         )
     elif info.shape != shape:
         yield error(list(info.shape), list(shape), "vLLM stops: shapes differ", tensor=name)

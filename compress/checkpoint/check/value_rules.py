@@ -3,13 +3,13 @@
 Every rule is a generator: it takes a Candidate and yields its findings.
 """
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from calibration.statistics import all_finite
+from compress.checkpoint.arrays import Array, all_finite, all_zero, read_array
 from compress.checkpoint.check.candidate import Candidate, Findings, error, warning
-from compress.checkpoint.formats import quantized_as
-from compress.core.grid import SMALLEST_SCALE, QuantizedWeight, split_groups
+from compress.checkpoint.check.group_sums import group_sums
+from compress.core.scheme import SMALLEST_SCALE
 
 LARGEST_SCALE = 65504.0
 POSITIVE, NOT_ZERO = "more than 0", "not 0"
@@ -21,19 +21,24 @@ def gptq_order(candidate: Candidate) -> Findings:
     if not candidate.format or candidate.format.name != "gptq":
         return
     for name, matrix, scheme in candidate.sound():
-        zeros, middle = candidate.checkpoint.tensor(f"{name}.qzeros"), GPTQ_ZEROS[scheme.bits]
+        zeros, middle = read_array(candidate.checkpoint, f"{name}.qzeros"), GPTQ_ZEROS[scheme.bits]
         if (zeros != middle).any():
-            place = (zeros != middle).nonzero()[0].tolist()
+            place = first_place(zeros != middle)
             value = f"{int(zeros[tuple(place)]) & 0xFFFFFFFF:#010x} at {place}"
             silent = "vLLM uses the middle code for every zero; other loaders use this one (no error)"
             yield error(value, f"{middle:#010x}", silent, tensor=f"{name}.qzeros")
-        groups = candidate.checkpoint.tensor(f"{name}.g_idx")
-        ordered = torch.arange(matrix.inn, dtype=torch.int32) // scheme.group_size
-        if not torch.equal(groups, ordered):
-            column = int((groups != ordered).nonzero()[0])
+        groups = read_array(candidate.checkpoint, f"{name}.g_idx")
+        ordered = np.arange(matrix.inn, dtype=np.int32) // scheme.group_size
+        if not np.array_equal(groups, ordered):
+            (column,) = first_place(groups != ordered)
             silent = "vLLM ignores g_idx and keeps the columns in order; other loaders follow it (no error)"
-            value, expected = f"{groups[column].item()} at {column}", ordered[column].item()
+            value, expected = f"{groups[column]} at {column}", int(ordered[column])
             yield error(value, expected, silent, tensor=f"{name}.g_idx")
+
+
+def first_place(mask: NDArray[np.bool_]) -> list[int]:
+    """The indices of the first value that is True."""
+    return [int(index) for index in np.argwhere(mask)[0]]
 
 
 def valid_scales(candidate: Candidate) -> Findings:
@@ -42,34 +47,29 @@ def valid_scales(candidate: Candidate) -> Findings:
     Scales of a symmetric grid may be negative. A scale of 0 is allowed if every code of its group equals the zero.
     """
     for name, _, scheme in candidate.sound():
-        path = next(f"{name}.{suffix}" for suffix in ("scales", "weight_scale") if suffix in candidate.packed[name])
-        scales = candidate.checkpoint.tensor(path).float()
+        assert candidate.format is not None
+        path, scales = candidate.scales_path(name), candidate.scales(name)
         for expected, bad in bad_scales(scales, scheme.sym).items():
             if expected in (POSITIVE, NOT_ZERO) and (scales == 0).any():
-                dead = dead_groups(quantized_as(candidate.checkpoint, name, scheme))
+                dead = group_sums(candidate.reader(name), candidate.format.name, scheme).dead
                 bad &= ~(dead.T if path.endswith(".scales") else dead)
             if bad.any():
-                place = bad.nonzero()[0].tolist()
+                place = first_place(bad)
                 noise = "vLLM multiplies by it and generates noise (no error)"
-                yield error(f"{scales[tuple(place)].item():g} at {place}", expected, noise, tensor=path)
-        tiny = (scales != 0) & (scales.abs() < SMALLEST_SCALE)
+                yield error(f"{scales[tuple(place)]:g} at {place}", expected, noise, tensor=path)
+        tiny = (scales != 0) & (np.abs(scales) < SMALLEST_SCALE)
         if tiny.any():
             lost = "float16 kernels lose its last bits, or treat it as 0"
-            yield warning(scales[tiny].abs().min().item(), f"at least {SMALLEST_SCALE:.3g}", lost, tensor=path)
+            yield warning(float(np.abs(scales[tiny]).min()), f"at least {SMALLEST_SCALE:.3g}", lost, tensor=path)
 
 
-def bad_scales(scales: Tensor, sym: bool) -> dict[str, Tensor]:
+def bad_scales(scales: Array, sym: bool) -> dict[str, NDArray[np.bool_]]:
     """{text of the expected value: mask of the scales that violate it}."""
     return {
-        "a finite number": ~torch.isfinite(scales),
+        "a finite number": ~np.isfinite(scales),
         NOT_ZERO if sym else POSITIVE: scales == 0 if sym else scales <= 0,
-        f"less than {LARGEST_SCALE:g}": torch.isfinite(scales) & (scales.abs() >= LARGEST_SCALE),
+        f"less than {LARGEST_SCALE:g}": np.isfinite(scales) & (np.abs(scales) >= LARGEST_SCALE),
     }
-
-
-def dead_groups(weight: QuantizedWeight) -> Tensor:
-    """(out, groups) mask of groups whose codes all equal the zero, so that any scale gives 0."""
-    return (split_groups(weight.codes, weight.group_size) == weight.zeros[..., None]).all(-1)
 
 
 def finite_parameters(candidate: Candidate) -> Findings:
@@ -78,10 +78,9 @@ def finite_parameters(candidate: Candidate) -> Findings:
         module, _, suffix = name.rpartition(".")
         if not info.dtype.is_floating_point or module in candidate.packed or not info.bytes:
             continue
-        tensor = candidate.checkpoint.tensor(name)
-        if not all_finite(tensor):
+        if not all_finite(name, info):
             yield error("NaN or infinite", "finite numbers", "vLLM repeats one token", tensor=name)
-        elif suffix == "weight" and not tensor.any():
+        elif suffix == "weight" and all_zero(name, info):
             yield warning(
                 "all zeros", "trained numbers", "vLLM loads it, but it was probably never written", tensor=name
             )

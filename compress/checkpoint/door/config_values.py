@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-import torch
-
 from compress.checkpoint.door.fault import Fault, Faults
 from compress.checkpoint.door.files import CONFIG, json_kind
+from compress.core.dtypes import Dtype
 
 BLOCK_KEYS = ("num_hidden_layers", "n_layer", "num_layers")
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")
@@ -57,7 +56,11 @@ def is_token(value: Any) -> bool:
 
 def is_dtype(value: Any) -> bool:
     """Whether transformers can turn the name into a torch dtype."""
-    return isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
+    if not isinstance(value, str) or value in set(Dtype):
+        return isinstance(value, str)
+    import torch  # it has further names, such as "half"
+
+    return isinstance(getattr(torch, value, None), torch.dtype)
 
 
 def is_strings(value: Any) -> bool:

@@ -7,15 +7,14 @@ unless the command passes the checkpoint to a runtime that can read it. A new to
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from compress.checkpoint.door.fault import Fault, Faults
 from compress.checkpoint.door.files import CONFIG
+from compress.core.dtypes import Dtype
 
 if TYPE_CHECKING:
     from compress.checkpoint.read import Checkpoint
 
-PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PLAIN = (Dtype.float64, Dtype.float32, Dtype.float16, Dtype.bfloat16)
 CURE = "give the 16-bit checkpoint"
 FILES = {  # config files of other tools -> the tool
     "hf_quant_config.json": "ModelOpt",
@@ -71,10 +70,9 @@ def coded_weights(checkpoint: "Checkpoint", text: str) -> Faults:
     """Weights of a dtype that is not a 16-, 32- or 64-bit float."""
     for name, info in checkpoint.tensors.items():
         one_byte_float = info.dtype.is_floating_point and info.dtype not in PLAIN
-        if one_byte_float or (name.rpartition(".")[2] in CODED and info.dtype not in PLAIN):
-            dtype = str(info.dtype).removeprefix("torch.")
-            if name.rpartition(".")[2] in ("weight", *CODED):
-                yield Fault(info.file.name, name, f"{text} ({dtype})", CURE)
+        suspicious = one_byte_float or (name.rpartition(".")[2] in CODED and info.dtype not in PLAIN)
+        if suspicious and name.rpartition(".")[2] in ("weight", *CODED):
+            yield Fault(info.file.name, name, f"{text} ({info.dtype})", CURE)
 
 
 def coded_names(checkpoint: "Checkpoint") -> Faults:

@@ -1,21 +1,19 @@
 """Compare the stored tensors with the parameters of the model that config.json describes: none missing, none unknown.
 
-The parameters come from the model's own code on the meta device. No weight is read, except to compare a stored head
-with the embedding if config.json ties the two.
+No weight is read, except to compare a stored head with the embedding if config.json ties the two.
 """
 
 import re
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from compress.checkpoint.door.dtypes import unreadable_faults
 from compress.checkpoint.door.fault import Fault, Faults
 from compress.checkpoint.door.files import CONFIG
 from compress.checkpoint.door.sizes import BLOCK, BLOCK_KEYS, first_size
+from compress.model.shapes import ModelShapes
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import Tensor
 
     from compress.checkpoint.read import Checkpoint
 
@@ -29,12 +27,12 @@ ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\b
 ROWS = 16384
 
 
-def tensor_faults(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
+def tensor_faults(checkpoint: "Checkpoint", model: ModelShapes) -> Faults:
     """Tensors that are missing, unknown or of another shape, and a head that differs from the embedding it is tied to.
 
     Experts are skipped, and so are models whose tensors transformers renames when it loads them.
     """
-    if has_renamed_tensors(model):
+    if model.renamed:
         return
     yield from tie_faults(checkpoint, model)
     if any(unreadable_faults(checkpoint)):
@@ -43,29 +41,10 @@ def tensor_faults(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
     yield from missing_tensors(checkpoint, model)
 
 
-def has_renamed_tensors(model: "PreTrainedModel") -> bool:
-    """Whether transformers converts the names or the layout of this model's tensors when it loads them."""
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-    return bool(get_checkpoint_conversion_mapping(model.config.model_type))
-
-
-def head_name(model: "PreTrainedModel") -> str:
-    """The name of the head's weight."""
-    head = model.get_output_embeddings()
-    return next((f"{name}.weight" for name, module in model.named_modules() if module is head), "lm_head.weight")
-
-
-def embedding_name(model: "PreTrainedModel") -> str:
-    """The name of the embedding's weight."""
-    table = model.get_input_embeddings()
-    return next(f"{name}.weight" for name, module in model.named_modules() if module is table)
-
-
-def tie_faults(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
+def tie_faults(checkpoint: "Checkpoint", model: ModelShapes) -> Faults:
     """A stored head that differs from the embedding it is tied to: some loaders drop it, others use it."""
-    head, table, tensors = head_name(model), embedding_name(model), checkpoint.tensors
-    if not model.config.tie_word_embeddings or head not in tensors or table not in tensors:
+    head, table, tensors = f"{model.vocabulary.head}.weight", f"{model.vocabulary.embedding}.weight", checkpoint.tensors
+    if not model.vocabulary.tied or head not in tensors or table not in tensors:
         return
     if tensors[head].shape == tensors[table].shape and same_rows(checkpoint.tensor(head), checkpoint.tensor(table)):
         return
@@ -73,16 +52,16 @@ def tie_faults(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
     yield Fault(CONFIG, "tie_word_embeddings", text, f"set it to false to keep {head}, or delete {head} to tie them")
 
 
-def same_rows(one: Tensor, other: Tensor) -> bool:
+def same_rows(one: "Tensor", other: "Tensor") -> bool:
     """Whether two matrices have the same values. They are compared ROWS rows at a time."""
     pairs = zip(one.split(ROWS), other.split(ROWS), strict=True)
     return all(rows.to(others.dtype).equal(others) for rows, others in pairs)
 
 
-def unknown_tensors(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
+def unknown_tensors(checkpoint: "Checkpoint", model: ModelShapes) -> Faults:
     """Tensors that belong to no parameter of the model: vLLM stops at them."""
-    state = model.state_dict().keys() | {head_name(model)}
-    patterns = [re.compile(text) for text in ignored_patterns(model)]
+    state = model.state_names | {f"{model.vocabulary.head}.weight"}
+    patterns = [re.compile(text) for text in model.ignored]
     suffixes = PACKED if checkpoint.quantization is None else (*PACKED, "bias")  # AutoGPTQ writes biases of zeros
     for name, info in checkpoint.tensors.items():
         module, _, suffix = name.rpartition(".")
@@ -92,12 +71,6 @@ def unknown_tensors(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Fault
         if any(pattern.search(name) for pattern in patterns):
             continue
         yield Fault(info.file.name, name, *unknown_reason(name, checkpoint))
-
-
-def ignored_patterns(model: "PreTrainedModel") -> list[str]:
-    """Patterns for names of tensors that the model's class does not read, such as those of multi-token prediction."""
-    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
-    return [pattern for pattern in patterns if isinstance(pattern, str)]
 
 
 def unknown_reason(name: str, checkpoint: "Checkpoint") -> tuple[str, str]:
@@ -116,17 +89,17 @@ def model_name(checkpoint: "Checkpoint") -> str:
     return str(architectures[0])
 
 
-def missing_tensors(checkpoint: "Checkpoint", model: "PreTrainedModel") -> Faults:
+def missing_tensors(checkpoint: "Checkpoint", model: ModelShapes) -> Faults:
     """Parameters without a tensor, or with one of another shape."""
-    tensors, head = checkpoint.tensors, head_name(model)
-    for name, parameter in model.named_parameters():
+    tensors, head = checkpoint.tensors, f"{model.vocabulary.head}.weight"
+    for name, shape in model.parameters.items():
         module = name.removesuffix(".weight")
         if "experts" in name or (name not in tensors and any(f"{module}.{codes}" in tensors for codes in CODES)):
             continue
         if name not in tensors:
             tie = "set tie_word_embeddings to true if the head is the embedding, or " if name == head else ""
             yield Fault("", name, "missing, though config.json requires it", f"{tie}fetch the checkpoint again")
-        elif tensors[name].shape != tuple(parameter.shape):
-            stored, needed = list(tensors[name].shape), list(parameter.shape)
+        elif tensors[name].shape != shape:
+            stored, needed = list(tensors[name].shape), list(shape)
             text = f"stored with shape {stored}, but config.json requires {needed}"
             yield Fault(tensors[name].file.name, name, text, "correct config.json, or fetch the checkpoint again")

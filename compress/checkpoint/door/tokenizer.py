@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.bounded import bounded
+from compress.checkpoint.door.familiar_tokenizer import is_familiar_tokenizer
 from compress.checkpoint.door.fault import Fault, Faults, refuse
 from compress.checkpoint.door.files import (
     ADDED,
@@ -50,6 +51,15 @@ def load_tokenizer(folder: Path, rows: int | None) -> "PreTrainedTokenizerBase":
         refuse(folder, tokenizer_faults(tokenizer, rows))
         tokenizer.embedding_rows = rows  # read by calibration.chat.encode_text
     return tokenizer
+
+
+def check_tokenizer(folder: Path, rows: int | None) -> None:
+    """Raises QCompressError if `load_tokenizer` does. A familiar tokenizer is checked without transformers."""
+    if has_tokenizer(folder) and rows is not None:
+        check_files(folder)
+        if is_familiar_tokenizer(folder, rows, lambda text: template_fault(text) is None):
+            return
+    load_tokenizer(folder, rows)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -120,13 +130,13 @@ def check_template(folder: Path, tokenizer: Any) -> None:
 
 def template_fault(text: Any) -> str | None:
     """Why a chat template cannot be compiled, or None. Memory is limited, because Jinja computes constants in it."""
-    from transformers.utils.chat_template_utils import _compile_jinja_template
+    from compress.checkpoint.door.template import compile_template
 
     if not isinstance(text, str):
         return f"is not text but {type(text).__name__}"
     try:
         with bounded():
-            _compile_jinja_template(text)
+            compile_template(text)
     except MemoryError:
         return "needs too much memory"
     except Exception as error:

@@ -27,6 +27,7 @@ from compress.checkpoint.gguf.vocabulary import stop_ids, token_id
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import record_text
 from compress.checkpoint.write import CheckpointWriter, TensorSpec, both_spellings, check_room
+from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.core.lock import output_lock
 from compress.model.blocks import make_skeleton
@@ -176,7 +177,7 @@ def write_parameters(
     out: Path, parameters: list[Parameter], config: Config, extra: dict[str, str], dtype: torch.dtype
 ) -> None:
     """Write the checkpoint, tensor by tensor. Nothing remains at `out` if it fails."""
-    writer = CheckpointWriter(out, [TensorSpec(one.name, dtype, one.shape) for one in parameters])
+    writer = CheckpointWriter(out, [TensorSpec(one.name, Dtype.of(dtype), one.shape) for one in parameters])
     try:
         for parameter in parameters:
             writer.write(parameter.name, parameter.read(dtype))

@@ -125,5 +125,5 @@ def save_student(out: Path, student: StudentModel, weights: dict[str, Tensor], t
     """Write the student's checkpoint: weights, config, tokenizer files, record and model card."""
     dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
     config = {**student.config, "dtype": dtype, "architectures": [type(student.model.model).__name__]}
-    pairs = [(TensorSpec(name, t.dtype, tuple(t.shape)), t) for name, t in weights.items()]
+    pairs = [(TensorSpec.of(name, t), t) for name, t in weights.items()]
     save_checkpoint(out, config, pairs, source=tokenizer, extra={RECORD: record, CARD: write_card(json.loads(record))})

@@ -26,8 +26,8 @@ from compress.distill.text.packing import check_packing
 from compress.distill.text.windows import Text, train_text
 from compress.distill.training.loop import restore, snapshot
 from compress.distill.training.yardstick import Yardstick, with_errors, yardstick_windows
+from compress.model.shapes import Shape
 from compress.model.student import shape_of
-from compress.model.width import Shape
 
 LOOP = LoopConfig()
 RECORDED = ("blocks", *SHAPE, "importance", "text", "eval_text", "seq_len", "seed", "dtype")

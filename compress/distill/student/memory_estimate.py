@@ -3,7 +3,7 @@
 from typing import Any
 
 from compress.distill.config import DistillConfig
-from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
+from compress.losses.buffers import CHUNK_LOGITS, LOSS_BUFFERS
 from compress.model.malloc import saved_numbers
 
 Json = dict[str, Any]

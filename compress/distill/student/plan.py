@@ -4,26 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from calibration.corpus import check_source
 from compress.checkpoint.door.files import CONFIG, has_weights, read_config_file
 from compress.checkpoint.door.tokenizer import has_tokenizer, load_tokenizer
 from compress.checkpoint.load import check_causal_lm, open_for_text, start_candidate
 from compress.checkpoint.packed_size import plain_int4_bytes
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
+from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.core.report import Row
 from compress.distill.config import DistillConfig
-from compress.distill.model import MICRO_TOKENS
 from compress.distill.student.memory_estimate import format_parts, memory_parts
-from compress.distill.targets.cache import settings_cache
-from compress.distill.text.shortage import check_fits
-from compress.distill.text.stages import make_stages
-from compress.model.blocks import plain_config
+from compress.losses.buffers import MICRO_TOKENS
+from compress.model.config_keys import plain_config
 from compress.model.families import find_family
+from compress.model.shapes import Shape
 from compress.model.student import plan_size, shape_of, student_config, student_shape
-from compress.model.width import Shape
 
 Json = dict[str, Any]
 
@@ -93,7 +89,7 @@ def make_plan(teacher: Json, settings: DistillConfig, student: Json | None = Non
             "width (--intermediate-size, --hidden-size, --num-heads)"
         )
     large, small = plan_size(teacher), plan_size(config)
-    int4 = plain_int4_bytes(config, getattr(torch, settings.dtype))
+    int4 = plain_int4_bytes(config, Dtype(settings.dtype))
     sizes = small | ({} if int4 is None else {"int4_bytes": int4})
     parts = memory_parts(large["parameters"], small["parameters"], config, settings, MICRO_TOKENS["cpu"])
     return StudentPlan(teacher, config, shape, large, sizes, parts)
@@ -136,6 +132,8 @@ def check_inputs(settings: DistillConfig, teacher: Path | None = None) -> Row:
         check_lengths(settings, teacher)
     row: Row = {"texts": ", ".join(settings.texts)}
     if settings.cache:
+        from compress.distill.targets.cache import settings_cache
+
         cache = settings_cache(settings)
         row["cache"] = f"{cache.path}, {cache.manifest.codec['name']}"
     return row
@@ -143,6 +141,9 @@ def check_inputs(settings: DistillConfig, teacher: Path | None = None) -> Row:
 
 def check_lengths(settings: DistillConfig, teacher: Path) -> None:
     """Raises QCompressError, with the stage's name, if a text is too short for one window. Reads no weights."""
+    from compress.distill.text.shortage import check_fits
+    from compress.distill.text.stages import make_stages
+
     tokenizer = load_tokenizer(teacher, None)
     start = start_candidate(tokenizer, read_config_file(teacher / CONFIG)) is not None
     for stage in make_stages(settings):

@@ -16,88 +16,29 @@ The manifest and the shard's number determine the shard's bytes, so a resumed ca
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from calibration.windows import Windows
-from compress.checkpoint.read import read_header, read_json
 from compress.checkpoint.record import tensor_digest
 from compress.checkpoint.write import TensorSpec, plan_shard
 from compress.core.atomic import file_errors, write_atomic
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig
-from compress.distill.targets.codecs import CODECS, Codec, Parts, make_codec
-
-MANIFEST = "manifest.json"
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """All values that determine the targets. `teacher`, `head`, `tokenizer`, `chat_template` and `windows` are digests.
-
-    `windows` covers token ids, masks and documents. `data` describes the text and the start token. `width` is the size
-    of the teacher's hidden states.
-    """
-
-    teacher: str
-    head: str
-    tokenizer: str
-    chat_template: str
-    codec: dict[str, Any]
-    data: dict[str, Any]
-    windows: str
-    width: int
-    shard_windows: int
-    format: int = FORMAT
-
-    def text(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-    @cached_property
-    def digest(self) -> Tensor:
-        """The sha256 of the manifest's text, (32,) uint8."""
-        return digest_bytes(self.text().encode())
-
-    @property
-    def files(self) -> list[str]:
-        """The file names of all shards, in order."""
-        count = -(-int(self.data["n_samples"]) // self.shard_windows)
-        return [f"targets-{i:05d}-of-{count:05d}.safetensors" for i in range(count)]
-
-    def facts(self) -> dict[str, Any]:
-        """The values that a cache and a training run must share, under the names of the options."""
-        data = {key: self.data[key] for key in ("seq_len", "seed", "start_token")}
-        data["samples"] = self.data["n_samples"]
-        data["packing"] = self.data.get("packing", "full")  # a cache without this key was captured with "full"
-        sources = [source["digest"] for source in self.data["sources"]]
-        named = {"codec": self.codec["name"], **{k: v for k, v in self.codec.items() if k != "name"}}
-        rest = {"windows": self.windows, "shard_windows": self.shard_windows, "format": self.format}
-        digests = {key: getattr(self, key) for key in ("teacher", "head", "tokenizer", "chat_template")}
-        return {**digests, **named, **data, "text": sources, **rest}
-
-
-def differing(stored: dict[str, Any], current: dict[str, Any]) -> str:
-    """The first difference, as "name: A stored, B now". Returns "" if `stored` has all values of `current`."""
-    for name, value in current.items():
-        if stored.get(name) != value:
-            return f"{name}: {short(stored.get(name))} stored, {short(value)} now"
-    return ""
-
-
-def short(value: Any) -> Any:
-    """A value as text for a message. A digest is shortened."""
-    if isinstance(value, list):
-        return ", ".join(str(short(one)) for one in value)
-    return f"{value[:19]}…" if str(value).startswith("sha256:") else value
+from compress.distill.targets.codecs import Codec, Parts, make_codec
+from compress.distill.targets.manifest import (
+    MANIFEST,
+    Manifest,
+    StoredPart,
+    checksum,
+    differing,
+    read_manifest,
+    read_parts,
+)
 
 
 def windows_digest(windows: Windows) -> str:
@@ -106,22 +47,23 @@ def windows_digest(windows: Windows) -> str:
     return f"sha256:{tensor_digest(torch.cat([windows.ids, windows.mask.long(), *documents], 1))}"
 
 
-def digest_bytes(data: bytes) -> Tensor:
-    return torch.tensor(list(hashlib.sha256(data).digest()), dtype=torch.uint8)
+def bytes_tensor(data: bytes) -> Tensor:
+    """Bytes as (bytes,) uint8."""
+    return torch.tensor(list(data), dtype=torch.uint8)
 
 
 def window_digests(ids: Tensor) -> Tensor:
     """A digest of each window, (windows, 32) uint8, from token ids (windows, seq_len)."""
-    return torch.stack([digest_bytes(row.numpy().astype("<i8").tobytes()) for row in ids.cpu()])
+    rows = (row.numpy().astype("<i8").tobytes() for row in ids.cpu())
+    return torch.stack([bytes_tensor(hashlib.sha256(row).digest()) for row in rows])
 
 
-def checksum(tensors: Parts) -> Tensor:
-    """The sha256 of all names, dtypes, shapes and bytes, (32,) uint8. The tensor `checksum` is left out."""
-    names = sorted(tensors.keys() - {"checksum"})
-    lines = [
-        f"{name} {tensors[name].dtype} {list(tensors[name].shape)} {tensor_digest(tensors[name])}" for name in names
-    ]
-    return digest_bytes("\n".join(lines).encode())
+def tensors_checksum(tensors: Parts) -> Tensor:
+    """The checksum of tensors, (32,) uint8."""
+    specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
+    return bytes_tensor(
+        checksum((spec.name, spec.dtype, spec.shape, tensor_digest(tensors[spec.name])) for spec in specs)
+    )
 
 
 def discard_shards(out: Path, processes: int) -> None:
@@ -162,25 +104,11 @@ def open_folder(out: Path, manifest: Manifest) -> Manifest:
     return read_manifest(out)
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of a cache. Raises QCompressError if its format or its codec is unknown."""
-    if not (path / MANIFEST).is_file():
-        raise QCompressError(f"{path}: {MANIFEST} is missing; give a directory written by `qcompress capture`")
-    value = read_json(path / MANIFEST)
-    if value.keys() != {field.name for field in fields(Manifest)} or value["format"] != FORMAT:
-        raise QCompressError(f"{path / MANIFEST}: the manifest does not have format {FORMAT}; capture again")
-    if value["codec"].get("name") not in CODECS:
-        raise QCompressError(
-            f"{path / MANIFEST}: codec {value['codec'].get('name')} is not supported; use {', '.join(CODECS)}"
-        )
-    return Manifest(**value)
-
-
 def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> None:
     """Write shard `index`, with the manifest's digest and a checksum. Removes partial files of a killed run."""
-    tensors = tensors | {"manifest": manifest.digest}
-    tensors["checksum"] = checksum(tensors)
-    specs = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    tensors = tensors | {"manifest": bytes_tensor(manifest.digest)}
+    tensors["checksum"] = tensors_checksum(tensors)
+    specs = [TensorSpec.of(name, tensor) for name, tensor in tensors.items()]
     shard = plan_shard(manifest.files[index], specs)
     ordered = sorted(tensors, key=lambda name: shard.offsets[name])
     rows = (tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data for name in ordered)
@@ -192,18 +120,14 @@ def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> No
 
 def read_shard(path: Path, manifest: Manifest) -> Parts:
     """The tensors of a shard, memory-mapped and verified. Raises QCompressError if the bytes have changed."""
-    bytes_ = np.memmap(path, np.uint8, "c")  # copy on write: changes stay in memory
-    tensors = {}
-    for name, info in read_header(path).items():
-        flat = torch.from_numpy(bytes_[info.offset : info.offset + info.bytes])
-        tensors[name] = (
-            flat.view(info.dtype).view(info.shape) if info.bytes else torch.empty(info.shape, dtype=info.dtype)
-        )
-    if not torch.equal(tensors.get("manifest", torch.empty(0)), manifest.digest):
-        raise QCompressError(f"{path}: this shard belongs to another {MANIFEST}; remove the file and capture again")
-    if not torch.equal(tensors.get("checksum", torch.empty(0)), checksum(tensors)):
-        raise QCompressError(f"{path}: checksum mismatch; remove the file and capture again")
-    return tensors
+    return {name: part_tensor(part) for name, part in read_parts(path, manifest).items()}
+
+
+def part_tensor(part: StoredPart) -> Tensor:
+    """A tensor that shares the part's memory."""
+    if not part.data.size:
+        return torch.empty(part.shape, dtype=part.dtype.torch)
+    return torch.from_numpy(part.data).view(part.dtype.torch).view(part.shape)
 
 
 class Cache:

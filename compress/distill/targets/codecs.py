@@ -1,4 +1,5 @@
-"""Codecs store a teacher's targets for a token in few bytes. A new codec is one class here and one row in CODECS.
+"""Codecs store a teacher's targets for a token in few bytes. A new codec is one class here, its settings
+in `codec_settings.py`, and one row in CODECS and in SETTINGS.
 
     hidden   The final hidden state. Exact for every temperature and divergence. Decoding needs the teacher's head.
     hybrid   The top_k likeliest tokens with probabilities, and random draws from the others. Unbiased, for one
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint.finite import cast_finite
-from compress.core.errors import BadValueError
+from compress.core.dtypes import Dtype
 from compress.core.pack import pack_ids, unpack_ids
-from compress.losses import CHUNK_LOGITS, LogitSource, Sparse, Targets
+from compress.distill.targets.codec_settings import HiddenSettings, HybridSettings, TopKSettings, check_codec
+from compress.losses import LogitSource, Sparse, Targets
+from compress.losses.buffers import CHUNK_LOGITS
 from compress.losses.softmax import softmax_into
 
 Parts = dict[str, Tensor]
@@ -54,38 +57,19 @@ class Codec(Protocol):
 
 
 @dataclass(frozen=True)
-class Hidden:
+class Hidden(HiddenSettings):
     """Stores the hidden state after the final norm, in `dtype`."""
 
-    dtype: str = "float16"
-    biased, sparse = False, False
-
-    def bytes_per_token(self, width: int) -> int:
-        return width * self._dtype.itemsize
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)  # type: ignore[no-any-return]
-
     def encode(self, side: LogitSource, uniform: Tensor) -> Parts:
-        return {"hidden": cast_finite("hidden states", side.hidden, self._dtype).cpu()}
+        return {"hidden": cast_finite("hidden states", side.hidden, Dtype(self.dtype).torch).cpu()}
 
     def decode(self, parts: Parts, side: LogitSource) -> Targets:
         return side._replace(hidden=parts["hidden"].to(side.weight.device, side.weight.dtype))
 
 
 @dataclass(frozen=True)
-class Hybrid:
+class Hybrid(HybridSettings):
     """Stores token ids (3 bytes each) of the top_k and the draws, float16 log p of top_k and tail, and the entropy."""
-
-    vocab: int
-    temperature: float = 1.0
-    top_k: int = 12
-    draws: int = 10
-    biased, sparse = False, True
-
-    def bytes_per_token(self, width: int) -> int:
-        return 3 * (self.top_k + self.draws) + 2 * (self.top_k + 1) + 4
 
     def encode(self, side: LogitSource, uniform: Tensor) -> Parts:
         chunks = probability_chunks(side, self.vocab, self.temperature)
@@ -111,17 +95,8 @@ class Hybrid:
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(TopKSettings):
     """Stores token ids (3 bytes each) and float16 log p of the top_k. `renormalise` scales the weights to sum to 1."""
-
-    vocab: int
-    temperature: float = 1.0
-    top_k: int = 50
-    renormalise: bool = True
-    biased, sparse = True, True
-
-    def bytes_per_token(self, width: int) -> int:
-        return 5 * self.top_k
 
     def encode(self, side: LogitSource, uniform: Tensor) -> Parts:
         top = (p.topk(self.top_k, -1) for _, p in probability_chunks(side, self.vocab, self.temperature))
@@ -139,12 +114,8 @@ CODECS: dict[str, type[Hidden] | type[Hybrid] | type[TopK]] = {"hidden": Hidden,
 
 def make_codec(settings: dict[str, Any]) -> Codec:
     """The codec for a manifest's settings, which include its "name". Raises ValueError for a bad `top_k` or `draws`."""
-    options = {key: value for key, value in settings.items() if key != "name"}
-    codec = CODECS[settings["name"]](**options)
-    kept, vocab = options.get("top_k", 1), options.get("vocab", 2)
-    if not 1 <= kept < vocab or options.get("draws", 1) < 1:
-        raise BadValueError(f"codec {settings}: top_k must be from 1 to {vocab - 1}, and draws must be 1 or more")
-    return codec
+    check_codec(settings)
+    return CODECS[settings["name"]](**{key: value for key, value in settings.items() if key != "name"})
 
 
 def probability_chunks(side: LogitSource, vocab: int, temperature: float) -> Iterator[tuple[slice, Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from calibration.errors import TooShortError
 from calibration.start import StartToken
 from calibration.windows import Windows, build_windows
-from compress.checkpoint.load import measure_start
+from compress.checkpoint.start import measure_start
 from compress.core.errors import QCompressError
 from compress.core.report import Row
 from compress.distill.config import DistillConfig

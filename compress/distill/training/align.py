@@ -97,5 +97,5 @@ def distance(student: Tensor, teacher: Tensor) -> Tensor:
 def save_alignment(path: Path, alignment: Alignment) -> None:
     """Write the projection P to a safetensors file, atomically."""
     tensor = alignment.projection.detach().float().cpu().contiguous()
-    shard = plan_shard(path.name, [TensorSpec("projection", tensor.dtype, tuple(tensor.shape))])
+    shard = plan_shard(path.name, [TensorSpec.of("projection", tensor)])
     write_atomic(path, shard.header, tensor.reshape(-1).view(torch.uint8).numpy().data)

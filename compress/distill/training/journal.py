@@ -224,7 +224,7 @@ NOWHERE = StateSaver()
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file atomically."""
-    shard = plan_shard(path.name, [TensorSpec(name, t.dtype, tuple(t.shape)) for name, t in tensors.items()])
+    shard = plan_shard(path.name, [TensorSpec.of(name, t) for name, t in tensors.items()])
     ordered = sorted(tensors, key=lambda name: shard.offsets[name])
     for stale in path.parent.glob(".*.partial"):
         stale.unlink()

@@ -24,7 +24,8 @@ from compress.evaluate.drift.metrics import CHUNK, TokenDrift, no_drift, summari
 from compress.evaluate.drift.reference_cache import read_reference
 from compress.evaluate.drift.windows import check_text_unseen, check_tokenizers, shared_vocabulary
 from compress.evaluate.names import short_names
-from compress.model.blocks import linear_shapes, make_skeleton
+from compress.model.blocks import make_skeleton
+from compress.model.shapes import linear_shapes
 
 
 def drift_row(
@@ -154,7 +155,7 @@ def describe(checkpoint: Checkpoint, name: str, role: str) -> CheckpointPart:
     """Name, format and size of a checkpoint. Only the headers of its weight files are read."""
     record = checkpoint.record
     row = format_of(checkpoint)
-    dtype = str(model_dtype(checkpoint.config)).removeprefix("torch.")
+    dtype = model_dtype(checkpoint.config).value
     parameters = count_parameters(checkpoint)
     return {
         "name": name,

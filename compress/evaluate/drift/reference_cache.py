@@ -22,6 +22,7 @@ from compress.checkpoint.read import Checkpoint, read_header, read_json
 from compress.checkpoint.record import tensor_digest
 from compress.checkpoint.write import TensorSpec, plan_shard
 from compress.core.atomic import free_space, write_atomic
+from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.core.units import format_bytes
 from compress.distill.targets.cache import differing
@@ -136,7 +137,7 @@ def save_states(folder: Path, hidden: Tensor, key: Row) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".*.partial"):  # left by an interrupted write
         stale.unlink()
-    shard = plan_shard(STATES, [TensorSpec("hidden", hidden.dtype, tuple(hidden.shape))])
+    shard = plan_shard(STATES, [TensorSpec.of("hidden", hidden)])
     write_atomic(folder / STATES, shard.header, hidden.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     manifest = key | {"width": hidden.shape[-1], "checksum": f"sha256:{tensor_digest(hidden)}"}
     write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
@@ -149,10 +150,10 @@ def load_states(folder: Path, manifest: Row) -> Tensor:
         raise QCompressError(f"{file}: the file is missing, although {MANIFEST} exists; remove {folder} and run again")
     info = read_header(file).get("hidden")
     shape = (manifest["n_samples"], manifest["seq_len"], manifest["width"])
-    if info is None or info.dtype != torch.float32 or info.shape != shape:
+    if info is None or info.dtype != Dtype.float32 or info.shape != shape:
         raise QCompressError(f"{file}: the file has no states of shape {shape}; remove {folder} and run again")
     mapped = np.memmap(file, np.uint8, "c", offset=0)  # copy on write: changes stay in memory
-    hidden = torch.from_numpy(mapped[info.offset :]).view(info.dtype).view(info.shape)
+    hidden = torch.from_numpy(mapped[info.offset :]).view(info.dtype.torch).view(info.shape)
     if f"sha256:{tensor_digest(hidden)}" != manifest["checksum"]:
         raise QCompressError(f"{file}: the checksum does not match; remove {folder} and run again")
     return hidden

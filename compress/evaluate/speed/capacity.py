@@ -12,19 +12,18 @@ from math import prod
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from compress.checkpoint.formats import model_dtype
 from compress.checkpoint.hub import model_name
 from compress.checkpoint.load import check_causal_lm, open_causal_lm
 from compress.checkpoint.read import Checkpoint, read_json
 from compress.core.config import QuantizeConfig
+from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.core.rows import CapacityRow
 from compress.core.units import format_bytes
 from compress.evaluate.names import unique_names
 from compress.evaluate.speed.hardware import Hardware, kernel_of, unsupported_reason
-from compress.model.blocks import find_vocabulary
+from compress.model.shapes import find_vocabulary
 from compress.quantize.layout.plan import make_plan, read_source
 
 Row = dict[str, Any]
@@ -107,10 +106,10 @@ def uses_sliding_window(config: dict[str, Any], block: int) -> bool:
     return True
 
 
-def served_dtype(config: dict[str, Any]) -> torch.dtype:
+def served_dtype(config: dict[str, Any]) -> Dtype:
     """The dtype in which vLLM computes: that of the config, or float16 if the config has float32."""
     dtype = model_dtype(config)
-    return torch.float16 if dtype == torch.float32 else dtype
+    return Dtype.float16 if dtype == Dtype.float32 else dtype
 
 
 def kv_bytes(blocks: Sequence[KvBlock], tokens: int, page: int = PAGE) -> int:
@@ -164,7 +163,7 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> ModelFootprint:
     """The footprint of a checkpoint with weights. float32 tensors count 16 bits, because vLLM converts them."""
     size = served_dtype(checkpoint.config).itemsize
     sizes = {
-        name: prod(info.shape) * size if info.dtype == torch.float32 else info.bytes
+        name: prod(info.shape) * size if info.dtype == Dtype.float32 else info.bytes
         for name, info in checkpoint.tensors.items()
     }
     return make_footprint(checkpoint.path, model_name(checkpoint.path), checkpoint.config, sizes)

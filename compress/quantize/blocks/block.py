@@ -191,7 +191,7 @@ def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, se
         result.changed[f"{feeder.module}.weight"] = fold_norm(weight, scale, feeder.offset)
         return
     divisor = per_row(scale, feeder, settings.query_heads_per_kv_head, settings.head_dim)
-    result.weights[feeder.module] = fold_rows(result.weights[feeder.module], divisor, settings.scheme.dtype)
+    result.weights[feeder.module] = fold_rows(result.weights[feeder.module], divisor, settings.scheme.dtype.torch)
     bias = fold_bias(block.linears[feeder.module], divisor)
     if bias is not None:
         result.changed[f"{feeder.module}.bias"] = bias

@@ -173,13 +173,13 @@ def accept_blocks(journal: QuantizeJournal, writer: CheckpointWriter) -> None:
 def write_block(block: Block, result: QuantizedBlock, writer: CheckpointWriter, plan: LayoutPlan) -> None:
     """Write the block's packed linears and other parameters. Folding has changed some of these parameters."""
     for name, weight in result.weights.items():
-        for suffix, tensor in plan.format.save(weight, plan.scheme.dtype).items():
+        for suffix, tensor in plan.format.save(weight, plan.scheme.dtype.torch).items():
             writer.write(f"{block.name}.{name}.{suffix}", tensor)
     for path, parameter in block.module.named_parameters():
         name = f"{block.name}.{path}"
         if name in writer.specs:
             tensor = result.changed.get(path, parameter.detach())
-            writer.write(name, cast_finite(name, tensor, writer.specs[name].dtype))
+            writer.write(name, cast_finite(name, tensor, writer.specs[name].dtype.torch))
 
 
 def block_line(rows: list[Row], index: int, total: int, seconds: float, first: int) -> Row:

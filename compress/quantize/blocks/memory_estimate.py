@@ -4,9 +4,9 @@ The estimate adds up the process, its tokenizer, one block in float32 with its c
 memory: measuring the start token, a forward pass, solving a stage, or tuning. The page cache is not counted.
 """
 
-from compress.checkpoint.load import START_LENGTH, START_WINDOWS
+from compress.checkpoint.start import START_LENGTH, START_WINDOWS
 from compress.core.config import TUNE_BATCH, QuantizeConfig
-from compress.losses import CHUNK_LOGITS, LOSS_BUFFERS
+from compress.losses.buffers import CHUNK_LOGITS, LOSS_BUFFERS
 from compress.model.blocks import HEAD_ROWS, BlockModel
 from compress.model.malloc import saved_numbers
 from compress.quantize.blocks.lockstep import Schedule, lockstep, replay

@@ -15,7 +15,7 @@ from statistics import NormalDist
 from compress.checkpoint.schemes import kind
 from compress.core.config import FORMAT_NAMES, QuantizeConfig
 from compress.core.errors import QCompressError
-from compress.core.grid import Scheme
+from compress.core.scheme import Scheme
 from compress.model.families import find_family
 from compress.quantize.layout.layouts import Choice, refusal
 from compress.quantize.layout.plan import LayoutPlan, SourceModel, legal_group_sizes, make_plan

@@ -18,9 +18,9 @@ from compress.checkpoint.schemes import Schemes
 from compress.checkpoint.vllm_models import EMBEDDING_BY_CLASS, NO_PACKED_HEAD
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
-from compress.core.grid import Scheme
-from compress.model.blocks import Vocabulary
+from compress.core.scheme import Scheme
 from compress.model.families import find_family
+from compress.model.shapes import Vocabulary
 
 
 @dataclass(frozen=True)

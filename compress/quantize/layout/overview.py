@@ -11,7 +11,9 @@ from compress.core.config import FORMAT_NAMES, QuantizeConfig
 from compress.core.report import Report, Row, silent
 from compress.core.rows import PlanRow
 from compress.quantize.layout.budget import (
+    Harm,
     LayoutChoice,
+    Planned,
     choose,
     estimated_harm,
     format_flags,
@@ -21,7 +23,6 @@ from compress.quantize.layout.budget import (
     worthwhile,
 )
 from compress.quantize.layout.plan import SourceModel
-from compress.quantize.layout.sensitivity import measure_harm
 
 MAX_ROWS = 8
 RUNTIMES = {"vllm-gpu": "vllm_gpu", "vllm-cpu": "vllm_cpu", "transformers": "transformers"}
@@ -100,10 +101,17 @@ def make_overview(
     plans = plan_layouts(source, config or QuantizeConfig(), formats or FORMAT_NAMES)
     if runs_in is not None:
         plans = [(layout, plan) for layout, plan in plans if loaders(plan)[RUNTIMES[runs_in]]]
-    harm = measure_harm(model, source, plans, report) if measure else estimated_harm(source)
+    harm = measured(model, source, plans, report) if measure else estimated_harm(source)
     candidates = rank(plans, harm)
     recommended = plain_layout(candidates) if max_size is None else choose(candidates, max_size)
     return Overview(candidates, recommended, max_size, measure)
+
+
+def measured(model: Path, source: SourceModel, plans: Sequence[Planned], report: Report) -> Harm:
+    """The harm of each layout, measured on the weights at `model`. Imports torch."""
+    from compress.quantize.layout.sensitivity import measure_harm
+
+    return measure_harm(model, source, plans, report)
 
 
 def plain_layout(candidates: Sequence[LayoutChoice]) -> LayoutChoice | None:

@@ -6,8 +6,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from compress.checkpoint.door.files import has_weights, read_config_file
 from compress.checkpoint.formats import FORMATS, Format, model_dtype
 from compress.checkpoint.load import check_causal_lm, open_causal_lm
@@ -16,10 +14,11 @@ from compress.checkpoint.schemes import HEAD, Schemes
 from compress.checkpoint.vllm_models import check_architecture
 from compress.checkpoint.write import TensorSpec, planned_bytes
 from compress.core.config import GROUP_SIZES, QuantizeConfig
+from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
-from compress.core.grid import Scheme
 from compress.core.report import Row
-from compress.model.blocks import Vocabulary, find_vocabulary, linear_shapes, parameter_shapes
+from compress.core.scheme import Scheme
+from compress.model.shapes import Vocabulary, find_vocabulary, linear_shapes, parameter_shapes
 from compress.quantize.layout.layouts import Choice, choose_schemes
 
 
@@ -33,7 +32,7 @@ class SourceModel:
     name: str
     shapes: dict[str, tuple[int, ...]]
     model: dict[str, Any]
-    dtype: torch.dtype
+    dtype: Dtype
 
     @cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -76,12 +75,12 @@ def check_unquantized(path: Path, model: dict[str, Any]) -> None:
         raise QCompressError(f"{path}: the model is already quantized ({method}); give the 16-bit model instead")
 
 
-def storage_dtype(model: dict[str, Any], name: str | None = None) -> torch.dtype:
+def storage_dtype(model: dict[str, Any], name: str | None = None) -> Dtype:
     """The dtype called `name`. Without a name, the dtype in config.json, but float16 if that is float32."""
     if name is not None:
-        return getattr(torch, name)
+        return Dtype(name)
     dtype = model_dtype(model)
-    return torch.float16 if dtype == torch.float32 else dtype
+    return Dtype.float16 if dtype == Dtype.float32 else dtype
 
 
 @dataclass(frozen=True)

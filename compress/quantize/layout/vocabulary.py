@@ -28,7 +28,7 @@ def pack_table(weight: Tensor, row: Format, scheme: Scheme) -> tuple[dict[str, T
     for part in weight.split(ROWS):
         source = part.float()
         rounded, plain = round_table(source, scheme), rtn(source, scheme)
-        slices.append(row.save(rounded, scheme.dtype))
+        slices.append(row.save(rounded, scheme.dtype.torch))
         total += source.square().sum().item()
         errors["error"] += (rounded.dequantize() - source).square().sum().item()
         errors["rtn_error"] += (plain.dequantize() - source).square().sum().item()

@@ -80,7 +80,9 @@ def gptq_scaled(problem: Problem, scale: Tensor | None) -> Solution:
 
     def solve(rows: slice) -> QuantizedWeight:
         quantized, _ = gptq(weight[rows], hessian, problem.scheme, factor=factor)
-        return refine(weight[rows], hessian, quantized, dtype=problem.scheme.dtype, matmul_dtype=problem.matmul_dtype)
+        return refine(
+            weight[rows], hessian, quantized, dtype=problem.scheme.dtype.torch, matmul_dtype=problem.matmul_dtype
+        )
 
     return Solution(solve_in_parallel(solve, weight), scale, factor.damp_percent)
 

@@ -71,7 +71,7 @@ def make_student(writer: CheckpointWriter, plan: LayoutPlan, layers_path: str) -
     }
     whole = (spec for spec in plan.specs if spec.name.endswith((".weight", ".bias")))
     shapes |= {spec.name: spec.shape for spec in whole if spec.name.startswith(f"{layers_path}.")}
-    return TunedWeights(packed, plain, shapes, plan.scheme.dtype)
+    return TunedWeights(packed, plain, shapes, plan.scheme.dtype.torch)
 
 
 def changed_tensors(student: TunedWeights, writer: CheckpointWriter, plan: LayoutPlan) -> dict[str, Tensor]:
@@ -86,6 +86,6 @@ def changed_tensors(student: TunedWeights, writer: CheckpointWriter, plan: Layou
 def stored_tensors(student: TunedWeights, name: str, plan: LayoutPlan) -> dict[str, Tensor]:
     """The tensors of a trained linear or parameter as they are stored on disk, by name."""
     if name not in plan.linears:
-        return {name: student.plain(name).to(plan.scheme.dtype)}
-    parts = plan.format.save(student.packed(name), plan.scheme.dtype)
+        return {name: student.plain(name).to(plan.scheme.dtype.torch)}
+    parts = plan.format.save(student.packed(name), plan.scheme.dtype.torch)
     return {f"{name}.{suffix}": tensor.contiguous() for suffix, tensor in parts.items()}

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compress.checkpoint import vllm_models
-from compress.checkpoint.check.fidelity_rules import implausible_codes, measure_similarity, source_differences
+from compress.checkpoint.check.code_rules import implausible_codes
+from compress.checkpoint.check.fidelity_rules import measure_similarity, source_differences
+from compress.checkpoint.check.group_sums import GroupSums
 from compress.checkpoint.check.run import RULES, check_checkpoint
 from compress.checkpoint.check.table import make_table
 from compress.checkpoint.read import RECORD, Checkpoint
@@ -44,6 +46,13 @@ def copied(good, tmp_path):
         return Path(shutil.copytree(good(model, kind), tmp_path / f"{model}-{kind}"))
 
     return make
+
+
+def sums_of(weight: QuantizedWeight) -> GroupSums:
+    codes = weight.codes.unflatten(1, (-1, weight.group_size)).long()
+    distances = (codes - weight.zeros[..., None]).abs().sum(-1)
+    arrays = (tensor.numpy() for tensor in (weight.zeros, codes.sum(-1), distances))
+    return GroupSums(*arrays, weight.group_size, weight.bits, weight.sym)
 
 
 def edit_config(path: Path, **values) -> None:
@@ -258,14 +267,16 @@ def test_weights_half_a_step_off_their_source_are_an_error():
     source = torch.randn(64, 64)
     weight = rtn(source, Scheme(group_size=32, sym=True))
     moved = replace(weight, zeros=weight.zeros + torch.tensor([1.0, 0.0]))  # every other group by one step
-    assert not list(implausible_codes(moved))
+    assert not list(implausible_codes(sums_of(moved)))
     assert not list(source_differences(weight, source, torch.arange(64)))
     assert [row["level"] for row in source_differences(moved, source, torch.arange(64))] == ["error"]
 
 
 def test_codes_far_from_their_zeros_are_implausible():
     codes = torch.tensor([0, 15, 1, 15]).repeat(16, 16).byte()  # signed codes that were not shifted by 8: mean 7.75
-    rows = list(implausible_codes(QuantizedWeight(codes, torch.ones(16, 2), torch.full((16, 2), 8.0), sym=True)))
+    rows = list(
+        implausible_codes(sums_of(QuantizedWeight(codes, torch.ones(16, 2), torch.full((16, 2), 8.0), sym=True)))
+    )
     assert len(rows) == 1 and "7.25 from their zeros" in rows[0]["value"]
 
 
@@ -280,8 +291,8 @@ def test_dead_outputs_and_inputs_do_not_lower_the_similarity():
 def test_random_weights_are_plausible_and_shifted_codes_are_not(sym):
     torch.manual_seed(0)
     weight = rtn(torch.randn(64, 128), Scheme(group_size=32, sym=sym))
-    assert not list(implausible_codes(weight))
-    assert list(implausible_codes(replace(weight, codes=(weight.codes + 1).clamp(max=15))))
+    assert not list(implausible_codes(sums_of(weight)))
+    assert list(implausible_codes(sums_of(replace(weight, codes=(weight.codes + 1).clamp(max=15)))))
 
 
 def test_a_zero_scale_is_allowed_only_in_a_group_of_zeros(copied):

@@ -50,6 +50,9 @@ def refused() -> Callable[..., str]:
     def check(path: Path, *words: str, text: bool = False) -> str:
         with pytest.raises(QCompressError) as caught:
             (open_for_text if text else open_causal_lm)(path)
+        if text:
+            with pytest.raises(QCompressError):  # what cannot be loaded is not waved through either
+                open_causal_lm(path).check_tokenizer()
         message = caught.value.message
         assert message.startswith(str(path)) and "\n" not in message and len(message) < 600
         assert caught.value.exit_code == 1 and all(word in message for word in words), message

@@ -14,7 +14,7 @@ from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
 from compress.cli import cli
 from compress.distill.student.init_student import width_note
-from compress.model.width import Shape
+from compress.model.shapes import Shape
 
 
 def run(*arguments: object) -> tuple[int, str, str]:

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from compress.core.config import FORMAT_NAMES, QuantizeConfig
+from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.core.grid import Scheme, min_max, quantize, split_groups
-from compress.quantize.job import plan_quantize
 from compress.quantize.layout import budget
+from compress.quantize.layout.job_plan import plan_quantize
 from compress.quantize.layout.plan import make_plan, read_source
 
 SEED = Path(__file__).parents[3] / "recipes/configs/seed-student.json"
@@ -83,10 +84,10 @@ def test_worthwhile_layouts_are_unbeaten_and_include_every_choice(tiny_qwen2):
 @pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (4, 128), (8, 64)])
 def test_the_expected_rounding_error_is_that_of_normal_weights(bits, group_size, sym):
     grouped = split_groups(torch.randn(512, 512, generator=torch.Generator().manual_seed(0)), group_size)
-    scales, zeros = min_max(grouped, Scheme(bits, group_size, sym, torch.float32))
+    scales, zeros = min_max(grouped, Scheme(bits, group_size, sym, Dtype.float32))
     codes = quantize(grouped, scales[..., None], zeros[..., None], bits)
     error = ((codes - zeros[..., None]) * scales[..., None] - grouped).square().mean().item()
-    assert budget.rounding_error(Scheme(bits, group_size, sym, torch.float16)) == pytest.approx(error, rel=0.15)
+    assert budget.rounding_error(Scheme(bits, group_size, sym, Dtype.float16)) == pytest.approx(error, rel=0.15)
 
 
 REFUSED = [

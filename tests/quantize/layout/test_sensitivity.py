@@ -8,6 +8,7 @@ import torch
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
 from compress.core.config import QuantizeConfig
+from compress.core.dtypes import Dtype
 from compress.core.grid import Scheme
 from compress.quantize.layout.budget import plan_layouts
 from compress.quantize.layout.plan import make_plan, read_source
@@ -15,7 +16,7 @@ from compress.quantize.layout.sensitivity import find_parts, log_probabilities, 
 from compress.quantize.methods.rtn import rtn
 
 IDS = torch.arange(48).view(2, 24)
-COARSE, FINE = Scheme(4, 64, True, torch.float16), Scheme(8, 64, True, torch.float16)
+COARSE, FINE = Scheme(4, 64, True, Dtype.float16), Scheme(8, 64, True, Dtype.float16)
 CONFIG = QuantizeConfig(method="gptq", format="compressed-tensors", group_size=64)
 
 

@@ -13,7 +13,8 @@ from compress.checkpoint.read import Checkpoint
 from compress.core.config import QuantizeConfig
 from compress.core.grid import QuantizedWeight, Scheme, split_groups
 from compress.losses import LogitSource, distill_loss
-from compress.model.blocks import BlockModel, linear_shapes, load_all
+from compress.model.blocks import BlockModel, load_all
+from compress.model.shapes import linear_shapes
 from compress.quantize.job import quantize_checkpoint
 from compress.quantize.methods.rtn import rtn
 from compress.quantize.tune.blockwise import relative_error, tune_blocks

@@ -1,0 +1,78 @@
+"""Stored tensors as NumPy arrays, for checks that need no torch. bfloat16 is read as its bits, uint16."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compress.checkpoint.read import Checkpoint, TensorInfo
+from compress.core.dtypes import Dtype
+from compress.core.errors import QCompressError
+
+Array = NDArray[Any]
+RAW = {
+    Dtype.bfloat16: "uint16",
+    Dtype.float8_e4m3fn: "uint8",
+    Dtype.float8_e5m2: "uint8",
+    Dtype.float8_e8m0fnu: "uint8",
+}
+NOT_FINITE: dict[
+    Dtype, np.unsignedinteger[Any]
+] = {  # bits that are all set in NaN, and in infinity where the dtype has one
+    Dtype.float64: np.uint64(0x7FF0000000000000),
+    Dtype.float32: np.uint32(0x7F800000),
+    Dtype.float16: np.uint16(0x7C00),
+    Dtype.bfloat16: np.uint16(0x7F80),
+    Dtype.float8_e4m3fn: np.uint8(0x7F),
+    Dtype.float8_e5m2: np.uint8(0x7C),
+    Dtype.float8_e8m0fnu: np.uint8(0xFF),
+}
+CHUNK = 2**18  # values that are compared at a time, so that they stay in the cache
+
+
+def read_array(checkpoint: Checkpoint, name: str) -> Array:
+    """The tensor as stored. Raises QCompressError if no tensor has this name, or its file ends too early."""
+    if name not in checkpoint.tensors:
+        raise QCompressError(f"{checkpoint.path}: no tensor {name}; fetch the checkpoint again")
+    info = checkpoint.tensors[name]
+    return read_data(name, info).view(RAW.get(info.dtype, info.dtype.value)).reshape(info.shape)
+
+
+def read_data(name: str, info: TensorInfo) -> NDArray[np.uint8]:
+    """The bytes of a tensor. Raises QCompressError if its file ends too early."""
+    data = np.fromfile(info.file, np.uint8, info.bytes, offset=info.offset)
+    if len(data) != info.bytes:
+        raise QCompressError(f"{info.file}: {name} has {len(data)} of {info.bytes} bytes; fetch the file again")
+    return data
+
+
+def stored_digest(name: str, info: TensorInfo) -> str:
+    """sha256 of a tensor's bytes, hexadecimal: `record.tensor_digest` of the stored tensor."""
+    return hashlib.sha256(read_data(name, info).data).hexdigest()
+
+
+def as_float32(array: Array, dtype: Dtype) -> NDArray[np.float32]:
+    """The numbers of a float tensor that `read_array` returned."""
+    if dtype == Dtype.bfloat16:
+        return (array.astype(np.uint32) * np.uint32(2**16)).view(np.float32)
+    return array.astype(np.float32)
+
+
+def chunks(name: str, info: TensorInfo) -> Iterator[Array]:
+    """The bits of a float tensor as unsigned numbers, CHUNK at a time."""
+    bits = read_data(name, info).view(NOT_FINITE[info.dtype].dtype)
+    return (bits[start : start + CHUNK] for start in range(0, len(bits), CHUNK))
+
+
+def all_finite(name: str, info: TensorInfo) -> bool:
+    """Whether no value of a float tensor is NaN or infinite."""
+    mask = NOT_FINITE[info.dtype]
+    return not any(((part & mask) == mask).any() for part in chunks(name, info))
+
+
+def all_zero(name: str, info: TensorInfo) -> bool:
+    """Whether every value of a float tensor is 0 or -0."""
+    sign = NOT_FINITE[info.dtype].dtype.type(2 ** (8 * info.dtype.itemsize - 1))
+    return not any((part & ~sign).any() for part in chunks(name, info))
