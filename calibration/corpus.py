@@ -14,6 +14,7 @@ from calibration import embedded, hub, readers
 from calibration.document import Document
 from calibration.errors import CalibrationError
 from calibration.files import PIECE
+from calibration.suggest import did_you_mean
 
 EMBEDDED: dict[str, Callable[[], Iterator[Document]]] = {
     "default": embedded.default,
@@ -117,7 +118,7 @@ def _read(name: str) -> Iterator[Document]:
         return hub.read_hub(name)
     raise CalibrationError(
         f"{name}: no such file or corpus; embedded corpora: {', '.join(EMBEDDED)}; "
-        f"file kinds: {', '.join(readers.KINDS)}; hub datasets: ORG/NAME[:CONFIG[:SPLIT]]"
+        f"file kinds: {', '.join(readers.KINDS)}; hub datasets: ORG/NAME[:CONFIG[:SPLIT]]{did_you_mean(name, EMBEDDED)}"
     )
 
 

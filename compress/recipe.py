@@ -10,7 +10,7 @@ verify: {max_kl: 0.3}            evaluation text, and limits on every variant's 
 """
 
 import dataclasses
-import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -21,7 +21,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from calibration.errors import CalibrationError
 from calibration.files import check_regular, read_text
-from compress.core.config import EVAL_SAMPLES, EVAL_SEQ_LEN, QuantizeConfig, parse_size
+from calibration.suggest import did_you_mean
+from compress.core.config import AUTO, EVAL_SAMPLES, EVAL_SEQ_LEN, METHODS, QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
 from compress.core.options import METADATA
 from compress.distill.config import DistillConfig, StageConfig
@@ -86,6 +87,7 @@ class VariantSection(RecipeSection):
         return config
 
 
+VARIANT_METHODS = (*METHODS, AUTO)
 VARIANT = options(QuantizeConfig, skip=("bits", "held_out"))
 if TYPE_CHECKING:
     QuantizePart = VariantSection
@@ -253,13 +255,26 @@ def first_error(error: ValidationError, section: type[RecipeSection] | None = No
     """
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "model_type" and isinstance(first["input"], str):
+        return f"{place}: {first['input']:.40} is no section; {section_for(first['loc'], first['input'])}"
     if first["type"] in SHAPES:
         return f"{place}: write {SHAPES[first['type']]}"
+    if first["type"] == "literal_error":
+        names = re.findall("'([^']*)'", first["ctx"]["expected"])
+        return f"{place}: {first['input']!r:.40}: choose {', '.join(names)}{did_you_mean(first['input'], names)}"
     if first["type"] != "extra_forbidden":
         return f"{place}: {first['msg']}"
     keys = list((section or section_at(first["loc"][:-1])).model_fields)
-    near = difflib.get_close_matches(str(first["loc"][-1]), keys, n=1)
-    return f"unknown key {place}; " + (f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(keys)}")
+    return f"unknown key {place}" + (did_you_mean(first["loc"][-1], keys) or f"; valid keys: {', '.join(keys)}")
+
+
+def section_for(place: tuple[Any, ...], word: str) -> str:
+    """The YAML to write in place of a single word, with the nearest method if the word stands among the variants."""
+    if place[0] != "quantize":
+        return f"write {SHAPES['model_type']}"
+    return f"write {{name: {word:.40}, method: {word if word in VARIANT_METHODS else 'awq+gptq'}}}" + (
+        "" if word in VARIANT_METHODS else did_you_mean(word, VARIANT_METHODS)
+    )
 
 
 def section_at(place: tuple[Any, ...]) -> type[RecipeSection]:

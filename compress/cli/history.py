@@ -22,6 +22,7 @@ COLUMNS = (
     "perplexity",
     "measured",
     "passed",
+    "reason",
 )
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from calibration.suggest import did_you_mean
 from compress.core.errors import BadValueError
 from compress.core.options import option
 
@@ -55,7 +56,8 @@ def parse_group_size(text: str) -> int:
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Raise ValueError if a value is not one of the choices of the option `name`."""
     if value not in choices:
-        raise BadValueError(f"{name} {value} is not supported; choose one of {', '.join(map(str, choices))}")
+        names = ", ".join(map(str, choices))
+        raise BadValueError(f"{name} {value} is not supported; choose one of {names}{did_you_mean(value, choices)}")
 
 
 @dataclass(frozen=True)

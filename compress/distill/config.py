@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import ceil, isfinite
 from typing import Any
 
+from calibration.suggest import did_you_mean
 from compress.core.config import EVAL_SAMPLES, EVAL_SEQ_LEN
 from compress.core.errors import BadValueError
 from compress.core.options import device_setting, option
@@ -29,7 +30,7 @@ TEACHERS = "the teacher's"
 def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
     """Raises ValueError if the value is not one of the choices. The value None is valid."""
     if value is not None and value not in choices:
-        raise BadValueError(f"{name}={value}: must be one of {', '.join(choices)}")
+        raise BadValueError(f"{name}={value}: must be one of {', '.join(choices)}{did_you_mean(value, choices)}")
 
 
 def check_at_least(smallest: int, **values: int | None) -> None:

@@ -118,9 +118,18 @@ def check_decisions(build: Build, decisions: Sequence[Decision]) -> None:
 
 def check_before_work(build: Build) -> None:
     """Plan all checkpoints and read all texts, so that a wrong size or text fails before the first stage."""
+    check_hardware(build.recipe)
     plan_recipe(build.recipe)
     for text in sorted({text for stage in build.stages for text in stage.texts}):
         build.digests.text(text)
+
+
+def check_hardware(recipe: "Recipe") -> None:
+    """Raises QCompressError, with the nearest name, if bench names a board that is not in the table."""
+    from compress.evaluate.speed.hardware import find_hardware
+
+    if recipe.bench:
+        find_hardware(recipe.bench.hardware)
 
 
 def read_results(recipe: "Recipe") -> Row:
@@ -139,6 +148,7 @@ def dry_run(recipe: "Recipe") -> list[Row]:
 
     The row of a checkpoint also has the keys of its plan. Raises QCompressError if a size or a shape is impossible.
     """
+    check_hardware(recipe)
     plans = {row["stage"]: row for row in plan_recipe(recipe)}
     build = Build(resolve_models(recipe, planned=True), silent)
     pairs = zip(build.stages, build.decisions(), strict=True)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from compress.cli import cli
 from compress.core.errors import QCompressError
-from compress.pipeline.models import resolve_models
+from compress.pipeline.models import OpenCheckpoints, resolve_models
 from compress.recipe import load_recipe
 
 RECIPES = sorted(Path(__file__).parents[2].joinpath("recipes").glob("*.yaml"))
@@ -67,6 +67,15 @@ def test_a_7b_recipe_is_planned_without_weights():
         ({"distill": {"blocks": 1, "stages": [{"name": "a", "replay": 0.5}]}}, "no stage comes before it"),
         ({"quantize": [{"name": "a", "method": "gptq", "grup_size": 64}]}, "did you mean group_size?"),
         ({"quantize": [{"name": "a", "method": "magic"}]}, "magic"),
+        ({"quantize": [{"name": "a", "method": "agw"}]}, "did you mean awq?"),
+        ({"quantize": [{"name": "a", "format": "gptg"}]}, "did you mean gptq?"),
+        (
+            {"quantize": [{"name": "a", "method": "awq"}, "agw"]},
+            "quantize.1: agw is no section; write {name: agw, method: awq+gptq}; did you mean awq?",
+        ),
+        ({"quantize": ["gptq"]}, "quantize.0: gptq is no section; write {name: gptq, method: gptq}"),
+        ({"bench": {"runtime": "vlm"}}, "choose auto, transformers, vllm; did you mean vllm?"),
+        ({"distill": {"blocks": 1, "divergence": "revers_kl"}}, "did you mean reverse_kl?"),
         ({"quantize": [{"name": "student", "method": "gptq"}]}, "differ"),
         ({"quantize": [{"name": "a", "method": "gptq", "max_size": "big"}]}, "2GB"),
     ],
@@ -122,8 +131,9 @@ def test_an_unchanged_recipe_skips_every_stage_and_imports_no_torch(built):
     assert json.loads(result.stdout)["verdicts"][0]["passed"]
 
 
-def test_a_changed_limit_only_writes_the_report_again(built):
+def test_a_changed_limit_only_writes_the_report_again(built, monkeypatch):
     path, value = built
+    monkeypatch.setattr(OpenCheckpoints, "__missing__", lambda self, path: pytest.fail(f"{path} was opened"))
     result = invoke("run", write(path, value | {"verify": value["verify"] | {"max_kl": 1e-9}}))
     assert result.exit_code == 3 and "above the limit" in result.output
     assert stages(result) == ({"report.html"}, ALL - {"report.html"})
@@ -181,6 +191,21 @@ def test_a_wrong_budget_or_text_fails_before_the_first_stage(tiny_llama, tmp_pat
         over.exit_code == missing.exit_code == 1 and "over --max-size" in over.output and "gone.txt" in missing.output
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bench": {"hardware": ["t4", "orin-nan"]}}, "did you mean orin-nano?"),
+        ({"distill": {"blocks": 1, "steps": 1, "text": ["defalt"]}}, "did you mean default?"),
+        ({"verify": {"eval_text": "held-out"}}, "did you mean heldout?"),
+        ({"quantize": [{"name": "q", "method": "rtn", "format": "gptq", "eight_bit": ["mlp.down_prj"]}]}, "down_proj?"),
+    ],
+)
+def test_a_typo_in_a_list_of_names_gets_a_suggestion_before_work(tiny_llama, tmp_path, change, words):
+    result = invoke("run", write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out", **change)))
+    assert result.exit_code == 1 and words in result.output, result.output
+    assert not (tmp_path / "out/student").exists()
 
 
 def test_restart_never_removes_files_of_another_program(tiny_llama, tmp_path):

@@ -45,15 +45,15 @@ def make_verdicts(
 def cure(row: CompareRow, limits: Limits) -> str:
     """Advice for the limits that a row breaks, as the end of an error line.
 
-    Smaller groups lower the drift but make files larger, so a row that breaks both limits gets separate advice.
+    Smaller groups lower the drift but make files larger, so they are no advice beside the limit `max_size`.
     """
     if outliers(row):
         return HELP_DAMAGE
     large = exceeds(row["bytes"], limits.get("max_size"))
     drifted = any(exceeds(row[key], limits.get(f"max_{key}")) for key in ("kl", "perplexity_ratio"))
-    if large:
-        return HELP_BOTH if drifted else HELP_SIZE
-    return HELP_DRIFT
+    if large and not drifted:
+        return HELP_SIZE
+    return HELP_DRIFT if limits.get("max_size") is None else HELP_BOTH
 
 
 def exceeds(value: float, limit: float | None) -> bool:

@@ -9,6 +9,7 @@ was tested on this hardware.
 from dataclasses import dataclass
 from typing import Any
 
+from calibration.suggest import did_you_mean
 from compress.checkpoint.vllm_models import NO_FLOAT16
 from compress.core.errors import QCompressError
 
@@ -66,6 +67,7 @@ def find_hardware(names: tuple[str, ...]) -> list[Hardware]:
     if unknown := [name for name in names if name not in table]:
         raise QCompressError(
             f"--hardware {unknown[0]}: unknown name; use {', '.join(table)} or all, or use --gpu-memory 8GB"
+            f"{did_you_mean(unknown[0], [*table, 'all'])}"
         )
     return [table[name] for name in dict.fromkeys(names)]
 

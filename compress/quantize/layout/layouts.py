@@ -10,10 +10,11 @@ REFUSALS lists the layouts that vLLM cannot load or that only add bytes, each wi
 `checkpoint/vllm_models.py` have the reasons. 8-bit grids are always symmetric: vLLM's 8-bit kernels have no zeros.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from calibration.suggest import did_you_mean
 from compress.checkpoint.schemes import Schemes
 from compress.checkpoint.vllm_models import EMBEDDING_BY_CLASS, NO_PACKED_HEAD
 from compress.core.config import QuantizeConfig
@@ -121,6 +122,11 @@ def in_bits(base: Scheme, bits: int, rows: int) -> Scheme:
     return Scheme(bits, base.group_size, base.sym or bits == 8 or rows % 8 != 0, base.dtype)
 
 
+def parts_of(paths: Iterable[str]) -> set[str]:
+    """The last one and the last two names of every path: down_proj and mlp.down_proj."""
+    return {".".join(path.split(".")[-count:]) for path in paths for count in (1, 2)}
+
+
 def eight_bit_linears(choice: Choice, linears: dict[str, tuple[int, int]]) -> set[str]:
     """The linears whose paths contain one of the names in `eight_bit`, and the linears that vLLM fuses with them.
 
@@ -134,6 +140,7 @@ def eight_bit_linears(choice: Choice, linears: dict[str, tuple[int, int]]) -> se
         if not matches:
             raise QCompressError(
                 f"--eight-bit {part}: no linear has this name in its path; paths look like {min(linears)}"
+                f"{did_you_mean(part, parts_of(linears))}"
             )
         named |= matches
     return {name for name in linears if any(linear in named for linear in fused_linears(name, stages))}

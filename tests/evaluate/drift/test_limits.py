@@ -54,7 +54,8 @@ def test_an_outlier_block_fails_with_and_without_limits():
     ("limits", "words"),
     [
         ({"max_size": 1_500, "max_kl": 0.2}, HELP_SIZE),
-        ({"max_kl": 0.05, "max_size": 2_000}, HELP_DRIFT),
+        ({"max_kl": 0.05, "max_size": 2_000}, HELP_BOTH),
+        ({"min_retention": 85, "max_size": 2_000}, HELP_BOTH),
         ({"max_perplexity_ratio": 1.01}, HELP_DRIFT),
         ({"max_size": 1_500, "max_perplexity_ratio": 1.01}, HELP_BOTH),
         ({"min_retention": 85}, HELP_DRIFT),
