@@ -47,14 +47,15 @@ class Reporter:
     """Shows report rows on stderr; jobs call it as `report(row)`.
 
     A row with a counter, such as {"block": "3/30"}, moves a progress bar if stderr is a terminal. Otherwise it becomes
-    a line; between the first and the last row, there is at most one line every LINE_SECONDS. A row without a counter is
-    always a line. `quiet` shows nothing. `verbose` shows every row as a line.
+    a line with the time left; between the first and the last row, there is at most one line every LINE_SECONDS. A row
+    without a counter is always a line. `quiet` shows nothing. `verbose` shows every row as a line.
     """
 
     def __init__(self, console: Console) -> None:
         self.console, self.quiet, self.verbose = console, False, False
         self.bars: Progress | None = None
         self.tasks: dict[tuple[str, str], TaskID] = {}
+        self.began: dict[tuple[str, str], tuple[int, float]] = {}  # count and time of each counter's first row
         self.printed = 0.0
 
     def __call__(self, row: Row) -> None:
@@ -67,31 +68,35 @@ class Reporter:
             self.advance(key, row)
             if self.verbose or any(name in row for name in MILESTONES):
                 self.print(row)
-        elif self.verbose or self.line_is_due(str(row[key])):
-            self.print(row)
+        else:
+            self.add_line(key, row)
 
     def print(self, row: Row) -> None:
         self.console.print(pairs(row))
 
-    def line_is_due(self, counter: str) -> bool:
-        done, total = counter.split("/")
-        now = time.monotonic()
-        if done in ("1", total) or now - self.printed >= LINE_SECONDS:
+    def add_line(self, key: str, row: Row) -> None:
+        """Print the row of a counter with the time left, if the row is the counter's first or last, or if it is due."""
+        name, now = (title(key, row), key), time.monotonic()
+        done, total = map(int, row[key].split("/"))
+        if name not in self.began or self.began[name][0] > done:  # the counter has started again
+            self.began[name] = done, now
+        first, started = self.began[name]
+        if self.verbose or done in (first, total) or now - self.printed >= LINE_SECONDS:
             self.printed = now
-            return True
-        return False
+            left = {"eta": (now - started) / (done - first) * (total - done)} if first < done < total else {}
+            self.print(row if "eta" in row else row | left)
 
     def advance(self, key: str, row: Row) -> None:
         """Move the progress bar of this counter. The counter's first row creates the bar."""
         done, total = map(int, row[key].split("/"))
-        title = " ".join(str(value) for value in row.values() if isinstance(value, str | Path) and value != row[key])
+        name = title(key, row)
         details = {name: value for name, value in row.items() if name not in ("eta", "seconds")}
         details = {name: value for name, value in details.items() if isinstance(value, int | float)}
         bars = self.open_bars()
-        task = self.tasks.get((title, key))
+        task = self.tasks.get((name, key))
         if task is None or bars.tasks[bars.task_ids.index(task)].completed > done:  # the counter has started again
-            task = bars.add_task(escape(f"{title} {label(key)}".strip()), total=total, details="")
-            self.tasks[title, key] = task
+            task = bars.add_task(escape(f"{name} {label(key)}".strip()), total=total, details="")
+            self.tasks[name, key] = task
         bars.update(task, completed=done, details=pairs(details))
 
     def open_bars(self) -> Progress:
@@ -113,7 +118,7 @@ class Reporter:
         """Stop all bars. They stay on the screen, and the next counter creates new ones."""
         if self.bars is not None:
             self.bars.stop()
-        self.bars, self.tasks, self.printed = None, {}, 0.0
+        self.bars, self.tasks, self.began, self.printed = None, {}, {}, 0.0
 
 
 report = Reporter(progress)
@@ -122,6 +127,11 @@ report = Reporter(progress)
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
     """Set what stderr shows from now on. `quiet` shows only errors; `verbose` shows every row as a line."""
     report.quiet, report.verbose, progress.quiet = quiet, verbose, quiet
+
+
+def title(key: str, row: Row) -> str:
+    """The words of a row beside its counter `key`. They name what is counted."""
+    return " ".join(str(value) for value in row.values() if isinstance(value, str | Path) and value != row[key])
 
 
 def counter_key(row: Row) -> str | None:

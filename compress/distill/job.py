@@ -126,6 +126,7 @@ def distill(job: DistillJob, loop: LoopConfig) -> None:
     started, settings, report = time.perf_counter(), job.settings, job.report
     tokenizer, vocab = job.teacher.tokenizer, common_vocabulary(job.plan, job.teacher.tokenizer)
     report(plan_row(job.plan, settings))
+    report({"loads": job.teacher.path.name})
     teacher = open_model(job.teacher, working_dtype(job.device), job.device)
     text = read_training_text(job, teacher, vocab)
     student = make_student(job, text, vocab)
@@ -134,10 +135,11 @@ def distill(job: DistillJob, loop: LoopConfig) -> None:
     heldout = yardstick_windows(job.teacher, settings.eval_text, loop.eval_samples, loop.eval_seq_len, job.device)
     check_untrained(text.texts, heldout)
     evaluators = make_evaluators(teacher, [one.eval_windows for one in text.texts], vocab)
-    yardstick = Yardstick(job.teacher, heldout, vocab, job.device) if job.journal.writes else None
+    yardstick = Yardstick(job.teacher, heldout, vocab, job.device, report) if job.journal.writes else None
     before = yardstick.measure(student.model) if yardstick else None
     if yardstick and before:
         report(yardstick.row() | distance_row("before", before))
+        report(training_estimate(yardstick, text.stages, cached=text.cache is not None))
     alignment = make_alignment(student.model, teacher, text.stages, settings.seed)
     targets: Teacher = CachedTeacher(text.cache, text.texts[0].windows, teacher) if text.cache else teacher
     del teacher  # with a cache, training needs only the teacher's head
@@ -230,6 +232,19 @@ def scores_row(yardstick: Yardstick, before: Distance, after: Distance) -> Row:
     kl = with_errors(kl_before=before.kl, kl_after=after.kl) | {"factor": before.kl.value / after.kl.value}
     perplexities = with_errors(perplexity_before=before.perplexity, perplexity_after=after.perplexity)
     return kl | teacher | perplexities | yardstick.row()
+
+
+def training_estimate(yardstick: Yardstick, stages: Sequence[TextStage], *, cached: bool) -> Row:
+    """The steps and tokens of all stages, and the expected time of training. On-policy text has no estimate."""
+    tokens = sum(stage.needed * stage.settings.seq_len for stage in stages)
+    row: Row = {
+        "trains": "student",
+        "steps": sum(stage.settings.total_steps for stage in stages),
+        "tokens_read": tokens,
+    }
+    if any(stage.on_policy for stage in stages):
+        return row
+    return row | {"eta": yardstick.training_seconds(tokens, teacher=not cached)}
 
 
 def distance_row(when: str, distance: Distance) -> Row:

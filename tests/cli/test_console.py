@@ -51,6 +51,32 @@ def test_a_fast_counter_prints_its_first_its_last_and_few_between(monkeypatch):
     ]
 
 
+def test_plain_lines_begin_at_once_and_have_the_time_left(monkeypatch):
+    clock = iter(range(100, 200, 10))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    report, file = make_reporter(terminal=False)
+    for done in range(5):
+        report({"items": f"{done}/4"})
+    report({"items": "2/4", "eta": 7.0})
+    assert file.getvalue().splitlines() == [
+        "items 0 of 4",
+        "items 1 of 4  time left 30 s",
+        "items 2 of 4  time left 20 s",
+        "items 3 of 4  time left 10 s",
+        "items 4 of 4",
+        "items 2 of 4  time left 7.0 s",
+    ]
+
+
+def test_a_counter_that_starts_again_has_a_new_time_left(monkeypatch):
+    clock = iter(range(100, 200, 10))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    report, file = make_reporter(terminal=False)
+    for done in (3, 4, 1, 2):
+        report({"items": f"{done}/4"})
+    assert file.getvalue().splitlines()[2:] == ["items 1 of 4", "items 2 of 4  time left 20 s"]
+
+
 def test_a_terminal_shows_one_bar_per_counter_and_other_rows_above_it():
     report, file = make_reporter(terminal=True)
     for row in BLOCKS:

@@ -55,7 +55,7 @@ def commands(model, folder):
         ),
         "capture": (
             [str(model), "-o", str(out), "--shard-windows", "2", *SIZES],
-            lambda row: str(row.get("shard", "")).startswith("2/"),
+            lambda row: str(row.get("windows", "")).startswith("4/"),
             f"complete shards are kept in {out}; {RESUME}",
         ),
         "generate": (

@@ -121,6 +121,17 @@ def test_the_student_has_a_model_card_and_passes_check(distilled, tiny_llama):
     assert not [row for row in check_checkpoint(out, source=tiny_llama) if row["level"] == "error"]
 
 
+def test_every_phase_before_training_is_reported_and_an_estimate(distilled, tiny_llama):
+    _, _, reported = distilled
+    start = reported[: next(index for index, row in enumerate(reported) if "loss" in row)]
+    assert {"loads": tiny_llama.name} in start
+    assert [row["block"] for row in start if row.get("reads") == tiny_llama.name] == ["0/2", "1/2", "2/2"]
+    assert any(row.get("measures") == "student" and row["windows"] == "24/24" for row in start)
+    (estimate,) = [row for row in start if row.get("trains") == "student"]
+    steps = [row for row in reported if "loss" in row]
+    assert estimate["steps"] == len(steps) and estimate["eta"] > 0
+
+
 def test_every_step_is_reported_with_speed_and_remaining_time(distilled):
     _, _, reported = distilled
     steps = [row for row in reported if "loss" in row]

@@ -75,17 +75,20 @@ def write_cache(
     if restart:
         discard_shards(out, ranks)
     tokenizer, device = teacher.tokenizer, rank_device(settings.device, rank)
+    report({"loads": teacher.path.name})
     model = open_model(teacher, working_dtype(device), device)
     check_packing(model, str(teacher), settings.packing, settings.seq_len)
     windows, data = read_windows(settings, tokenizer, model)
     manifest = make_manifest(teacher, model, windows, data, settings)
     codec = make_codec(manifest.codec)
-    check_disk(out, windows, codec, manifest.width)
+    needed = cache_bytes(windows, codec, manifest.width)
+    check_disk(out, needed)
     manifest = open_folder(out, manifest)
     shards = range(rank, len(manifest.files), ranks)
-    for done, index in enumerate(shards, 1):
-        fill_shard(out, manifest, index, model, windows, codec)
-        report({"shard": f"{done}/{len(shards)}", "seconds": round(time.perf_counter() - started, 1)})
+    report({"windows": len(windows.ids), "bytes": needed, "shards": len(manifest.files)})
+    meter = WindowMeter(sum(len(windows.ids[shard_slice(manifest, index)]) for index in shards), report)
+    for index in shards:
+        fill_shard(out, manifest, index, model, windows, codec, meter)
     tokens = sum(int(windows.mask[part, 1:].sum()) for part in (shard_slice(manifest, index) for index in shards))
     size = sum((out / manifest.files[index]).stat().st_size for index in shards)
     row = {"out": str(out), "codec": settings.codec, "biased": codec.biased, "tokens_counted": tokens, "bytes": size}
@@ -120,13 +123,30 @@ def make_manifest(teacher: Checkpoint, model: Model, windows: Windows, data: Row
     )
 
 
-def check_disk(out: Path, windows: Windows, codec: Codec, width: int) -> None:
-    """Raises QCompressError if the disk has too little room for the shards that are not yet written."""
-    stored = sum(file.stat().st_size for file in out.glob("targets-*")) if out.is_dir() else 0
-    needed = int(windows.mask[:, 1:].sum()) * codec.bytes_per_token(width) - stored
+class WindowMeter:
+    """Reports how many of `total` windows are stored."""
+
+    def __init__(self, total: int, report: Report) -> None:
+        self.total, self.report, self.done = total, report, 0
+        self.add(0)
+
+    def add(self, windows: int) -> None:
+        """Count more windows as stored."""
+        self.done += windows
+        self.report({"windows": f"{self.done}/{self.total}"})
+
+
+def cache_bytes(windows: Windows, codec: Codec, width: int) -> int:
+    """The expected size of the whole cache in bytes."""
+    return int(windows.mask[:, 1:].sum()) * codec.bytes_per_token(width)
+
+
+def check_disk(out: Path, needed: int) -> None:
+    """Raises QCompressError if the disk has too little room for the part of `needed` bytes that is not yet written."""
+    missing = needed - (sum(file.stat().st_size for file in out.glob("targets-*")) if out.is_dir() else 0)
     folder, free = free_space(out)
-    if free < needed:
-        sizes = f"{format_bytes(needed, short=False)}, but {folder} has {format_bytes(free, short=False)} free"
+    if free < missing:
+        sizes = f"{format_bytes(missing, short=False)}, but {folder} has {format_bytes(free, short=False)} free"
         raise QCompressError(f"{out}: the cache needs {sizes}; make room, or use --codec hybrid")
 
 
@@ -135,19 +155,22 @@ def shard_slice(manifest: Manifest, index: int) -> slice:
     return slice(index * manifest.shard_windows, (index + 1) * manifest.shard_windows)
 
 
-def fill_shard(out: Path, manifest: Manifest, index: int, model: Model, windows: Windows, codec: Codec) -> None:
-    """Write a shard, or verify it if the file exists.
+def fill_shard(
+    out: Path, manifest: Manifest, index: int, model: Model, windows: Windows, codec: Codec, meter: WindowMeter
+) -> None:
+    """Write a shard, or verify it if the file exists. `meter` counts its windows.
 
     Raises QCompressError if the disk is full, or if an existing shard is damaged.
     """
     path = out / manifest.files[index]
     if path.is_file():
         read_shard(path, manifest)
+        meter.add(len(windows.ids[shard_slice(manifest, index)]))
         return
     part = shard_slice(manifest, index)
     first, batch = part.start, as_batch(windows).rows(part)
     ids = batch.ids
-    rows = encode_windows(model, batch, codec, uniform_numbers(ids, first, int(manifest.data["seed"])))
+    rows = encode_windows(model, batch, codec, uniform_numbers(ids, first, int(manifest.data["seed"])), meter)
     tensors = {f"codec.{name}": tensor for name, tensor in rows.items()}
     tensors["window"] = torch.arange(first, first + len(ids))
     tensors["ids"], tensors["ends"] = window_digests(ids), batch.mask[:, 1:].sum(1).cumsum(0)
@@ -155,7 +178,7 @@ def fill_shard(out: Path, manifest: Manifest, index: int, model: Model, windows:
 
 
 @torch.no_grad()
-def encode_windows(model: Model, batch: Batch, codec: Codec, uniform: Tensor) -> Parts:
+def encode_windows(model: Model, batch: Batch, codec: Codec, uniform: Tensor, meter: WindowMeter) -> Parts:
     """The codec's tensors, with one row per unmasked token, in the order of the windows.
 
     `uniform` holds the random numbers of the codec, (windows, seq_len - 1).
@@ -167,6 +190,7 @@ def encode_windows(model: Model, batch: Batch, codec: Codec, uniform: Tensor) ->
         side = model.side(inputs.ids, inputs.documents)
         _, kept = next_tokens(part.ids, part.mask)
         parts.append(codec.encode(side._replace(hidden=side.hidden[kept.to(device)]), numbers[kept]))
+        meter.add(len(part.ids))
     return concatenate(parts)
 
 

@@ -74,7 +74,7 @@ def compare_with_teacher(
     vocabulary = check_vocabulary([first, *top, *others], windows)
     read = partial(read_windows, ids=windows.ids, device=device, micro_batch=micro_batch, report=report)
     states = read_reference(first, windows, cache, device=device, micro_batch=micro_batch, report=report)
-    drift = partial(token_drift, windows=windows, vocabulary=vocabulary, chunk=chunk)
+    drift = partial(token_drift, windows=windows, vocabulary=vocabulary, chunk=chunk, report=report)
     paths = [one.path for one in (*top, first, *others)]
     table = RowMaker(windows, vocabulary, first, dict(zip(paths, short_names(paths), strict=True)))
     teachers = [read(one) for one in top]

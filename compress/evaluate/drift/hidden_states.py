@@ -27,7 +27,6 @@ Row = dict[str, Any]
 Report = Callable[[Row], None]
 MICRO_BATCH_TOKENS = 2048  # enough for efficient matrix products, few enough for the processor's cache
 MEMORY_STATES = 2**30  # bytes of hidden states that stay in memory, per checkpoint
-SECONDS_BETWEEN_REPORTS = 10.0
 
 
 @dataclass(frozen=True)
@@ -73,15 +72,12 @@ def read_windows(
     model = BlockModel(checkpoint.config, weight_reader(checkpoint), device=device)
     size = micro_batch or max(1, MICRO_BATCH_TOKENS // ids.shape[1])
     hidden = make_states((*ids.shape, int(model.model.config.hidden_size)))
-    started = reported = time.perf_counter()
+    started, name = time.perf_counter(), checkpoint.path.name
+    report({"reads": name, "block": f"0/{len(model)}"})
 
     def done(index: int) -> None:
-        nonlocal reported
-        now = time.perf_counter()
-        if index + 1 == len(model) or now - reported > SECONDS_BETWEEN_REPORTS:
-            row = {"reads": checkpoint.path.name, "block": f"{index + 1}/{len(model)}"}
-            report(row | {"seconds": round(now - started, 1)})
-            reported = now
+        seconds = round(time.perf_counter() - started, 1)
+        report({"reads": name, "block": f"{index + 1}/{len(model)}", "seconds": seconds})
 
     model.read(ids, hidden, size, done)
     return HiddenStates(checkpoint, model, hidden)

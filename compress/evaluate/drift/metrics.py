@@ -14,7 +14,7 @@ from torch import Tensor
 from calibration.windows import Windows
 from compress.core.perplexity import exponential, next_token_nll, window_mean
 from compress.core.rows import DriftPart
-from compress.evaluate.drift.hidden_states import HiddenStates, check_finite, scored_places
+from compress.evaluate.drift.hidden_states import HiddenStates, Report, check_finite, scored_places
 from compress.evaluate.drift.interval import mean_interval, perplexity_intervals
 
 CHUNK = 256  # tokens per matrix product of the head; larger is no faster
@@ -65,7 +65,13 @@ class Preferred:
 
 @torch.no_grad()
 def token_drift(
-    reference: HiddenStates, candidate: HiddenStates, windows: Windows, *, vocabulary: int, chunk: int = CHUNK
+    reference: HiddenStates,
+    candidate: HiddenStates,
+    windows: Windows,
+    *,
+    vocabulary: int,
+    chunk: int = CHUNK,
+    report: Report = lambda row: None,
 ) -> TokenDrift:
     """The drift at every token in the windows' mask, over the token ids below `vocabulary`.
 
@@ -73,12 +79,14 @@ def token_drift(
     QCompressError, with the checkpoint and the first window, if a number is not finite.
     """
     places = scored_places(windows.mask)
-    parts = []
+    parts, done, name = [], 0, candidate.checkpoint.path.name
     with reference.head(), candidate.head():
         for part in places.split(chunk):
             ours, theirs = (states.logits(part)[:, :vocabulary] for states in (reference, candidate))
             tokens = windows.ids[part[:, 0], part[:, 1] + 1].to(ours.device)
             parts += compare_strips(ours, theirs, tokens)
+            done += len(part)
+            report({"compares": name, "tokens": f"{done}/{len(places)}"})
         reference_nll, nll, kl, agrees, agrees5 = (torch.cat(column) for column in zip(*parts, strict=True))
         check_finite(reference.checkpoint, reference_nll, places, "nll")
         check_finite(candidate.checkpoint, nll, places, "nll")

@@ -18,8 +18,16 @@ def answer_items(
     runtime: Runtime, tokenizer: Any, items: Sequence[Item], batch_size: int
 ) -> Iterator[tuple[Item, list[str]]]:
     """Yields each item with the model's greedy answers, one per turn, as soon as the item's batch is done."""
+    for batch in answer_batches(runtime, tokenizer, items, batch_size):
+        yield from batch
+
+
+def answer_batches(
+    runtime: Runtime, tokenizer: Any, items: Sequence[Item], batch_size: int
+) -> Iterator[list[tuple[Item, list[str]]]]:
+    """Yields the items of each batch with the model's greedy answers, one per turn."""
     for group in batches(items, batch_size):
-        yield from zip(group, converse(runtime, tokenizer, group), strict=True)
+        yield list(zip(group, converse(runtime, tokenizer, group), strict=True))
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:

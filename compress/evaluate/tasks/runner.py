@@ -14,6 +14,7 @@ There is one row per checkpoint and kind of task; the kind "all" is the mean ove
 """
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -30,7 +31,7 @@ from compress.core.proportion import mean_interval, score_interval
 from compress.evaluate.names import short_names
 from compress.evaluate.tasks.answer_log import AnswerLog, json_line
 from compress.evaluate.tasks.item import ALL, EMPTY, Item, Score
-from compress.evaluate.tasks.prompting import answer_items
+from compress.evaluate.tasks.prompting import answer_batches
 from compress.evaluate.tasks.retention import Retention, retention_by_kind
 from compress.evaluate.tasks.scoring import Scorer
 from compress.evaluate.tasks.suite import Suite
@@ -77,8 +78,10 @@ def retention_rows(
     names = short_names([checkpoint.path for checkpoint in checkpoints])
     scored: list[Scores] = []
     rows: list[Row] = []
+    report({"checkpoints": len(checkpoints), "items": len(run.items), "answers": len(checkpoints) * len(run.items)})
     for name, checkpoint in zip(names, checkpoints, strict=True):
-        scored.append(by_kind(score_checkpoint(checkpoint, name, run, report), run.items))
+        later = len(run.items) * (len(checkpoints) - len(scored) - 1)
+        scored.append(by_kind(score_checkpoint(checkpoint, name, run, report, later=later), run.items))
         reference_scores = scored[0] if scored[1:] else None
         identity = {"name": name, "role": "candidate" if scored[1:] else "reference"}
         rows += [identity | row | origin(checkpoint, run) for row in score_rows(scored[-1], reference_scores)]
@@ -100,8 +103,13 @@ def origin(checkpoint: Checkpoint, run: TaskRun) -> Row:
     }
 
 
-def score_checkpoint(checkpoint: Checkpoint, name: str, run: TaskRun, report: Report) -> dict[str, Score]:
-    """The score of each item, by id. Stored answers are reused, but scores are always computed again."""
+def score_checkpoint(
+    checkpoint: Checkpoint, name: str, run: TaskRun, report: Report, *, later: int = 0
+) -> dict[str, Score]:
+    """The score of each item, by id. Stored answers are reused, but scores are always computed again.
+
+    Reported rows have the time left, also for the `later` answers of other checkpoints.
+    """
     header = {"checkpoint": checkpoint.digest, "suite": run.suite.digest, "settings": dict(run.settings)}
     log = AnswerLog(run.out / f"{stem(name)}.answers.jsonl", header, restart=run.restart)
     missing = [item for item in run.items if item.id not in log.answers]
@@ -109,10 +117,13 @@ def score_checkpoint(checkpoint: Checkpoint, name: str, run: TaskRun, report: Re
     report({"checkpoint": name, "items": f"{done}/{total}"})
     if missing:
         with closing(run.open_runtime(checkpoint)) as runtime:
-            answered = answer_items(runtime, checkpoint.tokenizer, missing, run.batch_size)
-            for count, (item, answers) in enumerate(answered, done + 1):
-                log.add(item.id, answers)
-                report({"checkpoint": name, "items": f"{count}/{total}"})
+            started, before = time.perf_counter(), done
+            for batch in answer_batches(runtime, checkpoint.tokenizer, missing, run.batch_size):
+                for item, answers in batch:
+                    log.add(item.id, answers)
+                done += len(batch)
+                left = (time.perf_counter() - started) / (done - before) * (total - done + later)
+                report({"checkpoint": name, "items": f"{done}/{total}", "eta": round(left, 1)})
     scores = score_items(run.items, log.answers)
     write_scores(scores_file(run.out, name), run.items, scores, log.answers)
     return scores

@@ -62,6 +62,18 @@ def online(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> list[f
     return curve(out)
 
 
+def test_a_capture_reports_its_size_first_and_then_every_window(tiny_llama, tmp_path):
+    reported: list[dict[str, Any]] = []
+    row = capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(**HYBRID), report=reported.append)
+    assert reported[0] == {"loads": tiny_llama.name} and (reported[1]["windows"], reported[1]["shards"]) == (24, 5)
+    assert reported[1]["bytes"] == pytest.approx(row["bytes"], rel=0.3)
+    counts = [row["windows"] for row in reported[2:]]
+    assert counts[0] == "0/24" and counts[-1] == "24/24" and len(counts) >= 6
+    again: list[dict[str, Any]] = []
+    capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(**HYBRID), report=again.append)
+    assert [row["windows"] for row in again[2:]] == [f"{done}/24" for done in (0, 5, 10, 15, 20, 24)]
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 1e-3)])
 def test_cached_hidden_states_give_the_loss_curve_of_the_teacher(tiny_llama, tmp_path, online, dtype, tolerance):
     capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(dtype=dtype, **SMALL))

@@ -158,6 +158,10 @@ def test_ids_beyond_the_shared_vocabulary_are_rejected(tiny_llama, windows):
 def test_every_window_and_block_is_read_once_per_checkpoint(tiny_llama, quantized, windows):
     reports = []
     compare_rows(tiny_llama, [quantized["awq"], quantized["gptq"]], windows, report=reports.append)
-    assert [(row["reads"], row["block"]) for row in reports] == [
-        (Path(path).name, "2/2") for path in (tiny_llama, quantized["awq"], quantized["gptq"])
+    names = [Path(path).name for path in (tiny_llama, quantized["awq"], quantized["gptq"])]
+    blocks = [(row["reads"], row["block"]) for row in reports if "reads" in row]
+    assert blocks == [(name, f"{done}/2") for name in names for done in range(3)]
+    tokens = f"{int(windows.mask[:, 1:].sum())}/{int(windows.mask[:, 1:].sum())}"
+    assert [(row["compares"], row["tokens"]) for row in reports if "compares" in row] == [
+        (name, tokens) for name in names[1:]
     ]

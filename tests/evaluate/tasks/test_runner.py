@@ -176,7 +176,7 @@ def test_a_resumed_run_ends_with_the_same_bytes(tiny_llama, run, tmp_path):
         torn.write('{"id": "c", "ans')
     reported = []
     assert score_checkpoint(Checkpoint(tiny_llama), "m", run, reported.append) == whole
-    assert [row["items"] for row in reported] == ["2/4", "3/4", "4/4"]
+    assert [row["items"] for row in reported] == ["2/4", "4/4"]
     assert file.read_text() == (tmp_path / "whole" / "m.answers.jsonl").read_text()
 
 
@@ -203,12 +203,26 @@ def test_half_a_character_in_an_answer_reaches_the_scores(run):
     assert read_scores(scores_file(run.out.parent, "m"))["a"]["answers"] == ["x \ud800"]
 
 
+def test_the_amount_of_work_is_reported_before_any_model_is_opened(tiny_llama, tiny_qwen2, run):
+    opened, reported = [], []
+
+    def open_runtime(checkpoint):
+        opened.append(len(reported))
+        return open_transformers(checkpoint)
+
+    retention_rows(tiny_llama, [tiny_qwen2], replace(run, open_runtime=open_runtime), reported.append)
+    assert reported[0] == {"checkpoints": 2, "items": 4, "answers": 8} and opened[0] == 2
+    batches = [row for row in reported if "eta" in row]
+    assert [row["items"] for row in batches] == ["2/4", "4/4"] * 2
+    assert batches[0]["eta"] > 0 and batches[1]["eta"] > 0 and batches[3]["eta"] == 0
+
+
 def test_restart_discards_stored_answers_even_of_other_settings(tiny_llama, run):
     first = score_checkpoint(Checkpoint(tiny_llama), "m", run, silent)
     reported = []
     again = replace(run, settings=SETTINGS | {"dtype": "auto"}, restart=True)
     assert score_checkpoint(Checkpoint(tiny_llama), "m", again, reported.append) == first
-    assert [row["items"] for row in reported] == ["0/4", "1/4", "2/4", "3/4", "4/4"]
+    assert [row["items"] for row in reported] == ["0/4", "2/4", "4/4"]
     header, *rows = [json.loads(line) for line in (run.out / "m.answers.jsonl").read_text().splitlines()]
     assert header["settings"]["dtype"] == "auto" and len(rows) == 4
 
