@@ -6,18 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compress.cli.console import emit, report
+from compress.cli.console import emit, report, results
 from compress.cli.history import append_history, check_history_options, history_options
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, json_option, make_settings, settings_options
 from compress.core.errors import QCompressError
 from compress.core.units import format_bytes
 from compress.evaluate.speed.settings import Prediction, Resources, Timing
+from compress.evaluate.speed.words import notes, request_text
 
 if TYPE_CHECKING:
     from compress.core.rows import CapacityRow, SpeedRow
 
 Row = Mapping[str, Any]
+THROUGHPUTS = (  # columns and keys
+    ("decode throughput", "decode_throughput"),
+    ("output throughput", "output_throughput"),
+    ("total token throughput", "total_token_throughput"),
+)
 
 
 @click.command("bench", cls=Command)
@@ -30,10 +36,12 @@ def command(
 ) -> None:
     """Measure speed and memory of each CKPT, and predict the hardware it fits on. Gains are relative to the first CKPT.
 
-    The measurements are memory, time to first token, generation time, tokens per second and the largest batch. Each
-    CKPT runs in a separate process; if that fails, its row states the reason. Numbers are medians; brackets hold
-    minimum and maximum. --hardware and --gpu-memory predict fit, longest context, largest batch and an upper bound of
-    decoding speed, without loading a model.
+    The figures have the names of vLLM's benchmark. TTFT (time to first token) and TPOT (time per output token) are
+    those of one request. Decode throughput counts new tokens after the first; output throughput counts new tokens from
+    end to end; total token throughput counts prompts too. The last three are those of a batch. Each CKPT runs in a
+    separate process; if that fails, its row states the reason. Numbers are medians; brackets hold minimum and maximum.
+    --hardware and --gpu-memory predict fit, longest context, largest batch and an upper bound of decoding speed,
+    without loading a model.
 
     \b
     qcompress bench smollm2 smollm2-awq smollm2-gptq --quick
@@ -49,7 +57,7 @@ def command(
     measured, predicted = bench_rows(checkpoints, timing, resources, prediction, report)
     show(measured, predicted, as_json)
     append_history(history, tag, "bench", measured)
-    if measured and all(row["error"] and row["ttft_s"] is None for row in measured):
+    if measured and all(row["error"] and row["ttft_ms"] is None for row in measured):
         raise QCompressError(f"{measured[0]['path']}: all measurements failed: {measured[0]['error']}")
 
 
@@ -71,11 +79,10 @@ def show(measured: Sequence["SpeedRow"], predicted: Sequence["CapacityRow"], as_
         request = f"{first['prompt_tokens']:,} prompt tokens, {first['new_tokens']:,} new tokens"
         title = f"{request}, {first['runtime']}, {first['device']}"
         emit([measured_columns(row) for row in measured], as_json=False, title=title)
-        for row in measured:
-            if row["error"] or row["note"]:
-                report({"name": row["name"], "error": row["error"], "note": row["note"]})
+        for text, names in notes(measured).items():
+            results.print(f"{', '.join(names)}: {text}", markup=False)
     if predicted:
-        title = f"predicted, requests of {predicted[0]['request_tokens']:,} tokens"
+        title = f"predicted, {request_text(predicted[0])}"
         emit([predicted_columns(row) for row in predicted], as_json=False, title=title)
 
 
@@ -86,10 +93,9 @@ def measured_columns(row: Row) -> Row:
         "name": row["name"],
         "weights": bytes_with_gain(row, "weights_bytes"),
         "peak memory": bytes_with_gain(row, "peak_bytes"),
-        "first token ms": with_spread(row, "ttft_s", 1e3, 0),
-        "generation s": with_spread(row, "generate_s", 1, 2),
-        "tokens/s": with_spread(row, "decode_tokens_per_s", 1, 1),
-        f"tokens/s at batch {row['batch_size']}": with_spread(row, "throughput_tokens_per_s", 1, 1),
+        "TTFT ms": with_spread(row, "ttft_ms", 0),
+        "TPOT ms": with_spread(row, "tpot_ms", 1),
+        **{f"{name}, tokens/s at batch {row['batch_size']}": with_spread(row, key, 1) for name, key in THROUGHPUTS},
         "largest batch": None if batch is None else f"{batch:,}{gain_text(row, 'largest_batch')}",
     }
 
@@ -99,13 +105,12 @@ def bytes_with_gain(row: Row, key: str) -> str | None:
     return None if row[key] is None else f"{format_bytes(row[key], short=False)}{gain_text(row, key)}"
 
 
-def with_spread(row: Row, key: str, unit: float, digits: int) -> str | None:
+def with_spread(row: Row, key: str, digits: int) -> str | None:
     """A median, the minimum and maximum in brackets, and the gain in %."""
     if row[key] is None:
         return None
-    low, high = row[f"{key}_low"] * unit, row[f"{key}_high"] * unit
-    spread = f" ({low:,.{digits}f}–{high:,.{digits}f})"
-    return f"{row[key] * unit:,.{digits}f}{spread}{gain_text(row, key)}"
+    spread = f" ({row[f'{key}_low']:,.{digits}f}–{row[f'{key}_high']:,.{digits}f})"
+    return f"{row[key]:,.{digits}f}{spread}{gain_text(row, key)}"
 
 
 def gain_text(row: Row, key: str) -> str:

@@ -43,11 +43,8 @@ class TimedRuntime(Runtime, Protocol):
     def peak_bytes(self) -> int:
         """Peak memory so far, in bytes."""
 
-    def largest_batch(self, peaks: dict[int, int]) -> tuple[int, str]:
-        """The number of concurrent requests that fit, and how it was computed.
-
-        `peaks` maps batch sizes to peak bytes.
-        """
+    def largest_batch(self) -> tuple[int, str] | None:
+        """The number of concurrent requests that fit, and its source. None if the runtime has no fixed KV cache."""
 
     def preemptions(self) -> int:
         """The number of times that a request has waited for memory. 0 if the runtime never makes requests wait."""

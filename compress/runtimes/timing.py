@@ -2,7 +2,7 @@
 
 If the process dies, the lines of earlier measurements remain. The lines are
     {"facts": {...}}                    written after loading: values under the keys of a `SpeedRow`
-    {"sample": {"ttft_s": 0.1, ...}}    the figures of one repeat
+    {"sample": {"ttft_ms": 98.0, ...}}  the figures of one repeat
     {"facts": {"error": "..."}}         the reason why a measurement is missing
 Only `run_worker` reads and writes files.
 """
@@ -48,32 +48,43 @@ def measure(runtime: TimedRuntime, request: Row) -> Iterator[Row]:
     for repeat in range(request["warm_up"]):
         runtime.generate_exactly(prompts(1, -1 - repeat), min(WARM_UP, new_tokens))
     for repeat in range(request["repeats"]):
-        sample = time_request(runtime, prompts(1, repeat)[0], new_tokens)
-        throughput = {"throughput_tokens_per_s": new_tokens / sample["latency_s"]} if batch_size == 1 else {}
-        yield {"sample": sample | throughput}
-    peaks = {1: runtime.peak_bytes()}
-    yield {"facts": {"peak_bytes": peaks[1]}}
+        times = time_prompts(runtime, prompts(1, repeat), new_tokens)
+        throughput = throughput_sample(times, 1, length, new_tokens) if batch_size == 1 else {}
+        yield {"sample": latency_sample(times, new_tokens) | throughput}
+    yield {"facts": {"peak_bytes": runtime.peak_bytes()}}
     for repeat in range(request["repeats"] if batch_size > 1 else 0):
-        duration = seconds(runtime, prompts(batch_size, 1000 + repeat), new_tokens)
-        yield {"sample": {"throughput_tokens_per_s": batch_size * new_tokens / duration}}
-    peaks[batch_size] = runtime.peak_bytes()
-    yield {"facts": {"peak_bytes": peaks[batch_size]}}
-    largest, source = runtime.largest_batch(peaks)
-    yield {"facts": {"largest_batch": largest, "largest_batch_how": source, "largest_batch_ran": False}}
-    if request["confirm_batch"] and largest:
-        yield {"facts": confirm(runtime, prompts(largest, 2000), new_tokens) | {"peak_bytes": runtime.peak_bytes()}}
+        times = time_prompts(runtime, prompts(batch_size, 1000 + repeat), new_tokens)
+        yield {"sample": throughput_sample(times, batch_size, length, new_tokens)}
+    yield {"facts": {"peak_bytes": runtime.peak_bytes()}}
+    limit = runtime.largest_batch()
+    if limit is not None:
+        yield {"facts": {"largest_batch": limit[0], "largest_batch_how": limit[1], "largest_batch_ran": False}}
+    if limit is not None and limit[0] and request["confirm_batch"]:
+        yield {"facts": confirm(runtime, prompts(limit[0], 2000), new_tokens) | {"peak_bytes": runtime.peak_bytes()}}
 
 
-def time_request(runtime: TimedRuntime, prompt: Ids, new_tokens: int) -> Row:
-    """The figures of one repeat: the time to the first token, then the time of the whole answer.
+def time_prompts(runtime: TimedRuntime, prompts: Sequence[Ids], new_tokens: int) -> tuple[float, float]:
+    """The seconds of the prompts' first tokens alone, then those of their whole answers."""
+    return seconds(runtime, prompts, 1), seconds(runtime, prompts, new_tokens)
 
-    The generation time is the difference of the two. On a busy machine the time to the first token can exceed the time
-    of the whole answer; such a repeat has no generation time.
+
+def latency_sample(times: tuple[float, float], new_tokens: int) -> Row:
+    """The figures of one request: TTFT, TPOT and E2EL in milliseconds.
+
+    Decoding takes the difference of the two times. On a busy machine the first can be the longer one; such a repeat has
+    no TPOT.
     """
-    first, total = seconds(runtime, [prompt], 1), seconds(runtime, [prompt], new_tokens)
-    rest = total - first
-    sample = {"ttft_s": first, "latency_s": total}
-    return sample | {"generate_s": rest, "decode_tokens_per_s": (new_tokens - 1) / rest} if rest > 0 else sample
+    first, total = times
+    sample = {"ttft_ms": 1e3 * first, "e2el_ms": 1e3 * total}
+    return sample | {"tpot_ms": 1e3 * (total - first) / (new_tokens - 1)} if total > first else sample
+
+
+def throughput_sample(times: tuple[float, float], batch: int, prompt_tokens: int, new_tokens: int) -> Row:
+    """The throughputs of a batch in tokens per second: new tokens end to end, all tokens, and decoding alone."""
+    first, total = times
+    output = {"output_throughput": batch * new_tokens / total}
+    output["total_token_throughput"] = batch * (prompt_tokens + new_tokens) / total
+    return output | {"decode_throughput": batch * (new_tokens - 1) / (total - first)} if total > first else output
 
 
 def confirm(runtime: TimedRuntime, prompts: Sequence[Ids], new_tokens: int) -> Row:

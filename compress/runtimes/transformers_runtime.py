@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-import psutil
 import torch
 
 from compress.checkpoint.formats import model_dtype
@@ -38,7 +37,7 @@ def load_on_device(checkpoint: Checkpoint, device: str = "auto", dtype: str = "f
 
 
 class TransformersRuntime:
-    """A checkpoint in transformers. `request` holds the settings of `bench`, for `largest_batch`."""
+    """A checkpoint in transformers."""
 
     def __init__(
         self,
@@ -47,9 +46,7 @@ class TransformersRuntime:
         device: str = "auto",
         dtype: str = "float32",
         gpu: int | None = None,
-        request: Row | None = None,
     ) -> None:
-        self.request = request or {}
         self.cuda = pick_device(device) == "cuda"
         self.packed = "quantization_config" in checkpoint.config
         self.stops = stop_tokens(checkpoint)
@@ -94,23 +91,8 @@ class TransformersRuntime:
     def peak_bytes(self) -> int:
         return torch.cuda.max_memory_reserved() if self.cuda else resident_peak()
 
-    def largest_batch(self, peaks: dict[int, int]) -> tuple[int, str]:
-        """The free memory, divided by the bytes of one request.
-
-        These bytes are the slope of `peaks` (peak bytes over batch size), or the request's KV cache if that is larger.
-        """
-        smallest, largest = min(peaks), max(peaks)
-        slope = (peaks[largest] - peaks[smallest]) / (largest - smallest) if largest > smallest else 0
-        request_bytes = max(slope, self.request["kv_bytes_per_request"])
-        room = (self.request["memory"] or self.memory()) - peaks[smallest]
-        source = f"peaks at batch {smallest} and {largest}" if largest > smallest else "the size of the KV cache"
-        return max(0, smallest + int(room // request_bytes)), f"memory, from {source}"
-
-    def memory(self) -> int:
-        """The maximum number of bytes that this process can use."""
-        if self.cuda:
-            return int(torch.cuda.get_device_properties(0).total_memory)
-        return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
+    def largest_batch(self) -> tuple[int, str] | None:
+        return None
 
     def preemptions(self) -> int:
         return 0
@@ -119,7 +101,7 @@ class TransformersRuntime:
 def open_timed(request: Row) -> TransformersRuntime:
     """Open the runtime that a request of `qcompress bench` describes."""
     checkpoint = open_causal_lm(request["checkpoint"])
-    return TransformersRuntime(checkpoint, device=request["device"], dtype=request["dtype"], request=request)
+    return TransformersRuntime(checkpoint, device=request["device"], dtype=request["dtype"])
 
 
 if __name__ == "__main__":

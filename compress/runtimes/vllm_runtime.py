@@ -81,7 +81,7 @@ class VllmRuntime:
 
         return torch.cuda.max_memory_reserved() if self.cuda else resident_peak()
 
-    def largest_batch(self, peaks: dict[int, int]) -> tuple[int, str]:
+    def largest_batch(self) -> tuple[int, str] | None:
         """The number of requests that fit in vLLM's cache without its reserved page, at most `max_num_seqs`."""
         config = self.llm.llm_engine.vllm_config
         cache, limit = config.cache_config, config.scheduler_config.max_num_seqs

@@ -51,7 +51,7 @@ def test_a_missing_checkpoint_is_named_in_the_error(tmp_path):
 
 def test_measured_rows_are_printed_and_stored_in_the_history(tiny_llama, rounded, tmp_path, monkeypatch):
     script = tmp_path / "stand_in.py"
-    line = {"sample": {"ttft_s": 0.5, "generate_s": 1.0, "latency_s": 1.5, "decode_tokens_per_s": 31.0}}
+    line = {"sample": {"ttft_ms": 500.0, "tpot_ms": 32.3, "e2el_ms": 1500.0, "decode_throughput": 31.0}}
     script.write_text(f"import sys\nopen(sys.argv[2], 'a').write({json.dumps(line)!r} + chr(10))\n")
     monkeypatch.setitem(speed.WORKERS, "transformers", "stand_in")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -61,7 +61,7 @@ def test_measured_rows_are_printed_and_stored_in_the_history(tiny_llama, rounded
     assert re.search(r"\d\.\d [kM]B ", result.stdout) and "weights" in result.stdout
     assert "500 (500–500)" in result.stdout and "128 prompt tokens, 32 new tokens" in result.stdout
     stored = json.loads(CliRunner().invoke(cli, ["history", str(file), "--json"]).stdout)
-    assert [row["command"] for row in stored] == ["bench"] * 2 and stored[1]["decode_tokens_per_s_gain"] == 0
+    assert [row["command"] for row in stored] == ["bench"] * 2 and stored[1]["decode_throughput_gain"] == 0
 
 
 def test_without_any_measurement_rows_are_printed_and_the_exit_code_is_1(tiny_llama, tmp_path, monkeypatch):
@@ -74,7 +74,7 @@ def test_without_any_measurement_rows_are_printed_and_the_exit_code_is_1(tiny_ll
 
 
 def test_measurements_before_a_failure_count_as_success(tiny_llama, tmp_path, monkeypatch):
-    line = {"sample": {"ttft_s": 0.5, "latency_s": 1.5}}
+    line = {"sample": {"ttft_ms": 500.0, "e2el_ms": 1500.0}}
     script = f"import sys\nopen(sys.argv[2], 'a').write({json.dumps(line)!r} + chr(10))\nraise ValueError('no room')\n"
     (tmp_path / "halts.py").write_text(script)
     monkeypatch.setitem(speed.WORKERS, "transformers", "halts")

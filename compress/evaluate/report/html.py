@@ -58,7 +58,6 @@ def table(head: Sequence[str], lines: Sequence[str], *, left: Sequence[str] = ()
     )
 
 
-def line(name: str, colour: str, cells: Sequence[str], *, note: str | None = None) -> str:
-    """A checkpoint's `<tr>`: its coloured name, a small `note` below the name, then the cells, which are `<td>`."""
-    below = f"<br><small>{esc(note)}</small>" if note else ""
-    return f'<tr><th title="{esc(name)}">{dot(colour)}{esc(name)}{below}</th>{"".join(cells)}</tr>'
+def line(name: str, colour: str, cells: Sequence[str]) -> str:
+    """A checkpoint's `<tr>`: its coloured name, then the cells, which are `<td>`."""
+    return f'<tr><th title="{esc(name)}">{dot(colour)}{esc(name)}</th>{"".join(cells)}</tr>'

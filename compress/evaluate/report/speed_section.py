@@ -5,14 +5,15 @@ from collections.abc import Callable, Sequence
 from compress.core.units import format_bytes
 from compress.evaluate.report.html import Row, dot, esc, line, section, table
 from compress.evaluate.report.report_data import ReportData, css_colour
+from compress.evaluate.speed.words import notes, request_text
 
 Cell = Callable[[Row, str], str]
 
 
-def seconds(row: Row, key: str) -> str:
+def milliseconds(row: Row, key: str) -> str:
     """A median time in ms or s, followed by the smallest and the largest time."""
     value, low, high = row[key], row.get(f"{key}_low"), row.get(f"{key}_high")
-    unit, factor = ("ms", 1000) if value < 1 else ("s", 1)
+    unit, factor = ("ms", 1) if value < 1000 else ("s", 0.001)
     spread = "" if low is None or high is None else f" <small>{factor * low:.3g}–{factor * high:.3g}</small>"
     return f"{factor * value:.3g} {unit}{spread}"
 
@@ -34,10 +35,11 @@ def number(row: Row, key: str) -> str:
 COLUMNS: dict[str, tuple[str, Cell]] = {  # key of a row -> the column's heading, and the function for its cells
     "weights_bytes": ("weights", size),
     "peak_bytes": ("peak memory", size),
-    "ttft_s": ("time to first token", seconds),
-    "latency_s": ("time to whole answer", seconds),
-    "decode_tokens_per_s": ("tokens per second, one request", rate),
-    "throughput_tokens_per_s": ("tokens per second, batch", rate),
+    "ttft_ms": ("TTFT", milliseconds),
+    "tpot_ms": ("TPOT", milliseconds),
+    "decode_throughput": ("decode throughput", rate),
+    "output_throughput": ("output throughput", rate),
+    "total_token_throughput": ("total token throughput", rate),
     "largest_batch": ("largest batch", number),
 }
 
@@ -55,21 +57,35 @@ def measured_part(data: ReportData, rows: Sequence[Row]) -> str:
     where = " ".join(str(first[key]) for key in ("runtime", "runtime_version") if first.get(key))
     about = (
         f"{request}; {where} on {first['device']}. Each figure is the median of {first['repeats']} repeats, with their "
-        "range. Green or red: gain or loss against the reference."
+        "range. TTFT and TPOT are the times to the first and per later token of one request. Throughputs are tokens "
+        "per second of a batch: new tokens after the first, new tokens end to end, and prompts with them. "
+        "Green or red: gain or loss against the reference."
     )
-    lines = [speed_line(data, row) for row in rows]
-    return section("Speed and memory", about, table(["checkpoint", *(name for name, _ in COLUMNS.values())], lines))
+    keys = shown_columns(rows)
+    lines = [speed_line(data, row, keys) for row in rows]
+    heads = ["checkpoint", *(COLUMNS[key][0] for key in keys)]
+    return section("Speed and memory", about, table(heads, lines) + note_lines(rows))
 
 
-def speed_line(data: ReportData, row: Row) -> str:
-    """The table row of one checkpoint. A missing figure is empty, and the reason is below the name."""
+def shown_columns(rows: Sequence[Row]) -> list[str]:
+    """The keys of COLUMNS that at least one row has a figure for."""
+    return [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
+
+
+def speed_line(data: ReportData, row: Row, keys: Sequence[str]) -> str:
+    """The table row of one checkpoint. A missing figure is empty, and the reason is below the table."""
     index = data.index_of(row["digest"])
     cells = [
-        f"<td>{'' if row.get(key) is None else cell(row, key)}{gain(row.get(f'{key}_gain'))}</td>"
-        for key, (_, cell) in COLUMNS.items()
+        f"<td>{'' if row.get(key) is None else COLUMNS[key][1](row, key)}{gain(row.get(f'{key}_gain'))}</td>"
+        for key in keys
     ]
     name = row["name"] if index is None else data.rows[index]["name"]
-    return line(name, css_colour(index or 0), cells, note=row.get("error") or row.get("note"))
+    return line(name, css_colour(index or 0), cells)
+
+
+def note_lines(rows: Sequence[Row]) -> str:
+    """Every error and remark as a paragraph below the table, where no column cuts it off."""
+    return "".join(f"<p>{esc(', '.join(names))}: {esc(text)}</p>" for text, names in notes(rows).items())
 
 
 def gain(value: float | None) -> str:
@@ -84,8 +100,8 @@ def hardware_part(data: ReportData, rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(row["name"] for row in rows))
     first = rows[0]
     about = (
-        f"Predicted from config.json and file headers, not measured. Large figure: requests of "
-        f"{first['request_tokens']:,} tokens that fit at a time. Small figure: longest context of one request, tokens."
+        f"Predicted from config.json and file headers, not measured, for {request_text(first)}. Large figure: requests "
+        "that fit at a time. Small figure: longest context of one request, in tokens."
     )
     lines = []
     for hardware in dict.fromkeys(row["hardware"] for row in rows):

@@ -270,6 +270,7 @@ def fit_facts(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
         "request_tokens": tokens,
+        "max_requests": SEQUENCES,
         "fits": fits,
         "reason": unsupported or (None if fits else f"{format_bytes(request - room, short=False)} too much"),
         "context_limit": model.context_limit,

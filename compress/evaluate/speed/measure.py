@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -19,7 +19,7 @@ from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.rows import CapacityRow, SpeedRow
 from compress.evaluate.names import short_names
-from compress.evaluate.speed.capacity import check_context, kv_blocks_of, kv_bytes, predict_paths
+from compress.evaluate.speed.capacity import check_context, kv_blocks_of, predict_paths
 from compress.evaluate.speed.hardware import find_hardware, memory_only
 from compress.evaluate.speed.settings import Prediction, Resources, Timing
 from compress.runtimes.protocol import pick_runtime
@@ -28,9 +28,11 @@ from compress.runtimes.timing import resident_peak
 Row = dict[str, Any]
 Report = Callable[[Row], None]
 WORKERS = {"transformers": "compress.runtimes.transformers_runtime", "vllm": "compress.runtimes.vllm_runtime"}
-SAMPLED = ("ttft_s", "generate_s", "latency_s", "decode_tokens_per_s", "throughput_tokens_per_s")
-LESS_IS_BETTER = ("weights_bytes", "peak_bytes", "ttft_s", "generate_s", "latency_s")
-MORE_IS_BETTER = ("decode_tokens_per_s", "throughput_tokens_per_s", "largest_batch")
+LATENCIES = ("ttft_ms", "tpot_ms", "e2el_ms")
+THROUGHPUTS = ("decode_throughput", "output_throughput", "total_token_throughput")
+SAMPLED = LATENCIES + THROUGHPUTS
+LESS_IS_BETTER = ("weights_bytes", "peak_bytes", *LATENCIES)
+MORE_IS_BETTER = (*THROUGHPUTS, "largest_batch")
 GAINS = LESS_IS_BETTER + MORE_IS_BETTER
 FACTS = (
     "runtime_version",
@@ -77,12 +79,13 @@ def bench_rows(
 ) -> tuple[list[SpeedRow], list[CapacityRow]]:
     """The measured rows and the predicted rows.
 
-    Predictions come first. They take no time, so an error in them ends the command before any measurement.
+    Predictions come first. They take no time, so an error in them ends the command before any measurement. They do not
+    depend on `quick`, which makes only the measured requests smaller.
     """
-    timing = timing.complete()
+    timing.complete()  # raises ValueError before any work
     hardware = find_hardware(prediction.hardware)
     hardware += [memory_only(resources.gpu_memory)] if resources.gpu_memory else []
-    numbers = timing.numbers
+    numbers = replace(timing, quick=False).complete().numbers
     request = (numbers["prompt_tokens"], numbers["new_tokens"])
     predicted = predict_paths(paths, hardware, prediction.packed, *request) if hardware else []
     measured = [] if prediction.predict_only else speed_rows(paths, timing, resources, report=report)
@@ -151,7 +154,6 @@ def make_request(checkpoint: Checkpoint, timing: Timing, resources: Resources, n
     """
     timing = timing.complete()
     blocks = kv_blocks_of(checkpoint.config)
-    tokens = timing.numbers["prompt_tokens"] + timing.numbers["new_tokens"]
     return timing.numbers | {
         "checkpoint": str(checkpoint.path),
         "vocab_size": checkpoint.config["vocab_size"],
@@ -162,7 +164,6 @@ def make_request(checkpoint: Checkpoint, timing: Timing, resources: Resources, n
         "max_batch_size": timing.max_batch_size,
         "confirm_batch": timing.confirm_batch and number == timing.rounds - 1,
         "kv_bytes_per_token": sum(block.bytes for block in blocks),
-        "kv_bytes_per_request": kv_bytes(blocks, tokens, page=1),
     }
 
 
@@ -225,7 +226,7 @@ def make_row(index: int, checkpoint: Checkpoint, lines: Lines, timing: Timing) -
         "runtime": facts.get("runtime"),
         **{key: numbers[key] for key in ("prompt_tokens", "new_tokens", "batch_size")},
         "rounds": timing.rounds,
-        "repeats": sum("ttft_s" in sample for sample in lines.samples),
+        "repeats": sum("ttft_ms" in sample for sample in lines.samples),
         "weights_bytes": checkpoint.bytes,
         **{key: facts.get(key) for key in FACTS},
         **{key: highest(lines.facts, key) for key in ("peak_bytes", "load_average")},

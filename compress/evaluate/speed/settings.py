@@ -26,7 +26,7 @@ class Timing:
     )
     quick: bool = option(
         False,
-        "Use smaller defaults: 128 prompt tokens, 32 new tokens, batch size 2, 2 repeats.",
+        "Measure smaller requests by default: 128 prompt tokens, 32 new tokens, batch size 2, 2 repeats.",
         group="Measurement",
     )
     prompt_tokens: int | None = option(
@@ -48,7 +48,7 @@ class Timing:
         256, "Largest number of requests that vLLM runs at once.", group="Measurement", minimum=1
     )
     confirm_batch: bool = option(
-        False, "Run the largest batch, instead of only computing its size.", group="Measurement"
+        False, "Run vLLM's largest batch, instead of only computing its size.", group="Measurement"
     )
 
     def complete(self) -> "Timing":
@@ -65,6 +65,8 @@ class Timing:
                 f"--batch-size {settings.batch_size} is above --max-batch-size {settings.max_batch_size}; "
                 "raise --max-batch-size"
             )
+        if settings.runtime == "transformers" and settings.confirm_batch:
+            raise BadValueError("--confirm-batch: transformers has no largest batch; use --runtime vllm")
         return settings
 
     @property

@@ -273,9 +273,24 @@ def test_two_reports_to_one_path_do_not_share_a_partial_file(tmp_path, make_row,
 
 
 def test_missing_speed_and_hardware_without_fit_have_a_reason(full_data):
-    speed = [row | {"error": "killed by the <kernel>", "latency_s": None} for row in full_data.speed]
+    speed = [row | {"error": "killed by the <kernel>", "tpot_ms": None} for row in full_data.speed]
     text = speed_section(replace(full_data, speed=speed))
-    assert "killed by the &lt;kernel&gt;" in text and 'title="too large"' in text and "22.2 s" not in text
+    assert "killed by the &lt;kernel&gt;" in text and 'title="too large"' in text and "42.2 ms" not in text
+
+
+def test_a_note_on_measured_rows_stands_whole_below_the_table(full_data):
+    measured = [row for row in full_data.speed if row["kind"] == "measured"]
+    speed = [row | {"note": "dequantizes & more", "largest_batch": None} for row in measured]
+    text = speed_section(replace(full_data, speed=speed))
+    names = ", ".join(row["name"] for row in measured)
+    assert f"</table></div><p>{names}: dequantizes &amp; more</p>" in text
+    assert "largest batch" not in text and "<th>output throughput</th>" in text
+
+
+def test_the_fit_names_the_request_and_the_cap_of_the_prediction(full_data):
+    text = speed_section(full_data)
+    request = "requests of 1,024 prompt tokens and 512 new tokens, at most 256 at once (vLLM&#x27;s default)"
+    assert f"for {request}. Large figure: requests that fit at a time" in text
 
 
 def test_sections_without_rows_are_left_out(make_rows):

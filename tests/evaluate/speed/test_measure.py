@@ -26,7 +26,14 @@ from compress.evaluate.speed.measure import (
     wait,
 )
 from compress.evaluate.speed.settings import Resources, Timing
-from compress.runtimes.timing import measure, random_prompts, resident_peak, time_request
+from compress.runtimes.timing import (
+    latency_sample,
+    measure,
+    random_prompts,
+    resident_peak,
+    throughput_sample,
+    time_prompts,
+)
 from compress.runtimes.transformers_runtime import open_timed
 
 REQUEST = {
@@ -59,9 +66,8 @@ class Recorder:
     def peak_bytes(self):
         return 100 * max(count for count, _, _ in self.calls)
 
-    def largest_batch(self, peaks):
-        assert peaks == {count: 100 * count for count in peaks}
-        return self.largest, "a test"
+    def largest_batch(self):
+        return self.largest and (self.largest, "a test")
 
     def preemptions(self):
         return self.waits
@@ -71,17 +77,29 @@ def test_single_requests_come_first_and_batches_last(monkeypatch):
     runtime = Recorder()
     monkeypatch.setattr("compress.runtimes.timing.time.perf_counter", lambda: runtime.clock)
     lines = list(measure(runtime, REQUEST))
-    assert runtime.calls == [(1, 5, 3)] + [(1, 5, 1), (1, 5, 3)] * 2 + [(2, 5, 3)] * 2 + [(4, 5, 3)]
+    single, batch = [(1, 5, 1), (1, 5, 3)], [(2, 5, 1), (2, 5, 3)]
+    assert runtime.calls == [(1, 5, 3)] + single * 2 + batch * 2 + [(4, 5, 3)]
     samples = [line["sample"] for line in lines if "sample" in line]
-    one = {"ttft_s": 0.75, "latency_s": 1.25, "generate_s": 0.5, "decode_tokens_per_s": 4.0}
-    assert samples == [one] * 2 + [{"throughput_tokens_per_s": 2 * 3 / 1.25}] * 2
+    one = {"ttft_ms": 750.0, "e2el_ms": 1250.0, "tpot_ms": 250.0}
+    two = {"output_throughput": 2 * 3 / 1.25, "total_token_throughput": 2 * 8 / 1.25}
+    assert samples == [one] * 2 + [two | {"decode_throughput": 2 * 2 / 0.5}] * 2
+
+
+def test_a_runtime_without_a_largest_batch_reports_none(monkeypatch):
+    runtime = Recorder(largest=None)
+    lines = list(measure(runtime, REQUEST))
+    assert not any("largest_batch" in line.get("facts", {}) for line in lines) and runtime.calls[-1] == (2, 5, 3)
+    with pytest.raises(ValueError, match="--confirm-batch: transformers has no largest batch; use --runtime vllm"):
+        Timing("transformers", confirm_batch=True).complete()
 
 
 def test_batch_size_1_has_the_throughput_of_a_request(monkeypatch):
     runtime = Recorder()
     monkeypatch.setattr("compress.runtimes.timing.time.perf_counter", lambda: runtime.clock)
     lines = measure(runtime, REQUEST | {"batch_size": 1, "confirm_batch": False})
-    assert [line["sample"]["throughput_tokens_per_s"] for line in lines if "sample" in line] == [3 / 1.25] * 2
+    samples = [line["sample"] for line in lines if "sample" in line]
+    assert [sample["output_throughput"] for sample in samples] == [3 / 1.25] * 2
+    assert all(sample["decode_throughput"] == 1e3 / sample["tpot_ms"] for sample in samples)
 
 
 def test_measuring_may_use_the_memory_that_a_prediction_assumes(tiny_llama):
@@ -93,7 +111,9 @@ def test_measuring_may_use_the_memory_that_a_prediction_assumes(tiny_llama):
 def test_a_first_token_slower_than_the_answer_gives_no_decoding_speed(monkeypatch):
     ticks = iter([0.0, 3.0, 3.0, 4.0])
     monkeypatch.setattr("compress.runtimes.timing.time.perf_counter", lambda: next(ticks))
-    assert time_request(Recorder(), [1], 3) == {"ttft_s": 3.0, "latency_s": 1.0}
+    times = time_prompts(Recorder(), [[1]], 3)
+    assert latency_sample(times, 3) == {"ttft_ms": 3000.0, "e2el_ms": 1000.0}
+    assert throughput_sample(times, 2, 5, 3) == {"output_throughput": 6.0, "total_token_throughput": 16.0}
 
 
 @pytest.mark.parametrize(("largest", "ran"), [(3, True), (4, False)])
@@ -108,17 +128,17 @@ def test_prompts_are_valid_ids_and_the_same_for_the_same_seed():
 
 
 def test_medians_come_with_minimum_and_maximum():
-    row = medians([{"ttft_s": 3.0}, {"ttft_s": 1.0}, {"ttft_s": 2.5}], spread=True)
-    assert row == {"ttft_s": 2.5, "ttft_s_low": 1.0, "ttft_s_high": 3.0}
+    row = medians([{"ttft_ms": 3.0}, {"ttft_ms": 1.0}, {"ttft_ms": 2.5}], spread=True)
+    assert row == {"ttft_ms": 2.5, "ttft_ms_low": 1.0, "ttft_ms_high": 3.0}
 
 
 def test_gains_are_positive_for_a_better_candidate():
     reference = dict.fromkeys(GAINS, 100.0) | {"role": "reference"}
     better = gains(dict.fromkeys(GAINS, 50.0) | {"role": "candidate", "largest_batch": 300}, reference)
-    assert better["ttft_s_gain"] == better["weights_bytes_gain"] == 50
-    assert better["decode_tokens_per_s_gain"] == -50 and better["largest_batch_gain"] == 200
+    assert better["ttft_ms_gain"] == better["weights_bytes_gain"] == 50
+    assert better["decode_throughput_gain"] == -50 and better["largest_batch_gain"] == 200
     assert set(gains(reference, reference).values()) == {None}
-    assert gains(reference | {"role": "candidate", "ttft_s": None}, reference)["ttft_s_gain"] is None
+    assert gains(reference | {"role": "candidate", "ttft_ms": None}, reference)["ttft_ms_gain"] is None
 
 
 def test_transformers_fills_every_figure_of_the_row(tiny_llama, quantized):
@@ -132,9 +152,9 @@ def test_transformers_fills_every_figure_of_the_row(tiny_llama, quantized):
     plain, packed = rows
     assert [row["role"] for row in rows] == ["reference", "candidate"] and json.loads(json.dumps(rows)) == rows
     for row in rows:
-        assert row["error"] is None and row["repeats"] == 2 and row["largest_batch_how"].startswith("memory")
-        assert 0 < row["ttft_s_low"] <= row["ttft_s"] <= row["ttft_s_high"]
-        assert row["throughput_tokens_per_s"] > 0 and row["largest_batch"] > 2 and row["dtype"] == "float32"
+        assert row["error"] is None and row["repeats"] == 2 and row["largest_batch"] is None
+        assert 0 < row["ttft_ms_low"] <= row["ttft_ms"] <= row["ttft_ms_high"]
+        assert 0 < row["output_throughput"] < row["total_token_throughput"] and row["dtype"] == "float32"
         assert row["peak_bytes"] >= row["baseline_bytes"] > 0
         assert row["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 2
     assert plain["note"] is None and "dequantizes" in packed["note"]
@@ -153,7 +173,7 @@ def test_generate_exactly_never_stops_early(tiny_llama):
 def test_a_killed_process_leaves_its_reason_and_its_measurements(tiny_llama, tmp_path, monkeypatch):
     script = tmp_path / "dies.py"
     script.write_text(
-        'import sys, os\nopen(sys.argv[2], "a").write(\'{"sample": {"ttft_s": 0.5}}\\n\')\nos.kill(os.getpid(), 9)\n'
+        'import sys, os\nopen(sys.argv[2], "a").write(\'{"sample": {"ttft_ms": 500}}\\n\')\nos.kill(os.getpid(), 9)\n'
     )
     monkeypatch.setitem(speed.WORKERS, "transformers", "dies")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -166,7 +186,7 @@ def test_a_killed_process_leaves_its_reason_and_its_measurements(tiny_llama, tmp
     )
     assert (row["name"], other["name"]) == (str(tiny_llama), str(alias))
     assert "signal 9" in row["error"] and "peak memory" in row["error"]
-    assert row["ttft_s"] == 0.5 and row["repeats"] == 1 and row["largest_batch"] is None
+    assert row["ttft_ms"] == 500 and row["repeats"] == 1 and row["largest_batch"] is None
 
 
 def alive_in(group, process):
