@@ -1,4 +1,4 @@
-"""Stored tensors as NumPy arrays, for checks that need no torch. bfloat16 is read as its bits, uint16."""
+"""Stored tensors as NumPy arrays, for checks without torch. A bfloat16 tensor is read as its bits, in uint16."""
 
 import hashlib
 from collections.abc import Iterator

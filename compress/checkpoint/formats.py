@@ -1,4 +1,4 @@
-"""The on-disk formats: tensor names, dtypes and shapes, from sizes alone, and reading packed weights back.
+"""The on-disk formats: names, dtypes and shapes of packed tensors, and functions that read packed weights.
 
     awq                 asymmetric, GEMM layout          AutoAWQ; vLLM auto_awq.py
     gptq                symmetric, v1 zeros, g_idx       GPTQModel; vLLM auto_gptq.py

@@ -62,10 +62,10 @@ def check_causal_lm(path: Path, config: dict[str, Any]) -> None:
     """Raises QCompressError if a config.json does not describe a causal language model that transformers can make."""
     refuse(path, settings_faults(config))
     if find_architecture(config) is None:
-        ask_transformers(path, config)
+        check_with_transformers(path, config)
 
 
-def ask_transformers(path: Path, config: dict[str, Any]) -> None:
+def check_with_transformers(path: Path, config: dict[str, Any]) -> None:
     """`check_causal_lm` for a config.json that the table of architectures does not cover."""
     from transformers.activations import ACT2FN
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

@@ -1,4 +1,4 @@
-"""The packed tensors of a quantized weight in each on-disk format, and the weight in packed tensors.
+"""Pack a quantized weight into the tensors of each on-disk format, and read it back from these tensors.
 
 `formats.py` has the names, dtypes and shapes of these tensors; `core/pack.py` packs the bits.
 """
@@ -18,7 +18,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Packing:
-    """`save` returns the tensors of a weight by suffix, with scales in a dtype. `load` is its inverse."""
+    """One format's functions: `save` packs a weight into tensors by suffix, with scales in a dtype. `load` inverts it."""
 
     save: Callable[[QuantizedWeight, torch.dtype], Tensors]
     load: Callable[[Callable[[str], Tensor], Scheme], QuantizedWeight]

@@ -143,7 +143,7 @@ class Candidate:
         return {name: scheme(self, name) for name in self.packed}
 
     def reader(self, module: str) -> Callable[[str], Array]:
-        """A function that returns a tensor of a module by its suffix."""
+        """A function that returns a tensor of `module` by its suffix, such as qweight."""
         return lambda suffix: read_array(self.checkpoint, f"{module}.{suffix}")
 
     def scales_path(self, module: str) -> str:

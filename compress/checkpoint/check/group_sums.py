@@ -1,4 +1,4 @@
-"""Sums over each group of a packed module, from its words: what codes without a source can show. NumPy only."""
+"""Sums over the codes of each group of a packed module, computed with NumPy from the packed words."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Columns = slice | NDArray[Any]
 
 @dataclass(frozen=True)
 class GroupSums:
-    """Per group, (out, groups): its zero, the sum of its `size` codes, and the sum of |code - zero|."""
+    """The zero of each group, the sum of its `size` codes, and the sum of |code - zero|, each (out, groups)."""
 
     zeros: NDArray[Any]
     codes: NDArray[Any]
@@ -32,13 +32,13 @@ class GroupSums:
 
 
 def group_sums(read: Read, format_name: str, scheme: Scheme, columns: Columns = slice(None)) -> GroupSums:
-    """The sums of a module whose tensors `read` returns by suffix. `columns` selects words of outputs; default: all."""
+    """The sums of a module. `read` returns its tensors by suffix. `columns` selects the words of some outputs."""
     zeros, codes, distances = SUMS[format_name](read, scheme, columns)
     return GroupSums(zeros, codes, distances, scheme.group_size, scheme.bits, scheme.sym)
 
 
 def awq_sums(read: Read, scheme: Scheme, columns: Columns) -> tuple[NDArray[Any], ...]:
-    """Words along the outputs: a place of a word is one output in eight, and so is that of its zeros."""
+    """The zeros, sums and distances in AWQ's layout. A word holds one code, or one zero, of each of 8 outputs."""
     words, zero_words = read("qweight")[:, columns], read("qzeros")[:, columns]
     groups, count = zero_words.shape
     zeros, codes, distances = (np.empty((groups, 8 * count), np.int64) for _ in range(3))
@@ -51,7 +51,7 @@ def awq_sums(read: Read, scheme: Scheme, columns: Columns) -> tuple[NDArray[Any]
 
 
 def gptq_sums(read: Read, scheme: Scheme, columns: Columns) -> tuple[NDArray[Any], ...]:
-    """Words along the inputs. A zero is stored as zero - 1."""
+    """The zeros, sums and distances in GPTQ's layout. A word holds codes of inputs. Stored zeros are 1 lower."""
     bits, zero_words, words = scheme.bits, read("qzeros")[:, columns], read("qweight")
     words = words.reshape(len(words), -1, 32 // bits)[:, columns].reshape(len(words), -1)
     zeros = unpack_words(zero_words, bits, 1) + np.uint8(1)
@@ -64,7 +64,7 @@ def gptq_sums(read: Read, scheme: Scheme, columns: Columns) -> tuple[NDArray[Any
 
 
 def ct_sums(read: Read, scheme: Scheme, columns: Columns) -> tuple[NDArray[Any], ...]:
-    """Words along the inputs; words of zeros along the outputs."""
+    """The zeros, sums and distances of compressed-tensors. A word holds codes of inputs, or zeros of outputs."""
     bits, words = scheme.bits, read("weight_packed")
     words = words.reshape(-1, 32 // bits, words.shape[1])[columns].reshape(-1, words.shape[1])
     groups = words.shape[1] * 32 // bits // scheme.group_size
@@ -81,7 +81,7 @@ def ct_sums(read: Read, scheme: Scheme, columns: Columns) -> tuple[NDArray[Any],
 
 
 def difference(codes: Bytes, zeros: Bytes) -> Bytes:
-    """|code - zero|."""
+    """|code - zero|, without an overflow of uint8."""
     return np.maximum(codes, zeros) - np.minimum(codes, zeros)
 
 

@@ -77,7 +77,7 @@ def config_matches_source(candidate: Candidate) -> Findings:
 
 
 def same_keys(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Whether two config.json certainly resolve to the same values: equal keys, and plain rope settings."""
+    """Whether two config.json must resolve to the same values, since their keys are equal and rope is not scaled."""
     if find_architecture(ours) is None or find_architecture(theirs) is None:
         return False
     skipped = {*IGNORED, "rope_parameters"}
@@ -87,7 +87,7 @@ def same_keys(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
 
 
 def default_theta(config: dict[str, Any]) -> float | None:
-    """rope_theta of rope settings of the type default. None for other settings."""
+    """The rope_theta of a config.json whose rope type is "default"; None for other rope types."""
     rope = config.get("rope_parameters") or {"rope_type": "default"}
     theta = rope.get("rope_theta", config.get("rope_theta"))
     return theta if rope.get("rope_type") == "default" and not config.get("rope_scaling") else None

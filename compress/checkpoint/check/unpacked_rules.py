@@ -1,7 +1,7 @@
 """Rule T13: the unpacked tensors are those of the source checkpoint, since quantizing copies them.
 
 The record states two exceptions. AWQ scales the norms and biases that feed a packed linear, and T14 compares those
-factors. Tuning trains the norms and biases of the blocks. Equal bytes need no torch.
+factors. Tuning trains the norms and biases of the blocks. torch is imported only if two tensors have unequal bytes.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,7 @@
-"""Tokenizer files that transformers certainly builds, so that a plan need not import it.
+"""Recognize familiar tokenizers: those that transformers can build without doubt, so that it need not be imported.
 
-Everything is as published tokenizers of the known families have it. Files that differ in anything go to transformers.
+A familiar tokenizer has only classes, keys and files that published tokenizers of the known families have. Any other
+tokenizer is built by transformers.
 """
 
 from collections.abc import Callable
@@ -34,9 +35,9 @@ TEXTS = ("padding_side", "truncation_side", "errors", "backend", "name_or_path")
 
 
 def is_familiar_tokenizer(folder: Path, rows: int, is_template: Callable[[Any], bool]) -> bool:
-    """Whether transformers builds the tokenizer in `folder`, and all its ids have one of `rows` rows.
+    """Whether the tokenizer in `folder` is familiar, and all its ids are below `rows`.
 
-    `is_template` tests a chat template. The JSON files of the folder must be readable.
+    `is_template` returns whether a chat template is valid. The JSON files of the folder must be readable.
     """
     from tokenizers import Tokenizer
 
@@ -57,18 +58,18 @@ def is_familiar_tokenizer(folder: Path, rows: int, is_template: Callable[[Any], 
 
 
 def is_bpe(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the model is BPE, from which every class builds, or the class takes any model."""
+    """Whether the tokenizer is a BPE model, which every class can build, or has a class that can build any model."""
     model = read_json(folder / TOKENIZER).get("model") or {}
     return settings["tokenizer_class"] == "PreTrainedTokenizerFast" or model.get("type") == "BPE"
 
 
 def has_familiar_settings(settings: dict[str, Any], ids: dict[str, int]) -> bool:
-    """Whether tokenizer_config.json has only familiar keys, and no special token outside of the vocabulary."""
+    """Whether tokenizer_config.json has only familiar keys, and only special tokens of the vocabulary."""
     return all(is_familiar(key, value, ids) for key, value in settings.items())
 
 
 def is_familiar(key: str, value: Any, ids: dict[str, int]) -> bool:
-    """Whether a key of tokenizer_config.json is familiar, and its value of the right type."""
+    """Whether a key of tokenizer_config.json is familiar and has a value of the right type."""
     if key in ROLES:
         return value is None or is_known_token(value, ids)
     if key in LISTS:

@@ -42,7 +42,7 @@ def compile_template(text: str) -> Template:
 def to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """Unlike Jinja's filter, this one escapes no HTML."""
+    """The filter `tojson`. Unlike Jinja's own, it does not escape HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -1,4 +1,8 @@
-"""The plan of a quantization, before any work. It needs neither torch nor transformers for a familiar model."""
+"""The plan of a quantization, before any work.
+
+If the model's architecture is in the table of `compress/model/architectures.py`, neither torch nor transformers is
+imported.
+"""
 
 from typing import Any
 
