@@ -114,7 +114,7 @@ def distill(
 
 
 def convert(checkpoint: Model, out: Model, to: str) -> Row:
-    """Write a quantized checkpoint in another layout: the same codes, scales and zeros.
+    """Write a quantized checkpoint in another format: the same codes, scales and zeros.
 
     Args:
         checkpoint: A quantized checkpoint, also one of another tool.
@@ -125,7 +125,7 @@ def convert(checkpoint: Model, out: Model, to: str) -> Row:
         A row with `out`, `format`, `linears` and `bytes`.
 
     Raises:
-        QCompressError: The checkpoint is not quantized, or the layout cannot store a weight exactly.
+        QCompressError: The checkpoint is not quantized, or the format cannot store a weight exactly.
         GateFailure: The written checkpoint breaks a rule. It is removed.
 
     Example:

@@ -1,4 +1,4 @@
-"""qcompress convert: the same quantized weights in the layout of another runtime."""
+"""qcompress convert: write the same quantized weights in another format."""
 
 from pathlib import Path
 
@@ -17,14 +17,14 @@ from compress.cli.options import Command, json_option, out_option, shared_option
     group="Essentials",
     required=True,
     type=click.Choice(["awq", "gptq", "compressed-tensors"]),
-    help="Layout to write.",
+    help="Format to write.",
 )
 @out_option("Folder for the converted checkpoint.")
 @json_option
 def command(checkpoint: Path, target: str, out: Path, as_json: bool) -> None:
-    """Write the quantized checkpoint CKPT in another layout, without quantizing again.
+    """Write the quantized checkpoint CKPT in another format, without quantizing again.
 
-    Codes, scales and zeros stay the same, so the model computes the same. A weight that the layout cannot store exactly
+    Codes, scales and zeros stay the same, so the model computes the same. A weight that the format cannot store exactly
     is an error. CKPT may come from another tool. The result must pass `qcompress check`, otherwise nothing is written.
 
     \b

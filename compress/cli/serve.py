@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     "--token",
     group="Essentials",
     envvar=TOKEN_VARIABLE,
-    help=f"Secret that clients must send, at least 12 characters. Better set {TOKEN_VARIABLE}: other users can read "
-    "command lines.",
+    help=f"Secret that clients must send, at least 12 characters. Prefer the environment variable "
+    f"{TOKEN_VARIABLE}, because other users can read command lines.",
 )
 @dry_run_option
 def command(checkpoints: tuple[Path, ...], token: str | None, dry_run: bool, **options: Any) -> None:
-    """Serve each CKPT by vLLM behind a chat page, and behind /v1/chat/completions for other clients.
+    """Serve each CKPT with vLLM: a chat page for people, and /v1/chat/completions for programs.
 
-    Each checkpoint is checked first, as by `check`. Context, requests at once and queue are computed from the memory.
-    The page shows one question's answers of several checkpoints side by side. It reads pdf, docx, xlsx, xls, csv, txt,
-    md and json files in a sandbox, and keeps nothing on disk. Without vLLM, transformers answers slowly.
+    Each CKPT must pass `qcompress check`. Context, concurrent requests and queue are computed from the memory. The page
+    shows the answers of several checkpoints to one question side by side. It reads pdf, docx, xlsx, xls, csv, txt, md
+    and json files in a sandbox, and stores nothing on disk. Without vLLM, transformers runs the model, more slowly.
 
     \b
     qcompress serve qwen-awq
@@ -68,7 +68,10 @@ def page_url(address: Address) -> str:
 
 
 def print_plan(planned: "PlannedEngine") -> None:
-    """Print the sizes of an engine, why they are so, and its command line without the key."""
+    """Print the sizes with which a checkpoint is served, the figures behind them, and the command line of its server.
+
+    The server's secret key is left out.
+    """
     sizes, start = planned.sizes, planned.command
     results.print(
         f"{planned.name}: {planned.runtime}, context {sizes.context:,} tokens, {sizes.sequences} requests at once, "

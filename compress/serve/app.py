@@ -31,7 +31,7 @@ POSTS = {"document": document, "tokens": tokens, "fit": fit, "schema": schema, "
 
 
 def make_app(service: Service, access: Access) -> ASGIApp:
-    """The app for these models. Their engines start and end with it."""
+    """The ASGI app for these models. Their engines start with the app and end with it."""
     routes = [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
@@ -64,7 +64,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 async def watch(service: Service, model: ServedModel) -> None:
-    """Run the engine of a model until it ends for good. With the last engine, the service ends."""
+    """Run the engine of a model until it ends for good. When the last engine has ended, the service ends."""
     if model.engine is None:
         return
     await model.engine.run()

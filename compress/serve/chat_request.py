@@ -1,4 +1,4 @@
-"""The fields of a chat request that reach the engine. Every other field is refused by name."""
+"""The fields of a chat request that reach the engine. Any other field is an error that names the field."""
 
 import math
 from collections.abc import Callable

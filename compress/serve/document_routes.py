@@ -21,7 +21,7 @@ UPLOAD_SECONDS = 120.0
 
 
 async def document(request: Request) -> Response:
-    """{"name", "kind", "text", "notes", "pages"} of the file in the body. ?name= is only a label."""
+    """The file in the body, as {"name", "kind", "text", "notes", "pages"}. ?name= is only a label."""
     service: Service = request.app.state.service
     async with service.uploads.slot():
         data = await read_body(request, "application/octet-stream", UPLOAD_SECONDS)
@@ -36,7 +36,7 @@ async def document(request: Request) -> Response:
 
 
 async def tokens(request: Request) -> Response:
-    """{"tokens", "context", "exact"} of {"model", "messages"}."""
+    """The number of tokens of a conversation, as {"tokens", "context", "exact"}. The body is {"model", "messages"}."""
     body = await read_object(request)
     model = request.app.state.service.model(body.get("model"))
     try:
@@ -48,7 +48,7 @@ async def tokens(request: Request) -> Response:
 
 
 async def fit(request: Request) -> Response:
-    """{"text", "tokens", "parts", "of"}: in `room` tokens, the first or the best parts of a text."""
+    """The first or the best parts of a text that fit in `room` tokens, as {"text", "tokens", "parts", "of"}."""
     body = await read_object(request)
     model = request.app.state.service.model(body.get("model"))
     text, room, how, question = fit_fields(body)
@@ -62,7 +62,7 @@ async def fit(request: Request) -> Response:
 
 
 def fit_fields(body: dict[str, Any]) -> tuple[str, int, str, str]:
-    """text, room, how and question of a request. Raises RefusedError 400 for other types."""
+    """The fields text, room, how and question of a request. Raises RefusedError 400 if a field has another type."""
     text, room, how, question = (body.get(name) for name in ("text", "room", "how", "question"))
     if not isinstance(text, str) or len(text) > MOST_CHARACTERS or not isinstance(question or "", str):
         raise RefusedError(400, f"text and question: must be texts of at most {MOST_CHARACTERS:,} characters")

@@ -24,7 +24,10 @@ class RefusedError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Retry-After, and `close` for a request whose body is not read: otherwise all of it would still arrive."""
+        """Retry-After if the client may try again, and `close` if the request's body was not read.
+
+        An open connection would still receive the whole body.
+        """
         wait = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         return wait | ({"connection": "close"} if self.status in UNREAD else {})
 

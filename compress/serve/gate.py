@@ -1,4 +1,4 @@
-"""A queue with a limit: so many requests run, so many wait, and every further one is refused at once."""
+"""A limit on requests: some run, some wait in a queue, and every further request is refused at once."""
 
 import asyncio
 import math
@@ -13,7 +13,7 @@ MEMORY = 0.2  # weight of the newest answer in the mean duration
 
 
 class Gate:
-    """Lets `running` requests through at once, in the order of their arrival. At most `queue` wait."""
+    """Runs up to `running` requests at a time, in the order of arrival. At most `queue` requests wait."""
 
     def __init__(self, running: int, queue: int) -> None:
         self.limit, self.queue = running, queue

@@ -1,7 +1,7 @@
 """The messages of a chat request: text only, with the files that a user attached quoted as data.
 
-A message is {"role", "content", "documents"}. `content` is text, or a list of text parts as in OpenAI's API.
-`documents` is ours: a list of {"name", "text"}, which the page sends and `quoted` puts into the text.
+A message is {"role", "content", "documents"}. `content` is text, or a list of text parts as in OpenAI's API. OpenAI's
+API has no `documents`: a list of {"name", "text"}, which the page sends and `quoted` puts into the text.
 """
 
 import hashlib
@@ -92,10 +92,10 @@ def label(name: str) -> str:
 
 
 def quoted(message: ChatMessage) -> str:
-    """The text of a message that the model reads: the documents between marked lines, then the content.
+    """The text of a message that the model reads: each document between two marker lines, then the content.
 
-    The code on the lines depends on the text and a secret, so a document cannot contain its own last line. The same
-    document has the same code in every turn, so the engine's prefix cache still serves a conversation.
+    The marker lines hold a code that depends on the document and a secret, so no document can contain its own last
+    line. The same document has the same code in every turn, so the engine's prefix cache still serves a conversation.
     """
     if not message.documents:
         return message.content

@@ -20,7 +20,7 @@ from compress.serve.settings import Engines
 
 @dataclass(frozen=True)
 class PlannedEngine:
-    """One engine, ready to be started: what it runs, how, and why with these sizes."""
+    """The plan of one engine: checkpoint, runtime, sizes with their reasons, and command line."""
 
     name: str
     checkpoint: Checkpoint
@@ -79,7 +79,7 @@ def open_checked(path: Path, gpus: int) -> Checkpoint:
 
 
 def choose_runtime(engines: Engines, environment: Environment) -> str:
-    """The runtime, "vllm" or "transformers". Raises QCompressError if the one that was asked for is not there."""
+    """The runtime, "vllm" or "transformers". Raises QCompressError if the requested runtime is not installed."""
     if engines.runtime == "vllm" and environment.vllm is None:
         raise QCompressError("--runtime vllm: vLLM is not installed here; install it, or set --vllm-python")
     runtime = "vllm" if environment.vllm is not None else "transformers"
@@ -91,7 +91,7 @@ def choose_runtime(engines: Engines, environment: Environment) -> str:
 
 
 def unique(paths: Sequence[Path]) -> list[str]:
-    """The names of the models. Equal names are numbered, because a path would tell clients about this machine."""
+    """The names of the models. Equal names are numbered, because a path would reveal folders of this machine."""
     names = [model_name(path) for path in paths]
     count, seen = Counter(names), Counter[str]()
     result = []

@@ -18,10 +18,10 @@ STREAM = "text/event-stream"
 
 
 class Relay:
-    """An ASGI response: the engine's answer, as it comes.
+    """An ASGI response: the engine's answer, as it arrives.
 
-    `open` is a context of the whole request, its slot in the queue included. `cause` returns the reason, in one line,
-    for which the engine has broken off in the middle of an answer.
+    `open` is a context of the whole request, from the queue to the last byte. `cause` returns, in one line, the reason
+    why the engine ended in the middle of an answer.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Relay:
             tasks.cancel_scope.cancel()
 
     async def answer(self, send: Send) -> None:
-        """Send the answer, or the error that prevents one."""
+        """Send the answer, or an error if there is no answer."""
         try:
             async with self.open() as response:
                 if response.headers.get("content-type", "").startswith(STREAM):

@@ -12,9 +12,9 @@ SECONDS = 60.0
 
 
 async def read_body(request: Request, kind: str, seconds: float = SECONDS) -> bytes:
-    """The whole body. Raises RefusedError for another content type, or if it does not arrive in time.
+    """The whole body. Raises RefusedError for another content type, or if the body does not arrive in time.
 
-    A form of another site cannot have these content types, so it cannot send anything that is accepted.
+    A form of another site cannot have these content types, so no form can send anything that is accepted.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
         raise RefusedError(415, f"the content type must be {kind}")
@@ -26,7 +26,7 @@ async def read_body(request: Request, kind: str, seconds: float = SECONDS) -> by
 
 
 async def read_json(request: Request) -> Any:
-    """The JSON value of the body. Raises RefusedError if it is no JSON."""
+    """The JSON value of the body. Raises RefusedError if the body is not JSON."""
     body = await read_body(request, "application/json")
     try:
         return json.loads(body, parse_constant=refuse_constant)

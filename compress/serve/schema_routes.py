@@ -12,7 +12,7 @@ from compress.serve.service import Service, in_thread
 
 
 async def schema(request: Request) -> Response:
-    """{"accepted": true} for {"schema"}, or an error with the reason."""
+    """{"accepted": true} if the schema in the body is accepted, or else an error with the reason."""
     body = await read_object(request)
     refuse_bad_schema(body.get("schema"))
     return JSONResponse({"accepted": True})

@@ -60,7 +60,10 @@ def check_request(scope: Scope, access: Access) -> None:
 
 
 def check_origin(scope: Scope, headers: Mapping[str, str], host: str) -> None:
-    """Raise RefusedError for a request that a page of another origin has caused. Its top-level links are allowed."""
+    """Raises RefusedError if a page of another origin has caused the request.
+
+    A link from such a page to this one is allowed.
+    """
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
         raise RefusedError(403, "requests from pages of other origins are refused")

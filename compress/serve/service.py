@@ -1,4 +1,4 @@
-"""The models of a running service, and what a route needs of them."""
+"""The models of a running service, and the functions that its routes call."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -36,9 +36,9 @@ class Engine(Protocol):
 
 @dataclass
 class ServedModel:
-    """A model that clients can choose by its name. `context` is in tokens; None means that only the engine has it.
+    """A model that clients can choose by its name. `context` is in tokens, or None if only the engine has this number.
 
-    `runtime` is vllm, transformers or upstream. A model of an upstream has no `engine` of ours.
+    `runtime` is vllm, transformers or upstream. With upstream, `engine` is None.
     """
 
     name: str
@@ -58,7 +58,7 @@ class ServedModel:
         return self.engine.cause if self.engine else ""
 
     def state(self) -> Row:
-        """What the page shows of this model."""
+        """The figures and the status of this model that the page shows."""
         return {
             "name": self.name,
             "runtime": self.runtime,
@@ -79,13 +79,13 @@ class ServedModel:
             raise RefusedError(503, f"{self.name} is {self.status}{reason}; try again soon", retry_after=5)
 
     async def count(self, messages: list[ChatMessage]) -> int:
-        """The tokens of a conversation. Raises RefusedError for text that the model cannot read."""
+        """The number of tokens of a conversation. Raises RefusedError for text that the model cannot read."""
         return await in_thread(lambda: self.counter.messages(messages))
 
 
 @dataclass
 class Service:
-    """All models, by name. `max_tokens` limits every answer; 0 means that only the context does."""
+    """All models, by name. `max_tokens` limits every answer; 0 means that the context is the only limit."""
 
     models: dict[str, ServedModel] = field(default_factory=dict)
     max_tokens: int = 0
@@ -102,7 +102,7 @@ class Service:
 
     @asynccontextmanager
     async def answer(self, request: ChatRequest) -> AsyncIterator[httpx2.Response]:
-        """A context with the engine's answer, from the place in the queue to the last byte. Raises RefusedError."""
+        """A context with the engine's answer. Waits for a slot, and keeps it to the last byte. Raises RefusedError."""
         model = self.model(request.model)
         model.check_ready()
         payload = await self.payload(model, request)
@@ -112,7 +112,10 @@ class Service:
                 yield response
 
     async def payload(self, model: ServedModel, request: ChatRequest) -> Row:
-        """The request for the engine. Raises RefusedError 400 if the conversation does not fit, and cuts nothing."""
+        """The request for the engine. Raises RefusedError 400 if the conversation does not fit.
+
+        No part of the conversation is ever cut off.
+        """
         payload = {"messages": plain(request.messages), **request.options}
         limit = self.max_tokens or None
         if model.context is not None and model.counter.exact:
@@ -129,7 +132,10 @@ def too_long(tokens: int, context: int) -> str:
 
 
 async def in_thread(call: Any) -> Any:
-    """The value of `call`, run in a thread. A CalibrationError, which names a fault of the text, is refused."""
+    """The value of `call`, run in a thread.
+
+    Raises RefusedError 400 in place of a CalibrationError, which names a fault of the text.
+    """
     try:
         return await anyio.to_thread.run_sync(call)
     except CalibrationError as error:

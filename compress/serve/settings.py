@@ -18,11 +18,11 @@ TOKEN_VARIABLE, KEY_VARIABLE = "QCOMPRESS_SERVE_TOKEN", "QCOMPRESS_UPSTREAM_KEY"
 
 @dataclass(frozen=True)
 class Address:
-    """Where the service listens, and who may use it."""
+    """The address and the port of the service, and the clients that may use it."""
 
     port: int = option(7860, "Port of the page and the API.", minimum=1, maximum=65535)
     host: str = option(
-        "127.0.0.1", "Address to listen on. Any address but this machine's own needs --token.", metavar="ADDRESS"
+        "127.0.0.1", "Address to listen on. Every address except a loopback address needs --token.", metavar="ADDRESS"
     )
     allowed_host: tuple[str, ...] = option(
         (), "Host name by which clients reach the service, such as a name behind nginx. Repeatable.", metavar="NAME"
@@ -30,7 +30,10 @@ class Address:
     api_only: bool = option(False, "Serve only /v1 and /health: no page, no files.")
 
     def access(self, token: str | None) -> Access:
-        """The rules for requests. Raises QCompressError for another host without a token, or for a short one."""
+        """The rules for requests.
+
+        Raises QCompressError if other machines can reach the host and there is no token, or if the token is too short.
+        """
         if token is None and not is_loopback(self.host):
             raise QCompressError(
                 f"--host {self.host}: other machines could use the service; set --token or {TOKEN_VARIABLE}"
@@ -42,7 +45,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Engines:
-    """How the models run."""
+    """How the models run: runtime, GPUs, limits and logs."""
 
     runtime: str = option(
         "auto",
@@ -51,35 +54,38 @@ class Engines:
         choices=("auto", "vllm", "transformers"),
     )
     vllm_python: str | None = option(
-        None, "Python of the environment that vLLM is installed in. [default: this one]", group="Resources"
+        None, "Python program of the environment that has vLLM. [default: this one]", group="Resources"
     )
     upstream: str | None = option(
         None,
-        "URL of a running OpenAI-compatible server that answers, instead of a process of this command. "
-        f"{KEY_VARIABLE} in the environment is sent as its key.",
+        "URL of a running OpenAI-compatible server. It runs the models in place of this command. "
+        f"The environment variable {KEY_VARIABLE} holds its key.",
         group="Resources",
         metavar="URL",
     )
     tensor_parallel_size: int = option(1, "Number of GPUs that share each model.", group="Resources", minimum=1)
     context: int | None = option(
         None,
-        "Largest number of tokens of a conversation with its answer.",
+        "Largest number of tokens of a conversation, including its answer.",
         group="Limits",
         minimum=256,
-        default_text="what fits, at most the model's own",
+        default_text="what fits in memory, at most the model's context",
     )
     queue: int | None = option(
         None,
-        "Number of requests per model that wait; further ones are refused with status 503.",
+        "Number of requests per model that may wait. Further requests are refused with status 503.",
         group="Limits",
         minimum=0,
-        default_text="4 for each that runs",
+        default_text="4 for each concurrent request",
     )
     max_tokens: int = option(
-        0, "Largest number of tokens of an answer. 0: only the context limits it.", group="Limits", minimum=0
+        0, "Largest number of tokens of an answer. 0: the context is the only limit.", group="Limits", minimum=0
     )
     logs: Path | None = option(
-        None, "Folder for the output of the engines.", default_text="~/.local/state/qcompress/serve", is_path=True
+        None,
+        "Folder for the logs of the servers that run the models.",
+        default_text="~/.local/state/qcompress/serve",
+        is_path=True,
     )
 
     @property
@@ -101,7 +107,7 @@ def check_url(url: str) -> None:
 
 
 def check_packages() -> None:
-    """Raises QCompressError if a package of the extra `serve` is missing, or on another system than Linux."""
+    """Raises QCompressError if a package of the extra `serve` is missing, or if the system is not Linux."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise QCompressError(f"serve needs {', '.join(missing)}; install them with `pip install 'qcompress[serve]'`")
     if not sys.platform.startswith("linux"):

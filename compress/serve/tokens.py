@@ -15,8 +15,8 @@ MARGIN = 16  # tokens; a template may treat some conversations differently from 
 class TokenCounter:
     """Counts tokens. `exact` is False without a tokenizer.
 
-    The chat template is rendered once, here, with one message: it is foreign code, and limits of its memory would
-    also limit the other requests of a running server. The tokens that it adds per message are then known.
+    The chat template is foreign code that runs with limited memory, and this limit would also hold for other requests.
+    So it is rendered only once, here, to find the number of tokens that it adds per message.
     """
 
     def __init__(self, tokenizer: Any | None) -> None:
@@ -35,7 +35,7 @@ class TokenCounter:
         return max(0, one - sample), max(0, (three - one) // 2 - sample)
 
     def text(self, text: str) -> int:
-        """The tokens of a text."""
+        """The number of tokens of a text."""
         if self.tokenizer is None:
             ascii_count = sum(map(str.isascii, text))
             return round(ascii_count / CHARACTERS_PER_TOKEN) + len(text) - ascii_count
@@ -43,6 +43,6 @@ class TokenCounter:
             return len(encode_text(self.tokenizer, text))
 
     def messages(self, messages: Sequence[ChatMessage]) -> int:
-        """The tokens of a conversation as a prompt."""
+        """The number of tokens of a conversation as a prompt."""
         texts = sum(self.text(quoted(one)) for one in messages)
         return texts + self.first + self.further * (len(messages) - 1)

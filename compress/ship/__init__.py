@@ -1,1 +1,1 @@
-"""Ship: the same quantized model in the layout of another runtime."""
+"""Ship: the same quantized model in the format of another runtime."""

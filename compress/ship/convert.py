@@ -1,4 +1,4 @@
-"""Convert a quantized checkpoint to another layout of vLLM: the same codes, scales and zeros, packed in another way.
+"""Convert a quantized checkpoint to another format of vLLM: the same codes, scales and zeros, packed in another way.
 
     from                to awq                to gptq              to compressed-tensors
     awq                 exact                 exact if all zeros   exact
@@ -6,7 +6,7 @@
     compressed-tensors  exact, 4 bits only    exact if all zeros   exact
 
 "If all zeros": if every zero is the middle code, 2**(bits - 1), because gptq stores a symmetric grid. Nothing is
-quantized again: what a layout cannot hold exactly is refused, with the name of the linear.
+quantized again. A weight that a format cannot store exactly is an error, which names the linear.
 """
 
 import json
@@ -86,7 +86,7 @@ def convert(source: Path, out: Path, format_name: str) -> Row:
 def check_format(name: str) -> None:
     """Raises QCompressError if there is no format of this name."""
     if name not in FORMATS:
-        raise QCompressError(f"to {name!r}: there is no such format; choose {', '.join(FORMATS)}")
+        raise QCompressError(f"format {name!r} is unknown; choose {', '.join(FORMATS)}")
 
 
 def plan_conversion(checkpoint: Checkpoint, format_name: str) -> Conversion:
@@ -145,7 +145,7 @@ def target_scheme(
 
 
 def planned_specs(conversion: Conversion) -> list[TensorSpec]:
-    """Every tensor of the result: packed weights in the new layout, all others as they are."""
+    """Every tensor of the result: packed weights in the new format, all others unchanged."""
     specs = []
     for module, scheme in conversion.schemes.items():
         parts = conversion.target.specs(*conversion.shapes[module], scheme)
@@ -162,7 +162,7 @@ def unpacked(conversion: Conversion) -> Iterator[tuple[str, Any]]:
 
 
 def write_tensors(conversion: Conversion, writer: CheckpointWriter) -> None:
-    """Write all tensors. Raises QCompressError if a weight does not come back unchanged from its new layout."""
+    """Write all tensors. Raises QCompressError if a weight differs when it is unpacked again."""
     for module, scheme in conversion.schemes.items():
         weight = replace(conversion.read(module), sym=scheme.sym)
         parts = conversion.target.save(weight, scheme.dtype.torch)
@@ -177,7 +177,7 @@ def check_equal(module: str, weight: QuantizedWeight, written: QuantizedWeight) 
     """Raises QCompressError if codes, scales or zeros of a written weight differ from the original's."""
     for name in ("codes", "scales", "zeros"):
         if not torch.equal(getattr(weight, name), getattr(written, name)):
-            raise QCompressError(f"{module}: the new layout changes its {name}; report this as a bug")
+            raise QCompressError(f"{module}: the new format changes its {name}; report this as a bug")
 
 
 def publish(conversion: Conversion, writer: CheckpointWriter) -> None:

@@ -129,12 +129,12 @@ def test_two_conversions_write_the_same_bytes(packed, tmp_path):
 @pytest.mark.parametrize("name", ["codes", "scales", "zeros"])
 def test_a_weight_that_changes_on_its_way_is_an_error(name):
     weight = QuantizedWeight(torch.zeros(8, 32, dtype=torch.uint8), torch.ones(8, 1), torch.full((8, 1), 8.0))
-    with pytest.raises(QCompressError, match=f"linear: the new layout changes its {name}"):
+    with pytest.raises(QCompressError, match=f"linear: the new format changes its {name}"):
         check_equal("linear", weight, replace(weight, **{name: getattr(weight, name) + 1}))
 
 
 def test_the_python_function_names_a_format_that_does_not_exist(packed, tmp_path):
-    with pytest.raises(QCompressError, match="to 'ggml': there is no such format; choose awq, gptq"):
+    with pytest.raises(QCompressError, match="format 'ggml' is unknown; choose awq, gptq"):
         api_convert(packed["awq"], tmp_path / "out", "ggml")
 
 

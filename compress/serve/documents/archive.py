@@ -29,7 +29,10 @@ def office_kind(archive: ZipFile, packed: int) -> str:
 
 
 def check_entities(archive: ZipFile) -> None:
-    """Refuse document types, because their entities can unfold without end. No office program writes any."""
+    """Raises DocumentError for an XML document type.
+
+    Its entities can expand without end, and no office program writes a document type.
+    """
     for entry in archive.infolist():
         if entry.filename.lower().endswith((".xml", ".rels", ".vml")):
             try:
@@ -37,4 +40,6 @@ def check_entities(archive: ZipFile) -> None:
             except (BadZipFile, NotImplementedError, EOFError) as error:
                 raise DocumentError(f"the archive is damaged: {error}") from None
             if any(mark in data.upper() for mark in DOCTYPES):
-                raise DocumentError(f"{entry.filename[:80]} declares a document type, which office files never do")
+                raise DocumentError(
+                    f"{entry.filename[:80]} declares an XML document type, which no office program writes"
+                )

@@ -11,7 +11,10 @@ class DocumentError(Exception):
 
 @dataclass
 class Content:
-    """The kind of a file, its text, and notes about everything that the text lacks. `pages` only for a pdf."""
+    """The kind of a file, its text, and notes about everything that the text lacks.
+
+    `pages` is the number of pages of a pdf, and None for other kinds.
+    """
 
     kind: str
     text: str
@@ -20,7 +23,7 @@ class Content:
 
 
 def shortened(content: Content) -> Content:
-    """The content with at most MOST_CHARACTERS of text. A note tells what is missing."""
+    """The content with at most MOST_CHARACTERS of text. A note states what is missing."""
     length = len(content.text)
     if length > MOST_CHARACTERS:
         content.text = content.text[:MOST_CHARACTERS]

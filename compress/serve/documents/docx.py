@@ -12,7 +12,7 @@ UNREAD = {"footnotes": "footnotes", "comments": "comments"}
 
 
 def read_docx(data: bytes) -> Content:
-    """The text of the body. DocumentError if python-docx cannot read the file."""
+    """The text of the body. Raises DocumentError if python-docx cannot read the file."""
     import docx
 
     try:
@@ -42,7 +42,7 @@ def paragraph(part: Any) -> list[str]:
 
 
 def rows_of(table: Any) -> Iterator[list[str]]:
-    """The texts of a table's cells. A merged cell has its text once."""
+    """The texts of a table's cells, row by row. A merged cell appears once."""
     seen: set[Any] = set()
     for row in table.rows:
         texts = []

@@ -16,7 +16,7 @@ HEAD_ROWS = 2  # of a Markdown table: the head and the line below it
 
 @dataclass(frozen=True)
 class Fitted:
-    """The text that fits, and how many of all parts it holds."""
+    """The text that fits, the number of parts in it, and the number `of` all parts."""
 
     text: str
     parts: int
@@ -24,9 +24,9 @@ class Fitted:
 
 
 def first_part(text: str, room: int, count: Count) -> Fitted:
-    """The longest beginning, in whole parts, that has at most `room` tokens. It ends with GAP if anything is missing.
+    """The longest beginning of the text, in whole parts, that has at most `room` tokens.
 
-    If the first part alone is too long, it is cut between two characters.
+    It ends with GAP if anything is missing. If the first part alone is too long, it is cut between two characters.
     """
     pieces = split(text)
     if count(text) <= room:
@@ -48,7 +48,7 @@ def best_parts(text: str, question: str, room: int, count: Count) -> Fitted:
 
 
 def how_many(pieces: Sequence[str], room: int, count: Count) -> int:
-    """How many of the first pieces have at most `room` tokens, when a GAP may stand beside each."""
+    """The number of first pieces that together have at most `room` tokens, with one GAP per piece."""
     gap = count(f"\n{GAP}\n")
     for number, piece in enumerate(pieces):
         room -= count(piece) + gap
@@ -58,7 +58,10 @@ def how_many(pieces: Sequence[str], room: int, count: Count) -> int:
 
 
 def longest_beginning(text: str, room: int, count: Count) -> int:
-    """The largest number of characters whose text with a GAP has at most `room` tokens, by halving."""
+    """The number of characters in the longest beginning of the text that has, with a GAP, at most `room` tokens.
+
+    It is found by binary search.
+    """
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
@@ -67,7 +70,7 @@ def longest_beginning(text: str, room: int, count: Count) -> int:
 
 
 def join(pieces: Sequence[str], numbers: Sequence[int] | range) -> str:
-    """The pieces with these numbers. GAP stands for the pieces between them."""
+    """The pieces with these numbers as one text. GAP takes the place of missing pieces."""
     lines: list[str] = []
     last = -1
     for number in numbers:

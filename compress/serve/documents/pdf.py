@@ -9,7 +9,10 @@ SECONDS = 8.0  # of CPU time; then the pages so far are returned, with a note
 
 
 def read_pdf(data: bytes) -> Content:
-    """The text of the first MOST_PAGES pages. DocumentError if the file is damaged or needs a password."""
+    """The text of the first MOST_PAGES pages.
+
+    Raises DocumentError if the file is damaged or needs a password.
+    """
     from pypdf import PdfReader
 
     try:

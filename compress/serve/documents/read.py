@@ -1,4 +1,4 @@
-"""Read one file, in the contained process: its first bytes decide the kind, never its name."""
+"""Read one file, in the contained process. The kind depends on the first bytes of the file, never on its name."""
 
 import io
 import json
@@ -19,7 +19,7 @@ OFFICE: dict[str, Callable[[bytes], Content]] = {"docx": read_docx, "xlsx": read
 
 
 def read_bytes(data: bytes) -> bytes:
-    """The content as JSON, or {"error"}."""
+    """The content of a file as JSON, or {"error"} with the reason why the file cannot be read."""
     try:
         content = shortened(read(data))
         if not content.text.strip():
@@ -52,7 +52,7 @@ def read_office(data: bytes) -> Content:
 
 
 def needed_imports(data: bytes) -> list[str]:
-    """The packages that reading this file needs: what the sandbox imports before it closes."""
+    """The packages that reading this file needs. The sandbox imports them before it forbids to open files."""
     if PDF in data[:1024]:
         return ["pypdf"]
     if data.startswith(ZIP):

@@ -15,7 +15,7 @@ def read_xls(data: bytes) -> Content:
 
 
 def read_sheets(data: bytes, kind: str) -> Content:
-    """All sheets, each below its name. DocumentError if calamine cannot read the file."""
+    """All sheets, each below its name. Raises DocumentError if calamine cannot read the file."""
     from python_calamine import CalamineError, CalamineWorkbook
 
     try:

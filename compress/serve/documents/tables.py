@@ -8,7 +8,7 @@ from compress.serve.documents.content import MOST_CELLS
 
 
 class TableText:
-    """Collects tables as Markdown, with at most MOST_CELLS cells in all. `notes` tell what is missing."""
+    """Collects tables as Markdown, with at most MOST_CELLS cells in all. `notes` state what is missing."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -15,7 +15,7 @@ CJK = ("一", "鿿")
 
 
 def read_text(data: bytes) -> Content:
-    """The text of a file without a known signature. DocumentError if its bytes are no text."""
+    """The text of a file without a known signature. Raises DocumentError if its bytes are not text."""
     text, encoding = decode(data)
     notes = [] if encoding.startswith("utf") else [f"decoded as {encoding}"]
     if not text.strip():
@@ -28,7 +28,7 @@ def read_text(data: bytes) -> Content:
 
 
 def decode(data: bytes) -> tuple[str, str]:
-    """The text and its encoding. DocumentError for bytes that are no text."""
+    """The text and its encoding. Raises DocumentError if the bytes are not text."""
     for bom, encoding in BOMS.items():
         if data.startswith(bom):
             return data.decode(encoding, "replace"), encoding

@@ -1,4 +1,4 @@
-"""What a Python environment offers: vLLM's version, GPUs and their memory. It is asked in a process of its own."""
+"""What a Python environment offers: vLLM's version, GPUs and their memory. A separate process reads it."""
 
 import json
 import subprocess
@@ -32,7 +32,10 @@ print(json.dumps(row))
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python environment: vLLM's version or None, the number of GPUs, the first one's bytes and capability x 10."""
+    """A Python environment: vLLM's version, or None without vLLM, and the number of GPUs.
+
+    `memory` is the first GPU's memory in bytes, and `capability` is its compute capability times ten.
+    """
 
     python: str
     vllm: str | None
@@ -46,7 +49,10 @@ class Environment:
 
 
 def probe(python: str | None = None) -> Environment:
-    """The environment of a Python program. None means the running one. QCompressError if the program fails."""
+    """The environment of a Python program, or that of the running program if `program` is None.
+
+    Raises QCompressError if the program fails.
+    """
     program = python or sys.executable
     try:
         result = subprocess.run([program, "-c", QUESTION], capture_output=True, text=True, timeout=SECONDS, check=True)

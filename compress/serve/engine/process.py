@@ -1,4 +1,4 @@
-"""An engine as a child: started, watched, restarted once, and ended with this process."""
+"""An engine as a child process: started, watched, restarted once, and ended with this process."""
 
 import os
 import signal
@@ -25,8 +25,8 @@ TAIL_BYTES = 200_000
 class EngineProcess:
     """One engine. `status` is starting, ready, restarting or ended, and `cause` explains the last end in one line.
 
-    `healthy` asks the engine's server. `report` receives a row whenever the status changes. The output of the engine
-    goes to `log`; that of the run before is kept beside it.
+    `healthy` is True if the engine's server answers. `report` receives a row whenever the status changes. The engine's
+    output goes to `log`; the log of the previous run is kept beside it.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class EngineProcess:
 
 
 def keep_old(log: Path) -> None:
-    """Keep the log of the run before, and begin a new one that only this user can read."""
+    """Keep the log of the previous run, and begin a new one that only this user can read."""
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
         log.replace(log.with_suffix(".old.log"))

@@ -27,7 +27,10 @@ UNPREDICTED = 8192  # tokens, for caches that the prediction does not cover
 
 @dataclass(frozen=True)
 class EngineSizes:
-    """How an engine is started. `share` is the part of each GPU's memory; `facts` explain the numbers in words."""
+    """The sizes with which an engine is started.
+
+    `share` is the part of each GPU's memory that the engine may use. `facts` explains the sizes in words.
+    """
 
     context: int
     sequences: int
@@ -83,7 +86,7 @@ def vllm_sizes(
 
 
 def machine(environment: Environment, gpus: int, engines: int) -> Hardware:
-    """The GPUs of this machine as one piece of hardware, of which each engine has its share."""
+    """The GPUs of this machine as one `Hardware`, of whose memory each engine gets an equal share."""
     share = round(UTILIZATION / engines, 3)
     capability = environment.capability or None
     return Hardware("here", "this machine", environment.memory * gpus, share, capability=capability)

@@ -18,7 +18,7 @@ JSON_RULE = "Answer only with JSON, without any other text."
 
 @dataclass
 class Answered:
-    """What is known of an answer after its last piece."""
+    """The numbers of tokens of an answer and the reason why it ended. Complete after the answer's last piece."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -58,7 +58,7 @@ class FallbackModel:
             answered.finish_reason = "length"
 
     def decoded(self, tokens: Iterator[int], answered: Answered) -> Iterator[str]:
-        """The text that each token adds. Part of a character waits for the rest of it."""
+        """The text that each token adds. An incomplete character waits for its other bytes."""
         ids: Ids = []
         shown = text = ""
         for token in tokens:
@@ -73,7 +73,7 @@ class FallbackModel:
 
 
 def before_stop_text(pieces: Iterator[str], stops: list[str]) -> Iterator[str]:
-    """The pieces up to the first text of `stops`. What may be the beginning of one is held back."""
+    """The pieces up to the first text of `stops`. Text that may begin a stop text is held back until it is decided."""
     hold = max(map(len, stops), default=1) - 1
     text, sent = "", 0
     for piece in pieces:

@@ -53,7 +53,7 @@ class FallbackServer:
         return JSONResponse(self.row("chat.completion", choices=[choice], usage=usage(answered)))
 
     async def pieces(self, prompt: Ids, payload: Row, answered: Answered) -> AsyncIterator[str]:
-        """The text of an answer, after those of all earlier requests."""
+        """The text of an answer. It begins when all earlier requests are answered."""
         async with self.turn:
             async for piece in iterate_in_threadpool(self.model.pieces(prompt, payload, answered)):
                 yield piece

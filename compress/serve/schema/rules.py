@@ -1,7 +1,7 @@
 """Limits of a JSON schema before it reaches the engine.
 
-The engine compiles a schema into a grammar. A huge or deeply nested schema, or one that counts to a million, costs it
-minutes or its life, so such a schema is refused here. A schema can refer only to itself: nothing is fetched.
+The engine compiles a schema into a grammar. With a huge or deeply nested schema, or one that counts to a million, it
+runs for minutes or crashes, so such a schema is refused here. A schema can refer only to itself: nothing is fetched.
 """
 
 import json
@@ -22,7 +22,7 @@ REPEAT = re.compile(r"\{(\d*),?(\d*)\}")
 
 
 def check_schema(schema: Any) -> None:
-    """Raise ValueError, with the reason, for a schema beyond the limits or one that is no JSON schema."""
+    """Raises ValueError, with the reason, if a schema exceeds the limits or is not a JSON schema."""
     if not isinstance(schema, dict):
         raise ValueError("the schema must be a JSON object")
     if (depth := nesting(schema)) > MOST_DEPTH:
@@ -67,7 +67,7 @@ def parts(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def check_part(part: dict[str, Any], whole: dict[str, Any]) -> None:
-    """Raise ValueError for a subschema with a foreign reference, a large count or a long pattern."""
+    """Raises ValueError for a subschema with a reference to another schema, a large count or a long pattern."""
     for key in REFERENCES:
         if key in part:
             check_reference(part[key], whole)
@@ -101,7 +101,7 @@ def check_pattern(pattern: Any) -> None:
         raise ValueError(f"pattern: must be a text of at most {PATTERN_LENGTH} characters")
     counts = [int(text) for pair in REPEAT.findall(pattern) for text in pair if text]
     if max(counts, default=0) > MOST_COUNT:
-        raise ValueError(f"pattern: repeats more than {MOST_COUNT} times; repeat less often")
+        raise ValueError(f"pattern: a repeat count is above {MOST_COUNT}; lower it")
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:

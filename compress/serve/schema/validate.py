@@ -13,7 +13,10 @@ MOST_ERRORS, ANSWER_LENGTH = 5, 1_000_000
 
 
 def validate(schema: dict[str, Any] | None, answer: str) -> dict[str, Any]:
-    """{"valid", "value", "errors"} of an answer. Without a schema, it must only be JSON. Raises SandboxError."""
+    """Whether an answer is valid by a schema, as {"valid", "value", "errors"}. Raises SandboxError.
+
+    Without a schema, every JSON value is valid.
+    """
     if len(answer) > ANSWER_LENGTH:
         return {"valid": False, "errors": [f"the answer has more than {ANSWER_LENGTH:,} characters"]}
     result = run(FUNCTION, json.dumps({"schema": schema, "answer": answer}).encode(), LIMITS, IMPORTS)
@@ -39,7 +42,7 @@ def not_json(name: str) -> Any:
 
 
 def faults(schema: dict[str, Any], value: Any) -> list[str]:
-    """The first faults of a value, each with its place."""
+    """The first faults of a value. Each begins with the path of the wrong part."""
     from jsonschema import Draft202012Validator
     from jsonschema_specifications import REGISTRY
 
