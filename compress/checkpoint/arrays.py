@@ -29,7 +29,7 @@ NOT_FINITE: dict[
     Dtype.float8_e5m2: np.uint8(0x7C),
     Dtype.float8_e8m0fnu: np.uint8(0xFF),
 }
-CHUNK = 2**18  # values that are compared at a time, so that they stay in the cache
+CHUNK = 2**19  # bytes that are read at a time, so that they stay in the cache
 
 
 def read_array(checkpoint: Checkpoint, name: str) -> Array:
@@ -44,13 +44,16 @@ def read_data(name: str, info: TensorInfo) -> NDArray[np.uint8]:
     """The bytes of a tensor. Raises QCompressError if its file ends too early."""
     data = np.fromfile(info.file, np.uint8, info.bytes, offset=info.offset)
     if len(data) != info.bytes:
-        raise QCompressError(f"{info.file}: {name} has {len(data)} of {info.bytes} bytes; fetch the file again")
+        raise short_file(name, info, len(data))
     return data
 
 
 def stored_digest(name: str, info: TensorInfo) -> str:
     """sha256 of a tensor's bytes, hexadecimal: `record.tensor_digest` of the stored tensor."""
-    return hashlib.sha256(read_data(name, info).data).hexdigest()
+    digest = hashlib.sha256()
+    for part in chunks(name, info, np.dtype(np.uint8)):
+        digest.update(part.data)
+    return digest.hexdigest()
 
 
 def as_float32(array: Array, dtype: Dtype) -> NDArray[np.float32]:
@@ -60,19 +63,31 @@ def as_float32(array: Array, dtype: Dtype) -> NDArray[np.float32]:
     return array.astype(np.float32)
 
 
-def chunks(name: str, info: TensorInfo) -> Iterator[Array]:
-    """The bits of a float tensor as unsigned numbers, CHUNK at a time."""
-    bits = read_data(name, info).view(NOT_FINITE[info.dtype].dtype)
-    return (bits[start : start + CHUNK] for start in range(0, len(bits), CHUNK))
+def chunks(name: str, info: TensorInfo, kind: "np.dtype[Any]") -> Iterator[Array]:
+    """The bytes of a tensor as numbers of a `kind`, CHUNK bytes at a time. Raises QCompressError like `read_data`."""
+    with info.file.open("rb") as file:
+        file.seek(info.offset)
+        for start in range(0, info.bytes, CHUNK):
+            size = min(CHUNK, info.bytes - start)
+            part = np.fromfile(file, kind, size // kind.itemsize)
+            if part.nbytes != size:
+                raise short_file(name, info, start + part.nbytes)
+            yield part
+
+
+def short_file(name: str, info: TensorInfo, size: int) -> QCompressError:
+    """The error for a file that ends before the tensor does."""
+    return QCompressError(f"{info.file}: {name} has {size} of {info.bytes} bytes; fetch the file again")
 
 
 def all_finite(name: str, info: TensorInfo) -> bool:
     """Whether no value of a float tensor is NaN or infinite."""
     mask = NOT_FINITE[info.dtype]
-    return not any(((part & mask) == mask).any() for part in chunks(name, info))
+    return not any(((part & mask) == mask).any() for part in chunks(name, info, mask.dtype))
 
 
 def all_zero(name: str, info: TensorInfo) -> bool:
     """Whether every value of a float tensor is 0 or -0."""
-    sign = NOT_FINITE[info.dtype].dtype.type(2 ** (8 * info.dtype.itemsize - 1))
-    return not any((part & ~sign).any() for part in chunks(name, info))
+    kind = NOT_FINITE[info.dtype].dtype
+    sign = kind.type(2 ** (8 * info.dtype.itemsize - 1))
+    return not any((part & ~sign).any() for part in chunks(name, info, kind))

@@ -138,6 +138,18 @@ class Candidate:
         return {shard: name for name, shards in self.table.fused.items() for shard in shards}
 
     @cached_property
+    def skipped(self) -> list[str]:
+        """AWQ's modules_to_not_convert. If that list is empty, the modules whose tensors are all floats, as in vLLM."""
+        listed = flatten(self.quant.get("modules_to_not_convert"))
+        if listed:
+            return listed
+        floats: dict[str, bool] = {}
+        for name, info in self.checkpoint.tensors.items():
+            module = name.rpartition(".")[0] or name
+            floats[module] = floats.get(module, True) and info.dtype.is_floating_point
+        return [module for module, only in floats.items() if only]
+
+    @cached_property
     def schemes(self) -> dict[str, Scheme | None]:
         """{packed module: its scheme in config.json, or None if that is missing or invalid}."""
         return {name: scheme(self, name) for name in self.packed}
@@ -220,19 +232,7 @@ def declared_quantized(candidate: Candidate, name: str) -> bool:
         return False
     if method == "awq":
         fused = candidate.fused_name.get(name, name)
-        return not any(entry in name or entry in fused for entry in skipped(candidate))
+        return not any(entry in name or entry in fused for entry in candidate.skipped)
     listed = flatten(quant.get("modules_in_block_to_quantize")) or list(candidate.packed)
     rule = gptq_override(quant, candidate.fused_name.get(name, name))
     return any(entry in name for entry in listed) and rule is not False
-
-
-def skipped(candidate: Candidate) -> list[str]:
-    """AWQ's modules_to_not_convert. If that list is empty, the modules whose tensors are all floats, as in vLLM."""
-    listed = flatten(candidate.quant.get("modules_to_not_convert"))
-    if listed:
-        return listed
-    floats: dict[str, bool] = {}
-    for name, info in candidate.checkpoint.tensors.items():
-        module = name.rpartition(".")[0] or name
-        floats[module] = floats.get(module, True) and info.dtype.is_floating_point
-    return [module for module, only in floats.items() if only]

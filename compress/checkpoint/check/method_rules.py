@@ -15,7 +15,6 @@ from compress.checkpoint.check.candidate import (
     declared_quantized,
     error,
     short,
-    skipped,
     warning,
 )
 from compress.checkpoint.schemes import awq_key, ct_fused, ct_groups, ct_match, ct_weights, flatten, gptq_override
@@ -182,7 +181,7 @@ def skip_list(candidate: Candidate) -> Findings:
     """C7: modules_to_not_convert, matched as substrings, matches exactly the unpacked linears."""
     if not candidate.format or candidate.format.name != "awq":
         return
-    entries = skipped(candidate)
+    entries = candidate.skipped
     for name, is_packed, is_declared in disagreements(candidate):
         if is_packed:
             hit = next((entry for entry in entries if entry in name), "lm_head")

@@ -4,7 +4,7 @@ They are read here for the P rules, from the files alone: no code of a checkpoin
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,16 @@ class PromptFiles:
     """The prompt files of a folder, each read at first use. Raises QCompressError if that file is malformed."""
 
     folder: Path
+    contents: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     def has(self, name: str) -> bool:
         return (self.folder / name).is_file()
 
     def read(self, name: str) -> dict[str, Any]:
-        """The object in a JSON file; {} if there is no such file."""
-        return read_json(self.folder / name) if self.has(name) else {}
+        """The object in a JSON file, which is read once; {} if there is no such file."""
+        if name not in self.contents:
+            self.contents[name] = read_json(self.folder / name) if self.has(name) else {}
+        return self.contents[name]
 
     def text(self, name: str) -> str | None:
         """The text of a file; None if there is no such file. Raises QCompressError unless it is UTF-8."""
@@ -66,7 +69,10 @@ class PromptFiles:
     @cached_property
     def backend(self) -> Tokenizer | None:
         """The tokenizer as every runtime builds it; None without tokenizer.json."""
-        return build_tokenizer(self.folder / TOKENIZER) if self.has(TOKENIZER) else None
+        if not self.has(TOKENIZER):
+            return None
+        self.read(TOKENIZER)  # a pointer of Git LFS, damaged text and a file that is too large fail here
+        return build_tokenizer(self.folder / TOKENIZER)
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -104,7 +110,6 @@ def token_text(value: Any) -> str | None:
 
 def build_tokenizer(file: Path) -> Tokenizer:
     """The tokenizer in a tokenizer.json. Raises QCompressError if the tokenizers library cannot build it."""
-    read_json(file)  # a pointer of Git LFS, damaged text and a file that is too large fail here
     try:
         return Tokenizer.from_file(str(file))
     except (KeyboardInterrupt, SystemExit):

@@ -1,5 +1,6 @@
 """inspect_cache(): verify all shards of a cache, and describe its contents in a report row."""
 
+from math import fsum
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +39,8 @@ def measure(path: Path, manifest: Manifest, files: list[str]) -> Row:
         tokens += int(shard["ends"].array()[-1])
         size += (path / name).stat().st_size
         if "codec.entropy" in shard:
-            sums["entropy"] = sums.get("entropy", 0.0) + float(shard["codec.entropy"].array().sum(dtype=np.float64))
-            sums["tail_mass"] = sums.get("tail_mass", 0.0) + float(
-                np.exp(shard["codec.log_p"].array()[:, -1], dtype=np.float64).sum()
-            )
+            sums["entropy"] = sums.get("entropy", 0.0) + fsum(shard["codec.entropy"].array().tolist())
+            tail = np.exp(shard["codec.log_p"].array()[:, -1].astype(np.float64))
+            sums["tail_mass"] = sums.get("tail_mass", 0.0) + fsum(tail.tolist())
     means = {name: total / max(tokens, 1) for name, total in sums.items()}
     return {"tokens_counted": tokens, "bytes": size, "bytes_per_token": size / max(tokens, 1), **means}
