@@ -18,7 +18,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Packing:
-    """One format's functions: `save` packs a weight into tensors by suffix, with scales in a dtype. `load` inverts it."""
+    """How a format packs a weight: `save` returns tensors by suffix, with scales in a dtype. `load` is its inverse."""
 
     save: Callable[[QuantizedWeight, torch.dtype], Tensors]
     load: Callable[[Callable[[str], Tensor], Scheme], QuantizedWeight]
