@@ -269,7 +269,10 @@ def first_error(error: ValidationError, section: type[RecipeSection] | None = No
 
 
 def section_for(place: tuple[Any, ...], word: str) -> str:
-    """The YAML to write in place of a single word, with the nearest method if the word stands among the variants."""
+    """Advice on the YAML to write in place of a single word.
+
+    For a variant, the advice also names the method that is nearest to the word.
+    """
     if place[0] != "quantize":
         return f"write {SHAPES['model_type']}"
     return f"write {{name: {word:.40}, method: {word if word in VARIANT_METHODS else 'awq+gptq'}}}" + (

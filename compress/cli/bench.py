@@ -38,10 +38,10 @@ def command(
 
     The figures have the names of vLLM's benchmark. TTFT (time to first token) and TPOT (time per output token) are
     those of one request. Decode throughput counts new tokens after the first; output throughput counts new tokens from
-    end to end; total token throughput counts prompts too. The last three are those of a batch. Each CKPT runs in a
-    separate process; if that fails, its row states the reason. Numbers are medians; brackets hold minimum and maximum.
-    --hardware and --gpu-memory predict fit, longest context, largest batch and an upper bound of decoding speed,
-    without loading a model.
+    end to end; total token throughput counts prompts too. The three throughputs are those of a batch. Each CKPT runs in
+    a separate process; if that fails, its row states the reason. Numbers are medians; brackets hold minimum and
+    maximum. --hardware and --gpu-memory predict fit, longest context, largest batch and an upper bound of decoding
+    speed, without loading a model.
 
     \b
     qcompress bench smollm2 smollm2-awq smollm2-gptq --quick

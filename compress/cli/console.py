@@ -75,7 +75,10 @@ class Reporter:
         self.console.print(pairs(row))
 
     def add_line(self, key: str, row: Row) -> None:
-        """Print the row of a counter with the time left, if the row is the counter's first or last, or if it is due."""
+        """Print the row of a counter as a line, with the time left.
+
+        Only the counter's first and last rows are always printed; between them, one row every LINE_SECONDS.
+        """
         name, now = (title(key, row), key), time.monotonic()
         done, total = map(int, row[key].split("/"))
         if name not in self.began or self.began[name][0] > done:  # the counter has started again
@@ -130,7 +133,7 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
 
 
 def title(key: str, row: Row) -> str:
-    """The words of a row beside its counter `key`. They name what is counted."""
+    """What the counter `key` of a row counts, in words: all texts of the row except the counter."""
     return " ".join(str(value) for value in row.values() if isinstance(value, str | Path) and value != row[key])
 
 

@@ -82,7 +82,7 @@ def command(
 
 
 def plan(model: Path, out: Path, config: QuantizeConfig) -> dict[str, Any]:
-    """The row that --dry-run prints. Raises QCompressError for what would be refused before any work."""
+    """The row that --dry-run prints. Raises QCompressError if the job would be refused before any work."""
     from compress.checkpoint.write import check_out
     from compress.quantize.layout.job_plan import plan_quantize
     from compress.quantize.layout.plan import plan_row

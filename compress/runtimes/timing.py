@@ -64,15 +64,15 @@ def measure(runtime: TimedRuntime, request: Row) -> Iterator[Row]:
 
 
 def time_prompts(runtime: TimedRuntime, prompts: Sequence[Ids], new_tokens: int) -> tuple[float, float]:
-    """The seconds of the prompts' first tokens alone, then those of their whole answers."""
+    """The seconds in which only the first token of each prompt is generated, and those for the whole answers."""
     return seconds(runtime, prompts, 1), seconds(runtime, prompts, new_tokens)
 
 
 def latency_sample(times: tuple[float, float], new_tokens: int) -> Row:
     """The figures of one request: TTFT, TPOT and E2EL in milliseconds.
 
-    Decoding takes the difference of the two times. On a busy machine the first can be the longer one; such a repeat has
-    no TPOT.
+    `times` are the seconds to the first token and for the whole answer; TPOT comes from their difference. On a busy
+    machine the first token can take longer than the answer; such a repeat has no TPOT.
     """
     first, total = times
     sample = {"ttft_ms": 1e3 * first, "e2el_ms": 1e3 * total}

@@ -87,7 +87,7 @@ def too_large(limit: int) -> RefusedError:
 
 
 def limited(receive: Receive, limit: int) -> Receive:
-    """`receive`, which raises RefusedError as soon as a body exceeds `limit` bytes."""
+    """A `receive` function that raises RefusedError as soon as a body exceeds `limit` bytes."""
     total = 0
 
     async def receive_limited() -> Message:
@@ -102,7 +102,7 @@ def limited(receive: Receive, limit: int) -> Receive:
 
 
 def with_headers(send: Send) -> Send:
-    """`send`, which adds HEADERS to every answer."""
+    """A `send` function that adds HEADERS to every answer."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":

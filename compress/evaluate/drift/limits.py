@@ -45,7 +45,7 @@ def make_verdicts(
 def cure(row: CompareRow, limits: Limits) -> str:
     """Advice for the limits that a row breaks, as the end of an error line.
 
-    Smaller groups lower the drift but make files larger, so they are no advice beside the limit `max_size`.
+    Smaller groups lower the drift but make files larger, so with the limit `max_size` the advice is another one.
     """
     if outliers(row):
         return HELP_DAMAGE

@@ -68,7 +68,7 @@ def measured_part(data: ReportData, rows: Sequence[Row]) -> str:
 
 
 def shown_columns(rows: Sequence[Row]) -> list[str]:
-    """The keys of COLUMNS that at least one row has a figure for."""
+    """The keys of COLUMNS for which at least one row has a figure."""
     return [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
 
 
@@ -84,7 +84,7 @@ def speed_line(data: ReportData, row: Row, keys: Sequence[str]) -> str:
 
 
 def note_lines(rows: Sequence[Row]) -> str:
-    """Every error and remark as a paragraph below the table, where no column cuts it off."""
+    """Every error and remark as a paragraph below the table, where it needs no column and is never cut off."""
     return "".join(f"<p>{esc(', '.join(names))}: {esc(text)}</p>" for text, names in notes(rows).items())
 
 

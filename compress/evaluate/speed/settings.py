@@ -66,7 +66,9 @@ class Timing:
                 "raise --max-batch-size"
             )
         if settings.runtime == "transformers" and settings.confirm_batch:
-            raise BadValueError("--confirm-batch: transformers has no largest batch; use --runtime vllm")
+            raise BadValueError(
+                "--confirm-batch: transformers has no fixed KV cache, so no largest batch; use --runtime vllm"
+            )
         return settings
 
     @property

@@ -7,7 +7,7 @@ Row = Mapping[str, Any]
 
 
 def notes(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Every error and remark of the measured rows, with the names of the checkpoints that it belongs to."""
+    """Every error and remark of the measured rows, each with the names of its checkpoints."""
     texts: dict[str, list[str]] = {}
     for row in rows:
         for text in filter(None, (row.get("error"), row.get("note"))):

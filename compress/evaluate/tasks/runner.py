@@ -108,7 +108,7 @@ def score_checkpoint(
 ) -> dict[str, Score]:
     """The score of each item, by id. Stored answers are reused, but scores are always computed again.
 
-    Reported rows have the time left, also for the `later` answers of other checkpoints.
+    `later` is the number of answers that other checkpoints still need. It counts in the reported time left.
     """
     header = {"checkpoint": checkpoint.digest, "suite": run.suite.digest, "settings": dict(run.settings)}
     log = AnswerLog(run.out / f"{stem(name)}.answers.jsonl", header, restart=run.restart)

@@ -57,7 +57,10 @@ def is_json(text: str) -> bool:
 
 
 def find_dialect(text: str) -> type[csv.Dialect] | None:
-    """The dialect of a CSV file: at least two lines, and all lines of a sample have the same two or more cells."""
+    """The dialect of a CSV file, or None if the text is not CSV.
+
+    A CSV file has at least two lines, and all lines of a sample have the same number of cells, two or more.
+    """
     sample = text[:SAMPLE]
     lines = sample.splitlines()[: -1 if len(text) > SAMPLE else None]
     try:

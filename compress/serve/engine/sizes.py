@@ -1,4 +1,4 @@
-"""The sizes with which an engine starts, computed from the capacity prediction: context, requests at once, queue."""
+"""The sizes with which an engine starts, computed from the capacity prediction: context, concurrent requests, queue."""
 
 from dataclasses import dataclass, replace
 

@@ -1,6 +1,6 @@
 """An OpenAI-compatible server on transformers: python -m compress.serve.fallback.server CHECKPOINT NAME SOCKET CONTEXT
 
-It answers one request at a time. `qcompress serve` starts it where vLLM is missing, in the place of vLLM.
+It answers one request at a time. `qcompress serve` starts it if vLLM is not installed.
 """
 
 import asyncio

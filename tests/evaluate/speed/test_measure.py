@@ -89,7 +89,7 @@ def test_a_runtime_without_a_largest_batch_reports_none(monkeypatch):
     runtime = Recorder(largest=None)
     lines = list(measure(runtime, REQUEST))
     assert not any("largest_batch" in line.get("facts", {}) for line in lines) and runtime.calls[-1] == (2, 5, 3)
-    with pytest.raises(ValueError, match="--confirm-batch: transformers has no largest batch; use --runtime vllm"):
+    with pytest.raises(ValueError, match="--confirm-batch: transformers has no fixed KV cache, so no largest batch"):
         Timing("transformers", confirm_batch=True).complete()
 
 
