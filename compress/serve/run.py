@@ -109,10 +109,12 @@ def run(service: Service, address: Address, access: Access, started: Callable[[]
     config: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "ws": "none"}
     config |= {"timeout_graceful_shutdown": CLOSE_SECONDS, "limit_concurrency": MOST_CONNECTIONS, "lifespan": "on"}
     server = uvicorn.Server(uvicorn.Config(make_app(service, access), **config))
-    service.end = lambda: setattr(server, "should_exit", True)
+    service.on_end = lambda: setattr(server, "should_exit", True)
     with open_port(address) as listener, on_interrupt(lambda: "the service has ended"):
         started()
         asyncio.run(server.serve([listener]))
+        if not service.ended:
+            raise KeyboardInterrupt  # the signal was ignored before this process started, as in a background shell
 
 
 @contextmanager

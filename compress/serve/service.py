@@ -90,9 +90,15 @@ class Service:
     models: dict[str, ServedModel] = field(default_factory=dict)
     max_tokens: int = 0
     api_only: bool = False
-    end: Callable[[], None] = lambda: None  # called when the last engine has ended for good
+    on_end: Callable[[], None] = lambda: None  # called when the last engine has ended for good
+    ended: bool = False
     uploads: Gate = field(default_factory=lambda: Gate(UPLOADS, 0))
     children: Gate = field(default_factory=lambda: Gate(CHILDREN, CHILDREN_QUEUE))
+
+    def end(self) -> None:
+        """The last engine has ended for good."""
+        self.ended = True
+        self.on_end()
 
     def model(self, name: Any) -> ServedModel:
         """The model with this name. Raises RefusedError 404."""
