@@ -106,8 +106,10 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> float:
 
 def ask(page: Any, text: str, *, wait: bool = True) -> str:
     """Send a question; the last answer's text."""
+    turns = page.locator(".turn").count()
     page.fill("#question", text)
     page.click("#send")
+    wait_for(lambda: page.locator(".turn").count() > turns, ANSWER_SECONDS, "the question is sent")
     if not wait:
         return ""
     page.wait_for_selector(IDLE, timeout=1000 * ANSWER_SECONDS)
@@ -153,6 +155,7 @@ def office_files(run: Running) -> str:
         assert fact in text, (files[index].name, text)
         run.page.click("#dialog-buttons button")
     start = run.metric("vllm:prompt_tokens_total")
+    run.page.fill("#max-tokens", "40")
     ask(run.page, "What does a kiwi cost?")
     tokens = run.metric("vllm:prompt_tokens_total") - start
     assert tokens > 150, tokens
@@ -264,7 +267,7 @@ def take_pictures(browser: Any, url: str, folder: Path) -> None:
 @click.option("--vllm-python", help="Python of the environment that vLLM is installed in.")
 @click.option("--pictures", type=click.Path(path_type=Path), help="Folder for pictures.")
 def main(checkpoints: tuple[str, ...], vllm_python: str | None, pictures: Path | None) -> None:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import Error, sync_playwright
 
     options = ["--runtime", "vllm", "--context", "2048", *(["--vllm-python", vllm_python] if vllm_python else [])]
     failed = 0
@@ -283,7 +286,7 @@ def main(checkpoints: tuple[str, ...], vllm_python: str | None, pictures: Path |
             started = time.monotonic()
             try:
                 result = check(Running(page, names, process))
-            except AssertionError as error:
+            except (AssertionError, Error) as error:
                 failed, result = failed + 1, f"FAILED: {error}"
             click.echo(f"{check.__name__:<14} {time.monotonic() - started:5.1f} s  {result}")
         browser.close()
