@@ -40,7 +40,7 @@ WRONG = {  # command -> arguments with a path that does not exist
     "capture": (MISSING, "-o", "out"),
     "verify": (MISSING, MISSING),
     "compare": (MISSING, MISSING),
-    "eval": (MISSING,),
+    "eval": (MISSING, "--reference", MISSING),
     "watch": (MISSING, "--baseline", "v1", "--history", "verdicts.sqlite"),
     "history": ("missing.sqlite",),
     "import": ("missing.gguf", "-o", "out"),

@@ -1,5 +1,6 @@
 """The types of paths on the command line. MODEL, TEACHER and CKPT are folders or models on the Hugging Face hub."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,19 @@ class ModelPath(FilledPath):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         from compress.checkpoint.hub import resolve_model
 
-        path: Path = super().convert(resolve_model(value) if value != "" else value, param, ctx)
-        if not path.exists() and not path.is_symlink():  # before any import that takes seconds
-            raise QCompressError(f"{path}: no such directory; give a folder with config.json and *.safetensors")
-        return path
+        return super().convert(resolve_model(value) if value != "" else value, param, ctx)
 
 
 MODEL = ModelPath()
+
+
+def check_models(command: click.Command, values: Mapping[str, Any]) -> None:
+    """Raises QCompressError if a MODEL among the command's parameters does not exist, before any long import."""
+    for param in command.params:
+        value = values.get(param.name or "") if isinstance(param.type, ModelPath) else None
+        for path in value if isinstance(value, tuple) else [value]:
+            if path is not None and not path.exists() and not path.is_symlink():
+                raise QCompressError(f"{path}: no such directory; give a folder with config.json and *.safetensors")
 
 
 def as_typed(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from compress.cli.model_path import OutPath
+from compress.cli.model_path import OutPath, check_models
 from compress.core.options import DEVICE_HELP, DEVICES, Setting, settings_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -66,6 +66,7 @@ class Command(click.Command):
         if root is not ctx:
             root.params |= {name: value or root.params.get(name, False) for name, value in flags.items()}
             apply_verbosity(root)
+        check_models(self, ctx.params)
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -35,7 +35,7 @@ WRONG_PATHS = {
     "capture": [MISSING, "-o", "out"],
     "verify": [MISSING, MISSING],
     "compare": [MISSING, MISSING],
-    "eval": [MISSING],
+    "eval": [MISSING, "--reference", MISSING],
     "watch": [MISSING, "--baseline", "v1", "--history", "verdicts.sqlite"],
     "history": ["missing.sqlite"],
     "import": ["missing.gguf", "-o", "out"],
