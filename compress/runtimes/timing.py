@@ -9,15 +9,12 @@ Only `run_worker` reads and writes files.
 
 import json
 import random
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from compress.core.sampling import Ids
 from compress.runtimes.protocol import Row, TimedRuntime
-from compress.sandbox.kernel import PR_SET_PDEATHSIG, prctl
 
 WARM_UP = 8  # tokens generated before the first measurement
 
@@ -98,8 +95,6 @@ def confirm(runtime: TimedRuntime, prompts: Sequence[Ids], new_tokens: int) -> R
 
 def run_worker(open_timed: OpenTimed, files: Sequence[str]) -> None:
     """Main function of a measuring process: read the request from the first file, append lines to the second."""
-    if sys.platform == "linux":
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a killed bench leaves no process
     request = json.loads(Path(files[0]).read_text(encoding="utf-8"))
     with Path(files[1]).open("a", encoding="utf-8") as lines:
         for line in measure(open_timed(request), request):

@@ -19,6 +19,7 @@ from compress.checkpoint.read import Checkpoint
 from compress.core.sampling import Answer, Ids, Sampling
 from compress.runtimes.vllm_offline import ENVIRONMENT, VllmFailedError, cause
 from compress.runtimes.vllm_runtime import VllmRuntime
+from compress.sandbox.worker import worker_command
 
 MAX_LENGTH = 4096  # tokens of a prompt with its answer
 PATIENCE = 20.0  # seconds until a process that does not end is killed
@@ -42,7 +43,7 @@ class VllmProcess:
         arguments = [str(checkpoint.path), str(length or longest_request(checkpoint)), dtype]
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by close()
         self.worker = subprocess.Popen(
-            [sys.executable, "-m", "compress.runtimes.vllm_process", *arguments],
+            worker_command("compress.runtimes.vllm_process", *arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from compress.checkpoint.hub import model_name
 from compress.checkpoint.load import open_causal_lm
@@ -24,6 +23,7 @@ from compress.evaluate.speed.hardware import find_hardware, memory_only
 from compress.evaluate.speed.settings import Prediction, Resources, Timing
 from compress.runtimes.protocol import pick_runtime
 from compress.runtimes.timing import resident_peak
+from compress.sandbox.worker import worker_command
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]
@@ -131,20 +131,30 @@ def progress_row(checkpoint: Checkpoint, number: int, lines: Lines) -> Row:
 def run_once(request: Row, runtime: str, resources: Resources, lines: Lines) -> None:
     """Start the measuring process of one round, wait until it ends, and collect its lines."""
     lines.add({"facts": {"load_average": os.getloadavg()[0]}})
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
-        files = [Path(folder) / name for name in ("request.json", "lines.jsonl")]
-        files[0].write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, "-m", WORKERS[runtime], *map(str, files)]
-        environment = worker_environment(resources.kv_cache)
+    with nameless_file() as question, nameless_file() as answer, nameless_file() as log:
+        question.write(json.dumps(request))
+        question.flush()
+        files = (question.fileno(), answer.fileno())
         worker = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            worker_command(WORKERS[runtime], *(f"/dev/fd/{number}" for number in files)),
+            env=worker_environment(resources.kv_cache),
+            pass_fds=files,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         code, peak = wait(worker, resources.timeout)
-        for line in files[1].read_text(encoding="utf-8").split("\n")[:-1] if files[1].exists() else ():
+        answer.seek(0)
+        for line in answer.read().split("\n")[:-1]:
             lines.add(json.loads(line))
         if code != 0:
             log.seek(0)
             lines.add({"facts": {"error": failure_reason(code, peak, resources.timeout, log.read())}})
+
+
+def nameless_file() -> IO[str]:
+    """A temporary file without a name: nothing stays on disk, even if this process is killed."""
+    return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
 
 
 def make_request(checkpoint: Checkpoint, timing: Timing, resources: Resources, number: int) -> Row:

@@ -14,12 +14,12 @@ from typing import Any
 
 from compress.evaluate.tasks.item import Item, Score, blame, score_answers
 from compress.evaluate.tasks.suite import KINDS
-from compress.sandbox.layers import end_with
 from compress.sandbox.run import SandboxError
+from compress.sandbox.worker import worker_command
 
 SECONDS = 30  # for one answer; generated code has 10 of them
 ENDED = Score(None, f"error: ended the scorer, or took more than {SECONDS} s")
-COMMAND = [sys.executable, "-m", "compress.evaluate.tasks.scoring"]
+MODULE = "compress.evaluate.tasks.scoring"
 
 
 class Scorer:
@@ -46,7 +46,7 @@ class Scorer:
     def _ask(self, item: Item, answers: Sequence[str]) -> Score:
         """The score from the scoring process, or ENDED if that process has ended."""
         if self.process is None:
-            self.process = subprocess.Popen([*COMMAND, str(os.getpid())], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self.process = subprocess.Popen(worker_command(MODULE), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdin and self.process.stdout
         request = {"kind": item.kind, "expected": item.expected, "answers": list(answers)}
         try:
@@ -67,11 +67,8 @@ class Scorer:
 def main() -> None:
     """The scoring process: read one request per line of stdin, write one reply per line of stdout.
 
-    An answer that takes longer than SECONDS ends the process by SIGALRM. On Linux, the process also ends with its
-    parent, whose id is the last argument.
+    An answer that takes longer than SECONDS ends the process by SIGALRM.
     """
-    if sys.platform.startswith("linux"):
-        end_with(int(sys.argv[-1]))
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no reply
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, and then this process by the end of stdin

@@ -126,11 +126,16 @@ SLOW = {"type": "object", "properties": {"n": {"pattern": "^(a+)+$"}}}
 
 
 def test_an_answer_that_takes_too_long_scores_0_and_the_next_one_is_scored(scorer, monkeypatch):
-    monkeypatch.setattr(scoring, "COMMAND", [*scoring.COMMAND[:-2], "-c", MAIN.format("SECONDS = 2")])
+    monkeypatch.setattr(scoring, "worker_command", program(MAIN.format("SECONDS = 2")))
     item = replace(ITEMS["json"], expected={"schema": SLOW})
     score = scorer.score(item, ['{"n": "' + "a" * 40 + '!"}'])
     assert score == Score(0.0, "cannot be scored: error: ended the scorer, or took more than 30 s")
     assert scorer.score(item, ['{"n": "aa"}']).value == 1
+
+
+def program(code):
+    """A stand-in for `worker_command` that runs this code."""
+    return lambda module: [sys.executable, "-c", code]
 
 
 MAIN = "import compress.evaluate.tasks.scoring as s, signal, os; s.{}; s.main()"
@@ -138,7 +143,7 @@ MAIN = "import compress.evaluate.tasks.scoring as s, signal, os; s.{}; s.main()"
 
 def test_an_answer_that_ends_the_scorer_scores_0(scorer, monkeypatch):
     ends = "json.loads = lambda line, loads=s.json.loads: os._exit(1) if b'Bo' in line else loads(line)"
-    monkeypatch.setattr(scoring, "COMMAND", [*scoring.COMMAND[:-2], "-c", MAIN.format(ends)])
+    monkeypatch.setattr(scoring, "worker_command", program(MAIN.format(ends)))
     item = replace(ITEMS["qa"], expected={"answers": ["Mia"]})
     assert scorer.score(item, ["Bo"]).value == 0
     assert scorer.score(item, ["Mia"]).value == 1
@@ -174,13 +179,13 @@ def running(process: int) -> bool:
 
 
 def test_a_scorer_that_always_ends_has_no_score(scorer, monkeypatch):
-    monkeypatch.setattr(scoring, "COMMAND", [*scoring.COMMAND[:-2], "-c", "raise SystemExit(3)"])
+    monkeypatch.setattr(scoring, "worker_command", program("raise SystemExit(3)"))
     assert scorer.score(ITEMS["qa"], ["Mia"]).value is None
 
 
 def test_a_sandbox_that_does_not_start_is_no_fault_of_the_answer(scorer, monkeypatch):
     setup = "KINDS['python'] and setattr(__import__('compress.sandbox.run').sandbox.run, 'BOOT', 'raise SystemExit(7)')"
-    monkeypatch.setattr(scoring, "COMMAND", [*scoring.COMMAND[:-2], "-c", MAIN.format(setup)])
+    monkeypatch.setattr(scoring, "worker_command", program(MAIN.format(setup)))
     with pytest.raises(SandboxError, match="ended with code 7"):
         scorer.score(ITEMS["python"], ["def f(x): return 2"])
 
