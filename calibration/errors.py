@@ -1,7 +1,18 @@
 """Errors that a user can cause. Each is one line with the file, the number and the cure."""
 
+import click
 
-class CalibrationError(ValueError):
+
+class QCompressError(click.ClickException):
+    """Bad input. The message is one line with the fault, its place and the cure. The exit code is 1.
+
+    All errors that a user can cause are of this class. Every other exception is a bug.
+    """
+
+    exit_code = 1
+
+
+class CalibrationError(QCompressError, ValueError):
     """Calibration text that cannot be used. The message is always a single line."""
 
     def __init__(self, message: str):

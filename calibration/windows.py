@@ -98,14 +98,13 @@ def build_windows(
     With `answers_only`, the mask is True only on the assistant's tokens of a conversation. Without it, the mask is True
     on all tokens of text, and the chat template may render a turn differently when later turns follow.
 
-    Raises CalibrationError if text cannot be read or is too short. Raises ValueError if a size is too small.
+    Raises CalibrationError if text cannot be read or is too short, or if a size is too small.
     """
     body = seq_len - (start_token is not None)
     if n_samples < 1 or body < 1 or held_out < 0 or not sources:
         sizes = f"n_samples={n_samples}, seq_len={seq_len}, held_out={held_out}, {len(sources)} sources"
-        raise ValueError(
-            f"calibration.windows: {sizes}: a size is too small; "
-            "use at least 1 source, 1 sample and 1 token of text per window"
+        raise CalibrationError(
+            f"{sizes}: a size is too small; use at least 1 source, 1 sample and 1 token of text per window"
         )
     rng = random.Random(seed)
     texts = [parse_source(source) for source in sources]

@@ -6,7 +6,7 @@
     print(verify("Qwen/Qwen2.5-1.5B-Instruct", "qwen-awq")["kl"])
 
 The functions are those of `compress.api`, imported at first use: `import compress` loads neither torch nor
-transformers.
+transformers. Errors that a user can cause are a QCompressError.
 """
 
 import sys
@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from compress.api import GateFailure as GateFailure
+    from compress.api import QCompressError as QCompressError
     from compress.api import check as check
     from compress.api import compare as compare
     from compress.api import convert as convert
@@ -22,11 +24,12 @@ if TYPE_CHECKING:
     from compress.api import quantize as quantize
     from compress.api import verify as verify
 
-__all__ = ["check", "compare", "convert", "distill", "quantize", "verify"]
+FUNCTIONS = ("check", "compare", "convert", "distill", "quantize", "verify")
+__all__ = ["GateFailure", "QCompressError", "check", "compare", "convert", "distill", "quantize", "verify"]
 
 
 def __getattr__(name: str) -> Any:
-    """A function of `compress.api` (PEP 562)."""
+    """A function or an error of `compress.api` (PEP 562)."""
     if name in __all__:
         return getattr(import_module("compress.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -47,7 +50,7 @@ class Root(ModuleType):
     """Type of this package. Importing compress.quantize or compress.distill keeps it callable, as `CallablePackage`."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in __all__ and isinstance(value, ModuleType):
+        if name in FUNCTIONS and isinstance(value, ModuleType):
             value.__class__ = CallablePackage
         super().__setattr__(name, value)
 

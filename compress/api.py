@@ -4,24 +4,51 @@
 
 A model is a folder, or a hub id such as "Qwen/Qwen2.5-1.5B-Instruct" or "ORG/NAME@REVISION". Settings have the names of
 the command line's options, with underscores. All functions return the rows that the commands print with --json.
-QCompressError means bad input; its message is one line with the fault, its place and the cure. Its subclass GateFailure
-means that a written checkpoint breaks a rule.
+
+    from compress import GateFailure, QCompressError
+
+All errors that a user can cause are a QCompressError: bad models, texts, settings and files, a full disk. Its message
+is one line with the fault, its place and the cure. Its subclass GateFailure means that a written checkpoint breaks a
+rule. Errors of settings are also a ValueError or a TypeError.
 """
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from compress.checkpoint.hub import resolve_model
+from compress.core.atomic import cause_of
+from compress.core.errors import BadValueError, QCompressError, UnknownSettingError
+from compress.core.errors import GateFailure as GateFailure
+from compress.core.options import check_value, settings_of
 from compress.core.report import Report, Row, silent
 from compress.core.rows import CompareRow
 
 Model = str | os.PathLike[str]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
+def public(function: F) -> F:
+    """A decorator: an OSError whose cause is outside of the program, such as a full disk, becomes a QCompressError."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except OSError as error:
+            line = cause_of(error)
+            if line is None:
+                raise
+            raise QCompressError(line) from error
+
+    return cast("F", call)
+
+
+@public
 def quantize(
     model: Model,
     out: Model,
@@ -49,10 +76,8 @@ def quantize(
         A row with `out`, `bytes`, `bits_per_weight`, `mean_error`, `mean_rtn_error` and `seconds`.
 
     Raises:
-        QCompressError: The model cannot be quantized, or another job's output is at `out`.
+        QCompressError: The model or a text cannot be used, a setting is wrong, or another job's output is at `out`.
         GateFailure: The written checkpoint breaks a rule. It is removed.
-        ValueError: A setting has an impossible value.
-        TypeError: There is no setting of that name.
 
     Example:
         >>> quantize("qwen", "qwen-awq", method="awq", group_size=64)["bytes"]  # doctest: +SKIP
@@ -63,13 +88,16 @@ def quantize(
     from compress.quantize.auto import quantize as run_quantize
     from compress.quantize.job import RunOptions
 
-    check_names("quantize", settings, QuantizeConfig)
-    config = QuantizeConfig(method=method, text=tuple(text), **settings)
-    config.check_used({*settings} | ({"text"} if tuple(text) != QuantizeConfig.text else set()))
+    settings = check_settings("quantize", settings | {"method": method, "text": text}, QuantizeConfig)
+    config = QuantizeConfig(**settings)
+    config.check_used(
+        {name for name, value in settings.items() if name != "text" or config.text != QuantizeConfig.text}
+    )
     run = RunOptions(restart=restart, device=pick_device(device), report=report)
     return run_quantize(resolve_model(model), Path(out), config, run)
 
 
+@public
 def distill(
     teacher: Model,
     out: Model,
@@ -94,9 +122,8 @@ def distill(
         `seconds`. If several processes train, only the first one gets this row; the others get {}.
 
     Raises:
-        QCompressError: The teacher or a text is not usable, or training did not improve the student.
-        ValueError: A setting has an impossible value.
-        TypeError: There is no setting of that name.
+        QCompressError: The teacher or a text cannot be used, a setting is wrong, or training did not improve the
+            student.
 
     Example:
         >>> distill("qwen", "student", blocks=20, steps=500)["kl_after"]  # doctest: +SKIP
@@ -105,7 +132,7 @@ def distill(
     from compress.distill.config import DistillConfig, LoopConfig
     from compress.distill.job import distill_checkpoint
 
-    check_names("distill", settings, DistillConfig)
+    settings = check_settings("distill", settings, DistillConfig)
     if settings.get("student") is not None:
         settings["student"] = str(resolve_model(settings["student"]))
     config = DistillConfig(**settings)
@@ -113,6 +140,7 @@ def distill(
     return distill_checkpoint(resolve_model(teacher), Path(out), config, report, loop=loop)
 
 
+@public
 def convert(checkpoint: Model, out: Model, to: str) -> Row:
     """Write a quantized checkpoint in another format: the same codes, scales and zeros.
 
@@ -137,6 +165,7 @@ def convert(checkpoint: Model, out: Model, to: str) -> Row:
     return run_convert(resolve_model(checkpoint), Path(out), to)
 
 
+@public
 def check(model: Model, *, source: Model | None = None, tensor_parallel_size: int = 1) -> list[Row]:
     """Check that vLLM loads a checkpoint and computes with the weights that were written.
 
@@ -158,10 +187,13 @@ def check(model: Model, *, source: Model | None = None, tensor_parallel_size: in
     """
     from compress.checkpoint.check.run import check_checkpoint
 
+    if tensor_parallel_size < 1:
+        raise BadValueError(f"tensor_parallel_size={tensor_parallel_size}: must be 1 or more")
     where = None if source is None else resolve_model(source)
     return check_checkpoint(resolve_model(model), tensor_parallel_size=tensor_parallel_size, source=where)
 
 
+@public
 def verify(
     reference: Model,
     candidate: Model,
@@ -192,21 +224,26 @@ def verify(
         standard error, such as `kl_se`. With a limit, the row also has `passed` and `reason`.
 
     Raises:
-        QCompressError: A checkpoint or the text cannot be used, or one of them was calibrated on the text.
+        QCompressError: A checkpoint or the text cannot be used, a setting is wrong, or a checkpoint was calibrated on
+            the text.
 
     Example:
         >>> verify("qwen", "qwen-awq", max_kl=0.1)["passed"]  # doctest: +SKIP
         True
     """
     from compress.evaluate.drift.limits import add_verdicts, make_verdicts
+    from compress.evaluate.drift.settings import CompareLimits
 
+    limits = {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio}
+    limits = check_settings("verify", limits, CompareLimits)
     row = compare(
         reference, [candidate], eval_text=eval_text, samples=samples, seq_len=seq_len, device=device, report=report
     )[1]
-    verdicts = make_verdicts([row], [], {"max_kl": max_kl, "max_perplexity_ratio": max_perplexity_ratio})
+    verdicts = make_verdicts([row], [], limits)
     return add_verdicts([row], verdicts)[0]
 
 
+@public
 def compare(
     reference: Model,
     candidates: Sequence[Model],
@@ -236,19 +273,23 @@ def compare(
         One row per checkpoint, as `verify` returns it, in this order: teacher (if not None), reference, candidates.
 
     Raises:
-        QCompressError: A checkpoint or the text cannot be used, or one of them was calibrated on the text.
+        QCompressError: A checkpoint or the text cannot be used, a setting is wrong, or a checkpoint was calibrated on
+            the text.
 
     Example:
         >>> [(row["name"], row["kl"]) for row in compare("qwen", ["qwen-awq", "qwen-gptq"])[1:]]  # doctest: +SKIP
         [('qwen-awq', 0.041), ('qwen-gptq', 0.058)]
     """
     from compress.core.device import pick_device
+    from compress.core.file_kind import REPORT
     from compress.evaluate.drift.compare import compare_with_teacher
+    from compress.evaluate.drift.settings import DriftSettings
     from compress.evaluate.drift.windows import evaluation_windows
-    from compress.evaluate.report import ReportData, check_replaceable, write_report
+    from compress.evaluate.report import ReportData, write_report
 
+    check_settings("compare", {"eval_text": eval_text, "samples": samples, "seq_len": seq_len}, DriftSettings)
     if html is not None:
-        check_replaceable(Path(html))
+        REPORT.check(Path(html))
     first, others = resolve_model(reference), [resolve_model(each) for each in candidates]
     top = [] if teacher is None else [resolve_model(teacher)]
     models, on = [*top, first, *others], pick_device(device)
@@ -259,11 +300,16 @@ def compare(
     return rows
 
 
-def check_names(function: str, settings: dict[str, Any], *configs: type) -> None:
-    """Raises TypeError, with the nearest valid name, if a setting is not in any of the configs."""
+def check_settings(function: str, values: dict[str, Any], *configs: type) -> dict[str, Any]:
+    """The values of settings of the configs, with texts parsed as on the command line.
+
+    Raises UnknownSettingError, with the nearest valid name, and BadValueError for a value that cannot be used.
+    """
     names = [one.name for config in configs for one in fields(config)]
-    for name in settings:
+    settings = {one.name: one for config in configs for one in settings_of(config)}
+    for name in values:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]}?" if near else f"settings are {', '.join(names)}"
-            raise TypeError(f"{function}: {name!r} is not a setting; {hint}")
+            raise UnknownSettingError(f"{function}: {name!r} is not a setting; {hint}")
+    return {name: check_value(settings[name], value) if name in settings else value for name, value in values.items()}

@@ -485,7 +485,7 @@ def api_page() -> str:
     source = ast.parse((ROOT / "compress" / "api.py").read_text(encoding="utf-8"))
     functions = {node.name: node for node in source.body if isinstance(node, ast.FunctionDef)}
     parts = ["# Python API\n", google_text(ast.get_docstring(source) or "")]
-    for name in compress.__all__:
+    for name in compress.FUNCTIONS:
         node = functions[name]
         parts += [f"## {name}\n", signature(node), google_text(ast.get_docstring(node) or "")]
     return "\n".join(parts)

@@ -1,5 +1,6 @@
 """The public functions: `from compress import quantize, distill, check, verify, compare`."""
 
+import errno
 import inspect
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def test_import_compress_loads_neither_torch_nor_transformers():
     assert run_python("import sys, compress; print({'torch', 'transformers', 'click'} & sys.modules.keys())") == "set()"
 
 
-@pytest.mark.parametrize("name", compress.__all__)
+@pytest.mark.parametrize("name", compress.FUNCTIONS)
 def test_a_public_function_documents_arguments_result_and_errors(name):
     function = getattr(api, name)
     parts = ("Args:", "Returns:", "Raises:", "Example:")
@@ -39,7 +40,7 @@ def test_a_public_function_documents_arguments_result_and_errors(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", compress.__all__)
+@pytest.mark.parametrize("name", compress.FUNCTIONS)
 def test_a_public_function_stays_callable_after_its_package_is_imported(name):
     code = "import compress.quantize.methods.rtn, compress.distill.config, compress.checkpoint.check.run\n"
     code += f"from compress import {name}; import compress.distill.config as config; print(callable({name}), "
@@ -72,14 +73,82 @@ def test_a_student_is_distilled(tiny_llama, tmp_path):
     assert row["kl_after"] < row["kl_before"]
 
 
-def test_a_misspelled_setting_is_named_with_the_nearest():
-    with pytest.raises(TypeError, match=r"quantize: 'grup_size' is not a setting; did you mean group_size\?"):
+def user_errors(folder):
+    """Calls with one mistake of the user each: (function, arguments, what the error says)."""
+    model, out, lost = folder / "model", folder / "out", str(folder / "lost.txt")
+    pickle, empty = folder / "text.pickle", folder / "empty.txt"
+    pickle.write_bytes(b"not a text")
+    empty.touch()
+    return [
+        (api.quantize, (model, out), {"text": [lost]}, "lost.txt: "),
+        (api.quantize, (model, out), {"text": str(empty)}, "empty.txt: "),
+        (
+            api.quantize,
+            (model, out),
+            {"grup_size": 64},
+            "quantize: 'grup_size' is not a setting; did you mean group_size?",
+        ),
+        (api.quantize, (model, out), {"method": "best"}, "method='best': must be one of rtn, "),
+        (api.quantize, (model, out), {"samples": "8"}, "samples='8': must be an integer"),
+        (api.quantize, (model, out), {"seq_len": True}, "seq_len=True: must be an integer"),
+        (api.quantize, (model, out), {"damp_percent": 2}, "damp_percent=2: must be below 1"),
+        (api.quantize, (model, out), {"text": None}, "text=None: must be a text"),
+        (api.quantize, (model, out), {"max_size": "1"}, "add a unit"),
+        (api.quantize, (model, out), {"device": "gpu"}, "--device gpu: choose auto, cpu, cuda"),
+        (api.quantize, (folder / "lost", out), {}, "lost: "),
+        (api.quantize, (model, folder), {"method": "rtn"}, "is not empty"),
+        (api.distill, (model, out), {"blocks": 1, "text": lost}, "lost.txt: "),
+        (api.distill, (model, out), {"blocks": 1, "eval_text": lost}, "lost.txt: "),
+        (api.distill, (model, out), {"blocks": 9}, "9"),
+        (api.distill, (model, out), {"blocks": "one"}, "blocks='one': must be an integer"),
+        (api.distill, (model, out), {"step": 3}, "distill: 'step' is not a setting; did you mean steps?"),
+        (api.distill, (folder / "lost", out), {"blocks": 1}, "lost: "),
+        (api.check, (folder / "lost",), {}, "lost: "),
+        (api.check, (model,), {"source": folder / "lost"}, "lost: "),
+        (api.check, (model,), {"tensor_parallel_size": 0}, "tensor_parallel_size=0: must be 1 or more"),
+        (api.verify, (model, model), {"eval_text": lost}, "lost.txt: "),
+        (api.verify, (model, model), {"eval_text": str(pickle)}, "text.pickle: "),
+        (api.verify, (model, model), {"samples": 0}, "samples=0: must be at least 1"),
+        (api.verify, (model, model), {"max_kl": "small"}, "max_kl='small': must be a number"),
+        (api.verify, (model, folder / "lost"), {}, "lost: "),
+        (api.compare, (model, [model]), {"eval_text": lost}, "lost.txt: "),
+        (api.compare, (model, [model]), {"seq_len": 2}, "seq_len=2: must be at least 8"),
+        (api.compare, (model, [model]), {"device": "gpu"}, "--device gpu: choose auto, cpu, cuda"),
+        (api.compare, (model, [folder / "lost"]), {}, "lost: "),
+        (api.compare, (model, [model]), {"html": model / "config.json"}, "qcompress did not write it"),
+    ]
+
+
+def test_every_error_of_a_user_is_a_qcompress_error_of_one_line(tiny_llama, tmp_path):
+    (tmp_path / "model").symlink_to(tiny_llama)
+    unexpected = []
+    for function, arguments, settings, words in user_errors(tmp_path):
+        with pytest.raises(compress.QCompressError) as caught:
+            function(*arguments, **settings)
+        if words not in str(caught.value) or "\n" in str(caught.value):
+            unexpected.append((function.__name__, settings, str(caught.value)))
+    assert unexpected == [] and not (tmp_path / "out").exists()
+
+
+def test_errors_of_settings_are_python_errors_too():
+    with pytest.raises(TypeError):
         api.quantize("model", "out", grup_size=64)
+    with pytest.raises(ValueError, match="--group-size 48"):
+        api.quantize("model", "out", group_size=48)
 
 
-def test_a_missing_model_is_a_qcompress_error(tmp_path):
-    with pytest.raises(QCompressError, match="no such directory"):
-        api.check(tmp_path / "none")
+def test_a_text_setting_is_parsed_as_on_the_command_line(tiny_llama, tmp_path):
+    with pytest.raises(QCompressError, match=r"max-size|largest|bytes"):
+        api.quantize(tiny_llama, tmp_path / "out", method="rtn", group_size="32", max_size="1KB")
+
+
+def test_an_error_of_the_system_is_a_qcompress_error(monkeypatch):
+    def refuse(*arguments, **settings):
+        raise PermissionError(errno.EACCES, "Permission denied", "/model/config.json")
+
+    monkeypatch.setattr("compress.checkpoint.check.run.check_checkpoint", refuse)
+    with pytest.raises(QCompressError, match=r"^/model/config.json: permission denied; "):
+        api.check("model")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

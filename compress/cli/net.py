@@ -1,7 +1,7 @@
 """Errors of commands: an expected error is one line, and every other exception is reported as a bug.
 
-Expected errors are QCompressError and CalibrationError, causes outside of the program such as a missing permission
-(`cause_of`), and too little memory.
+Expected errors are QCompressError, causes outside of the program such as a missing permission (`cause_of`), and too
+little memory.
 """
 
 import errno
@@ -17,7 +17,6 @@ from typing import Any
 
 import click
 
-from calibration.errors import CalibrationError
 from compress.core.atomic import FULL, cause_of
 from compress.core.errors import QCompressError
 from compress.core.interrupt import exit_code, interrupt_line, sigterm_raises
@@ -93,8 +92,6 @@ def end_progress() -> None:
 
 def error_line(error: Exception, path: str = "", *, debug: bool) -> str:
     """The line for an exception other than QCompressError. `path` is the file that was opened last."""
-    if isinstance(error, CalibrationError):
-        return str(error)
     name, message = type(error).__name__, " ".join(str(error).split())
     if isinstance(error, MemoryError) or name == "OutOfMemoryError":
         return f"out of memory: {message or name}; use a smaller --batch-size or --seq-len, or close other programs"

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from compress.core.errors import QCompressError
+from compress.core.errors import BadValueError, QCompressError
+from compress.core.options import DEVICES
 
 if TYPE_CHECKING:
     import torch
@@ -11,10 +12,12 @@ if TYPE_CHECKING:
 def pick_device(name: str = "auto") -> str:
     """The device "cpu" or "cuda" for the option "auto", "cpu" or "cuda". auto means a GPU if torch finds one.
 
-    Raises QCompressError if the option is "cuda" and torch finds no GPU.
+    Raises QCompressError for any other option, and for "cuda" if torch finds no GPU.
     """
     import torch
 
+    if name not in DEVICES:
+        raise BadValueError(f"--device {name}: choose {', '.join(DEVICES)}")
     gpu = torch.cuda.is_available()
     if name == "cuda" and not gpu:
         raise QCompressError("--device cuda: torch finds no GPU; use --device cpu, or install a torch build for CUDA")

@@ -1,16 +1,14 @@
 """The errors of a command: bad input (exit code 1) and a failed gate (exit code 3). Every other exception is a bug."""
 
-import click
-
-
-class QCompressError(click.ClickException):
-    """Bad input. The message is one line with the fault, its place and the cure. The exit code is 1."""
-
-    exit_code = 1
+from calibration.errors import QCompressError as QCompressError
 
 
 class BadValueError(QCompressError, ValueError):
     """A setting or a file has a value that cannot be used. Python code can catch this error as a ValueError."""
+
+
+class UnknownSettingError(QCompressError, TypeError):
+    """There is no setting of that name. Python code can catch this error as a TypeError."""
 
 
 class GateFailure(QCompressError):

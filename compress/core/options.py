@@ -6,10 +6,20 @@ into recipe keys.
 
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields
+from numbers import Integral, Real
+from os import PathLike
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from compress.core.errors import BadValueError
+
 METADATA = "option"
+KINDS: dict[type, tuple[tuple[type, ...], str]] = {  # type of a setting -> types of its values, and their name
+    bool: ((bool,), "True or False"),
+    int: ((Integral,), "an integer"),
+    float: ((Real,), "a number"),
+    str: ((str, PathLike), "a text"),
+}
 DEVICES = ("auto", "cpu", "cuda")  # the first is the default
 DEVICE_HELP = "Device that runs the model. auto: a GPU if torch finds one, else the CPU."
 
@@ -76,3 +86,39 @@ def make_setting(one: Field[Any], hint: Any) -> Setting:
         hint = next(part for part in get_args(hint) if part is not type(None))
     repeats = get_origin(hint) is tuple
     return Setting(one.name, get_args(hint)[0] if repeats else hint, repeats, one.default, one.metadata[METADATA])
+
+
+def check_value(setting: Setting, value: Any) -> Any:
+    """The value of a setting. Text is parsed as on the command line.
+
+    Raises BadValueError, with the name, if the type is wrong, or if the value is no choice or outside of the bounds.
+    """
+    if value is None and setting.default is None:
+        return None
+    if setting.option.parse is not None and isinstance(value, str):
+        return setting.option.parse(value)
+    for part in value if setting.repeats and isinstance(value, list | tuple) else (value,):
+        problem = type_problem(setting, part) or bounds_problem(setting.option, part)
+        if problem:
+            raise BadValueError(f"{setting.name}={part!r}: must be {problem}")
+    return value
+
+
+def type_problem(setting: Setting, value: Any) -> str | None:
+    """What the value must be, if its type is wrong. A boolean is no number."""
+    types, name = KINDS.get(setting.type, ((object,), ""))
+    wrong = not isinstance(value, types) or (isinstance(value, bool) and setting.type in (int, float))
+    return name if wrong else None
+
+
+def bounds_problem(option: Option, value: Any) -> str | None:
+    """What the value must be, if it is no choice or outside of the bounds."""
+    if option.choices and option.parse is None and value not in option.choices:
+        return f"one of {', '.join(map(str, option.choices))}"
+    bounds = [
+        (option.minimum, lambda bound: value >= bound, "at least"),
+        (option.maximum, lambda bound: value <= bound, "at most"),
+        (option.above, lambda bound: value > bound, "above"),
+        (option.below, lambda bound: value < bound, "below"),
+    ]
+    return next((f"{word} {bound:g}" for bound, holds, word in bounds if bound is not None and not holds(bound)), None)

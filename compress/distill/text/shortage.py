@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from calibration.corpus import parse_source
-from calibration.errors import CalibrationError, TooShortError
+from calibration.errors import TooShortError
 from calibration.lengths import check_lengths
 from compress.core.errors import QCompressError
 from compress.distill.text.windows import NoTokensError, check_contributions, eval_windows, fit
@@ -31,7 +31,7 @@ def text_errors(stage: "TextStage") -> Iterator[None]:
         raise QCompressError(prefix + shortage(stage, error)) from None
     except NoTokensError as error:
         raise QCompressError(prefix + no_tokens(stage, error)) from None
-    except (CalibrationError, QCompressError) as error:
+    except QCompressError as error:
         raise QCompressError(f"{prefix}{error}") from None
 
 
