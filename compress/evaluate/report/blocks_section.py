@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from compress.core.rows import BlockRow, CompareRow
 from compress.evaluate.drift.limits import outliers
-from compress.evaluate.report.html import dot, esc, framed, section
-from compress.evaluate.report.plots import BAD, MUTE, log_ticks, render, series, short
+from compress.evaluate.report.html import dot, esc, framed, legend, section
+from compress.evaluate.report.plots import BAD, MUTE, Picture, log_ticks, render, series, short
 from compress.evaluate.report.report_data import ReportData, css_colour
 
 FLOOR = 1e-9  # the smallest value that a log axis shows
@@ -26,9 +26,14 @@ def blocks_section(data: ReportData) -> str:
         "whose weights are probably damaged."
     )
     draw = partial(draw_blocks, candidates=data.candidates)
-    picture = render(draw, height=3.4, narrow_height=6.0, name="blocks")
+    picture = render(Picture(draw, 3.4, 6.0, "blocks"))
     lines = "".join(verdict(data, index) for index in range(1, len(data.rows)))
-    return section("Drift by block", about, framed(picture, "Gain and error of every block"), f"<ul>{lines}</ul>")
+    return section(
+        "Drift by block",
+        about,
+        framed(picture, "Gain and error of every block", legend(data.names)),
+        f"<ul>{lines}</ul>",
+    )
 
 
 def verdict(data: ReportData, index: int) -> str:
@@ -69,7 +74,6 @@ def draw_blocks(figure: Figure, narrow: bool, candidates: Sequence[CompareRow]) 
     for axes in (gain, error):
         axes.set_xlabel("block")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    error.legend(frameon=False, fontsize=9)
 
 
 def draw_line(axes: Axes, blocks: Sequence[BlockRow], key: Literal["gain", "error"], colour: str, label: str) -> None:

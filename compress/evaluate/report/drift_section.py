@@ -6,8 +6,8 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from compress.core.rows import CompareRow, DocumentRow, GuessRow, WorstRow
-from compress.evaluate.report.html import dot, esc, folded, framed, percent, section, table
-from compress.evaluate.report.plots import log_ticks, render, series, short
+from compress.evaluate.report.html import dot, esc, folded, framed, legend, percent, section, table
+from compress.evaluate.report.plots import Picture, log_ticks, render, series, short
 from compress.evaluate.report.report_data import ReportData, css_colour
 
 DOCUMENTS = 5
@@ -29,7 +29,9 @@ def drift_section(data: ReportData) -> str:
 def positions(data: ReportData) -> str:
     draw = partial(draw_positions, candidates=data.candidates)
     return framed(
-        render(draw, height=3.2, narrow_height=3.6, name="positions"), "KL divergence by position in the window"
+        render(Picture(draw, 3.2, 3.6, "positions")),
+        "KL divergence by position in the window",
+        legend(data.names),
     )
 
 
@@ -47,7 +49,6 @@ def draw_positions(figure: Figure, narrow: bool, candidates: Sequence[CompareRow
     axes.set_ylim(low / 1.15, high * 1.15)
     log_ticks(axes, "x")
     log_ticks(axes, "y")
-    axes.legend(frameon=False, ncols=1 if narrow else 4, loc="best", fontsize=9)
 
 
 def details(data: ReportData, index: int) -> str:

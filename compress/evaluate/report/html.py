@@ -8,6 +8,7 @@ from compress.evaluate.drift.cells import Cell
 
 Row = dict[str, Any]
 LEFT = ' class="left"'
+FITTING, FITTING_DESKTOP = 3, 11  # columns that a phone and a desktop show
 
 
 def esc(value: Any) -> str:
@@ -39,9 +40,15 @@ def section(title: str, about: str, *parts: str) -> str:
     return f"<h2>{esc(title)}</h2><p>{esc(about)}</p>{''.join(parts)}"
 
 
-def framed(picture: str, label: str) -> str:
-    """A picture with its text for screen readers."""
-    return f'<figure role="img" aria-label="{esc(label)}">{picture}</figure>'
+def framed(picture: str, label: str, names: str = "") -> str:
+    """A picture with its text for screen readers, and below it the `legend`, where it covers no point."""
+    return f'<figure role="img" aria-label="{esc(label)}">{picture}{names}</figure>'
+
+
+def legend(names: Sequence[tuple[str, str]]) -> str:
+    """The caption of a picture: (CSS colour, name) of every line."""
+    entries = "".join(f"<span>{dot(colour)}{esc(name)}</span>" for colour, name in names)
+    return f'<figcaption class="legend">{entries}</figcaption>'
 
 
 def folded(name: str, body: str, *, open_: bool = False, mark: str = "") -> str:
@@ -50,10 +57,16 @@ def folded(name: str, body: str, *, open_: bool = False, mark: str = "") -> str:
 
 
 def table(head: Sequence[str], lines: Sequence[str], *, left: Sequence[str] = (), more: str = "") -> str:
-    """A scrolling table. `head` holds headings as text, `more` headings as HTML, and `lines` holds `<tr>` elements."""
+    """A scrolling table. `head` holds headings as text, `more` headings as HTML, and `lines` holds `<tr>` elements.
+
+    Shadows at its edges show that it scrolls, and so does a line of text on a narrow screen.
+    """
+    number = len(head) + more.count("<th")
+    kind = "hint always" if number > FITTING_DESKTOP else "hint"
+    hint = f'<p class="{kind}">{number} columns; scroll sideways to see all →</p>' if number > FITTING else ""
     cells = "".join(f"<th{LEFT if name in left else ''}>{esc(name)}</th>" for name in head) + more
     return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{cells}</tr></thead>'
+        f'{hint}<div class="scroll" tabindex="0"><table><thead><tr>{cells}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 

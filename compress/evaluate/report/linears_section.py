@@ -8,8 +8,8 @@ from matplotlib.ticker import MaxNLocator
 
 from compress.core.rows import CompareRow
 from compress.evaluate.drift.cells import with_error
-from compress.evaluate.report.html import Row, count, folded, framed, section
-from compress.evaluate.report.plots import INK, LINE, MUTE, log_ticks, render, series, short
+from compress.evaluate.report.html import Row, count, folded, framed, legend, section
+from compress.evaluate.report.plots import INK, LINE, MUTE, Picture, css, log_ticks, render, series, short
 from compress.evaluate.report.report_data import ReportData, series_of
 
 CURVES = {
@@ -34,16 +34,15 @@ def linears_section(data: ReportData) -> str:
         gains = sorted(r["error"] / r["rtn_error"] for r in errors if r["rtn_error"] > 0)
         if gains and any(r["error"] != r["rtn_error"] for r in errors):
             lines = -(-len({r["linear"] for r in errors}) // 4)
-            picture = render(
-                partial(draw_linears, rows=errors, colour=series(index)),
-                height=1.9 * lines + 0.4,
-                narrow_height=3.4 * lines + 0.4,
-                name=f"linears{index}",
-            )
+            draw = partial(draw_linears, rows=errors, colour=series(index))
+            picture = render(Picture(draw, 1.9 * lines + 0.4, 3.4 * lines + 0.4, f"linears{index}"))
             words = f"<p>Median over linears: {gains[len(gains) // 2]:.2f} × the error of plain rounding.</p>"
             body = words + framed(picture, "Error of every linear, by block")
             parts.append(folded(row["name"], body, open_=not parts))
-    about = "Squared output error over squared output of each linear, by block. The dashed line is plain rounding."
+    about = (
+        "Squared output error over squared output of each linear, by block. The dashed line is plain rounding; the "
+        "coloured area below it is the gain."
+    )
     return section("Error of each linear", about, *parts) if parts else ""
 
 
@@ -55,8 +54,8 @@ def training_section(data: ReportData) -> str:
         if curve:
             colour = series(max(series_of(index), 0))
             draw = partial(draw_loss, curve=curve, colour=colour)
-            picture = render(draw, height=3.2, narrow_height=3.4, name=f"loss{index}")
-            shown = framed(picture, "Loss over the steps of distillation")
+            picture = render(Picture(draw, 3.2, 3.4, f"loss{index}"))
+            shown = framed(picture, "Loss over the steps of distillation", legend(curve_names(curve, colour)))
             parts.append(section(f"Distillation of {row['name']}", gain(row["record"]), shown))
     return "".join(parts)
 
@@ -96,16 +95,10 @@ def draw_linears(figure: Figure, narrow: bool, rows: Sequence[Row], colour: str)
 def draw_loss(figure: Figure, narrow: bool, curve: Sequence[Row], colour: str) -> None:
     """Draw loss, KL, cross-entropy and evaluation KL over the steps."""
     axes = figure.subplots()
-    styles: dict[str, Row] = {
-        "loss": {"color": colour, "lw": 2.2},
-        "kl": {"color": series(1), "lw": 1.4},
-        "ce": {"color": MUTE, "lw": 1.4},
-        "eval_kl": {"color": INK, "lw": 0, "marker": "o", "ms": 6},
-    }
-    for key, style in styles.items():
-        points = [(row["step"], row[key]) for row in curve if isinstance(row.get(key), int | float)]
+    for key, style in styles(colour).items():
+        points = curve_points(curve, key)
         if points:
-            axes.plot(*zip(*points, strict=True), label=CURVES[key], **style)
+            axes.plot(*zip(*points, strict=True), **style)
     axes.set(xlabel="step", title="Loss, nats per token", ylim=(0, None))
     for step, stage in stage_borders(curve):
         axes.axvline(step - 0.5, color=LINE, lw=1)
@@ -113,7 +106,27 @@ def draw_loss(figure: Figure, narrow: bool, curve: Sequence[Row], colour: str) -
             f" {short(stage)}", (step - 0.5, 0.02), xycoords=axes.get_xaxis_transform(), color=MUTE, fontsize=9
         )
     axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8, integer=True))
-    axes.legend(frameon=False, ncols=4, loc="upper right", handlelength=1.4, columnspacing=1.2, fontsize=9)
+
+
+def styles(colour: str) -> dict[str, Row]:
+    """How each curve is drawn. `colour` is that of the loss."""
+    return {
+        "loss": {"color": colour, "lw": 2.2},
+        "kl": {"color": series(1), "lw": 1.4},
+        "ce": {"color": MUTE, "lw": 1.4},
+        "eval_kl": {"color": INK, "lw": 0, "marker": "o", "ms": 6},
+    }
+
+
+def curve_points(curve: Sequence[Row], key: str) -> list[tuple[int, float]]:
+    """The (step, value) pairs of one curve."""
+    return [(row["step"], row[key]) for row in curve if isinstance(row.get(key), int | float)]
+
+
+def curve_names(curve: Sequence[Row], colour: str) -> list[tuple[str, str]]:
+    """(CSS colour, name) of every curve that is drawn."""
+    drawn = {key: style for key, style in styles(colour).items() if curve_points(curve, key)}
+    return [(css(style["color"]), CURVES[key]) for key, style in drawn.items()]
 
 
 def stage_borders(curve: Sequence[Row]) -> list[tuple[int, str]]:

@@ -20,23 +20,31 @@ from compress.evaluate.report.html import (
     section,
     table,
 )
-from compress.evaluate.report.plots import INK, MUTE, log_ticks, render, series, short
+from compress.evaluate.report.plots import INK, MUTE, Picture, log_ticks, render, series, short
 from compress.evaluate.report.report_data import ReportData, css_colour
 
 AGREEMENTS = ("top1", "top5")
+MIDDLE = 0.47  # names are right of points up to this share of the widest size, else left
 LOWEST = 1e-7  # the smallest KL that a log axis shows
 
 
+def size_picture(data: ReportData) -> Picture:
+    """Size against KL, and the distribution of KL over tokens."""
+    number, draw = len(data.candidates), partial(draw_drift, rows=data.rows, limits=data.limits)
+    return Picture(draw, max(4.4, 1.2 + 0.45 * number), 5.2 + 0.6 * number, "drift")
+
+
 def size_section(data: ReportData) -> str:
-    number = len(data.candidates)
-    draw = partial(draw_drift, rows=data.rows, limits=data.limits)
-    picture = render(draw, height=4.4, narrow_height=6.6 + 0.2 * number, name="drift")
+    """The section with the picture of sizes and KLs."""
     about = (
-        "Lower is closer to the reference; left is smaller. Bars are two standard errors, with windows as the sampling "
-        "unit. Dashed lines are limits."
+        "Size against KL: lower is closer to the reference, left is smaller. Bars are two standard errors, with "
+        "windows as the sampling unit. KL per token: a line from the median to the 99th percentile, with ticks at the "
+        "median, the 95th and the 99th percentile, and a dot at the mean."
     )
+    if {"max_size", "max_kl"} & data.limits.keys():
+        about += " Dashed lines are limits; the grey area is beyond a limit."
     words = "Size in megabytes against KL divergence from the reference, one point per checkpoint"
-    return section("Size and drift", about, framed(picture, words))
+    return section("Size and drift", about, framed(render(size_picture(data)), words))
 
 
 def figures_section(data: ReportData) -> str:
@@ -79,7 +87,9 @@ def is_best(row: CompareRow, key: str | None, rows: Sequence[CompareRow]) -> boo
 
 def draw_drift(figure: Figure, narrow: bool, rows: Sequence[CompareRow], limits: Mapping[str, Any]) -> None:
     """Draw two panels: size against KL, and the distribution of KL over tokens."""
-    shape: dict[str, Any] = {"nrows": 2, "height_ratios": (3, 2)} if narrow else {"ncols": 2, "width_ratios": (3, 2)}
+    shape: dict[str, Any] = (
+        {"nrows": 2, "height_ratios": (4, 1 + 0.5 * len(rows))} if narrow else {"ncols": 2, "width_ratios": (3, 2)}
+    )
     size, spread = figure.subplots(**shape)
     size_against_kl(size, rows[0], rows[1:], limits)
     kl_spread(spread, rows[1:])
@@ -100,7 +110,7 @@ def size_against_kl(
         xlim=(0, 1.12 * right),
         ylim=(0, 1.15 * top),
         xlabel="size, MB",
-        title="KL divergence from the reference, nats per token",
+        title="KL divergence, nats per token",
     )
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if max_size:
@@ -137,25 +147,36 @@ def draw_budget(axes: Axes, budget: float, right: float, top: float) -> None:
 
 
 def label_points(axes: Axes, candidates: Sequence[CompareRow], top: float, right: float) -> None:
+    """Write the names beside the points, in their colours, in one column per side. Thin lines lead to the points."""
     points = [(row["bytes"] / 1e6 / right, row["kl"] / top) for row in candidates]
-    heights = spread_labels([y for _, y in points], 0.085)
-    for (x, _), y, row in zip(points, heights, candidates, strict=True):
-        left = x > 0.55
+    heights = spread_labels([y for _, y in points], 0.085, highest=1.1)
+    after = max((x for x, _ in points if x <= MIDDLE), default=0.0) + 0.04
+    before = min((x for x, _ in points if x > MIDDLE), default=1.0) - 0.04
+    for index, ((x, kl), y, row) in enumerate(zip(points, heights, candidates, strict=True)):
         axes.annotate(
             short(row["name"]),
-            (x * right, y * top),
-            xytext=(-12 if left else 12, 0),
-            textcoords="offset points",
-            ha="right" if left else "left",
+            (x * right, kl * top),
+            xytext=((after if x <= MIDDLE else before) * right, y * top),
+            arrowprops={"arrowstyle": "-", "color": series(index), "alpha": 0.5, "lw": 1},
+            ha="left" if x <= MIDDLE else "right",
             va="center",
+            color=series(index),
+            fontsize=9,
         )
 
 
-def spread_labels(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights of labels, moved up so that neighbours are at least `gap` apart. Their order stays."""
+def spread_labels(heights: Sequence[float], gap: float, highest: float = math.inf) -> list[float]:
+    """The heights of labels, moved so that neighbours are at least `gap` apart. Their order stays.
+
+    Labels move up, and those that would then lie above `highest` move down.
+    """
     moved, last = list(heights), -math.inf
-    for index in sorted(range(len(heights)), key=heights.__getitem__):
+    order = sorted(range(len(heights)), key=heights.__getitem__)
+    for index in order:
         last = moved[index] = max(heights[index], last + gap)
+    for index in reversed(order):
+        moved[index] = min(moved[index], highest)
+        highest = moved[index] - gap
     return moved
 
 
@@ -167,18 +188,16 @@ def kl_spread(axes: Axes, candidates: Sequence[CompareRow]) -> None:
         axes.plot([low, p99], [place, place], "-", color=colour, alpha=0.35, lw=5, solid_capstyle="round")
         axes.plot([low, p95, p99], [place] * 3, "|", color=colour, ms=11, mew=2)
         axes.plot(max(row["kl"], LOWEST), place, "o", color=colour, ms=8)
-    axes.set(
-        xscale="log", ylim=(-0.6, len(candidates) - 0.4), title="KL per token: median, mean ●, 95th, 99th percentile"
-    )
+    axes.set(xscale="log", ylim=(-0.6, len(candidates) - 0.2), title="KL per token, nats")
     axes.set_yticks([])
     log_ticks(axes, "x")
-    axes.set_xlabel("nats")
     for index, row in enumerate(candidates):
         place = len(candidates) - 1 - index
         axes.annotate(
             short(row["name"]),
-            (max(row["kl_median"], LOWEST), place),
-            xytext=(0, 10),
+            (0, place),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(2, 8),
             textcoords="offset points",
             va="bottom",
             fontsize=9,

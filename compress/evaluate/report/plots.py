@@ -8,6 +8,7 @@ import io
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib import rc_context
@@ -17,9 +18,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 Row = dict[str, Any]
 Draw = Callable[[Figure, bool], None]
-LONGEST = 26  # characters of the longest name in a picture
+LONGEST = 22  # characters of the longest name in a picture
 WIDE, NARROW = 9.6, 4.8  # widths of the two SVGs in inches of 72 points
-SERIES = tuple(f"#0000{number:02x}" for number in range(1, 8))  # placeholders, see COLOURS
+SERIES = tuple(f"#0000{number:02x}" for number in range(1, 9))  # placeholders, see COLOURS
 INK, MUTE, LINE, BAD = "#0000a1", "#0000a2", "#0000a3", "#0000a4"
 COLOURS = {INK: "--ink", MUTE: "--mute", LINE: "--line", BAD: "--bad"} | {
     code: f"--s{i}" for i, code in enumerate(SERIES)
@@ -48,19 +49,31 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def css(colour: str) -> str:
+    """The CSS colour of a placeholder."""
+    return f"var({COLOURS[colour]})"
+
+
 def series(index: int) -> str:
     """The placeholder colour of the candidate with this index."""
     return SERIES[index % len(SERIES)]
 
 
-def render(draw: Draw, *, height: float, narrow_height: float, name: str) -> str:
-    """The picture that `draw` makes, as HTML in two widths; CSS shows one of them.
+@dataclass(frozen=True)
+class Picture:
+    """What draws a picture, and its height in inches in both widths. `name` must be unique on the page."""
 
-    Heights are in inches. `name` must be unique on the page.
-    """
+    draw: Draw
+    height: float
+    narrow_height: float
+    name: str
+
+
+def render(picture: Picture) -> str:
+    """The picture as HTML in two widths; CSS shows one of them."""
     return "".join(
-        f'<div class="{kind}">{one_svg(draw, kind == "narrow", size, f"{name}-{kind}")}</div>'
-        for kind, size in (("wide", (WIDE, height)), ("narrow", (NARROW, narrow_height)))
+        f'<div class="{kind}">{one_svg(picture.draw, kind == "narrow", size, f"{picture.name}-{kind}")}</div>'
+        for kind, size in (("wide", (WIDE, picture.height)), ("narrow", (NARROW, picture.narrow_height)))
     )
 
 
@@ -73,8 +86,8 @@ def one_svg(draw: Draw, narrow: bool, size: tuple[float, float], salt: str) -> s
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
-    for code, variable in COLOURS.items():
-        svg = svg.replace(code, f"var({variable})")
+    for code in COLOURS:
+        svg = svg.replace(code, css(code))
     return svg.replace("<svg ", '<svg aria-hidden="true" ', 1)
 
 

@@ -9,7 +9,7 @@ from compress.core.rows import CompareRow, RetentionRow, SampleRow, TrendRow, Ve
 from compress.evaluate.drift.limits import make_verdicts
 
 Row = dict[str, Any]
-SERIES = 7  # number of colours for candidates
+SERIES = 8  # number of colours for candidates
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ class ReportData:
     def index_of(self, digest: str | None) -> int | None:
         """The index in `rows` of the checkpoint with this digest, or None if `rows` does not contain it."""
         return next((index for index, row in enumerate(self.rows) if row["digest"] == digest), None)
+
+    @property
+    def names(self) -> list[tuple[str, str]]:
+        """(CSS colour, name) of every candidate."""
+        return [(css_colour(index), row["name"]) for index, row in enumerate(self.rows) if index]
 
     def machine_readable(self) -> Row:
         """All rows that the report shows, by field. Empty fields are left out."""

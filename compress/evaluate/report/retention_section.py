@@ -46,6 +46,9 @@ def kind_group(data: ReportData, kind: str, axis: float) -> str:
     items = count(rows[0]["items"], "task")
     about = f"mean over all kinds, {items}" if kind == "all" else " · ".join(part for part in (items, scored) if part)
     bars = "".join(bar(data, row, axis) for row in rows if row["role"] == "candidate")
+    measured = {row["digest"] for row in rows}
+    missing = [index for index, row in enumerate(data.rows) if index and row["digest"] not in measured]
+    bars += "".join(missing_bar(data.rows[index]["name"], css_colour(index)) for index in missing)
     name = "All tasks" if kind == "all" else NAMES.get(kind, kind)
     return f'<div class="scores"><h3>{esc(name)} <small>{esc(about)}</small></h3>{bars}</div>'
 
@@ -68,6 +71,11 @@ def bar(data: ReportData, row: RetentionRow, axis: float) -> str:
     return f'<div class="bar">{heading}<i>{drawn}{marks}</i>{troubles(row)}</div>'
 
 
+def missing_bar(name: str, colour: str) -> str:
+    """The line of a candidate without a score."""
+    return f'<div class="bar"><b>{dot(colour)}{esc(name)}</b><span>not evaluated</span></div>'
+
+
 def place(value: float, axis: float) -> str:
     return f"{100 * min(max(value, 0), axis) / axis:.2f}%"
 
@@ -76,7 +84,7 @@ def numbers(row: RetentionRow) -> str:
     """The retention and its interval as text, and a remark on too few tasks; "n/a" if the reference scores 0."""
     if row["retention"] is None:
         return "n/a"
-    few = " <small>too few tasks to tell</small>" if row["items"] < ENOUGH else ""
+    few = " <small>too few items to tell</small>" if row["items"] < ENOUGH else ""
     low, high = row["retention_low"], row["retention_high"]
     interval = "" if low is None or high is None else f" <small>{low:.0f} to {high:.0f}</small>"
     return f"{row['retention']:.0f} %{interval}{few}"

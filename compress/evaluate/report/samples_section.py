@@ -24,6 +24,9 @@ def sample_block(data: ReportData, sample: SampleRow) -> str:
     prompt = "".join(f"<p>{mark(number, len(sample['turns']))}{esc(text)}</p>" for number, text in turns)
     kind = esc(NAMES.get(sample["kind"], sample["kind"]))
     columns = "".join(answer_block(data, answer) for answer in sample["answers"])
+    answered = {answer["digest"] for answer in sample["answers"]}
+    missing = [index for index, row in enumerate(data.rows) if row["digest"] not in answered]
+    columns += "".join(missing_block(data.rows[index]["name"], css_colour(index)) for index in missing)
     question = f'<div class="prompt"><h3>{kind}</h3>{prompt}</div>'
     return f'<article class="sample">{question}<div class="answers">{columns}</div></article>'
 
@@ -46,6 +49,11 @@ def answer_block(data: ReportData, answer: AnswerRow) -> str:
         for number, text in numbered(answer["answers"])
     )
     return f"<div><h4>{dot(css_colour(index or 0))}{esc(name)}{grade(answer)}</h4>{texts}</div>"
+
+
+def missing_block(name: str, colour: str) -> str:
+    """The column of a checkpoint that has no answer to the prompt."""
+    return f"<div><h4>{dot(colour)}{esc(name)}</h4><p>not evaluated</p></div>"
 
 
 def grade(answer: AnswerRow) -> str:

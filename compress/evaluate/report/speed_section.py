@@ -62,7 +62,7 @@ def measured_part(data: ReportData, rows: Sequence[Row]) -> str:
         "Green or red: gain or loss against the reference."
     )
     keys = shown_columns(rows)
-    lines = [speed_line(data, row, keys) for row in rows]
+    lines = [speed_line(data, row, keys) for row in rows] + missing_lines(data, rows, len(keys))
     heads = ["checkpoint", *(COLUMNS[key][0] for key in keys)]
     return section("Speed and memory", about, table(heads, lines) + note_lines(rows))
 
@@ -88,6 +88,16 @@ def note_lines(rows: Sequence[Row]) -> str:
     return "".join(f"<p>{esc(', '.join(names))}: {esc(text)}</p>" for text, names in notes(rows).items())
 
 
+def missing_lines(data: ReportData, rows: Sequence[Row], columns: int) -> list[str]:
+    """A table row for every compared checkpoint that was not measured."""
+    measured, cell = {row["digest"] for row in rows}, f'<td class="left" colspan="{columns}">not measured</td>'
+    return [
+        line(row["name"], css_colour(index), [cell])
+        for index, row in enumerate(data.rows)
+        if row["digest"] not in measured
+    ]
+
+
 def gain(value: float | None) -> str:
     if value is None:
         return ""
@@ -97,7 +107,7 @@ def gain(value: float | None) -> str:
 
 def hardware_part(data: ReportData, rows: Sequence[Row]) -> str:
     """A table with a row per hardware and a column per checkpoint: fit, largest batch, longest context."""
-    names = list(dict.fromkeys(row["name"] for row in rows))
+    names = list(dict.fromkeys(row["name"] for row in (*rows, *data.rows)))
     first = rows[0]
     about = (
         f"Predicted from config.json and file headers, not measured, for {request_text(first)}. Large figure: requests "
@@ -117,7 +127,7 @@ def hardware_part(data: ReportData, rows: Sequence[Row]) -> str:
 
 def fit_cell(row: Row | None) -> str:
     if row is None:
-        return "<td></td>"
+        return "<td><small>not predicted</small></td>"
     if not row["fits"]:
         return f'<td title="{esc(row.get("reason") or "")}"><b class="bad">✕</b></td>'
     figures = f"{row['largest_batch']:,} <small>{row['longest_context']:,}</small>"

@@ -10,8 +10,8 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
 from compress.core.rows import CompareRow, TrendRow
-from compress.evaluate.report.html import framed, section
-from compress.evaluate.report.plots import MUTE, render, series, short
+from compress.evaluate.report.html import framed, legend, section
+from compress.evaluate.report.plots import MUTE, Picture, render, series, short
 from compress.evaluate.report.report_data import ReportData
 
 Value = Literal["score", "kl"]
@@ -26,16 +26,12 @@ def trend_section(data: ReportData) -> str:
     drawn = {key: lines for key, lines in values.items() if any(len(points) > 1 for points in lines.values())}
     if not drawn:
         return ""
-    picture = render(
-        partial(draw_trend, drawn=drawn, names=[row["name"] for row in data.candidates]),
-        height=3.4,
-        narrow_height=3.2 * len(drawn),
-        name="trend",
-    )
+    draw = partial(draw_trend, drawn=drawn, names=[row["name"] for row in data.candidates])
+    picture = render(Picture(draw, 3.4, 3.2 * len(drawn), "trend"))
     about = (
         "All stored verdicts on checkpoints with these names. A checkpoint's files may have changed between verdicts."
     )
-    return section("Over time", about, framed(picture, "Scores and KL of every verdict over time"))
+    return section("Over time", about, framed(picture, "Scores and KL of every verdict over time", legend(data.names)))
 
 
 def trend_rows(verdicts: Sequence[Mapping[str, Any]], compared: Sequence[CompareRow]) -> list[TrendRow]:
@@ -73,7 +69,6 @@ def draw_trend(figure: Figure, narrow: bool, drawn: Mapping[Value, Mapping[str, 
         highest = max(value for points in lines.values() for _, value, _ in points)
         axes.set(title=LINES[key], ylim=(0, 1.2 * highest or None))
         axes.margins(x=0.08)
-    grid.flat[0].legend(frameon=False, loc="lower left", fontsize=9)
 
 
 def draw_line(axes: Axes, points: Points, colour: str, label: str) -> None:

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Sequence
 
-from compress.core.rows import CompareRow, VerdictRow
+from compress.core.proportion import ENOUGH
+from compress.core.rows import CompareRow, RetentionRow, VerdictRow
 from compress.core.units import format_bytes
 from compress.evaluate.drift.cells import estimate, with_error
 from compress.evaluate.report.html import cell_html, count, dot, esc, percent
 from compress.evaluate.report.report_data import ReportData, css_colour
 
 NO_BREAK = "\u00a0"
+TOO_FEW = "too few items to tell"
 SAME_SIZE = 1.01  # sizes within one percent count as equal
 
 
@@ -44,7 +46,7 @@ def lead(data: ReportData) -> str:
     return (
         f"{teacher_words(data)}Reference: <b>{esc(row['name'])}</b>, {format_bytes(row['bytes'])}, perplexity "
         f"{perplexity}. Measured on {row['tokens']:,} scored tokens of "
-        f"{text}, {windows} {start}.{budget}"
+        f"{text}, {windows} {start}.{budget} Longer bars are better."
     )
 
 
@@ -68,16 +70,16 @@ def cards(data: ReportData) -> str:
 def card(data: ReportData, index: int) -> str:
     """The card of one candidate: name, method, figures as bars, and the verdict."""
     row, colour = data.rows[index], css_colour(index)
-    size, furthest = row["bytes"] / data.reference["bytes"], max(r["kl"] for r in data.candidates)
+    size = row["bytes"] / data.reference["bytes"]
     method = [f"method {row['method']}"] if row["method"] else []
     kind = " · ".join([*method, f"format {row['format']}", f"{row['bits_per_weight']:.2f} bits per weight"])
     meters = [
         meter(percent(row["top1"], 1), f"same next token, {count(row['tokens'], 'token')}", row["top1"], colour),
-        meter(format_bytes(row["bytes"]), f"{percent(size)} of the reference's size", min(size, 1), colour),
+        meter(format_bytes(row["bytes"]), saving(size), max(1 - size, 0), colour),
         meter(
             with_error(row["kl"], row["kl_se"], 4),
             "KL divergence, nats per token",
-            share_of(row["kl"], furthest, data.candidates),
+            closeness(row["kl"], data.candidates),
             colour,
         ),
         *teacher_meter(row, colour),
@@ -89,6 +91,12 @@ def card(data: ReportData, index: int) -> str:
         f'<p class="kind">{esc(kind)}</p>{"".join(meters)}'
         f"{verdict_line(row, data.candidates, data.verdict_by_name.get(row['name']))}</article>"
     )
+
+
+def saving(size: float) -> str:
+    """A size relative to the reference's, in words."""
+    word = "smaller" if size <= 1 else "larger"
+    return f"{percent(abs(1 - size))} {word} than the reference"
 
 
 def teacher_meter(row: CompareRow, colour: str) -> list[str]:
@@ -106,24 +114,35 @@ def teacher_meter(row: CompareRow, colour: str) -> list[str]:
 
 
 def retention_meter(data: ReportData, row: CompareRow, colour: str) -> list[str]:
-    """The bar of the mean retention over the kinds of task, or [] if retention was not measured."""
+    """The bar of the mean retention over the kinds of task. Without tasks in the report, []."""
+    if not any(r["role"] == "candidate" for r in data.retention):
+        return []
     base = data.score_reference
     rows = [r for r in data.retention if (r["digest"], r["role"], r["kind"]) == (row["digest"], "candidate", "all")]
-    return [
-        meter(
-            f"{r['retention']:.0f} %",
-            f"of the task score of {base}, {count(r['items'], 'task')}",
-            min(r["retention"] / 100, 1),
-            colour,
-        )
-        for r in rows
-        if r["retention"] is not None
-    ]
+    if not rows:
+        return [meter("not evaluated", "tasks", None, colour)]
+    items, value = rows[0]["items"], rows[0]["retention"]
+    few = f"; {TOO_FEW}" if few_items(data.retention, row["digest"]) else ""
+    if value is None:
+        return [meter("n/a", f"task score; {base} scores 0, {count(items, 'task')}{few}", None, colour)]
+    label = f"of the task score of {base}, {count(items, 'task')}{few}"
+    return [meter(f"{value:.0f} %", esc(label), min(value / 100, 1), colour)]
 
 
-def share_of(kl: float, furthest: float, candidates: Sequence[CompareRow]) -> float | None:
-    """The length of a KL's bar, relative to the largest KL. None for a single candidate: its bar has no scale."""
-    return None if len(candidates) < 2 or furthest <= 0 else max(kl, 0) / furthest
+def few_items(rows: Sequence[RetentionRow], digest: str) -> bool:
+    """Whether a kind of task has too few items to tell anything about a checkpoint."""
+    return any(row["items"] < ENOUGH for row in rows if row["digest"] == digest and row["kind"] != "all")
+
+
+def closeness(kl: float, candidates: Sequence[CompareRow]) -> float | None:
+    """The length of a KL's bar: the lowest KL divided by this one, so longer is better as in the other bars.
+
+    None for a single candidate: its bar has no scale.
+    """
+    lowest = min(row["kl"] for row in candidates)
+    if len(candidates) < 2 or lowest <= 0:
+        return None
+    return lowest / kl
 
 
 def meter(value: str, label: str, share: float | None, colour: str) -> str:
@@ -150,11 +169,19 @@ def standing(row: CompareRow, candidates: Sequence[CompareRow]) -> str:
     others = [other for other in candidates if other is not row]
     rivals = [other for other in others if beats(other, row)]
     if rivals:
-        return f"worse than {min(rivals, key=lambda other: other['kl'])['name']}, which is as small and has a lower KL"
-    smallest = row["bytes"] <= SAME_SIZE * min(other["bytes"] for other in others)
+        rival = min(rivals, key=lambda other: other["kl"])
+        return f"worse than {rival['name']}, which has a lower KL and {size_words(rival, row)}"
+    smallest = row["bytes"] <= min(other["bytes"] for other in others)
     closest = row["kl"] <= min(other["kl"] for other in others)
     best = ["lowest KL"] * closest + ["smallest"] * smallest
     return " and ".join(best) or "a trade-off between size and KL"
+
+
+def size_words(other: CompareRow, row: CompareRow) -> str:
+    """The size of `other` against that of `row`, in words."""
+    if other["bytes"] == row["bytes"]:
+        return "the same size"
+    return "is smaller" if other["bytes"] < row["bytes"] else "is less than 1 % larger"
 
 
 def beats(other: CompareRow, row: CompareRow) -> bool:

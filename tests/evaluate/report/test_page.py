@@ -5,18 +5,26 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from compress.core.errors import QCompressError
+from compress.core.proportion import ENOUGH
 from compress.evaluate.drift.limits import HELP_DRIFT
 from compress.evaluate.report import ReportData, write_report
 from compress.evaluate.report import make_report as make_page
-from compress.evaluate.report.blocks_section import describe
+from compress.evaluate.report.blocks_section import blocks_section, describe
+from compress.evaluate.report.drift_section import drift_section
 from compress.evaluate.report.linears_section import stage_borders
-from compress.evaluate.report.numbers_table import spread_labels
+from compress.evaluate.report.numbers_table import size_picture, spread_labels
+from compress.evaluate.report.plots import NARROW, STYLE, WIDE
 from compress.evaluate.report.retention_section import retention_section
+from compress.evaluate.report.samples_section import samples_section
 from compress.evaluate.report.speed_section import speed_section
 from compress.evaluate.report.trend_section import trend_rows, trend_section
-from compress.evaluate.report.verdicts_section import beats, headline, standing
+from compress.evaluate.report.verdicts_section import beats, card, cards, headline, standing
 
 EVIL = "</script><b onclick='x()'>&$x_1$ \"é"
 
@@ -93,7 +101,8 @@ def test_every_number_on_the_page_occurs_in_its_json(full_page, linears, curve):
     shown = " ".join(part for part in page.shown if "bay" not in part.lower() and "sha256" not in part)
     rows = embedded(text)
     spelled = {word for value in numbers_in(rows) for word in spellings(value)}
-    spelled |= {word for row in rows["rows"] for word in spellings(row["bytes"] / rows["rows"][0]["bytes"])}
+    sizes = [row["bytes"] / rows["rows"][0]["bytes"] for row in rows["rows"]]
+    spelled |= {word for size in sizes for share in (size, 1 - size) for word in spellings(share)}
     spelled |= {word for row in linears for word in spellings(row["error"] / row["rtn_error"])}
     spelled |= {"95", "100", "99", "99 %", "3"}  # of the explanations: intervals, percentiles; how many candidates
     spelled |= {str(len(numbers)) for numbers in rows.values()} | {str(len(curve))}
@@ -158,12 +167,12 @@ def test_a_failed_report_keeps_the_old_file(tmp_path, make_row, make_rows):
 def test_a_report_replaces_no_file_of_another_program(tmp_path, make_row, make_rows):
     path = tmp_path / "config.json"
     path.write_text("{}")
-    with pytest.raises(QCompressError, match=r"config\.json: exists and is not a report of qcompress"):
+    with pytest.raises(QCompressError, match=r"config\.json: exists, and qcompress did not write it; .* --html"):
         write_report(path, ReportData(make_rows(make_row("a"))))
     assert path.read_text() == "{}"
     write_report(tmp_path / "r.html", ReportData(make_rows(make_row("a"))))
     write_report(tmp_path / "r.html", ReportData(make_rows(make_row("b"))))
-    with pytest.raises(QCompressError, match="exists and is not a report"):
+    with pytest.raises(QCompressError, match="exists, and qcompress did not write it"):
         write_report(tmp_path, ReportData(make_rows(make_row("a"))))
 
 
@@ -234,18 +243,56 @@ def test_standings_distinguish_closest_smallest_and_beaten(make_row):
     rows += [make_row("between", kl=0.2, bytes=150_000_000), make_row("worse", kl=0.4, bytes=150_000_000)]
     assert [standing(row, rows).split(":")[0] for row in rows] == [
         "lowest KL", "smallest", "a trade-off between size and KL",
-        "worse than between, which is as small and has a lower KL",
+        "worse than between, which has a lower KL and the same size",
     ]  # fmt: skip
 
 
-def test_sizes_within_one_percent_are_both_the_smallest(make_row):
-    rows = [make_row("a", kl=0.1), make_row("b", kl=0.1, bytes=114_500_000)]
-    assert [standing(row, rows) for row in rows] == ["lowest KL and smallest"] * 2
+def test_only_the_candidate_with_the_fewest_bytes_is_the_smallest(make_row):
+    rows = [make_row("a", kl=0.1), make_row("b", kl=0.1, bytes=114_000_001)]
+    assert [standing(row, rows) for row in rows] == ["lowest KL and smallest", "lowest KL"]
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(113_000_000, "is smaller"), (114_000_000, "the same size"), (114_500_000, "is less than 1 % larger")],
+)
+def test_a_worse_candidate_is_compared_by_its_real_size(make_row, size, words):
+    row, rival = make_row("a", kl=0.2), make_row("b", kl=0.1, bytes=size)
+    assert standing(row, [row, rival]) == f"worse than b, which has a lower KL and {words}"
 
 
 def test_overlapping_labels_move_apart_and_keep_their_order():
     moved = spread_labels([0.5, 0.1, 0.11, 0.9], 0.1)
     assert moved == pytest.approx([0.5, 0.1, 0.2, 0.9])
+    assert spread_labels([0.95, 0.96, 1.0], 0.1, highest=1.0) == pytest.approx([0.8, 0.9, 1.0])
+
+
+@pytest.mark.parametrize("number", [1, 4, 8])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_no_text_of_the_first_picture_is_cut(make_row, make_rows, number, narrow):
+    names = [f"student-awq-with-groups-of-{index}" if index % 2 else f"small-{index}" for index in range(number)]
+    candidates = [
+        make_row(name, kl=0.05 + index % 3 / 10, bytes=10**8 + 10**7 * index) for index, name in enumerate(names)
+    ]
+    rows = make_rows(*candidates)
+    picture = size_picture(ReportData(rows, limits={"max_kl": 0.2, "max_size": 150_000_000}))
+    assert cut_texts(picture, narrow) == []
+
+
+def cut_texts(picture, narrow):
+    """The texts of a picture that lie outside of it."""
+    figure = Figure(figsize=(NARROW, picture.narrow_height) if narrow else (WIDE, picture.height), dpi=72)
+    with rc_context(STYLE):
+        picture.draw(figure, narrow)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    width, height = figure.get_size_inches() * 72
+    axes = [axis for one in figure.axes for axis in (one.xaxis, one.yaxis)]
+    ticks = {text for axis in axes for text in axis.findobj(Text)} - {axis.label for axis in axes}
+    texts = [text for text in figure.findobj(Text) if text not in ticks and text.get_text().strip()]
+    boxes = [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in texts]
+    assert len(boxes) >= 4
+    return [name for name, box in boxes if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1]
 
 
 def test_an_outlier_block_is_named_before_the_plots(full_page):
@@ -321,3 +368,68 @@ def test_a_teacher_outside_the_comparison_is_named_with_its_score(full_data):
     text = retention_section(replace(full_data, retention=rows))
     assert "teacher smollm2 scores 50 of 100" in text and "the reference" not in text
     assert "the reference scores 50 of 100" in retention_section(full_data)
+
+
+def without(rows, name):
+    return [row for row in rows if row["name"] != name]
+
+
+def test_a_candidate_without_results_is_shown_as_not_evaluated(full_data):
+    data = replace(full_data, retention=without(full_data.retention, "near"), speed=without(full_data.speed, "near"))
+    samples = [sample | {"answers": without(sample["answers"], "near")} for sample in full_data.samples]
+    assert cards(data).count("not evaluated") == 1
+    assert retention_section(data).count("not evaluated") == len({row["kind"] for row in data.retention})
+    assert speed_section(data).count(">not measured<") == speed_section(data).count(">not predicted<") == 1
+    assert samples_section(replace(full_data, samples=samples)).count("not evaluated") == len(samples)
+    assert not {"not evaluated", "not measured", "not predicted"} & {*Page(make_page(full_data)).shown}
+
+
+@pytest.mark.parametrize(("items", "few"), [(2, True), (ENOUGH, False)])
+def test_a_card_with_few_tasks_has_a_note(full_data, items, few):
+    rows = [row | {"items": items if row["kind"] != "all" else 4 * items} for row in full_data.retention]
+    rows = [row | {"retention": 0.0} if row["role"] == "candidate" else row for row in rows]
+    text = cards(replace(full_data, retention=rows))
+    assert text.count("<b>0 %</b>") == 3 and text.count("too few items to tell") == (3 if few else 0)
+
+
+def test_longer_bars_are_better_in_every_card(make_row, make_rows):
+    rows = make_rows(
+        make_row("good", kl=0.1, top1=0.9, bytes=10**8), make_row("poor", kl=0.3, top1=0.7, bytes=2 * 10**8)
+    )
+    widths = [re.findall(r"width:([\d.]+)%", card(ReportData(rows), index)) for index in (1, 2)]
+    pairs = [(float(good), float(poor)) for good, poor in zip(*widths, strict=True)]
+    assert len(pairs) == 3 and all(good > poor for good, poor in pairs)
+
+
+def test_a_limit_explains_the_grey_area(make_rows):
+    assert "the grey area is beyond a limit" in make_report(make_rows(), limits={"max_kl": 0.2})
+    assert "grey" not in re.sub("<style>.*</style>", "", make_report(make_rows()), flags=re.DOTALL)
+
+
+def test_a_wide_table_has_a_hint_that_it_scrolls(full_page):
+    for heading in ("All figures", "Speed and memory"):
+        part = full_page[full_page.index(f"<h2>{heading}</h2>") :]
+        assert part.index('class="hint"') < part.index("<table>")
+
+
+def test_eight_candidates_have_eight_colours(make_row, make_rows):
+    data = ReportData(make_rows(*(make_row(f"m{number}") for number in range(8))))
+    assert len({colour for colour, _ in data.names}) == 8
+    page = make_page(data)
+    assert all(page.count(f"{colour[4:-1]}: #") == 2 for colour, _ in data.names)  # a light and a dark one
+
+
+def test_chinese_texts_have_a_note_on_fonts(full_data):
+    turns = [full_data.samples[0] | {"turns": ["退货放在哪个货位?"]}]
+    assert "install Noto Sans CJK" in make_page(replace(full_data, samples=turns))
+    assert '<p class="note">' not in make_page(full_data)
+    assert make_page(full_data).count('"Noto Sans CJK SC"') == 2  # of proportional and of fixed width
+
+
+@pytest.mark.parametrize("section", [drift_section, blocks_section, trend_section])
+def test_a_legend_is_below_the_picture_and_names_every_candidate(full_data, section):
+    text = section(full_data)
+    start = text.index("<figcaption")
+    below = text[start : text.index("</figure>")]
+    assert text.rindex("</svg>") < start
+    assert all(row["name"] in below for row in full_data.candidates)

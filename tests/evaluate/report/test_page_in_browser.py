@@ -105,3 +105,35 @@ def test_the_length_of_a_bar_matches_its_number(opened):
         assert len(bars) == 12
         for text, width, hundred in bars:
             assert width / hundred == pytest.approx(float(text.split()[0]) / 100, abs=0.012)  # the text is rounded
+
+
+OUTSIDE = """all => all.flatMap(svg => [...svg.querySelectorAll("text")].filter(text => {
+    const [inner, outer] = [text.getBoundingClientRect(), svg.getBoundingClientRect()];
+    return outer.width && (inner.left < outer.left - 1 || inner.right > outer.right + 1 ||
+        inner.top < outer.top - 1 || inner.bottom > outer.bottom + 1);
+}).map(text => text.textContent))"""
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_no_label_of_a_picture_is_cut(opened, viewport):
+    with opened(viewport) as (page, _, _):
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        assert page.eval_on_selector_all("figure svg", OUTSIDE) == []
+
+
+HINTS = """all => all.filter(one => one.scrollWidth > one.clientWidth + 1).map(one => {
+    const hint = one.previousElementSibling;
+    return hint !== null && hint.classList.contains("hint") && hint.getBoundingClientRect().height > 0;
+})"""
+
+
+def test_on_a_phone_every_table_that_scrolls_has_a_hint(opened):
+    with opened(PHONE) as (page, _, _):
+        page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+        hints = page.eval_on_selector_all(".scroll", HINTS)
+        assert len(hints) >= 2 and all(hints)
+
+
+def test_on_a_desktop_no_table_scrolls(opened):
+    with opened(DESKTOP) as (page, _, _):
+        assert page.eval_on_selector_all(".scroll", HINTS) == []
