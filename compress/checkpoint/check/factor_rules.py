@@ -29,7 +29,7 @@ from compress.core.grid import Scheme, away_from_zero
 from compress.model.families import Feeder, Stage
 
 OUTPUT, INPUT = (0.5, 2.0), (0.67, 1.5)
-TYPICAL = 0.06  # median distance of a factor from 1 over the inputs that a norm feeds; 0.01 in healthy checkpoints
+TYPICAL = 0.04  # median distance of a factor from 1 over the inputs that a norm feeds; 0.01 in healthy checkpoints
 CLOSE = 0.8  # cosine of an input's column with its source
 GROUP = (0.2, 4.0)
 ROUNDING = 0.75  # steps; rounding to nearest stays below 0.6, scales being rounded too
