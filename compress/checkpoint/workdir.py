@@ -8,30 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from compress.checkpoint.digest import files_digest, small_files_digest
-from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.read import Checkpoint, read_header
 from compress.core.atomic import file_errors, write_atomic
 from compress.core.changes import changed_keys
 from compress.core.errors import QCompressError
+from compress.core.file_kind import WORK_FILE, FileKind, first_object
 
 Row = dict[str, Any]
-PARTIAL = ".*.partial"  # unfinished files of `write_atomic`
 
 
 def write_journal(path: Path, value: Row) -> None:
     """Replace the journal atomically."""
-    write_atomic(path, json.dumps(value, ensure_ascii=False).encode())
+    write_atomic(path, json.dumps(value, ensure_ascii=False).encode(), kind=WORK_FILE)
     sync_folder(path.parent)
 
 
 def read_journal(path: Path, keys: Sequence[str]) -> Row:
     """The content of a journal. Raises QCompressError, and keeps all files, if it is damaged or lacks one of `keys`."""
-    try:
-        with file_errors(path):
-            value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict) or not set(keys) <= value.keys():
-        raise QCompressError(f"{path}: the journal of the interrupted run is damaged; start again with --restart")
+    with file_errors(path):
+        value = first_object(path)
+    if not set(keys) <= value.keys():
+        raise QCompressError(
+            f"{path}: is damaged, or qcompress did not write it; remove {path.parent} and run the command again"
+        )
     return value
 
 
@@ -73,16 +72,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def open_work(folder: Path, journal: str) -> bool:
-    """Create the work folder. Returns whether an interrupted run left its `journal` there.
+def open_work(folder: Path, journal: str, keys: Sequence[str]) -> bool:
+    """Create the work folder. Returns whether an interrupted run left its `journal`, with these keys, there.
 
-    Raises QCompressError if the folder has files but no journal: then another program made it.
+    Raises QCompressError if the journal lacks a key, or if the folder has files but no journal: then another program
+    made it.
     """
     with file_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / journal).is_file():
+            read_journal(folder / journal, keys)
             return True
-        partial = set(folder.glob(PARTIAL))
+        partial = set(partial_files(folder, journal))
         check_no_strangers(folder, [path for path in folder.iterdir() if path not in partial])
     return False
 
@@ -96,14 +97,39 @@ def check_no_strangers(folder: Path, strangers: Sequence[Path]) -> None:
         )
 
 
+def tensors_kind(*names: str, option: str = "--out") -> FileKind:
+    """Safetensors files that contain tensors with all of these names."""
+
+    def recognize(path: Path) -> bool:
+        try:
+            return read_header(path).keys() >= set(names)
+        except QCompressError:
+            return False
+
+    return FileKind(recognize, option)
+
+
+def partial_files(folder: Path, pattern: str) -> list[Path]:
+    """The unfinished files that `write_atomic` has left for names that match `pattern`."""
+    return list(folder.glob(f".{pattern}.*.partial"))
+
+
+def remove_partial(folder: Path, pattern: str) -> None:
+    """Remove unfinished files of an interrupted `write_atomic`."""
+    for path in partial_files(folder, pattern):
+        path.unlink()
+
+
 def clear_work(folder: Path, journal: str, files: Sequence[str]) -> None:
     """Delete the work files that match the patterns `files`, and at last the `journal`.
 
     The journal marks the files as this program's, so an interrupted deletion can be continued.
     """
-    for pattern in (PARTIAL, *files):
+    for pattern in files:
         for path in folder.glob(pattern):
             path.unlink()
+    for pattern in (journal, *files):
+        remove_partial(folder, pattern)
     (folder / journal).unlink(missing_ok=True)
 
 

@@ -101,7 +101,8 @@ def partial_path(out: Path) -> Path:
 def check_out(out: Path) -> None:
     """Raises QCompressError if a checkpoint cannot be renamed to `out`: a link, a mount point or a folder with files.
 
-    The checkpoint is written beside `out` and takes its place by a rename, which replaces an empty folder only.
+    The checkpoint is written beside `out` and takes its place by a rename, which replaces an empty folder only. Another
+    program's files in the temporary directory raise QCompressError too.
     """
     inside = f"give a new folder inside it, such as {out / 'model'}"
     if out.is_symlink():
@@ -112,6 +113,7 @@ def check_out(out: Path) -> None:
         raise QCompressError(f"{out}: is the current directory; {inside}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise QCompressError(f"{out}: is not empty; give a new directory, or remove it first")
+    check_ours(partial_path(out))
 
 
 def check_ours(folder: Path) -> None:
@@ -155,7 +157,6 @@ class CheckpointWriter:
         self._kept = f"it continues from here; the checkpoint needs {needed:,} bytes in all" if keep else ""
         check_room(out, needed)
         if not keep:
-            check_ours(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
         with file_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)

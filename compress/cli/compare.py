@@ -13,6 +13,7 @@ from compress.cli.history import append_history, check_history_options, history_
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, json_option, make_settings, settings_options, shared_option
 from compress.core.errors import QCompressError
+from compress.core.file_kind import REPORT
 from compress.core.lock import output_lock
 from compress.core.rows import CompareRow
 from compress.evaluate.drift.cells import terminal_block, terminal_row
@@ -92,9 +93,7 @@ def check_options(limits: CompareLimits, page: ReportSettings) -> None:
     elif not page.html.absolute().parent.is_dir():
         raise QCompressError(f"{page.html}: the folder {page.html.absolute().parent} does not exist; create it first")
     else:
-        from compress.evaluate.report import check_replaceable
-
-        check_replaceable(page.html)
+        REPORT.check(page.html)
 
 
 def show_rows(rows: Sequence[CompareRow]) -> None:

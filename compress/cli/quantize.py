@@ -86,8 +86,10 @@ def plan(model: Path, out: Path, config: QuantizeConfig) -> dict[str, Any]:
     from compress.checkpoint.write import check_out
     from compress.quantize.layout.job_plan import plan_quantize
     from compress.quantize.layout.plan import plan_row
+    from compress.quantize.log import LOG, log_path
 
     check_out(out)
+    LOG.check(log_path(out))
     check_texts(config)
     return plan_row(str(model), plan_quantize(model, config)[1], config)
 

@@ -6,10 +6,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.core.errors import QCompressError
 from compress.core.units import format_bytes
+
+if TYPE_CHECKING:
+    from compress.core.file_kind import FileKind
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CAUSES = {  # errno -> what is wrong; what to do. Nothing that the program itself could cause
@@ -39,11 +42,13 @@ MISSING = {  # only where the path comes from the user: elsewhere these are bugs
 }
 
 
-def write_atomic(path: Path, *pieces: Any) -> None:
+def write_atomic(path: Path, *pieces: Any, kind: "FileKind") -> None:
     """Write `pieces` to a temporary file, and rename it to `path` when all bytes are on disk.
 
-    Raises QCompressError, with the path, if the disk is full or the system refuses. Then an old file stays as it was.
+    Raises QCompressError, with the path, if there is a file of another kind, if the disk is full, or if the system
+    refuses. Then an old file stays as it was.
     """
+    kind.check(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with file_errors(path):
         try:

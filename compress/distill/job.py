@@ -49,7 +49,14 @@ from compress.distill.training.evaluator import StudentEvaluator
 from compress.distill.training.journal import TrainingJournal, shared_journal
 from compress.distill.training.logs import logged
 from compress.distill.training.loop import Teacher
-from compress.distill.training.stage_runner import Finished, Run, keep_alignment, make_alignment, run_stages
+from compress.distill.training.stage_runner import (
+    Finished,
+    Run,
+    check_alignment_file,
+    keep_alignment,
+    make_alignment,
+    run_stages,
+)
 from compress.distill.training.yardstick import Distance, Yardstick, with_errors, yardstick_windows
 
 LOOP = LoopConfig()
@@ -166,6 +173,7 @@ def read_training_text(job: DistillJob, teacher: Model, vocab: int) -> TrainingT
     settings, tokenizer = job.settings, job.teacher.tokenizer
     cache = open_cache(settings, job.teacher, vocab) if settings.cache else None
     stages = make_stages(settings)
+    check_alignment_file(stages, job.out)
     check_packing(teacher, str(job.teacher), settings.packing, max(stage.settings.seq_len for stage in stages))
     texts = [cache_text(cache, settings, tokenizer)] if cache else stage_texts(stages, tokenizer, teacher.model)
     for stage, text in zip(stages, texts, strict=True):

@@ -1,12 +1,12 @@
 """The measurements of a recipe and the report that shows them. The functions return plain rows for result files."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.checkpoint.read import Checkpoint, read_json
-from compress.checkpoint.write import write_json
-from compress.core.atomic import file_errors
+from compress.core.atomic import write_atomic
 from compress.core.report import Report
 from compress.core.rows import CompareRow, VerdictRow
 from compress.evaluate.drift.compare import compare_with_teacher
@@ -19,7 +19,7 @@ from compress.evaluate.tasks.job import suite_rows
 from compress.evaluate.tasks.samples import stored_samples
 from compress.evaluate.tasks.settings import RuntimeSettings, TaskSettings
 from compress.pipeline.models import OpenCheckpoints
-from compress.pipeline.stage import check_file
+from compress.pipeline.stage import TABLE, check_file
 from compress.recipe import BenchPart, Recipe
 
 Row = dict[str, Any]
@@ -98,8 +98,8 @@ def write_page(page: Path, variants: Sequence[str], results: Sequence[Path], lim
     limited = {name: limit for name, limit in limits.items() if limit is not None}
     write_report(page, ReportData(rows["compare"], verdicts=verdicts, limits=limited, **shown))
     rows["verdicts"] = verdicts
-    with file_errors(page):
-        write_json(page.with_suffix(".json"), rows)
+    text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(page.with_suffix(".json"), text.encode(), kind=TABLE)
     return rows
 
 

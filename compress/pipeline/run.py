@@ -13,7 +13,7 @@ from compress.core.report import Report, silent
 from compress.pipeline.digests import Digests
 from compress.pipeline.models import OpenCheckpoints, resolve_models
 from compress.pipeline.plan import plan_recipe
-from compress.pipeline.stage import Action, BuildState, Decision, RecipeStage, decide, is_foreign
+from compress.pipeline.stage import TABLE, Action, BuildState, Decision, RecipeStage, decide, is_foreign, refuse
 from compress.pipeline.stages import Stages
 from compress.pipeline.state import STATE, load_state, replaced, save_state
 
@@ -75,7 +75,7 @@ class Build:
 
 def restarted(stage: RecipeStage, decision: Decision) -> Decision:
     """The decision with --restart on an output that exists: make it again, unless another program wrote it."""
-    return decision if is_foreign(stage) else Decision(Action.MAKE, "--restart")
+    return refuse(stage, decision.reason) if is_foreign(stage) else Decision(Action.MAKE, "--restart")
 
 
 def run_recipe(recipe: "Recipe", *, restart: bool = False, report: Report = silent) -> Row:
@@ -109,9 +109,7 @@ def check_decisions(build: Build, decisions: Sequence[Decision]) -> None:
     for stage, decision in zip(build.stages, decisions, strict=True):
         if decision.action is Action.REFUSE:
             raise QCompressError(f"{stage.out}: {decision.reason}")
-    table = build.recipe.out / "report.json"
-    if table.exists() and not {"report.html"} & {*build.state.finished, *build.state.started}:
-        raise QCompressError(f"{table}: was not made by this recipe; move it away, or set another `out`")
+    TABLE.check(build.recipe.out / "report.json")
     if any(decision.action is Action.MAKE for decision in decisions):
         check_before_work(build)
 

@@ -8,12 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compress.checkpoint.door.files import RECORD
+from compress.checkpoint.ownership import foreign_part
 from compress.core.changes import changed_keys
+from compress.core.file_kind import FileKind, json_kind
 from compress.pipeline.digests import Digests
 
 Row = dict[str, Any]
 CHECKPOINT_COMMANDS = ("distill", "quantize")
+TABLE = json_kind("compare", "verdicts", option="`out`")  # report.json
 RESULTS = "results"  # folder of the result files
 
 
@@ -48,6 +50,7 @@ class RecipeStage:
 
     `name` is the path of the output below the recipe's folder. `sources` are checkpoints, `texts` are names or files,
     and `results` are files of earlier stages. `make(restart)` writes the output; `restart` discards an interrupted run.
+    `kind` is the kind of a result file.
     """
 
     name: str
@@ -58,6 +61,7 @@ class RecipeStage:
     sources: tuple[Path, ...] = ()
     texts: tuple[str, ...] = ()
     results: tuple[Path, ...] = ()
+    kind: FileKind | None = None
 
     @property
     def writes_checkpoint(self) -> bool:
@@ -100,10 +104,12 @@ def decide(stage: RecipeStage, state: BuildState, digests: Digests, remade: Coll
         return unrecorded(stage, state, digests, remade)
     if finished["output"] != digests.output(stage.out):
         return refuse(stage, "the output has changed since this recipe wrote it")
-    if before := [path.name for path in (*stage.sources, *stage.results) if path in remade]:
-        return Decision(Action.MAKE, f"{', '.join(before)} is made again")
-    changes = describe_changes(finished["inputs"], stage.inputs(digests))
-    return Decision(Action.MAKE, f"changed: {changes}") if changes else Decision(Action.SKIP, "unchanged")
+    before = [path.name for path in (*stage.sources, *stage.results) if path in remade]
+    changes = "" if before else describe_changes(finished["inputs"], stage.inputs(digests))
+    if not before and not changes:
+        return Decision(Action.SKIP, "unchanged")
+    reason = f"{', '.join(before)} is made again" if before else f"changed: {changes}"
+    return refuse(stage, reason) if is_foreign(stage) else Decision(Action.MAKE, reason)
 
 
 def unrecorded(stage: RecipeStage, state: BuildState, digests: Digests, remade: Collection[Path]) -> Decision:
@@ -124,18 +130,24 @@ def refuse(stage: RecipeStage, reason: str) -> Decision:
     It advises --restart only for an output of qcompress, because no other output is ever replaced.
     """
     if is_foreign(stage):
-        return Decision(Action.REFUSE, "was not made by qcompress, so it is never removed; set another `out`")
+        return Decision(Action.REFUSE, foreign_words(stage))
     return Decision(Action.REFUSE, f"{reason}; use --restart to make it again, or set another `out`")
 
 
+def foreign_words(stage: RecipeStage) -> str:
+    """Why a foreign output is refused, with the name of a file that is not part of a checkpoint."""
+    part = foreign_part(stage.out) if stage.writes_checkpoint else stage.out
+    if part is None or part == stage.out:
+        return "was not made by qcompress, so it is never replaced; set another `out`"
+    name = part.relative_to(stage.out)
+    return f"contains {name}, which qcompress did not write; move that file away, or set another `out`"
+
+
 def is_foreign(stage: RecipeStage) -> bool:
-    """Whether the stage's output is a checkpoint folder that another program made."""
-    return stage.writes_checkpoint and stage.out.exists() and not is_ours(stage.out)
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether qcompress wrote the checkpoint in this folder. Every such checkpoint has a record."""
-    return (folder / RECORD).is_file()
+    """Whether another program made the file at the stage's output, or a part of the folder."""
+    if stage.writes_checkpoint and stage.out.exists():
+        return foreign_part(stage.out) is not None
+    return stage.kind is not None and not stage.kind.matches(stage.out)
 
 
 def describe_changes(old: Row, new: Row) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.core.atomic import write_atomic
+from compress.core.file_kind import REPORT, json_kind
 from compress.pipeline.models import OpenCheckpoints
 from compress.pipeline.stage import RESULTS, RecipeStage, check_file, result_file
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Sources = tuple[Path, ...]
 Texts = tuple[str, ...]
+RESULT_KEYS = {"check": "findings", "compare": "compare", "eval": "retention", "bench": "speed"}  # one key of each file
 
 
 class Stages:
@@ -125,7 +127,7 @@ class Stages:
 
             return write_page(out, [variant.name for variant in self.variants], results, limits)
 
-        return RecipeStage(out.name, "report", out, limits, make, results=tuple(results))
+        return RecipeStage(out.name, "report", out, limits, make, results=tuple(results), kind=REPORT)
 
     def models(self) -> tuple[Path, ...]:
         """The teacher, the student if there is a distillation, and all variants."""
@@ -139,6 +141,7 @@ class Stages:
 
         def make(restart: bool) -> None:
             out.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(out, (json.dumps(rows(), indent=1, ensure_ascii=False) + "\n").encode())
+            write_atomic(out, (json.dumps(rows(), indent=1, ensure_ascii=False) + "\n").encode(), kind=kind)
 
-        return RecipeStage(f"{RESULTS}/{out.name}", command, out, settings, make, sources, texts)
+        kind = json_kind(RESULT_KEYS[command], option="`out`")
+        return RecipeStage(f"{RESULTS}/{out.name}", command, out, settings, make, sources, texts, kind=kind)

@@ -1,19 +1,21 @@
 """Read and write `stages.json`, and replace the output of a stage."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from compress.checkpoint.door.files import read_json
+from compress.checkpoint.ownership import check_written_here, remove_checkpoint
 from compress.core.atomic import write_atomic
 from compress.core.errors import QCompressError
+from compress.core.file_kind import json_kind
 from compress.pipeline.digests import Digests
-from compress.pipeline.stage import BuildState, RecipeStage, is_ours
+from compress.pipeline.stage import BuildState, RecipeStage
 
 STATE = "stages.json"
+STATES = json_kind("started", "finished", "files", option="`out`")
 
 
 def load_state(folder: Path) -> BuildState:
@@ -31,7 +33,7 @@ def save_state(folder: Path, state: BuildState, digests: Digests) -> None:
     """Write `stages.json` with the digests of all files that this run has read."""
     state.files = digests.files
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / STATE, (json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomic(folder / STATE, (json.dumps(asdict(state), indent=1, ensure_ascii=False) + "\n").encode(), kind=STATES)
 
 
 @contextmanager
@@ -43,7 +45,7 @@ def replaced(stage: RecipeStage) -> Iterator[None]:
     old = stage.out.with_name(f".{stage.out.name}.replaced")
     if stage.writes_checkpoint and stage.out.exists():
         remove_checkpoint(old)
-        check_ours(stage.out)
+        check_written_here(stage.out)
         stage.out.rename(old)
     try:
         yield
@@ -52,16 +54,3 @@ def replaced(stage: RecipeStage) -> Iterator[None]:
             old.rename(stage.out)
         raise
     remove_checkpoint(old)
-
-
-def remove_checkpoint(folder: Path) -> None:
-    """Remove a folder that qcompress wrote, if it exists."""
-    if folder.exists():
-        check_ours(folder)
-        shutil.rmtree(folder)
-
-
-def check_ours(folder: Path) -> None:
-    """Raise QCompressError if qcompress did not write this folder."""
-    if not is_ours(folder):
-        raise QCompressError(f"{folder}: was not made by qcompress, so it is not removed; set another `out`")

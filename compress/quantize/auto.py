@@ -5,7 +5,6 @@ never worse than plain rounding on those windows. With `tune`, the best candidat
 checkpoint is kept only if its KL is lower. The record of the checkpoint lists all candidates.
 """
 
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.model_card import CARD, write_card
 from compress.checkpoint.read import RECORD, Checkpoint, PathOrCheckpoint, read_json
 from compress.checkpoint.record import refresh_file_digests
-from compress.checkpoint.workdir import check_same_settings, open_work, read_journal, write_journal
+from compress.checkpoint.workdir import check_same_settings, open_work, read_journal, remove_work, write_journal
 from compress.checkpoint.write import check_room, write_json
 from compress.core.config import AUTO, METHODS, QuantizeConfig
 from compress.core.interrupt import RESUME, on_interrupt
@@ -36,11 +35,13 @@ from compress.quantize.job import (
     plan_quantize,
     quantize_checkpoint,
 )
+from compress.quantize.journal import remove_output
 from compress.quantize.processes import Processes
 from compress.quantize.tune.end_to_end import final_states, mean_kl
 
 BATCH = 4  # windows
 SETTINGS = "auto.json"
+KEYS = ("source", "method")
 
 
 def quantize(model: PathOrCheckpoint, out: Path, config: QuantizeConfig, run: RunOptions = DEFAULT_RUN) -> Row:
@@ -105,17 +106,26 @@ def open_folder(model: PathOrCheckpoint, out: Path, config: QuantizeConfig, *, r
     folder = out.with_name(f".{out.name}.auto")
     checkpoint, plan = plan_quantize(model, replace(config, method="rtn"))
     settings = {key: str(value) for key, value in job_settings(checkpoint, plan, config).items()}
-    if restart and (folder / SETTINGS).is_file():
-        shutil.rmtree(folder)
+    if (folder / SETTINGS).is_file() and restart:
+        remove_candidates(folder)
     if (folder / SETTINGS).is_file():
-        check_same_settings(folder, read_journal(folder / SETTINGS, ("source",)), settings)
+        check_same_settings(folder, read_journal(folder / SETTINGS, KEYS), settings)
         if not is_published(out):
             check_room(out, 0)
     else:
         check_room(out, (len(METHODS) + 1) * plan.bytes)
-        open_work(folder, SETTINGS)
+        open_work(folder, SETTINGS, KEYS)
         write_journal(folder / SETTINGS, settings)
     return folder
+
+
+def remove_candidates(folder: Path) -> None:
+    """Remove all candidates, finished or not, and then the folder. Files of other programs stay."""
+    if (folder / SETTINGS).is_file():
+        read_journal(folder / SETTINGS, KEYS)
+    for name in (*METHODS, *(f"{method}+tune" for method in METHODS)):
+        remove_output(folder / name)
+    remove_work(folder, SETTINGS, ())
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,7 @@ def is_published(out: Path) -> bool:
 
 def finish(folder: Path, out: Path) -> Row:
     """Remove all candidates that were not published. Returns the summary row of the published one."""
-    shutil.rmtree(folder)
+    remove_candidates(folder)
     checkpoint = open_causal_lm(out)
     rows = checkpoint.record["candidates"]
     rtn = next(row["eval_kl"] for row in rows if row["candidate"] == "rtn")

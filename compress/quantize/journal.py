@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from compress.checkpoint.ownership import remove_checkpoint
 from compress.checkpoint.workdir import (
     check_same_settings,
     clear_work,
@@ -23,10 +24,12 @@ from compress.checkpoint.write import check_ours, check_room, partial_path
 from compress.core.interrupt import RESUME, on_interrupt
 from compress.core.lock import output_lock
 from compress.core.report import Row
+from compress.quantize.log import LOG, log_path
 from compress.quantize.processes import Processes
 
 JOURNAL = "journal.json"
 TRAINED = "tuned.safetensors"  # what tuning changed
+KEYS = ("settings", "notes", "blocks")  # of the journal
 FILES = ("activations-*.bin", "stage-*.bin", TRAINED)  # in the work folder
 ALGORITHM = 4  # raise it with every change that gives other codes or other keys of the journal: older jobs are refused
 
@@ -34,14 +37,6 @@ ALGORITHM = 4  # raise it with every change that gives other codes or other keys
 def work_path(out: Path) -> Path:
     """The work folder of an unfinished job."""
     return out.with_name(f".{out.name}.quantize")
-
-
-def log_path(out: Path) -> Path:
-    """The log file beside the checkpoint: seconds and errors of every block and linear, as JSON lines.
-
-    Seconds differ between runs, so they are not stored in the checkpoint.
-    """
-    return out.with_name(f"{out.name}.quantize.jsonl")
 
 
 class QuantizeJournal:
@@ -76,7 +71,7 @@ class QuantizeJournal:
 
     def load(self) -> None:
         """Read the journal of an interrupted run. Raises QCompressError with the names of settings that differ."""
-        value = read_journal(self.folder / JOURNAL, ("settings", "notes", "blocks"))
+        value = read_journal(self.folder / JOURNAL, KEYS)
         check_same_settings(partial_path(self.out), value["settings"], self.settings)
         self.notes, self.blocks = value["notes"], value["blocks"]
 
@@ -85,6 +80,7 @@ class QuantizeJournal:
 
         The journal is removed last, because it marks the other files as written by this program.
         """
+        check_ours(partial_path(self.out))
         shutil.rmtree(partial_path(self.out), ignore_errors=True)
         clear_work(self.folder, JOURNAL, FILES)
 
@@ -101,25 +97,35 @@ class QuantizeJournal:
         return f"{count} finished blocks are kept in {partial_path(self.out)}; {RESUME}" if count else None
 
 
+def remove_output(out: Path) -> None:
+    """Remove the checkpoint at `out`, its log, and the work of an interrupted run. Files of other programs stay."""
+    with output_lock(out):
+        remove_checkpoint(out)
+        if (work_path(out) / JOURNAL).is_file():
+            QuantizeJournal(out, {}).discard()
+        LOG.remove(log_path(out))
+
+
 @contextmanager
 def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False) -> Iterator[QuantizeJournal]:
     """Context with the job's journal, new or from an interrupted run. It is locked while the context is open.
 
     `needed` is the disk space of the job in bytes. `restart` removes the work of an earlier run. If no block is
     finished when the context closes, all work is removed. Raises QCompressError if `out` is not empty, the disk is too
-    full, another program wrote the folder, another process holds the lock, or the earlier run had other settings.
+    full, another program wrote the folder or the log, another process holds the lock, or the earlier run had other
+    settings.
     """
     journal = QuantizeJournal(out, settings)
     with output_lock(out), on_interrupt(journal.kept):
         if not (journal.folder / JOURNAL).is_file():
-            check_ours(partial_path(out))
             check_room(out, needed)
-        resumed = open_work(journal.folder, JOURNAL)
+        LOG.check(log_path(out))
+        resumed = open_work(journal.folder, JOURNAL, KEYS)
         if resumed and not restart:
             journal.load()
         else:
             journal.clear()
-            log_path(out).unlink(missing_ok=True)  # an earlier job may have left its log
+            LOG.remove(log_path(out))  # an earlier job may have left its log
             journal.save()
         try:
             yield journal

@@ -212,7 +212,7 @@ def test_restart_never_removes_files_of_another_program(tiny_llama, tmp_path):
     (tmp_path / "out/student").mkdir(parents=True)
     (tmp_path / "out/student/thesis.txt").write_text("mine")
     result = invoke("run", write(tmp_path / "recipe.yaml", small(tiny_llama, tmp_path / "out")), "--restart")
-    assert result.exit_code == 1 and "was not made by qcompress, so it is never removed" in result.output
+    assert result.exit_code == 1 and "was not made by qcompress, so it is never replaced" in result.output
     assert (tmp_path / "out/student/thesis.txt").read_text() == "mine"
 
 

@@ -6,13 +6,14 @@ import pytest
 
 from compress.core.atomic import CAUSES, MISSING, cause_of, file_errors, write_atomic
 from compress.core.errors import QCompressError
+from compress.core.file_kind import WORK_FILE
 
 FULL_DEVICE = Path("/dev/full")
 
 
 def test_a_file_is_replaced_whole_and_leaves_no_partial_file(tmp_path):
-    write_atomic(tmp_path / "a.txt", b"one", b"two")
-    write_atomic(tmp_path / "a.txt", b"three")
+    write_atomic(tmp_path / "a.txt", b"one", b"two", kind=WORK_FILE)
+    write_atomic(tmp_path / "a.txt", b"three", kind=WORK_FILE)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.txt", b"three")]
 
 
@@ -21,10 +22,10 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch, error):
     def fail(descriptor):
         raise error
 
-    write_atomic(tmp_path / "a.txt", b"old")
+    write_atomic(tmp_path / "a.txt", b"old", kind=WORK_FILE)
     monkeypatch.setattr("compress.core.atomic.os.fsync", fail)
     with pytest.raises((QCompressError, KeyboardInterrupt)) as caught:
-        write_atomic(tmp_path / "a.txt", b"new")
+        write_atomic(tmp_path / "a.txt", b"new", kind=WORK_FILE)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.txt", b"old")]
     if isinstance(error, OSError):
         assert str(caught.value).startswith(f"{tmp_path / 'a.txt'}: the disk is full, ")

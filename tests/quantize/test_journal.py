@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 
 import pytest
@@ -10,7 +11,8 @@ from compress.core.errors import QCompressError
 from compress.core.lock import output_lock
 from compress.quantize.blocks.activations import block_inputs
 from compress.quantize.job import RunOptions, quantize_checkpoint
-from compress.quantize.journal import log_path, work_path
+from compress.quantize.journal import work_path
+from compress.quantize.log import log_path
 
 
 def settings(method="gptq", **changes):
@@ -148,9 +150,12 @@ def test_a_source_that_changes_during_the_run_is_refused(tiny_llama, tmp_path, n
 def test_a_damaged_journal_is_refused_with_the_cure(tiny_llama, tmp_path):
     out = interrupted(tiny_llama, tmp_path / "out")
     (work_path(out) / "journal.json").write_text("{")
-    with pytest.raises(QCompressError, match=r"journal\.json: the journal .* is damaged; start again with --restart"):
-        quantize_checkpoint(tiny_llama, out, settings())
-    quantize_checkpoint(tiny_llama, out, settings(), RunOptions(restart=True))
+    for restart in (False, True):
+        words = rf"journal\.json: is damaged, or .* did not write it; remove {re.escape(str(work_path(out)))} and run"
+        with pytest.raises(QCompressError, match=words):
+            quantize_checkpoint(tiny_llama, out, settings(), RunOptions(restart=restart))
+    shutil.rmtree(work_path(out))
+    quantize_checkpoint(tiny_llama, out, settings())
     assert leftovers(out) == []
 
 
@@ -211,6 +216,6 @@ def test_activation_memory_never_changes_a_byte(tiny_qwen2, tmp_path, error_corr
 
 def test_a_new_job_replaces_the_log_of_an_earlier_job(tiny_llama, tmp_path):
     out = tmp_path / "out"
-    log_path(out).write_text('{"block": "of an earlier job"}\n')
+    log_path(out).write_text('{"block": "of an earlier job", "error": 0.1}\n')
     quantize_checkpoint(tiny_llama, out, settings())
     assert "earlier" not in log_path(out).read_text()

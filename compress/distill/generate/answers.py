@@ -7,6 +7,7 @@
 A killed process can leave an incomplete last line; the next run removes it. Files with other settings are an error.
 """
 
+import glob
 import json
 import os
 from collections.abc import Iterable
@@ -15,11 +16,15 @@ from typing import Any
 
 from compress.core.atomic import file_errors
 from compress.core.errors import QCompressError
+from compress.core.file_kind import first_object, json_kind, lines_kind
 from compress.distill.targets.cache import differing
 
 Facts = dict[str, Any]
 Batches = dict[int, list[list[Any]]]
 """For each batch number, a list with [text, tokens, ended] for each prompt."""
+ANSWERS = lines_kind("messages", "prompt", "tokens", "truncated")
+MANIFEST = json_kind("facts", "counts")
+PART = lines_kind("teacher", "prompts", "chat_template")  # in the first line
 
 
 def manifest_path(out: Path) -> Path:
@@ -27,8 +32,11 @@ def manifest_path(out: Path) -> Path:
 
 
 def part_paths(out: Path) -> list[Path]:
-    """The partial files of all processes that write `out`."""
-    return sorted(out.parent.glob(f".{out.name}.*-of-*.part"))
+    """The partial files of all processes that write `out`. Raises QCompressError if another program wrote one."""
+    paths = sorted(out.parent.glob(f".{glob.escape(out.name)}.*-of-*.part"))
+    for path in paths:
+        PART.check(path)
+    return paths
 
 
 def find_facts(out: Path) -> Facts | None:
@@ -36,8 +44,10 @@ def find_facts(out: Path) -> Facts | None:
 
     Raises QCompressError if `out` exists but qcompress did not write it.
     """
+    MANIFEST.check(manifest_path(out))
+    ANSWERS.check(out)
     if manifest_path(out).is_file():
-        return dict(parse(manifest_path(out).read_text(encoding="utf-8"), manifest_path(out), 1)["facts"])
+        return dict(first_object(manifest_path(out))["facts"])
     for path in part_paths(out):  # checked first: a process killed at the end leaves `out` without its manifest
         for line in whole_lines(path)[:1]:
             return dict(parse(line, path, 1))
@@ -57,7 +67,7 @@ def discard_answers(out: Path, processes: int) -> None:
         return
     parts = part_paths(out)
     if parts:
-        out.unlink(missing_ok=True)
+        ANSWERS.remove(out)
     for path in parts:
         path.unlink()
 

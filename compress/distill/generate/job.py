@@ -29,6 +29,8 @@ from compress.core.lock import output_lock
 from compress.core.report import Report, Row, silent
 from compress.core.sampling import Ids, Sampling
 from compress.distill.generate.answers import (
+    ANSWERS,
+    MANIFEST,
     AnswerFile,
     Batches,
     Facts,
@@ -257,8 +259,11 @@ def publish(job: GenerateJob) -> None:
         )
     manifest = {"facts": job.facts, "counts": counts, "left_out": left_out}
     with file_errors(job.out):
-        write_atomic(job.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-        write_atomic(manifest_path(job.out), (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+        write_atomic(
+            job.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(), kind=ANSWERS
+        )
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        write_atomic(manifest_path(job.out), text.encode(), kind=MANIFEST)
     for path in part_paths(job.out):
         path.unlink(missing_ok=True)
 

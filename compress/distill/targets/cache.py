@@ -25,9 +25,11 @@ from torch import Tensor
 
 from calibration.windows import Windows
 from compress.checkpoint.record import tensor_digest
+from compress.checkpoint.workdir import remove_partial, tensors_kind
 from compress.checkpoint.write import TensorSpec, plan_shard
 from compress.core.atomic import file_errors, write_atomic
 from compress.core.errors import QCompressError
+from compress.core.file_kind import WORK_FILE
 from compress.distill.config import DistillConfig
 from compress.distill.targets.codecs import Codec, Parts, make_codec
 from compress.distill.targets.manifest import (
@@ -39,6 +41,8 @@ from compress.distill.targets.manifest import (
     read_manifest,
     read_parts,
 )
+
+SHARD = tensors_kind("manifest", "checksum", "window")
 
 
 def windows_digest(windows: Windows) -> str:
@@ -75,8 +79,10 @@ def discard_shards(out: Path, processes: int) -> None:
         raise QCompressError(f"{out}: --restart works in one process only; remove the directory, then start again")
     if not (out / MANIFEST).is_file() or all((out / name).is_file() for name in read_manifest(out).files):
         return
-    for path in [*out.glob("targets-*.safetensors"), *out.glob(".targets-*.partial"), out / MANIFEST]:
-        path.unlink()
+    for name in read_manifest(out).files:
+        SHARD.remove(out / name)
+        remove_partial(out, name)
+    (out / MANIFEST).unlink()
 
 
 def open_folder(out: Path, manifest: Manifest) -> Manifest:
@@ -100,7 +106,7 @@ def open_folder(out: Path, manifest: Manifest) -> Manifest:
             "give a new directory"
         )
     with file_errors(out / MANIFEST):
-        write_atomic(out / MANIFEST, manifest.text().encode())
+        write_atomic(out / MANIFEST, manifest.text().encode(), kind=WORK_FILE)
     return read_manifest(out)
 
 
@@ -112,10 +118,9 @@ def write_shard(out: Path, manifest: Manifest, index: int, tensors: Parts) -> No
     shard = plan_shard(manifest.files[index], specs)
     ordered = sorted(tensors, key=lambda name: shard.offsets[name])
     rows = (tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data for name in ordered)
-    for stale in out.glob(f".{shard.file}.*.partial"):
-        stale.unlink()
+    remove_partial(out, shard.file)
     with file_errors(out / shard.file):
-        write_atomic(out / shard.file, shard.header, *rows)
+        write_atomic(out / shard.file, shard.header, *rows, kind=SHARD)
 
 
 def read_shard(path: Path, manifest: Manifest) -> Parts:

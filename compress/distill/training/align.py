@@ -15,10 +15,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from compress.checkpoint.workdir import tensors_kind
 from compress.checkpoint.write import TensorSpec, plan_shard
 from compress.core.atomic import write_atomic
 from compress.losses import LogitSource, Targets, token_mean
 
+PROJECTION = "projection"
+ALIGNMENT = tensors_kind(PROJECTION)
 HOLD = 0.5  # share of the run at full weight; then the weight falls linearly to 0
 Pairs = Sequence[tuple[int, int]]
 
@@ -97,5 +100,5 @@ def distance(student: Tensor, teacher: Tensor) -> Tensor:
 def save_alignment(path: Path, alignment: Alignment) -> None:
     """Write the projection P to a safetensors file, atomically."""
     tensor = alignment.projection.detach().float().cpu().contiguous()
-    shard = plan_shard(path.name, [TensorSpec.of("projection", tensor)])
-    write_atomic(path, shard.header, tensor.reshape(-1).view(torch.uint8).numpy().data)
+    shard = plan_shard(path.name, [TensorSpec.of(PROJECTION, tensor)])
+    write_atomic(path, shard.header, tensor.reshape(-1).view(torch.uint8).numpy().data, kind=ALIGNMENT)

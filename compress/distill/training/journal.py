@@ -22,12 +22,14 @@ from compress.checkpoint.workdir import (
     clear_work,
     open_work,
     read_journal,
+    remove_partial,
     remove_work,
     write_journal,
 )
 from compress.checkpoint.write import TensorSpec, check_room, partial_path, plan_shard
 from compress.core.atomic import file_errors, write_atomic
 from compress.core.distributed import first, place
+from compress.core.file_kind import WORK_FILE
 from compress.core.interrupt import RESUME, on_interrupt
 from compress.core.lock import output_lock
 from compress.core.report import Row
@@ -35,6 +37,7 @@ from compress.distill.sharding.fsdp import copy_to_cpu
 
 T = TypeVar("T")
 JOURNAL = "journal.json"
+KEYS = ("settings", "notes", "stages", "file")  # of the journal
 FILES = ("state-*.safetensors",)  # in the work folder
 ALGORITHM = 2  # raise this when a change of the code changes the training: saved runs of older code then stop
 
@@ -117,7 +120,7 @@ class TrainingJournal:
 
     def load(self) -> None:
         """Load the progress of an interrupted run. Raises QCompressError, with the name, if a setting differs."""
-        value = read_journal(self.folder / JOURNAL, ("settings", "notes", "stages", "file"))
+        value = read_journal(self.folder / JOURNAL, KEYS)
         check_same_settings(self.folder, value["settings"], self.settings)
         self.notes, self.stages, self.file = value["notes"], value["stages"], value["file"]
 
@@ -150,7 +153,7 @@ def open_journal(out: Path, settings: Row, needed: int, *, restart: bool = False
     with output_lock(out), on_interrupt(journal.kept):
         if not (journal.folder / JOURNAL).is_file() or restart:
             check_room(out, needed)
-        if open_work(journal.folder, JOURNAL) and not restart:
+        if open_work(journal.folder, JOURNAL, KEYS) and not restart:
             journal.load()
             if not journal.published:
                 check_room(out, 0)
@@ -226,9 +229,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file atomically."""
     shard = plan_shard(path.name, [TensorSpec.of(name, t) for name, t in tensors.items()])
     ordered = sorted(tensors, key=lambda name: shard.offsets[name])
-    for stale in path.parent.glob(".*.partial"):
-        stale.unlink()
-    write_atomic(path, shard.header, *(tensor_bytes(tensors[name]) for name in ordered))
+    remove_partial(path.parent, FILES[0])
+    write_atomic(path, shard.header, *(tensor_bytes(tensors[name]) for name in ordered), kind=WORK_FILE)
 
 
 def tensor_bytes(tensor: Tensor) -> Any:

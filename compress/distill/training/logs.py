@@ -11,7 +11,10 @@ from typing import Any
 
 from compress.core.atomic import file_errors
 from compress.core.errors import QCompressError
+from compress.core.file_kind import lines_kind
 from compress.core.report import Report, Row
+
+LOG = lines_kind("step", "loss")
 
 
 def log_path(out: Path) -> Path:
@@ -24,8 +27,9 @@ def logged(report: Report, out: Path, log_dir: str | None) -> Iterator[Report]:
     """A report function that calls `report` and also logs each row that has a loss.
 
     Rows go to the log of `out`, and to event files in `log_dir` if it is set. Raises QCompressError if `log_dir` is set
-    but TensorBoard is not installed.
+    but TensorBoard is not installed, or if another program wrote a file with the log's name.
     """
+    LOG.check(log_path(out))
     writer = open_writer(log_dir) if log_dir else None
 
     def write(row: Row) -> None:

@@ -16,7 +16,7 @@ from compress.distill.text.on_policy import continue_windows
 from compress.distill.text.packing import Batch
 from compress.distill.text.stages import TextStage
 from compress.distill.text.windows import Text
-from compress.distill.training.align import AlignedTeacher, Alignment, map_blocks, save_alignment
+from compress.distill.training.align import ALIGNMENT, AlignedTeacher, Alignment, map_blocks, save_alignment
 from compress.distill.training.evaluator import StudentEvaluator
 from compress.distill.training.journal import NOWHERE, StateSaver, TrainingJournal
 from compress.distill.training.loop import Rewrite, Teacher, Trained, restore, train
@@ -153,6 +153,12 @@ def student_answers(run: Run, settings: DistillConfig, done: int) -> Rewrite:
 def alignment_path(out: Path) -> Path:
     """The path of the alignment's projection, a file next to the student."""
     return out.with_name(f"{out.name}.align.safetensors")
+
+
+def check_alignment_file(stages: Sequence[TextStage], out: Path) -> None:
+    """Raises QCompressError if a stage uses an alignment, and another program wrote the file of its projection."""
+    if any(stage.settings.align_weight for stage in stages):
+        ALIGNMENT.check(alignment_path(out))
 
 
 def keep_alignment(run: Run, out: Path) -> None:

@@ -20,16 +20,20 @@ from calibration.windows import Windows
 from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.read import Checkpoint, read_header, read_json
 from compress.checkpoint.record import tensor_digest
+from compress.checkpoint.workdir import remove_partial, tensors_kind
 from compress.checkpoint.write import TensorSpec, plan_shard
 from compress.core.atomic import free_space, write_atomic
 from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
+from compress.core.file_kind import WORK_FILE
 from compress.core.units import format_bytes
 from compress.distill.targets.cache import differing
 from compress.evaluate.drift.hidden_states import HiddenStates, Report, read_windows
 from compress.model.blocks import BlockModel
 
 MANIFEST, STATES = "manifest.json", "hidden.safetensors"
+OPTION = "--reference-cache"
+HIDDEN = tensors_kind("hidden", option=OPTION)
 FORMAT = 1
 CACHED_START = "heldout_start"  # not `start`: earlier versions stored a start token of other windows there
 Row = dict[str, Any]
@@ -124,6 +128,7 @@ def check_folder(folder: Path, needed: int) -> None:
             f"{folder}: {f'the folder contains {strangers[0]}' if strangers else 'this path is a file'}; "
             "pass a new folder to --reference-cache"
         )
+    HIDDEN.check(folder / STATES)
     room, free = free_space(folder)
     if free < needed:
         sizes = f"{format_bytes(needed, short=False)}, but {room} has {format_bytes(free, short=False)} free"
@@ -135,12 +140,16 @@ def check_folder(folder: Path, needed: int) -> None:
 def save_states(folder: Path, hidden: Tensor, key: Row) -> None:
     """Write the states, then the manifest with the checksum of the states. Each write is atomic."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".*.partial"):  # left by an interrupted write
-        stale.unlink()
+    for name in (MANIFEST, STATES):
+        remove_partial(folder, name)
     shard = plan_shard(STATES, [TensorSpec.of("hidden", hidden)])
-    write_atomic(folder / STATES, shard.header, hidden.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    write_atomic(
+        folder / STATES, shard.header, hidden.contiguous().reshape(-1).view(torch.uint8).numpy().data, kind=HIDDEN
+    )
     manifest = key | {"width": hidden.shape[-1], "checksum": f"sha256:{tensor_digest(hidden)}"}
-    write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(
+        folder / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(), kind=WORK_FILE
+    )
 
 
 def load_states(folder: Path, manifest: Row) -> Tensor:

@@ -1,6 +1,5 @@
 """The job of `watch`: repeat the measurements of a baseline on a checkpoint, and compare."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,15 @@ from compress.evaluate.history.store import append_verdicts
 from compress.evaluate.history.unchanged import WatchRun, suite_file
 from compress.evaluate.history.watch import baseline_items, check_same, drift_changes, task_changes
 from compress.evaluate.tasks.job import check_sandbox, runtime_opener
-from compress.evaluate.tasks.runner import TaskRun, by_kind, origin, score_checkpoint, score_rows
+from compress.evaluate.tasks.runner import (
+    TaskRun,
+    by_kind,
+    check_files,
+    origin,
+    remove_files,
+    score_checkpoint,
+    score_rows,
+)
 from compress.evaluate.tasks.suite import load_suite
 
 Row = dict[str, Any]
@@ -66,11 +73,12 @@ def watch_tasks(checkpoint: Checkpoint, baseline: Baseline, settings: WatchSetti
     if any(item.kind == "python" for item in items):
         check_sandbox(report)
     folder = settings.out / checkpoint.digest.removeprefix("sha256:")[:16]
+    check_files(folder, [baseline.name])
     opener = runtime_opener(first["runtime"], first["settings"]["dtype"], settings.device)
     run = TaskRun(suite, items, folder, first["settings"], settings.batch_size, opener)
     with output_lock(folder), on_interrupt(lambda: f"stored answers are kept in {folder}; {RESUME}"):
         scores = by_kind(score_checkpoint(checkpoint, baseline.name, run, report), items)
-    shutil.rmtree(folder)
+    remove_files(folder, baseline.name)
     changes = task_changes(baseline, scores, max_drop=settings.max_drop)
     by_name = {row["kind"]: row for row in changes}
     identity = {"name": baseline.name, "role": "candidate", "baseline": baseline.tag}

@@ -4,7 +4,7 @@ All numbers come from rows, and the file contains the same rows as JSON (`<scrip
 is a module with a function that turns `ReportData` into HTML, or into "" if the data is missing.
 """
 
-from compress.evaluate.report.page import check_replaceable, make_report, write_report
+from compress.evaluate.report.page import make_report, write_report
 from compress.evaluate.report.report_data import ReportData
 
-__all__ = ["ReportData", "check_replaceable", "make_report", "write_report"]
+__all__ = ["ReportData", "make_report", "write_report"]

@@ -1,13 +1,14 @@
 """The page of the report: all sections in reading order, and their rows as JSON."""
 
 import json
+import re
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from string import Template
 
-from compress.core.atomic import file_errors, write_atomic
-from compress.core.errors import QCompressError
+from compress.core.atomic import write_atomic
+from compress.core.file_kind import REPORT
 from compress.evaluate.report.blocks_section import blocks_section
 from compress.evaluate.report.drift_section import drift_section
 from compress.evaluate.report.html import Row, count, esc
@@ -22,7 +23,17 @@ from compress.evaluate.report.trend_section import trend_section
 from compress.evaluate.report.verdicts_section import cards, headline, lead
 
 TEMPLATE = "page.html"
-MARKER = b'<script type="application/json" id="rows">'  # in every report
+CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+CJK_FONTS = (  # of macOS, Windows, and Linux distributions
+    "PingFang SC",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+)
 SECTIONS: tuple[Callable[[ReportData], str], ...] = (
     size_section,
     figures_section,
@@ -38,23 +49,12 @@ SECTIONS: tuple[Callable[[ReportData], str], ...] = (
 )
 
 
-def check_replaceable(path: Path) -> None:
-    """Raises QCompressError if the file exists and is not a report of qcompress. Such a file is never overwritten."""
-    if not path.exists():
-        return
-    with file_errors(path):
-        ours = path.is_file() and MARKER in path.read_bytes()
-    if not ours:
-        raise QCompressError(f"{path}: exists and is not a report of qcompress; use another file")
-
-
 def write_report(path: Path, data: ReportData) -> None:
     """Write the report as an HTML file, whole or not at all. Equal data give equal bytes.
 
     Raises QCompressError if another program's file is at `path`.
     """
-    check_replaceable(path)
-    write_atomic(path, make_report(data).encode(errors="backslashreplace"))
+    write_atomic(path, make_report(data).encode(errors="backslashreplace"), kind=REPORT)
 
 
 def make_report(data: ReportData) -> str:
@@ -67,9 +67,19 @@ def make_report(data: ReportData) -> str:
         headline=esc(headline(data)),
         lead=lead(data),
         cards=cards(data),
+        note=font_note(data),
+        fonts=", ".join(f'"{name}"' for name in CJK_FONTS),
         sections="".join(make(data) for make in SECTIONS),
         json=embed(data.machine_readable()),
     )
+
+
+def font_note(data: ReportData) -> str:
+    """A line on fonts if the page shows a Chinese, Japanese or Korean character, or "" if it does not."""
+    if not CJK.search(json.dumps(data.machine_readable(), ensure_ascii=False, default=str)):
+        return ""
+    words = "Some texts are Chinese, Japanese or Korean. If their characters are boxes, this machine has no font for "
+    return f'<p class="note">{words}them: install Noto Sans CJK.</p>\n'
 
 
 def embed(value: Row) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 
 from compress.core.atomic import file_errors
 from compress.core.errors import QCompressError
+from compress.core.file_kind import lines_kind
 
 Header = dict[str, Any]
+ANSWERS = lines_kind("checkpoint", "suite", "settings")
 CHANGES = {"checkpoint": "the checkpoint's files have changed", "suite": "the tasks have changed"}  # values are digests
 
 
@@ -21,12 +23,13 @@ class AnswerLog:
     def __init__(self, path: Path, header: Header, *, restart: bool = False) -> None:
         """Open or create the file. `restart` discards stored answers.
 
-        Raises QCompressError if the stored header differs from `header`.
+        Raises QCompressError if the stored header differs from `header`, or if another program wrote the file.
         """
         self.path = path
         self.answers: dict[str, list[str]] = {}
+        ANSWERS.check(path)
         if restart:
-            path.unlink(missing_ok=True)
+            ANSWERS.remove(path)
         if path.exists():
             self._read(header)
         else:

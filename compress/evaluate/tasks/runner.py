@@ -16,7 +16,7 @@ There is one row per checkpoint and kind of task; the kind "all" is the mean ove
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.atomic import write_atomic
 from compress.core.errors import QCompressError
+from compress.core.file_kind import json_kind, lines_kind
 from compress.core.proportion import mean_interval, score_interval
 from compress.evaluate.names import short_names
-from compress.evaluate.tasks.answer_log import AnswerLog, json_line
+from compress.evaluate.tasks.answer_log import ANSWERS, AnswerLog, json_line
 from compress.evaluate.tasks.item import ALL, EMPTY, Item, Score
 from compress.evaluate.tasks.prompting import answer_batches
 from compress.evaluate.tasks.retention import Retention, retention_by_kind
@@ -42,6 +43,9 @@ Row = dict[str, Any]
 Report = Callable[[Row], None]
 Scores = dict[str, dict[str, Score]]  # kind -> item id -> score, in the order of the items
 OpenRuntime = Callable[[Checkpoint], Runtime]
+RESULT = "eval.json"
+RESULTS = json_kind("role", "kind", "retention", "suite_digest")
+SCORES = lines_kind("id", "kind", "turns", "answers")
 
 
 def open_transformers(checkpoint: Checkpoint) -> Runtime:
@@ -76,6 +80,7 @@ def retention_rows(
     readable = run.settings.get("runtime") != "vllm"
     checkpoints = [open_for_text(source, readable=readable) for source in (reference, *candidates)]
     names = short_names([checkpoint.path for checkpoint in checkpoints])
+    check_files(run.out, names)
     scored: list[Scores] = []
     rows: list[Row] = []
     report({"checkpoints": len(checkpoints), "items": len(run.items), "answers": len(checkpoints) * len(run.items)})
@@ -86,8 +91,24 @@ def retention_rows(
         identity = {"name": name, "role": "candidate" if scored[1:] else "reference"}
         rows += [identity | row | origin(checkpoint, run) for row in score_rows(scored[-1], reference_scores)]
     text = json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
-    write_atomic(run.out / "eval.json", text.encode(errors="backslashreplace"))
+    write_atomic(run.out / RESULT, text.encode(errors="backslashreplace"), kind=RESULTS)
     return rows
+
+
+def check_files(folder: Path, names: Sequence[str]) -> None:
+    """Raises QCompressError if another program wrote a file that this run would write or remove."""
+    RESULTS.check(folder / RESULT)
+    for name in names:
+        SCORES.check(scores_file(folder, name))
+        ANSWERS.check(answers_file(folder, name))
+
+
+def remove_files(folder: Path, name: str) -> None:
+    """Remove the answers and scores of one checkpoint, and the folder if it is empty then."""
+    SCORES.remove(scores_file(folder, name))
+    ANSWERS.remove(answers_file(folder, name))
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def origin(checkpoint: Checkpoint, run: TaskRun) -> Row:
@@ -111,7 +132,7 @@ def score_checkpoint(
     `later` is the number of answers that other checkpoints still need. It counts in the reported time left.
     """
     header = {"checkpoint": checkpoint.digest, "suite": run.suite.digest, "settings": dict(run.settings)}
-    log = AnswerLog(run.out / f"{stem(name)}.answers.jsonl", header, restart=run.restart)
+    log = AnswerLog(answers_file(run.out, name), header, restart=run.restart)
     missing = [item for item in run.items if item.id not in log.answers]
     done, total = len(run.items) - len(missing), len(run.items)
     report({"checkpoint": name, "items": f"{done}/{total}"})
@@ -141,6 +162,11 @@ def score_items(items: Sequence[Item], answers: Mapping[str, list[str]]) -> dict
 def scores_file(folder: Path, name: str) -> Path:
     """The file with scores and answers of the checkpoint called `name`."""
     return folder / f"{stem(name)}.scores.jsonl"
+
+
+def answers_file(folder: Path, name: str) -> Path:
+    """The file with the answers of the checkpoint called `name`."""
+    return folder / f"{stem(name)}.answers.jsonl"
 
 
 def stem(name: str) -> str:
@@ -210,4 +236,4 @@ def write_scores(
         | {"answers": answers[item.id]}
         for item in items
     ]
-    write_atomic(path, b"".join(map(json_line, lines)))
+    write_atomic(path, b"".join(map(json_line, lines)), kind=SCORES)

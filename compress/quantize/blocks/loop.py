@@ -28,8 +28,9 @@ from compress.quantize.blocks.lockstep import Schedule
 from compress.quantize.blocks.memory_estimate import BATCH_TOKENS, paused_bytes
 from compress.quantize.blocks.problem import BlockSettings
 from compress.quantize.calibrate import block_matmul_dtype
-from compress.quantize.journal import TRAINED, QuantizeJournal, log_path
+from compress.quantize.journal import TRAINED, QuantizeJournal
 from compress.quantize.layout.plan import LayoutPlan
+from compress.quantize.log import log_path
 from compress.quantize.processes import Processes
 
 Row = dict[str, Any]

@@ -13,6 +13,7 @@ from torch import Tensor
 from compress.checkpoint.write import CheckpointWriter
 from compress.core.atomic import write_atomic
 from compress.core.errors import QCompressError
+from compress.core.file_kind import WORK_FILE
 from compress.core.grid import QuantizedWeight
 from compress.model.blocks import BlockModel
 from compress.quantize.blocks.loop import QuantizeJob
@@ -35,7 +36,7 @@ def tune_checkpoint(job: QuantizeJob, writer: CheckpointWriter, ids: Tensor) -> 
         data = save(changed_tensors(student, writer, job.plan))
         notes["tuned_file"] = sha256(data).hexdigest()
         job.journal.save()
-        write_atomic(file, data)
+        write_atomic(file, data, kind=WORK_FILE)
     elif sha256(file.read_bytes()).hexdigest() != notes.get("tuned_file"):
         raise QCompressError(f"{file}: changed since the interrupted run wrote it; start again with --restart")
     job.report({"tuned": str(writer.out), **notes["tune"]})

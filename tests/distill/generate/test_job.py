@@ -216,7 +216,7 @@ def test_other_settings_are_refused_by_name_and_harm_nothing(ask, runtime, whole
 def test_a_file_of_another_program_is_not_overwritten(ask, tmp_path):
     (tmp_path / "answers.jsonl").write_text("my own\n")
     with pytest.raises(
-        QCompressError, match="the file exists, but `qcompress generate` did not write it; give another --out"
+        QCompressError, match="exists, and qcompress did not write it; move it away, or use another --out"
     ):
         ask(tmp_path / "answers.jsonl")
     assert (tmp_path / "answers.jsonl").read_text() == "my own\n"
@@ -293,7 +293,7 @@ def test_a_bad_line_is_named_by_its_number_and_nothing_is_written(ask, tmp_path,
 
 
 def test_a_full_disk_is_one_line_and_the_answers_so_far_stay(ask, runtime, whole, tmp_path, monkeypatch):
-    def full(path: Any, *pieces: Any) -> None:
+    def full(path: Any, *pieces: Any, **kind: Any) -> None:
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr("compress.distill.generate.job.write_atomic", full)

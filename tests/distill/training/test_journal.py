@@ -125,10 +125,10 @@ def test_a_full_disk_is_one_line_and_the_last_state_stays(tiny_llama, tmp_path, 
     out = tmp_path / "student"
     write = journals.write_atomic
 
-    def full(path: Path, *pieces: Any) -> None:
+    def full(path: Path, *pieces: Any, **kind: Any) -> None:
         if path.name.startswith("state-0-00000003"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, *pieces)
+        write(path, *pieces, **kind)
 
     with monkeypatch.context() as patch:
         patch.setattr(journals, "write_atomic", full)

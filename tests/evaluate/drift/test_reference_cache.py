@@ -131,7 +131,7 @@ def test_a_full_disk_is_rejected_before_any_work(tiny_llama, windows, tmp_path, 
 
 
 def test_a_failed_write_leaves_no_manifest(tiny_llama, windows, tmp_path, monkeypatch):
-    def fail(*arguments):
+    def fail(*arguments, **kind):
         raise OSError("no space")
 
     monkeypatch.setattr(reference_cache, "write_atomic", fail)

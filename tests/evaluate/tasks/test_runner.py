@@ -190,10 +190,11 @@ def test_a_stored_answer_is_never_generated_again(tiny_llama, run):
 
 @pytest.mark.parametrize("answer", ["a\u2028b\u2029c\x85d", "half \ud800 of a pair", "\r\n\x0c"])
 def test_any_text_can_be_stored_and_read_again(tmp_path, answer):
+    header = {"checkpoint": "c", "suite": "s", "settings": {}}
     for _ in range(2):
-        log = AnswerLog(tmp_path / "m.answers.jsonl", {"suite": "s"})
+        log = AnswerLog(tmp_path / "m.answers.jsonl", header)
         log.add("a", [answer])
-        assert AnswerLog(tmp_path / "m.answers.jsonl", {"suite": "s"}).answers == {"a": [answer]}
+        assert AnswerLog(tmp_path / "m.answers.jsonl", header).answers == {"a": [answer]}
 
 
 def test_half_a_character_in_an_answer_reaches_the_scores(run):
