@@ -22,8 +22,10 @@ from typing import Any, TypeVar, cast
 
 from compress.checkpoint.hub import resolve_model
 from compress.core.atomic import cause_of
+from compress.core.device import pick_device
 from compress.core.errors import BadValueError, QCompressError, UnknownSettingError
 from compress.core.errors import GateFailure as GateFailure
+from compress.core.file_kind import REPORT
 from compress.core.options import check_value, settings_of
 from compress.core.report import Report, Row, silent
 from compress.core.rows import CompareRow
@@ -84,7 +86,6 @@ def quantize(
         1171234567
     """
     from compress.core.config import QuantizeConfig
-    from compress.core.device import pick_device
     from compress.quantize.auto import quantize as run_quantize
     from compress.quantize.job import RunOptions
 
@@ -224,8 +225,7 @@ def verify(
         standard error, such as `kl_se`. With a limit, the row also has `passed` and `reason`.
 
     Raises:
-        QCompressError: A checkpoint or the text cannot be used, a setting is wrong, or a checkpoint was calibrated on
-            the text.
+        QCompressError: A checkpoint, the text or a setting cannot be used, or a checkpoint was calibrated on the text.
 
     Example:
         >>> verify("qwen", "qwen-awq", max_kl=0.1)["passed"]  # doctest: +SKIP
@@ -273,31 +273,35 @@ def compare(
         One row per checkpoint, as `verify` returns it, in this order: teacher (if not None), reference, candidates.
 
     Raises:
-        QCompressError: A checkpoint or the text cannot be used, a setting is wrong, or a checkpoint was calibrated on
-            the text.
+        QCompressError: A checkpoint, the text or a setting cannot be used, or a checkpoint was calibrated on the text.
 
     Example:
         >>> [(row["name"], row["kl"]) for row in compare("qwen", ["qwen-awq", "qwen-gptq"])[1:]]  # doctest: +SKIP
         [('qwen-awq', 0.041), ('qwen-gptq', 0.058)]
     """
-    from compress.core.device import pick_device
-    from compress.core.file_kind import REPORT
     from compress.evaluate.drift.compare import compare_with_teacher
     from compress.evaluate.drift.settings import DriftSettings
     from compress.evaluate.drift.windows import evaluation_windows
     from compress.evaluate.report import ReportData, write_report
 
     check_settings("compare", {"eval_text": eval_text, "samples": samples, "seq_len": seq_len}, DriftSettings)
-    if html is not None:
-        REPORT.check(Path(html))
+    page = check_page(html)
     first, others = resolve_model(reference), [resolve_model(each) for each in candidates]
     top = [] if teacher is None else [resolve_model(teacher)]
     models, on = [*top, first, *others], pick_device(device)
     windows = evaluation_windows(models[0], models[1:], eval_text, n_samples=samples, seq_len=seq_len, device=on)
     rows = compare_with_teacher(top[0] if top else None, first, others, windows, device=on, report=report)
-    if html is not None:
-        write_report(Path(html), ReportData(rows[len(top) :], teacher=rows[0] if top else None))
+    if page is not None:
+        write_report(page, ReportData(rows[len(top) :], teacher=rows[0] if top else None))
     return rows
+
+
+def check_page(html: Model | None) -> Path | None:
+    """The path of the report. Raises QCompressError if another program's file is there."""
+    if html is None:
+        return None
+    REPORT.check(Path(html))
+    return Path(html)
 
 
 def check_settings(function: str, values: dict[str, Any], *configs: type) -> dict[str, Any]:
