@@ -1,6 +1,7 @@
 """`qcompress check` notices damage: a seeded sample of the wounds of scripts/check_wounds.py."""
 
 import importlib
+import json
 import random
 import sys
 from pathlib import Path
@@ -50,3 +51,13 @@ def test_healthy_layouts_have_only_warnings_about_shapes(wounds, clinic):
 def test_there_are_enough_kinds_and_wounds(wounds):
     cases = wounds.cases(2)
     assert len(cases) >= 300 and len({case[:2] for case in cases}) >= 40
+
+
+def test_the_published_result_is_complete_and_the_page_has_its_numbers(wounds, request):
+    docs = request.config.rootpath / "docs/results"
+    stored, page = json.loads((docs / "data/wounds.json").read_text()), (docs / "damage.md").read_text()
+    assert stored["wounds"] == len(wounds.cases(2)) and f"{stored['kinds']} kinds" in page
+    assert stored["digests"]["percent"] == 100 and stored["source"]["percent"] >= 95
+    assert {row["reason"] for row in stored["missed"]} <= set(wounds.REASONS.values())
+    for name in ("digests", "source"):
+        assert f"| {stored['wounds']} | {stored[name]['noticed']} ({stored[name]['percent']:g} %) |" in page
