@@ -147,15 +147,15 @@ def convert(checkpoint: Model, out: Model, to: str) -> Row:
 
     Args:
         checkpoint: A quantized checkpoint, also one of another tool.
-        out: Folder to write. It must be empty or missing.
-        to: "awq", "gptq" or "compressed-tensors".
+        out: Folder to write, or for "gguf" a file NAME.gguf. It must be empty or missing.
+        to: "awq", "gptq", "compressed-tensors", or "gguf" for llama.cpp.
 
     Returns:
-        A row with `out`, `format`, `linears` and `bytes`.
+        A row with `out`, `format` and `bytes`; for a folder also `linears`, for a .gguf file `types`.
 
     Raises:
         QCompressError: The checkpoint is not quantized, or the format cannot store a weight exactly.
-        GateFailure: The written checkpoint breaks a rule. It is removed.
+        GateFailure: The result breaks a rule of `check`, or does not read back as the same model. It is removed.
 
     Example:
         >>> convert("qwen-awq", "qwen-ct", "compressed-tensors")["linears"]  # doctest: +SKIP

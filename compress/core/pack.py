@@ -6,8 +6,9 @@ In memory, codes are (out, in) and zeros (out, groups), both uint8. A word holds
     awq                 codes and zeros: along out; nibble i of a word holds the neighbour AWQ_ORDER[i]
     gptq                codes: along in, in order; zeros: along out, in order, each stored as zero - 1 ("v1")
     compressed-tensors  codes: along in, in order; zeros: along out, in order
+    ggml                blocks of 32 codes along in; byte i of a block holds codes i (low bits) and i + 16
 
-Sources: AutoAWQ (packing_utils.py), GPTQModel (qlinear), compressed-tensors (pack_quantized).
+Sources: AutoAWQ (packing_utils.py), GPTQModel (qlinear), compressed-tensors (pack_quantized), ggml (ggml-common.h).
 """
 
 import torch
@@ -102,6 +103,24 @@ def pack_ct_zeros(zeros: Tensor, bits: int = 4) -> Tensor:
 def unpack_ct_zeros(words: Tensor, bits: int = 4) -> Tensor:
     """Unpack int32 words (out · bits / 32, groups) to zeros (out, groups) uint8."""
     return unpack_words(words, bits, 0)
+
+
+GGML_BLOCK = 32  # codes that share a scale in a .gguf file
+
+
+def pack_ggml_nibbles(codes: Tensor) -> Tensor:
+    """Pack codes 0..15 (out, in) into bytes (out, in / 32, 16) uint8. Raises ValueError if 32 does not divide in."""
+    if codes.shape[1] % GGML_BLOCK:
+        raise ValueError(f"{codes.shape[1]} inputs: not a multiple of {GGML_BLOCK}, the number of codes in a block")
+    halves = codes.to(torch.uint8).unflatten(1, (-1, 2, GGML_BLOCK // 2))
+    return halves[:, :, 0] | (halves[:, :, 1] << 4)
+
+
+def pack_ggml_high_bits(codes: Tensor) -> Tensor:
+    """Pack the fifth bits of codes 0..31 (out, in) into bytes (out, in / 32, 4) uint8, the first code lowest."""
+    bits = (codes.to(torch.uint8) >> 4).unflatten(1, (-1, 4, 8))
+    places = torch.arange(8, dtype=torch.uint8, device=codes.device)
+    return (bits << places).sum(-1, dtype=torch.uint8)
 
 
 def pack_ids(ids: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Ship: the same quantized model in the format of another runtime."""
+"""Ship: the same quantized model in the format of another runtime, folder or file."""

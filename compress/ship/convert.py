@@ -31,6 +31,7 @@ from compress.core.grid import QuantizedWeight, Scheme
 from compress.core.lock import output_lock
 from compress.core.report import Row
 
+GGUF = "gguf"
 LINEARS_ONLY = ("awq", "gptq")  # vLLM reads packed embeddings in compressed-tensors only
 
 
@@ -56,7 +57,20 @@ class Conversion:
 
 
 def convert(source: Path, out: Path, format_name: str) -> Row:
-    """Write the quantized checkpoint at `source` to the folder `out`, in the format `format_name`.
+    """Write the quantized checkpoint at `source` to `out`: a folder in a format of FORMATS, or a file for "gguf".
+
+    Returns a row with `out`, `format` and `bytes`. Raises QCompressError if the checkpoint is not quantized or the
+    format cannot hold a weight exactly, GateFailure if the result is not the same model. Then nothing is written.
+    """
+    if format_name == GGUF:
+        from compress.ship.gguf.export import export_gguf
+
+        return export_gguf(source, out)
+    return convert_folder(source, out, format_name)
+
+
+def convert_folder(source: Path, out: Path, format_name: str) -> Row:
+    """Write the quantized checkpoint at `source` to the folder `out`, in a format of FORMATS.
 
     Returns a row with `out`, `format`, `linears` and `bytes`. Every written weight is unpacked again and compared with
     the source's codes, scales and zeros. Raises QCompressError if the checkpoint is not quantized or the format cannot
@@ -86,7 +100,7 @@ def convert(source: Path, out: Path, format_name: str) -> Row:
 def check_format(name: str) -> None:
     """Raises QCompressError if there is no format of this name."""
     if name not in FORMATS:
-        raise QCompressError(f"format {name!r} is unknown; choose {', '.join(FORMATS)}")
+        raise QCompressError(f"format {name!r} is unknown; choose {', '.join((*FORMATS, GGUF))}")
 
 
 def plan_conversion(checkpoint: Checkpoint, format_name: str) -> Conversion:

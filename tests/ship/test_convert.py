@@ -11,7 +11,7 @@ from compress.checkpoint.load import load_model
 from compress.checkpoint.read import RECORD, Checkpoint
 from compress.core.errors import QCompressError
 from compress.core.grid import QuantizedWeight
-from compress.ship.convert import check_equal, convert
+from compress.ship.convert import GGUF, check_equal, convert
 
 MODULE = "model.layers.1.mlp.down_proj"
 
@@ -142,4 +142,4 @@ def test_every_format_is_a_choice_of_the_command():
     from compress.cli.convert import command
 
     (option,) = [one for one in command.params if one.name == "target"]
-    assert list(option.type.choices) == list(FORMATS)
+    assert list(option.type.choices) == [*FORMATS, GGUF]
