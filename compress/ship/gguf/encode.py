@@ -18,7 +18,7 @@ from compress.core.grid import QuantizedWeight
 from compress.core.pack import GGML_BLOCK, pack_ggml_high_bits, pack_ggml_nibbles
 
 BYTES = {"Q4_0": 18, "Q5_0": 22, "Q8_0": 34}  # of one block of 32 weights
-TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+TYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # dtype of a stored tensor -> ggml type
 
 
 def block_type(weight: QuantizedWeight) -> str:
