@@ -1,11 +1,13 @@
 """Measure the commands that read no weights, and commands with a wrong path: python scripts/bench_startup.py
 
-Each command runs as a process of its own: once to fill the caches of files and bytecode, then --rounds times. The rows
-hold medians. A row begins with "slow" if a median is above its limit. `--tree FOLDER` measures another checkout of
-qcompress as well, round by round in turn, and `--cache FOLDER` an existing cache instead of a small new one.
+Each command runs in a new process: once to fill the caches of files and bytecode, then --rounds times. The rows hold
+medians of the seconds that passed, and of the seconds of CPU time, which other programs on the machine change less.
+`met` compares the former with the limit. `--tree FOLDER` measures another checkout of qcompress as well, in turn, but
+no wrong paths. `check` compares weights if the source of PACKED exists; its row "source not here" leaves that out.
 """
 
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -61,30 +63,42 @@ def commands(model: Path, packed: Path, recipe: Path, cache: Path) -> dict[str, 
     }
 
 
-def run(tree: Path, folder: Path, arguments: Sequence[str]) -> tuple[float, "subprocess.CompletedProcess[str]"]:
-    """The seconds of one command of the checkout `tree`, run in `folder`, and its result."""
+def cpu_seconds() -> float:
+    """The CPU time of all ended child processes."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def run(tree: Path, folder: Path, arguments: Sequence[str]) -> tuple[Row, "subprocess.CompletedProcess[str]"]:
+    """The seconds and CPU seconds of one command of the checkout `tree`, run in `folder`, and its result."""
     environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONSAFEPATH": "1", "HF_HUB_OFFLINE": "1"}
-    started = time.perf_counter()
+    started, before = time.perf_counter(), cpu_seconds()
     result = subprocess.run(
         [sys.executable, "-m", "compress.cli", *arguments], cwd=folder, env=environment, capture_output=True, text=True
     )
-    return time.perf_counter() - started, result
+    return {"seconds": time.perf_counter() - started, "cpu": cpu_seconds() - before}, result
 
 
 def measure(name: str, arguments: Sequence[str], trees: Sequence[Path], folder: Path, rounds: int, limit: float) -> Row:
     """The row of one command: its median seconds in each tree. Raises QCompressError if it fails unexpectedly."""
     wrong_path = limit == WRONG_PATH
-    seconds: dict[str, list[float]] = {tree.name: [] for tree in trees}
+    samples: dict[Path, list[Row]] = {tree: [] for tree in trees}
     for number in range(rounds + 1):
         for tree in trees:
             taken, result = run(tree, folder, arguments)
             if (result.returncode != 0) != wrong_path:
                 last = (result.stderr.strip() or "no message").splitlines()[-1]
                 raise QCompressError(f"qcompress {' '.join(arguments)}: exit code {result.returncode}: {last}")
-            seconds[tree.name] += [taken] if number else []
-    medians = {tree: round(statistics.median(values), 3) for tree, values in seconds.items()}
-    first = medians[trees[0].name]
-    return {"command": name, **medians, "limit": limit, "met": "yes" if first <= limit else "slow"}
+            samples[tree] += [taken] if number else []
+    row: Row = {"command": name, "limit": limit}
+    for tree in trees:
+        prefix = "" if tree == ROOT else f"{tree.name} "
+        row |= {f"{prefix}{key}": median(samples[tree], key) for key in ("seconds", "cpu")}
+    return row | {"met": row["seconds"] <= limit}
+
+
+def median(samples: Sequence[Row], key: str) -> float:
+    return round(statistics.median(sample[key] for sample in samples), 3)
 
 
 def make_cache(model: Path, out: Path) -> Path:
@@ -115,7 +129,7 @@ def main(
         source_gone = ("check", str(packed.resolve()))
         rows.append(measure("check, source not here", source_gone, trees, empty, rounds, LIMIT))
         for key, arguments in WRONG.items():
-            rows.append(measure(f"{key}, wrong path", (key, *arguments), trees, empty, rounds, WRONG_PATH))
+            rows.append(measure(f"{key}, wrong path", (key, *arguments), [ROOT], empty, rounds, WRONG_PATH))
     emit(rows, as_json=False)
     if out:
         command = f"scripts/bench_startup.py --rounds {rounds} -o docs/results/data/{out.name}"

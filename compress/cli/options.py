@@ -4,7 +4,7 @@ A command is declared with `cls=Command`. Its help lists the options of each `gr
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +42,7 @@ VERBOSITY = {  # options that work before and after the command's name
     ("-v", "--verbose"): "Print every progress row in full.",
     ("--debug",): "Print the traceback of an error.",
 }
+TEXTS = ("text", "eval_text", "prompts")  # parameters that name text files
 VERBOSITY_NAMES = ("quiet", "verbose", "debug")
 
 
@@ -67,6 +68,7 @@ class Command(click.Command):
             root.params |= {name: value or root.params.get(name, False) for name, value in flags.items()}
             apply_verbosity(root)
         check_models(self, ctx.params)
+        check_text_files(ctx.params)
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -180,6 +182,24 @@ def value_type(setting: Setting) -> dict[str, Any]:
     if bounds["min"] is None and bounds["max"] is None:
         return {"type": setting.type}
     return {"type": (click.IntRange if setting.type is int else click.FloatRange)(**bounds)}
+
+
+def check_text_files(values: Mapping[str, Any]) -> None:
+    """Raises CalibrationError if a text or prompt file among the parameters is missing, before any long import."""
+    for name in TEXTS:
+        value = values.get(name) or ()
+        for text in value if isinstance(value, tuple) else [str(value)]:
+            check_text_file(text)
+
+
+def check_text_file(text: str) -> None:
+    """Raises CalibrationError if a text is named by a missing file. Built-in names and datasets are not looked up."""
+    from calibration.corpus import check_source, parse_source
+    from calibration.readers import is_file_name
+
+    name = parse_source(text).name
+    if is_file_name(name) and not Path(name).exists():
+        check_source(text)
 
 
 def make_settings(config: type[C], values: dict[str, Any]) -> C:

@@ -98,3 +98,21 @@ def test_a_wrong_path_is_refused_before_torch_is_imported(tmp_path, command):
     code, output, errors = run(tmp_path, command, *WRONG_PATHS[command])
     assert code in (1, 2) and not output
     assert errors[-1] == "imported" and any(name in errors[-2] for name in (MISSING, "missing."))
+
+
+WRONG_TEXTS = {
+    "distill": ["model", "--text", "missing.txt", "-o", "out"],
+    "quantize": ["model", "--text", "missing.txt", "-o", "out"],
+    "capture": ["model", "--text", "default", "--text", "missing.jsonl", "-o", "out"],
+    "generate": ["model", "--prompts", "missing.jsonl", "-o", "out.jsonl"],
+    "verify": ["model", "awq", "--eval-text", "missing.txt"],
+    "compare": ["model", "awq", "--eval-text", "missing.txt"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", WRONG_TEXTS)
+def test_a_missing_text_is_refused_before_torch_is_imported(work, command):
+    code, output, errors = run(work, command, *WRONG_TEXTS[command])
+    assert code == 1 and not output
+    assert errors[-1] == "imported" and "missing." in errors[-2] and "no such file" in errors[-2]

@@ -66,9 +66,8 @@ def factors_match_source(candidate: Candidate) -> Findings:
         pair = make_pair(candidate, name, sound[name])
         if pair is not None:
             inputs, plain = fit_inputs([pair]), torch.ones(pair.source.shape[1])
-            yield from linear_findings(
-                candidate, Fit(Stage((name,)), [pair], inputs, {name: fit_outputs(pair, plain)}, False)
-            )
+            outputs = fit_outputs(pair, plain, measure_steps=candidate.provenance.rounded_to_nearest)
+            yield from linear_findings(candidate, Fit(Stage((name,)), [pair], inputs, {name: outputs}, False))
 
 
 def make_pair(candidate: Candidate, name: str, scheme: Scheme, feeding: int = 0) -> Pair | None:
@@ -92,9 +91,12 @@ def fit_stage(candidate: Candidate, block: str, stage: Stage, sound: dict[str, S
     whole = [pair for pair in pairs if pair is not None]
     if len(whole) < len(names):
         return None
+    steps = candidate.provenance.rounded_to_nearest
     inputs, scaled = fit_inputs(whole), candidate.provenance.is_scaled(block, stage)
     used = inputs.factors if scaled else torch.ones_like(inputs.factors)
-    return Fit(stage, whole, inputs, {pair.name: fit_outputs(pair, used) for pair in whole}, scaled)
+    return Fit(
+        stage, whole, inputs, {pair.name: fit_outputs(pair, used, measure_steps=steps) for pair in whole}, scaled
+    )
 
 
 def linear_findings(candidate: Candidate, fit: Fit) -> Findings:

@@ -74,20 +74,27 @@ def fit_inputs(pairs: Sequence[Pair]) -> InputFactors:
     return InputFactors(ratio(sums[0], sums[1]), sums[1], cosines)
 
 
-def fit_outputs(pair: Pair, inputs: Tensor) -> Factors:
-    """The factors of one linear whose inputs have the factors `inputs` (in,)."""
+def fit_outputs(pair: Pair, inputs: Tensor, *, measure_steps: bool) -> Factors:
+    """The factors of one linear whose inputs have the factors `inputs` (in,).
+
+    `furthest` is measured only with `measure_steps`, and is 0 otherwise.
+    """
     parts: list[Factors] = []
     for _, weight, source in pair.pieces(len(pair.source)):
-        stored, fitted = weight.dequantize(), source * inputs
-        outputs = ratio((stored * fitted).sum(1), fitted.square().sum(1))
-        steps = largest_step(weight, stored - fitted)
-        fitted = fitted * outputs[:, None]
-        ours, theirs = (split_groups(one, weight.group_size) for one in (stored, fitted))
-        energy = theirs.square().sum(-1)
-        parts.append(Factors(outputs, ratio((ours * theirs).sum(-1), energy), energy, steps))
+        stored, size = weight.dequantize(), weight.group_size
+        products, energies = group_totals(stored * source, inputs, size), group_totals(source.square(), inputs**2, size)
+        outputs = ratio(products.sum(1), energies.sum(1))
+        groups, energy = ratio(products, energies * outputs[:, None]), energies * outputs[:, None].square()
+        steps = largest_step(weight, stored - source * inputs) if measure_steps else torch.zeros_like(energy)
+        parts.append(Factors(outputs, groups, energy, steps))
     return Factors(
         *(torch.cat([getattr(part, name) for part in parts]) for name in ("outputs", "groups", "energy", "furthest"))
     )
+
+
+def group_totals(values: Tensor, per_input: Tensor, group_size: int) -> Tensor:
+    """The sums over each group of `values` (out, in) times one factor per input, (out, groups)."""
+    return torch.einsum("ogi,gi->og", split_groups(values, group_size), split_groups(per_input, group_size))
 
 
 def largest_step(weight: QuantizedWeight, errors: Tensor) -> Tensor:

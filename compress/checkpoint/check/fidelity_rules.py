@@ -26,8 +26,9 @@ from torch import Tensor
 
 from compress.checkpoint.check.candidate import Candidate, Finding, Findings, error, warning
 from compress.checkpoint.check.code_rules import NOISE
+from compress.checkpoint.check.factors import group_totals, ratio
 from compress.checkpoint.formats import quantized_as, weight_reader
-from compress.core.grid import QuantizedWeight, away_from_zero, split_groups
+from compress.core.grid import QuantizedWeight, away_from_zero
 
 ROWS, WORD = 1024, 8
 LEAST_COSINE, LEAST_ROW_COSINE, MOST_SHIFT = 0.5, 0.3, 0.25
@@ -99,19 +100,20 @@ def measure_similarity(weight: QuantizedWeight, source: Tensor, rows: Tensor) ->
 
     `rows` (out,) are the indices of the outputs in the full weight.
     """
-    stored = weight.dequantize()
-    per_output = torch.ones(len(stored), 1)
+    stored, size = weight.dequantize(), weight.group_size
+    products, energies, squares = stored * source, source.square(), stored.square()
+    per_output, ones = torch.ones(len(stored)), torch.ones(stored.shape[1])
     for _ in range(2):
-        scaled = source * per_output
-        fitted = source * ratio((stored * scaled).sum(0), scaled.square().sum(0))
-        gains, energy = group_gains(stored, fitted, weight.group_size)
-        per_output = gains.median(1, keepdim=True).values
-    fitted *= per_output
-    relative = torch.where(energy > 1e-3 * energy.mean(1, keepdim=True), ratio(gains, per_output), 1.0)
-    products = torch.stack([stored * fitted, stored.square(), fitted.square()])
-    outputs, inputs = products.sum(2), products.sum(1)
+        per_input = ratio(per_output @ products, per_output.square() @ energies)
+        energy = group_totals(energies, per_input.square(), size)
+        gains = ratio(group_totals(products, per_input, size), energy)
+        per_output = gains.median(1).values
+    relative = torch.where(energy > 1e-3 * energy.mean(1, keepdim=True), ratio(gains, per_output[:, None]), 1.0)
+    outputs = torch.stack([products @ per_input * per_output, squares.sum(1), energies @ per_input**2 * per_output**2])
+    inputs = torch.stack([per_output @ products * per_input, squares.sum(0), per_output**2 @ energies * per_input**2])
     single = cosines(outputs)
-    shift = (split_groups(stored - fitted, weight.group_size) / away_from_zero(weight.scales)[..., None]).mean()
+    errors = group_totals(stored, ones, size) - group_totals(source, per_input, size) * per_output[:, None]
+    shift = (errors / away_from_zero(weight.scales)).mean() / size
     columns = torch.arange(stored.shape[1])
     cosine, place = min(worst_place(outputs, rows, "outputs"), worst_place(inputs, columns, "inputs"))
     gains_seen = relative.min().item(), relative.max().item()
@@ -128,15 +130,3 @@ def worst_place(products: Tensor, numbers: Tensor, what: str) -> tuple[float, st
 def cosines(products: Tensor) -> Tensor:
     """Cosines from (3, n) sums of a·b, a² and b²; 1 where a or b is all zeros."""
     return ratio(products[0], products[1].sqrt() * products[2].sqrt())
-
-
-def group_gains(stored: Tensor, fitted: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """The least-squares factor from `fitted` to `stored`, and the energy of `fitted`, per group: both (out, groups)."""
-    ours, theirs = split_groups(stored, group_size), split_groups(fitted, group_size)
-    energy = theirs.square().sum(-1)
-    return ratio((ours * theirs).sum(-1), energy), energy
-
-
-def ratio(above: Tensor, below: Tensor) -> Tensor:
-    """above / below; 1 where `below` is 0."""
-    return torch.where(below == 0, torch.ones_like(above), above / below)
