@@ -100,7 +100,7 @@ def test_a_cached_reference_does_not_run_again(tiny_llama, rounded, text, tmp_pa
     cache = ("--eval-text", text, "--reference-cache", tmp_path / "cache", "--json")
     first, second = verify(tiny_llama, rounded, *cache), verify(tiny_llama, tiny_llama, *cache)
     assert first.exit_code == second.exit_code == 0, second.output
-    assert second.stderr.count("reads llama") == 2 and "reads llama  from" in second.stderr
+    assert second.stderr.count("reads llama") == 3 and "reads llama  from" in second.stderr
     assert json.loads(first.stdout) == json.loads(verify(tiny_llama, rounded, "--eval-text", text, "--json").stdout)
 
 

@@ -101,7 +101,7 @@ def test_a_fallen_checkpoint_exits_with_3_and_names_every_change(tiny_qwen2, rou
 
 def test_other_items_and_another_reference_are_rejected_by_name(rounded, history, suite, tiny_llama, tiny_qwen2, text):
     result = watch(rounded, history, tiny_qwen2, text)
-    assert result.exit_code == 1 and "v1: reference was sha256:" in result.stderr
+    assert result.exit_code == 1 and "v1: the baseline has reference sha256:" in result.stderr
     suite.write_text(suite.read_text().replace("who is 1", "who was 1"))
     result = watch(rounded, history, tiny_llama, text)
     assert result.exit_code == 1 and "v1: the baseline used suite own.jsonl (sha256:" in result.stderr
@@ -112,7 +112,7 @@ def test_another_reference_than_in_verify_is_rejected(tiny_llama, tiny_qwen2, ro
     assert invoke("verify", tiny_llama, rounded, "--eval-text", text, *WINDOWS, *kept).exit_code == 0
     assert watch(rounded, tmp_path / "kept.sqlite", tiny_llama, text).exit_code == 0
     result = watch(rounded, tmp_path / "kept.sqlite", tiny_qwen2, text)
-    assert result.exit_code == 1 and "v1: reference was sha256:" in result.stderr
+    assert result.exit_code == 1 and "v1: the baseline has reference sha256:" in result.stderr
 
 
 def test_verify_and_check_store_their_verdicts_under_a_tag(tiny_llama, rounded, text, tmp_path):
