@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,13 @@ def main(seeds: int, out: Path | None) -> None:
         setting = (
             f"Qwen2 of 2 blocks, hidden size 64, random weights; {methods}; qcompress check, with and without digests"
         )
-        value = {"command": command, "setting": setting, **result, "rows": table(rows)}
+        value = {
+            "date": date.today().isoformat(),
+            "command": command,
+            "setting": setting,
+            **result,
+            "rows": table(rows),
+        }
         out.write_text(as_text(value), encoding="utf-8")
     raise SystemExit(0 if not [row for row in rows if row["digests"] is None] else 1)
 

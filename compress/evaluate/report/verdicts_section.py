@@ -78,7 +78,7 @@ def card(data: ReportData, index: int) -> str:
         meter(format_bytes(row["bytes"]), saving(size), max(1 - size, 0), colour),
         meter(
             with_error(row["kl"], row["kl_se"], 4),
-            "KL divergence, nats per token",
+            "KL, nats per token",
             closeness(row["kl"], data.candidates),
             colour,
         ),
@@ -106,7 +106,7 @@ def teacher_meter(row: CompareRow, colour: str) -> list[str]:
     return [
         meter(
             with_error(row["teacher_kl"], row["teacher_kl_se"], 4),
-            "KL divergence from the teacher, nats per token",
+            "KL from the teacher, nats per token",
             None,
             colour,
         )
