@@ -24,6 +24,7 @@ import httpx2
 
 ROOT = Path(__file__).parents[1]
 CLIENTS, WORDS = (1, 8, 32), 30
+WAIT = 0.05  # seconds between two words of the fake engine: 20 tokens/s for each client
 MEDIAN_MS, P95_MS, GROWTH_MB = 30.0, 100.0, 20.0
 FAKE_PORT, PORT = 8601, 8602
 
@@ -72,11 +73,12 @@ async def load(url: str, model: str, clients: int, count: int, exact: bool, offs
     rows = []
     async with httpx2.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
 
-        async def one() -> None:
+        async def one(place: int) -> None:
+            await asyncio.sleep(place / clients * WORDS * WAIT)  # people do not ask in the same millisecond
             for number in numbers:
                 rows.append(await ask(client, model, number, exact))
 
-        await asyncio.gather(*(one() for _ in range(clients)))
+        await asyncio.gather(*(one(place) for place in range(clients)))
     return rows
 
 
@@ -111,9 +113,9 @@ def memory_mb(process_id: int) -> float:
 
 def growth(url: str, model: str, process_id: int, requests: int, exact: bool) -> dict[str, Any]:
     """The resident memory of the service before and after so many answers."""
-    asyncio.run(load(url, model, 8, 100, exact))
+    asyncio.run(load(url, model, 32, 100, exact))
     before = memory_mb(process_id)
-    rows = asyncio.run(load(url, model, 8, requests, exact))
+    rows = asyncio.run(load(url, model, 32, requests, exact))
     lost = sum(not row["complete"] or not row["right"] for row in rows)
     return {"requests": requests, "lost": lost, "before_mb": before, "after_mb": memory_mb(process_id)}
 
@@ -122,7 +124,8 @@ def beyond_queue(url: str, model: str, clients: int) -> dict[str, int]:
     """How many of `clients` requests at once are answered, and refused with Retry-After. Nothing else may happen."""
 
     async def main() -> dict[str, int]:
-        async with httpx2.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(base_url=url, timeout=600, trust_env=False, limits=limits) as client:
             body = {"model": model, "messages": [{"role": "user", "content": "words=50"}], "max_tokens": 50}
             replies = await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(clients)))
         refused = [one for one in replies if one.status_code == 503 and int(one.headers["retry-after"]) > 0]
@@ -162,7 +165,11 @@ def faults(rows: list[dict[str, Any]], memory: dict[str, Any], queue: dict[str, 
 def main(upstream: str | None, model: str, requests: int, rounds: int, out: Path | None) -> None:
     engine, service = upstream or f"http://127.0.0.1:{FAKE_PORT}", f"http://127.0.0.1:{PORT}"
     exact = upstream is None
-    fake = ["scripts/fake_engine.py", "--port", str(FAKE_PORT)] if exact else ["-c", "import time; time.sleep(1e9)"]
+    fake = (
+        ["scripts/fake_engine.py", "--port", str(FAKE_PORT), "--wait", str(WAIT)]
+        if exact
+        else ["-c", "import time; time.sleep(1e9)"]
+    )
     serve = ["-m", "compress.cli", "serve", "--upstream", engine, "--port", str(PORT), "--queue", "64"]
     with process(*fake, url=f"{engine}/v1/models"), process(*serve, url=f"{service}/health") as running:
         rows = [compare(engine, service, model, clients, exact, rounds) for clients in CLIENTS]

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Test the wheel in a new environment outside the clone: import, quantize, check, compare --html and eval must run.
+# The files of the chat page must be there.
 # Dependencies are read from .venv, but the clone is not read. So the test fails if the wheel lacks a data file.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
@@ -25,4 +26,5 @@ q="$work/env/bin/qcompress"
 "$q" compare model model-4bit --samples 2 --seq-len 128 --html report.html
 "$q" eval model-4bit --reference model --limit 1
 [ -s report.html ]
+"$work/env/bin/python" -c 'from compress.serve.page_files import FILES, content; assert all(content(name) for name, _ in FILES.values())'
 echo "the wheel runs alone: $(basename "$work"/qcompress-*.whl)"

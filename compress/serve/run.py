@@ -129,6 +129,7 @@ def open_port(address: Address) -> Iterator[socket.socket]:
             f"--port {address.port}: {address.host} cannot be opened: {error.strerror}; {cure}"
         ) from None
     with listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio sets it on its own sockets only
         yield listener
 
 
