@@ -71,6 +71,17 @@ def marked_kind(marker: bytes, option: str) -> FileKind:
     return FileKind(lambda path: marker in path.read_bytes(), option)
 
 
+def beginning_kind(beginning: bytes, option: str = "--out") -> FileKind:
+    """Files that begin with these bytes, also those that a killed run has cut short."""
+
+    def recognize(path: Path) -> bool:
+        with path.open("rb") as file:
+            head = file.read(len(beginning))
+        return head == beginning[: len(head)]
+
+    return FileKind(recognize, option)
+
+
 def first_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file, or the first one in its list; {} if the file has none."""
     with path.open("rb") as file:

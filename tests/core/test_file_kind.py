@@ -4,9 +4,10 @@ import pytest
 
 from compress.core.atomic import write_atomic
 from compress.core.errors import QCompressError
-from compress.core.file_kind import REPORT, WORK_FILE, json_kind, lines_kind
+from compress.core.file_kind import REPORT, WORK_FILE, beginning_kind, json_kind, lines_kind
 
 OBJECT, LINES = json_kind("facts", "counts"), lines_kind("block", "error")
+GGUF = beginning_kind(b"GGUF")
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,9 @@ OBJECT, LINES = json_kind("facts", "counts"), lines_kind("block", "error")
         (REPORT, b'<!doctype html><script type="application/json" id="rows">', True),
         (REPORT, b"<!doctype html>", False),
         (WORK_FILE, b"anything", True),
+        (GGUF, b"GGUF and more", True),
+        (GGUF, b"GG", True),
+        (GGUF, b"a diary", False),
     ],
 )
 def test_a_file_is_recognized_by_its_content(tmp_path, kind, content, ours):

@@ -22,6 +22,7 @@ from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint
 from compress.core.atomic import check_parent, file_errors
 from compress.core.errors import GateFailure, QCompressError
+from compress.core.file_kind import beginning_kind
 from compress.core.lock import output_lock
 from compress.core.report import Row
 from compress.model.blocks import make_config, make_skeleton
@@ -29,6 +30,7 @@ from compress.ship.gguf.metadata import Exported, Metadata, export_config, find_
 from compress.ship.gguf.tensors import GgufSource, OutputTensor, output_tensors, tensor_bytes
 from compress.ship.gguf.tokens import export_tokens
 
+PARTIAL = beginning_kind(b"GGUF")
 FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q5_0": 8}  # general.file_type, named after the type of most tensors
 TOLERANCE = 1e-6  # of settings: a .gguf file stores them in float32
 UNRELATED = (  # settings that do not change the model, or that the tokenizer's keys store
@@ -52,6 +54,7 @@ def export_gguf(path: Path, out: Path) -> Row:
         raise QCompressError(f"{checkpoint}: is not quantized; quantize it first with qcompress quantize")
     with output_lock(out):
         partial = out.with_name(f".{out.name}.partial")
+        PARTIAL.check(partial)
         try:
             tensors = write_file(checkpoint, partial)
             check_same(checkpoint, partial)

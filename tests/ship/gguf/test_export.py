@@ -179,6 +179,17 @@ def test_a_file_that_exists_is_never_replaced(make, tmp_path):
     assert (tmp_path / "model.gguf").read_text() == "mine"
 
 
+def test_only_an_unfinished_gguf_file_is_overwritten(make, tmp_path):
+    partial = tmp_path / ".model.gguf.partial"
+    partial.write_text("mine")
+    with pytest.raises(QCompressError, match=r"\.model\.gguf\.partial: exists, and qcompress did not write it"):
+        convert(make("llama", format="gptq"), tmp_path / "model.gguf", "gguf")
+    assert partial.read_text() == "mine"
+    partial.write_bytes(b"GGUF of a killed run")
+    convert(make("llama", format="gptq"), tmp_path / "model.gguf", "gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+
+
 def test_a_plain_checkpoint_is_refused(tiny_llama, tmp_path):
     with pytest.raises(QCompressError, match="is not quantized"):
         convert(tiny_llama, tmp_path / "model.gguf", "gguf")
