@@ -132,7 +132,8 @@ def main(
             rows.append(measure(f"{key}, wrong path", (key, *arguments), [ROOT], empty, rounds, WRONG_PATH))
     emit(rows, as_json=False)
     if out:
-        command = f"scripts/bench_startup.py --rounds {rounds} -o docs/results/data/{out.name}"
+        options = f"{' --tree OTHER' * len(others)} --rounds {rounds}"
+        command = f"scripts/bench_startup.py{options} -o docs/results/data/{out.name}"
         write_json(out, {"date": f"{date.today()}", "command": command, "cores": os.cpu_count(), "rows": rows})
 
 

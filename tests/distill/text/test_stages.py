@@ -151,7 +151,7 @@ def test_a_text_that_another_stage_trains_on_cannot_be_held_out(tiny_llama, task
     ],
 )
 def test_a_wrong_stage_on_the_command_line_is_one_line(text, words, tmp_path):
-    arguments = ["distill", "nowhere", "--blocks", "1", "--out", str(tmp_path / "out"), "--stage", text]
+    arguments = ["distill", str(tmp_path), "--blocks", "1", "--out", str(tmp_path / "out"), "--stage", text]
     shown = CliRunner().invoke(cli, arguments)
     assert shown.exit_code == 1 and words in shown.output and "Traceback" not in shown.output
 
