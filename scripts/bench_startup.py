@@ -46,6 +46,8 @@ WRONG = {  # command -> arguments with a path that does not exist
     "watch": (MISSING, "--baseline", "v1", "--history", "verdicts.sqlite"),
     "history": ("missing.sqlite",),
     "import": ("missing.gguf", "-o", "out"),
+    "convert": (MISSING, "--to", "awq", "-o", "out"),
+    "serve": (MISSING,),
 }
 
 

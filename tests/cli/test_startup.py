@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from compress.cli import COMMANDS as COMMAND_NAMES
 from compress.core.config import QuantizeConfig
 from compress.distill.config import CaptureConfig
 from compress.distill.targets.capture import capture_teacher
@@ -39,6 +40,8 @@ WRONG_PATHS = {
     "watch": [MISSING, "--baseline", "v1", "--history", "verdicts.sqlite"],
     "history": ["missing.sqlite"],
     "import": ["missing.gguf", "-o", "out"],
+    "convert": [MISSING, "--to", "awq", "-o", "out"],
+    "serve": [MISSING],
 }
 
 
@@ -90,6 +93,10 @@ def test_a_command_that_reads_headers_imports_no_torch(work, name):
     code, output, errors = run(work, *arguments)
     assert code == 0 and output, errors
     assert errors[-1] == "imported"
+
+
+def test_every_command_has_a_wrong_path():
+    assert set(WRONG_PATHS) == set(COMMAND_NAMES)
 
 
 @pytest.mark.slow
