@@ -193,7 +193,10 @@ def check_text_files(values: Mapping[str, Any]) -> None:
 
 
 def check_text_file(text: str) -> None:
-    """Raises CalibrationError if a text is named by a missing file. Built-in names and datasets are not looked up."""
+    """Raises CalibrationError if a text is a path, and there is no such file.
+
+    Built-in names and datasets are not checked.
+    """
     from calibration.corpus import check_source, parse_source
     from calibration.readers import is_file_name
 

@@ -133,7 +133,7 @@ def read_packed(checkpoint: Checkpoint, source: Format, module: str) -> Quantize
 
 
 def misfit(weight: QuantizedWeight, module: str, target: Format) -> str | None:
-    """Why a format cannot hold a weight exactly, with the cure. None if it can."""
+    """The reason why a format cannot hold a weight exactly, with the cure, or None if it can."""
     if target.name in LINEARS_ONLY and kind(module) == "embedding":
         return f"{target.name} has no packed embeddings; use --to compressed-tensors"
     if target.name == "awq" and weight.bits != 4:
@@ -209,7 +209,7 @@ def publish(conversion: Conversion, writer: CheckpointWriter) -> None:
 
 
 def conversion_record(conversion: Conversion, writer: CheckpointWriter) -> str:
-    """The text of qcompress.json: the source's record if it has one, with the new format and where it came from."""
+    """The text of qcompress.json: the source's record if there is one, with the new format and the source."""
     checkpoint, name = conversion.checkpoint, conversion.target.name
     earlier = dict(checkpoint.record)
     command = str(earlier.pop("command", "convert"))

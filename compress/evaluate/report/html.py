@@ -41,7 +41,7 @@ def section(title: str, about: str, *parts: str) -> str:
 
 
 def framed(picture: str, label: str, names: str = "") -> str:
-    """A picture with its text for screen readers, and below it the `legend`, where it covers no point."""
+    """A picture with a text for screen readers. The `legend` is below the picture, where it covers no point."""
     return f'<figure role="img" aria-label="{esc(label)}">{picture}{names}</figure>'
 
 
@@ -59,7 +59,7 @@ def folded(name: str, body: str, *, open_: bool = False, mark: str = "") -> str:
 def table(head: Sequence[str], lines: Sequence[str], *, left: Sequence[str] = (), more: str = "") -> str:
     """A scrolling table. `head` holds headings as text, `more` headings as HTML, and `lines` holds `<tr>` elements.
 
-    Shadows at its edges show that it scrolls, and so does a line of text on a narrow screen.
+    Shadows at the edges, and a line of text on a narrow screen, show that the table scrolls.
     """
     number = len(head) + more.count("<th")
     kind = "hint always" if number > FITTING_DESKTOP else "hint"

@@ -109,7 +109,7 @@ def draw_loss(figure: Figure, narrow: bool, curve: Sequence[Row], colour: str) -
 
 
 def styles(colour: str) -> dict[str, Row]:
-    """How each curve is drawn. `colour` is that of the loss."""
+    """The line style of each curve, by key. `colour` is that of the loss."""
     return {
         "loss": {"color": colour, "lw": 2.2},
         "kl": {"color": series(1), "lw": 1.4},

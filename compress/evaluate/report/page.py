@@ -75,7 +75,7 @@ def make_report(data: ReportData) -> str:
 
 
 def font_note(data: ReportData) -> str:
-    """A line on fonts if the page shows a Chinese, Japanese or Korean character, or "" if it does not."""
+    """A line about fonts if the page shows a Chinese, Japanese or Korean character, or "" if it does not."""
     if not CJK.search(json.dumps(data.machine_readable(), ensure_ascii=False, default=str)):
         return ""
     words = "Some texts are Chinese, Japanese or Korean. If their characters are boxes, this machine has no font for "

@@ -61,7 +61,10 @@ def series(index: int) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """What draws a picture, and its height in inches in both widths. `name` must be unique on the page."""
+    """A function that draws a picture, and the picture's height in inches for each of its two widths.
+
+    `name` must be unique on the page.
+    """
 
     draw: Draw
     height: float

@@ -130,12 +130,12 @@ def retention_meter(data: ReportData, row: CompareRow, colour: str) -> list[str]
 
 
 def few_items(rows: Sequence[RetentionRow], digest: str) -> bool:
-    """Whether a kind of task has too few items to tell anything about a checkpoint."""
+    """Whether a kind of task has too few items for a statement about a checkpoint."""
     return any(row["items"] < ENOUGH for row in rows if row["digest"] == digest and row["kind"] != "all")
 
 
 def closeness(kl: float, candidates: Sequence[CompareRow]) -> float | None:
-    """The length of a KL's bar: the lowest KL divided by this one, so longer is better as in the other bars.
+    """The length of a KL's bar: the lowest KL over this KL. As for the other bars, longer is better.
 
     None for a single candidate: its bar has no scale.
     """
@@ -178,7 +178,7 @@ def standing(row: CompareRow, candidates: Sequence[CompareRow]) -> str:
 
 
 def size_words(other: CompareRow, row: CompareRow) -> str:
-    """The size of `other` against that of `row`, in words."""
+    """The size of `other` compared with that of `row`, in words."""
     if other["bytes"] == row["bytes"]:
         return "the same size"
     return "is smaller" if other["bytes"] < row["bytes"] else "is less than 1 % larger"

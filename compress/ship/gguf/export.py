@@ -44,8 +44,8 @@ REPEATED = ("type",)  # of rope_parameters: an older spelling of rope_type
 def export_gguf(path: Path, out: Path) -> Row:
     """Write the quantized checkpoint at `path` as the file `out`. Returns a row with `out`, `types` and `bytes`.
 
-    Raises QCompressError if a weight, a setting or the tokenizer cannot be stored exactly; the message names it.
-    GateFailure if the written file does not read back as the same model. Nothing remains at `out` then.
+    Raises QCompressError if a weight, a setting or the tokenizer cannot be stored exactly; the error names it. Raises
+    GateFailure if the written file does not read back as the same model. Then nothing remains at `out`.
     """
     check_package(path)
     check_file(out)

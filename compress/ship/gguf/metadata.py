@@ -32,7 +32,10 @@ class Exported:
 
 
 def find_target(model_type: str) -> tuple[str, Architecture]:
-    """Name and row of the llama.cpp architecture for a model type. Raises ValueError if there is none."""
+    """The name and the table row of the llama.cpp architecture for a model type.
+
+    Raises ValueError if llama.cpp has no such architecture.
+    """
     name = MODEL_TYPES.get(model_type)
     if name is None:
         raise BadValueError(f"model_type {model_type}: cannot be written as .gguf; supported: {', '.join(MODEL_TYPES)}")
@@ -56,7 +59,7 @@ def export_config(config: Any, name: str, architecture: Architecture) -> Exporte
 
 
 def export_rope(config: Any, name: str, size: int, exported: Exported) -> None:
-    """Add the rotary positions of a config."""
+    """Add the metadata and tensors of a config's rotary positions to `exported`."""
     rope: Rope = dict(config.rope_parameters or {})
     if name == "gemma3":
         exported.values["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
@@ -70,7 +73,7 @@ def export_rope(config: Any, name: str, size: int, exported: Exported) -> None:
 
 
 def no_scaling(config: Any, rope: Rope, exported: Exported) -> None:
-    """Nothing to add."""
+    """Rotary positions without scaling need no metadata."""
 
 
 def linear(config: Any, rope: Rope, exported: Exported) -> None:
@@ -78,7 +81,10 @@ def linear(config: Any, rope: Rope, exported: Exported) -> None:
 
 
 def yarn(config: Any, rope: Rope, exported: Exported) -> None:
-    """YaRN. llama.cpp multiplies 1 + ln(factor) / 10 by its attn_factor; config.json has the product."""
+    """YaRN. The key attn_factor is the config's attention factor without the part that llama.cpp adds.
+
+    llama.cpp multiplies attn_factor by 1 + ln(factor) / 10.
+    """
     factor = float(rope["factor"])
     original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
     values = {"type": "yarn", "factor": factor, "original_context_length": int(original)}
@@ -91,7 +97,10 @@ def yarn(config: Any, rope: Rope, exported: Exported) -> None:
 
 
 def llama3(config: Any, rope: Rope, exported: Exported) -> None:
-    """The scaling of Llama 3 as one divisor per frequency. The importer's formula has a low_freq_factor of 1."""
+    """The scaling of Llama 3 as one divisor per frequency.
+
+    The formula is that of `llama3_factors`, in which low_freq_factor is 1.
+    """
     count, original = exported.values["rope.dimension_count"] // 2, rope["original_max_position_embeddings"]
     divisors = llama3_factors(count, rope["rope_theta"], rope["factor"], rope["high_freq_factor"], original)
     exported.tensors["rope_freqs.weight"] = divisors.astype(np.float32)
@@ -122,7 +131,10 @@ def granite(config: Any) -> Metadata:
 
 
 def phi3(config: Any) -> Metadata:
-    """A window of 0 is full attention in llama.cpp. It also reads the context before scaling."""
+    """The attention window and the context length before scaling. A window of 0 is full attention.
+
+    llama.cpp reads both keys for this architecture.
+    """
     original = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
     window = int(config.sliding_window or 0)
     return {"attention.sliding_window": window, "rope.scaling.original_context_length": int(original)}

@@ -32,7 +32,7 @@ class OutputTensor:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the data."""
+        """The number of bytes of the tensor's data."""
         sizes = {"F32": 4, "F16": 2, "BF16": 2}
         count = int(np.prod(self.shape))
         return count * sizes[self.type] if self.type in sizes else count // 32 * BYTES[self.type]
@@ -70,7 +70,7 @@ class GgufSource:
         return replace(weight, **{name: getattr(weight, name)[order] for name in ("codes", "scales", "zeros")})
 
     def order(self, parameter: str, rows: int) -> Tensor | None:
-        """The parameter's row for each row of the file; None if they are in order."""
+        """The parameter's row for each row of the file, or None if both have the same order."""
         heads = {".q_proj.": self.config.num_attention_heads, ".k_proj.": self.config.num_key_value_heads}
         count = next((count for part, count in heads.items() if part in parameter), None)
         if count is None or not self.architecture.interleaved:

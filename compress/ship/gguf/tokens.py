@@ -23,7 +23,7 @@ ROLES = {"bos_token_id": "bos", "eos_token_id": "eos", "unk_token_id": "unknown"
 
 
 def export_tokens(tokenizer: Any, config: Any) -> Metadata:
-    """All tokenizer keys.
+    """All metadata keys of the tokenizer.
 
     Raises ValueError if the tokenizer is not byte-level BPE, or splits text in a way that llama.cpp has no name for.
     """
@@ -78,7 +78,10 @@ def normalizer(state: dict[str, Any]) -> str:
 
 @cache
 def signatures(name: str) -> tuple[tuple[str, str, bool], ...]:
-    """Pre-tokenizer, normalizer and `ignore_merges` of the tokenizer.json files that llama.cpp's name stands for."""
+    """Pre-tokenizer, normalizer and `ignore_merges` of every tokenizer.json that the splitting rule `name` stands for.
+
+    `name` is a name of llama.cpp.
+    """
     named = NAMES[name]
     rule = SplitRule(SPLIT_OF.get(name, named.split), named.ignore_merges, named.add_bos, named.normalize)
     backend = Tokenizer(BPE())
