@@ -56,7 +56,9 @@ def command(checkpoints: tuple[Path, ...], token: str | None, dry_run: bool, **o
         return run.serve_upstream(checkpoints, address, access, engines, started=started)
     planned = plan.plan_engines(checkpoints, engines)
     for one in planned:
-        print_plan(one)
+        print_sizes(one)
+        if dry_run:
+            print_command(one)
     if not dry_run:
         run.serve_engines(planned, address, access, engines, report=report, started=started)
 
@@ -67,16 +69,18 @@ def page_url(address: Address) -> str:
     return f"http://{host}:{address.port}"
 
 
-def print_plan(planned: "PlannedEngine") -> None:
-    """Print the sizes with which a checkpoint is served, the figures behind them, and the command line of its server.
-
-    The server's secret key is left out.
-    """
-    sizes, start = planned.sizes, planned.command
+def print_sizes(planned: "PlannedEngine") -> None:
+    """Print the sizes of an engine, and why they are so."""
+    sizes = planned.sizes
     results.print(
-        f"{planned.name}: {planned.runtime}, context {sizes.context:,} tokens, {sizes.sequences} requests at once, "
-        f"queue of {sizes.queue}; {sizes.facts}",
+        f"{planned.name}: {planned.runtime}, context of {sizes.context:,} tokens, {sizes.sequences} at once, "
+        f"queue of {sizes.queue} ({sizes.facts})",
         markup=False,
     )
-    variables = [f"{name}={value}" for name, value in start.variables.items() if value != start.key]
-    results.print(f"  {' '.join(variables)} {shlex.join(start.arguments)}", markup=False)
+
+
+def print_command(planned: "PlannedEngine") -> None:
+    """Print the command line of an engine, with its variables but without its key."""
+    command = planned.command
+    variables = [f"{name}={value}" for name, value in command.variables.items() if value != command.key]
+    results.print(f"  {' '.join(variables)} {shlex.join(command.arguments)}", markup=False)

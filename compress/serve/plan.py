@@ -62,7 +62,7 @@ def start_of(
     gpus = engines.tensor_parallel_size
     limits = {"context": engines.context, "queue": engines.queue}
     sizes = vllm_sizes(checkpoint, environment, gpus=gpus, engines=count, **limits)
-    return sizes, vllm_command(checkpoint.path, name, socket, environment, sizes, gpus)
+    return sizes, vllm_command(checkpoint.path, name, socket, environment, sizes, gpus=gpus, engines=count)
 
 
 def open_checked(path: Path, gpus: int) -> Checkpoint:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tests.serve.conftest import ask, until
+from tests.serve.services import ask, until
 
 CHAT = "/v1/chat/completions"
 

@@ -9,8 +9,8 @@ import pytest
 
 from compress.checkpoint.read import Checkpoint
 from compress.serve.access import Access
-from tests.serve.conftest import until
 from tests.serve.documents import make_files as make
+from tests.serve.services import until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

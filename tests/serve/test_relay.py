@@ -12,7 +12,7 @@ from compress.serve.gate import Gate
 from compress.serve.service import ServedModel, Service
 from compress.serve.tokens import TokenCounter
 from compress.serve.upstream import Upstream
-from tests.serve.conftest import ask, running, until
+from tests.serve.services import ask, running, until
 
 CHAT = "/v1/chat/completions"
 

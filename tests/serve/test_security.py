@@ -6,7 +6,7 @@ import pytest
 
 from compress.serve.access import Access, host_name
 from compress.serve.page_files import FILES
-from tests.serve.conftest import ask
+from tests.serve.services import ask
 
 CHAT = "/v1/chat/completions"
 TOKEN = "a-token-of-24-characters"

@@ -39,9 +39,16 @@ class EngineCommand:
 
 
 def vllm_command(
-    checkpoint: Path, name: str, socket: Path, environment: Environment, sizes: EngineSizes, gpus: int = 1
+    checkpoint: Path,
+    name: str,
+    socket: Path,
+    environment: Environment,
+    sizes: EngineSizes,
+    *,
+    gpus: int = 1,
+    engines: int = 1,
 ) -> EngineCommand:
-    """The command that serves a checkpoint by vLLM.
+    """The command that serves a checkpoint by vLLM, as one of `engines` on this machine.
 
     The backend of structured output is pinned: with `auto`, a schema that the first one cannot compile ends vLLM
     (https://github.com/vllm-project/vllm/issues/43920).
@@ -67,6 +74,8 @@ def vllm_command(
     pairs = [text for option, value in options.items() for text in (option, str(value))]
     key = secrets.token_urlsafe(32)
     variables = ALWAYS | ({} if environment.gpus else ON_CPU) | {"VLLM_API_KEY": key}
+    if not environment.gpus and engines > 1:
+        variables |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # vLLM binds its threads to the same cores in each process
     return EngineCommand([environment.python, "-m", VLLM_MODULE, *pairs, *flags], variables, socket, key)
 
 

@@ -45,8 +45,10 @@ def fallback_sizes(checkpoint: Checkpoint, context: int | None, queue: int | Non
     limit = model_limit(checkpoint)
     check_context(checkpoint, context, limit)
     dtype = dtype_name(checkpoint)
-    facts = f"transformers, one request at a time, of at most {context or min(limit, SLOW_CONTEXT):,} tokens"
-    return EngineSizes(context or min(limit, SLOW_CONTEXT), 1, choose(queue, QUEUE_FACTOR), dtype, facts=facts)
+    length = context or min(limit, SLOW_CONTEXT)
+    return EngineSizes(
+        length, 1, choose(queue, QUEUE_FACTOR), dtype, facts="slow: transformers dequantizes the weights"
+    )
 
 
 def vllm_sizes(

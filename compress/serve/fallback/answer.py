@@ -8,6 +8,7 @@ from typing import Any
 from calibration.chat import encode_text, has_template, render_prompt
 from compress.checkpoint.load import stop_tokens
 from compress.checkpoint.read import Checkpoint
+from compress.core.device import pick_device
 from compress.core.sampling import Ids, Sampling
 from compress.model.sample import stream_tokens
 from compress.runtimes.transformers_runtime import load_on_device
@@ -31,7 +32,8 @@ class FallbackModel:
     def __init__(self, checkpoint: Checkpoint, context: int, device: str = "auto") -> None:
         self.tokenizer, self.context = checkpoint.tokenizer, context
         self.stops = stop_tokens(checkpoint)
-        self.model = load_on_device(checkpoint, device, "float32")
+        dtype = "auto" if pick_device(device) == "cuda" else "float32"  # CPUs are slow in 16 bits
+        self.model = load_on_device(checkpoint, device, dtype)
 
     def prompt(self, payload: dict[str, Any]) -> Ids:
         """The token ids of the conversation. Raises ValueError if it leaves no room for an answer."""

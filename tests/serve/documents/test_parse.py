@@ -8,12 +8,10 @@ import zipfile
 
 import pytest
 
-pytest.importorskip("docx", reason="needs qcompress[serve]")
-
 from compress.serve.documents.content import DocumentError
 from compress.serve.documents.parse import LIMITS, parse
-from tests.serve.conftest import ask, until
 from tests.serve.documents import make_files as make
+from tests.serve.services import ask, until
 
 SECONDS, UPLOAD = 20, {"content-type": "application/octet-stream"}
 PRICES = [["fruit", "price"], ["apple", "1.25"], ["pear", "2"]]

@@ -2,10 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("starlette", reason="needs qcompress[serve]")
-
 from compress.serve.engine.command import fallback_command, vllm_command
 from compress.serve.engine.probe import Environment
 from compress.serve.engine.sizes import EngineSizes
@@ -13,8 +9,8 @@ from compress.serve.engine.sizes import EngineSizes
 SIZES = EngineSizes(4096, 7, 28, "bfloat16", 0.46)
 
 
-def command(environment, gpus=1):
-    return vllm_command(Path("/models/m"), "m", Path("/run/0.sock"), environment, SIZES, gpus)
+def command(environment, **options):
+    return vllm_command(Path("/models/m"), "m", Path("/run/0.sock"), environment, SIZES, **options)
 
 
 def option(made, name):
@@ -55,3 +51,10 @@ def test_a_cpu_has_no_share_of_a_gpu_and_runs_json_on_the_first_model_runner():
 def test_no_engine_reports_anything_or_asks_a_hub():
     for made in (command(Environment("python", "0.32.0")), fallback_command(Path("m"), "m", Path("s"), SIZES)):
         assert made.variables["HF_HUB_OFFLINE"] == "1" and made.variables["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_several_engines_on_a_cpu_are_not_bound_to_the_same_cores():
+    cpu, gpu = Environment("python", "0.32.0"), Environment("python", "0.32.0", 1, 10**10, 90)
+    bound = "VLLM_CPU_OMP_THREADS_BIND"
+    assert command(cpu, engines=2).variables[bound] == "nobind"
+    assert bound not in command(cpu).variables and bound not in command(gpu, engines=2).variables

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("starlette", reason="needs qcompress[serve]")
-
 from compress.serve.engine.command import EngineCommand
 from compress.serve.engine.process import EngineProcess, describe_end
 from compress.serve.upstream import Upstream
-from tests.serve.conftest import until
+from tests.serve.services import until
 
 FAKE = "scripts/fake_engine.py"
 

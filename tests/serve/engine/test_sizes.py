@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.importorskip("starlette", reason="needs qcompress[serve]")
-
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.evaluate.speed.capacity import checkpoint_footprint, kv_bytes, overhead

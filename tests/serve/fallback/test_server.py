@@ -2,11 +2,8 @@
 
 import json
 
-import pytest
-
-pytest.importorskip("starlette", reason="needs qcompress[serve]")
-
 import httpx2
+import pytest
 
 from calibration.chat import encode_text, render_prompt
 from compress.checkpoint.load import open_for_text, stop_tokens
@@ -14,7 +11,7 @@ from compress.core.sampling import Sampling
 from compress.model.sample import continue_prompts
 from compress.serve.fallback.answer import FallbackModel, before_stop_text, with_json_rule
 from compress.serve.fallback.server import FallbackServer
-from tests.serve.conftest import running
+from tests.serve.services import running
 
 MESSAGES = [{"role": "user", "content": "the quick brown fox"}]
 
