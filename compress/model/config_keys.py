@@ -11,6 +11,7 @@ from typing import Any
 
 Test = Callable[[Any], bool]
 REQUIRED = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+MOST_BLOCKS = 1000  # published models have at most 130
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 KINDS = ("full_attention", "sliding_attention")
 DTYPES = ("float16", "bfloat16", "float32")
@@ -104,6 +105,7 @@ def anything(value: Any) -> bool:
 
 KEYS: dict[str, Test] = {
     **dict.fromkeys(REQUIRED[1:], is_size),
+    "num_hidden_layers": lambda value: is_size(value) and value <= MOST_BLOCKS,
     "max_position_embeddings": is_size,
     "num_key_value_heads": or_null(is_size),
     "head_dim": or_null(is_size),

@@ -104,6 +104,7 @@ UNFAMILIAR = {
     "an unknown key": {"num_experts": 4},
     "a size as text": {"hidden_size": "32"},
     "a size of zero": {"intermediate_size": 0},
+    "a million blocks": {"num_hidden_layers": 10**6},
     "a size as a boolean": {"num_hidden_layers": True},
     "heads that do not divide the width": {"num_attention_heads": 5, "num_key_value_heads": 5},
     "key-value heads that do not divide the heads": {"num_key_value_heads": 3},
