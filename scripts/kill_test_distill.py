@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import click
-from killing import kill_and_compare, tiny_model
+from killing import FINISHED, kill_and_compare, tiny_model
 
 from compress.checkpoint.read import read_json
 from compress.distill.training.journal import JOURNAL, work_path
@@ -63,6 +63,8 @@ def state(out: Path) -> str:
     if (work_path(out) / JOURNAL).is_file():
         stages = read_json(work_path(out) / JOURNAL)["stages"]
         return f"step {stages[-1]['step']} kept" if stages else "before the first state"
+    if (out / "config.json").is_file():
+        return FINISHED  # killed after the clean-up, before the process ended
     shards = len(list(out.glob("targets-*"))) if out.is_dir() else 0
     return f"{shards} shards" if shards else "nothing"
 
