@@ -11,6 +11,7 @@ Count = Callable[[str], int]  # the tokens of a text
 PART = 800  # characters, about 200 tokens
 GAP = "[…]"
 WORD = re.compile(r"[㐀-鿿]+|[^\W_㐀-鿿]+")
+RELEVANT = 0.1  # of the best score; parts below it only share words that all parts have
 HEAD_ROWS = 2  # of a Markdown table: the head and the line below it
 
 
@@ -41,7 +42,9 @@ def first_part(text: str, room: int, count: Count) -> Fitted:
 def best_parts(text: str, question: str, room: int, count: Count) -> Fitted:
     """The parts that match the question best, in the order of the text, with at most `room` tokens."""
     pieces = split(text)
-    order = [number for number, score in rank(pieces, question) if score > 0]
+    ranked = rank(pieces, question)
+    least = RELEVANT * ranked[0][1] if ranked else 0.0
+    order = [number for number, score in ranked if score > least]
     number = how_many([pieces[number] for number in order], room, count)
     chosen = sorted(order[:number])
     return Fitted(join(pieces, chosen) if chosen else "", number, len(pieces))

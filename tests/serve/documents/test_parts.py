@@ -38,6 +38,10 @@ def test_the_best_parts_hold_what_the_question_is_about():
     assert fitted.text.index("topic3 ") < fitted.text.index(GAP, 10) < fitted.text.index("topic37 ")
 
 
+def test_words_that_every_part_has_bring_no_part():
+    assert best_parts(LONG, "What is topic37 about?", 4000, count).parts == 1
+
+
 def test_a_question_without_any_match_finds_nothing():
     assert best_parts(LONG, "zebra", 400, count).text == ""
     assert best_parts(LONG, "", 400, count).text == ""
