@@ -9,9 +9,10 @@ the token, and every window is built in the better way.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,15 @@ class StartToken:
     nll_without: float
 
 
-def choose_start(ids: Tensor, start_token: int | None, nll: Callable[[Tensor, int], float]) -> StartToken:
+def choose_start(ids: "Tensor", start_token: int | None, nll: "Callable[[Tensor, int], float]") -> StartToken:
     """Score `ids` with and without `start_token` before them. The token is chosen only if it strictly lowers the nll.
 
     `ids` (n, length) int64 are windows of plain text without a start token. `nll(windows, first)` returns the mean nll
     of windows[:, first:] in nats; each token is predicted from all tokens before it. Both calls score ids[:, 1:],
     because without a start token nothing precedes the first token. Raises ValueError if a nll is nan.
     """
+    import torch  # here, because reports only format start tokens
+
     without = _number(nll(ids, 1), "without")
     if start_token is None:
         return StartToken(None, None, without)

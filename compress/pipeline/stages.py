@@ -123,7 +123,7 @@ class Stages:
         limits = {"max_kl": verify.max_kl, "max_perplexity_ratio": verify.max_perplexity_ratio}
 
         def make(restart: bool) -> object:
-            from compress.pipeline.measure import write_page
+            from compress.pipeline.page import write_page
 
             return write_page(out, [variant.name for variant in self.variants], results, limits)
 

@@ -121,13 +121,15 @@ def built(first_build, tiny_llama, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_unchanged_recipe_skips_every_stage_and_imports_no_torch(built):
-    path, _ = built
+@pytest.mark.parametrize(("limit", "made"), [(None, set()), (1e9, {"report.html"})])
+def test_an_unchanged_recipe_and_a_changed_limit_import_no_torch(built, limit, made):
+    path, value = built
+    write(path, value | {"verify": value["verify"] | {"max_kl": limit}})
     code = f"import sys; from compress.cli import cli; cli(['run', {str(path)!r}, '--json'], standalone_mode=False); "
     code += "assert not {'torch', 'transformers'} & set(sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert stages(result) == (set(), ALL)
+    assert stages(result) == (made, ALL - made)
     assert json.loads(result.stdout)["verdicts"][0]["passed"]
 
 
