@@ -32,7 +32,7 @@ ALSO_RUNS_IN = {"vllm_cpu": "CPU", "transformers": "transformers"}
     "--measure",
     group="Essentials",
     is_flag=True,
-    help="Measure each layout's harm on MODEL's weights, as KL in nats. Without it, harm is an estimate.",
+    help="Read MODEL's weights, and predict the KL that verify will find for each layout and method.",
 )
 @shared_option("--all", "show_all", group="Essentials", is_flag=True, help="List all layouts instead of the first 8.")
 @shared_option(
@@ -78,8 +78,8 @@ def command(
     """List the 4-bit layouts of MODEL with exact sizes, and print the command for the recommended one.
 
     MODEL is a checkpoint, a folder with a config.json, or a config.json. Weights are read only with --measure. The
-    first row is recommended: plain 4 bits, or with --max-size the least harmful layout that fits. If no layout fits,
-    the exit code is 1.
+    first row, marked *, is recommended: plain 4 bits, as quantize writes by default, or with --max-size the least
+    harmful layout that fits. If no layout fits, the exit code is 1.
 
     \b
     qcompress plan student --max-size 2GB
@@ -100,20 +100,20 @@ def command(
         measure=measure,
         report=report,
     )
-    print_overview(overview, show_all=show_all, measured=measure, as_json=as_json)
+    print_overview(overview, show_all=show_all, as_json=as_json)
     if overview.recommended is None:
         raise QCompressError(f"{model}: {format_misfit(overview.candidates, max_size or 0)}")
     print_command(quantize_command(model, overview.recommended.config), as_json=as_json)
 
 
-def print_overview(overview: "Overview", *, show_all: bool, measured: bool, as_json: bool) -> None:
+def print_overview(overview: "Overview", *, show_all: bool, as_json: bool) -> None:
     """Print the layouts as JSON or as a table. Notes follow the table if a layout is recommended."""
     shown = overview.shown(show_all=show_all)
-    rows = [overview.row(each) for each in shown]
+    rows = overview.rows(shown, report)
     texts = [overview.harm_text(each) for each in shown]
     emit(rows if as_json else [table_row(*pair) for pair in zip(rows, texts, strict=True)], as_json=as_json)
     if overview.recommended is not None and not as_json:
-        print_notes(len(shown), len(overview.candidates), measured=measured)
+        print_notes(rows[0], len(rows), len(overview.candidates))
 
 
 def print_command(line: str, *, as_json: bool) -> None:
@@ -127,23 +127,33 @@ def print_command(line: str, *, as_json: bool) -> None:
 
 
 def table_row(row: "PlanRow", harm: str) -> dict[str, object]:
-    """The row of a layout in the terminal's table. The table is at most 100 columns wide."""
+    """The row of a layout in the terminal's table. The table is at most 108 columns wide.
+
+    A measured row ends with one column per method, any other row with its harm and with what else loads the layout.
+    """
+    predicted = {method: f"{kl:.2g}" for method, kl in row.get("predicted_kl", {}).items()}
+    loaders = ", ".join(name for key, name in ALSO_RUNS_IN.items() if dict(row)[key]) or "-"
     return {
-        "size": format_bytes(row["bytes"]),
+        "size": ("* " if row.get("take") else "  ") + format_bytes(row["bytes"]),
         "head": row["head_bits"],
         "embed": row["embedding_bits"],
         "8 bits": "all" if " " in (row["eight_bit"] or "") else row["eight_bit"] or "-",
         "group": row["group_size"],
         "format": row["format"],
-        "harm": harm,
-        "also runs in": ", ".join(name for key, name in ALSO_RUNS_IN.items() if dict(row)[key]) or "-",
+        **(predicted or {"harm": harm, "also runs in": loaders}),
     }
 
 
-def print_notes(shown: int, total: int, *, measured: bool) -> None:
+def print_notes(first: "PlanRow", shown: int, total: int) -> None:
     """Print an explanation of the table's words, and how to list more layouts."""
-    harm = "the measured KL in nats" if measured else "an estimate against plain 4 bits; --measure measures it"
-    results.print('\nThe first row is recommended. Linears named under "8 bits" have 8 bits, all others 4.')
-    results.print(f"Harm is {harm}. Every layout runs in vLLM on a GPU.")
+    size = format_bytes(first["source_bytes"])
+    results.print(
+        f'\n* is recommended. The model has {size} in 16 bits. Linears named under "8 bits" have 8, others 4.'
+    )
+    if factor := first.get("predicted_factor"):
+        results.print(f"Columns named by a method predict the KL of verify in nats, within a factor of {factor:g}.")
+    else:
+        results.print("Harm is an estimate against plain 4 bits; --measure predicts the KL of verify.")
+    results.print("Every layout runs in vLLM on a GPU.")
     if shown < total:
         results.print(f"--all lists all {total} layouts.")

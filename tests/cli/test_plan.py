@@ -8,6 +8,9 @@ from click.testing import CliRunner
 
 from compress.checkpoint.read import Checkpoint
 from compress.cli import cli
+from compress.core.config import METHODS, QuantizeConfig
+from compress.quantize.layout.job_plan import plan_without_weights
+from compress.quantize.layout.prediction import FACTOR, SHARES
 from compress.recipe import load_recipe
 
 
@@ -64,7 +67,40 @@ def test_without_a_budget_plain_4_bits_are_recommended(tiny_qwen2):
     first = rows_of(tiny_qwen2)[0]
     assert (first["format"], first["head_bits"], first["embedding_bits"], first["eight_bit"]) == ("awq", 16, 16, None)
     lines = invoke("plan", tiny_qwen2).stdout.splitlines()
-    assert "about plain 4 bits" in lines[1] and max(map(len, lines[:9])) <= 100
+    assert "about as plain 4 bits" in lines[1] and max(map(len, lines[:9])) <= 108
+    assert "The model has 184.1 kB in 16 bits." in lines[10] and first["source_bytes"] == Checkpoint(tiny_qwen2).bytes
+
+
+@pytest.mark.parametrize("limit", [(), ("--max-size", "80kB"), ("--runs-in", "transformers"), ("--measure",)])
+def test_exactly_one_row_is_marked_as_recommended(tiny_qwen2, limit):
+    lines = invoke("plan", tiny_qwen2, *limit).stdout.splitlines()
+    table = lines[1 : lines.index("")]
+    assert [line.startswith(" * ") for line in table] == [True] + (len(table) - 1) * [False]
+    assert lines[len(table) + 2].startswith("* is recommended.")
+
+
+@pytest.mark.parametrize("size", [64, 96, 128])
+def test_the_recommended_layout_is_what_quantize_writes_by_default(tiny_llama, tmp_path, size):
+    config = json.loads((tiny_llama / "config.json").read_text()) | {"intermediate_size": size, "hidden_size": 128}
+    config |= {"head_dim": 32, "vocab_size": 512}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for options in ((), ("--format", "gptq"), ("--format", "compressed-tensors")):
+        first = rows_of(tmp_path, *options)[0]
+        plan = plan_without_weights("model", config, QuantizeConfig(format=first["format"]))
+        assert (first["group_size"], first["bytes"]) == (plan.scheme.group_size, plan.bytes)
+        assert first["group_size"] == {64: 64, 96: 32, 128: 128}[size]
+
+
+def test_a_measured_row_predicts_the_kl_of_every_method(tiny_qwen2):
+    rows = rows_of(tiny_qwen2, "--measure")
+    for row in rows:
+        assert list(row["predicted_kl"]) == list(METHODS) and row["predicted_factor"] == FACTOR
+        rounding = row["predicted_kl"]["rtn"] / SHARES["rtn"]
+        if (row["head_bits"], row["embedding_bits"]) == (16, 16):
+            assert row["predicted_kl"] == pytest.approx({name: share * rounding for name, share in SHARES.items()})
+    lines = invoke("plan", tiny_qwen2, "--measure").stdout.splitlines()
+    assert lines[0].split()[-4:] == list(METHODS) and max(map(len, lines[:9])) <= 108
+    assert "predicted_kl" not in rows_of(tiny_qwen2)[0]
 
 
 def test_a_config_without_weights_gets_a_command_with_a_placeholder(tiny_qwen2, tmp_path):

@@ -78,3 +78,32 @@ def test_intervals_cover_the_truth_with_few_and_with_many_items():
 def test_the_committed_coverage_is_at_least_90_percent(request):
     stored = json.loads((request.config.rootpath / "docs/results/data/intervals.json").read_text())
     assert stored["runs"] >= 2000 and min(row["coverage"] for row in stored["rows"]) >= 0.9
+
+
+def test_each_model_is_predicted_with_the_shares_of_the_others(tiny_llama, tiny_qwen2, tmp_path):
+    check, out = script("plan_prediction"), tmp_path / "prediction.json"
+    sizes = ["--samples", "4", "--seq-len", "32", "--eval-samples", "4", "--eval-seq-len", "32", "--limit", "1e9"]
+    arguments = [str(tiny_llama), str(tiny_qwen2), "-o", str(out), "--work", str(tmp_path / "work"), *sizes]
+    result = CliRunner().invoke(check.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    fit = json.loads(out.read_text())
+    assert len(fit["rows"]) == 2 * 4 * 4
+    for row in fit["rows"]:
+        others = [one for one in fit["rows"] if one["model"] != row["model"]]
+        shares = check.fit_shares(others)
+        expected = shares[row["method"]] * row["linears_kl"] + shares["rtn"] * row["tables_kl"]
+        assert row["predicted_kl"] == pytest.approx(expected) and row["off_by"] >= 1
+        assert row["tables_kl"] == 0 or row["layout"] == "head 4, embedding 8"
+    again = CliRunner().invoke(check.main, [*arguments[:-1], "1.0"])
+    assert again.exit_code == 3 and "a left-out model is predicted with a factor of" in again.output
+
+
+def test_a_share_counts_every_model_the_same():
+    check = script("plan_prediction")
+    rows = [
+        {"model": model, "method": method, "linears_kl": 2.0, "tables_kl": 0.0, "kl": 2.0 * share}
+        for method in check.METHODS
+        for model, share in (("a", 0.2), ("a", 0.2), ("a", 0.2), ("b", 0.8))
+    ]
+    assert check.fit_shares(rows) == pytest.approx(dict.fromkeys(check.METHODS, 0.4))
+    assert check.error_factor([{"off_by": 1.1}, {"off_by": 1.1}]) == pytest.approx(1.21)

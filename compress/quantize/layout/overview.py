@@ -1,19 +1,17 @@
 """Select and describe the layouts that `qcompress plan` shows: few rows, the recommended one first, harm in words."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from compress.checkpoint.hub import model_name
 from compress.core.config import FORMAT_NAMES, QuantizeConfig
 from compress.core.report import Report, Row, silent
 from compress.core.rows import PlanRow
 from compress.quantize.layout.budget import (
-    Harm,
     LayoutChoice,
-    Planned,
     choose,
     estimated_harm,
     format_flags,
@@ -22,21 +20,34 @@ from compress.quantize.layout.budget import (
     rank,
     worthwhile,
 )
-from compress.quantize.layout.plan import SourceModel
+from compress.quantize.layout.plan import LayoutPlan, SourceModel, choose_group_size, unquantized_bytes
+from compress.quantize.layout.prediction import FACTOR, RoundingKl, predict_kl
+
+if TYPE_CHECKING:
+    from compress.quantize.layout.sensitivity import LayoutMeter
 
 MAX_ROWS = 8
 RUNTIMES = {"vllm-gpu": "vllm_gpu", "vllm-cpu": "vllm_cpu", "transformers": "transformers"}
-HARM_WORDS = ((0.1, "almost none"), (0.8, "less than plain"), (1.25, "about plain 4 bits"))  # highest ratio, words
+HARM_WORDS = (  # highest ratio to plain 4 bits, words
+    (0.1, "almost none"),
+    (0.8, "less than plain"),
+    (1.25, "about as plain 4 bits"),
+)
 
 
 @dataclass(frozen=True)
 class Overview:
-    """The ranked layouts of one model. `recommended` is None if no layout is legal or fits `max_size`."""
+    """The ranked layouts of one model. `recommended` is None if no layout is legal or fits `max_size`.
+
+    `source_bytes` is the size of the model in 16 bits. `rounding_kl` measures a layout, if the weights are measured.
+    """
 
     candidates: list[LayoutChoice]
     recommended: LayoutChoice | None
+    plain: LayoutChoice | None
     max_size: int | None
-    measured: bool
+    source_bytes: int
+    rounding_kl: Callable[[LayoutPlan], RoundingKl] | None = None
 
     def shown(self, *, show_all: bool = False) -> list[LayoutChoice]:
         """The recommended layout, then other layouts from large to small. `show_all` returns all of them.
@@ -55,9 +66,19 @@ class Overview:
         fits = [each for each in candidates if self.max_size is None or each.plan.bytes <= self.max_size]
         return fits or candidates
 
+    def rows(self, shown: Sequence[LayoutChoice], report: Report = silent) -> list[PlanRow]:
+        """The rows of these layouts for --json. With a measurement, every layout is measured as a whole."""
+        rows = []
+        for number, each in enumerate(shown, 1):
+            rows.append(self.row(each))
+            if self.rounding_kl is not None:
+                report({"layouts": f"{number}/{len(shown)}"})
+        return rows
+
     def row(self, candidate: LayoutChoice) -> PlanRow:
         """A layout as a row for --json. Only the row of the recommended layout has the key `take`."""
         config, plan = candidate.config, candidate.plan
+        predicted = {} if self.rounding_kl is None else predict_kl(self.rounding_kl(plan))
         row: Row = {
             "format": config.format,
             "group_size": config.group_size,
@@ -65,7 +86,9 @@ class Overview:
             "embedding_bits": config.embedding_bits,
             "eight_bit": " ".join(config.eight_bit) or None,
             "bytes": plan.bytes,
+            "source_bytes": self.source_bytes,
             "harm": candidate.harm,
+            **({"predicted_kl": predicted, "predicted_factor": FACTOR} if predicted else {}),
             **({} if self.max_size is None else {"fits": plan.bytes <= self.max_size}),
             **loaders(plan),
             **({"take": True} if candidate is self.recommended else {}),
@@ -73,11 +96,8 @@ class Overview:
         return cast("PlanRow", row)
 
     def harm_text(self, candidate: LayoutChoice) -> str:
-        """The harm as text: a measured KL in nats, or words that compare the estimate with plain 4 bits."""
-        if self.measured:
-            return f"{candidate.harm:.4f} nats"
-        plain = plain_layout(self.candidates)
-        ratio = candidate.harm / plain.harm if plain else 1.0
+        """The estimated harm in words that compare it with plain 4 bits."""
+        ratio = candidate.harm / self.plain.harm if self.plain else 1.0
         return next((words for limit, words in HARM_WORDS if ratio <= limit), "more than plain")
 
 
@@ -95,34 +115,40 @@ def make_overview(
     """Rank all layouts that the runtime `runs_in` loads. Without `runs_in`, rank all layouts.
 
     `formats` limits the formats; if it is empty, all formats are ranked. All settings outside the layout come from
-    `config`. `measure` reads the weights of `model` and measures harm in nats. Raises QCompressError if weights are to
-    be measured and `model` has none.
+    `config`. `measure` reads the weights of `model` to measure KLs. Raises QCompressError if weights are to be measured
+    and `model` has none.
     """
     plans = plan_layouts(source, config or QuantizeConfig(), formats or FORMAT_NAMES)
     if runs_in is not None:
         plans = [(layout, plan) for layout, plan in plans if loaders(plan)[RUNTIMES[runs_in]]]
-    harm = measured(model, source, plans, report) if measure else estimated_harm(source)
-    candidates = rank(plans, harm)
-    recommended = plain_layout(candidates) if max_size is None else choose(candidates, max_size)
-    return Overview(candidates, recommended, max_size, measure)
+    meter = open_measurement(model, source) if measure else None
+    candidates = rank(plans, meter.harm(plans, report) if meter else estimated_harm(source))
+    plain = plain_layout(candidates, choose_group_size(source.linears, 0))
+    recommended = plain if max_size is None else choose(candidates, max_size)
+    size = unquantized_bytes(source)
+    return Overview(candidates, recommended, plain, max_size, size, meter.rounding_kl if meter else None)
 
 
-def measured(model: Path, source: SourceModel, plans: Sequence[Planned], report: Report) -> Harm:
-    """The harm of each layout, measured on the weights at `model`. Imports torch."""
-    from compress.quantize.layout.sensitivity import measure_harm
+def open_measurement(model: Path, source: SourceModel) -> "LayoutMeter":
+    """The meter for the weights at `model`. Imported here, because it needs torch."""
+    from compress.quantize.layout.sensitivity import open_meter
 
-    return measure_harm(model, source, plans, report)
+    return open_meter(model, source)
 
 
-def plain_layout(candidates: Sequence[LayoutChoice]) -> LayoutChoice | None:
-    """The candidate with 4 bits in all linears, 16 bits in head and embedding, and the largest group size.
+def plain_layout(candidates: Sequence[LayoutChoice], group_size: int) -> LayoutChoice | None:
+    """The candidate that `quantize` writes by default: 4 bits in all linears, 16 bits in head and embedding.
 
-    If several formats have such a candidate, the first format in FORMAT_NAMES wins. None if there is no such candidate.
+    `group_size` is that of `--group-size auto`. Of several formats, the first in FORMAT_NAMES is returned. None if
+    there is no such candidate.
     """
-    plain = [each for each in candidates if (each.config.head_bits, each.config.embedding_bits) == (16, 16)]
-    plain = [each for each in plain if not each.config.eight_bit]
-    order = {name: -index for index, name in enumerate(FORMAT_NAMES)}
-    return max(plain, key=lambda each: (each.config.group_size, order[each.config.format]), default=None)
+    layouts = {
+        each.config.format: each
+        for each in candidates
+        if (each.config.head_bits, each.config.embedding_bits, each.config.group_size) == (16, 16, group_size)
+        and not each.config.eight_bit
+    }
+    return next((layouts[name] for name in FORMAT_NAMES if name in layouts), None)
 
 
 def spread(candidates: list[LayoutChoice], count: int) -> list[LayoutChoice]:

@@ -180,12 +180,19 @@ def make_plan(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
     schemes = choose_schemes(source.name, Choice(config, source.model, vocabulary), linears, scheme)
     packed = {name: linears.get(name, (vocabulary.rows, vocabulary.width)) for name in schemes}
     specs = [spec for name, shape in packed.items() for spec in packed_specs(name, shape, row, schemes[name])]
-    specs += [
-        TensorSpec(name, source.dtype, shape)
-        for name, shape in source.shapes.items()
-        if name.removesuffix(".weight") not in schemes and not (name == f"{HEAD}.weight" and vocabulary.tied)
-    ]
+    specs += [spec for spec in unquantized_specs(source) if spec.name.removesuffix(".weight") not in schemes]
     return LayoutPlan(row, scheme, schemes, linears, table_sources(vocabulary, schemes), specs)
+
+
+def unquantized_specs(source: SourceModel) -> list[TensorSpec]:
+    """Every tensor of the model in 16 bits. A tied head is not stored."""
+    tied = f"{HEAD}.weight" if source.vocabulary.tied else None
+    return [TensorSpec(name, source.dtype, shape) for name, shape in source.shapes.items() if name != tied]
+
+
+def unquantized_bytes(source: SourceModel) -> int:
+    """The exact bytes of the model's weight files in 16 bits."""
+    return planned_bytes(unquantized_specs(source))
 
 
 def table_sources(vocabulary: Vocabulary, schemes: Schemes) -> dict[str, str]:

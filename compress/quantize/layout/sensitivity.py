@@ -3,10 +3,10 @@
 A part is the head, the embedding, or one stage: the linears that share an input, such as q, k and v, taken from every
 block. The KL of a part is measured for one grid, by plain rounding. For other grids the KL is scaled by their rounding
 error ‖ΔW‖² / ‖W‖², because the KL of a small change grows with its square. The KLs of all parts are summed. The sum is
-an estimate that ranks layouts; `qcompress verify` measures a finished checkpoint.
+an estimate that ranks layouts. For the few layouts that are shown, `LayoutMeter.rounding_kl` rounds all parts at once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,15 +15,18 @@ from torch import Tensor
 from compress.checkpoint.finite import check_finite
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import PathOrCheckpoint
-from compress.core.grid import Scheme
+from compress.core.grid import QuantizedWeight, Scheme
 from compress.core.report import Report, silent
 from compress.model.blocks import BlockModel, Weights
 from compress.model.families import find_family
 from compress.quantize.calibrate import calibration_windows
 from compress.quantize.layout.budget import Harm, Planned, rounding_error
-from compress.quantize.layout.plan import SourceModel
+from compress.quantize.layout.plan import LayoutPlan, SourceModel
+from compress.quantize.layout.prediction import RoundingKl
+from compress.quantize.layout.vocabulary import round_table
 from compress.quantize.methods.rtn import rtn
 
+Rounding = Callable[[Tensor, Scheme], QuantizedWeight]
 WINDOWS, LENGTH = 4, 128
 SAMPLE = 1024  # rows of a weight from which its rounding error is estimated
 
@@ -70,27 +73,27 @@ def measure_parts(
     source: SourceModel,
     weights: Weights,
     ids: Tensor,
+    reference: Tensor,
     schemes: Iterable[Scheme],
     report: Report = silent,
 ) -> list[ModelPart]:
     """Measure every part: its KL on (n, seq) ids, and its rounding error with each scheme.
 
-    One block is in memory at a time. The model runs once unquantized. Then it runs once per part, with only this part
-    rounded to the coarsest scheme.
+    `reference` holds the log-probabilities of the unquantized model. One block is in memory at a time. The model runs
+    once per part, rounded with the coarsest scheme.
     """
     schemes = list(dict.fromkeys(schemes))
     coarsest = max(schemes, key=rounding_error)
-    reference = torch.stack(list(log_probabilities(source, ids, (weights, weights, weights))))
     parts = find_parts(source)
-    for part in parts:
+    for number, part in enumerate(parts, 1):
         names = sorted({f"{source_module(source, module)}.weight" for module in part.modules})
         part.errors = mean_errors(weights, names, schemes)
-        changed = rounded(weights, names, coarsest)
+        changed = rounded(weights, dict.fromkeys(names, coarsest))
         reads = tuple(
             changed if place in (part.name, "blocks") else weights for place in ("embedding", "blocks", "head")
         )
         part.kl = mean_kl(reference, log_probabilities(source, ids, reads))
-        report({"part": part.name, "kl": part.kl, "error": part.errors[coarsest]})
+        report({"parts": f"{number}/{len(parts)}", "part": part.name, "kl": part.kl, "error": part.errors[coarsest]})
     return parts
 
 
@@ -100,10 +103,11 @@ def source_module(source: SourceModel, module: str) -> str:
     return vocabulary.embedding if vocabulary.tied and module == vocabulary.head else module
 
 
-def rounded(weights: Weights, names: Sequence[str], scheme: Scheme) -> Weights:
-    """The same weights, except that the weights called `names` are plainly rounded."""
-    chosen = set(names)
-    return lambda name: rtn(weights(name), scheme).dequantize() if name in chosen else weights(name)
+def rounded(weights: Weights, schemes: Mapping[str, Scheme], rounding: Rounding = rtn) -> Weights:
+    """The same weights, except that those called in `schemes` are rounded."""
+    return lambda name: (
+        rounding(weights(name).float(), schemes[name]).dequantize() if name in schemes else weights(name)
+    )
 
 
 def mean_errors(weights: Weights, names: Sequence[str], schemes: Sequence[Scheme]) -> dict[Scheme, float]:
@@ -152,25 +156,61 @@ def measured_harm(parts: Sequence[ModelPart], schemes: Iterable[Scheme]) -> Harm
     return lambda plan: sum(part.harm(plan.schemes, coarsest) for part in parts)
 
 
-def measure_harm(
-    model: PathOrCheckpoint, source: SourceModel, plans: Sequence[Planned], report: Report = silent
-) -> Harm:
-    """A function that returns the harm of each of `plans`, from measurements on the weights of `model`.
+class LayoutMeter:
+    """Measures layouts on the weights of a model. Every measurement is made once.
 
-    The measurements use a few windows of the bundled text. Raises QCompressError if `model` has no weights.
+    `harm` ranks layouts by the sum of the KLs of their parts. `rounding_kl` measures one layout as a whole.
+    """
+
+    def __init__(self, source: SourceModel, weights: Weights, ids: Tensor) -> None:
+        self.source, self.weights, self.ids = source, weights, ids
+        self.reference = torch.stack(list(log_probabilities(source, ids, (weights, weights, weights))))
+        self.measured: dict[frozenset[tuple[str, Scheme]], float] = {}
+
+    def harm(self, plans: Sequence[Planned], report: Report = silent) -> Harm:
+        """A function that returns the harm of each of `plans`."""
+        schemes = dict.fromkeys(scheme for _, plan in plans for scheme in plan.schemes.values())
+        parts = measure_parts(self.source, self.weights, self.ids, self.reference, schemes, report)
+        return measured_harm(parts, schemes)
+
+    def rounding_kl(self, plan: LayoutPlan) -> RoundingKl:
+        """The KL of plainly rounding a layout, apart for its linears and for its packed head and embedding."""
+        linears = self.kl({name: plan.schemes[name] for name in plan.linears})
+        whole = self.kl(plan.schemes)
+        return RoundingKl(linears, max(0.0, whole - linears))
+
+    def kl(self, schemes: Mapping[str, Scheme]) -> float:
+        """KL(model ‖ model with these modules rounded as method rtn stores them), in nats per token."""
+        key = frozenset(schemes.items())
+        if key not in self.measured:
+            vocabulary = self.source.vocabulary
+            tables = {
+                name: {name: schemes[name]} if name in schemes else {}
+                for name in (vocabulary.embedding, vocabulary.head)
+            }
+            linears = {name: scheme for name, scheme in schemes.items() if name not in tables}
+            embedding, head = (self.read(tables[name], round_table) for name in tables)
+            reads = (embedding, self.read(linears, rtn), head)
+            self.measured[key] = mean_kl(self.reference, log_probabilities(self.source, self.ids, reads))
+        return self.measured[key]
+
+    def read(self, schemes: Mapping[str, Scheme], rounding: Rounding) -> Weights:
+        """The weights, with those of these modules rounded."""
+        names = {f"{source_module(self.source, name)}.weight": scheme for name, scheme in schemes.items()}
+        return rounded(self.weights, names, rounding)
+
+
+def open_meter(model: PathOrCheckpoint, source: SourceModel) -> LayoutMeter:
+    """A meter for `model`. It uses a few windows of the bundled text.
+
+    Raises QCompressError if `model` has no weights.
     """
     checkpoint = open_causal_lm(model)
 
     def read(name: str) -> Tensor:
         return check_finite(name, checkpoint.tensor(name))
 
-    windows, _ = calibration_windows(
-        BlockModel(source.model, read),
-        checkpoint.tokenizer,
-        ("default",),
-        n_samples=WINDOWS,
-        seq_len=LENGTH,
-        seed=0,
-    )
-    schemes = dict.fromkeys(scheme for _, plan in plans for scheme in plan.schemes.values())
-    return measured_harm(measure_parts(source, read, windows.ids, schemes, report), schemes)
+    blocks = BlockModel(source.model, read)
+    size = {"n_samples": WINDOWS, "seq_len": LENGTH, "seed": 0}
+    windows, _ = calibration_windows(blocks, checkpoint.tokenizer, ("default",), **size)
+    return LayoutMeter(source, read, windows.ids)
