@@ -115,9 +115,23 @@ def partial_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def remove_partial(folder: Path, pattern: str) -> None:
-    """Remove unfinished files of an interrupted `write_atomic`."""
+    """Remove unfinished files of an interrupted `write_atomic`. Those that a running process writes stay."""
     for path in partial_files(folder, pattern):
-        path.unlink()
+        if not is_running(path.name.split(".")[-2]):
+            path.unlink(missing_ok=True)
+
+
+def is_running(process: str) -> bool:
+    """Whether a process with this number runs on this machine, other than this one."""
+    if not process.isdecimal() or int(process) == os.getpid():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def clear_work(folder: Path, journal: str, files: Sequence[str]) -> None:

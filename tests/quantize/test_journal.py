@@ -66,7 +66,7 @@ def test_half_written_files_never_change_the_result(tiny_llama, tmp_path):
     out = interrupted(tiny_llama, tmp_path / "out")
     half_written = work_path(out) / "activations-0-0.bin"
     half_written.write_bytes(b"\x7f" * 1000)
-    (work_path(out) / ".journal.json.99.partial").write_text("{")
+    (work_path(out) / ".journal.json.9999999.partial").write_text("{")
     (partial_path(out) / "config.json").write_text("{")
     quantize_checkpoint(tiny_llama, out, settings())
     assert contents(out) == contents(tmp_path / "whole")

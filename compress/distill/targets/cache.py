@@ -92,6 +92,7 @@ def open_folder(out: Path, manifest: Manifest) -> Manifest:
     Raises QCompressError if any other value differs.
     """
     out.mkdir(parents=True, exist_ok=True)
+    remove_partial(out, MANIFEST)
     if (out / MANIFEST).is_file():
         difference = differing(read_manifest(out).facts(), manifest.facts())
         if difference:

@@ -127,9 +127,20 @@ def test_a_capture_that_was_killed_ends_in_the_same_bytes(tiny_llama, tmp_path, 
 def test_the_partial_shard_of_a_killed_run_is_removed(tiny_llama, tmp_path, hybrid):
     shutil.copytree(hybrid, tmp_path / "cache")
     name = read_manifest(hybrid).files[1]
-    (tmp_path / "cache" / name).rename(tmp_path / "cache" / f".{name}.123.partial")
+    (tmp_path / "cache" / name).rename(tmp_path / "cache" / f".{name}.9999999.partial")
     capture_teacher(tiny_llama, tmp_path / "cache", CaptureConfig(**HYBRID))
     assert content(tmp_path / "cache") == content(hybrid)
+
+
+def test_the_partial_manifest_of_a_killed_run_is_removed(tiny_llama, tmp_path, hybrid):
+    out = tmp_path / "cache"
+    out.mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (out / f".manifest.json.{ended.pid}.partial").write_bytes(b"{")
+    (out / f".manifest.json.{os.getppid()}.partial").write_bytes(b"{")  # of a running process
+    capture_teacher(tiny_llama, out, CaptureConfig(**HYBRID))
+    assert content(out).keys() - content(hybrid).keys() == {f".manifest.json.{os.getppid()}.partial"}
 
 
 def test_a_last_digit_of_a_measurement_makes_no_other_cache(tiny_llama, tmp_path, hybrid):
