@@ -3,9 +3,10 @@
 
 1, 8 and 32 clients stream answers at once, directly from the engine and through the service, in turns. Every answer is
 compared with the one that its question must have, so a lost or mixed-up answer is counted. The added time to the first
-token is the difference of both, question by question. Then --requests more answers show whether the memory of the
+token is the difference of both, at the median and at p95. Then --requests more answers show whether the memory of the
 service grows. Without --upstream, the engine is scripts/fake_engine.py, whose answers repeat the question at a known
-speed. The exit code is 1 if an answer is lost or mixed up, or beyond a limit: 30 ms at the median, 100 ms at p95.
+speed. The exit code is 1 if an answer is lost or mixed up, or beyond a limit: 30 ms at the median, 100 ms at p95. With
+--upstream only lost answers count, because the first token of a real engine varies by more than the limits.
 """
 
 import asyncio
@@ -134,21 +135,17 @@ def beyond_queue(url: str, model: str, clients: int) -> dict[str, int]:
     return asyncio.run(main())
 
 
-def faults(rows: list[dict[str, Any]], memory: dict[str, Any], queue: dict[str, int]) -> list[str]:
+def faults(rows: list[dict[str, Any]], memory: dict[str, Any], queue: dict[str, int], exact: bool) -> list[str]:
     """What is beyond a limit."""
-    lines = [
-        f"{row['clients']} clients: {row['lost']} lost, {row['mixed_up']} mixed up"
-        for row in rows
-        if row["lost"] or row["mixed_up"]
-    ]
-    lines += [
-        f"{row['clients']} clients: {row['added_median_ms']:.0f} ms at the median"
-        for row in rows
-        if row["added_median_ms"] > MEDIAN_MS
-    ]
-    lines += [
-        f"{row['clients']} clients: {row['added_p95_ms']:.0f} ms at p95" for row in rows if row["added_p95_ms"] > P95_MS
-    ]
+    lines = []
+    for row in rows:
+        who = f"{row['clients']} clients"
+        if row["lost"] or row["mixed_up"]:
+            lines.append(f"{who}: {row['lost']} lost, {row['mixed_up']} mixed up")
+        if exact and row["added_median_ms"] > MEDIAN_MS:
+            lines.append(f"{who}: {row['added_median_ms']:.0f} ms at the median")
+        if exact and row["added_p95_ms"] > P95_MS:
+            lines.append(f"{who}: {row['added_p95_ms']:.0f} ms at p95")
     if memory["lost"] or memory["after_mb"] - memory["before_mb"] > GROWTH_MB:
         lines.append(f"memory: {memory}")
     if queue["answered"] + queue["refused"] != queue["clients"]:
@@ -186,7 +183,7 @@ def main(upstream: str | None, model: str, requests: int, rounds: int, out: Path
     )
     if out:
         out.write_text(json.dumps({"rows": rows, "memory": memory, "queue": queue}, indent=2) + "\n")
-    if problems := faults(rows, memory, queue):
+    if problems := faults(rows, memory, queue, exact):
         raise SystemExit("\n".join(problems))
 
 
