@@ -136,7 +136,8 @@ def main(
     if out:
         options = f"{' --tree OTHER' * len(others)} --rounds {rounds}"
         command = f"scripts/bench_startup.py{options} -o docs/results/data/{out.name}"
-        write_json(out, {"date": f"{date.today()}", "command": command, "cores": os.cpu_count(), "rows": rows})
+        machine = {"cores": os.cpu_count(), "load_average": round(os.getloadavg()[0], 1)}
+        write_json(out, {"date": f"{date.today()}", "command": command, **machine, "rows": rows})
 
 
 if __name__ == "__main__":
