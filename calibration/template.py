@@ -1,4 +1,4 @@
-"""Render conversations with a tokenizer's chat template. A template is foreign code, so any failure is one line.
+"""Render conversations with a tokenizer's chat template. Every failure of a template is an error message of one line.
 
 transformers runs templates in Jinja's sandbox. `bounded` adds limits of memory and time, which this sandbox lacks.
 """

@@ -90,7 +90,7 @@ class Reporter:
             self.print(row if "eta" in row else row | left)
 
     def advance(self, key: str, row: Row) -> None:
-        """Move the progress bar of this counter. The counter's first row creates the bar."""
+        """Advance the progress bar of this counter. The bar appears with the counter's first progress report."""
         done, total = map(int, row[key].split("/"))
         name = title(key, row)
         details = {name: value for name, value in row.items() if name not in ("eta", "seconds")}

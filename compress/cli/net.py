@@ -48,7 +48,8 @@ def last_file() -> LastFile:
 def net(params: Mapping[str, Any]) -> Iterator[None]:
     """A context for a command: exceptions and interrupts become one line on stderr and an exit code.
 
-    `params` are the parameters of `qcompress`. The key "debug" is read only at an error, because a command can set it.
+    `params` are the parameters of `qcompress`. The key "debug" is looked up when an error occurs, because
+    the command can set it while it runs.
     """
     last_file().path = ""
     escape_unprintable()

@@ -77,7 +77,7 @@ def command(
 ) -> None:
     """List the 4-bit layouts of MODEL with exact sizes, and print the command for the recommended one.
 
-    MODEL is a checkpoint, a folder with a config.json, or a config.json. Weights are read only with --measure. The
+    MODEL is a checkpoint, a folder with a config.json, or a config.json. Weights are not read without --measure. The
     first row, marked *, is recommended: plain 4 bits, as quantize writes by default, or with --max-size the least
     harmful layout that fits. If no layout fits, the exit code is 1.
 

@@ -53,7 +53,8 @@ def command(
 
     MODEL is a 16-bit checkpoint: a folder or a hub id. The exact size is printed before any work starts; `qcompress
     plan` lists other layouts. The result must pass `qcompress check`, otherwise nothing is written. If a run is killed,
-    the same command continues it. Under torchrun, the processes share the calibration windows.
+    the same command continues it. Under torchrun, the calibration windows are divided among the
+    processes.
 
     \b
     qcompress quantize smollm2 -o smollm2-awq

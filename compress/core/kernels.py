@@ -83,7 +83,7 @@ def move_group(
     max_code: int,
     dtype: torch.dtype,
 ) -> None:
-    """Move a group's codes and scales, in place. Has the arguments and the result of `move_group` in refine.py."""
+    """Refine a group's codes and scales in place. Arguments and result are those of `move_group` in refine.py."""
     assert codes.is_contiguous() and error.is_contiguous() and scales.is_contiguous()  # else a copy would be changed
     tensors = arrays(codes, error, scales, gradient, hessian, energy.reciprocal(), zeros)
     move_tiles(*tensors, np.float32(max_code), *scale_limits(dtype))

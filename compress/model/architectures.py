@@ -68,9 +68,9 @@ class Part:
 class ModelParts:
     """A model class: its name, the parts of a block, and what a config.json of this type may leave out.
 
-    `tied` is the default of tie_word_embeddings. If `kv_heads`, num_key_value_heads may be missing or null. `head_dim`
-    has the forms in which head_dim may be left out. `rope` tests rope settings. `layer_lists` computes the lists with
-    one entry per block that transformers fills in.
+    `tied` is the default of tie_word_embeddings. With `kv_heads`, the key num_key_value_heads may be missing or null.
+    `head_dim` lists how the key head_dim may be left out: missing, null, or both. `rope` checks the rope settings.
+    `layer_lists` computes the lists with one entry per block that transformers fills in.
     """
 
     name: str

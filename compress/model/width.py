@@ -213,7 +213,7 @@ def head_channels(teacher: int, student: int) -> Tensor:
 
 
 def rescale(name: str, tensor: Tensor, teacher: int, student: int) -> Tensor:
-    """Rescale a head's weights after channels were repeated or dropped: q·k/√d and the output keep their size."""
+    """Rescale a head's weights after channels were repeated or dropped: q·k/√d and the output keep their magnitude."""
     module = name.split(".")[-2]
     if teacher == student or module not in ("q_proj", "k_proj", "v_proj", "o_proj"):
         return tensor

@@ -1,4 +1,4 @@
-"""The models of a recipe: folders in place of hub ids, and checkpoints that are opened at their first use."""
+"""Find the models that a recipe names: a hub id becomes its downloaded folder, and a folder is opened at first use."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

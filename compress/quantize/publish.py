@@ -71,9 +71,9 @@ def write_rest(job: QuantizeJob, writer: CheckpointWriter) -> list[Row]:
 
 
 def job_record(job: QuantizeJob, windows: Windows | None, tables: list[Row]) -> str:
-    """The text of qcompress.json: the settings and the error of every linear.
+    """The text of qcompress.json: the job's settings, and the error of each linear.
 
-    Seconds are left out, so that every run of a job writes the same text.
+    Run times are left out, so that every run of a job writes the same text.
     """
     return record_text(
         "quantize",

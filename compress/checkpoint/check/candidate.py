@@ -33,7 +33,7 @@ def error(value: Any, expected: Any, consequence: str, **where: str) -> Finding:
 
 
 def warning(value: Any, expected: Any, consequence: str, **where: str) -> Finding:
-    """A finding like that of `error`, for a fault with which the checkpoint still computes the right text."""
+    """A finding like that of `error`, for a fault that does not change the generated text."""
     return {**error(value, expected, consequence, **where), "level": "warning"}
 
 

@@ -195,7 +195,7 @@ def compare(folder: Path, parameters: list[Parameter], dtype: torch.dtype) -> No
     """
     checkpoint = Checkpoint(folder)
     if checkpoint.tensors.keys() != {parameter.name for parameter in parameters}:
-        raise ValueError(f"{folder}: the written tensors are not those of the file")
+        raise ValueError(f"{folder}: the written tensors differ from those of the .gguf file")
     for parameter in parameters:
         written = checkpoint.tensor(parameter.name).reshape(parameter.tensor.shape[0], -1)
         for start, values in reference_rows(parameter):

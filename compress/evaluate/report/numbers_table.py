@@ -166,7 +166,7 @@ def label_points(axes: Axes, candidates: Sequence[CompareRow], top: float, right
 
 
 def spread_labels(heights: Sequence[float], gap: float, highest: float = math.inf) -> list[float]:
-    """The heights of labels, moved so that neighbours are at least `gap` apart. Their order stays.
+    """The vertical positions of labels, moved so that neighbours are at least `gap` apart. Their order stays.
 
     Labels move up, and those that would then lie above `highest` move down.
     """
