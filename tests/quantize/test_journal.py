@@ -216,6 +216,6 @@ def test_activation_memory_never_changes_a_byte(tiny_qwen2, tmp_path, error_corr
 
 def test_a_new_job_replaces_the_log_of_an_earlier_job(tiny_llama, tmp_path):
     out = tmp_path / "out"
-    log_path(out).write_text('{"block": "of an earlier job", "error": 0.1}\n')
+    log_path(out).write_text('{"block": "of an earlier job", "error": 0.1, "rtn_error": 0.2}\n')
     quantize_checkpoint(tiny_llama, out, settings())
     assert "earlier" not in log_path(out).read_text()
