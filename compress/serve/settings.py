@@ -11,7 +11,15 @@ from compress.core.errors import QCompressError
 from compress.core.options import option
 from compress.serve.access import Access, is_loopback
 
-PACKAGES = ("starlette", "uvicorn", "httpx2", "pypdf", "docx", "python_calamine", "bm25s")
+PACKAGES = {  # module: its package in the extra `serve`
+    "starlette": "starlette",
+    "uvicorn": "uvicorn",
+    "httpx2": "httpx2",
+    "pypdf": "pypdf",
+    "docx": "python-docx",
+    "python_calamine": "python-calamine",
+    "bm25s": "bm25s",
+}
 SHORTEST_TOKEN = 12
 TOKEN_VARIABLE, KEY_VARIABLE = "QCOMPRESS_SERVE_TOKEN", "QCOMPRESS_UPSTREAM_KEY"
 
@@ -108,7 +116,7 @@ def check_url(url: str) -> None:
 
 def check_packages() -> None:
     """Raises QCompressError if a package of the extra `serve` is missing, or if the system is not Linux."""
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+    if missing := [package for module, package in PACKAGES.items() if find_spec(module) is None]:
         raise QCompressError(f"serve needs {', '.join(missing)}; install them with `pip install 'qcompress[serve]'`")
     if not sys.platform.startswith("linux"):
         raise QCompressError(f"serve needs Linux, not {sys.platform}: only there files can be read safely")

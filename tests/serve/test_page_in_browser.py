@@ -62,13 +62,15 @@ def own_url(url, own):
 
 def ask(page, text, wait=True):
     page.wait_for_selector(".model.ready")
+    turns = page.locator(".turn").count()
     page.fill("#question", text)
     page.click("#send")
+    wait_until(page, f"document.querySelectorAll('.turn').length > {turns}")
     if wait:
         page.wait_for_selector(IDLE)
 
 
-def wait(page, condition):
+def wait_until(page, condition):
     """Wait until a condition in JavaScript is true. Playwright's own wait needs eval, which the page forbids."""
     for _ in range(500):
         if page.evaluate(condition):
@@ -87,8 +89,8 @@ def file(name, data):
 
 def attach(page, *files):
     page.set_input_files("#picker", list(files))
-    wait(page, f"document.querySelectorAll('.chip').length === {len(files)}")
-    wait(page, "![...document.querySelectorAll('.chip')].some(one => one.textContent.includes('reading'))")
+    wait_until(page, f"document.querySelectorAll('.chip').length === {len(files)}")
+    wait_until(page, "![...document.querySelectorAll('.chip')].some(one => one.textContent.includes('reading'))")
 
 
 def test_a_second_turn_sends_the_whole_conversation(opened, engine):
@@ -109,7 +111,7 @@ def test_a_second_turn_sends_the_whole_conversation(opened, engine):
 def test_stop_reaches_the_engine_and_keeps_what_has_come(opened, engine):
     with opened() as (page, _):
         ask(page, "words=1000 wait=0.02", wait=False)
-        wait(page, "document.querySelector('.markdown')?.textContent.length > 20")
+        wait_until(page, "document.querySelector('.markdown')?.textContent.length > 20")
         page.click("#stop")
         assert until(lambda: engine.seen["running"] == 0, 1.0) and engine.seen["aborted"] == 1
         page.wait_for_selector(IDLE)
@@ -124,7 +126,7 @@ def test_edit_replaces_a_turn_and_retry_asks_it_again(opened, engine):
         assert page.input_value("#question") == "one"
         page.fill("#question", "three")
         page.click("#send")
-        wait(page, "document.querySelectorAll('.turn').length === 1")
+        wait_until(page, "document.querySelectorAll('.turn').length === 1")
         page.wait_for_selector(IDLE)
         assert [one["content"] for one in engine.seen["payload"]["messages"]] == ["three"]
         before = engine.seen["requests"]
@@ -205,7 +207,7 @@ def test_a_json_answer_is_validated_shown_as_a_tree_and_downloaded(opened, engin
         page.click("#settings-button")
         page.check("#json")
         page.select_option("#example", "person")
-        wait(page, "document.getElementById('schema-state').textContent.includes('accepted')")
+        wait_until(page, "document.getElementById('schema-state').textContent.includes('accepted')")
         ask(page, 'say={"name": "Mia", "age": 7, "city": "Ulm"}')
         assert page.locator(".good").inner_text() == "✓ valid JSON" and page.locator(".tree .leaf").count() == 3
         assert engine.seen["payload"]["response_format"]["json_schema"]["schema"]["required"] == ["name", "age", "city"]
@@ -222,7 +224,7 @@ def test_a_refused_schema_is_explained_and_nothing_is_sent(opened, engine):
         page.click("#settings-button")
         page.check("#json")
         page.fill("#schema", '{"$ref": "http://evil.example/s"}')
-        wait(page, "document.getElementById('schema-state').className === 'bad'")
+        wait_until(page, "document.getElementById('schema-state').className === 'bad'")
         page.fill("#question", "hello")
         page.click("#send")
         page.wait_for_timeout(300)
