@@ -144,11 +144,12 @@ def main(
     options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in sizes.items())
     command = f"scripts/plan_prediction.py {' '.join(map(str, models))} -o {out} {options}"
     about = {"date": f"{date.today()}", "command": command}
-    finished = {(row["model"], row["layout"]) for row in rows}
+    finished = {(row["model"], row["layout"], row["method"]) for row in rows}
     for layout, model in product(layouts, models):
-        if (model.name, layout) not in finished:
+        missing = [method for method in methods if (model.name, layout, method) not in finished]
+        if missing:
             config = QuantizeConfig(**calibration, **LAYOUTS[layout])
-            rows += layout_rows(model, layout, config, methods, evaluation, work)
+            rows += layout_rows(model, layout, config, missing, evaluation, work)
             report({"model": model.name, "layout": layout, "kl": rows[-1]["kl"]})
             write_json(out, {**about, "rows": rows})
     rows = predict(rows)
