@@ -144,7 +144,7 @@ def score_checkpoint(
                     log.add(item.id, answers)
                 done += len(batch)
                 left = (time.perf_counter() - started) / (done - before) * (total - done + later)
-                report({"checkpoint": name, "items": f"{done}/{total}", "eta": round(left, 1)})
+                report({"checkpoint": name, "items": f"{done}/{total}", "eta": left})
     scores = score_items(run.items, log.answers)
     write_scores(scores_file(run.out, name), run.items, scores, log.answers)
     return scores
