@@ -9,6 +9,8 @@ from click.testing import CliRunner
 from compress.cli import cli
 from compress.quantize import auto
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 FOREIGN = b'{"notes": "of another program"}\n'
 SIZES = ("--samples", "4", "--seq-len", "32")
 QUANTIZE = ("quantize", "MODEL", "-o", "out", "--method", "gptq", "--group-size", "32", *SIZES)

@@ -11,6 +11,8 @@ from compress.cli import cli
 from compress.cli.console import Reporter
 from compress.core.interrupt import Terminated, on_interrupt
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 SIZES = ["--samples", "8", "--seq-len", "32"]
 RESUME = "run the same command again to continue"
 

@@ -13,6 +13,8 @@ from compress.quantize.layout.job_plan import plan_without_weights
 from compress.quantize.layout.prediction import FACTOR, SHARES
 from compress.recipe import load_recipe
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 
 def invoke(*arguments):
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])

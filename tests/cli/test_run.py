@@ -14,6 +14,8 @@ from compress.core.errors import QCompressError
 from compress.pipeline.models import OpenCheckpoints, resolve_models
 from compress.recipe import load_recipe
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 RECIPES = sorted(Path(__file__).parents[2].joinpath("recipes").glob("*.yaml"))
 
 

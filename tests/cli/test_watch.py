@@ -12,6 +12,8 @@ from compress.evaluate.tasks.prompting import answer_items
 from compress.evaluate.tasks.runner import open_transformers
 from compress.evaluate.tasks.suite import parse_item
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 WINDOWS = ("--samples", 4, "--seq-len", 32)
 
 

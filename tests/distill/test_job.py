@@ -21,6 +21,8 @@ from compress.distill.student.plan import plan_distill, plan_row
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.windows import evaluation_windows
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 SHORT: dict[str, Any] = {
     "alpha": 1.0,
     "steps": 6,

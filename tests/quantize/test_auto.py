@@ -13,6 +13,8 @@ from compress.core.errors import QCompressError
 from compress.quantize import auto
 from compress.quantize.auto import make_evaluator, quantize
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 CONFIG = QuantizeConfig(method="auto", format="awq", samples=16, seq_len=24, group_size=32)
 
 

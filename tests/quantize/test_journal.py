@@ -14,6 +14,8 @@ from compress.quantize.job import RunOptions, quantize_checkpoint
 from compress.quantize.journal import work_path
 from compress.quantize.log import log_path
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 
 def settings(method="gptq", **changes):
     return QuantizeConfig(**({"method": method, "format": "awq", "samples": 80, "seq_len": 32} | changes))

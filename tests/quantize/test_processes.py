@@ -11,6 +11,8 @@ from compress.checkpoint.read import Checkpoint
 from compress.core.config import METHODS, QuantizeConfig
 from compress.quantize.job import quantize_checkpoint
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 OPTIONS = ("--method", "gptq", "--samples", "128", "--seq-len", "32")
 
 

@@ -9,6 +9,8 @@ from compress.core.pack import pack_words
 from compress.runtimes import cpu_kernel
 from compress.runtimes.cpu_kernel import gemm, gemm_in_c, gemm_in_torch
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 needs_kernel = pytest.mark.skipif(
     bool(cpu_kernel.uncompiled_reason(torch.float16)), reason="needs a C compiler and a CPU with AVX2"
 )

@@ -11,6 +11,8 @@ from compress.core.sampling import Answer, Sampling
 from compress.runtimes.vllm_offline import VllmFailedError
 from compress.runtimes.vllm_process import VllmProcess, longest_request, visible_gpu
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 STAND_IN = """
 import os, subprocess
 print("noise on stdout", flush=True)

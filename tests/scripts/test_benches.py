@@ -16,6 +16,8 @@ from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.model.shapes import parameter_shapes
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 

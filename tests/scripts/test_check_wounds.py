@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SAMPLE = 24
 

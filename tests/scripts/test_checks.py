@@ -11,6 +11,8 @@ from click.testing import CliRunner
 
 from compress.cli import cli
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from tests.serve.services import ask, until
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 CHAT = "/v1/chat/completions"
 
 

@@ -15,6 +15,8 @@ from compress.core.config import QuantizeConfig
 from compress.model.families import FAMILIES
 from compress.quantize.auto import quantize
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 MODEL_TYPES = sorted({name for family in FAMILIES for name in family.model_types} - {"ministral"})  # not in vLLM
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 128, "head_dim": 16}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}

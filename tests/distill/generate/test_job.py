@@ -26,6 +26,8 @@ from compress.distill.generate.job import generate_answers
 from compress.model.sample import add_noise, nucleus
 from compress.runtimes.protocol import RuntimeChoice
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 GREEDY = Sampling(6)
 DRAWN = Sampling(6, temperature=1.0, top_p=0.9, seed=3)
 ROWS: list[dict[str, Any]] = [{"prompt": f"who asks question {number * 7}{'?' * number}"} for number in range(9)]

@@ -21,6 +21,8 @@ from compress.distill.sharding.parallel import share
 from compress.distill.text.packing import Batch
 from compress.distill.training.journal import JOURNAL, StateSaver, work_path
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["compress.distill.job", "torch.distributed.fsdp"])
 SPREAD = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch` makes of fsdp_version: 2

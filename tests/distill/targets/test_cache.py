@@ -25,6 +25,8 @@ from compress.distill.targets.cache import Cache, read_manifest
 from compress.distill.targets.capture import capture_teacher
 from compress.distill.targets.inspect import inspect_cache
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 SMALL: dict[str, Any] = {"samples": 24, "seq_len": 32, "shard_windows": 5}
 HYBRID: dict[str, Any] = {"codec": "hybrid", "temperature": 1.0, **SMALL}
 SHORT: dict[str, Any] = {

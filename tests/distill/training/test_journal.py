@@ -17,6 +17,8 @@ from compress.distill.job import distill_checkpoint
 from compress.distill.training import journal as journals
 from compress.distill.training.journal import JOURNAL, Progress, StateSaver, TrainingJournal, work_path
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 SETTINGS: dict[str, Any] = {"blocks": 1, "alpha": 1.0, "batch_size": 4, "seq_len": 32, "learning_rate": 3e-3}
 PLAIN = SETTINGS | {"steps": 5, "eval_every": 3}
 STAGES = ({"name": "first", "steps": 2}, {"name": "second", "steps": 3, "align_weight": 0.0})

@@ -15,6 +15,8 @@ from compress.evaluate.drift.interval import (
 )
 from compress.evaluate.tasks.retention import retention_by_kind
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 RUNS = 1000
 
 

@@ -26,6 +26,8 @@ from compress.evaluate.report.speed_section import speed_section
 from compress.evaluate.report.trend_section import trend_rows, trend_section
 from compress.evaluate.report.verdicts_section import beats, card, cards, headline, standing
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 EVIL = "</script><b onclick='x()'>&$x_1$ \"é"
 
 

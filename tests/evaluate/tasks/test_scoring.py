@@ -18,6 +18,8 @@ from compress.sandbox.layers import Limits
 from compress.sandbox.python import run_python
 from compress.sandbox.run import SandboxError
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 SCHEMA = {"type": "object", "properties": {"n": {"type": "number", "multipleOf": 0.1}}, "required": ["n"]}
 ITEMS = {
     "qa": Item("q", "qa", "en", ("Who?",), {"answers": ["Mia"], "refused": ["Bo"]}),

@@ -21,6 +21,8 @@ from compress.quantize.tune.blockwise import relative_error, tune_blocks
 from compress.quantize.tune.end_to_end import ScaleTrainer, final_states, tune_model
 from compress.quantize.tune.model import TunedWeights, TuneSettings, batches
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 GROUP = 32
 
 

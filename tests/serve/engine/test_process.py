@@ -15,6 +15,8 @@ from compress.serve.engine.process import EngineProcess, describe_end
 from compress.serve.upstream import Upstream
 from tests.serve.services import until
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 FAKE = "scripts/fake_engine.py"
 
 

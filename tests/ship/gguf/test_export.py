@@ -15,6 +15,8 @@ from compress.checkpoint.read import Checkpoint
 from compress.core.errors import GateFailure, QCompressError
 from compress.ship.convert import convert
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 SIZES = {
     "vocab_size": 384,
     "hidden_size": 64,
