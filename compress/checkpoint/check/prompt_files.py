@@ -23,6 +23,7 @@ from compress.checkpoint.door.files import (
     read_json,
     read_utf8,
 )
+from compress.checkpoint.door.tokenizer import check_ids
 from compress.core.errors import QCompressError
 
 TEMPLATE_JSON = "chat_template.json"
@@ -71,7 +72,8 @@ class PromptFiles:
         """The tokenizer as every runtime builds it; None without tokenizer.json."""
         if not self.has(TOKENIZER):
             return None
-        self.read(TOKENIZER)  # a pointer of Git LFS, damaged text and a file that is too large fail here
+        content = self.read(TOKENIZER)  # a pointer of Git LFS, damaged text and a file that is too large fail here
+        check_ids(self.folder / TOKENIZER, content)
         return build_tokenizer(self.folder / TOKENIZER)
 
     @cached_property

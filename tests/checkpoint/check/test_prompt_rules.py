@@ -68,6 +68,11 @@ def test_a_token_beyond_the_embedding_breaks_p2(path):
     assert "P2" in found(path)
 
 
+def test_an_id_that_no_vocabulary_reaches_breaks_p1(path):
+    edit_model(path, vocab=model(path)["vocab"] | {"beyond": 2**31})
+    assert "P1" in found(path)
+
+
 def test_two_tokens_with_one_id_break_p2(path):
     vocab = model(path)["vocab"]
     edit_model(path, vocab=vocab | {"a": vocab["b"]})
