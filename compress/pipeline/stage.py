@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from compress.checkpoint.ownership import foreign_part
+from compress.checkpoint.ownership import NO_LIST, foreign_part, has_no_list
 from compress.core.changes import changed_keys
 from compress.core.file_kind import FileKind, json_kind
 from compress.pipeline.digests import Digests
@@ -139,6 +139,8 @@ def foreign_words(stage: RecipeStage) -> str:
     part = foreign_part(stage.out) if stage.writes_checkpoint else stage.out
     if part is None or part == stage.out:
         return "was not made by qcompress, so it is never replaced; set another `out`"
+    if has_no_list(part):
+        return f"{NO_LIST}, or set another `out`"
     name = part.relative_to(stage.out)
     return f"contains {name}, which qcompress did not write; move that file away, or set another `out`"
 

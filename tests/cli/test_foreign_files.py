@@ -6,7 +6,10 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from compress.checkpoint.door.files import DIGESTS
+from compress.checkpoint.ownership import remove_checkpoint
 from compress.cli import cli
+from compress.core.errors import QCompressError
 from compress.quantize import auto
 
 pytestmark = pytest.mark.slow  # runs whole jobs
@@ -116,6 +119,22 @@ def test_a_stray_file_in_a_checkpoint_of_a_recipe_is_not_removed(folder):
     for result in (restarted, invoke(*RUN)):
         assert result.exit_code == 1 and "contains notes.md, which qcompress did not write" in result.stderr
         assert stray.read_bytes() == FOREIGN
+
+
+@pytest.mark.parametrize("digests", [None, b"{}"], ids=["missing", "without files"])
+def test_a_checkpoint_without_a_list_of_its_files_is_not_removed(folder, digests):
+    assert invoke(*RUN).exit_code == 0
+    checkpoint = folder / "out" / "q"
+    (checkpoint / DIGESTS).unlink()
+    if digests is not None:
+        (checkpoint / DIGESTS).write_bytes(digests)
+    (checkpoint / "notes.md").write_bytes(FOREIGN)
+    result = invoke(*RUN, "--restart")
+    assert result.exit_code == 1 and f"{DIGESTS} is missing or lists no files" in result.stderr
+    assert (checkpoint / "notes.md").read_bytes() == FOREIGN
+    with pytest.raises(QCompressError, match="move the folder away, or use another output"):
+        remove_checkpoint(checkpoint)
+    assert (checkpoint / "config.json").is_file()
 
 
 def test_files_beside_the_candidates_of_auto_stay(folder, monkeypatch):
