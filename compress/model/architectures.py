@@ -13,6 +13,7 @@ from compress.model.config_keys import has_familiar_values, is_default_rope, is_
 
 Config = dict[str, Any]
 FULL, SLIDING = "full_attention", "sliding_attention"
+DEFAULT_WINDOW = 4096  # tokens
 
 
 def no_lists(config: Config) -> dict[str, list[Any]]:
@@ -21,14 +22,14 @@ def no_lists(config: Config) -> dict[str, list[Any]]:
 
 def by_max_window_layers(config: Config) -> dict[str, list[Any]]:
     """qwen2, qwen3: blocks from max_window_layers on slide, if use_sliding_window is set."""
-    slides = config.get("use_sliding_window", False) and config.get("sliding_window", 4096) is not None
+    slides = config.get("use_sliding_window", False) and config.get("sliding_window", DEFAULT_WINDOW) is not None
     first, blocks = config.get("max_window_layers", 28), range(config["num_hidden_layers"])
     return {"layer_types": [SLIDING if slides and block >= first else FULL for block in blocks]}
 
 
 def all_slide(config: Config) -> dict[str, list[Any]]:
     """ministral: all blocks slide, unless sliding_window is null."""
-    kind = FULL if config.get("sliding_window", 4096) is None else SLIDING
+    kind = FULL if config.get("sliding_window", DEFAULT_WINDOW) is None else SLIDING
     return {"layer_types": [kind] * int(config["num_hidden_layers"])}
 
 
@@ -70,7 +71,8 @@ class ModelParts:
 
     `tied` is the default of tie_word_embeddings. With `kv_heads`, the key num_key_value_heads may be missing or null.
     `head_dim` lists how the key head_dim may be left out: missing, null, or both. `rope` checks the rope settings.
-    `layer_lists` computes the lists with one entry per block that transformers fills in.
+    `layer_lists` computes the lists with one entry per block that transformers fills in. `window` is the default of
+    sliding_window.
     """
 
     name: str
@@ -80,6 +82,7 @@ class ModelParts:
     head_dim: tuple[str, ...] = ()
     rope: Callable[[Any], bool] = is_default_rope
     layer_lists: Callable[[Config], dict[str, list[Any]]] = no_lists
+    window: int | None = None
 
 
 def attention(bias: bool | str = False, out_bias: bool | str = False) -> tuple[Part, ...]:
@@ -118,12 +121,14 @@ QWEN2 = ModelParts(
     (*attention(bias=True), *gated_mlp(), *NORMS),
     head_dim=(MISSING,),
     layer_lists=by_max_window_layers,
+    window=DEFAULT_WINDOW,
 )
 GEMMA2 = ModelParts(
     "Gemma2ForCausalLM",
     (*BIASED, *gated_mlp(), *GEMMA_NORMS),
     tied=True,
     layer_lists=every_second_is_full,
+    window=DEFAULT_WINDOW,
 )
 PHI3_PARTS = (
     Part("self_attn.o_proj", "hidden", "query"),
@@ -132,12 +137,15 @@ PHI3_PARTS = (
     Part("mlp.down_proj", "hidden", "intermediate"),
     *NORMS,
 )
+MISTRAL = ModelParts(
+    "MistralForCausalLM", (*attention(), *gated_mlp(), *NORMS), head_dim=(MISSING, NULL), window=DEFAULT_WINDOW
+)
 ARCHITECTURES = {
     "llama": LLAMA,
     "granite": replace(LLAMA, name="GraniteForCausalLM", head_dim=(MISSING,), rope=is_default_rope),
     "smollm3": ModelParts("SmolLM3ForCausalLM", LLAMA.parts, tied=True, head_dim=(MISSING,), layer_lists=by_interval),
-    "mistral": ModelParts("MistralForCausalLM", (*attention(), *gated_mlp(), *NORMS), head_dim=(MISSING, NULL)),
-    "ministral": ModelParts("MinistralForCausalLM", (*attention(), *gated_mlp(), *NORMS), layer_lists=all_slide),
+    "mistral": MISTRAL,
+    "ministral": replace(MISTRAL, name="MinistralForCausalLM", head_dim=(), layer_lists=all_slide),
     "qwen2": QWEN2,
     "qwen3": replace(QWEN2, name="Qwen3ForCausalLM", parts=(*BIASED, *HEAD_NORMS, *gated_mlp(), *NORMS), head_dim=()),
     "gemma2": GEMMA2,

@@ -115,9 +115,7 @@ KEYS: dict[str, Test] = {
     **dict.fromkeys(("dtype", "torch_dtype"), lambda value: value in DTYPES),
     "rms_norm_eps": lambda value: is_real(value) and value >= 0,
     "initializer_range": lambda value: is_real(value) and 0 <= value <= 1,
-    **dict.fromkeys(
-        ("attention_dropout", "resid_pdrop", "embd_pdrop"), lambda value: is_number(value) and 0 <= value < 1
-    ),
+    **dict.fromkeys(("attention_dropout", "resid_pdrop", "embd_pdrop"), is_share),
     **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings", "use_cache", "use_sliding_window"), is_flag),
     **dict.fromkeys(("pad_token_id", "bos_token_id"), or_null(is_token)),
     "eos_token_id": or_null(lambda value: is_token(value) or (isinstance(value, list) and all(map(is_token, value)))),
@@ -133,9 +131,7 @@ KEYS: dict[str, Test] = {
     **dict.fromkeys(("sliding_window_pattern", "_sliding_window_pattern"), is_size),
     "use_bidirectional_attention": lambda value: value in (None, False),
     "layer_types": lambda value: isinstance(value, list) and all(kind in KINDS for kind in value),
-    **dict.fromkeys(
-        ("attn_logit_softcapping", "final_logit_softcapping"), or_null(lambda value: is_real(value) and value > 0)
-    ),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), or_null(is_positive_real)),
     "query_pre_attn_scalar": is_size,
     **dict.fromkeys(
         ("embedding_multiplier", "logits_scaling", "residual_multiplier", "attention_multiplier"), is_positive

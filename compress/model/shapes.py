@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from compress.model.architectures import ModelParts, Part, find_architecture, sizes_of
+from compress.model.architectures import ModelParts, Part, find_architecture, layer_lists, sizes_of
 
 Config = dict[str, Any]
 EMBEDDING, HEAD, NORM, BLOCKS = "model.embed_tokens", "lm_head", "model.norm", "model.layers"
+LAYER_LISTS = ("layer_types", "no_rope_layers")  # config lists with one entry per block
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,30 @@ def part_shapes(part: Part, config: Config, sizes: dict[str, int]) -> Iterator[t
 
 def has_bias(part: Part, config: Config) -> bool:
     return bool(config.get(part.bias, False)) if isinstance(part.bias, str) else part.bias
+
+
+def block_lists(config: Config) -> dict[str, list[Any]]:
+    """The lists of a config with one entry per block, as transformers completes them."""
+    row = find_architecture(config)
+    if row is not None:
+        return layer_lists(config, row)
+    from compress.model.blocks import make_config
+
+    full = make_config(config)
+    lists = {name: getattr(full, name, None) for name in LAYER_LISTS}
+    return {name: entries for name, entries in lists.items() if isinstance(entries, list)}
+
+
+def sliding_window(config: Config) -> int | None:
+    """The window of sliding attention in tokens: that of the config, or the default of its model type."""
+    if "sliding_window" in config:
+        return config["sliding_window"]  # type: ignore[no-any-return]
+    row = find_architecture(config)
+    if row is not None:
+        return row.window
+    from compress.model.blocks import make_config
+
+    return getattr(make_config(config), "sliding_window", None)
 
 
 def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:

@@ -10,9 +10,9 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from compress.core.errors import BadValueError
-from compress.model.architectures import find_architecture, layer_lists, sizes_of
+from compress.model.architectures import find_architecture, sizes_of
 from compress.model.config_keys import plain_config
-from compress.model.shapes import Shape, model_shapes, parameter_shapes
+from compress.model.shapes import Shape, block_lists, model_shapes, parameter_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,6 @@ CONFIG_KEYS = {
     "num_kv_heads": "num_key_value_heads",
 }
 SIZES = ("hidden", "intermediate", "blocks", "heads", "kv_heads", "head")  # of `sizes_of`, in the order of Shape
-LAYER_LISTS = ("layer_types", "no_rope_layers")  # config lists with one entry per block
 NO_HEAD_DIM = ("qwen2",)  # for these types, vLLM computes hidden_size / num_heads and never reads head_dim
 
 
@@ -117,18 +116,6 @@ def student_config(config: dict[str, Any], shape: Shape, blocks: Sequence[int]) 
         del student["head_dim"]
     student.pop("_name_or_path", None)
     return student
-
-
-def block_lists(config: dict[str, Any]) -> dict[str, list[Any]]:
-    """The lists of a config with one entry per block, as transformers completes them."""
-    row = find_architecture(config)
-    if row is not None:
-        return layer_lists(config, row)
-    from compress.model.blocks import make_config
-
-    full = make_config(config)
-    lists = {name: getattr(full, name, None) for name in LAYER_LISTS}
-    return {name: entries for name, entries in lists.items() if isinstance(entries, list)}
 
 
 def plan_size(config: dict[str, Any]) -> dict[str, int]:

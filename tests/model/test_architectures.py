@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from compress.model.architectures import ARCHITECTURES, find_architecture, layer_lists, sizes_of
+from compress.model.architectures import ARCHITECTURES, SLIDING, find_architecture, sizes_of
 from compress.model.blocks import make_config, skeleton_shapes
 from compress.model.families import FAMILIES
-from compress.model.shapes import model_shapes, table_shapes
+from compress.model.shapes import block_lists, model_shapes, sliding_window, table_shapes
 
 SIZES = {
     "vocab_size": 64,
@@ -31,6 +31,12 @@ CHANGES = {
     "quantized": {"quantization_config": {"quant_method": "awq"}},
 }
 LEFT_OUT = ("num_key_value_heads", "head_dim")
+FAMILIAR_WITHOUT = {  # (key, whether it is missing, else null) -> model types that the table reads without the key
+    ("num_key_value_heads", True): {"llama", "granite", "phi3"},
+    ("num_key_value_heads", False): {"llama", "granite", "phi3"},
+    ("head_dim", True): {"llama", "granite", "smollm3", "mistral", "qwen2", "phi3"},
+    ("head_dim", False): {"llama", "mistral"},
+}
 
 
 def config_of(model_type: str, **changes: object) -> dict:
@@ -46,7 +52,10 @@ def assert_equal_to_transformers(config: dict) -> None:
     assert list(ours.linears) == list(theirs.linears)
     full = make_config(config)
     lists = {name: getattr(full, name, None) for name in ("layer_types", "no_rope_layers")}
-    assert layer_lists(config, row) == {name: entries for name, entries in lists.items() if entries is not None}
+    lists = {name: entries for name, entries in lists.items() if entries is not None}
+    assert block_lists(config) == lists
+    if SLIDING in lists.get("layer_types", [SLIDING]):
+        assert sliding_window(config) == getattr(full, "sliding_window", None)
 
 
 def test_every_family_is_in_the_table():
@@ -59,14 +68,14 @@ def test_the_table_equals_the_model_of_transformers(model_type, change):
     assert_equal_to_transformers(config_of(model_type, **CHANGES[change]))
 
 
-@pytest.mark.parametrize("key", LEFT_OUT)
-@pytest.mark.parametrize("missing", [True, False], ids=["missing", "null"])
+@pytest.mark.parametrize(("key", "missing"), FAMILIAR_WITHOUT)
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_a_size_that_is_left_out_is_that_of_transformers(model_type, key, missing):
     config = config_of(model_type, **{key: None})
     if missing:
         del config[key]
-    if find_architecture(config) is not None:
+    assert (find_architecture(config) is not None) == (model_type in FAMILIAR_WITHOUT[key, missing])
+    if model_type in FAMILIAR_WITHOUT[key, missing]:
         assert_equal_to_transformers(config)
 
 
@@ -132,6 +141,16 @@ def test_a_missing_size_is_left_to_transformers(key):
     config = config_of("llama")
     del config[key]
     assert find_architecture(config) is None
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_lists_and_windows_do_not_depend_on_the_table(model_type):
+    config = config_of(model_type, **CHANGES["sliding"])
+    for values in (config, {key: value for key, value in config.items() if key != "sliding_window"}):
+        unfamiliar = values | {"some_new_key": 1}
+        assert find_architecture(unfamiliar) is None and block_lists(values) == block_lists(unfamiliar)
+        if SLIDING in block_lists(values).get("layer_types", [SLIDING]):
+            assert sliding_window(values) == sliding_window(unfamiliar)
 
 
 def test_an_unfamiliar_config_is_built_by_transformers():

@@ -11,7 +11,7 @@ from typing import Any
 from compress.checkpoint.arrays import Array, as_float32, read_array
 from compress.checkpoint.check.prompt_files import PromptFiles
 from compress.checkpoint.check.provenance import Provenance
-from compress.checkpoint.check.table import Matrix, Table
+from compress.checkpoint.check.table import Table
 from compress.checkpoint.formats import FORMATS, Format, model_dtype
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import read_digests
@@ -19,6 +19,7 @@ from compress.checkpoint.schemes import awq_key, ct_weights, flatten, gptq_overr
 from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.core.scheme import Scheme
+from compress.model.shapes import Linear
 
 Finding = dict[str, Any]
 Findings = Iterator[Finding]
@@ -117,7 +118,7 @@ class Candidate:
         return {self.table.embedding, self.table.head} & self.packed.keys()
 
     @cached_property
-    def matrices(self) -> dict[str, Matrix]:
+    def matrices(self) -> dict[str, Linear]:
         """All modules that could be packed: the linears of the blocks, head and embedding."""
         table = self.table
         return {**table.linears, table.embedding: table.vocabulary, table.head: table.vocabulary}
@@ -176,14 +177,14 @@ class Candidate:
         tied = name == self.table.head and self.source and f"{name}.weight" not in self.source.tensors
         return self.table.embedding if tied else name
 
-    def sound(self) -> Iterator[tuple[str, Matrix, Scheme]]:
+    def sound(self) -> Iterator[tuple[str, Linear, Scheme]]:
         """(module, matrix, scheme) of packed modules whose tensors all have the right dtypes and shapes."""
         for name, scheme in self.schemes.items():
             matrix = self.matrices[name]
             if self.format and scheme and not misfit(matrix, scheme) and self._is_stored(name, matrix, scheme):
                 yield name, matrix, scheme
 
-    def _is_stored(self, name: str, matrix: Matrix, scheme: Scheme) -> bool:
+    def _is_stored(self, name: str, matrix: Linear, scheme: Scheme) -> bool:
         assert self.format is not None
         for spec in self.format.specs(matrix.out, matrix.inn, scheme):
             info = self.checkpoint.tensors.get(f"{name}.{spec.name}")
@@ -194,7 +195,7 @@ class Candidate:
         return True
 
 
-def misfit(matrix: Matrix, scheme: Scheme) -> str | None:
+def misfit(matrix: Linear, scheme: Scheme) -> str | None:
     """Why a matrix does not divide into whole groups and words; None if it does."""
     per_word = 32 // scheme.bits
     if scheme.group_size > matrix.inn or matrix.inn % scheme.group_size:

@@ -5,18 +5,9 @@ from typing import Any
 
 from compress.core.errors import QCompressError
 from compress.model.families import FUSED, find_family
-from compress.model.shapes import model_shapes
+from compress.model.shapes import Linear, model_shapes
 
 ROW_PARALLEL = ("heads", "rows")  # a linear fed by another linear is cut along its inputs
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A module that could be packed: its shape (out, inn), and whether the architecture has a bias."""
-
-    out: int
-    inn: int
-    bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -28,10 +19,10 @@ class Table:
     `row_parallel` linears along their inputs. `block_names` are the paths of the decoder blocks.
     """
 
-    linears: dict[str, Matrix]
+    linears: dict[str, Linear]
     head: str
     embedding: str
-    vocabulary: Matrix
+    vocabulary: Linear
     parameters: dict[str, tuple[int, ...]]
     state_names: frozenset[str]
     fused: dict[str, tuple[str, ...]]
@@ -39,7 +30,7 @@ class Table:
     block_names: tuple[str, ...] = ()
 
 
-EMPTY_TABLE = Table({}, "lm_head", "embedding", Matrix(0, 0), {}, frozenset(), {}, frozenset())
+EMPTY_TABLE = Table({}, "lm_head", "embedding", Linear(0, 0), {}, frozenset(), {}, frozenset())
 
 
 def make_table(config: dict[str, Any]) -> Table:
@@ -57,8 +48,7 @@ def make_table(config: dict[str, Any]) -> Table:
         AssertionError,
     ) as problem:
         raise QCompressError(" ".join(str(problem).split())[:200]) from None
-    linears = {name: Matrix(one.out, one.inn, one.bias) for name, one in shapes.linears.items()}
-    fused, row_parallel = {}, set()
+    linears, fused, row_parallel = shapes.linears, {}, set()
     family = find_family(shapes.model_type)
     for block in shapes.blocks:
         for name, shards in (family.fused if family else FUSED).items():
@@ -73,7 +63,7 @@ def make_table(config: dict[str, Any]) -> Table:
         linears,
         vocabulary.head,
         vocabulary.embedding,
-        Matrix(vocabulary.rows, vocabulary.width),
+        Linear(vocabulary.rows, vocabulary.width),
         shapes.parameters,
         shapes.state_names,
         fused,

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 from compress.checkpoint.arrays import read_array
 from compress.checkpoint.check.candidate import PACKED, Candidate, Findings, error, misfit, warning
-from compress.checkpoint.check.table import Matrix
 from compress.checkpoint.write import TensorSpec
 from compress.core.dtypes import Dtype
 from compress.core.scheme import Scheme
+from compress.model.shapes import Linear
 
 UNSET = "vLLM leaves it uninitialized and generates noise (no error)"
 HARMLESS = re.compile(r"(rotary_emb\.inv_freq|\.[qkv]_scale|\.(output|input)_scale)$")
@@ -96,26 +96,26 @@ def divisible_shapes(candidate: Candidate) -> Findings:
             )
 
 
-def fits_cpu(matrix: Matrix, scheme: Scheme) -> bool:
+def fits_cpu(matrix: Linear, scheme: Scheme) -> bool:
     return scheme.bits == 4 and matrix.inn % 32 == 0 and matrix.out % 32 == 0
 
 
-def fits_marlin(matrix: Matrix, scheme: Scheme) -> bool:
+def fits_marlin(matrix: Linear, scheme: Scheme) -> bool:
     return matrix.inn % 128 == 0 and matrix.out % 64 == 0
 
 
-def fits_machete(matrix: Matrix, scheme: Scheme) -> bool:
+def fits_machete(matrix: Linear, scheme: Scheme) -> bool:
     return matrix.inn % 64 == 0 and matrix.out % 128 == 0
 
 
-KERNELS: dict[tuple[Callable[[Matrix, Scheme], bool], str], str] = {
+KERNELS: dict[tuple[Callable[[Linear, Scheme], bool], str], str] = {
     (fits_cpu, "4 bits, multiples of 32"): "vLLM has no CPU kernel for it and stops on a CPU",
     (fits_marlin, "multiples of 128 and 64"): "Marlin pads it with zeros: correct, but slower",
     (fits_machete, "multiples of 64 and 128"): "Hopper GPUs use Marlin instead of Machete: correct, but slower",
 }
 
 
-def packed_layers(candidate: Candidate) -> Iterator[tuple[str, Matrix, Scheme]]:
+def packed_layers(candidate: Candidate) -> Iterator[tuple[str, Linear, Scheme]]:
     """(name, matrix, scheme) of the packed matrices that vLLM multiplies with: fused layers, and single linears.
 
     The embedding is left out, because it is a lookup.
@@ -129,7 +129,7 @@ def packed_layers(candidate: Candidate) -> Iterator[tuple[str, Matrix, Scheme]]:
             if fused
             else [candidate.matrices[name]]
         )
-        yield fused or name, Matrix(sum(shard.out for shard in shards), shards[0].inn), scheme
+        yield fused or name, Linear(sum(shard.out for shard in shards), shards[0].inn), scheme
 
 
 def awq_zeros(candidate: Candidate) -> Findings:
@@ -212,7 +212,7 @@ def tensor_parallel(candidate: Candidate) -> Findings:
     if ranks == 1:
         return
     heads = config.get("num_attention_heads")
-    kv_heads = config.get("num_key_value_heads", heads)
+    kv_heads = config.get("num_key_value_heads") or heads
     if isinstance(heads, int) and heads % ranks:
         yield error(heads, f"a multiple of {ranks}", "vLLM stops: heads do not divide", key="num_attention_heads")
     if isinstance(kv_heads, int) and kv_heads % ranks and ranks % kv_heads:

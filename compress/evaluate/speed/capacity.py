@@ -23,7 +23,8 @@ from compress.core.rows import CapacityRow
 from compress.core.units import format_bytes
 from compress.evaluate.names import unique_names
 from compress.evaluate.speed.hardware import Hardware, kernel_of, unsupported_reason
-from compress.model.shapes import find_vocabulary
+from compress.model.architectures import FULL, SLIDING
+from compress.model.shapes import block_lists, find_vocabulary, sliding_window
 from compress.quantize.layout.plan import make_plan, read_source
 
 Row = dict[str, Any]
@@ -82,28 +83,19 @@ def kv_blocks_of(config: dict[str, Any]) -> tuple[KvBlock, ...]:
 
 
 def windows_of(config: dict[str, Any]) -> list[int | None]:
-    """The attention window of each block in tokens, or None for full attention."""
-    count, window = config["num_hidden_layers"], config.get("sliding_window")
-    kinds = config.get("layer_types")
-    if kinds:
-        if others := set(kinds) - {"full_attention", "sliding_attention"}:
-            raise QCompressError(
-                f"config.json: layer type {min(others)} is not supported: bench predicts only plain key-value caches"
-            )
-        return [window if kind == "sliding_attention" else None for kind in kinds]
-    return [window if window and uses_sliding_window(config, block) else None for block in range(count)]
+    """The attention window of each block in tokens, or None for full attention.
 
-
-def uses_sliding_window(config: dict[str, Any], block: int) -> bool:
-    """Whether a block has a sliding window. Used for a config.json that has no layer_types."""
-    kind = config.get("model_type")
-    if kind in ("qwen2", "qwen3"):
-        return bool(config.get("use_sliding_window")) and block >= config.get("max_window_layers", 0)
-    if kind == "gemma2":
-        return block % 2 == 0
-    if kind == "gemma3_text":
-        return bool((block + 1) % config.get("sliding_window_pattern", 6))
-    return True
+    All blocks of a model type without layer_types have the same window.
+    """
+    kinds = config.get("layer_types") or block_lists(config).get("layer_types")
+    if others := {*(kinds or ())} - {FULL, SLIDING}:
+        raise QCompressError(
+            f"config.json: layer type {min(others)} is not supported: bench predicts only plain key-value caches"
+        )
+    if kinds and SLIDING not in kinds:
+        return [None] * len(kinds)
+    window = sliding_window(config)
+    return [None if kind == FULL else window for kind in kinds or [SLIDING] * config["num_hidden_layers"]]
 
 
 def served_dtype(config: dict[str, Any]) -> Dtype:

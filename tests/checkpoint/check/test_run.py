@@ -161,6 +161,13 @@ def test_ranks_that_do_not_divide_the_shapes_break_rule_tp(good, ranks, expected
     assert rules(good("llama", "awq"), tensor_parallel_size=ranks) == expected
 
 
+def test_key_value_heads_of_null_are_as_many_as_the_heads_in_rule_tp(copied):
+    path = copied("llama", "plain")
+    edit_config(path, num_key_value_heads=None)
+    keys = {row.get("key") for row in broken(path, tensor_parallel_size=3) if row["rule"] == "TP"}
+    assert keys == {"num_attention_heads", "num_key_value_heads"}
+
+
 def test_rule_tp_names_the_linear_that_cannot_be_split(good):
     tensors = {row.get("tensor") for row in broken(good("llama", "gptq"), tensor_parallel_size=4)}
     assert tensors == {f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)}  # 64 / 4 = 16 inputs, half a group

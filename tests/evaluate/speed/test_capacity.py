@@ -36,7 +36,7 @@ def test_the_kv_cache_of_real_configs_is_pinned(name, size):
 
 
 def test_head_dim_counts_and_missing_kv_heads_mean_all_heads():
-    config = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
+    config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
     assert sum(block.bytes for block in kv_blocks_of(config)) == 3 * 2 * 4 * 16 * 2
     assert sum(block.bytes for block in kv_blocks_of(config | {"head_dim": 128})) == 3 * 2 * 4 * 128 * 2
     assert kv_blocks_of(config | {"dtype": "float32"}) == kv_blocks_of(config)
@@ -49,13 +49,22 @@ def test_head_dim_counts_and_missing_kv_heads_mean_all_heads():
         ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 4}, [None] * 4 + [8] * 2),
         ({"model_type": "gemma2"}, [8, None] * 3),
         ({"model_type": "gemma3_text"}, [8] * 5 + [None]),
+        ({"model_type": "qwen2", "use_sliding_window": True, "num_hidden_layers": 30}, [None] * 28 + [8] * 2),
+        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": None}, [None] * 6),
+        ({"model_type": "smollm3", "use_sliding_window": True}, [None] * 3 + [8] + [None] * 2),
+        ({"model_type": "smollm3", "use_sliding_window": False}, [None] * 6),
         ({"model_type": "mistral"}, [8] * 6),
+        ({"model_type": "phi3"}, [8] * 6),
         ({"model_type": "any", "layer_types": ["full_attention", "sliding_attention"] * 3}, [None, 8] * 3),
     ],
-    ids=["qwen2 off", "qwen2 on", "gemma2", "gemma3", "mistral", "layer_types"],
 )
 def test_the_config_decides_which_blocks_have_a_window(extra, windows):
     assert windows_of({"num_hidden_layers": 6, "sliding_window": 8} | extra) == windows
+
+
+@pytest.mark.parametrize(("model_type", "windows"), [("mistral", [4096] * 2), ("gemma2", [4096, None])])
+def test_a_missing_window_is_the_default_of_the_model_type(model_type, windows):
+    assert windows_of({"model_type": model_type, "num_hidden_layers": 2}) == windows
 
 
 def test_a_full_window_stops_growing_and_pages_are_whole():
