@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -426,7 +427,7 @@ def gguf_page() -> str:
     ]
     groups: dict[str, list[str]] = {}
     for name, rule in NAMES.items():
-        groups.setdefault(rule.split + (f": {rule.warning}" if rule.warning else ""), []).append(f"`{name}`")
+        groups.setdefault(rule.split, []).append(f"`{name}`")
     return GGUF.format(
         architectures=table(
             ("`general.architecture`", "model type"),
@@ -515,7 +516,7 @@ def google_text(docstring: str) -> str:
     parts = []
     for block in docstring.split("\n\n"):
         head, _, body = block.partition("\n")
-        body = inspect.cleandoc(body)
+        body = textwrap.dedent(body)
         if head in ("Args:", "Raises:"):
             pairs = [entry.partition(": ") for entry in re.split(r"\n(?! )", body)]
             rows = [[f"`{name}`", " ".join(text.split())] for name, _, text in pairs]

@@ -145,3 +145,9 @@ def test_no_sentence_of_the_documentation_has_more_than_30_words(path):
     lines = [line for line in text.splitlines() if not line.startswith(("|", "#", "!", "<"))]
     for part in re.split(r"(?<=[.:;!?])\s+(?=[A-Z`*\[])|\n\n|\n- |\n\d\. ", "\n".join(lines)):
         assert len(part.split()) <= 30, " ".join(part.split())
+
+
+def test_a_wrapped_line_of_a_docstring_stays_in_its_row():
+    google_text = runpy.run_path(str(ROOT / "scripts" / "make_docs.py"))["google_text"]
+    text = google_text("Title.\n\nRaises:\n    Wrong: A setting, or a\n        student.\n    Other: A file.")
+    assert "| `Wrong` | A setting, or a student. |\n| `Other` | A file. |" in text

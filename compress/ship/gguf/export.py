@@ -16,7 +16,6 @@ from compress.checkpoint.formats import format_of, weight_reader
 from compress.checkpoint.gguf.config import read_config
 from compress.checkpoint.gguf.importer import check_package, plan_parameters
 from compress.checkpoint.gguf.shards import GgufModel
-from compress.checkpoint.gguf.splits import NAMES
 from compress.checkpoint.gguf.tokenizer import SAMPLE, build_tokenizer, encode
 from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint
@@ -146,29 +145,28 @@ def check_same(checkpoint: Checkpoint, file: Path) -> None:
         written = torch.from_numpy(np.concatenate([part.reshape(-1) for part in parameter.parts()]))
         if not torch.equal(written, read(name).float().reshape(-1)):
             raise GateFailure(f"{file}: {name} does not read back bit by bit; report this as a bug")
-    if not NAMES[model.metadata["tokenizer.ggml.pre"]].warning:
-        check_tokens(checkpoint, model)
+    check_tokens(checkpoint, model)
 
 
 def check_config(checkpoint: Checkpoint, config: dict[str, Any]) -> None:
     """Raises GateFailure if the file's settings describe another model. The message names the setting."""
-    wanted = make_config(checkpoint.config).to_dict()
+    settings = make_config(checkpoint.config).to_dict()
     window = {"sliding_window": config.get("sliding_window")}  # a class may have a window by default
-    written = make_config({**window, **config, "model_type": wanted["model_type"]}).to_dict()
-    for key in sorted(wanted.keys() - {*UNRELATED}):
-        if not close(wanted.get(key), written.get(key)):
+    written = make_config({**window, **config, "model_type": settings["model_type"]}).to_dict()
+    for key in sorted(settings.keys() - {*UNRELATED}):
+        if not nearly_equal(settings.get(key), written.get(key)):
             raise GateFailure(
-                f"{checkpoint}: config.json: {key} is {wanted.get(key)!r:.80}, which a .gguf file cannot store: "
+                f"{checkpoint}: config.json: {key} is {settings.get(key)!r:.80}, which a .gguf file cannot store: "
                 f"llama.cpp would use {written.get(key)!r:.80}"
             )
 
 
-def close(one: Any, other: Any) -> bool:
+def nearly_equal(one: Any, other: Any) -> bool:
     """Whether two settings are equal. Numbers may differ by the rounding to float32."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return all(close(one.get(key), other.get(key)) for key in {*one, *other} - {*REPEATED})
+        return all(nearly_equal(one.get(key), other.get(key)) for key in {*one, *other} - {*REPEATED})
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(close, one, other))
+        return len(one) == len(other) and all(map(nearly_equal, one, other))
     if isinstance(one, int | float) and isinstance(other, int | float):
         return abs(one - other) <= TOLERANCE * max(abs(one), abs(other))
     return bool(one == other)

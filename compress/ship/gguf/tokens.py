@@ -12,13 +12,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from compress.checkpoint.gguf.splits import NAMES, SplitRule, apply_rule
+from compress.checkpoint.gguf.splits import NAMES, apply_rule
 from compress.core.errors import BadValueError
 from compress.ship.gguf.metadata import Metadata
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-PREFERRED = ("llama-bpe", "qwen2", "qwen35", "tekken", "gpt-4o", "smollm", "starcoder", "gpt-2", "dbrx")
-SPLIT_OF = {"smollm": "digits"}  # llama.cpp splits as tokenizer.json's Digits; the importer's rule is an older reading
+PREFERRED = ("llama-bpe", "qwen2", "qwen35", "tekken", "gpt-4o", "smollm", "gpt-2", "dbrx")
 ROLES = {"bos_token_id": "bos", "eos_token_id": "eos", "unk_token_id": "unknown", "pad_token_id": "padding"}
 
 
@@ -64,9 +63,9 @@ def token_list(state: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
 
 def splitting_name(state: dict[str, Any]) -> str:
     """llama.cpp's name for the way in which a tokenizer.json splits text. Raises ValueError if it has none."""
-    wanted = (plain(state["pre_tokenizer"]), normalizer(state), bool(state["model"].get("ignore_merges")))
+    stored = (plain(state["pre_tokenizer"]), normalizer(state), bool(state["model"].get("ignore_merges")))
     for name in PREFERRED:
-        if wanted in signatures(name):
+        if stored == signature(name):
             return name
     raise BadValueError("tokenizer.json: llama.cpp has no name for this pre_tokenizer, so it would split text wrongly")
 
@@ -77,18 +76,14 @@ def normalizer(state: dict[str, Any]) -> str:
 
 
 @cache
-def signatures(name: str) -> tuple[tuple[str, str, bool], ...]:
-    """Pre-tokenizer, normalizer and `ignore_merges` of every tokenizer.json that the splitting rule `name` stands for.
-
-    `name` is a name of llama.cpp.
-    """
-    named = NAMES[name]
-    rule = SplitRule(SPLIT_OF.get(name, named.split), named.ignore_merges, named.add_bos, named.normalize)
+def signature(name: str) -> tuple[str, str, bool]:
+    """Pre-tokenizer, normalizer and `ignore_merges` of the tokenizer.json that llama.cpp's `name` stands for."""
+    rule = NAMES[name]
     backend = Tokenizer(BPE())
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
     apply_rule(backend, rule)
     state = json.loads(backend.to_str())
-    return ((plain(state["pre_tokenizer"]), normalizer(state), rule.ignore_merges),)
+    return plain(state["pre_tokenizer"]), normalizer(state), rule.ignore_merges
 
 
 def plain(pre_tokenizer: Any) -> str:

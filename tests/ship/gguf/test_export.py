@@ -14,6 +14,7 @@ from compress.checkpoint.gguf.tensors import dequantize_rows
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import GateFailure, QCompressError
 from compress.ship.convert import convert
+from compress.ship.gguf.export import check_tokens
 
 pytestmark = pytest.mark.slow  # runs whole jobs
 
@@ -82,17 +83,17 @@ def write_tokenizer(folder):
 @pytest.fixture(scope="module")
 def make(tmp_path_factory, save_model):
     """make(name, **settings): a tiny model of MODELS, quantized by rounding, in a folder of its own."""
-    folder, made = tmp_path_factory.mktemp("gguf"), {}
+    folder, sources = tmp_path_factory.mktemp("gguf"), {}
 
     def build(name, **settings):
         key = (name, *sorted(settings.items()))
-        if key not in made:
+        if key not in sources:
             config = AutoConfig.for_model(name.split()[0], **SIZES | {"tie_word_embeddings": False} | MODELS[name])
-            plain = save_model(AutoModelForCausalLM.from_config(config), folder / f"{len(made)}-plain", seed=3)
+            plain = save_model(AutoModelForCausalLM.from_config(config), folder / f"{len(sources)}-plain", seed=3)
             write_tokenizer(plain)
-            quantize(plain, folder / f"{len(made)}", method="rtn", group_size=32, **settings)
-            made[key] = folder / str(len(made))
-        return made[key]
+            quantize(plain, folder / f"{len(sources)}", method="rtn", group_size=32, **settings)
+            sources[key] = folder / str(len(sources))
+        return sources[key]
 
     return build
 
@@ -150,6 +151,21 @@ def test_an_unknown_way_to_split_text_is_refused(copy, tmp_path):
     with pytest.raises(QCompressError, match=r"llama\.cpp has no name for this pre_tokenizer"):
         convert(copy, tmp_path / "model.gguf", "gguf")
     assert not (tmp_path / "model.gguf").exists()
+
+
+def test_a_tokenizer_that_splits_digits_is_exported_as_smollm(copy, tmp_path):
+    def split(value):
+        digits = {"type": "Digits", "individual_digits": True}
+        value["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, value["pre_tokenizer"]]}
+
+    edit(copy, "tokenizer.json", split)
+    convert(copy, tmp_path / "model.gguf", "gguf")
+    model = GgufModel(tmp_path / "model.gguf")
+    assert model.metadata["tokenizer.ggml.pre"] == "smollm"
+    check_tokens(Checkpoint(copy), model)
+    model.metadata["tokenizer.ggml.pre"] = "gpt-2"
+    with pytest.raises(GateFailure, match="gives other token ids"):
+        check_tokens(Checkpoint(copy), model)
 
 
 def test_a_setting_that_a_gguf_file_cannot_store_is_refused(copy, tmp_path):
