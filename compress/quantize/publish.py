@@ -2,15 +2,14 @@
 
 import json
 from dataclasses import fields
-from pathlib import Path
 
 from calibration.windows import Windows
-from compress.checkpoint.check.run import check_checkpoint, prompt_findings
+from compress.checkpoint.check.run import check_written
 from compress.checkpoint.finite import cast_finite, check_finite
 from compress.checkpoint.formats import packed_config
 from compress.checkpoint.heldout import heldout_start, recorded_start
 from compress.checkpoint.model_card import CARD, origin, write_card
-from compress.checkpoint.read import RECORD, Checkpoint
+from compress.checkpoint.read import RECORD
 from compress.checkpoint.record import record_text
 from compress.checkpoint.workdir import check_small_files_unchanged, check_weights_unchanged
 from compress.checkpoint.write import CheckpointWriter, both_spellings
@@ -38,7 +37,7 @@ def finish(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None) 
             both_spellings(packed_config(checkpoint.config, plan.format, plan.schemes, plan.unquantized)),
             source=checkpoint.path,
             extra={RECORD: record, CARD: write_card(json.loads(record))},
-            inspect=lambda folder: check_written(folder, checkpoint),
+            inspect=lambda folder: check_written(folder, checkpoint, source=checkpoint),
         )
     except GateFailure:
         job.journal.discard()
@@ -90,22 +89,3 @@ def job_record(job: QuantizeJob, windows: Windows | None, tables: list[Row]) -> 
         tables=tables,
         tune=job.journal.notes.get("tune"),
     )
-
-
-def check_written(folder: Path, source: Checkpoint) -> None:
-    """Raise GateFailure if the validator finds an error in the written checkpoint.
-
-    A fault in the tokenizer's files does not count if the source has the same fault, because the files are copies.
-    """
-    errors = [row for row in check_checkpoint(folder, source=source) if row["level"] == "error"]
-    copied = {prompt_fault(row) for row in prompt_findings(source)} if any(map(prompt_fault, errors)) else set()
-    errors = [row for row in errors if not prompt_fault(row) or prompt_fault(row) not in copied]
-    if errors:
-        raise GateFailure(
-            f"{folder}: the checkpoint breaks {len(errors)} rules and was removed; first broken rule: {errors[0]}"
-        )
-
-
-def prompt_fault(row: Row) -> tuple[str, str] | None:
-    """The rule, and the file or key, of a fault in the tokenizer's files; None for a fault elsewhere."""
-    return (row["rule"], str(row.get("key", row.get("file")))) if row["rule"].startswith("P") else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.chat import has_template
-from compress.checkpoint.check.run import check_checkpoint
+from compress.checkpoint.check.run import check_checkpoint, describe_errors, error_rows
 from compress.checkpoint.hub import model_name
 from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint
@@ -70,11 +70,9 @@ def open_checked(path: Path, gpus: int) -> Checkpoint:
     checkpoint = open_for_text(path, readable=False)
     if not has_template(checkpoint.tokenizer):
         raise QCompressError(f"{path}: the tokenizer has no chat template; serve an instruct model, or add one")
-    rows = check_checkpoint(checkpoint, tensor_parallel_size=gpus)
-    errors = [row for row in rows if row["level"] == "error"]
+    errors = error_rows(check_checkpoint(checkpoint, tensor_parallel_size=gpus))
     if errors:
-        first = f"{errors[0]['rule']}: {errors[0]['value']} (expected: {errors[0]['expected']})"
-        raise GateFailure(f"{path}: {len(errors)} errors, the first is {first}; `qcompress check {path}` lists all")
+        raise GateFailure(f"{path}: {describe_errors(errors)}; `qcompress check {path}` lists all")
     return checkpoint
 
 

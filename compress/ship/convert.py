@@ -1,12 +1,12 @@
 """Convert a quantized checkpoint to another format of vLLM: the same codes, scales and zeros, packed in another way.
 
-    from                to awq                to gptq              to compressed-tensors
-    awq                 exact                 exact if all zeros   exact
-    gptq                exact, 4 bits only    exact                exact
-    compressed-tensors  exact, 4 bits only    exact if all zeros   exact
+    from                to awq              to gptq               to compressed-tensors
+    awq                 exact               only if symmetric     exact
+    gptq                exact, 4 bits only  exact                 exact
+    compressed-tensors  exact, 4 bits only  only if symmetric     exact
 
-"If all zeros": if every zero is the middle code, 2**(bits - 1), because gptq stores a symmetric grid. Nothing is
-quantized again. A weight that a format cannot store exactly is an error, which names the linear.
+Symmetric: every zero is the middle code, 2**(bits - 1); gptq stores no other zeros. Nothing is quantized again.
+A weight that a format cannot store exactly is an error, which names the linear.
 """
 
 import json
@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from compress.checkpoint.check.run import check_checkpoint
+from compress.checkpoint.check.run import check_written
 from compress.checkpoint.check.table import make_table
-from compress.checkpoint.formats import FORMATS, Format, format_of, model_dtype, packed_config, quantized_as
+from compress.checkpoint.formats import FORMATS, Format, format_of, packed_config, quantized_weight
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.model_card import CARD, origin, write_card
 from compress.checkpoint.read import RECORD, Checkpoint
@@ -30,6 +30,7 @@ from compress.core.errors import GateFailure, QCompressError
 from compress.core.grid import QuantizedWeight, Scheme
 from compress.core.lock import output_lock
 from compress.core.report import Row
+from compress.model.config_keys import plain_config
 
 GGUF = "gguf"
 LINEARS_ONLY = ("awq", "gptq")  # vLLM reads packed embeddings in compressed-tensors only
@@ -47,7 +48,7 @@ class Conversion:
 
     def read(self, module: str) -> QuantizedWeight:
         """Codes, scales and zeros of a packed module."""
-        return read_packed(self.checkpoint, self.source, module)
+        return quantized_weight(self.checkpoint, module)
 
     @property
     def unquantized(self) -> list[str]:
@@ -74,7 +75,8 @@ def convert_folder(source: Path, out: Path, format_name: str) -> Row:
 
     Returns a row with `out`, `format`, `linears` and `bytes`. Every written weight is unpacked again and compared with
     the source's codes, scales and zeros. Raises QCompressError if the checkpoint is not quantized or the format cannot
-    hold a weight exactly, GateFailure if the result breaks a rule of `check`. Then nothing is written.
+    hold a weight exactly, GateFailure if a written weight differs or the result breaks a rule of `check`. Then nothing
+    is written.
     """
     check_format(format_name)
     checkpoint = open_causal_lm(source)
@@ -110,7 +112,7 @@ def plan_conversion(checkpoint: Checkpoint, format_name: str) -> Conversion:
         raise QCompressError(f"{checkpoint}: is not quantized; quantize it first with qcompress quantize")
     shapes, schemes = {}, {}
     for module in packed_modules(checkpoint, source):
-        weight = read_packed(checkpoint, source, module)
+        weight = quantized_weight(checkpoint, module)
         reason = misfit(weight, module, target)
         if reason:
             raise QCompressError(f"{checkpoint}: {module}: {reason}")
@@ -123,13 +125,6 @@ def packed_modules(checkpoint: Checkpoint, source: Format) -> list[str]:
     """The paths of all packed modules, in the order of the weight files."""
     suffix = f".{source.packed}"
     return [name.removesuffix(suffix) for name in checkpoint.tensors if name.endswith(suffix)]
-
-
-def read_packed(checkpoint: Checkpoint, source: Format, module: str) -> QuantizedWeight:
-    """Codes, scales and zeros of a packed module, as the checkpoint's own config describes it."""
-    assert checkpoint.quantization is not None
-    scheme = source.scheme(checkpoint.quantization, module, model_dtype(checkpoint.config))
-    return quantized_as(checkpoint, module, scheme)
 
 
 def misfit(weight: QuantizedWeight, module: str, target: Format) -> str | None:
@@ -176,7 +171,7 @@ def unpacked(conversion: Conversion) -> Iterator[tuple[str, Any]]:
 
 
 def write_tensors(conversion: Conversion, writer: CheckpointWriter) -> None:
-    """Write all tensors. Raises QCompressError if a weight differs when it is unpacked again."""
+    """Write all tensors. Raises GateFailure if a weight differs when it is unpacked again."""
     for module, scheme in conversion.schemes.items():
         weight = replace(conversion.read(module), sym=scheme.sym)
         parts = conversion.target.save(weight, scheme.dtype.torch)
@@ -188,23 +183,24 @@ def write_tensors(conversion: Conversion, writer: CheckpointWriter) -> None:
 
 
 def check_equal(module: str, weight: QuantizedWeight, written: QuantizedWeight) -> None:
-    """Raises QCompressError if codes, scales or zeros of a written weight differ from the original's."""
+    """Raises GateFailure if codes, scales or zeros of a written weight differ from the original's."""
     for name in ("codes", "scales", "zeros"):
         if not torch.equal(getattr(weight, name), getattr(written, name)):
-            raise QCompressError(f"{module}: the new format changes its {name}; report this as a bug")
+            raise GateFailure(f"{module}: the new format changes its {name}; report this as a bug")
 
 
 def publish(conversion: Conversion, writer: CheckpointWriter) -> None:
     """Write config.json, tokenizer, record and card, and validate the folder before it gets its name."""
     checkpoint, record = conversion.checkpoint, conversion_record(conversion, writer)
-    plain = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    config = packed_config(plain, conversion.target, conversion.schemes, conversion.unquantized)
+    config = packed_config(
+        plain_config(checkpoint.config), conversion.target, conversion.schemes, conversion.unquantized
+    )
     ordered = {key: config[key] for key in (*checkpoint.config, *config)}  # in the source's order
     writer.publish(
         both_spellings(ordered),
         source=checkpoint.path,
         extra={RECORD: record, CARD: write_card(json.loads(record))},
-        inspect=check_written,
+        inspect=lambda folder: check_written(folder, checkpoint),
     )
 
 
@@ -220,10 +216,3 @@ def conversion_record(conversion: Conversion, writer: CheckpointWriter) -> str:
         earlier["size"] = earlier["size"] | {"bytes": sum(shard.bytes for shard in writer.shards)}
     converted = origin(checkpoint) | {"format": conversion.source.name}
     return record_text(command, settings, **earlier | {"converted": converted})
-
-
-def check_written(folder: Path) -> None:
-    """Raises GateFailure if `check` finds an error in the written checkpoint."""
-    errors = [row for row in check_checkpoint(folder) if row["level"] == "error"]
-    if errors:
-        raise GateFailure(f"{folder}: the checkpoint breaks {len(errors)} rules and was removed; first: {errors[0]}")

@@ -123,15 +123,15 @@ def built(first_build, tiny_llama, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("limit", "made"), [(None, set()), (1e9, {"report.html"})])
-def test_an_unchanged_recipe_and_a_changed_limit_import_no_torch(built, limit, made):
+@pytest.mark.parametrize(("limit", "remade"), [(None, set()), (1e9, {"report.html"})])
+def test_an_unchanged_recipe_and_a_changed_limit_import_no_torch(built, limit, remade):
     path, value = built
     write(path, value | {"verify": value["verify"] | {"max_kl": limit}})
     code = f"import sys; from compress.cli import cli; cli(['run', {str(path)!r}, '--json'], standalone_mode=False); "
     code += "assert not {'torch', 'transformers'} & set(sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert stages(result) == (made, ALL - made)
+    assert stages(result) == (remade, ALL - remade)
     assert json.loads(result.stdout)["verdicts"][0]["passed"]
 
 
@@ -148,10 +148,10 @@ def test_a_changed_group_size_makes_its_variant_and_what_follows(built):
     path, value = built
     value["quantize"][0]["group_size"] = 32
     planned = invoke("run", write(path, value), "--dry-run", "--json")
-    made = {"q", "results/check-q.json", "results/compare.json", "report.html"}
-    assert {row["stage"] for row in json.loads(planned.stdout) if row["action"] == "make"} == made
+    remade = {"q", "results/check-q.json", "results/compare.json", "report.html"}
+    assert {row["stage"] for row in json.loads(planned.stdout) if row["action"] == "make"} == remade
     result = invoke("run", path)
-    assert result.exit_code == 0 and stages(result) == (made, ALL - made)
+    assert result.exit_code == 0 and stages(result) == (remade, ALL - remade)
     assert "group_size (0 → 32)" in result.stderr
     assert not list(path.parent.glob("out/.*"))
 

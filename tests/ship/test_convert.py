@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -6,10 +7,12 @@ import torch
 
 from compress import convert as api_convert
 from compress import quantize
+from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.formats import FORMATS, quantized_weight
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import RECORD, Checkpoint
-from compress.core.errors import QCompressError
+from compress.checkpoint.record import refresh_file_digests
+from compress.core.errors import GateFailure, QCompressError
 from compress.core.grid import QuantizedWeight
 from compress.ship.convert import GGUF, check_equal, convert
 
@@ -35,16 +38,6 @@ def packed(folder, tiny_llama):
     return {name: folder / name for name in settings}
 
 
-def tensors(path):
-    checkpoint = Checkpoint(path)
-    return {name: checkpoint.tensor(name) for name in checkpoint.tensors}
-
-
-def same_tensors(one, other):
-    first, second = tensors(one), tensors(other)
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
 @pytest.mark.parametrize(
     ("source", "there", "back"),
     [
@@ -59,9 +52,8 @@ def test_there_and_back_gives_the_same_codes(packed, tmp_path, source, there, ba
     convert(packed[source], tmp_path / "there", there)
     convert(tmp_path / "there", tmp_path / "back", back)
     if source == back:
-        assert same_tensors(packed[source], tmp_path / "back")
-        config = [(path / "config.json").read_text() for path in (packed[source], tmp_path / "back")]
-        assert config[0] == config[1]
+        for file in ("model.safetensors", "config.json"):
+            assert (packed[source] / file).read_bytes() == (tmp_path / "back" / file).read_bytes(), file
     for path in (tmp_path / "there", tmp_path / "back"):
         first, second = (quantized_weight(Checkpoint(one), MODULE) for one in (packed[source], path))
         assert torch.equal(first.codes, second.codes) and torch.equal(first.dequantize(), second.dequantize())
@@ -119,6 +111,15 @@ def test_a_checkpoint_without_a_record_is_converted(packed, tmp_path):
     assert "in 4 bits" in (tmp_path / "ct" / "README.md").read_text()
 
 
+def test_a_fault_in_the_tokenizer_of_the_source_stops_no_conversion(packed, tmp_path):
+    source = shutil.copytree(packed["awq"], tmp_path / "source")
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [7]}))
+    refresh_file_digests(source)
+    assert "P3" in {row["rule"] for row in check_checkpoint(source) if row["level"] == "error"}
+    convert(source, tmp_path / "ct", "compressed-tensors")
+    assert (tmp_path / "ct" / "generation_config.json").read_bytes() == (source / "generation_config.json").read_bytes()
+
+
 def test_two_conversions_write_the_same_bytes(packed, tmp_path):
     for name in ("one", "two"):
         convert(packed["awq"], tmp_path / name, "compressed-tensors")
@@ -129,7 +130,7 @@ def test_two_conversions_write_the_same_bytes(packed, tmp_path):
 @pytest.mark.parametrize("name", ["codes", "scales", "zeros"])
 def test_a_weight_that_changes_on_its_way_is_an_error(name):
     weight = QuantizedWeight(torch.zeros(8, 32, dtype=torch.uint8), torch.ones(8, 1), torch.full((8, 1), 8.0))
-    with pytest.raises(QCompressError, match=f"linear: the new format changes its {name}"):
+    with pytest.raises(GateFailure, match=f"linear: the new format changes its {name}"):
         check_equal("linear", weight, replace(weight, **{name: getattr(weight, name) + 1}))
 
 

@@ -35,7 +35,7 @@ from compress.checkpoint.read import (
     read_json,
     weight_files,
 )
-from compress.core.errors import QCompressError
+from compress.core.errors import GateFailure, QCompressError
 from compress.core.report import Report, Row, silent
 
 
@@ -155,9 +155,40 @@ def check_checkpoint(
     return rows
 
 
+def check_written(folder: Path, copied: Checkpoint, source: Checkpoint | None = None) -> None:
+    """Raises GateFailure if a checkpoint breaks a rule before it is published. `source` is that of `check_checkpoint`.
+
+    A fault in the tokenizer's files does not count if `copied`, from which they were copied, has the same fault.
+    """
+    errors = error_rows(check_checkpoint(folder, source=source))
+    if any(map(prompt_fault, errors)):
+        faults = {prompt_fault(row) for row in prompt_findings(copied)} - {None}
+        errors = [row for row in errors if prompt_fault(row) not in faults]
+    if errors:
+        raise GateFailure(f"{folder}: the checkpoint was removed: {describe_errors(errors)}")
+
+
+def error_rows(rows: list[Row]) -> list[Row]:
+    """The rows of the level "error"."""
+    return [row for row in rows if row["level"] == "error"]
+
+
+def describe_errors(errors: list[Row]) -> str:
+    """The number of errors, and the first one in words."""
+    first = errors[0]
+    place = "".join(f" {first[key]}" for key in ("tensor", "key", "file") if key in first)
+    count = "1 error is" if len(errors) == 1 else f"{len(errors)} errors, the first is"
+    return f"{count} {first['rule']}{place}: {first['value']} (expected: {first['expected']})"
+
+
+def prompt_fault(row: Row) -> tuple[str, str] | None:
+    """The rule, and the file or key, of a fault in the tokenizer's files; None for a fault elsewhere."""
+    return (row["rule"], str(row.get("key", row.get("file")))) if row["rule"].startswith("P") else None
+
+
 def prompt_findings(checkpoint: Checkpoint) -> list[Row]:
     """The rows of the P rules alone: the tokenizer's files, the chat template and generation_config.json."""
-    candidate = Candidate(checkpoint, EMPTY_TABLE)
+    candidate = Candidate(checkpoint, EMPTY_TABLE, source=find_source(checkpoint, None))
     rules = [rule for rule in RULES if rule.id.startswith("P")]
     return [stamp(rule.id, finding) for rule in rules for finding in findings(rule, candidate)]
 

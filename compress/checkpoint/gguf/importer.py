@@ -74,7 +74,7 @@ def check_package(file: Path) -> None:
         import gguf  # noqa: F401
     except ImportError as error:
         raise QCompressError(
-            f"{file}: reading it needs the gguf package ({error}): pip install qcompress[gguf]"
+            f"{file}: .gguf files need the gguf package ({error}): pip install qcompress[gguf]"
         ) from None
 
 

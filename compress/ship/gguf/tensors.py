@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.checkpoint.formats import Format, format_of, model_dtype, quantized_as
+from compress.checkpoint.formats import Format, format_of, quantized_weight
 from compress.checkpoint.gguf.architectures import Architecture
 from compress.checkpoint.gguf.tensors import gguf_names
 from compress.checkpoint.read import Checkpoint
@@ -60,10 +60,7 @@ class GgufSource:
     def packed(self, parameter: str) -> QuantizedWeight:
         """Codes, scales and zeros of a parameter, with its rows in the order of the file."""
         module = parameter.removesuffix(".weight")
-        quantization = self.checkpoint.quantization
-        assert quantization is not None
-        scheme = self.format.scheme(quantization, module, model_dtype(self.checkpoint.config))
-        weight = quantized_as(self.checkpoint, module, scheme)
+        weight = quantized_weight(self.checkpoint, module)
         order = self.order(parameter, len(weight.codes))
         if order is None:
             return weight

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from compress.checkpoint.check.run import check_checkpoint
+from compress.checkpoint.check.run import check_checkpoint, check_written
+from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import DIGESTS
+from compress.core.errors import GateFailure
 
 TEMPLATE = "chat_template.jinja"
 
@@ -158,3 +160,16 @@ def test_markers_that_are_no_tokens_are_a_warning(path):
 def test_a_sampling_setting_that_vllm_refuses_breaks_p5(path, values):
     edit(path, "generation_config.json", **values)
     assert found(path) == {"P5"}
+
+
+def test_a_fault_that_was_copied_with_the_tokenizer_does_not_count(path, good):
+    edit(path, "generation_config.json", eos_token_id=[7])
+    assert "P3" in found(path)
+    check_written(path, Checkpoint(path))
+    words = r"removed: .*P3 \S+: .+ \(expected: "
+    with pytest.raises(GateFailure, match=words) as raised:
+        check_written(path, Checkpoint(good("llama", "awq")))
+    assert "{" not in str(raised.value)
+    edit(path, "config.json", torch_dtype="float32")
+    with pytest.raises(GateFailure):
+        check_written(path, Checkpoint(path))
