@@ -165,7 +165,7 @@ def test_key_value_heads_of_null_are_as_many_as_the_heads_in_rule_tp(copied):
     path = copied("llama", "plain")
     edit_config(path, num_key_value_heads=None)
     keys = {row.get("key") for row in broken(path, tensor_parallel_size=3) if row["rule"] == "TP"}
-    assert keys == {"num_attention_heads", "num_key_value_heads"}
+    assert {"num_attention_heads", "num_key_value_heads"} <= keys
 
 
 def test_rule_tp_names_the_linear_that_cannot_be_split(good):
