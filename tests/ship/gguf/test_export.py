@@ -157,6 +157,8 @@ def test_a_tokenizer_that_splits_digits_is_exported_as_smollm(copy, tmp_path):
     def split(value):
         digits = {"type": "Digits", "individual_digits": True}
         value["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, value["pre_tokenizer"]]}
+        value["model"]["vocab"]["Ġ1"] = len(value["model"]["vocab"])
+        value["model"]["merges"].append(["Ġ", "1"])
 
     edit(copy, "tokenizer.json", split)
     convert(copy, tmp_path / "model.gguf", "gguf")
