@@ -5,6 +5,8 @@ Only config, tokenizer and safetensors files are fetched, into the hub's cache. 
 
 import os
 import re
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 from compress.core.errors import QCompressError
@@ -57,3 +59,15 @@ def hub_name(path: Path) -> str | None:
 def model_name(path: Path) -> str:
     """The short name of a checkpoint: the name of its folder, or NAME of a hub model ORG/NAME."""
     return (hub_name(path) or path.resolve().name).rpartition("/")[2]
+
+
+def numbered_names(names: Sequence[str]) -> list[str]:
+    """The names, all different: one that occurs several times is followed by the first free number."""
+    taken = {name for name in names if names.count(name) == 1}
+    result = []
+    for name in names:
+        if names.count(name) > 1:
+            name = next(new for number in count(1) if (new := f"{name}-{number}") not in taken)
+            taken.add(name)
+        result.append(name)
+    return result

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 def command(checkpoints: tuple[Path, ...], token: str | None, dry_run: bool, **options: Any) -> None:
     """Serve each CKPT with vLLM: a chat page for people, and /v1/chat/completions for programs.
 
-    Each CKPT must pass `qcompress check`. Context, concurrent requests and queue are computed from the memory. The page
-    shows the answers of several checkpoints to one question side by side. It reads pdf, docx, xlsx, xls, csv, txt, md
-    and json files in a sandbox, and stores nothing on disk. Without vLLM, transformers runs the model, more slowly.
+    Each CKPT must pass `qcompress check`, except with --upstream. On a GPU, context, concurrent requests and queue
+    follow from its memory. On a CPU, the KV cache has 2 GiB. Without vLLM, transformers answers slowly, with 4,096
+    tokens and one request at a time. The page shows the answers of several checkpoints to one question side by side. It
+    reads pdf, docx, xlsx, xls, csv, txt, md and json files in a sandbox, and stores nothing on disk.
 
     \b
     qcompress serve qwen-awq
@@ -81,6 +82,6 @@ def print_sizes(planned: "PlannedEngine") -> None:
 
 def print_command(planned: "PlannedEngine") -> None:
     """Print the command line of an engine, with its variables but without its key."""
-    command = planned.command
+    command = planned.command(Path("SOCKET"))
     variables = [f"{name}={value}" for name, value in command.variables.items() if value != command.key]
     results.print(f"  {' '.join(variables)} {shlex.join(command.arguments)}", markup=False)

@@ -102,3 +102,6 @@ WORK_FILE = FileKind(lambda path: True)
 """Any file in a folder that carries this program's marker."""
 REPORT = marked_kind(b'<script type="application/json" id="rows">', option="--html")
 """The HTML report: every one embeds its rows."""
+LOG_BEGINNING = "qcompress serve "
+ENGINE_LOG = beginning_kind(LOG_BEGINNING.encode(), option="--logs")
+"""The output of a server that `qcompress serve` starts, below a line with the model's name."""

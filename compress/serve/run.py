@@ -1,13 +1,13 @@
 """Run a service until it is interrupted, or until all its engines have ended for good."""
 
 import asyncio
+import errno
 import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from compress.serve.upstream import Upstream, list_models
 UPSTREAM_SEQUENCES = 64  # requests at once; what a foreign server runs at once is not known
 MOST_CONNECTIONS = 1000
 CLOSE_SECONDS = 5
+PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 
 
 def serve_engines(
@@ -47,7 +48,7 @@ def serve_engines(
     Raises QCompressError if the port is not free, and when the last engine has ended for good.
     """
     with private_folder() as folder:
-        models = [served(one, folder, engines.log_folder, report) for one in planned]
+        models = [served(one, folder / f"{number}.sock", report) for number, one in enumerate(planned)]
         run(make_service(models, address, engines), address, access, started)
     causes = "; ".join(f"{model.name}: {model.cause()}" for model in models)
     raise QCompressError(f"all engines have ended: {causes}; their output is in {engines.log_folder}")
@@ -88,13 +89,11 @@ def upstream_models(engines: Engines, counter: TokenCounter) -> list[ServedModel
     return models
 
 
-def served(planned: PlannedEngine, folder: Path, logs: Path, report: Report) -> ServedModel:
-    """The model of a planned engine, whose socket lies in `folder`."""
-    path = folder / planned.command.socket.name
-    arguments = [str(path) if one == str(planned.command.socket) else one for one in planned.command.arguments]
-    command = replace(planned.command, arguments=arguments, socket=path)
+def served(planned: PlannedEngine, path: Path, report: Report) -> ServedModel:
+    """The model of a planned engine that listens on the socket `path`."""
+    command = planned.command(path)
     upstream = Upstream("http://engine", planned.name, socket=str(path), key=command.key)
-    engine = EngineProcess(planned.name, command, logs / f"{planned.name}.log", upstream.healthy, report)
+    engine = EngineProcess(planned.name, command, planned.log, upstream.healthy, report)
     gate = Gate(planned.sizes.sequences, planned.sizes.queue)
     counter = TokenCounter(planned.checkpoint.tokenizer)
     return ServedModel(planned.name, upstream, gate, counter, planned.runtime, planned.sizes.context, engine)
@@ -124,10 +123,9 @@ def open_port(address: Address) -> Iterator[socket.socket]:
     try:
         listener = socket.create_server((address.host, address.port), family=family, backlog=1024)
     except OSError as error:
-        cure = "use another --port" if address.host else "correct --host"
-        raise QCompressError(
-            f"--port {address.port}: {address.host} cannot be opened: {error.strerror}; {cure}"
-        ) from None
+        fault = f"--host {address.host} --port {address.port}: cannot be opened: {error.strerror}"
+        cure = "use another --port" if error.errno in PORT_ERRORS else "correct --host"
+        raise QCompressError(f"{fault}; {cure}") from None
     with listener:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio sets it on its own sockets only
         yield listener

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ PACKAGES = {  # module: its package in the extra `serve`
     "python_calamine": "python-calamine",
     "bm25s": "bm25s",
 }
+NOT_UPSTREAM = ("runtime", "vllm_python", "tensor_parallel_size", "logs")  # settings of this command's own engines
 SHORTEST_TOKEN = 12
 TOKEN_VARIABLE, KEY_VARIABLE = "QCOMPRESS_SERVE_TOKEN", "QCOMPRESS_UPSTREAM_KEY"
 
@@ -105,6 +107,15 @@ class Engines:
     def __post_init__(self) -> None:
         if self.upstream is not None:
             check_url(self.upstream)
+            self.check_unused(NOT_UPSTREAM, "--upstream")
+        if self.runtime == "transformers":
+            self.check_unused(("vllm_python",), "--runtime transformers")
+
+    def check_unused(self, names: Sequence[str], cause: str) -> None:
+        """Raises QCompressError if one of these settings is not its default. They have no effect with `cause`."""
+        for name in names:
+            if getattr(self, name) != getattr(Engines, name):
+                raise QCompressError(f"--{name.replace('_', '-')}: has no effect with {cause}; leave it out")
 
 
 def check_url(url: str) -> None:

@@ -82,9 +82,9 @@ async def refusal(response: httpx2.Response) -> RefusedError:
         if len(body) > ERROR_BYTES:
             break
     status = response.status_code
-    if status == 503:
-        return RefusedError(503, "the engine's queue is full; try again later", retry_after=5)
     message = message_of(bytes(body)) or f"status {status}"
+    if status == 503:
+        return RefusedError(503, f"the engine cannot answer now: {message}; try again later", retry_after=5)
     return RefusedError(400 if status in REFUSED else 502, f"the engine refused the request: {message}")
 
 

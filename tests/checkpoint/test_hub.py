@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import errors
 
-from compress.checkpoint.hub import hub_name, model_name, resolve_model
+from compress.checkpoint.hub import hub_name, model_name, numbered_names, resolve_model
 from compress.core.errors import QCompressError
 
 ID = "Qwen/Qwen2.5-1.5B-Instruct"
@@ -89,3 +89,16 @@ def test_offline_the_error_contains_the_download_command(tmp_path):
 
 def test_a_plain_folder_has_no_hub_name(tmp_path):
     assert (hub_name(tmp_path), model_name(tmp_path)) == (None, tmp_path.name)
+
+
+@pytest.mark.parametrize(
+    ("names", "numbered"),
+    [
+        (["q", "r"], ["q", "r"]),
+        (["q", "q", "r"], ["q-1", "q-2", "r"]),
+        (["q", "q", "q-1"], ["q-2", "q-3", "q-1"]),
+        (["q-1", "q", "q-1", "q"], ["q-1-1", "q-1", "q-1-2", "q-2"]),
+    ],
+)
+def test_numbered_names_are_all_different(names, numbered):
+    assert numbered_names(names) == numbered and len(set(numbered)) == len(names)

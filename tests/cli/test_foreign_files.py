@@ -26,13 +26,21 @@ VERIFY = ("verify", "MODEL", "MODEL", "--eval-text", "text.txt", *SIZES, "--refe
 COMPARE = ("compare", "MODEL", "MODEL", "--eval-text", "text.txt", *SIZES, "--html", "out")
 HISTORY = ("check", "MODEL", "--history", "out")
 RUN = ("run", "recipe.yaml")
+SERVE = ("serve", "MODEL", "--runtime", "transformers", "--logs", "out", "--dry-run")
+IMPORT = ("import", "small.gguf", "-o", "out")
+INIT = ("init-student", "MODEL", "-o", "out", "--blocks", "1")
+CONVERT = ("convert", "MODEL", "--to", "gptq", "-o", "out")
+GGUF = ("convert", "MODEL", "--to", "gguf", "-o", "out.gguf")
 CASES = {  # foreign file -> commands that would write, change or remove it
     "out.quantize.jsonl": [QUANTIZE, (*QUANTIZE, "--restart"), (*QUANTIZE, "--dry-run")],
     ".out.quantize/journal.json": [QUANTIZE, (*QUANTIZE, "--restart")],
     ".out.quantize/notes.json": [QUANTIZE],
     ".out.partial/notes.json": [QUANTIZE, DISTILL],
     ".out.auto/auto.json": [AUTO, (*AUTO, "--restart")],
-    "out/notes.json": [QUANTIZE, DISTILL, CAPTURE, VERIFY],
+    "out/notes.json": [QUANTIZE, DISTILL, CAPTURE, VERIFY, IMPORT, INIT, CONVERT],
+    "out.gguf": [GGUF],
+    "out/llama.log": [SERVE],
+    "out/llama.log.old": [SERVE],
     "out.distill.jsonl": [DISTILL, (*DISTILL, "--restart")],
     "out.align.safetensors": [(*DISTILL, "--align-weight", "1")],
     ".out.distill/journal.json": [DISTILL, (*DISTILL, "--restart")],
@@ -59,6 +67,7 @@ def folder(tiny_llama, tmp_path, monkeypatch):
     (tmp_path / "MODEL").symlink_to(tiny_llama)
     (tmp_path / "text.txt").write_text("The quick brown fox asks a question that the lazy dog answers.\n" * 40)
     (tmp_path / "prompts.txt").write_text("who?\n")
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
     recipe = {
         "teacher": "MODEL",
         "out": "out",

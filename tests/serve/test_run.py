@@ -12,6 +12,9 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from compress.cli import cli
+from compress.core.errors import QCompressError
+from compress.serve.run import open_port
+from compress.serve.settings import Address
 from tests.serve.services import ask, until
 
 pytestmark = pytest.mark.slow
@@ -81,6 +84,7 @@ def test_an_upstream_answers_and_its_models_are_listed(serving, engine_server):
         (["--host", "0.0.0.0", "--upstream", "http://127.0.0.1:1"], 1, "set --token"),
         (["--token", "short", "--upstream", "http://127.0.0.1:1"], 1, "12 or more"),
         (["--upstream", "ftp://x"], 1, "must be a URL"),
+        (["--upstream", "http://127.0.0.1:1", "--logs", "x"], 1, "--logs: has no effect with --upstream"),
         (["--upstream", "http://127.0.0.1:1"], 1, "start the server first"),
         ([], 2, "Missing argument"),
         (["LLAMA", "--context", "5000", "--runtime", "transformers"], 1, "--context 5,000"),
@@ -98,7 +102,15 @@ def test_bad_options_are_one_line_that_names_the_option(arguments, code, words, 
 def test_a_port_in_use_is_one_line(engine_server):
     port = engine_server[1].rpartition(":")[2]
     result = CliRunner().invoke(cli, ["serve", "--upstream", engine_server[1], "--port", port])
-    assert result.exit_code == 1 and f"--port {port}" in result.output
+    assert result.exit_code == 1 and f"--port {port}" in result.output and "use another --port" in result.output
+
+
+def test_an_address_of_another_machine_is_blamed_on_host():
+    with (
+        pytest.raises(QCompressError, match=r"--host 192\.0\.2\.1 .*; correct --host"),
+        open_port(Address(host="192.0.2.1")),
+    ):
+        pass
 
 
 def test_a_checkpoint_that_check_refuses_is_not_served(tiny_llama, tmp_path):

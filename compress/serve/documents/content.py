@@ -11,7 +11,7 @@ class DocumentError(Exception):
 
 @dataclass
 class Content:
-    """The kind of a file, its text, and notes about everything that the text lacks.
+    """The kind of a file, its text, and notes about what the text lacks: pages, cells, characters, parts of a docx.
 
     `pages` is the number of pages of a pdf, and None for other kinds.
     """

@@ -1,6 +1,7 @@
 """Word files as text, with python-docx: paragraphs and tables in their order. Headings and tables become Markdown."""
 
 import io
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,18 @@ from compress.serve.documents.content import Content, DocumentError
 from compress.serve.documents.tables import TableText
 
 LEVELS = 6
-UNREAD = {"footnotes": "footnotes", "comments": "comments"}
+NAMED_PARTS = {"media": "pictures", "charts": "charts", "diagrams": "diagrams", "embeddings": "embedded files"}
+TEXT_PARTS = {  # Word also writes some of them without any text
+    "header": "headers",
+    "footer": "footers",
+    "footnotes": "footnotes",
+    "endnotes": "endnotes",
+    "comments": "comments",
+}
+PART = re.compile(r"/word/([a-z]+)")
+TEXT = re.compile(rb"<(\w+:)?t[ >]")
+READ_IN = {"r", "hyperlink", "p", "tc", "tr", "tbl", "body", "document"}  # elements whose text is read
+ELEMENTS = {"txbxContent": "text boxes", "sdtContent": "content controls", "ins": "tracked insertions"}
 
 
 def read_docx(data: bytes) -> Content:
@@ -23,7 +35,7 @@ def read_docx(data: bytes) -> Content:
                 table.add(rows_of(part))
             else:
                 table.lines += paragraph(part)
-        notes = [*table.notes, *unread_parts(document)]
+        notes = [*table.notes, *(f"{word} were not read" for word in (*unread_parts(document), *unread_text(document)))]
     except (MemoryError, RecursionError):
         raise
     except Exception as error:  # python-docx raises errors of every kind for damaged files
@@ -59,6 +71,21 @@ def cell_text(cell: Any) -> str:
 
 
 def unread_parts(document: Any) -> list[str]:
-    """A note for each kind of part that is not read."""
-    names = " ".join(str(part.partname) for part in document.part.package.iter_parts())
-    return [f"{word} were not read" for part, word in UNREAD.items() if f"/{part}.xml" in names]
+    """The kinds of parts of the file that are not read, such as pictures. A part without text does not count."""
+    words = []
+    for part in document.part.package.iter_parts():
+        name = match[1] if (match := PART.match(str(part.partname))) else ""
+        words += [NAMED_PARTS[name]] if name in NAMED_PARTS else []
+        words += [TEXT_PARTS[name]] if name in TEXT_PARTS and TEXT.search(part.blob) else []
+    return list(dict.fromkeys(words))
+
+
+def unread_text(document: Any) -> list[str]:
+    """The kinds of elements in the body whose text is not read, such as text boxes."""
+    words = {}
+    for text in document.element.body.iter("{*}t"):
+        outer = {ancestor.tag.rpartition("}")[2] for ancestor in text.iterancestors()}
+        if outer - READ_IN:
+            word = next((word for name, word in ELEMENTS.items() if name in outer), "fields and other elements")
+            words[word] = True
+    return list(words)

@@ -42,9 +42,16 @@ def join_pages(reader: "object", total: int) -> Content:
         length += len(text)
     notes = page_notes(pages, total, unreadable)
     if not any(pages):
-        raise DocumentError("; ".join(["the pdf holds no text, perhaps only scanned pictures", *notes[1:]]))
+        raise DocumentError("; ".join([no_text(pages, unreadable), *notes[1:]]))
     joined = "\n\n".join(f"[page {number}]\n{text}" for number, text in enumerate(pages, 1) if text)
     return Content("pdf", joined, notes, total)
+
+
+def no_text(pages: list[str], unreadable: int) -> str:
+    """Why there is no text: the reason in place of the first note."""
+    if unreadable == len(pages):
+        return "all pages are damaged" if pages else "the pdf has no page that can be read"
+    return "the pdf holds no text, perhaps only scanned pictures"
 
 
 def page_notes(pages: list[str], total: int, unreadable: int) -> list[str]:

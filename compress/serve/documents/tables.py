@@ -28,7 +28,7 @@ class TableText:
                 continue
             kept += len(cells)
             if kept > self.room:
-                self.notes.append(f"only the first {MOST_CELLS:,} cells were read")
+                self.notes = [f"only the first {MOST_CELLS:,} cells were read"]
                 break
             table.append(cells)
         self.room -= min(kept, self.room)

@@ -49,7 +49,7 @@ class Environment:
 
 
 def probe(python: str | None = None) -> Environment:
-    """The environment of a Python program, or that of the running program if `program` is None.
+    """The environment of a Python program, or that of the running program if `python` is None.
 
     Raises QCompressError if the program fails.
     """
@@ -58,7 +58,10 @@ def probe(python: str | None = None) -> Environment:
         result = subprocess.run([program, "-c", QUESTION], capture_output=True, text=True, timeout=SECONDS, check=True)
         row = json.loads(result.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        raise QCompressError(f"--vllm-python {program}: this Python does not run: {error}; correct the path") from None
+        fault, cure = f"this Python cannot be examined: {error}", "or use --runtime transformers"
+        if python is None:
+            raise QCompressError(f"{program}: {fault}; set --vllm-python, {cure}") from None
+        raise QCompressError(f"--vllm-python {program}: {fault}; correct the path, {cure} without it") from None
     if python is not None and row["vllm"] is None:
         raise QCompressError(
             f"--vllm-python {program}: vLLM is not installed there; run `{program} -m pip install vllm`"

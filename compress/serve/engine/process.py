@@ -10,6 +10,8 @@ from pathlib import Path
 
 import anyio
 
+from compress.core.atomic import file_errors
+from compress.core.file_kind import ENGINE_LOG, LOG_BEGINNING
 from compress.core.report import Report, silent
 from compress.runtimes.vllm_offline import cause as first_exception
 from compress.serve.engine.command import EngineCommand
@@ -42,12 +44,16 @@ class EngineProcess:
         self.status, self.cause = "starting", ""
         self.process: subprocess.Popen[bytes] | None = None
         self.closing = False
+        prepare_log(log)
         self.log_start = 0  # byte of the log at which the output of this run begins
 
     async def run(self) -> None:
-        """Start the engine and watch it. Returns after its second end within STEADY_SECONDS."""
+        """Start the engine and watch it.
+
+        Returns when it has ended before it was ready, or for the second time within STEADY_SECONDS.
+        """
         restarts = 0
-        keep_old(self.log)
+        begin_log(self.log, self.name)
         while not self.closing:
             started = time.monotonic()
             code = await self.run_once()
@@ -104,12 +110,32 @@ class EngineProcess:
         self.process.wait()
 
 
-def keep_old(log: Path) -> None:
+def old_log(log: Path) -> Path:
+    """The file that keeps the log of the previous run. No model has it as its log, because those end in .log."""
+    return log.with_name(f"{log.name}.old")
+
+
+def check_log(log: Path) -> None:
+    """Raises QCompressError if a file of another program is in the place of a log, or of the log before it."""
+    ENGINE_LOG.check(log)
+    ENGINE_LOG.check(old_log(log))
+
+
+def prepare_log(log: Path) -> None:
+    """Create the folder of a log, and an empty log if there is none. Raises QCompressError if this is impossible."""
+    with file_errors(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch(mode=0o600)
+
+
+def begin_log(log: Path, name: str) -> None:
     """Keep the log of the previous run, and begin a new one that only this user can read."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    if log.exists():
-        log.replace(log.with_suffix(".old.log"))
-    log.touch(mode=0o600)
+    check_log(log)
+    with file_errors(log):
+        if log.exists() and log.stat().st_size:
+            log.replace(old_log(log))
+        log.touch(mode=0o600)
+        log.write_text(f"{LOG_BEGINNING}{name}\n")
 
 
 def tail(log: Path, start: int) -> str:

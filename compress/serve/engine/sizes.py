@@ -1,7 +1,12 @@
-"""The sizes with which an engine starts, computed from the capacity prediction: context, concurrent requests, queue."""
+"""The sizes with which an engine starts: context, concurrent requests, queue.
 
+On a GPU they follow from the capacity prediction. On a CPU the KV cache has CPU_CACHE bytes.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.core.units import format_bytes
@@ -60,9 +65,9 @@ def vllm_sizes(
     context: int | None = None,
     queue: int | None = None,
 ) -> EngineSizes:
-    """Sizes for vLLM on `gpus` GPUs, or on the CPU. `engines` share the memory.
+    """Sizes for vLLM on `gpus` GPUs, whose memory `engines` share, or on the CPU with a KV cache of CPU_CACHE bytes.
 
-    Raises QCompressError if the checkpoint does not fit, or if `context` is longer than what fits.
+    Raises QCompressError if the checkpoint does not fit on the GPUs, or if `context` is longer than what fits.
     """
     hardware = machine(environment, gpus, engines)
     if reason := unsupported_reason(hardware, checkpoint.config):
@@ -104,6 +109,13 @@ def cache_room(footprint: ModelFootprint, hardware: Hardware, environment: Envir
     return max(0, room), f"{facts}{format_bytes(hardware.usable)}, KV cache {format_bytes(max(0, room))}"
 
 
+def check_cpu_memory(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raises QCompressError unless the free memory holds the weights and the KV caches of vLLM on the CPU."""
+    weights = sum(info.bytes for checkpoint in checkpoints for info in checkpoint.tensors.values())
+    what = f"vLLM on the CPU with {', '.join(map(str, checkpoints))}"
+    check_memory(what, len(checkpoints) * CPU_CACHE + weights, "fewer or smaller checkpoints, or a larger machine")
+
+
 def too_large(checkpoint: Checkpoint, context: int | None, longest: int, facts: str) -> str:
     asked = f"--context {context:,}" if context else f"a context of {SMALLEST} tokens"
     cure = "lower --context, or use more GPUs by --tensor-parallel-size" if longest else "use more or larger GPUs"
@@ -122,7 +134,7 @@ def check_context(checkpoint: Checkpoint, context: int | None, limit: int) -> No
 
 def dtype_name(checkpoint: Checkpoint, environment: Environment | None = None) -> str:
     """The dtype in which the engine computes. GPUs without bfloat16 use float16."""
-    name = str(served_dtype(checkpoint.config)).removeprefix("torch.")
+    name = str(served_dtype(checkpoint.config))
     old = environment is not None and environment.gpus and environment.capability < BFLOAT16
     return "float16" if old and name == "bfloat16" else name
 

@@ -1,7 +1,8 @@
 """One answer of a transformers model as text, piece by piece."""
 
 import json
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,18 @@ from compress.model.sample import stream_tokens
 from compress.runtimes.transformers_runtime import load_on_device
 
 BROKEN = "�"  # what a part of a character decodes to
+FALLBACK_FIELDS = frozenset(
+    {"model", "messages", "stream", "stream_options", "response_format", "max_tokens", "temperature", "top_p"}
+    | {"seed", "stop"}
+)
+NEUTRAL: Mapping[str, tuple[float, ...]] = {  # values that change nothing, of the fields without effect
+    "n": (1,),
+    "top_k": (-1, 0),
+    "min_p": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+}
 JSON_RULE = "Answer only with JSON, without any other text."
 
 
@@ -36,7 +49,11 @@ class FallbackModel:
         self.model = load_on_device(checkpoint, device, dtype)
 
     def prompt(self, payload: dict[str, Any]) -> Ids:
-        """The token ids of the conversation. Raises ValueError if it leaves no room for an answer."""
+        """The token ids of the conversation.
+
+        Raises ValueError if it leaves no room for an answer, or for a field that has no effect here.
+        """
+        check_fields(payload)
         messages = with_json_rule(payload["messages"], payload.get("response_format") or {})
         if has_template(self.tokenizer):
             text = render_prompt(self.tokenizer, messages, "the conversation")
@@ -52,7 +69,8 @@ class FallbackModel:
         room = self.context - len(prompt)
         most = min(payload.get("max_tokens") or room, room)
         temperature, top_p = payload.get("temperature", 1.0), payload.get("top_p", 1.0)
-        sampling = Sampling(most, temperature, top_p, payload.get("seed") or 0)
+        seed = payload.get("seed")
+        sampling = Sampling(most, temperature, top_p, secrets.randbits(32) if seed is None else seed)
         answered.prompt_tokens = len(prompt)
         tokens = stream_tokens(self.model, prompt, sampling, self.stops, sampling.seed_of(prompt, 0))
         yield from before_stop_text(self.decoded(tokens, answered), payload.get("stop") or [])
@@ -72,6 +90,13 @@ class FallbackModel:
                 shown = text
         if text != shown:
             yield text[len(shown) :]
+
+
+def check_fields(payload: Mapping[str, Any]) -> None:
+    """Raises ValueError for a field that transformers would ignore, unless its value changes nothing."""
+    for name, value in payload.items():
+        if name not in FALLBACK_FIELDS and value not in NEUTRAL.get(name, ()):
+            raise ValueError(f"{name}: has no effect with transformers; leave it out")
 
 
 def before_stop_text(pieces: Iterator[str], stops: list[str]) -> Iterator[str]:

@@ -13,9 +13,9 @@ MOST_ERRORS, ANSWER_LENGTH = 5, 1_000_000
 
 
 def validate(schema: dict[str, Any] | None, answer: str) -> dict[str, Any]:
-    """Whether an answer is valid by a schema, as {"valid", "value", "errors"}. Raises SandboxError.
+    """Whether an answer is valid by a schema, as {"valid", "errors"}. Raises SandboxError.
 
-    Without a schema, every JSON value is valid.
+    An answer that is JSON also has its `value`. Without a schema, every JSON value is valid.
     """
     if len(answer) > ANSWER_LENGTH:
         return {"valid": False, "errors": [f"the answer has more than {ANSWER_LENGTH:,} characters"]}

@@ -77,6 +77,34 @@ def word(*texts: str, table: list[list[str]] | None = None) -> bytes:
     return buffer.getvalue()
 
 
+WORD = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+HIDDEN = "<w:r><w:t>hidden</w:t></w:r>"
+UNREAD = f"""<w:p xmlns:w="{WORD}"><w:r><w:t>shown</w:t></w:r><w:ins>{HIDDEN}</w:ins>
+<w:fldSimple>{HIDDEN}</w:fldSimple><w:r><w:pict><w:txbxContent><w:p>{HIDDEN}</w:p></w:txbxContent></w:pict></w:r>
+<w:sdt><w:sdtContent>{HIDDEN}</w:sdtContent></w:sdt></w:p>"""
+
+
+def word_with_unread_parts() -> bytes:
+    """A docx with the text "hidden" in each place that is not read, and a picture."""
+    from docx.opc.packuri import PackURI
+    from docx.opc.part import Part
+    from docx.oxml import parse_xml
+
+    document = docx.Document()
+    document.element.body.insert(0, parse_xml(UNREAD))
+    section = document.sections[0]
+    section.header.paragraphs[0].text = section.footer.paragraphs[0].text = "hidden"
+    text = f'<w:x xmlns:w="{WORD}"><w:p>{HIDDEN}</w:p></w:x>'.encode()
+    parts = {"footnotes.xml": text, "endnotes.xml": text, "comments.xml": text, "media/image1.png": b"picture"}
+    for name, content in parts.items():
+        kind = "image/png" if name.endswith("png") else "application/xml"
+        part = Part(PackURI(f"/word/{name}"), kind, content, document.part.package)
+        document.part.relate_to(part, f"http://schemas.openxmlformats.org/test/{name}")
+    buffer = io.BytesIO()
+    document.save(buffer)
+    return buffer.getvalue()
+
+
 def replaced(data: bytes, name: str, content: bytes) -> bytes:
     """A zip archive in which one entry is replaced."""
     with zipfile.ZipFile(io.BytesIO(data)) as file:

@@ -10,6 +10,8 @@ import pytest
 
 from compress.serve.documents.content import DocumentError
 from compress.serve.documents.parse import LIMITS, parse
+from compress.serve.documents.pdf import join_pages
+from compress.serve.documents.tables import TableText
 from tests.serve.documents import make_files as make
 from tests.serve.services import ask, until
 
@@ -134,6 +136,37 @@ def test_ten_thousand_pages_are_read_in_part_with_a_note():
 def test_a_huge_table_is_read_in_part_with_a_note():
     row = parse(b"a,b\n" + b"1,2\n" * 150_000)
     assert row["notes"] == ["only the first 200,000 cells were read"]
+
+
+def test_the_note_about_cells_appears_once_for_all_sheets(monkeypatch):
+    monkeypatch.setattr("compress.serve.documents.tables.MOST_CELLS", 2)
+    table = TableText()
+    for _ in range(3):
+        table.add([["a", "b"], ["c", "d"]])
+    assert table.notes == ["only the first 2 cells were read"]
+
+
+def test_every_part_of_a_docx_that_is_not_read_is_in_a_note():
+    row = parse(make.word_with_unread_parts())
+    words = ["comments", "endnotes", "footers", "footnotes", "headers", "pictures"]
+    words += ["content controls", "fields and other elements", "text boxes", "tracked insertions"]
+    assert sorted(row["notes"]) == sorted(f"{word} were not read" for word in words)
+    assert "hidden" not in row["text"]
+
+
+def test_a_docx_of_paragraphs_links_and_tables_has_no_note():
+    assert parse(make.word("Fruit was cheap.", table=PRICES))["notes"] == []
+
+
+def test_a_pdf_of_damaged_pages_is_not_described_as_scanned(monkeypatch):
+    class Damaged:
+        pages = property(lambda self: [self] * 2)
+
+        def extract_text(self):
+            raise KeyError("/Resources")
+
+    with pytest.raises(DocumentError, match=r"^all pages are damaged$"):
+        join_pages(Damaged(), 2)
 
 
 def test_a_long_text_is_read_in_part_with_a_note():

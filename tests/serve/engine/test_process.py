@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from compress.core.errors import QCompressError
 from compress.serve.engine.command import EngineCommand
 from compress.serve.engine.process import EngineProcess, describe_end
 from compress.serve.upstream import Upstream
@@ -39,6 +40,11 @@ def make_engine(tmp_path, code=None, report=lambda row: None):
 async def wait_for(engine, status):
     while engine.status != status:
         await asyncio.sleep(0.02)
+
+
+def output(log):
+    """What the engine has written, below the first line of its log."""
+    return log.read_text().partition("\n")[2].strip()
 
 
 def child_of(engine):
@@ -85,9 +91,9 @@ def test_closing_ends_the_engine_and_everything_that_it_started(tmp_path):
         engine = make_engine(tmp_path, code)
         task = asyncio.create_task(engine.run())
         log = tmp_path / "logs" / "fake.log"
-        while not (log.exists() and log.read_text().strip()):
+        while not (log.exists() and output(log)):
             await asyncio.sleep(0.02)
-        sleeper, child = int(log.read_text()), child_of(engine)
+        sleeper, child = int(output(log)), child_of(engine)
         await engine.close()
         await asyncio.wait_for(task, 5)
         return sleeper, child
@@ -107,8 +113,8 @@ def test_the_engine_ends_when_its_parent_is_killed(tmp_path):
     """)
     log = tmp_path / "logs" / "fake.log"
     parent = subprocess.Popen([sys.executable, "-c", program])
-    assert until(lambda: log.exists() and log.read_text().strip().isdecimal(), 30)
-    child = int(log.read_text())
+    assert until(lambda: log.exists() and output(log).isdecimal(), 30)
+    child = int(output(log))
     assert alive(child)
     parent.kill()
     parent.wait()
@@ -119,8 +125,23 @@ def test_the_log_of_the_run_before_is_kept_and_only_its_user_can_read_it(tmp_pat
     log = tmp_path / "logs" / "fake.log"
     for text in ("first", "second"):
         asyncio.run(make_engine(tmp_path, f"raise SystemExit('{text}')").run())
-    assert log.read_text().strip() == "second" and log.with_suffix(".old.log").read_text().strip() == "first"
+    assert (output(log), output(log.with_name("fake.log.old"))) == ("second", "first")
     assert log.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("name", ["fake.log", "fake.log.old"])
+def test_a_foreign_file_is_not_moved_or_replaced_by_a_log(tmp_path, name):
+    engine = make_engine(tmp_path, "raise SystemExit('new')")
+    (tmp_path / "logs" / name).write_text("a diary")
+    with pytest.raises(QCompressError, match=f"{name}: exists"):
+        asyncio.run(engine.run())
+    assert (tmp_path / "logs" / name).read_text() == "a diary"
+
+
+def test_a_log_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "logs").write_text("a file")
+    with pytest.raises(QCompressError, match="logs"):
+        make_engine(tmp_path, "")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from calibration.chat import encode_text, render_prompt
 from compress.checkpoint.load import open_for_text, stop_tokens
 from compress.core.sampling import Sampling
 from compress.model.sample import continue_prompts
-from compress.serve.fallback.answer import FallbackModel, before_stop_text, with_json_rule
+from compress.serve.chat_request import FIELDS
+from compress.serve.fallback.answer import FALLBACK_FIELDS, NEUTRAL, FallbackModel, before_stop_text, with_json_rule
 from compress.serve.fallback.server import FallbackServer
 from tests.serve.services import running
 
@@ -57,6 +58,40 @@ def test_the_stream_and_the_whole_answer_are_the_runtimes_text(client, model, ti
 def test_a_cut_answer_ends_with_the_reason_length(client):
     _, events = streamed(client, max_tokens=3)
     assert events[-2]["choices"][0]["finish_reason"] == "length" and events[-1]["usage"]["completion_tokens"] == 3
+
+
+def test_requests_without_a_seed_get_different_answers(client):
+    answers = {ask(client, temperature=1, max_tokens=20).json()["choices"][0]["message"]["content"] for _ in range(3)}
+    seeded = {
+        ask(client, temperature=1, max_tokens=20, seed=0).json()["choices"][0]["message"]["content"] for _ in "ab"
+    }
+    assert len(answers) == 3 and len(seeded) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("top_k", 5),
+        ("min_p", 0.1),
+        ("presence_penalty", 1),
+        ("frequency_penalty", -1),
+        ("repetition_penalty", 1.1),
+        ("logit_bias", {}),
+    ],
+)
+def test_a_field_that_transformers_would_ignore_is_refused(client, field, value):
+    response = ask(client, max_tokens=1, **{field: value})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == f"{field}: has no effect with transformers; leave it out"
+
+
+def test_a_value_that_changes_nothing_is_accepted(client):
+    neutral = {name: values[-1] for name, values in NEUTRAL.items()}
+    assert ask(client, max_tokens=1, **neutral).status_code == 200
+
+
+def test_every_field_of_the_api_is_used_or_refused_by_transformers():
+    assert set(FIELDS) - {"max_completion_tokens"} == (FALLBACK_FIELDS - {"model", "messages"}) | NEUTRAL.keys()
 
 
 def test_a_conversation_beyond_the_context_is_refused(client):
