@@ -20,7 +20,12 @@ TEXT_PARTS = {  # Word also writes some of them without any text
 PART = re.compile(r"/word/([a-z]+)")
 TEXT = re.compile(rb"<(\w+:)?t[ >]")
 READ_IN = {"r", "hyperlink", "p", "tc", "tr", "tbl", "body", "document"}  # elements whose text is read
-ELEMENTS = {"txbxContent": "text boxes", "sdtContent": "content controls", "ins": "tracked insertions"}
+ELEMENTS = {
+    "txbxContent": "text boxes",
+    "sdtContent": "content controls",
+    "ins": "tracked insertions",
+    "oMath": "equations",
+}
 
 
 def read_docx(data: bytes) -> Content:
