@@ -34,7 +34,7 @@ def test_a_foreign_file_in_the_place_of_a_log_is_refused(tiny_llama, tmp_path, n
         plan_engines([tiny_llama], Engines(runtime="transformers", logs=tmp_path))
 
 
-@pytest.mark.parametrize(("free", "fits"), [(2**31 + 10**6, False), (2**32, True)])
+@pytest.mark.parametrize(("free", "fits"), [(2**31 + 1000, False), (2**32, True)])
 def test_on_a_cpu_the_weights_must_fit_beside_the_kv_cache(tiny_llama, tmp_path, monkeypatch, free, fits):
     monkeypatch.setattr("compress.serve.plan.probe", lambda python: Environment("python", "0.32.0"))
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free))
@@ -44,7 +44,7 @@ def test_on_a_cpu_the_weights_must_fit_beside_the_kv_cache(tiny_llama, tmp_path,
     else:
         with pytest.raises(QCompressError, match="fewer or smaller checkpoints"):
             plan_engines([tiny_llama], engines)
-    with pytest.raises(QCompressError, match=r"needs about 4\.3 GB|needs about 4\.4 GB"):
+    with pytest.raises(QCompressError, match=r"needs about 4\.[34] GB"):
         plan_engines([tiny_llama, tiny_llama], engines)
 
 

@@ -34,9 +34,8 @@ def serving(tmp_path):
     def start(*arguments):
         port = free_port()
         command = [sys.executable, "-m", "compress.cli", "serve", *map(str, arguments), "--port", str(port)]
-        process = subprocess.Popen(
-            [*command, "--logs", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        logs = [] if "--upstream" in arguments else ["--logs", str(tmp_path)]
+        process = subprocess.Popen([*command, *logs], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         processes.append(process)
         return process, httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
 
