@@ -44,11 +44,11 @@ def opened(browser, start):
         client = start(**options)
         page = browser.new_page(viewport=viewport, color_scheme=scheme, locale=locale)
         foreign, faults = [], []
-        own = str(client.base_url)
-        page.on("request", lambda request: foreign.append(request.url) if not own_url(request.url, own) else None)
+        base = str(client.base_url)
+        page.on("request", lambda request: foreign.append(request.url) if not is_of_page(request.url, base) else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda message: faults.append(message.text) if "Security" in message.text else None)
-        page.goto(f"{own}{hash}")
+        page.goto(f"{base}{hash}")
         yield page, client
         page.close()
         assert foreign == [] and faults == []
@@ -56,8 +56,8 @@ def opened(browser, start):
     return open_page
 
 
-def own_url(url, own):
-    return url.startswith((own, "blob:"))
+def is_of_page(url, base):
+    return url.startswith((base, "blob:"))
 
 
 def ask(page, text, wait=True):

@@ -33,10 +33,10 @@ def test_requests_of_other_sites_are_refused(client, engine, headers):
     assert client.get("/api/state", headers=headers).status_code == 403
 
 
-def test_the_own_page_is_served(client):
+def test_requests_of_the_page_itself_are_served(client):
     host = client.base_url.netloc.decode()
-    own = {"origin": f"http://{host}", "sec-fetch-site": "same-origin"}
-    assert client.post(CHAT, json=ask("hello"), headers=own).status_code == 200
+    headers = {"origin": f"http://{host}", "sec-fetch-site": "same-origin"}
+    assert client.post(CHAT, json=ask("hello"), headers=headers).status_code == 200
 
 
 def test_a_link_on_another_site_opens_the_page_and_nothing_else(client):

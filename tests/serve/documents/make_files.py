@@ -67,8 +67,8 @@ def word(*texts: str, table: list[list[str]] | None = None) -> bytes:
     for text in texts:
         document.add_paragraph(text)
     if table:
-        made = document.add_table(len(table), len(table[0]))
-        for row, cells in zip(made.rows, table, strict=True):
+        grid = document.add_table(len(table), len(table[0]))
+        for row, cells in zip(grid.rows, table, strict=True):
             for cell, text in zip(row.cells, cells, strict=True):
                 cell.text = text
     document.add_paragraph("The end.")

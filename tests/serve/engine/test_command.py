@@ -13,13 +13,13 @@ def command(environment, **options):
     return vllm_command(Path("/models/m"), "m", Path("/run/0.sock"), environment, SIZES, **options)
 
 
-def option(made, name):
-    return made.arguments[made.arguments.index(name) + 1]
+def option(start, name):
+    return start.arguments[start.arguments.index(name) + 1]
 
 
 def test_the_sizes_are_on_the_command_line():
-    made = command(Environment("/venv/bin/python", "0.32.0", 4, 80 * 10**9, 90), gpus=4)
-    assert made.arguments[:3] == ["/venv/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
+    start = command(Environment("/venv/bin/python", "0.32.0", 4, 80 * 10**9, 90), gpus=4)
+    assert start.arguments[:3] == ["/venv/bin/python", "-m", "vllm.entrypoints.openai.api_server"]
     values = {
         "--model": "/models/m",
         "--uds": "/run/0.sock",
@@ -32,25 +32,25 @@ def test_the_sizes_are_on_the_command_line():
         "--gpu-memory-utilization": "0.46",
         "--structured-outputs-config.backend": "xgrammar",
     }
-    assert {name: option(made, name) for name in values} == values
+    assert {name: option(start, name) for name in values} == values
 
 
 def test_the_key_is_random_and_only_in_the_environment():
-    made, other = (command(Environment("python", "0.32.0")) for _ in range(2))
-    assert made.key != other.key and len(made.key) > 30
-    assert made.variables["VLLM_API_KEY"] == made.key
-    assert made.key not in " ".join(made.arguments) and made.key not in repr(made)
+    first, second = (command(Environment("python", "0.32.0")) for _ in range(2))
+    assert first.key != second.key and len(first.key) > 30
+    assert first.variables["VLLM_API_KEY"] == first.key
+    assert first.key not in " ".join(first.arguments) and first.key not in repr(first)
 
 
 def test_a_cpu_has_no_share_of_a_gpu_and_runs_json_on_the_first_model_runner():
-    made = command(Environment("python", "0.32.0"))
-    assert "--gpu-memory-utilization" not in made.arguments and "--enforce-eager" in made.arguments
-    assert made.variables["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    start = command(Environment("python", "0.32.0"))
+    assert "--gpu-memory-utilization" not in start.arguments and "--enforce-eager" in start.arguments
+    assert start.variables["VLLM_USE_V2_MODEL_RUNNER"] == "0"
 
 
 def test_no_engine_reports_anything_or_asks_a_hub():
-    for made in (command(Environment("python", "0.32.0")), fallback_command(Path("m"), "m", Path("s"), SIZES)):
-        assert made.variables["HF_HUB_OFFLINE"] == "1" and made.variables["VLLM_NO_USAGE_STATS"] == "1"
+    for start in (command(Environment("python", "0.32.0")), fallback_command(Path("m"), "m", Path("s"), SIZES)):
+        assert start.variables["HF_HUB_OFFLINE"] == "1" and start.variables["VLLM_NO_USAGE_STATS"] == "1"
 
 
 def test_several_engines_on_a_cpu_are_not_bound_to_the_same_cores():
