@@ -46,7 +46,7 @@ def export_gguf(path: Path, out: Path) -> Row:
     Raises QCompressError if a weight, a setting or the tokenizer cannot be stored exactly; the error names it. Raises
     GateFailure if the written file does not read back as the same model. Then nothing remains at `out`.
     """
-    check_package(path)
+    check_package(out)
     check_file(out)
     checkpoint = open_for_text(path)
     if format_of(checkpoint) is None:
