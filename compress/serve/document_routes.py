@@ -18,6 +18,7 @@ from compress.serve.requests import read_body, read_object
 from compress.serve.service import Service, in_thread
 
 UPLOAD_SECONDS = 120.0
+QUESTION_LENGTH = 20_000  # characters
 
 
 async def document(request: Request) -> Response:
@@ -64,8 +65,9 @@ async def fit(request: Request) -> Response:
 def fit_fields(body: dict[str, Any]) -> tuple[str, int, str, str]:
     """The fields text, room, how and question of a request. Raises RefusedError 400 if a field has another type."""
     text, room, how, question = (body.get(name) for name in ("text", "room", "how", "question"))
-    if not isinstance(text, str) or len(text) > MOST_CHARACTERS or not isinstance(question or "", str):
-        raise RefusedError(400, f"text and question: must be texts of at most {MOST_CHARACTERS:,} characters")
-    if not isinstance(room, int) or room < 0 or how not in ("first", "best"):
+    for name, value, most in (("text", text, MOST_CHARACTERS), ("question", question or "", QUESTION_LENGTH)):
+        if not isinstance(value, str) or len(value) > most:
+            raise RefusedError(400, f"{name}: must be a text of at most {most:,} characters")
+    if isinstance(room, bool) or not isinstance(room, int) or room < 0 or how not in ("first", "best"):
         raise RefusedError(400, "room: must be a number of tokens; how: must be first or best")
     return text, room, how, question or ""

@@ -84,28 +84,39 @@ def join(pieces: Sequence[str], numbers: Sequence[int] | range) -> str:
 
 
 def split(text: str) -> list[str]:
-    """The text in parts of about PART characters, cut between lines. Parts of a table repeat its head."""
+    """The text in parts of at most PART characters, cut between lines where possible.
+
+    Parts of a table repeat its head if that is short, so all parts together have at most three times the text.
+    """
     parts: list[list[str]] = [[]]
     head: list[str] = []
     size = 0
-    for line in lines_of(text):
+    for line in text.split("\n"):
         in_table = line.startswith("|")
-        head = [*head, line] if in_table and len(head) < HEAD_ROWS else head if in_table else []
-        if size + len(line) > PART and parts[-1]:
-            parts.append([*head] if in_table and line not in head else [])
-            size = sum(map(len, parts[-1]))
-        parts[-1].append(line)
-        size += len(line)
+        in_head = in_table and len(head) < HEAD_ROWS
+        head = [*head, line] if in_head else head if in_table else []
+        for piece in cut(line):
+            if size + len(piece) > PART and parts[-1]:
+                parts.append(repeated(head) if in_table and not in_head else [])
+                size = length(parts[-1])
+            parts[-1].append(piece)
+            size += length([piece])
     return ["\n".join(part) for part in parts]
 
 
-def lines_of(text: str) -> list[str]:
-    """The lines of the text. Lines of more than PART characters are cut, except in tables."""
-    lines = []
-    for line in text.split("\n"):
-        whole = line.startswith("|") or len(line) <= PART
-        lines += [line] if whole else [line[start : start + PART] for start in range(0, len(line), PART)]
-    return lines
+def cut(line: str) -> list[str]:
+    """The line in pieces of at most PART characters."""
+    return [line[start : start + PART] for start in range(0, len(line), PART)] or [""]
+
+
+def repeated(head: Sequence[str]) -> list[str]:
+    """The head of a table for its further parts. A long head is not repeated."""
+    return [*head] if length(head) < PART // 2 else []
+
+
+def length(lines: Sequence[str]) -> int:
+    """The characters of lines, each with its line break."""
+    return sum(map(len, lines)) + len(lines)
 
 
 def rank(pieces: Sequence[str], question: str) -> list[tuple[int, float]]:

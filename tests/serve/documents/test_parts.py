@@ -2,7 +2,7 @@
 
 import pytest
 
-from compress.serve.documents.parts import GAP, best_parts, first_part, split, words
+from compress.serve.documents.parts import GAP, PART, best_parts, first_part, split, words
 
 
 def count(text):
@@ -51,6 +51,19 @@ def test_every_part_of_a_table_has_its_head():
     parts = split(TABLE)
     assert len(parts) > 3 and all(part.startswith("| fruit | price |\n|---|---|") for part in parts)
     assert "| fruit299 | 299 |" in best_parts(TABLE, "fruit299", 200, count).text
+
+
+@pytest.mark.parametrize("head", [10, 300, 390, 410, 100_000])
+@pytest.mark.parametrize("row", [1, 300, 500, 5_000])
+def test_all_parts_of_a_table_have_at_most_three_times_its_text(head, row):
+    table = "\n".join(["|" + "h" * head, "|-|", *["|" + "x" * row] * 400])
+    parts = split(table)
+    assert sum(map(len, parts)) <= 3 * len(table) and max(map(len, parts)) < 2 * PART
+    assert "".join(parts).count("x") == 400 * row
+
+
+def test_many_empty_lines_are_many_parts():
+    assert len(split("\n" * 10_000)) > 10
 
 
 def test_no_line_of_a_text_is_lost():
