@@ -159,6 +159,20 @@ def test_model_output_is_text_and_sends_nothing(opened):
         assert "noopener" in links.get_attribute("rel") and "noreferrer" in links.get_attribute("rel")
 
 
+def test_an_answer_of_unfinished_links_does_not_halt_the_page(opened):
+    with opened() as (page, _):
+        ask(page, f"say={'[a](' * 25_000} end")
+        assert answers(page)[0].endswith("end")
+
+
+def test_the_text_of_a_link_cannot_reorder_its_host(opened):
+    with opened() as (page, _):
+        ask(page, "say=[\u202emoc.knab\u202c \u05d0](https://evil.example/login)")
+        text, host = page.locator(".markdown a bdi").all()
+        assert text.inner_text() == "moc.knab \u05d0"
+        assert host.inner_text() == "(evil.example)" and host.get_attribute("dir") == "ltr"
+
+
 def test_files_reach_the_prompt_and_a_bad_one_is_named(opened, engine):
     with opened() as (page, _):
         page.wait_for_selector(".model.ready")

@@ -85,7 +85,9 @@ function table(lines, start) {
   return [make("div", "scroll", make("table", "", ...parts)), end];
 }
 
-const INLINE = /(`+)(.+?)\1|\*\*(.+?)\*\*|(?<![\w*])\*([^*\n]+)\*(?!\w)|(!?)\[([^\]\n]{0,500})\]\(([^)\s]{1,2000})[^)\n]{0,200}\)/g;
+const INLINE = /(`+)(.+?)\1|\*\*(.+?)\*\*|(?<![\w*])\*([^*\n]+)\*(?!\w)|(!?)\[([^\]\n]{0,200})\]\(([^()\s]{1,2000})(?:\s[^()\n]{0,200})?\)/g;
+
+const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g; // characters that reorder the text around them
 
 /** The nodes of a text without blocks. An image becomes its source text. */
 function inline(text) {
@@ -103,12 +105,14 @@ function inline(text) {
   return nodes.filter((node) => node !== "");
 }
 
-/** A link that shows its host, because the text can claim another one. Anything but http and https stays text. */
+/** A link that shows its host, because the text can claim another one and must not reorder it. Anything but http and https stays text. */
 function link(text, address, source) {
   let url;
   try { url = new URL(address); } catch { return source; }
   if (url.protocol !== "https:" && url.protocol !== "http:") return source;
-  const node = make("a", "", text || url.host, make("small", "", ` (${url.host})`));
+  const host = make("bdi", "", `(${url.host})`);
+  host.dir = "ltr";
+  const node = make("a", "", make("bdi", "", text.replace(BIDI, "") || url.host), make("small", "", " ", host));
   node.href = url.href;
   node.target = "_blank";
   node.rel = "noopener noreferrer nofollow";

@@ -11,6 +11,7 @@ import { switchLanguage, translate, word } from "./words.js";
 
 const POLL = { ready: 10_000, waiting: 1500 }; // milliseconds between two looks at the state of the engines
 const NEAR = 120; // pixels from the end within which the page follows a growing answer
+const PAUSE = 4; // after drawing an answer, the page draws nothing for this many times as long
 
 // ---- models ----
 
@@ -94,16 +95,18 @@ async function run(turn) {
   $("question").focus();
 }
 
-/** Show an answer that has grown, at most once per frame. */
+/** Show an answer that has grown, at most once per frame. A long text takes a small share of the time. */
 function changed(answer, turn) {
   if (answer.drawing) return;
   answer.drawing = true;
-  requestAnimationFrame(() => {
+  setTimeout(() => requestAnimationFrame(() => {
     answer.drawing = false;
+    const started = performance.now();
     const follow = nearEnd();
     show(answer, turn.answers.length === 1);
     if (follow) scrollToEnd(false);
-  });
+    answer.pause = PAUSE * (performance.now() - started);
+  }), answer.pause || 0);
 }
 
 function nearEnd() {
