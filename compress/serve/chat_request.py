@@ -1,6 +1,5 @@
 """The fields of a chat request that reach the engine. Any other field is an error that names the field."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,7 @@ class ChatRequest:
 
 def number(low: float, high: float) -> Check:
     def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError("must be a number")
         if not low <= value <= high:
             raise ValueError(f"must be from {low:g} to {high:g}")

@@ -35,4 +35,4 @@ class RefusedError(Exception):
     def body(self) -> bytes:
         """The JSON object {"error": {"message", "type", "code"}}."""
         error = {"message": self.message, "type": KINDS.get(self.status, "error"), "code": self.status}
-        return json.dumps({"error": error}, ensure_ascii=False).encode()
+        return json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")

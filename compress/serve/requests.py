@@ -1,12 +1,12 @@
 """Read the body of a request, within a time."""
 
-import json
 from typing import Any
 
 import anyio
 from starlette.requests import Request
 
 from compress.serve.errors import RefusedError
+from compress.serve.schema import strict_json
 
 SECONDS = 60.0
 
@@ -29,8 +29,8 @@ async def read_json(request: Request) -> Any:
     """The JSON value of the body. Raises RefusedError if the body is not JSON."""
     body = await read_body(request, "application/json")
     try:
-        return json.loads(body, parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as error:
+        return strict_json.loads(body)
+    except ValueError as error:
         raise RefusedError(400, f"the body is no JSON: {str(error)[:120]}") from None
 
 
@@ -40,7 +40,3 @@ async def read_object(request: Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RefusedError(400, "the body must be a JSON object")
     return value
-
-
-def refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")

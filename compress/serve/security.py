@@ -65,12 +65,20 @@ def check_origin(scope: Scope, headers: Mapping[str, str], host: str) -> None:
     A link from such a page to this one is allowed.
     """
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and origin_host(origin) != host.lower():
         raise RefusedError(403, "requests from pages of other origins are refused")
     site = headers.get("sec-fetch-site", "none")
     opens_page = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
     if site not in ("none", "same-origin") and not (opens_page and scope["path"] in PUBLIC):
         raise RefusedError(403, "requests from pages of other origins are refused")
+
+
+def origin_host(origin: str) -> str | None:
+    """The host and the port of an Origin header, in lower case. None if the header is malformed."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def body_limit(path: str, headers: Mapping[str, str]) -> int:

@@ -28,6 +28,8 @@ def test_null_means_the_default_and_the_new_name_of_max_tokens_works():
         ({"n": True}, "n:"),
         ({"temperature": float("inf")}, "temperature:"),
         ({"temperature": 3}, "temperature:"),
+        ({"temperature": 10**400}, "temperature:"),
+        ({"temperature": float("nan")}, "temperature:"),
         ({"top_p": 0}, "top_p:"),
         ({"max_tokens": 0}, "max_tokens:"),
         ({"max_tokens": "9"}, "max_tokens:"),

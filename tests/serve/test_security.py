@@ -21,6 +21,7 @@ TOKEN = "a-token-of-24-characters"
         {"host": ""},
         {"origin": "https://evil.example"},
         {"origin": "null"},
+        {"origin": "http://["},
         {"origin": "http://127.0.0.1:1"},  # another port is another origin
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
@@ -30,6 +31,7 @@ TOKEN = "a-token-of-24-characters"
 def test_requests_of_other_sites_are_refused(client, engine, headers):
     response = client.post(CHAT, json=ask("hello"), headers=headers)
     assert response.status_code == 403 and engine.seen["requests"] == 0
+    assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
     assert client.get("/api/state", headers=headers).status_code == 403
 
 
@@ -113,6 +115,30 @@ def test_a_preflight_request_permits_nothing(client):
 def test_a_body_beyond_the_limit_is_refused_before_it_is_read(client, engine):
     assert client.post(CHAT, json=ask("x" * 9_000_000)).status_code == 413
     assert engine.seen["requests"] == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"temperature": ' + "9" * 400,
+        '"response_format": {"type": "json_schema", "json_schema": {"schema": {"maxItems": 1' + "0" * 400 + "}}}",
+        '"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": 1e999}}}',
+        '"stop": "\\ud800"',
+        '"\\ud800": 1',
+        '"seed": ' + "[" * 980 + "]" * 980,
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_value_that_no_json_can_hold_is_a_fault_of_the_request(client, engine, fields):
+    body = '{"model": "small", "messages": [{"role": "user", "content": "x"}], ' + fields + "}"
+    response = client.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400 and engine.seen["requests"] == 0
+
+
+@pytest.mark.parametrize("answer", ["[" * 980 + "]" * 980, '"\\ud800"', "1e999"], ids=lambda text: text[:8])
+def test_an_answer_that_no_json_can_hold_is_not_valid(client, answer):
+    row = client.post("/api/validate", json={"schema": None, "answer": answer}).json()
+    assert not row["valid"] and row["errors"]
 
 
 def test_an_endless_stream_ends_at_the_limit(client):

@@ -30,7 +30,12 @@ def parse(data: bytes) -> dict[str, Any]:
     row: dict[str, Any] = json.loads(result.output)
     if "error" in row:
         raise DocumentError(row["error"])
-    return row
+    return row | {"text": encodable(row["text"]), "notes": [*map(encodable, row["notes"])]}
+
+
+def encodable(text: str) -> str:
+    """The text with a question mark for each half of a character (a lone surrogate), which UTF-8 cannot hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def reason(result: Result) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from compress.sandbox.layers import Limits
 from compress.sandbox.run import run
+from compress.serve.schema import strict_json
 
 LIMITS = Limits(seconds=10.0, cpu_seconds=5, output=4_000_000)
 IMPORTS = ("jsonschema", "jsonschema_specifications", "referencing")
@@ -30,15 +31,11 @@ def validate_bytes(data: bytes) -> bytes:
     """`validate`, in the contained process."""
     request = json.loads(data)
     try:
-        value = json.loads(request["answer"], parse_constant=not_json)
-    except (ValueError, RecursionError) as error:
+        value = strict_json.loads(request["answer"])
+    except ValueError as error:
         return json.dumps({"valid": False, "errors": [f"not JSON: {error}"]}).encode()
     errors = faults(request["schema"], value) if request["schema"] is not None else []
     return json.dumps({"valid": not errors, "value": value, "errors": errors}).encode()
-
-
-def not_json(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON value")
 
 
 def faults(schema: dict[str, Any], value: Any) -> list[str]:

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from compress.serve.documents.content import DocumentError
-from compress.serve.documents.parse import LIMITS, parse
+from compress.serve.documents.parse import LIMITS, encodable, parse
 from compress.serve.documents.pdf import join_pages
 from compress.serve.documents.tables import TableText
 from tests.serve.documents import make_files as make
@@ -215,3 +215,7 @@ def test_a_document_reaches_the_prompt(client, engine):
 def test_the_hostile_archives_are_archives():
     for build in (declared_bomb, lying_bomb, nested_zip):
         assert zipfile.is_zipfile(io.BytesIO(build()))
+
+
+def test_half_of_a_character_in_a_file_becomes_a_question_mark():
+    assert encodable("a\ud800b 苹") == "a?b 苹"
