@@ -12,6 +12,14 @@ def nested(levels):
     return schema
 
 
+def counted(key, *counts):
+    """Arrays within arrays, each with a count."""
+    schema = {"type": "string"}
+    for count in counts:
+        schema = {"type": "array", "items": schema, key: count}
+    return schema
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -22,6 +30,9 @@ def nested(levels):
         {"properties": {"pattern": {"type": "string"}, "$ref": {"type": "string"}, "maxItems": {"type": "integer"}}},
         {"enum": [{"$ref": "http://elsewhere/"}]},
         nested(10),
+        counted("maxItems", 100, 100),
+        {"type": ["string", "null"], "enum": ["a"] * 500, "pattern": r"^\d{4}-(\d{2}){1,2}[)]{3}$"},
+        {"anyOf": [{"type": "string"}], "items": {"$ref": "#/anyOf/0"}},
     ],
     ids=str,
 )
@@ -47,6 +58,23 @@ def test_ordinary_schemas_are_accepted(schema):
         ({"pattern": "(" * 150}, "pattern"),
         ({"pattern": "a" * 300}, "pattern"),
         ({"patternProperties": {"b{2000}": {}}}, "repeat count"),
+        ({"pattern": "((a{900}){900}){900}"}, "repeat counts"),
+        ({"pattern": r"((\\)[)(]x{900}){900}"}, "repeat counts"),
+        (counted("minItems", 900, 900, 900), "minItems"),
+        (counted("maxItems", 400, 400), "maxItems"),
+        ({"type": ["string"] * 8}, "type"),
+        ({"type": ["string"] * 3000}, "a list"),
+        ({"enum": [1] * 501}, "a list"),
+        ({"required": ["a"] * 501}, "a list"),
+        ({"properties": {str(number): {} for number in range(2500)}}, "subschemas"),
+        ({"const": 1e999}, "number"),
+        ({"maxItems": 10**400}, "number"),
+        ({"enum": [-(10**400)]}, "number"),
+        ({"enum": [{"type": "string"}], "properties": {"a": {"$ref": "#/enum/0"}}}, "no subschema"),
+        ({"const": {"maxItems": 10**9}, "items": {"$ref": "#/const"}}, "no subschema"),
+        ({"properties": {"a": {"$ref": "#/properties"}}}, "no subschema"),
+        ({"$defs": {"a": {}}, "$ref": "#a"}, "outside"),
+        ({"$defs": {"a": {}}, "$ref": "#/%24defs/a"}, "outside"),
     ],
     ids=lambda value: str(value)[:30],
 )
