@@ -65,9 +65,14 @@ async def fit(request: Request) -> Response:
 def fit_fields(body: dict[str, Any]) -> tuple[str, int, str, str]:
     """The fields text, room, how and question of a request. Raises RefusedError 400 if a field has another type."""
     text, room, how, question = (body.get(name) for name in ("text", "room", "how", "question"))
-    for name, value, most in (("text", text, MOST_CHARACTERS), ("question", question or "", QUESTION_LENGTH)):
-        if not isinstance(value, str) or len(value) > most:
-            raise RefusedError(400, f"{name}: must be a text of at most {most:,} characters")
+    text, question = limited(text, "text", MOST_CHARACTERS), limited(question or "", "question", QUESTION_LENGTH)
     if isinstance(room, bool) or not isinstance(room, int) or room < 0 or how not in ("first", "best"):
         raise RefusedError(400, "room: must be a number of tokens; how: must be first or best")
-    return text, room, how, question or ""
+    return text, room, how, question
+
+
+def limited(value: Any, name: str, most: int) -> str:
+    """The value of a field if it is a text of at most `most` characters. Raises RefusedError 400 otherwise."""
+    if not isinstance(value, str) or len(value) > most:
+        raise RefusedError(400, f"{name}: must be a text of at most {most:,} characters")
+    return value
