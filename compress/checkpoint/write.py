@@ -17,7 +17,7 @@ from compress.checkpoint.door.files import COPIED, INDEX, RECORD, read_json
 from compress.checkpoint.door.rope import both_rope_spellings
 from compress.checkpoint.read import DTYPE_NAMES, TensorInfo, read_tensor
 from compress.checkpoint.record import tensor_bytes, tensor_digest, write_digests
-from compress.core.atomic import file_errors, free_space
+from compress.core.atomic import check_no_link, file_errors, free_space
 from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 
@@ -117,7 +117,8 @@ def check_out(out: Path) -> None:
 
 
 def check_ours(folder: Path) -> None:
-    """Raises QCompressError if a temporary directory has files, but no marker or record of this program."""
+    """Raises QCompressError if a temporary directory is a link, or has files but no marker of this program."""
+    check_no_link(folder)
     ours = any((folder / name).is_file() for name in (UNFINISHED, RECORD))
     if not ours and folder.exists() and any(folder.iterdir()):
         raise QCompressError(

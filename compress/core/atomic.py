@@ -63,6 +63,12 @@ def write_atomic(path: Path, *pieces: Any, kind: "FileKind") -> None:
             raise
 
 
+def check_no_link(path: Path) -> None:
+    """Raises QCompressError if the path of a temporary file or folder is a link, which would be followed."""
+    if path.is_symlink():
+        raise QCompressError(f"{path}: is a link in the place of a temporary file; remove it, or choose another --out")
+
+
 def check_parent(path: Path) -> None:
     """Raises QCompressError if `path` lies below a file, where nothing can be written."""
     parent = next((parent for parent in path.absolute().parents if parent.exists()), None)

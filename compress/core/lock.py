@@ -20,6 +20,8 @@ def output_lock(out: Path, *, rank: int = 0, ranks: int = 1) -> Iterator[None]:
     number of the other run, if another run holds the lock.
     """
     out = out.absolute()
+    if not out.name:
+        raise QCompressError(f"{out}: is the root folder; give a new folder as --out")
     with file_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     with held(lock_file(out), out, shared=ranks > 1):
@@ -50,7 +52,7 @@ def acquire(file: Path, out: Path, *, shared: bool) -> int:
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         with file_errors(file):
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             except OSError as error:

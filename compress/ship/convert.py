@@ -19,8 +19,7 @@ import torch
 
 from compress.checkpoint.check.run import check_written
 from compress.checkpoint.check.table import make_table
-from compress.checkpoint.formats import FORMATS, Format, format_of, packed_config, quantized_weight
-from compress.checkpoint.load import open_causal_lm
+from compress.checkpoint.formats import FORMATS, Format, packed_config, quantized_weight
 from compress.checkpoint.model_card import CARD, origin, write_card
 from compress.checkpoint.read import RECORD, Checkpoint
 from compress.checkpoint.record import record_text
@@ -31,6 +30,7 @@ from compress.core.grid import QuantizedWeight, Scheme
 from compress.core.lock import output_lock
 from compress.core.report import Row
 from compress.model.config_keys import plain_config
+from compress.ship.source import open_quantized, packed_modules
 
 GGUF = "gguf"
 LINEARS_ONLY = ("awq", "gptq")  # vLLM reads packed embeddings in compressed-tensors only
@@ -79,10 +79,10 @@ def convert_folder(source: Path, out: Path, format_name: str) -> Row:
     is written.
     """
     check_format(format_name)
-    checkpoint = open_causal_lm(source)
     with output_lock(out):
         check_out(out)
-        conversion = plan_conversion(checkpoint, format_name)
+        checkpoint, row = open_quantized(source)
+        conversion = plan_conversion(checkpoint, row, FORMATS[format_name])
         writer = CheckpointWriter(out, planned_specs(conversion))
         try:
             write_tensors(conversion, writer)
@@ -105,11 +105,8 @@ def check_format(name: str) -> None:
         raise QCompressError(f"format {name!r} is unknown; choose {', '.join((*FORMATS, GGUF))}")
 
 
-def plan_conversion(checkpoint: Checkpoint, format_name: str) -> Conversion:
+def plan_conversion(checkpoint: Checkpoint, source: Format, target: Format) -> Conversion:
     """The conversion of a checkpoint. Raises QCompressError if the target cannot hold every weight exactly."""
-    source, target = format_of(checkpoint), FORMATS[format_name]
-    if source is None:
-        raise QCompressError(f"{checkpoint}: is not quantized; quantize it first with qcompress quantize")
     shapes, schemes = {}, {}
     for module in packed_modules(checkpoint, source):
         weight = quantized_weight(checkpoint, module)
@@ -121,12 +118,6 @@ def plan_conversion(checkpoint: Checkpoint, format_name: str) -> Conversion:
     return Conversion(checkpoint, source, target, shapes, schemes)
 
 
-def packed_modules(checkpoint: Checkpoint, source: Format) -> list[str]:
-    """The paths of all packed modules, in the order of the weight files."""
-    suffix = f".{source.packed}"
-    return [name.removesuffix(suffix) for name in checkpoint.tensors if name.endswith(suffix)]
-
-
 def misfit(weight: QuantizedWeight, module: str, target: Format) -> str | None:
     """The reason why a format cannot hold a weight exactly, with the cure, or None if it can."""
     if target.name in LINEARS_ONLY and kind(module) == "embedding":
@@ -134,6 +125,8 @@ def misfit(weight: QuantizedWeight, module: str, target: Format) -> str | None:
     if target.name == "awq" and weight.bits != 4:
         return f"awq stores 4 bits, and this weight has {weight.bits}; use --to gptq or compressed-tensors"
     middle = 2 ** (weight.bits - 1)
+    if weight.zeros.numel() and int(weight.zeros.max()) >= 2**weight.bits:
+        return f"a zero is {int(weight.zeros.max())}, and only a gptq file can store it; quantize the model again"
     if False in target.symmetric or bool((weight.zeros == middle).all()):
         return None
     row, group = (weight.zeros != middle).nonzero()[0].tolist()
@@ -149,7 +142,8 @@ def target_scheme(
 ) -> Scheme:
     """The scheme of a module in the target format, with the dtype of its stored scales."""
     name = "weight_scale" if source.name == "compressed-tensors" else "scales"
-    sym = weight.sym if len(target.symmetric) > 1 else target.symmetric[0]
+    symmetric = weight.sym and bool((weight.zeros == 2 ** (weight.bits - 1)).all())
+    sym = symmetric if len(target.symmetric) > 1 else target.symmetric[0]
     return Scheme(weight.bits, weight.group_size, sym, checkpoint.tensors[f"{module}.{name}"].dtype)
 
 

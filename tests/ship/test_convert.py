@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from compress import convert as api_convert
 from compress import quantize
@@ -125,6 +126,61 @@ def test_two_conversions_write_the_same_bytes(packed, tmp_path):
         convert(packed["awq"], tmp_path / name, "compressed-tensors")
     files = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert files[0] == files[1]
+
+
+def copied(folder, target):
+    """A copy without record and digests, as another tool would have written it."""
+    target.mkdir()
+    for file in folder.iterdir():
+        if not file.name.startswith("qcompress"):
+            (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def change_tensor(folder, name, change):
+    """Replace one tensor of model.safetensors by `change` of it; a new name adds a tensor."""
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {name: change(weights.get(name))}, folder / "model.safetensors", {"format": "pt"})
+
+
+DAMAGES = {
+    "g_idx out of order": ("gptq", "g_idx", lambda value: value.flip(0), r"T5 .*g_idx"),
+    "half of g_idx": ("gptq", "g_idx", lambda value: value[:16].clone(), "T3"),
+    "a NaN scale": ("awq", "scales", lambda value: torch.full_like(value, torch.nan), "T7"),
+    "an unknown tensor": ("awq", "input_scale", lambda value: torch.ones(1), "is not a tensor of the awq format"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("target", ["compressed-tensors", "gguf"])
+def test_a_checkpoint_that_check_refuses_is_not_converted(packed, tmp_path, name, target):
+    source, suffix, change, words = DAMAGES[name]
+    folder = copied(packed[source], tmp_path / "source")
+    change_tensor(folder, f"{MODULE}.{suffix}", change)
+    with pytest.raises(QCompressError, match=words):
+        convert(folder, tmp_path / "out.gguf", target)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("key", ["transform_config", "kv_cache_scheme", "sparsity_config"])
+def test_an_unknown_setting_of_the_quantization_is_refused_by_name(packed, tmp_path, key):
+    folder = copied(packed["ct-sym"], tmp_path / "source")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"][key] = {"a": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(QCompressError, match=f"quantization_config.{key} is unknown"):
+        convert(folder, tmp_path / "out", "awq")
+
+
+@pytest.mark.parametrize("name", [".out.partial", ".out.gguf.partial"])
+def test_a_link_in_the_place_of_the_temporary_output_is_never_followed(packed, tmp_path, name):
+    victim = copied(packed["gptq"], tmp_path / "victim")
+    before = {file.name: file.read_bytes() for file in victim.iterdir()}
+    (tmp_path / name).symlink_to(victim if "gguf" not in name else victim / "model.safetensors")
+    out, target = ("out.gguf", "gguf") if "gguf" in name else ("out", "awq")
+    with pytest.raises(QCompressError, match="is a link in the place of a temporary file"):
+        convert(packed["gptq"], tmp_path / out, target)
+    assert {file.name: file.read_bytes() for file in victim.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["codes", "scales", "zeros"])

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from compress.checkpoint.formats import format_of, weight_reader
+from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.gguf.config import read_config
 from compress.checkpoint.gguf.importer import check_package, plan_parameters
 from compress.checkpoint.gguf.shards import GgufModel
 from compress.checkpoint.gguf.tokenizer import SAMPLE, build_tokenizer, encode
 from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint
-from compress.core.atomic import check_parent, file_errors
+from compress.core.atomic import check_no_link, check_parent, file_errors
 from compress.core.errors import GateFailure, QCompressError
 from compress.core.file_kind import beginning_kind
 from compress.core.lock import output_lock
@@ -28,6 +28,7 @@ from compress.model.blocks import make_config, make_skeleton
 from compress.ship.gguf.metadata import Exported, Metadata, export_config, find_target
 from compress.ship.gguf.tensors import GgufSource, OutputTensor, output_tensors, tensor_bytes
 from compress.ship.gguf.tokens import export_tokens
+from compress.ship.source import open_quantized
 
 PARTIAL = beginning_kind(b"GGUF")
 FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q5_0": 8}  # general.file_type, named after the type of most tensors
@@ -48,11 +49,10 @@ def export_gguf(path: Path, out: Path) -> Row:
     """
     check_package(out)
     check_file(out)
-    checkpoint = open_for_text(path)
-    if format_of(checkpoint) is None:
-        raise QCompressError(f"{checkpoint}: is not quantized; quantize it first with qcompress quantize")
+    checkpoint, _ = open_quantized(open_for_text(path).path)
     with output_lock(out):
         partial = out.with_name(f".{out.name}.partial")
+        check_no_link(partial)
         PARTIAL.check(partial)
         try:
             tensors = write_file(checkpoint, partial)
