@@ -76,7 +76,8 @@ def check_name(model: GgufModel) -> str | None:
         return f"the file has no tokenizer.ggml.pre: token ids may differ from the original's; {CURE}"
     if name not in NAMES:
         raise model.fail(f"tokenizer.ggml.pre is {shown(name)}, an unknown rule for splitting text", CURE)
-    return None
+    warning = NAMES[name].warning
+    return f"{warning} than in the original; {CURE}" if warning else None
 
 
 def build_tokenizer(model: GgufModel) -> PreTrainedTokenizerBase:

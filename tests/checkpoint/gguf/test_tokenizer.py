@@ -12,7 +12,7 @@ from compress.checkpoint.gguf.splits import NAMES, SPLITS
 from compress.checkpoint.gguf.tokenizer import SAMPLE
 from compress.core.errors import QCompressError
 
-LINES = [*SAMPLE, "a  b\t\n\n c 12345678 x=1;", "<|end|>hi<|end|> <|endoftext|>", "I'd WE'LL it's 3.14²", "x  1", ""]
+LINES = [*SAMPLE, "a  b\t\n\n c 12345678 x=1;", "<|end|>hi<|end|> <|endoftext|>", "I'd WE'LL it's 3.14²", ""]
 SPECIAL = ["<unk>", "<s>", "<|end|>"]
 DIGITS = "digits"
 ORIGINAL = {  # name in the file: how the original splits, whether a known word stays whole, NFC, bos
@@ -24,7 +24,6 @@ ORIGINAL = {  # name in the file: how the original splits, whether a known word 
     "gpt-4o": (GGUF_PRE_TOKENIZER_SPLITS["gpt-4o"], False, False, False),
     "gpt-2": (None, False, False, False),
     "starcoder": (DIGITS, False, False, False),
-    "smollm": (DIGITS, False, False, False),
 }
 
 
@@ -105,6 +104,14 @@ def test_a_word_without_merges_stays_whole_where_it_does_in_the_original(make_sp
     imported, _ = import_tokenizer(spec, tmp_path)
     assert imported.encode("a zyzzyva b") == original.encode("a zyzzyva b")
     assert (word in imported.encode("a zyzzyva b")) is whole
+
+
+def test_smollm_splits_numbers_as_always_and_warns(make_spec, tmp_path):
+    original = byte_level("starcoder")
+    spec = with_vocabulary(make_spec, original, **{"tokenizer.ggml.pre": "smollm"})
+    imported, row = import_tokenizer(spec, tmp_path)
+    assert [imported.encode(line) for line in SAMPLE[:5]] == [original.encode(line) for line in SAMPLE[:5]]
+    assert imported.encode("x  1") != original.encode("x  1") and "a number after two spaces" in row["warning"]
 
 
 def test_every_name_has_a_rule_and_the_splits_are_those_of_transformers():
