@@ -23,6 +23,8 @@ LICENSES = {  # beginning of the licence text -> its name on the hub
 }
 QUANTIZED = ("quantize", "convert")  # commands that write quantized checkpoints
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+USUAL = re.compile(r"[\w./@ -]*")
+MARKUP = re.compile(r"[\\`*_{}\[\]()<>#+!|~&-]")
 HIDDEN = ("student", "text", "eval_text", "cache")  # shown elsewhere in the card, or local paths
 SCORES = {
     "perplexity_teacher": "perplexity of the teacher",
@@ -120,7 +122,13 @@ def kinds(record: Record) -> list[str]:
 
 
 def name_of(one: Record) -> str:
-    return str(one.get("name") or Path(str(one.get("path", "unknown"))).name)
+    return plain_text(str(one.get("name") or Path(str(one.get("path", "unknown"))).name))
+
+
+def plain_text(text: str) -> str:
+    """A text from a record as one line that Markdown shows as it is. Usual names stay unchanged."""
+    line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+    return line if USUAL.fullmatch(line) else MARKUP.sub(r"\\\g<0>", line)
 
 
 def introduction(record: Record) -> str:
@@ -132,7 +140,11 @@ def introduction(record: Record) -> str:
         "distill": (f"A student of {teacher}", f"A smaller model that learned from {teacher}"),
     }
     title, sentence = titles.get(record["command"], (f"A smaller {teacher}", f"Cut out of {teacher}, not trained"))
-    lines = [f"# {title}", "", f"{sentence} with `qcompress {record['command']}` {versions.get('qcompress', '')}."]
+    lines = [
+        f"# {title}",
+        "",
+        f"{sentence} with `qcompress {plain_text(record['command'])}` {versions.get('qcompress', '')}.",
+    ]
     roles = {"student": "student before training", "source": "source" if "4 bits" in title else "teacher"}
     roles["converted"] = "converted from"
     lines += ["", "| | name | digest | license |", "|---|---|---|---|"]

@@ -201,12 +201,20 @@ def publish(conversion: Conversion, writer: CheckpointWriter) -> None:
 def conversion_record(conversion: Conversion, writer: CheckpointWriter) -> str:
     """The text of qcompress.json: the source's record if there is one, with the new format and the source."""
     checkpoint, name = conversion.checkpoint, conversion.target.name
-    earlier = dict(checkpoint.record)
+    earlier = dict(checkpoint.record) if is_sound(checkpoint.record) else {}
     command = str(earlier.pop("command", "convert"))
-    settings = dict(earlier.pop("settings", None) or {}) | {"format": name}
+    settings = earlier.pop("settings", {}) | {"format": name}
     for key in ("digests", "versions"):
         earlier.pop(key, None)
-    if isinstance(earlier.get("size"), dict):
+    if "size" in earlier:
         earlier["size"] = earlier["size"] | {"bytes": sum(shard.bytes for shard in writer.shards)}
     converted = origin(checkpoint) | {"format": conversion.source.name}
     return record_text(command, settings, **earlier | {"converted": converted})
+
+
+def is_sound(record: Row) -> bool:
+    """Whether the source's record has the types that `quantize` writes. Another record is not continued."""
+    size, rows = record.get("size", {"bytes": 0, "source_bytes": 0}), record.get("rows", [])
+    texts = isinstance(record.get("command", ""), str) and isinstance(record.get("settings", {}), dict)
+    sizes = isinstance(size, dict) and all(isinstance(size.get(key), int) for key in ("bytes", "source_bytes"))
+    return texts and sizes and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)

@@ -162,6 +162,27 @@ def test_a_checkpoint_that_check_refuses_is_not_converted(packed, tmp_path, name
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
+@pytest.mark.parametrize("change", [{"rows": [1]}, {"size": {"bytes": 1}}, {"settings": [1]}, {"command": 3}])
+def test_a_damaged_record_is_not_continued(packed, tmp_path, change):
+    folder = copied(packed["awq"], tmp_path / "source")
+    record = json.loads((packed["awq"] / RECORD).read_text())
+    record.pop("digests")  # the copy has none
+    (folder / RECORD).write_text(json.dumps(record | change))
+    convert(folder, tmp_path / "ct", "compressed-tensors")
+    assert json.loads((tmp_path / "ct" / RECORD).read_text())["command"] == "convert"
+
+
+def test_text_of_a_record_is_no_markup_in_the_card(packed, tmp_path):
+    folder = copied(packed["awq"], tmp_path / "source")
+    record = json.loads((packed["awq"] / RECORD).read_text())
+    record.pop("digests")  # the copy has none
+    source = record["source"] | {"name": "![x](http://a/x.png)\n# big <script>"}
+    (folder / RECORD).write_text(json.dumps(record | {"source": source}))
+    convert(folder, tmp_path / "ct", "compressed-tensors")
+    card = (tmp_path / "ct" / "README.md").read_text().split("---", 2)[2]
+    assert "![x]" not in card and "<script>" not in card and "\n# big" not in card
+
+
 @pytest.mark.parametrize("key", ["transform_config", "kv_cache_scheme", "sparsity_config"])
 def test_an_unknown_setting_of_the_quantization_is_refused_by_name(packed, tmp_path, key):
     folder = copied(packed["ct-sym"], tmp_path / "source")
