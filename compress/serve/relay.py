@@ -1,16 +1,17 @@
 """One chat request: wait for a slot, ask the engine, pass its bytes on. It ends as soon as the client has gone.
 
 Closing a page, or its stop button, closes the client's connection. The task is then cancelled wherever it is, in the
-queue or in the middle of an answer, and that closes the connection to the engine, which stops generating.
+queue or in the middle of an answer, and that closes the connection to the engine, which stops generating. A client that
+does not read for a minute counts as gone.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
-import anyio
 import httpx2
 from starlette.types import Receive, Scope, Send
 
+from compress.serve.connected import impatient, while_connected
 from compress.serve.errors import RefusedError
 from compress.serve.security import send_error
 
@@ -30,16 +31,8 @@ class Relay:
         self.open, self.cause = open, cause
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with anyio.create_task_group() as tasks:
-
-            async def stop_when_client_leaves() -> None:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(stop_when_client_leaves)
-            await self.answer(send)
-            tasks.cancel_scope.cancel()
+        async with while_connected(receive) as scope_of_work:
+            await self.answer(impatient(send, scope_of_work))
 
     async def answer(self, send: Send) -> None:
         """Send the answer, or an error if there is no answer."""

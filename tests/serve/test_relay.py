@@ -1,14 +1,17 @@
 """An engine that dies in mid-answer: the client learns it, and nothing is left running."""
 
+import asyncio
 import subprocess
 import sys
 
 import httpx2
 import pytest
 
+from compress.serve import connected
 from compress.serve.access import Access
 from compress.serve.app import make_app
 from compress.serve.gate import Gate
+from compress.serve.relay import Relay
 from compress.serve.service import ServedModel, Service
 from compress.serve.tokens import TokenCounter
 from compress.serve.upstream import Upstream
@@ -27,6 +30,35 @@ class Explained:
 
     async def close(self):
         pass
+
+
+class Endless:
+    """An engine's answer without end. `open` is True while the engine computes it."""
+
+    headers = {"content-type": "text/event-stream"}
+    open = False
+
+    async def __aenter__(self):
+        self.open = True
+        return self
+
+    async def __aexit__(self, *_):
+        self.open = False
+
+    async def aiter_raw(self):
+        while True:
+            yield b"data: {}"
+
+
+def test_a_client_that_does_not_read_frees_its_slot(monkeypatch):
+    answer = Endless()
+    monkeypatch.setattr(connected.impatient, "__defaults__", (0.01,))
+
+    async def never(*_):
+        await asyncio.sleep(1000)
+
+    asyncio.run(asyncio.wait_for(Relay(lambda: answer, str)({}, never, never), 5))
+    assert not answer.open
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from calibration.errors import CalibrationError
 from compress.checkpoint.load import open_for_text
 from compress.core.sampling import Ids
+from compress.serve.connected import while_connected
 from compress.serve.fallback.answer import Answered, FallbackModel
 
 Row = dict[str, Any]
@@ -46,6 +47,12 @@ class FallbackServer:
             return JSONResponse({"error": {"message": str(error)}}, 400)
         if payload.get("stream"):
             return StreamingResponse(self.events(prompt, payload), media_type="text/event-stream")
+        async with while_connected(request.receive):
+            return await self.whole(prompt, payload)
+        return Response(status_code=400)  # the client has left, so nobody reads it
+
+    async def whole(self, prompt: Ids, payload: Row) -> Response:
+        """The whole answer, in the form of OpenAI's API."""
         answered = Answered()
         text = "".join([piece async for piece in self.pieces(prompt, payload, answered)])
         message = {"role": "assistant", "content": text}

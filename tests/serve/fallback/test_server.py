@@ -1,6 +1,7 @@
 """transformers behind the API: the same text as its other runtime, streamed, stopped and validated."""
 
 import json
+import time
 
 import httpx2
 import pytest
@@ -12,7 +13,7 @@ from compress.model.sample import continue_prompts
 from compress.serve.chat_request import FIELDS
 from compress.serve.fallback.answer import FALLBACK_FIELDS, NEUTRAL, FallbackModel, before_stop_text, with_json_rule
 from compress.serve.fallback.server import FallbackServer
-from tests.serve.services import running
+from tests.serve.services import running, until
 
 MESSAGES = [{"role": "user", "content": "the quick brown fox"}]
 
@@ -92,6 +93,29 @@ def test_a_value_that_changes_nothing_is_accepted(client):
 
 def test_every_field_of_the_api_is_used_or_refused_by_transformers():
     assert set(FIELDS) - {"max_completion_tokens"} == (FALLBACK_FIELDS - {"model", "messages"}) | NEUTRAL.keys()
+
+
+def test_a_whole_answer_stops_when_its_client_leaves(model, monkeypatch):
+    seen = []
+
+    def pieces(prompt, payload, answered):
+        while True:
+            time.sleep(0.01)
+            seen.append(len(seen))
+            yield "x"
+
+    monkeypatch.setattr(model, "pieces", pieces)
+    with running(FallbackServer(model, "tiny").app) as url, httpx2.Client(base_url=url, trust_env=False) as opened:
+        with pytest.raises(httpx2.TimeoutException):
+            opened.post("/v1/chat/completions", json={"messages": MESSAGES}, timeout=0.3)
+        assert seen and until(lambda: still(seen))
+
+
+def still(seen):
+    """Whether nothing is added within 0.2 seconds."""
+    count = len(seen)
+    time.sleep(0.2)
+    return len(seen) == count
 
 
 def test_a_conversation_beyond_the_context_is_refused(client):
