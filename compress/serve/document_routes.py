@@ -55,10 +55,10 @@ async def fit(request: Request) -> Response:
     text, room, how, question = fit_fields(body)
     count = model.counter.text
     if how == "first":
-        fitted = await in_thread(lambda: first_part(text, room, count))
+        fitted = await model.measured(lambda: first_part(text, room, count))
     else:
-        fitted = await in_thread(lambda: best_parts(text, question, room, count))
-    size = await in_thread(lambda: count(fitted.text))
+        fitted = await model.measured(lambda: best_parts(text, question, room, count))
+    size = await model.measured(lambda: count(fitted.text))
     return JSONResponse({"text": fitted.text, "tokens": size, "parts": fitted.parts, "of": fitted.of})
 
 

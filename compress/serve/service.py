@@ -19,6 +19,8 @@ from compress.serve.upstream import Upstream
 Row = dict[str, Any]
 UPLOADS = 16  # at once; each holds at most security.UPLOAD_BYTES
 CHILDREN, CHILDREN_QUEUE = 2, 32  # sandboxed processes at once, and requests that wait for one
+COUNTS, COUNTS_QUEUE = 4, 256  # requests at once whose tokens are counted, and those that wait
+TOKEN_LENGTH = 128  # characters; no text has fewer tokens than one in so many characters
 
 
 class Engine(Protocol):
@@ -48,6 +50,7 @@ class ServedModel:
     runtime: str
     context: int | None = None
     engine: Engine | None = None
+    counting: Gate = field(default_factory=lambda: Gate(COUNTS, COUNTS_QUEUE))
 
     @property
     def status(self) -> str:
@@ -80,7 +83,21 @@ class ServedModel:
 
     async def count(self, messages: list[ChatMessage]) -> int:
         """The number of tokens of a conversation. Raises RefusedError for text that the model cannot read."""
-        return await in_thread(lambda: self.counter.messages(messages))
+        return await self.measured(lambda: self.counter.messages(messages))
+
+    async def measured(self, call: Any) -> Any:
+        """The value of `call`, which counts tokens in a thread. Raises RefusedError 503 if too many requests wait."""
+        async with self.counting.slot():
+            return await in_thread(call)
+
+    def check_length(self, messages: list[ChatMessage]) -> None:
+        """Raises RefusedError 400, before any token is counted, if a conversation is far too long."""
+        length = sum(len(one.content) + sum(len(file.text) for file in one.documents) for one in messages)
+        if self.context is not None and length > TOKEN_LENGTH * self.context:
+            raise RefusedError(
+                400,
+                f"the conversation has {length:,} characters, but the model takes {self.context:,} tokens; shorten it",
+            )
 
 
 @dataclass
@@ -125,6 +142,7 @@ class Service:
         payload = {"messages": plain(request.messages), **request.options}
         limit = self.max_tokens or None
         if model.context is not None and model.counter.exact:
+            model.check_length(request.messages)
             tokens = await model.count(request.messages)
             if (room := model.context - tokens) < 1:
                 raise RefusedError(400, too_long(tokens, model.context))
