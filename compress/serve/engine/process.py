@@ -15,6 +15,7 @@ from compress.core.file_kind import ENGINE_LOG, LOG_BEGINNING
 from compress.core.report import Report, silent
 from compress.runtimes.vllm_offline import cause as first_exception
 from compress.serve.engine.command import EngineCommand
+from compress.serve.settings import KEY_VARIABLE, TOKEN_VARIABLE
 
 GUARD = Path(__file__).with_name("guard.py")
 HEALTH_SECONDS = 0.5  # between two health checks of a starting engine
@@ -89,7 +90,7 @@ class EngineProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | self.command.variables,
+                env=environment() | self.command.variables,
             )
 
     def set_status(self, status: str, **facts: object) -> None:
@@ -108,6 +109,11 @@ class EngineProcess:
             return
         self.process.kill()
         self.process.wait()
+
+
+def environment() -> dict[str, str]:
+    """This process's environment variables without the keys of the service, which an engine does not need."""
+    return {name: value for name, value in os.environ.items() if name not in (TOKEN_VARIABLE, KEY_VARIABLE)}
 
 
 def old_log(log: Path) -> Path:

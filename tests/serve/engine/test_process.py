@@ -84,6 +84,15 @@ def test_an_engine_that_cannot_start_is_not_restarted(tmp_path):
     assert [row["status"] for row in rows] == ["ended"]
 
 
+def test_an_engine_does_not_get_the_keys_of_the_service(tmp_path, monkeypatch):
+    for name in ("QCOMPRESS_SERVE_TOKEN", "QCOMPRESS_UPSTREAM_KEY", "ORDINARY"):
+        monkeypatch.setenv(name, f"value of {name}")
+    engine = make_engine(tmp_path, "import os; print(dict(os.environ))")
+    asyncio.run(asyncio.wait_for(engine.run(), 30))
+    output = engine.log.read_text()
+    assert "value of ORDINARY" in output and "QCOMPRESS" not in output and "SECRET" in output
+
+
 def test_closing_ends_the_engine_and_everything_that_it_started(tmp_path):
     code = "import subprocess, time; print(subprocess.Popen(['sleep', '1000']).pid, flush=True); time.sleep(1000)"
 
