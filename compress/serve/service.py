@@ -20,7 +20,7 @@ Row = dict[str, Any]
 UPLOADS = 16  # at once; each holds at most security.UPLOAD_BYTES
 CHILDREN, CHILDREN_QUEUE = 2, 32  # sandboxed processes at once, and requests that wait for one
 COUNTS, COUNTS_QUEUE = 4, 256  # requests at once whose tokens are counted, and those that wait
-TOKEN_LENGTH = 128  # characters; no text has fewer tokens than one in so many characters
+TOKEN_LENGTH = 128  # characters per token, far more than ordinary text has
 
 
 class Engine(Protocol):
@@ -94,10 +94,8 @@ class ServedModel:
         """Raises RefusedError 400, before any token is counted, if a conversation is far too long."""
         length = sum(len(one.content) + sum(len(file.text) for file in one.documents) for one in messages)
         if self.context is not None and length > TOKEN_LENGTH * self.context:
-            raise RefusedError(
-                400,
-                f"the conversation has {length:,} characters, but the model takes {self.context:,} tokens; shorten it",
-            )
+            message = f"the conversation has {length:,} characters, but the model takes {self.context:,} tokens"
+            raise RefusedError(400, f"{message}; shorten it or its documents")
 
 
 @dataclass

@@ -35,8 +35,9 @@ class Explained:
 class Endless:
     """An engine's answer without end. `open` is True while the engine computes it."""
 
-    headers = {"content-type": "text/event-stream"}
-    open = False
+    def __init__(self):
+        self.headers = {"content-type": "text/event-stream"}
+        self.open = False
 
     async def __aenter__(self):
         self.open = True
