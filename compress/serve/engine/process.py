@@ -90,7 +90,7 @@ class EngineProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment() | self.command.variables,
+                env={**environment(), **self.command.variables},
             )
 
     def set_status(self, status: str, **facts: object) -> None:
