@@ -73,7 +73,8 @@ def service(checkpoints: tuple[str, ...], options: list[str]) -> Iterator[tuple[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "compress.cli", "serve", *checkpoints, "--port", str(port), *options]
+    logs = [] if "--upstream" in options else ["--logs", tempfile.mkdtemp(prefix="serve-test-")]
+    command = [sys.executable, "-m", "compress.cli", "serve", *checkpoints, "--port", str(port), *logs, *options]
     process = subprocess.Popen(command, text=True)
     url = f"http://127.0.0.1:{port}"
     try:
