@@ -7,6 +7,7 @@ A name that an attacker points to 127.0.0.1 (DNS rebinding) is not an allowed Ho
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,6 +28,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
+READ_BYTES, READ_SECONDS = 65_536, 1.0  # of the body of a refused request
 
 
 class Guarded:
@@ -44,8 +46,20 @@ class Guarded:
             check_request(scope, self.access)
             limit = body_limit(scope["path"], Headers(scope=scope))
         except RefusedError as error:
+            await read_rest(receive)
             return await send_error(error, with_headers(send))
         await self.app(scope, limited(receive, limit), with_headers(send))
+
+
+async def read_rest(receive: Receive) -> None:
+    """Read a short body of a refused request: with an unread body, the client may see a reset and not the answer."""
+    read = 0
+    with anyio.move_on_after(READ_SECONDS):
+        while read <= READ_BYTES:
+            message = await receive()
+            if message["type"] != "http.request" or not message.get("more_body"):
+                return
+            read += len(message.get("body", b""))
 
 
 def check_request(scope: Scope, access: Access) -> None:
