@@ -38,6 +38,16 @@ class QuantizedWeight:
     def group_size(self) -> int:
         return self.codes.shape[1] // self.scales.shape[1]
 
+    @property
+    def middle(self) -> int:
+        """The code that stands for zero in a symmetric grid."""
+        return 2 ** (self.bits - 1)
+
+    @property
+    def has_middle_zeros(self) -> bool:
+        """Whether every zero is the middle code, so that a symmetric format holds the weight, whatever `sym` is."""
+        return bool((self.zeros == self.middle).all())
+
     def dequantize(self) -> Tensor:
         """The weight (out, in) float32 that every loader computes from the checkpoint."""
         groups = split_groups(self.codes, self.group_size)

@@ -124,15 +124,14 @@ def misfit(weight: QuantizedWeight, module: str, target: Format) -> str | None:
         return f"{target.name} has no packed embeddings; use --to compressed-tensors"
     if target.name == "awq" and weight.bits != 4:
         return f"awq stores 4 bits, and this weight has {weight.bits}; use --to gptq or compressed-tensors"
-    middle = 2 ** (weight.bits - 1)
     if weight.zeros.numel() and int(weight.zeros.max()) >= 2**weight.bits:
         return f"a zero is {int(weight.zeros.max())}, and only a gptq file can store it; quantize the model again"
-    if False in target.symmetric or bool((weight.zeros == middle).all()):
+    if False in target.symmetric or weight.has_middle_zeros:
         return None
-    row, group = (weight.zeros != middle).nonzero()[0].tolist()
+    row, group = (weight.zeros != weight.middle).nonzero()[0].tolist()
     zero = int(weight.zeros[row, group])
     return (
-        f"gptq stores symmetric grids with zero {middle}, but group {group} of row {row} has zero {zero}; "
+        f"gptq stores symmetric grids with zero {weight.middle}, but group {group} of row {row} has zero {zero}; "
         "use --to compressed-tensors, or quantize with --format gptq"
     )
 
@@ -142,8 +141,7 @@ def target_scheme(
 ) -> Scheme:
     """The scheme of a module in the target format, with the dtype of its stored scales."""
     name = "weight_scale" if source.name == "compressed-tensors" else "scales"
-    symmetric = weight.sym and bool((weight.zeros == 2 ** (weight.bits - 1)).all())
-    sym = symmetric if len(target.symmetric) > 1 else target.symmetric[0]
+    sym = weight.sym and weight.has_middle_zeros if len(target.symmetric) > 1 else target.symmetric[0]
     return Scheme(weight.bits, weight.group_size, sym, checkpoint.tensors[f"{module}.{name}"].dtype)
 
 

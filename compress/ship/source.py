@@ -4,12 +4,11 @@ A converted checkpoint looks healthy whatever it was made from, so all faults mu
 """
 
 from collections.abc import Container
-from pathlib import Path
 
 from compress.checkpoint.check.run import check_checkpoint, describe_errors, error_rows, prompt_fault
 from compress.checkpoint.formats import Format, format_of
 from compress.checkpoint.load import open_causal_lm
-from compress.checkpoint.read import CONFIG, Checkpoint
+from compress.checkpoint.read import CONFIG, Checkpoint, PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.core.grid import Scheme
 
@@ -28,13 +27,13 @@ KEYS = {
 }
 
 
-def open_quantized(path: Path) -> tuple[Checkpoint, Format]:
-    """The quantized checkpoint at a path, and its format.
+def open_quantized(source: PathOrCheckpoint) -> tuple[Checkpoint, Format]:
+    """The quantized checkpoint at a path, or an open one, and its format.
 
     Raises QCompressError if it is not quantized, if it breaks a rule of `check`, or if a setting or a tensor of its
     quantization is unknown, because the conversion would lose it. Faults of the tokenizer's files are copied.
     """
-    checkpoint = open_causal_lm(path)
+    checkpoint = open_causal_lm(source)
     row = format_of(checkpoint)
     if row is None:
         raise QCompressError(f"{checkpoint}: is not quantized; quantize it first with qcompress quantize")

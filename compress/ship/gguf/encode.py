@@ -23,8 +23,7 @@ TYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # dtype of a s
 
 def block_type(weight: QuantizedWeight) -> str:
     """The ggml type that stores a weight exactly. Raises ValueError, with the reason, if there is none."""
-    middle = 2 ** (weight.bits - 1)
-    symmetric = bool((weight.zeros == middle).all())
+    symmetric = weight.has_middle_zeros
     if weight.group_size % GGML_BLOCK:
         raise BadValueError(f"groups of {weight.group_size} weights are not whole blocks of {GGML_BLOCK}")
     if not torch.equal(weight.scales.half().float(), weight.scales):

@@ -50,7 +50,7 @@ def export_gguf(path: Path, out: Path) -> Row:
     """
     check_package(out)
     check_file(out)
-    checkpoint, _ = open_quantized(open_for_text(path).path)
+    checkpoint, _ = open_quantized(open_for_text(path))
     with output_lock(out):
         partial = out.with_name(f".{out.name}.partial")
         check_no_link(partial)
