@@ -35,14 +35,13 @@ class SplitRule:
     """How text is split into words: by the pattern SPLITS[split].
 
     With `ignore_merges`, a word that is in the vocabulary stays whole. With `add_bos`, each text begins with the start
-    token. With `normalize`, text is normalized to NFC first. `warning` states where ids differ from the original's.
+    token. With `normalize`, text is normalized to NFC first.
     """
 
     split: str
     ignore_merges: bool = False
     add_bos: bool = False
     normalize: bool = False
-    warning: str = ""
 
 
 LLAMA3 = SplitRule("llama3", ignore_merges=True, add_bos=True)
@@ -55,8 +54,8 @@ NAMES = {
     "qwen35": SplitRule("qwen35", normalize=True),
     **dict.fromkeys(("deepseek-r1-qwen", "stablelm2", "megrez", "kormo", "hunyuan", "solar-open"), SplitRule("qwen2")),
     **dict.fromkeys(("gpt-4o", "llama4", "kanana2"), SplitRule("gpt4o")),
-    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), SplitRule("digits")),
-    "smollm": SplitRule("gpt2", warning="a number after two spaces, and numerals such as ², have other token ids"),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), SplitRule("digits")),
+    "minerva-7b": SplitRule("digits"),
     **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "gigachat"), SplitRule("gpt2")),
 }
 

@@ -76,8 +76,7 @@ def check_name(model: GgufModel) -> str | None:
         return f"the file has no tokenizer.ggml.pre: token ids may differ from the original's; {CURE}"
     if name not in NAMES:
         raise model.fail(f"tokenizer.ggml.pre is {shown(name)}, an unknown rule for splitting text", CURE)
-    warning = NAMES[name].warning
-    return f"{warning} than in the original; {CURE}" if warning else None
+    return None
 
 
 def build_tokenizer(model: GgufModel) -> PreTrainedTokenizerBase:

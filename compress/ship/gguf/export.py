@@ -2,7 +2,7 @@
 
 The proof: the importer reads config, tensors and tokenizer from the written file. Every weight must equal the
 checkpoint's dequantized weight bit by bit, the config must describe the same model, and sample texts must get the same
-token ids, unless the importer splits text otherwise than llama.cpp (smollm). Otherwise nothing is written.
+token ids. Otherwise nothing is written.
 """
 
 import os
@@ -16,7 +16,6 @@ from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.gguf.config import read_config
 from compress.checkpoint.gguf.importer import check_package, plan_parameters
 from compress.checkpoint.gguf.shards import GgufModel
-from compress.checkpoint.gguf.splits import NAMES
 from compress.checkpoint.gguf.tokenizer import SAMPLE, build_tokenizer, encode
 from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint
@@ -146,8 +145,7 @@ def check_same(checkpoint: Checkpoint, file: Path) -> None:
         written = torch.from_numpy(np.concatenate([part.reshape(-1) for part in parameter.parts()]))
         if not torch.equal(written, read(name).float().reshape(-1)):
             raise GateFailure(f"{file}: {name} does not read back bit by bit; report this as a bug")
-    if not NAMES[model.metadata["tokenizer.ggml.pre"]].warning:  # else the importer splits otherwise than llama.cpp
-        check_tokens(checkpoint, model)
+    check_tokens(checkpoint, model)
 
 
 def check_config(checkpoint: Checkpoint, config: dict[str, Any]) -> None:

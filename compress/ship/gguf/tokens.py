@@ -5,7 +5,6 @@ an error. So the name follows from the whole pre-tokenizer in tokenizer.json, an
 """
 
 import json
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -19,7 +18,6 @@ from compress.ship.gguf.metadata import Metadata
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 PREFERRED = ("llama-bpe", "qwen2", "qwen35", "tekken", "gpt-4o", "smollm", "gpt-2", "dbrx")
-SPLIT_OF = {"smollm": "digits"}  # llama.cpp's rule; the importer keeps an older one, and warns
 ROLES = {"bos_token_id": "bos", "eos_token_id": "eos", "unk_token_id": "unknown", "pad_token_id": "padding"}
 
 
@@ -80,8 +78,7 @@ def normalizer(state: dict[str, Any]) -> str:
 @cache
 def signature(name: str) -> tuple[str, str, bool]:
     """Pre-tokenizer, normalizer and `ignore_merges` of the tokenizer.json that llama.cpp's `name` stands for."""
-    named = NAMES[name]
-    rule = replace(named, split=SPLIT_OF.get(name, named.split))
+    rule = NAMES[name]
     backend = Tokenizer(BPE())
     backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
     apply_rule(backend, rule)
