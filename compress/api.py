@@ -167,13 +167,16 @@ def convert(checkpoint: Model, out: Model, to: str) -> Row:
 
 
 @public
-def check(model: Model, *, source: Model | None = None, tensor_parallel_size: int = 1) -> list[Row]:
+def check(
+    model: Model, *, source: Model | None = None, tensor_parallel_size: int = 1, runs_in: str = "vllm"
+) -> list[Row]:
     """Check that vLLM loads a checkpoint and computes with the weights that were written.
 
     Args:
         model: The checkpoint: plain, awq, gptq or compressed-tensors.
         source: The 16-bit checkpoint from which `model` was quantized. With it, the weights are compared too.
         tensor_parallel_size: Number of GPUs that share the model in vLLM.
+        runs_in: The runtime whose rules apply: "vllm", "llama.cpp", "mlx", "ort-genai" or "tensorrt-edge-llm".
 
     Returns:
         One row per broken rule: `rule`, `level` ("error" or "warning"), `value`, `expected`, `consequence`, and the
@@ -191,7 +194,9 @@ def check(model: Model, *, source: Model | None = None, tensor_parallel_size: in
     if tensor_parallel_size < 1:
         raise BadValueError(f"tensor_parallel_size={tensor_parallel_size}: must be 1 or more")
     where = None if source is None else resolve_model(source)
-    return check_checkpoint(resolve_model(model), tensor_parallel_size=tensor_parallel_size, source=where)
+    return check_checkpoint(
+        resolve_model(model), tensor_parallel_size=tensor_parallel_size, source=where, runs_in=runs_in
+    )
 
 
 @public

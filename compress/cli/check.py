@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compress.checkpoint.check.loaders import RUNTIMES
 from compress.cli.console import emit, progress, results
 from compress.cli.history import append_history, check_history_options, history_options
 from compress.cli.model_path import MODEL
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
     help="Number of GPUs that will share the model, as for `vllm serve`.",
 )
 @shared_option(
+    "--runs-in",
+    group="Essentials",
+    type=click.Choice(RUNTIMES),
+    default=RUNTIMES[0],
+    show_default=True,
+    help="Runtime whose rules apply.",
+)
+@shared_option(
     "--source",
     group="Essentials",
     type=MODEL,
@@ -38,12 +47,13 @@ if TYPE_CHECKING:
 def command(
     checkpoint: Path,
     tensor_parallel_size: int,
+    runs_in: str,
     source: Path | None,
     history: Path | None,
     tag: str | None,
     as_json: bool,
 ) -> None:
-    """Check that vLLM can load CKPT and that every loader reads the same weights.
+    """Check that vLLM, or another runtime, can load CKPT and that every loader reads the same weights.
 
     CKPT may be unquantized, awq, gptq or compressed-tensors, written by qcompress or by another tool. Prints one line
     per kind of finding: the value, the expected value, and what vLLM does with it. After the findings, it prints what
@@ -52,6 +62,7 @@ def command(
     \b
     qcompress check smollm2-awq
     qcompress check qwen-gptq --tensor-parallel-size 2 --source qwen
+    qcompress check qwen-gptq --runs-in mlx
     """
     from compress.checkpoint.check.run import check_checkpoint
 
@@ -62,6 +73,7 @@ def command(
         opened or checkpoint,
         tensor_parallel_size=tensor_parallel_size,
         source=source,
+        runs_in=runs_in,
         report=lambda row: compared.append(row["compared"]),
     )
     if history:
@@ -77,11 +89,18 @@ def command(
     warnings = count_text(len(rows) - errors, "warning")
     if errors:
         message = f"{count_text(errors, 'error')}, {warnings}"
-        raise GateFailure(
-            f"{checkpoint}: {message}; loaders would fail or generate wrong text; write the checkpoint again"
-        )
+        raise GateFailure(f"{checkpoint}: {message}; {advice(rows, runs_in)}")
     if not as_json:
         results.print(f"{checkpoint}: no errors, {warnings}", markup=False)
+
+
+def advice(rows: list[dict[str, Any]], runs_in: str) -> str:
+    """The consequence of errors, and what to do: the first cure, unless other errors show damage."""
+    errors = [row for row in rows if row["level"] == "error"]
+    cures = [row["cure"] for row in errors if "cure" in row]
+    if cures and all(row["rule"].startswith("R") for row in errors):
+        return f"{runs_in} cannot read it: {cures[0]}"
+    return "loaders would fail or generate wrong text; write the checkpoint again"
 
 
 def open_readable(path: Path) -> "Checkpoint | None":

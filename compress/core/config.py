@@ -16,6 +16,7 @@ AUTO = "auto"  # run all METHODS, keep the one with the lowest KL on held-out wi
 FORMAT_NAMES = ("awq", "gptq", "compressed-tensors")
 DEFAULT_FORMAT = {"rtn": "compressed-tensors", "gptq": "gptq", "awq": "awq", "awq+gptq": "awq", AUTO: "awq"}
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES = ("auto", "fp8", "int8_per_token_head", "int4_per_token_head")  # of those in vLLM
 STORAGE_DTYPES = ("float16", "bfloat16")
 GROUP_SIZES = (128, 64, 32)  # those that vLLM's kernels support, largest first
 TUNE_BATCH = 4  # windows per step of tuning

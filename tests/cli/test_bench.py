@@ -20,7 +20,7 @@ def bench(*arguments):
 def test_a_config_alone_is_predicted_for_all_hardware():
     result = bench(CONFIG, "--hardware", "all", "--packed", "awq", "--predict-only", "--json")
     rows = json.loads(result.stdout)
-    assert len(rows) == 12 and {row["kind"] for row in rows} == {"predicted"}
+    assert len(rows) == 30 and {row["kind"] for row in rows} == {"predicted"}
     fits = {(row["name"], row["hardware"]): row["fits"] for row in rows}
     assert not fits["qwen2.5-7b-instruct", "rtx-4060"] and fits["qwen2.5-7b-instruct as awq", "rtx-4060"]
     shown = bench(CONFIG, "--gpu-memory", "8GB", "--predict-only")

@@ -6,6 +6,7 @@ Each rule is a function from a Candidate to findings. This file opens the checkp
     C   config.json                                 D   the digests stored with the checkpoint
     T   tensors                                     O   older loaders
     TP  tensor parallelism                          S   keys that change the weights
+    R   what another runtime than vLLM reads
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +17,9 @@ from compress.checkpoint.check import code_rules as code_rules
 from compress.checkpoint.check import config_rules as config_rules
 from compress.checkpoint.check import digest_rules as digest_rules
 from compress.checkpoint.check import door_rules as door_rules
+from compress.checkpoint.check import loader_rules as loader_rules
 from compress.checkpoint.check import method_rules as method_rules
+from compress.checkpoint.check import parallel_rules as parallel_rules
 from compress.checkpoint.check import source_rules as source_rules
 from compress.checkpoint.check import template_rules as template_rules
 from compress.checkpoint.check import tensor_rules as tensor_rules
@@ -25,6 +28,7 @@ from compress.checkpoint.check import unpacked_rules as unpacked_rules
 from compress.checkpoint.check import value_rules as value_rules
 from compress.checkpoint.check.candidate import Candidate, Finding, Findings, error, warning
 from compress.checkpoint.check.compared import comparisons
+from compress.checkpoint.check.loaders import LOADERS, RUNTIMES, VLLM, Loader
 from compress.checkpoint.check.table import EMPTY_TABLE, make_table
 from compress.checkpoint.read import (
     INDEX,
@@ -97,7 +101,7 @@ RULES = (
     Rule("T12", codes_match_source),
     Rule("T13", unpacked_rules.tensors_match_source),
     Rule("T14", factors_match_source),
-    Rule("TP", tensor_rules.tensor_parallel),
+    Rule("TP", parallel_rules.tensor_parallel),
     Rule("P1", tokenizer_rules.readable_files, modules=False),
     Rule("P2", tokenizer_rules.ids_fit_vocabulary, modules=False),
     Rule("P3", tokenizer_rules.files_agree, modules=False),
@@ -111,19 +115,41 @@ RULES = (
 )
 
 
+GENERAL = {*("F1", "C10", "T1", "T2", "T3", "T6", "T7", "T10", "T12", "T13", "T14"), *("P1", "P2", "P3", "P4")}
+GENERAL |= {*("P5", "P6", "D1", "D2", "D3", "D4")}  # rules whose faults every runtime shares
+
+
+def bound(find: Callable[[Candidate, Loader], Findings], loader: Loader) -> Callable[[Candidate], Findings]:
+    """A rule about a runtime as a rule about that one."""
+    return lambda candidate: find(candidate, loader)
+
+
+def rules_for(runs_in: str) -> tuple[Rule, ...]:
+    """The rules for a runtime of RUNTIMES. Raises QCompressError if it is unknown."""
+    if runs_in == VLLM:
+        return RULES
+    if runs_in not in LOADERS:
+        raise QCompressError(f"--runs-in {runs_in}: unknown runtime; use {', '.join(RUNTIMES)}")
+    loader = LOADERS[runs_in]
+    special = [Rule(id, bound(find, loader)) for id, find in loader_rules.RULES]
+    return (*special, *(rule for rule in RULES if rule.id in GENERAL))
+
+
 def check_checkpoint(
     model: PathOrCheckpoint,
     *,
     tensor_parallel_size: int = 1,
     source: PathOrCheckpoint | None = None,
+    runs_in: str = VLLM,
     report: Report = silent,
 ) -> list[Row]:
     """One row per broken rule, with its id, its tensor, key or file, and value, expected, consequence and level.
 
     `tensor_parallel_size` is the number of ranks that will serve the model. `source` is the 16-bit checkpoint that
     `model` was quantized from. Without `source`, the source in the record of `model` is used if its digest is
-    unchanged. The level is "error" or "warning". `report` receives a row {"compared": sentence} per comparison. Raises
-    QCompressError if `model` is not a checkpoint.
+    unchanged. `runs_in` is a runtime of RUNTIMES. The rules of vLLM's loader apply to "vllm" only, and an error of
+    another runtime may have a `cure`. The level is "error" or "warning". `report` receives a row {"compared": sentence}
+    per comparison. Raises QCompressError if `model` is not a checkpoint.
     """
     path = model.path if isinstance(model, Checkpoint) else Path(model)
     if not path.is_dir():
@@ -140,14 +166,14 @@ def check_checkpoint(
     rows = [stamp("T9", finding) for finding in complete_files(checkpoint)]
     if any(row["level"] == "error" for row in rows):
         return rows + [stamp("T1", finding) for finding in single_names(path)]
-    rules: tuple[Rule, ...] = RULES
+    rules = rules_for(runs_in)
     table = EMPTY_TABLE
     try:
         table = make_table(config)
     except QCompressError as problem:
         stop = "transformers cannot build a causal language model from it, and vLLM stops"
         rows.append(stamp("C2", error(problem.message, "a supported architecture", stop, file="config.json")))
-        rules = tuple(rule for rule in RULES if not rule.modules)
+        rules = tuple(rule for rule in rules if not rule.modules)
     candidate = Candidate(checkpoint, table, tensor_parallel_size, find_source(checkpoint, source), source is not None)
     rows += [stamp(rule.id, finding) for rule in rules for finding in findings(rule, candidate)]
     for sentence in comparisons(candidate, rows):

@@ -1,18 +1,18 @@
 """Predict whether a checkpoint fits on hardware, from the sizes of weights, KV cache and overhead.
 
 Each `CapacityRow` is one checkpoint on one hardware. The numbers come from config.json and from the headers of the
-weight files; no model is loaded. A KV cache holds a key and a value for each block, KV head and token. On a GPU, vLLM
-allocates it in pages of 16 tokens.
+weight files; no model is loaded.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, cast
 
-from compress.checkpoint.formats import model_dtype
+from compress.checkpoint.check.candidate import Candidate
+from compress.checkpoint.check.parallel_rules import split_fault
+from compress.checkpoint.check.table import make_table
 from compress.checkpoint.hub import model_name
 from compress.checkpoint.load import check_causal_lm, open_causal_lm
 from compress.checkpoint.read import Checkpoint, read_json
@@ -20,29 +20,26 @@ from compress.core.config import QuantizeConfig
 from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.core.rows import CapacityRow
+from compress.core.scheme import Scheme
 from compress.core.units import format_bytes
 from compress.evaluate.names import unique_names
 from compress.evaluate.speed.hardware import Hardware, kernel_of, unsupported_reason
-from compress.model.architectures import FULL, SLIDING
-from compress.model.shapes import block_lists, find_vocabulary, sliding_window
+from compress.evaluate.speed.kv_cache import (
+    AUTO,
+    KvBlock,
+    kv_blocks_of,
+    kv_bytes,
+    longest_within,
+    served_dtype,
+    unsupported_dtype,
+)
+from compress.model.shapes import find_vocabulary
 from compress.quantize.layout.plan import make_plan, read_source
 
 Row = dict[str, Any]
-PAGE = 16  # tokens in a page of the KV cache on a GPU; vLLM's word for a page is block
 CHUNK = 2048  # prompt tokens that vLLM processes in one step: the smallest of its defaults
 SEQUENCES = 256  # vLLM's default max_num_seqs: it reserves memory for the logits of this many requests
 LIBRARIES = 600_000_000  # bytes for CUDA context, kernels and workspaces: assumed, not measured
-
-
-@dataclass(frozen=True)
-class KvBlock:
-    """The KV cache of one decoder block: bytes per token, and the sliding window in tokens.
-
-    A window of None keeps every token.
-    """
-
-    bytes: int
-    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,7 @@ class ModelFootprint:
     weights: int  # on the device
     read: int  # the part of `weights` that each decoded token reads
     blocks: tuple[KvBlock, ...] = field(repr=False)
+    schemes: Mapping[str, Scheme] = field(default_factory=dict, repr=False)  # of packed modules
 
     @property
     def context_limit(self) -> int:
@@ -65,69 +63,16 @@ class ModelFootprint:
         return sum(block.bytes for block in self.blocks)
 
 
-def kv_blocks_of(config: dict[str, Any]) -> tuple[KvBlock, ...]:
-    """The KV cache of every decoder block.
+def overhead(config: dict[str, Any], sequences: int = SEQUENCES) -> int:
+    """The bytes that a model needs on each GPU besides weights and KV cache.
 
-    Raises QCompressError if the architecture has any other cache than keys and values.
-    """
-    for key in ("kv_lora_rank", "state_size", "linear_num_key_heads"):
-        if config.get(key):
-            raise QCompressError(
-                f"config.json: {key} {config[key]} is not supported: bench predicts only plain key-value caches"
-            )
-    heads = config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    size = 2 * kv_heads * head_dim * served_dtype(config).itemsize
-    return tuple(KvBlock(size, window) for window in windows_of(config))
-
-
-def windows_of(config: dict[str, Any]) -> list[int | None]:
-    """The attention window of each block in tokens, or None for full attention.
-
-    All blocks of a model type without layer_types have the same window.
-    """
-    kinds = config.get("layer_types") or block_lists(config).get("layer_types")
-    if others := {*(kinds or ())} - {FULL, SLIDING}:
-        raise QCompressError(
-            f"config.json: layer type {min(others)} is not supported: bench predicts only plain key-value caches"
-        )
-    if kinds and SLIDING not in kinds:
-        return [None] * len(kinds)
-    window = sliding_window(config)
-    return [None if kind == FULL else window for kind in kinds or [SLIDING] * config["num_hidden_layers"]]
-
-
-def served_dtype(config: dict[str, Any]) -> Dtype:
-    """The dtype in which vLLM computes: that of the config, or float16 if the config has float32."""
-    dtype = model_dtype(config)
-    return Dtype.float16 if dtype == Dtype.float32 else dtype
-
-
-def kv_bytes(blocks: Sequence[KvBlock], tokens: int, page: int = PAGE) -> int:
-    """The KV-cache bytes of one request with this many tokens, rounded up to whole pages."""
-    cached = [tokens if block.window is None else min(tokens, block.window) for block in blocks]
-    return sum(block.bytes * math.ceil(count / page) * page for block, count in zip(blocks, cached, strict=True))
-
-
-def longest_within(blocks: Sequence[KvBlock], room: int, limit: int) -> int:
-    """The tokens of the longest request whose KV cache fits in `room` bytes, at most `limit`."""
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if kv_bytes(blocks, middle) <= room else (low, middle - 1)
-    return low
-
-
-def overhead(config: dict[str, Any]) -> int:
-    """The bytes that a model needs besides weights and KV cache.
-
-    They are libraries, activations of one chunk of tokens, float32 logits, and the sampler's copy of the logits. Per
-    token, residuals, attention and MLP are counted as 4 x hidden + 3 x intermediate activations.
+    They are libraries, activations of one chunk of tokens, float32 logits of `sequences` requests (vLLM's
+    max_num_seqs), and the sampler's copy of the logits. Per token, residuals, attention and MLP are counted as
+    4 x hidden + 3 x intermediate activations.
     """
     hidden, intermediate = config["hidden_size"], config.get("intermediate_size") or 4 * config["hidden_size"]
     chunk = CHUNK * (4 * hidden + 3 * intermediate) * served_dtype(config).itemsize
-    logits = 2 * SEQUENCES * config["vocab_size"] * 4
+    logits = 2 * sequences * config["vocab_size"] * 4
     return LIBRARIES + chunk + logits
 
 
@@ -158,7 +103,17 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> ModelFootprint:
         name: prod(info.shape) * size if info.dtype == Dtype.float32 else info.bytes
         for name, info in checkpoint.tensors.items()
     }
-    return make_footprint(checkpoint.path, model_name(checkpoint.path), checkpoint.config, sizes)
+    return make_footprint(
+        checkpoint.path, model_name(checkpoint.path), checkpoint.config, sizes, schemes_of(checkpoint)
+    )
+
+
+def schemes_of(checkpoint: Checkpoint) -> dict[str, Scheme]:
+    """The scheme of each packed module whose scheme is valid."""
+    if checkpoint.quantization is None:
+        return {}
+    candidate = Candidate(checkpoint, make_table(checkpoint.config))
+    return {name: scheme for name, scheme in candidate.schemes.items() if scheme}
 
 
 def packed_footprint(plain: ModelFootprint, layout: str) -> ModelFootprint:
@@ -167,35 +122,47 @@ def packed_footprint(plain: ModelFootprint, layout: str) -> ModelFootprint:
     plan = make_plan(source, QuantizeConfig(method="rtn", format=layout))
     sizes = {spec.name: spec.bytes for spec in plan.specs}
     config = source.model | {"quantization_config": {"quant_method": layout}}
-    return make_footprint(plain.path, f"{plain.name} as {layout}", config, sizes)
+    return make_footprint(plain.path, f"{plain.name} as {layout}", config, sizes, plan.schemes)
 
 
-def make_footprint(path: Path, name: str, config: dict[str, Any], sizes: dict[str, int]) -> ModelFootprint:
-    """The footprint for these tensor sizes.
+def make_footprint(
+    path: Path, name: str, config: dict[str, Any], sizes: dict[str, int], schemes: Mapping[str, Scheme] | None = None
+) -> ModelFootprint:
+    """The footprint for these tensor sizes, and the schemes of packed modules.
 
     Each decoded token reads all weights, except an embedding that is not also the head.
     """
     vocabulary = find_vocabulary(config)
     table = sum(size for tensor, size in sizes.items() if tensor.startswith(f"{vocabulary.embedding}."))
     total = sum(sizes.values())
-    return ModelFootprint(path, name, config, total, total if vocabulary.tied else total - table, kv_blocks_of(config))
+    read = total if vocabulary.tied else total - table
+    return ModelFootprint(path, name, config, total, read, kv_blocks_of(config), schemes or {})
 
 
 def predict_rows(
-    footprints: Sequence[ModelFootprint], hardware: Sequence[Hardware], prompt_tokens: int, new_tokens: int
+    footprints: Sequence[ModelFootprint],
+    hardware: Sequence[Hardware],
+    prompt_tokens: int,
+    new_tokens: int,
+    kv_dtype: str = AUTO,
 ) -> list[CapacityRow]:
     """One row per checkpoint and hardware. Raises QCompressError if a request is longer than a model's context."""
     for one in footprints:
         check_context(one.path, one.config, prompt_tokens + new_tokens)
     return [
-        predict(one, place, prompt_tokens, new_tokens, index)
+        predict(one, place, prompt_tokens, new_tokens, index, kv_dtype)
         for index, one in enumerate(footprints)
         for place in hardware
     ]
 
 
 def predict_paths(
-    paths: Sequence[Path], hardware: Sequence[Hardware], packed: str | None, prompt_tokens: int, new_tokens: int
+    paths: Sequence[Path],
+    hardware: Sequence[Hardware],
+    packed: str | None,
+    prompt_tokens: int,
+    new_tokens: int,
+    kv_dtype: str = AUTO,
 ) -> list[CapacityRow]:
     """The predictions for these paths.
 
@@ -206,7 +173,7 @@ def predict_paths(
         footprints.append(one)
         if packed and "quantization_config" not in one.config:
             footprints.append(packed_footprint(one, packed))
-    return predict_rows(footprints, hardware, prompt_tokens, new_tokens)
+    return predict_rows(footprints, hardware, prompt_tokens, new_tokens, kv_dtype)
 
 
 def check_context(path: Path, config: dict[str, Any], tokens: int) -> None:
@@ -219,8 +186,16 @@ def check_context(path: Path, config: dict[str, Any], tokens: int) -> None:
         )
 
 
-def predict(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new_tokens: int, index: int) -> CapacityRow:
+def predict(
+    model: ModelFootprint,
+    hardware: Hardware,
+    prompt_tokens: int,
+    new_tokens: int,
+    index: int,
+    kv_dtype: str = AUTO,
+) -> CapacityRow:
     """The row of one checkpoint on one hardware. `index` is the checkpoint's number; 0 is the reference."""
+    model = replace(model, blocks=kv_blocks_of(model.config, kv_dtype, hardware.gpus))
     row: Row = {
         "kind": "predicted",
         "name": model.name,
@@ -229,9 +204,10 @@ def predict(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new_t
         "digest": None,
         **hardware_facts(hardware, model.config),
         "weights_bytes": model.weights,
-        "overhead_bytes": overhead(model.config),
+        "overhead_bytes": hardware.gpus * overhead(model.config),
+        "kv_cache_dtype": kv_dtype,
         "kv_bytes_per_token": model.kv_bytes_per_token,
-        **fit_facts(model, hardware, prompt_tokens, new_tokens),
+        **fit_facts(model, hardware, prompt_tokens, new_tokens, kv_dtype),
     }
     return cast("CapacityRow", row)
 
@@ -241,6 +217,7 @@ def hardware_facts(hardware: Hardware, config: dict[str, Any]) -> Row:
     return {
         "hardware": hardware.name,
         "hardware_title": hardware.title,
+        "gpus": hardware.gpus,
         "memory_bytes": hardware.memory,
         "usable_bytes": hardware.usable,
         "bandwidth_bytes_per_s": hardware.bandwidth,
@@ -250,12 +227,14 @@ def hardware_facts(hardware: Hardware, config: dict[str, Any]) -> Row:
     }
 
 
-def fit_facts(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new_tokens: int) -> Row:
+def fit_facts(
+    model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new_tokens: int, kv_dtype: str = AUTO
+) -> Row:
     """The part of a row that states whether and how much fits."""
     tokens = prompt_tokens + new_tokens
     request = kv_bytes(model.blocks, tokens)
-    room = hardware.usable - model.weights - overhead(model.config)
-    unsupported = unsupported_reason(hardware, model.config)
+    room = hardware.usable - model.weights - hardware.gpus * overhead(model.config)
+    unsupported = unfit_reason(model, hardware, kv_dtype)
     fits = unsupported is None and request <= room
     return {
         "kv_bytes_per_request": request,
@@ -272,8 +251,25 @@ def fit_facts(model: ModelFootprint, hardware: Hardware, prompt_tokens: int, new
     }
 
 
+def unfit_reason(model: ModelFootprint, hardware: Hardware, kv_dtype: str = AUTO) -> str | None:
+    """The reason why vLLM cannot serve the model on this hardware, whatever the sizes, or None if it can.
+
+    Several GPUs share the model by tensor parallelism.
+    """
+    if reason := unsupported_reason(hardware, model.config):
+        return reason
+    if reason := unsupported_dtype(kv_dtype, model.config, hardware.capability):
+        return reason
+    if hardware.gpus == 1:
+        return None
+    return split_fault(model.config, make_table(model.config), model.schemes, hardware.gpus)
+
+
 def estimate(model: ModelFootprint, hardware: Hardware, tokens: int) -> float | None:
-    """An upper bound of decoded tokens per second at batch size 1: bandwidth over the bytes that a token reads."""
+    """An upper bound of decoded tokens per second at batch size 1: bandwidth over the bytes that a token reads.
+
+    The bandwidths of several GPUs are added. Transfers between GPUs are not counted.
+    """
     if hardware.bandwidth is None:
         return None
-    return hardware.bandwidth / (model.read + kv_bytes(model.blocks, tokens))
+    return hardware.gpus * hardware.bandwidth / (model.read + kv_bytes(model.blocks, tokens))

@@ -1,9 +1,10 @@
 """A table of edge boards and GPUs: memory, bandwidth and compute capability. And the vLLM kernels that they support.
 
-Bandwidth is bus width times data rate, from public specification pages. Compute capability is from NVIDIA's list,
-https://developer.nvidia.com/cuda-gpus; the RTX 3060's is from its specification page. vLLM's limits are from the source
-of vLLM 0.32.0: marlin.py, marlin_utils.py and auto_awq.py need compute capability 7.5, and bfloat16 needs 8.0. Nothing
-was tested on this hardware.
+Bandwidth is that of the public specification pages. Compute capability is from NVIDIA's list,
+https://developer.nvidia.com/cuda-gpus; the RTX 3060's and the RTX 4090 D's are from their specification pages. Memory
+is what CUDA reports, which is less than the nominal size: `--gpu-memory-utilization` is a share of it. Each comment
+names where that number was printed. vLLM's limits are from the source of vLLM 0.32.0: marlin.py, marlin_utils.py and
+auto_awq.py need compute capability 7.5, and bfloat16 needs 8.0. Nothing was tested on this hardware.
 """
 
 from dataclasses import dataclass
@@ -22,10 +23,11 @@ JETSON = "memory is shared with the system; vLLM needs a build for JetPack"
 
 @dataclass(frozen=True)
 class Hardware:
-    """A GPU or an edge board.
+    """A GPU, several equal GPUs, or an edge board.
 
-    `memory` is in bytes, and vLLM may use `share` of it. `bandwidth` is in bytes per second. `capability` is CUDA's
-    compute capability times ten. None means unknown.
+    `memory` is that of one GPU in bytes, and vLLM may use `share` of it. `bandwidth` is that of one GPU in bytes per
+    second. `capability` is CUDA's compute capability times ten. None means unknown. `unified` memory is shared with
+    the system.
     """
 
     name: str
@@ -35,25 +37,56 @@ class Hardware:
     bandwidth: float | None = None
     capability: int | None = None
     note: str = ""
+    unified: bool = False
+    gpus: int = 1
 
     @property
     def usable(self) -> int:
-        """Bytes that vLLM may use."""
-        return int(self.memory * self.share)
+        """Bytes that vLLM may use on all GPUs."""
+        return int(self.memory * self.share) * self.gpus
+
+
+def jetson(
+    name: str, title: str, mib: int, share: float, bandwidth: float, capability: int, more: str = ""
+) -> Hardware:
+    """The row of a Jetson module with `mib` MiB of memory."""
+    note = f"{JETSON}; {more}" if more else JETSON
+    return Hardware(name, title, mib * MIB, share, bandwidth, capability, note, unified=True)
 
 
 HARDWARE = (
-    # 128-bit LPDDR5, 6400 MT/s since JetPack 6.1
-    Hardware("orin-nano", "Jetson Orin Nano 8GB", 8 * GIB, 0.70, 102.4e9, 87, f"{JETSON}; 68 GB/s before JetPack 6.1"),
-    # 128-bit LPDDR5, 6400 MT/s
-    Hardware("orin-nx", "Jetson Orin NX 16GB", 16 * GIB, 0.80, 102.4e9, 87, JETSON),
+    # 128-bit LPDDR5 at 6400 MT/s since JetPack 6.1; tegrastats and torch: 7620 MiB
+    jetson("orin-nano", "Jetson Orin Nano 8GB", 7620, 0.75, 102.4e9, 87, "68 GB/s before JetPack 6.1"),
+    # 128-bit LPDDR5 at 6400 MT/s; tegrastats: 15656 MiB
+    jetson("orin-nx", "Jetson Orin NX 16GB", 15656, 0.80, 102.4e9, 87),
+    # 256-bit LPDDR5 at 6400 MT/s; tegrastats and vLLM: 62841 MiB. NVIDIA's guides for this board and Thor use 0.8
+    jetson("agx-orin", "Jetson AGX Orin 64GB", 62841, 0.80, 204.8e9, 87),
+    # 256-bit LPDDR5X at 8533 MT/s; vLLM: 122.82 GiB
+    jetson("agx-thor", "Jetson AGX Thor 128GB", 125767, 0.80, 273e9, 110),
     # 256-bit GDDR6 at 10 Gbit/s; memory as CUDA's deviceQuery reports it
     Hardware("t4", "T4 16GB", 15102 * MIB, UTILIZATION, 320e9, 75, "the rest of 16 GiB is used for memory ECC"),
-    # 192-bit GDDR6 at 15 Gbit/s, 128-bit at 17, 384-bit GDDR6X at 21
-    Hardware("rtx-3060", "RTX 3060 12GB", 12 * GIB, UTILIZATION, 360e9, 86),
-    Hardware("rtx-4060", "RTX 4060 8GB", 8 * GIB, UTILIZATION, 272e9, 89),
-    Hardware("rtx-4090", "RTX 4090 24GB", 24 * GIB, UTILIZATION, 1008e9, 89),
+    # 192-bit GDDR6 at 12.5 Gbit/s; vLLM: 22.04 GiB
+    Hardware("l4", "L4 24GB", 22568 * MIB, UTILIZATION, 300e9, 89, "the rest of 24 GiB is used for memory ECC"),
+    # 384-bit GDDR6 at 12.5 Gbit/s; torch: 22.06 GiB
+    Hardware("a10", "A10 24GB", 22589 * MIB, UTILIZATION, 600e9, 86, "the rest of 24 GiB is used for memory ECC"),
+    # 192-bit GDDR6 at 15 Gbit/s; vLLM: 11.63 GiB
+    Hardware("rtx-3060", "RTX 3060 12GB", 11909 * MIB, UTILIZATION, 360e9, 86),
+    # 128-bit GDDR6 at 17 Gbit/s; vLLM: 7.63 GiB
+    Hardware("rtx-4060", "RTX 4060 8GB", 7813 * MIB, UTILIZATION, 272e9, 89),
+    # 384-bit GDDR6X at 21 Gbit/s; vLLM: 23.52 GiB
+    Hardware("rtx-4090", "RTX 4090 24GB", 24084 * MIB, UTILIZATION, 1008e9, 89),
+    # each with the memory of the RTX 4090
+    Hardware("4x-rtx-4090d", "4 × RTX 4090 D 24GB", 24084 * MIB, UTILIZATION, 1008e9, 89, "tensor parallel", gpus=4),
+    # 512-bit GDDR7 at 28 Gbit/s; vLLM: 31.36 GiB
+    Hardware("rtx-5090", "RTX 5090 32GB", 32112 * MIB, UTILIZATION, 1792e9, 120),
+    # 384-bit GDDR6 at 18 Gbit/s; vLLM: 44.39 GiB
+    Hardware("l40s", "L40S 48GB", 45455 * MIB, UTILIZATION, 864e9, 89, "the rest of 48 GiB is used for memory ECC"),
+    # 5120-bit HBM2e, the SXM module; torch: 79.15 GiB
+    Hardware("a100", "A100 SXM 80GB", 81049 * MIB, UTILIZATION, 2039e9, 80),
+    # 5120-bit HBM3, the SXM module; vLLM: 79.14 GiB
+    Hardware("h100", "H100 SXM 80GB", 81039 * MIB, UTILIZATION, 3350e9, 90),
 )
+NAMES = tuple(hardware.name for hardware in HARDWARE)
 
 
 def find_hardware(names: tuple[str, ...]) -> list[Hardware]:

@@ -18,8 +18,9 @@ from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.core.rows import CapacityRow, SpeedRow
 from compress.evaluate.names import short_names
-from compress.evaluate.speed.capacity import check_context, kv_blocks_of, predict_paths
+from compress.evaluate.speed.capacity import check_context, predict_paths
 from compress.evaluate.speed.hardware import find_hardware, memory_only
+from compress.evaluate.speed.kv_cache import kv_blocks_of
 from compress.evaluate.speed.settings import Prediction, Resources, Timing
 from compress.runtimes.protocol import pick_runtime
 from compress.runtimes.timing import resident_peak
@@ -87,7 +88,9 @@ def bench_rows(
     hardware += [memory_only(resources.gpu_memory)] if resources.gpu_memory else []
     numbers = replace(timing, quick=False).complete().numbers
     request = (numbers["prompt_tokens"], numbers["new_tokens"])
-    predicted = predict_paths(paths, hardware, prediction.packed, *request) if hardware else []
+    predicted = (
+        predict_paths(paths, hardware, prediction.packed, *request, prediction.kv_cache_dtype) if hardware else []
+    )
     measured = [] if prediction.predict_only else speed_rows(paths, timing, resources, report=report)
     return measured, predicted
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compress.core.config import COMPUTE_DTYPES, FORMAT_NAMES, parse_size
+from compress.core.config import COMPUTE_DTYPES, FORMAT_NAMES, KV_DTYPES, parse_size
 from compress.core.errors import BadValueError
 from compress.core.options import device_setting, option
+from compress.evaluate.speed.hardware import NAMES
 
 FULL = {"prompt_tokens": 1024, "new_tokens": 512, "batch_size": 8, "repeats": 3}
 QUICK = {"prompt_tokens": 128, "new_tokens": 32, "batch_size": 2, "repeats": 2}
@@ -103,8 +104,7 @@ class Prediction:
 
     hardware: tuple[str, ...] = option(
         (),
-        "Also predict for this GPU or board, or for all of them: orin-nano, orin-nx, t4, rtx-3060, rtx-4060, "
-        "rtx-4090, all. Repeatable.",
+        f"Also predict for this GPU or board, or for all of them: {', '.join(NAMES)}, all. Repeatable.",
         group="Prediction",
         metavar="NAME",
     )
@@ -113,5 +113,11 @@ class Prediction:
         "Also predict each 16-bit CKPT as if quantized to 4 bits in this format.",
         group="Prediction",
         choices=FORMAT_NAMES,
+    )
+    kv_cache_dtype: str = option(
+        KV_DTYPES[0],
+        "Dtype of the KV cache in predictions, as for `vllm serve`. auto: the model's.",
+        group="Prediction",
+        choices=KV_DTYPES,
     )
     predict_only: bool = option(False, "Predict without measuring. CKPT may then be a config.json.", group="Prediction")

@@ -10,15 +10,9 @@ from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.core.units import format_bytes
-from compress.evaluate.speed.capacity import (
-    ModelFootprint,
-    checkpoint_footprint,
-    kv_bytes,
-    longest_within,
-    overhead,
-    served_dtype,
-)
+from compress.evaluate.speed.capacity import ModelFootprint, checkpoint_footprint, overhead
 from compress.evaluate.speed.hardware import BFLOAT16, UTILIZATION, Hardware, unsupported_reason
+from compress.evaluate.speed.kv_cache import kv_bytes, longest_within, served_dtype
 from compress.serve.engine.probe import Environment
 
 CPU_CACHE = 2 * 2**30  # bytes of vLLM's KV cache on a CPU

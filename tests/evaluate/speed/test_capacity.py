@@ -8,19 +8,9 @@ import pytest
 
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
-from compress.evaluate.speed.capacity import (
-    KvBlock,
-    kv_blocks_of,
-    kv_bytes,
-    longest_within,
-    packed_footprint,
-    predict,
-    predict_rows,
-    read_footprint,
-    read_footprints,
-    windows_of,
-)
+from compress.evaluate.speed.capacity import packed_footprint, predict, predict_rows, read_footprint, read_footprints
 from compress.evaluate.speed.hardware import GIB, HARDWARE, find_hardware, kernel_of, memory_only
+from compress.evaluate.speed.kv_cache import KvBlock, kv_blocks_of, kv_bytes, longest_within, windows_of
 
 CONFIGS = Path(__file__).parents[3] / "recipes" / "configs"
 T4, ORIN = find_hardware(("t4", "orin-nano"))
@@ -131,10 +121,12 @@ def test_the_estimate_is_bandwidth_over_bytes():
 
 
 def test_every_hardware_has_a_plausible_size_and_a_unique_name():
-    assert len({hardware.name for hardware in HARDWARE}) == len(HARDWARE) == 6
+    assert len({hardware.name for hardware in HARDWARE}) == len(HARDWARE) == 15
     for hardware in HARDWARE:
-        assert 8 * GIB <= hardware.memory <= 24 * GIB and 0.5 < hardware.share < 1
-        assert 50e9 < hardware.bandwidth < 1.1e12 and hardware.capability >= 75
+        nominal = int(hardware.title.rpartition(" ")[2].removesuffix("GB")) * GIB
+        assert 0.9 * nominal < hardware.memory < nominal and 0.7 < hardware.share < 1
+        assert 50e9 < hardware.bandwidth < 3.5e12 and hardware.capability >= 75
+        assert hardware.unified == hardware.title.startswith("Jetson")
     assert find_hardware(("all",)) == list(HARDWARE) and find_hardware(("t4", "t4")) == [T4]
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
-from compress.evaluate.speed.capacity import checkpoint_footprint, kv_bytes, overhead
+from compress.evaluate.speed.capacity import checkpoint_footprint, overhead
+from compress.evaluate.speed.kv_cache import kv_bytes
 from compress.serve.engine.probe import Environment
 from compress.serve.engine.sizes import fallback_sizes, vllm_sizes
 
