@@ -1,4 +1,4 @@
-"""The `qcompress plan` command for a smaller layout of a checkpoint."""
+"""The layouts of a checkpoint's model that a board reads, and the smallest of them."""
 
 import shlex
 from pathlib import Path
@@ -11,31 +11,23 @@ from compress.model.config_keys import plain_config
 from compress.model.shapes import parameter_shapes
 from compress.quantize.layout.budget import plan_layouts
 from compress.quantize.layout.plan import SourceModel
-
-MEGABYTE = 1_000_000
-
-
-def fitting_plan(checkpoint: Checkpoint, size: int) -> str | None:
-    """The command that lists layouts of at most `size` bytes, or None if the model has no layout that small."""
-    megabytes = size // MEGABYTE
-    if megabytes <= 0 or smallest_layout(checkpoint) > megabytes * MEGABYTE:
-        return None
-    return f"qcompress plan {shlex.quote(source_of(checkpoint))} --max-size {megabytes}MB"
+from compress.ship.features import reads_layout
 
 
-def smallest_layout(checkpoint: Checkpoint) -> int:
-    """The bytes of the smallest 4-bit layout of the model that vLLM loads."""
+def smallest_layout(checkpoint: Checkpoint, vllm: str | None) -> int:
+    """The bytes of the smallest 4-bit layout of the model that this version of vLLM reads."""
     config = plain_config(checkpoint.config)
     dtype = model_dtype(config)
     stored = dtype if dtype in STORAGE_DTYPES else Dtype.float16
     source = SourceModel(str(checkpoint), parameter_shapes(config), config, stored)
-    return min(plan.bytes for _, plan in plan_layouts(source, QuantizeConfig(method="rtn"), FORMAT_NAMES))
+    plans = plan_layouts(source, QuantizeConfig(method="rtn"), FORMAT_NAMES)
+    return min(plan.bytes for layout, plan in plans if reads_layout(layout, vllm))
 
 
 def source_of(checkpoint: Checkpoint) -> str:
-    """The path of the 16-bit model that the checkpoint was made from, "MODEL" if it is unknown."""
+    """The path of the 16-bit model that the checkpoint was made from, "MODEL" if it is unknown. Quoted for a shell."""
     if checkpoint.quantization is None:
-        return str(checkpoint.path)
+        return shlex.quote(str(checkpoint.path))
     origin = checkpoint.record.get("source")
     path = origin.get("path") if isinstance(origin, dict) else None
-    return path if isinstance(path, str) and Path(path).is_dir() else "MODEL"
+    return shlex.quote(path) if isinstance(path, str) and Path(path).is_dir() else "MODEL"

@@ -260,9 +260,21 @@ def unfit_reason(model: ModelFootprint, hardware: Hardware, kv_dtype: str = AUTO
         return reason
     if reason := unsupported_dtype(kv_dtype, model.config, hardware.capability):
         return reason
-    if hardware.gpus == 1:
+    return split_reason(model, hardware.gpus)
+
+
+def split_reason(model: ModelFootprint, gpus: int, group_size: int | None = None) -> str | None:
+    """The reason why `gpus` GPUs cannot share the model by tensor parallelism, or None if they can.
+
+    With `group_size`, the packed modules are as if quantized with it.
+    """
+    if gpus == 1:
         return None
-    return split_fault(model.config, make_table(model.config), model.schemes, hardware.gpus)
+    schemes = {
+        name: scheme if group_size is None else replace(scheme, group_size=group_size)
+        for name, scheme in model.schemes.items()
+    }
+    return split_fault(model.config, make_table(model.config), schemes, gpus)
 
 
 def estimate(model: ModelFootprint, hardware: Hardware, tokens: int) -> float | None:
