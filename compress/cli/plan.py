@@ -8,9 +8,10 @@ import click
 from compress.cli.console import emit, imports, progress, report, results
 from compress.cli.model_path import MODEL
 from compress.cli.options import Command, Parsed, json_option, shared_option
-from compress.core.config import FORMAT_NAMES, METHODS, STORAGE_DTYPES, QuantizeConfig, parse_size
+from compress.core.config import FORMAT_NAMES, KV_DTYPES, METHODS, STORAGE_DTYPES, QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
 from compress.core.units import format_bytes
+from compress.evaluate.speed.hardware import NAMES
 
 if TYPE_CHECKING:
     from compress.core.rows import PlanRow
@@ -27,6 +28,38 @@ ALSO_RUNS_IN = {"vllm_cpu": "CPU", "transformers": "transformers"}
     type=Parsed(parse_size),
     metavar="SIZE",
     help="Largest size of the weight files: 2GB, 1.5GiB, 800MB.  [default: no limit]",
+)
+@shared_option(
+    "--hardware",
+    group="Prediction",
+    type=click.Choice(NAMES),
+    metavar="NAME",
+    help="List only layouts that run on this board or GPU, in its memory and in the vLLM of its image: "
+    f"{', '.join(NAMES)}.",
+)
+@shared_option(
+    "--context",
+    group="Prediction",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Tokens of a request on the board, prompt and answer together.",
+)
+@shared_option(
+    "--requests",
+    group="Prediction",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Requests that the board serves at once.",
+)
+@shared_option(
+    "--kv-cache-dtype",
+    group="Prediction",
+    type=click.Choice(KV_DTYPES),
+    default=KV_DTYPES[0],
+    show_default=True,
+    help="Dtype of the KV cache on the board. auto: the model's.",
 )
 @shared_option(
     "--measure",
@@ -67,6 +100,10 @@ ALSO_RUNS_IN = {"vllm_cpu": "CPU", "transformers": "transformers"}
 def command(
     model: Path,
     max_size: int | None,
+    hardware: str | None,
+    context: int,
+    requests: int,
+    kv_cache_dtype: str,
     measure: bool,
     show_all: bool,
     formats: tuple[str, ...],
@@ -79,10 +116,12 @@ def command(
 
     MODEL is a checkpoint, a folder with a config.json, or a config.json. Weights are not read without --measure. The
     first row, marked *, is recommended: plain 4 bits, as quantize writes by default, or with --max-size the least
-    harmful layout that fits. If no layout fits, the exit code is 1.
+    harmful layout that fits. With --hardware, the size is what the board leaves to the weights, and plain 4 bits are
+    recommended if they fit. If no layout fits, the exit code is 1.
 
     \b
     qcompress plan student --max-size 2GB
+    qcompress plan student --hardware orin-nano --context 4096 --requests 4
     qcompress plan smollm2 --measure --runs-in vllm-cpu
     """
     with imports():
@@ -90,6 +129,12 @@ def command(
         from compress.quantize.layout.overview import make_overview, quantize_command
         from compress.quantize.layout.plan import read_source
 
+    accept, user_size = None, max_size
+    if hardware is not None:
+        from compress.ship.board_plan import board_limit
+
+        limit = board_limit(model, hardware, context, requests, kv_cache_dtype)
+        accept, max_size = limit.accept, min(limit.size, max_size or limit.size)
     overview = make_overview(
         model,
         read_source(model, dtype),
@@ -97,6 +142,8 @@ def command(
         config=QuantizeConfig(method=method, dtype=dtype),
         runs_in=runs_in,
         max_size=max_size,
+        accept=accept,
+        prefer_plain=hardware is not None and not user_size,
         measure=measure,
         report=report,
     )

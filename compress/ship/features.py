@@ -53,9 +53,9 @@ FEATURES = (
     Feature(
         "a packed head in compressed-tensors", "0.20.0", "https://github.com/vllm-project/vllm/pull/37291", packed_head
     ),
-    Feature("a packed embedding", "0.24.0", "https://github.com/vllm-project/vllm/pull/44340", packed_embedding),
+    Feature("a packed embedding", "0.23.0", "https://github.com/vllm-project/vllm/pull/44340", packed_embedding),
     Feature(f"a KV cache in {INT8}", "0.20.0", "https://github.com/vllm-project/vllm/pull/38378", int8_cache),
-    Feature(f"a KV cache in {INT4}", "0.24.0", "https://github.com/vllm-project/vllm/pull/40835", int4_cache),
+    Feature(f"a KV cache in {INT4}", "0.25.0", "https://github.com/vllm-project/vllm/pull/40835", int4_cache),
 )
 NOT_IN_0_19 = """
     BailingMoeV3ForCausalLM Cohere2MoeForCausalLM DeepseekV4ForCausalLM ExaoneMoeForCausalLM Glm5NextForCausalLM

@@ -19,7 +19,7 @@ def test_releases_compare_by_numbers():
 
 
 @pytest.mark.parametrize(
-    ("settings", "since"), [({"head_bits": 4}, "0.20.0"), ({"head_bits": 8, "embedding_bits": 8}, "0.24.0")]
+    ("settings", "since"), [({"head_bits": 4}, "0.20.0"), ({"head_bits": 8, "embedding_bits": 8}, "0.23.0")]
 )
 def test_a_layout_needs_the_release_that_brought_it(headers, settings, since):
     checkpoint = headers(STUDENT, "compressed-tensors", **settings)

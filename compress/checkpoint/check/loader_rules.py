@@ -29,36 +29,40 @@ def readable_bits(candidate: Candidate, loader: Loader) -> Findings:
 
 
 def readable_groups(candidate: Candidate, loader: Loader) -> Findings:
-    """R3: the runtime reads the group size, and groups and words divide its kernels' blocks."""
-    sizes, (inputs, outputs) = loader.group_sizes, loader.multiple
+    """R3: the runtime reads the group size, and its kernels' blocks divide the inputs of every packed linear."""
+    sizes = loader.group_sizes
     if layout_of(candidate) not in loader.layouts:
         return
     for name, scheme in packed_schemes(candidate):
-        matrix = candidate.matrices[name]
+        inputs = candidate.matrices[name].inn
         if sizes and scheme.group_size not in sizes:
-            stop = f"{loader.name} stops"
-            yield requantize(error(f"groups of {scheme.group_size}", listed(sizes), stop, tensor=name), sizes)
-        elif matrix.inn % inputs or matrix.out % outputs:
-            value = f"{matrix.out} × {matrix.inn}"
-            expected = f"multiples of {outputs} × {inputs}"
-            yield error(value, expected, f"{loader.name} has no kernel for the shape", tensor=name)
+            finding = error(f"groups of {scheme.group_size}", listed(sizes), f"{loader.name} stops", tensor=name)
+            yield {**finding, "cure": f"quantize the 16-bit model with --group-size {max(128, min(sizes))}"}
+        elif inputs % loader.inputs:
+            expected = f"a multiple of {loader.inputs}"
+            yield error(f"{inputs} inputs", expected, f"{loader.name} has no kernel for the shape", tensor=name)
 
 
 def readable_tables(candidate: Candidate, loader: Loader) -> Findings:
     """R4: head and embedding are packed only if the runtime reads that."""
+    if layout_of(candidate) not in loader.layouts:
+        return
     for name in sorted(candidate.packed_tables):
         kind = candidate.kind(name)
-        if kind not in loader.tables and layout_of(candidate) in loader.layouts:
+        if loader.tables is None:
+            undocumented = f"{loader.name} does not document packed tables: it may stop"
+            yield warning(f"packed {kind}", f"a {kind} in 16 bits", undocumented, tensor=name)
+        elif kind not in loader.tables:
             finding = error(f"packed {kind}", f"a {kind} in 16 bits", f"{loader.name} stops", tensor=name)
-            yield {**finding, "cure": f"quantize again with --{kind}-bits 16"}
+            yield {**finding, "cure": f"quantize the 16-bit model with --{kind}-bits 16"}
 
 
-def known_model(candidate: Candidate, loader: Loader) -> Findings:
-    """R5: the runtime's documentation lists the model type."""
-    model_type = candidate.config.get("model_type")
-    if loader.model_types is not None and model_type not in loader.model_types:
-        listed_types = listed(sorted(loader.model_types))
-        yield warning(model_type, listed_types, f"{loader.name} may not have the model", key="model_type")
+def known_architecture(candidate: Candidate, loader: Loader) -> Findings:
+    """R5: the runtime builds the architecture."""
+    names = candidate.config.get("architectures") or ["none"]
+    if loader.architectures is not None and not loader.architectures.intersection(names):
+        stop = f"{loader.name} stops: it has no builder for it"
+        yield error(names[0], f"one of {len(loader.architectures)} architectures", stop, key="architectures")
 
 
 RULES: tuple[tuple[str, Callable[[Candidate, Loader], Findings]], ...] = (
@@ -66,7 +70,7 @@ RULES: tuple[tuple[str, Callable[[Candidate, Loader], Findings]], ...] = (
     ("R2", readable_bits),
     ("R3", readable_groups),
     ("R4", readable_tables),
-    ("R5", known_model),
+    ("R5", known_architecture),
 )
 
 
@@ -108,10 +112,6 @@ def convertible(candidate: Candidate, loader: Loader) -> str | None:
 
 def preferred(loader: Loader) -> str:
     return next((layout for layout in loader.layouts if layout not in (PLAIN, GGUF)), "gptq")
-
-
-def requantize(finding: Finding, sizes: tuple[int, ...]) -> Finding:
-    return {**finding, "cure": f"quantize the 16-bit model again with --group-size {max(sizes)}"}
 
 
 def listed(values: object) -> str:

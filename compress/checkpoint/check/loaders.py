@@ -15,8 +15,8 @@ class Loader:
     """A runtime, its version, and the pages or files that its columns come from.
 
     `layouts` maps each layout that it reads to the bits of its weights. `consequence` says what it does with another
-    layout. `tables` has those of "head" and "embedding" that may be packed. `multiple` divides the inputs and outputs
-    of every packed linear. `model_types` are those of config.json.
+    layout. `tables` has those of "head" and "embedding" that may be packed. `inputs` divides the inputs of every packed
+    linear. `architectures` are those that it builds.
     """
 
     name: str
@@ -25,9 +25,9 @@ class Loader:
     layouts: dict[str, tuple[int, ...]]
     consequence: str
     group_sizes: tuple[int, ...] | None = None
-    tables: tuple[str, ...] = ()
-    multiple: tuple[int, int] = (1, 1)
-    model_types: frozenset[str] | None = None
+    tables: tuple[str, ...] | None = None
+    inputs: int = 1
+    architectures: frozenset[str] | None = None
 
 
 VLLM = "vllm"
@@ -35,23 +35,36 @@ LLAMA_CPP = Loader(
     "llama.cpp",
     "July 2026",
     ("https://github.com/ggml-org/llama.cpp/tree/master/conversion",),
-    {GGUF: (4, 5, 8, 16)},
+    {GGUF: (4, 8)},
     "llama.cpp reads .gguf files only",
 )
 MLX = Loader(
     "mlx",
     "mlx-lm 0.32.2",
-    ("https://github.com/ml-explore/mlx-lm", "mlx_lm/utils.py of the wheel: _transform_awq_weights"),
+    ("https://pypi.org/project/mlx-lm/0.32.2: mlx_lm/utils.py, _transform_awq_weights",),
     {PLAIN: (16,), "awq": (4,)},
-    "mlx-lm stops at g_idx tensors of gptq, and reads compressed-tensors with wrong groups (no error)",
+    "mlx-lm stops at g_idx tensors of gptq, and takes compressed-tensors for groups of 32 without zeros (no error)",
     group_sizes=(32, 64, 128),
+    tables=("head",),
 )
+ORT_ARCHITECTURES = """
+    ChatGLMModel Ernie4_5ForCausalLM GemmaForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM GraniteForCausalLM
+    GraniteMoeHybridForCausalLM HunYuanDenseV1ForCausalLM InternLM2ForCausalLM Lfm2ForCausalLM Lfm2MoeForCausalLM
+    LlamaForCausalLM MistralForCausalLM NemotronForCausalLM OlmoForCausalLM PhiForCausalLM Phi3ForCausalLM
+    PhiMoEForCausalLM Phi3SmallForCausalLM Qwen2ForCausalLM Qwen3ForCausalLM SmolLM3ForCausalLM
+"""
 ORT_GENAI = Loader(
     "ort-genai",
-    "onnxruntime-genai 0.18",
-    ("https://github.com/microsoft/onnxruntime-genai", "models/quantized_model.py of the wheel"),
+    "onnxruntime-genai 0.18.0",
+    (
+        "https://pypi.org/project/onnxruntime-genai/0.18.0: models/builder.py and models/loaders",
+        "https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits",
+    ),
     {PLAIN: (16,), "awq": (4,), "gptq": (4, 8)},
-    "the model builder has no reader for it",
+    "the model builder has no loader for it",
+    group_sizes=(16, 32, 64, 128, 256),
+    tables=("head",),
+    architectures=frozenset(ORT_ARCHITECTURES.split()),
 )
 EDGE_LLM = Loader(
     "tensorrt-edge-llm",
@@ -64,7 +77,7 @@ EDGE_LLM = Loader(
     {PLAIN: (16,), "awq": (4,), "gptq": (4,)},
     "the exporter refuses it",
     group_sizes=(128,),
-    multiple=(128, 1),
+    inputs=128,
 )
 LOADERS = {loader.name: loader for loader in (LLAMA_CPP, MLX, ORT_GENAI, EDGE_LLM)}
 RUNTIMES = (VLLM, *LOADERS)

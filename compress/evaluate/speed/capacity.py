@@ -176,13 +176,14 @@ def predict_paths(
     return predict_rows(footprints, hardware, prompt_tokens, new_tokens, kv_dtype)
 
 
-def check_context(path: Path, config: dict[str, Any], tokens: int) -> None:
+def check_context(
+    path: Path, config: dict[str, Any], tokens: int, cure: str = "lower --prompt-tokens or --new-tokens"
+) -> None:
     """Raises QCompressError if a request has more tokens than the model's context."""
     limit = config.get("max_position_embeddings")
     if limit and tokens > limit:
         raise QCompressError(
-            f"{path}: a request of {tokens:,} tokens is longer than the model's context of {limit:,}; "
-            "lower --prompt-tokens or --new-tokens"
+            f"{path}: a request of {tokens:,} tokens is longer than the model's context of {limit:,}; {cure}"
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from compress.checkpoint.hub import model_name
-from compress.core.config import FORMAT_NAMES, QuantizeConfig
+from compress.core.config import FORMAT_NAMES, GROUP_SIZES, QuantizeConfig
 from compress.core.report import Report, Row, silent
 from compress.core.rows import PlanRow
 from compress.quantize.layout.budget import (
@@ -109,22 +109,30 @@ def make_overview(
     config: QuantizeConfig | None = None,
     runs_in: str | None = None,
     max_size: int | None = None,
+    accept: Callable[[QuantizeConfig, LayoutPlan], bool] | None = None,
+    prefer_plain: bool = False,
     measure: bool = False,
     report: Report = silent,
 ) -> Overview:
     """Rank all layouts that the runtime `runs_in` loads. Without `runs_in`, rank all layouts.
 
-    `formats` limits the formats; if it is empty, all formats are ranked. All settings outside the layout come from
-    `config`. `measure` reads the weights of `model` to measure KLs. Raises QCompressError if weights are to be measured
-    and `model` has none.
+    `formats` limits the formats; if it is empty, all formats are ranked. `accept` leaves out other layouts. With
+    `prefer_plain`, plain 4 bits are recommended if they fit `max_size`, because they decode faster than more bits. All
+    settings outside the layout come from `config`. `measure` reads the weights of `model` to measure KLs. Raises
+    QCompressError if weights are to be measured and `model` has none.
     """
     plans = plan_layouts(source, config or QuantizeConfig(), formats or FORMAT_NAMES)
     if runs_in is not None:
         plans = [(layout, plan) for layout, plan in plans if loaders(plan)[RUNTIMES[runs_in]]]
+    if accept is not None:
+        plans = [(layout, plan) for layout, plan in plans if accept(layout, plan)]
     meter = open_measurement(model, source) if measure else None
     candidates = rank(plans, meter.harm(plans, report) if meter else estimated_harm(source))
-    plain = plain_layout(candidates, choose_group_size(source.linears, 0))
-    recommended = plain if max_size is None else choose(candidates, max_size)
+    usual = choose_group_size(source.linears, 0)
+    sizes = [usual, *(size for size in GROUP_SIZES if size < usual)]
+    plain = next((each for size in sizes if (each := plain_layout(candidates, size))), None)
+    plain_fits = plain is not None and (max_size is None or (prefer_plain and plain.plan.bytes <= max_size))
+    recommended = plain if plain_fits or max_size is None else choose(candidates, max_size)
     size = unquantized_bytes(source)
     return Overview(candidates, recommended, plain, max_size, size, meter.rounding_kl if meter else None)
 
