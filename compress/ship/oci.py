@@ -1,4 +1,4 @@
-"""Write a bundle as an OCI layout by CNCF ModelPack, and push it to a registry.
+"""Write a bundle as an OCI layout by CNCF ModelPack, and push it to a registry with oras or skopeo.
 
 Layout: https://github.com/opencontainers/image-spec/blob/main/image-layout.md. Media types:
 https://github.com/modelpack/model-spec/blob/main/docs/spec.md. Every file is a raw layer of its own: a registry stores
@@ -158,17 +158,26 @@ def encode(value: Json) -> bytes:
 
 
 def push(layout: Layout, reference: str) -> str:
-    """Copy a layout to a registry with oras. Returns the digest there, which is compared with the layout's.
+    """Copy a layout to a registry with oras, or with skopeo. Returns the digest there, which equals the layout's.
 
-    Raises QCompressError if oras is missing or fails, or if the registry has another digest.
+    Raises QCompressError if neither is installed, if the copy fails, or if the registry has another digest.
     """
     check_reference(reference)
-    plain = ["--to-plain-http"] if is_loopback(reference) else []
-    run_oras("cp", *plain, "--from-oci-layout", f"{layout.folder}:{TAG}", reference)
-    plain = ["--plain-http"] if is_loopback(reference) else []
-    digest = run_oras("resolve", *plain, reference).strip()
+    source, local = f"{layout.folder}:{TAG}", is_loopback(reference)
+    if shutil.which("oras"):
+        run("oras", "cp", *["--to-plain-http"] * local, "--from-oci-layout", source, reference)
+        digest = run("oras", "resolve", *["--plain-http"] * local, reference).decode().strip()
+    elif shutil.which("skopeo"):
+        remote = f"docker://{reference}"
+        run("skopeo", "copy", "--quiet", *["--dest-tls-verify=false"] * local, f"oci:{source}", remote)
+        manifest = run("skopeo", "inspect", "--raw", *["--tls-verify=false"] * local, remote)
+        digest = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
+    else:
+        raise QCompressError(
+            f"--push {reference}: neither oras nor skopeo is installed; install one of them (https://oras.land)"
+        )
     if digest != layout.digest:
-        raise QCompressError(f"{reference}: the registry has {digest}, the layout {layout.digest}; push it again")
+        raise QCompressError(f"--push {reference}: the registry has {digest}, not {layout.digest}; push it again")
     return digest
 
 
@@ -180,21 +189,15 @@ def check_reference(reference: str) -> None:
 
 
 def is_loopback(reference: str) -> bool:
-    """Whether the registry is on this machine, where it is spoken to without TLS."""
+    """Whether the registry is on this machine, which is reached without TLS."""
     host = reference.partition("/")[0]
     return any(host == name or host.startswith(f"{name}:") for name in LOOPBACK)
 
 
-def run_oras(*arguments: str) -> str:
-    """The output of an oras command. Raises QCompressError if oras is missing or fails."""
-    program = shutil.which("oras")
-    if program is None:
-        raise QCompressError(
-            "--push: oras is not installed; install it (https://oras.land), or copy the folder of --oci with "
-            "skopeo copy oci:DIR:latest docker://REGISTRY/REPO:TAG"
-        )
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+def run(program: str, *arguments: str) -> bytes:
+    """The output of a command. Raises QCompressError with its last line if it fails."""
+    done = subprocess.run([program, *arguments], capture_output=True, check=False)
     if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-        raise QCompressError(f"--push: oras {arguments[0]} failed: {lines[-1]}")
+        lines = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines() or ["no message"]
+        raise QCompressError(f"--push: {program} {arguments[0]} failed: {lines[-1]}")
     return done.stdout

@@ -13,7 +13,7 @@ from pathlib import Path
 from compress.core.errors import GateFailure, QCompressError
 
 SIGNATURE = "model.sig"  # in the bundle; the only file that is not signed
-INSTALL = "install it with pip install model-signing"
+INSTALL = "install it with pip install model-signing pyopenssl"
 WHOLE = "--no-ignore-git-paths"  # a model folder may have a .gitattributes, which belongs to it
 
 
