@@ -1,4 +1,4 @@
-"""The page docs/reference/boards.md: which model fits on which board, by the gate of `qcompress ship`.
+"""The verdicts of docs/reference/boards.md: which model fits on which board, by the gate of `qcompress ship`.
 
 The models are configs of recipes/configs. Each becomes a checkpoint of headers: its weight files have the right names,
 shapes and sizes, but no data on the disk. `scripts/make_docs.py` writes the page.
@@ -13,7 +13,7 @@ from typing import Any
 
 from compress.checkpoint.formats import FORMATS, packed_config
 from compress.checkpoint.read import Checkpoint, read_json
-from compress.checkpoint.write import both_spellings, plan_shards
+from compress.checkpoint.write import plan_shards
 from compress.core.config import QuantizeConfig
 from compress.core.errors import GateFailure
 from compress.core.units import format_bytes
@@ -22,40 +22,13 @@ from compress.ship.boards import BOARDS, Board
 from compress.ship.gate import Fit, Request, check_fit
 
 CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
-MODELS = {
-    "seed-student": "the student of a 7B model: 20 blocks, 2,560 wide, 6,912 channels",
+MODELS = {  # of recipes/configs: heading
+    "seed-student": "student of a 7B model",
     "qwen2.5-7b-instruct": "Qwen2.5-7B",
     "qwen2.5-1.5b-instruct": "Qwen2.5-1.5B",
     "qwen2.5-0.5b-instruct": "Qwen2.5-0.5B",
 }
 REQUEST = Request(context=4096, requests=4)
-
-PAGE = """\
-# Boards
-
-`qcompress ship --hardware NAME` refuses a checkpoint that does not run on the board. `qcompress bench --predict-only`
-and `qcompress plan` use the same table.
-
-## Hardware and images
-
-{hardware}
-Memory is what CUDA reports. A Jetson shares it with the system. None of this hardware was available, and no image was
-run here. Images without a digest are pinned by their tag.
-
-## What an older vLLM cannot read
-
-{features}
-The image for Jetson has vLLM {jetson}, which needs a tokenizer of transformers 4. `qcompress check` covers that (O3).
-
-## Which model fits
-
-Each model in 4 bits ({layout}, groups as `quantize` chooses them), for {requests} requests of {context:,} tokens at
-once. A cell has the bytes needed of those usable, and the upper bound of decoded tokens per second for one request.
-
-{fits}
-## Refusals
-
-{refusals}"""
 
 
 @contextmanager
@@ -75,7 +48,7 @@ def header_checkpoint(config: Path, layout: str, **settings: Any) -> Iterator[Ch
         if len(shards) > 1:
             weight_map = {name: shard.file for shard in shards for name in shard.offsets}
             (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-        (folder / "config.json").write_text(json.dumps(both_spellings(packed)))
+        (folder / "config.json").write_text(json.dumps(packed))
         yield Checkpoint(folder)
 
 
@@ -91,7 +64,12 @@ def cell(result: Fit | str) -> str:
     if isinstance(result, str):
         return "no"
     speed = "" if result.tokens_per_s is None else f", {result.tokens_per_s:,.0f}/s"
-    return f"{format_bytes(result.needed)} of {format_bytes(result.usable)}{speed}"
+    return f"{format_bytes(result.needed)}{speed}"
+
+
+def usable(board: Board) -> str:
+    """The memory that vLLM may use on all GPUs of a board."""
+    return format_bytes(board.hardware.usable)
 
 
 def verdicts(layout: str) -> dict[str, dict[str, Fit | str]]:

@@ -51,10 +51,9 @@ The rules follow vLLM {vllm}. It loaded all three formats on a CPU. Group sizes 
 Commands with `--device`: {commands}. The default uses a GPU if torch finds one.
 **No GPU path has been run on a GPU yet.**
 
-## Hardware for predictions
+## Hardware
 
-{hardware}
-Specifications are from public pages. None of this hardware was available.
+[Boards](boards.md) lists GPUs and boards for predictions and for `ship`, and which model fits.
 """
 
 
@@ -106,7 +105,47 @@ CHECK_RULES = """\
 C rules read `config.json`, T rules the tensors, D rules the digests stored with the checkpoint. O rules cover older
 loaders, S10 keys that vLLM ignores, TP tensor parallelism.
 
-"""
+{rules}
+## Other runtimes
+
+`--runs-in NAME` checks the R rules of another runtime in place of those about vLLM's loader. {general} apply to every
+runtime. An error comes with its cure, such as `qcompress convert CKPT --to awq`.
+
+{loaders}
+{sources}"""
+
+
+BOARDS_PAGE = """\
+# Boards
+
+The gate of `ship` refuses a checkpoint that does not run on the board. `qcompress bench --hardware` and
+`qcompress plan --hardware` use the same table.
+
+## Hardware
+
+{hardware}
+Memory is what CUDA reports. A Jetson shares it with the system. **None of this hardware was available**, and none of
+the images was run here. Sources are named in `compress/evaluate/speed/hardware.py` and `compress/ship/boards.py`.
+
+## Images
+
+{images}
+## What an older vLLM cannot read
+
+{features}
+Releases were dated in their source distributions. vLLM {jetson} also lacks {absent} of the architectures that vLLM
+{vllm} has. It runs with transformers 4, whose tokenizers rule O3 of `check` covers.
+
+## Which model fits
+
+Each model in 4 bits (awq, groups as `quantize` chooses them), for {requests} requests of {context:,} tokens at once.
+Cells have the bytes needed, and the upper bound of decoded tokens per second of one request. Each board offers what the
+second column has.
+
+{fits}
+The student has 20 blocks, 2,560 wide, with 6,912 channels in the MLP. Weights are counted from planned headers.
+
+{refusals}"""
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -371,6 +410,7 @@ def check_rules_page() -> str:
     from compress.checkpoint.check import run
 
     documented = [(rule.id, rule_function(rule)) for rule in run.RULES]
+    documented += [(name, function) for name, function in run.loader_rules.RULES]
     documented += [("T9", one) for one in vars(run).values() if (inspect.getdoc(one) or "").startswith("T9:")]
     rows: dict[str, list[str]] = {}
     for name, function in documented:
@@ -378,7 +418,36 @@ def check_rules_page() -> str:
         rows.setdefault(name, []).append(capital(sentence(first.removeprefix(f"{name}:").strip())))
     order = sorted(rows, key=lambda name: (name.rstrip("0123456789"), int("".join(filter(str.isdigit, name)) or 0)))
     lines = [[name, " ".join(texts)] for name in order for texts in [rows[name]]]
-    return CHECK_RULES + table(("rule", "what must hold"), lines)
+    return CHECK_RULES.format(
+        rules=table(("rule", "what must hold"), lines),
+        general=", ".join(sorted(run.GENERAL, key=lambda name: (name[0], int(name[1:])))),
+        **loader_tables(),
+    )
+
+
+def loader_tables() -> dict[str, str]:
+    """The table of LOADERS in compress/checkpoint/check/loaders.py, and their sources."""
+    from compress.checkpoint.check.loaders import LOADERS
+
+    rows = [
+        [
+            f"`{one.name}`",
+            one.version,
+            "; ".join(f"{layout} ({', '.join(map(str, bits))})" for layout, bits in one.layouts.items()),
+            listed_or_any(one.group_sizes),
+            "unknown" if one.tables is None else ", ".join(one.tables) or "none",
+            "any" if one.architectures is None else str(len(one.architectures)),
+            one.consequence,
+        ]
+        for one in LOADERS.values()
+    ]
+    head = ("--runs-in", "version", "layouts (bits)", "group sizes", "packed tables", "architectures", "other layouts")
+    sources = [[f"`{one.name}`", "<br>".join(one.sources)] for one in LOADERS.values()]
+    return {"loaders": table(head, rows), "sources": table(("runtime", "sources"), sources)}
+
+
+def listed_or_any(values: Sequence[int] | None) -> str:
+    return "any" if values is None else ", ".join(map(str, values))
 
 
 def rule_function(rule: Any) -> Callable[..., Any]:
@@ -407,7 +476,6 @@ def supported_page() -> str:
         formats=table(("format", "grids"), formats),
         vllm=VLLM_VERSION,
         commands=", ".join(f"`{name}`" for name in on_device),
-        hardware=hardware_table(),
     )
 
 
@@ -466,14 +534,49 @@ def hardware_table() -> str:
         [
             f"`{one.name}`",
             one.title,
-            f"{one.memory / 2**30:.1f}",
+            f"{one.gpus} × {one.memory / 2**30:.1f}".removeprefix("1 × "),
             f"{one.share:.0%}",
-            f"{(one.bandwidth or 0) / 1e9:g}",
-            f"{(one.capability or 0) / 10:g}",
+            f"{one.gpus} × {(one.bandwidth or 0) / 1e9:g}".removeprefix("1 × "),
+            f"{(one.capability or 0) / 10:.1f}",
         ]
         for one in hardware.HARDWARE
     ]
     return table(("--hardware", "name", "memory GiB", "usable", "GB/s", "compute capability"), rows)
+
+
+def boards_page() -> str:
+    """Hardware, images, features, and the verdict of the gate for each model on each board."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import boards_page as page
+
+    from compress.checkpoint.vllm_models import VLLM_VERSION
+    from compress.ship.boards import BOARDS, JETSON_VLLM
+    from compress.ship.features import ABSENT_MODELS, FEATURES
+
+    images = [[f"`{one.name}`", f"`{one.image}`", one.vllm or "unknown"] for one in BOARDS.values()]
+    verdicts = page.verdicts("awq")
+    rows = [
+        [f"`{name}`", page.usable(board), *(page.cell(verdicts[model][name]) for model in verdicts)]
+        for name, board in BOARDS.items()
+    ]
+    refusals = [
+        [f"`{board}`", page.MODELS[model], text]
+        for model, boards in verdicts.items()
+        for board, text in boards.items()
+        if isinstance(text, str)
+    ]
+    return BOARDS_PAGE.format(
+        hardware=hardware_table(),
+        images=table(("board", "image", "vLLM"), images),
+        features=table(("feature", "since vLLM", "change"), [[one.name, one.since, one.source] for one in FEATURES]),
+        jetson=JETSON_VLLM,
+        absent=len(ABSENT_MODELS[JETSON_VLLM]),
+        vllm=VLLM_VERSION,
+        requests=page.REQUEST.requests,
+        context=page.REQUEST.context,
+        fits=table(("board", "usable", *(page.MODELS[model] for model in verdicts)), rows),
+        refusals=table(("board", "model", "refusal"), refusals),
+    )
 
 
 # The Python API
@@ -577,6 +680,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/exit-codes.md": exit_codes_page,
     "reference/check-rules.md": check_rules_page,
     "reference/supported.md": supported_page,
+    "reference/boards.md": boards_page,
     "reference/gguf.md": gguf_page,
     "reference/python-api.md": api_page,
     "results/quality.md": with_table("results/quality.md", quality_table),

@@ -1,7 +1,7 @@
 """qcompress plan: list the layouts that vLLM loads with their exact sizes, and recommend one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,9 +33,7 @@ ALSO_RUNS_IN = {"vllm_cpu": "CPU", "transformers": "transformers"}
     "--hardware",
     group="Prediction",
     type=click.Choice(NAMES),
-    metavar="NAME",
-    help="List only layouts that run on this board or GPU, in its memory and in the vLLM of its image: "
-    f"{', '.join(NAMES)}.",
+    help="List only layouts that run on this board or GPU, in its memory and in the vLLM of its image.",
 )
 @shared_option(
     "--context",
@@ -100,10 +98,6 @@ ALSO_RUNS_IN = {"vllm_cpu": "CPU", "transformers": "transformers"}
 def command(
     model: Path,
     max_size: int | None,
-    hardware: str | None,
-    context: int,
-    requests: int,
-    kv_cache_dtype: str,
     measure: bool,
     show_all: bool,
     formats: tuple[str, ...],
@@ -111,6 +105,7 @@ def command(
     dtype: str | None,
     method: str,
     as_json: bool,
+    **place: Any,
 ) -> None:
     """List the 4-bit layouts of MODEL with exact sizes, and print the command for the recommended one.
 
@@ -129,28 +124,34 @@ def command(
         from compress.quantize.layout.overview import make_overview, quantize_command
         from compress.quantize.layout.plan import read_source
 
-    accept, user_size = None, max_size
-    if hardware is not None:
-        from compress.ship.board_plan import board_limit
-
-        limit = board_limit(model, hardware, context, requests, kv_cache_dtype)
-        accept, max_size = limit.accept, min(limit.size, max_size or limit.size)
+    limits = board_limits(model, max_size, **place)
     overview = make_overview(
         model,
         read_source(model, dtype),
         formats=formats,
         config=QuantizeConfig(method=method, dtype=dtype),
         runs_in=runs_in,
-        max_size=max_size,
-        accept=accept,
-        prefer_plain=hardware is not None and not user_size,
         measure=measure,
         report=report,
+        **limits,
     )
     print_overview(overview, show_all=show_all, as_json=as_json)
     if overview.recommended is None:
-        raise QCompressError(f"{model}: {format_misfit(overview.candidates, max_size or 0)}")
+        raise QCompressError(f"{model}: {format_misfit(overview.candidates, overview.max_size or 0)}")
     print_command(quantize_command(model, overview.recommended.config), as_json=as_json)
+
+
+def board_limits(
+    model: Path, max_size: int | None, *, hardware: str | None, context: int, requests: int, kv_cache_dtype: str
+) -> dict[str, Any]:
+    """The arguments of `make_overview` that limit the layouts: to a size, and to those that a board takes."""
+    if hardware is None:
+        return {"max_size": max_size}
+    from compress.ship.board_plan import board_limit
+
+    limit = board_limit(model, hardware, context, requests, kv_cache_dtype)
+    size = min(limit.size, max_size or limit.size)
+    return {"max_size": size, "accept": limit.accept, "prefer_plain": max_size is None}
 
 
 def print_overview(overview: "Overview", *, show_all: bool, as_json: bool) -> None:

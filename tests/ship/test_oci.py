@@ -121,7 +121,7 @@ def test_only_registries_on_this_machine_are_reached_without_tls():
     assert not is_loopback("localhost.example.org/a:1") and not is_loopback("ghcr.io/localhost/a:1")
 
 
-def test_without_oras_and_skopeo_one_line_says_so(bundle, tmp_path, monkeypatch):
+def test_without_oras_and_skopeo_one_line_names_both(bundle, tmp_path, monkeypatch):
     layout = write_layout(bundle, tmp_path / "oci", MODEL)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     with pytest.raises(QCompressError, match="neither oras nor skopeo is installed"):

@@ -38,7 +38,7 @@ WRONG = "vLLM loads it and computes with other weights than the source (no error
 
 
 @dataclass(frozen=True)
-class Fit:
+class FactorFit:
     """A stage of one block: its linears, the factors of their inputs, and the factors of each linear's outputs."""
 
     stage: Stage
@@ -67,7 +67,7 @@ def factors_match_source(candidate: Candidate) -> Findings:
         if pair is not None:
             inputs, plain = fit_inputs([pair]), torch.ones(pair.source.shape[1])
             outputs = fit_outputs(pair, plain, measure_steps=candidate.provenance.rounded_to_nearest)
-            yield from linear_findings(candidate, Fit(Stage((name,)), [pair], inputs, {name: outputs}, False))
+            yield from linear_findings(candidate, FactorFit(Stage((name,)), [pair], inputs, {name: outputs}, False))
 
 
 def make_pair(candidate: Candidate, name: str, scheme: Scheme, feeding: int = 0) -> Pair | None:
@@ -82,7 +82,7 @@ def make_pair(candidate: Candidate, name: str, scheme: Scheme, feeding: int = 0)
     return Pair(name, weight, tensor, feeding) if tensor.shape == weight.codes.shape else None
 
 
-def fit_stage(candidate: Candidate, block: str, stage: Stage, sound: dict[str, Scheme]) -> Fit | None:
+def fit_stage(candidate: Candidate, block: str, stage: Stage, sound: dict[str, Scheme]) -> FactorFit | None:
     """The factors of one stage of a block; None if not all of its linears can be compared."""
     names = [f"{block}.{name}" for name in stage.linears]
     if not all(name in sound for name in names):
@@ -94,12 +94,12 @@ def fit_stage(candidate: Candidate, block: str, stage: Stage, sound: dict[str, S
     steps = candidate.provenance.rounded_to_nearest
     inputs, scaled = fit_inputs(whole), candidate.provenance.is_scaled(block, stage)
     used = inputs.factors if scaled else torch.ones_like(inputs.factors)
-    return Fit(
+    return FactorFit(
         stage, whole, inputs, {pair.name: fit_outputs(pair, used, measure_steps=steps) for pair in whole}, scaled
     )
 
 
-def linear_findings(candidate: Candidate, fit: Fit) -> Findings:
+def linear_findings(candidate: Candidate, fit: FactorFit) -> Findings:
     """T14 for the outputs, groups and codes of each linear of a stage."""
     row = format_of(candidate.checkpoint)
     assert row is not None
@@ -126,7 +126,7 @@ def unlike_one(factors: Tensor, energy: Tensor, limits: tuple[float, float], wha
         yield error(value, f"{low:g} to {high:g} times", WRONG, tensor=tensor)
 
 
-def feeder_findings(candidate: Candidate, block: str, fit: Fit, fits: list[Fit]) -> Findings:
+def feeder_findings(candidate: Candidate, block: str, fit: FactorFit, fits: list[FactorFit]) -> Findings:
     """T14 for the inputs of a stage: the factor of an input, times the factor of its feeder's output, is 1."""
     feeder = fit.stage.feeder
     if not fit.scaled or feeder is None:
@@ -147,7 +147,7 @@ def feeder_findings(candidate: Candidate, block: str, fit: Fit, fits: list[Fit])
             yield from bias_findings(candidate, f"{name}.bias", fit, rows)
 
 
-def unlike_inputs(fit: Fit, feeding: Tensor, power: Tensor, tensor: str) -> Findings:
+def unlike_inputs(fit: FactorFit, feeding: Tensor, power: Tensor, tensor: str) -> Findings:
     """A finding if the factor of an input, times the factor `feeding` of the output that feeds it, is not 1.
 
     `power` is the energy of that output.
@@ -157,7 +157,7 @@ def unlike_inputs(fit: Fit, feeding: Tensor, power: Tensor, tensor: str) -> Find
     yield from unlike_one(product, fit.inputs.energy * power * close, INPUT, "input", tensor)
 
 
-def unlike_norm(fit: Fit, ours: Tensor, theirs: Tensor, name: str) -> Findings:
+def unlike_norm(fit: FactorFit, ours: Tensor, theirs: Tensor, name: str) -> Findings:
     """A finding if a norm neither equals its source nor cancels the factors of the inputs that it feeds."""
     feeding = ours / away_from_zero(theirs)
     findings = list(unlike_inputs(fit, feeding, theirs.square(), name))
@@ -183,7 +183,7 @@ def norm_weight(checkpoint: Checkpoint | None, name: str, feeder: Feeder) -> Ten
     return checkpoint.tensor(name).float() + feeder.offset
 
 
-def bias_findings(candidate: Candidate, name: str, fit: Fit, rows: int) -> Findings:
+def bias_findings(candidate: Candidate, name: str, fit: FactorFit, rows: int) -> Findings:
     """T14 for the bias of a feeder: its last `rows` numbers cancel the factors of the inputs, as its rows do."""
     source = candidate.compared_source
     if source is None or name not in candidate.checkpoint.tensors or name not in source.tensors:

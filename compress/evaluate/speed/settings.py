@@ -104,9 +104,9 @@ class Prediction:
 
     hardware: tuple[str, ...] = option(
         (),
-        f"Also predict for this GPU or board, or for all of them: {', '.join(NAMES)}, all. Repeatable.",
+        "Also predict for this GPU or board, or for all of them. Repeatable.",
         group="Prediction",
-        metavar="NAME",
+        metavar=f"[{'|'.join((*NAMES, 'all'))}]",
     )
     packed: str | None = option(
         None,
