@@ -28,6 +28,15 @@ def test_a_config_alone_is_predicted_for_all_hardware():
     assert "15.23 GB" in shown.stdout and "57.3 kB" in shown.stdout and "15231" not in shown.stdout
 
 
+def test_the_dtype_of_the_kv_cache_changes_the_prediction():
+    rows = []
+    for dtype in ("auto", "int8_per_token_head"):
+        arguments = ("--hardware", "rtx-4060", "--packed", "awq", "--predict-only", "--json", "--kv-cache-dtype", dtype)
+        rows.append(json.loads(bench(CONFIG, *arguments).stdout)[1])
+    assert [row["kv_cache_dtype"] for row in rows] == ["auto", "int8_per_token_head"]
+    assert rows[1]["largest_batch"] > 1.9 * rows[0]["largest_batch"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

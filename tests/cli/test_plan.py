@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -133,3 +134,15 @@ def test_a_recipe_variant_has_the_layout_options(tmp_path):
     recipe.write_text(f"teacher: x\nout: y\nquantize:\n  - {part}\n")
     config = load_recipe(recipe).quantize[0].config()
     assert (config.head_bits, config.embedding_bits, config.eight_bit) == (4, 8, ("o_proj",))
+
+
+def test_a_board_limits_the_layouts_and_prefers_plain_four_bits():
+    config = Path(__file__).parents[2] / "recipes" / "configs" / "seed-student.json"
+    plan = ["plan", str(config), "--hardware", "4x-rtx-4090d"]
+    result = CliRunner().invoke(cli, plan)
+    assert result.exit_code == 0 and result.stdout.endswith("quantize MODEL --group-size 64 -o seed-student-4bit\n")
+    smaller = CliRunner().invoke(cli, [*plan, "--max-size", "1.4GB"])
+    assert smaller.exit_code == 0 and "--embedding-bits" in smaller.stdout
+    full = CliRunner().invoke(cli, ["plan", str(config), "--hardware", "orin-nano", "--requests", "99"])
+    assert full.exit_code == 1 and "leave no room for weights on Jetson Orin Nano 8GB" in full.stderr
+    assert CliRunner().invoke(cli, ["plan", str(config), "--hardware", "pi5"]).exit_code == 2
