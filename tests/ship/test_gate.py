@@ -94,7 +94,9 @@ def test_four_gpus_refuse_groups_that_do_not_divide(student, headers):
     assert "6912/4 = 1728 inputs is not a multiple of group_size 128" in message
     assert message.endswith("use --tensor-parallel-size 2, or quantize with --group-size 64")
     assert "--tensor-parallel-size" in check_fit(student, FOUR, Request(4096, tensor_parallel_size=2)).flags
-    assert check_fit(headers(STUDENT, "awq", group_size=64), FOUR, Request(4096)).usable == FOUR.hardware.usable
+    small_groups = headers(STUDENT, "awq", group_size=64)
+    four, one = (check_fit(small_groups, board, Request(4096)) for board in (FOUR, find_board("rtx-4090")))
+    assert (four.usable, four.allowance) == (4 * one.usable, 4 * one.allowance) and four.weights == one.weights
     assert "has 1 GPU" in refusal(student, T4, Request(4096, tensor_parallel_size=2))
 
 

@@ -29,18 +29,12 @@ def readable_bits(candidate: Candidate, loader: Loader) -> Findings:
 
 
 def readable_groups(candidate: Candidate, loader: Loader) -> Findings:
-    """R3: the runtime reads the group size, and its kernels' blocks divide the inputs of every packed linear."""
+    """R3: the runtime reads the group size of every packed linear."""
     sizes = loader.group_sizes
-    if layout_of(candidate) not in loader.layouts:
-        return
-    for name, scheme in packed_schemes(candidate):
-        inputs = candidate.matrices[name].inn
+    for name, scheme in packed_schemes(candidate) if layout_of(candidate) in loader.layouts else ():
         if sizes and scheme.group_size not in sizes:
             finding = error(f"groups of {scheme.group_size}", listed(sizes), f"{loader.name} stops", tensor=name)
             yield {**finding, "cure": f"quantize the 16-bit model with --group-size {max(128, min(sizes))}"}
-        elif inputs % loader.inputs:
-            expected = f"a multiple of {loader.inputs}"
-            yield error(f"{inputs} inputs", expected, f"{loader.name} has no kernel for the shape", tensor=name)
 
 
 def readable_tables(candidate: Candidate, loader: Loader) -> Findings:

@@ -15,8 +15,7 @@ class Loader:
     """A runtime, its version, and the pages or files that its columns come from.
 
     `layouts` maps each layout that it reads to the bits of its weights. `consequence` says what it does with another
-    layout. `tables` has those of "head" and "embedding" that may be packed. `inputs` divides the inputs of every packed
-    linear. `architectures` are those that it builds.
+    layout. `tables` has those of "head" and "embedding" that may be packed. `architectures` are those that it builds.
     """
 
     name: str
@@ -26,7 +25,6 @@ class Loader:
     consequence: str
     group_sizes: tuple[int, ...] | None = None
     tables: tuple[str, ...] | None = None
-    inputs: int = 1
     architectures: frozenset[str] | None = None
 
 
@@ -77,7 +75,6 @@ EDGE_LLM = Loader(
     {PLAIN: (16,), "awq": (4,), "gptq": (4,)},
     "the exporter refuses it",
     group_sizes=(128,),
-    inputs=128,
 )
 LOADERS = {loader.name: loader for loader in (LLAMA_CPP, MLX, ORT_GENAI, EDGE_LLM)}
 RUNTIMES = (VLLM, *LOADERS)
