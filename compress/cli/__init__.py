@@ -46,6 +46,7 @@ COMMAND_GROUPS = {
     },
     "Use": {
         "serve": "Serve checkpoints with a chat page and an API.",
+        "ship": "Write a bundle that a board serves and tests offline.",
     },
     "Watch": {
         "history": "Show stored results.",

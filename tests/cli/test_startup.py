@@ -42,6 +42,7 @@ WRONG_PATHS = {
     "import": ["missing.gguf", "-o", "out"],
     "convert": [MISSING, "--to", "awq", "-o", "out"],
     "serve": [MISSING],
+    "ship": [MISSING, "--hardware", "orin-nano", "-o", "out"],
 }
 
 
