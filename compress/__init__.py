@@ -1,4 +1,4 @@
-"""Make language models smaller: distill, quantize, convert, check, verify, compare.
+"""Make language models smaller: distill, quantize, convert, check, verify, compare, ship.
 
     from compress import quantize, verify
 
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from compress.api import convert as convert
     from compress.api import distill as distill
     from compress.api import quantize as quantize
+    from compress.api import ship as ship
     from compress.api import verify as verify
 
-FUNCTIONS = ("check", "compare", "convert", "distill", "quantize", "verify")
-__all__ = ["GateFailure", "QCompressError", "check", "compare", "convert", "distill", "quantize", "verify"]
+FUNCTIONS = ("check", "compare", "convert", "distill", "quantize", "ship", "verify")
+__all__ = ["GateFailure", "QCompressError", "check", "compare", "convert", "distill", "quantize", "ship", "verify"]
 
 
 def __getattr__(name: str) -> Any:

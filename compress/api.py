@@ -1,6 +1,6 @@
-"""The public Python functions: quantize, distill, convert, check, verify, compare.
+"""The public Python functions: quantize, distill, convert, check, verify, compare, ship.
 
-    from compress import check, compare, convert, distill, quantize, verify
+    from compress import check, compare, convert, distill, quantize, ship, verify
 
 A model is a folder, or a hub id such as "Qwen/Qwen2.5-1.5B-Instruct" or "ORG/NAME@REVISION". Settings have the names of
 the command line's options, with underscores. All functions return the rows that the commands print with --json.
@@ -28,7 +28,7 @@ from compress.core.errors import GateFailure as GateFailure
 from compress.core.file_kind import REPORT
 from compress.core.options import check_value, settings_of
 from compress.core.report import Report, Row, silent
-from compress.core.rows import CompareRow
+from compress.core.rows import CompareRow, ShipRow
 
 Model = str | os.PathLike[str]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -299,6 +299,35 @@ def compare(
     if page is not None:
         write_report(page, ReportData(rows[len(top) :], teacher=rows[0] if top else None))
     return rows
+
+
+@public
+def ship(checkpoint: Model, out: Model, hardware: str, *, report: Report = silent, **settings: Any) -> ShipRow:
+    """Write a bundle: a checkpoint with all that a board needs to serve it, offline, and to prove what it runs.
+
+    Args:
+        checkpoint: The checkpoint to ship, quantized or not.
+        out: Folder to write. It must be empty or missing.
+        hardware: Name of the board, such as "orin-nano".
+        report: Receives one row per step of progress.
+        settings: Any other option of `qcompress ship`, such as context=4096 or runtime="llama.cpp".
+
+    Returns:
+        A row with `out`, `image`, `needed_bytes`, `usable_bytes`, `tokens_per_s` and `bytes`.
+
+    Raises:
+        QCompressError: The checkpoint or a setting cannot be used, or something is at `out`.
+        GateFailure: The checkpoint breaks a rule of `check`, or does not run on the board. Nothing is written.
+
+    Example:
+        >>> ship("qwen-awq", "bundle", "orin-nano", context=4096)["needed_bytes"]  # doctest: +SKIP
+        2048123456
+    """
+    from compress.ship.bundle.settings import ShipConfig
+    from compress.ship.bundle.write import ship as run_ship
+
+    config = ShipConfig(**check_settings("ship", settings | {"hardware": hardware}, ShipConfig))
+    return run_ship(resolve_model(checkpoint), Path(out), config, report)
 
 
 def check_page(html: Model | None) -> Path | None:

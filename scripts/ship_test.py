@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Ship checkpoints, carry the bundles elsewhere, and test them with real servers on this CPU:
 
-    python scripts/ship_test.py CHECKPOINT... [--vllm-python PYTHON] [--llama-python PYTHON] [--out docs/results/data/ship.json]
+    python scripts/ship_test.py CHECKPOINT... [--vllm-python PYTHON] [--llama-python PYTHON] [--out FILE]
 
 For each checkpoint: a bundle for each of three boards, copied, its digests compared by sha256sum, compose.yaml compared
 with the schema of the Compose specification. Then smoke.py runs against vLLM, and against llama.cpp with the bundle of
@@ -161,7 +161,8 @@ def flip_nibble(bundle: Path) -> None:
 def change_scale(bundle: Path, factor: float) -> str:
     """Multiply one scale of a linear in the middle of the model, and repair SHA256SUMS. Returns its place."""
     checkpoint = Checkpoint(bundle / "model")
-    names = [name for name in checkpoint.tensors if name.endswith(("mlp.down_proj.scales", "mlp.down_proj.weight_scale"))]
+    ends = ("mlp.down_proj.scales", "mlp.down_proj.weight_scale")
+    names = [name for name in checkpoint.tensors if name.endswith(ends)]
     name = names[len(names) // 2]
     info = checkpoint.tensors[name]
     with info.file.open("r+b") as stream:
@@ -193,9 +194,7 @@ def refused_before_start(bundle: Path) -> bool:
 @click.option("--llama-python", default=str(LLAMA), help="Python with xllamacpp.")
 @click.option("--factor", default=16.0, show_default=True, help="Factor of the changed scale.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="JSON file for the results.")
-def main(
-    checkpoints: tuple[Path, ...], vllm_python: str, llama_python: str, factor: float, out: Path | None
-) -> None:
+def main(checkpoints: tuple[Path, ...], vllm_python: str, llama_python: str, factor: float, out: Path | None) -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="ship-test-") as folder:
         work = Path(folder)
@@ -236,7 +235,7 @@ def row_of(name: str, receipt: dict[str, Any], damage: str, as_expected: bool) -
 
 
 def test_damage(checkpoint: Path, work: Path, vllm_python: str, factor: float) -> list[dict[str, Any]]:
-    """One nibble changed: refused before the start. One scale changed and the digests repaired: the smoke test fails."""
+    """A row for one nibble that changed on the way, and a row for one changed scale with repaired digests."""
     bundle = work / "elsewhere" / f"{checkpoint.name}-{BOARDS[-1]}"
     broken = Path(shutil.copytree(bundle, work / "elsewhere" / "broken"))
     flip_nibble(broken)

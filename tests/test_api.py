@@ -156,3 +156,10 @@ def test_verify_and_compare_run_on_the_requested_device(tiny_llama, text):
     for run in (lambda **on: api.verify(tiny_llama, tiny_llama, **on), lambda **on: api.compare(tiny_llama, [], **on)):
         with pytest.raises(QCompressError, match="--device cuda: torch finds no GPU"):
             run(eval_text=str(text), device="cuda", **SMALL)
+
+
+def test_ship_writes_a_bundle(tiny_llama, tmp_path):
+    row = compress.ship(tiny_llama, tmp_path / "bundle", "orin-nano", context=512)
+    assert row["hardware"] == "orin-nano" and (tmp_path / "bundle" / "SHA256SUMS").is_file()
+    with pytest.raises(QCompressError, match="is not a setting; did you mean context"):
+        compress.ship(tiny_llama, tmp_path / "other", "orin-nano", contexts=512)

@@ -9,6 +9,7 @@ from compress.cli.console import emit, imports, print_written, report, results, 
 from compress.cli.model_path import MODEL, OutPath
 from compress.cli.options import Command, json_option, make_settings, settings_options, shared_option
 from compress.core.errors import GateFailure
+from compress.core.rows import FaultRow
 from compress.ship.bundle.settings import ShipConfig
 
 
@@ -62,7 +63,8 @@ def verify(bundle: Path, *, as_json: bool) -> None:
 
     faults = verify_bundle(bundle)
     if as_json:
-        emit([{"file": file, "fault": fault} for file, fault in faults], as_json=True)
+        rows: list[FaultRow] = [{"file": file, "fault": fault} for file, fault in faults]
+        emit(rows, as_json=True)
     else:
         for file, fault in faults:
             results.print(f"{file}: {fault}", markup=False)

@@ -367,6 +367,27 @@ class PlanRow(TypedDict):
     take: NotRequired[Annotated[bool, "true for the recommended layout; absent otherwise"]]
 
 
+class ShipRow(TypedDict):
+    """A bundle that `ship` has written."""
+
+    model: Annotated[str, "path of the checkpoint"]
+    out: Annotated[str, "path of the bundle"]
+    hardware: Annotated[str, "value of --hardware"]
+    runtime: Annotated[str, "vllm or llama.cpp"]
+    image: Annotated[str, "container image, with its digest if that is known"]
+    needed_bytes: Annotated[int, "predicted memory for weights, KV cache and everything else, bytes"]
+    usable_bytes: Annotated[int, "memory of the board that the server may use, bytes"]
+    tokens_per_s: Annotated[float | None, "predicted upper bound of tokens per second of one request; null if unknown"]
+    bytes: Annotated[int, "size of the bundle, bytes"]
+
+
+class FaultRow(TypedDict):
+    """A fault that `ship --verify` has found in a bundle."""
+
+    file: Annotated[str, "path inside the bundle"]
+    fault: Annotated[str, "what is wrong with it"]
+
+
 class HistoryRow(TypedDict):
     """One verdict in a history. It also has all keys of the row that the command stored, except `record`."""
 

@@ -10,13 +10,14 @@ import yaml
 
 from compress.ship.bundle.chat import chat_service
 from compress.ship.bundle.plan import CACHE, MODEL, PORT, BundlePlan
+from compress.ship.gate import SYSTEM
 
 COMPOSE = "compose.yaml"
 SERVICE, VOLUME = "model", "compile-cache"
 HEALTH = {"interval": "15s", "timeout": "10s", "retries": 4, "start_period": "15m"}  # the first start compiles kernels
 LOGS = {"driver": "json-file", "options": {"max-size": "10m", "max-file": "3"}}
 SHARED_MEMORY = "8gb"  # processes of several GPUs exchange tensors there
-SYSTEM_BYTES, HOST_BYTES = 2**30, 4 * 2**30
+HOST_BYTES = 4 * 2**30
 
 
 def compose_text(plan: BundlePlan) -> str:
@@ -73,9 +74,9 @@ def gpus(plan: BundlePlan) -> dict[str, Any]:
 def memory_limit(plan: BundlePlan) -> int:
     """Bytes of system memory that the container may use. Above, the kernel ends the server and no other program.
 
-    Shared memory holds the model too, and SYSTEM_BYTES are left. Elsewhere each GPU has a process of HOST_BYTES, which
+    Shared memory holds the model too, and SYSTEM bytes are left. Elsewhere each GPU has a process of HOST_BYTES, which
     is assumed, and the file pages of the weights.
     """
     if plan.board.unified:
-        return plan.board.hardware.memory - SYSTEM_BYTES
+        return plan.board.hardware.memory - SYSTEM
     return plan.fit.weights + HOST_BYTES * (1 + plan.gpus)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from compress.checkpoint.hub import model_name
 from compress.checkpoint.read import Checkpoint
-from compress.evaluate.speed.capacity import served_dtype
 from compress.evaluate.speed.hardware import BFLOAT16
+from compress.evaluate.speed.kv_cache import served_dtype
 from compress.ship.boards import Board
 from compress.ship.bundle.image import Image, choose_image
 from compress.ship.bundle.settings import ShipConfig

@@ -18,6 +18,7 @@ from compress.core.atomic import check_parent, file_errors
 from compress.core.errors import GateFailure, QCompressError
 from compress.core.lock import output_lock
 from compress.core.report import Report, Row, silent
+from compress.core.rows import ShipRow
 from compress.core.units import format_bytes
 from compress.ship import device
 from compress.ship.boards import find_board
@@ -42,7 +43,7 @@ PROGRAMS = ("install.sh", "smoke.py")
 REFERENCE = "smoke.json"
 
 
-def ship(source: Path, out: Path, config: ShipConfig, report: Report = silent) -> Row:
+def ship(source: Path, out: Path, config: ShipConfig, report: Report = silent) -> ShipRow:
     """Write a checkpoint and all that a board needs to serve it to the folder `out`. Returns a row about the bundle.
 
     Raises GateFailure if the checkpoint breaks a rule of `check` or does not run on the board, and QCompressError for
@@ -158,7 +159,7 @@ def check_complete(plan: BundlePlan, folder: Path) -> None:
         raise GateFailure(f"{folder}: the bundle was removed: {file}: {fault}; report this as a bug")
 
 
-def summary(plan: BundlePlan, out: Path) -> Row:
+def summary(plan: BundlePlan, out: Path) -> ShipRow:
     """The row about a bundle that was written."""
     return {
         "model": str(plan.checkpoint),

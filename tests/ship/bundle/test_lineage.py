@@ -2,7 +2,7 @@ import json
 import shutil
 
 from compress.checkpoint.digest import weights_digest
-from compress.ship.bundle.lineage import ancestors
+from compress.ship.bundle.lineage import GENERATIONS, ancestors
 
 
 def entry(path, digest="sha256:0", **more):
@@ -27,7 +27,7 @@ def test_a_record_that_leads_to_itself_ends(tiny_qwen2, tmp_path):
     model = shutil.copytree(tiny_qwen2, tmp_path / "model")
     record = {"command": "quantize", "source": entry(model, weights_digest(model))}
     (model / "qcompress.json").write_text(json.dumps(record))
-    assert len(list(ancestors(record))) == 9
+    assert len(list(ancestors(record))) == GENERATIONS
 
 
 def test_a_record_without_models_has_no_ancestors():

@@ -1,13 +1,11 @@
 import configparser
-import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-PLACES = (Path("/usr/libexec/podman/quadlet"), Path("/usr/lib/podman/quadlet"))
-QUADLET = next((path for path in PLACES if path.exists()), None)
+PLACES = ("quadlet", "/usr/libexec/podman/quadlet", "/usr/lib/podman/quadlet")
+QUADLET = next(filter(None, map(shutil.which, PLACES)), None)
 
 
 def sections(file):
@@ -42,17 +40,19 @@ def test_no_line_of_a_unit_has_a_percent_sign(session_bundle):
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing")
-def test_systemd_accepts_the_unit(session_bundle):
-    command = ["systemd-analyze", "verify", str(session_bundle / "qcompress.service")]
-    lines = subprocess.run(command, capture_output=True, text=True, check=False).stderr.splitlines()
-    faults = [line for line in lines if "qcompress.service" in line]
-    assert [line for line in faults if not re.search("docker|Command .* is not executable", line)] == []
+def test_systemd_accepts_the_unit(session_bundle, tmp_path):
+    text = (session_bundle / "qcompress.service").read_text()
+    (tmp_path / "qcompress.service").write_text(text.replace("/usr/bin/docker", "/usr/bin/env"))
+    (tmp_path / "docker.service").write_text("[Service]\nExecStart=/usr/bin/env\n")
+    command = ["systemd-analyze", "verify", str(tmp_path / "qcompress.service")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.skipif(QUADLET is None, reason="podman's quadlet is missing; apt install podman, 4.4 or newer")
 def test_podman_accepts_the_quadlet(session_bundle, tmp_path):
     shutil.copyfile(session_bundle / "qcompress.container", tmp_path / "qcompress.container")
-    command = [str(QUADLET), "--dryrun", "--user"]
+    command = [QUADLET, "--dryrun", "--user"]
     result = subprocess.run(
         command, env={"QUADLET_UNIT_DIRS": str(tmp_path)}, capture_output=True, text=True, check=False
     )
