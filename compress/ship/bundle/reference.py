@@ -8,15 +8,20 @@ them. The limits are a multiple of the difference between both, because devices 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compress.checkpoint.load import load_model, stop_tokens
+from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
 from compress.core.report import Row
+from compress.model.config_keys import plain_config
+from compress.model.shapes import parameter_shapes
 
 TOP, STEPS = 5, 32
 DIGITS = 4  # of a log-probability; float32 is exact to about 5
@@ -35,6 +40,8 @@ PROMPTS = (
 
 def make_reference(checkpoint: Checkpoint, name: str, runtime: str, dtype: str, tokens_per_s: float | None) -> Row:
     """The content of smoke.json for a checkpoint that will be served as `name` in `dtype`."""
+    needed = 4 * sum(map(prod, parameter_shapes(plain_config(checkpoint.config)).values()))
+    check_memory(checkpoint.path, needed, "a larger machine: the smoke test's reference is computed in float32")
     model, stops = load_model(checkpoint), stop_tokens(checkpoint)
     tokenizer = checkpoint.tokenizer
     prompts = [continue_greedily(model, encode(tokenizer, text), stops) | {"text": text} for text in PROMPTS]
@@ -93,18 +100,25 @@ def difference(model: Any, prompt: Row) -> Row:
 
 @contextmanager
 def rounded(model: Any, runtime: str, dtype: str) -> Iterator[None]:
-    """A context in which the model rounds as the runtime does. The model is not usable afterwards."""
+    """A context in which the model rounds as the runtime does, with sums in float32. It keeps the rounded weights."""
     if runtime == "vllm":
-        model.to(getattr(torch, dtype))
-        yield
-        return
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    hooks = [module.register_forward_pre_hook(round_inputs) for module in linears]
+        for parameter in model.parameters():  # and not the buffers: the angles of positions stay in float32
+            parameter.data = parameter.data.to(getattr(torch, dtype)).float()
+        keep = partial(round_output, getattr(torch, dtype))
+        hooks = [module.register_forward_hook(keep) for module in model.modules()]
+    else:
+        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        hooks = [module.register_forward_pre_hook(round_inputs) for module in linears]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def round_output(dtype: torch.dtype, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    """The output of a module as `dtype` stores it. Outputs that are not one tensor stay as they are."""
+    return output.to(dtype).float() if isinstance(output, Tensor) and output.is_floating_point() else output
 
 
 def round_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -1,12 +1,21 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from compress.checkpoint.load import load_model
+from compress.checkpoint.load import load_model, open_for_text
 from compress.checkpoint.read import Checkpoint
 from compress.core.errors import QCompressError
-from compress.ship.bundle.reference import FACTOR, FLOORS, difference, make_limits, round_inputs, rounded
+from compress.ship.bundle.reference import (
+    FACTOR,
+    FLOORS,
+    difference,
+    make_limits,
+    make_reference,
+    round_inputs,
+    rounded,
+)
 
 
 @pytest.fixture
@@ -40,6 +49,13 @@ def test_the_rounding_of_a_runtime_makes_a_difference(reference, tiny_awq, runti
     model = load_model(Checkpoint(tiny_awq))
     with rounded(model, runtime, dtype):
         assert difference(model, reference["prompts"][0])["mean"] > 1e-3
+
+
+def test_a_model_that_does_not_fit_in_memory_is_refused_before_it_is_loaded(tiny_awq, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr("compress.ship.bundle.reference.load_model", None)
+    with pytest.raises(QCompressError, match=r"needs about .* GB of memory.* use a larger machine"):
+        make_reference(open_for_text(tiny_awq), "tiny", "vllm", "float16", None)
 
 
 def test_inputs_are_rounded_to_255_levels_per_block():
