@@ -47,6 +47,8 @@ CPU = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # else the first request compiles the sampler, for minutes on a busy machine
+    "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3600",
 }
 LLAMA_SERVER = """
 import sys, time, xllamacpp

@@ -1,7 +1,13 @@
 import io
+import subprocess
+import sys
 import zipfile
+from importlib.metadata import requires
 
+import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from compress.ship.bundle.chat import PACKAGES, wheel_bytes
 
@@ -31,3 +37,32 @@ def test_the_wheel_has_equal_bytes_and_every_file_of_the_page():
         names = archive.namelist()
     assert {"compress/serve/page/page.html", "compress/ship/device/install.sh"} <= {*names}
     assert not [name for name in names if "__pycache__" in name]
+
+
+CODE = """
+import sys
+from importlib.metadata import packages_distributions
+import compress.cli.serve, compress.serve.run, compress.serve.documents.parse
+tops = {name.partition(".")[0] for name in sys.modules}
+print(*sorted({one for top, names in packages_distributions().items() if top in tops for one in names}))
+"""
+
+
+def closure(names):
+    """The packages, and all that they require, by their normalized names."""
+    found, queue = set(), list(names)
+    while queue:
+        name = canonicalize_name(queue.pop())
+        if name not in found:
+            found.add(name)
+            needed = map(Requirement, requires(name) or ())
+            queue += [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return found
+
+
+@pytest.mark.slow
+def test_the_page_imports_nothing_else_than_the_listed_packages_require():
+    result = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
+    imported = {canonicalize_name(name) for name in result.stdout.split()}
+    assert imported - {"qcompress", "setuptools"} <= closure(PACKAGES)
+    assert not {"torch", "transformers"} & closure(PACKAGES)
