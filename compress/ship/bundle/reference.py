@@ -26,7 +26,7 @@ from compress.model.shapes import parameter_shapes
 TOP, STEPS = 5, 32
 DIGITS = 4  # of a log-probability; float32 is exact to about 5
 BLOCK, LEVELS = 32, 127  # llama.cpp's Q8_0: weights of a block share a scale
-FACTOR = 4  # limits over the differences measured here
+FACTOR = 3  # limits over the differences computed here; vLLM and llama.cpp on a CPU differ by 0.9 to 1.3 times them
 FLOORS = {"mean": 0.004, "largest": 0.03, "tie": 0.03}  # nats; two float32 programs differ by less
 PROMPTS = (
     "The lighthouse stands at the northern end of the island. Every evening its keeper climbs the stairs and",
