@@ -379,6 +379,10 @@ class ShipRow(TypedDict):
     usable_bytes: Annotated[int, "memory of the board that the server may use, bytes"]
     tokens_per_s: Annotated[float | None, "predicted upper bound of tokens per second of one request; null if unknown"]
     bytes: Annotated[int, "size of the bundle, bytes"]
+    signature: NotRequired[Annotated[str, "with --sign: path of the signature"]]
+    oci: NotRequired[Annotated[str, "with --oci: path of the layout"]]
+    oci_digest: NotRequired[Annotated[str, "with --oci: digest of the manifest"]]
+    pushed: NotRequired[Annotated[str, "with --push: reference in the registry"]]
 
 
 class FaultRow(TypedDict):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from compress.core.errors import GateFailure, QCompressError
 
-SIGNATURE = "model.sig"  # in the bundle; the only file that is not signed
+SIGNATURE, RECEIPT = "model.sig", "receipt.json"  # in the bundle; the only files that are not signed
 INSTALL = "install it with pip install model-signing pyopenssl"
 WHOLE = "--no-ignore-git-paths"  # a model folder may have a .gitattributes, which belongs to it
 
@@ -39,7 +39,9 @@ def verify(bundle: Path, key: Path) -> None:
     signature = bundle / SIGNATURE
     if not signature.is_file():
         raise GateFailure(f"{bundle}: has no {SIGNATURE}, so --public-key cannot verify it; ask for a signed bundle")
-    arguments = ("--signature", str(signature), "--public_key", str(key), WHOLE)
+    receipt = bundle / RECEIPT  # written on the device, after signing
+    ignored = ("--ignore-paths", str(receipt)) if receipt.exists() else ()
+    arguments = ("--signature", str(signature), "--public_key", str(key), WHOLE, *ignored)
     done = run("--public-key", "verify", "key", str(bundle), *arguments)
     if done.returncode:
         raise GateFailure(f"{bundle}: the signature does not match: {last_line(done)}; do not start it")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from compress.checkpoint.digest import file_sha256
 from compress.core.errors import QCompressError
+from compress.ship.signing import RECEIPT, SIGNATURE
 
-SUMS, RECEIPT = "SHA256SUMS", "receipt.json"
-UNLISTED = (SUMS, RECEIPT)  # the receipt is written on the device
+SUMS = "SHA256SUMS"
+UNLISTED = (SUMS, RECEIPT, SIGNATURE)  # the receipt is written on the device; the signature signs SHA256SUMS too
 LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 UNSAFE = re.compile(r"[\\\n\r\0]")  # sha256sum escapes such names
 SUMS_BYTES = 10_000_000

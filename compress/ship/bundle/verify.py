@@ -29,27 +29,29 @@ def verify_bundle(folder: Path) -> list[Fault]:
 
     Raises QCompressError if the folder is no bundle.
     """
+    return file_faults(folder) or list(model_faults(folder, read_json(folder / MANIFEST)))
+
+
+def file_faults(folder: Path) -> list[Fault]:
+    """The faults of the files, and of bundle.json if no file was changed. The model itself is not read."""
     if folder.is_symlink() or not folder.is_dir():
         raise QCompressError(f"{folder}: no such folder; give a folder that qcompress ship wrote")
     listed = read_sums(folder)
     faults = check_sums(folder)
     faults += [(name, f"is not listed in {SUMS}, and every bundle has it") for name in FILES if name not in listed]
-    return faults or list(content_faults(folder))
+    return faults or list(manifest_faults(folder))
 
 
-def content_faults(folder: Path) -> Iterator[Fault]:
-    """The faults in what the files of an unchanged bundle contain."""
+def manifest_faults(folder: Path) -> Iterator[Fault]:
+    """Where bundle.json breaks its schema."""
     try:
         value = read_json(folder / MANIFEST)
     except QCompressError as error:
         yield MANIFEST, error.message
         return
-    problems = sorted(schema().iter_errors(value), key=lambda problem: list(map(str, problem.absolute_path)))
-    for problem in problems:
+    for problem in sorted(schema().iter_errors(value), key=lambda problem: list(map(str, problem.absolute_path))):
         place = ".".join(map(str, problem.absolute_path)) or "top level"
         yield MANIFEST, f"{place}: {' '.join(problem.message.split())[:200]}"
-    if not problems:
-        yield from model_faults(folder, value)
 
 
 @cache

@@ -34,7 +34,7 @@ from compress.ship.bundle.sbom import SBOM, sbom
 from compress.ship.bundle.settings import ShipConfig
 from compress.ship.bundle.sums import entries, write_sums
 from compress.ship.bundle.units import QUADLET, SERVICE_FILE, quadlet_text, service_text
-from compress.ship.bundle.verify import verify_bundle
+from compress.ship.bundle.verify import file_faults
 from compress.ship.gate import Request, check_fit
 from compress.ship.gguf.export import export_gguf
 
@@ -152,10 +152,13 @@ def set_modes(folder: Path) -> None:
 
 
 def check_complete(plan: BundlePlan, folder: Path) -> None:
-    """Raises QCompressError if the checkpoint changed while it was copied, or if the bundle does not verify."""
+    """Raises QCompressError if the checkpoint changed while it was copied, or if a file of the bundle has a fault.
+
+    The model is not checked again: its bytes are those of the checkpoint that was checked.
+    """
     if plan.for_vllm and weights_digest(folder / MODEL) != plan.checkpoint.digest:
         raise QCompressError(mixed(plan.checkpoint))
-    for file, fault in verify_bundle(folder):
+    for file, fault in file_faults(folder):
         raise GateFailure(f"{folder}: the bundle was removed: {file}: {fault}; report this as a bug")
 
 

@@ -22,7 +22,7 @@ done
 
 [ -z "$(find . ! -type f ! -type d)" ] || fail "there is a link or a special file in the bundle; copy the bundle again"
 sha256sum --check --quiet --strict SHA256SUMS || fail "a file was changed or is missing; copy the bundle again"
-further=$(find . -type f ! -path ./SHA256SUMS ! -path ./receipt.json | sed 's|^\./||' | LC_ALL=C sort | while read -r name; do
+further=$(find . -type f ! -path ./SHA256SUMS ! -path ./receipt.json ! -path ./model.sig | sed 's|^\./||' | LC_ALL=C sort | while read -r name; do
     cut -c 67- SHA256SUMS | grep -Fqx -- "$name" || printf '%s ' "$name"
 done)
 [ -z "$further" ] || fail "not listed in SHA256SUMS: $further; copy the bundle again"
