@@ -194,16 +194,21 @@ def main(checkpoints: tuple[Path, ...], vllm_python: str, llama_python: str, fac
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="ship-test-") as folder:
         work = Path(folder)
-        for checkpoint in checkpoints:
+        for number, checkpoint in enumerate(checkpoints):
             rows += test_checkpoint(checkpoint, work, vllm_python, llama_python)
-        rows += test_damage(checkpoints[0], work, vllm_python, factor)
+            rows += [] if number else test_damage(checkpoint, work, vllm_python, factor)
+            write_rows(out, checkpoints, rows)
     failed = [row for row in rows if not row["as_expected"]]
+    click.echo(f"{len(rows) - len(failed)} as expected, {len(failed)} not")
+    sys.exit(bool(failed))
+
+
+def write_rows(out: Path | None, checkpoints: tuple[Path, ...], rows: list[dict[str, Any]]) -> None:
+    """Write the results so far."""
     if out is not None:
         command = f"python scripts/ship_test.py {' '.join(path.name for path in checkpoints)}"
         about = {"command": command, "date": datetime.now(UTC).strftime("%Y-%m-%d"), "prompts": len(PROMPTS)}
         out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
-    click.echo(f"{len(rows) - len(failed)} as expected, {len(failed)} not")
-    sys.exit(bool(failed))
 
 
 def test_checkpoint(checkpoint: Path, work: Path, vllm_python: str, llama_python: str) -> list[dict[str, Any]]:
