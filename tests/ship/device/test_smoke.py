@@ -125,6 +125,6 @@ def test_each_limit_refuses_what_exceeds_it(table, fault):
     assert bool(faults) == bool(fault) and (fault is None or any(fault in text for text in faults))
 
 
-def test_a_token_that_the_server_does_not_list_counts_at_least_the_distance_to_its_list():
+def test_an_unlisted_token_counts_the_distance_to_the_end_of_the_list():
     row = smoke.compare_step([[5, -0.6], [6, -1.0]], {5: -0.6, 7: -3.5})
     assert row["differences"] == pytest.approx([0.0, 2.5])
