@@ -16,10 +16,10 @@ from dataclasses import asdict
 from typing import IO, Any
 
 from compress.checkpoint.read import Checkpoint
+from compress.core.guard import worker_command
 from compress.core.sampling import Answer, Ids, Sampling
 from compress.runtimes.vllm_offline import ENVIRONMENT, VllmFailedError, cause
 from compress.runtimes.vllm_runtime import VllmRuntime
-from compress.sandbox.worker import worker_command
 
 MAX_LENGTH = 4096  # tokens of a prompt with its answer
 PATIENCE = 20.0  # seconds until a process that does not end is killed

@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 from compress.checkpoint.hub import model_name
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
+from compress.core.guard import worker_command
 from compress.core.rows import CapacityRow, SpeedRow
 from compress.evaluate.names import short_names
 from compress.evaluate.speed.capacity import check_context, predict_paths
@@ -24,7 +25,6 @@ from compress.evaluate.speed.kv_cache import kv_blocks_of
 from compress.evaluate.speed.settings import Prediction, Resources, Timing
 from compress.runtimes.protocol import pick_runtime
 from compress.runtimes.timing import resident_peak
-from compress.sandbox.worker import worker_command
 
 Row = dict[str, Any]
 Report = Callable[[Row], None]

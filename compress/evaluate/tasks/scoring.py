@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from compress.core.guard import worker_command
 from compress.evaluate.tasks.item import Item, Score, blame, score_answers
 from compress.evaluate.tasks.suite import KINDS
 from compress.sandbox.run import SandboxError
-from compress.sandbox.worker import worker_command
 
 SECONDS = 30  # for one answer; generated code has 10 of them
 ENDED = Score(None, f"error: ended the scorer, or took more than {SECONDS} s")

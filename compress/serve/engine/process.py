@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,16 +11,17 @@ import anyio
 
 from compress.core.atomic import file_errors
 from compress.core.file_kind import ENGINE_LOG, LOG_BEGINNING
+from compress.core.guard import guarded
 from compress.core.report import Report, silent
 from compress.runtimes.vllm_offline import cause as first_exception
 from compress.serve.engine.command import EngineCommand
 from compress.serve.settings import KEY_VARIABLE, TOKEN_VARIABLE
 
-GUARD = Path(__file__).with_name("guard.py")
 HEALTH_SECONDS = 0.5  # between two health checks of a starting engine
 EXIT_SECONDS = 0.1  # between two looks at a running engine
 STEADY_SECONDS = 600.0  # after so long, an end counts as the first one again
 CLOSE_SECONDS = 15.0
+PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL for an engine whose service has ended
 TAIL_BYTES = 200_000
 
 
@@ -86,11 +86,12 @@ class EngineProcess:
         with self.log.open("ab") as log:
             self.log_start = log.tell()
             return subprocess.Popen(
-                [sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *self.command.arguments],
+                guarded(self.command.arguments, PATIENCE),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**environment(), **self.command.variables},
+                start_new_session=True,
             )
 
     def set_status(self, status: str, **facts: object) -> None:
@@ -98,7 +99,7 @@ class EngineProcess:
         self.report({"engine": self.name, "status": status} | ({"cause": self.cause} if self.cause else {}) | facts)
 
     async def close(self) -> None:
-        """End the process and its children. The engine gets SIGTERM first; the guard kills it if it does not end."""
+        """End the process and its children. The engine gets SIGTERM first, and SIGKILL if it does not end."""
         self.closing = True
         if self.process is None or self.process.poll() is not None:
             return

@@ -1,15 +1,15 @@
-"""Worker processes end with the process that started them, and so do all their children."""
+"""Guarded processes end with the process that started them, and so do all their children."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from compress.sandbox.worker import worker_command
+from compress.core.guard import guarded, worker_command
+from tests.processes import processes_in, running, wait_for
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel ends processes on Linux only")
 SLEEPER = """
@@ -49,24 +49,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def wait_for(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    assert condition()
-
-
-def processes_in(file):
-    return [int(number) for number in file.read_text().split()] if file.exists() else []
-
-
-def running(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("code", [BENCH, VLLM], ids=["bench", "vllm"])
@@ -84,7 +66,7 @@ def test_no_child_outlives_a_command_that_a_signal_ends(folder, tiny_llama, code
 @pytest.mark.parametrize("own_group", [True, False])
 def test_a_worker_ends_with_a_killed_parent_before_its_imports(folder, own_group):
     file = folder / "processes"
-    code = "import subprocess, sys; from compress.sandbox.worker import worker_command\n"
+    code = "import subprocess, sys; from compress.core.guard import worker_command\n"
     code += f"subprocess.Popen(worker_command('sleeper', {str(file)!r}), start_new_session={own_group}).wait()"
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         wait_for(lambda: len(processes_in(file)) == 2)
@@ -108,3 +90,41 @@ def test_a_guard_keeps_no_pipe_of_its_worker_open(folder):
     (folder / "printer.py").write_text("print('done')\n")
     done = subprocess.run(worker_command("printer"), stdout=subprocess.PIPE, start_new_session=True, timeout=60)
     assert done.stdout == b"done\n"
+
+
+STUBBORN = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *rest: open(sys.argv[1] + ".term", "w").close())
+with open(sys.argv[1], "w") as file:
+    file.write(f"{os.getpid()}\\n")
+while True:
+    time.sleep(1)
+"""
+
+
+def test_a_command_with_patience_gets_sigterm_and_then_sigkill(tmp_path):
+    file = tmp_path / "process"
+    command = [sys.executable, "-c", STUBBORN, str(file)]
+    code = "import subprocess; from compress.core.guard import guarded\n"
+    code += f"subprocess.Popen(guarded({command!r}, 0.2), start_new_session=True).wait()"
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        wait_for(lambda: processes_in(file))
+        parent.kill()
+    wait_for(lambda: not running(processes_in(file)[0]), 10)
+    assert file.with_name("process.term").exists()
+
+
+def test_children_of_a_killed_command_end_with_it(folder):
+    file = folder / "processes"
+    with subprocess.Popen(worker_command("sleeper", str(file)), start_new_session=True) as command:
+        wait_for(lambda: len(processes_in(file)) == 2)
+        assert processes_in(file)[0] == command.pid
+        command.kill()
+    wait_for(lambda: not running(processes_in(file)[1]), 10)
+
+
+def test_a_command_whose_parent_has_ended_does_not_start(tmp_path):
+    command = guarded([sys.executable, "-c", f"open({str(tmp_path / 'started')!r}, 'w')"])
+    command[4] = "1"  # the process with this id is not the parent
+    assert subprocess.run(command, start_new_session=True, stderr=subprocess.DEVNULL).returncode == 1
+    assert not (tmp_path / "started").exists()
