@@ -55,8 +55,9 @@ def quantize(
     model: Model,
     out: Model,
     *,
-    method: str = "awq+gptq",
+    method: str | None = None,
     text: Sequence[str] = ("default",),
+    backend: str = "qcompress",
     device: str = "auto",
     restart: bool = False,
     report: Report = silent,
@@ -67,8 +68,10 @@ def quantize(
     Args:
         model: The checkpoint to quantize.
         out: Folder to write. It must be empty or missing.
-        method: "rtn", "gptq", "awq", "awq+gptq", or "auto". auto runs all methods and keeps the best result.
+        method: "rtn", "gptq", "awq", "awq+gptq", or "auto". auto runs all methods and keeps the best result. With None,
+            "awq+gptq", or the backend's first method.
         text: Calibration text: names or files, each with an optional "=WEIGHT".
+        backend: Program that quantizes: "qcompress", or another one that `qcompress backends install` has installed.
         device: "cpu", "cuda", or "auto" for a GPU if torch finds one.
         restart: Discard the work of an interrupted run. Otherwise the same call continues it, to the same bytes.
         report: Receives one row per step of progress.
@@ -85,17 +88,17 @@ def quantize(
         >>> quantize("qwen", "qwen-awq", method="awq", group_size=64)["bytes"]  # doctest: +SKIP
         1171234567
     """
+    from compress.core.backend_config import BackendChoice, make_config
     from compress.core.config import QuantizeConfig
-    from compress.quantize.auto import quantize as run_quantize
+    from compress.pipeline.quantize import quantize_by
     from compress.quantize.job import RunOptions
 
-    settings = check_settings("quantize", settings | {"method": method, "text": text}, QuantizeConfig)
-    config = QuantizeConfig(**settings)
-    config.check_used(
-        {name for name, value in settings.items() if name != "text" or config.text != QuantizeConfig.text}
-    )
+    settings |= {"text": text, "backend": backend} | ({} if method is None else {"method": method})
+    settings = check_settings("quantize", settings, BackendChoice, QuantizeConfig)
+    texts = (text,) if isinstance(text, str) else tuple(text)
+    config = make_config(settings, settings.keys() - ({"text"} if texts == QuantizeConfig.text else set()))
     run = RunOptions(restart=restart, device=pick_device(device), report=report)
-    return run_quantize(resolve_model(model), Path(out), config, run)
+    return quantize_by(resolve_model(model), Path(out), config, run)
 
 
 @public

@@ -5,7 +5,8 @@ out: runs/first                  the folder for all outputs
 distill: {blocks: 20, ...}       the options of `qcompress distill`, with underscores; several training stages are
                                  stages: [{name: general, ...}, {name: task, replay: 0.25, ...}]
 quantize:
-  - {name: awq, method: awq}     the options of `qcompress quantize`, one entry per variant
+  - {name: awq, method: awq}     the options of `qcompress quantize`, one entry per variant; {backend: autoawq} runs
+                                 another quantizer
 verify: {max_kl: 0.3}            evaluation text, and limits on every variant's drift from the student
 """
 
@@ -22,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from calibration.errors import CalibrationError
 from calibration.files import check_regular, read_text
 from calibration.suggest import did_you_mean
+from compress.core.backend_config import BackendChoice, BackendConfig, make_config
 from compress.core.config import AUTO, EVAL_SAMPLES, EVAL_SEQ_LEN, METHODS, QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
 from compress.core.options import METADATA
@@ -80,15 +82,13 @@ class VariantSection(RecipeSection):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", description="Folder of the variant, below `out`.")
 
-    def config(self) -> QuantizeConfig:
+    def config(self) -> QuantizeConfig | BackendConfig:
         """The settings of the job. Raises ValueError if a value is invalid or a key has no effect."""
-        config = QuantizeConfig(**self.model_dump(exclude={"name"}))
-        config.check_used(self.model_fields_set)
-        return config
+        return make_config(self.model_dump(exclude={"name"}), self.model_fields_set)
 
 
 VARIANT_METHODS = (*METHODS, AUTO)
-VARIANT = options(QuantizeConfig, skip=("bits", "held_out"))
+VARIANT = options(BackendChoice) | options(QuantizeConfig, skip=("bits", "held_out"))
 if TYPE_CHECKING:
     QuantizePart = VariantSection
 else:

@@ -34,6 +34,7 @@ COMMAND_GROUPS = {
         "distill": "Train a smaller student to match a teacher.",
         "plan": "List the 4-bit layouts of a model with exact sizes.",
         "quantize": "Quantize a checkpoint to 4 bits.",
+        "backends": "List, install and remove other quantizers.",
         "convert": "Write a quantized checkpoint in another format.",
         "run": "Run a recipe: distill, quantize, verify, report.",
     },

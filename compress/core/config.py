@@ -13,6 +13,7 @@ from compress.core.options import option
 
 METHODS = ("rtn", "gptq", "awq", "awq+gptq")
 AUTO = "auto"  # run all METHODS, keep the one with the lowest KL on held-out windows
+BACKEND_METHODS = ("auto-round", "auto-round-light", "Q4_K_M", "Q4_0", "IQ4_XS")  # methods that only backends have
 FORMAT_NAMES = ("awq", "gptq", "compressed-tensors")
 DEFAULT_FORMAT = {"rtn": "compressed-tensors", "gptq": "gptq", "awq": "awq", "awq+gptq": "awq", AUTO: "awq"}
 COMPUTE_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -67,8 +68,9 @@ class MethodConfig:
 
     method: str = option(
         "awq+gptq",
-        "Rounding method. auto runs every method and keeps the one with the lowest KL on held-out windows.",
-        choices=(*METHODS, AUTO),
+        "Rounding method. auto runs every method and keeps the one with the lowest KL on held-out windows. Those after "
+        "auto need --backend auto-round or llama.cpp.",
+        choices=(*METHODS, AUTO, *BACKEND_METHODS),
     )
     error_correction: float = option(
         0.7,
@@ -102,6 +104,8 @@ class MethodConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.method in BACKEND_METHODS:
+            raise BadValueError(f"--method {self.method}: qcompress itself has no such method; add --backend")
         check_choice("--method", self.method, (*METHODS, AUTO))
         check_choice("--compute-dtype", self.compute_dtype, COMPUTE_DTYPES)
         if not 0 <= self.error_correction <= 1:

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from compress.pipeline.quantize import plan_by
+
 if TYPE_CHECKING:
     from compress.recipe import Recipe, VariantSection
 
@@ -27,8 +29,4 @@ def plan_recipe(recipe: "Recipe") -> list[Row]:
 
 def plan_variant(recipe: "Recipe", part: "VariantSection", model: Row) -> Row:
     """The plan of one variant. `model` is the config.json of the checkpoint that is quantized."""
-    from compress.quantize.layout.job_plan import plan_without_weights
-    from compress.quantize.layout.plan import plan_row
-
-    config, name = part.config(), str(recipe.student_path)
-    return {"stage": part.name, **plan_row(name, plan_without_weights(name, model, config), config)}
+    return {"stage": part.name, **plan_by(str(recipe.student_path), model, part.config())}

@@ -13,6 +13,7 @@ from compress.core.report import Report, silent
 from compress.pipeline.digests import Digests
 from compress.pipeline.models import OpenCheckpoints, resolve_models
 from compress.pipeline.plan import plan_recipe
+from compress.pipeline.quantize import check_ready
 from compress.pipeline.stage import TABLE, Action, BuildState, Decision, RecipeStage, decide, is_foreign, refuse
 from compress.pipeline.stages import Stages
 from compress.pipeline.state import STATE, load_state, replaced, save_state
@@ -115,9 +116,11 @@ def check_decisions(build: Build, decisions: Sequence[Decision]) -> None:
 
 
 def check_before_work(build: Build) -> None:
-    """Plan all checkpoints and read all texts, so that a wrong size or text fails before the first stage."""
+    """Plan all checkpoints, find all backends and read all texts, so that a fault is found before the first stage."""
     check_hardware(build.recipe)
     plan_recipe(build.recipe)
+    for part in build.recipe.quantize:
+        check_ready(part.config())
     for text in sorted({text for stage in build.stages for text in stage.texts}):
         build.digests.text(text)
 

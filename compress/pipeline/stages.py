@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compress.core.atomic import write_atomic
 from compress.core.file_kind import REPORT, json_kind
 from compress.pipeline.models import OpenCheckpoints
+from compress.pipeline.quantize import quantize_by
 from compress.pipeline.stage import RESULTS, RecipeStage, check_file, result_file
 
 if TYPE_CHECKING:
@@ -62,10 +63,9 @@ class Stages:
         source, out, config = self.recipe.student_path, self.recipe.variant_path(part), part.config()
 
         def make(restart: bool) -> object:
-            from compress.quantize.auto import quantize
             from compress.quantize.job import RunOptions
 
-            return quantize(self.checkpoints[source], out, config, RunOptions(restart=restart, report=self.report))
+            return quantize_by(self.checkpoints[source], out, config, RunOptions(restart=restart, report=self.report))
 
         return RecipeStage(part.name, "quantize", out, asdict(config), make, (source,), tuple(config.text))
 

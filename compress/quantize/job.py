@@ -9,23 +9,18 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from calibration.corpus import source_digest
 from calibration.start import format_start_token
 from calibration.windows import Windows
-from compress.checkpoint.finite import check_finite
 from compress.checkpoint.memory_check import check_memory
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.write import CheckpointWriter
 from compress.core.config import QuantizeConfig
-from compress.core.errors import QCompressError
 from compress.core.report import Report, Row, silent
-from compress.model.blocks import BlockModel
-from compress.model.precision import fastest_matmul_dtype
 from compress.quantize.blocks.lockstep import Schedule
 from compress.quantize.blocks.loop import QuantizeJob, quantize_blocks, work_bytes
 from compress.quantize.blocks.memory_estimate import ACTIVATION_MEMORY, PROCESS, choose_schedule, estimate_memory
+from compress.quantize.blocks.source import choose_compute_dtype, make_blocks
 from compress.quantize.calibrate import job_start, job_windows
 from compress.quantize.journal import shared_journal
 from compress.quantize.layout.job_plan import plan_quantize
@@ -80,27 +75,6 @@ def quantize_checkpoint(
         rows = run.processes.first(lambda: journal.rows)
         run.processes.first(journal.discard)
     return summary(job, rows, time.perf_counter() - started)
-
-
-def choose_compute_dtype(config: QuantizeConfig, plan: LayoutPlan, device: str) -> str:
-    """The dtype of matrix products. For "auto", the fastest dtype of this CPU, or the checkpoint's dtype on a GPU.
-
-    Raises QCompressError if the config sets float16 and the device is a CPU.
-    """
-    if config.compute_dtype == "float16" and device == "cpu":
-        raise QCompressError("--compute-dtype float16: statistics overflow on a CPU; use bfloat16 or float32")
-    if config.compute_dtype != "auto":
-        return config.compute_dtype
-    return str(fastest_matmul_dtype() if device == "cpu" else plan.scheme.dtype).removeprefix("torch.")
-
-
-def make_blocks(checkpoint: Checkpoint, config: QuantizeConfig, device: str) -> BlockModel:
-    """The 16-bit model, to load block by block: in `compute_dtype` on a GPU, in float32 on a CPU.
-
-    Loading a weight raises QCompressError if the weight has NaN or Inf.
-    """
-    dtype = torch.float32 if device == "cpu" else getattr(torch, config.compute_dtype)
-    return BlockModel(checkpoint.config, lambda name: check_finite(name, checkpoint.tensor(name)), dtype, device)
 
 
 def job_settings(checkpoint: Checkpoint, plan: LayoutPlan, config: QuantizeConfig) -> Row:

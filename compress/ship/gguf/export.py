@@ -31,7 +31,7 @@ from compress.ship.gguf.tokens import export_tokens
 from compress.ship.source import open_quantized
 
 PARTIAL = beginning_kind(b"GGUF")
-FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q5_0": 8}  # general.file_type, named after the type of most tensors
+FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q5_0": 8, "F16": 1, "BF16": 32}  # general.file_type, by the most common type
 TOLERANCE = 1e-6  # of settings: a .gguf file stores them in float32
 UNRELATED = (  # settings that do not change the model, or that the tokenizer's keys store
     *("architectures", "dtype", "torch_dtype", "_name_or_path", "transformers_version", "use_cache", "model_type"),
@@ -64,6 +64,16 @@ def export_gguf(path: Path, out: Path) -> Row:
     counts = {kind: sum(tensor.type == kind for tensor in tensors) for kind in sorted({one.type for one in tensors})}
     types = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     return {"model": str(path), "out": str(out), "format": "gguf", "types": types, "bytes": out.stat().st_size}
+
+
+def write_plain_gguf(checkpoint: Checkpoint, file: Path) -> None:
+    """Write a 16-bit checkpoint as a .gguf file, for tools of llama.cpp.
+
+    Raises QCompressError for what cannot be stored, and GateFailure if the file does not read back as the same model.
+    """
+    check_package(file)
+    write_file(checkpoint, file)
+    check_same(checkpoint, file)
 
 
 def check_file(out: Path) -> None:

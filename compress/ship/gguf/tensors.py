@@ -40,7 +40,7 @@ class OutputTensor:
 
 @dataclass(frozen=True)
 class GgufSource:
-    """A quantized checkpoint as the source of a .gguf file, with the architecture's rules."""
+    """A checkpoint as the source of a .gguf file, with the architecture's rules."""
 
     checkpoint: Checkpoint
     config: Any
@@ -55,7 +55,10 @@ class GgufSource:
 
     def is_packed(self, parameter: str) -> bool:
         """Whether the checkpoint stores this parameter as codes."""
-        return f"{parameter.removesuffix('.weight')}.{self.format.packed}" in self.checkpoint.tensors
+        return (
+            self.checkpoint.quantization is not None
+            and f"{parameter.removesuffix('.weight')}.{self.format.packed}" in self.checkpoint.tensors
+        )
 
     def packed(self, parameter: str) -> QuantizedWeight:
         """Codes, scales and zeros of a parameter, with its rows in the order of the file."""
