@@ -14,8 +14,11 @@ import click
 from compress.backends.table import BACKENDS, Backend
 
 TOP = """# The pins of {driver}, with hashes. Made by: python scripts/lock_backends.py {name}
-# It is installed by `pip install --no-deps --require-hashes --no-build-isolation -r` after {torch}, which has no hash
-# here: its build (CPU, CUDA, ROCm) depends on the machine and comes from the index that pip is configured for.
+# It is installed by `pip install --no-deps --require-hashes -r` after {torch}, which has no hash here: its build
+# (CPU, CUDA, ROCm) depends on the machine and comes from the index that pip is configured for.
+"""
+TOP_ALONE = """# The pins of {driver}, with hashes. Made by: python scripts/lock_backends.py {name}
+# It is installed by `pip install --no-deps --require-hashes -r`.
 """
 OF_TORCH = ("torch", "triton")
 PREFIXES = ("nvidia-", "cuda-")
@@ -63,7 +66,8 @@ def lock_text(backend: Backend) -> str:
     found += entries(resolve(single, python, "--no-deps")) if single else []
     kept = sorted(entry for entry in found if not belongs_to_torch(entry))
     driver = backend.lock.with_suffix(".py").name
-    return TOP.format(driver=driver, name=backend.name, torch=backend.torch or "nothing") + "".join(kept)
+    top = TOP if backend.torch else TOP_ALONE
+    return top.format(driver=driver, name=backend.name, torch=backend.torch) + "".join(kept)
 
 
 @click.command(help=__doc__)

@@ -22,7 +22,7 @@ LAYERS: list[tuple[int, tuple[str, ...]]] = [  # rank, rooms; the longest matchi
             "compress.recipe",
         ),
     ),
-    (4, ("compress.quantize", "compress.distill", "compress.runtimes")),
+    (4, ("compress.quantize", "compress.distill", "compress.runtimes", "compress.ship.gguf", "compress.ship.source")),
     (3, ("compress.checkpoint",)),
     (2, ("compress.model",)),
     (1, ("compress.core", "compress.losses", "compress.sandbox")),

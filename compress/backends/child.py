@@ -74,7 +74,7 @@ def run_child(
     arguments = ["-I", "-u", "-W", "ignore", str(RUN_DRIVER), str(driver), str((folder / "request.json").absolute())]
     with log.open("ab") as file, started([str(python), *arguments], folder, threads, variables) as process:
         assert process.stdout
-        output, progress = BoundedLog(file), Progress(folder / "progress.jsonl", report)
+        output, progress = BoundedLog(file), ProgressFile(folder / "progress.jsonl", report)
         while process.poll() is None:
             output.copy(process.stdout, LOOK)
             progress.read()
@@ -135,7 +135,7 @@ class BoundedLog:
 
 
 @dataclass
-class Progress:
+class ProgressFile:
     """The progress file of a child, read as it grows. Lines that are not {"step": TEXT} are ignored."""
 
     path: Path

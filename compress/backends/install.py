@@ -128,7 +128,8 @@ def build(backend: Backend, folder: Path, tool: Tool, report: Report) -> None:
     (folder / MARKER).write_text(json.dumps(marker(backend, tool)) + "\n")
     log = folder.parent / f"{folder.name.removesuffix('.tmp')}.log"
     begin_log(log, backend.name)
-    lock = ["--no-deps", "--require-hashes", "--no-build-isolation", "-r", str(backend.lock)]
+    lock = ["--no-deps", "--require-hashes", "-r", str(backend.lock)]
+    lock += ["--no-build-isolation"] if backend.build_tools else []
     first = [*backend.build_tools, *([backend.torch] if backend.torch else [])]
     imports = f"import {', '.join(('json', *backend.modules))}"
     steps = {"a new environment": tool.create(folder)}

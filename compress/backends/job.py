@@ -7,7 +7,6 @@ run removes: a backend starts over, it never continues.
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +31,10 @@ from compress.quantize.blocks.source import choose_compute_dtype, make_blocks
 from compress.quantize.calibrate import job_start, job_windows
 from compress.quantize.layout.job_plan import plan_quantize
 from compress.quantize.layout.plan import LayoutPlan
+from compress.ship.gguf.export import write_plain_gguf
 
 ROOM = 4  # times the source's bytes: the backend's checkpoint, a copy, and its scratch files
 GGUF_SOURCE = "source.gguf"
-
-
-def no_gguf(source: Checkpoint, file: Path) -> None:
-    """A `write_gguf` that refuses."""
-    raise QCompressError(f"{source}: cannot be written as a .gguf file here")
 
 
 @dataclass(frozen=True)
@@ -47,8 +42,7 @@ class BackendRun:
     """The options of a run that do not change the result.
 
     `install` installs the backend if it is missing. `python` is an interpreter that has the backend already.
-    `restart` discards unfinished work of qcompress's own methods. `write_gguf` writes a 16-bit checkpoint as a .gguf
-    file, for backends that read only these.
+    `restart` discards unfinished work of qcompress's own methods.
     """
 
     device: str = "cpu"
@@ -56,7 +50,6 @@ class BackendRun:
     python: Path | None = None
     restart: bool = False
     report: Report = silent
-    write_gguf: Callable[[Checkpoint, Path], Any] = no_gguf
 
 
 DEFAULT_BACKEND_RUN = BackendRun()
@@ -99,7 +92,7 @@ def run_backend(
     """Write the request, and run the backend on it."""
     threads = torch.get_num_threads()
     facts = {"packages": list(backend.packages), "device": run.device, "threads": threads}
-    more = gguf_request(job, folder, run) if job.config.format == GGUF else {}
+    more = gguf_request(job, folder) if job.config.format == GGUF else {}
     write_request(folder, job.source.path, job.config, job.windows.ids, facts | more)
     settings: dict[str, Any] = {"threads": threads, "variables": backend.variables}
     return run_child(python, backend.driver, folder, log, run.report, **settings)
@@ -140,9 +133,9 @@ def read_windows(source: Checkpoint, plan: LayoutPlan, config: BackendConfig, de
     return job_windows(source.tokenizer, layout, start.token), asdict(start)
 
 
-def gguf_request(job: BackendJob, folder: Path, run: BackendRun) -> Row:
+def gguf_request(job: BackendJob, folder: Path) -> Row:
     """What a driver of llama.cpp needs besides: the model as a .gguf file, and the windows as text."""
-    run.write_gguf(job.source, folder / GGUF_SOURCE)
+    write_plain_gguf(job.source, folder / GGUF_SOURCE)
     tokenizer = job.source.tokenizer
     text = "\n".join(str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in job.windows.ids.tolist())
     (folder / "windows.txt").write_text(text, encoding="utf-8")

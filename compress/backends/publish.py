@@ -94,10 +94,8 @@ def open_written(folder: Path, config: BackendConfig) -> Checkpoint:
         raise QCompressError(f"the backend wrote {name}, but {config.format} was requested")
     bits, group_size = declared(checkpoint) if row else (None, None)
     if row and (bits, group_size) != (4, config.group_size):
-        raise QCompressError(
-            f"the backend wrote {bits} bits in groups of {group_size}, but 4 bits in groups of {config.group_size} were "
-            "requested"
-        )
+        written, requested = f"{bits} bits in groups of {group_size}", f"4 bits in groups of {config.group_size}"
+        raise QCompressError(f"the backend wrote {written}, but {requested} were requested")
     return checkpoint
 
 

@@ -60,7 +60,7 @@ class Backend:
 
     @property
     def build_tools(self) -> list[str]:
-        """What packages that are built at installation need: they see the environment, because some need its torch."""
+        """The pins of what is needed to build packages that need torch for that. Others are built in isolation."""
         return list(self.pins.get("tool", {}).get("qcompress", {}).get("build", []))
 
     @property

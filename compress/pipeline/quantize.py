@@ -36,9 +36,8 @@ def quantize_by(
 
         return quantize(model, out, config, run)
     from compress.backends.job import BackendRun, quantize_with_backend
-    from compress.ship.gguf.export import write_plain_gguf
 
-    chosen = BackendRun(run.device, options.install, options.python, run.restart, run.report, write_plain_gguf)
+    chosen = BackendRun(run.device, options.install, options.python, run.restart, run.report)
     return quantize_with_backend(model, out, config, chosen)
 
 

