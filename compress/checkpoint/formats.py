@@ -9,7 +9,7 @@ and one of PACKINGS.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from compress.checkpoint.door.dtypes import unreadable_faults
@@ -24,6 +24,7 @@ from compress.checkpoint.schemes import (
     gptq_config,
     gptq_scheme,
     kind,
+    stored_layout,
 )
 from compress.checkpoint.write import TensorSpec
 from compress.core.dtypes import Dtype
@@ -59,11 +60,11 @@ class Format:
 
         return PACKINGS[self.name].save(weight, dtype)
 
-    def load(self, read: Callable[[str], "Tensor"], scheme: Scheme) -> "QuantizedWeight":
-        """The inverse of `save`. `read` returns the tensor of a suffix."""
+    def load(self, read: Callable[[str], "Tensor"], scheme: Scheme, layout: str | None = None) -> "QuantizedWeight":
+        """The inverse of `save`. `read` returns the tensor of a suffix. `layout` is a variant of the format."""
         from compress.checkpoint.packing import PACKINGS
 
-        return PACKINGS[self.name].load(read, scheme)
+        return PACKINGS[layout or self.name].load(read, scheme)
 
 
 def awq_specs(out: int, inn: int, scheme: Scheme) -> list[TensorSpec]:
@@ -95,6 +96,7 @@ def ct_specs(out: int, inn: int, scheme: Scheme) -> list[TensorSpec]:
     return specs if scheme.sym else [*specs, TensorSpec("weight_zero_point", Dtype.int32, (out // per_word, groups))]
 
 
+ORDERS = ("g_idx", "weight_g_idx")  # suffixes of the tensor with the group of each column
 FORMATS = {
     "awq": Format("awq", (False,), awq_specs, awq_config, awq_scheme, "qweight"),
     "gptq": Format("gptq", (True,), gptq_specs, gptq_config, gptq_scheme, "qweight"),
@@ -147,13 +149,25 @@ def quantized_as(checkpoint: Checkpoint, module: str, scheme: Scheme) -> "Quanti
     """Codes, scales and zeros of a linear packed in `scheme`. Raises ValueError if shapes do not match."""
     row = format_of(checkpoint)
     assert row is not None
-    weight = row.load(lambda suffix: checkpoint.tensor(f"{module}.{suffix}"), scheme)
+    layout = stored_layout(checkpoint.quantization or {})
+    weight = row.load(lambda suffix: checkpoint.tensor(f"{module}.{suffix}"), scheme, layout)
     if weight.scales.shape != weight.zeros.shape or scheme.group_size not in (-1, weight.group_size):
         shapes = f"scales {tuple(weight.scales.shape)}, zeros {tuple(weight.zeros.shape)}"
         raise BadValueError(
             f"{module}: {shapes} do not fit codes {tuple(weight.codes.shape)} in groups of {scheme.group_size}"
         )
-    return weight
+    return with_order(checkpoint, module, weight)
+
+
+def with_order(checkpoint: Checkpoint, module: str, weight: "QuantizedWeight") -> "QuantizedWeight":
+    """The weight with the column order that the checkpoint stores for it, if it stores one."""
+    from compress.checkpoint.packing import column_order
+
+    name = next((name for suffix in ORDERS if (name := f"{module}.{suffix}") in checkpoint.tensors), None)
+    try:
+        return weight if name is None else replace(weight, order=column_order(checkpoint.tensor(name), weight))
+    except ValueError as error:
+        raise BadValueError(f"{module}: {error}") from None
 
 
 def weight_reader(checkpoint: Checkpoint) -> Callable[[str], "Tensor"]:

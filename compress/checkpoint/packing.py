@@ -47,10 +47,26 @@ def gptq_save(weight: QuantizedWeight, dtype: torch.dtype) -> Tensors:
     }
 
 
-def gptq_load(read: Callable[[str], Tensor], scheme: Scheme) -> QuantizedWeight:
+def gptq_load(read: Callable[[str], Tensor], scheme: Scheme, offset: int = 1) -> QuantizedWeight:
     codes = pack.unpack_gptq_codes(read("qweight"), scheme.bits)
-    zeros = pack.unpack_gptq_zeros(read("qzeros"), scheme.bits)
+    zeros = pack.unpack_gptq_zeros(read("qzeros"), scheme.bits, offset)
     return QuantizedWeight(codes, read("scales").T.float().contiguous(), zeros.float(), scheme.bits, sym=True)
+
+
+def gptq_v2_load(read: Callable[[str], Tensor], scheme: Scheme) -> QuantizedWeight:
+    return gptq_load(read, scheme, offset=0)
+
+
+def column_order(g_idx: Tensor, weight: QuantizedWeight) -> Tensor | None:
+    """The group of each column (in,) from a stored g_idx, or None if the columns of each group lie together, in order.
+
+    Raises ValueError if it does not fit the weight.
+    """
+    columns, groups = weight.codes.shape[1], weight.scales.shape[1]
+    order = g_idx.long()
+    if order.shape != (columns,) or not 0 <= int(order.min()) <= int(order.max()) < groups:
+        raise ValueError(f"g_idx {tuple(order.shape)} does not give {columns} columns one of {groups} groups each")
+    return None if torch.equal(order, torch.arange(columns) // weight.group_size) else order
 
 
 def ct_save(weight: QuantizedWeight, dtype: torch.dtype) -> Tensors:
@@ -74,5 +90,6 @@ def ct_load(read: Callable[[str], Tensor], scheme: Scheme) -> QuantizedWeight:
 PACKINGS = {
     "awq": Packing(awq_save, awq_load),
     "gptq": Packing(gptq_save, gptq_load),
+    "gptq_v2": Packing(gptq_save, gptq_v2_load),  # read only: nothing writes it
     "compressed-tensors": Packing(ct_save, ct_load),
 }

@@ -18,6 +18,7 @@ from compress.core.scheme import Scheme
 from compress.model.families import FUSED
 
 HEAD = "lm_head"
+V2 = "gptq_v2"
 EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings"})
 
 
@@ -128,14 +129,19 @@ def gptq_override(quant: dict[str, Any], name: str) -> Any:
 
 
 def gptq_scheme(quant: dict[str, Any], module: str, dtype: Dtype) -> Scheme:
-    """The scheme of a module. Raises QCompressError for desc_act with groups, or if checkpoint_format is not gptq."""
-    if quant.get("desc_act") and quant.get("group_size") != -1:
-        raise QCompressError("quantization_config: desc_act true is not supported; use desc_act false")
-    if quant.get("checkpoint_format", "gptq") != "gptq":
-        layout = quant["checkpoint_format"]
-        raise QCompressError(f"quantization_config: checkpoint_format {layout} is not supported; use gptq")
+    """The scheme of a module. Zeros and column order are read from the tensors, whatever sym and desc_act are."""
     settings = {**quant, **(gptq_override(quant, module) or {})}
     return Scheme(int(settings.get("bits", 0)), int(settings.get("group_size", 0)), True, dtype)
+
+
+def stored_layout(quant: dict[str, Any]) -> str | None:
+    """The variant of the format in which tensors are stored: "gptq_v2", whose zeros are as they are, or None."""
+    return V2 if quant.get("quant_method") == "gptq" and gptq_layout(quant) == V2 else None
+
+
+def gptq_layout(quant: dict[str, Any]) -> Any:
+    """GPTQ's layout of zeros, under the new or the old key name; None without both."""
+    return quant.get("checkpoint_format", quant.get("format"))
 
 
 def ct_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:

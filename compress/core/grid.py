@@ -26,6 +26,8 @@ class QuantizedWeight:
     """A quantized weight: codes (out, in) uint8, and scales and zeros (out, groups) float32.
 
     Scales of a symmetric grid may be negative. All scales are already rounded to the dtype in which they are stored.
+    `order` (in,) is the group of each column where columns of one group do not lie together (GPTQ's act-order); None
+    means that they do.
     """
 
     codes: Tensor
@@ -33,6 +35,7 @@ class QuantizedWeight:
     zeros: Tensor
     bits: int = 4
     sym: bool = False
+    order: Tensor | None = None
 
     @property
     def group_size(self) -> int:
@@ -50,6 +53,8 @@ class QuantizedWeight:
 
     def dequantize(self) -> Tensor:
         """The weight (out, in) float32 that every loader computes from the checkpoint."""
+        if self.order is not None:
+            return dequantize(self.codes, self.scales[:, self.order], self.zeros[:, self.order])
         groups = split_groups(self.codes, self.group_size)
         return dequantize(groups, self.scales[..., None], self.zeros[..., None]).flatten(1)
 

@@ -4,7 +4,8 @@ Every pack function has an unpack function, so that unpack(pack(x)) = x.
 In memory, codes are (out, in) and zeros (out, groups), both uint8. A word holds neighbours along one axis:
 
     awq                 codes and zeros: along out; nibble i of a word holds the neighbour AWQ_ORDER[i]
-    gptq                codes: along in, in order; zeros: along out, in order, each stored as zero - 1 ("v1")
+    gptq                codes: along in, in order; zeros: along out, in order, each stored as zero - 1 ("v1"), or as
+                        it is ("v2"); 3-bit values are only read: they follow each other across words
     compressed-tensors  codes: along in, in order; zeros: along out, in order
     ggml                blocks of 32 codes along in; byte i of a block holds codes i (low bits) and i + 16
 
@@ -47,6 +48,21 @@ def unpack_words(words: Tensor, bits: int, dim: int) -> Tensor:
     return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
 
 
+def unpack_stream(words: Tensor, bits: int, dim: int) -> Tensor:
+    """Unpack int32 words along `dim` to uint8 values that follow each other without gaps, also across words.
+
+    32 / bits need not be whole: GPTQ's 3-bit values lie so. Raises ValueError if the words end within a value.
+    """
+    if words.shape[dim] * 32 % bits:
+        raise ValueError(f"{words.shape[dim]} words along dim {dim} do not hold a whole number of {bits}-bit values")
+    lines = words.movedim(dim, -1).to(torch.int64) & 0xFFFFFFFF
+    starts = torch.arange(0, 32 * lines.shape[-1], bits, device=words.device)
+    first, places = starts // 32, starts % 32
+    following = torch.cat([lines[..., 1:], torch.zeros_like(lines[..., :1])], -1)
+    values = (lines[..., first] >> places) | (following[..., first] << (32 - places))
+    return (values & (2**bits - 1)).to(torch.uint8).movedim(-1, dim).contiguous()
+
+
 def pack_awq(values: Tensor) -> Tensor:
     """Pack 4-bit codes or zeros (out, n) into int32 words (n, out / 8)."""
     if len(values) % 8:
@@ -67,7 +83,7 @@ def pack_gptq_codes(codes: Tensor, bits: int = 4) -> Tensor:
 
 def unpack_gptq_codes(words: Tensor, bits: int = 4) -> Tensor:
     """Unpack int32 words (in · bits / 32, out) to codes (out, in) uint8."""
-    return unpack_words(words, bits, 0).T.contiguous()
+    return (unpack_words if 32 % bits == 0 else unpack_stream)(words, bits, 0).T.contiguous()
 
 
 def pack_gptq_zeros(zeros: Tensor, bits: int = 4) -> Tensor:
@@ -80,9 +96,13 @@ def pack_gptq_zeros(zeros: Tensor, bits: int = 4) -> Tensor:
     return pack_words(zeros.T.to(torch.int32) - 1, bits, 1)
 
 
-def unpack_gptq_zeros(words: Tensor, bits: int = 4) -> Tensor:
-    """Unpack int32 words (groups, out · bits / 32) to zeros (out, groups) uint8, from 1 to 2**bits."""
-    return (unpack_words(words, bits, 1) + 1).T.contiguous()
+def unpack_gptq_zeros(words: Tensor, bits: int = 4, offset: int = 1) -> Tensor:
+    """Unpack int32 words (groups, out · bits / 32) to zeros (out, groups) int16, from 1 to 2**bits.
+
+    The layout gptq_v2 stores the zeros themselves: there, `offset` is 0.
+    """
+    unpack = unpack_words if 32 % bits == 0 else unpack_stream
+    return (unpack(words, bits, 1).to(torch.int16) + offset).T.contiguous()
 
 
 def pack_ct_codes(codes: Tensor, bits: int = 4) -> Tensor:

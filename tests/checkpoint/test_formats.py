@@ -1,11 +1,14 @@
 """The formats: pinned bytes, exact round trips, and a comparison with the compressed-tensors library."""
 
+import json
 import re
+import shutil
 
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from safetensors.torch import load_file, save_file
 
 from compress.checkpoint.formats import (
     FORMATS,
@@ -17,6 +20,7 @@ from compress.checkpoint.formats import (
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.schemes import skip_rule
+from compress.core import pack
 from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.core.grid import QuantizedWeight, Scheme
@@ -190,12 +194,83 @@ def test_an_unknown_method_is_rejected_by_name(good):
         weight_reader(checkpoint)
 
 
-@pytest.mark.parametrize("changes", [{"desc_act": True}, {"checkpoint_format": "gptq_v2"}], ids=["act order", "v2"])
-def test_unsupported_gptq_layouts_are_rejected(good, changes):
+def changed(good, tmp_path, settings, change):
+    """A copy of the gptq checkpoint with other settings. `change` gets the tensors of Q by suffix, and edits them."""
+    folder = tmp_path / "changed"
+    shutil.copytree(good("llama", "gptq"), folder)
+    tensors = load_file(folder / "model.safetensors")
+    parts = {suffix: tensors[f"{Q}.{suffix}"] for suffix in ("qweight", "qzeros", "scales", "g_idx")}
+    change(parts)
+    save_file(
+        tensors | {f"{Q}.{suffix}": part.contiguous() for suffix, part in parts.items()}, folder / "model.safetensors"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= settings
+    (folder / "config.json").write_text(json.dumps(config))
+    return Checkpoint(folder)
+
+
+def test_columns_in_act_order_are_read_by_their_groups(good, tmp_path):
+    plain = quantized_weight(Checkpoint(good("llama", "gptq")), Q)
+    order = torch.randperm(plain.codes.shape[1], generator=torch.Generator().manual_seed(0))
+
+    def permute(parts):
+        parts["qweight"] = pack.pack_gptq_codes(plain.codes[:, order])
+        parts["g_idx"] = parts["g_idx"][order]
+
+    read = weight_reader(changed(good, tmp_path, {"desc_act": True}, permute))
+    assert torch.equal(read(f"{Q}.weight"), plain.dequantize()[:, order])
+
+
+def test_act_order_with_columns_in_order_is_a_plain_weight(good, tmp_path):
+    weight = quantized_weight(changed(good, tmp_path, {"desc_act": True}, lambda parts: None), Q)
+    assert weight.order is None
+
+
+def test_a_g_idx_that_names_no_group_is_rejected_with_the_linear(good, tmp_path):
+    def break_it(parts):
+        parts["g_idx"][3] = 99
+
+    with pytest.raises(ValueError, match=rf"{re.escape(Q)}: g_idx"):
+        quantized_weight(changed(good, tmp_path, {"desc_act": True}, break_it), Q)
+
+
+def test_zeros_of_gptq_v2_are_read_as_they_are(good, tmp_path):
+    plain = quantized_weight(Checkpoint(good("llama", "gptq")), Q)
+
+    def store_v2(parts):
+        parts["qzeros"] = parts["qzeros"] + 0x11111111  # 7 becomes 8
+
+    weight = quantized_weight(changed(good, tmp_path, {"checkpoint_format": "gptq_v2"}, store_v2), Q)
+    assert torch.equal(weight.zeros, plain.zeros) and torch.equal(weight.dequantize(), plain.dequantize())
+
+
+def test_zeros_other_than_the_middle_code_are_read(good, tmp_path):
+    def store(parts):
+        parts["qzeros"] = torch.zeros_like(parts["qzeros"])
+
+    assert (quantized_weight(changed(good, tmp_path, {"sym": False}, store), Q).zeros == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bits": 5}, "quantization_config.bits: 5 is not supported; supported: 2, 3, 4, 8"),
+        ({"checkpoint_format": "marlin"}, "checkpoint_format: 'marlin' is not supported; supported: gptq, gptq_v2"),
+        ({"pack_dtype": "int8"}, "pack_dtype: 'int8' is not supported"),
+        ({"quant_method": "awq", "version": "gemv"}, "version: 'gemv' is not supported; supported: gemm"),
+        ({"quant_method": "awq", "zero_point": False}, "zero_point: False is not supported"),
+        (
+            {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 3}}}},
+            "config_groups.group_0.weights.num_bits: 3 is not supported; supported: 4, 8",
+        ),
+    ],
+)
+def test_a_layout_that_cannot_be_read_is_refused_by_its_name(good, settings, message):
     checkpoint = Checkpoint(good("llama", "gptq"))
-    checkpoint.config["quantization_config"].update(changes)
-    with pytest.raises(QCompressError, match="is not supported"):
-        weight_reader(checkpoint)(f"{Q}.weight")
+    checkpoint.config["quantization_config"].update(settings)
+    with pytest.raises(QCompressError, match=re.escape(message)):
+        weight_reader(checkpoint)
 
 
 def test_a_wrong_group_size_is_rejected_with_both_numbers(good):

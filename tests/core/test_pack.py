@@ -115,3 +115,30 @@ def test_gptq_codes_unpack_by_the_formula_of_the_loaders():
                 nibble = (word >> (4 * i)) & 15
                 assert codes[n, 8 * r + i] == nibble
                 assert zeros[8 * n + i, r] == nibble + 1
+
+
+def slow_stream(values, bits):
+    """int32 words that hold the values bit after bit, the lowest bit first."""
+    number = sum(int(value) << (bits * place) for place, value in enumerate(values))
+    return [(number >> (32 * word)) & 0xFFFFFFFF for word in range(len(values) * bits // 32)]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_values_that_follow_each_other_across_words_are_unpacked(bits, dim):
+    values = torch.randint(0, 2**bits, (5, 64), generator=torch.Generator().manual_seed(0))
+    words = torch.tensor([slow_stream(row, bits) for row in values.tolist()])
+    words = (words - 2**32 * (words >= 2**31)).to(torch.int32)
+    unpacked = pack.unpack_stream(words if dim else words.T, bits, dim)
+    assert torch.equal(unpacked if dim else unpacked.T, values.to(torch.uint8))
+
+
+def test_three_bit_codes_have_the_pinned_places_of_gptq():
+    word = [0b01_111_110_101_100_011_010_001_000_111_110, 0, 0]  # value 10 begins with its two low bits
+    words = (torch.tensor(word) - 2**32 * (torch.tensor(word) >= 2**31)).to(torch.int32)[:, None]
+    assert pack.unpack_gptq_codes(words, 3)[0, :11].tolist() == [6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 1]
+
+
+def test_words_that_end_within_a_value_are_rejected():
+    with pytest.raises(ValueError, match="whole number of 3-bit values"):
+        pack.unpack_stream(torch.zeros(4, 2, dtype=torch.int32), 3, 0)

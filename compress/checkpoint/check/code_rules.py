@@ -11,6 +11,7 @@ import numpy as np
 
 from compress.checkpoint.check.candidate import Candidate, Finding, Findings, error
 from compress.checkpoint.check.group_sums import Columns, GroupSums, group_sums
+from compress.checkpoint.schemes import stored_layout
 
 OUTPUTS = 1024
 LEAST_CORRELATION, MOST_OFFSET, MOST_SPREAD = 0.5, 0.75, 5.0
@@ -26,7 +27,8 @@ def plausible_codes(candidate: Candidate) -> Findings:
         if not np.isfinite(candidate.scales(name)).all():
             continue  # T7
         columns = sample(matrix.out // (32 // scheme.bits), OUTPUTS * scheme.bits // 32)
-        sums = group_sums(candidate.reader(name), candidate.format.name, scheme, columns)
+        layout = stored_layout(candidate.quant) or candidate.format.name
+        sums = group_sums(candidate.reader(name), layout, scheme, columns)
         tensor = f"{name}.{candidate.format.packed}"
         yield from (finding | {"tensor": tensor} for finding in implausible_codes(sums))
 

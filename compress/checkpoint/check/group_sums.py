@@ -50,11 +50,11 @@ def awq_sums(read: Read, scheme: Scheme, columns: Columns) -> tuple[NDArray[Any]
     return zeros.T, codes.T, distances.T
 
 
-def gptq_sums(read: Read, scheme: Scheme, columns: Columns) -> tuple[NDArray[Any], ...]:
-    """The zeros, sums and distances in GPTQ's layout. A word holds codes of inputs. Stored zeros are 1 lower."""
+def gptq_sums(read: Read, scheme: Scheme, columns: Columns, offset: int = 1) -> tuple[NDArray[Any], ...]:
+    """The zeros, sums and distances in GPTQ's layout. A word holds codes of inputs. Stored zeros are `offset` lower."""
     bits, zero_words, words = scheme.bits, read("qzeros")[:, columns], read("qweight")
     words = words.reshape(len(words), -1, 32 // bits)[:, columns].reshape(len(words), -1)
-    zeros = unpack_words(zero_words, bits, 1) + np.uint8(1)
+    zeros = unpack_words(zero_words, bits, 1) + np.uint8(offset)
     codes, distances = np.zeros(zeros.shape, np.int64), np.zeros(zeros.shape, np.int64)
     for part in places(words, bits):
         part = part.reshape(len(zeros), -1, zeros.shape[1])
@@ -85,4 +85,8 @@ def difference(codes: Bytes, zeros: Bytes) -> Bytes:
     return np.maximum(codes, zeros) - np.minimum(codes, zeros)
 
 
-SUMS = {"awq": awq_sums, "gptq": gptq_sums, "compressed-tensors": ct_sums}
+def gptq_v2_sums(read: Read, scheme: Scheme, columns: Columns) -> tuple[NDArray[Any], ...]:
+    return gptq_sums(read, scheme, columns, offset=0)
+
+
+SUMS = {"awq": awq_sums, "gptq": gptq_sums, "gptq_v2": gptq_v2_sums, "compressed-tensors": ct_sums}

@@ -17,7 +17,17 @@ from compress.checkpoint.check.candidate import (
     short,
     warning,
 )
-from compress.checkpoint.schemes import awq_key, ct_fused, ct_groups, ct_match, ct_weights, flatten, gptq_override
+from compress.checkpoint.schemes import (
+    V2,
+    awq_key,
+    ct_fused,
+    ct_groups,
+    ct_match,
+    ct_weights,
+    flatten,
+    gptq_layout,
+    gptq_override,
+)
 from compress.checkpoint.vllm_models import GROUP_SIZES
 
 CT_WEIGHT_KEYS = frozenset(
@@ -70,10 +80,13 @@ def gptq_keys(candidate: Candidate) -> Findings:
                 key == "desc_act" and settings.get("group_size", quant.get("group_size")) == -1
             ):
                 yield from check_value(settings[key], allowed, consequence, f"{prefix}{key}")
-    layout = quant.get("checkpoint_format", quant.get("format"))
+    layout = gptq_layout(quant)
     other = "vLLM ignores this key; other loaders read zeros that are off by one"
     if layout is None:
         yield warning(ABSENT, "gptq", other, key=f"{QUANT}.checkpoint_format")
+    elif layout == V2:
+        older = "vLLM ignores it and needs no zeros; loaders that ignore it too read zeros that are off by one"
+        yield warning(layout, "gptq", older, key=f"{QUANT}.checkpoint_format")
     else:
         yield from check_value(layout, ("gptq",), other, "checkpoint_format")
 

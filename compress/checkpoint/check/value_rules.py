@@ -9,11 +9,15 @@ from numpy.typing import NDArray
 from compress.checkpoint.arrays import Array, all_finite, all_zero, read_array
 from compress.checkpoint.check.candidate import Candidate, Findings, error, warning
 from compress.checkpoint.check.group_sums import group_sums
+from compress.checkpoint.schemes import V2, stored_layout
 from compress.core.scheme import SMALLEST_SCALE
 
 LARGEST_SCALE = 65504.0
 POSITIVE, NOT_ZERO = "more than 0", "not 0"
-GPTQ_ZEROS = {4: 0x77777777, 8: 0x7F7F7F7F}  # every zero 8 (128), stored as zero - 1
+GPTQ_ZEROS: dict[str | None, dict[int, int]] = {  # every zero 8 (128), stored as zero - 1, or in gptq_v2 as it is
+    None: {4: 0x77777777, 8: 0x7F7F7F7F},
+    V2: {4: 0x88888888 - 2**32, 8: 0x80808080 - 2**32},
+}
 
 
 def gptq_order(candidate: Candidate) -> Findings:
@@ -21,12 +25,13 @@ def gptq_order(candidate: Candidate) -> Findings:
     if not candidate.format or candidate.format.name != "gptq":
         return
     for name, matrix, scheme in candidate.sound():
-        zeros, middle = read_array(candidate.checkpoint, f"{name}.qzeros"), GPTQ_ZEROS[scheme.bits]
+        zeros = read_array(candidate.checkpoint, f"{name}.qzeros")
+        middle = GPTQ_ZEROS[stored_layout(candidate.quant)][scheme.bits]
         if (zeros != middle).any():
             place = first_place(zeros != middle)
             value = f"{int(zeros[tuple(place)]) & 0xFFFFFFFF:#010x} at {place}"
             silent = "vLLM uses the middle code for every zero; other loaders use this one (no error)"
-            yield error(value, f"{middle:#010x}", silent, tensor=f"{name}.qzeros")
+            yield error(value, f"{middle & 0xFFFFFFFF:#010x}", silent, tensor=f"{name}.qzeros")
         groups = read_array(candidate.checkpoint, f"{name}.g_idx")
         ordered = np.arange(matrix.inn, dtype=np.int32) // scheme.group_size
         if not np.array_equal(groups, ordered):
@@ -51,7 +56,8 @@ def valid_scales(candidate: Candidate) -> Findings:
         path, scales = candidate.scales_path(name), candidate.scales(name)
         for expected, bad in bad_scales(scales, scheme.sym).items():
             if expected in (POSITIVE, NOT_ZERO) and (scales == 0).any():
-                dead = group_sums(candidate.reader(name), candidate.format.name, scheme).dead
+                layout = stored_layout(candidate.quant) or candidate.format.name
+                dead = group_sums(candidate.reader(name), layout, scheme).dead
                 bad &= ~(dead.T if path.endswith(".scales") else dead)
             if bad.any():
                 place = first_place(bad)

@@ -39,6 +39,21 @@ SUFFIXES = {  # the last part of a tensor's name -> what it stores
 }
 PAIRS = {("scales", "biases"): "MLX", ("scales", "g_idx"): "GPTQ"}  # suffixes that one module has together
 SUPPORTED = ("awq", "gptq", "compressed-tensors")
+READABLE: dict[str, dict[str, tuple[Any, ...]]] = {  # settings of each format, and the values that can be read
+    "awq": {"bits": (4,), "w_bit": (4,), "version": ("gemm", "GEMM"), "zero_point": (True,)},
+    "gptq": {
+        "bits": (2, 3, 4, 8),
+        "checkpoint_format": ("gptq", "gptq_v2"),
+        "pack_dtype": ("int32",),
+        "is_marlin_format": (False,),
+    },
+    "compressed-tensors": {},
+}
+READABLE_GROUP: dict[str, tuple[Any, ...]] = {  # the same for a config group of compressed-tensors
+    "num_bits": (4, 8),
+    "type": ("int",),
+    "strategy": ("group", "channel"),
+}
 CODED = ("weight", *(name for name in SUFFIXES if name.endswith("_blocks")))
 
 
@@ -99,3 +114,20 @@ def unsupported(quantization: dict[str, Any]) -> Faults:
     elif method == "compressed-tensors" and quantization.get("format", "pack-quantized") != "pack-quantized":
         text = f"{quantization['format']!r:.60} is not supported; supported: pack-quantized"
         yield Fault(CONFIG, "quantization_config.format", text, CURE)
+    else:
+        yield from unsupported_values(quantization, READABLE[method], "quantization_config")
+        groups = quantization.get("config_groups")
+        for name, group in groups.items() if isinstance(groups, dict) else ():
+            weights = group.get("weights") if isinstance(group, dict) else None
+            if isinstance(weights, dict):
+                where = f"quantization_config.config_groups.{name}.weights"
+                yield from unsupported_values(weights, READABLE_GROUP, where)
+
+
+def unsupported_values(values: dict[str, Any], allowed: dict[str, tuple[Any, ...]], where: str) -> Faults:
+    """Settings that say that the weights are stored in a way that cannot be read."""
+    for key, choices in allowed.items():
+        value = values.get(key)
+        if value is not None and value not in choices:
+            supported = ", ".join(map(str, choices))
+            yield Fault(CONFIG, f"{where}.{key}", f"{value!r:.60} is not supported; supported: {supported}", CURE)
