@@ -3,7 +3,7 @@
 Four runs train the same student, which keeps --blocks blocks of the teacher. All use the same windows, steps and
 micro-batches, float32, and the KL at temperature 1. Each runs alone in its own process:
 
-trl is TRL's trainer with λ = 0, in the environment that scripts/install_peers.sh creates. online is qcompress with the
+trl is TRL's trainer with λ = 0, in the environment that scripts/install_trl.sh creates. online is qcompress with the
 teacher in memory. hidden and hybrid are qcompress with a cache of that codec.
 
 The first --warmup steps and the last step are not measured. Writing each cache has its own row. Every target is printed
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from script_options import out_option, peers_option
+from script_options import out_option
 
 from compress.checkpoint.read import Checkpoint
 from compress.cli.console import emit, report
@@ -45,7 +45,7 @@ def run(command: list[str], log: Path) -> tuple[Row, str]:
 
     Raises RuntimeError, with the last line of the log, if the command fails.
     """
-    paths = [str(HERE.parent), str(HERE / "peers"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(HERE.parent), str(HERE / "trainers"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_WAIT_POLICY": "ACTIVE"}
     started = time.perf_counter()
     with log.with_suffix(".out").open("w") as stdout, log.open("w") as stderr:
@@ -95,10 +95,10 @@ def command_of(name: str, teacher: Path, out: Path, sizes: Row, text: str, rate:
     shutil.rmtree(place, ignore_errors=True)
     if name == "trl":
         arguments = (teacher, out / "student", out / "windows.json", place, sizes["steps"], sizes["batch_size"], rate)
-        return [str(python), "-W", "ignore", str(HERE / "peers/run_trl_gkd.py"), *map(str, arguments)]
+        return [str(python), "-W", "ignore", str(HERE / "trainers/run_trl_gkd.py"), *map(str, arguments)]
     file = out / f"{name}.json"
     file.write_text(json.dumps(settings_of(name, out, sizes, text, rate)))
-    return [sys.executable, str(HERE / "peers/run_qcompress_distill.py"), str(teacher), str(place), str(file)]
+    return [sys.executable, str(HERE / "trainers/run_qcompress_distill.py"), str(teacher), str(place), str(file)]
 
 
 def timed(answer: Row, sizes: Row, warmup: int) -> Row:
@@ -127,16 +127,22 @@ def compare_targets(rows: list[Row], hidden_dtype: str) -> list[Row]:
     return results
 
 
-def trl_python(peers: Path) -> Path:
+def trl_python(environment: Path) -> Path:
     """The Python of TRL's environment. If that is missing and this Python has TRL, this Python."""
-    python = peers / "trl/bin/python"
+    python = environment / "bin/python"
     return python.absolute() if python.exists() or find_spec("trl") is None else Path(sys.executable)
 
 
 @click.command(help=__doc__)
 @click.argument("teacher", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @out_option("build/bench-distill", "Folder for all outputs. An old folder is removed.")
-@peers_option
+@click.option(
+    "--trl",
+    type=click.Path(path_type=Path),
+    default=Path("build/trl"),
+    show_default=True,
+    help="Environment of scripts/install_trl.sh.",
+)
 @click.option(
     "--only", multiple=True, type=click.Choice(NAMES), help="Run to measure. Repeatable.  [default: all four]"
 )
@@ -158,7 +164,7 @@ def trl_python(peers: Path) -> Path:
 def main(
     teacher: Path,
     out: Path,
-    peers: Path,
+    trl: Path,
     only: tuple[str, ...],
     text: str,
     blocks: int,
@@ -175,7 +181,7 @@ def main(
     captures = prepare(teacher, out, sizes, text, blocks, hidden_dtype)
     rows = []
     for name in only or NAMES:
-        command = command_of(name, teacher, out, sizes, text, learning_rate, trl_python(peers))
+        command = command_of(name, teacher, out, sizes, text, learning_rate, trl_python(trl))
         row, answer = run(command, out / f"{name}.log")
         rows.append({"name": name, **timed(json.loads(answer), sizes, warmup), **row})
         report({key: value for key, value in rows[-1].items() if key != "losses"})

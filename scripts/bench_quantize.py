@@ -1,11 +1,14 @@
 """Compare qcompress with other quantizers on one machine: python scripts/bench_quantize.py MODEL TEXT EVAL_TEXT
 
-Every quantizer runs alone in its own process. Other quantizers run in the environments that scripts/install_peers.sh
-creates. All read the same calibration text: the first --samples windows of --seq-len tokens in the file TEXT. Then
-every checkpoint is compared with MODEL on the same windows of EVAL_TEXT.
+Every quantizer runs alone, as a command `qcompress quantize`; the others as its backends, which `qcompress backends
+install NAME` installs. All read the same windows of TEXT. Then every checkpoint is checked, and compared with MODEL on
+the same windows of EVAL_TEXT and of --other-text.
 
-Each quantizer measures its own `seconds`. For qcompress, they include loading, saving and measuring the start token.
-For the other quantizers, they do not. `command_seconds` is the time of the whole command.
+`seconds` of qcompress include loading, saving and measuring the start token. Those of backends are the quantization
+alone. `command_seconds` is the time of the whole command. `peak_gib` of a backend is that of its own process.
+
+    python scripts/bench_quantize.py build/reference VALID TEST --other-text heldout --vllm build/vllm/bin/python
+    python scripts/bench_quantize.py build/reference VALID TEST --variant auto-round --variant awq+gptq
 """
 
 import os
@@ -24,14 +27,14 @@ from typing import Any
 
 import click
 from roofline import matmul_rate, pass_flops
-from script_options import out_option, peers_option
+from script_options import out_option
 
-from calibration.windows import build_windows
-from compress.checkpoint.formats import format_of, quantized_weight
+from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import Checkpoint
 from compress.cli.console import emit, report
 from compress.cli.options import json_option
+from compress.core.errors import QCompressError
 from compress.evaluate.drift.compare import compare_rows
 from compress.evaluate.drift.windows import evaluation_windows
 from compress.model.blocks import make_config
@@ -41,31 +44,37 @@ from compress.model.shapes import linear_shapes
 Row = dict[str, Any]
 HERE = Path(__file__).resolve().parent
 ROOFLINE_LIMIT = 1.5
-FIGURES = ("bytes", "kl", "kl_se", "kl_p99", "perplexity", "perplexity_ratio", "perplexity_ratio_se", "top1")
+FIGURES = ("kl", "kl_se", "kl_p99", "perplexity", "perplexity_ratio", "perplexity_ratio_se", "top1")
+OTHER_FIGURES = ("kl", "kl_se")
 
 
 @dataclass(frozen=True)
 class QuantizerJob:
-    """The model, text and sizes for one quantizer. `windows` is the JSON file with the token ids of the text."""
+    """The model, calibration text and sizes for one quantizer."""
 
     model: Path
     out: Path
     text: str
-    windows: Path
     group_size: int
     samples: int
     seq_len: int
-    peers: Path
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A quantizer and its settings: the options of `qcompress quantize`, or the name of a peer."""
+    """A quantizer and its settings: options of `qcompress quantize`."""
 
     name: str
-    options: tuple[str, ...] = ()
-    peer: str | None = None
-    environment: tuple[tuple[str, str], ...] = ()
+    options: tuple[str, ...]
+
+    @property
+    def backend(self) -> str | None:
+        """The backend, or None for qcompress's own methods."""
+        return self.options[self.options.index("--backend") + 1] if "--backend" in self.options else None
+
+    @property
+    def fixes_groups(self) -> bool:
+        return self.backend == "llama.cpp"
 
 
 VARIANTS = (
@@ -77,14 +86,23 @@ VARIANTS = (
     Variant("awq+gptq", ("--method", "awq+gptq", "--format", "awq")),
     Variant("awq+gptq, 16 windows", ("--method", "awq+gptq", "--format", "awq", "--samples", "16")),
     Variant("awq+gptq tune", ("--method", "awq+gptq", "--format", "awq", "--tune")),
-    Variant("llm-compressor", peer="llmcompressor"),
-    Variant("gptqmodel", peer="gptqmodel", environment=(("GPTQMODEL_CPU_WORKERS", "2"),)),
+    Variant("llm-compressor", ("--backend", "llm-compressor", "--method", "gptq")),
+    Variant("gptqmodel", ("--backend", "gptqmodel", "--method", "gptq")),
+    Variant("optimum", ("--backend", "optimum")),
+    Variant("auto-gptq", ("--backend", "auto-gptq")),
+    Variant("autoawq", ("--backend", "autoawq")),
+    Variant("auto-round light", ("--backend", "auto-round", "--method", "auto-round-light")),
+    Variant("auto-round", ("--backend", "auto-round", "--method", "auto-round")),
+    Variant("llama.cpp Q4_0", ("--backend", "llama.cpp", "--method", "Q4_0")),
+    Variant("llama.cpp IQ4_XS", ("--backend", "llama.cpp", "--method", "IQ4_XS")),
+    Variant("llama.cpp Q4_K_M", ("--backend", "llama.cpp", "--method", "Q4_K_M")),
 )
+BEST = "best backend"  # of those with the same group size
 
 
 @dataclass(frozen=True)
 class Target:
-    """A limit on the ratio of a `figure`: `variant` over `against`. "best peer" is the peer with the lowest figure."""
+    """A limit on the ratio of a `figure`: `variant` over `against`. BEST is the backend with the lowest figure."""
 
     variant: str
     figure: str
@@ -95,19 +113,19 @@ class Target:
 TARGETS = (
     Target("gptq", "seconds", "llm-compressor", 1 / 4),
     Target("gptq", "seconds", "gptqmodel", 1 / 8),
-    Target("gptq", "kl", "best peer", 0.55),
+    Target("gptq", "kl", BEST, 0.55),
     Target("awq+gptq", "seconds", "llm-compressor", 1 / 3),
-    Target("awq+gptq", "kl", "best peer", 0.40),
-    Target("awq+gptq tune", "kl", "best peer", 0.30),
+    Target("awq+gptq", "seconds", "auto-round", 0.05),
+    Target("awq+gptq", "kl", BEST, 0.7),
+    Target("awq+gptq tune", "kl", BEST, 0.5),
 )
 
 
 def command(variant: Variant, job: QuantizerJob) -> list[str]:
-    """The command line of one quantizer."""
-    if variant.peer is not None:
-        python, script = job.peers / variant.peer / "bin/python", HERE / "peers" / f"run_{variant.peer}.py"
-        return [str(python), "-W", "ignore", *map(str, (script, job.model, job.out, job.windows, job.group_size))]
+    """The command line of one quantizer. An option of the variant wins over the job's size."""
     sizes = {"--group-size": job.group_size, "--samples": job.samples, "--seq-len": job.seq_len}
+    if variant.fixes_groups:
+        del sizes["--group-size"]
     options = [part for name, value in sizes.items() for part in (name, str(value))]
     start = [sys.executable, "-c", "from compress.cli import cli; cli()", "quantize", str(job.model)]
     return [*start, *options, *variant.options, "--text", job.text, "--out", str(job.out), "--json"]
@@ -115,55 +133,53 @@ def command(variant: Variant, job: QuantizerJob) -> list[str]:
 
 def run(variant: Variant, job: QuantizerJob) -> Row:
     """Run one quantizer in its own process. The row has its seconds and peak memory, or the reason for its failure."""
-    row: Row = {"name": variant.name}
-    if variant.peer and not (job.peers / variant.peer / "bin/python").exists():
-        return row | {"failed": "not installed: run scripts/install_peers.sh"}
     shutil.rmtree(job.out, ignore_errors=True)
-    paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")] if variant.peer is None else [str(HERE / "peers")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | dict(variant.environment)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
     del environment["OMP_WAIT_POLICY"]  # each quantizer keeps its default
-    answer, log = job.out.with_suffix(".json"), job.out.with_suffix(".log")
+    answer, log = (job.out.with_name(f"{job.out.name}.{end}") for end in ("json", "stderr"))
     started = time.perf_counter()
     with answer.open("w") as stdout, log.open("w") as stderr:
         process = subprocess.Popen(command(variant, job), stdout=stdout, stderr=stderr, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
-    row |= {"command_seconds": time.perf_counter() - started, "peak_gib": usage.ru_maxrss / 2**20}
+    row: Row = {"name": variant.name, "command_seconds": time.perf_counter() - started}
     if status:
-        return row | {"failed": f"{last_line(log)} ; see {log}"}
-    text = answer.read_text()
-    result = json.loads(text) if variant.peer is None else json.loads(text.strip().splitlines()[-1])
+        return row | {"failed": last_line(log)}
+    result = json.loads(answer.read_text())
+    peak = result.get("peak_bytes", 1024 * usage.ru_maxrss)
     start = (Checkpoint(job.out).record.get("calibration") or {}).get("start") or {}
-    return row | {"seconds": result["seconds"], "start_token": start.get("token")}
+    size = {"bytes": result["bytes"], "bits_per_weight": result["bits_per_weight"]}
+    seconds = result.get("quantize_seconds", result["seconds"])
+    return row | {"seconds": seconds, "peak_gib": peak / 2**30, "start_token": start.get("token"), **size}
 
 
 def last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "no output"
+    return lines[-1][:300] if lines else "no output"
 
 
-def readable(row: Row, path: Path) -> Row:
-    """The row of a checkpoint. If qcompress cannot read the checkpoint, the row has the reason as `failed`."""
+def inspect(row: Row, job: QuantizerJob, vllm: Path | None) -> Row:
+    """The row, with the errors that `check` finds, and with --vllm whether vLLM loads it and computes as it should."""
     if "failed" in row:
         return row
     try:
-        checkpoint = open_causal_lm(path)
-        if format_of(checkpoint) is None:
-            return row | {"failed": f"{path}: the checkpoint is not quantized"}
-        quantized_weight(checkpoint, next(iter(linear_shapes(checkpoint.config))))
-    except (ValueError, KeyError, click.ClickException) as error:
-        return row | {"failed": f"{path}: qcompress cannot read the checkpoint: {error}"}
-    return row
+        findings = check_checkpoint(job.out, source=job.model)
+    except QCompressError as error:
+        return row | {"failed": error.message}
+    row = row | {"check_errors": sum(finding["level"] == "error" for finding in findings)}
+    if vllm is None:
+        return row
+    done = subprocess.run([vllm, HERE / "vllm_test.py", job.out], capture_output=True, text=True, check=False)
+    return row | {"vllm": done.returncode == 0}
 
 
 def compare_targets(rows: list[Row]) -> list[Row]:
     """One row per target: the limit, the measured ratio, and whether it is met."""
-    peers = {variant.name for variant in VARIANTS if variant.peer}
+    backends = {variant.name for variant in VARIANTS if variant.backend and not variant.fixes_groups}
     results = []
     for target in TARGETS:
         values = {row["name"]: row[target.figure] for row in rows if target.figure in row}
-        against = [values[name] for name in values if name == target.against or target.against == "best peer"]
-        if target.against == "best peer":
-            against = [values[name] for name in values if name in peers]
+        names = backends if target.against == BEST else {target.against}
+        against = [values[name] for name in values if name in names]
         ratio = values[target.variant] / min(against) if target.variant in values and against else None
         results.append(verdict(f"{target.variant}: {target.figure} / {target.against}", target.limit, ratio))
     return results
@@ -197,15 +213,18 @@ def roofline_rows(model: Path, rows: list[Row], tokens: int, seq_len: int) -> li
     return [verdict(f"{name}: seconds / ({bound})", ROOFLINE_LIMIT, ratios.get(name)) for name in names]
 
 
-def score(model: Path, rows: list[Row], place: Callable[[str], Path], text: str, samples: int, seq_len: int) -> None:
-    """Add the drift of each checkpoint from the model to its row. Rows with `failed` stay as they are."""
+def score(
+    model: Path, rows: list[Row], place: Callable[[str], Path], texts: tuple[str, ...], samples: int, seq_len: int
+) -> None:
+    """Add the drift of each checkpoint from the model to its row, on both texts. Rows with `failed` stay."""
     whole = [row for row in rows if "failed" not in row]
     paths = [place(row["name"]) for row in whole]
-    if not paths:
-        return
-    windows = evaluation_windows(model, paths, text, n_samples=samples, seq_len=seq_len)
-    for row, scored in zip(whole, compare_rows(model, paths, windows, report=report)[1:], strict=True):
-        row |= {key: scored[key] for key in FIGURES}
+    for prefix, text, figures in zip(("", "other_"), texts, (FIGURES, OTHER_FIGURES), strict=False):
+        if not paths:
+            return
+        windows = evaluation_windows(model, paths, text, n_samples=samples, seq_len=seq_len)
+        for row, scored in zip(whole, compare_rows(model, paths, windows, report=report)[1:], strict=True):
+            row |= {f"{prefix}{key}": scored[key] for key in figures}
 
 
 @click.command(help=__doc__)
@@ -213,7 +232,8 @@ def score(model: Path, rows: list[Row], place: Callable[[str], Path], text: str,
 @click.argument("text")
 @click.argument("eval_text")
 @out_option("build/bench-quantize", "Folder for checkpoints and logs.")
-@peers_option
+@click.option("--other-text", help="Second evaluation text, of another kind than EVAL_TEXT.")
+@click.option("--vllm", type=click.Path(path_type=Path), help="Python with vLLM, to load every checkpoint.")
 @click.option(
     "--variant",
     "variants",
@@ -223,15 +243,16 @@ def score(model: Path, rows: list[Row], place: Callable[[str], Path], text: str,
 )
 @click.option("--group-size", type=int, default=64, show_default=True, help="Weights per scale.")
 @click.option("--samples", type=int, default=64, show_default=True, help="Number of calibration windows.")
-@click.option("--seq-len", type=int, default=512, show_default=True, help="Tokens per window, of both texts.")
-@click.option("--eval-samples", type=int, default=12, show_default=True, help="Number of windows of EVAL_TEXT.")
+@click.option("--seq-len", type=int, default=512, show_default=True, help="Tokens per window, of all texts.")
+@click.option("--eval-samples", type=int, default=12, show_default=True, help="Number of windows of each other text.")
 @json_option
 def main(
     model: Path,
     text: str,
     eval_text: str,
     out: Path,
-    peers: Path,
+    other_text: str | None,
+    vllm: Path | None,
     variants: tuple[str, ...],
     eval_samples: int,
     as_json: bool,
@@ -239,19 +260,15 @@ def main(
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     samples, seq_len = sizes["samples"], sizes["seq_len"]
-    plain = build_windows([text], open_causal_lm(model).tokenizer, n_samples=samples, seq_len=seq_len)
-    (out / "windows.json").write_text(json.dumps(plain.ids.tolist()))
-    report({"text of the peers": f"{samples} × {seq_len} tokens of {text}", "digest": plain.manifest["digest"]})
-    report({"text of qcompress": "the same tokens; every window begins with the start token if that lowers the loss"})
     rows = []
     for variant in VARIANTS:
         if variants and variant.name not in variants:
             continue
-        place = out / variant.name
-        job = QuantizerJob(model, place, text, out / "windows.json", **sizes, peers=peers.absolute())
-        rows.append(readable(run(variant, job), place))
+        job = QuantizerJob(model, out / variant.name, text, **sizes)
+        rows.append(inspect(run(variant, job), job, vllm))
         report(rows[-1])
-    score(model, rows, lambda name: out / name, eval_text, eval_samples, seq_len)
+    texts = (eval_text, other_text) if other_text else (eval_text,)
+    score(model, rows, lambda name: out / name, texts, eval_samples, seq_len)
     targets = [*compare_targets(rows), *roofline_rows(model, rows, samples * seq_len, seq_len)]
     if as_json:
         emit({"rows": rows, "targets": targets, "load_average": os.getloadavg()[0]}, as_json=True)

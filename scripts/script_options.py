@@ -14,12 +14,3 @@ def out_option(default: str, text: str) -> Decorator:
     return click.option(
         "-o", "--out", type=click.Path(path_type=Path), default=Path(default), show_default=True, help=text
     )
-
-
-peers_option = click.option(
-    "--peers",
-    type=click.Path(path_type=Path),
-    default=Path("build/peers"),
-    show_default=True,
-    help="Folder with the environments of scripts/install_peers.sh.",
-)

@@ -136,9 +136,12 @@ def build(backend: Backend, folder: Path, tool: Tool, report: Report) -> None:
     steps |= {" ".join(first): tool.install(folder, *first)} if first else {}
     steps |= {backend.lock.name: tool.install(folder, *lock)}
     steps |= {imports: [str(interpreter_of(folder)), "-I", "-W", "ignore", "-c", imports]}
+    scratch = folder / "scratch"
+    scratch.mkdir()
     for name, command in steps.items():
         report({"installs": backend.name, "step": name})
-        run_step(command, log, backend, tool.variables)
+        run_step(command, log, backend, tool.variables | {"TMPDIR": str(scratch)})
+    shutil.rmtree(scratch)
 
 
 def marker(backend: Backend, tool: Tool) -> dict[str, str]:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
+from compress.core.backend_config import BACKENDS
 from compress.core.errors import QCompressError
 from compress.model.shapes import parameter_shapes
 
@@ -47,24 +48,45 @@ def test_operations_grow_with_windows_but_only_attention_with_their_length():
     assert count([(3, 2)], [2], seq_len=16, **sizes) - one == 2 * 64 * 8 * 4
 
 
-def test_targets_use_the_better_peer_and_need_figures():
+def test_targets_use_the_best_backend_of_the_same_groups():
     rows = [{"name": "gptq", "kl": 0.1, "seconds": 9.0}, {"name": "llm-compressor", "kl": 0.3}]
     rows += [{"name": "gptqmodel", "kl": 0.2, "seconds": 80.0}, {"name": "awq", "failed": "for a reason"}]
+    rows += [{"name": "llama.cpp Q4_K_M", "kl": 0.01, "seconds": 1.0}]
     targets = {row["name"]: row for row in script("bench_quantize").compare_targets(rows)}
-    assert targets["gptq: kl / best peer"]["measured"] == pytest.approx(0.5)
-    assert targets["gptq: kl / best peer"]["met"] is True
+    assert targets["gptq: kl / best backend"]["measured"] == pytest.approx(0.5)
+    assert targets["gptq: kl / best backend"]["met"] is True
     assert targets["gptq: seconds / gptqmodel"]["met"] is True
     assert targets["gptq: seconds / llm-compressor"]["met"] == "not measured"
-    assert targets["awq+gptq: kl / best peer"]["measured"] is None
+    assert targets["awq+gptq: kl / best backend"]["measured"] is None
 
 
-def test_a_missing_peer_is_reported_as_not_installed(tiny_llama, tmp_path):
+def variant(bench, name):
+    return next(each for each in bench.VARIANTS if each.name == name)
+
+
+def test_every_variant_of_the_bench_is_a_valid_command(tmp_path):
+    from compress.cli.quantize import command
+
     bench = script("bench_quantize")
-    job = bench.QuantizerJob(
-        tiny_llama, tmp_path / "out", "default", tmp_path / "w.json", 32, 2, 64, tmp_path / "nowhere"
-    )
-    row = bench.run(next(variant for variant in bench.VARIANTS if variant.peer), job)
-    assert row["failed"] == "not installed: run scripts/install_peers.sh"
+    job = bench.QuantizerJob(tmp_path, tmp_path / "out", "default", 64, 2, 64)
+    for each in bench.VARIANTS:
+        words = bench.command(each, job)
+        command.make_context("quantize", words[words.index("quantize") + 1 :])
+    assert "--group-size" not in bench.command(variant(bench, "llama.cpp Q4_0"), job)
+    assert {each.backend for each in bench.VARIANTS} == {None, *BACKENDS}
+
+
+def test_the_bench_runs_a_method_and_reports_a_missing_backend(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("QCOMPRESS_BACKENDS", str(tmp_path / "nowhere"))
+    bench = script("bench_quantize")
+    job = bench.QuantizerJob(tiny_llama, tmp_path / "out", "default", 32, 4, 32)
+    row = bench.inspect(bench.run(variant(bench, "gptq"), job), job, None)
+    assert row["check_errors"] == 0 and row["seconds"] > 0 and row["bytes"] > 0
+    bench.score(tiny_llama, [row], lambda name: tmp_path / "out", ("heldout", "heldout"), 2, 32)
+    assert row["kl"] == row["other_kl"] > 0
+    missing = bench.run(variant(bench, "autoawq"), job)
+    assert "qcompress backends install autoawq" in missing["failed"]
+    assert bench.inspect(missing, job, None) == missing
 
 
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2"])

@@ -62,7 +62,7 @@ def awq_keys(candidate: Candidate) -> Findings:
 
 
 def gptq_keys(candidate: Candidate) -> Findings:
-    """C5: GPTQ and every `dynamic` rule are symmetric, without act-order, with 4 or 8 bits in the v1 layout."""
+    """C5: GPTQ and every `dynamic` rule are symmetric, without act-order, with 4 or 8 bits in the v1 or v2 layout."""
     if not candidate.format or candidate.format.name != "gptq":
         return
     quant = candidate.quant
