@@ -64,8 +64,9 @@ class Candidate:
 
     @property
     def compared_source(self) -> Checkpoint | None:
-        """The source that the weights are compared with; None for a student, whose weights are trained or cut."""
-        return None if self.provenance.trained and self.format is None else self.source
+        """The source that the weights are compared with; None for a student or a dequantized .gguf file."""
+        other_weights = self.provenance.trained or self.provenance.dequantized
+        return None if other_weights and self.format is None else self.source
 
     @property
     def prompt_source(self) -> Checkpoint | None:

@@ -28,6 +28,12 @@ class Provenance:
         return self.record.get("command") in MADE_BY_TRAINING
 
     @property
+    def dequantized(self) -> bool:
+        """Whether the weights were quantized to a .gguf file, and are stored here as 16-bit numbers."""
+        settings = self.record.get("settings")
+        return isinstance(settings, dict) and settings.get("format") == "gguf"
+
+    @property
     def method(self) -> str | None:
         """The method that quantized the checkpoint; None without a record."""
         settings = self.record.get("settings")

@@ -157,19 +157,35 @@ def describe(checkpoint: Checkpoint, name: str, role: str) -> CheckpointPart:
     row = format_of(checkpoint)
     dtype = model_dtype(checkpoint.config).value
     parameters = count_parameters(checkpoint)
+    gguf = gguf_size(record)
+    size = gguf["bytes"] if gguf else checkpoint.bytes
     return {
         "name": name,
         "role": role,
-        "format": row.name if row else dtype,
-        "method": (record.get("settings") or {}).get("method") or record.get("command"),
-        "bytes": checkpoint.bytes,
+        "format": "gguf" if gguf else row.name if row else dtype,
+        "method": describe_method(record),
+        "bytes": size,
         "parameters": parameters,
-        "bits_per_weight": bits_per_weight(checkpoint),
-        "bits_per_parameter": 8 * checkpoint.bytes / parameters,
+        "bits_per_weight": gguf["bits_per_weight"] if gguf else bits_per_weight(checkpoint),
+        "bits_per_parameter": 8 * size / parameters,
         "digest": checkpoint.digest,
         "small_files_digest": checkpoint.small_files_digest,
         "record": record,
     }
+
+
+def describe_method(record: dict[str, Any]) -> str | None:
+    """The method in a record, after the name of the backend if another program ran it."""
+    settings = record.get("settings") or {}
+    method, backend = settings.get("method") or record.get("command"), settings.get("backend")
+    return f"{backend} {method}" if backend else method
+
+
+def gguf_size(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The size of the .gguf file that a record describes, or None if it describes none."""
+    size = record.get("size")
+    numbers = isinstance(size, dict) and all(size.get(key) for key in ("bytes", "bits_per_weight"))
+    return size if numbers and (record.get("settings") or {}).get("format") == "gguf" else None
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:
