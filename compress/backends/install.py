@@ -118,8 +118,10 @@ def make_tool(python: Path) -> Tool:
 def uv_variables(python: Path) -> dict[str, str]:
     """pip's indexes and folders as variables of uv, without those that are set."""
     listed = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False).stdout
-    found = {UV_NAMES[name]: value for name, value in SETTING.findall(listed)}
-    return {name: value for name, value in found.items() if name not in os.environ}
+    settings = {UV_NAMES[name]: value for name, value in SETTING.findall(listed)}
+    if "UV_INDEX" in settings:
+        settings["UV_INDEX_STRATEGY"] = "unsafe-best-match"  # as pip chooses; the hashes keep other files out
+    return {name: value for name, value in settings.items() if name not in os.environ}
 
 
 def build(backend: Backend, folder: Path, tool: Tool, report: Report) -> None:

@@ -122,5 +122,11 @@ def test_uv_gets_the_indexes_of_pip_unless_it_has_its_own(tmp_path, monkeypatch)
     monkeypatch.delenv("UV_DEFAULT_INDEX", raising=False)
     expected = {"UV_FIND_LINKS": "/wheels", "UV_DEFAULT_INDEX": "https://a/simple"}
     assert uv_variables(tmp_path / "python") == expected
+    (tmp_path / "more").write_text("#!/bin/sh\necho \"global.extra-index-url='https://c https://d'\"\n")
+    (tmp_path / "more").chmod(0o755)
+    assert uv_variables(tmp_path / "more") == {
+        "UV_INDEX": "https://c https://d",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+    }
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://b/simple")
     assert uv_variables(tmp_path / "python") == {"UV_FIND_LINKS": "/wheels"}
