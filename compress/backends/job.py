@@ -78,7 +78,7 @@ def quantize_with_backend(
     return {
         "model": str(source.path),
         "out": str(out),
-        **{name: getattr(config, name) for name in ("backend", "method", "format", "group_size")},
+        **{name: getattr(config, name) or None for name in ("backend", "method", "format", "group_size")},
         **size,
         "quantize_seconds": round(result.seconds, 1),
         "peak_bytes": result.peak_bytes,
