@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from os import PathLike
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -97,6 +98,8 @@ def check_value(setting: Setting, value: Any) -> Any:
         return None
     if setting.option.parse is not None and isinstance(value, str):
         return setting.option.parse(value)
+    if setting.type is Path and isinstance(value, str):
+        return Path(value)
     for part in value if setting.repeats and isinstance(value, list | tuple) else (value,):
         problem = type_problem(setting, part) or bounds_problem(setting.option, part)
         if problem:

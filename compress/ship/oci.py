@@ -163,19 +163,16 @@ def push(layout: Layout, reference: str) -> str:
     Raises QCompressError if neither is installed, if the copy fails, or if the registry has another digest.
     """
     check_reference(reference)
+    check_program(reference)
     source, local = f"{layout.folder}:{TAG}", is_loopback(reference)
     if shutil.which("oras"):
         run("oras", "cp", *["--to-plain-http"] * local, "--from-oci-layout", source, reference)
         digest = run("oras", "resolve", *["--plain-http"] * local, reference).decode().strip()
-    elif shutil.which("skopeo"):
+    else:
         remote = f"docker://{reference}"
         run("skopeo", "copy", "--quiet", *["--dest-tls-verify=false"] * local, f"oci:{source}", remote)
         manifest = run("skopeo", "inspect", "--raw", *["--tls-verify=false"] * local, remote)
         digest = f"sha256:{hashlib.sha256(manifest).hexdigest()}"
-    else:
-        raise QCompressError(
-            f"--push {reference}: neither oras nor skopeo is installed; install one of them (https://oras.land)"
-        )
     if digest != layout.digest:
         raise QCompressError(f"--push {reference}: the registry has {digest}, not {layout.digest}; push it again")
     return digest
@@ -186,6 +183,14 @@ def check_reference(reference: str) -> None:
     registry, _, rest = reference.partition("/")
     if not registry or registry.startswith("-") or ":" not in rest or rest.endswith(":") or "@" in rest:
         raise QCompressError(f"--push {reference}: give REGISTRY/REPO:TAG, such as localhost:5000/qwen-awq:v1")
+
+
+def check_program(reference: str) -> None:
+    """Raises QCompressError unless oras or skopeo is installed."""
+    if not shutil.which("oras") and not shutil.which("skopeo"):
+        raise QCompressError(
+            f"--push {reference}: neither oras nor skopeo is installed; install one of them (https://oras.land)"
+        )
 
 
 def is_loopback(reference: str) -> bool:

@@ -4,6 +4,7 @@ https://github.com/sigstore/model-transparency: the signature holds the digest o
 changed, added or removed is found. It runs as a program of its own, because its requirements are large.
 """
 
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from pathlib import Path
 from compress.core.errors import GateFailure, QCompressError
 
 SIGNATURE, RECEIPT = "model.sig", "receipt.json"  # in the bundle; the only files that are not signed
-INSTALL = "install it with pip install model-signing pyopenssl"
+INSTALL = "install it with pip install 'qcompress[sign]'"
+CHANGED = re.compile(r"Hash mismatch for \\?'([^'\\]+)\\?'")
 WHOLE = "--no-ignore-git-paths"  # a model folder may have a .gitattributes, which belongs to it
 
 
@@ -47,6 +49,14 @@ def verify(bundle: Path, key: Path) -> None:
         raise GateFailure(f"{bundle}: the signature does not match: {last_line(done)}; do not start it")
 
 
+def check_installed(option: str) -> list[str]:
+    """The command of model-signing. Raises QCompressError if it is not installed."""
+    program = shutil.which("model_signing")
+    if program is None and find_spec("model_signing") is None:
+        raise QCompressError(f"{option}: model-signing is not installed; {INSTALL}")
+    return [program] if program else [sys.executable, "-m", "model_signing"]
+
+
 def check_key(option: str, key: Path) -> None:
     if not key.is_file():
         raise QCompressError(f"{option} {key}: no such file; give a key as PEM")
@@ -54,14 +64,12 @@ def check_key(option: str, key: Path) -> None:
 
 def run(option: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The finished program. Raises QCompressError if model-signing is not installed."""
-    program = shutil.which("model_signing")
-    if program is None and find_spec("model_signing") is None:
-        raise QCompressError(f"{option}: model-signing is not installed; {INSTALL}")
-    command = [program] if program else [sys.executable, "-m", "model_signing"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run([*check_installed(option), *arguments], capture_output=True, text=True, check=False)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line that the program printed, with its sentence about the failure left out."""
+    """The cause that the program printed last. Of changed files it has the names, without their digests."""
     lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-    return lines[-1].partition("failed with error: ")[2] or lines[-1]
+    cause = lines[-1].partition("failed with error: ")[2] or lines[-1]
+    changed = CHANGED.findall(cause)
+    return f"changed: {', '.join(changed)}" if changed else cause[:300]

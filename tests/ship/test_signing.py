@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 from compress.core.errors import GateFailure, QCompressError
-from compress.ship.signing import SIGNATURE, run, sign, verify
+from compress.ship.signing import RECEIPT, SIGNATURE, last_line, run, sign, verify
 
 
 @pytest.fixture
@@ -72,6 +72,12 @@ def test_a_failure_of_the_program_is_one_line(bundle, keys, tmp_path, monkeypatc
         verify(bundle, keys[1])
 
 
+def test_changed_files_are_named_without_their_digests():
+    line = "Signature mismatch: ['Hash mismatch for \\'a/b.json\\': Expected \\'x\\'', \"Hash mismatch for 'c': ...\"]"
+    done = subprocess.CompletedProcess([], 1, "", f"Verification failed with error: {line}\n")
+    assert last_line(done) == "changed: a/b.json, c"
+
+
 def test_the_module_is_used_if_the_program_is_not_in_the_path(monkeypatch):
     monkeypatch.setattr("compress.ship.signing.shutil.which", lambda name: None)
     monkeypatch.setattr("compress.ship.signing.find_spec", lambda name: object())
@@ -92,6 +98,7 @@ def test_the_module_is_used_if_the_program_is_not_in_the_path(monkeypatch):
 )
 def test_a_signature_holds_until_a_file_changes(real, bundle, keys, change):
     assert sign(bundle, keys[0]) == bundle / SIGNATURE
+    (bundle / RECEIPT).write_text("{}")  # the device writes it
     verify(bundle, keys[1])
     change(bundle)
     with pytest.raises(GateFailure, match="the signature does not match"):

@@ -32,10 +32,12 @@ class Distribution:
             raise QCompressError(f"--push {self.push}: copies the OCI layout; add --oci DIR")
         if self.sign is not None:
             signing.check_key("--sign", self.sign)
+            signing.check_installed("--sign")
         if self.oci is not None:
             oci.check_out(self.oci)
         if self.push is not None:
             oci.check_reference(self.push)
+            oci.check_program(self.push)
 
 
 def distribute(bundle: Path, distribution: Distribution) -> Row:

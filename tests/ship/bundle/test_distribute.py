@@ -32,9 +32,14 @@ def test_the_description_names_format_and_family(session_bundle, gguf_bundle):
         ({"push": "localhost:5000/a:v1"}, "add --oci DIR"),
         ({"oci": "out", "push": "nowhere"}, "give REGISTRY/REPO:TAG"),
         ({"sign": "missing.pem"}, "no such file"),
+        ({"sign": "key.pem"}, "model-signing is not installed"),
+        ({"oci": "out", "push": "localhost:5000/a:v1"}, "neither oras nor skopeo is installed"),
     ],
 )
-def test_a_wrong_setting_is_refused_before_any_work(tmp_path, settings, message):
+def test_a_wrong_setting_is_refused_before_any_work(tmp_path, monkeypatch, settings, message):
+    monkeypatch.setattr("compress.ship.oci.shutil.which", lambda name: None)
+    monkeypatch.setattr("compress.ship.signing.find_spec", lambda name: None)
+    (tmp_path / "key.pem").touch()
     paths = {key: tmp_path / value if key != "push" else value for key, value in settings.items()}
     with pytest.raises(QCompressError, match=message):
         Distribution(**paths).check()
