@@ -31,15 +31,16 @@ SUPPORTED = """\
 
 ## Model families
 
-These families are in the table of `compress/model/families.py`. Their linears are known, and AWQ's scales can be
-folded. `qcompress check` refuses a model that vLLM does not have.
+These families are in the table of `compress/model/families.py`. A model of another type is refused before any work.
+Folding: AWQ's scales can be folded; without it, AWQ's channels stay unscaled.
 
 {families}
-Other decoders of plain linears are traced and quantized without folding. Tiny random models of these were quantized,
-checked and loaded by transformers: gemma, olmo2, olmo3, cohere, cohere2, glm, glm4, exaone4, lfm2, nemotron,
-starcoder2, stablelm. **Not supported:** mixture-of-experts models, hybrids such as falcon_h1 and nemotron_h, and vision
-towers.
+Multimodal models of these types are quantized as the language model inside them; all other tensors are copied:
+{wrappers}. `--text-only` writes the language model alone.
 
+Refused, with the reason:
+
+{refused}
 ## Formats
 
 {formats}
@@ -459,10 +460,17 @@ def supported_page() -> str:
     from compress.checkpoint.formats import FORMATS
     from compress.checkpoint.vllm_models import VLLM_VERSION
     from compress.cli import cli
-    from compress.model.families import FAMILIES
+    from compress.model.families import FAMILIES, REFUSED
+    from compress.model.wrappers import WRAPPERS
 
     families = [
-        [f"`{name}`", "yes" if family.float16 else "no, bfloat16 only", "yes" if in_vllm(name) else "no"]
+        [
+            f"`{name}`",
+            "yes" if family.stages else "no",
+            "one by one" if family.experts else "",
+            "yes" if family.float16 else "no, bfloat16 only",
+            "yes" if in_vllm(name) else "no",
+        ]
         for family in FAMILIES
         for name in family.model_types
     ]
@@ -472,7 +480,9 @@ def supported_page() -> str:
     commands = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
     on_device = [name for name, one in commands.items() if one and any(p.name == "device" for p in one.params)]
     return SUPPORTED.format(
-        families=table(("model type", "float16", f"in vLLM {VLLM_VERSION}"), families),
+        families=table(("model type", "folding", "experts", "float16", f"in vLLM {VLLM_VERSION}"), families),
+        wrappers=", ".join(f"`{name}`" for name in WRAPPERS),
+        refused=table(("model type", "reason"), [[f"`{name}`", reason] for name, reason in REFUSED.items()]),
         formats=table(("format", "grids"), formats),
         vllm=VLLM_VERSION,
         commands=", ".join(f"`{name}`" for name in on_device),

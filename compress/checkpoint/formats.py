@@ -30,6 +30,7 @@ from compress.checkpoint.write import TensorSpec
 from compress.core.dtypes import Dtype
 from compress.core.errors import BadValueError, QCompressError
 from compress.core.scheme import Scheme
+from compress.model.wrappers import TEXT
 
 if TYPE_CHECKING:
     import torch
@@ -43,14 +44,14 @@ if TYPE_CHECKING:
 class Format:
     """One on-disk format. `symmetric` has True if it stores symmetric grids, and False if it stores asymmetric ones.
 
-    `specs` lists the tensors of a packed module. `config` makes the quantization_config, and `scheme` reads a module's
-    scheme from it. `packed` is the name of the tensor with codes.
+    `specs` lists the tensors of a packed module. `config` makes the quantization_config from schemes, skipped linears
+    and carried modules, and `scheme` reads a module's scheme from it. `packed` is the name of the tensor with codes.
     """
 
     name: str
     symmetric: tuple[bool, ...]
     specs: Callable[[int, int, Scheme], list[TensorSpec]]
-    config: Callable[[Schemes, list[str]], dict[str, Any]]
+    config: Callable[..., dict[str, Any]]
     scheme: Callable[[dict[str, Any], str, Dtype], Scheme]
     packed: str
 
@@ -124,16 +125,22 @@ def model_dtype(config: dict[str, Any]) -> Dtype:
     return Dtype(name)
 
 
-def packed_config(config: dict[str, Any], row: Format, schemes: Schemes, unquantized: list[str]) -> dict[str, Any]:
+def packed_config(
+    config: dict[str, Any], row: Format, schemes: Schemes, unquantized: list[str], carried: list[str] | None = None
+) -> dict[str, Any]:
     """config.json of the packed checkpoint: the source's, with the dtype of the scales and a quantization_config.
 
-    A packed embedding has no weight to share with the head, so tie_word_embeddings becomes false.
+    `unquantized` are linears, and `carried` are modules, such as a vision tower, without packed linears. A packed
+    embedding has no weight to share with the head, so tie_word_embeddings becomes false.
     """
     dtype = next(iter(schemes.values())).dtype.value
-    packed = {**config, "dtype": dtype, "torch_dtype": dtype, "quantization_config": row.config(schemes, unquantized)}
+    values: dict[str, Any] = {"dtype": dtype, "torch_dtype": dtype}
     if any(kind(module) == "embedding" for module in schemes):
-        packed["tie_word_embeddings"] = False
-    return packed
+        values["tie_word_embeddings"] = False
+    packed = config | values
+    if isinstance(config.get(TEXT), dict):
+        packed[TEXT] = config[TEXT] | {key: value for key, value in values.items() if key in config[TEXT]}
+    return packed | {"quantization_config": row.config(schemes, unquantized, carried or [])}
 
 
 def quantized_weight(checkpoint: Checkpoint, module: str) -> "QuantizedWeight":

@@ -31,6 +31,9 @@ from compress.checkpoint.door.tokenizer import check_tokenizer, load_tokenizer
 from compress.checkpoint.header_rules import check_contiguous, is_entry, parse_header
 from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
+from compress.model.families import ExpertNames
+from compress.model.naming import Naming, find_naming, named_in_model, stacked_parts
+from compress.model.wrappers import text_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,8 +80,10 @@ class TensorInfo:
 class Checkpoint:
     """A checkpoint directory, opened once: pass this object on instead of the path.
 
-    `config` and `tensors` (headers by name) are read when it is opened; `tokenizer`, `digest` and `record` at first
-    use. All are kept. Raises QCompressError if a file is missing, cut short, not a regular file, or outside the
+    `stored_config` is config.json, and `stored` has the headers by their names in the files. `config` and `tensors` are
+    those of the language model, with the names of transformers: they differ for a multimodal model, whose other tensors
+    are in `carried`. They are read when it is opened; `tokenizer`, `digest` and `record` at first use. All are kept.
+    Raises QCompressError if a file is missing, cut short, not a regular file, or outside the
     directory. Use `open_checkpoint` for a checkpoint to work with: it applies all rules of the door.
     """
 
@@ -88,15 +93,18 @@ class Checkpoint:
         self.path = Path(path)
         check_folder(self.path)
         check_small_files(self.path)
-        self.config: dict[str, Any] = read_config_file(self.path / CONFIG)
+        self.stored_config: dict[str, Any] = read_config_file(self.path / CONFIG)
         self.files = weight_files(self.path)
-        self.tensors: dict[str, TensorInfo] = {}
+        self.stored: dict[str, TensorInfo] = {}
         for file in self.files:
             for name, info in read_header(file).items():
-                if name in self.tensors:
-                    raise QCompressError(f"{file}: {name} is also in {self.tensors[name].file.name}; keep one of them")
-                self.tensors[name] = info
+                if name in self.stored:
+                    raise QCompressError(f"{file}: {name} is also in {self.stored[name].file.name}; keep one of them")
+                self.stored[name] = info
         self._check_index()
+        self.naming = find_naming(self.stored_config, self.stored)
+        self.config: dict[str, Any] = model_config(self.stored_config, self.naming)
+        self.tensors, self.carried = language_model(self.stored, self.naming)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -151,9 +159,10 @@ class Checkpoint:
 
     def tensor(self, name: str) -> "Tensor":
         """The tensor as stored. Raises QCompressError if no tensor has this name."""
-        if name not in self.tensors:
+        info = self.tensors.get(name) or self.carried.get(name)
+        if info is None:
             raise QCompressError(f"{self.path}: no tensor {name}; fetch the checkpoint again")
-        return read_tensor(name, self.tensors[name])
+        return read_tensor(name, info)
 
     def _check_index(self) -> None:
         index = self.path / INDEX
@@ -161,15 +170,55 @@ class Checkpoint:
             return
         listed = read_json(index).get("weight_map", {})
         for name, file in listed.items():
-            if name not in self.tensors:
+            if name not in self.stored:
                 raise QCompressError(f"{index}: lists {name}, which is missing in {file}; fetch the checkpoint again")
-            if self.tensors[name].file.name != file:
+            if self.stored[name].file.name != file:
                 raise QCompressError(
-                    f"{index}: places {name} in {file}, but it is in {self.tensors[name].file.name}; correct the index"
+                    f"{index}: places {name} in {file}, but it is in {self.stored[name].file.name}; correct the index"
                 )
 
 
 PathOrCheckpoint = str | Path | Checkpoint
+Tensors = dict[str, TensorInfo]
+
+
+def model_config(stored: dict[str, Any], naming: Naming) -> dict[str, Any]:
+    """The config.json of the language model. Its quantization_config has the names of the model."""
+    config = text_config(stored)
+    quantization = config.get("quantization_config")
+    renamed = naming != Naming(experts=naming.experts) and isinstance(quantization, dict)
+    return config | {"quantization_config": named_in_model(quantization, naming)} if renamed else config
+
+
+def language_model(stored: Tensors, naming: Naming) -> tuple[Tensors, Tensors]:
+    """The tensors of the language model by the model's names, and all others by their names in the files.
+
+    A tensor that holds all experts of a block is listed once per expert and linear: each is a range of its bytes.
+    """
+    tensors: Tensors = {}
+    carried: Tensors = {}
+    for name, info in stored.items():
+        inside = naming.in_model(name)
+        if inside is None:
+            carried[name] = info
+        else:
+            tensors |= unstacked(inside, info, naming.experts) or {inside: info}
+    return tensors, carried
+
+
+def unstacked(name: str, info: TensorInfo, experts: ExpertNames | None) -> Tensors:
+    """The linears of all experts in one stacked tensor (experts, rows, in). {} for any other tensor."""
+    parts = stacked_parts(experts, name) if experts else None
+    if experts is None or parts is None or len(info.shape) != 3 or info.shape[1] % len(parts[1]):
+        return {}
+    block, linears = parts
+    shape = (info.shape[1] // len(linears), info.shape[2])
+    size = prod(shape) * info.dtype.itemsize
+    names = [f"{block}{experts.linear(expert, linear)}" for expert in range(info.shape[0]) for linear in linears]
+    return {
+        f"{one}.weight": TensorInfo(info.file, info.offset + number * size, info.dtype, shape)
+        for number, one in enumerate(names)
+    }
 
 
 def open_checkpoint(source: PathOrCheckpoint) -> Checkpoint:

@@ -10,12 +10,13 @@ NAME_scheme is the inverse of NAME_config.
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from compress.core.dtypes import Dtype
 from compress.core.errors import BadValueError, QCompressError
 from compress.core.scheme import Scheme
-from compress.model.families import FUSED
+from compress.model.families import FUSED_NAMES
 
 HEAD = "lm_head"
 V2 = "gptq_v2"
@@ -39,7 +40,7 @@ def base_scheme(schemes: Schemes) -> Scheme:
 
 def layer_pattern(module: str) -> str:
     """A regular expression for a linear, the linears that vLLM fuses with it, and the fused layer."""
-    for fused, shards in FUSED.items():
+    for fused, shards in FUSED_NAMES.items():
         path = next((module.removesuffix(shard) for shard in shards if module.endswith(f".{shard}")), None)
         if path is not None:
             parent = fused.rpartition(".")[0]
@@ -63,8 +64,12 @@ def flatten(value: Any) -> list[str]:
     return [text for item in value for text in flatten(item)] if isinstance(value, list) else []
 
 
-def awq_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
-    """The awq config, which has one scheme for all modules. Raises ValueError if the schemes differ."""
+def awq_config(schemes: Schemes, ignore: list[str], carried: Sequence[str] = ()) -> dict[str, Any]:
+    """The awq config, which has one scheme for all modules. Raises ValueError if the schemes differ.
+
+    vLLM skips every module whose path contains an entry of modules_to_not_convert. Without entries, it skips modules
+    whose own tensors are all floats, and everything inside them.
+    """
     base = base_scheme(schemes)
     if set(schemes.values()) != {base}:
         other = next(module for module, scheme in schemes.items() if scheme != base)
@@ -76,7 +81,7 @@ def awq_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
         "zero_point": True,
         "version": "gemm",
         "lm_head": HEAD in schemes,
-        "modules_to_not_convert": [name for name in ignore if name != HEAD] or None,
+        "modules_to_not_convert": [*carried, *(name for name in ignore if kind(name) != "head")] or None,
     }
 
 
@@ -89,7 +94,7 @@ def awq_scheme(quant: dict[str, Any], module: str, dtype: Dtype) -> Scheme:
     return Scheme(int(awq_key(quant, "bits") or 0), int(awq_key(quant, "group_size") or 0), False, dtype)
 
 
-def gptq_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
+def gptq_config(schemes: Schemes, ignore: list[str], carried: Sequence[str] = ()) -> dict[str, Any]:
     base = base_scheme(schemes)
     others = {
         f"+:{layer_pattern(module)}": {"bits": scheme.bits, "group_size": scheme.group_size}
@@ -107,14 +112,21 @@ def gptq_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
         "true_sequential": True,
         "static_groups": True,
         "pack_dtype": "int32",
-        "dynamic": {skip_rule(name): {} for name in ignore if name != HEAD} | others,
+        "dynamic": {f"-:{part_pattern(name)}": {} for name in carried}
+        | {skip_rule(name): {} for name in ignore if kind(name) != "head"}
+        | others,
     }
+
+
+def part_pattern(part: str) -> str:
+    """A regular expression for everything inside the module `part`, which may lie below another one."""
+    return f"(.*\\.)?{re.escape(part)}\\..*"
 
 
 def skip_rule(module: str) -> str:
     """GPTQModel's rule to skip a module, which also matches vLLM's fused layer."""
     path, _, leaf = module.rpartition(".")
-    fused = [name for name, shards in FUSED.items() if any(module.endswith(f".{shard}") for shard in shards)]
+    fused = [name for name, shards in FUSED_NAMES.items() if any(module.endswith(f".{shard}") for shard in shards)]
     names = "|".join([leaf, *(name.rpartition(".")[2] for name in fused)])
     return f"-:{re.escape(path)}\\.({names})$"
 
@@ -144,7 +156,7 @@ def gptq_layout(quant: dict[str, Any]) -> Any:
     return quant.get("checkpoint_format", quant.get("format"))
 
 
-def ct_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
+def ct_config(schemes: Schemes, ignore: list[str], carried: Sequence[str] = ()) -> dict[str, Any]:
     base = base_scheme(schemes)
     targets: dict[Scheme, list[str]] = {base: ["Linear"]}
     for module, scheme in schemes.items():
@@ -155,7 +167,7 @@ def ct_config(schemes: Schemes, ignore: list[str]) -> dict[str, Any]:
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "quantization_status": "compressed",
-        "ignore": ignore,
+        "ignore": [*(f"re:{part_pattern(part)}" for part in carried), *ignore],
         "config_groups": {f"group_{i}": ct_group(*pair) for i, pair in enumerate(targets.items())},
     }
 

@@ -1,7 +1,7 @@
 """Tables of the models that vLLM supports, from the sources of vLLM 0.32.0. A newer version mostly supports more.
 
-Architectures are the keys of _TEXT_GENERATION_MODELS and the text part of _TRANSFORMERS_SUPPORTED_MODELS in
-vllm/model_executor/models/registry.py. The other tables list models that can load a packed head
+Architectures are the keys of _TEXT_GENERATION_MODELS, the text part of _TRANSFORMERS_SUPPORTED_MODELS and some of
+_MULTIMODAL_MODELS in vllm/model_executor/models/registry.py. The other tables list models that can load a packed head
 (ParallelLMHead) or a packed embedding.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from calibration.suggest import did_you_mean
 from compress.core.errors import QCompressError
 
 VLLM_VERSION = "0.32.0"
@@ -45,7 +46,12 @@ THROUGH_TRANSFORMERS = """
     Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM PhiForCausalLM SeedOssForCausalLM SmolLM3ForCausalLM
     Starcoder2ForCausalLM VaultGemmaForCausalLM
 """
-ARCHITECTURES = frozenset(f"{OWN_CODE} {THROUGH_TRANSFORMERS}".split())
+MULTIMODAL = """
+    Gemma3ForConditionalGeneration Gemma4ForConditionalGeneration Mistral3ForConditionalGeneration
+    Qwen2VLForConditionalGeneration Qwen2_5_VLForConditionalGeneration Qwen3VLForConditionalGeneration
+    Qwen3VLMoeForConditionalGeneration Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration
+"""  # the language models of these are quantized; vLLM has further ones
+ARCHITECTURES = frozenset(f"{OWN_CODE} {THROUGH_TRANSFORMERS} {MULTIMODAL}".split())
 
 NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})  # vllm/config/model.py
 NO_PACKED_HEAD = frozenset({"opt", "qwen3_next", "falcon_h1", "gemma2", "gemma3n", "cohere", "cohere2"})
@@ -63,5 +69,5 @@ def check_architecture(path: Path, config: Mapping[str, Any]) -> None:
     if not ARCHITECTURES.intersection(names):
         raise QCompressError(
             f"{path / 'config.json'}: architectures: vLLM {VLLM_VERSION} does not implement {names[0]}, so it "
-            "could not load the result; give a model that vLLM supports"
+            f"could not load the result; give a model that vLLM supports{did_you_mean(names[0], ARCHITECTURES)}"
         )

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from compress.checkpoint.record import tensor_bytes, tensor_digest, write_digest
 from compress.core.atomic import check_no_link, file_errors, free_space
 from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
+from compress.model.wrappers import TEXT
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,11 +31,16 @@ UNFINISHED = ".qcompress-unfinished"  # marks a temporary directory as this prog
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, dtype and shape of a tensor to be written."""
+    """Name, dtype and shape of a tensor to be written. `stored` is its name in the file, if that differs."""
 
     name: str
     dtype: Dtype
     shape: tuple[int, ...]
+    stored: str = field(default="", compare=False)
+
+    @property
+    def name_in_file(self) -> str:
+        return self.stored or self.name
 
     @classmethod
     def of(cls, name: str, tensor: "Tensor") -> "TensorSpec":
@@ -79,7 +85,7 @@ def plan_shard(file: str, specs: Sequence[TensorSpec]) -> Shard:
     starts, position = {}, 0
     for spec in ordered:
         entry = {"dtype": DTYPE_NAMES[spec.dtype], "shape": list(spec.shape)}
-        entries[spec.name] = {**entry, "data_offsets": [position, position + spec.bytes]}
+        entries[spec.name_in_file] = {**entry, "data_offsets": [position, position + spec.bytes]}
         starts[spec.name] = position
         position += spec.bytes
     text = json.dumps(entries, separators=(",", ":")).encode()
@@ -224,10 +230,11 @@ class CheckpointWriter:
         config: dict[str, Any],
         *,
         source: Path | None = None,
+        copied: Sequence[str] = COPIED,
         extra: dict[str, str] | None = None,
         inspect: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write config, index, the tokenizer of `source` and digests, then rename the directory to `out`.
+        """Write config, index, the `copied` files of `source` and digests, then rename the directory to `out`.
 
         `extra` maps file names to texts. `inspect` is called with the complete directory before the rename; if it
         raises, nothing is published. Raises ValueError if a planned tensor was never written.
@@ -236,7 +243,9 @@ class CheckpointWriter:
         if missing:
             raise ValueError(f"{len(missing)} planned tensors were not written; the first is {missing[0]}")
         with file_errors(self.folder, self._kept):
-            self._write_small_files(config, source, extra or {})
+            if source is not None:
+                copy_files(source, self.folder, copied)
+            self._write_small_files(config, extra or {})
             self.sync()
             (self.folder / UNFINISHED).unlink(missing_ok=True)
         if inspect is not None:
@@ -246,19 +255,18 @@ class CheckpointWriter:
                 self.out.rmdir()  # checked empty at the start
             self.folder.rename(self.out)
 
-    def _write_small_files(self, config: dict[str, Any], source: Path | None, extra: dict[str, str]) -> None:
-        """Write config.json, index, the tokenizer of `source`, the texts in `extra`, and the digests of all files."""
+    def _write_small_files(self, config: dict[str, Any], extra: dict[str, str]) -> None:
+        """Write config.json, index, the texts in `extra`, and the digests of all files."""
         write_json(self.folder / "config.json", config)
         if len(self.shards) > 1:
             total = sum(spec.bytes for spec in self.specs.values())
-            places = {name: shard.file for name, shard in sorted(self._shard_of.items())}
+            places = {self.specs[name].name_in_file: shard.file for name, shard in sorted(self._shard_of.items())}
             write_json(self.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
-        if source is not None:
-            copy_tokenizer(source, self.folder)
         for name, text in extra.items():
             (self.folder / name).write_text(text, encoding="utf-8")
-        digests = {name: self._digest(name) for name in self.specs}
-        write_digests(self.folder, config, digests, {name: (one.dtype, one.shape) for name, one in self.specs.items()})
+        specs = {spec.name_in_file: spec for spec in self.specs.values()}
+        digests = {name: self._digest(spec.name) for name, spec in specs.items()}
+        write_digests(self.folder, config, digests, {name: (one.dtype, one.shape) for name, one in specs.items()})
 
     def sync(self) -> None:
         """Flush all weight files to the disk."""
@@ -281,9 +289,9 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer files, with a tokenizer class that transformers 4 and 5 can both load."""
-    for name in COPIED:
+def copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Copy files beside the weights, with a tokenizer class that transformers 4 and 5 can both load."""
+    for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     path = target / "tokenizer_config.json"
@@ -296,9 +304,12 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 def both_spellings(config: dict[str, Any]) -> dict[str, Any]:
     """The config with the keys of both transformers 5 and 4: dtype and torch_dtype, rope_parameters and rope_theta.
 
-    The rope settings are those that transformers resolves for the model type.
+    The rope settings are those that transformers resolves for the model type. The settings of a language model inside
+    a wrapper get both spellings too.
     """
     config = dict(config)
+    if isinstance(config.get(TEXT), dict) and "model_type" in config[TEXT]:
+        config[TEXT] = both_spellings(config[TEXT])
     if "dtype" in config or "torch_dtype" in config:
         config["dtype"] = config["torch_dtype"] = config.get("dtype") or config.get("torch_dtype")
     rope = config.get("rope_parameters")

@@ -161,6 +161,11 @@ class LayoutConfig:
         group="Layout",
         metavar="PART",
     )
+    text_only: bool = option(
+        False,
+        "Of a multimodal model, write the language model alone, as its own causal language model.",
+        group="Layout",
+    )
     max_size: int | None = option(
         None,
         "Largest size of the weight files: 2GB, 1.5GiB, 800MB. A larger result is refused before any work.",

@@ -21,6 +21,7 @@ from transformers.initialization import no_init_weights
 
 from compress.core.errors import BadValueError
 from compress.model.config_keys import plain_config
+from compress.model.experts import ExpertLinear, split_experts
 from compress.model.families import Stage, find_family
 from compress.model.shapes import Linear, ModelShapes, Vocabulary
 
@@ -33,13 +34,15 @@ HEAD_ROWS = 16384  # vocabulary rows per slice of the head: the whole head of a 
 class Block:
     """A decoder block with its weights in memory. Its name is a path such as "model.layers.3".
 
-    `linears` and `stages` name linears by their path inside the block. `stages` is None for an unknown family.
+    `linears` and `stages` name linears by their path inside the block; linears that stay in 16 bits are left out.
+    `stages` is None for an unknown family. `experts` is the path of the block's experts, None without experts.
     """
 
     name: str
     module: nn.Module
     linears: dict[str, nn.Linear]
     stages: tuple[Stage, ...] | None
+    experts: str | None = None
 
 
 def make_config(config: dict[str, Any]) -> PretrainedConfig:
@@ -72,6 +75,7 @@ def make_skeleton(config: dict[str, Any]) -> PreTrainedModel:
     with foreign_errors("transformers cannot build this model"):
         with init_empty_weights(include_buffers=False), no_init_weights():
             model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+            split_experts(model, settings.model_type)
         model.tie_weights()  # a tied head shares the embedding's parameter, so it is listed once
     return model.eval().requires_grad_(False)
 
@@ -81,19 +85,36 @@ def set_parameter(module: nn.Module, path: str, tensor: Tensor) -> None:
     module.get_submodule(owner)._parameters[name] = nn.Parameter(tensor, requires_grad=False)
 
 
-def fill(module: nn.Module, prefix: str, weights: Weights, dtype: torch.dtype) -> None:
+def fill(module: nn.Module, prefix: str, weights: Weights, dtype: torch.dtype, *, small_experts: bool = False) -> None:
     """Set every parameter of `module` to the tensor with the name `prefix` + its path, in `dtype`.
 
-    Raises ValueError if a tensor has another shape than the parameter.
+    Stored buffers, such as the bias of a router, keep their dtype. With `small_experts`, experts that are stored in 16
+    bits keep their dtype too. Raises ValueError if a tensor has another shape than the parameter.
     """
     for path, parameter in list(module.named_parameters()):
-        tensor = weights(f"{prefix}{path}")
-        if tensor.shape != parameter.shape:
-            raise BadValueError(
-                f"{prefix}{path}: the tensor on disk has shape {tuple(tensor.shape)}, "
-                f"but the config needs {tuple(parameter.shape)}"
-            )
-        set_parameter(module, path, tensor.to(dtype))
+        tensor = fitting(f"{prefix}{path}", parameter.shape, weights)
+        keeps = small_experts and tensor.element_size() == 2
+        small = keeps and isinstance(module.get_submodule(path.rpartition(".")[0]), ExpertLinear)
+        set_parameter(module, path, tensor if small else tensor.to(dtype))
+    for path, buffer in stored_buffers(module).items():
+        owner, _, name = path.rpartition(".")
+        module.get_submodule(owner)._buffers[name] = fitting(f"{prefix}{path}", buffer.shape, weights)
+
+
+def fitting(name: str, shape: torch.Size, weights: Weights) -> Tensor:
+    """The tensor `name`. Raises ValueError if it has another shape."""
+    tensor = weights(name)
+    if tensor.shape != shape:
+        raise BadValueError(
+            f"{name}: the tensor on disk has shape {tuple(tensor.shape)}, but the config needs {tuple(shape)}"
+        )
+    return tensor
+
+
+def stored_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that checkpoints store, by path. Computed tables, such as rotary frequencies, are not stored."""
+    stored = module.state_dict(keep_vars=True).keys()
+    return {path: buffer for path, buffer in module.named_buffers() if path in stored}
 
 
 def empty(module: nn.Module) -> None:
@@ -305,9 +326,15 @@ class BlockModel:
         """Context with block `index` in memory. Its weights are read from disk, or taken out of `stored`."""
         module, name = self._blocks[index], self.name(index)
         source = self.weights if stored is None else lambda path: stored.pop(path).to(self.device)
-        fill(module, f"{name}.", source, self.dtype)
+        fill(module, f"{name}.", source, self.dtype, small_experts=True)
+        linears, family = find_linears(module), self.family
+        modules = {path.rpartition(".")[0] for path, _ in module.named_parameters()}
         try:
-            yield Block(name, module, find_linears(module), self.family.stages if self.family else None)
+            if family is None:
+                yield Block(name, module, linears, None)
+            else:
+                linears = {path: linear for path, linear in linears.items() if not family.skips(path)}
+                yield Block(name, module, linears, family.stages_in(modules), family.experts_in(modules))
         finally:
             empty(module)
 
@@ -324,7 +351,9 @@ class BlockModel:
 
     def _read(self, index: int) -> dict[str, Tensor]:
         """All parameters of a block by name, in their stored dtype. For a GPU, they are in pinned memory."""
-        names = [f"{self.name(index)}.{path}" for path, _ in self._blocks[index].named_parameters()]
+        block = self._blocks[index]
+        paths = [*(path for path, _ in block.named_parameters()), *stored_buffers(block)]
+        names = [f"{self.name(index)}.{path}" for path in paths]
         pinned = self.device.type == "cuda"
         return {name: self.source(name).pin_memory() if pinned else self.source(name) for name in names}
 
@@ -364,9 +393,11 @@ def skeleton_shapes(config: dict[str, Any]) -> ModelShapes:
         f"{path}.{i}.{name}": linear for i, block in enumerate(layers) for name, linear in find_linears(block).items()
     }
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
+    parameters = dict(model.named_parameters()) | stored_buffers(model)
+    model_type = model.config.model_type
     return ModelShapes(
-        model.config.model_type,
-        {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
+        model_type,
+        {name: tuple(parameter.shape) for name, parameter in parameters.items()},
         {name: Linear(one.out_features, one.in_features, one.bias is not None) for name, one in linears.items()},
         Vocabulary(
             names[table],
@@ -378,7 +409,7 @@ def skeleton_shapes(config: dict[str, Any]) -> ModelShapes:
         tuple(f"{path}.{i}" for i in range(len(layers))),
         frozenset(model.state_dict()),
         tuple(pattern for pattern in patterns if isinstance(pattern, str)),
-        bool(get_checkpoint_conversion_mapping(model.config.model_type)),
+        bool(get_checkpoint_conversion_mapping(model_type)) and find_family(model_type) is None,
     )
 
 

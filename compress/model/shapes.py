@@ -3,14 +3,17 @@
 Known model types are read from the table in `architectures.py`. All others are built by transformers without weights.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
 from compress.model.architectures import ModelParts, Part, find_architecture, layer_lists, sizes_of
+from compress.model.families import find_family
 
 Config = dict[str, Any]
 EMBEDDING, HEAD, NORM, BLOCKS = "model.embed_tokens", "lm_head", "model.norm", "model.layers"
+EXPERT = re.compile(r"\.\d+\.")
 LAYER_LISTS = ("layer_types", "no_rope_layers")  # config lists with one entry per block
 
 
@@ -139,8 +142,41 @@ def sliding_window(config: Config) -> int | None:
 
 
 def linear_shapes(config: Config) -> dict[str, tuple[int, int]]:
-    """The shape (out_features, in_features) of every linear in the decoder blocks, by its path."""
-    return {name: (linear.out, linear.inn) for name, linear in model_shapes(config).linears.items()}
+    """The shape (out_features, in_features) of every linear in the decoder blocks that is quantized, by its path."""
+    shapes = model_shapes(config)
+    family = find_family(shapes.model_type)
+    return {
+        name: (linear.out, linear.inn)
+        for name, linear in shapes.linears.items()
+        if family is None or not family.skips(name)
+    }
+
+
+def model_stages(config: Config) -> dict[str, list[tuple[str, ...]]]:
+    """{name of a stage: the full paths of its linears, once per block and expert}. {} if stages must be traced.
+
+    The name is the path of the first linear inside its block, without the number of an expert.
+    """
+    shapes = model_shapes(config)
+    family = find_family(shapes.model_type)
+    stages: dict[str, list[tuple[str, ...]]] = {}
+    for block, modules in modules_by_block(shapes).items():
+        for stage in family.stages_in(modules) if family else ():
+            name = EXPERT.sub(".", stage.linears[0])
+            stages.setdefault(name, []).append(tuple(f"{block}.{linear}" for linear in stage.linears))
+    return stages
+
+
+def modules_by_block(shapes: ModelShapes) -> dict[str, set[str]]:
+    """{block: the modules in it that have parameters}, as paths inside the block."""
+    modules: dict[str, set[str]] = {block: set() for block in shapes.blocks}
+    depth = shapes.blocks[0].count(".") + 1 if shapes.blocks else 0
+    for name in shapes.parameters:
+        path = name.split(".")
+        block = ".".join(path[:depth])
+        if block in modules:
+            modules[block].add(".".join(path[depth:-1]))
+    return modules
 
 
 def find_vocabulary(config: Config) -> Vocabulary:

@@ -128,6 +128,17 @@ def read_windows(job: QuantizeJob) -> Windows:
     return windows
 
 
+def expert_counts(rows: list[Row]) -> Row:
+    """The number of experts, and of those that saw too few tokens or none. {} without experts.
+
+    Every expert has several rows with equal numbers, so its down projection is not counted twice.
+    """
+    names = {(row["block"], row["linear"].rpartition(".")[0]): row for row in rows if "tokens" in row}
+    shared, unseen = ([row[key] for row in names.values()] for key in ("shared_statistics", "tokens"))
+    counts = {"experts": len(names), "shared_statistics": sum(shared), "experts_without_tokens": unseen.count(0)}
+    return counts if names else {}
+
+
 def summary(job: QuantizeJob, rows: list[Row], seconds: float) -> Row:
     """The row that the command prints: plan, mean errors, seconds, and how many linears were scaled or damped more."""
     damping = job.config.damp_percent
@@ -138,5 +149,6 @@ def summary(job: QuantizeJob, rows: list[Row], seconds: float) -> Row:
         "mean_rtn_error": sum(row["rtn_error"] for row in rows) / len(rows),
         "more_damping": sum((row.get("damp_percent") or 0) > damping for row in rows),
         "scaled": sum(bool(row.get("scaled")) for row in rows),
+        **expert_counts(rows),
         "seconds": round(seconds, 1),
     }

@@ -31,7 +31,7 @@ JOURNAL = "journal.json"
 TRAINED = "tuned.safetensors"  # what tuning changed
 KEYS = ("settings", "notes", "blocks")  # of the journal
 FILES = ("activations-*.bin", "stage-*.bin", TRAINED)  # in the work folder
-ALGORITHM = 4  # raise it with every change that gives other codes or other keys of the journal: older jobs are refused
+ALGORITHM = 5  # raise it with every change that gives other codes or other keys of the journal: older jobs are refused
 
 
 def work_path(out: Path) -> Path:

@@ -5,8 +5,8 @@ from dataclasses import fields
 
 from calibration.windows import Windows
 from compress.checkpoint.check.run import check_written
+from compress.checkpoint.door.files import COPIED, PROCESSORS
 from compress.checkpoint.finite import cast_finite, check_finite
-from compress.checkpoint.formats import packed_config
 from compress.checkpoint.heldout import heldout_start, recorded_start
 from compress.checkpoint.model_card import CARD, origin, write_card
 from compress.checkpoint.read import RECORD
@@ -34,8 +34,9 @@ def finish(job: QuantizeJob, writer: CheckpointWriter, windows: Windows | None) 
     check_source(job)
     try:
         writer.publish(
-            both_spellings(packed_config(checkpoint.config, plan.format, plan.schemes, plan.unquantized)),
+            both_spellings(plan.written_config),
             source=checkpoint.path,
+            copied=(*COPIED, *(PROCESSORS if plan.source.wrapper else ())),
             extra={RECORD: record, CARD: write_card(json.loads(record))},
             inspect=lambda folder: check_written(folder, checkpoint, source=checkpoint),
         )

@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from compress.checkpoint.check.run import check_checkpoint
+from compress.checkpoint.door.files import COPIED
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.record import DIGESTS, read_digests, tensor_digest
 from compress.checkpoint.write import (
     CheckpointWriter,
     TensorSpec,
     both_spellings,
-    copy_tokenizer,
+    copy_files,
     partial_path,
     plan_shards,
     planned_bytes,
@@ -236,7 +237,7 @@ def test_the_copied_tokenizer_has_a_class_of_transformers_4(tmp_path):
     (source / "tokenizer.json").write_text("{}")
     (source / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend", "bos_token": "<s>"}')
     (source / "weights.bin").write_text("no")
-    copy_tokenizer(source, target)
+    copy_files(source, target, COPIED)
     assert {file.name for file in target.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
     settings = json.loads((target / "tokenizer_config.json").read_text())
     assert settings == {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"}

@@ -58,8 +58,8 @@ def assert_equal_to_transformers(config: dict) -> None:
         assert sliding_window(config) == getattr(full, "sliding_window", None)
 
 
-def test_every_family_is_in_the_table():
-    assert {name for family in FAMILIES for name in family.model_types} == ARCHITECTURES.keys()
+def test_every_architecture_is_in_the_table_of_families():
+    assert {name for family in FAMILIES for name in family.model_types} >= ARCHITECTURES.keys()
 
 
 @pytest.mark.parametrize("change", CHANGES)

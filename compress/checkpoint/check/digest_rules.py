@@ -47,7 +47,7 @@ def tensors_match_digests(candidate: Candidate) -> Findings:
     digests = candidate.digests
     if digests is None:
         return
-    stored, tensors = digests["tensors"], candidate.checkpoint.tensors
+    stored, tensors = digests["tensors"], candidate.checkpoint.stored
     shapes = shape_texts({name: (info.dtype, info.shape) for name, info in tensors.items()})
     for name in sorted(stored.keys() - tensors.keys()):
         yield error("missing", "as written", OTHER_OUTPUTS, tensor=name)
@@ -66,7 +66,7 @@ def config_matches_digests(candidate: Candidate) -> Findings:
     digests = candidate.digests
     if digests is None:
         return
-    stored, current = digests["config"], config_digests(candidate.config)
+    stored, current = digests["config"], config_digests(candidate.checkpoint.stored_config)
     for key in sorted(stored.keys() | current.keys()):
         if stored.get(key) != current.get(key):
             value = "missing" if key not in current else "new" if key not in stored else CHANGED
@@ -86,7 +86,7 @@ def files_match_digests(candidate: Candidate) -> Findings:
         yield file_finding(name, "added", "absent, as written")
     for name in sorted(files.keys() & stored.keys()):
         if file_digest(files[name]) != stored[name]:
-            if name == "config.json" and config_digests(candidate.config) != digests["config"]:
+            if name == "config.json" and config_digests(candidate.checkpoint.stored_config) != digests["config"]:
                 continue  # D2
             if has_own_digests(name):
                 yield warning("stored in another form", WRITTEN, "none: D1 and D2 compare its values", file=name)

@@ -53,10 +53,8 @@ def factors_match_source(candidate: Candidate) -> Findings:
     if candidate.compared_source is None or candidate.format is None:
         return
     sound = {name: scheme for name, _, scheme in candidate.sound()}
-    family = candidate.provenance.family
     staged: set[str] = set()
-    stages = family.stages if family else ()
-    for block in candidate.table.block_names:
+    for block, stages in candidate.table.stages.items():
         fits = [fit for stage in stages if (fit := fit_stage(candidate, block, stage, sound))]
         staged |= {pair.name for fit in fits for pair in fit.pairs}
         for fit in fits:

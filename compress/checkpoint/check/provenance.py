@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from compress.checkpoint.check.table import Table
-from compress.model.families import Family, Stage, find_family
+from compress.model.families import Stage
 
 MADE_BY_TRAINING = ("distill", "init-student")  # commands whose weights are not those of their source
 
@@ -49,10 +49,6 @@ class Provenance:
         return bool(self.record.get("tune")) and name.startswith(tuple(f"{block}." for block in self.table.block_names))
 
     @cached_property
-    def family(self) -> Family | None:
-        return find_family(str(self.config.get("model_type")))
-
-    @cached_property
     def _scaled_linears(self) -> set[str] | None:
         """The linears that the record marks as scaled; None if it has no rows."""
         rows = self.record.get("rows")
@@ -63,14 +59,14 @@ class Provenance:
 
     def is_scaled(self, block: str, stage: Stage) -> bool:
         """Whether AWQ has scaled, or may have scaled, the inputs of a stage."""
-        if stage.feeder is None or self.family is None or self.config.get("quantization_config") is None:
+        if stage.feeder is None or self.config.get("quantization_config") is None:
             return False
         return self._scaled_linears is None or f"{block}.{stage.linears[0]}" in self._scaled_linears
 
     def scaled_stages(self) -> Iterator[tuple[str, Stage]]:
         """(block, stage) of every stage that is or may be scaled."""
-        for block in self.table.block_names:
-            for stage in self.family.stages if self.family else ():
+        for block, stages in self.table.stages.items():
+            for stage in stages:
                 if self.is_scaled(block, stage):
                     yield block, stage
 

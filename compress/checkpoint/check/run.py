@@ -154,7 +154,7 @@ def check_checkpoint(
     path = model.path if isinstance(model, Checkpoint) else Path(model)
     if not path.is_dir():
         raise QCompressError(f"{path}: no such directory; give a folder with config.json and *.safetensors")
-    config = read_json(path / "config.json")
+    read_json(path / "config.json")
     if not any(path.glob("*.safetensors")) and not (path / INDEX).is_file():
         weight_files(path)  # raises the error that explains what is missing
     try:
@@ -169,7 +169,7 @@ def check_checkpoint(
     rules = rules_for(runs_in)
     table = EMPTY_TABLE
     try:
-        table = make_table(config)
+        table = make_table(checkpoint.config)
     except QCompressError as problem:
         stop = "transformers cannot build a causal language model from it, and vLLM stops"
         rows.append(stamp("C2", error(problem.message, "a supported architecture", stop, file="config.json")))

@@ -1,13 +1,14 @@
 """The modules of the model that config.json describes, and the layers into which vLLM fuses them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from compress.core.errors import QCompressError
-from compress.model.families import FUSED, find_family
-from compress.model.shapes import Linear, model_shapes
+from compress.model.families import FUSED, Family, Stage, find_family
+from compress.model.shapes import Linear, model_shapes, modules_by_block
 
-ROW_PARALLEL = ("heads", "rows")  # a linear fed by another linear is cut along its inputs
+ROW_PARALLEL = ("o_proj", "out_proj", "down_proj", "output_linear", "w2", "fc2", "c_proj")  # cut along their inputs
+UNKNOWN = Family((), (), FUSED)  # what an unknown model type probably fuses
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Table:
 
     `vocabulary` is the shape of head and embedding, and `parameters` has the shapes of all parameters. `state_names`
     are all names of the state dict. `fused` maps each fused layer of vLLM to its linears. Tensor parallelism splits
-    `row_parallel` linears along their inputs. `block_names` are the paths of the decoder blocks.
+    `row_parallel` linears along their inputs. `stages` has the stages of each decoder block by its path; () if they are
+    unknown.
     """
 
     linears: dict[str, Linear]
@@ -27,7 +29,11 @@ class Table:
     state_names: frozenset[str]
     fused: dict[str, tuple[str, ...]]
     row_parallel: frozenset[str]
-    block_names: tuple[str, ...] = ()
+    stages: dict[str, tuple[Stage, ...]] = field(default_factory=dict)
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        return tuple(self.stages)
 
 
 EMPTY_TABLE = Table({}, "lm_head", "embedding", Linear(0, 0), {}, frozenset(), {}, frozenset())
@@ -48,19 +54,16 @@ def make_table(config: dict[str, Any]) -> Table:
         AssertionError,
     ) as problem:
         raise QCompressError(" ".join(str(problem).split())[:200]) from None
-    linears, fused, row_parallel = shapes.linears, {}, set()
     family = find_family(shapes.model_type)
-    for block in shapes.blocks:
-        for name, shards in (family.fused if family else FUSED).items():
-            full = tuple(f"{block}.{shard}" for shard in shards)
-            if all(shard in linears for shard in full):
-                fused[f"{block}.{name}"] = full
-        for stage in family.stages if family else ():
-            if stage.feeder and stage.feeder.kind in ROW_PARALLEL:
-                row_parallel |= {f"{block}.{name}" for name in stage.linears}
+    row_parallel = [name for name in shapes.linears if family and name.rpartition(".")[2] in ROW_PARALLEL]
+    fused, stages = {}, {}
+    for block, modules in modules_by_block(shapes).items():
+        for name, shards in (family or UNKNOWN).fused_in(modules):
+            fused[f"{block}.{name}"] = tuple(f"{block}.{shard}" for shard in shards)
+        stages[block] = family.stages_in(modules) if family else ()
     vocabulary = shapes.vocabulary
     return Table(
-        linears,
+        shapes.linears,
         vocabulary.head,
         vocabulary.embedding,
         Linear(vocabulary.rows, vocabulary.width),
@@ -68,5 +71,5 @@ def make_table(config: dict[str, Any]) -> Table:
         shapes.state_names,
         fused,
         frozenset(row_parallel),
-        shapes.blocks,
+        stages,
     )

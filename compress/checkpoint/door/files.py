@@ -25,7 +25,13 @@ SPECIAL_MAP, ADDED, VOCABULARY, MERGES = "special_tokens_map.json", "added_token
 PIECES, TEMPLATE = "tokenizer.model", "chat_template.jinja"
 TOKENIZER_FILES = (TOKENIZER, SETTINGS, SPECIAL_MAP, ADDED, VOCABULARY, MERGES, PIECES, TEMPLATE)
 COPIED = (*TOKENIZER_FILES, GENERATION, "LICENSE")  # from the source to what is made from it, if they exist
-SMALL_FILES = (CONFIG, INDEX, *COPIED, "README.md", RECORD, DIGESTS)  # beside the weights
+PROCESSORS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+)
+SMALL_FILES = (CONFIG, INDEX, *COPIED, *PROCESSORS, "README.md", RECORD, DIGESTS)  # beside the weights
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_JSON = 64_000_000
 MAX_DEPTH = 100

@@ -18,6 +18,7 @@ from compress.model.malloc import release_memory
 from compress.model.precision import matmul_in
 from compress.quantize.blocks.lockstep import Batches, BlockPass, Outputs, Schedule, lockstep, trace_stages
 from compress.quantize.blocks.problem import BlockSettings, StageStatistics, collect_statistics, stage_problem
+from compress.quantize.blocks.routing import Routing
 from compress.quantize.methods.awq import output_error
 from compress.quantize.methods.error_correction import StageInput
 from compress.quantize.methods.fold import fold_bias, fold_norm, fold_rows, per_row
@@ -68,11 +69,16 @@ class QuantizedBlock:
 def stages_of(block: Block, run: Callable[[Tensor], Tensor], sample: Tensor) -> list[Stage]:
     """The block's stages from the family table. If the table misses a linear, the stages are traced on `sample`.
 
+    Stages of blocks with experts are in the order in which this model calls them, which differs between families.
     Raises ValueError if a linear is never called.
     """
-    if block.stages is not None and {n for stage in block.stages for n in stage.linears} == set(block.linears):
+    complete = block.stages is not None and {n for stage in block.stages for n in stage.linears} == set(block.linears)
+    if block.stages is not None and complete and block.experts is None:
         return list(block.stages)
     traced = [Stage(names) for names in trace_stages(block.linears, lambda: run(sample))]
+    if block.stages is not None and complete:
+        order = [name for stage in traced for name in stage.linears]
+        return sorted(block.stages, key=lambda stage: order.index(stage.linears[0]))
     missing = set(block.linears) - {name for stage in traced for name in stage.linears}
     if missing:
         raise BadValueError(
@@ -99,15 +105,22 @@ def quantize_block(
     """
     result = QuantizedBlock()
     stages = {stage.linears: stage for stage in stages_of(block, run, batches[0])}
+    routing = Routing(block)
 
     def solve(names: tuple[str, ...], inputs: Iterable[StageInput]) -> None:
+        if names not in stages:
+            routing.count(inputs, processes)
+            return
         statistics = collect_statistics(block, stages[names], inputs, references.get(names), settings)
         with matmul_in(torch.float32):
+            first = len(result.rows)
             quantize_stage(block, stages[names], statistics, result, settings, processes)
+        routing.describe(names[0], result.rows[first:])
 
     with matmul_in(settings.matmul_dtype):
-        references = record_references(block, list(stages.values()), run, reference) if reference else {}
-        schedule(BlockPass(block, list(stages), run, batches, outputs), solve)
+        dense = [stage for stage in stages.values() if routing.expert_of(stage.linears[0]) is None]
+        references = record_references(block, dense, run, reference) if reference else {}
+        schedule(BlockPass(block, routing.insert(list(stages)), run, batches, outputs), solve)
     return result
 
 

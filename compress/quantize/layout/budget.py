@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from statistics import NormalDist
+from typing import Any
 
 from compress.checkpoint.schemes import kind
 from compress.core.config import FORMAT_NAMES, QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.core.scheme import Scheme
-from compress.model.families import find_family
+from compress.model.shapes import model_stages
 from compress.quantize.layout.layouts import Choice, refusal
 from compress.quantize.layout.plan import LayoutPlan, SourceModel, legal_group_sizes, make_plan
 
@@ -50,7 +51,7 @@ def layouts(source: SourceModel, config: QuantizeConfig, formats: Sequence[str])
 
     The options are formats, group sizes, bits of head and embedding, and stages in 8 bits.
     """
-    wide_stages = eight_bit_choices(str(source.model.get("model_type")))
+    wide_stages = eight_bit_choices(source.model)
     axes = product(formats, legal_group_sizes(source.linears), HEAD_AND_EMBEDDING, wide_stages)
     for format_name, group_size, (head_bits, embedding_bits), eight_bit in axes:
         layout = replace(
@@ -67,13 +68,12 @@ def layouts(source: SourceModel, config: QuantizeConfig, formats: Sequence[str])
             yield layout
 
 
-def eight_bit_choices(model_type: str) -> list[tuple[str, ...]]:
+def eight_bit_choices(model: dict[str, Any]) -> list[tuple[str, ...]]:
     """The values of `eight_bit` to try: no stage, each stage alone, all stages.
 
     The name of a stage is that of its first linear.
     """
-    family = find_family(model_type)
-    stages = tuple(stage.linears[0].rpartition(".")[2] for stage in family.stages) if family else ()
+    stages = tuple(dict.fromkeys(name.rpartition(".")[2] for name in model_stages(model)))
     return [(), *((stage,) for stage in stages), *([stages] if stages else [])]
 
 

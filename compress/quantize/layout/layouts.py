@@ -20,8 +20,7 @@ from compress.checkpoint.vllm_models import EMBEDDING_BY_CLASS, NO_PACKED_HEAD
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.core.scheme import Scheme
-from compress.model.families import find_family
-from compress.model.shapes import Vocabulary
+from compress.model.shapes import Vocabulary, model_stages
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ REFUSALS: tuple[tuple[Callable[[Choice], bool], str], ...] = (
         "or leave out --eight-bit and --head-bits 8",
     ),
     (
-        lambda c: bool(c.config.eight_bit) and find_family(c.model_type) is None,
+        lambda c: bool(c.config.eight_bit) and not model_stages(c.model),
         "--eight-bit: the linears that vLLM fuses are unknown for this model_type; leave out --eight-bit",
     ),
 )
@@ -132,8 +131,7 @@ def eight_bit_linears(choice: Choice, linears: dict[str, tuple[int, int]]) -> se
 
     vLLM fuses linears that share an input. Raises QCompressError if a name occurs in no path.
     """
-    family = find_family(choice.model_type)
-    stages = [stage.linears for stage in family.stages] if family else []
+    stages = [stage for group in model_stages(choice.model).values() for stage in group]
     named: set[str] = set()
     for part in choice.config.eight_bit:
         matches = {name for name in linears if f".{part}." in f".{name}."}
@@ -143,13 +141,4 @@ def eight_bit_linears(choice: Choice, linears: dict[str, tuple[int, int]]) -> se
                 f"{did_you_mean(part, parts_of(linears))}"
             )
         named |= matches
-    return {name for name in linears if any(linear in named for linear in fused_linears(name, stages))}
-
-
-def fused_linears(name: str, stages: list[tuple[str, ...]]) -> list[str]:
-    """The full paths of the linear `name` and of all other linears in its stage."""
-    for stage in stages:
-        for local in stage:
-            if name.endswith(f".{local}"):
-                return [name.removesuffix(local) + other for other in stage]
-    return [name]
+    return named | {name for stage in stages if named.intersection(stage) for name in stage}

@@ -1,13 +1,15 @@
 """The exact plan of a quantized checkpoint: every tensor's name, shape, dtype and scheme, from shapes alone."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from calibration.suggest import did_you_mean
 from compress.checkpoint.door.files import has_weights, read_config_file
-from compress.checkpoint.formats import FORMATS, Format, model_dtype
+from compress.checkpoint.formats import FORMATS, Format, model_dtype, packed_config
 from compress.checkpoint.load import check_causal_lm, open_causal_lm
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.schemes import HEAD, Schemes
@@ -18,7 +20,10 @@ from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.core.report import Row
 from compress.core.scheme import Scheme
+from compress.model.families import FAMILIES, REFUSED, find_family
+from compress.model.naming import PLAIN_NAMES, Naming
 from compress.model.shapes import Vocabulary, find_vocabulary, linear_shapes, parameter_shapes
+from compress.model.wrappers import text_config
 from compress.quantize.layout.layouts import Choice, choose_schemes
 
 
@@ -26,13 +31,24 @@ from compress.quantize.layout.layouts import Choice, choose_schemes
 class SourceModel:
     """A 16-bit model without its weights: a name for errors, the parameter shapes, and the content of config.json.
 
-    `dtype` is the dtype of every tensor that stays unquantized.
+    `dtype` is the dtype of every tensor that stays unquantized, but for those in `exact`, which stay float32. `model`
+    and `shapes` are those of the language model; `naming` has its names in the files. A multimodal model also has the
+    `wrapper` around it, which is its whole config.json, and `carried` tensors, which are copied.
     """
 
     name: str
     shapes: dict[str, tuple[int, ...]]
     model: dict[str, Any]
     dtype: Dtype
+    exact: frozenset[str] = frozenset()
+    naming: Naming = PLAIN_NAMES
+    wrapper: dict[str, Any] | None = None
+    carried: tuple[TensorSpec, ...] = ()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config.json to be written, without a quantization_config."""
+        return self.model if self.wrapper is None else self.wrapper
 
     @cached_property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -43,28 +59,75 @@ class SourceModel:
         return find_vocabulary(self.model)
 
 
-def read_source(path: Path, dtype: str | None = None) -> SourceModel:
+def read_source(path: Path, dtype: str | None = None, *, text_only: bool = False) -> SourceModel:
     """The model at `path`, which is a checkpoint, a folder with a config.json, or a config.json.
 
     `dtype` is explained at `storage_dtype`. Raises QCompressError if the model is not a causal language model, is
-    already quantized, or is unknown to vLLM.
+    already quantized, or is not supported.
     """
     if path.is_dir() and has_weights(path):
-        return checkpoint_source(open_causal_lm(path), dtype)
+        return checkpoint_source(open_causal_lm(path), dtype, text_only=text_only)
     file = path / "config.json" if path.is_dir() else path
-    model = read_config_file(file)
+    stored = read_config_file(file)
+    model = text_config(stored)
     check_causal_lm(file.parent, model)
-    check_unquantized(path, model)
-    check_architecture(file.parent, model)
+    check_supported(file.parent, model if text_only else stored, model)
     return SourceModel(str(path), parameter_shapes(model), model, storage_dtype(model, dtype))
 
 
-def checkpoint_source(checkpoint: Checkpoint, dtype: str | None = None) -> SourceModel:
-    """The model of an open checkpoint. Raises QCompressError if it is already quantized, or unknown to vLLM."""
-    check_unquantized(checkpoint.path, checkpoint.config)
-    check_architecture(checkpoint.path, checkpoint.config)
-    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
-    return SourceModel(str(checkpoint.path), shapes, checkpoint.config, storage_dtype(checkpoint.config, dtype))
+def checkpoint_source(checkpoint: Checkpoint, dtype: str | None = None, *, text_only: bool = False) -> SourceModel:
+    """The model of an open checkpoint. With `text_only`, the language model inside it.
+
+    Raises QCompressError if it is already quantized, or not supported.
+    """
+    model, stored = checkpoint.config, checkpoint.stored_config
+    check_supported(checkpoint.path, model if text_only else stored, model)
+    wrapped = stored is not model and not text_only
+    carried = checkpoint.carried if wrapped else {}
+    return SourceModel(
+        str(checkpoint.path),
+        {name: info.shape for name, info in checkpoint.tensors.items()},
+        model,
+        storage_dtype(model, dtype),
+        exact_tensors(checkpoint),
+        checkpoint.naming if wrapped else replace(checkpoint.naming, prefixes=()),
+        stored if wrapped else None,
+        tuple(TensorSpec(name, info.dtype, info.shape) for name, info in carried.items()),
+    )
+
+
+def exact_tensors(checkpoint: Checkpoint) -> frozenset[str]:
+    """Vectors in float32 of a model in 16 bits, such as the bias of a router: they were stored so on purpose."""
+    if model_dtype(checkpoint.config) == Dtype.float32:
+        return frozenset()
+    vectors = {name: info.dtype for name, info in checkpoint.tensors.items() if len(info.shape) == 1}
+    return frozenset(name for name, dtype in vectors.items() if dtype == Dtype.float32)
+
+
+def check_supported(path: Path, stored: dict[str, Any], model: dict[str, Any]) -> None:
+    """Raise QCompressError if a model is already quantized, cannot be quantized, or is unknown to vLLM."""
+    check_unquantized(path, model)
+    check_not_refused(path, model)
+    check_family(path, model)
+    check_architecture(path, stored)
+
+
+def check_not_refused(path: Path, model: dict[str, Any]) -> None:
+    """Raise QCompressError if the table of families refuses a model type."""
+    kind = str(model.get("model_type"))
+    if kind in REFUSED:
+        raise QCompressError(f"{path / 'config.json'}: model_type {kind} cannot be quantized: {REFUSED[kind]}")
+
+
+def check_family(path: Path, model: dict[str, Any]) -> None:
+    """Raise QCompressError, with the nearest model type, if the table of families does not have a model type."""
+    kind = str(model.get("model_type"))
+    if find_family(kind) is None:
+        nearest = did_you_mean(kind, [name for family in FAMILIES for name in family.model_types])
+        raise QCompressError(
+            f"{path / 'config.json'}: model_type {kind} is not supported; give a model of a supported family, which "
+            f"docs/reference/supported.md lists{nearest}"
+        )
 
 
 def check_unquantized(path: Path, model: dict[str, Any]) -> None:
@@ -97,11 +160,37 @@ class LayoutPlan:
     linears: dict[str, tuple[int, int]]
     tables: dict[str, str]
     specs: list[TensorSpec]
+    source: SourceModel
 
     @property
     def unquantized(self) -> list[str]:
-        """The linears that stay unquantized. Loaders need their names."""
-        return [] if HEAD in self.schemes else [HEAD]
+        """The linears that stay unquantized, such as the head and routers. Loaders need their names."""
+        tables = (self.source.vocabulary.embedding, self.source.vocabulary.head)
+        weights = [name for name, shape in self.source.shapes.items() if len(shape) == 2 and name.endswith(".weight")]
+        matrices = [name.removesuffix(".weight") for name in weights]
+        others = [name for name in matrices if name not in self.schemes and name not in tables]
+        return [*others, *([] if HEAD in self.schemes else [HEAD])]
+
+    @property
+    def written_config(self) -> dict[str, Any]:
+        """config.json of the result, with the names that modules have in its files."""
+        naming = self.source.naming
+        schemes = {naming.in_file(name): scheme for name, scheme in self.schemes.items()}
+        unquantized = [naming.in_file(name) for name in self.unquantized]
+        return packed_config(self.source.config, self.format, schemes, unquantized, self.unpacked_parts)
+
+    @property
+    def unpacked_parts(self) -> list[str]:
+        """Modules without packed linears, such as a vision tower.
+
+        vLLM finds unpacked modules by their tensors if none is listed. Then it takes a module with parameters of its
+        own, such as a Mamba, and all linears inside it for unpacked. So the embedding is listed if there is such a one.
+        """
+        owners = {name.rpartition(".")[0] for name in self.source.shapes} - self.schemes.keys()
+        paths = [module.split(".") for module in self.schemes]
+        around = {".".join(path[:length]) for path in paths for length in range(1, len(path))}
+        carried = carried_parts(self.source.carried)
+        return carried or ([self.source.vocabulary.embedding] if owners & around else [])
 
     @property
     def eight_bit(self) -> frozenset[str]:
@@ -181,18 +270,31 @@ def make_plan(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
     packed = {name: linears.get(name, (vocabulary.rows, vocabulary.width)) for name in schemes}
     specs = [spec for name, shape in packed.items() for spec in packed_specs(name, shape, row, schemes[name])]
     specs += [spec for spec in unquantized_specs(source) if spec.name.removesuffix(".weight") not in schemes]
-    return LayoutPlan(row, scheme, schemes, linears, table_sources(vocabulary, schemes), specs)
+    named = [replace(spec, stored=source.naming.in_file(spec.name)) for spec in specs]
+    return LayoutPlan(
+        row, scheme, schemes, linears, table_sources(vocabulary, schemes), [*named, *source.carried], source
+    )
+
+
+def carried_parts(carried: Sequence[TensorSpec]) -> list[str]:
+    """The modules that contain all linears among carried tensors: their first names, without a common "model."."""
+    linears = [spec.name.split(".") for spec in carried if spec.name.endswith(".weight") and len(spec.shape) == 2]
+    return sorted({path[1] if path[0] == "model" else path[0] for path in linears})
 
 
 def unquantized_specs(source: SourceModel) -> list[TensorSpec]:
     """Every tensor of the model in 16 bits. A tied head is not stored."""
     tied = f"{HEAD}.weight" if source.vocabulary.tied else None
-    return [TensorSpec(name, source.dtype, shape) for name, shape in source.shapes.items() if name != tied]
+    return [
+        TensorSpec(name, Dtype.float32 if name in source.exact else source.dtype, shape)
+        for name, shape in source.shapes.items()
+        if name != tied
+    ]
 
 
 def unquantized_bytes(source: SourceModel) -> int:
     """The exact bytes of the model's weight files in 16 bits."""
-    return planned_bytes(unquantized_specs(source))
+    return planned_bytes([*unquantized_specs(source), *source.carried])
 
 
 def table_sources(vocabulary: Vocabulary, schemes: Schemes) -> dict[str, str]:

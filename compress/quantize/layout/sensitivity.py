@@ -18,7 +18,7 @@ from compress.checkpoint.read import PathOrCheckpoint
 from compress.core.grid import QuantizedWeight, Scheme
 from compress.core.report import Report, silent
 from compress.model.blocks import BlockModel, Weights
-from compress.model.families import find_family
+from compress.model.shapes import model_stages
 from compress.quantize.calibrate import calibration_windows
 from compress.quantize.layout.budget import Harm, Planned, rounding_error
 from compress.quantize.layout.plan import LayoutPlan, SourceModel
@@ -57,16 +57,10 @@ def find_parts(source: SourceModel) -> list[ModelPart]:
 
     An unknown family has a single stage with all linears.
     """
-    family = find_family(str(source.model.get("model_type")))
-    stages = [stage.linears for stage in family.stages] if family else [("",)]
-    parts = [ModelPart(names[0] or "linears", tuple(in_stage(source, names))) for names in stages]
+    stages = {name: [path for stage in group for path in stage] for name, group in model_stages(source.model).items()}
+    parts = [ModelPart(name, tuple(paths)) for name, paths in (stages or {"linears": list(source.linears)}).items()]
     vocabulary = source.vocabulary
     return [*parts, ModelPart("head", (vocabulary.head,)), ModelPart("embedding", (vocabulary.embedding,))]
-
-
-def in_stage(source: SourceModel, names: Sequence[str]) -> Iterator[str]:
-    """The linears of one stage, from every block: their paths end with one of `names`."""
-    return (module for module in source.linears if any(module.endswith(name) for name in names))
 
 
 def measure_parts(

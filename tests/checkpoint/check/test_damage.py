@@ -531,7 +531,9 @@ def test_removing_or_changing_any_quantization_key_is_reported(kind, value, good
     config_json = checkpoint.config
     for key, old in config_json["quantization_config"].items():
         others = {k: v for k, v in config_json["quantization_config"].items() if k != key}
-        checkpoint.config = config_json | {"quantization_config": others if value is None else others | {key: value}}
+        checkpoint.stored_config = config_json | {
+            "quantization_config": others if value is None else others | {key: value}
+        }
         rows = list(config_matches_digests(Candidate(checkpoint, EMPTY_TABLE)))
         assert [row["key"] for row in rows] == ["quantization_config"], f"{key}: {old} -> {value}"
 
@@ -542,7 +544,7 @@ def test_removing_adding_or_changing_any_config_key_is_reported(kind, good):
     config_json = checkpoint.config
     for key in config_json:
         for config in ({k: v for k, v in config_json.items() if k != key}, config_json | {key: "other"}):
-            checkpoint.config = config
+            checkpoint.stored_config = config
             assert [row["key"] for row in config_matches_digests(Candidate(checkpoint, EMPTY_TABLE))] == [key]
-    checkpoint.config = config_json | {"new_key": 1}
+    checkpoint.stored_config = config_json | {"new_key": 1}
     assert [row["key"] for row in config_matches_digests(Candidate(checkpoint, EMPTY_TABLE))] == ["new_key"]

@@ -12,12 +12,12 @@ from compress.checkpoint.check.run import check_checkpoint
 from compress.checkpoint.read import RECORD
 from compress.checkpoint.record import DIGESTS
 from compress.core.config import QuantizeConfig
-from compress.model.families import FAMILIES
+from compress.model.architectures import ARCHITECTURES
 from compress.quantize.auto import quantize
 
 pytestmark = pytest.mark.slow  # runs whole jobs
 
-MODEL_TYPES = sorted({name for family in FAMILIES for name in family.model_types} - {"ministral"})  # not in vLLM
+MODEL_TYPES = sorted({*ARCHITECTURES} - {"ministral"})  # not in vLLM
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 128, "head_dim": 16}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 3}

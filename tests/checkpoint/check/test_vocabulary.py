@@ -267,7 +267,7 @@ def test_awq_with_one_group_per_output_cannot_be_split_over_ranks(model):
 
 def test_several_ranks_of_an_unknown_family_are_a_warning(model):
     copied = model("llama", "plain")
-    copied.config |= {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]}
+    copied.config |= {"model_type": "helium", "architectures": ["HeliumForCausalLM"]}
     assert "TP" in copied.rules("warning", tensor_parallel_size=2)
 
 

@@ -14,14 +14,14 @@ from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import load_model, open_causal_lm, open_for_text
 from compress.checkpoint.vllm_models import NO_FLOAT16
 from compress.core.errors import QCompressError
-from compress.model.families import FAMILIES
+from compress.model.architectures import ARCHITECTURES
 from tests.checkpoint.door.conftest import edit_config, edit_tensors
 
 DOWN = "model__layers__0__mlp__down_proj"
 CODES = torch.zeros(64, 128)
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 128, "head_dim": 16}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
-MODEL_TYPES = sorted({name for family in FAMILIES for name in family.model_types})
+MODEL_TYPES = sorted({*ARCHITECTURES})
 
 
 @pytest.mark.parametrize(
