@@ -81,6 +81,14 @@ ALSO_RUNS_IN = {"vllm_cpu": "CPU", "transformers": "transformers"}
     help="List only layouts that this program loads.  [default: vllm-gpu]",
 )
 @shared_option(
+    "--tensor-parallel-size",
+    group="Layout",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of GPUs that will share each linear. List only group sizes that divide their slices.",
+)
+@shared_option(
     "--dtype",
     group="Layout",
     type=click.Choice(STORAGE_DTYPES),
@@ -102,6 +110,7 @@ def command(
     show_all: bool,
     formats: tuple[str, ...],
     runs_in: str | None,
+    tensor_parallel_size: int,
     dtype: str | None,
     method: str,
     as_json: bool,
@@ -129,7 +138,7 @@ def command(
         model,
         read_source(model, dtype),
         formats=formats,
-        config=QuantizeConfig(method=method, dtype=dtype),
+        config=QuantizeConfig(method=method, dtype=dtype, tensor_parallel_size=tensor_parallel_size),
         runs_in=runs_in,
         measure=measure,
         report=report,

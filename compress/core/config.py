@@ -166,6 +166,13 @@ class LayoutConfig:
         "Of a multimodal model, write the language model alone, as its own causal language model.",
         group="Layout",
     )
+    tensor_parallel_size: int = option(
+        1,
+        "Number of GPUs that will share each linear. If no group size divides their slices, zeros are added to the "
+        "MLPs, which changes no output.",
+        group="Layout",
+        minimum=1,
+    )
     max_size: int | None = option(
         None,
         "Largest size of the weight files: 2GB, 1.5GiB, 800MB. A larger result is refused before any work.",
@@ -189,6 +196,8 @@ class LayoutConfig:
         check_choice("--head-bits", self.head_bits, HEAD_BITS)
         check_choice("--embedding-bits", self.embedding_bits, EMBEDDING_BITS)
         check_choice("--dtype", self.dtype, (None, *STORAGE_DTYPES))
+        if self.tensor_parallel_size < 1:
+            raise BadValueError(f"--tensor-parallel-size {self.tensor_parallel_size}: must be 1 or more")
         object.__setattr__(self, "eight_bit", tuple(self.eight_bit))
         if self.sym is not None and self.sym != self.symmetric:
             grids = "symmetric" if self.symmetric else "asymmetric"

@@ -312,6 +312,8 @@ FAMILIES = (
 )
 FUSED_NAMES = {name: shards for family in FAMILIES for name, shards in family.fused.items()}
 
+ROW_PARALLEL = ("o_proj", "out_proj", "down_proj", "output_linear", "w2", "fc2", "c_proj")
+
 REFUSED = {  # model types that cannot be quantized -> the reason and what to do
     "gpt2": "its linears are stored transposed (Conv1D), and no 4-bit format holds them; use a llama-like model",
     "gpt_bigcode": "its blocks take their arguments by position; use starcoder2",
@@ -323,6 +325,11 @@ REFUSED = {  # model types that cannot be quantized -> the reason and what to do
     "gemma4_text": "its blocks read per-layer embeddings and keys of earlier blocks; use gemma3",
     "gemma3n_text": "its blocks read per-layer embeddings and keys of earlier blocks; use gemma3",
 }
+
+
+def is_row_parallel(linear: str) -> bool:
+    """Whether tensor parallelism cuts a linear along its inputs, and not along its outputs."""
+    return linear.rpartition(".")[2] in ROW_PARALLEL
 
 
 def find_family(model_type: str) -> Family | None:

@@ -24,7 +24,7 @@ from compress.quantize.blocks.source import choose_compute_dtype, make_blocks
 from compress.quantize.calibrate import job_start, job_windows
 from compress.quantize.journal import shared_journal
 from compress.quantize.layout.job_plan import plan_quantize
-from compress.quantize.layout.plan import LayoutPlan, group_size_reason, plan_row
+from compress.quantize.layout.plan import LayoutPlan, group_size_reason, padding_row, plan_row
 from compress.quantize.processes import ALONE, Processes
 from compress.quantize.publish import finish
 
@@ -97,9 +97,12 @@ def report_plan(job: QuantizeJob, memory_bytes: int) -> None:
     """Report the layout, the job's memory, and why an automatic group size is not the largest one."""
     row = plan_row(str(job.checkpoint.path), job.plan, job.config)
     job.report(row | {"memory_bytes": memory_bytes, "compute_dtype": job.config.compute_dtype})
-    reason = None if job.config.group_size else group_size_reason(job.plan)
+    reason = None if job.config.group_size else group_size_reason(job.plan, job.config.tensor_parallel_size)
     if reason is not None:
         job.report({"group_size": reason})
+    padding = padding_row(job.checkpoint, job.plan)
+    if padding:
+        job.report(padding)
 
 
 def write_checkpoint(job: QuantizeJob, schedule: Schedule) -> None:
@@ -144,6 +147,7 @@ def summary(job: QuantizeJob, rows: list[Row], seconds: float) -> Row:
     damping = job.config.damp_percent
     return {
         **plan_row(str(job.checkpoint.path), job.plan, job.config),
+        **padding_row(job.checkpoint, job.plan),
         "out": str(job.journal.out),
         "mean_error": sum(row["error"] for row in rows) / len(rows),
         "mean_rtn_error": sum(row["rtn_error"] for row in rows) / len(rows),

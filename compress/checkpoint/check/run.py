@@ -30,6 +30,7 @@ from compress.checkpoint.check.candidate import Candidate, Finding, Findings, er
 from compress.checkpoint.check.compared import comparisons
 from compress.checkpoint.check.loaders import LOADERS, RUNTIMES, VLLM, Loader
 from compress.checkpoint.check.table import EMPTY_TABLE, make_table
+from compress.checkpoint.padding import SIZE, pad_mlp
 from compress.checkpoint.read import (
     INDEX,
     Checkpoint,
@@ -271,9 +272,21 @@ def single_names(path: Path) -> Iterator[Finding]:
 
 
 def find_source(checkpoint: Checkpoint, source: PathOrCheckpoint | None) -> Checkpoint | None:
-    """The checkpoint to compare weights with: `source`, else the record's if its digest is unchanged, else None."""
-    if source is not None:
-        return open_checkpoint(source)
+    """The checkpoint to compare weights with: `source`, else the record's if its digest is unchanged, else None.
+
+    If the record names several GPUs, the MLPs may have zeros that the source lacks. The source then gets them too.
+    """
+    original = recorded_source(checkpoint) if source is None else open_checkpoint(source)
+    settings = checkpoint.record.get("settings")
+    ranks = settings.get("tensor_parallel_size") if isinstance(settings, dict) else None
+    size = checkpoint.config.get(SIZE)
+    if original is None or ranks in (None, 1) or not isinstance(size, int) or size <= original.config.get(SIZE, size):
+        return original
+    return pad_mlp(original, size)
+
+
+def recorded_source(checkpoint: Checkpoint) -> Checkpoint | None:
+    """The source in the record. None if its digest has changed."""
     origin = checkpoint.record.get("source")
     if not isinstance(origin, dict) or not isinstance(origin.get("path"), str) or not Path(origin["path"]).is_dir():
         return None

@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compress.core.errors import QCompressError
-from compress.model.families import FUSED, Family, Stage, find_family
+from compress.model.families import FUSED, Family, Stage, find_family, is_row_parallel
 from compress.model.shapes import Linear, model_shapes, modules_by_block
 
-ROW_PARALLEL = ("o_proj", "out_proj", "down_proj", "output_linear", "w2", "fc2", "c_proj")  # cut along their inputs
 UNKNOWN = Family((), (), FUSED)  # what an unknown model type probably fuses
 
 
@@ -55,7 +54,7 @@ def make_table(config: dict[str, Any]) -> Table:
     ) as problem:
         raise QCompressError(" ".join(str(problem).split())[:200]) from None
     family = find_family(shapes.model_type)
-    row_parallel = [name for name in shapes.linears if family and name.rpartition(".")[2] in ROW_PARALLEL]
+    row_parallel = [name for name in shapes.linears if family and is_row_parallel(name)]
     fused, stages = {}, {}
     for block, modules in modules_by_block(shapes).items():
         for name, shards in (family or UNKNOWN).fused_in(modules):

@@ -19,7 +19,8 @@ from compress.core.errors import QCompressError
 from compress.core.scheme import Scheme
 from compress.model.shapes import model_stages
 from compress.quantize.layout.layouts import Choice, refusal
-from compress.quantize.layout.plan import LayoutPlan, SourceModel, legal_group_sizes, make_plan
+from compress.quantize.layout.plan import LayoutPlan, SourceModel, make_plan
+from compress.quantize.layout.tensor_parallel import legal_group_sizes
 
 HEAD_AND_EMBEDDING = ((16, 16), (8, 16), (4, 16), (8, 8), (4, 8), (16, 8))  # bits
 Harm = Callable[[LayoutPlan], float]
@@ -52,7 +53,9 @@ def layouts(source: SourceModel, config: QuantizeConfig, formats: Sequence[str])
     The options are formats, group sizes, bits of head and embedding, and stages in 8 bits.
     """
     wide_stages = eight_bit_choices(source.model)
-    axes = product(formats, legal_group_sizes(source.linears), HEAD_AND_EMBEDDING, wide_stages)
+    axes = product(
+        formats, legal_group_sizes(source.linears, config.tensor_parallel_size), HEAD_AND_EMBEDDING, wide_stages
+    )
     for format_name, group_size, (head_bits, embedding_bits), eight_bit in axes:
         layout = replace(
             config,
@@ -151,7 +154,10 @@ def format_misfit(candidates: Sequence[LayoutChoice], max_size: int) -> str:
     )
 
 
-LAYOUT_FLAGS = ("method", "format", "group_size", "head_bits", "embedding_bits", "eight_bit", "dtype")
+LAYOUT_FLAGS = (
+    *("method", "format", "group_size", "head_bits", "embedding_bits", "eight_bit", "dtype"),
+    "tensor_parallel_size",
+)
 
 
 def format_flags(config: QuantizeConfig, previous: QuantizeConfig | None = None) -> str:

@@ -13,6 +13,7 @@ from compress.core.config import QuantizeConfig
 from compress.model.shapes import parameter_shapes
 from compress.quantize.layout.budget import plan_within
 from compress.quantize.layout.plan import LayoutPlan, SourceModel, check_not_refused, checkpoint_source, storage_dtype
+from compress.quantize.layout.tensor_parallel import pad_for_ranks
 
 
 def plan_quantize(model: PathOrCheckpoint, config: QuantizeConfig) -> tuple[Checkpoint, LayoutPlan]:
@@ -26,6 +27,7 @@ def plan_quantize(model: PathOrCheckpoint, config: QuantizeConfig) -> tuple[Chec
     open_causal_lm(checkpoint)
     if config.reads_text or has_tokenizer(checkpoint.path):
         checkpoint.check_tokenizer()
+    checkpoint = pad_for_ranks(checkpoint, config)
     return checkpoint, plan_within(checkpoint_source(checkpoint, config.dtype, text_only=config.text_only), config)
 
 

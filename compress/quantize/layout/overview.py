@@ -121,14 +121,15 @@ def make_overview(
     settings outside the layout come from `config`. `measure` reads the weights of `model` to measure KLs. Raises
     QCompressError if weights are to be measured and `model` has none.
     """
-    plans = plan_layouts(source, config or QuantizeConfig(), formats or FORMAT_NAMES)
+    config = config or QuantizeConfig()
+    plans = plan_layouts(source, config, formats or FORMAT_NAMES)
     if runs_in is not None:
         plans = [(layout, plan) for layout, plan in plans if loaders(plan)[RUNTIMES[runs_in]]]
     if accept is not None:
         plans = [(layout, plan) for layout, plan in plans if accept(layout, plan)]
     meter = open_measurement(model, source) if measure else None
     candidates = rank(plans, meter.harm(plans, report) if meter else estimated_harm(source))
-    usual = choose_group_size(source.linears, 0)
+    usual = choose_group_size(source.linears, 0, config.tensor_parallel_size)
     sizes = [usual, *(size for size in GROUP_SIZES if size < usual)]
     plain = next((each for size in sizes if (each := plain_layout(candidates, size))), None)
     plain_fits = plain is not None and (max_size is None or (prefer_plain and plain.plan.bytes <= max_size))

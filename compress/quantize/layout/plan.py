@@ -11,6 +11,7 @@ from calibration.suggest import did_you_mean
 from compress.checkpoint.door.files import has_weights, read_config_file
 from compress.checkpoint.formats import FORMATS, Format, model_dtype, packed_config
 from compress.checkpoint.load import check_causal_lm, open_causal_lm
+from compress.checkpoint.padding import SIZE, padded_axis
 from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.schemes import HEAD, Schemes
 from compress.checkpoint.vllm_models import check_architecture
@@ -20,11 +21,12 @@ from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.core.report import Row
 from compress.core.scheme import Scheme
-from compress.model.families import FAMILIES, REFUSED, find_family
+from compress.model.families import FAMILIES, REFUSED, find_family, is_row_parallel
 from compress.model.naming import PLAIN_NAMES, Naming
 from compress.model.shapes import Vocabulary, find_vocabulary, linear_shapes, parameter_shapes
-from compress.model.wrappers import text_config
+from compress.model.wrappers import find_wrapper, text_config
 from compress.quantize.layout.layouts import Choice, choose_schemes
+from compress.quantize.layout.tensor_parallel import check_ranks, divides, legal_group_sizes, padding_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def checkpoint_source(checkpoint: Checkpoint, dtype: str | None = None, *, text_
     """
     model, stored = checkpoint.config, checkpoint.stored_config
     check_supported(checkpoint.path, model if text_only else stored, model)
-    wrapped = stored is not model and not text_only
+    wrapped = find_wrapper(stored) is not None and not text_only
     carried = checkpoint.carried if wrapped else {}
     return SourceModel(
         str(checkpoint.path),
@@ -209,34 +211,31 @@ class LayoutPlan:
         return 8 * packed / sum(prod(shape) for shape in self.linears.values())
 
 
-def legal_group_sizes(linears: dict[str, tuple[int, int]]) -> list[int]:
-    """The group sizes that divide the inputs of every linear, largest first."""
-    return [size for size in GROUP_SIZES if all(inn % size == 0 for _, inn in linears.values())]
-
-
-def choose_group_size(linears: dict[str, tuple[int, int]], group_size: int) -> int:
+def choose_group_size(linears: dict[str, tuple[int, int]], group_size: int, ranks: int = 1) -> int:
     """`group_size`, or the largest legal group size if it is 0.
 
-    Raises QCompressError, with the name of a linear, if the size does not divide the inputs of this linear.
+    Raises QCompressError, with the name of a linear, if the size does not divide the inputs of this linear on each of
+    `ranks` GPUs.
     """
-    legal = legal_group_sizes(linears)
+    legal = legal_group_sizes(linears, ranks)
     size = group_size or (legal[0] if legal else GROUP_SIZES[-1])
     if size in legal:
         return size
-    name, inn = next((name, inn) for name, (_, inn) in linears.items() if inn % size)
+    name, inn = next((name, inn) for name, (_, inn) in linears.items() if not divides(size, name, inn, ranks))
     sizes = ", ".join(map(str, legal))
     cure = f"use {sizes} or auto" if legal else "no group size of vLLM's kernels fits this model"
-    raise QCompressError(f"{name}: --group-size {size} does not divide the {inn} inputs of this linear; {cure}")
+    inputs = f"{inn} inputs of this linear" + (f" over {ranks} GPUs" if ranks > 1 and is_row_parallel(name) else "")
+    raise QCompressError(f"{name}: --group-size {size} does not divide the {inputs}; {cure}")
 
 
-def group_size_reason(plan: LayoutPlan) -> str | None:
+def group_size_reason(plan: LayoutPlan, ranks: int = 1) -> str | None:
     """The reason why `auto` chose no larger group size: a linear whose inputs the next larger size does not divide.
 
     None if `auto` chose the largest group size.
     """
     larger = [size for size in GROUP_SIZES if size > plan.scheme.group_size]
     for name, (_, inn) in plan.linears.items():
-        if larger and inn % larger[-1]:
+        if larger and not divides(larger[-1], name, inn, ranks):
             return f"auto chose {plan.scheme.group_size}: {larger[-1]} does not divide the {inn} inputs of {name}"
     return None
 
@@ -263,7 +262,10 @@ def make_plan(source: SourceModel, config: QuantizeConfig) -> LayoutPlan:
         raise QCompressError(
             f"{source.name}: {missing[0]}.weight is missing, but config.json requires it; download the model again"
         )
-    group_size = choose_group_size(linears, config.group_size)
+    ranks = config.tensor_parallel_size
+    if ranks > 1:
+        check_ranks(source.name, source.model, linears, ranks)
+    group_size = choose_group_size(linears, config.group_size, ranks)
     check_full_words(linears)
     row, scheme = FORMATS[config.format], Scheme(config.bits, group_size, config.symmetric, source.dtype)
     schemes = choose_schemes(source.name, Choice(config, source.model, vocabulary), linears, scheme)
@@ -307,6 +309,16 @@ def table_sources(vocabulary: Vocabulary, schemes: Schemes) -> dict[str, str]:
 def packed_specs(module: str, shape: tuple[int, int], row: Format, scheme: Scheme) -> list[TensorSpec]:
     """The tensors on disk of one packed module with this (out, in) shape."""
     return [TensorSpec(f"{module}.{spec.name}", spec.dtype, spec.shape) for spec in row.specs(*shape, scheme)]
+
+
+def padding_row(checkpoint: Checkpoint, plan: LayoutPlan) -> Row:
+    """The padding of a checkpoint's MLPs, and the bytes of the result that it takes. {} without padding."""
+    padding = padding_of(checkpoint)
+    if padding is None:
+        return {}
+    stored, size = padding
+    packed = sum(spec.bytes for spec in plan.specs if padded_axis(f"{spec.name.rpartition('.')[0]}.weight") is not None)
+    return {"padded": f"{SIZE} {stored} to {size}", "padding_bytes": round(packed * (size - stored) / size)}
 
 
 def plan_row(model: str, plan: LayoutPlan, config: QuantizeConfig) -> Row:
