@@ -32,12 +32,19 @@ SUPPORTED = """\
 ## Model families
 
 These families are in the table of `compress/model/families.py`. A model of another type is refused before any work.
-Folding: AWQ's scales can be folded; without it, AWQ's channels stay unscaled.
+Numbers are measured on tiny random models by `scripts/support_table.py` and `scripts/support_vllm.py`:
+
+- quantize: the least cosine between the logits of the original and those after gptq to compressed-tensors, gptq to gptq
+  and awq+gptq to awq. All passed `check`.
+- fold: the number of linears whose scales AWQ folded.
+- transformers: whether it loads the compressed-tensors checkpoint and computes the same as our unpacking.
+- vLLM: whether version {vllm} computes the same log-probabilities on a CPU, or why not. "-" was not run.
 
 {families}
-Multimodal models of these types are quantized as the language model inside them; all other tensors are copied:
-{wrappers}. `--text-only` writes the language model alone.
+Multimodal models of these types are quantized as the language model inside them, and all other tensors are copied.
+`--text-only` writes the language model alone.
 
+{wrappers}
 Refused, with the reason:
 
 {refused}
@@ -464,29 +471,55 @@ def supported_page() -> str:
     from compress.model.wrappers import WRAPPERS
 
     families = [
-        [
-            f"`{name}`",
-            "yes" if family.stages else "no",
-            "one by one" if family.experts else "",
-            "yes" if family.float16 else "no, bfloat16 only",
-            "yes" if in_vllm(name) else "no",
-        ]
+        [f"`{name}`", *measured_cells(name), "" if family.float16 else "bfloat16 only"]
         for family in FAMILIES
         for name in family.model_types
     ]
+    wrappers = [[f"`{name}`", *measured_cells(name)] for name in WRAPPERS]
     grids = {(True,): "symmetric", (False,): "with zero points"}
     formats = [[f"`{one.name}`", grids.get(tuple(one.symmetric), "both")] for one in FORMATS.values()]
     context = click.Context(cli)
     commands = {name: cli.get_command(context, name) for name in cli.list_commands(context)}
     on_device = [name for name, one in commands.items() if one and any(p.name == "device" for p in one.params)]
     return SUPPORTED.format(
-        families=table(("model type", "folding", "experts", "float16", f"in vLLM {VLLM_VERSION}"), families),
-        wrappers=", ".join(f"`{name}`" for name in WRAPPERS),
+        families=table(("model type", *MEASURED, "dtype"), families),
+        wrappers=table(("model type", *MEASURED), wrappers),
         refused=table(("model type", "reason"), [[f"`{name}`", reason] for name, reason in REFUSED.items()]),
         formats=table(("format", "grids"), formats),
         vllm=VLLM_VERSION,
         commands=", ".join(f"`{name}`" for name in on_device),
     )
+
+
+MEASURED = ("quantize", "fold", "transformers", "vLLM")
+
+
+def measured_rows(file: str) -> dict[str, dict[str, Any]]:
+    """The rows of a file in docs/results/data by model type. {} without the file."""
+    path = DOCS / "results/data" / file
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return {row["model_type"]: row for row in (content["rows"] if isinstance(content, dict) else content)}
+
+
+def measured_cells(model_type: str) -> list[str]:
+    """The cells of MEASURED for one family, from what the two scripts wrote."""
+    row, vllm = measured_rows("support.json").get(model_type, {}), measured_rows("support-vllm.json").get(model_type)
+    if "refused" in row:
+        return [f"refused: {row['refused']}", "", "", ""]
+    ways = [value for key, value in row.items() if key.endswith((" compressed-tensors", " gptq", " awq"))]
+    sound = [way for way in ways if "cosine" in way and not way["errors"]]
+    cosine = f"{min(way['cosine'] for way in sound):.3f}" if ways and len(sound) == len(ways) else "-"
+    folded = str(row.get("awq+gptq awq", {}).get("folded", "-"))
+    loads = row.get("transformers", {})
+    same = "difference" in loads and loads["difference"] <= 1e-3
+    return [cosine, folded, "yes" if same else "no" if loads else "-", vllm_cell(vllm)]
+
+
+def vllm_cell(row: dict[str, Any] | None) -> str:
+    """Whether vLLM agreed, or the first error that it named."""
+    if row is None:
+        return "-"
+    return "yes" if row["agrees"] else f"no: {row.get('reason', 'other log-probabilities')}"[:120].replace("|", "/")
 
 
 def gguf_page() -> str:
@@ -526,15 +559,6 @@ def gguf_use(key: Any) -> list[str]:
         values = " or ".join(f"`{value}`" for value in key.values)
         return [f"refused unless {values}" if values else "refused", key.meaning]
     return ["used", f"`{key.config}`" if key.config else key.meaning]
-
-
-def in_vllm(model_type: str) -> bool:
-    """True if vLLM supports the architecture that transformers uses for a model type."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    from compress.checkpoint.vllm_models import ARCHITECTURES
-
-    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type) in ARCHITECTURES
 
 
 def hardware_table() -> str:

@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from compress.core.errors import QCompressError
 from compress.quantize.job import quantize_checkpoint
 
 WAYS = (("gptq", "compressed-tensors"), ("gptq", "gptq"), ("awq+gptq", "awq"))
-LEAST_COSINE, MOST_DIFFERENCE = 0.9, 1e-3
+PARTS = ("quantize", "transformers")
 WINDOWS: dict[str, Any] = {"samples": 48, "seq_len": 64}
 Row = dict[str, Any]
 
@@ -97,24 +97,32 @@ def carried_bytes(source: Checkpoint, out: Checkpoint) -> bool | None:
 
 
 def transformers_row(model_type: str, out: Path) -> Row:
-    """Load a compressed-tensors checkpoint with transformers, and compare it with our own unpacking.
+    """Load a rounded compressed-tensors checkpoint with transformers, and compare it with our own unpacking.
 
     The first forward pass unpacks the weights in 16 bits, the second one computes in float32.
     """
+    quantize_checkpoint(out.parent / "model", out, QuantizeConfig(method="rtn", format="compressed-tensors"))
     model = load_transformers(model_type, out, "auto")
     logits_of(model)
-    return {"difference": round(difference(logits_of(model.float()), logits_of(load_model(out))), 6)}
+    torch.nn.Module.float(model)  # transformers refuses model.float() for quantized models
+    return {"difference": round(difference(logits_of(model), logits_of(load_model(out))), 6)}
 
 
-def family_row(model_type: str, work: Path) -> Row:
-    """All results of one family."""
-    row: Row = {"model_type": model_type}
-    try:
-        source = save_tiny(model_type, work / "model")
-        row["architecture"] = type(source).__name__
-        reference = logits_of(load_transformers(model_type, work / "model"))
-    except Exception as error:
-        return row | {"not_made": f"{type(error).__name__}: {refusal(error)}"}
+def family_row(model_type: str, work: Path, parts: Sequence[str]) -> Row:
+    """The results of one family."""
+    source = save_tiny(model_type, work / "model")
+    row: Row = {"model_type": model_type, "architecture": type(source).__name__}
+    if "quantize" in parts:
+        row |= quantize_rows(model_type, work)
+    if "transformers" in parts:
+        row["transformers"] = attempt(lambda: transformers_row(model_type, work / "rounded"))
+    return row
+
+
+def quantize_rows(model_type: str, work: Path) -> Row:
+    """The model without quantization, and in every way of WAYS."""
+    row: Row = {}
+    reference = logits_of(load_transformers(model_type, work / "model"))
     text = work / "text.txt"
     text.write_text(" ".join(TEXT * 200))
     ours = attempt(lambda: {"difference": round(difference(logits_of(load_model(work / "model")), reference), 6)})
@@ -125,28 +133,29 @@ def family_row(model_type: str, work: Path) -> Row:
         row[f"{method} {layout}"] = made
         if made.get("refused") and row.get("refused", made["refused"]) == made["refused"]:
             row["refused"] = made["refused"]
-    out = work / "gptq-compressed-tensors"
-    if out.is_dir():
-        row["transformers"] = attempt(lambda: transformers_row(model_type, out))
     return row
 
 
 @click.command(help=__doc__)
 @click.argument("families", nargs=-1)
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="JSON file with all rows.")
-def main(families: tuple[str, ...], out: Path | None) -> None:
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS, help="Run only this part.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="JSON file with all rows; other rows are kept.")
+def main(families: tuple[str, ...], parts: tuple[str, ...], out: Path | None) -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    rows = []
+    rows: dict[str, Row] = {}
+    if out is not None and out.is_file():
+        rows = {row["model_type"]: row for row in json.loads(out.read_text())}
     for model_type in families or (*TINY, *WRAPPED):
         folder, started = Path(tempfile.mkdtemp()), time.perf_counter()
         try:
-            rows.append(family_row(model_type, folder))
+            row = family_row(model_type, folder, parts)
         finally:
             shutil.rmtree(folder)
-        click.echo(f"{time.perf_counter() - started:5.1f} s  {json.dumps(rows[-1])}", err=True)
-    if out is not None:
-        out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        click.echo(f"{time.perf_counter() - started:5.1f} s  {json.dumps(row)}", err=True)
+        rows[model_type] = rows.get(model_type, {}) | row
+        if out is not None:
+            out.write_text(json.dumps(list(rows.values()), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from compress.checkpoint.record import tensor_bytes, tensor_digest, write_digest
 from compress.core.atomic import check_no_link, file_errors, free_space
 from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
+from compress.model.naming import find_naming
 from compress.model.wrappers import TEXT
 
 if TYPE_CHECKING:
@@ -328,9 +329,12 @@ def save_checkpoint(
     source: Path | None = None,
     extra: dict[str, str] | None = None,
 ) -> None:
-    """Write a checkpoint whose tensors are all in memory. Nothing remains at `out` if it fails."""
-    pairs = list(tensors)
-    writer = CheckpointWriter(out, [spec for spec, _ in pairs])
+    """Write a checkpoint whose tensors are all in memory. Nothing remains at `out` if it fails.
+
+    Tensors have the names of the model; in the file they get those that published checkpoints of its family have.
+    """
+    pairs, naming = list(tensors), find_naming(config, ())
+    writer = CheckpointWriter(out, [replace(spec, stored=naming.in_file(spec.name)) for spec, _ in pairs])
     try:
         for spec, tensor in pairs:
             writer.write(spec.name, tensor.to(spec.dtype.torch))

@@ -1,6 +1,7 @@
 """The student before training. It is cut out of the teacher or loaded from an existing checkpoint."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from compress.distill.student.plan import StudentPlan
 from compress.model.blocks import Weights, load_all
 from compress.model.depth import choose_blocks, sweep_depth
 from compress.model.importance import ActivationImportance, measure_importance
+from compress.model.shapes import block_lists
 from compress.model.student import cut, shape_of
 
 SWEEP_WINDOWS, SWEEP_LENGTH = 2, 128
@@ -86,12 +88,26 @@ def cut_student(
         gone = min(sweep, key=lambda start: (sweep[start], start))
         removed, worst = f"{gone}-{gone + plan.removed - 1}", max(sweep.values())
         report({"removed_blocks": removed, "cut_kl": sweep[gone], "worst_cut_kl": worst})
+        kinds = block_lists(source.config).get("layer_types", [])
+        if len({*kinds}) > 1:
+            report(
+                {"teacher_blocks": count_kinds(kinds), "student_blocks": count_kinds([kinds[one] for one in blocks])}
+            )
     importance, width = measure_width(source.config, weights, plan, blocks, settings, windows.ids, device)
     if width:
         report({"narrowed_by": width["importance"], "importance_tokens": width["tokens"]})
     config, cut_weights = cut(source.config, weights, plan.shape, blocks, importance)
     model = load_all(config, lambda name: check_finite(name, cut_weights(name)), torch.float32)
     return StudentModel(Model(model, device), config, blocks, sweep, width)
+
+
+def count_kinds(kinds: list[str]) -> str:
+    """The kinds of blocks with their numbers, such as "18 linear_attention, 6 full_attention".
+
+    The run of blocks that changes the outputs least is removed, so a student of a hybrid may have them in another ratio
+    than its teacher.
+    """
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).most_common())
 
 
 def measure_width(

@@ -34,6 +34,7 @@ from compress.evaluate.speed.kv_cache import (
     unsupported_dtype,
 )
 from compress.model.shapes import find_vocabulary
+from compress.model.wrappers import text_config
 from compress.quantize.layout.plan import make_plan, read_source
 
 Row = dict[str, Any]
@@ -81,7 +82,7 @@ def read_footprint(path: Path) -> ModelFootprint:
     if path.is_dir() and any(path.glob("*.safetensors*")):
         return checkpoint_footprint(open_causal_lm(path, readable=False))
     file = path / "config.json" if path.is_dir() else path
-    config = read_json(file)
+    config = text_config(read_json(file))
     check_causal_lm(file.parent, config)
     source = read_source(path)
     sizes = {name: prod(shape) * source.dtype.itemsize for name, shape in source.shapes.items()}
@@ -103,9 +104,10 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> ModelFootprint:
         name: prod(info.shape) * size if info.dtype == Dtype.float32 else info.bytes
         for name, info in checkpoint.tensors.items()
     }
-    return make_footprint(
+    one = make_footprint(
         checkpoint.path, model_name(checkpoint.path), checkpoint.config, sizes, schemes_of(checkpoint)
     )
+    return replace(one, weights=one.weights + sum(info.bytes for info in checkpoint.carried.values()))
 
 
 def schemes_of(checkpoint: Checkpoint) -> dict[str, Scheme]:

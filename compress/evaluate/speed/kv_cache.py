@@ -16,6 +16,7 @@ from compress.core.config import KV_DTYPES
 from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.model.architectures import FULL, SLIDING
+from compress.model.caches import full_config, other_caches
 from compress.model.shapes import block_lists, sliding_window
 
 PAGE = 16  # tokens in a page of the KV cache on a GPU; vLLM's word for a page is block
@@ -28,13 +29,14 @@ TRITON_FP8 = 89  # lowest compute capability, times ten, of fp8 without FlashInf
 
 @dataclass(frozen=True)
 class KvBlock:
-    """The KV cache of one decoder block: bytes per token, and the sliding window in tokens.
+    """The cache of one decoder block: bytes per token, and the sliding window in tokens.
 
-    A window of None keeps every token.
+    A window of None keeps every token. `fixed` are bytes that do not grow, such as the state of a Mamba.
     """
 
     bytes: int
     window: int | None = None
+    fixed: int = 0
 
 
 def kv_blocks_of(config: dict[str, Any], dtype: str = AUTO, gpus: int = 1) -> tuple[KvBlock, ...]:
@@ -42,14 +44,16 @@ def kv_blocks_of(config: dict[str, Any], dtype: str = AUTO, gpus: int = 1) -> tu
 
     With more GPUs than KV heads, each GPU holds a copy of one head.
 
-    Raises QCompressError if the architecture has any other cache than keys and values.
+    Raises QCompressError if the cache of the architecture is unknown.
     """
-    for key in ("kv_lora_rank", "state_size", "linear_num_key_heads"):
-        if config.get(key):
-            raise QCompressError(
-                f"config.json: {key} {config[key]} is not supported: bench predicts only plain key-value caches"
-            )
+    if config.get("state_size"):
+        raise QCompressError(
+            f"config.json: state_size {config['state_size']} is not supported: bench knows no cache of Mamba 1"
+        )
     size = 2 * max(kv_heads_of(config), gpus) * head_bytes(config, dtype)
+    caches = other_caches(full_config(config), served_dtype(config).itemsize, size, gpus)
+    if caches is not None:
+        return tuple(KvBlock(*cache) for cache in caches)
     return tuple(KvBlock(size, window) for window in windows_of(config))
 
 
@@ -108,7 +112,8 @@ def served_dtype(config: dict[str, Any]) -> Dtype:
 def kv_bytes(blocks: Sequence[KvBlock], tokens: int, page: int = PAGE) -> int:
     """The KV-cache bytes of one request with this many tokens, rounded up to whole pages."""
     cached = [tokens if block.window is None else min(tokens, block.window) for block in blocks]
-    return sum(block.bytes * math.ceil(count / page) * page for block, count in zip(blocks, cached, strict=True))
+    grown = sum(block.bytes * math.ceil(count / page) * page for block, count in zip(blocks, cached, strict=True))
+    return grown + sum(block.fixed for block in blocks)
 
 
 def longest_within(blocks: Sequence[KvBlock], room: int, limit: int) -> int:

@@ -14,7 +14,8 @@ from compress.checkpoint.load import load_model
 from compress.checkpoint.read import Checkpoint
 from compress.cli import cli
 from compress.distill.student.init_student import width_note
-from compress.model.shapes import Shape
+from compress.model.shapes import Shape, block_lists
+from scripts.tiny_models import save_tiny
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -39,6 +40,19 @@ def test_a_shorter_student_is_a_checkpoint_of_some_of_the_teachers_blocks(tiny_q
     teacher, student = (Checkpoint(path).tensor for path in (tiny_qwen2, tmp_path / "cut"))
     name = "self_attn.q_proj.bias"
     assert torch.equal(student(f"model.layers.0.{name}"), teacher(f"model.layers.{kept}.{name}"))
+
+
+@pytest.mark.parametrize("model_type", ["gemma3_text", "qwen3_5_text", "gemma3"])
+def test_a_student_of_mixed_blocks_keeps_the_kind_of_each(model_type: str, tmp_path: Path):
+    save_tiny(model_type, tmp_path / "teacher")
+    teacher = Checkpoint(tmp_path / "teacher")
+    kinds, blocks = block_lists(teacher.config)["layer_types"], teacher.config["num_hidden_layers"]
+    code, _, shown = run(tmp_path / "teacher", "--out", tmp_path / "cut", "--blocks", blocks - 1, "--dtype", "bfloat16")
+    assert code == 0 and "student_blocks" in shown
+    student = Checkpoint(tmp_path / "cut")
+    assert student.config["layer_types"] == [kinds[block] for block in student.record["blocks"]]
+    assert not [r for r in check_checkpoint(tmp_path / "cut") if r["level"] == "error"]
+    assert not student.carried and load_model(tmp_path / "cut").config.num_hidden_layers == blocks - 1
 
 
 def test_the_kl_of_the_cut_and_the_kl_before_training_have_different_names(tiny_qwen2: Path, tmp_path: Path):

@@ -72,9 +72,14 @@ def test_the_longest_context_fits_and_one_more_does_not(room):
     assert longest == limit or kv_bytes(blocks, longest + 1) > room
 
 
-@pytest.mark.parametrize("config", [{"kv_lora_rank": 512}, {"layer_types": ["linear_attention"], "hidden_size": 8}])
-def test_a_cache_that_is_not_key_value_is_rejected(config):
-    with pytest.raises(QCompressError, match="only plain key-value caches"):
+def test_a_state_does_not_grow_with_the_request():
+    blocks = (KvBlock(10), KvBlock(0, fixed=7))
+    assert kv_bytes(blocks, 16) == 160 + 7 and kv_bytes(blocks, 160) == 1600 + 7
+
+
+@pytest.mark.parametrize("config", [{"state_size": 16}, {"layer_types": ["linear_attention"], "hidden_size": 8}])
+def test_an_unknown_cache_is_rejected(config):
+    with pytest.raises(QCompressError, match="bench"):
         kv_blocks_of({"num_attention_heads": 1, "hidden_size": 8, "num_hidden_layers": 1} | config)
 
 
