@@ -55,8 +55,7 @@ def generate(request: dict[str, Any]) -> list[Passage]:
     """Continue all prompts in one batch, then the first prompt alone. Runs in vLLM's process."""
     from vllm import SamplingParams
 
-    options = {"max_model_len": LENGTH} | request.get("options", {})
-    llm = open_vllm(request["checkpoint"], dtype=request["dtype"], **options)
+    llm = open_vllm(request["checkpoint"], dtype=request["dtype"], max_model_len=LENGTH)
     greedy = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True, logprobs=1, prompt_logprobs=1)
     return [
         read_passage(output)
@@ -97,11 +96,8 @@ def compare(model: "PreTrainedModel", passages: list[Passage]) -> dict[str, floa
     }
 
 
-def evaluate(path: str, dtype: str | None, tolerance: float | None, **options: Any) -> dict[str, Any]:
-    """Test one checkpoint. The row has the differences and whether vLLM agrees, or the reason why the test failed.
-
-    `options` are further arguments of vLLM.
-    """
+def evaluate(path: str, dtype: str | None, tolerance: float | None) -> dict[str, Any]:
+    """Test one checkpoint. The row has the differences and whether vLLM agrees, or the reason why the test failed."""
     from compress.checkpoint.load import load_model
     from compress.checkpoint.read import Checkpoint
 
@@ -113,7 +109,7 @@ def evaluate(path: str, dtype: str | None, tolerance: float | None, **options: A
             return row | {"reason": f"the dtype {dtype} has no tolerance; use --dtype {' or '.join(TOLERANCE)}"}
         limit = TOLERANCE[dtype] if tolerance is None else tolerance
         row |= {"format": (checkpoint.quantization or {}).get("quant_method"), "dtype": dtype, "tolerance": limit}
-        passages = run_in_new_process(__file__, {"checkpoint": path, "dtype": dtype, "options": options})
+        passages = run_in_new_process(__file__, {"checkpoint": path, "dtype": dtype})
         expected = Checkpoint(path).tokenizer(list(PROMPTS))["input_ids"]
         if [passage["prompt_ids"] for passage in passages[: len(PROMPTS)]] != expected:
             return row | {"reason": "vLLM and transformers split the prompts into different tokens"}

@@ -17,6 +17,7 @@ Config = dict[str, Any]
 STATE_BYTES = 4  # per number
 FULL, SLIDING = "full_attention", "sliding_attention"
 STATES = ("linear_attention", "mamba", "conv")
+NEITHER = ("mlp", "moe")
 MARKS = ("kv_lora_rank", "linear_num_key_heads", "mamba_n_heads", "mamba_num_heads", "conv_L_cache")
 
 
@@ -43,8 +44,14 @@ def other_caches(config: Config, itemsize: int, keys: int, gpus: int = 1) -> lis
     kinds = block_lists(config).get("layer_types")
     if kinds is None:  # both side by side in every block
         return [attention._replace(fixed=state.fixed)] * int(config["num_hidden_layers"])
-    by_kind = {FULL: attention, SLIDING: attention._replace(window=sliding_window(config))}
-    return [by_kind.get(kind, state if kind in STATES else BlockCache(0)) for kind in kinds]
+    sliding, both = attention._replace(window=sliding_window(config)), attention._replace(fixed=state.fixed)
+    by_kind = {
+        FULL: attention,
+        SLIDING: sliding,
+        **dict.fromkeys(STATES, state),
+        **dict.fromkeys(NEITHER, BlockCache(0)),
+    }
+    return [by_kind.get(kind, both) for kind in kinds]
 
 
 def full_config(config: Config) -> Config:

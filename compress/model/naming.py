@@ -48,10 +48,11 @@ class Naming:
 
     def pattern_in_model(self, text: str) -> str:
         """A module path or a regular expression of a quantization_config, with the model's names."""
+        dotted = f"{text}."
         for there, here in (*self.prefixes, *self.parts):
             if there != here:
-                text = text.replace(re.escape(there), re.escape(here)).replace(there, here)
-        return text
+                dotted = dotted.replace(re.escape(there), re.escape(here)).replace(there, here)
+        return dotted.removesuffix(".")
 
 
 PLAIN_NAMES = Naming()

@@ -55,6 +55,11 @@ class ModelShapes:
     ignored: tuple[str, ...] = ()
     renamed: bool = False
 
+    @property
+    def stacked(self) -> bool:
+        """Whether experts are stacked in 3-D parameters, whose names in files are unknown."""
+        return any(".experts." in name and len(shape) == 3 for name, shape in self.parameters.items())
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -31,7 +31,7 @@ def wrapped(request, tmp_path_factory):
 @torch.no_grad()
 def test_the_language_model_inside_a_wrapper_computes_its_logits(wrapped):
     folder, expected = wrapped
-    torch.testing.assert_close(load_model(folder)(IDS, use_cache=False).logits, expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(load_model(folder)(IDS, use_cache=False).logits, expected, atol=3e-3, rtol=1e-2)
     checkpoint = Checkpoint(folder)
     assert checkpoint.carried and all(
         checkpoint.naming.in_file(name) in checkpoint.stored for name in checkpoint.tensors

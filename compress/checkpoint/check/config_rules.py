@@ -65,8 +65,8 @@ def supported_model(candidate: Candidate) -> Findings:
     if dtype == "float16" and config.get("model_type") in NO_FLOAT16:
         stop = f"vLLM rejects float16 for {config['model_type']}: activations overflow"
         yield error(dtype, "bfloat16", stop, key="dtype")
-    if any(".experts." in name for name in candidate.checkpoint.tensors):
-        yield warning("experts", "dense linears", "qcompress does not check expert tensors", key="architectures")
+    if candidate.table.stacked:
+        yield warning("experts", "experts of a known family", "qcompress does not check them", key="architectures")
 
 
 def single_quantization_config(candidate: Candidate) -> Findings:

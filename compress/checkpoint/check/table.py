@@ -17,7 +17,7 @@ class Table:
     `vocabulary` is the shape of head and embedding, and `parameters` has the shapes of all parameters. `state_names`
     are all names of the state dict. `fused` maps each fused layer of vLLM to its linears. Tensor parallelism splits
     `row_parallel` linears along their inputs. `stages` has the stages of each decoder block by its path; () if they are
-    unknown.
+    unknown. `stacked` is True if there are experts whose names in files are unknown.
     """
 
     linears: dict[str, Linear]
@@ -29,6 +29,7 @@ class Table:
     fused: dict[str, tuple[str, ...]]
     row_parallel: frozenset[str]
     stages: dict[str, tuple[Stage, ...]] = field(default_factory=dict)
+    stacked: bool = False
 
     @property
     def block_names(self) -> tuple[str, ...]:
@@ -71,4 +72,5 @@ def make_table(config: dict[str, Any]) -> Table:
         fused,
         frozenset(row_parallel),
         stages,
+        shapes.stacked,
     )

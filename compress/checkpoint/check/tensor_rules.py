@@ -42,7 +42,7 @@ def complete_modules(candidate: Candidate) -> Findings:
             stop = f"vLLM stops: {name} has no parameter named weight"
             yield error("present", "packed tensors only", stop, tensor=f"{name}.weight")
     for name in candidate.table.linears:
-        if name not in candidate.packed and f"{name}.weight" not in names and not is_expert(name):
+        if name not in candidate.packed and f"{name}.weight" not in names:
             yield error(
                 "missing", f"{name}.{candidate.format.packed}", UNSET, tensor=f"{name}.{candidate.format.packed}"
             )
@@ -179,7 +179,7 @@ def unpacked_parameters(candidate: Candidate) -> Findings:
     """T10: every unpacked parameter exists as a float tensor of the shape in config.json."""
     for name, shape in candidate.table.parameters.items():
         module, _, suffix = name.rpartition(".")
-        if is_expert(name) or (suffix == "weight" and module in candidate.packed):
+        if is_unknown_expert(candidate, name) or (suffix == "weight" and module in candidate.packed):
             continue
         linear = candidate.table.linears.get(module)
         if linear and (suffix == "bias" or (candidate.format and name not in candidate.checkpoint.tensors)):
@@ -193,7 +193,7 @@ def no_unknown_tensors(candidate: Candidate) -> Findings:
     for name in candidate.checkpoint.tensors:
         module, _, suffix = name.rpartition(".")
         packed = suffix in PACKED and module in candidate.matrices
-        if name in expected or suffix == "bias" or is_expert(name) or HARMLESS.search(name):
+        if name in expected or suffix == "bias" or is_unknown_expert(candidate, name) or HARMLESS.search(name):
             continue
         if packed and (candidate.format is None or candidate.schemes.get(module) is None):
             continue  # C1–C6 report it
@@ -202,5 +202,6 @@ def no_unknown_tensors(candidate: Candidate) -> Findings:
         yield error("present", "no such tensor", f"vLLM stops: no module or parameter named {name}", tensor=name)
 
 
-def is_expert(name: str) -> bool:
-    return ".experts." in name
+def is_unknown_expert(candidate: Candidate, name: str) -> bool:
+    """Whether a tensor belongs to experts whose names in files are unknown."""
+    return candidate.table.stacked and ".experts." in name

@@ -30,7 +30,8 @@ ROWS = 16384
 def tensor_faults(checkpoint: "Checkpoint", model: ModelShapes) -> Faults:
     """Tensors that are missing, unknown or of another shape, and a head that differs from the embedding it is tied to.
 
-    Experts are skipped, and so are models whose tensors transformers renames when it loads them.
+    Experts whose names in files are unknown are skipped, and so are models whose tensors transformers renames when it
+    loads them.
     """
     if model.renamed:
         return
@@ -66,7 +67,7 @@ def unknown_tensors(checkpoint: "Checkpoint", model: ModelShapes) -> Faults:
     for name, info in checkpoint.tensors.items():
         module, _, suffix = name.rpartition(".")
         packed = suffix in suffixes and f"{module}.weight" in state
-        if name in state or packed or ".experts." in name or HARMLESS.search(name):
+        if name in state or packed or (model.stacked and ".experts." in name) or HARMLESS.search(name):
             continue
         if any(pattern.search(name) for pattern in patterns):
             continue
@@ -94,7 +95,9 @@ def missing_tensors(checkpoint: "Checkpoint", model: ModelShapes) -> Faults:
     tensors, head = checkpoint.tensors, f"{model.vocabulary.head}.weight"
     for name, shape in model.parameters.items():
         module = name.removesuffix(".weight")
-        if "experts" in name or (name not in tensors and any(f"{module}.{codes}" in tensors for codes in CODES)):
+        if (model.stacked and ".experts." in name) or (
+            name not in tensors and any(f"{module}.{codes}" in tensors for codes in CODES)
+        ):
             continue
         if name not in tensors:
             tie = "set tie_word_embeddings to true if the head is the embedding, or " if name == head else ""

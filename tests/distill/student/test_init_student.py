@@ -47,8 +47,9 @@ def test_a_student_of_mixed_blocks_keeps_the_kind_of_each(model_type: str, tmp_p
     save_tiny(model_type, tmp_path / "teacher")
     teacher = Checkpoint(tmp_path / "teacher")
     kinds, blocks = block_lists(teacher.config)["layer_types"], teacher.config["num_hidden_layers"]
-    code, _, shown = run(tmp_path / "teacher", "--out", tmp_path / "cut", "--blocks", blocks - 1, "--dtype", "bfloat16")
-    assert code == 0 and "student_blocks" in shown
+    options = ("--blocks", blocks - 1, "--dtype", "bfloat16", "--packing", "full")
+    code, _, shown = run(tmp_path / "teacher", "--out", tmp_path / "cut", *options)
+    assert code == 0 and "student blocks" in shown
     student = Checkpoint(tmp_path / "cut")
     assert student.config["layer_types"] == [kinds[block] for block in student.record["blocks"]]
     assert not [r for r in check_checkpoint(tmp_path / "cut") if r["level"] == "error"]
