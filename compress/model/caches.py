@@ -32,8 +32,8 @@ class BlockCache(NamedTuple):
 def other_caches(config: Config, itemsize: int, keys: int, gpus: int = 1) -> list[BlockCache] | None:
     """The cache of every block, summed over `gpus` GPUs. None for a model of keys and values alone.
 
-    `keys` are the bytes of keys and values per token in a block with attention. `itemsize` is that of the model's dtype,
-    in which latents and the inputs of convolutions are kept. Every GPU has all latents.
+    `keys` are the bytes of keys and values per token in a block with attention. `itemsize` is that of the model's
+    dtype, in which latents and the inputs of convolutions are kept. Every GPU has all latents.
     """
     if not any(config.get(key) for key in MARKS):
         return None

@@ -104,9 +104,7 @@ def checkpoint_footprint(checkpoint: Checkpoint) -> ModelFootprint:
         name: prod(info.shape) * size if info.dtype == Dtype.float32 else info.bytes
         for name, info in checkpoint.tensors.items()
     }
-    one = make_footprint(
-        checkpoint.path, model_name(checkpoint.path), checkpoint.config, sizes, schemes_of(checkpoint)
-    )
+    one = make_footprint(checkpoint.path, model_name(checkpoint.path), checkpoint.config, sizes, schemes_of(checkpoint))
     return replace(one, weights=one.weights + sum(info.bytes for info in checkpoint.carried.values()))
 
 
