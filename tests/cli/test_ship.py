@@ -49,6 +49,13 @@ def test_a_folder_that_is_no_bundle_gives_exit_code_1(tmp_path):
     assert code == 1 and output == "" and "give a folder that qcompress ship wrote" in errors
 
 
+def test_what_does_not_fit_gives_exit_code_3_and_no_folder(checkpoint, tmp_path):
+    sizes = ("--hardware", "orin-nano", "--context", 512, "--requests", 1_000_000)
+    code, output, errors = call("ship", checkpoint, *sizes, "-o", tmp_path / "out")
+    assert code == 3 and output == "" and "too much" in errors
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("options", [["-o", "out"], ["--hardware", "orin-nano"]])
 def test_a_missing_option_is_named(checkpoint, options):
     code, _, errors = call("ship", checkpoint, *options)

@@ -26,8 +26,8 @@ from compress.model.shapes import parameter_shapes
 TOP, STEPS = 5, 32
 DIGITS = 4  # of a log-probability; float32 is exact to about 5
 BLOCK, LEVELS = 32, 127  # llama.cpp's Q8_0: weights of a block share a scale
-FACTOR = 3  # limits over the differences computed here; vLLM and llama.cpp on a CPU differ by 0.9 to 1.3 times them
-FLOORS = {"mean": 0.004, "largest": 0.03, "tie": 0.03}  # nats; two float32 programs differ by less
+FACTOR = 3  # limits over the differences computed here; vLLM and llama.cpp on a CPU differ by 0.7 to 1.5 times them
+FLOORS = {"mean": 0.004, "largest": 0.03, "tie": 0.06}  # nats; two float32 programs differ by less
 PROMPTS = (
     "The lighthouse stands at the northern end of the island. Every evening its keeper climbs the stairs and",
     "Question: Which gas do plants take in from the air to grow?\nAnswer:",
@@ -138,5 +138,5 @@ def make_limits(differences: Sequence[Row]) -> dict[str, float]:
     largest = max(one["largest"] for one in differences)
     if not torch.isfinite(torch.tensor([mean, largest])).all():
         raise QCompressError("the model gives no finite log-probabilities in the dtype of the device")
-    measured = {"mean": mean, "largest": largest, "tie": largest}
+    measured = {"mean": mean, "largest": largest, "tie": 2 * largest}  # a tie is between two log-probabilities
     return {name: round(max(floor, FACTOR * measured[name]), DIGITS) for name, floor in FLOORS.items()}

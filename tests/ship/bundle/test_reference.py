@@ -71,7 +71,7 @@ def test_limits_are_a_multiple_of_the_differences_but_never_below_the_floors():
     small = make_limits([{"mean": 0.0, "largest": 0.0}])
     assert small == FLOORS
     large = make_limits([{"mean": 0.1, "largest": 0.5}, {"mean": 0.3, "largest": 0.2}])
-    assert large == pytest.approx({"mean": FACTOR * 0.2, "largest": FACTOR * 0.5, "tie": FACTOR * 0.5})
+    assert large == pytest.approx({"mean": FACTOR * 0.2, "largest": FACTOR * 0.5, "tie": FACTOR * 1.0})
 
 
 def test_a_model_that_overflows_is_refused():

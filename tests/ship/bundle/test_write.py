@@ -10,7 +10,7 @@ from compress.ship.bundle import write
 from compress.ship.bundle.settings import ShipConfig
 from compress.ship.bundle.sums import entries
 from compress.ship.bundle.verify import verify_bundle
-from compress.ship.bundle.write import ship
+from compress.ship.bundle.write import plan_bundle, ship, write_model
 
 CONFIG = ShipConfig(hardware="orin-nano", name="tiny", context=512)
 
@@ -102,6 +102,13 @@ def test_a_checkpoint_that_changes_while_it_is_copied_is_not_shipped(tiny_awq, t
     with pytest.raises(QCompressError, match="the files changed during the run"):
         ship(source, tmp_path / "out", CONFIG)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_gguf_file_that_is_too_large_for_the_board_is_not_shipped(gguf_bundle, tmp_path):
+    plan = plan_bundle(gguf_bundle.parent / "gptq", replace(CONFIG, runtime="llama.cpp"))
+    plan = replace(plan, fit=replace(plan.fit, usable=plan.fit.needed))
+    with pytest.raises(GateFailure, match=r"as a \.gguf file it does not fit on Jetson Orin Nano 8GB: .* too much"):
+        write_model(plan, tmp_path)
 
 
 def test_an_unknown_board_is_refused_with_the_nearest_name(tiny_awq, tmp_path):
