@@ -140,4 +140,12 @@ def phi3(config: Any) -> Metadata:
     return {"attention.sliding_window": window, "rope.scaling.original_context_length": int(original)}
 
 
-EXTRAS: dict[str, Callable[[Any], Metadata]] = {"granite": granite, "phi3": phi3}
+def gemma3(config: Any) -> Metadata:
+    """After how many blocks full attention comes again, if it does so regularly. llama.cpp's default is 6."""
+    full = [kind == "full_attention" for kind in config.layer_types]
+    periods = (one for one in range(1, len(full) + 1) if full == [(block + 1) % one == 0 for block in range(len(full))])
+    period = next(periods, None)
+    return {} if period is None else {"attention.sliding_window_pattern": period}
+
+
+EXTRAS: dict[str, Callable[[Any], Metadata]] = {"gemma3": gemma3, "granite": granite, "phi3": phi3}

@@ -15,6 +15,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from compress.checkpoint.gguf.splits import NAMES, apply_rule
 from compress.core.errors import BadValueError
 from compress.ship.gguf.metadata import Metadata
+from compress.ship.gguf.pieces import check_ids, find_way, piece_values
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 PREFERRED = ("llama-bpe", "qwen2", "qwen35", "tekken", "gpt-4o", "smollm", "gpt-2", "dbrx")
@@ -24,19 +25,13 @@ ROLES = {"bos_token_id": "bos", "eos_token_id": "eos", "unk_token_id": "unknown"
 def export_tokens(tokenizer: Any, config: Any) -> Metadata:
     """All metadata keys of the tokenizer.
 
-    Raises ValueError if the tokenizer is not byte-level BPE, or splits text in a way that llama.cpp has no name for.
+    Raises ValueError if the tokenizer is not BPE, or splits text in a way that llama.cpp has no name for.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    if state["model"].get("type") != "BPE" or state["model"].get("byte_fallback"):
-        raise BadValueError("tokenizer.json: only byte-level BPE tokenizers can be written as .gguf")
-    tokens, types = token_list(state, config.vocab_size)
-    values: Metadata = {
-        "model": "gpt2",
-        "pre": splitting_name(state),
-        "tokens": tokens,
-        "token_type": types,
-        "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in state["model"]["merges"]],
-    }
+    if state["model"].get("type") != "BPE":
+        raise BadValueError(f"tokenizer.json: {state['model'].get('type')} models cannot be written as .gguf, only BPE")
+    pieces = bool(state["model"].get("byte_fallback"))
+    values = (piece_values if pieces else byte_level_values)(state, *token_list(state, config.vocab_size))
     for role, name in ROLES.items():
         token = getattr(tokenizer, role, None)
         if token is not None:
@@ -44,9 +39,32 @@ def export_tokens(tokenizer: Any, config: Any) -> Metadata:
     around = list(tokenizer("a")["input_ids"])
     values["add_bos_token"] = bool(around) and around[0] == tokenizer.bos_token_id
     values["add_eos_token"] = len(around) > 1 and around[-1] == tokenizer.eos_token_id
+    if pieces:
+        check_ids(tokenizer, values)
     keys = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
     template = getattr(tokenizer, "chat_template", None)
     return keys | ({"tokenizer.chat_template": template} if isinstance(template, str) else {})
+
+
+def byte_level_values(state: dict[str, Any], tokens: list[str], types: list[int]) -> Metadata:
+    """The keys of a byte-level vocabulary, which llama.cpp calls "gpt2", without their prefix."""
+    return {
+        "model": "gpt2",
+        "pre": splitting_name(state),
+        "tokens": tokens,
+        "token_type": types,
+        "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in state["model"]["merges"]],
+    }
+
+
+def differences(tokenizer: Any) -> list[str]:
+    """Texts for which llama.cpp gives other token ids, in words: settings that a .gguf file cannot store."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    difference = find_way(state)[1] if state["model"].get("byte_fallback") else None
+    keys = ("lstrip", "rstrip", "single_word")
+    special = next((token["content"] for token in state["added_tokens"] if any(token.get(key) for key in keys)), None)
+    stripped = f"the token {special} takes the blanks around it, which llama.cpp keeps" if special else None
+    return [one for one in (difference, stripped) if one is not None]
 
 
 def token_list(state: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
