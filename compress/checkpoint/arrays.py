@@ -33,11 +33,23 @@ CHUNK = 2**19  # bytes that are read at a time, so that they stay in the cache
 
 
 def read_array(checkpoint: Checkpoint, name: str) -> Array:
-    """The tensor as stored. Raises QCompressError if no tensor has this name, or its file ends too early."""
+    """The tensor as stored, or as `checkpoint` replaces it.
+
+    Raises QCompressError if no tensor has this name, or its file ends too early.
+    """
     if name not in checkpoint.tensors:
         raise QCompressError(f"{checkpoint.path}: no tensor {name}; fetch the checkpoint again")
     info = checkpoint.tensors[name]
-    return read_data(name, info).view(RAW.get(info.dtype, info.dtype.value)).reshape(info.shape)
+    data = tensor_data(checkpoint, name) if name in checkpoint.replaced else read_data(name, info)
+    return data.view(RAW.get(info.dtype, info.dtype.value)).reshape(info.shape)
+
+
+def tensor_data(checkpoint: Checkpoint, name: str) -> NDArray[np.uint8]:
+    """The bytes of the tensor that `checkpoint.tensor` returns."""
+    import torch
+
+    data: NDArray[np.uint8] = checkpoint.tensor(name).contiguous().reshape(-1).view(torch.uint8).numpy()
+    return data
 
 
 def read_data(name: str, info: TensorInfo) -> NDArray[np.uint8]:

@@ -87,6 +87,7 @@ class Checkpoint:
     directory. Use `open_checkpoint` for a checkpoint to work with: it applies all rules of the door.
     """
 
+    replaced: frozenset[str] = frozenset()  # tensors that `tensor` does not return as stored
     settled = False  # set by `load.settle`: the rules that need the model's code have been applied
 
     def __init__(self, path: str | Path):

@@ -11,6 +11,8 @@ from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import CONFIG, Checkpoint, PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.core.grid import Scheme
+from compress.core.report import Row
+from compress.ship.foreign import standard_view
 
 NOTES = (  # keys that tools add about themselves or about their kernels
     *("quant_method", "version", "meta", "quantizer", "backend", "format", "method", "model_name_or_path"),
@@ -34,17 +36,30 @@ def open_quantized(source: PathOrCheckpoint) -> tuple[Checkpoint, Format]:
     quantization is unknown, because the conversion would lose it. Faults of the tokenizer's files are copied.
     """
     checkpoint = open_causal_lm(source)
+    checkpoint = standard_view(checkpoint)
     row = format_of(checkpoint)
     if row is None:
         raise QCompressError(f"{checkpoint}: is not quantized; quantize it first with qcompress quantize")
     check_keys(checkpoint, row)
-    errors = [error for error in error_rows(check_checkpoint(checkpoint)) if prompt_fault(error) is None]
+    errors = [error for error in error_rows(check_checkpoint(checkpoint)) if not harmless(checkpoint, error)]
     if errors:
         raise QCompressError(
             f"{checkpoint}: {describe_errors(errors)}; convert a checkpoint that passes qcompress check"
         )
     check_tensors(checkpoint, row)
     return checkpoint, row
+
+
+def harmless(checkpoint: Checkpoint, error: Row) -> bool:
+    """Whether an error of `check` does not change what the weights mean: it is copied, or not in the other format.
+
+    vLLM reads no zero points of gptq, so `check` refuses them. They are still exact in other formats.
+    """
+    asymmetric = (checkpoint.quantization or {}).get("sym") is False and (
+        error.get("key") == "quantization_config.sym"
+        or (error["rule"] == "T5" and str(error.get("tensor")).endswith(".qzeros"))
+    )
+    return prompt_fault(error) is not None or asymmetric
 
 
 def check_keys(checkpoint: Checkpoint, row: Format) -> None:
