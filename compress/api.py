@@ -145,16 +145,29 @@ def distill(
 
 
 @public
-def convert(checkpoint: Model, out: Model, to: str) -> Row:
+def convert(
+    checkpoint: Model,
+    out: Model,
+    to: str,
+    *,
+    allow_error: bool = False,
+    embedding_type: str | None = None,
+    max_size: int | None = None,
+) -> Row:
     """Write a quantized checkpoint in another format: the same codes, scales and zeros.
 
     Args:
         checkpoint: A quantized checkpoint, also one of another tool.
-        out: Folder to write, or for "gguf" a file NAME.gguf. It must be empty or missing.
+        out: Folder to write, or for "gguf" a file NAME.gguf. It must be empty or missing, and outside `checkpoint`.
         to: "awq", "gptq", "compressed-tensors", or "gguf" for llama.cpp.
+        allow_error: Round weights that the format cannot store exactly. Without it, they are an error.
+        embedding_type: For "gguf": "f16", "q8_0" or "q6_k", the type of embedding and head. By default, they stay as
+            they are. "q8_0" and "q6_k" are not exact.
+        max_size: For "gguf": the largest size of the file in bytes. Embedding and head become as small as it requires.
 
     Returns:
-        A row with `out`, `format` and `bytes`; for a folder also `linears`, for a .gguf file `types`.
+        A row with `out`, `format`, `bytes` and `errors`; for a folder also `linears`, for a .gguf file `types`.
+        `errors` has a row for each type that is not exact: its largest error, and the relative error (RMS).
 
     Raises:
         QCompressError: The checkpoint is not quantized, or the format cannot store a weight exactly.
@@ -166,7 +179,14 @@ def convert(checkpoint: Model, out: Model, to: str) -> Row:
     """
     from compress.ship.convert import convert as run_convert
 
-    return run_convert(resolve_model(checkpoint), Path(out), to)
+    return run_convert(
+        resolve_model(checkpoint),
+        Path(out),
+        to,
+        allow_error=allow_error,
+        embedding_type=embedding_type,
+        max_size=max_size,
+    )
 
 
 @public

@@ -143,6 +143,18 @@ def pack_ggml_high_bits(codes: Tensor) -> Tensor:
     return (bits << places).sum(-1, dtype=torch.uint8)
 
 
+def pack_ggml_six_bits(codes: Tensor) -> Tensor:
+    """Pack codes 0..63 (out, in) into bytes (out, in / 256, 192) uint8, as in Q6_K: first the low 4 bits of all codes.
+
+    Bytes hold codes that lie 64 apart, and their high bits codes that lie 32 apart.
+    """
+    quarters = codes.to(torch.uint8).unflatten(1, (-1, 2, 4, 32))  # halves of a block, in four quarters
+    low = quarters[..., :2, :] & 15 | (quarters[..., 2:, :] & 15) << 4
+    high = quarters >> 4
+    places = torch.arange(0, 8, 2, dtype=torch.uint8, device=codes.device)[:, None]
+    return torch.cat([low.flatten(2), (high << places).sum(-2, dtype=torch.uint8).flatten(2)], dim=-1)
+
+
 def pack_ids(ids: Tensor) -> Tensor:
     """Pack token ids (…, n) into bytes (…, 3n) uint8: the 3 low bytes of each id, little-endian.
 

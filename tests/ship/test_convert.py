@@ -221,3 +221,36 @@ def test_every_format_is_a_choice_of_the_command():
 
     (option,) = [one for one in command.params if one.name == "target"]
     assert list(option.type.choices) == [*FORMATS, GGUF]
+
+
+@pytest.mark.parametrize("out", ["source/new", "source", "source/model.gguf", ".", "link/new"])
+@pytest.mark.parametrize("target", ["awq", "gguf"])
+def test_source_and_output_must_not_lie_in_each_other(packed, tmp_path, out, target):
+    source = shutil.copytree(packed["gptq"], tmp_path / "source")
+    (tmp_path / "link").symlink_to(source)
+    before = sorted(path.name for path in source.iterdir())
+    with pytest.raises(QCompressError, match=r"the source folder .*; give an --out"):
+        convert(source, tmp_path / out, target)
+    assert sorted(path.name for path in source.iterdir()) == before
+
+
+def test_zero_points_are_rounded_for_gptq_only_if_allowed(packed, tmp_path):
+    row = convert(packed["awq"], tmp_path / "gptq", "gptq", allow_error=True)
+    first, second = (quantized_weight(Checkpoint(one), MODULE) for one in (packed["awq"], tmp_path / "gptq"))
+    difference = (first.dequantize() - second.dequantize()).abs().max().item()
+    (error,) = row["errors"]
+    assert second.has_middle_zeros and error["type"] == "gptq" and error["tensors"] == 14
+    assert 0 < difference <= error["largest_error"] and 0 < error["relative_error"] < 0.15
+    assert json.loads((tmp_path / "gptq" / RECORD).read_text())["converted"]["errors"] == row["errors"]
+
+
+def test_an_allowed_error_changes_nothing_that_can_be_exact(packed, tmp_path):
+    row = convert(packed["awq"], tmp_path / "ct", "compressed-tensors", allow_error=True)
+    first, second = (quantized_weight(Checkpoint(one), MODULE) for one in (packed["awq"], tmp_path / "ct"))
+    assert row["errors"] == [] and torch.equal(first.dequantize(), second.dequantize())
+
+
+@pytest.mark.parametrize("settings", [{"embedding_type": "q8_0"}, {"max_size": 1000}])
+def test_settings_of_gguf_files_are_refused_for_folders(packed, tmp_path, settings):
+    with pytest.raises(QCompressError, match=r"is a setting of \.gguf files"):
+        convert(packed["awq"], tmp_path / "ct", "compressed-tensors", **settings)

@@ -2,10 +2,9 @@
 
 The proof: the importer reads config, tensors and tokenizer from the written file. Every weight must equal the
 checkpoint's dequantized weight bit by bit, the config must describe the same model, and sample texts must get the same
-token ids. Otherwise nothing is written.
+token ids. Otherwise nothing is written. The error of tensors that the user allows to be inexact is measured here.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,28 @@ from compress.checkpoint.gguf.tokenizer import SAMPLE, build_tokenizer, encode
 from compress.checkpoint.load import open_for_text
 from compress.checkpoint.read import Checkpoint
 from compress.core.atomic import check_no_link, check_parent, file_errors
-from compress.core.errors import GateFailure, QCompressError
+from compress.core.errors import BadValueError, GateFailure, QCompressError
 from compress.core.file_kind import beginning_kind
 from compress.core.lock import output_lock
 from compress.core.report import Row
 from compress.model.blocks import make_config, make_skeleton
+from compress.ship.error import MeasuredError
+from compress.ship.gguf.file import open_file, total_bytes, write_tensors
 from compress.ship.gguf.metadata import Exported, Metadata, export_config, find_target
-from compress.ship.gguf.tensors import GgufSource, OutputTensor, output_tensors, tensor_bytes
-from compress.ship.gguf.tokens import export_tokens
+from compress.ship.gguf.settings import EXACT, GgufSettings
+from compress.ship.gguf.tensors import GgufSource, OutputTensor, output_tensors
+from compress.ship.gguf.tokens import differences, export_tokens
 from compress.ship.source import open_quantized
 
 PARTIAL = beginning_kind(b"GGUF")
-FILE_TYPES = {"Q4_0": 2, "Q8_0": 7, "Q5_0": 8, "F16": 1, "BF16": 32}  # general.file_type, by the most common type
+FILE_TYPES = {
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "F16": 1,
+    "BF16": 32,
+}  # general.file_type, named after the type of most tensors
 TOLERANCE = 1e-6  # of settings: a .gguf file stores them in float32
 UNRELATED = (  # settings that do not change the model, or that the tokenizer's keys store
     *("architectures", "dtype", "torch_dtype", "_name_or_path", "transformers_version", "use_cache", "model_type"),
@@ -41,11 +50,12 @@ UNRELATED = (  # settings that do not change the model, or that the tokenizer's 
 REPEATED = ("type",)  # of rope_parameters: an older spelling of rope_type
 
 
-def export_gguf(path: Path, out: Path) -> Row:
+def export_gguf(path: Path, out: Path, settings: GgufSettings = EXACT) -> Row:
     """Write the quantized checkpoint at `path` as the file `out`. Returns a row with `out`, `types` and `bytes`.
 
-    Raises QCompressError if a weight, a setting or the tokenizer cannot be stored exactly; the error names it. Raises
-    GateFailure if the written file does not read back as the same model. Then nothing remains at `out`.
+    `errors` of the row lists each type that is not exact, with its measured error. Raises QCompressError if a weight, a
+    setting or the tokenizer cannot be stored exactly, or if the file exceeds `settings.max_size`; the error names it.
+    Raises GateFailure if the written file does not read back as the same model. Then nothing remains at `out`.
     """
     check_package(out)
     check_file(out)
@@ -55,15 +65,17 @@ def export_gguf(path: Path, out: Path) -> Row:
         check_no_link(partial)
         PARTIAL.check(partial)
         try:
-            tensors = write_file(checkpoint, partial)
-            check_same(checkpoint, partial)
+            tensors = write_file(checkpoint, partial, settings)
+            errors = check_same(checkpoint, partial, tensors)
             with file_errors(out):
                 partial.rename(out)
         finally:
             partial.unlink(missing_ok=True)
     counts = {kind: sum(tensor.type == kind for tensor in tensors) for kind in sorted({one.type for one in tensors})}
     types = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-    return {"model": str(path), "out": str(out), "format": "gguf", "types": types, "bytes": out.stat().st_size}
+    row = {"model": str(path), "out": str(out), "format": "gguf", "types": types, "bytes": out.stat().st_size}
+    warning = "; ".join(differences(checkpoint.tokenizer))
+    return row | ({"warning": warning} if warning else {}) | {"errors": errors}
 
 
 def write_plain_gguf(checkpoint: Checkpoint, file: Path) -> None:
@@ -72,8 +84,7 @@ def write_plain_gguf(checkpoint: Checkpoint, file: Path) -> None:
     Raises QCompressError for what cannot be stored, and GateFailure if the file does not read back as the same model.
     """
     check_package(file)
-    write_file(checkpoint, file)
-    check_same(checkpoint, file)
+    check_same(checkpoint, file, write_file(checkpoint, file, EXACT))
 
 
 def check_file(out: Path) -> None:
@@ -85,7 +96,7 @@ def check_file(out: Path) -> None:
         raise QCompressError(f"{out}: exists already; give a new file, or remove it first")
 
 
-def write_file(checkpoint: Checkpoint, file: Path) -> list[OutputTensor]:
+def write_file(checkpoint: Checkpoint, file: Path, settings: GgufSettings) -> list[OutputTensor]:
     """Write header and tensors, one at a time. Returns the tensors. Raises QCompressError for what cannot be stored."""
     config = make_config(checkpoint.config)
     try:
@@ -93,69 +104,63 @@ def write_file(checkpoint: Checkpoint, file: Path) -> list[OutputTensor]:
         exported = export_config(config, prefix, architecture)
         tokens = export_tokens(checkpoint.tokenizer, config)
         source = GgufSource(checkpoint, config, prefix, architecture)
-        shapes = {name: tuple(one.shape) for name, one in make_skeleton(checkpoint.config).named_parameters()}
-        tensors = list(output_tensors(source, shapes))
+        values = {f"{prefix}.{key}": value for key, value in exported.values.items()} | tokens
+        with file_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            return write_parts(file, values, exported, source, settings)
     except ValueError as error:
         raise QCompressError(f"{checkpoint}: {error}") from None
-    counts = {kind: sum(tensor.type == kind for tensor in tensors) for kind in FILE_TYPES}
-    general = {
-        "general.name": checkpoint.path.absolute().name,
-        "general.file_type": FILE_TYPES[max(counts, key=lambda kind: counts[kind])],
-        "general.quantization_version": 2,
-    }
-    values = general | {f"{prefix}.{key}": value for key, value in exported.values.items()} | tokens
-    with file_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_parts(file, prefix, values, exported, source, tensors)
-    return tensors
 
 
 def write_parts(
-    file: Path, prefix: str, values: Metadata, exported: Exported, source: GgufSource, tensors: list[OutputTensor]
-) -> None:
-    """Write the file with the gguf package, one tensor in memory at a time, and flush it to the disk."""
-    from gguf import GGMLQuantizationType, GGUFWriter
+    file: Path, values: Metadata, exported: Exported, source: GgufSource, settings: GgufSettings
+) -> list[OutputTensor]:
+    """Write the file with the most exact type of embedding for which it is small enough. Returns the tensors.
 
-    writer = GGUFWriter(file, prefix)
-    for key, value in values.items():
-        add_value(writer, key, value)
-    for name, factors in exported.tensors.items():
-        writer.add_tensor_info(name, factors.shape, factors.dtype, factors.nbytes)
-    for tensor in tensors:
-        kind = GGMLQuantizationType[tensor.type]
-        rows = (*tensor.shape[:-1], tensor.bytes // int(np.prod(tensor.shape[:-1])))
-        writer.add_tensor_info(tensor.name, rows, np.dtype(np.uint8), tensor.bytes, kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for factors in exported.tensors.values():
-        writer.write_tensor_data(factors)
-    for tensor in tensors:
-        writer.write_tensor_data(tensor_bytes(source, tensor))
-    writer.flush()
-    for stream in writer.fout or []:
-        os.fsync(stream.fileno())
-    writer.close()
+    Raises ValueError if the file would be larger than `settings.max_size` with each of them.
+    """
+    shapes = {name: tuple(one.shape) for name, one in make_skeleton(source.checkpoint.config).named_parameters()}
+    size = 0
+    for embedding in settings.embedding_types(source.config.hidden_size):
+        tensors = list(output_tensors(source, shapes, embedding, allow_error=settings.allow_error))
+        with open_file(file, source.prefix, general(source, tensors) | values, exported, tensors) as writer:
+            size = total_bytes(writer, exported, tensors)
+            if settings.max_size is None or size <= settings.max_size:
+                write_tensors(writer, exported, source, tensors)
+                return tensors
+    raise BadValueError(
+        f"the .gguf file would have {size:,} bytes, more than --max-size {settings.max_size:,}; "
+        "use a larger --max-size, or quantize a smaller model"
+    )
 
 
-def add_value(writer: Any, key: str, value: Any) -> None:
-    """Add a metadata value in the ggml type that llama.cpp expects for its Python type."""
-    adders = {bool: "add_bool", int: "add_uint32", float: "add_float32", str: "add_string", list: "add_array"}
-    getattr(writer, adders[type(value)])(key, value)
+def general(source: GgufSource, tensors: list[OutputTensor]) -> Metadata:
+    """The metadata of the file as a whole: its name, and the type of most of its tensors."""
+    counts = {kind: sum(tensor.type == kind for tensor in tensors) for kind in FILE_TYPES}
+    return {
+        "general.name": source.checkpoint.path.absolute().name,
+        "general.file_type": FILE_TYPES[max(counts, key=lambda kind: counts[kind])],
+        "general.quantization_version": 2,
+    }
 
 
-def check_same(checkpoint: Checkpoint, file: Path) -> None:
-    """Raises GateFailure if the written file does not read back as the same model."""
+def check_same(checkpoint: Checkpoint, file: Path, tensors: list[OutputTensor]) -> list[Row]:
+    """The error of each type that is not exact, measured on the file. Raises GateFailure if another tensor differs."""
     model = GgufModel(file)
     config = read_config(model)
     check_config(checkpoint, config)
     parameters, _ = plan_parameters(model, config)
-    read = weight_reader(checkpoint)
+    read, errors = weight_reader(checkpoint), {one.type: MeasuredError() for one in tensors if not one.exact}
+    inexact = {one.parameter: errors[one.type] for one in tensors if not one.exact}
     for name, parameter in parameters.items():
         written = torch.from_numpy(np.concatenate([part.reshape(-1) for part in parameter.parts()]))
-        if not torch.equal(written, read(name).float().reshape(-1)):
+        original = read(name).float().reshape(-1) + parameter.offset - parameter.offset  # rounded as in the file
+        if name in inexact:
+            inexact[name].add(written, original)
+        elif not torch.equal(written, original):
             raise GateFailure(f"{file}: {name} does not read back bit by bit; report this as a bug")
     check_tokens(checkpoint, model)
+    return [error.row(kind) for kind, error in errors.items()]
 
 
 def check_config(checkpoint: Checkpoint, config: dict[str, Any]) -> None:

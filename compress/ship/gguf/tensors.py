@@ -12,30 +12,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compress.checkpoint.formats import Format, format_of, quantized_weight
+from compress.checkpoint.formats import format_of, quantized_weight
 from compress.checkpoint.gguf.architectures import Architecture
 from compress.checkpoint.gguf.tensors import gguf_names
 from compress.checkpoint.read import Checkpoint
+from compress.checkpoint.schemes import kind
 from compress.core.errors import BadValueError
 from compress.core.grid import QuantizedWeight
-from compress.ship.gguf.encode import BYTES, TYPES, block_type, encode, plain_bytes
+from compress.ship.gguf.encode import BLOCKS, TYPES, block_type, check_rows, encode, encode_plain, plain_bytes
+from compress.ship.gguf.settings import EMBEDDING_TYPES
 
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor to write: `parameter` is its name in the checkpoint, `shape` its shape in torch's order."""
+    """A tensor to write: `parameter` is its name in the checkpoint, `shape` its shape in torch's order.
+
+    If it is not `exact`, the type rounds the weight.
+    """
 
     name: str
     parameter: str
     shape: tuple[int, ...]
     type: str
+    exact: bool = True
 
     @property
     def bytes(self) -> int:
         """The number of bytes of the tensor's data."""
-        sizes = {"F32": 4, "F16": 2, "BF16": 2}
-        count = int(np.prod(self.shape))
-        return count * sizes[self.type] if self.type in sizes else count // 32 * BYTES[self.type]
+        weights, size = BLOCKS[self.type]
+        return int(np.prod(self.shape)) // weights * size
 
 
 @dataclass(frozen=True)
@@ -47,18 +52,10 @@ class GgufSource:
     prefix: str
     architecture: Architecture
 
-    @property
-    def format(self) -> Format:
-        row = format_of(self.checkpoint)
-        assert row is not None
-        return row
-
     def is_packed(self, parameter: str) -> bool:
         """Whether the checkpoint stores this parameter as codes."""
-        return (
-            self.checkpoint.quantization is not None
-            and f"{parameter.removesuffix('.weight')}.{self.format.packed}" in self.checkpoint.tensors
-        )
+        row = format_of(self.checkpoint)
+        return row is not None and f"{parameter.removesuffix('.weight')}.{row.packed}" in self.checkpoint.tensors
 
     def packed(self, parameter: str) -> QuantizedWeight:
         """Codes, scales and zeros of a parameter, with its rows in the order of the file."""
@@ -87,28 +84,32 @@ class GgufSource:
         return value.float() if value.ndim == 1 else value
 
 
-def output_tensors(source: GgufSource, shapes: dict[str, tuple[int, ...]]) -> Iterator[OutputTensor]:
-    """The tensors of the file for the model's parameters. Raises ValueError if one cannot be stored exactly."""
+def output_tensors(
+    source: GgufSource, shapes: dict[str, tuple[int, ...]], embedding: str = "f16", *, allow_error: bool = False
+) -> Iterator[OutputTensor]:
+    """The tensors of the file for the model's parameters. `embedding` is a key of EMBEDDING_TYPES.
+
+    Raises ValueError if one cannot be stored exactly. With `allow_error`, only one that no type can store is an error.
+    """
     names = gguf_names(source.prefix, source.config.num_hidden_layers, list(shapes))
     for parameter, shape in shapes.items():
-        if source.is_packed(parameter):
-            yield OutputTensor(names[parameter], parameter, shape, packed_type(source, parameter))
-        elif len(shape) == 1:
-            yield OutputTensor(names[parameter], parameter, shape, "F32")
-        else:
-            yield OutputTensor(names[parameter], parameter, shape, TYPES[source.checkpoint.tensors[parameter].dtype])
-
-
-def packed_type(source: GgufSource, parameter: str) -> str:
-    """The ggml type of a packed parameter. Raises ValueError with its name if there is none."""
-    try:
-        return block_type(source.packed(parameter))
-    except ValueError as error:
-        raise BadValueError(f"{parameter}: {error}") from None
+        rounded = EMBEDDING_TYPES[embedding] if kind(parameter.removesuffix(".weight")) != "linear" else None
+        try:
+            if source.is_packed(parameter):
+                type_, exact = block_type(source.packed(parameter), allow_error=allow_error)
+            elif rounded and len(shape) == 2:
+                check_rows(shape[1], rounded)
+                type_, exact = rounded, False
+            else:
+                type_, exact = "F32" if len(shape) == 1 else TYPES[source.checkpoint.tensors[parameter].dtype], True
+        except ValueError as error:
+            raise BadValueError(f"{parameter}: {error}") from None
+        yield OutputTensor(names[parameter], parameter, shape, type_, exact)
 
 
 def tensor_bytes(source: GgufSource, tensor: OutputTensor) -> np.ndarray:
     """The bytes of a tensor, as uint8 (rows, bytes per row)."""
     if source.is_packed(tensor.parameter):
         return encode(source.packed(tensor.parameter), tensor.type)
-    return plain_bytes(source.plain(tensor.parameter))
+    plain = source.plain(tensor.parameter)
+    return plain_bytes(plain) if tensor.exact else encode_plain(plain, tensor.type)

@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -61,7 +62,19 @@ MODELS = {
     "phi3 with long contexts": {"rope_parameters": LONG, "original_max_position_embeddings": 256},
     "granite": {"rope_parameters": THETA, "attention_multiplier": 0.1, "logits_scaling": 2.0},
     "smollm3": {"rope_parameters": THETA},
+    "llama with pieces": {"rope_parameters": THETA},
+    "mistral with pieces": {"rope_parameters": THETA, "sliding_window": None},
+    "phi3 with pieces": {"rope_parameters": THETA, "sliding_window": None},
+    "gemma3_text with pieces": {
+        "rope_parameters": {"sliding_attention": THETA, "full_attention": THETA | {"rope_theta": 9000.0}},
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+        "tie_word_embeddings": True,
+    },
 }
+PIECES = {"llama": "llama 2", "mistral": "mistral", "phi3": "llama 2", "gemma3_text": "gemma"}
 
 
 def write_tokenizer(folder):
@@ -82,7 +95,7 @@ def write_tokenizer(folder):
 
 
 @pytest.fixture(scope="module")
-def make(tmp_path_factory, save_model):
+def make(tmp_path_factory, save_model, write_pieces):
     """make(name, **settings): a tiny model of MODELS, quantized by rounding, in a folder of its own."""
     folder, sources = tmp_path_factory.mktemp("gguf"), {}
 
@@ -90,8 +103,13 @@ def make(tmp_path_factory, save_model):
         key = (name, *sorted(settings.items()))
         if key not in sources:
             config = AutoConfig.for_model(name.split()[0], **SIZES | {"tie_word_embeddings": False} | MODELS[name])
-            plain = save_model(AutoModelForCausalLM.from_config(config), folder / f"{len(sources)}-plain", seed=3)
-            write_tokenizer(plain)
+            dtype = torch.bfloat16 if name.startswith("gemma3") else torch.float16
+            model = AutoModelForCausalLM.from_config(config)
+            plain = save_model(model, folder / f"{len(sources)}-plain", seed=3, dtype=dtype)
+            if name.endswith("with pieces"):
+                write_pieces(plain, PIECES[name.split()[0]])
+            else:
+                write_tokenizer(plain)
             quantize(plain, folder / f"{len(sources)}", method="rtn", group_size=32, **settings)
             sources[key] = folder / str(len(sources))
         return sources[key]
@@ -105,11 +123,14 @@ def test_every_supported_model_reads_back_bit_by_bit(make, tmp_path, name, setti
     source = make(name, **settings)
     row = convert(source, tmp_path / "model.gguf", "gguf")
     assert ("Q4_0" if settings["format"] == "gptq" else "Q5_0") in row["types"]
-    import_gguf(tmp_path / "model.gguf", tmp_path / "back")
+    import_gguf(tmp_path / "model.gguf", tmp_path / "back", dtype=torch.float32)
     read, back = weight_reader(Checkpoint(source)), Checkpoint(tmp_path / "back")
     for parameter in back.tensors:
         written = back.tensor(parameter)
-        assert torch.equal(written, read(parameter).to(written.dtype)), parameter
+        expected = read(parameter).float()
+        if name.startswith("gemma3") and "norm" in parameter:
+            expected = expected + 1 - 1  # the file stores the weight plus 1
+        assert torch.equal(written, expected), parameter
 
 
 def test_two_exports_write_the_same_bytes(make, tmp_path):
@@ -221,3 +242,66 @@ def test_a_missing_gguf_package_is_an_error_about_the_file(monkeypatch, tmp_path
 def test_a_plain_checkpoint_is_refused(tiny_llama, tmp_path):
     with pytest.raises(QCompressError, match="is not quantized"):
         convert(tiny_llama, tmp_path / "model.gguf", "gguf")
+
+
+def measured(make, tmp_path, name="llama", **settings):
+    """The row of an export, and the largest difference between the embedding in the file and in the checkpoint."""
+    source = make(name, format="gptq")
+    row = convert(source, tmp_path / "model.gguf", "gguf", **settings)
+    written = dequantize_rows(GgufModel(tmp_path / "model.gguf").tensors["token_embd.weight"], slice(None))
+    original = Checkpoint(source).tensor("model.embed_tokens.weight").float().numpy()
+    return row, float(np.abs(written - original).max())
+
+
+def test_a_rounded_embedding_states_the_error_in_the_file(make, tmp_path):
+    row, largest = measured(make, tmp_path, embedding_type="q8_0")
+    (error,) = row["errors"]
+    assert error["type"] == "Q8_0" and error["tensors"] == 2 and 0 < error["relative_error"] < 0.01
+    assert error["largest_error"] >= largest > 0 and "2 Q8_0" in row["types"]
+
+
+def test_without_a_request_nothing_is_rounded(make, tmp_path):
+    row, largest = measured(make, tmp_path)
+    assert row["errors"] == [] and largest == 0
+
+
+def test_an_embedding_that_does_not_divide_into_blocks_is_refused(make, tmp_path):
+    with pytest.raises(QCompressError, match=r"embed_tokens\.weight: rows of 64 values .* use --embedding-type q8_0"):
+        measured(make, tmp_path, embedding_type="q6_k")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_rounds_the_embedding_only_if_it_must(make, tmp_path):
+    for name in ("large", "small", "none"):
+        (tmp_path / name).mkdir()
+    exact = measured(make, tmp_path / "large")[0]["bytes"]
+    row, _ = measured(make, tmp_path / "none", max_size=exact)
+    assert row["bytes"] == exact and row["errors"] == []
+    row, _ = measured(make, tmp_path / "small", max_size=exact - 1)
+    assert row["bytes"] < exact and row["errors"][0]["type"] == "Q8_0"
+
+
+def test_a_budget_that_no_type_meets_is_refused_with_both_sizes(make, tmp_path):
+    smallest = measured(make, tmp_path, embedding_type="q8_0")[0]["bytes"]
+    (tmp_path / "model.gguf").unlink()
+    with pytest.raises(QCompressError, match=f"would have {smallest:,} bytes, more than --max-size 9,000"):
+        measured(make, tmp_path, max_size=9000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_allowed_error_stores_zero_points_in_5_bits(make, tmp_path):
+    source = make("llama", format="awq")
+    row = convert(source, tmp_path / "model.gguf", "gguf", allow_error=True)
+    (error,) = row["errors"]
+    assert error["type"] == "Q4_1" and error["tensors"] == 28 and 0 < error["relative_error"] < 0.001
+
+
+def test_scales_beyond_float16_are_rounded_only_if_allowed(copy, tmp_path):
+    weights = load_file(copy / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.scales"
+    weights[name] = weights[name].to(torch.bfloat16) * 2**-13
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(QCompressError, match=r"up_proj\.weight: a scale is not a float16 number.*--allow-error"):
+        convert(copy, tmp_path / "model.gguf", "gguf")
+    row = convert(copy, tmp_path / "model.gguf", "gguf", allow_error=True)
+    assert [error["tensors"] for error in row["errors"]] == [1]
