@@ -1,11 +1,10 @@
-"""Read gptq checkpoints of other tools as if they had the layout that vLLM reads, without changing a weight.
+"""Read gptq checkpoints in which groups are out of order as if they were in order, without changing a weight.
 
-    gptq_v2             stores each zero as it is, where gptq stores zero - 1
-    desc_act: true      g_idx gives the group of each input. If groups are in order, it is an ordinary checkpoint.
-    groups out of order exact only if the inputs can be reordered. Those of down_proj can: they are the outputs of
-                        gate_proj and up_proj. Any other linear is refused by name.
+With `desc_act: true`, g_idx gives the group of each input.
 
-The layouts: https://github.com/ModelCloud/GPTQModel, gptqmodel/quantization/config.py and utils/model.py.
+    groups in order      an ordinary checkpoint (static_groups, act_group_aware)
+    groups out of order  exact only if the inputs can be reordered. Those of down_proj can: they are the outputs of
+                         gate_proj and up_proj. Any other linear is refused by name.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,20 +45,15 @@ class StandardView(Checkpoint):
 
 
 def standard_view(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint in the standard layout; unchanged if it has this layout or is not in gptq.
+    """The checkpoint with all groups in order; unchanged if it is not in gptq with `desc_act`.
 
-    Raises QCompressError with a tensor's name if the standard layout cannot hold the same weights.
+    Raises QCompressError with a tensor's name if the inputs of a linear cannot be reordered.
     """
     quant = checkpoint.quantization or {}
-    second = quant.get("checkpoint_format") == "gptq_v2"
-    if quant.get("quant_method") != "gptq" or not (second or quant.get("desc_act") is True):
+    if quant.get("quant_method") != "gptq" or quant.get("desc_act") is not True:
         return checkpoint
-    view = StandardView(checkpoint, {**quant, "desc_act": False, "checkpoint_format": "gptq"})
-    suffix = f".{FORMATS['gptq'].packed}"
+    view, suffix = StandardView(checkpoint, {**quant, "desc_act": False}), f".{FORMATS['gptq'].packed}"
     modules = [name.removesuffix(suffix) for name in checkpoint.tensors if name.endswith(suffix)]
-    if second:
-        for module in modules:
-            store_zeros_less_one(view, module)
     for module, order in unordered(view, modules):
         fold_order(view, module, order)
     return view
@@ -70,19 +64,6 @@ def bits_of(view: Checkpoint, module: str) -> int:
     quant = view.quantization or {}
     settings = {**quant, **(gptq_override(quant, module) or {})}
     return FORMATS["gptq"].scheme(settings, module, model_dtype(view.config)).bits
-
-
-def store_zeros_less_one(view: StandardView, module: str) -> None:
-    """Read the zeros of a gptq_v2 module as gptq stores them. Raises QCompressError if a zero is 0."""
-    name, bits = f"{module}.qzeros", bits_of(view, module)
-
-    def less_one(words: Tensor) -> Tensor:
-        zeros = pack.unpack_words(words, bits, 1)
-        if not zeros.all():
-            raise QCompressError(f"{view}: {name}: a zero is 0, which only gptq_v2 stores; quantize the model again")
-        return pack.pack_words(zeros - 1, bits, 1)
-
-    view.change(name, less_one)
 
 
 def unordered(view: StandardView, modules: list[str]) -> Iterator[tuple[str, Tensor]]:
