@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Compare llama.cpp's greedy text on a .gguf file with transformers' on the checkpoint it was converted from.
+"""Compare llama.cpp's greedy text on a .gguf file with that of the checkpoint it was converted from.
 
     scripts/install_llama_cpp.sh
     python scripts/llama_cpp_test.py CKPT MODEL.gguf
 
-Both continue 20 prompts. The texts must agree up to the first near-tie: a step at which transformers' two best logits
-differ by at most --tie. llama.cpp rounds activations to 8 bits, so a near-tie may go either way. Exit code 3 otherwise.
+The checkpoint runs in transformers, or with --vllm in vLLM (scripts/vllm.sh installs it). Both sides continue 20
+prompts. The texts must agree up to the first near-tie: a step at which the checkpoint's two best logits differ by at
+most --tie. llama.cpp rounds activations to 8 bits, so a near-tie may go either way. Exit code 3 otherwise.
 """
 
 import json
@@ -18,7 +19,8 @@ import click
 import torch
 
 from compress.checkpoint.load import load_model
-from compress.checkpoint.read import open_checkpoint
+from compress.checkpoint.read import Checkpoint, open_checkpoint
+from compress.runtimes.vllm_offline import open_vllm, run_in_new_process
 
 PYTHON = Path(__file__).parents[1] / "build" / "llama-cpp" / "bin" / "python"
 PROMPTS = (
@@ -43,6 +45,7 @@ PROMPTS = (
     "The Great Wall of China was built to",
     "Ten plus five equals",
 )
+Greedy = tuple[list[int], list[float]]  # token ids, and the difference of the two best logits at each step
 SERVER = """
 import json, sys, xllamacpp
 settings = xllamacpp.CommonParams()
@@ -64,13 +67,32 @@ def llama_texts(python: Path, file: Path, tokens: int) -> list[str]:
 
 
 @torch.no_grad()
-def greedy(model: Any, tokenizer: Any, prompt: str, tokens: int) -> tuple[list[int], list[float]]:
+def greedy(model: Any, tokenizer: Any, prompt: str, tokens: int) -> Greedy:
     """Token ids of the greedy continuation, and at each step the difference of the two best logits."""
     ids = torch.tensor([list(tokenizer(prompt)["input_ids"])])
     settings = {"max_new_tokens": tokens, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     result = model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=tokenizer.eos_token_id, **settings)
     best = [logits[0].float().topk(2).values for logits in result.logits]
     return result.sequences[0, ids.shape[1] :].tolist(), [float(pair[0] - pair[1]) for pair in best]
+
+
+def transformers_greedy(source: Checkpoint, tokens: int) -> list[Greedy]:
+    """transformers' greedy continuation of each prompt."""
+    model, tokenizer = load_model(source), source.tokenizer
+    return [greedy(model, tokenizer, prompt, tokens) for prompt in PROMPTS]
+
+
+def vllm_greedy(request: dict[str, Any]) -> list[Greedy]:
+    """vLLM's greedy continuation of each prompt. Runs in vLLM's process."""
+    from vllm import SamplingParams
+
+    llm = open_vllm(request["checkpoint"], dtype="float16", max_model_len=512)
+    settings = SamplingParams(temperature=0, max_tokens=request["tokens"], logprobs=2)
+    answers = [output.outputs[0] for output in llm.generate(list(PROMPTS), settings, use_tqdm=False)]
+    best = [
+        [sorted((one.logprob for one in table.values()), reverse=True) for table in one.logprobs] for one in answers
+    ]
+    return [(list(one.token_ids), [row[0] - row[1] for row in rows]) for one, rows in zip(answers, best, strict=True)]
 
 
 def compare(tokenizer: Any, ids: list[int], gaps: list[float], text: str, tie: float) -> dict[str, Any]:
@@ -88,22 +110,35 @@ def compare(tokenizer: Any, ids: list[int], gaps: list[float], text: str, tie: f
 @click.option("--python", type=click.Path(path_type=Path), default=PYTHON, help="Python with xllamacpp.")
 @click.option("--tokens", default=24, show_default=True, help="Tokens per answer.")
 @click.option("--tie", default=0.5, show_default=True, help="Largest difference of two logits that is a near-tie.")
+@click.option("--vllm", is_flag=True, help="Run the checkpoint in vLLM.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="JSON file for the results.")
-def main(checkpoint: Path, file: Path, python: Path, tokens: int, tie: float, out: Path | None) -> None:
+def main(checkpoint: Path, file: Path, python: Path, tokens: int, tie: float, vllm: bool, out: Path | None) -> None:
     if not python.exists():
         raise click.ClickException(f"{python}: not found; run scripts/install_llama_cpp.sh first")
     source = open_checkpoint(checkpoint)
-    model, tokenizer = load_model(source), source.tokenizer
+    if vllm:
+        expected = run_in_new_process(__file__, {"checkpoint": str(checkpoint), "tokens": tokens})
+    else:
+        expected = transformers_greedy(source, tokens)
     rows = []
-    for prompt, text in zip(PROMPTS, llama_texts(python, file, tokens), strict=True):
-        rows.append({"prompt": prompt} | compare(tokenizer, *greedy(model, tokenizer, prompt, tokens), text, tie))
+    for prompt, text, (ids, gaps) in zip(PROMPTS, llama_texts(python, file, tokens), expected, strict=True):
+        rows.append({"prompt": prompt} | compare(source.tokenizer, ids, gaps, text, tie))
         click.echo(f"{rows[-1]['agreed']:3d} of {rows[-1]['tokens']} tokens agree, gap {rows[-1]['gap']}: {prompt!r}")
     if out is not None:
-        out.write_text(json.dumps({"tie": tie, "tokens": tokens, "rows": rows}, indent=1) + "\n")
+        out.write_text(
+            json.dumps(
+                {"tie": tie, "tokens": tokens, "runtime": "vllm" if vllm else "transformers", "rows": rows}, indent=1
+            )
+            + "\n"
+        )
     failed = sum(not row["passed"] for row in rows)
     click.echo(f"{len(rows) - failed} of {len(rows)} prompts agree up to the first near-tie")
     sys.exit(3 if failed else 0)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--worker"]:
+        request, answer = map(Path, sys.argv[2:])
+        answer.write_text(json.dumps(vllm_greedy(json.loads(request.read_text()))))
+    else:
+        main()
