@@ -32,7 +32,7 @@ from compress.core.lock import output_lock
 from compress.core.report import Row
 from compress.model.config_keys import plain_config
 from compress.quantize.methods.rtn import round_to_grid
-from compress.ship.error import MeasuredError
+from compress.ship.gguf.error import MeasuredError
 from compress.ship.source import open_quantized, packed_modules
 
 GGUF = "gguf"

@@ -6,13 +6,13 @@ A converted checkpoint looks healthy whatever it was made from, so all faults mu
 from collections.abc import Container
 
 from compress.checkpoint.check.run import check_checkpoint, describe_errors, error_rows, prompt_fault
+from compress.checkpoint.foreign import standard_view
 from compress.checkpoint.formats import Format, format_of
 from compress.checkpoint.load import open_causal_lm
 from compress.checkpoint.read import CONFIG, Checkpoint, PathOrCheckpoint
 from compress.core.errors import QCompressError
 from compress.core.grid import Scheme
 from compress.core.report import Row
-from compress.ship.foreign import standard_view
 
 NOTES = (  # keys that tools add about themselves or about their kernels
     *("quant_method", "version", "meta", "quantizer", "backend", "format", "method", "model_name_or_path"),

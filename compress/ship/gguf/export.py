@@ -24,7 +24,7 @@ from compress.core.file_kind import beginning_kind
 from compress.core.lock import output_lock
 from compress.core.report import Row
 from compress.model.blocks import make_config, make_skeleton
-from compress.ship.error import MeasuredError
+from compress.ship.gguf.error import MeasuredError
 from compress.ship.gguf.file import open_file, total_bytes, write_tensors
 from compress.ship.gguf.metadata import Exported, Metadata, export_config, find_target
 from compress.ship.gguf.settings import EXACT, GgufSettings

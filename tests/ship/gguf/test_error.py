@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from compress.core.errors import GateFailure
-from compress.ship.error import MeasuredError
+from compress.ship.gguf.error import MeasuredError
 
 
 def test_the_relative_error_is_that_of_all_tensors_together():
