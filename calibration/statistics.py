@@ -25,14 +25,15 @@ class Hessian:
     def __init__(self, in_features: int, matmul_dtype: torch.dtype = torch.float32):
         self.in_features, self.matmul_dtype = in_features, matmul_dtype
         self.tokens = 0
-        self._upper = torch.zeros(in_features, in_features)
+        self._upper = torch.zeros(0, 0)  # allocated by the first batch, on its device
 
     def update(self, x: Tensor) -> None:
         """Add the tokens of x (..., in_features), of any floating dtype. Raises ValueError if x has another width."""
         x = _tokens(x, self.in_features, self.matmul_dtype)
         if not len(x):
             return
-        self._upper = self._upper.to(x.device)
+        if not self.tokens:
+            self._upper = torch.zeros(self.in_features, self.in_features, device=x.device)
         decay = self.tokens / (self.tokens + len(x))
         self.tokens += len(x)
         for rows in strips(self.in_features):
@@ -41,11 +42,14 @@ class Hessian:
     @property
     def value(self) -> Tensor:
         """The mean, (in_features, in_features) float32, exactly symmetric. Each read returns a new tensor."""
-        return mirrored(self._upper.clone())
+        return mirrored(self._sum().clone())
+
+    def _sum(self) -> Tensor:
+        return self._upper if self.tokens else torch.zeros(self.in_features, self.in_features)
 
     def take(self) -> Tensor:
         """The same matrix as `value`, without a copy. Do not call `update` afterwards."""
-        upper, self._upper = self._upper, torch.zeros(0, 0)
+        upper, self._upper = self._sum(), torch.zeros(0, 0)
         return mirrored(upper)
 
 
@@ -55,21 +59,22 @@ class Cross:
     def __init__(self, rows: int, in_features: int, matmul_dtype: torch.dtype = torch.float32):
         self.shape, self.matmul_dtype = (rows, in_features), matmul_dtype
         self.tokens = 0
-        self._value = torch.zeros(rows, in_features)
+        self._value = torch.zeros(0, 0)  # allocated by the first batch, on its device
 
     def update(self, y: Tensor, x: Tensor) -> None:
         """Add the tokens of y (..., rows) and x (..., in_features). Raises ValueError if one has another width."""
         y, x = (_tokens(part, width, self.matmul_dtype) for part, width in zip((y, x), self.shape, strict=True))
         if not len(x):
             return
-        self._value = self._value.to(x.device)
+        if not self.tokens:
+            self._value = torch.zeros(self.shape, device=x.device)
         decay = self.tokens / (self.tokens + len(x))
         self.tokens += len(x)
         _add_product(self._value, y, x, decay, 1 / self.tokens)
 
     def take(self) -> Tensor:
         """The mean, (rows, in_features) float32, without a copy. Do not call `update` afterwards."""
-        value, self._value = self._value, torch.zeros(0, 0)
+        value, self._value = self._value if self.tokens else torch.zeros(self.shape), torch.zeros(0, 0)
         return value
 
 
@@ -117,7 +122,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor, decay: float, share
         total.addmm_(left.T, right, beta=decay, alpha=share)
         return
     for rows, columns in zip(total.split(WIDEST_STRIP), left.split(WIDEST_STRIP, 1), strict=True):
-        rows.mul_(decay).add_(columns.T @ right, alpha=share)
+        product = torch.mm(columns.T, right, total.dtype) if right.is_cuda else columns.T @ right  # a GPU rounds no sum
+        rows.mul_(decay).add_(product, alpha=share)
 
 
 def _tokens(x: Tensor, in_features: int, dtype: torch.dtype) -> Tensor:

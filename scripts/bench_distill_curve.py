@@ -237,7 +237,10 @@ def prepare(
     """Load the teacher, the untrained student and the evaluation text into memory."""
     tokenizer, plan = Checkpoint(teacher).tokenizer, plan_distill(teacher, common)
     device = make_accelerator().device
-    big, vocab = open_model(teacher, working_dtype(device), device), common_vocabulary(plan, tokenizer)
+    big, vocab = (
+        open_model(teacher, working_dtype(Checkpoint(teacher), device), device),
+        common_vocabulary(plan, tokenizer),
+    )
     size = {"seq_len": common.seq_len, "seed": common.seed}
     start = find_start(general, tokenizer, big.model, 4, size)
     few = counting_windows(general, tokenizer, 4, size, start, common.packing)

@@ -1,11 +1,19 @@
 """Shared fixtures: tiny random models on disk, each a whole FP16 checkpoint with a tokenizer and a chat template.
 
 They are written once per session, and all tests share them. A test that changes a checkpoint copies it first.
+Tests see no GPU, so that they pass on every machine. `pytest -m gpu` shows it to the tests that need one.
 """
 
-from collections.abc import Callable
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+HIDDEN = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1"}
+if not re.search(r"(^| )-m ?gpu\b", " ".join(sys.argv)):
+    os.environ.update(HIDDEN)  # also for the processes that tests start; torch and Triton read them when imported
 
 import pytest
 import torch
@@ -21,6 +29,8 @@ from transformers import (
 
 from compress.checkpoint.gguf.importer import import_config, tokenizer_files
 from compress.checkpoint.write import TensorSpec, save_checkpoint
+from tests.pretend.device import PretendedGpu, pretended_gpu
+from tests.pretend.guard import load_guard, missing
 
 VOCAB = 128
 SPECIAL = ["<unk>", "<s>", "<|im_start|>", "<|im_end|>"]
@@ -40,6 +50,21 @@ SHAPE: dict[str, Any] = {
     "initializer_range": 0.1,
     "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
 }
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Load the guard of the pretended GPU before any test runs a backward pass."""
+    if not missing() and any("gpu" in getattr(item, "fixturenames", ()) for item in session.items):
+        load_guard()
+
+
+@pytest.fixture
+def gpu() -> Iterator[PretendedGpu]:
+    """A pretended GPU: torch has a device cuda:0 during the test."""
+    if reason := missing():
+        pytest.skip(reason)
+    with pretended_gpu() as one:
+        yield one
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

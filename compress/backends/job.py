@@ -30,7 +30,6 @@ from compress.core.report import Report, Row, silent
 from compress.quantize.blocks.source import choose_compute_dtype, make_blocks
 from compress.quantize.calibrate import job_start, job_windows
 from compress.quantize.layout.job_plan import plan_quantize
-from compress.quantize.layout.plan import LayoutPlan
 from compress.ship.gguf.export import write_plain_gguf
 
 ROOM = 4  # times the source's bytes: the backend's checkpoint, a copy, and its scratch files
@@ -72,7 +71,7 @@ def quantize_with_backend(
     python = ready_interpreter(backend, run)
     with open_work_folder(out, backend.name, ROOM * source.bytes, restart=run.restart) as folder:
         begin_log(log_path(out), backend.name)
-        job = make_job(source, plan, config, backend, python, run)
+        job = make_job(source, config, backend, python, run)
         result = run_backend(job, backend, python, folder, log_path(out), run)
         size = publish(job, folder, out, result)
     return {
@@ -114,21 +113,19 @@ def ready_interpreter(backend: Backend, run: BackendRun) -> Path:
     return find_interpreter(backend, run.python)
 
 
-def make_job(
-    source: Checkpoint, plan: LayoutPlan, config: BackendConfig, backend: Backend, python: Path, run: BackendRun
-) -> BackendJob:
+def make_job(source: Checkpoint, config: BackendConfig, backend: Backend, python: Path, run: BackendRun) -> BackendJob:
     """The job with its windows: the same token ids that qcompress's own methods read with the same settings."""
-    windows, start = read_windows(source, plan, config, run.device)
+    windows, start = read_windows(source, config, run.device)
     token = format_start_token(start["token"])
     run.report({"text": ", ".join(config.text), "windows": windows.manifest["n_samples"], "start_token": token})
     about = {"name": backend.name, "lock": None if run.python else lock_digest(backend), "python": os.fspath(python)}
     return BackendJob(source, config, windows, start, source.small_files_digest, about)
 
 
-def read_windows(source: Checkpoint, plan: LayoutPlan, config: BackendConfig, device: str) -> tuple[Windows, Row]:
+def read_windows(source: Checkpoint, config: BackendConfig, device: str) -> tuple[Windows, Row]:
     """The calibration windows, and the measurement that chose their start token."""
     layout = config.layout
-    layout = replace(layout, compute_dtype=choose_compute_dtype(layout, plan, device))
+    layout = replace(layout, compute_dtype=choose_compute_dtype(layout, source, device))
     start = job_start(make_blocks(source, layout, device), source.tokenizer, layout)
     return job_windows(source.tokenizer, layout, start.token), asdict(start)
 

@@ -9,7 +9,9 @@ from compress.cli.console import emit, print_written, report, size_fact
 from compress.cli.model_path import MODEL
 from compress.cli.options import (
     Command,
+    check_hardware,
     dry_run_option,
+    hardware_option,
     json_option,
     make_settings,
     out_option,
@@ -45,8 +47,11 @@ from compress.distill.config import (
 @settings_options(MemoryConfig, LoopConfig)
 @restart_option
 @dry_run_option
+@hardware_option
 @json_option
-def command(teacher: Path, out: Path, restart: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
+def command(
+    teacher: Path, out: Path, restart: bool, dry_run: bool, hardware: str | None, as_json: bool, **options: Any
+) -> None:
     """Distill TEACHER, a folder or a hub id, into a smaller student.
 
     The student is an existing checkpoint (--student), the teacher with fewer blocks (--blocks), or a narrower shape.
@@ -72,12 +77,16 @@ def command(teacher: Path, out: Path, restart: bool, dry_run: bool, as_json: boo
     if options["student"]:
         options["student"] = str(MODEL.convert(options["student"], None, None))
     settings = make_settings(DistillConfig, options)
+    check_hardware(hardware, dry_run)
     if dry_run:
         from compress.checkpoint.write import check_out
-        from compress.distill.student.plan import check_inputs, plan_distill, plan_row
+        from compress.core.cards import find_card
+        from compress.distill.student.plan import check_inputs, plan_distill, plan_gpu, plan_row
 
         check_out(out)
-        emit(plan_row(plan_distill(teacher, settings), settings) | check_inputs(settings, teacher), as_json=as_json)
+        plan = plan_distill(teacher, settings)
+        gpu = plan_gpu(plan, settings, find_card(hardware)) if hardware else {}
+        emit(plan_row(plan, settings) | check_inputs(settings, teacher) | gpu, as_json=as_json)
         return
     from compress.distill.job import distill_checkpoint
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from compress.cli.model_path import OutPath, check_models
+from compress.core.cards import CARD_NAMES
 from compress.core.options import DEVICE_HELP, DEVICES, Setting, settings_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -218,6 +219,12 @@ def set_options() -> set[str]:
     return {name for name in context.params if context.get_parameter_source(name) not in default}
 
 
+def check_hardware(hardware: str | None, dry_run: bool) -> None:
+    """Raises UsageError if --hardware is used without --dry-run."""
+    if hardware and not dry_run:
+        raise click.UsageError("--hardware needs --dry-run")
+
+
 def shared_option(*names: str, group: str, **settings: Any) -> Callable[[F], F]:
     """A decorator that adds an option to a `group` of the help page."""
     return click.option(*names, cls=GroupedOption, group=group, **settings)
@@ -242,6 +249,12 @@ restart_option = shared_option(
 )
 dry_run_option = shared_option(
     "--dry-run", group="Run control", is_flag=True, help="Print the plan without doing any work, then stop."
+)
+hardware_option = shared_option(
+    "--hardware",
+    group="Run control",
+    type=click.Choice(CARD_NAMES),
+    help="GPU for which --dry-run prints the memory by part, whether the job fits, and the least time.",
 )
 json_option = shared_option(
     "--json", "as_json", group="Run control", is_flag=True, help="Print the result as JSON on stdout."

@@ -7,7 +7,7 @@ import click
 
 from compress.cli.console import emit, imports, progress, report, results
 from compress.cli.model_path import MODEL
-from compress.cli.options import Command, Parsed, json_option, shared_option
+from compress.cli.options import Command, Parsed, device_option, json_option, shared_option
 from compress.core.config import FORMAT_NAMES, KV_DTYPES, METHODS, STORAGE_DTYPES, QuantizeConfig, parse_size
 from compress.core.errors import QCompressError
 from compress.core.units import format_bytes
@@ -102,6 +102,7 @@ ALSO_RUNS_IN = {"vllm_cpu": "CPU", "transformers": "transformers"}
     show_default=True,
     help="Rounding method in the printed command line.",
 )
+@device_option
 @json_option
 def command(
     model: Path,
@@ -113,6 +114,7 @@ def command(
     tensor_parallel_size: int,
     dtype: str | None,
     method: str,
+    device: str,
     as_json: bool,
     **place: Any,
 ) -> None:
@@ -141,6 +143,7 @@ def command(
         config=QuantizeConfig(method=method, dtype=dtype, tensor_parallel_size=tensor_parallel_size),
         runs_in=runs_in,
         measure=measure,
+        device=device,
         report=report,
         **limits,
     )

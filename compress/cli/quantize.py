@@ -10,8 +10,10 @@ from compress.cli.model_path import MODEL, FilledPath, as_typed
 from compress.cli.options import (
     Command,
     Parsed,
+    check_hardware,
     device_option,
     dry_run_option,
+    hardware_option,
     json_option,
     out_option,
     restart_option,
@@ -48,6 +50,7 @@ from compress.pipeline.quantize import BackendOptions, Settings, plan_by, quanti
 )
 @device_option
 @dry_run_option
+@hardware_option
 @restart_option
 @json_option
 def command(
@@ -56,6 +59,7 @@ def command(
     activation_memory: int,
     device: str,
     dry_run: bool,
+    hardware: str | None,
     restart: bool,
     as_json: bool,
     install: bool,
@@ -76,19 +80,21 @@ def command(
     qcompress quantize student --max-size 2GB --dry-run -o student-awq
     qcompress quantize smollm2 --backend auto-round --install -o smollm2-auto-round
     """
+    check_hardware(hardware, dry_run)
     config = make_config(settings | {"activation_memory": activation_memory}, set_options())
     options = BackendOptions(install, backend_python)
     check_backend_options(config, options)
     if dry_run:
-        emit(plan(model, out, config), as_json=as_json)
+        emit(plan(model, out, config, hardware), as_json=as_json)
         return
     with imports():
         from compress.core.device import pick_device
         from compress.quantize.job import RunOptions
         from compress.quantize.processes import join_processes
 
-    processes = join_processes()
-    run = RunOptions(restart, activation_memory, pick_device(device), processes, report)
+    device = pick_device(device)
+    processes = join_processes(device)
+    run = RunOptions(restart, activation_memory, device, processes, report)
     row = quantize_by(model, out, config, run, options)
     processes.leave()
     if processes.rank == 0:
@@ -104,9 +110,14 @@ def check_backend_options(config: Settings, options: BackendOptions) -> None:
         raise click.UsageError("--install and --backend-python exclude each other; use one of them.")
 
 
-def plan(model: Path, out: Path, config: Settings) -> dict[str, Any]:
-    """The row that --dry-run prints. Raises QCompressError if the job would be refused before any work."""
+def plan(model: Path, out: Path, config: Settings, hardware: str | None) -> dict[str, Any]:
+    """The row that --dry-run prints. `hardware` is the name of a GPU to estimate, or None; backends have no estimate.
+
+    Raises QCompressError if the job would be refused before any work.
+    """
     from compress.checkpoint.write import check_out
+    from compress.core.cards import find_card
+    from compress.quantize.gpu_estimate import gpu_row
     from compress.quantize.layout.job_plan import plan_quantize
     from compress.quantize.layout.plan import plan_row
     from compress.quantize.log import LOG, log_path
@@ -114,9 +125,11 @@ def plan(model: Path, out: Path, config: Settings) -> dict[str, Any]:
     check_out(out)
     LOG.check(log_path(out))
     check_texts(config)
-    if isinstance(config, QuantizeConfig):
-        return plan_row(str(model), plan_quantize(model, config)[1], config)
-    return plan_by(str(model), plan_quantize(model, config.layout)[0].config, config)
+    if not isinstance(config, QuantizeConfig):
+        return plan_by(str(model), plan_quantize(model, config.layout)[0].config, config)
+    checkpoint, layout = plan_quantize(model, config)
+    gpu = gpu_row(layout, checkpoint.config, config, find_card(hardware)) if hardware else {}
+    return plan_row(str(model), layout, config) | gpu
 
 
 def check_texts(config: Settings) -> None:

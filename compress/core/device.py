@@ -24,6 +24,20 @@ def pick_device(name: str = "auto") -> str:
     return "cuda" if gpu and name != "cpu" else "cpu"
 
 
+def has_bfloat16() -> bool:
+    """Whether the GPU has instructions for bfloat16. Older GPUs emulate it, which is slower than float32."""
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def move(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """The tensor on a device. The host does not wait for a copy to a GPU."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def rank_device(name: str, rank: int) -> "torch.device":
     """The device of the process with this rank. If `name` does not mean the CPU, ranks are spread over all GPUs."""
     import torch

@@ -58,6 +58,10 @@ class QuantizedWeight:
         groups = split_groups(self.codes, self.group_size)
         return dequantize(groups, self.scales[..., None], self.zeros[..., None]).flatten(1)
 
+    def to(self, device: torch.device | str) -> "QuantizedWeight":
+        """The weight with all tensors on a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("codes", "scales", "zeros")})
+
     def rows(self, start: int, end: int) -> "QuantizedWeight":
         """The weight's output rows from `start` up to `end`, without `end`."""
         parts = {name: getattr(self, name)[start:end] for name in ("codes", "scales", "zeros")}

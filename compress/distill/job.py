@@ -19,7 +19,7 @@ from calibration.windows import Windows
 from compress.checkpoint.digest import files_digest
 from compress.checkpoint.heldout import START
 from compress.checkpoint.load import open_for_text
-from compress.checkpoint.memory_check import check_memory
+from compress.checkpoint.memory_check import check_gpu_memory, check_memory
 from compress.checkpoint.model_card import origin
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.record import record_text
@@ -38,8 +38,8 @@ from compress.distill.student.build import (
     load_student,
     save_student,
 )
-from compress.distill.student.memory_estimate import cures, format_parts
-from compress.distill.student.plan import StudentPlan, plan_distill, plan_row
+from compress.distill.student.memory_estimate import cures, format_parts, gpu_cures
+from compress.distill.student.plan import StudentPlan, plan_distill, plan_parts, plan_row
 from compress.distill.targets.cache import MANIFEST, Cache, windows_digest
 from compress.distill.targets.cached_teacher import CachedTeacher, cache_text, open_cache
 from compress.distill.text.packing import check_on_policy, check_packing
@@ -134,7 +134,7 @@ def distill(job: DistillJob, loop: LoopConfig) -> None:
     tokenizer, vocab = job.teacher.tokenizer, common_vocabulary(job.plan, job.teacher.tokenizer)
     report(plan_row(job.plan, settings))
     report({"loads": job.teacher.path.name})
-    teacher = open_model(job.teacher, working_dtype(job.device), job.device)
+    teacher = open_model(job.teacher, working_dtype(job.teacher, job.device), job.device)
     text = read_training_text(job, teacher, vocab)
     student = make_student(job, text, vocab)
     for checkpoint in filter(None, (job.teacher, job.student)):
@@ -197,15 +197,29 @@ def make_student(job: DistillJob, text: TrainingText, vocab: int) -> StudentMode
 def training_device(name: str, teacher: Checkpoint, plan: StudentPlan, settings: DistillConfig) -> torch.device:
     """The device that trains. `name` is the value of --device.
 
-    Raises QCompressError if the CPU's memory is too small for all processes.
+    Raises QCompressError if the memory is too small: the machine's for all processes, or the GPU's for a single one.
     """
     device = make_accelerator(name).device
-    if device.type == "cpu":
+    if device.type == "cuda":
+        check_device_memory(teacher, plan, settings)
+    else:
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         check_memory(
             str(teacher), processes * plan.memory, f"{cures(settings)} ({format_parts(plan.memory_parts)} per process)"
         )
     return device
+
+
+def check_device_memory(teacher: Checkpoint, plan: StudentPlan, settings: DistillConfig) -> None:
+    """Raises QCompressError if one process cannot train on the free memory of the GPU.
+
+    Activations and the loss are not counted, because micro-batches and chunks shrink. Several processes are not
+    checked, because FSDP and ZeRO shard the other parts.
+    """
+    parts = {name: size for name, size in plan_parts(plan, settings).items() if name not in ("activations", "loss")}
+    if place()[1] == 1:
+        cure = f"use {gpu_cures(settings)} ({format_parts(parts)}, then activations)"
+        check_gpu_memory(str(teacher), sum(parts.values()), cure)
 
 
 def make_evaluators(teacher: Model, eval_windows: Sequence[Windows], vocab: int) -> list[StudentEvaluator]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from compress.losses.chunked import distill_loss as distill_loss
     from compress.losses.chunked import next_tokens as next_tokens
     from compress.losses.chunked import token_mean as token_mean
+    from compress.losses.chunked import unmasked as unmasked
     from compress.losses.divergence import DIVERGENCES as DIVERGENCES
     from compress.losses.targets import Head as Head
     from compress.losses.targets import LogitSource as LogitSource
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from compress.losses.targets import find_head as find_head
 
 NAMES = {
-    **dict.fromkeys(("Loss", "cross_entropy", "distill_loss", "next_tokens", "token_mean"), "chunked"),
+    **dict.fromkeys(("Loss", "cross_entropy", "distill_loss", "next_tokens", "token_mean", "unmasked"), "chunked"),
     "DIVERGENCES": "divergence",
     **dict.fromkeys(("Head", "LogitSource", "Sparse", "Targets", "find_head"), "targets"),
 }

@@ -8,6 +8,8 @@ to the hidden states and the head before the next rows are computed. `chunk` cha
 `token_mean` is the only reduction.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from compress.losses.buffers import CHUNK_LOGITS
+from compress.losses.buffers import CHUNK_LOGITS, GPU_CHUNK_LOGITS, LOSS_BUFFERS
 from compress.losses.divergence import DIVERGENCES, Divergence
 from compress.losses.softmax import cross_entropy_into
 from compress.losses.targets import Head, LogitSource, StudentChunk, Targets
@@ -76,21 +78,23 @@ def distill_loss(
     total: float | None = None,
     chunk: int | None = None,
     vocab: int | None = None,
+    kept: Tensor | None = None,
 ) -> Loss:
     """The loss of the unmasked tokens. Labels, mask, hidden states and targets have the same leading shape.
 
-    Before the softmax, both vocabularies are cut to the smaller one, and to `vocab`. Gradients reach the student's
-    hidden states and head weight. `chunk` is a number of rows; by default a chunk has about CHUNK_LOGITS values. `beta`
+    `kept` are the indices of the unmasked tokens in the flat mask; a GPU would have to wait for their number. Before
+    the softmax, both vocabularies are cut to the smaller one, and to `vocab`. Gradients reach the student's hidden
+    states and head weight. `chunk` is a number of rows; by default it comes from `chunk_rows`. `beta`
     is the teacher's weight in the mixture of jsd. `total` is the divisor of `token_mean`.
-    Raises ValueError if a label is outside the vocabulary, or if sparse targets have another vocabulary or are used
-    with another divergence than kl.
+    Raises ValueError if a label is outside the vocabulary (on a GPU, CUDA itself refuses it), or if sparse targets have
+    another vocabulary or are used with another divergence than kl.
     """
     size = min(student.vocab, teacher.vocab, vocab or student.vocab)
-    kept = mask.flatten()
+    kept = unmasked(mask) if kept is None else kept
     kept_labels = labels.flatten()[kept]
-    if len(kept_labels) and int(kept_labels.max()) >= size:
+    if len(kept_labels) and not labels.is_cuda and int(kept_labels.max()) >= size:
         raise ValueError(f"losses: label {int(kept_labels.max())} is outside the common vocabulary of {size} tokens")
-    count, rows = len(kept_labels) if total is None else total, chunk or max(1, CHUNK_LOGITS // size)
+    count, rows = len(kept_labels) if total is None else total, chunk or chunk_rows(size, student.hidden.device)
     needs_gradient = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (student.hidden, student.weight)]
     terms = Terms(alpha, temperature, float(count), rows, DIVERGENCES[divergence](beta), *needs_gradient)
     work = torch.promote_types(student.hidden.dtype, torch.float32)
@@ -102,14 +106,42 @@ def distill_loss(
         student.head,
         terms,
     )
-    return Loss(loss, fill_masked(kl, mask), fill_masked(ce, mask))
+    return Loss(loss, fill_masked(kl, kept, mask), fill_masked(ce, kept, mask))
 
 
-def fill_masked(values: Tensor, mask: Tensor) -> Tensor:
-    """Spread one value per unmasked token over the shape of `mask`. Masked tokens get 0."""
-    full = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
-    full[mask] = values
-    return full
+def unmasked(mask: Tensor) -> Tensor:
+    """The indices of the unmasked tokens in the flat `mask`."""
+    return mask.flatten().nonzero()[:, 0]
+
+
+def chunk_rows(vocab: int, device: torch.device) -> int:
+    """The rows of a chunk. A GPU gets longer chunks if a quarter of its free memory holds the buffers."""
+    values = CHUNK_LOGITS
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        values = min(GPU_CHUNK_LOGITS, max(CHUNK_LOGITS, free // (4 * 4 * LOSS_BUFFERS)))
+    return max(1, values // vocab)
+
+
+@contextmanager
+def fast_products(device: torch.device, on: bool) -> Iterator[None]:
+    """Context in which a GPU rounds the factors of float32 products to TF32, as autocast rounds them to bfloat16."""
+    if device.type != "cuda" or not on:
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def fill_masked(values: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
+    """Spread one value per unmasked token, with the flat indices `kept`, over the shape of `mask`. Others get 0."""
+    full = torch.zeros(mask.numel(), dtype=values.dtype, device=values.device)
+    full[kept] = values
+    return full.view(mask.shape)
 
 
 class ChunkedLoss(Function):
@@ -129,7 +161,8 @@ class ChunkedLoss(Function):
         terms: Terms,
     ) -> tuple[Tensor, Tensor, Tensor]:
         work = torch.promote_types(hidden.dtype, torch.float32)
-        with torch.autocast(hidden.device.type, enabled=False):
+        trains = terms.hidden or terms.weight
+        with torch.autocast(hidden.device.type, enabled=False), fast_products(hidden.device, trains):
             student = LogitSource(hidden.to(work), weight.to(work), head)
             kl, ce, d_hidden, d_weight = run_chunks(student, teacher, labels, terms)
         ctx.save_for_backward(d_hidden.to(hidden.dtype), d_weight.to(weight.dtype))
@@ -184,9 +217,9 @@ def run_chunks(
 @torch.no_grad()
 def cross_entropy(side: LogitSource, labels: Tensor, mask: Tensor, *, vocab: int, chunk: int | None = None) -> Tensor:
     """The cross-entropy of one model, float32, in nats for each token of `mask`. It is 0 where masked."""
-    kept = mask.flatten()
+    kept = unmasked(mask)
     hidden, kept_labels = side.hidden.flatten(0, -2)[kept].float(), labels.flatten()[kept]
-    weight, rows = side.weight[:vocab].float(), chunk or max(1, CHUNK_LOGITS // vocab)
+    weight, rows = side.weight[:vocab].float(), chunk or chunk_rows(vocab, hidden.device)
     logits, scratch = (hidden.new_empty(min(rows, len(hidden)), len(weight)) for _ in range(2))
     ce = hidden.new_zeros(mask.numel())
     parts = []

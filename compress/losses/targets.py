@@ -22,8 +22,14 @@ class Head:
     softcap: float | None = None
 
     def logits_into(self, out: Tensor, hidden: Tensor, weight: Tensor) -> None:
-        """Write the logits of a chunk to `out` (rows, vocab)."""
-        torch.mm(hidden if self.scale == 1 else hidden * self.scale, weight.T, out=out)
+        """Write the logits of a chunk to `out` (rows, vocab) float32.
+
+        A GPU multiplies 16-bit states and weights as they are, and sums in float32. So the result is that of float32.
+        """
+        if hidden.dtype == out.dtype:
+            torch.mm(hidden if self.scale == 1 else hidden * self.scale, weight.T, out=out)
+        else:
+            torch.mm(hidden, weight.T, out.dtype, out=out).mul_(self.scale)
         if self.softcap is not None:
             out.div_(self.softcap).tanh_().mul_(self.softcap)
 
@@ -55,7 +61,10 @@ class Targets(Protocol):
     def vocab(self) -> int: ...
 
     def only(self, kept: Tensor, vocab: int, dtype: torch.dtype) -> "Targets":
-        """The distributions of the tokens in the flat mask `kept`, over the first `vocab` ids, in `dtype`, detached."""
+        """The distributions of the tokens with the flat indices `kept`, over the first `vocab` ids, detached.
+
+        Numbers are in `dtype`; a dense teacher on a GPU keeps a 16-bit dtype.
+        """
         ...
 
     def compare(self, chunk: StudentChunk) -> Tensor:
@@ -81,8 +90,10 @@ class LogitSource(NamedTuple):
         return len(self.weight)
 
     def only(self, kept: Tensor, vocab: int, dtype: torch.dtype) -> "LogitSource":
-        hidden = self.hidden.detach().flatten(0, -2)[kept]
-        return LogitSource(hidden.to(dtype), self.weight.detach()[:vocab].to(dtype), self.head)
+        hidden, weight = self.hidden.detach().flatten(0, -2)[kept], self.weight.detach()[:vocab]
+        if weight.is_cuda and hidden.dtype == weight.dtype:
+            return LogitSource(hidden, weight, self.head)
+        return LogitSource(hidden.to(dtype), weight.to(dtype), self.head)
 
     def compare(self, chunk: StudentChunk) -> Tensor:
         rows, logits, gradient, (teacher, p_teacher), temperature, divergence = chunk

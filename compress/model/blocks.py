@@ -353,9 +353,10 @@ class BlockModel:
         """All parameters of a block by name, in their stored dtype. For a GPU, they are in pinned memory."""
         block = self._blocks[index]
         paths = [*(path for path, _ in block.named_parameters()), *stored_buffers(block)]
-        names = [f"{self.name(index)}.{path}" for path in paths]
-        pinned = self.device.type == "cuda"
-        return {name: self.source(name).pin_memory() if pinned else self.source(name) for name in names}
+        tensors = {f"{self.name(index)}.{path}": self.source(f"{self.name(index)}.{path}") for path in paths}
+        if self.device.type == "cpu":
+            return tensors
+        return {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in tensors.items()}
 
     def _forget(self) -> None:
         for recorder in self._recorders:

@@ -30,7 +30,14 @@ def choose_blocks(kl: dict[int, float], count: int, removed: int) -> tuple[int, 
 
 @torch.no_grad()
 def sweep_depth(
-    config: dict[str, Any], weights: Weights, removed: int, ids: Tensor, mask: Tensor, vocab: int | None = None
+    config: dict[str, Any],
+    weights: Weights,
+    removed: int,
+    ids: Tensor,
+    mask: Tensor,
+    vocab: int | None = None,
+    *,
+    device: torch.device | str = "cpu",
 ) -> dict[int, float]:
     """Measure mean KL(teacher ‖ candidate) in nats over the tokens in `mask`. The keys are the candidates' starts.
 
@@ -39,7 +46,7 @@ def sweep_depth(
     are compared: the others are padding. Raises ValueError if `removed` is not below the number of blocks, or if all
     tokens are masked.
     """
-    model = BlockModel(config, weights)
+    model = BlockModel(config, weights, device=device)
     if not 1 <= removed < len(model):
         raise BadValueError(f"model.depth: cannot remove {removed} of {len(model)} blocks")
     if not mask[:, 1:].any():

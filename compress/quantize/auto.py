@@ -151,8 +151,8 @@ class CandidateScorer:
 @torch.no_grad()
 def make_evaluator(model: PathOrCheckpoint, config: QuantizeConfig, device: str) -> CandidateScorer:
     """The scorer on the held-out windows of `config`. They begin with the start token of the calibration windows."""
-    checkpoint, plan = plan_quantize(model, replace(config, method="rtn"))
-    config = replace(config, compute_dtype=choose_compute_dtype(config, plan, device))
+    checkpoint, _ = plan_quantize(model, replace(config, method="rtn"))
+    config = replace(config, compute_dtype=choose_compute_dtype(config, checkpoint, device))
     teacher = make_blocks(checkpoint, config, device)
     start = job_start(teacher, checkpoint.tokenizer, config)
     ids = job_windows(checkpoint.tokenizer, config, start.token).ids[-config.held_out :]

@@ -12,7 +12,7 @@ from calibration.windows import Windows, build_windows
 from compress.checkpoint.start import measure_blocks_start
 from compress.core.config import CalibrationConfig, MethodConfig, QuantizeConfig
 from compress.model.blocks import BlockModel
-from compress.model.precision import matmul_in
+from compress.model.precision import matmul_in, rough_dtype
 
 
 def windows_start(blocks: BlockModel, tokenizer: Any, sources: Sequence[str], **size: int) -> StartToken:
@@ -55,11 +55,9 @@ def job_windows(tokenizer: Any, config: CalibrationConfig, start_token: int | No
 
 
 def block_matmul_dtype(config: MethodConfig, device: torch.device) -> torch.dtype:
-    """The dtype to pass to `matmul_in` for a job's blocks: `compute_dtype` on a CPU, float32 on a GPU.
-
-    On a GPU, blocks are already loaded in `compute_dtype`, and passing float32 does not change that.
-    """
-    return getattr(torch, config.compute_dtype) if device.type == "cpu" else torch.float32
+    """The dtype of matrix products that need no float32: `compute_dtype` on a CPU, and its `rough_dtype` on a GPU."""
+    dtype: torch.dtype = getattr(torch, config.compute_dtype)
+    return dtype if device.type == "cpu" else rough_dtype(dtype)
 
 
 def window_size(config: CalibrationConfig) -> dict[str, int]:

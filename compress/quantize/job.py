@@ -12,16 +12,18 @@ from pathlib import Path
 from calibration.corpus import source_digest
 from calibration.start import format_start_token
 from calibration.windows import Windows
-from compress.checkpoint.memory_check import check_memory
+from compress.checkpoint.memory_check import check_gpu_memory, check_memory
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.write import CheckpointWriter
 from compress.core.config import QuantizeConfig
 from compress.core.report import Report, Row, silent
+from compress.model.blocks import BlockModel
 from compress.quantize.blocks.lockstep import Schedule
 from compress.quantize.blocks.loop import QuantizeJob, quantize_blocks, work_bytes
 from compress.quantize.blocks.memory_estimate import ACTIVATION_MEMORY, PROCESS, choose_schedule, estimate_memory
 from compress.quantize.blocks.source import choose_compute_dtype, make_blocks
 from compress.quantize.calibrate import job_start, job_windows
+from compress.quantize.gpu_estimate import gpu_parts
 from compress.quantize.journal import shared_journal
 from compress.quantize.layout.job_plan import plan_quantize
 from compress.quantize.layout.plan import LayoutPlan, group_size_reason, padding_row, plan_row
@@ -60,10 +62,9 @@ def quantize_checkpoint(
     started = time.perf_counter()
     config = config.with_held_out() if config.tune else config
     checkpoint, plan = plan_quantize(model, config)
-    config = replace(config, compute_dtype=choose_compute_dtype(config, plan, run.device))
+    config = replace(config, compute_dtype=choose_compute_dtype(config, checkpoint, run.device))
     blocks = make_blocks(checkpoint, config, run.device)
-    memory_bytes = estimate_memory(blocks, plan, config, run.activation_memory)
-    check_memory(checkpoint.path, memory_bytes - PROCESS)
+    memory_bytes = checked_memory(checkpoint, blocks, plan, config, run)
     settings = job_settings(checkpoint, plan, config) | {"processes": run.processes.count, "device": run.device}
     disk_bytes = plan.bytes + work_bytes(blocks, plan, config)
     with shared_journal(out, settings, disk_bytes, run.processes, restart=run.restart) as journal:
@@ -75,6 +76,20 @@ def quantize_checkpoint(
         rows = run.processes.first(lambda: journal.rows)
         run.processes.first(journal.discard)
     return summary(job, rows, time.perf_counter() - started)
+
+
+def checked_memory(
+    checkpoint: Checkpoint, blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, run: RunOptions
+) -> int:
+    """The estimated bytes that the job needs of the machine, or of its GPU. Raises QCompressError if less is free."""
+    if run.device == "cpu":
+        needed = estimate_memory(blocks, plan, config, run.activation_memory)
+        check_memory(checkpoint.path, needed - PROCESS)
+        return needed
+    parts = gpu_parts(plan, checkpoint.config, config)
+    needed = sum(parts.values()) - parts["states"]  # states that do not fit stay in files
+    check_gpu_memory(checkpoint.path, needed, "stop other programs on it, use a larger GPU, or --device cpu")
+    return needed
 
 
 def job_settings(checkpoint: Checkpoint, plan: LayoutPlan, config: QuantizeConfig) -> Row:

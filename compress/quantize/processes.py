@@ -1,6 +1,7 @@
 """Several processes on one job: each runs its share of the windows; the first one rounds weights and writes.
 
-`torchrun` or `accelerate launch` starts the processes, and accelerate connects them. A single process has all windows.
+`torchrun` or `accelerate launch` starts the processes, and accelerate connects them: over NCCL, with one GPU each, or
+over gloo on CPUs. A single process has all windows.
 """
 
 import os
@@ -9,10 +10,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from compress.core.distributed import all_values, first, leave
+from compress.core.errors import QCompressError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(days=7)  # the other processes wait while the first one rounds or trains
@@ -56,11 +59,27 @@ class Processes:
 ALONE = Processes()
 
 
-def join_processes() -> Processes:
-    """Connect the processes that a launcher started. Without a launcher, the job is this single process."""
+def join_processes(device: str = "cpu") -> Processes:
+    """Connect the processes that a launcher started. Without a launcher, the job is this single process.
+
+    With the device "cuda", this process takes the GPU with its local rank: "cuda" then means this GPU.
+    Raises QCompressError if the machine has fewer GPUs than processes.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     from accelerate import PartialState
 
-    state = PartialState(cpu=True, timeout=TIMEOUT)
+    if device == "cuda":
+        check_gpus()
+    state = PartialState(cpu=device == "cpu", timeout=TIMEOUT)
     return Processes(state.process_index, state.num_processes)
+
+
+def check_gpus() -> None:
+    """Raises QCompressError if the launcher started more processes on this machine than it has GPUs."""
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if processes > gpus:
+        raise QCompressError(
+            f"{processes} processes run on this machine, but torch finds {gpus} GPUs; start {gpus} with "
+            "--nproc-per-node, or use --device cpu"
+        )

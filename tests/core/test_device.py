@@ -1,6 +1,6 @@
 import pytest
 
-from compress.core.device import pick_device, rank_device
+from compress.core.device import has_bfloat16, pick_device, rank_device
 from compress.core.errors import QCompressError
 
 
@@ -26,3 +26,8 @@ def test_ranks_are_spread_over_all_gpus(monkeypatch, name, rank, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert str(rank_device(name, rank)) == device
+
+
+def test_emulated_bfloat16_does_not_count(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not has_bfloat16()

@@ -2,7 +2,7 @@ import greenlet
 import pytest
 import torch
 
-from compress.model.precision import fastest_matmul_dtype, matmul_in
+from compress.model.precision import fastest_matmul_dtype, gpu_dtype, matmul_in, rough_dtype
 
 
 @pytest.fixture
@@ -58,3 +58,27 @@ def test_greenlets_share_the_context_and_nested_ones_end(factors):
 
 def test_the_fastest_matmul_dtype_is_float32_or_bfloat16():
     assert fastest_matmul_dtype() in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("stored", "model_type", "new", "old"),
+    [
+        (torch.float16, "llama", torch.float16, torch.float16),
+        (torch.bfloat16, "llama", torch.bfloat16, torch.float16),
+        (torch.bfloat16, "gemma2", torch.bfloat16, torch.float32),
+        (torch.float16, "gemma2", torch.bfloat16, torch.float32),
+        (torch.float32, "llama", torch.float32, torch.float32),
+        (torch.bfloat16, "unknown", torch.bfloat16, torch.float16),
+    ],
+)
+def test_a_gpu_runs_a_model_in_its_own_dtype_unless_it_overflows(monkeypatch, stored, model_type, new, old):
+    for native, expected in ((True, new), (False, old)):
+        monkeypatch.setattr("compress.model.precision.has_bfloat16", lambda native=native: native)
+        assert gpu_dtype(stored, model_type) == expected
+
+
+def test_statistics_on_a_gpu_never_use_float16_products(monkeypatch):
+    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("compress.model.precision.has_bfloat16", lambda native=native: native)
+        assert rough_dtype(torch.float16) == rough_dtype(torch.bfloat16) == expected
+        assert rough_dtype(torch.float32) == torch.float32

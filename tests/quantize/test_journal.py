@@ -9,7 +9,7 @@ from compress.checkpoint.write import partial_path
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.core.lock import output_lock
-from compress.quantize.blocks.activations import block_inputs
+from compress.quantize.blocks.activations import ActivationStore
 from compress.quantize.job import RunOptions, quantize_checkpoint
 from compress.quantize.journal import work_path
 from compress.quantize.log import log_path
@@ -113,7 +113,7 @@ def test_a_changed_source_is_refused(tiny_llama, tmp_path):
 
 def test_changed_activations_are_refused(tiny_llama, tmp_path):
     out = interrupted(tiny_llama, tmp_path / "out")
-    file = block_inputs(work_path(out), 1, []).path
+    file = ActivationStore(work_path(out)).block_inputs(1, []).path
     file.write_bytes(b"\0" + file.read_bytes()[1:])
     with pytest.raises(QCompressError, match=r"activations-1-0.bin: the file has changed since.*--restart"):
         quantize_checkpoint(tiny_llama, out, settings())

@@ -3,13 +3,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from compress.checkpoint.formats import quantized_weight
 from compress.checkpoint.read import Checkpoint
 from compress.core.config import METHODS, QuantizeConfig
+from compress.core.errors import QCompressError
 from compress.quantize.job import quantize_checkpoint
+from compress.quantize.processes import join_processes
 
 pytestmark = pytest.mark.slow  # runs whole jobs
 
@@ -59,3 +62,22 @@ def share_of_other_codes(one: Path, two: Path, name: str) -> float:
     codes = [quantized_weight(Checkpoint(path), name).codes for path in (one, two)]
     assert codes[0].any()
     return (codes[0] != codes[1]).float().mean().item()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_processes_on_gpus_are_connected_by_their_gpus(monkeypatch, device):
+    asked = []
+    state = SimpleNamespace(process_index=1, num_processes=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu, timeout: asked.append(cpu) or state)
+    assert (join_processes(device).rank, asked) == (1, [device == "cpu"])
+
+
+def test_more_processes_than_gpus_are_refused_with_both_numbers(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(QCompressError, match="4 processes run on this machine, but torch finds 2 GPUs"):
+        join_processes("cuda")

@@ -21,7 +21,7 @@ from accelerate.utils import patch_environment
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from compress.core.device import pick_device
+from compress.core.device import has_bfloat16, pick_device
 from compress.core.errors import QCompressError
 from compress.distill.sharding.deepspeed import STAGES, Zero, is_partitioned, load_zero, zero_moments
 from compress.model.blocks import find_blocks, load_all
@@ -104,7 +104,7 @@ def make_accelerator(device: str = "auto") -> Accelerator:
     """
     check_launch()
     cpu = pick_device(device) == "cpu"
-    precision = "no" if cpu or not torch.cuda.is_bf16_supported() else "bf16"
+    precision = "no" if cpu or not has_bfloat16() else "bf16"
     with patch_environment(**{DEEPSPEED: "false"}):
         return Accelerator(mixed_precision=precision, cpu=cpu)
 

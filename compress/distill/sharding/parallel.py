@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from compress.core.distributed import first, place
 from compress.distill.text.packing import Batch
@@ -30,12 +31,11 @@ def share(batch: Batch) -> Batch:
     return rows._replace(mask=rows.mask & valid[:, None].to(rows.mask.device))
 
 
-def add_up(sums: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Each number, summed over all processes. All processes get the sums."""
-    if place()[1] == 1:
-        return sums
-    total = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
-    dist.all_reduce(total)
+def add_up(sums: dict[str, Tensor]) -> dict[str, float]:
+    """Each scalar, summed over all processes. All processes get the sums. The host waits for a GPU once."""
+    total = torch.stack([value.double() for value in sums.values()])
+    if place()[1] > 1:
+        dist.all_reduce(total)
     return dict(zip(sums, total.tolist(), strict=True))
 
 

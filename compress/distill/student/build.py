@@ -83,7 +83,7 @@ def cut_student(
     if plan.removed:
         ids, mask = (tensor[:SWEEP_WINDOWS, :SWEEP_LENGTH] for tensor in (windows.ids, windows.mask))
         mask = mask if mask[:, 1:].any() else torch.ones_like(mask)  # a chat may begin with a long user turn
-        sweep = sweep_depth(source.config, weights, plan.removed, ids, mask, vocab)
+        sweep = sweep_depth(source.config, weights, plan.removed, ids, mask, vocab, device=device)
         blocks = choose_blocks(sweep, len(blocks) + plan.removed, plan.removed)
         gone = min(sweep, key=lambda start: (sweep[start], start))
         removed, worst = f"{gone}-{gone + plan.removed - 1}", max(sweep.values())

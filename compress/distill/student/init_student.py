@@ -72,7 +72,7 @@ def init_student(
     note = width_note(plan.shape, shape_of(plan.teacher))
     report(sizes | {"note": note})
     torch_device = torch.device(pick_device(loop.device))
-    model = open_model(teacher, working_dtype(torch_device), torch_device)
+    model = open_model(teacher, working_dtype(teacher, torch_device), torch_device)
     check_packing(model, str(teacher), settings.packing, settings.seq_len)
     text, vocab = train_text(settings, tokenizer, model.model), common_vocabulary(plan, tokenizer)
     heldout = yardstick_windows(teacher, settings.eval_text, loop.eval_samples, loop.eval_seq_len, torch_device)

@@ -1,13 +1,15 @@
-"""An estimate of the memory that training needs, per process, on a CPU, in float32."""
+"""An estimate of the memory that training needs per process: on a CPU in float32, on a GPU in mixed precision."""
 
 from typing import Any
 
+from compress.core.cards import Card
+from compress.core.report import Row
 from compress.distill.config import DistillConfig
-from compress.losses.buffers import CHUNK_LOGITS, LOSS_BUFFERS
+from compress.losses.buffers import CHUNK_LOGITS, GPU_CHUNK_LOGITS, LOSS_BUFFERS
 from compress.model.malloc import saved_numbers
 
 Json = dict[str, Any]
-FLOAT = 4
+HALF, FLOAT = 2, 4
 LIBRARIES = 600_000_000  # measured: Python, torch and transformers after import
 
 
@@ -34,6 +36,45 @@ def memory_parts(
         return {"teacher": FLOAT * teacher} | parts
     rest = sum(parts.values()) - parts["student"] - LIBRARIES
     return {"teacher": max(FLOAT * vocab * width, FLOAT * teacher - rest)} | parts
+
+
+def gpu_parts(
+    teacher: int, student: int, config: Json, settings: DistillConfig, micro_tokens: int, head: int
+) -> dict[str, int]:
+    """The bytes on a GPU by part. Weights, gradients and moments are float32, the teacher and activations 16-bit.
+
+    `head` is the number of parameters of the teacher's output head, all that a run with a cache keeps during training.
+    Before training it holds the whole teacher, when gradients, moments and activations do not exist yet.
+    """
+    learning = adapter_parameters(config, settings.lora_rank) if settings.lora_rank else student
+    table = int(config["vocab_size"]) * int(config["hidden_size"])
+    parts = {
+        "student": FLOAT * student + HALF * student,  # autocast keeps a 16-bit copy during a step
+        "gradients": FLOAT * learning,
+        "moments": 2 * FLOAT * learning,
+        "activations": HALF * max(activations(config, one, micro_tokens) for one in settings.resolved()),
+        "loss": FLOAT * (table + LOSS_BUFFERS * min(GPU_CHUNK_LOGITS, micro_tokens * int(config["vocab_size"]))),
+    }
+    later = sum(parts.values()) - parts["student"]
+    return {"teacher": max(HALF * head, HALF * teacher - later) if settings.cache else HALF * teacher} | parts
+
+
+def gpu_row(parts: dict[str, int], flops_per_token: float, settings: DistillConfig, card: Card) -> Row:
+    """The report row of a training on a card: memory by part, whether it fits, what to change, and least seconds."""
+    needed = sum(parts.values())
+    return {
+        "hardware": card.title,
+        "gpu_memory_bytes": needed,
+        "gpu_memory": format_parts(parts),
+        "fits": needed <= card.memory,
+        "cure": None if needed <= card.memory else f"use {gpu_cures(settings)}",
+        "seconds_at_least": round(card.seconds(flops_per_token * settings.total_tokens, 0.0, 0.0), 1),
+    }
+
+
+def gpu_cures(settings: DistillConfig) -> str:
+    """The options that lower a GPU's memory, and several GPUs, as text for a message."""
+    return cures(settings).replace("or a larger machine", "or several GPUs with FSDP2")
 
 
 def activations(config: Json, settings: DistillConfig, micro_tokens: int) -> int:

@@ -10,11 +10,12 @@ from compress.checkpoint.door.tokenizer import has_tokenizer, load_tokenizer
 from compress.checkpoint.load import check_causal_lm, open_for_text, start_candidate
 from compress.checkpoint.packed_size import plain_int4_bytes
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
+from compress.core.cards import Card
 from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.core.report import Row
 from compress.distill.config import DistillConfig
-from compress.distill.student.memory_estimate import format_parts, memory_parts
+from compress.distill.student.memory_estimate import format_parts, gpu_parts, gpu_row, memory_parts
 from compress.losses.buffers import MICRO_TOKENS
 from compress.model.config_keys import plain_config
 from compress.model.families import find_family
@@ -118,6 +119,24 @@ def plan_row(plan: StudentPlan, settings: DistillConfig) -> Row:
         "steps": settings.total_steps,
         "tokens_read": settings.total_tokens,
     }
+
+
+def plan_gpu(plan: StudentPlan, settings: DistillConfig, card: Card) -> Row:
+    """The report row of the training on a GPU. A token costs 6 operations per student weight, 2 per teacher weight."""
+    teacher, student = (size["parameters"] for size in (plan.teacher_size, plan.student_size))
+    read = head_size(plan.teacher) if settings.cache else teacher
+    return gpu_row(plan_parts(plan, settings), 6 * student + 2 * read, settings, card)
+
+
+def plan_parts(plan: StudentPlan, settings: DistillConfig) -> dict[str, int]:
+    """The bytes of the training on a GPU by part."""
+    teacher, student = (size["parameters"] for size in (plan.teacher_size, plan.student_size))
+    return gpu_parts(teacher, student, plan.student, settings, MICRO_TOKENS["cuda"], head_size(plan.teacher))
+
+
+def head_size(config: Json) -> int:
+    """The number of weights of a model's output head."""
+    return int(config["vocab_size"]) * int(config["hidden_size"])
 
 
 def check_inputs(settings: DistillConfig, teacher: Path | None = None) -> Row:

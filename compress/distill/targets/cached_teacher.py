@@ -48,6 +48,8 @@ def cache_text(cache: Cache, settings: DistillConfig, tokenizer: Any) -> Text:
 class CachedTeacher:
     """Replaces the teacher during training: `side(ids)` returns the stored targets of captured windows."""
 
+    on_host = True  # `side` looks windows up by their ids, so ids on a GPU would have to come back
+
     def __init__(self, cache: Cache, windows: Windows, teacher: Model):
         """Keeps only the head and the device of `teacher`.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from calibration.windows import Windows
+from compress.checkpoint.formats import weight_reader
 from compress.checkpoint.load import open_for_text, template_digest, tokenizer_digest
 from compress.checkpoint.read import Checkpoint, PathOrCheckpoint
 from compress.checkpoint.record import tensor_digest
@@ -76,7 +77,7 @@ def write_cache(
         discard_shards(out, ranks)
     tokenizer, device = teacher.tokenizer, rank_device(settings.device, rank)
     report({"loads": teacher.path.name})
-    model = open_model(teacher, working_dtype(device), device)
+    model = open_model(teacher, working_dtype(teacher, device), device)
     check_packing(model, str(teacher), settings.packing, settings.seq_len)
     windows, data = read_windows(settings, tokenizer, model)
     manifest = make_manifest(teacher, model, windows, data, settings)
@@ -108,11 +109,11 @@ def make_manifest(teacher: Checkpoint, model: Model, windows: Windows, data: Row
     config, tokenizer = model.model.config, teacher.tokenizer
     dtype = str(teacher.config.get("dtype") or "float16").removeprefix("torch.")
     vocab = min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1)
-    head = model.model.get_output_embeddings().weight
+    head = stored_head(teacher, model)
     codec = make_codec(settings.codec_settings(vocab, dtype))
     return Manifest(
         teacher=teacher.digest,
-        head=f"sha256:{tensor_digest(head.to(getattr(torch, dtype)))}",
+        head=f"sha256:{tensor_digest(head.to(getattr(torch, dtype)))}",  # the same on every device
         tokenizer=tokenizer_digest(tokenizer),
         chat_template=template_digest(tokenizer),
         codec={"name": settings.codec, **asdict(codec)},  # type: ignore[call-overload]
@@ -121,6 +122,12 @@ def make_manifest(teacher: Checkpoint, model: Model, windows: Windows, data: Row
         width=head.shape[1],
         shard_windows=settings.shard_windows,
     )
+
+
+def stored_head(teacher: Checkpoint, model: Model) -> Tensor:
+    """The weight of the output head as the checkpoint stores it. A device may run the model in another dtype."""
+    weight = model.model.get_output_embeddings().weight
+    return weight_reader(teacher)(next(name for name, one in model.model.named_parameters() if one is weight))
 
 
 class WindowMeter:

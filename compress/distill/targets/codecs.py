@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from compress.checkpoint.finite import cast_finite
+from compress.core.device import move
 from compress.core.dtypes import Dtype
 from compress.core.pack import pack_ids, unpack_ids
 from compress.distill.targets.codec_settings import HiddenSettings, HybridSettings, TopKSettings, check_codec
@@ -64,7 +65,7 @@ class Hidden(HiddenSettings):
         return {"hidden": cast_finite("hidden states", side.hidden, Dtype(self.dtype).torch).cpu()}
 
     def decode(self, parts: Parts, side: LogitSource) -> Targets:
-        return side._replace(hidden=parts["hidden"].to(side.weight.device, side.weight.dtype))
+        return side._replace(hidden=move(parts["hidden"], side.weight.device).to(side.weight.dtype))
 
 
 @dataclass(frozen=True)
@@ -140,5 +141,5 @@ def concatenate(parts: list[Parts]) -> Parts:
 
 def to_device(sparse: Sparse, side: LogitSource) -> Sparse:
     """The targets, moved to the device of `side`."""
-    ids, weights, entropy = (tensor.to(side.weight.device) for tensor in sparse[:3])
+    ids, weights, entropy = (move(tensor, side.weight.device) for tensor in sparse[:3])
     return Sparse(ids, weights, entropy, sparse.vocab)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from calibration.windows import Windows
+from compress.core.device import move
 from compress.core.errors import QCompressError
 from compress.losses import LogitSource
 
@@ -43,8 +44,12 @@ class Batch(NamedTuple):
         return Batch(self.ids[index], self.mask[index], documents)
 
     def to(self, device: torch.device) -> "Batch":
-        documents = None if self.documents is None else self.documents.to(device)
-        return Batch(self.ids.to(device), self.mask.to(device), documents)
+        """The batch on a device. On the way to a GPU, document numbers are dropped if no window needs a mask."""
+        documents = self.documents
+        if documents is not None and device.type == "cuda" and not documents.is_cuda and single_document(documents):
+            documents = None
+        placed = None if documents is None else move(documents, device)
+        return Batch(move(self.ids, device), move(self.mask, device), placed)
 
     def split(self, size: int) -> list["Batch"]:
         """Batches of `size` windows; the last one may be smaller."""
@@ -120,7 +125,7 @@ def sliding_window(config: Any, length: int) -> int | None:
 
 def attention(documents: Tensor | None, model: Any) -> dict[str, Any]:
     """Arguments with which a transformers `model` separates documents; {} if each window holds one document."""
-    if documents is None or single_document(documents):
+    if documents is None or (not documents.is_cuda and single_document(documents)):  # `Batch.to` has looked
         return {}
     config, window = model.config, sliding_window(model.config, documents.shape[1])
     masks = {"full_attention": format_mask(visible(documents), model)}

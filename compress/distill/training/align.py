@@ -45,7 +45,7 @@ class AlignedTeacher:
     """A teacher whose `side` returns targets together with hidden states."""
 
     def __init__(self, teacher: Blocks, pairs: Pairs):
-        self.teacher, self.blocks = teacher, [block for _, block in pairs]
+        self.teacher, self.blocks, self.on_host = teacher, [block for _, block in pairs], False
 
     def side(self, ids: Tensor, documents: Tensor | None = None) -> Aligned:
         return Aligned(*self.teacher.states(ids, self.blocks, documents))

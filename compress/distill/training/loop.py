@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from calibration.windows import Windows
 from compress.checkpoint.finite import cast_finite
+from compress.core.device import move
 from compress.core.report import Report, Row, silent
 from compress.core.schedule import learning_rate
 from compress.distill.config import TrainConfig
-from compress.distill.model import Model, micro_batch
+from compress.distill.model import MicroBatch, Model, micro_batch
 from compress.distill.sharding.fsdp import (
     DEEPSPEED,
     FSDP,
@@ -46,7 +47,7 @@ from compress.distill.training.gradient_checkpointing import recomputing
 from compress.distill.training.journal import NOWHERE, Progress, StateSaver
 from compress.distill.training.lora import adapted, plain_parameters
 from compress.distill.training.state import best_weights, finished_state, load_state, take_state
-from compress.losses import Loss, Targets, distill_loss, next_tokens, token_mean
+from compress.losses import Loss, Targets, distill_loss, next_tokens, token_mean, unmasked
 
 Rewrite = Callable[[int, Batch], Batch]  # from a step's number and windows to the windows to train on
 MAX_NORM = 1.0
@@ -77,7 +78,12 @@ class AlignedLoss(NamedTuple):
 
 
 class Teacher(Protocol):
-    """A source of targets, either a model or a cache. For ids (batch, seq) the targets are (batch, seq - 1, …)."""
+    """A source of targets, either a model or a cache. For ids (batch, seq) the targets are (batch, seq - 1, …).
+
+    `on_host` is True if `side` reads its ids in main memory.
+    """
+
+    on_host: bool
 
     def side(self, ids: Tensor, documents: Tensor | None = None) -> Targets | Aligned: ...
 
@@ -97,10 +103,13 @@ class Objective(nn.Module):
         groups += [] if self.alignment is None else [list(self.alignment.parameters())]
         return [{"params": group} for group in groups]
 
-    def forward(self, batch: Batch, teacher: Targets | Aligned, total: float) -> Loss | AlignedLoss:
+    def forward(
+        self, batch: Batch, teacher: Targets | Aligned, total: float, kept: Tensor | None = None
+    ) -> Loss | AlignedLoss:
+        """The loss of a micro-batch. `kept` are the indices of its unmasked tokens; None computes them."""
         labels, keep = next_tokens(batch.ids, batch.mask)
         options = {name: getattr(self.settings, name) for name in ("alpha", "temperature", "divergence", "beta")}
-        options |= {"total": total, "vocab": self.vocab}
+        options |= {"total": total, "vocab": self.vocab, "kept": kept}
         if self.alignment is None or not isinstance(teacher, Aligned):
             targets = teacher.targets if isinstance(teacher, Aligned) else teacher
             return distill_loss(self._side(batch.ids, batch.documents), targets, labels, keep, **options)
@@ -158,6 +167,7 @@ class OptimizerStep:
     optimizer: torch.optim.Optimizer
     settings: TrainConfig
     rewrite: Rewrite | None
+    micro: MicroBatch
 
     def run(self, step: int, batch: Batch, teacher: Teacher) -> tuple[Row, float]:
         """Train on `batch`; returns the mean losses, and the gradient norm before clipping."""
@@ -168,8 +178,16 @@ class OptimizerStep:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, self.settings.learning_rate)
         with recomputing(self.objective.student, self.settings.gradient_checkpointing):
-            row = accumulate(self.accelerator, self.module, teacher, batch)
+            row = self.micro.fit(lambda size: self.gradients(batch, teacher, size))
         return row, update(self.module, self.optimizer, MAX_NORM)
+
+    def gradients(self, batch: Batch, teacher: Teacher, size: int) -> Row:
+        """The gradients of `batch`, from micro-batches of `size` windows; returns the mean losses."""
+        try:
+            return accumulate(self.accelerator, self.module, teacher, batch, size)
+        except torch.OutOfMemoryError:
+            self.optimizer.zero_grad()
+            raise
 
 
 @dataclass(frozen=True)
@@ -222,7 +240,8 @@ def make_optimizer_step(
     if not adapted(student.model):
         student.model.requires_grad_(True)
     objective = Objective(student, settings, vocab, alignment)
-    return OptimizerStep(accelerator, objective, *prepare(accelerator, objective), settings, rewrite)
+    micro = MicroBatch(min(settings.batch_size, micro_batch(settings.seq_len, accelerator.device)), settings.seq_len)
+    return OptimizerStep(accelerator, objective, *prepare(accelerator, objective), settings, rewrite, micro)
 
 
 def finish_training(module: nn.Module, student: Model, alignment: Alignment | None, result: Trained) -> None:
@@ -271,25 +290,34 @@ def progress(result: Trained, step: int, *, over: bool = False) -> Progress:
     return Progress(step, result.curve, result.best_step, result.best_kl, over)
 
 
-def accumulate(accelerator: Accelerator, objective: nn.Module, teacher: Teacher, batch: Batch) -> Row:
-    """Add up the gradients of one step, one micro-batch at a time; returns the step's mean loss, kl and ce."""
-    total = float(batch.mask[:, 1:].sum())
-    sums = {"loss": 0.0, "kl": 0.0, "ce": 0.0}
-    device = accelerator.device
-    parts = share(batch).to(device).split(micro_batch(batch.ids.shape[1], device))
+def accumulate(
+    accelerator: Accelerator, objective: nn.Module, teacher: Teacher, batch: Batch, size: int | None = None
+) -> Row:
+    """Add up the gradients of one step, one micro-batch at a time; returns the step's mean loss, kl and ce.
+
+    A micro-batch has `size` windows, by default those of `micro_batch`. The host waits for a GPU once, at the end.
+    """
+    total, device = float(batch.mask[:, 1:].sum()), accelerator.device
+    parts = share(batch).split(size or micro_batch(batch.ids.shape[1], device))
+    rows = []
     for number, part in enumerate(parts, 1):
-        with torch.no_grad(), accelerator.autocast():
-            target = teacher.side(part.ids, part.documents)
+        placed, kept = part.to(device), move(unmasked(part.mask[:, 1:]), device)
+        source = part if teacher.on_host else placed
+        with torch.no_grad():  # in the teacher's own dtype, without autocast
+            target = teacher.side(source.ids, source.documents)
         with no_sync(accelerator, objective, number < len(parts)):
             with accelerator.autocast():
-                loss: Loss | AlignedLoss = objective(part, target, total)
+                loss: Loss | AlignedLoss = objective(placed, target, total, kept)
             backward(accelerator, objective, loss.loss)
-        sums["loss"] += loss.loss.item()
-        if isinstance(loss, AlignedLoss):
-            sums["align"] = sums.get("align", 0.0) + loss.align.item()
-        for name in ("kl", "ce"):
-            sums[name] += token_mean(getattr(loss, name), part.mask[:, 1:], total).item()
-    return add_up(sums, device)
+        rows.append(loss_sums(loss, placed.mask[:, 1:], total))
+    return add_up({name: torch.stack([row[name] for row in rows]).double().sum() for name in rows[0]})
+
+
+def loss_sums(loss: Loss | AlignedLoss, mask: Tensor, total: float) -> dict[str, Tensor]:
+    """A micro-batch's share of the mean losses of its step, as scalars on the device."""
+    sums = {"loss": loss.loss.detach()}
+    sums |= {name: token_mean(getattr(loss, name), mask, total) for name in ("kl", "ce")}
+    return sums | ({"align": loss.align} if isinstance(loss, AlignedLoss) else {})
 
 
 def keep_if_best(result: Trained, step: int, scores: Scores, model: nn.Module, dtype: torch.dtype) -> None:

@@ -1,12 +1,13 @@
 """Hidden states between two blocks, stored in a file, so that a killed run can continue.
 
 Reads and writes go through the page cache, which the kernel shrinks when memory is short. The process itself holds only
-the micro-batch that it works on.
+the micro-batch that it works on. On a GPU, states are also kept in its memory, if they fit; then only writes remain.
 """
 
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -22,11 +23,20 @@ Shape = tuple[int, ...]
 class Activations:
     """Micro-batches (batch, seq, hidden) in one file. The first one begins at byte `begin`.
 
-    `activations[i]` reads a micro-batch; `activations[i] = x` writes it.
+    `activations[i]` reads a micro-batch; `activations[i] = x` writes it. `kept` holds micro-batches on their device, by
+    their first byte in the file. None keeps nothing.
     """
 
-    def __init__(self, path: Path, shapes: Sequence[Shape], dtype: torch.dtype = torch.float32, *, begin: int = 0):
-        self.path, self.shapes, self.dtype = path, list(shapes), dtype
+    def __init__(
+        self,
+        path: Path,
+        shapes: Sequence[Shape],
+        dtype: torch.dtype = torch.float32,
+        *,
+        begin: int = 0,
+        kept: dict[int, Tensor] | None = None,
+    ):
+        self.path, self.shapes, self.dtype, self.kept = path, list(shapes), dtype, kept
         sizes = [prod(shape) * dtype.itemsize for shape in shapes]
         self.offsets = [begin + sum(sizes[:i]) for i in range(len(sizes) + 1)]
         with file_errors(path):
@@ -39,6 +49,8 @@ class Activations:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> Tensor:
+        if self.kept and self.offsets[index] in self.kept:
+            return self.kept[self.offsets[index]]
         tensor = torch.empty(self.shapes[index], dtype=self.dtype)
         with self.path.open("rb") as file:
             file.seek(self.offsets[index])
@@ -53,6 +65,8 @@ class Activations:
             raise ValueError(
                 f"micro-batch {index} has shape {tuple(tensor.shape)}, but the file needs {tuple(self.shapes[index])}"
             )
+        if self.kept is not None:
+            self.kept[self.offsets[index]] = tensor.detach().to(self.dtype)
         with file_errors(self.path, "it continues from here"), self.path.open("r+b") as file:
             file.seek(self.offsets[index])
             file.write(raw_bytes(tensor.to("cpu", self.dtype).contiguous()))
@@ -66,8 +80,12 @@ class Activations:
     def halves(self) -> "tuple[Activations, Activations]":
         """Two views of this file: the first and the second half of the micro-batches."""
         middle = len(self) // 2
-        first = Activations(self.path, self.shapes[:middle], self.dtype, begin=self.offsets[0])
-        return first, Activations(self.path, self.shapes[middle:], self.dtype, begin=self.offsets[middle])
+        shapes = self.shapes[:middle], self.shapes[middle:]
+        first, second = (
+            Activations(self.path, part, self.dtype, begin=begin, kept=self.kept)
+            for part, begin in zip(shapes, (self.offsets[0], self.offsets[middle]), strict=True)
+        )
+        return first, second
 
     def sync(self) -> None:
         """Wait until all data is on disk."""
@@ -91,9 +109,25 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def block_inputs(folder: Path, index: int, shapes: Sequence[Shape], rank: int = 0) -> Activations:
-    """The file with one process's inputs of block `index`. Blocks alternate between two files.
+@dataclass(frozen=True)
+class ActivationStore:
+    """Opens the files of one process in `folder`. States have `dtype`; with `keep`, they also stay on their device."""
 
-    So a block can read its inputs from one file while it writes its outputs to the other.
-    """
-    return Activations(folder / f"activations-{index % 2}-{rank}.bin", shapes)
+    folder: Path
+    rank: int = 0
+    dtype: torch.dtype = torch.float32
+    keep: bool = False
+
+    def block_inputs(self, index: int, shapes: Sequence[Shape]) -> Activations:
+        """The inputs of block `index`. Blocks alternate between two files.
+
+        So a block can read its inputs from one file while it writes its outputs to the other.
+        """
+        return self.open(f"activations-{index % 2}", shapes)
+
+    def stage(self, number: int) -> Activations:
+        """An empty store for the reference tensors of a stage. It overwrites the file that the previous block used."""
+        return self.open(f"stage-{number}", [])
+
+    def open(self, name: str, shapes: Sequence[Shape]) -> Activations:
+        return Activations(self.folder / f"{name}-{self.rank}.bin", shapes, self.dtype, kept={} if self.keep else None)

@@ -191,10 +191,16 @@ def solve_stage(
     try:
         problem = stage_problem(block, stage, statistics, settings, processes)
         release_memory()
-        solution = processes.first(lambda: METHODS[settings.method](problem))
+        solution = processes.first(lambda: shared_solution(problem, settings, processes)).to(problem.weight.device)
     except BadValueError as error:
         raise BadValueError(f"{block.name}.{stage.linears[0]}: {error}") from error
     return replace(problem, factor=None), solution  # the factor is as large as the Hessian
+
+
+def shared_solution(problem: Problem, settings: BlockSettings, processes: Processes) -> Solution:
+    """The method's solution. For other processes it is on the CPU, because they have other GPUs."""
+    solution = METHODS[settings.method](problem)
+    return solution if processes.count == 1 else solution.to("cpu")
 
 
 def fold(block: Block, feeder: Feeder, scale: Tensor, result: QuantizedBlock, settings: BlockSettings) -> None:

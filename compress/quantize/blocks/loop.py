@@ -22,7 +22,7 @@ from compress.core.atomic import file_errors
 from compress.core.config import QuantizeConfig
 from compress.core.errors import QCompressError
 from compress.model.blocks import Block, BlockModel
-from compress.quantize.blocks.activations import Activations, block_inputs
+from compress.quantize.blocks.activations import Activations, ActivationStore
 from compress.quantize.blocks.block import QuantizedBlock, Reference, quantize_block, round_block
 from compress.quantize.blocks.lockstep import Schedule
 from compress.quantize.blocks.memory_estimate import BATCH_TOKENS, paused_bytes
@@ -57,16 +57,17 @@ def quantize_blocks(job: QuantizeJob, writer: CheckpointWriter, windows: Windows
     `schedule` is `lockstep` or `replay`. Without `windows`, weights are rounded to nearest.
     """
     settings, first, started = block_settings(job), len(job.journal.blocks), time.perf_counter()
+    store = activation_store(job)
     if first:
         job.report({"resumed": f"{first} of {len(job.blocks)} blocks were done"})
         job.processes.first(partial(accept_blocks, job.journal, writer))
-    inputs = first_inputs(job, windows.ids) if windows else None
+    inputs = first_inputs(job, windows.ids, store) if windows else None
     for index, block in job.blocks.in_order(first):
-        outputs = block_inputs(job.journal.folder, index + 1, inputs.shapes, job.processes.rank) if inputs else None
+        outputs = store.block_inputs(index + 1, inputs.shapes) if inputs else None
         if inputs is None or outputs is None:
             result = round_block(block, settings)
         else:
-            result = solve_block(job, block, index, inputs, outputs, settings, schedule)
+            result = solve_block(job, block, index, (inputs, outputs), store, settings, schedule)
             outputs.sync()
         digests = job.processes.gather(outputs.digest()) if outputs else None
         job.processes.first(partial(save_block, job, block, result, writer, digests))
@@ -81,26 +82,31 @@ def solve_block(
     job: QuantizeJob,
     block: Block,
     index: int,
-    inputs: Activations,
-    outputs: Activations,
+    states: tuple[Activations, Activations],
+    store: ActivationStore,
     settings: BlockSettings,
     schedule: Schedule,
 ) -> QuantizedBlock:
-    """Quantize one block. With error correction, the second half of each file holds the 16-bit model's states."""
-    run = job.blocks.runner(block, index)
+    """Quantize one block. `states` are its inputs and its outputs.
+
+    With error correction, the second half of each holds the 16-bit model's states.
+    """
+    run, (inputs, outputs) = job.blocks.runner(block, index), states
     if not settings.error_correction:
         return quantize_block(block, run, inputs, settings, outputs, schedule, job.processes)
     (batches, reference_inputs), (batch_outputs, reference_outputs) = inputs.halves(), outputs.halves()
-    reference = Reference(reference_inputs, reference_outputs, partial(stage_store, job))
+    reference = Reference(reference_inputs, reference_outputs, store.stage)
     return quantize_block(block, run, batches, settings, batch_outputs, schedule, job.processes, reference)
 
 
-def stage_store(job: QuantizeJob, number: int) -> Activations:
-    """An empty store for the reference tensors of a stage. It overwrites the file that the previous block used."""
-    return Activations(job.journal.folder / f"stage-{number}-{job.processes.rank}.bin", [])
+def activation_store(job: QuantizeJob) -> ActivationStore:
+    """The store of this process's states: float32 on a CPU, the dtype of the blocks on a GPU."""
+    states = work_bytes(job.blocks, job.plan, job.config) // job.processes.count
+    keep = job.blocks.device.type == "cuda" and states < torch.cuda.mem_get_info(job.blocks.device)[0] // 2
+    return ActivationStore(job.journal.folder, job.processes.rank, job.blocks.dtype, keep)
 
 
-def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
+def first_inputs(job: QuantizeJob, ids: Tensor, store: ActivationStore) -> Activations:
     """This process's inputs of the first unfinished block: embedded windows, or the file of the interrupted run.
 
     With error correction, the file holds two halves: inputs in the quantized model, then those in the 16-bit model.
@@ -113,7 +119,7 @@ def first_inputs(job: QuantizeJob, ids: Tensor) -> Activations:
         )
     parts *= 2 if job.config.error_correction else 1
     shapes = [(*part.shape, job.blocks.model.config.hidden_size) for part in parts]
-    inputs = block_inputs(job.journal.folder, len(job.journal.blocks), shapes, job.processes.rank)
+    inputs = store.block_inputs(len(job.journal.blocks), shapes)
     with job.blocks.embedding_and_norm():
         if job.journal.blocks:
             job.blocks.prepare((*part.shape,) for part in (parts[0], parts[-1]))  # only the last part may be shorter
@@ -132,7 +138,8 @@ def work_bytes(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig) -> 
     tokens, width = config.samples * config.seq_len, blocks.model.config.hidden_size
     if config.method == "rtn":
         return 0
-    return tokens * 16 * width + paused_bytes(blocks, plan, tokens) if config.error_correction else tokens * 8 * width
+    ends = 2 * tokens * width * blocks.dtype.itemsize
+    return 2 * ends + paused_bytes(blocks, plan, tokens) if config.error_correction else ends
 
 
 def block_settings(job: QuantizeJob) -> BlockSettings:

@@ -4,6 +4,8 @@ The estimate adds up the process, its tokenizer, one block in float32 with its c
 memory: measuring the start token, a forward pass, solving a stage, or tuning. The page cache is not counted.
 """
 
+import torch
+
 from compress.checkpoint.start import START_LENGTH, START_WINDOWS
 from compress.core.config import TUNE_BATCH, QuantizeConfig
 from compress.losses.buffers import CHUNK_LOGITS, LOSS_BUFFERS
@@ -25,11 +27,17 @@ def paused_bytes(blocks: BlockModel, plan: LayoutPlan, tokens: int) -> int:
 
     They hold the block's inputs, residuals and attention outputs, and the inputs of its widest linear.
     """
-    return 4 * tokens * (3 * blocks.model.config.hidden_size + max(inn for _, inn in plan.linears.values()))
+    values = tokens * (3 * blocks.model.config.hidden_size + max(inn for _, inn in plan.linears.values()))
+    return values * blocks.dtype.itemsize
 
 
 def choose_schedule(blocks: BlockModel, plan: LayoutPlan, config: QuantizeConfig, limit: int) -> Schedule:
-    """`lockstep` if all paused micro-batches fit into `limit` bytes, else `replay`. Both give the same bits."""
+    """`lockstep` if all paused micro-batches fit into `limit` bytes, else `replay`. Both give the same bits.
+
+    On a GPU, the limit is a quarter of its free memory.
+    """
+    if blocks.device.type == "cuda":
+        limit = torch.cuda.mem_get_info(blocks.device)[0] // 4
     return lockstep if paused_bytes(blocks, plan, config.samples * config.seq_len) <= limit else replay
 
 

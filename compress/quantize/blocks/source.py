@@ -3,16 +3,17 @@
 import torch
 
 from compress.checkpoint.finite import check_finite
+from compress.checkpoint.formats import model_dtype
 from compress.checkpoint.read import Checkpoint
 from compress.core.config import QuantizeConfig
+from compress.core.dtypes import Dtype
 from compress.core.errors import QCompressError
 from compress.model.blocks import BlockModel
-from compress.model.precision import fastest_matmul_dtype
-from compress.quantize.layout.plan import LayoutPlan
+from compress.model.precision import fastest_matmul_dtype, gpu_dtype
 
 
-def choose_compute_dtype(config: QuantizeConfig, plan: LayoutPlan, device: str) -> str:
-    """The dtype of matrix products. For "auto", the fastest dtype of this CPU, or the checkpoint's dtype on a GPU.
+def choose_compute_dtype(config: QuantizeConfig, checkpoint: Checkpoint, device: str) -> str:
+    """The dtype of matrix products. For "auto", the fastest dtype of this CPU, or the `gpu_dtype` of the checkpoint.
 
     Raises QCompressError if the config sets float16 and the device is a CPU.
     """
@@ -20,7 +21,10 @@ def choose_compute_dtype(config: QuantizeConfig, plan: LayoutPlan, device: str) 
         raise QCompressError("--compute-dtype float16: statistics overflow on a CPU; use bfloat16 or float32")
     if config.compute_dtype != "auto":
         return config.compute_dtype
-    return str(fastest_matmul_dtype() if device == "cpu" else plan.scheme.dtype).removeprefix("torch.")
+    if device == "cpu":
+        return Dtype.of(fastest_matmul_dtype()).value
+    stored, model_type = model_dtype(checkpoint.config).torch, str(checkpoint.config.get("model_type"))
+    return Dtype.of(gpu_dtype(stored, model_type)).value
 
 
 def make_blocks(checkpoint: Checkpoint, config: QuantizeConfig, device: str) -> BlockModel:

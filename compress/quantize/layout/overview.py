@@ -112,14 +112,15 @@ def make_overview(
     accept: Callable[[QuantizeConfig, LayoutPlan], bool] | None = None,
     prefer_plain: bool = False,
     measure: bool = False,
+    device: str = "auto",
     report: Report = silent,
 ) -> Overview:
     """Rank all layouts that the runtime `runs_in` loads. Without `runs_in`, rank all layouts.
 
     `formats` limits the formats; if it is empty, all formats are ranked. `accept` leaves out other layouts. With
     `prefer_plain`, plain 4 bits are recommended if they fit `max_size`, because they decode faster than more bits. All
-    settings outside the layout come from `config`. `measure` reads the weights of `model` to measure KLs. Raises
-    QCompressError if weights are to be measured and `model` has none.
+    settings outside the layout come from `config`. `measure` reads the weights of `model` to measure KLs on `device`.
+    Raises QCompressError if weights are to be measured and `model` has none.
     """
     config = config or QuantizeConfig()
     plans = plan_layouts(source, config, formats or FORMAT_NAMES)
@@ -127,7 +128,7 @@ def make_overview(
         plans = [(layout, plan) for layout, plan in plans if loaders(plan)[RUNTIMES[runs_in]]]
     if accept is not None:
         plans = [(layout, plan) for layout, plan in plans if accept(layout, plan)]
-    meter = open_measurement(model, source) if measure else None
+    meter = open_measurement(model, source, device) if measure else None
     candidates = rank(plans, meter.harm(plans, report) if meter else estimated_harm(source))
     usual = choose_group_size(source.linears, 0, config.tensor_parallel_size)
     sizes = [usual, *(size for size in GROUP_SIZES if size < usual)]
@@ -138,11 +139,12 @@ def make_overview(
     return Overview(candidates, recommended, plain, max_size, size, meter.rounding_kl if meter else None)
 
 
-def open_measurement(model: Path, source: SourceModel) -> "LayoutMeter":
+def open_measurement(model: Path, source: SourceModel, device: str) -> "LayoutMeter":
     """The meter for the weights at `model`. Imported here, because it needs torch."""
+    from compress.core.device import pick_device
     from compress.quantize.layout.sensitivity import open_meter
 
-    return open_meter(model, source)
+    return open_meter(model, source, pick_device(device))
 
 
 def plain_layout(candidates: Sequence[LayoutChoice], group_size: int) -> LayoutChoice | None:

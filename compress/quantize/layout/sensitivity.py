@@ -86,7 +86,7 @@ def measure_parts(
         reads = tuple(
             changed if place in (part.name, "blocks") else weights for place in ("embedding", "blocks", "head")
         )
-        part.kl = mean_kl(reference, log_probabilities(source, ids, reads))
+        part.kl = mean_kl(reference, log_probabilities(source, ids, reads, reference.device))
         report({"parts": f"{number}/{len(parts)}", "part": part.name, "kl": part.kl, "error": part.errors[coarsest]})
     return parts
 
@@ -117,13 +117,15 @@ def mean_errors(weights: Weights, names: Sequence[str], schemes: Sequence[Scheme
 
 
 @torch.no_grad()
-def log_probabilities(source: SourceModel, ids: Tensor, reads: tuple[Weights, ...]) -> Iterator[Tensor]:
+def log_probabilities(
+    source: SourceModel, ids: Tensor, reads: tuple[Weights, ...], device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
     """The log-probabilities (seq, vocab) of each window.
 
     `reads` are three functions that return a weight by its name: for the embedding, the blocks and the head.
     """
     embedding, body, head = reads
-    model = BlockModel(source.model, embedding)
+    model = BlockModel(source.model, embedding, device=device)
     with model.embedding_and_norm():
         hidden = model.embed(ids)
     model.source = body
@@ -156,9 +158,9 @@ class LayoutMeter:
     `harm` ranks layouts by the sum of the KLs of their parts. `rounding_kl` measures one layout as a whole.
     """
 
-    def __init__(self, source: SourceModel, weights: Weights, ids: Tensor) -> None:
-        self.source, self.weights, self.ids = source, weights, ids
-        self.reference = torch.stack(list(log_probabilities(source, ids, (weights, weights, weights))))
+    def __init__(self, source: SourceModel, weights: Weights, ids: Tensor, device: str = "cpu") -> None:
+        self.source, self.weights, self.ids, self.device = source, weights, ids, device
+        self.reference = torch.stack(list(log_probabilities(source, ids, (weights, weights, weights), device)))
         self.measured: dict[frozenset[tuple[str, Scheme]], float] = {}
 
     def harm(self, plans: Sequence[Planned], report: Report = silent) -> Harm:
@@ -185,7 +187,7 @@ class LayoutMeter:
             linears = {name: scheme for name, scheme in schemes.items() if name not in tables}
             embedding, head = (self.read(tables[name], round_table) for name in tables)
             reads = (embedding, self.read(linears, rtn), head)
-            self.measured[key] = mean_kl(self.reference, log_probabilities(self.source, self.ids, reads))
+            self.measured[key] = mean_kl(self.reference, log_probabilities(self.source, self.ids, reads, self.device))
         return self.measured[key]
 
     def read(self, schemes: Mapping[str, Scheme], rounding: Rounding) -> Weights:
@@ -194,17 +196,17 @@ class LayoutMeter:
         return rounded(self.weights, names, rounding)
 
 
-def open_meter(model: PathOrCheckpoint, source: SourceModel) -> LayoutMeter:
-    """A meter for `model`. It uses a few windows of the bundled text.
+def open_meter(model: PathOrCheckpoint, source: SourceModel, device: str = "cpu") -> LayoutMeter:
+    """A meter for `model`. It uses a few windows of the bundled text, and runs and rounds in float32 on `device`.
 
     Raises QCompressError if `model` has no weights.
     """
     checkpoint = open_causal_lm(model)
 
     def read(name: str) -> Tensor:
-        return check_finite(name, checkpoint.tensor(name))
+        return check_finite(name, checkpoint.tensor(name)).to(device)
 
-    blocks = BlockModel(source.model, read)
+    blocks = BlockModel(source.model, read, device=device)
     size = {"n_samples": WINDOWS, "seq_len": LENGTH, "seed": 0}
     windows, _ = calibration_windows(blocks, checkpoint.tokenizer, ("default",), **size)
-    return LayoutMeter(source, read, windows.ids)
+    return LayoutMeter(source, read, windows.ids, device)

@@ -49,7 +49,7 @@ def round_table(weight: Tensor, scheme: Scheme) -> QuantizedWeight:
     """Round a float32 slice (rows, width): plainly to 8 bits, or to the 4-bit grid with the least squared error."""
     if scheme.bits == 8:
         return rtn(weight, scheme)
-    equal_importance = torch.ones(weight.shape[1])
+    equal_importance = torch.ones(weight.shape[1], device=weight.device)
 
     def solve(rows: slice) -> QuantizedWeight:
         scales, zeros = find_grid(weight[rows], scheme, equal_importance)

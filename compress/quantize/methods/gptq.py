@@ -16,9 +16,11 @@ from torch import Tensor
 from calibration.statistics import all_finite, strips
 from compress.core import kernels
 from compress.core.errors import BadValueError
+from compress.core.gpu_kernels import triton_kernels
 from compress.core.grid import QuantizedWeight, Scheme, find_grid
 
 BLOCK_SIZE = 64  # columns between two updates of all later columns; the fastest of 8..128 on two CPU cores
+GPU_BLOCK_SIZE = 128  # on a GPU, the update of all later columns costs more than the columns of the block
 COPIED_ROWS = 256  # rows per step, so that no second matrix is needed
 COPIED_NUMBERS = 2**20  # numbers per step, for the same reason
 INVERTED_COLUMNS = 128  # columns per step
@@ -44,7 +46,7 @@ def gptq(
     *,
     damp_percent: float = 0.01,
     factor: Factor | None = None,
-    block_size: int = BLOCK_SIZE,
+    block_size: int | None = None,
 ) -> tuple[QuantizedWeight, float]:
     """Quantize `weight` (out, in). Returns the quantized weight, and the damping that the Hessian needed.
 
@@ -56,6 +58,7 @@ def gptq(
     scales, zeros = find_grid(weight, scheme, hessian.diagonal())
     factor = factor or inverse_factor(hessian, damp_percent)
     columns, groups = weight.T[factor.order], factor.order // scheme.group_size
+    block_size = block_size or (GPU_BLOCK_SIZE if weight.is_cuda else BLOCK_SIZE)
     ordered = round_columns(columns, scales.T, zeros.T, groups, factor.upper, scheme.max_code, block_size)
     codes = ordered[torch.argsort(factor.order)].T.contiguous()
     return QuantizedWeight(codes, scales, zeros, scheme.bits, scheme.sym), factor.damp_percent
@@ -70,7 +73,8 @@ def round_columns(
     (groups, out). `groups` (in,) is the group of each column.
     """
     codes = torch.empty_like(columns, dtype=torch.uint8)
-    round_one = kernels.round_block if columns.device.type == "cpu" else round_block
+    compiled = kernels if columns.device.type == "cpu" else triton_kernels()
+    round_one = compiled.round_block if compiled else round_block
     for start in range(0, len(columns), block_size):
         block = slice(start, min(start + block_size, len(columns)))
         group = groups[block]
@@ -85,7 +89,8 @@ def round_block(columns: Tensor, scales: Tensor, zeros: Tensor, rows: Tensor, ma
     """Round the columns of a block one after another. Returns codes minus zeros, and the errors, both (block, out).
 
     `columns`, `scales` and `zeros` are (block, out). `rows` (block, block) is U with each row divided by its diagonal
-    number. A column takes five operations. On a CPU, `kernels.round_block` is used instead.
+    number. A column takes five operations. Where they can run, `kernels.round_block` (on a CPU) or
+    `triton_kernels.round_block` (on a GPU) is used instead.
     """
     steps, lowest, highest = scales.reciprocal(), -zeros, max_code - zeros
     offsets, errors = torch.empty_like(columns), torch.empty_like(columns)

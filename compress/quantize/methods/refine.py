@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compress.core import kernels
+from compress.core.gpu_kernels import triton_kernels
 from compress.core.grid import QuantizedWeight
 from compress.core.kernels import SMALLEST_SCALE, TINY
 
@@ -32,7 +33,8 @@ def refine(
     are compared. The gradient is computed in `matmul_dtype`; bfloat16 rounds it by far less than the step between two
     codes. Inside this function, tensors are transposed to (in, out), so that the gradient is H E.
     """
-    move = kernels.move_group if hessian.device.type == "cpu" else move_group
+    compiled = kernels if hessian.device.type == "cpu" else triton_kernels()
+    move = compiled.move_group if compiled else move_group
     parts = (quantized.codes, quantized.scales, quantized.zeros)
     codes, scales, zeros = (part.T.clone(memory_format=torch.contiguous_format) for part in parts)
     size, max_code = quantized.group_size, 2**quantized.bits - 1
@@ -64,7 +66,8 @@ def move_group(
     """Move a group's codes and then its scales, and update `error`, all in place.
 
     `codes` uint8, `error` and `gradient` (H E) are (columns, out). `scales` and `zeros` are (out,). `hessian` is
-    (columns, columns), and `energy` is its diagonal, raised above zero. On a CPU, `kernels.move_group` is used instead.
+    (columns, columns), and `energy` is its diagonal, raised above zero. Where they can run, `kernels.move_group` (on a
+    CPU) or `triton_kernels.move_group` (on a GPU) is used instead.
     """
     moved, slope, curvature = move_codes(codes, gradient, hessian, energy, scales, zeros, max_code)
     new_scales = move_scales(scales, slope, curvature, dtype)
@@ -84,8 +87,8 @@ def move_codes(
     """
     offsets, lowest, highest = codes - zeros, -zeros, max_code - zeros
     steps, moved, change = gradient / scales, torch.empty_like(gradient), torch.empty_like(gradient)
-    for i, inverse in enumerate(energy.reciprocal().tolist()):
-        torch.add(offsets[i], steps[i], alpha=-inverse, out=moved[i]).round_().clamp_(lowest, highest)
+    for i, inverse in enumerate(energy.reciprocal()):
+        torch.addcmul(offsets[i], steps[i], inverse, value=-1, out=moved[i]).round_().clamp_(lowest, highest)
         torch.sub(moved[i], offsets[i], out=change[i])
         steps[i + 1 :].addr_(hessian[i, i + 1 :], change[i])
     product = hessian @ moved

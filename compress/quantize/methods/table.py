@@ -4,7 +4,7 @@ A new method is one new file and one row in METHODS. gptq and awq+gptq always en
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,10 @@ class Solution:
     weight: QuantizedWeight
     scale: Tensor | None = None
     damp_percent: float | None = None
+
+    def to(self, device: torch.device | str) -> "Solution":
+        """The solution with all tensors on a device."""
+        return replace(self, weight=self.weight.to(device), scale=None if self.scale is None else self.scale.to(device))
 
     def effective(self) -> Tensor:
         """The weight (out, in) float32 that multiplies the unscaled input."""

@@ -170,7 +170,7 @@ class ScaleTrainer:
 
     def step(self, ids: Tensor, targets: Tensor, rate: float) -> float:
         """Update all multipliers once. Returns the KL before the update. Raises ValueError if that KL is not finite."""
-        with matmul_in(self.matmul_dtype):
+        with matmul_in(self.matmul_dtype, self.model.device.type):
             states = block_states(self.model, ids)
         loss, gradient = kl_gradient(self.teacher, self.model, states.pop(), targets, ids)
         if not math.isfinite(loss):

@@ -15,7 +15,7 @@ from compress.core.atomic import write_atomic
 from compress.core.errors import QCompressError
 from compress.core.file_kind import WORK_FILE
 from compress.core.grid import QuantizedWeight
-from compress.model.blocks import BlockModel
+from compress.model.blocks import BlockModel, Weights
 from compress.quantize.blocks.loop import QuantizeJob
 from compress.quantize.calibrate import block_matmul_dtype
 from compress.quantize.journal import TRAINED
@@ -27,10 +27,10 @@ def tune_checkpoint(job: QuantizeJob, writer: CheckpointWriter, ids: Tensor) -> 
     """Train the checkpoint in `writer` on (n, seq) ids, and write the result. The journal stores the KLs."""
     file, notes = job.journal.folder / TRAINED, job.journal.notes
     if not file.is_file():
-        student = make_student(writer, job.plan, job.blocks.layers_path)
-        model = BlockModel(job.checkpoint.config, student.weights, job.blocks.dtype, job.blocks.device)
+        student = make_student(writer, job.plan, job.blocks.layers_path, job.blocks.device)
+        teacher, model = (float32_model(job, weights) for weights in (job.blocks.source, student.weights))
         settings = tune_settings(job)
-        result = tune_model(job.blocks, model, student, ids, settings, job.report)
+        result = tune_model(teacher, model, student, ids, settings, job.report)
         student.multipliers = result.multipliers
         notes["tune"] = {name: getattr(result, name) for name in ("kl_before", "kl_blocks", "kl", "step")}
         data = save(changed_tensors(student, writer, job.plan))
@@ -44,6 +44,11 @@ def tune_checkpoint(job: QuantizeJob, writer: CheckpointWriter, ids: Tensor) -> 
         writer.write(name, tensor)
 
 
+def float32_model(job: QuantizeJob, weights: Weights) -> BlockModel:
+    """The job's model with these weights. It is float32 on every device: losses and gradients overflow float16."""
+    return BlockModel(job.checkpoint.config, weights, torch.float32, job.blocks.device)
+
+
 def tune_settings(job: QuantizeJob) -> TuneSettings:
     """The settings of tuning in this job.
 
@@ -54,14 +59,23 @@ def tune_settings(job: QuantizeJob) -> TuneSettings:
     return TuneSettings(job.config.tune, alone, held_out=job.config.held_out, matmul_dtype=matmul_dtype)
 
 
-def make_student(writer: CheckpointWriter, plan: LayoutPlan, layers_path: str) -> TunedWeights:
+def make_student(writer: CheckpointWriter, plan: LayoutPlan, layers_path: str, device: torch.device) -> TunedWeights:
     """The written checkpoint, with multipliers for the scales, norms and biases of all blocks.
 
-    Embedding, final norm and head are not trained, so they have no multipliers.
+    Embedding, final norm and head are not trained, so they have no multipliers. Half the free memory of a GPU keeps
+    codes; the others are read from disk again at each step.
     """
+    kept: dict[str, QuantizedWeight] = {}
+    room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 0
 
     def packed(module: str) -> QuantizedWeight:
-        return plan.format.load(lambda suffix: writer.tensor(f"{module}.{suffix}"), plan.schemes[module])
+        nonlocal room
+        if module in kept:
+            return kept[module]
+        weight = plan.format.load(lambda suffix: writer.tensor(f"{module}.{suffix}"), plan.schemes[module]).to(device)
+        if room >= weight.codes.nbytes:
+            room, kept[module] = room - weight.codes.nbytes, weight
+        return weight
 
     def plain(name: str) -> Tensor:
         module = name.removesuffix(".weight")
@@ -72,7 +86,7 @@ def make_student(writer: CheckpointWriter, plan: LayoutPlan, layers_path: str) -
     }
     whole = (spec for spec in plan.specs if spec.name.endswith((".weight", ".bias")))
     shapes |= {spec.name: spec.shape for spec in whole if spec.name.startswith(f"{layers_path}.")}
-    return TunedWeights(packed, plain, shapes, plan.scheme.dtype.torch)
+    return TunedWeights(packed, plain, shapes, plan.scheme.dtype.torch, device)
 
 
 def changed_tensors(student: TunedWeights, writer: CheckpointWriter, plan: LayoutPlan) -> dict[str, Tensor]:
@@ -87,6 +101,6 @@ def changed_tensors(student: TunedWeights, writer: CheckpointWriter, plan: Layou
 def stored_tensors(student: TunedWeights, name: str, plan: LayoutPlan) -> dict[str, Tensor]:
     """The tensors of a trained linear or parameter as they are stored on disk, by name."""
     if name not in plan.linears:
-        return {name: student.plain(name).to(plan.scheme.dtype.torch)}
-    parts = plan.format.save(student.packed(name), plan.scheme.dtype.torch)
+        return {name: student.plain(name).to("cpu", plan.scheme.dtype.torch)}
+    parts = plan.format.save(student.packed(name).to("cpu"), plan.scheme.dtype.torch)
     return {f"{name}.{suffix}": tensor.contiguous() for suffix, tensor in parts.items()}

@@ -20,7 +20,7 @@ class TuneSettings:
 
     First each block is trained alone for `block_epochs`, then the whole model for `epochs`. A step reads `batch`
     windows. Learning rates are the peaks of their schedules. The last `held_out` windows only measure the KL; no step
-    reads them. On a CPU, training computes matrix products in `matmul_dtype`. Measurements and the teacher use float32.
+    reads them. Training computes matrix products in `matmul_dtype`. Measurements and the teacher use float32.
     """
 
     epochs: int = 2
@@ -36,7 +36,8 @@ class TunedWeights:
     """A quantized model with a multiplier for every trained number: scales of linears, norms and biases.
 
     `packed` reads a quantized linear by its module path. `plain` reads any other parameter by its name. `shapes` has
-    the shape of each multiplier tensor, which is (out, groups) for a linear. No weight stays in memory after a read.
+    the shape of each multiplier tensor, which is (out, groups) for a linear. Multipliers are on `device`. No weight
+    stays in memory after a read.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class TunedWeights:
         plain: Callable[[str], Tensor],
         shapes: Mapping[str, tuple[int, ...]],
         dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ):
         self._packed, self._plain, self._dtype = packed, plain, dtype
-        self.multipliers = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        self.multipliers = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
 
     def snapshot(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """A copy of the multipliers with these names. Without names, a copy of all multipliers."""
@@ -78,8 +80,8 @@ class TunedWeights:
         return self._multiplied(value.float(), name) if name in self.multipliers else value
 
     def _multiplied(self, value: Tensor, name: str) -> Tensor:
-        factor = 1 + self.multipliers[name].to(value.device)
-        return (value * factor).to(self._dtype).float()
+        multiplier = self.multipliers[name]
+        return (value.to(multiplier.device) * (1 + multiplier)).to(self._dtype).float()
 
 
 def batches(count: int, settings: TuneSettings, epochs: int) -> list[Tensor]:
@@ -119,12 +121,12 @@ def backward(
         state = state.detach().requires_grad_()
         for parameter in trained.values():
             parameter.requires_grad_()
-        with matmul_in(matmul_dtype):
+        with matmul_in(matmul_dtype, state.device.type):
             output = run(state)
         loss(output).backward()
     for name, parameter in trained.items():
         multiplier = student.multipliers[name]
-        multiplier.grad = multiplier_gradient(parameter, multiplier.to(parameter.device)).to(multiplier.device)
+        multiplier.grad = multiplier_gradient(parameter, multiplier)
     assert state.grad is not None
     return state.grad
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from compress.core.cards import find_card
 from compress.core.errors import QCompressError
 from compress.distill.config import DistillConfig
 from compress.distill.job import distill_checkpoint
-from compress.distill.student.memory_estimate import memory_parts
+from compress.distill.student.memory_estimate import gpu_parts, gpu_row, memory_parts
 from compress.distill.text.packing import attention
 from compress.model.malloc import saved_numbers
 
@@ -73,3 +74,25 @@ def test_too_little_memory_is_an_error_with_the_need_and_the_options(tiny_llama,
         QCompressError, match=r"needs about 0.\d GB.*use --gradient-checkpointing, --cache .*student 0.00"
     ):
         distill_checkpoint(tiny_llama, tmp_path / "out", DistillConfig(blocks=1, steps=1, seq_len=8))
+
+
+def on_gpu(**options):
+    settings = DistillConfig(blocks=1, **options)
+    return settings, gpu_parts(10**9, 10**8, CONFIG, settings, 8192, 10**5)
+
+
+def test_a_gpu_holds_a_teacher_in_16_bits_and_moments_in_float32():
+    parts = on_gpu()[1]
+    assert (parts["teacher"], parts["gradients"], parts["moments"]) == (2 * 10**9, 4 * 10**8, 8 * 10**8)
+
+
+@pytest.mark.parametrize("options", [{"gradient_checkpointing": True}, {"cache": "c"}, {"lora_rank": 4}])
+def test_every_cure_lowers_the_memory_of_a_gpu(options):
+    assert sum(on_gpu(**options)[1].values()) < sum(on_gpu()[1].values())
+
+
+def test_a_job_that_does_not_fit_a_card_names_what_makes_it_fit():
+    settings, parts = on_gpu()
+    row = gpu_row(parts | {"teacher": 30 * 10**9}, 1e9, settings, find_card("l4"))
+    assert not row["fits"] and "--gradient-checkpointing" in row["cure"] and "FSDP2" in row["cure"]
+    assert gpu_row(parts, 1e9, settings, find_card("l4"))["cure"] is None
