@@ -127,8 +127,8 @@ def plan(model: Path, out: Path, config: Settings, hardware: str | None) -> dict
     check_texts(config)
     if not isinstance(config, QuantizeConfig):
         return plan_by(str(model), plan_quantize(model, config.layout)[0].config, config)
-    checkpoint, layout = plan_quantize(model, config)
-    gpu = gpu_row(layout, checkpoint.config, config, find_card(hardware)) if hardware else {}
+    layout = plan_quantize(model, config)[1]
+    gpu = gpu_row(layout, config, find_card(hardware)) if hardware else {}
     return plan_row(str(model), layout, config) | gpu
 
 

@@ -8,15 +8,12 @@
 The minutes are a lower bound. Launches, waits, the disk and the output's checks come on top.
 """
 
-from typing import Any
-
 from compress.core.cards import Card
 from compress.core.config import QuantizeConfig
 from compress.core.report import Row
 from compress.core.units import format_bytes
 from compress.quantize.layout.plan import LayoutPlan
 
-Json = dict[str, Any]
 HALF, FLOAT = 2, 4  # bytes
 SWEEPS = 3  # of refine.py
 SOLVING = (16, 12)  # bytes per weight and per number of the Hessian while a stage is solved: copies in float32
@@ -28,10 +25,10 @@ def stage_shapes(plan: LayoutPlan) -> list[tuple[int, int]]:
     block: dict[str, list[tuple[int, int]]] = {}
     prefix = first_block(plan)
     for path, shape in plan.linears.items():
-        name = path.rpartition(".")[2]
+        parent, _, name = path.rpartition(".")
         stage = next((min(names) for names in SEPARATE if name in names), name)
         if path.startswith(prefix):
-            block.setdefault(stage, []).append(shape)
+            block.setdefault(f"{parent}.{stage}", []).append(shape)
     return [(sum(out for out, _ in shapes), shapes[0][1]) for shapes in block.values()]
 
 
@@ -41,12 +38,13 @@ def first_block(plan: LayoutPlan) -> str:
     return f"{head}{dot}"
 
 
-def gpu_parts(plan: LayoutPlan, model: Json, config: QuantizeConfig) -> dict[str, int]:
-    """The bytes on a GPU by part, at the job's peak. `model` is the content of config.json.
+def gpu_parts(plan: LayoutPlan, config: QuantizeConfig) -> dict[str, int]:
+    """The bytes on a GPU by part, at the job's peak.
 
     Hidden states can also stay in files, so they are a part of their own: "states".
     """
-    stages, width = stage_shapes(plan), int(model["hidden_size"])
+    stages = stage_shapes(plan)
+    width = stages[0][1]  # the first linear of a block reads the hidden states
     weights, tokens = sum(out * inn for out, inn in stages), config.samples * config.seq_len
     parts = {"block": HALF * weights, "codes": weights, "states": 0, "solving": 0}
     if config.method != "rtn":
@@ -69,9 +67,9 @@ def gpu_flops(plan: LayoutPlan, config: QuantizeConfig) -> tuple[float, float]:
     return blocks * half, blocks * whole
 
 
-def gpu_row(plan: LayoutPlan, model: Json, config: QuantizeConfig, card: Card) -> Row:
+def gpu_row(plan: LayoutPlan, config: QuantizeConfig, card: Card) -> Row:
     """The report row of a job on a card: memory by part, whether it fits, what to change if not, and least minutes."""
-    parts = gpu_parts(plan, model, config)
+    parts = gpu_parts(plan, config)
     needed = sum(parts.values()) - parts["states"]
     text = ", ".join(f"{name} {format_bytes(size, short=False)}" for name, size in parts.items())
     half, whole = gpu_flops(plan, config)

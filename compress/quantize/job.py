@@ -86,7 +86,7 @@ def checked_memory(
         needed = estimate_memory(blocks, plan, config, run.activation_memory)
         check_memory(checkpoint.path, needed - PROCESS)
         return needed
-    parts = gpu_parts(plan, checkpoint.config, config)
+    parts = gpu_parts(plan, config)
     needed = sum(parts.values()) - parts["states"]  # states that do not fit stay in files
     check_gpu_memory(checkpoint.path, needed, "stop other programs on it, use a larger GPU, or --device cpu")
     return needed

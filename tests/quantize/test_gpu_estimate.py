@@ -23,7 +23,7 @@ def test_linears_that_share_an_input_are_one_stage():
 
 def test_a_7b_model_fits_a_24_gb_card_and_takes_minutes_on_an_h100():
     config = QuantizeConfig(samples=128, seq_len=2048)
-    small, large = (gpu_row(plan(config), QWEN, config, find_card(name)) for name in ("l4", "h100"))
+    small, large = (gpu_row(plan(config), config, find_card(name)) for name in ("l4", "h100"))
     assert small["fits"] and "states stay in files" in small["gpu_memory"]
     assert large["fits"] and 10 < large["seconds_at_least"] < 60
 
@@ -39,5 +39,5 @@ def test_the_operations_double_with_error_correction_and_with_tokens():
 
 def test_plain_rounding_needs_a_block_and_its_codes_only():
     config = QuantizeConfig(method="rtn")
-    parts = gpu_parts(plan(config), QWEN, config)
+    parts = gpu_parts(plan(config), config)
     assert parts["states"] == parts["solving"] == 0 and parts["block"] == 2 * parts["codes"]
