@@ -10,7 +10,7 @@ from compress.checkpoint.arrays import Array, all_finite, all_zero, read_array
 from compress.checkpoint.check.candidate import Candidate, Findings, error, warning
 from compress.checkpoint.check.group_sums import group_sums
 from compress.checkpoint.schemes import V2, stored_layout
-from compress.core.scheme import SMALLEST_SCALE
+from compress.core.scheme import SMALLEST_SCALE, Scheme
 
 LARGEST_SCALE = 65504.0
 POSITIVE, NOT_ZERO = "more than 0", "not 0"
@@ -49,14 +49,16 @@ def first_place(mask: NDArray[np.bool_]) -> list[int]:
 def valid_scales(candidate: Candidate) -> Findings:
     """T7: scales are finite, not 0, and normal numbers in float16 and bfloat16 alike.
 
-    Scales of a symmetric grid may be negative. A scale of 0 is allowed if every code of its group equals the zero.
+    Scales of a symmetric grid may be negative, also if an asymmetric layout stores it. A scale of 0 is allowed if every
+    code of its group equals the zero.
     """
     for name, _, scheme in candidate.sound():
         assert candidate.format is not None
         path, scales = candidate.scales_path(name), candidate.scales(name)
-        for expected, bad in bad_scales(scales, scheme.sym).items():
+        layout = stored_layout(candidate.quant) or candidate.format.name
+        sym = scheme.sym or (bool((scales < 0).any()) and has_middle_zeros(candidate, name, layout, scheme))
+        for expected, bad in bad_scales(scales, sym).items():
             if expected in (POSITIVE, NOT_ZERO) and (scales == 0).any():
-                layout = stored_layout(candidate.quant) or candidate.format.name
                 dead = group_sums(candidate.reader(name), layout, scheme).dead
                 bad &= ~(dead.T if path.endswith(".scales") else dead)
             if bad.any():
@@ -67,6 +69,11 @@ def valid_scales(candidate: Candidate) -> Findings:
         if tiny.any():
             lost = "float16 kernels lose its last bits, or treat it as 0"
             yield warning(float(np.abs(scales[tiny]).min()), f"at least {SMALLEST_SCALE:.3g}", lost, tensor=path)
+
+
+def has_middle_zeros(candidate: Candidate, name: str, layout: str, scheme: Scheme) -> bool:
+    """Whether every zero of a packed module is the middle code."""
+    return bool((group_sums(candidate.reader(name), layout, scheme).zeros == 2 ** (scheme.bits - 1)).all())
 
 
 def bad_scales(scales: Array, sym: bool) -> dict[str, NDArray[np.bool_]]:

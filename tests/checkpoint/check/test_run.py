@@ -48,6 +48,18 @@ def copied(good, tmp_path):
     return make
 
 
+@pytest.mark.parametrize("zero", [8, 7])
+def test_negative_scales_belong_to_symmetric_grids_in_every_layout(copied, zero):
+    path = copied("llama", "awq")
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    tensors[f"{Q}.scales"].neg_()
+    tensors[f"{Q}.qzeros"].fill_(0x88888888 - 2**32)
+    tensors[f"{Q}.qzeros"][0, 0] += zero - 8
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert ("T7" in rules(path)) == (zero != 8)
+
+
 def sums_of(weight: QuantizedWeight) -> GroupSums:
     codes = weight.codes.unflatten(1, (-1, weight.group_size)).long()
     distances = (codes - weight.zeros[..., None]).abs().sum(-1)
