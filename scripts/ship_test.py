@@ -3,7 +3,7 @@
 
     python scripts/ship_test.py CHECKPOINT... [--vllm-python PYTHON] [--llama-python PYTHON] [--out FILE]
 
-For each checkpoint: a bundle for each of three boards, copied, its digests compared by sha256sum, compose.yaml compared
+For each checkpoint: a bundle for each board (--board; three by default), copied, its digests compared by sha256sum, compose.yaml compared
 with the schema of the Compose specification. Then smoke.py runs against vLLM, and against llama.cpp with the bundle of
 --runtime llama.cpp. At last two kinds of damage: one nibble changed, which install.sh must refuse before it starts
 anything; and one scale changed with repaired digests, which smoke.py must find. Exit code 1 if anything else happens.
@@ -189,14 +189,22 @@ def refused_before_start(bundle: Path) -> bool:
 @click.option("--vllm-python", default=sys.executable, help="Python with vLLM.")
 @click.option("--llama-python", default=str(LLAMA), help="Python with xllamacpp.")
 @click.option("--factor", default=16.0, show_default=True, help="Factor of the changed scale.")
+@click.option("--board", "boards", multiple=True, default=BOARDS, show_default=True, help="Board. Repeatable.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="JSON file for the results.")
-def main(checkpoints: tuple[Path, ...], vllm_python: str, llama_python: str, factor: float, out: Path | None) -> None:
+def main(
+    checkpoints: tuple[Path, ...],
+    vllm_python: str,
+    llama_python: str,
+    factor: float,
+    boards: tuple[str, ...],
+    out: Path | None,
+) -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="ship-test-") as folder:
         work = Path(folder)
         for number, checkpoint in enumerate(checkpoints):
-            rows += test_checkpoint(checkpoint, work, vllm_python, llama_python)
-            rows += [] if number else test_damage(checkpoint, work, vllm_python, factor)
+            rows += test_checkpoint(checkpoint, work, boards, vllm_python, llama_python)
+            rows += [] if number else test_damage(checkpoint, work, boards[-1], vllm_python, factor)
             write_rows(out, checkpoints, rows)
     failed = [row for row in rows if not row["as_expected"]]
     click.echo(f"{len(rows) - len(failed)} as expected, {len(failed)} not")
@@ -211,14 +219,16 @@ def write_rows(out: Path | None, checkpoints: tuple[Path, ...], rows: list[dict[
         out.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
 
 
-def test_checkpoint(checkpoint: Path, work: Path, vllm_python: str, llama_python: str) -> list[dict[str, Any]]:
+def test_checkpoint(
+    checkpoint: Path, work: Path, boards: tuple[str, ...], vllm_python: str, llama_python: str
+) -> list[dict[str, Any]]:
     """A row per bundle and server."""
-    bundles = [make_bundle(checkpoint, work, board) for board in BOARDS]
+    bundles = [make_bundle(checkpoint, work, board) for board in boards]
     click.echo(f"{checkpoint.name}: {len(bundles)} bundles, digests and compose files are right")
     rows = []
     servers: list[tuple[Path, Any, str]] = [(bundles[-1], serve_vllm, vllm_python)]
     if Path(llama_python).exists() and Checkpoint(checkpoint).quantization is not None:
-        bundle = make_bundle(checkpoint, work, BOARDS[0], "--runtime", "llama.cpp")
+        bundle = make_bundle(checkpoint, work, boards[0], "--runtime", "llama.cpp")
         servers.append((bundle, serve_llama, llama_python))
     for bundle, serve, python in servers:
         with serve(bundle, python, work / "server.log") as url:
@@ -235,9 +245,9 @@ def row_of(name: str, receipt: dict[str, Any], damage: str, as_expected: bool) -
     return {"checkpoint": name, "damage": damage, **figures, "passed": receipt["passed"], "as_expected": as_expected}
 
 
-def test_damage(checkpoint: Path, work: Path, vllm_python: str, factor: float) -> list[dict[str, Any]]:
+def test_damage(checkpoint: Path, work: Path, board: str, vllm_python: str, factor: float) -> list[dict[str, Any]]:
     """A row for one nibble that changed on the way, and a row for one changed scale with repaired digests."""
-    bundle = work / "elsewhere" / f"{checkpoint.name}-{BOARDS[-1]}"
+    bundle = work / "elsewhere" / f"{checkpoint.name}-{board}"
     broken = Path(shutil.copytree(bundle, work / "elsewhere" / "broken"))
     flip_nibble(broken)
     refused = refused_before_start(broken)
