@@ -3,8 +3,8 @@
 
     python scripts/ship_test.py CHECKPOINT... [--vllm-python PYTHON] [--llama-python PYTHON] [--out FILE]
 
-For each checkpoint: a bundle for each board (--board; three by default), copied, its digests compared by sha256sum, compose.yaml compared
-with the schema of the Compose specification. Then smoke.py runs against vLLM, and against llama.cpp with the bundle of
+For each checkpoint: a bundle for each --board, copied, its digests compared by sha256sum, compose.yaml compared with
+the schema of the Compose specification. Then smoke.py runs against vLLM, and against llama.cpp with the bundle of
 --runtime llama.cpp. At last two kinds of damage: one nibble changed, which install.sh must refuse before it starts
 anything; and one scale changed with repaired digests, which smoke.py must find. Exit code 1 if anything else happens.
 
