@@ -224,7 +224,7 @@ def test_checkpoint(
 ) -> list[dict[str, Any]]:
     """A row per bundle and server."""
     bundles = [make_bundle(checkpoint, work, board) for board in boards]
-    click.echo(f"{checkpoint.name}: {len(bundles)} bundles, digests and compose files are right")
+    click.echo(f"{checkpoint.name} for {', '.join(boards)}: digests and compose files are right")
     rows = []
     servers: list[tuple[Path, Any, str]] = [(bundles[-1], serve_vllm, vllm_python)]
     if Path(llama_python).exists() and Checkpoint(checkpoint).quantization is not None:
