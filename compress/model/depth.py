@@ -81,6 +81,7 @@ def mean_kl(
     The logits of one window are in memory at a time.
     """
     totals = dict.fromkeys(candidates, 0.0)
+    mask = mask.to(model.device)
     for window, keep in enumerate(mask[:, 1:]):
         targets = log_probabilities(model, teacher[window], keep, vocab)
         for start, hidden in candidates.items():

@@ -12,6 +12,8 @@ from compress.checkpoint.read import Checkpoint
 from compress.cli import cli
 from tests.pretend.cuda_api import forget_accelerator
 
+pytestmark = pytest.mark.slow  # runs whole jobs
+
 DEVICES = ("cpu", "cuda")
 BATCH = ("--batch-size", 2, "--eval-every", 2)
 
