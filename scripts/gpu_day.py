@@ -111,6 +111,7 @@ def kernels_step(sizes: Sizes) -> Row:
 
 def refined_codes(move: Callable[..., None], offsets: Any, grids: list[Any], hessian: Any) -> Any:
     """The codes after one pass of refinement with the function `move`."""
+    torch.manual_seed(1)  # the same errors for both functions
     scales, zeros = (part[0].clone().clamp(min=SMALLEST_SCALE) for part in grids)
     codes, error = (offsets + zeros).to(torch.uint8), torch.randn_like(offsets) * scales / 4
     energy = hessian.diagonal().contiguous()

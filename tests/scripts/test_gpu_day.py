@@ -33,7 +33,7 @@ def test_every_step_runs_on_tiny_shapes(gpu, gpu_day, tiny_llama, tmp_path, monk
     results = json.loads((tmp_path / "day/results.json").read_text())
     steps = {row["step"]: row for row in results["steps"]}
     assert len(steps) == 7 and not any("error" in row for row in steps.values())
-    assert steps["kernels"]["other_codes"] == steps["kernels"]["other_refined_codes"] == 0
+    assert max(steps["kernels"]["other_codes"], steps["kernels"]["other_refined_codes"]) < 2e-3
     assert steps["loss"]["gradient_error"] < 1e-2
     assert 0 < steps["verify model"]["kl"] < 1 and steps["distill 1 blocks"]["tokens_per_second"] > 0
 
