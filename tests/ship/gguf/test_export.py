@@ -1,5 +1,6 @@
 import json
 import sys
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -102,7 +103,8 @@ def make(tmp_path_factory, save_model, write_pieces):
     def build(name, **settings):
         key = (name, *sorted(settings.items()))
         if key not in sources:
-            config = AutoConfig.for_model(name.split()[0], **SIZES | {"tie_word_embeddings": False} | MODELS[name])
+            own = deepcopy(MODELS[name])  # transformers adds keys to rope_parameters
+            config = AutoConfig.for_model(name.split()[0], **SIZES | {"tie_word_embeddings": False} | own)
             dtype = torch.bfloat16 if name.startswith("gemma3") else torch.float16
             model = AutoModelForCausalLM.from_config(config)
             plain = save_model(model, folder / f"{len(sources)}-plain", seed=3, dtype=dtype)
