@@ -30,6 +30,7 @@ from compress.core.report import Report, Row, silent
 from compress.quantize.blocks.source import choose_compute_dtype, make_blocks
 from compress.quantize.calibrate import job_start, job_windows
 from compress.quantize.layout.job_plan import plan_quantize
+from compress.quantize.layout.plan import storage_dtype
 from compress.ship.gguf.export import write_plain_gguf
 
 ROOM = 4  # times the source's bytes: the backend's checkpoint, a copy, and its scratch files
@@ -90,7 +91,8 @@ def run_backend(
 ) -> ChildResult:
     """Write the request, and run the backend on it."""
     threads = torch.get_num_threads()
-    facts = {"packages": list(backend.packages), "device": run.device, "threads": threads}
+    dtype = str(storage_dtype(job.source.config))
+    facts = {"packages": list(backend.packages), "device": run.device, "threads": threads, "dtype": dtype}
     more = gguf_request(job, folder) if job.config.format == GGUF else {}
     write_request(folder, job.source.path, job.config, job.windows.ids, facts | more)
     settings: dict[str, Any] = {"threads": threads, "variables": backend.variables}

@@ -58,8 +58,8 @@ def publish(job: BackendJob, folder: Path, out: Path, result: ChildResult) -> Ro
     if job.config.format == GGUF:
         file, written = written / GGUF_FILE, folder / "dequantized"
         import_file(file, written, job.source)
-    checkpoint = open_written(written, job.config)
     completed = [] if file else complete_config(written, job.source)
+    checkpoint = open_written(written, job.config)
     check_unchanged(job)
     size = measure(checkpoint, file, job.source)
     record = make_record(job, result, size, completed)

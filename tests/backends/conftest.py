@@ -52,6 +52,7 @@ BEHAVIOURS = {
     "lies about its format": "copy(request); change(request, 'quant_method', 'gptq')",
     "lies about its group size": "copy(request); change(request, 'group_size', 128)",
     "changes the model": "copy(request); change(request, 'rms_norm_eps', 0.5)",
+    "contradicts itself": "copy(request); change(request, 'torch_dtype', 'float32')",
     "forgets keys": "copy(request); change(request, 'torch_dtype', None); change(request, 'rope_theta', None)",
     "fills the disk": "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); copy(request)",
     "floods stderr": "copy(request); [sys.stderr.write('x' * 99 + '\\n') for _ in range(300_000)]",

@@ -40,6 +40,7 @@ def without_record(checkpoint, folder, *, remove=(), **values):
         ("awq", {"dtype": "float32", "torch_dtype": "float32"}, "dtype", "float16"),
         ("awq", {"remove": ["dtype", "torch_dtype"]}, "dtype", "float16"),
         ("awq", {"torch_dtype": None}, "torch_dtype", "float16"),
+        ("awq", {"torch_dtype": "float32"}, "torch_dtype", "float16"),
         ("awq", {"remove": ["rope_theta"]}, "rope_theta", 5000.0),
         ("awq", {"rms_norm_eps": 0.5}, "rms_norm_eps", 1e-6),
         ("gptq", {"tie_word_embeddings": False}, "tie_word_embeddings", True),

@@ -105,6 +105,12 @@ def test_config_is_completed_only_where_check_reports_a_fault(tiny_llama, fake, 
     assert result.config["torch_dtype"] == "float16" and result.config["rope_theta"] == 5000.0
 
 
+def test_a_config_that_contradicts_itself_is_completed_before_it_is_opened(tiny_llama, fake, tmp_path):
+    fake("contradicts itself")
+    run(tiny_llama, tmp_path / "out")
+    assert Checkpoint(tmp_path / "out").config["torch_dtype"] == "float16"
+
+
 def test_output_of_a_backend_is_kept_in_a_log_of_limited_size(tiny_llama, fake, tmp_path):
     fake("floods stderr")
     run(tiny_llama, tmp_path / "out")

@@ -53,5 +53,6 @@ def quantize(request: dict[str, Any], windows: list[list[int]], report: Callable
     )
     seconds = time.perf_counter() - started
     report("writing the checkpoint")
+    model.to(getattr(torch, request["dtype"]))  # else scales would be stored in float32
     model.save_pretrained(request["out"], save_compressed=True)
     return seconds
