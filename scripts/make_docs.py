@@ -38,7 +38,9 @@ Numbers are measured on tiny random models by `scripts/support_table.py` and `sc
   and awq+gptq to awq. All passed `check`.
 - fold: the number of linears whose scales AWQ folded.
 - transformers: whether it loads the compressed-tensors checkpoint and computes the same as our unpacking.
-- vLLM: whether version {vllm} computes the same log-probabilities on a CPU, or why not. "-" was not run.
+- vLLM: whether version {vllm} computes the same log-probabilities on a CPU, or why not.
+
+"-" was not run. transformers 5.19 stacks the experts of a checkpoint before it unpacks them, and stops at packed ones.
 
 {families}
 Multimodal models of these types are quantized as the language model inside them, and all other tensors are copied.

@@ -33,6 +33,7 @@ from compress.runtimes.vllm_offline import ENVIRONMENT, cause, open_vllm
 
 Row = dict[str, Any]
 DENSE = ("granitemoehybrid", "nemotron_h")  # the tiny models of these have no experts
+CPU_BFLOAT16 = ("qwen3_5_text", "qwen3_next")  # vLLM's CPU kernel of the gated delta-net takes no float16
 KEPT = ("max_difference", "mean_difference", "max_behind", "tokens")
 
 
@@ -40,7 +41,7 @@ def make(model_type: str, layout: str, work: Path) -> Row | None:
     """Write the tiny model of a family in 4 bits. Returns its row; None if qcompress refuses the family."""
     save_tiny(model_type, work / f"{model_type}-16")
     kind = str(Checkpoint(work / f"{model_type}-16").config["model_type"])
-    dtype = "bfloat16" if kind in NO_FLOAT16 else "float16"
+    dtype = "bfloat16" if kind in (*NO_FLOAT16, *CPU_BFLOAT16) else "float16"
     config = QuantizeConfig(method="rtn", format=layout, dtype=dtype)
     try:
         quantize_checkpoint(work / f"{model_type}-16", work / model_type, config)
@@ -79,6 +80,8 @@ def work_through(work: Path, names: Sequence[str]) -> None:
         except Exception as error:
             content = {"reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         answer.write_text(json.dumps(content))
+        if "reason" in content:
+            return  # vLLM keeps parts of a failed engine, so the next model gets a new process
 
 
 def run_vllm(work: Path, rows: Sequence[Row]) -> None:
