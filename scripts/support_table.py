@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from compress.core.errors import QCompressError
 from compress.quantize.job import quantize_checkpoint
 
 WAYS = (("gptq", "compressed-tensors"), ("gptq", "gptq"), ("awq+gptq", "awq"))
+COMMAND = "scripts/support_table.py -o docs/results/data/support.json"
 PARTS = ("quantize", "transformers")
 WINDOWS: dict[str, Any] = {"samples": 48, "seq_len": 64}
 Row = dict[str, Any]
@@ -141,7 +143,7 @@ def main(families: tuple[str, ...], parts: tuple[str, ...], out: Path | None) ->
     transformers.utils.logging.disable_progress_bar()
     rows: dict[str, Row] = {}
     if out is not None and out.is_file():
-        rows = {row["model_type"]: row for row in json.loads(out.read_text())}
+        rows = {row["model_type"]: row for row in json.loads(out.read_text())["rows"]}
     for model_type in families or (*TINY, *WRAPPED):
         folder, started = Path(tempfile.mkdtemp()), time.perf_counter()
         try:
@@ -151,7 +153,8 @@ def main(families: tuple[str, ...], parts: tuple[str, ...], out: Path | None) ->
         click.echo(f"{time.perf_counter() - started:5.1f} s  {json.dumps(row)}", err=True)
         rows[model_type] = rows.get(model_type, {}) | row
         if out is not None:
-            out.write_text(json.dumps(list(rows.values()), indent=1) + "\n", encoding="utf-8")
+            content = {"date": f"{date.today()}", "command": COMMAND, "rows": list(rows.values())}
+            out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from compress.runtimes.vllm_offline import ENVIRONMENT, cause, open_vllm
 Row = dict[str, Any]
 DENSE = ("granitemoehybrid", "nemotron_h")  # the tiny models of these have no experts
 CPU_BFLOAT16 = ("qwen3_5_text", "qwen3_next")  # vLLM's CPU kernel of the gated delta-net takes no float16
+COMMAND = "scripts/support_vllm.py -o docs/results/data/support-vllm.json"
 KEPT = ("max_difference", "mean_difference", "max_behind", "tokens")
 
 
@@ -129,7 +131,8 @@ def main(families: tuple[str, ...], layout: str, out: Path | None) -> None:
             click.echo(json.dumps(row), err=True)
             rows = [r for r in rows if (r["model_type"], r["format"]) != (row["model_type"], layout)] + [row]
     if out is not None:
-        out.write_text(json.dumps({"vllm": VLLM_VERSION, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        content = {"date": f"{date.today()}", "command": COMMAND, "vllm": VLLM_VERSION, "rows": rows}
+        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
