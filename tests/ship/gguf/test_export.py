@@ -238,7 +238,7 @@ def test_only_an_unfinished_gguf_file_is_overwritten(make, tmp_path):
 def test_a_missing_gguf_package_is_an_error_about_the_file(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(QCompressError, match=r"model\.gguf: \.gguf files need the gguf package .*: pip install"):
-        convert(tmp_path, tmp_path / "model.gguf", "gguf")
+        convert(tmp_path / "source", tmp_path / "model.gguf", "gguf")
 
 
 def test_a_plain_checkpoint_is_refused(tiny_llama, tmp_path):
