@@ -40,7 +40,7 @@ def run(model, block, index):
 
 
 def test_every_listed_family_has_a_tiny_model():
-    listed = {name for family in FAMILIES for name in family.model_types} - {"bamba", "qwen3_5_moe_text"}
+    listed = {name for family in FAMILIES for name in family.model_types} - {"bamba", "qwen3_5_moe_text", "falcon_h1"}
     assert listed | REFUSED.keys() - {"gemma3n_text"} <= TINY.keys() and not listed & REFUSED.keys()
 
 
