@@ -27,14 +27,14 @@ from compress.core.report import Row
     "--embedding-type",
     group="Layout",
     type=click.Choice(["f16", "q8_0", "q6_k"]),
-    help="gguf: type of embedding and head. q8_0 and q6_k are smaller and not exact.  [default: as in CKPT]",
+    help="Type of embedding and head in a .gguf file. q8_0 and q6_k are not exact.  [default: as in CKPT]",
 )
 @shared_option(
     "--max-size",
     group="Layout",
     type=Parsed(parse_size),
     metavar="SIZE",
-    help="gguf: largest size of the file, such as 100MB. Embedding and head become as small as it requires.",
+    help="Largest size of a .gguf file, such as 100MB. Embedding and head become as small as it requires.",
 )
 @shared_option(
     "--allow-error",

@@ -163,7 +163,7 @@ class LayoutConfig:
     )
     text_only: bool = option(
         False,
-        "Of a multimodal model, write the language model alone, as its own causal language model.",
+        "Write only the language model of a multimodal model, as a model of its own.",
         group="Layout",
     )
     tensor_parallel_size: int = option(

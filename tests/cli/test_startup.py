@@ -43,6 +43,7 @@ WRONG_PATHS = {
     "convert": [MISSING, "--to", "awq", "-o", "out"],
     "serve": [MISSING],
     "ship": [MISSING, "--hardware", "orin-nano", "-o", "out"],
+    "backends": ["path", "missing.backend"],
 }
 
 

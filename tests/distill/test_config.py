@@ -56,7 +56,8 @@ def test_the_options_offer_exactly_the_implemented_divergences():
         (
             distill.command,
             DistillConfig,
-            {"teacher", "out", "dry_run", "as_json", *VERBOSITY_NAMES} | {one.name for one in fields(LoopConfig)},
+            {"teacher", "out", "dry_run", "hardware", "as_json", *VERBOSITY_NAMES}
+            | {one.name for one in fields(LoopConfig)},
         ),
         (capture.command, CaptureConfig, {"teacher", "out", "rank", "ranks", "restart", "as_json", *VERBOSITY_NAMES}),
     ],
