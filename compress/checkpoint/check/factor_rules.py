@@ -13,7 +13,8 @@ out:
     the largest error of a code, in steps    12              12             0.7
 
 gptq may give any weights to an input that is always near 0. The cosine between the column of such an input and its
-source is below 0.1. So only inputs with a cosine above CLOSE are compared. A wrong factor does not change the cosine.
+source is below 0.1. So only inputs with a cosine above CLOSE are compared, and only they count in the factors of
+outputs and groups. A wrong factor does not change the cosine.
 """
 
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from compress.model.families import Feeder, Stage
 OUTPUT, INPUT = (0.5, 2.0), (0.67, 1.5)
 TYPICAL = 0.04  # median distance of a factor from 1 over the inputs that a norm feeds; 0.01 in healthy checkpoints
 CLOSE = 0.8  # cosine of an input's column with its source
+FEW = 0.05  # share of the inputs; 33 of 1,536 were unlike their source in a healthy linear, calibrated on little text
 GROUP = (0.2, 4.0)
 ROUNDING = 0.75  # steps; rounding to nearest stays below 0.6, scales being rounded too
 MATTERS = 0.01  # of the mean energy; a smaller change is lost in the rounding
@@ -64,7 +66,8 @@ def factors_match_source(candidate: Candidate) -> Findings:
         pair = make_pair(candidate, name, sound[name])
         if pair is not None:
             inputs, plain = fit_inputs([pair]), torch.ones(pair.source.shape[1])
-            outputs = fit_outputs(pair, plain, measure_steps=candidate.provenance.rounded_to_nearest)
+            steps = candidate.provenance.rounded_to_nearest
+            outputs = fit_outputs(pair, plain, comparable(inputs), measure_steps=steps)
             yield from linear_findings(candidate, FactorFit(Stage((name,)), [pair], inputs, {name: outputs}, False))
 
 
@@ -92,9 +95,18 @@ def fit_stage(candidate: Candidate, block: str, stage: Stage, sound: dict[str, S
     steps = candidate.provenance.rounded_to_nearest
     inputs, scaled = fit_inputs(whole), candidate.provenance.is_scaled(block, stage)
     used = inputs.factors if scaled else torch.ones_like(inputs.factors)
-    return FactorFit(
-        stage, whole, inputs, {pair.name: fit_outputs(pair, used, measure_steps=steps) for pair in whole}, scaled
-    )
+    counted = comparable(inputs)
+    factors = {pair.name: fit_outputs(pair, used, counted, measure_steps=steps) for pair in whole}
+    return FactorFit(stage, whole, inputs, factors, scaled)
+
+
+def comparable(inputs: InputFactors) -> Tensor:
+    """1 for each input that outputs and groups are compared on, 0 for one to which gptq gave weights of its own.
+
+    If more than the share FEW of the inputs are unlike their source, that is no accident, and all are compared.
+    """
+    like = inputs.cosines.abs() > CLOSE
+    return (like if like.float().mean() >= 1 - FEW else torch.ones_like(like)).float()
 
 
 def linear_findings(candidate: Candidate, fit: FactorFit) -> Findings:

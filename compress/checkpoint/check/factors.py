@@ -74,15 +74,16 @@ def fit_inputs(pairs: Sequence[Pair]) -> InputFactors:
     return InputFactors(ratio(sums[0], sums[1]), sums[1], cosines)
 
 
-def fit_outputs(pair: Pair, inputs: Tensor, *, measure_steps: bool) -> Factors:
-    """The factors of one linear whose inputs have the factors `inputs` (in,).
+def fit_outputs(pair: Pair, inputs: Tensor, counted: Tensor, *, measure_steps: bool) -> Factors:
+    """The factors of one linear whose inputs have the factors `inputs` (in,). Inputs with `counted` 0 are left out.
 
     `furthest` is measured only with `measure_steps`, and is 0 otherwise.
     """
     parts: list[Factors] = []
     for _, weight, source in pair.pieces(len(pair.source)):
         stored, size = weight.dequantize(), weight.group_size
-        products, energies = group_totals(stored * source, inputs, size), group_totals(source.square(), inputs**2, size)
+        products = group_totals(stored * source, inputs * counted, size)
+        energies = group_totals(source.square(), inputs.square() * counted, size)
         outputs = ratio(products.sum(1), energies.sum(1))
         groups, energy = ratio(products, energies * outputs[:, None]), energies * outputs[:, None].square()
         steps = largest_step(weight, stored - source * inputs) if measure_steps else torch.zeros_like(energy)
