@@ -39,7 +39,7 @@ LLAMA_CPP = Loader(
 MLX = Loader(
     "mlx",
     "mlx-lm 0.32.2",
-    ("https://pypi.org/project/mlx-lm/0.32.2: mlx_lm/utils.py, _transform_awq_weights",),
+    ("https://github.com/ml-explore/mlx-lm: mlx_lm/utils.py, _transform_awq_weights, in version 0.32.2",),
     {PLAIN: (16,), "awq": (4,)},
     "mlx-lm stops at g_idx tensors of gptq, and takes compressed-tensors for groups of 32 without zeros (no error)",
     group_sizes=(32, 64, 128),
@@ -55,7 +55,7 @@ ORT_GENAI = Loader(
     "ort-genai",
     "onnxruntime-genai 0.18.0",
     (
-        "https://pypi.org/project/onnxruntime-genai/0.18.0: models/builder.py and models/loaders",
+        "https://github.com/microsoft/onnxruntime-genai: models/builder.py and models/loaders, in version 0.18.0",
         "https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.MatMulNBits",
     ),
     {PLAIN: (16,), "awq": (4,), "gptq": (4, 8)},
