@@ -47,19 +47,17 @@ class Running:
         return sum(float(value) for value in re.findall(rf"^{re.escape(name)}{{[^}}]*}} (\S+)$", text, re.MULTILINE))
 
     def socket(self, index: int) -> Path:
-        command = Path(f"/proc/{self.engine(index)}/cmdline").read_bytes().split(b"\0")
+        command = command_line(self.engine(index))
         return Path(os.fsdecode(command[command.index(b"--uds") + 1]))
 
     def engine(self, index: int) -> int:
-        """The process id of the vLLM server of a model: the child of a guard."""
-        guards = children(self.process.pid)
-        named = [
-            child
-            for guard in guards
-            for child in children(guard)
-            if self.names[index].encode() in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
-        ]
-        return named[0]
+        """The process id of the vLLM server of a model, which has taken the place of its guard."""
+        name = self.names[index].encode()
+        return next(one for one in children(self.process.pid) if name in command_line(one))
+
+
+def command_line(process: int) -> list[bytes]:
+    return Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
 
 
 def children(process: int) -> list[int]:
